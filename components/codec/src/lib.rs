@@ -1,0 +1,1 @@
+//! Weir's wire formats: JSON requests and events, NDJSON, SSE, problem+json.

@@ -1,0 +1,1 @@
+//! Weir's pure state machines: no IO, no clock, no randomness.

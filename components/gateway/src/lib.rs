@@ -1,0 +1,1 @@
+//! The gateway component: wasi:http in, streams of results out.

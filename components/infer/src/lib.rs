@@ -1,0 +1,1 @@
+//! The infer component: tokenizes, batches and runs texts through wasi:nn.

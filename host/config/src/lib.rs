@@ -1,0 +1,1 @@
+//! Weir's configuration: one struct tree from file, environment and flags.

@@ -1,0 +1,1 @@
+//! Weir's edge: sockets, limits and what must be answered before a component runs.

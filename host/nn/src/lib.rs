@@ -1,0 +1,1 @@
+//! wasi:nn for wasmtime: graph registry, tract, models on disk.

@@ -1,0 +1,1 @@
+//! A stand-in for the infer component with canned answers, for composing with the gateway.

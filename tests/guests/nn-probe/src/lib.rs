@@ -1,0 +1,1 @@
+//! A guest that drives wasi:nn on behalf of the tests.

@@ -1,0 +1,84 @@
+//! Why a text has no result, in the words of `weir:stream/types.failure`.
+
+use thiserror::Error;
+
+/// Why an item has no result. The message is what a client reads.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// The request to the model was wrong; retrying cannot help.
+    #[error("the model refused its input: {0}")]
+    InvalidInput(String),
+    /// No model of this name is served; retrying cannot help.
+    #[error("no model named `{0}` is served")]
+    UnknownModel(String),
+    /// More tokens than the model takes; retrying cannot help.
+    #[error("the text has {tokens} tokens and the model takes {tokens_max}")]
+    TooLong {
+        /// Tokens of the text, special tokens included.
+        tokens: u32,
+        /// Tokens that the model takes.
+        tokens_max: u32,
+    },
+    /// The queue is full; a retry after so many milliseconds may help.
+    #[error("the model's queue is full; retry in {retry_after_ms} ms")]
+    Overloaded {
+        /// When to come back.
+        retry_after_ms: u32,
+    },
+    /// The model cannot answer now; a retry may help.
+    #[error("the model cannot answer now: {0}")]
+    Unavailable(String),
+    /// The item waited past its deadline; a retry may help.
+    #[error("the text waited too long for the model")]
+    DeadlineExceeded,
+    /// The whole request took longer than it may; a retry may help.
+    #[error("the request was not finished within {timeout_ms} ms")]
+    RequestTimeout {
+        /// How long a request may take.
+        timeout_ms: u64,
+    },
+    /// The engine failed on this item; a retry will most likely fail again.
+    #[error("the engine failed on this text: {0}")]
+    Engine(String),
+    /// Anything else; retrying cannot help.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What a client that did not say when should wait before it tries again.
+const RETRY_AFTER_MS: u32 = 1000;
+
+impl Failure {
+    /// A constant name for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidInput(_) => "invalid_input",
+            Self::UnknownModel(_) => "unknown_model",
+            Self::TooLong { .. } => "too_long",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Unavailable(_) => "model_unavailable",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::RequestTimeout { .. } => "request_timeout",
+            Self::Engine(_) => "engine_failed",
+            Self::Other(_) => "inference_failed",
+        }
+    }
+
+    /// How long to wait before the same request is tried again; none when that cannot help.
+    pub fn retry_after_ms(&self) -> Option<u32> {
+        match self {
+            Self::Overloaded { retry_after_ms } => Some(*retry_after_ms),
+            Self::Unavailable(_) | Self::DeadlineExceeded | Self::RequestTimeout { .. } => Some(RETRY_AFTER_MS),
+            Self::InvalidInput(_)
+            | Self::UnknownModel(_)
+            | Self::TooLong { .. }
+            | Self::Engine(_)
+            | Self::Other(_) => None,
+        }
+    }
+
+    /// True when the same request may succeed later.
+    pub fn retryable(&self) -> bool {
+        self.retry_after_ms().is_some()
+    }
+}

@@ -1,0 +1,42 @@
+//! What a client sends: `Content-Type`, RFC 9110 section 8.3.
+
+/// True when a body with this `Content-Type` is read as JSON: `application/json`, or `application/*+json`, in UTF-8.
+/// A body without one is read as JSON too: there is nothing else that it could be.
+pub fn is_json(content_type: Option<&str>) -> bool {
+    let Some(value) = content_type else { return true };
+    let mut parts = value.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let structured = essence.strip_prefix("application/").and_then(|subtype| subtype.strip_suffix("+json"));
+    let utf8 = |parameter: &str| match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            let value = value.trim().trim_matches('"');
+            value.eq_ignore_ascii_case("utf-8") || value.eq_ignore_ascii_case("utf8")
+        }
+        _ => true,
+    };
+    (essence == "application/json" || structured.is_some_and(|name| !name.is_empty())) && parts.all(utf8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_json;
+
+    #[test]
+    fn json_and_its_kin() {
+        for (value, want) in [
+            (None, true),
+            (Some("application/json"), true),
+            (Some("Application/JSON; charset=UTF-8"), true),
+            (Some("application/json;charset=\"utf8\""), true),
+            (Some("application/vnd.acme+json"), true),
+            (Some("application/json; charset=latin1"), false),
+            (Some("application/+json"), false),
+            (Some("application/x-www-form-urlencoded"), false),
+            (Some("text/plain"), false),
+            (Some("text/json"), false),
+            (Some(""), false),
+        ] {
+            assert_eq!(is_json(value), want, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! The events of a process as clients see them, and the one answer of a batch.
+//!
+//! Field names, their order and the messages are those that clients of `/process-stream` have always read.
+
+use serde::{Serialize, Serializer};
+use weir_core::{
+    failure::Failure,
+    process::{ChunkSentiment, Entity, Event, Step},
+};
+
+/// One event: a line of NDJSON, or the data of an SSE event.
+#[derive(Debug, Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "ProcessEvent"))]
+pub enum Wire<'a> {
+    /// The first event: the text was accepted.
+    Started {
+        /// For people.
+        message: &'static str,
+        /// Seconds since 1970.
+        timestamp: f64,
+        /// Code points in the text.
+        text_length: usize,
+    },
+    /// The text is being cut.
+    Chunking {
+        /// For people.
+        message: &'static str,
+    },
+    /// The text was cut.
+    Chunked {
+        /// For people.
+        message: String,
+        /// How many chunks there are.
+        chunks: usize,
+    },
+    /// The chunks are at the model.
+    SentimentProcessing {
+        /// For people.
+        message: &'static str,
+    },
+    /// A chunk was labelled; in the order of the chunks.
+    SentimentProgress {
+        /// Chunks labelled by chunks: above 0, and 1 at the last.
+        progress: f64,
+        /// The chunk.
+        chunk_result: WireChunk<'a>,
+    },
+    /// Every chunk was labelled.
+    SentimentComplete {
+        /// POSITIVE or NEGATIVE, whichever has more chunks, else NEUTRAL.
+        overall_sentiment: &'static str,
+        /// Every chunk, in order.
+        chunk_sentiments: Vec<WireChunk<'a>>,
+        /// Chunks labelled POSITIVE.
+        positive_chunks: usize,
+        /// Chunks labelled NEGATIVE.
+        negative_chunks: usize,
+    },
+    /// The text is being summarized.
+    SummarizationProcessing {
+        /// For people.
+        message: &'static str,
+    },
+    /// The text was summarized.
+    SummarizationComplete {
+        /// The summary.
+        summary: &'a str,
+        /// Code points in the summary by code points in the text.
+        compression_ratio: f64,
+    },
+    /// Entities are being looked for.
+    EntitiesProcessing {
+        /// For people.
+        message: &'static str,
+    },
+    /// Entities were looked for.
+    EntitiesComplete {
+        /// In the order of the text.
+        entities: &'a WireEntities<'a>,
+        /// The same entities by label, labels in the order of their first entity.
+        #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, Vec<WireEntity<'static>>>"))]
+        entity_types: ByLabel<'a>,
+        /// How many there are.
+        total_entities: usize,
+    },
+    /// Sentiment failed; the stream goes on with the next step.
+    SentimentError(WireFailure),
+    /// The summary failed; the stream goes on with the next step.
+    SummarizationError(WireFailure),
+    /// Entities failed; the stream goes on.
+    EntitiesError(WireFailure),
+    /// The last event: every step has been completed or has failed.
+    Completed {
+        /// For people.
+        message: &'static str,
+        /// Seconds from the request to this event.
+        total_processing_time: f64,
+        /// Seconds since 1970.
+        timestamp: f64,
+    },
+    /// The last event: the request was given up.
+    Error(WireFailure),
+}
+
+/// The entities of a text.
+pub type WireEntities<'a> = [WireEntity<'a>];
+
+/// The sentiment of a chunk.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "ChunkSentiment"))]
+pub struct WireChunk<'a> {
+    /// The number of the chunk, from 1.
+    pub chunk: usize,
+    /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
+    pub sentiment: &'a str,
+    /// The score of the label.
+    pub confidence: f64,
+}
+
+impl<'a> From<&'a ChunkSentiment> for WireChunk<'a> {
+    fn from(chunk: &'a ChunkSentiment) -> Self {
+        Self { chunk: chunk.chunk, sentiment: &chunk.sentiment, confidence: f64::from(chunk.confidence) }
+    }
+}
+
+/// An entity.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Entity"))]
+pub struct WireEntity<'a> {
+    /// The slice of the text.
+    pub text: &'a str,
+    /// Its label.
+    pub label: &'a str,
+    /// What the label means; null for a label that is not known.
+    pub description: Option<&'static str>,
+    /// First code point of the text.
+    pub start: u32,
+    /// Code point after the last.
+    pub end: u32,
+}
+
+impl<'a> From<&'a Entity> for WireEntity<'a> {
+    fn from(entity: &'a Entity) -> Self {
+        let Entity { text, label, start, end } = entity;
+        Self { text, label, description: explain(label), start: *start, end: *end }
+    }
+}
+
+/// Entities grouped by label, in the order in which the labels first appear.
+#[derive(Debug)]
+pub struct ByLabel<'a>(&'a WireEntities<'a>);
+
+impl Serialize for ByLabel<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut groups: Vec<(&str, Vec<&WireEntity<'_>>)> = Vec::new();
+        for entity in self.0 {
+            match groups.iter_mut().find(|(label, _)| *label == entity.label) {
+                Some((_, group)) => group.push(entity),
+                None => groups.push((entity.label, vec![entity])),
+            }
+        }
+        serializer.collect_map(groups)
+    }
+}
+
+/// Why a step or a request failed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Failure"))]
+pub struct WireFailure {
+    /// For people.
+    pub error: String,
+    /// A constant for programs.
+    pub code: &'static str,
+    /// True when the same request may succeed later.
+    pub retryable: bool,
+}
+
+impl From<&Failure> for WireFailure {
+    fn from(failure: &Failure) -> Self {
+        Self { error: failure.to_string(), code: failure.code(), retryable: failure.retryable() }
+    }
+}
+
+/// The value of `status`, which is also the name of the SSE event.
+pub fn status(event: &Event) -> &'static str {
+    match event {
+        Event::Started { .. } => "started",
+        Event::Chunking => "chunking",
+        Event::Chunked { .. } => "chunked",
+        Event::Processing(Step::Sentiment) => "sentiment_processing",
+        Event::Processing(Step::Summarization) => "summarization_processing",
+        Event::Processing(Step::Entities) => "entities_processing",
+        Event::SentimentProgress { .. } => "sentiment_progress",
+        Event::SentimentComplete { .. } => "sentiment_complete",
+        Event::SummarizationComplete { .. } => "summarization_complete",
+        Event::EntitiesComplete { .. } => "entities_complete",
+        Event::StepError { step: Step::Sentiment, .. } => "sentiment_error",
+        Event::StepError { step: Step::Summarization, .. } => "summarization_error",
+        Event::StepError { step: Step::Entities, .. } => "entities_error",
+        Event::Completed { .. } => "completed",
+        Event::Error(_) => "error",
+    }
+}
+
+/// An event as one line of JSON, without an end of line.
+pub fn to_json(event: &Event) -> Vec<u8> {
+    let found: Vec<WireEntity<'_>> = match event {
+        Event::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
+        _ => Vec::new(),
+    };
+    json(&wire(event, &found))
+}
+
+fn wire<'a>(event: &'a Event, found: &'a WireEntities<'a>) -> Wire<'a> {
+    match event {
+        Event::Started { unix_ns, text_length } => Wire::Started {
+            message: "Beginning text processing...",
+            timestamp: seconds(*unix_ns),
+            text_length: *text_length,
+        },
+        Event::Chunking => Wire::Chunking { message: "Splitting text into chunks..." },
+        Event::Chunked { chunks } => Wire::Chunked { message: format!("Split into {chunks} chunks"), chunks: *chunks },
+        Event::Processing(Step::Sentiment) => Wire::SentimentProcessing { message: "Analyzing sentiment..." },
+        Event::Processing(Step::Summarization) => Wire::SummarizationProcessing { message: "Generating summary..." },
+        Event::Processing(Step::Entities) => Wire::EntitiesProcessing { message: "Extracting entities..." },
+        Event::SentimentProgress { result, chunks } => Wire::SentimentProgress {
+            progress: result.chunk as f64 / *chunks as f64,
+            chunk_result: WireChunk::from(result),
+        },
+        Event::SentimentComplete { overall, chunks, tally } => Wire::SentimentComplete {
+            overall_sentiment: overall,
+            chunk_sentiments: chunks.iter().map(WireChunk::from).collect(),
+            positive_chunks: tally.positive,
+            negative_chunks: tally.negative,
+        },
+        Event::SummarizationComplete { summary, compression_ratio } => {
+            Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
+        }
+        Event::EntitiesComplete { .. } => {
+            Wire::EntitiesComplete { entities: found, entity_types: ByLabel(found), total_entities: found.len() }
+        }
+        Event::StepError { step: Step::Sentiment, failure } => Wire::SentimentError(failure.into()),
+        Event::StepError { step: Step::Summarization, failure } => Wire::SummarizationError(failure.into()),
+        Event::StepError { step: Step::Entities, failure } => Wire::EntitiesError(failure.into()),
+        Event::Completed { elapsed_ns, unix_ns } => Wire::Completed {
+            message: "All processing complete!",
+            total_processing_time: seconds(*elapsed_ns),
+            timestamp: seconds(*unix_ns),
+        },
+        Event::Error(failure) => Wire::Error(failure.into()),
+    }
+}
+
+/// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
+/// for is absent.
+#[derive(Debug, Default, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BatchAnswer {
+    /// The sentiment of the text, of which the model reads as much as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentiment: Option<BatchSentiment>,
+    /// The summary; only of a text longer than 100 code points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// In the order of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entities: Option<Vec<BatchEntity>>,
+    /// Seconds from the request to the answer.
+    pub processing_time: f64,
+}
+
+/// The sentiment of a text.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BatchSentiment {
+    /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
+    pub label: String,
+    /// The score of the label.
+    pub confidence: f64,
+}
+
+/// An entity of a text.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BatchEntity {
+    /// The slice of the text.
+    pub text: String,
+    /// Its label.
+    pub label: String,
+}
+
+impl BatchAnswer {
+    /// Takes one event. The first failure ends it: an answer is whole or it is a problem.
+    pub fn handle_event(&mut self, event: Event) -> Result<(), (Option<Step>, Failure)> {
+        match event {
+            Event::SentimentProgress { result, .. } => {
+                let confidence = f64::from(result.confidence);
+                self.sentiment = Some(BatchSentiment { label: result.sentiment, confidence });
+            }
+            Event::SummarizationComplete { summary, .. } => self.summary = Some(summary),
+            Event::EntitiesComplete { entities } => {
+                let brief = |Entity { text, label, .. }| BatchEntity { text, label };
+                self.entities = Some(entities.into_iter().map(brief).collect());
+            }
+            Event::Completed { elapsed_ns, .. } => self.processing_time = seconds(elapsed_ns),
+            Event::StepError { step, failure } => return Err((Some(step), failure)),
+            Event::Error(failure) => return Err((None, failure)),
+            Event::Started { .. }
+            | Event::Chunking
+            | Event::Chunked { .. }
+            | Event::Processing(_)
+            | Event::SentimentComplete { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The body.
+    pub fn to_json(&self) -> Vec<u8> {
+        json(self)
+    }
+}
+
+/// The name of a step, as in the statuses of its events.
+pub fn step_name(step: Step) -> &'static str {
+    match step {
+        Step::Sentiment => "sentiment",
+        Step::Summarization => "summarization",
+        Step::Entities => "entities",
+    }
+}
+
+/// What an entity label means: the four of CoNLL-2003, those of OntoNotes 5, and their common abbreviations.
+fn explain(label: &str) -> Option<&'static str> {
+    Some(match label {
+        "PER" | "PERSON" => "A named person or family, real or fictional",
+        "ORG" => "A company, agency, institution or other organization",
+        "LOC" => "A place: in texts labelled with GPE, one that is not a country, city or state",
+        "MISC" => "Another name, such as an event, a nationality, a product or a work of art",
+        "NORP" => "A nationality, or a religious or political group",
+        "FAC" => "A building, airport, road, bridge or other structure",
+        "GPE" => "A country, city or state",
+        "PRODUCT" => "A vehicle, device, food or other thing that is made, not a service",
+        "EVENT" => "A named storm, battle, war, sports event or similar",
+        "WORK_OF_ART" => "The title of a book, song, film or other work",
+        "LAW" => "A named document that was made into law",
+        "LANGUAGE" => "A named language",
+        "DATE" => "A date or period of a day or longer, absolute or relative",
+        "TIME" => "A time or period shorter than a day",
+        "PERCENT" => "A percentage",
+        "MONEY" => "An amount of money with its unit",
+        "QUANTITY" => "A measurement, such as a weight or a distance",
+        "ORDINAL" => "A position in an order: first, second",
+        "CARDINAL" => "A number that is none of the other kinds",
+        _ => return None,
+    })
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// JSON of a type that always has one.
+pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("keys are strings and nothing in a wire type refuses to be serialized")
+}

@@ -1,0 +1,278 @@
+//! Problem details for HTTP APIs, RFC 9457: one body for everything that goes wrong before a stream has begun.
+
+use serde::Serialize;
+use weir_core::{failure::Failure, process::Step};
+
+use crate::{
+    event::{json, step_name},
+    json::JsonError,
+    models::{Model, ModelState, states},
+    request::{FieldError, RequestError},
+};
+
+/// The `Content-Type` of a problem.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+/// Longest text of the client's that a message repeats, in code points.
+const QUOTE_CODE_POINTS_MAX: usize = 200;
+
+/// Why a request was not answered.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// A constant for programs; the type is a URN made of it.
+    pub code: &'static str,
+    /// The same for every problem with this code.
+    pub title: &'static str,
+    /// What went wrong this time.
+    pub detail: String,
+    /// For `Retry-After`, in milliseconds; none when trying again cannot help.
+    pub retry_after_ms: Option<u32>,
+    /// More about it.
+    pub more: More,
+}
+
+/// What some problems say besides.
+#[derive(Debug, Clone, Default)]
+pub enum More {
+    /// Nothing.
+    #[default]
+    None,
+    /// The fields that are wrong.
+    Fields(Vec<FieldError>),
+    /// Where in the body it is.
+    Place {
+        /// From 1.
+        line: usize,
+        /// From 1, in bytes.
+        column: usize,
+    },
+    /// The step that failed.
+    Step(Step),
+    /// The models and which of them cannot answer.
+    Models(Vec<Model>),
+    /// The methods that the path has, for `Allow`.
+    Allow(&'static str),
+    /// The media types that could have been asked for.
+    Available(&'static [&'static str]),
+}
+
+/// A problem as clients see it.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Problem"))]
+pub struct Wire<'a> {
+    /// A URN that names the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The same for every problem of this kind.
+    pub title: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong this time.
+    pub detail: &'a str,
+    /// A constant for programs.
+    pub code: &'static str,
+    /// The request, as in `X-Request-Id`.
+    pub request_id: &'a str,
+    /// True when the same request may succeed later.
+    pub retryable: bool,
+    /// When to try again, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u32>,
+    /// The fields that are wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<&'a [FieldError]>,
+    /// The line of the body, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The byte of the line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// The step that failed: sentiment, summarization or entities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<&'static str>,
+    /// The models and whether each is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<ModelState<'a>>>,
+    /// The media types that could have been asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<&'static [&'static str]>,
+}
+
+impl Problem {
+    fn new(status: u16, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, title, detail: detail.into(), retry_after_ms: None, more: More::None }
+    }
+
+    /// 404.
+    pub fn not_found(path: &str) -> Self {
+        Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`", quote(path)))
+    }
+
+    /// 405.
+    pub fn method_not_allowed(method: &str, path: &str, allow: &'static str) -> Self {
+        let detail = format!("`{}` takes {allow}, not {}", quote(path), quote(method));
+        let problem = Self::new(405, "method_not_allowed", "Method not allowed", detail);
+        Self { more: More::Allow(allow), ..problem }
+    }
+
+    /// 406.
+    pub fn not_acceptable(available: &'static [&'static str]) -> Self {
+        let detail = format!("the answer is available as {}", available.join(" or "));
+        let problem = Self::new(406, "not_acceptable", "Not acceptable", detail);
+        Self { more: More::Available(available), ..problem }
+    }
+
+    /// 408.
+    pub fn body_timeout(timeout_ms: u64) -> Self {
+        let detail = format!("the body did not arrive within {timeout_ms} ms");
+        let problem = Self::new(408, "body_timeout", "The body came too slowly", detail);
+        Self { retry_after_ms: Some(0), ..problem }
+    }
+
+    /// 413.
+    pub fn body_too_large(bytes_max: u64) -> Self {
+        let detail = format!("a body may have at most {bytes_max} bytes");
+        Self::new(413, "body_too_large", "The body is too large", detail)
+    }
+
+    /// 415.
+    pub fn unsupported_media_type(got: &str) -> Self {
+        let detail = format!("the body must be `application/json` in UTF-8, not `{}`", quote(got));
+        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    }
+
+    /// 415.
+    pub fn unsupported_encoding(got: &str) -> Self {
+        let detail = format!("the body must come without `Content-Encoding`, not as `{}`", quote(got));
+        Self::new(415, "unsupported_content_encoding", "Unsupported content encoding", detail)
+    }
+
+    /// 400: the connection brought less than was announced.
+    pub fn body_incomplete(reason: &str) -> Self {
+        Self::new(400, "body_incomplete", "The body is incomplete", quote(reason))
+    }
+
+    /// 501.
+    pub fn not_implemented(what: &str) -> Self {
+        Self::new(501, "not_implemented", "Not implemented", what)
+    }
+
+    /// 500.
+    pub fn internal(detail: &str) -> Self {
+        Self::new(500, "internal", "Internal error", detail)
+    }
+
+    /// 504.
+    pub fn request_timeout(timeout_ms: u64) -> Self {
+        Self::failed(None, &Failure::RequestTimeout { timeout_ms })
+    }
+
+    /// 503: not every model can answer.
+    pub fn not_ready(models: Vec<Model>) -> Self {
+        let names: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
+        let detail = match names.is_empty() {
+            true => "the models did not say in time whether they are ready".to_owned(),
+            false => format!("not ready: {}", names.join(", ")),
+        };
+        let problem = Self::new(503, "not_ready", "Not ready", detail);
+        Self { retry_after_ms: Some(1000), more: More::Models(models), ..problem }
+    }
+
+    /// A step, or the whole, failed before anything was sent. 503 when a retry may help (504 when the time was up),
+    /// 502 when inference failed on this text, 500 when this server asked for something that is not there.
+    pub fn failed(step: Option<Step>, failure: &Failure) -> Self {
+        let (status, title) = match failure {
+            Failure::RequestTimeout { .. } => (504, "The request took too long"),
+            Failure::Overloaded { .. } => (503, "The model is overloaded"),
+            Failure::Unavailable(_) => (503, "The model cannot answer now"),
+            Failure::DeadlineExceeded => (503, "The text waited too long"),
+            Failure::Engine(_) | Failure::Other(_) => (502, "Inference failed"),
+            Failure::UnknownModel(_) => (500, "No such model"),
+            Failure::InvalidInput(_) | Failure::TooLong { .. } => (500, "The model refused its input"),
+        };
+        let detail = match step {
+            Some(step) => format!("{}: {failure}", step_name(step)),
+            None => failure.to_string(),
+        };
+        let problem = Self::new(status, failure.code(), title, detail);
+        let more = step.map_or(More::None, More::Step);
+        Self { retry_after_ms: failure.retry_after_ms(), more, ..problem }
+    }
+
+    /// The value of `Retry-After`, in seconds, rounded up.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        self.retry_after_ms.map(|ms| ms.div_ceil(1000))
+    }
+
+    /// The value of `Allow`.
+    pub fn allow(&self) -> Option<&'static str> {
+        match self.more {
+            More::Allow(allow) => Some(allow),
+            _ => None,
+        }
+    }
+
+    /// The body.
+    pub fn to_json(&self, request_id: &str) -> Vec<u8> {
+        let mut wire = Wire {
+            kind: format!("urn:weir:problem:{}", self.code.replace('_', "-")),
+            title: self.title,
+            status: self.status,
+            detail: &self.detail,
+            code: self.code,
+            request_id,
+            retryable: self.retry_after_ms.is_some(),
+            retry_after_ms: self.retry_after_ms,
+            errors: None,
+            line: None,
+            column: None,
+            step: None,
+            models: None,
+            available: None,
+        };
+        match &self.more {
+            More::None | More::Allow(_) => {}
+            More::Fields(errors) => wire.errors = Some(errors),
+            More::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
+            More::Step(step) => wire.step = Some(step_name(*step)),
+            More::Models(models) => wire.models = Some(states(models)),
+            More::Available(types) => wire.available = Some(types),
+        }
+        json(&wire)
+    }
+}
+
+impl From<RequestError> for Problem {
+    /// 400 when the body cannot be read, 422 when it can and says something that is not allowed.
+    fn from(error: RequestError) -> Self {
+        let detail = error.to_string();
+        let (code, title, more) = match error {
+            RequestError::Invalid(errors) => {
+                let problem = Self::new(422, "invalid_request", "The request is not valid", detail);
+                return Self { more: More::Fields(errors), ..problem };
+            }
+            RequestError::Json(JsonError::Empty) => ("empty_body", "The body is empty", More::None),
+            RequestError::Json(JsonError::NotUtf8 { .. }) => ("not_utf8", "The body is not UTF-8", More::None),
+            RequestError::Json(JsonError::Malformed { line, column, .. }) => {
+                ("malformed_json", "The body is not JSON", More::Place { line, column })
+            }
+            RequestError::Json(JsonError::TooDeep { line, column }) => {
+                ("json_too_deep", "The body is nested too deeply", More::Place { line, column })
+            }
+            RequestError::Json(JsonError::DuplicateKey { line, column, .. }) => {
+                ("duplicate_key", "A key appears twice", More::Place { line, column })
+            }
+            RequestError::Json(JsonError::NotAnObject { .. }) => {
+                ("not_an_object", "The body is not an object", More::None)
+            }
+        };
+        Self { more, ..Self::new(400, code, title, detail) }
+    }
+}
+
+/// A text of the client's, shortened, without control characters.
+fn quote(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(QUOTE_CODE_POINTS_MAX).collect()
+}

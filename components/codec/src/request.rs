@@ -1,0 +1,222 @@
+//! The body of `POST /process-stream` and `POST /process-batch`.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use weir_core::{chunk::code_points, process};
+
+use crate::json::{Fields, JsonError, Shape, read_object};
+
+/// Fewest code points in a text.
+pub const TEXT_CODE_POINTS_MIN: usize = 10;
+/// Most code points in a text.
+pub const TEXT_CODE_POINTS_MAX: usize = 5000;
+/// Fewest code points in a chunk.
+pub const CHUNK_SIZE_MIN: i64 = 50;
+/// Most code points in a chunk.
+pub const CHUNK_SIZE_MAX: i64 = 500;
+/// Code points in a chunk when the request does not say.
+pub const CHUNK_SIZE_DEFAULT: i64 = 200;
+
+/// A text and what is asked of it. Unknown fields are accepted and ignored: a client may send one body to several
+/// versions of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ProcessRequest {
+    /// The text, counted in Unicode code points. It must not contain U+0000.
+    #[cfg_attr(feature = "schema", schemars(length(min = 10, max = 5000)))]
+    pub text: String,
+    /// Label each chunk and the whole text.
+    #[cfg_attr(feature = "schema", schemars(default = "yes"))]
+    pub include_sentiment: bool,
+    /// Summarize the text, if it is longer than 100 code points.
+    #[cfg_attr(feature = "schema", schemars(default = "yes"))]
+    pub include_summary: bool,
+    /// Find named entities.
+    #[cfg_attr(feature = "schema", schemars(default))]
+    pub include_entities: bool,
+    /// Code points per chunk.
+    #[cfg_attr(feature = "schema", schemars(range(min = 50, max = 500), default = "chunk_size_default"))]
+    pub chunk_size: u32,
+}
+
+#[cfg(feature = "schema")]
+fn yes() -> bool {
+    true
+}
+
+#[cfg(feature = "schema")]
+fn chunk_size_default() -> u32 {
+    CHUNK_SIZE_DEFAULT as u32
+}
+
+impl ProcessRequest {
+    /// Reads a body.
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        let mut fields = read_object(body)?;
+        let mut errors = Vec::new();
+        let text = text(&mut fields, &mut errors);
+        let include_sentiment = flag(&mut fields, "include_sentiment", true, &mut errors);
+        let include_summary = flag(&mut fields, "include_summary", true, &mut errors);
+        let include_entities = flag(&mut fields, "include_entities", false, &mut errors);
+        let chunk_size = chunk_size(&mut fields, &mut errors);
+        match errors.is_empty() {
+            true => Ok(Self { text, include_sentiment, include_summary, include_entities, chunk_size }),
+            false => Err(RequestError::Invalid(errors)),
+        }
+    }
+
+    /// The process that streams: the text in chunks.
+    pub fn into_stream(self) -> process::Request {
+        let chunk_size = NonZeroUsize::new(self.chunk_size as usize);
+        process::Request { chunk_size, ..self.into_batch() }
+    }
+
+    /// The process that answers once: the text whole.
+    pub fn into_batch(self) -> process::Request {
+        process::Request {
+            text: self.text,
+            include_sentiment: self.include_sentiment,
+            include_summary: self.include_summary,
+            include_entities: self.include_entities,
+            chunk_size: None,
+        }
+    }
+}
+
+/// Why a body is not a request.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// It can be read and its fields are wrong; all of them are listed.
+    #[error("{}", summary(.0))]
+    Invalid(Vec<FieldError>),
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct FieldError {
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong: a constant for programs.
+    pub reason: FieldReason,
+    /// What is wrong: a sentence.
+    pub message: String,
+    /// Smallest value or length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<i64>,
+    /// Largest value or length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<i64>,
+    /// The value or length that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actual: Option<i64>,
+    /// The type that is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<&'static str>,
+    /// The type that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub got: Option<&'static str>,
+}
+
+/// The ways in which a field can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum FieldReason {
+    /// It is required and absent.
+    Missing,
+    /// It has another type.
+    WrongType,
+    /// It is too short.
+    TooShort,
+    /// It is too long.
+    TooLong,
+    /// It lies outside its bounds.
+    OutOfRange,
+    /// It contains U+0000.
+    ContainsNul,
+}
+
+impl FieldError {
+    fn new(field: &'static str, reason: FieldReason, message: String) -> Self {
+        Self { field, reason, message, min: None, max: None, actual: None, expected: None, got: None }
+    }
+
+    fn wrong_type(field: &'static str, expected: &'static str, got: &'static str) -> Self {
+        let message = format!("`{field}` must be {expected}, and is {got}");
+        Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }
+    }
+
+    fn bounded(field: &'static str, reason: FieldReason, what: &str, bounds: (i64, i64), actual: i64) -> Self {
+        let (min, max) = bounds;
+        let message = format!("`{field}` must {what} {min} to {max}, and is {actual}");
+        Self { min: Some(min), max: Some(max), actual: Some(actual), ..Self::new(field, reason, message) }
+    }
+}
+
+fn summary(errors: &[FieldError]) -> String {
+    errors.iter().map(|error| error.message.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {
+    const FIELD: &str = "text";
+    let text = match fields.remove(FIELD) {
+        Some(Shape::String(text)) => text,
+        Some(other) => {
+            errors.push(FieldError::wrong_type(FIELD, "a string", other.name()));
+            return String::new();
+        }
+        None => {
+            errors.push(FieldError::new(FIELD, FieldReason::Missing, "`text` is required".to_owned()));
+            return String::new();
+        }
+    };
+    let length = code_points(&text);
+    let mut wrong_length = |reason| {
+        let bounds = (TEXT_CODE_POINTS_MIN as i64, TEXT_CODE_POINTS_MAX as i64);
+        errors.push(FieldError::bounded(FIELD, reason, "have a length in code points of", bounds, length as i64));
+    };
+    if length < TEXT_CODE_POINTS_MIN {
+        wrong_length(FieldReason::TooShort);
+    } else if length > TEXT_CODE_POINTS_MAX {
+        wrong_length(FieldReason::TooLong);
+    }
+    if let Some(at) = text.chars().position(|c| c == '\0') {
+        let message = format!("`text` must not contain U+0000, and does as code point {at}");
+        let error = FieldError::new(FIELD, FieldReason::ContainsNul, message);
+        errors.push(FieldError { actual: Some(at as i64), ..error });
+    }
+    text
+}
+
+fn flag(fields: &mut Fields, field: &'static str, default: bool, errors: &mut Vec<FieldError>) -> bool {
+    match fields.remove(field) {
+        None => default,
+        Some(Shape::Bool(flag)) => flag,
+        Some(other) => {
+            errors.push(FieldError::wrong_type(field, "a boolean", other.name()));
+            default
+        }
+    }
+}
+
+fn chunk_size(fields: &mut Fields, errors: &mut Vec<FieldError>) -> u32 {
+    const FIELD: &str = "chunk_size";
+    let bounds = (CHUNK_SIZE_MIN, CHUNK_SIZE_MAX);
+    match fields.remove(FIELD) {
+        None => CHUNK_SIZE_DEFAULT as u32,
+        Some(Shape::Integer(size)) if (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size) => size as u32,
+        Some(Shape::Integer(size)) => {
+            errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", bounds, size));
+            0
+        }
+        Some(other) => {
+            errors.push(FieldError::wrong_type(FIELD, "an integer", other.name()));
+            0
+        }
+    }
+}

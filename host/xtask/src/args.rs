@@ -1,0 +1,80 @@
+//! The command line: a command, its flags, and one clear sentence about anything else.
+
+use anyhow::{Result, anyhow, bail};
+
+/// What follows `cargo xtask COMMAND`. Each command takes the flags it knows and calls [`Args::finish`].
+#[derive(Debug)]
+pub(crate) struct Args {
+    command: &'static str,
+    rest: Vec<String>,
+}
+
+impl Args {
+    pub(crate) fn new(command: &'static str, rest: impl IntoIterator<Item = String>) -> Self {
+        Self { command, rest: rest.into_iter().collect() }
+    }
+
+    /// Takes `--name` if it is there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let before = self.rest.len();
+        self.rest.retain(|arg| arg != name);
+        self.rest.len() != before
+    }
+
+    /// Takes `--name VALUE` or `--name=VALUE` if it is there.
+    pub(crate) fn value(&mut self, name: &str) -> Result<Option<String>> {
+        let prefix = format!("{name}=");
+        if let Some(at) = self.rest.iter().position(|arg| arg.starts_with(&prefix)) {
+            return Ok(Some(self.rest.remove(at)[prefix.len()..].to_owned()));
+        }
+        let Some(at) = self.rest.iter().position(|arg| arg == name) else { return Ok(None) };
+        if at + 1 == self.rest.len() {
+            bail!("`{name}` needs a value");
+        }
+        self.rest.remove(at);
+        Ok(Some(self.rest.remove(at)))
+    }
+
+    /// Takes everything that is left, to hand it to another program.
+    pub(crate) fn take_rest(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// Refuses what no flag took.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self.rest.first() {
+            None => Ok(()),
+            Some(arg) => {
+                let what = if arg.starts_with('-') { "flag" } else { "argument" };
+                let command = self.command;
+                Err(anyhow!("unknown {what} `{arg}`: `cargo xtask {command} --help` lists what {command} takes"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Args {
+        Args::new("build", line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn flags_and_values_are_taken_once() {
+        let mut given = args("--components --toolchain debian");
+        assert!(given.flag("--components"));
+        assert!(!given.flag("--components"));
+        assert_eq!(given.value("--toolchain").unwrap().as_deref(), Some("debian"));
+        given.finish().unwrap();
+        assert_eq!(args("--n=3").value("--n").unwrap().as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn what_is_unknown_gets_one_sentence() {
+        let error = args("--fast").finish().unwrap_err().to_string();
+        assert_eq!(error, "unknown flag `--fast`: `cargo xtask build --help` lists what build takes");
+        assert_eq!(args("--n").value("--n").unwrap_err().to_string(), "`--n` needs a value");
+    }
+}

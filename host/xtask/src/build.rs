@@ -1,0 +1,182 @@
+//! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
+use crate::house::{COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, WASM_TARGET};
+use crate::sh;
+use crate::ui::Step;
+use crate::{debian, setup};
+
+pub(crate) const USAGE: &str = "\
+Leaves target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir.
+
+Options:
+  --components   stop after the components' .wasm files
+  --guests       build the guest programs of the tests too";
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let only_components = args.flag("--components");
+    let guests = args.flag("--guests");
+    args.finish()?;
+    setup::ensure(house)?;
+    components(house, guests)?;
+    if only_components {
+        return Ok(());
+    }
+    weir(house)
+}
+
+/// Builds the components, and the guests if asked, for wasm32-wasip2; copies them to target/components.
+pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
+    let what: Vec<&Component> = COMPONENTS.iter().chain(GUESTS.iter().filter(|_| guests)).collect();
+    let names: Vec<&str> = what.iter().map(|component| component.name).collect();
+    let mut step = Step::begin("components", &format!("builds {} for {WASM_TARGET}", names.join(", ")));
+    let mut command = component_cargo(house, "build");
+    let built = sh::check(&mut step, packages(&mut command, what.iter().map(|component| component.package)));
+    let result = built.and_then(|_| {
+        let mut changed = Vec::new();
+        for component in &what {
+            if copy_if_changed(&component.built(house), &component.delivered(house))? {
+                changed.push(component.name);
+            }
+        }
+        Ok(changed)
+    });
+    finish(step, result.map(|changed| news(&changed, "in target/components")))
+}
+
+/// Builds `weir` around the components that lie in target/components.
+pub(crate) fn weir(house: &House) -> Result<()> {
+    let mut step = Step::begin("precompiler", "builds weir-precompile");
+    let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir-precompile"]));
+    finish(step, built.map(|_| "target/release/weir-precompile".to_owned()))?;
+
+    let mut step = Step::begin("precompile", "compiles the components to machine code");
+    let precompiled = precompile(house, &mut step);
+    finish(step, precompiled.map(|changed| news(&changed, "in target/components")))?;
+
+    let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
+    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins"));
+    finish(step, built.map(|_| "target/release/weir".to_owned()))
+}
+
+/// `cargo COMMAND` for the host's packages in the release profile: one set, so that nothing compiles twice.
+pub(crate) fn host_cargo(house: &House, subcommand: &str) -> Command {
+    let mut command = sh::cargo(house);
+    command.args(subcommand.split(' ')).arg("--release").env("WEIR_EMBED_DIR", house.components());
+    packages(&mut command, HOST_PACKAGES.iter().copied());
+    command
+}
+
+/// `cargo COMMAND` for the components, with the toolchain that `setup` chose.
+pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
+    let mut command = sh::cargo(house);
+    command.arg(subcommand).args(["--profile", COMPONENT_PROFILE, "--target", WASM_TARGET]);
+    if let Some(rustc) = debian::chosen(house) {
+        command.env("RUSTC", rustc);
+    }
+    command
+}
+
+fn packages<'a>(command: &'a mut Command, names: impl Iterator<Item = &'static str>) -> &'a mut Command {
+    for name in names {
+        command.args(["-p", name]);
+    }
+    command
+}
+
+fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
+    let mut changed = Vec::new();
+    for component in COMPONENTS {
+        let (from, to) = (component.delivered(house), component.precompiled(house));
+        let key = Key::default().file(&house.precompiler())?.file(&from)?;
+        let stamp = Stamp::new(house, &format!("precompile-{}", component.name), key);
+        if stamp.fresh() && to.exists() {
+            continue;
+        }
+        step.at(component.name);
+        // Beside the output, so that the output itself is replaced only by something new and complete.
+        let scratch = house.keep().join(format!("{}.cwasm", component.name));
+        fs::create_dir_all(house.keep()).with_context(|| format!("cannot create {}", house.keep().display()))?;
+        sh::check(step, sh::program(house, house.precompiler()).arg(&from).arg(&scratch))?;
+        let code = fs::read(&scratch).with_context(|| format!("cannot read {}", scratch.display()))?;
+        if code.is_empty() {
+            bail!("weir-precompile left {} empty", scratch.display());
+        }
+        if write_if_changed(&to, &code)? {
+            changed.push(component.name);
+        }
+        fs::remove_file(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+        stamp.set()?;
+    }
+    Ok(changed)
+}
+
+/// Ends a step with its result's line.
+pub(crate) fn finish(step: Step, result: Result<String>) -> Result<()> {
+    match result {
+        Ok(line) => {
+            step.done(&line);
+            Ok(())
+        }
+        Err(error) => {
+            step.failed("");
+            Err(error)
+        }
+    }
+}
+
+fn news(changed: &[&str], place: &str) -> String {
+    if changed.is_empty() { format!("nothing new {place}") } else { format!("{} {place}", changed.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every guest has a line in [`GUESTS`] (so it is built) and a test that names its file (so it is run).
+    #[test]
+    fn every_guest_is_built_and_tested() {
+        let house = House::find();
+        let folders: BTreeSet<String> = fs::read_dir(house.root.join("tests").join("guests"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let built: BTreeSet<String> = GUESTS.iter().map(|guest| guest.package.to_owned()).collect();
+        assert_eq!(folders, built, "folders of tests/guests against GUESTS of host/xtask/src/house.rs");
+
+        let mut tests = String::new();
+        for root in ["tests", "host"] {
+            read_tests(&house.root.join(root), &mut tests);
+        }
+        for guest in GUESTS {
+            assert!(
+                tests.contains(guest.name),
+                "no test under tests/ or host/*/tests names the guest `{}`",
+                guest.name
+            );
+        }
+    }
+
+    /// Appends every `tests/**/*.rs` below `folder`, the guests' own code and this crate's apart.
+    fn read_tests(folder: &std::path::Path, into: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if !path.ends_with("guests") && !path.ends_with("xtask") && !path.ends_with("models") {
+                    read_tests(&path, into);
+                }
+            } else if path.extension().is_some_and(|e| e == "rs") && path.components().any(|c| c.as_os_str() == "tests")
+            {
+                into.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+}

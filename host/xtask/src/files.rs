@@ -1,0 +1,131 @@
+//! Files that change only when their content does, and stamps that remember what a step was done for.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::house::House;
+
+/// Writes `content` unless the file holds it already. Says whether it wrote: a newer date alone would make cargo
+/// build everything behind that file again.
+pub(crate) fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(false);
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    // A rename replaces the file at once: who reads it meanwhile sees the old one or the new one, never half.
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    fs::write(&new, content).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(true)
+}
+
+/// Copies a file with [`write_if_changed`].
+pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
+    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    write_if_changed(to, &content)
+}
+
+/// The hash of a set of strings and files, for a [`Stamp`].
+#[derive(Default)]
+pub(crate) struct Key(Sha256);
+
+impl Key {
+    pub(crate) fn text(mut self, text: &str) -> Self {
+        self.0.update((text.len() as u64).to_le_bytes());
+        self.0.update(text);
+        self
+    }
+
+    pub(crate) fn file(mut self, path: &Path) -> Result<Self> {
+        let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+        self.0.update(hash.finalize());
+        Ok(self)
+    }
+
+    fn hex(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Remembers that a step was done for a given content.
+pub(crate) struct Stamp {
+    path: std::path::PathBuf,
+    key: String,
+}
+
+impl Stamp {
+    pub(crate) fn new(house: &House, step: &str, key: Key) -> Self {
+        Self { path: house.keep().join(format!("{step}.stamp")), key: key.hex() }
+    }
+
+    /// Whether the step was done for this content.
+    pub(crate) fn fresh(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|old| old == self.key)
+    }
+
+    /// Remembers it.
+    pub(crate) fn set(&self) -> Result<()> {
+        write_if_changed(&self.path, self.key.as_bytes()).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("weir-xtask-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_file_is_written_only_when_its_content_changes() {
+        let folder = scratch("write");
+        let file = folder.join("deep").join("a.wasm");
+        assert!(write_if_changed(&file, b"one").unwrap());
+        let written = fs::metadata(&file).unwrap().modified().unwrap();
+        assert!(!write_if_changed(&file, b"one").unwrap());
+        assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+        assert!(write_if_changed(&file, b"two").unwrap());
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_stamp_is_fresh_for_its_content_only() {
+        let folder = scratch("stamp");
+        let house = House { root: folder.clone(), target: folder.clone() };
+        let input = folder.join("requirements.txt");
+        fs::write(&input, "numpy").unwrap();
+        let stamp = || Stamp::new(&house, "venv", Key::default().text("3.11").file(&input).unwrap());
+        assert!(!stamp().fresh());
+        stamp().set().unwrap();
+        assert!(stamp().fresh());
+        fs::write(&input, "numpy2").unwrap();
+        assert!(!stamp().fresh());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_key_keeps_its_parts_apart() {
+        let key = |a: &str, b: &str| Key::default().text(a).text(b).hex();
+        assert_ne!(key("ab", "c"), key("a", "bc"));
+    }
+}

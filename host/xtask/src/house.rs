@@ -1,0 +1,100 @@
+//! Where things are: the workspace's folders, and the tables of what is built and tested.
+
+use std::path::{Path, PathBuf};
+
+/// A crate built for wasm32-wasip2.
+#[derive(Debug)]
+pub(crate) struct Component {
+    /// The cargo package.
+    pub(crate) package: &'static str,
+    /// The file is `target/components/{name}.wasm`.
+    pub(crate) name: &'static str,
+}
+
+/// The components that `weir` carries inside itself: one line each.
+pub(crate) const COMPONENTS: &[Component] =
+    &[Component { package: "weir-gateway", name: "gateway" }, Component { package: "weir-infer", name: "infer" }];
+
+/// The guest programs of the tests (folders of tests/guests): one line each.
+pub(crate) const GUESTS: &[Component] =
+    &[Component { package: "nn-probe", name: "nn_probe" }, Component { package: "infer-stub", name: "infer_stub" }];
+
+/// The crates of the native host. Cargo unites the features of the packages it is asked for, so every host build
+/// and test names exactly these: one set of features, and nothing compiles twice.
+pub(crate) const HOST_PACKAGES: &[&str] =
+    &["weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
+
+/// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
+pub(crate) const LIGHT_PACKAGES: &[&str] = &["weir-codec", "weir-core", "weir-gateway", "weir-infer", "xtask"];
+
+/// The profile of the components (see the workspace's Cargo.toml).
+pub(crate) const COMPONENT_PROFILE: &str = "component";
+
+/// The target of the components.
+pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
+
+impl Component {
+    /// Where cargo leaves it.
+    pub(crate) fn built(&self, house: &House) -> PathBuf {
+        let file = format!("{}.wasm", self.package.replace('-', "_"));
+        house.target.join(WASM_TARGET).join(COMPONENT_PROFILE).join(file)
+    }
+
+    /// Where the host, the tests and everybody else find it.
+    pub(crate) fn delivered(&self, house: &House) -> PathBuf {
+        house.components().join(format!("{}.wasm", self.name))
+    }
+
+    /// Where its precompiled form lies, which `weir` embeds.
+    pub(crate) fn precompiled(&self, house: &House) -> PathBuf {
+        house.components().join(format!("{}.cwasm", self.name))
+    }
+}
+
+/// The workspace's folders.
+#[derive(Debug)]
+pub(crate) struct House {
+    /// The folder of the workspace's Cargo.toml.
+    pub(crate) root: PathBuf,
+    /// Cargo's target folder.
+    pub(crate) target: PathBuf,
+}
+
+impl House {
+    /// Finds the workspace this program belongs to.
+    pub(crate) fn find() -> Self {
+        // Cargo tells where the package lies now; the path at compile time serves when the program is started by hand.
+        let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+        let root = Path::new(&package).ancestors().nth(2).unwrap_or(Path::new(".")).to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(dir) => root.join(dir),
+            None => root.join("target"),
+        };
+        Self { root, target }
+    }
+
+    /// The folder of the built components.
+    pub(crate) fn components(&self) -> PathBuf {
+        self.target.join("components")
+    }
+
+    /// The `weir` program.
+    pub(crate) fn weir(&self) -> PathBuf {
+        self.target.join("release").join("weir")
+    }
+
+    /// The program that precompiles a component for this machine.
+    pub(crate) fn precompiler(&self) -> PathBuf {
+        self.target.join("release").join("weir-precompile")
+    }
+
+    /// The Python environment of the tests.
+    pub(crate) fn venv(&self) -> PathBuf {
+        self.target.join("venv")
+    }
+
+    /// What xtask keeps for itself: stamps and toolchains.
+    pub(crate) fn keep(&self) -> PathBuf {
+        self.target.join("xtask")
+    }
+}

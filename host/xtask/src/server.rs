@@ -1,0 +1,146 @@
+//! `cargo xtask serve`, and a server of our own for the demo and the measurements.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::args::Args;
+use crate::house::House;
+use crate::{build, http, setup, sh};
+
+pub(crate) const USAGE: &str = "Everything after `serve` goes to `weir serve`.";
+
+/// How long a start may take: the models are loaded and run once.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long a graceful end may take.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// Between two questions to `/readyz` or to the process.
+const POLL: Duration = Duration::from_millis(5);
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    setup::ensure(house)?;
+    build::components(house, false)?;
+    build::weir(house)?;
+    let mut command = sh::program(house, house.weir());
+    command.stdin(Stdio::inherit()).arg("serve").args(args.take_rest());
+    // Replaces this program: signals and the exit status are weir's own.
+    Err(command.exec()).with_context(|| format!("cannot start {}", house.weir().display()))
+}
+
+/// A running `weir serve`, stopped when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From exec to the line that says where it listens.
+    pub(crate) listening_after: Duration,
+    /// From exec to `/readyz` saying yes.
+    pub(crate) ready_after: Duration,
+}
+
+impl Server {
+    /// Starts `weir serve` on a free port and waits until it is ready.
+    pub(crate) fn start(house: &House, args: &[&str]) -> Result<Self> {
+        let started = Instant::now();
+        let mut child = sh::program(house, house.weir())
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", house.weir().display()))?;
+        let said = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(stderr)));
+        let address = match listening(&mut child, started) {
+            Ok(address) => address,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
+                bail!("{}\n{error:#}", said.trim());
+            }
+        };
+        let listening_after = started.elapsed();
+        let mut server = Self { child, address, listening_after, ready_after: listening_after };
+        server.wait_ready(started)?;
+        server.ready_after = started.elapsed();
+        Ok(server)
+    }
+
+    fn wait_ready(&mut self, started: Instant) -> Result<()> {
+        while started.elapsed() < START_MAX {
+            if http::request(self.address, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("weir ended while it was starting: {status}");
+            }
+            thread::sleep(POLL);
+        }
+        bail!("weir was not ready after {} s", START_MAX.as_secs())
+    }
+
+    /// Asks it to end (SIGTERM) and waits for it.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        sh::answer(Command::new("kill").args(["-TERM", &pid]))?;
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_MAX {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("weir ended badly after SIGTERM: {status}"),
+                None => thread::sleep(POLL),
+            }
+        }
+        bail!("weir did not end within {} s of SIGTERM", STOP_MAX.as_secs())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After a stop this finds nothing to end; after an error it leaves nothing behind.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Waits for `listening on http://ADDR` and keeps reading, so that the server never waits for a reader.
+fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
+    let stdout = child.stdout.take().ok_or_else(|| anyhow!("weir has no standard output"))?;
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    loop {
+        match lines.recv_timeout(START_MAX.saturating_sub(started.elapsed())) {
+            Ok(line) => {
+                if let Some(address) = line.trim().strip_prefix("listening on http://") {
+                    return address.parse().with_context(|| format!("weir listens on `{address}`"));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("weir did not listen after {} s", START_MAX.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => bail!("weir ended before it listened"),
+        }
+    }
+}
+
+/// The end of what a program says, for the message of a failure.
+fn last_lines(from: impl Read) -> String {
+    const LINES_MAX: usize = 30;
+    let mut kept = std::collections::VecDeque::new();
+    for line in BufReader::new(from).lines().map_while(Result::ok) {
+        if kept.len() == LINES_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(line);
+    }
+    kept.into_iter().collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,63 @@
+//! `cargo xtask setup`: the wasm32-wasip2 target, from rustup or, where its server does not answer, from Debian.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::args::Args;
+use crate::build::finish;
+use crate::debian;
+use crate::house::{House, WASM_TARGET};
+use crate::sh;
+use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Gets the wasm32-wasip2 target for the pinned toolchain: with rustup or, where its server does not answer, from Debian's
+packages. Does nothing where the target is there.
+
+Options:
+  --toolchain rustup   take rustup's, and forget an earlier choice of Debian's
+  --toolchain debian   take Debian's even where rustup's is there";
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let toolchain = args.value("--toolchain")?;
+    args.finish()?;
+    match toolchain.as_deref() {
+        None => ensure(house),
+        Some("debian") => debian::install(house),
+        Some("rustup") => {
+            debian::forget(house)?;
+            by_rustup(house)
+        }
+        Some(other) => bail!("unknown toolchain `{other}`: `rustup` and `debian` are known"),
+    }
+}
+
+/// Gets the target if it is not there.
+pub(crate) fn ensure(house: &House) -> Result<()> {
+    if debian::chosen(house).is_some() {
+        return Ok(());
+    }
+    if by_rustup(house).is_ok() {
+        return Ok(());
+    }
+    debian::install(house)
+}
+
+fn by_rustup(house: &House) -> Result<()> {
+    let sysroot = sh::answer(sh::program(house, "rustc").args(["--print", "sysroot"]))?;
+    if has_target(Path::new(&sysroot)) {
+        return Ok(());
+    }
+    let mut step = Step::begin("setup", &format!("adds {WASM_TARGET} with rustup"));
+    let added = sh::check(&mut step, sh::program(house, "rustup").args(["target", "add", WASM_TARGET]));
+    finish(step, added.map(|_| format!("{WASM_TARGET} is there")))
+}
+
+/// Whether a toolchain has the standard library of the target.
+pub(crate) fn has_target(sysroot: &Path) -> bool {
+    let library = sysroot.join("lib/rustlib").join(WASM_TARGET).join("lib");
+    std::fs::read_dir(library).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
+    })
+}

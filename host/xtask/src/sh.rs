@@ -1,0 +1,165 @@
+//! Runs other programs inside a step: their lines become the step's progress, their output is kept for a failure.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+use crate::house::House;
+use crate::ui::Step;
+
+/// How much of a program's output is kept.
+const OUTPUT_LINES_MAX: usize = 20_000;
+/// How much of it a failure shows.
+const FAILURE_LINES_MAX: usize = 200;
+
+/// What a program said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) success: bool,
+    pub(crate) lines: VecDeque<String>,
+}
+
+impl Output {
+    /// The end of what it said.
+    pub(crate) fn tail(&self) -> String {
+        let from = self.lines.len().saturating_sub(FAILURE_LINES_MAX);
+        self.lines.iter().skip(from).map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The last line for which `find` answers.
+    pub(crate) fn last<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.lines.iter().rev().find_map(|line| find(line))
+    }
+}
+
+/// A program that runs in the workspace's root, free of what cargo sets for this program: some build scripts look at
+/// those variables and would run again although nothing changed.
+pub(crate) fn program(house: &House, name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(&house.root).stdin(Stdio::null());
+    for (key, _) in std::env::vars_os() {
+        let Some(name) = key.to_str() else { continue };
+        let set_by_cargo_run = name.starts_with("CARGO_PKG_")
+            || name.starts_with("CARGO_MANIFEST_")
+            || matches!(name, "CARGO_BIN_NAME" | "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR");
+        if set_by_cargo_run {
+            command.env_remove(&key);
+        }
+    }
+    command
+}
+
+/// Cargo of the pinned toolchain.
+pub(crate) fn cargo(house: &House) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = program(house, cargo);
+    command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
+    command
+}
+
+/// Runs a program to its end, showing its lines in `step`.
+pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{name}`"))?;
+    let (sender, lines) = channel();
+    if let Some(stdout) = child.stdout.take() {
+        forward(stdout, sender.clone());
+    }
+    if let Some(stderr) = child.stderr.take() {
+        forward(stderr, sender);
+    }
+    let mut kept = VecDeque::new();
+    let mut crates = 0_usize;
+    for line in lines {
+        let shown = line.trim();
+        if shown.starts_with("Compiling ") || shown.starts_with("Checking ") {
+            crates += 1;
+            step.at(&format!("{shown} ({crates})"));
+        } else if !shown.is_empty() {
+            step.at(shown);
+        }
+        if kept.len() == OUTPUT_LINES_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(line);
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
+    Ok(Output { success: status.success(), lines: kept })
+}
+
+/// Like [`run`]; a program that fails is an error that carries the end of its output.
+pub(crate) fn check(step: &mut Step, command: &mut Command) -> Result<Output> {
+    let shown = shown(command);
+    let output = run(step, command)?;
+    if !output.success {
+        bail!("{}\n`{shown}` failed", output.tail());
+    }
+    // Cargo repeats a crate's warnings in every build, so they stay visible until they are mended.
+    for line in output.lines.iter().filter(|line| line.starts_with("warning: ")) {
+        step.say(line);
+    }
+    Ok(output)
+}
+
+/// What a small program writes to its standard output, with the white space around it removed; an error if it fails.
+pub(crate) fn answer(command: &mut Command) -> Result<String> {
+    let shown = shown(command);
+    let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot start `{shown}`"))?;
+    if !output.status.success() {
+        bail!("{}\n`{shown}` failed", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A command line as a person would type it.
+fn shown(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    if let Some((_, name)) = line.rsplit_once('/') {
+        line = name.to_owned();
+    }
+    for arg in command.get_args() {
+        line.push(' ');
+        line.push_str(&arg.to_string_lossy());
+    }
+    line
+}
+
+fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n') {
+            let Ok(line) = line else { break };
+            if to.send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_carries_the_output_of_both_streams() {
+        let mut step = Step::begin("test", "a failing program");
+        let error = check(&mut step, Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("out") && text.contains("err") && text.ends_with("exit 3` failed"), "{text}");
+        step.done("failed as it should");
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_named() {
+        let error = answer(&mut Command::new("weir-no-such-program")).unwrap_err();
+        assert_eq!(error.to_string(), "cannot start `weir-no-such-program`");
+    }
+}

@@ -1,1 +1,37 @@
-//! wasi:nn for wasmtime: graph registry, tract, models on disk.
+//! `wasi:nn` on the host.
+//!
+//! - [`Registry`]: graphs by name, each loaded once per process.
+//! - [`Graph`], [`Context`]: a loaded graph and what one caller computes with, whatever the [`Engine`].
+//! - [`NnCtx`], [`NnView`], [`add_to_linker`]: the interfaces of `wasi:nn@0.2.0-rc-2024-10-28` for wasmtime components.
+//! - [`model`]: models on disk in the Hugging Face layout, listed, checked and fetched.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use weir_nn::{Engine, Registry, RegistryConfig, Tensor};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::new(RegistryConfig::default());
+//! let graph = registry.insert_dir("double", Path::new("models/double"), Engine::Tract)?;
+//! let mut context = graph.context()?;
+//! for (name, output) in context.compute(vec![("x".to_owned(), Tensor::from_f32(&[1, 2], &[1.0, 2.0]))])? {
+//!     tracing::info!(name, dimensions = ?output.dimensions);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod engine;
+mod error;
+mod graph;
+mod host;
+pub mod model;
+mod registry;
+mod tensor;
+mod tract;
+
+pub use engine::{Dimension, ElementType, Engine, TensorInfo, UnknownEngine};
+pub use error::{ErrorCode, LoadError, NnError};
+pub use graph::{Context, Graph};
+pub use host::{ContextHandle, ErrorHandle, GraphHandle, Names, NnCtx, NnView, TensorHandle, add_to_linker};
+pub use registry::{Registry, RegistryConfig};
+pub use tensor::{Tensor, TensorType};

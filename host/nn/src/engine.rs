@@ -1,0 +1,194 @@
+//! What an engine must do to stand behind `wasi:nn`. An engine loads graphs, a graph makes execution contexts, a context
+//! computes; what the guest sends is checked before it gets here (see [`Graph`](crate::Graph)), so engines stay small.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{LoadError, NnError};
+use crate::registry::RegistryConfig;
+use crate::tensor::Tensor;
+
+/// The engines that can run an ONNX graph; chosen per named graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// tract: pure Rust, on the CPU, part of this binary.
+    #[default]
+    Tract,
+}
+
+/// The name of no engine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no engine named {0:?}; the engines are: tract")]
+pub struct UnknownEngine(String);
+
+impl FromStr for Engine {
+    type Err = UnknownEngine;
+
+    fn from_str(name: &str) -> Result<Self, UnknownEngine> {
+        match name {
+            "tract" => Ok(Self::Tract),
+            _ => Err(UnknownEngine(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tract => "tract",
+        })
+    }
+}
+
+/// Where an engine reads a graph from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GraphSource<'a> {
+    /// An ONNX file; its external data lies in the same directory.
+    File(&'a Path),
+    /// An ONNX model in memory, without external data.
+    Bytes(&'a [u8]),
+}
+
+impl GraphSource<'_> {
+    /// How error texts name it.
+    pub(crate) fn origin(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Bytes(_) => "graph".to_owned(),
+        }
+    }
+}
+
+/// One dimension of a graph's input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dimension {
+    /// Always this size.
+    Fixed(usize),
+    /// Any size, the same wherever the symbol stands.
+    Symbol(String),
+    /// Anything else: known only when the graph runs.
+    Unknown,
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::Symbol(name) => f.write_str(name),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
+
+/// The element type of a graph's input or output: what the graph itself declares, which may be none of the WIT's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// One of the WIT's.
+    Wit(crate::tensor::TensorType),
+    /// A truth value; a guest passes and gets `u8` (0 or 1).
+    Bool,
+    /// A guest passes and gets `i32`.
+    I8,
+    /// A guest passes and gets `i32`.
+    I16,
+    /// A guest passes and gets `i32`.
+    U16,
+    /// A guest passes and gets `i64`.
+    U32,
+    /// A guest passes and gets `i64`.
+    U64,
+}
+
+impl ElementType {
+    /// What a guest passes and gets for it.
+    pub fn wit(self) -> crate::tensor::TensorType {
+        use crate::tensor::TensorType;
+        match self {
+            Self::Wit(ty) => ty,
+            Self::Bool => TensorType::U8,
+            Self::I8 | Self::I16 | Self::U16 => TensorType::I32,
+            Self::U32 | Self::U64 => TensorType::I64,
+        }
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wit(ty) => ty.fmt(f),
+            Self::Bool => f.write_str("bool"),
+            Self::I8 => f.write_str("i8"),
+            Self::I16 => f.write_str("i16"),
+            Self::U16 => f.write_str("u16"),
+            Self::U32 => f.write_str("u32"),
+            Self::U64 => f.write_str("u64"),
+        }
+    }
+}
+
+/// The name, element type and shape of a graph's input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name by which guests pass and find it.
+    pub name: String,
+    /// What the graph declares; guests see [`ElementType::wit`] of it.
+    pub element: ElementType,
+    /// One per dimension; `None` when the rank is known only when the graph runs.
+    pub dimensions: Option<Vec<Dimension>>,
+}
+
+impl fmt::Display for TensorInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.element)?;
+        match &self.dimensions {
+            Some(dimensions) => {
+                let dimensions: Vec<String> = dimensions.iter().map(Dimension::to_string).collect();
+                write!(f, "[{}]", dimensions.join(", "))
+            }
+            None => f.write_str("[…]"),
+        }
+    }
+}
+
+/// An engine that can load graphs.
+pub(crate) trait Backend: Send + Sync {
+    /// Loads a graph, within the bounds of `config`.
+    ///
+    /// # Errors
+    /// When the graph is malformed, past a bound, or uses what the engine lacks. It may also panic on a hostile graph: the
+    /// caller catches that.
+    fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError>;
+}
+
+/// A graph that an engine loaded: immutable, shared by every context.
+pub(crate) trait BackendGraph: Send + Sync {
+    /// The inputs, in the graph's order.
+    fn inputs(&self) -> &[TensorInfo];
+
+    /// The outputs, in the graph's order.
+    fn outputs(&self) -> &[TensorInfo];
+
+    /// The weights, in bytes as the graph stores them.
+    fn parameter_bytes(&self) -> u64;
+
+    /// A context of its own for one caller.
+    ///
+    /// # Errors
+    /// When the engine cannot make one.
+    fn context(&self) -> Result<Box<dyn BackendContext>, NnError>;
+
+    /// Waits until work that the engine does beside its callers (building plans, say) is done.
+    fn settle(&self) {}
+}
+
+/// What one caller computes with. It may be left in any state after an error or a panic: the caller then drops it.
+pub(crate) trait BackendContext: Send {
+    /// Computes the outputs, in the graph's order, from the inputs in the graph's order. The inputs have been checked:
+    /// types, ranks, lengths and symbols agree with [`BackendGraph::inputs`].
+    ///
+    /// # Errors
+    /// When the engine fails.
+    fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError>;
+}

@@ -1,0 +1,218 @@
+//! A loaded graph and its execution contexts, whatever the engine: every check of what a guest sends is made here, and no
+//! panic of an engine gets past here.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, TensorInfo};
+use crate::error::{LoadError, NnError};
+use crate::registry::RegistryConfig;
+use crate::tensor::Tensor;
+use crate::tract::Tract;
+
+/// A graph, loaded once and shared: cheap to clone inside its `Arc`, safe to use from every thread.
+pub struct Graph {
+    name: String,
+    engine: Engine,
+    backend: Arc<dyn BackendGraph>,
+    tensor_bytes_max: usize,
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").field("name", &self.name).field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+impl Graph {
+    /// Loads a graph with an engine.
+    ///
+    /// # Errors
+    /// When it is malformed, past a bound, or not for this engine. An engine's panic is an error too.
+    pub(crate) fn load(
+        name: &str,
+        source: GraphSource<'_>,
+        engine: Engine,
+        config: &RegistryConfig,
+    ) -> Result<Self, LoadError> {
+        let backend: &dyn Backend = match engine {
+            Engine::Tract => &Tract,
+        };
+        let backend = catch_unwind(AssertUnwindSafe(|| backend.load(source, config))).unwrap_or_else(|panic| {
+            let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));
+            Err(LoadError::Broken { origin: source.origin(), reason })
+        })?;
+        Ok(Self { name: name.to_owned(), engine, backend, tensor_bytes_max: config.tensor_bytes_max })
+    }
+
+    /// The name it was registered under; empty for a graph that a guest brought.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The engine that runs it.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Its inputs, in the graph's order.
+    pub fn inputs(&self) -> &[TensorInfo] {
+        self.backend.inputs()
+    }
+
+    /// Its outputs, in the graph's order.
+    pub fn outputs(&self) -> &[TensorInfo] {
+        self.backend.outputs()
+    }
+
+    /// Its weights, in bytes as the graph stores them.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.backend.parameter_bytes()
+    }
+
+    /// Waits until plans that are being built beside the callers are done. For benches and tests.
+    pub fn settle(&self) {
+        self.backend.settle();
+    }
+
+    /// A context for one caller; one per replica.
+    ///
+    /// # Errors
+    /// When the engine cannot make one.
+    pub fn context(self: &Arc<Self>) -> Result<Context, NnError> {
+        Ok(Context { graph: self.clone(), backend: Some(self.backend_context()?) })
+    }
+
+    fn backend_context(&self) -> Result<Box<dyn BackendContext>, NnError> {
+        let made = catch_unwind(AssertUnwindSafe(|| self.backend.context()));
+        made.unwrap_or_else(|panic| Err(self.panicked(panic.as_ref())))
+    }
+
+    fn panicked(&self, panic: &(dyn Any + Send)) -> NnError {
+        NnError::runtime(format!("{} failed inside: {}", self.engine, panic_text(panic)))
+    }
+
+    /// Puts the named tensors in the graph's order; checks all that can be checked before the engine runs.
+    fn arrange(&self, tensors: Vec<(String, Tensor)>) -> Result<Vec<Tensor>, NnError> {
+        let infos = self.inputs();
+        let mut places: Vec<Option<Tensor>> = infos.iter().map(|_| None).collect();
+        for (name, tensor) in tensors {
+            let Some(place) = infos.iter().position(|info| info.name == name) else {
+                let known: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
+                let name = shown(&name);
+                return Err(NnError::invalid(format!(
+                    "there is no input {name}; the inputs are: {}",
+                    known.join(", ")
+                )));
+            };
+            if places[place].replace(tensor).is_some() {
+                return Err(NnError::invalid(format!("input {} is given more than once", shown(&name))));
+            }
+        }
+        let mut symbols = HashMap::new();
+        let mut arranged = Vec::with_capacity(infos.len());
+        for (info, place) in infos.iter().zip(places) {
+            let tensor = place.ok_or_else(|| NnError::invalid(format!("input {:?} is missing", info.name)))?;
+            check_input(info, &tensor, self.tensor_bytes_max, &mut symbols)?;
+            arranged.push(tensor);
+        }
+        Ok(arranged)
+    }
+}
+
+/// A name from a guest, bounded so that an error text stays one.
+fn shown(name: &str) -> String {
+    const CHARS_MAX: usize = 64;
+    match name.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{:?}…", &name[..end]),
+        None => format!("{name:?}"),
+    }
+}
+
+fn check_input<'a>(
+    info: &'a TensorInfo,
+    tensor: &Tensor,
+    bytes_max: usize,
+    symbols: &mut HashMap<&'a str, (u32, &'a str)>,
+) -> Result<(), NnError> {
+    let name = &info.name;
+    tensor.check(&format_args!("input {name:?}"), bytes_max)?;
+    if tensor.ty != info.element.wit() {
+        return Err(NnError::invalid(format!(
+            "input {name:?} is {} but the graph takes {}",
+            tensor.ty,
+            info.element.wit()
+        )));
+    }
+    let Some(dimensions) = &info.dimensions else { return Ok(()) };
+    let wrong = |why: String| {
+        NnError::invalid(format!(
+            "input {name:?} has dimensions {:?} but the graph takes {info}{why}",
+            tensor.dimensions
+        ))
+    };
+    if tensor.dimensions.len() != dimensions.len() {
+        return Err(wrong(format!(" of rank {}", dimensions.len())));
+    }
+    for (given, declared) in tensor.dimensions.iter().zip(dimensions) {
+        match declared {
+            Dimension::Fixed(size) if *size != *given as usize => return Err(wrong(String::new())),
+            Dimension::Symbol(symbol) => {
+                let (bound, first) = *symbols.entry(symbol.as_str()).or_insert((*given, name.as_str()));
+                if bound != *given {
+                    return Err(wrong(format!(", and {symbol} is {bound} in input {first:?}")));
+                }
+            }
+            Dimension::Fixed(_) | Dimension::Unknown => {}
+        }
+    }
+    Ok(())
+}
+
+/// What one caller computes with. Contexts of one graph share its weights and plans.
+pub struct Context {
+    graph: Arc<Graph>,
+    /// `None` after a failure, until the next call makes a new one.
+    backend: Option<Box<dyn BackendContext>>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("graph", &self.graph).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The graph it computes.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// Computes every output from the named inputs. After an error the context can be used again.
+    ///
+    /// # Errors
+    /// `invalid-argument` when a name, type, shape or length is wrong, `too-large` past a bound, `runtime-error` when the
+    /// engine fails or panics, `unsupported-operation` when an output has a type that the WIT cannot carry.
+    pub fn compute(&mut self, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, NnError> {
+        let inputs = self.graph.arrange(inputs)?;
+        let mut backend = match self.backend.take() {
+            Some(backend) => backend,
+            None => self.graph.backend_context()?,
+        };
+        let computed = catch_unwind(AssertUnwindSafe(|| backend.compute(&inputs)));
+        let outputs = computed.unwrap_or_else(|panic| Err(self.graph.panicked(panic.as_ref())))?;
+        self.backend = Some(backend);
+        Ok(self.graph.outputs().iter().map(|info| info.name.clone()).zip(outputs).collect())
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "a panic without a text",
+    }
+}

@@ -1,0 +1,161 @@
+//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and `model.onnx` or `onnx/model.onnx` in
+//! one directory. What a model is for, its labels, its bounds and its padding are read from there.
+
+mod config;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use config::{FunctionToApply, ProblemType, Task};
+
+use crate::error::LoadError;
+
+/// The largest JSON file that is read, in bytes.
+const JSON_BYTES_MAX: u64 = 256 << 20;
+
+/// What is wrong with a model directory, in one sentence that names the file.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ModelError {
+    /// The directory itself is not there.
+    #[error("{}: there is no such directory", .0.display())]
+    NoDirectory(PathBuf),
+    /// A file that a model needs is not there.
+    #[error("{}: {file} is missing", dir.display())]
+    Missing {
+        /// The model directory.
+        dir: PathBuf,
+        /// The file, relative to it.
+        file: String,
+    },
+    /// A file cannot be read.
+    #[error("{}: {file} cannot be read: {reason}", dir.display())]
+    Unreadable {
+        /// The model directory.
+        dir: PathBuf,
+        /// The file, relative to it.
+        file: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{}: {file} is not valid JSON: {reason}", dir.display())]
+    Json {
+        /// The model directory.
+        dir: PathBuf,
+        /// The file, relative to it.
+        file: String,
+        /// What the parser said, with line and column.
+        reason: String,
+    },
+    /// A file is JSON but says something that cannot be.
+    #[error("{}: {file}: {reason}", dir.display())]
+    Contradiction {
+        /// The model directory.
+        dir: PathBuf,
+        /// The file, relative to it.
+        file: String,
+        /// Which key, and what is wrong with it.
+        reason: String,
+    },
+    /// The graph cannot be loaded.
+    #[error(transparent)]
+    Graph(#[from] LoadError),
+}
+
+/// A model directory that has been read: everything but the graph's weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelDir {
+    /// The directory.
+    pub path: PathBuf,
+    /// What the model is for.
+    pub task: Task,
+    /// The architecture family of `config.json` (`bert`, `roberta`, …); empty when it does not say.
+    pub model_type: String,
+    /// The labels in the order of their ids; empty for feature extraction.
+    pub labels: Vec<String>,
+    /// How the scores of a text classification are to be read, when `config.json` says.
+    pub problem_type: Option<ProblemType>,
+    /// The function from logits to scores, when `config.json` says.
+    pub function_to_apply: Option<FunctionToApply>,
+    /// The longest input, in tokens, special tokens included.
+    pub tokens_max: u32,
+    /// The token that fills a batch up.
+    pub pad_token_id: u32,
+    /// The tokenizer's file.
+    pub tokenizer: PathBuf,
+    /// The graph's file.
+    pub onnx: PathBuf,
+}
+
+impl ModelDir {
+    /// Reads a model directory. The graph is found but not loaded.
+    ///
+    /// # Errors
+    /// When a file is missing, unreadable, malformed, or says something that cannot be.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if !path.is_dir() {
+            return Err(ModelError::NoDirectory(path.to_owned()));
+        }
+        let config: config::Config = required_json(path, "config.json")?;
+        let tokenizer = path.join("tokenizer.json");
+        // Only its form is checked here: the infer component is who understands it.
+        let _: serde::de::IgnoredAny = required_json(path, "tokenizer.json")?;
+        let tokenizer_config: config::TokenizerConfig =
+            optional_json(path, "tokenizer_config.json")?.unwrap_or_default();
+        let sentences: config::SentenceConfig = optional_json(path, "sentence_bert_config.json")?.unwrap_or_default();
+        let onnx = onnx_file(path)?;
+        let contradiction =
+            |reason: String| ModelError::Contradiction { dir: path.to_owned(), file: "config.json".to_owned(), reason };
+        let task = config.task();
+        Ok(Self {
+            path: path.to_owned(),
+            task,
+            labels: config.labels(task).map_err(contradiction)?,
+            problem_type: config.problem_type(task).map_err(contradiction)?,
+            function_to_apply: config.function_to_apply().map_err(contradiction)?,
+            tokens_max: config::tokens_max(&config, &tokenizer_config, &sentences).map_err(contradiction)?,
+            pad_token_id: config::pad_token_id(&config, &tokenizer_config).map_err(contradiction)?,
+            model_type: config.model_type.unwrap_or_default(),
+            tokenizer,
+            onnx,
+        })
+    }
+}
+
+/// The ONNX file of a model directory, or the path itself when it is a file.
+pub(crate) fn onnx_file(path: &Path) -> Result<PathBuf, LoadError> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let candidates = [path.join("model.onnx"), path.join("onnx").join("model.onnx")];
+    let found = candidates.into_iter().find(|candidate| candidate.is_file());
+    found.ok_or_else(|| LoadError::Missing { dir: path.to_owned(), file: "model.onnx (or onnx/model.onnx)".to_owned() })
+}
+
+fn required_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Result<T, ModelError> {
+    optional_json(dir, file)?.ok_or_else(|| ModelError::Missing { dir: dir.to_owned(), file: file.to_owned() })
+}
+
+fn optional_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Result<Option<T>, ModelError> {
+    let unreadable = |e: std::io::Error| ModelError::Unreadable {
+        dir: dir.to_owned(),
+        file: file.to_owned(),
+        reason: e.to_string(),
+    };
+    let opened = match File::open(dir.join(file)) {
+        Ok(opened) => opened,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(e)),
+    };
+    let mut bytes = Vec::new();
+    opened.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > JSON_BYTES_MAX {
+        return Err(unreadable(std::io::Error::other(format!("it has more than {JSON_BYTES_MAX} bytes"))));
+    }
+    let invalid =
+        |e: serde_json::Error| ModelError::Json { dir: dir.to_owned(), file: file.to_owned(), reason: e.to_string() };
+    serde_json::from_slice(&bytes).map(Some).map_err(invalid)
+}

@@ -1,0 +1,131 @@
+//! Graphs by name: each is loaded once per process, at registration or at first use, and shared by all who ask for it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::engine::{Engine, GraphSource};
+use crate::error::LoadError;
+use crate::graph::Graph;
+use crate::model::onnx_file;
+
+/// The bounds within which graphs are loaded and run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The largest input or output tensor, in bytes.
+    pub tensor_bytes_max: usize,
+    /// The largest ONNX file with its external data, in bytes.
+    pub graph_bytes_max: u64,
+    /// The largest graph that a guest may bring itself, in bytes; 0 forbids it.
+    pub guest_graph_bytes_max: u64,
+    /// How many fixed-shape plans a graph keeps beside its symbolic one; the least recently used goes first.
+    pub plans_max: usize,
+    /// How often a shape is seen before it gets a plan of its own; 0 keeps every shape on the symbolic plan.
+    pub plan_after_uses: u32,
+    /// How many tensors, contexts, graphs and errors an instance may hold at once.
+    pub resources_max: usize,
+    /// How many bytes of tensors an instance may hold at once.
+    pub resource_bytes_max: usize,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            tensor_bytes_max: 256 << 20,
+            graph_bytes_max: 4 << 30,
+            guest_graph_bytes_max: 64 << 20,
+            plans_max: 16,
+            plan_after_uses: 4,
+            resources_max: 10_000,
+            resource_bytes_max: 1 << 30,
+        }
+    }
+}
+
+struct Entry {
+    path: PathBuf,
+    engine: Engine,
+    loaded: OnceLock<Result<Arc<Graph>, LoadError>>,
+}
+
+/// The graphs of this process, by name.
+#[derive(Default)]
+pub struct Registry {
+    config: RegistryConfig,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("names", &self.names()).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// A registry without graphs.
+    pub fn new(config: RegistryConfig) -> Self {
+        Self { config, entries: Mutex::default() }
+    }
+
+    /// The bounds of this registry.
+    pub fn config(&self) -> &RegistryConfig {
+        &self.config
+    }
+
+    /// Registers the graph of a model directory (or an ONNX file) and loads it now.
+    ///
+    /// # Errors
+    /// When the name is taken or the graph cannot be loaded; then nothing is registered.
+    pub fn insert_dir(&self, name: &str, path: &Path, engine: Engine) -> Result<Arc<Graph>, LoadError> {
+        self.insert_lazy(name, path, engine)?;
+        let loaded = self.graph(name);
+        if loaded.is_err() {
+            self.remove(name);
+        }
+        loaded
+    }
+
+    /// Registers the graph of a model directory (or an ONNX file), to be loaded at its first use.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn insert_lazy(&self, name: &str, path: &Path, engine: Engine) -> Result<(), LoadError> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.contains_key(name) {
+            return Err(LoadError::NameTaken(name.to_owned()));
+        }
+        let entry = Entry { path: path.to_owned(), engine, loaded: OnceLock::new() };
+        entries.insert(name.to_owned(), Arc::new(entry));
+        Ok(())
+    }
+
+    /// Forgets a name. Who holds the graph keeps it. True if there was one.
+    pub fn remove(&self, name: &str) -> bool {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
+    }
+
+    /// The graph of that name, loaded if it was not yet; concurrent callers wait for one load.
+    ///
+    /// # Errors
+    /// When there is none, or its loading failed (now or before: a failed load is not tried again under the same entry).
+    pub fn graph(&self, name: &str) -> Result<Arc<Graph>, LoadError> {
+        let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let entry = entry.ok_or_else(|| LoadError::UnknownName(name.to_owned()))?;
+        entry.loaded.get_or_init(|| self.load(name, &entry)).clone()
+    }
+
+    /// The registered names, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    fn load(&self, name: &str, entry: &Entry) -> Result<Arc<Graph>, LoadError> {
+        let started = std::time::Instant::now();
+        let file = onnx_file(&entry.path)?;
+        let graph = Graph::load(name, GraphSource::File(&file), entry.engine, &self.config)?;
+        let ms = started.elapsed().as_millis() as u64;
+        tracing::info!(name, engine = %entry.engine, file = %file.display(), ms, "graph loaded");
+        Ok(Arc::new(graph))
+    }
+}

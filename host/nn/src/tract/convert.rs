@@ -1,0 +1,132 @@
+//! Tensors of the WIT into tract's and back. tract's values of types that the WIT lacks (bool, i8, TDim, …) become the
+//! nearest that holds them; bf16, which tract lacks, is computed as f32.
+
+use half::bf16;
+use tract_onnx::prelude::*;
+
+use crate::engine::{ElementType, TensorInfo};
+use crate::error::NnError;
+use crate::tensor::{Tensor, TensorType};
+
+type TractTensor = tract_onnx::prelude::Tensor;
+
+/// The engine's value for a checked input.
+pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnError> {
+    let shape: Vec<usize> = tensor.dimensions.iter().map(|d| *d as usize).collect();
+    let name = &info.name;
+    let value = match info.element {
+        ElementType::Wit(TensorType::Bf16) => of_values(&shape, pairs(&tensor.data).map(f32_of_bf16)),
+        ElementType::Wit(ty) => of_bytes(datum_type(ty), &shape, &tensor.data),
+        ElementType::Bool => {
+            if tensor.data.iter().any(|byte| *byte > 1) {
+                return Err(NnError::invalid(format!("input {name:?} is of truth values: 0 or 1 only")));
+            }
+            of_values(&shape, tensor.data.iter().map(|byte| *byte == 1))
+        }
+        ElementType::I8 => of_values(&shape, fitting::<i8, i32>(info, tensor)?),
+        ElementType::I16 => of_values(&shape, fitting::<i16, i32>(info, tensor)?),
+        ElementType::U16 => of_values(&shape, fitting::<u16, i32>(info, tensor)?),
+        ElementType::U32 => of_values(&shape, fitting::<u32, i64>(info, tensor)?),
+        ElementType::U64 => of_values(&shape, fitting::<u64, i64>(info, tensor)?),
+    };
+    match value {
+        Ok(value) => Ok(value.into_tvalue()),
+        Err(error) => Err(NnError::runtime(format!("input {name:?} cannot be passed on: {error}"))),
+    }
+}
+
+/// The tensor for an engine's output.
+pub(super) fn from_tract(info: &TensorInfo, value: &TractTensor, bytes_max: usize) -> Result<Tensor, NnError> {
+    let name = &info.name;
+    let failed = |error: TractError| NnError::runtime(format!("output {name:?} cannot be read: {error}"));
+    let dimensions: Result<Vec<u32>, _> = value.shape().iter().map(|d| u32::try_from(*d)).collect();
+    let ty = info.element.wit();
+    let (Ok(dimensions), true) = (dimensions, value.len().saturating_mul(ty.size_bytes()) <= bytes_max) else {
+        return Err(NnError::too_large(format!(
+            "output {name:?} has dimensions {:?} of {ty}, more than the {bytes_max} bytes allowed",
+            value.shape()
+        )));
+    };
+    if !value.is_plain_ram() {
+        return Err(NnError::unsupported(format!("output {name:?} is in a form of tract's own")));
+    }
+    let data = match (ty, value.datum_type()) {
+        (TensorType::Bf16, DatumType::F32) => {
+            let values = value.try_as_plain_ram().map_err(failed)?;
+            let values = values.as_slice::<f32>().map_err(failed)?;
+            values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+        }
+        (TensorType::I64, DatumType::U64) => {
+            let values = value.try_as_plain_ram().map_err(failed)?;
+            let values = values.as_slice::<u64>().map_err(failed)?;
+            let fits = |v: &u64| i64::try_from(*v).map(i64::to_le_bytes);
+            let values: Result<Vec<[u8; 8]>, _> = values.iter().map(fits).collect();
+            let values =
+                values.map_err(|_| NnError::unsupported(format!("output {name:?} is past the range of i64")))?;
+            values.concat()
+        }
+        (ty, datum) if datum_type(ty) == datum => value.as_bytes().to_vec(),
+        (ty, _) => value.cast_to_dt(datum_type(ty)).map_err(failed)?.as_bytes().to_vec(),
+    };
+    Ok(Tensor { dimensions, ty, data })
+}
+
+fn datum_type(ty: TensorType) -> DatumType {
+    match ty {
+        TensorType::Fp16 => DatumType::F16,
+        TensorType::Fp32 | TensorType::Bf16 => DatumType::F32,
+        TensorType::Fp64 => DatumType::F64,
+        TensorType::U8 => DatumType::U8,
+        TensorType::I32 => DatumType::I32,
+        TensorType::I64 => DatumType::I64,
+    }
+}
+
+fn of_bytes(datum: DatumType, shape: &[usize], bytes: &[u8]) -> TractResult<TractTensor> {
+    let mut tensor = TractTensor::zero_dt(datum, shape)?;
+    let place = tensor.as_bytes_mut();
+    // Checked before: `Tensor::check`. Said again here, because copy_from_slice would panic.
+    if place.len() != bytes.len() {
+        return Err(TractError::msg("the data is not as long as its dimensions say"));
+    }
+    place.copy_from_slice(bytes);
+    Ok(tensor)
+}
+
+fn of_values<T: Datum + Copy>(shape: &[usize], values: impl IntoIterator<Item = T>) -> TractResult<TractTensor> {
+    TractTensor::from_shape(shape, &values.into_iter().collect::<Vec<T>>())
+}
+
+fn pairs(data: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
+    data.chunks_exact(2).map(|b| [b[0], b[1]])
+}
+
+fn f32_of_bf16(bytes: [u8; 2]) -> f32 {
+    bf16::from_le_bytes(bytes).to_f32()
+}
+
+/// An integer of the WIT, read from its bytes.
+trait Wide: Copy + std::fmt::Display {
+    fn all(data: &[u8]) -> Vec<Self>;
+}
+
+impl Wide for i32 {
+    fn all(data: &[u8]) -> Vec<i32> {
+        data.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+}
+
+impl Wide for i64 {
+    fn all(data: &[u8]) -> Vec<i64> {
+        let of = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+        data.chunks_exact(8).map(of).collect()
+    }
+}
+
+fn fitting<N: TryFrom<W>, W: Wide>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
+    let fit = |wide: W| {
+        let (name, element) = (&info.name, info.element);
+        N::try_from(wide).map_err(|_| NnError::invalid(format!("input {name:?} holds {wide}, which is no {element}")))
+    };
+    W::all(&tensor.data).into_iter().map(fit).collect()
+}

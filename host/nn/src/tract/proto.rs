@@ -1,0 +1,222 @@
+//! Reads an ONNX protobuf: within bounds, with external data brought in from the model's own directory, and with bf16,
+//! which tract lacks, widened to f32 (lossless for what the graph stores; what it computes keeps more digits).
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path};
+
+use half::bf16;
+use prost::Message;
+use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
+
+use crate::engine::GraphSource;
+use crate::error::LoadError;
+use crate::registry::RegistryConfig;
+
+const BF16: i32 = DataType::Bfloat16 as i32;
+
+/// A graph as its file has it, whole and in memory.
+pub(super) struct Parsed {
+    pub(super) model: ModelProto,
+    pub(super) output_names: Vec<String>,
+    pub(super) input_bf16: HashSet<String>,
+    pub(super) output_bf16: HashSet<String>,
+    /// Every operator it uses, subgraphs included.
+    pub(super) operators: BTreeSet<String>,
+    /// Weights as stored.
+    pub(super) parameter_bytes: u64,
+}
+
+/// Reads it.
+pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
+    let origin = source.origin();
+    let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
+    let bytes;
+    let (content, directory) = match source {
+        GraphSource::File(path) => {
+            bytes = read_file(path, config.graph_bytes_max)?;
+            (bytes.as_slice(), Some(path.parent().unwrap_or(Path::new("."))))
+        }
+        GraphSource::Bytes(content) => (content, None),
+    };
+    if content.is_empty() {
+        return Err(broken("is empty".to_owned()));
+    }
+    let mut model = ModelProto::decode(content).map_err(|e| broken(format!("truncated or not ONNX: {e}")))?;
+    let bytes_left = config.graph_bytes_max.saturating_sub(content.len() as u64);
+    let Some(graph) = model.graph.as_mut() else {
+        return Err(broken("truncated or not ONNX: there is no graph in it".to_owned()));
+    };
+    let mut walk = Walk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
+    walk.graph(graph).map_err(|fault| match fault {
+        Fault::Missing(file) => LoadError::Missing { dir: directory.unwrap_or(Path::new(".")).to_owned(), file },
+        Fault::Broken(reason) => broken(reason),
+        Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
+    })?;
+    let (operators, parameter_bytes) = (walk.operators, walk.parameter_bytes);
+    let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
+    let output_bf16 = graph.output.iter_mut().filter_map(widen_declared).collect();
+    let output_names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let mut seen = HashSet::new();
+    for name in graph.input.iter().map(|input| &input.name) {
+        if !seen.insert(name) {
+            return Err(broken(format!("malformed graph: two inputs are named {name:?}")));
+        }
+    }
+    if output_names.is_empty() {
+        return Err(broken("malformed graph: it has no output".to_owned()));
+    }
+    Ok(Parsed { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
+}
+
+fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {
+    let unreadable = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => LoadError::Missing {
+            dir: path.parent().unwrap_or(Path::new(".")).to_owned(),
+            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        },
+        _ => LoadError::Unreadable { path: path.to_owned(), reason: e.to_string() },
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(LoadError::Unreadable { path: path.to_owned(), reason: "it is not a file".to_owned() });
+    }
+    if metadata.len() > bytes_max {
+        let reason = format!("has {} bytes, more than the {bytes_max} allowed", metadata.len());
+        return Err(LoadError::TooLarge { origin: path.display().to_string(), reason });
+    }
+    let mut bytes = Vec::with_capacity(metadata.len() as usize);
+    file.take(bytes_max).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+enum Fault {
+    Missing(String),
+    Broken(String),
+    TooLarge(String),
+}
+
+struct Walk<'a> {
+    directory: Option<&'a Path>,
+    bytes_left: u64,
+    parameter_bytes: u64,
+    operators: BTreeSet<String>,
+}
+
+impl Walk<'_> {
+    fn graph(&mut self, graph: &mut GraphProto) -> Result<(), Fault> {
+        for tensor in &mut graph.initializer {
+            self.tensor(tensor)?;
+        }
+        for node in &mut graph.node {
+            if !self.operators.contains(&node.op_type) {
+                self.operators.insert(node.op_type.clone());
+            }
+            for attribute in &mut node.attribute {
+                if node.op_type == "Cast" && attribute.name == "to" && attribute.i == i64::from(BF16) {
+                    attribute.i = i64::from(DataType::Float as i32);
+                }
+                if let Some(tensor) = &mut attribute.t {
+                    self.tensor(tensor)?;
+                }
+                for tensor in &mut attribute.tensors {
+                    self.tensor(tensor)?;
+                }
+                // prost bounds how deeply messages nest, so this recursion is bounded too.
+                for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                    self.graph(graph)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
+        if tensor.data_location == Some(DataLocation::External as i32) {
+            self.bring_in(tensor)?;
+        }
+        let typed = 4 * (tensor.float_data.len() + tensor.int32_data.len())
+            + 8 * (tensor.int64_data.len() + tensor.double_data.len() + tensor.uint64_data.len());
+        self.parameter_bytes += (tensor.raw_data.len() + typed) as u64;
+        if tensor.data_type == BF16 {
+            widen(tensor);
+        }
+        Ok(())
+    }
+
+    /// Reads a tensor's external data. The graph may name only files of its own directory, so that a model cannot read
+    /// what it was not shipped with; a symbolic link in that directory is its owner's doing and is followed.
+    fn bring_in(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
+        let name = tensor.name.clone();
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let number = |key: &str| {
+            let parse = |text: &str| text.trim().parse::<u64>();
+            entry(key).map(parse).transpose().map_err(|_| Fault::Broken(format!("tensor {name:?}: {key} is no number")))
+        };
+        let Some(location) = entry("location") else {
+            return Err(Fault::Broken(format!("tensor {name:?} is external but does not say where")));
+        };
+        let Some(directory) = self.directory else {
+            let text = "a graph passed as bytes cannot have external data: load it by name or put the weights inside";
+            return Err(Fault::Broken(format!("tensor {name:?} lies in {location:?}; {text}")));
+        };
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+        if location.is_empty() || !Path::new(location).components().all(inside) {
+            return Err(Fault::Broken(format!(
+                "tensor {name:?} lies in {location:?}, which is not inside the model's directory"
+            )));
+        }
+        let offset = number("offset")?.unwrap_or(0);
+        let io = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => Fault::Missing(location.to_owned()),
+            _ => Fault::Broken(format!("external data {location:?} cannot be read: {e}")),
+        };
+        let file = File::open(directory.join(location)).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(Fault::Broken(format!("external data {location:?} is not a file")));
+        }
+        let length = match number("length")? {
+            Some(length) => length,
+            None => metadata.len().saturating_sub(offset),
+        };
+        if offset.checked_add(length).is_none_or(|end| end > metadata.len()) {
+            return Err(Fault::Broken(format!(
+                "external data {location:?} has {} bytes but tensor {name:?} takes {length} from byte {offset}",
+                metadata.len()
+            )));
+        }
+        if length > self.bytes_left {
+            return Err(Fault::TooLarge(format!("external data {location:?} is past the bytes allowed for a graph")));
+        }
+        self.bytes_left -= length;
+        let mut data = vec![0; length as usize];
+        file.read_exact_at(&mut data, offset).map_err(io)?;
+        tensor.raw_data = data;
+        tensor.data_location = None;
+        tensor.external_data.clear();
+        Ok(())
+    }
+}
+
+/// Declares an input or output as f32 that was bf16; its name if so.
+fn widen_declared(info: &mut ValueInfoProto) -> Option<String> {
+    let type_proto::Value::TensorType(tensor) = info.r#type.as_mut()?.value.as_mut()?;
+    (tensor.elem_type == BF16).then(|| {
+        tensor.elem_type = DataType::Float as i32;
+        info.name.clone()
+    })
+}
+
+fn widen(tensor: &mut TensorProto) {
+    let raw = tensor.raw_data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]));
+    let ints = tensor.int32_data.iter().map(|bits| bf16::from_bits(*bits as u16));
+    let values: Vec<u8> = raw.chain(ints).flat_map(|v| v.to_f32().to_le_bytes()).collect();
+    tensor.raw_data = values;
+    tensor.int32_data.clear();
+    tensor.data_type = DataType::Float as i32;
+}

@@ -1,1 +1,153 @@
 //! A stand-in for the infer component with canned answers, for composing with the gateway.
+//!
+//! It has no model: its answers are deterministic, plainly made up, and fit to check what the gateway does with them.
+//!
+//! - `classify`: `positive` when the text says `good`, `negative` when it says `bad`, else `neutral`; the score is
+//!   0.75.
+//! - `tokens`: every word that begins with a capital is an entity; its label goes round PER, ORG, LOC, MISC, XYZ.
+//! - `summarize`: `stub summary of N code points`.
+//! - `embed`: four numbers.
+//!
+//! A text may ask for trouble: `!fail` fails in the engine, `!overloaded` is turned away for 2500 ms, `!down` finds
+//! the model unavailable, `!unknown` finds no such model, `!slow` is answered after 300 ms, `!never` only after ten
+//! minutes, `!end` ends the outcomes early, `!outside` puts an entity outside the text. What arrives together is
+//! answered in the reverse order.
+
+mod bindings {
+    #![allow(missing_docs, clippy::all, unreachable_pub)]
+    wit_bindgen::generate!({
+        inline: "
+            package weir:infer-stub;
+            world infer-stub {
+                import wasi:clocks/monotonic-clock@0.3.0;
+                export weir:%stream/infer@0.1.0;
+            }
+        ",
+        path: "../../../wit",
+        world: "weir:infer-stub/infer-stub",
+        generate_all,
+    });
+}
+
+use bindings::{
+    exports::weir::stream::infer::{Guest, Item, ModelInfo, Outcome},
+    wasi::clocks::monotonic_clock,
+    weir::stream::types::{Entity, Failure, LabelScore, ModelKind, Output, Task},
+    wit_stream,
+};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, spawn};
+
+/// Most items taken at once.
+const ITEMS_MAX: usize = 128;
+const SLOW_NS: u64 = 300_000_000;
+const NEVER_NS: u64 = 600_000_000_000;
+
+struct Stub;
+bindings::export!(Stub with_types_in bindings);
+
+impl Guest for Stub {
+    async fn run(mut items: StreamReader<Item>) -> StreamReader<Outcome> {
+        let (mut writer, reader) = wit_stream::new::<Outcome>();
+        spawn(async move {
+            loop {
+                let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
+                for item in batch.into_iter().rev() {
+                    if item.text.contains("!end") {
+                        return;
+                    }
+                    if item.text.contains("!slow") {
+                        monotonic_clock::wait_for(SLOW_NS).await;
+                    }
+                    if item.text.contains("!never") {
+                        monotonic_clock::wait_for(NEVER_NS).await;
+                    }
+                    let outcome = Outcome { id: item.id, result: answer(&item) };
+                    if writer.write_one(outcome).await.is_some() {
+                        return;
+                    }
+                }
+                if !matches!(result, StreamResult::Complete(_)) {
+                    return;
+                }
+            }
+        });
+        reader
+    }
+
+    async fn models() -> Vec<ModelInfo> {
+        let model = |name: &str, kind, labels: &[&str]| ModelInfo {
+            name: name.to_owned(),
+            kind,
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            tokens_max: 512,
+            ready: true,
+        };
+        vec![
+            model("embeddings", ModelKind::FeatureExtraction, &[]),
+            model("entities", ModelKind::TokenClassification, &LABELS),
+            model("sentiment", ModelKind::TextClassification, &["negative", "neutral", "positive"]),
+        ]
+    }
+}
+
+const LABELS: [&str; 5] = ["PER", "ORG", "LOC", "MISC", "XYZ"];
+
+fn answer(item: &Item) -> Result<Output, Failure> {
+    let says = |word: &str| item.text.contains(word);
+    if says("!fail") {
+        return Err(Failure::Engine("stub: asked to fail".to_owned()));
+    }
+    if says("!overloaded") {
+        return Err(Failure::Overloaded(2500));
+    }
+    if says("!down") {
+        return Err(Failure::Unavailable("stub: asked to be down".to_owned()));
+    }
+    if says("!unknown") {
+        return Err(Failure::UnknownModel(item.model.clone()));
+    }
+    Ok(match &item.task {
+        Task::Classify(_) => {
+            let label = if says("good") {
+                "positive"
+            } else if says("bad") {
+                "negative"
+            } else {
+                "neutral"
+            };
+            Output::Labels(vec![LabelScore { label: label.to_owned(), score: 0.75 }])
+        }
+        Task::Tokens(_) => {
+            let mut entities = capitals(&item.text);
+            if says("!outside") {
+                entities.push(entity("PER", String::new(), 100_000, 100_001));
+            }
+            Output::Entities(entities)
+        }
+        Task::Embed(_) => Output::Embedding(vec![0.5, -0.5, 0.5, -0.5]),
+        Task::Summarize(_) => Output::Summary(format!("stub summary of {} code points", item.text.chars().count())),
+    })
+}
+
+/// Words that begin with a capital, with offsets in code points.
+fn capitals(text: &str) -> Vec<Entity> {
+    let mut entities = Vec::new();
+    let mut word = String::new();
+    for (at, c) in text.chars().chain([' ']).enumerate() {
+        if c.is_alphanumeric() {
+            word.push(c);
+            continue;
+        }
+        let word = std::mem::take(&mut word);
+        if word.starts_with(char::is_uppercase) {
+            let label = LABELS[entities.len() % LABELS.len()];
+            let length = word.chars().count();
+            entities.push(entity(label, word, at - length, at));
+        }
+    }
+    entities
+}
+
+fn entity(label: &str, word: String, start: usize, end: usize) -> Entity {
+    Entity { label: label.to_owned(), score: 0.75, index: None, word, start: start as u32, end: end as u32 }
+}

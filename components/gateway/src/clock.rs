@@ -1,0 +1,48 @@
+//! The clocks of `wasi:clocks`.
+
+use std::future::Future;
+
+use futures::future::{Either, select};
+use spin_sdk::wasip3::clocks::{monotonic_clock, system_clock};
+use weir_core::process::Now;
+
+const NS_PER_MS: u64 = 1_000_000;
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// Both clocks. A wall clock before 1970 reads as 1970.
+pub(crate) fn now() -> Now {
+    let wall = system_clock::now();
+    let seconds = u64::try_from(wall.seconds).unwrap_or(0);
+    Now {
+        monotonic_ns: monotonic_clock::now(),
+        unix_ns: seconds.saturating_mul(NS_PER_S).saturating_add(u64::from(wall.nanoseconds)),
+    }
+}
+
+/// A moment that something must not pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    at_ns: u64,
+}
+
+impl Deadline {
+    /// So many milliseconds after a time.
+    pub(crate) fn after(began: Now, ms: u64) -> Self {
+        Self { at_ns: began.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
+    }
+
+    /// Resolves when the moment has come.
+    pub(crate) async fn passed(self) {
+        monotonic_clock::wait_until(self.at_ns).await;
+    }
+
+    /// What the future resolves to, or none when the moment comes first; the future is then dropped.
+    pub(crate) async fn bound<T>(self, future: impl Future<Output = T>) -> Option<T> {
+        let future = std::pin::pin!(future);
+        let passed = std::pin::pin!(self.passed());
+        match select(future, passed).await {
+            Either::Left((value, _)) => Some(value),
+            Either::Right(((), _)) => None,
+        }
+    }
+}

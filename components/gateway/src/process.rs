@@ -1,0 +1,177 @@
+//! `POST /process-stream` and `POST /process-batch`: a [`Process`] driven by the clocks, inference and the client.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{pending, poll_fn},
+    ops::ControlFlow,
+    pin::pin,
+    task::{Poll, Waker},
+};
+
+use futures::future::{Either, select};
+use spin_sdk::wasip3::{
+    http::types::ErrorCode,
+    wit_bindgen::{FutureReader, StreamWriter},
+};
+use weir_codec::{
+    event::{self, BatchAnswer},
+    frame::Framing,
+    problem::Problem,
+    request::ProcessRequest,
+};
+use weir_core::{
+    failure::Failure,
+    process::{Event, Now, Process},
+};
+
+use crate::{
+    clock::{self, Deadline},
+    infer,
+    settings::Settings,
+};
+
+/// Answers a request whole, or with the problem that stopped it.
+pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: Now) -> Result<Vec<u8>, Problem> {
+    let process = RefCell::new(Process::new(request.into_batch(), began));
+    let mut answer = BatchAnswer::default();
+    let mut stopped = None;
+    let collect = || {
+        while let Some(event) = process.borrow_mut().poll_event(clock::now()) {
+            if let Err((step, failure)) = answer.handle_event(event) {
+                stopped.get_or_insert_with(|| Problem::failed(step, &failure));
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    let deadline = Deadline::after(began, settings.request_timeout_ms);
+    if deadline.bound(infer::exchange(&process, settings, collect)).await.is_none() {
+        return Err(Problem::request_timeout(settings.request_timeout_ms));
+    }
+    match stopped {
+        Some(problem) => Err(problem),
+        None => Ok(answer.to_json()),
+    }
+}
+
+/// Writes the events of a request until the last, or until the client is gone.
+///
+/// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
+/// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
+/// the streams to inference are dropped and with them the work that is left. `sent` is what the host says of the
+/// response: an error there is a client that has left while there was nothing to write.
+pub(crate) async fn stream(
+    request: ProcessRequest,
+    framing: Framing,
+    settings: &Settings,
+    began: Now,
+    mut client: StreamWriter<u8>,
+    sent: FutureReader<Result<(), ErrorCode>>,
+) {
+    let process = RefCell::new(Process::new(request.into_stream(), began));
+    let mut drawing = Drawing { framing, events: 0 };
+    let whole = pin!(async {
+        let mut first = Vec::new();
+        if let Some(event) = process.borrow_mut().poll_event(clock::now()) {
+            drawing.draw(&event, &mut first);
+        }
+        if client.write_all(first).await.is_empty() {
+            rest(&process, &mut drawing, settings, began, &mut client).await;
+        }
+    });
+    let gone = pin!(async {
+        if sent.await.is_ok() {
+            pending::<()>().await;
+        }
+    });
+    // A client may take as long again to read as the work may take.
+    let deadline = Deadline::after(began, settings.request_timeout_ms.saturating_mul(2));
+    deadline.bound(select(whole, gone)).await;
+}
+
+/// Everything after the first event.
+async fn rest(
+    process: &RefCell<Process>,
+    drawing: &mut Drawing,
+    settings: &Settings,
+    began: Now,
+    client: &mut StreamWriter<u8>,
+) {
+    let changed = Signal::default();
+    let aborted = Cell::new(None);
+    let work = pin!(async {
+        let exchange = infer::exchange(process, settings, || {
+            changed.notify();
+            ControlFlow::Continue(())
+        });
+        let timeout_ms = settings.request_timeout_ms;
+        if Deadline::after(began, timeout_ms).bound(exchange).await.is_none() {
+            aborted.set(process.borrow_mut().handle_abort(Failure::RequestTimeout { timeout_ms }));
+            changed.notify();
+        }
+    });
+    let write = pin!(async {
+        loop {
+            let mut out = Vec::new();
+            while let Some(event) = process.borrow_mut().poll_event(clock::now()) {
+                drawing.draw(&event, &mut out);
+            }
+            if let Some(event) = aborted.take() {
+                drawing.draw(&event, &mut out);
+            }
+            if !out.is_empty() {
+                if !client.write_all(out).await.is_empty() {
+                    return;
+                }
+            } else if process.borrow().is_done() {
+                return;
+            } else {
+                changed.wait().await;
+            }
+        }
+    });
+    if let Either::Left(((), write)) = select(work, write).await {
+        write.await;
+    }
+}
+
+/// Events as bytes.
+struct Drawing {
+    framing: Framing,
+    /// How many were drawn.
+    events: u64,
+}
+
+impl Drawing {
+    fn draw(&mut self, event: &Event, out: &mut Vec<u8>) {
+        self.events += 1;
+        self.framing.push(out, self.events, event::status(event), &event::to_json(event));
+    }
+}
+
+/// Tells one half of a task that the other has changed something.
+#[derive(Default)]
+struct Signal {
+    set: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Signal {
+    fn notify(&self) {
+        self.set.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self) {
+        poll_fn(|context| {
+            if self.set.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,1 +1,41 @@
-//! The infer component: tokenizes, batches and runs texts through wasi:nn.
+//! The infer component: tokenizes, batches and runs texts through `wasi:nn`.
+//!
+//! Read in this order:
+//! - [`config`]: what a model directory says about its model.
+//! - [`tokenize`]: texts into sequences of token ids.
+//! - [`sentences`]: texts into sentences.
+//! - [`job`]: one item as sequences to compute, and their results as one outcome; it uses [`classify`], [`entities`],
+//!   [`embed`] and [`summarize`] for what is particular to a task.
+//! - `graph`, `models` and `service`: the parts that touch the world: `wasi:nn`, the `/models` directory, the streams.
+//!
+//! All but the last line is pure and tested natively; the last exists for wasm32 only.
+
+/// The generated bindings of the world `infer-service`.
+#[allow(missing_docs)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        world: "infer-service",
+        path: "../../wit",
+        additional_derives: [PartialEq],
+        generate_all,
+    });
+}
+
+/// The records of `weir:stream/types`.
+pub use bindings::weir::stream::types;
+
+pub mod classify;
+pub mod config;
+pub mod embed;
+pub mod entities;
+pub mod job;
+pub mod sentences;
+pub mod summarize;
+pub mod tokenize;
+
+#[cfg(target_arch = "wasm32")]
+mod graph;
+#[cfg(target_arch = "wasm32")]
+mod models;
+#[cfg(target_arch = "wasm32")]
+mod service;

@@ -1,0 +1,322 @@
+//! One item: what its text needs computed, and how the results become its outcome.
+
+use crate::classify::label_scores;
+use crate::config::ModelConfig;
+use crate::embed::{normalize, pool};
+use crate::entities::{CodePoints, find_entities};
+use crate::sentences::split_sentences;
+use crate::summarize;
+use crate::tokenize::{ModelTokenizer, Sequence, TokenizeError};
+use crate::types::{
+    ClassifyOptions, Entity, Failure, Item, ModelKind, Output, Overflow, SummaryOptions, Task, TokenOptions, TooLong,
+};
+use std::rc::Rc;
+use weir_core::summary::SummaryBounds;
+
+/// The longest text that is read.
+pub const TEXT_BYTES_MAX: usize = 1_000_000;
+
+/// What an item's model is, without its graph.
+pub struct ModelFiles {
+    /// What its configuration says.
+    pub config: ModelConfig,
+    /// Its tokenizer.
+    pub tokenizer: ModelTokenizer,
+}
+
+/// What one sequence of a batch came out as.
+#[derive(Debug, Clone, Copy)]
+pub struct RowOutput<'a> {
+    /// The numbers, row by row.
+    pub values: &'a [f32],
+    /// `[labels]` or `[hidden]`; with a vector for each token of the padded batch `[sequence, labels]` or
+    /// `[sequence, hidden]`.
+    pub shape: &'a [usize],
+}
+
+/// An item ready to be computed.
+pub struct Job {
+    files: Rc<ModelFiles>,
+    work: Work,
+    /// How many sequences have no result yet.
+    parts_left: usize,
+}
+
+/// An item after tokenizing: either some sequences have to be computed, or there is nothing to compute.
+pub enum Prepared {
+    /// The sequences to compute; their positions are the `part` of [`Job::accept`].
+    Compute(Job, Vec<Sequence>),
+    /// The result is known already.
+    Done(Result<Output, Failure>),
+}
+
+enum Work {
+    Classify(ClassifyOptions),
+    Tokens {
+        text: CodePoints,
+        options: TokenOptions,
+        /// The first code point of each part.
+        bases: Vec<usize>,
+        /// The entities of each part.
+        found: Vec<Vec<Entity>>,
+    },
+    Embed {
+        normalize: bool,
+    },
+    Summarize {
+        sentences: Vec<String>,
+        /// Tokens of each sentence without special tokens.
+        lengths: Vec<usize>,
+        bounds: SummaryBounds,
+        vectors: Vec<Vec<f32>>,
+    },
+}
+
+/// Checks an item and tokenizes it.
+pub fn prepare(item: Item, files: &Rc<ModelFiles>) -> Prepared {
+    match check(&item, files.config.kind).and_then(|()| tokenize(item, files)) {
+        Ok(prepared) => prepared,
+        Err(failure) => Prepared::Done(Err(failure)),
+    }
+}
+
+/// Refuses what can be refused without a model.
+pub fn check_sizes(item: &Item) -> Result<(), Failure> {
+    let longest = item.text.len().max(item.text_pair.as_ref().map_or(0, String::len));
+    if longest > TEXT_BYTES_MAX {
+        return Err(Failure::InvalidInput(format!("a text may have {TEXT_BYTES_MAX} bytes, this one has {longest}")));
+    }
+    Ok(())
+}
+
+fn check(item: &Item, kind: ModelKind) -> Result<(), Failure> {
+    check_sizes(item)?;
+    let invalid = |text: String| Err(Failure::InvalidInput(text));
+    let (task, wanted) = match item.task {
+        Task::Classify(_) => ("classify", ModelKind::TextClassification),
+        Task::Tokens(_) => ("tokens", ModelKind::TokenClassification),
+        Task::Embed(_) => ("embed", ModelKind::FeatureExtraction),
+        Task::Summarize(_) => ("summarize", ModelKind::FeatureExtraction),
+    };
+    if kind != wanted {
+        let (wanted, kind) = (kind_name(wanted), kind_name(kind));
+        return invalid(format!("{task} needs a {wanted} model, and {} is a {kind} model", item.model));
+    }
+    if item.text_pair.is_some() && !matches!(item.task, Task::Classify(_)) {
+        return invalid(format!("{task} takes one text, not a pair"));
+    }
+    if item.overflow == Overflow::Split && matches!(item.task, Task::Classify(_) | Task::Embed(_)) {
+        return invalid(format!("{task} cannot split a text: use truncate or fail"));
+    }
+    if let Task::Summarize(SummaryOptions { tokens_min, tokens_max }) = item.task
+        && (tokens_max == 0 || tokens_min > tokens_max)
+    {
+        return invalid(format!("tokens-min is {tokens_min} and tokens-max is {tokens_max}: 0 < max and min <= max"));
+    }
+    Ok(())
+}
+
+/// The name of a kind as the Hugging Face hub writes it.
+fn kind_name(kind: ModelKind) -> &'static str {
+    match kind {
+        ModelKind::TextClassification => "text-classification",
+        ModelKind::TokenClassification => "token-classification",
+        ModelKind::FeatureExtraction => "feature-extraction",
+    }
+}
+
+fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
+    let Item { text, text_pair, overflow, task, .. } = item;
+    let (work, parts) = match task {
+        Task::Classify(options) => {
+            let sequence = one_sequence(&text, text_pair.as_deref(), overflow, &files.tokenizer)?;
+            (Work::Classify(options), vec![sequence])
+        }
+        Task::Embed(options) => {
+            let sequence = one_sequence(&text, None, overflow, &files.tokenizer)?;
+            (Work::Embed { normalize: options.normalize }, vec![sequence])
+        }
+        Task::Tokens(options) => tokens_work(text, overflow, options, &files.tokenizer)?,
+        Task::Summarize(options) => {
+            let bounds = SummaryBounds {
+                tokens_min: options.tokens_min as usize,
+                tokens_max: options.tokens_max as usize,
+            };
+            match summary_work(&text, overflow, bounds, &files.tokenizer)? {
+                Ok(work) => work,
+                Err(summary) => return Ok(Prepared::Done(Ok(Output::Summary(summary)))),
+            }
+        }
+    };
+    if parts.iter().any(|sequence| sequence.ids.is_empty()) {
+        return Err(Failure::InvalidInput("the text has no tokens".to_owned()));
+    }
+    if parts.is_empty() {
+        return Ok(Prepared::Done(Ok(Output::Entities(Vec::new()))));
+    }
+    Ok(Prepared::Compute(Job { files: files.clone(), work, parts_left: parts.len() }, parts))
+}
+
+fn one_sequence(
+    text: &str,
+    pair: Option<&str>,
+    overflow: Overflow,
+    tokenizer: &ModelTokenizer,
+) -> Result<Sequence, Failure> {
+    let tokenized = tokenizer.tokenize(text, pair).map_err(unreadable)?;
+    if overflow == Overflow::Fail {
+        fits(tokenized.tokens_total, tokenizer)?;
+    }
+    Ok(tokenized.sequence)
+}
+
+fn fits(tokens: usize, tokenizer: &ModelTokenizer) -> Result<(), Failure> {
+    if tokens <= tokenizer.tokens_max() {
+        return Ok(());
+    }
+    // A text of at most 1,000,000 bytes has fewer tokens than a u32 counts.
+    Err(Failure::TooLong(TooLong { tokens: tokens as u32, tokens_max: tokenizer.tokens_max() as u32 }))
+}
+
+fn tokens_work(
+    text: String,
+    overflow: Overflow,
+    options: TokenOptions,
+    tokenizer: &ModelTokenizer,
+) -> Result<(Work, Vec<Sequence>), Failure> {
+    let (text, bases, parts) = if overflow == Overflow::Split {
+        let ranges = split_sentences(&text);
+        let text = CodePoints::new(text);
+        let (mut bases, mut parts) = (Vec::new(), Vec::new());
+        for range in ranges {
+            let base = text.at_byte(range.start);
+            for piece in tokenizer.tokenize_pieces(&text.text()[range]).map_err(unreadable)? {
+                bases.push(base);
+                parts.push(piece);
+            }
+        }
+        (text, bases, parts)
+    } else {
+        let sequence = one_sequence(&text, None, overflow, tokenizer)?;
+        (CodePoints::new(text), vec![0], vec![sequence])
+    };
+    let found = vec![Vec::new(); parts.len()];
+    Ok((Work::Tokens { text, options, bases, found }, parts))
+}
+
+/// The sentences to embed or, for a text of at most one sentence, the summary itself.
+#[allow(clippy::type_complexity)]
+fn summary_work(
+    text: &str,
+    overflow: Overflow,
+    bounds: SummaryBounds,
+    tokenizer: &ModelTokenizer,
+) -> Result<Result<(Work, Vec<Sequence>), String>, Failure> {
+    let mut text = text.trim();
+    if overflow != Overflow::Split {
+        let ends = tokenizer.token_ends(text).map_err(unreadable)?;
+        if overflow == Overflow::Fail {
+            fits(ends.len() + tokenizer.tokens_max() - tokenizer.room(), tokenizer)?;
+        }
+        if ends.len() > tokenizer.room() {
+            text = &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])];
+        }
+    }
+    let sentences = summarize::sentences_of(text);
+    if sentences.len() < 2 {
+        let summary = summarize::cut(text, bounds, tokenizer).map_err(unreadable)?;
+        return Ok(Err(summary.to_owned()));
+    }
+    let (mut lengths, mut parts) = (Vec::new(), Vec::new());
+    for sentence in &sentences {
+        let tokenized = tokenizer.tokenize(sentence, None).map_err(unreadable)?;
+        lengths.push(tokenized.tokens_total + tokenizer.room() - tokenizer.tokens_max());
+        parts.push(tokenized.sequence);
+    }
+    let vectors = vec![Vec::new(); parts.len()];
+    Ok(Ok((Work::Summarize { sentences, lengths, bounds, vectors }, parts)))
+}
+
+fn unreadable(error: TokenizeError) -> Failure {
+    Failure::InvalidInput(error.to_string())
+}
+
+impl Job {
+    /// Takes the result of one of the job's sequences; returns the outcome once every one has been taken, or as soon
+    /// as it is clear that there is none.
+    pub fn accept(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Option<Result<Output, Failure>> {
+        self.parts_left -= 1;
+        match self.take(part, sequence, output) {
+            Err(failure) => Some(Err(failure)),
+            Ok(Some(output)) => Some(Ok(output)),
+            Ok(None) if self.parts_left == 0 => Some(self.finish()),
+            Ok(None) => None,
+        }
+    }
+
+    fn take(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Result<Option<Output>, Failure> {
+        let ModelFiles { config, tokenizer } = &*self.files;
+        match &mut self.work {
+            Work::Classify(options) => {
+                expect_rank(output, 1)?;
+                let activation = options.activation.unwrap_or(config.activation);
+                let scores = label_scores(output.values, &config.labels, activation, options.top_k)?;
+                Ok(Some(Output::Labels(scores)))
+            }
+            Work::Tokens { text, options, bases, found } => {
+                expect_rank(output, 2)?;
+                if output.shape[1] != config.labels.len() {
+                    let (given, named) = (output.shape[1], config.labels.len());
+                    let text = format!("the graph scores {given} labels and the configuration names {named}");
+                    return Err(Failure::Engine(text));
+                }
+                found[part] =
+                    find_entities(text, bases[part], sequence, output.values, &config.labels, tokenizer, options)?;
+                Ok(None)
+            }
+            Work::Embed { normalize: scaled } => {
+                let mut vector = vector_of(config, sequence, output)?;
+                if *scaled {
+                    normalize(&mut vector);
+                }
+                Ok(Some(Output::Embedding(vector)))
+            }
+            Work::Summarize { vectors, .. } => {
+                vectors[part] = vector_of(config, sequence, output)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<Output, Failure> {
+        match &mut self.work {
+            Work::Tokens { found, .. } => Ok(Output::Entities(std::mem::take(found).into_iter().flatten().collect())),
+            Work::Summarize { sentences, lengths, bounds, vectors } => {
+                summarize::compose(sentences, vectors, lengths, *bounds, &self.files.tokenizer)
+                    .map(Output::Summary)
+                    .map_err(|error| Failure::Other(error.to_string()))
+            }
+            Work::Classify(_) | Work::Embed { .. } => Err(Failure::Other("the item has no result".to_owned())),
+        }
+    }
+}
+
+fn expect_rank(output: RowOutput<'_>, rank: usize) -> Result<(), Failure> {
+    if output.shape.len() == rank {
+        return Ok(());
+    }
+    Err(Failure::Engine(format!("the graph gives rank {} for each text, {rank} was expected", output.shape.len())))
+}
+
+/// The vector of a text, from what the graph gives for it.
+fn vector_of(config: &ModelConfig, sequence: &Sequence, output: RowOutput<'_>) -> Result<Vec<f32>, Failure> {
+    let vector = match *output.shape {
+        [_] => output.values.to_vec(),
+        [_, hidden] => pool(output.values, hidden, sequence.ids.len(), config.pooling)?,
+        _ => return expect_rank(output, 1).map(|()| Vec::new()),
+    };
+    if vector.iter().any(|x| !x.is_finite()) {
+        return Err(Failure::Engine("the model gave a vector that is not of numbers".to_owned()));
+    }
+    Ok(vector)
+}

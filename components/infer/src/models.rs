@@ -1,0 +1,148 @@
+//! The models of this instance: found in `/models`, loaded when first used, kept.
+
+use crate::config::ModelConfig;
+use crate::graph::Graph;
+use crate::job::ModelFiles;
+use crate::tokenize::ModelTokenizer;
+use crate::types::{Failure, ModelInfo, ModelKind};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Where the model directories are, read-only.
+const MODELS_DIR: &str = "/models";
+/// The longest name of a model.
+const NAME_BYTES_MAX: usize = 128;
+/// The largest file that is read; `tokenizer.json` of a vocabulary of 250,000 has 17 MB.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// How long a model that failed to load is not tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What a model runs on before it is called ready.
+const SAMPLE_TEXT: &str = "Hello, world.";
+
+/// A model that has answered once.
+pub(crate) struct Model {
+    /// Its files.
+    pub(crate) files: Rc<ModelFiles>,
+    /// Its graph.
+    pub(crate) graph: Graph,
+}
+
+enum Slot {
+    Ready(Rc<Model>),
+    Failed { failure: Failure, at: Instant },
+}
+
+/// The models that were asked for so far. Only directories that exist get a slot, so the number is bounded.
+#[derive(Default)]
+pub(crate) struct Models {
+    slots: RefCell<BTreeMap<String, Slot>>,
+}
+
+impl Models {
+    /// The model of a name, loaded if need be.
+    pub(crate) fn open(&self, name: &str) -> Result<Rc<Model>, Failure> {
+        match self.slots.borrow().get(name) {
+            Some(Slot::Ready(model)) => return Ok(model.clone()),
+            Some(Slot::Failed { failure, at }) if at.elapsed() < RETRY_AFTER => return Err(failure.clone()),
+            Some(Slot::Failed { .. }) | None => {}
+        }
+        let Some(directory) = directory_of(name) else {
+            return Err(Failure::UnknownModel(format!("no model named {:?} is served", shorten(name))));
+        };
+        let loaded = load(name, &directory);
+        let slot = match &loaded {
+            Ok(model) => Slot::Ready(model.clone()),
+            Err(failure) => Slot::Failed { failure: failure.clone(), at: Instant::now() },
+        };
+        self.slots.borrow_mut().insert(name.to_owned(), slot);
+        loaded
+    }
+
+    /// What is served, in the order of names.
+    pub(crate) fn list(&self) -> Vec<ModelInfo> {
+        let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| directory_of(name).is_some())
+            .collect();
+        names.sort_unstable();
+        names.into_iter().map(|name| self.describe(name)).collect()
+    }
+
+    fn describe(&self, name: String) -> ModelInfo {
+        let described = match self.open(&name) {
+            Ok(model) => Some((model.files.config.clone(), true)),
+            Err(_) => read_config(&Path::new(MODELS_DIR).join(&name)).ok().map(|config| (config, false)),
+        };
+        match described {
+            Some((config, ready)) => ModelInfo {
+                name,
+                kind: config.kind,
+                labels: config.labels,
+                tokens_max: config.tokens_max as u32,
+                ready,
+            },
+            // Its configuration cannot be read, so nothing is known but that it is there.
+            None => {
+                ModelInfo { name, kind: ModelKind::FeatureExtraction, labels: Vec::new(), tokens_max: 0, ready: false }
+            }
+        }
+    }
+}
+
+/// The directory of a model, if the name may be one and there is such a directory.
+fn directory_of(name: &str) -> Option<PathBuf> {
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+    let directory = Path::new(MODELS_DIR).join(name);
+    (plain && name.len() <= NAME_BYTES_MAX && directory.is_dir()).then_some(directory)
+}
+
+/// A name from outside, short enough for a message.
+fn shorten(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
+}
+
+fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
+    let unavailable = |text: String| Failure::Unavailable(format!("model {name}: {text}"));
+    let config = read_config(directory).map_err(unavailable)?;
+    let bytes = read_file(directory, "tokenizer.json")?.ok_or_else(|| unavailable("no tokenizer.json".to_owned()))?;
+    let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| unavailable(error.to_string()))?;
+    drop(bytes);
+    let sample = tokenizer.tokenize(SAMPLE_TEXT, None).map_err(|error| unavailable(error.to_string()))?.sequence;
+    let files = ModelFiles { config, tokenizer };
+    let graph = Graph::load(name, &files, &sample).map_err(|error| unavailable(error.to_string()))?;
+    Ok(Rc::new(Model { files: Rc::new(files), graph }))
+}
+
+fn read_config(directory: &Path) -> Result<ModelConfig, String> {
+    let read = |file| read_file(directory, file).map_err(|failure| format!("{failure:?}"));
+    let config = read("config.json")?.ok_or("no config.json")?;
+    let tokenizer = read("tokenizer_config.json")?;
+    let pooling = read("1_Pooling/config.json")?;
+    ModelConfig::parse(&config, tokenizer.as_deref(), pooling.as_deref()).map_err(|error| chain(&error))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The contents of a file, or none when it does not exist.
+fn read_file(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let path = directory.join(file);
+    let unreadable = |error: std::io::Error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display()));
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
+            let (length, path) = (metadata.len(), path.display());
+            Err(Failure::Unavailable(format!("{path} has {length} bytes, more than {FILE_BYTES_MAX}")))
+        }
+        Ok(_) => std::fs::read(&path).map(Some).map_err(unreadable),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(error)),
+    }
+}

@@ -1,0 +1,109 @@
+//! Texts into sentences: the default rules of Unicode (UAX #29, section 5), mended where they break too often.
+//!
+//! The rules end a sentence at every line break and at the full stop of `Dr. Brown`. Here a single line break ends a
+//! sentence only where the line looks finished, so that wrapped text stays together, and a full stop after a common
+//! English abbreviation or an initial does not.
+
+use std::ops::Range;
+use unicode_segmentation::UnicodeSegmentation;
+
+/// A line of at least so many code points that ends without punctuation is taken for wrapped text, a shorter one for a
+/// heading or an item of a list.
+const WRAPPED_LINE_MIN: usize = 50;
+
+/// Abbreviations that stand before a capital letter in the middle of a sentence.
+const ABBREVIATIONS: [&str; 37] = [
+    "Adm", "Apr", "Aug", "Brig", "Capt", "Cmdr", "Col", "Dec", "Dr", "Feb", "Fr", "Ft", "Gen", "Gov", "Hon", "Jan",
+    "Jr", "Lt", "Maj", "Messrs", "Mr", "Mrs", "Ms", "Mt", "Nov", "Oct", "Pres", "Prof", "Rep", "Rev", "Sen", "Sept",
+    "Sgt", "Sr", "St", "cf", "vs",
+];
+
+/// The sentences of a text as byte ranges, in order, without the white space around them. What lies between them is
+/// white space only.
+pub fn split_sentences(text: &str) -> Vec<Range<usize>> {
+    let mut sentences: Vec<Range<usize>> = Vec::new();
+    for (start, piece) in text.split_sentence_bound_indices() {
+        let start = start + (piece.len() - piece.trim_start().len());
+        let end = start + piece.trim().len();
+        if start >= end {
+            continue;
+        }
+        match sentences.last_mut() {
+            Some(last) if goes_on(&text[last.clone()], &text[last.end..start], &text[start..end]) => last.end = end,
+            _ => sentences.push(start..end),
+        }
+    }
+    sentences
+}
+
+/// Whether the sentence that seems to end with `previous` goes on with `next`.
+fn goes_on(previous: &str, gap: &str, next: &str) -> bool {
+    let line_breaks = gap.matches(['\n', '\u{85}', '\u{2028}']).count() + 2 * gap.matches('\u{2029}').count();
+    if line_breaks > 1 {
+        return false;
+    }
+    if ends_with_abbreviation(previous) {
+        return true;
+    }
+    let finished = previous.trim_end_matches(['"', '\'', '”', '’', ')', ']', '»']);
+    if line_breaks == 0 || finished.ends_with(['.', '!', '?', ':', ';', '…', '。', '！', '？']) {
+        return false;
+    }
+    let line = previous.rsplit('\n').next().unwrap_or(previous);
+    next.starts_with(char::is_lowercase) || line.chars().count() >= WRAPPED_LINE_MIN
+}
+
+/// True after `Dr.`, after an initial (`J.`) and after letters with a stop each (`U.S.`).
+fn ends_with_abbreviation(sentence: &str) -> bool {
+    let Some(rest) = sentence.strip_suffix('.') else { return false };
+    let word = rest.rsplit(|c: char| c.is_whitespace() || matches!(c, '(' | '"' | '“' | '[')).next().unwrap_or(rest);
+    let single = |part: &str| part.chars().count() == 1 && part.chars().all(char::is_alphabetic);
+    match word.split_once('.') {
+        Some(_) => word.split('.').all(single),
+        // "I" ends sentences of its own.
+        None => ABBREVIATIONS.contains(&word) || single(word) && word != "I" && word.starts_with(char::is_uppercase),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &[&str]) {
+        let sentences: Vec<&str> = split_sentences(text).into_iter().map(|range| &text[range]).collect();
+        assert_eq!(sentences, expected, "{text:?}");
+    }
+
+    #[test]
+    fn nothing_has_no_sentences() {
+        check("", &[]);
+        check(" \n\t\r\n ", &[]);
+    }
+
+    #[test]
+    fn punctuation_ends_a_sentence() {
+        check("It rains. Does it? Yes!  “Good.” he said", &["It rains.", "Does it?", "Yes!", "“Good.” he said"]);
+        check("今日は。明日は？", &["今日は。", "明日は？"]);
+        check("It cost 3.50 euros. Fine.", &["It cost 3.50 euros.", "Fine."]);
+    }
+
+    #[test]
+    fn abbreviations_and_initials_do_not() {
+        check("Dr. Brown met J. K. Smith. They spoke.", &["Dr. Brown met J. K. Smith.", "They spoke."]);
+        check("The U.S. Army left. (Mr. X stayed.)", &["The U.S. Army left.", "(Mr. X stayed.)"]);
+        check("So do I. Then he left.", &["So do I.", "Then he left."]);
+    }
+
+    #[test]
+    fn wrapped_lines_stay_together_and_paragraphs_do_not() {
+        check(
+            "A heading\nThe first line of this paragraph is long enough to be\nWrapped here, and\ngoes on.\n\nNext.",
+            &[
+                "A heading",
+                "The first line of this paragraph is long enough to be\nWrapped here, and\ngoes on.",
+                "Next.",
+            ],
+        );
+        check("one\r\n\r\ntwo", &["one", "two"]);
+    }
+}

@@ -1,0 +1,73 @@
+//! Extractive summaries: from a text and the vectors of its sentences to the summary.
+//!
+//! Which sentences are kept is decided in [`weir_core::summary`]; here they are counted, cut and joined.
+
+use crate::sentences::split_sentences;
+use crate::tokenize::{ModelTokenizer, TokenizeError};
+use unicode_segmentation::UnicodeSegmentation;
+use weir_core::summary::{Selection, Similarity, SummaryBounds, select_sentences};
+
+/// Of a longer text only so many sentences are read, from its beginning: the cost of centrality is quadratic.
+pub const SENTENCES_MAX: usize = 1024;
+
+/// The sentences of `text` that a summary is made of.
+pub fn sentences_of(text: &str) -> Vec<String> {
+    split_sentences(text).into_iter().take(SENTENCES_MAX).map(|range| text[range].to_owned()).collect()
+}
+
+/// The summary of `sentences`, given the vector of each and its length in tokens without special tokens.
+pub fn compose(
+    sentences: &[String],
+    vectors: &[Vec<f32>],
+    lengths: &[usize],
+    bounds: SummaryBounds,
+    tokenizer: &ModelTokenizer,
+) -> Result<String, TokenizeError> {
+    let Selection { sentences: chosen, cut: cut_sentence } =
+        select_sentences(&Similarity::cosine(vectors), lengths, bounds);
+    let mut summary = String::new();
+    for sentence in chosen {
+        if !summary.is_empty() {
+            summary.push(' ');
+        }
+        match cut_sentence {
+            Some((index, tokens_max)) if index == sentence => {
+                // The budget is what the other sentences leave, so this much reaches the minimum of the whole.
+                let tokens_min = tokens_max.saturating_sub(bounds.tokens_max - bounds.tokens_min);
+                summary.push_str(cut(&sentences[sentence], SummaryBounds { tokens_min, tokens_max }, tokenizer)?);
+            }
+            _ => summary.push_str(&sentences[sentence]),
+        }
+    }
+    // Joining may change how a tokenizer reads the seams; the maximum holds for the result.
+    Ok(cut(&summary, bounds, tokenizer)?.trim().to_owned())
+}
+
+/// The beginning of a text within `bounds.tokens_max`, cut at a word boundary, or between tokens where the last word
+/// boundary leaves less than `bounds.tokens_min`.
+pub fn cut<'a>(text: &'a str, bounds: SummaryBounds, tokenizer: &ModelTokenizer) -> Result<&'a str, TokenizeError> {
+    let ends = tokenizer.token_ends(text)?;
+    if ends.len() <= bounds.tokens_max {
+        return Ok(text);
+    }
+    let Some(&limit) = bounds.tokens_max.checked_sub(1).and_then(|last| ends.get(last)) else { return Ok("") };
+    let limit = text.floor_char_boundary(limit);
+    let mut words: Vec<usize> = text[..limit].split_word_bound_indices().map(|(start, _)| start).collect();
+    if text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).last() == Some(limit) {
+        words.push(limit);
+    }
+    let between_tokens = ends[..bounds.tokens_max].iter().map(|&end| text.floor_char_boundary(end)).rev();
+    for (end, tokens_min) in
+        words.into_iter().rev().map(|end| (end, bounds.tokens_min.max(1))).chain(between_tokens.map(|end| (end, 1)))
+    {
+        let piece = text[..end].trim_end();
+        let tokens = tokenizer.count(piece)?;
+        if tokens < tokens_min && tokens_min > 1 {
+            continue;
+        }
+        if (1..=bounds.tokens_max).contains(&tokens) {
+            return Ok(piece);
+        }
+    }
+    Ok("")
+}

@@ -1,0 +1,202 @@
+//! Texts into sequences of token ids, by any `tokenizer.json` of the Hugging Face format.
+//!
+//! Truncation and padding that the file bakes in are ignored: the model's maximum decides the first, the batch the
+//! second. The special tokens are added here, after truncation, so that one pass over the text gives both the sequence
+//! and its full length.
+
+use crate::config::ModelConfig;
+use thiserror::Error;
+use tokenizers::tokenizer::{Decoder, PostProcessor};
+use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, TruncationParams};
+
+/// Why a tokenizer cannot be used.
+#[derive(Debug, Error)]
+pub enum TokenizeError {
+    /// `tokenizer.json` is not one.
+    #[error("tokenizer.json is not valid: {0}")]
+    Load(tokenizers::Error),
+    /// The special tokens alone fill the model's maximum.
+    #[error("a maximum of {tokens_max} tokens leaves no room beside {added} special tokens")]
+    NoRoom {
+        /// The model's maximum.
+        tokens_max: usize,
+        /// The special tokens of a pair.
+        added: usize,
+    },
+    /// The tokenizer cannot encode a text.
+    #[error("the tokenizer cannot read this text: {0}")]
+    Encode(tokenizers::Error),
+    /// The tokenizer cannot write tokens as text.
+    #[error("the tokenizer cannot join tokens: {0}")]
+    Decode(tokenizers::Error),
+}
+
+/// One sequence as a model reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Token types, as long as `ids`.
+    pub types: Vec<u32>,
+    /// For each token its first code point and the one after it; as long as `ids`.
+    pub offsets: Vec<(usize, usize)>,
+    /// True for the tokens that the tokenizer added; as long as `ids`.
+    pub special: Vec<bool>,
+}
+
+/// A text, tokenized.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokenized {
+    /// What the model reads: at most its maximum.
+    pub sequence: Sequence,
+    /// How many tokens the whole text has, special tokens included.
+    pub tokens_total: usize,
+}
+
+/// A tokenizer with what the tasks need to know of it.
+pub struct ModelTokenizer {
+    /// Without truncation, padding and post-processor: it yields the bare tokens of a text.
+    tokenizer: Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
+    tokens_max: usize,
+    pad_id: u32,
+    pad_type_id: u32,
+    unk_id: Option<u32>,
+    marks_subwords: bool,
+}
+
+impl ModelTokenizer {
+    /// Reads the contents of `tokenizer.json`.
+    pub fn parse(tokenizer: &[u8], config: &ModelConfig) -> Result<Self, TokenizeError> {
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(TokenizeError::Load)?;
+        let padding = tokenizer.get_padding().map(|padding| (padding.pad_id, padding.pad_type_id));
+        tokenizer.with_padding(None).with_truncation(None).map_err(TokenizeError::Load)?;
+        let post_processor = tokenizer.get_post_processor().cloned();
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+
+        let added = post_processor.as_ref().map_or(0, |processor| processor.added_tokens(true));
+        if config.tokens_max <= added {
+            return Err(TokenizeError::NoRoom { tokens_max: config.tokens_max, added });
+        }
+        let named = |token: &Option<String>| token.as_deref().and_then(|token| tokenizer.token_to_id(token));
+        let (unk_of_model, prefix) = match tokenizer.get_model() {
+            ModelWrapper::WordPiece(model) => (Some(model.unk_token.clone()), Some(&model.continuing_subword_prefix)),
+            ModelWrapper::WordLevel(model) => (Some(model.unk_token.clone()), None),
+            ModelWrapper::BPE(model) => (model.unk_token.clone(), model.continuing_subword_prefix.as_ref()),
+            ModelWrapper::Unigram(_) => (Some("<unk>".to_owned()), None),
+        };
+        let marks_subwords = prefix.is_some_and(|prefix| !prefix.is_empty());
+        let pad_id = padding.map(|(id, _)| id).or_else(|| named(&config.pad_token)).or(config.pad_id).unwrap_or(0);
+        let unk_id = if config.unk_token.is_some() { named(&config.unk_token) } else { named(&unk_of_model) };
+        Ok(Self {
+            tokens_max: config.tokens_max,
+            pad_id,
+            pad_type_id: padding.map_or(0, |(_, type_id)| type_id),
+            unk_id,
+            marks_subwords,
+            post_processor,
+            tokenizer,
+        })
+    }
+
+    /// The id that fills a sequence up to the longest of its batch.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The token type of padding.
+    pub fn pad_type_id(&self) -> u32 {
+        self.pad_type_id
+    }
+
+    /// True for the token that stands for unknown text.
+    pub fn is_unknown(&self, id: u32) -> bool {
+        self.unk_id == Some(id)
+    }
+
+    /// True when tokens that continue a word carry a prefix (`##`), so that words can be told from their parts.
+    pub fn marks_subwords(&self) -> bool {
+        self.marks_subwords
+    }
+
+    /// The text of a token as the vocabulary has it.
+    pub fn token(&self, id: u32) -> String {
+        self.tokenizer.id_to_token(id).unwrap_or_default()
+    }
+
+    /// Tokens as readable text.
+    pub fn join(&self, tokens: Vec<String>) -> Result<String, TokenizeError> {
+        match self.tokenizer.get_decoder() {
+            Some(decoder) => decoder.decode(tokens).map_err(TokenizeError::Decode),
+            None => Ok(tokens.join(" ")),
+        }
+    }
+
+    /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off: of a pair, from the
+    /// longer text first.
+    pub fn tokenize(&self, text: &str, pair: Option<&str>) -> Result<Tokenized, TokenizeError> {
+        let text = self.bare(text)?;
+        let pair = pair.map(|pair| self.bare(pair)).transpose()?;
+        let added = self.added_tokens(pair.is_some());
+        let tokens_total = text.len() + pair.as_ref().map_or(0, Encoding::len) + added;
+        let room = TruncationParams { max_length: self.tokens_max - added, ..TruncationParams::default() };
+        let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;
+        // What was cut off is kept as overflow; the post-processor would combine every piece with every other.
+        drop(text.take_overflowing());
+        drop(pair.as_mut().map(Encoding::take_overflowing));
+        Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
+    }
+
+    /// A text as one sequence or, when it is over the model's maximum, as several, cut between tokens.
+    pub fn tokenize_pieces(&self, text: &str) -> Result<Vec<Sequence>, TokenizeError> {
+        let room = TruncationParams { max_length: self.room(), ..TruncationParams::default() };
+        let (mut first, _) = truncate_encodings(self.bare(text)?, None, &room).map_err(TokenizeError::Encode)?;
+        let rest = first.take_overflowing();
+        std::iter::once(first).chain(rest).map(|piece| self.finish(piece, None)).collect()
+    }
+
+    /// How many tokens a text has, without special tokens.
+    pub fn count(&self, text: &str) -> Result<usize, TokenizeError> {
+        Ok(self.tokenizer.encode_fast(text, false).map_err(TokenizeError::Encode)?.len())
+    }
+
+    /// For each token of a text, without special tokens, the byte after it.
+    pub fn token_ends(&self, text: &str) -> Result<Vec<usize>, TokenizeError> {
+        let encoding = self.tokenizer.encode(text, false).map_err(TokenizeError::Encode)?;
+        Ok(encoding.get_offsets().iter().map(|&(_, end)| end).collect())
+    }
+
+    /// The most tokens of a single text beside the special tokens.
+    pub fn room(&self) -> usize {
+        self.tokens_max - self.added_tokens(false)
+    }
+
+    /// The longest sequence, special tokens included.
+    pub fn tokens_max(&self) -> usize {
+        self.tokens_max
+    }
+
+    /// At most `tokens_max - 1`, which [`ModelTokenizer::parse`] has made sure of.
+    fn added_tokens(&self, is_pair: bool) -> usize {
+        self.post_processor.as_ref().map_or(0, |processor| processor.added_tokens(is_pair))
+    }
+
+    fn bare(&self, text: &str) -> Result<Encoding, TokenizeError> {
+        self.tokenizer.encode_char_offsets(text, false).map_err(TokenizeError::Encode)
+    }
+
+    fn finish(&self, text: Encoding, pair: Option<Encoding>) -> Result<Sequence, TokenizeError> {
+        let encoding = match (&self.post_processor, pair) {
+            (Some(processor), pair) => processor.process(text, pair, true).map_err(TokenizeError::Encode)?,
+            (None, None) => text,
+            (None, Some(pair)) => Encoding::merge([text, pair], false),
+        };
+        Ok(Sequence {
+            ids: encoding.get_ids().to_vec(),
+            types: encoding.get_type_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+            special: encoding.get_special_tokens_mask().iter().map(|&mark| mark != 0).collect(),
+        })
+    }
+}

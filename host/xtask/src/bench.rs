@@ -1,8 +1,148 @@
-//! x
+//! `cargo xtask bench`: what a user feels first: the start, the first event, and the rate of a long text.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+
 use crate::args::Args;
+use crate::demo::{DOCUMENT, ms};
 use crate::house::House;
-use anyhow::Result;
-pub(crate) const USAGE: &str = "";
-pub(crate) fn task(_house: &House, args: Args) -> Result<()> {
-    args.finish()
+use crate::server::Server;
+use crate::ui::Step;
+use crate::{build, http, setup, sh};
+
+pub(crate) const USAGE: &str = "\
+Measures on this machine: from exec to `/readyz` saying yes, from a request to its first event and to its last, and the
+lines per second of `weir run`. Prints medians.
+
+Options:
+  --rounds N   how often each is measured (default 5)";
+
+/// The most rounds that make sense.
+const ROUNDS_MAX: usize = 1_000;
+/// The lines of one `weir run`.
+const RUN_LINES: usize = 1_000;
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let rounds = match args.value("--rounds")? {
+        None => 5,
+        Some(text) => match text.parse() {
+            Ok(rounds @ 1..=ROUNDS_MAX) => rounds,
+            _ => bail!("`--rounds` is `{text}`, and takes 1 to {ROUNDS_MAX}"),
+        },
+    };
+    args.finish()?;
+    setup::ensure(house)?;
+    build::components(house, false)?;
+    build::weir(house)?;
+
+    let path = house.root.join(DOCUMENT);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
+    let (mut listening, mut ready) = (Vec::new(), Vec::new());
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    let mut rates = Vec::new();
+    let mut step = Step::begin("measure", &format!("{rounds} rounds"));
+    for round in 1..=rounds {
+        step.at(&format!("round {round} of {rounds}: start and stream"));
+        let server = Server::start(house, &[])?;
+        listening.push(server.listening_after);
+        ready.push(server.ready_after);
+        let (to_first, to_last) = stream(&server, text.trim())?;
+        first.push(to_first);
+        last.push(to_last);
+        server.stop()?;
+        step.at(&format!("round {round} of {rounds}: weir run"));
+        rates.push(run_time(house, &text)?);
+    }
+    step.done(&format!("{rounds} rounds"));
+
+    let rate = |time: Duration| RUN_LINES as f64 / time.as_secs_f64();
+    println!("\n{:<52}{:>12}{:>12}{:>12}", "", "median", "best", "worst");
+    for (name, mut times) in [
+        ("exec to listening", listening),
+        ("exec to readyz", ready),
+        ("/process-stream, all steps: first event", first),
+        ("/process-stream, all steps: last event", last),
+    ] {
+        times.sort();
+        println!("{name:<52}{:>12}{:>12}{:>12}", ms(median(&times)), ms(times[0]), ms(times[times.len() - 1]));
+    }
+    rates.sort();
+    println!(
+        "{:<52}{:>12.0}{:>12.0}{:>12.0}",
+        format!("weir run --task sentiment: lines/s ({RUN_LINES} sentences)"),
+        rate(median(&rates)),
+        rate(rates[0]),
+        rate(rates[rates.len() - 1])
+    );
+    Ok(())
+}
+
+/// From the request to the first and to the last event.
+fn stream(server: &Server, text: &str) -> Result<(Duration, Duration)> {
+    let body = json!({"text": text, "include_entities": true}).to_string();
+    let started = Instant::now();
+    let answer = http::request(server.address, "POST", "/process-stream", Some(&body))?;
+    let mut first = None;
+    let mut line = String::new();
+    for next in BufReader::new(answer.body).lines() {
+        line = next.context("the stream was cut off")?;
+        first.get_or_insert_with(|| started.elapsed());
+    }
+    let last = started.elapsed();
+    let event: Value = serde_json::from_str(&line).with_context(|| format!("not an event: {line}"))?;
+    if answer.status != 200 || event["status"] != "completed" {
+        bail!("the stream ended with: {line}");
+    }
+    Ok((first.unwrap_or(last), last))
+}
+
+/// How long `weir run` takes for [`RUN_LINES`] sentences of the text, its start included.
+fn run_time(house: &House, text: &str) -> Result<Duration> {
+    let sentences: Vec<&str> = text.split(". ").map(str::trim).filter(|sentence| !sentence.is_empty()).collect();
+    // Each line differs, so that nothing along the way can answer from memory.
+    let input: String = (0..RUN_LINES)
+        .map(|number| format!("{} ({number}).\n", sentences[number % sentences.len()].replace('\n', " ")))
+        .collect();
+    let started = Instant::now();
+    let mut child = sh::program(house, house.weir())
+        .args(["run", "--task", "sentiment", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start weir run")?;
+    let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("weir run has no standard input"))?;
+    // From a thread of its own: both pipes may be full at the same time.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().context("cannot wait for weir run")?;
+    let elapsed = started.elapsed();
+    let written = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
+    written.context("cannot write to weir run")?;
+    let answered = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+    if !output.status.success() || answered != RUN_LINES {
+        bail!("weir run answered {answered} of {RUN_LINES} lines: {}", output.status);
+    }
+    Ok(elapsed)
+}
+
+/// The middle of sorted times.
+fn median(sorted: &[Duration]) -> Duration {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        let times = |ms: &[u64]| -> Vec<Duration> { ms.iter().copied().map(Duration::from_millis).collect() };
+        assert_eq!(median(&times(&[1, 2, 9])), Duration::from_millis(2));
+        assert_eq!(median(&times(&[1, 2, 4, 9])), Duration::from_millis(3));
+    }
 }

@@ -1,8 +1,237 @@
-//! x
+//! `cargo xtask test`: everything CI asks, in one run, with one table at the end.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
 use crate::args::Args;
-use crate::house::House;
-use anyhow::Result;
-pub(crate) const USAGE: &str = "";
-pub(crate) fn task(_house: &House, args: Args) -> Result<()> {
-    args.finish()
+use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES};
+use crate::ui::{Step, seconds};
+use crate::{build, debian, python, setup, sh, wit};
+
+pub(crate) const USAGE: &str = "\
+Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
+`cargo deny` where it is installed. Tests run under cargo-nextest where it is installed, else under `cargo test`. Goes
+on after a failed check, so that one run shows all of them.
+
+Options:
+  --no-nextest   run the tests under `cargo test`
+
+Environment:
+  WEIR_DATA   a folder with the held-out data: the scores of the shipped models are tested too";
+
+/// The host crates that have a library, and so documentation tests.
+const HOST_LIBRARIES: &[&str] = &["weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
+const LIGHT_LIBRARIES: &[&str] = &["weir-core", "weir-codec"];
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let nextest = !args.flag("--no-nextest") && has_subcommand(house, "nextest");
+    args.finish()?;
+
+    let mut report = Report::default();
+    let built = report.whole("build", || {
+        setup::ensure(house)?;
+        build::components(house, true)?;
+        build::weir(house)?;
+        python::ensure(house)
+    });
+    let Some(python) = built else { return report.end() };
+
+    report.check("format", "rustfmt", sh::cargo(house).args(["fmt", "--all", "--check"]));
+    lints(house, &mut report)?;
+    documentation(house, &mut report)?;
+    report.whole("wit", || wit::check(house));
+
+    let data = std::env::var_os("WEIR_DATA").map(|data| {
+        // The tests run in their packages' folders, so a relative path would lead each elsewhere.
+        std::path::absolute(&data).unwrap_or_else(|_| data.into())
+    });
+    let mut test = |name: &str, what: &str, command: &mut Command| {
+        command.env("WEIR_COMPONENTS_DIR", house.components());
+        command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
+        if let Some(data) = &data {
+            command.env("WEIR_DATA", data);
+        }
+        report.check(name, what, command);
+    };
+    if nextest {
+        let run = ["--no-fail-fast", "--no-tests=pass", "--status-level", "slow", "--final-status-level", "fail"];
+        test("tests", "core, codec, components and xtask", light_cargo(house, "nextest run").args(run));
+        test("host tests", "host crates and end-to-end", build::host_cargo(house, "nextest run").args(run));
+        test("doc tests", "examples in the documentation", &mut doc_tests(house, LIGHT_LIBRARIES));
+        test("host docs", "examples in the host's documentation", doc_tests(house, HOST_LIBRARIES).arg("--release"));
+    } else {
+        let run = ["--no-fail-fast"];
+        test("tests", "core, codec, components and xtask", light_cargo(house, "test").args(run));
+        test("host tests", "host crates and end-to-end", build::host_cargo(house, "test").args(run));
+    }
+    if has_subcommand(house, "deny") {
+        report.check(
+            "deny",
+            "licences, advisories and bans",
+            sh::cargo(house).args(["deny", "--color=never", "check"]),
+        );
+    } else {
+        report.skipped("deny", "cargo-deny is not installed");
+    }
+    report.end()
+}
+
+fn lints(house: &House, report: &mut Report) -> Result<()> {
+    const STRICT: [&str; 3] = ["--", "-D", "warnings"];
+    report.check("lint", "clippy", light_cargo(house, "clippy").arg("--all-targets").args(STRICT));
+    report.check("host lint", "clippy", build::host_cargo(house, "clippy").arg("--all-targets").args(STRICT));
+    if debian::chosen(house).is_some() {
+        report.skipped("wasm lint", "Debian's compiler has no clippy");
+        return Ok(());
+    }
+    let mut wasm = build::component_cargo(house, "clippy");
+    for component in COMPONENTS.iter().chain(GUESTS) {
+        wasm.args(["-p", component.package]);
+    }
+    report.check("wasm lint", "clippy for the components and guests", wasm.args(STRICT));
+    Ok(())
+}
+
+fn documentation(house: &House, report: &mut Report) -> Result<()> {
+    let strict = |mut command: Command| {
+        command.arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings");
+        command
+    };
+    report.check("docs", "rustdoc", &mut strict(light_cargo(house, "doc")));
+    report.check("host docs", "rustdoc", &mut strict(build::host_cargo(house, "doc")));
+    Ok(())
+}
+
+fn light_cargo(house: &House, subcommand: &str) -> Command {
+    let mut command = sh::cargo(house);
+    command.args(subcommand.split(' '));
+    for package in LIGHT_PACKAGES {
+        command.args(["-p", package]);
+    }
+    command
+}
+
+fn doc_tests(house: &House, packages: &[&str]) -> Command {
+    let mut command = sh::cargo(house);
+    command.args(["test", "--doc"]);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    command
+}
+
+fn has_subcommand(house: &House, name: &str) -> bool {
+    let mut command = sh::cargo(house);
+    command.args([name, "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+enum Outcome {
+    Passed(String),
+    Failed(String),
+    Skipped(String),
+}
+
+/// What was done, how it ended and how long it took.
+#[derive(Default)]
+struct Report {
+    rows: Vec<(String, Duration, Outcome)>,
+}
+
+impl Report {
+    /// A check that is one program.
+    fn check(&mut self, name: &str, what: &str, command: &mut Command) {
+        let mut step = Step::begin(name, what);
+        let (elapsed, outcome) = match sh::run(&mut step, command) {
+            Ok(output) if output.success => {
+                let said = tests_run(output.lines.iter().map(String::as_str)).unwrap_or_default();
+                (step.done(&said), Outcome::Passed(said))
+            }
+            Ok(output) => (step.failed(""), Outcome::Failed(output.tail())),
+            Err(error) => (step.failed(""), Outcome::Failed(format!("{error:#}"))),
+        };
+        self.rows.push((name.to_owned(), elapsed, outcome));
+    }
+
+    /// A row for what shows steps of its own.
+    fn whole<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        let started = Instant::now();
+        let (outcome, value) = match work() {
+            Ok(value) => (Outcome::Passed(String::new()), Some(value)),
+            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+        };
+        self.rows.push((name.to_owned(), started.elapsed(), outcome));
+        value
+    }
+
+    fn skipped(&mut self, name: &str, why: &str) {
+        self.rows.push((name.to_owned(), Duration::ZERO, Outcome::Skipped(why.to_owned())));
+    }
+
+    /// Prints the table, then what each failed step said.
+    fn end(self) -> Result<()> {
+        println!("\n{:<14}{:>13}  result", "step", "time");
+        for (name, elapsed, outcome) in &self.rows {
+            let result = match outcome {
+                Outcome::Passed(said) => format!("ok    {said}"),
+                Outcome::Failed(_) => "FAIL".to_owned(),
+                Outcome::Skipped(why) => format!("-     skipped: {why}"),
+            };
+            println!("{name:<14}{:>13}  {}", seconds(*elapsed), result.trim_end());
+        }
+        let total = self.rows.iter().map(|(_, elapsed, _)| *elapsed).sum();
+        println!("{:<14}{:>13}", "all", seconds(total));
+        let mut failed = Vec::new();
+        for (name, _, outcome) in &self.rows {
+            if let Outcome::Failed(said) = outcome {
+                println!("\n---- {name} ----\n{said}");
+                failed.push(name.as_str());
+            }
+        }
+        if !failed.is_empty() {
+            bail!("failed: {}", failed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// How many tests ran, from the output of cargo-nextest or `cargo test`; none if no tests were run.
+fn tests_run<'a>(lines: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut passed: Option<u64> = None;
+    for line in lines {
+        if let Some((_, summary)) = line.trim().split_once("] ").filter(|(start, _)| start.starts_with("Summary [")) {
+            return Some(summary.trim().to_owned());
+        }
+        if let Some(result) = line.strip_prefix("test result: ok. ") {
+            let count: u64 = result.split(' ').next()?.parse().ok()?;
+            passed = Some(passed.unwrap_or(0) + count);
+        }
+    }
+    passed.map(|count| format!("{count} tests run: {count} passed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_runners_are_understood() {
+        let nextest = ["        PASS [ 0.1s] a", "     Summary [   0.530s] 34 tests run: 34 passed, 0 skipped"];
+        assert_eq!(tests_run(nextest.into_iter()).unwrap(), "34 tests run: 34 passed, 0 skipped");
+        let cargo = ["test result: ok. 5 passed; 0 failed;", "running 2 tests", "test result: ok. 2 passed; 0 failed;"];
+        assert_eq!(tests_run(cargo.into_iter()).unwrap(), "7 tests run: 7 passed");
+        assert!(tests_run(["Finished"].into_iter()).is_none());
+    }
+
+    #[test]
+    fn one_failure_fails_the_run_and_names_itself() {
+        let mut report = Report::default();
+        report.check("good", "a program that passes", &mut Command::new("true"));
+        report.check("bad", "a program that fails", Command::new("sh").args(["-c", "echo why; exit 1"]));
+        report.whole::<()>("worse", || bail!("no such thing"));
+        assert!(matches!(&report.rows[1].2, Outcome::Failed(said) if said == "why"));
+        assert_eq!(report.end().unwrap_err().to_string(), "failed: bad, worse");
+    }
 }

@@ -1,20 +1,290 @@
-//! The wasm32-wasip2 target from Debian's packages.
+//! The wasm32-wasip2 target from Debian's packages, for machines that rustup's server does not answer.
+//!
+//! Debian carries a recent compiler for its browsers (`rustc-web`) without this target's standard library, and the
+//! target's C library (`wasi-libc`) in a later suite. Both are unpacked into a folder of our own, since installed they
+//! would stand in rustup's way; the linkers come from the toolchain that rustup has put here, and the standard library
+//! is built once from Debian's source of it. Nothing here needs root, and the mirror is the one apt already uses.
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use crate::house::House;
+use crate::build::finish;
+use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
+use crate::house::{House, WASM_TARGET};
+use crate::setup::has_target;
+use crate::sh;
+use crate::ui::Step;
 
-/// The compiler that `setup --toolchain debian` chose for the components.
-pub(crate) fn chosen(_house: &House) -> Option<PathBuf> {
-    None
+/// The package of the compiler; what it needs is read from its dependencies.
+const COMPILER_PACKAGE: &str = "rustc-web";
+/// The source of the standard library, of the compiler's version.
+const SOURCE_PACKAGE: &str = "rust-web-src";
+/// The target's C library, and the suite whose version knows wasip2.
+const LIBC_PACKAGE: &str = "wasi-libc";
+const LIBC_SUITE: &str = "forky";
+/// What the target links of it.
+const LIBC_FILES: [&str; 3] = ["crt1-command.o", "crt1-reactor.o", "libc.a"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The workspace's `rust-version`.
+const RUST_VERSION_MIN: &str = env!("CARGO_PKG_RUST_VERSION");
+/// Changes when what this file does changes, so that an older result is made anew.
+const RECIPE: &str = "1";
+
+/// The compiler for the components, if `setup` chose Debian's.
+pub(crate) fn chosen(house: &House) -> Option<PathBuf> {
+    let rustc = folder(house).join("rustc");
+    (choice(house).exists() && rustc.exists()).then_some(rustc)
 }
 
-pub(crate) fn install(_house: &House) -> Result<()> {
-    bail!("not yet")
+/// Goes back to rustup's compiler; what was built stays for the next time.
+pub(crate) fn forget(house: &House) -> Result<()> {
+    match fs::remove_file(choice(house)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot forget the choice"),
+        _ => Ok(()),
+    }
 }
 
-pub(crate) fn forget(_house: &House) -> Result<()> {
+/// Makes the toolchain if it is not there, and chooses it.
+pub(crate) fn install(house: &House) -> Result<()> {
+    let linkers = linkers(house)?;
+    let made = Stamp::new(house, "debian", Key::default().text(RECIPE).text(&linkers.to_string_lossy()));
+    if !(made.fresh() && has_target(&folder(house).join("prefix/usr"))) {
+        let mut step = Step::begin("packages", "fetches Debian's compiler and unpacks it under target");
+        let version = packages(house, &linkers, &mut step);
+        finish(step, version)?;
+        let mut step = Step::begin("std", &format!("builds the standard library for {WASM_TARGET} (1 to 3 minutes)"));
+        let built = standard_library(house, &mut step);
+        finish(step, built)?;
+        made.set()?;
+    }
+    write_if_changed(&choice(house), b"debian\n")?;
+    Step::begin("setup", "chooses the toolchain of the components").done("Debian's compiler builds the components");
     Ok(())
+}
+
+fn folder(house: &House) -> PathBuf {
+    house.keep().join("debian")
+}
+
+fn choice(house: &House) -> PathBuf {
+    house.keep().join("toolchain")
+}
+
+/// The folder of rustup's `rust-lld` and `wasm-component-ld`.
+fn linkers(house: &House) -> Result<PathBuf> {
+    let rustc = |what: [&str; 2]| sh::answer(sh::program(house, "rustc").args(what));
+    let bin = Path::new(&rustc(["--print", "sysroot"])?).join("lib/rustlib").join(host(house)?).join("bin");
+    for tool in ["rust-lld", "wasm-component-ld"] {
+        if !bin.join(tool).exists() {
+            bail!("{} has no `{tool}`: install the pinned toolchain with rustup", bin.display());
+        }
+    }
+    Ok(bin)
+}
+
+/// The triple of this machine.
+fn host(house: &House) -> Result<String> {
+    let version = sh::answer(sh::program(house, "rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| anyhow!("`rustc -vV` names no host"))
+}
+
+/// Fetches and unpacks everything, and writes the wrapper; answers the compiler's version.
+fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
+    let folder = folder(house);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let system = Apt::new(house, &folder.join("system"), None)?;
+    system.update(step)?;
+    let mut names = vec![COMPILER_PACKAGE.to_owned(), SOURCE_PACKAGE.to_owned()];
+    let std_dev = system.dependency(COMPILER_PACKAGE, "libstd-rust")?;
+    let std = system.dependency(&std_dev, "libstd-rust")?;
+    names.push(system.dependency(&std, "libllvm")?);
+    names.extend([std_dev, std]);
+    system.fetch(step, &names)?;
+
+    // The mirror that serves this machine's own suite serves the later one too.
+    let listed = sh::answer(sh::program(house, "apt-get").args([
+        "indextargets",
+        "--format",
+        "$(RELEASE) $(COMPONENT) $(REPO_URI)",
+        "Created-By: Packages",
+    ]))?;
+    let mirror = listed
+        .lines()
+        .filter_map(|line| line.split_once(" main "))
+        .find(|(release, _)| !release.contains('-'))
+        .map(|(_, mirror)| mirror)
+        .ok_or_else(|| anyhow!("apt knows no Debian mirror: `apt-get indextargets` lists none"))?;
+    let later = Apt::new(house, &folder.join(LIBC_SUITE), Some(&format!("{mirror} {LIBC_SUITE} main")))?;
+    later.update(step)?;
+    later.fetch(step, &[LIBC_PACKAGE.to_owned()])?;
+
+    let prefix = folder.join("prefix");
+    for apt in [&system, &later] {
+        for entry in fs::read_dir(&apt.folder).with_context(|| format!("cannot read {}", apt.folder.display()))? {
+            let package = entry?.path();
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                step.at(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
+                sh::check(step, sh::program(house, "dpkg").arg("-x").arg(&package).arg(&prefix))?;
+            }
+        }
+        fs::remove_dir_all(&apt.folder).with_context(|| format!("cannot remove {}", apt.folder.display()))?;
+    }
+
+    let usr = prefix.join("usr");
+    let tools = usr.join("lib/rustlib").join(host(house)?).join("bin");
+    symlink(linkers, &tools).with_context(|| format!("cannot link {}", tools.display()))?;
+    for file in LIBC_FILES {
+        let to = library(&usr).join("self-contained").join(file);
+        copy_if_changed(&usr.join("lib").join(WASM_TARGET).join(file), &to)?;
+    }
+    wrapper(&folder, &usr, house)
+}
+
+/// Writes the `rustc` that finds its own libraries; answers its version.
+fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
+    let libraries = fs::read_dir(usr.join("lib"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
+        .ok_or_else(|| anyhow!("{COMPILER_PACKAGE} brought no libraries"))?;
+    let script = format!(
+        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
+        libraries.display(),
+        usr.join("bin/rustc").display()
+    );
+    let path = folder.join("rustc");
+    write_if_changed(&path, script.as_bytes())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let version = sh::answer(sh::program(house, &path).arg("--version"))?;
+    let number = version.split(' ').nth(1).unwrap_or_default();
+    if !at_least(number, RUST_VERSION_MIN) {
+        bail!("Debian's {COMPILER_PACKAGE} here is {number}, and Weir needs {RUST_VERSION_MIN}");
+    }
+    Ok(version)
+}
+
+fn library(usr: &Path) -> PathBuf {
+    usr.join("lib/rustlib").join(WASM_TARGET).join("lib")
+}
+
+/// Builds the standard library behind an empty crate and lays it where the compiler looks.
+fn standard_library(house: &House, step: &mut Step) -> Result<String> {
+    let folder = folder(house);
+    let (empty, build) = (folder.join("empty"), folder.join("std"));
+    let manifest = "[package]\nname = \"empty\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[lib]\n[workspace]\n";
+    write_if_changed(&empty.join("Cargo.toml"), manifest.as_bytes())?;
+    write_if_changed(&empty.join("src/lib.rs"), b"")?;
+    let mut command = sh::cargo(house);
+    command
+        .current_dir(&empty)
+        .env("RUSTC", folder.join("rustc"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Without it the components cannot be optimized as a whole (LTO).
+        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
+        .args(["build", "--release", "-Zbuild-std=std,panic_abort,panic_unwind", "--target", WASM_TARGET])
+        .arg("--target-dir")
+        .arg(&build);
+    sh::check(step, &mut command)?;
+    let usr = folder.join("prefix/usr");
+    let mut copied = 0;
+    for entry in fs::read_dir(build.join(WASM_TARGET).join("release/deps")).context("cargo left no libraries")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".rlib") && !name.starts_with("libempty-") {
+            copy_if_changed(&path, &library(&usr).join(&name))?;
+            copied += 1;
+        }
+    }
+    // The sources and the build are 700 MB that nobody needs any more.
+    for done in [build, empty, usr.join("src")] {
+        fs::remove_dir_all(&done).with_context(|| format!("cannot remove {}", done.display()))?;
+    }
+    Ok(format!("{copied} libraries"))
+}
+
+/// apt with lists and a cache of its own.
+struct Apt<'a> {
+    house: &'a House,
+    folder: PathBuf,
+    options: Vec<String>,
+}
+
+impl<'a> Apt<'a> {
+    /// `source` (mirror, suite, component) takes the place of the machine's own sources.
+    fn new(house: &'a House, folder: &Path, source: Option<&str>) -> Result<Self> {
+        for part in ["lists/partial", "cache/archives/partial"] {
+            let part = folder.join(part);
+            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+        }
+        let mut options = vec![
+            format!("Dir::State::Lists={}", folder.join("lists").display()),
+            format!("Dir::Cache={}", folder.join("cache").display()),
+            // As root, apt would hand over to a user who may not write here.
+            "APT::Sandbox::User=root".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+        ];
+        if let Some(source) = source {
+            let list = folder.join("sources.list");
+            let signed = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+            write_if_changed(&list, format!("deb {signed}{source}\n").as_bytes())?;
+            options.push(format!("Dir::Etc::SourceList={}", list.display()));
+            options.push("Dir::Etc::SourceParts=-".to_owned());
+        }
+        Ok(Self { house, folder: folder.to_path_buf(), options })
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = sh::program(self.house, name);
+        command.current_dir(&self.folder);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        command
+    }
+
+    fn update(&self, step: &mut Step) -> Result<()> {
+        sh::check(step, self.command("apt-get").arg("update")).map(drop)
+    }
+
+    fn fetch(&self, step: &mut Step, names: &[String]) -> Result<()> {
+        sh::check(step, self.command("apt-get").arg("download").args(names)).map(drop)
+    }
+
+    /// The package that `of` depends on whose name begins so.
+    fn dependency(&self, of: &str, prefix: &str) -> Result<String> {
+        let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
+        listed
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow!("Debian's {of} depends on no {prefix}* here"))
+    }
+}
+
+/// Whether a version is at least another, number by number.
+fn at_least(version: &str, min: &str) -> bool {
+    let numbers = |text: &str| -> Vec<u64> { text.split('.').map_while(|part| part.parse().ok()).collect() };
+    numbers(version) >= numbers(min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(at_least("1.96.0", "1.95"));
+        assert!(at_least("1.95", "1.95"));
+        assert!(!at_least("1.85.0", "1.95"));
+        assert!(!at_least("", "1.95"));
+    }
 }

@@ -19,6 +19,8 @@ mod files;
 mod house;
 mod http;
 mod python;
+#[cfg(test)]
+mod rules;
 mod server;
 mod setup;
 mod sh;

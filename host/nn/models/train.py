@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from export import ENTITY_LABELS, SENTIMENT_LABELS, base_directory, quantize_rows
+from export import ENTITY_LABELS, SENTIMENT_LABELS, base_directory
+from quantize import quantize_rows
 
 SEED = 20
 SHARED_LETTERS_MAX = 40
@@ -147,6 +148,10 @@ class Classifier(torch.nn.Module):
         torch.nn.init.zeros_(self.head.bias)
         self.dropout = torch.nn.Dropout(arguments.dropout)
         self.pooled = pooled
+        if arguments.start:
+            trained = load_file(arguments.start)
+            self.bert.load_state_dict({k: v for k, v in trained.items() if k.startswith("encoder.")}, strict=False)
+            self.head.load_state_dict({"weight": trained["head.weight"], "bias": trained["head.bias"]})
 
     def forward(self, ids, mask):
         states = self.bert(ids, attention_mask=mask).last_hidden_state
@@ -246,14 +251,22 @@ def train_sentiment(arguments):
 
 
 def encode_words(tokenizer, row):
-    """Ids of a tokenized sentence, and per id the index of its word's tag (-100 where it is not a word's first)."""
+    """Ids of a tokenized sentence, a tag for each id (-100 for special tokens), and which ids begin a word.
+
+    Every token of a word has a tag, `I-` after the first: a pipeline may split words where the corpus does not.
+    """
     encoding = tokenizer.encode(row["tokens"], is_pretokenized=True)
-    tags, seen = [], set()
+    tags, firsts, seen = [], [], set()
     for word in encoding.word_ids:
         first = word is not None and word not in seen
-        tags.append(ENTITY_LABELS.index(row["tags"][word]) if first else -100)
         seen.add(word)
-    return encoding.ids, tags
+        firsts.append(first)
+        if word is None:
+            tags.append(-100)
+        else:
+            tag = row["tags"][word]
+            tags.append(ENTITY_LABELS.index(tag if first else tag.replace("B-", "I-")))
+    return encoding.ids, tags, firsts
 
 
 def spans_of(tags):
@@ -292,14 +305,14 @@ def train_entities(arguments):
 
     def evaluate():
         right = found = real = 0
-        for logits, (_, tags), row in zip(logits_of(model, [ids for ids, _ in held]), held, valid):
-            guess = [ENTITY_LABELS[int(l.argmax())] for l, tag in zip(logits, tags) if tag != -100]
+        for logits, (_, _, firsts), row in zip(logits_of(model, [one[0] for one in held]), held, valid):
+            guess = [ENTITY_LABELS[int(one.argmax())] for one, first in zip(logits, firsts) if first]
             guess += ["O"] * (len(row["tags"]) - len(guess))
             ours, theirs = spans_of(guess), spans_of(row["tags"])
             right, found, real = right + len(ours & theirs), found + len(ours), real + len(theirs)
         return f"entities F1 {100 * 2 * right / max(1, found + real):.2f}"
 
-    fit(model, [len(ids) for ids, _ in encoded], make_batch, loss_of, arguments, evaluate)
+    fit(model, [len(one[0]) for one in encoded], make_batch, loss_of, arguments, evaluate)
 
 
 def main():
@@ -309,6 +322,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights of an earlier run to go on from")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--lr", type=float)

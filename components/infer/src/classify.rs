@@ -66,8 +66,7 @@ mod tests {
 
     #[test]
     fn top_k_takes_the_best() {
-        let scored =
-            label_scores(&[0.0, 3.0, 1.0], &labels(&["a", "b", "c"]), Activation::Sigmoid, Some(2)).unwrap();
+        let scored = label_scores(&[0.0, 3.0, 1.0], &labels(&["a", "b", "c"]), Activation::Sigmoid, Some(2)).unwrap();
         assert_eq!(names(&scored), ["b", "c"]);
         assert!((scored[0].score - 0.952_574_1).abs() < 1e-6);
     }

@@ -1,5 +1,5 @@
-//! What a model directory says: `config.json`, `tokenizer_config.json` and `1_Pooling/config.json` in the Hugging
-//! Face layout, read as the transformers library reads them.
+//! What a model directory says: `config.json`, `tokenizer_config.json`, `sentence_bert_config.json` and
+//! `1_Pooling/config.json` in the Hugging Face layout, read as the libraries that write them read them.
 
 use crate::types::{Activation, ModelKind};
 use serde::Deserialize;
@@ -116,6 +116,12 @@ impl TokenName {
     }
 }
 
+#[derive(Deserialize, Default)]
+struct SentenceConfigFile {
+    #[serde(default)]
+    max_seq_length: Option<f64>,
+}
+
 #[derive(Deserialize)]
 struct PoolingFile {
     #[serde(default)]
@@ -127,12 +133,22 @@ struct PoolingFile {
 }
 
 impl ModelConfig {
-    /// Reads the contents of `config.json`, and of `tokenizer_config.json` and `1_Pooling/config.json` where they exist.
-    pub fn parse(config: &[u8], tokenizer: Option<&[u8]>, pooling: Option<&[u8]>) -> Result<Self, ConfigError> {
+    /// Reads the contents of `config.json` and, where they exist, of `tokenizer_config.json` (`tokenizer`),
+    /// `sentence_bert_config.json` (`sentences`) and `1_Pooling/config.json` (`pooling`).
+    pub fn parse(
+        config: &[u8],
+        tokenizer: Option<&[u8]>,
+        sentences: Option<&[u8]>,
+        pooling: Option<&[u8]>,
+    ) -> Result<Self, ConfigError> {
         let config: ConfigFile = parse_json("config.json", config)?;
         let tokenizer = match tokenizer {
             Some(bytes) => parse_json("tokenizer_config.json", bytes)?,
             None => TokenizerConfigFile::default(),
+        };
+        let sentences = match sentences {
+            Some(bytes) => parse_json("sentence_bert_config.json", bytes)?,
+            None => SentenceConfigFile::default(),
         };
         let pooling = match pooling {
             Some(bytes) => pooling_mode(&parse_json("1_Pooling/config.json", bytes)?),
@@ -145,7 +161,7 @@ impl ModelConfig {
         };
         Ok(Self {
             kind,
-            tokens_max: tokens_max(&config, &tokenizer),
+            tokens_max: tokens_max(&config, &tokenizer, &sentences),
             activation: default_activation(&config, labels.len()),
             labels,
             pooling,
@@ -184,21 +200,30 @@ fn label_names(config: &ConfigFile) -> Result<Vec<String>, ConfigError> {
         .collect()
 }
 
-/// The smaller of the tokenizer's and the model's maximum. Models of RoBERTa's family start their positions after the
-/// padding index, which takes two of them.
-fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile) -> usize {
+/// The least of what the tokenizer, the model and sentence-transformers say. Models of RoBERTa's family start their
+/// positions after the padding index, which takes two of them.
+fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile, sentences: &SentenceConfigFile) -> usize {
     let reserved = match config.model_type.as_deref() {
-        Some("roberta" | "xlm-roberta" | "xlm-roberta-xl" | "camembert" | "mpnet" | "longformer" | "roberta-prelayernorm") => 2.0,
+        Some(
+            "roberta"
+            | "xlm-roberta"
+            | "xlm-roberta-xl"
+            | "camembert"
+            | "mpnet"
+            | "longformer"
+            | "roberta-prelayernorm",
+        ) => 2.0,
         _ => 0.0,
     };
     let sane = |length: &f64| (1.0..=SANE_TOKENS_MAX).contains(length);
     let positions = config.max_position_embeddings.map(|positions| positions - reserved).filter(sane);
     let named = tokenizer.model_max_length.filter(sane);
-    match (named, positions) {
-        (Some(a), Some(b)) => a.min(b) as usize,
-        (Some(one), None) | (None, Some(one)) => one as usize,
-        (None, None) => DEFAULT_TOKENS_MAX,
-    }
+    let sentences = sentences.max_seq_length.filter(sane);
+    [positions, named, sentences]
+        .into_iter()
+        .flatten()
+        .reduce(f64::min)
+        .map_or(DEFAULT_TOKENS_MAX, |least| least as usize)
 }
 
 /// The order of the transformers pipeline: the problem type, the number of labels, and only then the configured function.
@@ -231,7 +256,7 @@ mod tests {
     use super::*;
 
     fn parse(config: &str, tokenizer: Option<&str>) -> ModelConfig {
-        ModelConfig::parse(config.as_bytes(), tokenizer.map(str::as_bytes), None).unwrap()
+        ModelConfig::parse(config.as_bytes(), tokenizer.map(str::as_bytes), None, None).unwrap()
     }
 
     #[test]
@@ -256,7 +281,7 @@ mod tests {
     #[test]
     fn labels_with_a_gap_are_refused() {
         let config = br#"{"architectures":["XForSequenceClassification"],"id2label":{"0":"a","2":"b"}}"#;
-        assert!(matches!(ModelConfig::parse(config, None, None), Err(ConfigError::Labels(1))));
+        assert!(matches!(ModelConfig::parse(config, None, None, None), Err(ConfigError::Labels(1))));
     }
 
     #[test]

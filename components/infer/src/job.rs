@@ -129,7 +129,9 @@ fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
     let Item { text, text_pair, overflow, task, .. } = item;
     let (work, parts) = match task {
         Task::Classify(options) => {
-            let sequence = one_sequence(&text, text_pair.as_deref(), overflow, &files.tokenizer)?;
+            // To transformers an empty second text is none.
+            let pair = text_pair.as_deref().filter(|pair| !pair.is_empty());
+            let sequence = one_sequence(&text, pair, overflow, &files.tokenizer)?;
             (Work::Classify(options), vec![sequence])
         }
         Task::Embed(options) => {
@@ -138,10 +140,8 @@ fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
         }
         Task::Tokens(options) => tokens_work(text, overflow, options, &files.tokenizer)?,
         Task::Summarize(options) => {
-            let bounds = SummaryBounds {
-                tokens_min: options.tokens_min as usize,
-                tokens_max: options.tokens_max as usize,
-            };
+            let bounds =
+                SummaryBounds { tokens_min: options.tokens_min as usize, tokens_max: options.tokens_max as usize };
             match summary_work(&text, overflow, bounds, &files.tokenizer)? {
                 Ok(work) => work,
                 Err(summary) => return Ok(Prepared::Done(Ok(Output::Summary(summary)))),
@@ -244,7 +244,12 @@ fn unreadable(error: TokenizeError) -> Failure {
 impl Job {
     /// Takes the result of one of the job's sequences; returns the outcome once every one has been taken, or as soon
     /// as it is clear that there is none.
-    pub fn accept(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Option<Result<Output, Failure>> {
+    pub fn accept(
+        &mut self,
+        part: usize,
+        sequence: &Sequence,
+        output: RowOutput<'_>,
+    ) -> Option<Result<Output, Failure>> {
         self.parts_left -= 1;
         match self.take(part, sequence, output) {
             Err(failure) => Some(Err(failure)),

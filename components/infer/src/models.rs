@@ -122,8 +122,10 @@ fn read_config(directory: &Path) -> Result<ModelConfig, String> {
     let read = |file| read_file(directory, file).map_err(|failure| format!("{failure:?}"));
     let config = read("config.json")?.ok_or("no config.json")?;
     let tokenizer = read("tokenizer_config.json")?;
+    let sentences = read("sentence_bert_config.json")?;
     let pooling = read("1_Pooling/config.json")?;
-    ModelConfig::parse(&config, tokenizer.as_deref(), pooling.as_deref()).map_err(|error| chain(&error))
+    ModelConfig::parse(&config, tokenizer.as_deref(), sentences.as_deref(), pooling.as_deref())
+        .map_err(|error| chain(&error))
 }
 
 /// An error with its causes, in one line.
@@ -135,7 +137,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The contents of a file, or none when it does not exist.
 fn read_file(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, Failure> {
     let path = directory.join(file);
-    let unreadable = |error: std::io::Error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display()));
+    let unreadable =
+        |error: std::io::Error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display()));
     match std::fs::metadata(&path) {
         Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
             let (length, path) = (metadata.len(), path.display());

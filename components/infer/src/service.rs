@@ -65,7 +65,8 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
             bytes += item.text.len();
             together.push(item);
         }
-        if answer_items(&models, together, &mut outcomes).await.is_err() || !matches!(status, StreamResult::Complete(_)) {
+        if answer_items(&models, together, &mut outcomes).await.is_err() || !matches!(status, StreamResult::Complete(_))
+        {
             return;
         }
         buffer = taken;
@@ -96,9 +97,8 @@ async fn answer_items(
     for item in items {
         let id = item.id;
         let name = item.model.clone();
-        let prepared = check_sizes(&item)
-            .and_then(|()| models.open(&name))
-            .map(|model| (prepare(item, &model.files), model));
+        let prepared =
+            check_sizes(&item).and_then(|()| models.open(&name)).map(|model| (prepare(item, &model.files), model));
         match prepared {
             Err(failure) => done.push(Outcome { id, result: Err(failure) }),
             Ok((Prepared::Done(result), _)) => done.push(Outcome { id, result }),

@@ -53,7 +53,8 @@ pub fn cut<'a>(text: &'a str, bounds: SummaryBounds, tokenizer: &ModelTokenizer)
     let Some(&limit) = bounds.tokens_max.checked_sub(1).and_then(|last| ends.get(last)) else { return Ok("") };
     let limit = text.floor_char_boundary(limit);
     let mut words: Vec<usize> = text[..limit].split_word_bound_indices().map(|(start, _)| start).collect();
-    if text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).last() == Some(limit) {
+    if text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).last() == Some(limit)
+    {
         words.push(limit);
     }
     let between_tokens = ends[..bounds.tokens_max].iter().map(|&end| text.floor_char_boundary(end)).rev();

@@ -23,12 +23,8 @@ const EXACT: u8 = 3;
 /// `application/json` and other names of line-wise JSON select NDJSON: clients that have always read the stream line
 /// by line send it.
 pub fn framing(accept: Option<&str>) -> Option<Framing> {
-    let ndjson = [
-        ("application", "x-ndjson"),
-        ("application", "ndjson"),
-        ("application", "jsonl"),
-        ("application", "json"),
-    ];
+    let ndjson =
+        [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl"), ("application", "json")];
     choose(accept, &[(Framing::Ndjson, &ndjson), (Framing::Sse, &[("text", "event-stream")])])
 }
 

@@ -80,7 +80,10 @@ pub enum Wire<'a> {
         /// In the order of the text.
         entities: &'a WireEntities<'a>,
         /// The same entities by label, labels in the order of their first entity.
-        #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, Vec<WireEntity<'static>>>"))]
+        #[cfg_attr(
+            feature = "schema",
+            schemars(with = "std::collections::BTreeMap<String, Vec<WireEntity<'static>>>")
+        )]
         entity_types: ByLabel<'a>,
         /// How many there are.
         total_entities: usize,
@@ -360,11 +363,170 @@ fn explain(label: &str) -> Option<&'static str> {
     })
 }
 
+/// Whole seconds and the rest apart: nanoseconds since 1970 have more digits than an f64.
 fn seconds(ns: u64) -> f64 {
-    ns as f64 / 1e9
+    const NS_PER_S: u64 = 1_000_000_000;
+    (ns / NS_PER_S) as f64 + (ns % NS_PER_S) as f64 / NS_PER_S as f64
 }
 
 /// JSON of a type that always has one.
 pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("keys are strings and nothing in a wire type refuses to be serialized")
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use weir_core::tally::Tally;
+
+    use super::*;
+
+    fn check(event: &Event, want: Expect) {
+        let line = String::from_utf8(to_json(event)).expect("UTF-8");
+        want.assert_eq(&line);
+        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(value["status"], status(event));
+        assert!(line.starts_with(r#"{"status":"#) && !line.contains('\n'));
+    }
+
+    fn chunk(chunk: usize, sentiment: &str, confidence: f32) -> ChunkSentiment {
+        ChunkSentiment { chunk, sentiment: sentiment.to_owned(), confidence }
+    }
+
+    #[test]
+    fn the_beginning() {
+        check(
+            &Event::Started { unix_ns: 1_700_000_000_250_000_000, text_length: 42 },
+            expect![[
+                r#"{"status":"started","message":"Beginning text processing...","timestamp":1700000000.25,"text_length":42}"#
+            ]],
+        );
+        check(&Event::Chunking, expect![[r#"{"status":"chunking","message":"Splitting text into chunks..."}"#]]);
+        check(
+            &Event::Chunked { chunks: 3 },
+            expect![[r#"{"status":"chunked","message":"Split into 3 chunks","chunks":3}"#]],
+        );
+    }
+
+    #[test]
+    fn sentiment() {
+        check(
+            &Event::Processing(Step::Sentiment),
+            expect![[r#"{"status":"sentiment_processing","message":"Analyzing sentiment..."}"#]],
+        );
+        // A score is the f64 of the model's f32.
+        let result = chunk(1, "POSITIVE", 0.999_865_65);
+        check(
+            &Event::SentimentProgress { result, chunks: 3 },
+            expect![[
+                r#"{"status":"sentiment_progress","progress":0.3333333333333333,"chunk_result":{"chunk":1,"sentiment":"POSITIVE","confidence":0.9998656511306763}}"#
+            ]],
+        );
+        check(
+            &Event::SentimentProgress { result: chunk(3, "NEGATIVE", 0.5), chunks: 3 },
+            expect![[
+                r#"{"status":"sentiment_progress","progress":1.0,"chunk_result":{"chunk":3,"sentiment":"NEGATIVE","confidence":0.5}}"#
+            ]],
+        );
+        let chunks = vec![chunk(1, "POSITIVE", 0.75), chunk(2, "NEGATIVE", 0.5)];
+        let tally = Tally { positive: 1, negative: 1 };
+        check(
+            &Event::SentimentComplete { overall: tally.overall(), chunks, tally },
+            expect![[
+                r#"{"status":"sentiment_complete","overall_sentiment":"NEUTRAL","chunk_sentiments":[{"chunk":1,"sentiment":"POSITIVE","confidence":0.75},{"chunk":2,"sentiment":"NEGATIVE","confidence":0.5}],"positive_chunks":1,"negative_chunks":1}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn summary() {
+        check(
+            &Event::Processing(Step::Summarization),
+            expect![[r#"{"status":"summarization_processing","message":"Generating summary..."}"#]],
+        );
+        let summary = "Line one.\nLine \"two\".\u{2028}".to_owned();
+        check(
+            &Event::SummarizationComplete { summary, compression_ratio: 0.25 },
+            expect![[
+                r#"{"status":"summarization_complete","summary":"Line one.\nLine \"two\". ","compression_ratio":0.25}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn entities() {
+        check(
+            &Event::Processing(Step::Entities),
+            expect![[r#"{"status":"entities_processing","message":"Extracting entities..."}"#]],
+        );
+        check(
+            &Event::EntitiesComplete { entities: Vec::new() },
+            expect![[r#"{"status":"entities_complete","entities":[],"entity_types":{},"total_entities":0}"#]],
+        );
+        let entity = |text: &str, label: &str, start| Entity {
+            text: text.to_owned(),
+            label: label.to_owned(),
+            start,
+            end: start + 3,
+        };
+        let entities = vec![entity("Zoë", "PER", 0), entity("IBM", "ORG", 7), entity("Bob", "PER", 20)];
+        check(
+            &Event::EntitiesComplete { entities },
+            expect![[
+                r#"{"status":"entities_complete","entities":[{"text":"Zoë","label":"PER","description":"A named person or family, real or fictional","start":0,"end":3},{"text":"IBM","label":"ORG","description":"A company, agency, institution or other organization","start":7,"end":10},{"text":"Bob","label":"PER","description":"A named person or family, real or fictional","start":20,"end":23}],"entity_types":{"PER":[{"text":"Zoë","label":"PER","description":"A named person or family, real or fictional","start":0,"end":3},{"text":"Bob","label":"PER","description":"A named person or family, real or fictional","start":20,"end":23}],"ORG":[{"text":"IBM","label":"ORG","description":"A company, agency, institution or other organization","start":7,"end":10}]},"total_entities":3}"#
+            ]],
+        );
+        check(
+            &Event::EntitiesComplete { entities: vec![entity("abc", "XYZ", 1)] },
+            expect![[
+                r#"{"status":"entities_complete","entities":[{"text":"abc","label":"XYZ","description":null,"start":1,"end":4}],"entity_types":{"XYZ":[{"text":"abc","label":"XYZ","description":null,"start":1,"end":4}]},"total_entities":1}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn failures_and_the_end() {
+        let failure = Failure::Overloaded { retry_after_ms: 40 };
+        for step in [Step::Sentiment, Step::Summarization, Step::Entities] {
+            let event = Event::StepError { step, failure: failure.clone() };
+            let name = step_name(step);
+            let want = format!(
+                r#"{{"status":"{name}_error","error":"the model's queue is full; retry in 40 ms","code":"overloaded","retryable":true}}"#
+            );
+            assert_eq!(String::from_utf8(to_json(&event)).expect("UTF-8"), want);
+            assert_eq!(status(&event), format!("{name}_error"));
+        }
+        check(
+            &Event::Error(Failure::RequestTimeout { timeout_ms: 60_000 }),
+            expect![[
+                r#"{"status":"error","error":"the request was not finished within 60000 ms","code":"request_timeout","retryable":true}"#
+            ]],
+        );
+        check(
+            &Event::Completed { elapsed_ns: 1_250_000_000, unix_ns: 1_700_000_001_500_000_000 },
+            expect![[
+                r#"{"status":"completed","message":"All processing complete!","total_processing_time":1.25,"timestamp":1700000001.5}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn a_batch_has_what_was_asked_for() {
+        let mut answer = BatchAnswer::default();
+        let ok = answer.handle_event(Event::Completed { elapsed_ns: 500_000_000, unix_ns: 0 });
+        assert!(ok.is_ok());
+        expect![[r#"{"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
+        for event in [
+            Event::SentimentProgress { result: chunk(1, "NEUTRAL", 0.1), chunks: 1 },
+            Event::SummarizationComplete { summary: "Short.".to_owned(), compression_ratio: 0.1 },
+            Event::EntitiesComplete {
+                entities: vec![Entity { text: "Zoë".to_owned(), label: "PER".to_owned(), start: 0, end: 3 }],
+            },
+        ] {
+            assert!(answer.handle_event(event).is_ok());
+        }
+        expect![[r#"{"sentiment":{"label":"NEUTRAL","confidence":0.10000000149011612},"summary":"Short.","entities":[{"text":"Zoë","label":"PER"}],"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
+        let event = Event::StepError { step: Step::Entities, failure: Failure::DeadlineExceeded };
+        assert_eq!(answer.handle_event(event), Err((Some(Step::Entities), Failure::DeadlineExceeded)));
+    }
 }

@@ -70,20 +70,31 @@ mod tests {
 
     #[test]
     fn an_event_in_each_framing() {
-        check(Framing::Ndjson, r#"{"a":1}"#, expect![[r#"
+        check(
+            Framing::Ndjson,
+            r#"{"a":1}"#,
+            expect![[r#"
             {"a":1}
-        "#]]);
-        check(Framing::Sse, r#"{"a":1}"#, expect![[r#"
+        "#]],
+        );
+        check(
+            Framing::Sse,
+            r#"{"a":1}"#,
+            expect![[r#"
             id: 7
             event: chunked
             data: {"a":1}
 
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn an_end_of_line_in_the_data_begins_another_data_line() {
-        check(Framing::Sse, "a\nb\r\nc\rd\n", expect![[r#"
+        check(
+            Framing::Sse,
+            "a\nb\r\nc\rd\n",
+            expect![[r#"
             id: 7
             event: chunked
             data: a
@@ -92,13 +103,18 @@ mod tests {
             data: d
             data: 
 
-        "#]]);
-        check(Framing::Sse, "", expect![[r#"
+        "#]],
+        );
+        check(
+            Framing::Sse,
+            "",
+            expect![[r#"
             id: 7
             event: chunked
             data: 
 
-        "#]]);
+        "#]],
+        );
     }
 
     /// What a reader of SSE makes of one event's data, by the letter of the standard.

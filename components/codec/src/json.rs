@@ -27,7 +27,15 @@ pub enum JsonError {
         reason: String,
         /// From 1.
         line: usize,
-        /// From 1, in bytes.
+        /// From 1, in bytes; 0 for the end of line before.
+        column: usize,
+    },
+    /// A string escapes half of a surrogate pair, which is no character.
+    #[error("a `\\u` escape at line {line}, column {column} is half of a surrogate pair without the other half")]
+    LoneSurrogate {
+        /// From 1.
+        line: usize,
+        /// From 1, in bytes; 0 for the end of line before.
         column: usize,
     },
     /// It is JSON nested deeper than 127 levels.
@@ -35,7 +43,7 @@ pub enum JsonError {
     TooDeep {
         /// From 1.
         line: usize,
-        /// From 1, in bytes.
+        /// From 1, in bytes; 0 for the end of line before.
         column: usize,
     },
     /// An object names a key twice.
@@ -45,11 +53,11 @@ pub enum JsonError {
         key: String,
         /// From 1.
         line: usize,
-        /// From 1, in bytes.
+        /// From 1, in bytes; 0 for the end of line before.
         column: usize,
     },
     /// It is JSON, and not an object.
-    #[error("the body is {got}; a JSON object was expected")]
+    #[error("the body is {}; a JSON object was expected", with_article(.got))]
     NotAnObject {
         /// What it is.
         got: &'static str,
@@ -76,17 +84,26 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// What it is, for a message.
+    /// What it is, in the words of JSON Schema.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Null => "null",
-            Self::Bool(_) => "a boolean",
-            Self::Integer(_) => "an integer",
-            Self::Number(_) => "a number",
-            Self::String(_) => "a string",
-            Self::Array => "an array",
-            Self::Object => "an object",
+            Self::Bool(_) => "boolean",
+            Self::Integer(_) => "integer",
+            Self::Number(_) => "number",
+            Self::String(_) => "string",
+            Self::Array => "array",
+            Self::Object => "object",
         }
+    }
+}
+
+/// The name of a type in a sentence.
+pub(crate) fn with_article(name: &str) -> String {
+    match name {
+        "null" => name.to_owned(),
+        _ if name.starts_with(['a', 'i', 'o']) => format!("an {name}"),
+        _ => format!("a {name}"),
     }
 }
 
@@ -119,10 +136,14 @@ fn explain(error: &serde_json::Error) -> JsonError {
     if let Some(key) = reason.strip_prefix(DUPLICATE) {
         return JsonError::DuplicateKey { key: key.to_owned(), line, column };
     }
-    if reason == "recursion limit exceeded" {
-        return JsonError::TooDeep { line, column };
+    match reason {
+        "recursion limit exceeded" => JsonError::TooDeep { line, column },
+        // The parser has found the first half and looks for the second.
+        "unexpected end of hex escape" | "lone leading surrogate in hex escape" => {
+            JsonError::LoneSurrogate { line, column }
+        }
+        _ => JsonError::Malformed { reason: reason.to_owned(), line, column },
     }
-    JsonError::Malformed { reason: reason.to_owned(), line, column }
 }
 
 enum Top {
@@ -170,19 +191,19 @@ impl<'de> Visitor<'de> for TopVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<Top, E> {
-        Ok(Top::Other("a number"))
+        Ok(Top::Other("number"))
     }
 
     fn visit_u64<E: de::Error>(self, _: u64) -> Result<Top, E> {
-        Ok(Top::Other("a number"))
+        Ok(Top::Other("number"))
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<Top, E> {
-        Ok(Top::Other("a number"))
+        Ok(Top::Other("number"))
     }
 
     fn visit_str<E: de::Error>(self, _: &str) -> Result<Top, E> {
-        Ok(Top::Other("a string"))
+        Ok(Top::Other("string"))
     }
 }
 
@@ -251,5 +272,121 @@ impl<'de> Visitor<'de> for ShapeVisitor {
             keys.insert(key);
         }
         Ok(Shape::Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &[u8], want: Expect) {
+        want.assert_eq(&match read_object(body) {
+            Ok(fields) => format!("{fields:?}"),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn shapes() {
+        check(
+            br#"{"a":null,"b":true,"c":-3,"d":1.5,"e":2e2,"f":"x\n\ud83d\ude00","g":[1,{}],"h":{"i":1}}"#,
+            expect![[
+                r#"{"a": Null, "b": Bool(true), "c": Integer(-3), "d": Number(1.5), "e": Integer(200), "f": String("x\n😀"), "g": Array, "h": Object}"#
+            ]],
+        );
+        check(b" { } ", expect!["{}"]);
+        check(
+            br#"{"n":1e300,"m":18446744073709551615}"#,
+            expect![[r#"{"m": Number(1.8446744073709552e19), "n": Number(1e300)}"#]],
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_and_where() {
+        check(b"", expect!["the body is empty; a JSON object was expected"]);
+        check(b" \r\n\t", expect!["the body is empty; a JSON object was expected"]);
+        check(b"\xef\xbb\xbf{}", expect!["the body is not JSON: expected value at line 1, column 1"]);
+        check(b"{\"a\":\"\xff\"}", expect!["the body is not UTF-8: byte 6 does not fit"]);
+        check(b"{\n \"a\": tru }", expect!["the body is not JSON: expected ident at line 2, column 10"]);
+        check(b"{\"a\":1", expect!["the body is not JSON: EOF while parsing an object at line 1, column 6"]);
+        check(b"{\"a\":1}}", expect!["the body is not JSON: trailing characters at line 1, column 8"]);
+        check(b"{\"a\":1,}", expect!["the body is not JSON: trailing comma at line 1, column 8"]);
+        check(b"{'a':1}", expect!["the body is not JSON: key must be a string at line 1, column 2"]);
+        check(
+            b"{\"a\":\"\x00\"}",
+            expect![[
+                r#"the body is not JSON: control character (\u0000-\u001F) found while parsing a string at line 1, column 7"#
+            ]],
+        );
+        check(b"{\"a\":1e999}", expect!["the body is not JSON: number out of range at line 1, column 10"]);
+        check(
+            br#"{"a":"\ud800 x"}"#,
+            expect![[r#"a `\u` escape at line 1, column 13 is half of a surrogate pair without the other half"#]],
+        );
+        check(
+            br#"{"a":"\udc00"}"#,
+            expect![[r#"a `\u` escape at line 1, column 12 is half of a surrogate pair without the other half"#]],
+        );
+        check(
+            br#"{"a":"\ud800\ud800"}"#,
+            expect![[r#"a `\u` escape at line 1, column 18 is half of a surrogate pair without the other half"#]],
+        );
+        check(br#"{"a":"\uZZZZ"}"#, expect!["the body is not JSON: invalid escape at line 1, column 12"]);
+    }
+
+    #[test]
+    fn keys_are_unique_at_every_depth() {
+        check(br#"{"a":1,"a":2}"#, expect!["the key `a` appears twice, the second time at line 1, column 10"]);
+        check(
+            br#"{"a":{"b":[{"c":1,"c":2}]}}"#,
+            expect!["the key `c` appears twice, the second time at line 1, column 21"],
+        );
+        check(
+            format!(r#"{{"{0}":1,"{0}":2}}"#, "k".repeat(1000)).as_bytes(),
+            expect![
+                "the key `kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk` appears twice, the second time at line 1, column 2008"
+            ],
+        );
+    }
+
+    #[test]
+    fn other_values() {
+        check(b"null", expect!["the body is null; a JSON object was expected"]);
+        check(b"true", expect!["the body is a boolean; a JSON object was expected"]);
+        check(b"-1", expect!["the body is a number; a JSON object was expected"]);
+        check(b"1", expect!["the body is a number; a JSON object was expected"]);
+        check(b"1.5", expect!["the body is a number; a JSON object was expected"]);
+        check(b"\"text\"", expect!["the body is a string; a JSON object was expected"]);
+        check(b"[{}]", expect!["the body is an array; a JSON object was expected"]);
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        check("[".repeat(100_000).as_bytes(), expect!["the body is nested too deeply at line 1, column 128"]);
+        check(
+            format!("{{\"x\":{}", "[".repeat(100_000)).as_bytes(),
+            expect!["the body is nested too deeply at line 1, column 132"],
+        );
+        check(
+            format!("{{\"x\":{}", "{\"x\":".repeat(100_000)).as_bytes(),
+            expect!["the body is nested too deeply at line 1, column 636"],
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_object(&body);
+        }
+
+        #[test]
+        fn every_string_reads_back(text in any::<String>()) {
+            let body = serde_json::to_vec(&serde_json::json!({ "text": text })).expect("a string");
+            let fields = read_object(&body).expect("an object");
+            prop_assert_eq!(fields.get("text"), Some(&Shape::String(text)));
+        }
     }
 }

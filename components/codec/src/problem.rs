@@ -150,8 +150,9 @@ impl Problem {
     }
 
     /// 400: the connection brought less than was announced.
-    pub fn body_incomplete(reason: &str) -> Self {
-        Self::new(400, "body_incomplete", "The body is incomplete", quote(reason))
+    pub fn body_incomplete() -> Self {
+        let detail = "the body ended before all of it had arrived";
+        Self::new(400, "body_incomplete", "The body is incomplete", detail)
     }
 
     /// 501.
@@ -258,6 +259,9 @@ impl From<RequestError> for Problem {
             RequestError::Json(JsonError::Malformed { line, column, .. }) => {
                 ("malformed_json", "The body is not JSON", More::Place { line, column })
             }
+            RequestError::Json(JsonError::LoneSurrogate { line, column }) => {
+                ("lone_surrogate", "Half of a surrogate pair", More::Place { line, column })
+            }
             RequestError::Json(JsonError::TooDeep { line, column }) => {
                 ("json_too_deep", "The body is nested too deeply", More::Place { line, column })
             }
@@ -275,4 +279,174 @@ impl From<RequestError> for Problem {
 /// A text of the client's, shortened, without control characters.
 fn quote(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(QUOTE_CODE_POINTS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(problem: &Problem, want: Expect) {
+        let body = String::from_utf8(problem.to_json("r-1")).expect("UTF-8");
+        let head = format!("{} allow={:?} retry-after={:?}", problem.status, problem.allow(), problem.retry_after_s());
+        want.assert_eq(&format!("{head}\n{body}"));
+    }
+
+    #[test]
+    fn routing() {
+        check(
+            &Problem::not_found("/a\u{1b}[31mb"),
+            expect![[r#"
+            404 allow=None retry-after=None
+            {"type":"urn:weir:problem:not-found","title":"Not found","status":404,"detail":"there is nothing at `/a[31mb`","code":"not_found","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::method_not_allowed("GET", "/process-stream", "POST, OPTIONS"),
+            expect![[r#"
+            405 allow=Some("POST, OPTIONS") retry-after=None
+            {"type":"urn:weir:problem:method-not-allowed","title":"Method not allowed","status":405,"detail":"`/process-stream` takes POST, OPTIONS, not GET","code":"method_not_allowed","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::not_acceptable(&["application/json"]),
+            expect![[r#"
+            406 allow=None retry-after=None
+            {"type":"urn:weir:problem:not-acceptable","title":"Not acceptable","status":406,"detail":"the answer is available as application/json","code":"not_acceptable","request_id":"r-1","retryable":false,"available":["application/json"]}"#]],
+        );
+        check(
+            &Problem::not_implemented("this server does not generate text"),
+            expect![[r#"
+            501 allow=None retry-after=None
+            {"type":"urn:weir:problem:not-implemented","title":"Not implemented","status":501,"detail":"this server does not generate text","code":"not_implemented","request_id":"r-1","retryable":false}"#]],
+        );
+        let long = Problem::not_found(&"é".repeat(1000)).detail;
+        assert!(long.chars().count() < 250, "{long}");
+    }
+
+    #[test]
+    fn bodies() {
+        check(
+            &Problem::body_timeout(30_000),
+            expect![[r#"
+            408 allow=None retry-after=Some(0)
+            {"type":"urn:weir:problem:body-timeout","title":"The body came too slowly","status":408,"detail":"the body did not arrive within 30000 ms","code":"body_timeout","request_id":"r-1","retryable":true,"retry_after_ms":0}"#]],
+        );
+        check(
+            &Problem::body_too_large(1_048_576),
+            expect![[r#"
+            413 allow=None retry-after=None
+            {"type":"urn:weir:problem:body-too-large","title":"The body is too large","status":413,"detail":"a body may have at most 1048576 bytes","code":"body_too_large","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::body_incomplete(),
+            expect![[r#"
+            400 allow=None retry-after=None
+            {"type":"urn:weir:problem:body-incomplete","title":"The body is incomplete","status":400,"detail":"the body ended before all of it had arrived","code":"body_incomplete","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::unsupported_media_type("text/plain"),
+            expect![[r#"
+            415 allow=None retry-after=None
+            {"type":"urn:weir:problem:unsupported-media-type","title":"Unsupported media type","status":415,"detail":"the body must be `application/json` in UTF-8, not `text/plain`","code":"unsupported_media_type","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::unsupported_encoding("gzip"),
+            expect![[r#"
+            415 allow=None retry-after=None
+            {"type":"urn:weir:problem:unsupported-content-encoding","title":"Unsupported content encoding","status":415,"detail":"the body must come without `Content-Encoding`, not as `gzip`","code":"unsupported_content_encoding","request_id":"r-1","retryable":false}"#]],
+        );
+    }
+
+    #[test]
+    fn failures() {
+        let step = Some(Step::Summarization);
+        check(
+            &Problem::failed(step, &Failure::Overloaded { retry_after_ms: 1500 }),
+            expect![[r#"
+            503 allow=None retry-after=Some(2)
+            {"type":"urn:weir:problem:overloaded","title":"The model is overloaded","status":503,"detail":"summarization: the model's queue is full; retry in 1500 ms","code":"overloaded","request_id":"r-1","retryable":true,"retry_after_ms":1500,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::Unavailable("it is loading".to_owned())),
+            expect![[r#"
+            503 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:model-unavailable","title":"The model cannot answer now","status":503,"detail":"summarization: the model cannot answer now: it is loading","code":"model_unavailable","request_id":"r-1","retryable":true,"retry_after_ms":1000,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::DeadlineExceeded),
+            expect![[r#"
+            503 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:deadline-exceeded","title":"The text waited too long","status":503,"detail":"summarization: the text waited too long for the model","code":"deadline_exceeded","request_id":"r-1","retryable":true,"retry_after_ms":1000,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::Engine("out of range".to_owned())),
+            expect![[r#"
+            502 allow=None retry-after=None
+            {"type":"urn:weir:problem:engine-failed","title":"Inference failed","status":502,"detail":"summarization: the engine failed on this text: out of range","code":"engine_failed","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::Other("lost".to_owned())),
+            expect![[r#"
+            502 allow=None retry-after=None
+            {"type":"urn:weir:problem:inference-failed","title":"Inference failed","status":502,"detail":"summarization: lost","code":"inference_failed","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::UnknownModel("m".to_owned())),
+            expect![[r#"
+            500 allow=None retry-after=None
+            {"type":"urn:weir:problem:unknown-model","title":"No such model","status":500,"detail":"summarization: no model named `m` is served","code":"unknown_model","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::InvalidInput("no pair".to_owned())),
+            expect![[r#"
+            500 allow=None retry-after=None
+            {"type":"urn:weir:problem:invalid-input","title":"The model refused its input","status":500,"detail":"summarization: the model refused its input: no pair","code":"invalid_input","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::failed(step, &Failure::TooLong { tokens: 600, tokens_max: 512 }),
+            expect![[r#"
+            500 allow=None retry-after=None
+            {"type":"urn:weir:problem:too-long","title":"The model refused its input","status":500,"detail":"summarization: the text has 600 tokens and the model takes 512","code":"too_long","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+        );
+        check(
+            &Problem::request_timeout(60_000),
+            expect![[r#"
+            504 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:request-timeout","title":"The request took too long","status":504,"detail":"the request was not finished within 60000 ms","code":"request_timeout","request_id":"r-1","retryable":true,"retry_after_ms":1000}"#]],
+        );
+        check(
+            &Problem::internal("a setting"),
+            expect![[r#"
+            500 allow=None retry-after=None
+            {"type":"urn:weir:problem:internal","title":"Internal error","status":500,"detail":"a setting","code":"internal","request_id":"r-1","retryable":false}"#]],
+        );
+    }
+
+    #[test]
+    fn readiness() {
+        let model = |name: &str, ready| Model {
+            name: name.to_owned(),
+            kind: "text-classification",
+            labels: vec!["no".to_owned(), "yes".to_owned()],
+            tokens_max: 512,
+            ready,
+        };
+        let models = vec![model("a", true), model("b", false)];
+        check(
+            &Problem::not_ready(models.clone()),
+            expect![[r#"
+            503 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"not ready: b","code":"not_ready","request_id":"r-1","retryable":true,"retry_after_ms":1000,"models":[{"name":"a","ready":true},{"name":"b","ready":false}]}"#]],
+        );
+        check(
+            &Problem::not_ready(Vec::new()),
+            expect![[r#"
+            503 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"the models did not say in time whether they are ready","code":"not_ready","request_id":"r-1","retryable":true,"retry_after_ms":1000,"models":[]}"#]],
+        );
+        let text = |body| String::from_utf8(body).expect("UTF-8");
+        expect![[r#"{"status":"ready","models":[{"name":"a","ready":true}]}"#]]
+            .assert_eq(&text(crate::models::ready_json(&models[..1])));
+        expect![[r#"{"models":[{"name":"a","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":true},{"name":"b","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":false}]}"#]].assert_eq(&text(crate::models::models_json(&models)));
+    }
 }

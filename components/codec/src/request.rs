@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 use weir_core::{chunk::code_points, process};
 
-use crate::json::{Fields, JsonError, Shape, read_object};
+use crate::json::{Fields, JsonError, Shape, read_object, with_article};
 
 /// Fewest code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;
@@ -147,7 +147,7 @@ impl FieldError {
     }
 
     fn wrong_type(field: &'static str, expected: &'static str, got: &'static str) -> Self {
-        let message = format!("`{field}` must be {expected}, and is {got}");
+        let message = format!("`{field}` must be {}, and is {}", with_article(expected), with_article(got));
         Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }
     }
 
@@ -167,7 +167,7 @@ fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {
     let text = match fields.remove(FIELD) {
         Some(Shape::String(text)) => text,
         Some(other) => {
-            errors.push(FieldError::wrong_type(FIELD, "a string", other.name()));
+            errors.push(FieldError::wrong_type(FIELD, "string", other.name()));
             return String::new();
         }
         None => {
@@ -198,7 +198,7 @@ fn flag(fields: &mut Fields, field: &'static str, default: bool, errors: &mut Ve
         None => default,
         Some(Shape::Bool(flag)) => flag,
         Some(other) => {
-            errors.push(FieldError::wrong_type(field, "a boolean", other.name()));
+            errors.push(FieldError::wrong_type(field, "boolean", other.name()));
             default
         }
     }
@@ -215,8 +215,345 @@ fn chunk_size(fields: &mut Fields, errors: &mut Vec<FieldError>) -> u32 {
             0
         }
         Some(other) => {
-            errors.push(FieldError::wrong_type(FIELD, "an integer", other.name()));
+            errors.push(FieldError::wrong_type(FIELD, "integer", other.name()));
             0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::problem::Problem;
+
+    fn check(body: &str, want: Expect) {
+        want.assert_eq(&match ProcessRequest::from_json(body.as_bytes()) {
+            Ok(request) => format!("{request:#?}"),
+            Err(error) => {
+                let problem = Problem::from(error).to_json("r-1");
+                let value: serde_json::Value = serde_json::from_slice(&problem).expect("a problem is JSON");
+                serde_json::to_string_pretty(&value).expect("JSON")
+            }
+        });
+    }
+
+    #[test]
+    fn defaults() {
+        check(
+            r#"{"text":"ten points"}"#,
+            expect![[r#"
+            ProcessRequest {
+                text: "ten points",
+                include_sentiment: true,
+                include_summary: true,
+                include_entities: false,
+                chunk_size: 200,
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn every_field_and_one_that_is_not_known() {
+        check(
+            r#"{"text":"ten points","include_sentiment":false,"include_summary":false,"include_entities":true,
+                "chunk_size":50.0,"model":"other"}"#,
+            expect![[r#"
+                ProcessRequest {
+                    text: "ten points",
+                    include_sentiment: false,
+                    include_summary: false,
+                    include_entities: true,
+                    chunk_size: 50,
+                }"#]],
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_all_told() {
+        check(
+            r#"{"text":["a"],"include_sentiment":"true","include_summary":1,"include_entities":null,"chunk_size":75.5}"#,
+            expect![[r#"
+                {
+                  "code": "invalid_request",
+                  "detail": "`text` must be a string, and is an array; `include_sentiment` must be a boolean, and is a string; `include_summary` must be a boolean, and is an integer; `include_entities` must be a boolean, and is null; `chunk_size` must be an integer, and is a number",
+                  "errors": [
+                    {
+                      "expected": "string",
+                      "field": "text",
+                      "got": "array",
+                      "message": "`text` must be a string, and is an array",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_sentiment",
+                      "got": "string",
+                      "message": "`include_sentiment` must be a boolean, and is a string",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_summary",
+                      "got": "integer",
+                      "message": "`include_summary` must be a boolean, and is an integer",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_entities",
+                      "got": "null",
+                      "message": "`include_entities` must be a boolean, and is null",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "integer",
+                      "field": "chunk_size",
+                      "got": "number",
+                      "message": "`chunk_size` must be an integer, and is a number",
+                      "reason": "wrong_type"
+                    }
+                  ],
+                  "request_id": "r-1",
+                  "retryable": false,
+                  "status": 422,
+                  "title": "The request is not valid",
+                  "type": "urn:weir:problem:invalid-request"
+                }"#]],
+        );
+    }
+
+    #[test]
+    fn bounds() {
+        check(
+            r#"{"text":"nine poin","chunk_size":49}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must have a length in code points of 10 to 5000, and is 9; `chunk_size` must be 50 to 500, and is 49",
+              "errors": [
+                {
+                  "actual": 9,
+                  "field": "text",
+                  "max": 5000,
+                  "message": "`text` must have a length in code points of 10 to 5000, and is 9",
+                  "min": 10,
+                  "reason": "too_short"
+                },
+                {
+                  "actual": 49,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is 49",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            &format!(r#"{{"text":"{}","chunk_size":501}}"#, "x".repeat(5001)),
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must have a length in code points of 10 to 5000, and is 5001; `chunk_size` must be 50 to 500, and is 501",
+              "errors": [
+                {
+                  "actual": 5001,
+                  "field": "text",
+                  "max": 5000,
+                  "message": "`text` must have a length in code points of 10 to 5000, and is 5001",
+                  "min": 10,
+                  "reason": "too_long"
+                },
+                {
+                  "actual": 501,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is 501",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            r#"{"text":"\u0000 ten points","chunk_size":-9000000000}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must not contain U+0000, and does as code point 0; `chunk_size` must be 50 to 500, and is -9000000000",
+              "errors": [
+                {
+                  "actual": 0,
+                  "field": "text",
+                  "message": "`text` must not contain U+0000, and does as code point 0",
+                  "reason": "contains_nul"
+                },
+                {
+                  "actual": -9000000000,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is -9000000000",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            r#"{"chunk_size":"200"}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` is required; `chunk_size` must be an integer, and is a string",
+              "errors": [
+                {
+                  "field": "text",
+                  "message": "`text` is required",
+                  "reason": "missing"
+                },
+                {
+                  "expected": "integer",
+                  "field": "chunk_size",
+                  "got": "string",
+                  "message": "`chunk_size` must be an integer, and is a string",
+                  "reason": "wrong_type"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn unreadable_bodies() {
+        check(
+            "",
+            expect![[r#"
+            {
+              "code": "empty_body",
+              "detail": "the body is empty; a JSON object was expected",
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is empty",
+              "type": "urn:weir:problem:empty-body"
+            }"#]],
+        );
+        check(
+            "{\"text\": \"ten\n",
+            expect![[r#"
+            {
+              "code": "malformed_json",
+              "column": 0,
+              "detail": "the body is not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 2, column 0",
+              "line": 2,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is not JSON",
+              "type": "urn:weir:problem:malformed-json"
+            }"#]],
+        );
+        check(
+            "[]",
+            expect![[r#"
+            {
+              "code": "not_an_object",
+              "detail": "the body is an array; a JSON object was expected",
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is not an object",
+              "type": "urn:weir:problem:not-an-object"
+            }"#]],
+        );
+        check(
+            r#"{"text":"ten points","text":"ten points"}"#,
+            expect![[r#"
+            {
+              "code": "duplicate_key",
+              "column": 27,
+              "detail": "the key `text` appears twice, the second time at line 1, column 27",
+              "line": 1,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "A key appears twice",
+              "type": "urn:weir:problem:duplicate-key"
+            }"#]],
+        );
+        check(
+            r#"{"text":"\ud83d ten points"}"#,
+            expect![[r#"
+            {
+              "code": "lone_surrogate",
+              "column": 16,
+              "detail": "a `\\u` escape at line 1, column 16 is half of a surrogate pair without the other half",
+              "line": 1,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "Half of a surrogate pair",
+              "type": "urn:weir:problem:lone-surrogate"
+            }"#]],
+        );
+        check(
+            &format!(r#"{{"text":{}"#, "[".repeat(200)),
+            expect![[r#"
+            {
+              "code": "json_too_deep",
+              "column": 135,
+              "detail": "the body is nested too deeply at line 1, column 135",
+              "line": 1,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is nested too deeply",
+              "type": "urn:weir:problem:json-too-deep"
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn lengths_count_code_points() {
+        let length = |text: &str| {
+            let body = serde_json::json!({ "text": text }).to_string();
+            ProcessRequest::from_json(body.as_bytes()).is_ok()
+        };
+        assert!(length(&"😀".repeat(10)) && !length(&"😀".repeat(9)));
+        assert!(length(&"e\u{301}".repeat(5)) && !length(&"é".repeat(9)));
+        assert!(length(&"日".repeat(5000)) && !length(&"日".repeat(5001)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_taken_within_its_bounds_only(size in -1000i64..1000) {
+            let body = format!(r#"{{"text":"ten points","chunk_size":{size}}}"#);
+            let taken = ProcessRequest::from_json(body.as_bytes()).map(|request| i64::from(request.chunk_size));
+            prop_assert_eq!(taken.ok(), (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size).then_some(size));
         }
     }
 }

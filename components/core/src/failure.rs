@@ -69,16 +69,37 @@ impl Failure {
         match self {
             Self::Overloaded { retry_after_ms } => Some(*retry_after_ms),
             Self::Unavailable(_) | Self::DeadlineExceeded | Self::RequestTimeout { .. } => Some(RETRY_AFTER_MS),
-            Self::InvalidInput(_)
-            | Self::UnknownModel(_)
-            | Self::TooLong { .. }
-            | Self::Engine(_)
-            | Self::Other(_) => None,
+            Self::InvalidInput(_) | Self::UnknownModel(_) | Self::TooLong { .. } | Self::Engine(_) | Self::Other(_) => {
+                None
+            }
         }
     }
 
     /// True when the same request may succeed later.
     pub fn retryable(&self) -> bool {
         self.retry_after_ms().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retrying_helps_where_the_text_is_not_at_fault() {
+        for (failure, code, after) in [
+            (Failure::InvalidInput(String::new()), "invalid_input", None),
+            (Failure::UnknownModel(String::new()), "unknown_model", None),
+            (Failure::TooLong { tokens: 2, tokens_max: 1 }, "too_long", None),
+            (Failure::Overloaded { retry_after_ms: 7 }, "overloaded", Some(7)),
+            (Failure::Unavailable(String::new()), "model_unavailable", Some(1000)),
+            (Failure::DeadlineExceeded, "deadline_exceeded", Some(1000)),
+            (Failure::RequestTimeout { timeout_ms: 1 }, "request_timeout", Some(1000)),
+            (Failure::Engine(String::new()), "engine_failed", None),
+            (Failure::Other(String::new()), "inference_failed", None),
+        ] {
+            assert_eq!((failure.code(), failure.retry_after_ms()), (code, after));
+            assert_eq!(failure.retryable(), after.is_some());
+        }
     }
 }

@@ -402,3 +402,309 @@ fn unexpected(answer: Result<Answer, Failure>) -> Failure {
         Ok(_) => Failure::Other("the model answered something that was not asked".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(text: &str, flags: [bool; 3], chunk_size: usize) -> Request {
+        Request {
+            text: text.to_owned(),
+            include_sentiment: flags[0],
+            include_summary: flags[1],
+            include_entities: flags[2],
+            chunk_size: NonZeroUsize::new(chunk_size),
+        }
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { monotonic_ns: ms * 1_000_000, unix_ns: 1_700_000_000_000_000_000 + ms * 1_000_000 }
+    }
+
+    /// The name of an event, as the contract has it.
+    fn name(event: &Event) -> &'static str {
+        match event {
+            Event::Started { .. } => "started",
+            Event::Chunking => "chunking",
+            Event::Chunked { .. } => "chunked",
+            Event::Processing(Step::Sentiment) => "sentiment_processing",
+            Event::Processing(Step::Summarization) => "summarization_processing",
+            Event::Processing(Step::Entities) => "entities_processing",
+            Event::SentimentProgress { .. } => "sentiment_progress",
+            Event::SentimentComplete { .. } => "sentiment_complete",
+            Event::SummarizationComplete { .. } => "summarization_complete",
+            Event::EntitiesComplete { .. } => "entities_complete",
+            Event::StepError { step: Step::Sentiment, .. } => "sentiment_error",
+            Event::StepError { step: Step::Summarization, .. } => "summarization_error",
+            Event::StepError { step: Step::Entities, .. } => "entities_error",
+            Event::Completed { .. } => "completed",
+            Event::Error(_) => "error",
+        }
+    }
+
+    fn names(events: &[Event]) -> Vec<&'static str> {
+        events.iter().map(name).collect()
+    }
+
+    fn drain(process: &mut Process, now: Now) -> Vec<Event> {
+        std::iter::from_fn(|| process.poll_event(now)).collect()
+    }
+
+    fn take_work(process: &mut Process) -> Vec<(u64, Step, String)> {
+        let mut all = Vec::new();
+        while let Some(work) = process.poll_work() {
+            all.push((work.id, work.step, work.text.to_owned()));
+        }
+        all
+    }
+
+    fn good_answer(step: Step) -> Answer {
+        match step {
+            Step::Sentiment => Answer::Label { label: "positive".to_owned(), score: 0.5 },
+            Step::Summarization => Answer::Summary("In short.".to_owned()),
+            Step::Entities => Answer::Entities(vec![Span { label: "PER".to_owned(), start: 0, end: 4 }]),
+        }
+    }
+
+    const LONG: &str = "Alice went to the market on a sunny day and bought apples, pears, plums, bread and \
+                        some cheese for the road home.";
+
+    #[test]
+    fn every_combination_of_flags_has_its_events_in_order() {
+        for bits in 0..8u8 {
+            for text in [LONG, "Alice is short."] {
+                let flags = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
+                let mut process = Process::new(request(text, flags, 50), at(0));
+                let mut want = vec!["started", "chunking", "chunked"];
+                if flags[0] {
+                    want.push("sentiment_processing");
+                    want.extend(std::iter::repeat_n("sentiment_progress", text.chars().count().div_ceil(50)));
+                    want.push("sentiment_complete");
+                }
+                if flags[1] && text == LONG {
+                    want.extend(["summarization_processing", "summarization_complete"]);
+                }
+                if flags[2] {
+                    want.extend(["entities_processing", "entities_complete"]);
+                }
+                want.push("completed");
+                // Answers come in reverse.
+                for (id, step, _) in take_work(&mut process).into_iter().rev() {
+                    process.handle_answer(id, Ok(good_answer(step)));
+                }
+                assert_eq!(names(&drain(&mut process, at(5))), want, "{flags:?} {text}");
+                assert!(process.is_done());
+            }
+        }
+    }
+
+    #[test]
+    fn all_work_is_handed_out_at_once_and_named_once() {
+        let mut process = Process::new(request(LONG, [true; 3], 50), at(0));
+        let work = take_work(&mut process);
+        let steps: Vec<Step> = work.iter().map(|(_, step, _)| *step).collect();
+        assert_eq!(steps, [Step::Sentiment, Step::Sentiment, Step::Sentiment, Step::Summarization, Step::Entities]);
+        let ids: Vec<u64> = work.iter().map(|(id, ..)| *id).collect();
+        assert_eq!(ids, [0, 1, 2, 3, 4]);
+        assert_eq!(work[..3].iter().map(|(.., text)| text.as_str()).collect::<String>(), LONG);
+        assert!(work[3..].iter().all(|(.., text)| text == LONG));
+    }
+
+    #[test]
+    fn a_summary_is_for_more_than_100_code_points() {
+        for (length, want) in [(100, 0), (101, 1)] {
+            let mut process = Process::new(request(&"😀".repeat(length), [false, true, false], 50), at(0));
+            assert_eq!(take_work(&mut process).len(), want, "{length}");
+        }
+    }
+
+    #[test]
+    fn without_a_size_the_text_is_one_chunk() {
+        let mut request = request(LONG, [true, false, false], 50);
+        request.chunk_size = None;
+        let mut process = Process::new(request, at(0));
+        assert_eq!(take_work(&mut process), [(0, Step::Sentiment, LONG.to_owned())]);
+    }
+
+    #[test]
+    fn progress_waits_for_the_chunks_before_it() {
+        let mut process = Process::new(request(LONG, [true, false, false], 50), at(0));
+        assert_eq!(names(&drain(&mut process, at(0))), ["started", "chunking", "chunked", "sentiment_processing"]);
+        let label = |label: &str| Ok(Answer::Label { label: label.to_owned(), score: 0.25 });
+        process.handle_answer(1, label("negative"));
+        assert_eq!(process.poll_event(at(1)), None);
+        process.handle_answer(0, label("positive"));
+        let want = |chunk, sentiment: &str| Event::SentimentProgress {
+            result: ChunkSentiment { chunk, sentiment: sentiment.to_owned(), confidence: 0.25 },
+            chunks: 3,
+        };
+        assert_eq!(drain(&mut process, at(1)), [want(1, "POSITIVE"), want(2, "NEGATIVE")]);
+        process.handle_answer(2, label("neutral"));
+        let rest = drain(&mut process, at(1250));
+        assert_eq!(names(&rest), ["sentiment_progress", "sentiment_complete", "completed"]);
+        let Event::SentimentComplete { overall, chunks, tally } = &rest[1] else { panic!("{rest:?}") };
+        assert_eq!((*overall, chunks.len()), ("NEUTRAL", 3));
+        assert_eq!(*tally, Tally { positive: 1, negative: 1 });
+        assert_eq!(rest[2], Event::Completed { elapsed_ns: 1_250_000_000, unix_ns: at(1250).unix_ns });
+    }
+
+    #[test]
+    fn a_failing_step_is_told_and_the_next_goes_on() {
+        let mut process = Process::new(request(LONG, [true; 3], 50), at(0));
+        take_work(&mut process);
+        let failure = Failure::Engine("cracked".to_owned());
+        process.handle_answer(0, Ok(good_answer(Step::Sentiment)));
+        process.handle_answer(1, Err(failure.clone()));
+        process.handle_answer(2, Ok(good_answer(Step::Sentiment)));
+        process.handle_answer(3, Err(Failure::DeadlineExceeded));
+        process.handle_answer(4, Ok(good_answer(Step::Entities)));
+        let events = drain(&mut process, at(0));
+        assert_eq!(
+            names(&events)[3..],
+            [
+                "sentiment_processing",
+                "sentiment_progress",
+                "sentiment_error",
+                "summarization_processing",
+                "summarization_error",
+                "entities_processing",
+                "entities_complete",
+                "completed"
+            ]
+        );
+        assert_eq!(events[5], Event::StepError { step: Step::Sentiment, failure });
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_is_a_failure() {
+        let mut process = Process::new(request(LONG, [true; 3], 200), at(0));
+        for (id, step, _) in take_work(&mut process) {
+            let other = if step == Step::Summarization { Step::Entities } else { Step::Summarization };
+            process.handle_answer(id, Ok(good_answer(other)));
+        }
+        let names = names(&drain(&mut process, at(0)));
+        for error in ["sentiment_error", "summarization_error", "entities_error", "completed"] {
+            assert!(names.contains(&error), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn entities_are_slices_by_code_point() {
+        let text = "😀 Zoë\u{301} 👨\u{200d}👩 met";
+        let mut process = Process::new(request(text, [false, false, true], 50), at(0));
+        let span = |start, end| Span { label: "PER".to_owned(), start, end };
+        let (id, ..) = take_work(&mut process).remove(0);
+        process.handle_answer(id, Ok(Answer::Entities(vec![span(2, 6), span(7, 10), span(11, 14)])));
+        let events = drain(&mut process, at(0));
+        let Event::EntitiesComplete { entities } = &events[4] else { panic!("{events:?}") };
+        let texts: Vec<&str> = entities.iter().map(|entity| entity.text.as_str()).collect();
+        assert_eq!(texts, ["Zoë\u{301}", "👨\u{200d}👩", "met"]);
+    }
+
+    #[test]
+    fn an_entity_outside_the_text_is_a_failure() {
+        for (start, end) in [(0, 99), (5, 4), (u32::MAX, u32::MAX)] {
+            let mut process = Process::new(request("ten points", [false, false, true], 50), at(0));
+            let (id, ..) = take_work(&mut process).remove(0);
+            process.handle_answer(id, Ok(Answer::Entities(vec![Span { label: "PER".to_owned(), start, end }])));
+            assert_eq!(names(&drain(&mut process, at(0)))[4..], ["entities_error", "completed"]);
+        }
+    }
+
+    #[test]
+    fn compression_counts_code_points() {
+        let mut process = Process::new(request(&"é".repeat(200), [false, true, false], 200), at(0));
+        let (id, ..) = take_work(&mut process).remove(0);
+        process.handle_answer(id, Ok(Answer::Summary("é".repeat(50))));
+        let events = drain(&mut process, at(0));
+        let Event::SummarizationComplete { compression_ratio, .. } = events[4] else { panic!("{events:?}") };
+        assert_eq!(compression_ratio, 0.25);
+    }
+
+    #[test]
+    fn what_inference_left_open_has_failed() {
+        let mut process = Process::new(request(LONG, [true; 3], 200), at(0));
+        process.handle_answer(0, Ok(good_answer(Step::Sentiment)));
+        process.handle_end(&Failure::Unavailable("gone".to_owned()));
+        let names = names(&drain(&mut process, at(0)));
+        assert_eq!(
+            names[4..],
+            [
+                "sentiment_progress",
+                "sentiment_complete",
+                "summarization_processing",
+                "summarization_error",
+                "entities_processing",
+                "entities_error",
+                "completed"
+            ]
+        );
+        assert_eq!(process.poll_work(), None);
+    }
+
+    #[test]
+    fn an_abort_is_the_last_event_and_comes_once() {
+        let mut process = Process::new(request(LONG, [true; 3], 200), at(0));
+        drain(&mut process, at(0));
+        let failure = Failure::RequestTimeout { timeout_ms: 5 };
+        assert_eq!(process.handle_abort(failure.clone()), Some(Event::Error(failure.clone())));
+        process.handle_answer(0, Ok(good_answer(Step::Sentiment)));
+        assert_eq!(process.poll_event(at(9)), None);
+        assert!(process.is_done());
+        assert_eq!(process.handle_abort(failure), None);
+    }
+
+    /// A text, flags, a size, and for each piece of work when it is answered and whether it fails.
+    fn runs() -> impl Strategy<Value = (String, [bool; 3], usize, Vec<(u32, bool)>)> {
+        ("\\PC{1,300}", any::<[bool; 3]>(), 1usize..80, proptest::collection::vec((any::<u32>(), any::<bool>()), 310))
+    }
+
+    proptest! {
+        #[test]
+        fn answers_in_any_order_give_the_events_of_the_contract((text, flags, size, answers) in runs()) {
+            let mut process = Process::new(request(&text, flags, size), at(0));
+            let mut work = take_work(&mut process);
+            work.sort_by_key(|(id, ..)| answers[*id as usize % answers.len()].0);
+            let mut events = drain(&mut process, at(0));
+            for (id, step, _) in work {
+                let answer = match answers[id as usize % answers.len()].1 {
+                    true => Err(Failure::DeadlineExceeded),
+                    // A span that fits every text.
+                    false if step == Step::Entities => Ok(Answer::Entities(Vec::new())),
+                    false => Ok(good_answer(step)),
+                };
+                process.handle_answer(id, answer);
+                events.extend(drain(&mut process, at(1)));
+            }
+            prop_assert!(process.is_done());
+            let order = [
+                "started", "chunking", "chunked", "sentiment_processing", "sentiment_progress", "sentiment_complete",
+                "sentiment_error", "summarization_processing", "summarization_complete", "summarization_error",
+                "entities_processing", "entities_complete", "entities_error", "completed",
+            ];
+            let places: Vec<_> = events.iter().map(|e| order.iter().position(|n| *n == name(e))).collect();
+            prop_assert!(places.is_sorted(), "{:?}", names(&events));
+            let count = |wanted: &str| names(&events).into_iter().filter(|n| *n == wanted).count();
+            for (step, flag) in [
+                ("sentiment", flags[0]),
+                ("summarization", flags[1] && text.chars().count() > SUMMARY_CODE_POINTS_OVER),
+                ("entities", flags[2]),
+            ] {
+                prop_assert_eq!(count(&format!("{step}_processing")), usize::from(flag));
+                let ends = count(&format!("{step}_complete")) + count(&format!("{step}_error"));
+                prop_assert_eq!(ends, usize::from(flag));
+            }
+            // Chunks are told from the first on, without a hole.
+            let told: Vec<usize> = events.iter().filter_map(|event| match event {
+                Event::SentimentProgress { result, .. } => Some(result.chunk),
+                _ => None,
+            }).collect();
+            prop_assert_eq!(&told, &(1..=told.len()).collect::<Vec<_>>());
+            if count("sentiment_complete") == 1 {
+                prop_assert_eq!(told.len(), text.chars().count().div_ceil(size));
+            }
+        }
+    }
+}

@@ -46,6 +46,6 @@ async fn collect(request: types::Request, bytes_max: u64) -> Result<Vec<u8>, Pro
     }
     match trailers.await {
         Ok(_) => Ok(body),
-        Err(code) => Err(Problem::body_incomplete(&format!("{code:?}"))),
+        Err(_) => Err(Problem::body_incomplete()),
     }
 }

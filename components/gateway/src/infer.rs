@@ -15,8 +15,8 @@ use crate::{
         weir::stream::{
             infer,
             types::{
-                Aggregation, ClassifyOptions, Entity, Failure as WireFailure, Item, ModelKind, Outcome, Output, Overflow,
-                SummaryOptions, Task, TokenOptions,
+                Aggregation, ClassifyOptions, Entity, Failure as WireFailure, Item, ModelKind, Outcome, Output,
+                Overflow, SummaryOptions, Task, TokenOptions,
             },
         },
         wit_stream,

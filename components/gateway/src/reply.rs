@@ -82,7 +82,8 @@ fn respond(
     body: Option<StreamReader<u8>>,
 ) -> Result<(Response, FutureReader<Result<(), ErrorCode>>), ErrorCode> {
     let internal = |what: &str| ErrorCode::InternalError(Some(what.to_owned()));
-    let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes())).collect();
+    let headers: Vec<_> =
+        headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes())).collect();
     let fields = Fields::from_list(&headers).map_err(|_| internal("a response header was refused"))?;
     // Without trailers: the writer's end is dropped, and that says so.
     let (_trailers, none) = wit_future::new(|| Ok(None));

@@ -30,6 +30,12 @@ const LIBC_SUITE: &str = "forky";
 const LIBC_FILES: [&str; 3] = ["crt1-command.o", "crt1-reactor.o", "libc.a"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Unpacks a package without the compiler's own sources: 40,000 files that nobody needs.
+const UNPACK: &str = "\
+set -e; mkdir -p \"$2\"
+dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --anchored --no-wildcards-match-slash \\
+    --exclude='./usr/src/*/compiler' --exclude='./usr/src/*/src' --exclude='./usr/src/*/debian' --exclude='./usr/share'";
+
 /// The workspace's `rust-version`.
 const RUST_VERSION_MIN: &str = env!("CARGO_PKG_RUST_VERSION");
 /// Changes when what this file does changes, so that an older result is made anew.
@@ -132,7 +138,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
             let package = entry?.path();
             if package.extension().is_some_and(|extension| extension == "deb") {
                 step.at(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
-                sh::check(step, sh::program(house, "dpkg").arg("-x").arg(&package).arg(&prefix))?;
+                sh::check(step, sh::program(house, "sh").args(["-c", UNPACK, "unpack"]).arg(&package).arg(&prefix))?;
             }
         }
         fs::remove_dir_all(&apt.folder).with_context(|| format!("cannot remove {}", apt.folder.display()))?;
@@ -202,8 +208,7 @@ fn standard_library(house: &House, step: &mut Step) -> Result<String> {
             copied += 1;
         }
     }
-    // The sources and the build are 700 MB that nobody needs any more.
-    for done in [build, empty, usr.join("src")] {
+    for done in [build, empty] {
         fs::remove_dir_all(&done).with_context(|| format!("cannot remove {}", done.display()))?;
     }
     Ok(format!("{copied} libraries"))

@@ -109,7 +109,8 @@ fn shorten(name: &str) -> &str {
 fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
     let unavailable = |text: String| Failure::Unavailable(format!("model {name}: {text}"));
     let config = read_config(directory).map_err(unavailable)?;
-    let bytes = read_file(directory, "tokenizer.json")?.ok_or_else(|| unavailable("no tokenizer.json".to_owned()))?;
+    let bytes = read_file(directory, "tokenizer.json").map_err(unavailable)?;
+    let bytes = bytes.ok_or_else(|| unavailable("no tokenizer.json".to_owned()))?;
     let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| unavailable(error.to_string()))?;
     drop(bytes);
     let sample = tokenizer.tokenize(SAMPLE_TEXT, None).map_err(|error| unavailable(error.to_string()))?.sequence;
@@ -119,7 +120,7 @@ fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
 }
 
 fn read_config(directory: &Path) -> Result<ModelConfig, String> {
-    let read = |file| read_file(directory, file).map_err(|failure| format!("{failure:?}"));
+    let read = |file| read_file(directory, file);
     let config = read("config.json")?.ok_or("no config.json")?;
     let tokenizer = read("tokenizer_config.json")?;
     let sentences = read("sentence_bert_config.json")?;
@@ -135,14 +136,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The contents of a file, or none when it does not exist.
-fn read_file(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, Failure> {
+fn read_file(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, String> {
     let path = directory.join(file);
-    let unreadable =
-        |error: std::io::Error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display()));
+    let unreadable = |error: std::io::Error| format!("{file} cannot be read: {error}");
     match std::fs::metadata(&path) {
         Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            let (length, path) = (metadata.len(), path.display());
-            Err(Failure::Unavailable(format!("{path} has {length} bytes, more than {FILE_BYTES_MAX}")))
+            Err(format!("{file} has {} bytes, more than {FILE_BYTES_MAX}", metadata.len()))
         }
         Ok(_) => std::fs::read(&path).map(Some).map_err(unreadable),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

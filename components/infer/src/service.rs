@@ -56,13 +56,14 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
         let mut together = Vec::new();
         let mut bytes = 0;
         for item in taken.drain(..) {
-            if bytes + item.text.len() > TOGETHER_BYTES_MAX && !together.is_empty() {
+            let length = item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
+            if bytes + length > TOGETHER_BYTES_MAX && !together.is_empty() {
                 if answer_items(&models, std::mem::take(&mut together), &mut outcomes).await.is_err() {
                     return;
                 }
                 bytes = 0;
             }
-            bytes += item.text.len();
+            bytes += length;
             together.push(item);
         }
         if answer_items(&models, together, &mut outcomes).await.is_err() || !matches!(status, StreamResult::Complete(_))

@@ -10,6 +10,9 @@ use weir_core::summary::{Selection, Similarity, SummaryBounds, select_sentences}
 /// Of a longer text only so many sentences are read, from its beginning: the cost of centrality is quadratic.
 pub const SENTENCES_MAX: usize = 1024;
 
+/// How many places to cut a text are tried, of each sort, from the last on.
+const CUTS_MAX: usize = 8;
+
 /// The sentences of `text` that a summary is made of.
 pub fn sentences_of(text: &str) -> Vec<String> {
     split_sentences(text).into_iter().take(SENTENCES_MAX).map(|range| text[range].to_owned()).collect()
@@ -44,30 +47,22 @@ pub fn compose(
 }
 
 /// The beginning of a text within `bounds.tokens_max`, cut at a word boundary, or between tokens where the last word
-/// boundary leaves less than `bounds.tokens_min`.
+/// boundaries leave less than `bounds.tokens_min`.
 pub fn cut<'a>(text: &'a str, bounds: SummaryBounds, tokenizer: &ModelTokenizer) -> Result<&'a str, TokenizeError> {
     let ends = tokenizer.token_ends(text)?;
     if ends.len() <= bounds.tokens_max {
         return Ok(text);
     }
     let Some(&limit) = bounds.tokens_max.checked_sub(1).and_then(|last| ends.get(last)) else { return Ok("") };
-    let limit = text.floor_char_boundary(limit);
-    let mut words: Vec<usize> = text[..limit].split_word_bound_indices().map(|(start, _)| start).collect();
-    if text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).last() == Some(limit)
-    {
-        words.push(limit);
-    }
-    let between_tokens = ends[..bounds.tokens_max].iter().map(|&end| text.floor_char_boundary(end)).rev();
-    for (end, tokens_min) in
-        words.into_iter().rev().map(|end| (end, bounds.tokens_min.max(1))).chain(between_tokens.map(|end| (end, 1)))
-    {
-        let piece = text[..end].trim_end();
-        let tokens = tokenizer.count(piece)?;
-        if tokens < tokens_min && tokens_min > 1 {
-            continue;
-        }
-        if (1..=bounds.tokens_max).contains(&tokens) {
-            return Ok(piece);
+    let words: Vec<usize> =
+        text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).collect();
+    let words = words.into_iter().rev().map(|end| (end, bounds.tokens_min.max(1)));
+    let tokens = ends[..bounds.tokens_max].iter().rev().map(|&end| (text.floor_char_boundary(end), 1));
+    // A shorter text may have more tokens than its part of the longer one, so what is kept is counted.
+    for (end, tokens_min) in words.take(CUTS_MAX).chain(tokens.take(CUTS_MAX)) {
+        let kept = text[..end].trim_end();
+        if (tokens_min..=bounds.tokens_max).contains(&tokenizer.count(kept)?) {
+            return Ok(kept);
         }
     }
     Ok("")

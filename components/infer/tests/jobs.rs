@@ -1,0 +1,258 @@
+//! Items from text to outcome, with a made-up graph: what is refused, what is cut, and where spans and summaries lie.
+
+use std::path::Path;
+use std::rc::Rc;
+use weir_infer::config::ModelConfig;
+use weir_infer::job::{ModelFiles, Prepared, RowOutput, TEXT_BYTES_MAX, prepare};
+use weir_infer::tokenize::{ModelTokenizer, Sequence};
+use weir_infer::types::{
+    Aggregation, ClassifyOptions, EmbedOptions, Entity, Failure, Item, Output, Overflow, SummaryOptions, Task,
+    TokenOptions, TooLong,
+};
+
+const CONFIG_TOKENS: &str = r#"{"architectures":["BertForTokenClassification"],"id2label":{"0":"O","1":"B-PER"}}"#;
+const CONFIG_LABELS: &str = r#"{"architectures":["BertForSequenceClassification"],"id2label":{"0":"bad","1":"good"}}"#;
+const CONFIG_VECTORS: &str = r#"{"architectures":["BertModel"]}"#;
+
+/// A model of at most `tokens_max` tokens with the WordPiece vocabulary of the models that ship.
+fn model(config: &str, tokens_max: usize) -> Rc<ModelFiles> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../host/nn/models/embeddings");
+    let limits = format!(r#"{{"model_max_length":{tokens_max},"unk_token":"[UNK]"}}"#);
+    let config = ModelConfig::parse(config.as_bytes(), Some(limits.as_bytes()), None, None).unwrap();
+    let tokenizer = ModelTokenizer::parse(&std::fs::read(folder.join("tokenizer.json")).unwrap(), &config).unwrap();
+    Rc::new(ModelFiles { config, tokenizer })
+}
+
+fn item(text: &str, task: Task) -> Item {
+    Item { id: 7, model: "m".to_owned(), text: text.to_owned(), text_pair: None, overflow: Overflow::Truncate, task }
+}
+
+fn classify() -> Task {
+    Task::Classify(ClassifyOptions { top_k: None, activation: None })
+}
+
+fn tokens() -> Task {
+    Task::Tokens(TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()] })
+}
+
+fn embed() -> Task {
+    Task::Embed(EmbedOptions { normalize: true })
+}
+
+fn summarize(tokens_min: u32, tokens_max: u32) -> Task {
+    Task::Summarize(SummaryOptions { tokens_min, tokens_max })
+}
+
+/// The outcome of an item whose sequences are computed by `graph`, each giving numbers and their shape.
+fn run(
+    item: Item,
+    files: &Rc<ModelFiles>,
+    graph: impl Fn(usize, &Sequence) -> (Vec<f32>, Vec<usize>),
+) -> Result<Output, Failure> {
+    let (mut job, sequences) = match prepare(item, files) {
+        Prepared::Compute(job, sequences) => (job, sequences),
+        Prepared::Done(result) => return result,
+    };
+    let mut result = None;
+    for (part, sequence) in sequences.iter().enumerate() {
+        assert!(result.is_none(), "answered before the last part");
+        assert!(sequence.ids.len() <= files.tokenizer.tokens_max());
+        let (values, shape) = graph(part, sequence);
+        result = job.accept(part, sequence, RowOutput { values: &values, shape: &shape });
+    }
+    result.expect("an outcome after the last part")
+}
+
+/// A graph that must not be asked.
+fn unused(_: usize, _: &Sequence) -> (Vec<f32>, Vec<usize>) {
+    panic!("nothing had to be computed")
+}
+
+/// Marks every token of `ids` as the beginning of a person, in a batch that is padded by two.
+fn persons(ids: Vec<u32>) -> impl Fn(usize, &Sequence) -> (Vec<f32>, Vec<usize>) {
+    move |_, sequence| {
+        let marks = sequence.ids.iter().map(|id| if ids.contains(id) { [0.0, 9.0] } else { [9.0, 0.0] });
+        let values: Vec<f32> = marks.chain([[0.0, 9.0]; 2]).flatten().collect();
+        (values, vec![sequence.ids.len() + 2, 2])
+    }
+}
+
+/// A vector that depends on the token ids only.
+fn hashed(_: usize, sequence: &Sequence) -> (Vec<f32>, Vec<usize>) {
+    let vector = (0..8).map(|k| sequence.ids.iter().map(|&id| ((id as f32) * (k as f32 + 0.7)).sin()).sum()).collect();
+    (vector, vec![8])
+}
+
+fn ids(text: &str, files: &ModelFiles) -> Vec<u32> {
+    let sequence = files.tokenizer.tokenize(text, None).unwrap().sequence;
+    sequence.ids.iter().zip(&sequence.special).filter(|(_, special)| !**special).map(|(&id, _)| id).collect()
+}
+
+fn surface(text: &str, entity: &Entity) -> String {
+    text.chars().skip(entity.start as usize).take((entity.end - entity.start) as usize).collect()
+}
+
+fn entities(result: Result<Output, Failure>) -> Vec<Entity> {
+    match result {
+        Ok(Output::Entities(entities)) => entities,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn summary(result: Result<Output, Failure>) -> String {
+    match result {
+        Ok(Output::Summary(summary)) => summary,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_model_cannot_do_is_refused() {
+    let labels = model(CONFIG_LABELS, 64);
+    let vectors = model(CONFIG_VECTORS, 64);
+    let split = |task| Item { overflow: Overflow::Split, ..item("text", task) };
+    let pair = |task| Item { text_pair: Some("pair".to_owned()), ..item("text", task) };
+    let cases = [
+        (item("text", embed()), &labels),
+        (item("text", classify()), &vectors),
+        (item("text", tokens()), &vectors),
+        (pair(embed()), &vectors),
+        (split(classify()), &labels),
+        (split(embed()), &vectors),
+        (item("text", summarize(10, 5)), &vectors),
+        (item("text", summarize(0, 0)), &vectors),
+        (item(&"x".repeat(TEXT_BYTES_MAX + 1), classify()), &labels),
+        (Item { text_pair: Some("x".repeat(TEXT_BYTES_MAX + 1)), ..item("text", classify()) }, &labels),
+    ];
+    for (item, files) in cases {
+        let task = item.task.clone();
+        assert!(matches!(run(item, files, unused), Err(Failure::InvalidInput(_))), "{task:?}");
+    }
+}
+
+#[test]
+fn a_long_text_is_cut_or_refused_with_its_length() {
+    let files = model(CONFIG_LABELS, 8);
+    let text = "one two three four five six seven eight nine ten";
+    let Prepared::Compute(_, sequences) = prepare(item(text, classify()), &files) else { panic!("nothing to compute") };
+    assert_eq!(sequences[0].ids.len(), 8);
+    let fail = |text, pair: Option<&str>| Item {
+        overflow: Overflow::Fail,
+        text_pair: pair.map(str::to_owned),
+        ..item(text, classify())
+    };
+    let too_long = |tokens| Err(Failure::TooLong(TooLong { tokens, tokens_max: 8 }));
+    assert_eq!(run(fail(text, None), &files, unused), too_long(12));
+    assert_eq!(run(fail("one two", Some("three four five six")), &files, unused), too_long(9));
+    assert!(matches!(prepare(fail("one two", Some("three four")), &files), Prepared::Compute(..)));
+}
+
+#[test]
+fn a_pair_is_cut_from_the_longer_text() {
+    let files = model(CONFIG_LABELS, 10);
+    let pair = Item { text_pair: Some("a b c d e f g h i".to_owned()), ..item("x y", classify()) };
+    let Prepared::Compute(_, sequences) = prepare(pair, &files) else { panic!("nothing to compute") };
+    let tokens: Vec<String> = sequences[0].ids.iter().map(|&id| files.tokenizer.token(id)).collect();
+    assert_eq!(tokens.join(" "), "[CLS] x y [SEP] a b c d e [SEP]");
+    assert_eq!(sequences[0].types, [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn spans_of_a_split_text_lie_in_the_whole_text() {
+    let files = model(CONFIG_TOKENS, 64);
+    let text = "  🙂 Nobody spoke. Then e\u{301}clairs and Merkel came!\n\nMerkel left.";
+    let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
+    let found = entities(run(split, &files, persons(ids("Merkel", &files))));
+    let surfaces: Vec<String> = found.iter().map(|entity| surface(text, entity)).collect();
+    assert_eq!(surfaces, ["Merkel", "Merkel"]);
+    assert!(found[0].end < found[1].start);
+    assert_eq!(found[0].label, "PER");
+}
+
+#[test]
+fn a_sentence_over_the_maximum_is_read_in_pieces() {
+    let files = model(CONFIG_TOKENS, 7);
+    let text = "one two three four five six seven eight paris nine ten eleven paris";
+    let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
+    let found = entities(run(split, &files, persons(ids("paris", &files))));
+    assert_eq!(found.iter().map(|entity| surface(text, entity)).collect::<Vec<_>>(), ["paris", "paris"]);
+}
+
+#[test]
+fn a_text_without_sentences_has_no_entities() {
+    let files = model(CONFIG_TOKENS, 64);
+    let split = Item { overflow: Overflow::Split, ..item(" \n ", tokens()) };
+    assert_eq!(run(split, &files, unused), Ok(Output::Entities(Vec::new())));
+}
+
+#[test]
+fn what_the_graph_gives_wrong_is_the_engines_fault() {
+    let check = |item: Item, files: &Rc<ModelFiles>, values: Vec<f32>, shape: Vec<usize>| {
+        let result = run(item, files, |_, _| (values.clone(), shape.clone()));
+        assert!(matches!(result, Err(Failure::Engine(_))), "{shape:?}: {result:?}");
+    };
+    let labels = model(CONFIG_LABELS, 64);
+    check(item("a", classify()), &labels, vec![0.0; 3], vec![3]);
+    check(item("a", classify()), &labels, vec![0.0; 6], vec![3, 2]);
+    check(item("a", classify()), &labels, vec![f32::NAN, 0.0], vec![2]);
+    let spans = model(CONFIG_TOKENS, 64);
+    check(item("a", tokens()), &spans, vec![0.0; 4], vec![2, 2]);
+    check(item("a", tokens()), &spans, vec![0.0; 9], vec![3, 3]);
+    check(item("a", tokens()), &spans, vec![f32::INFINITY; 6], vec![3, 2]);
+    let vectors = model(CONFIG_VECTORS, 64);
+    check(item("a", embed()), &vectors, vec![f32::NAN; 4], vec![4]);
+    check(item("a", embed()), &vectors, vec![0.0; 4], vec![1, 4]);
+}
+
+#[test]
+fn token_vectors_are_pooled_without_padding_and_scaled() {
+    let files = model(CONFIG_VECTORS, 64);
+    let rows = |_: usize, _: &Sequence| (vec![0.0, 0.0, 3.0, 8.0, 6.0, 4.0, 100.0, 0.0], vec![4, 2]);
+    assert_eq!(run(item("hello", embed()), &files, rows), Ok(Output::Embedding(vec![0.6, 0.8])));
+}
+
+#[test]
+fn a_short_text_is_its_own_summary() {
+    let files = model(CONFIG_VECTORS, 64);
+    assert_eq!(summary(run(item("", summarize(30, 130)), &files, unused)), "");
+    assert_eq!(summary(run(item(" One sentence. ", summarize(30, 130)), &files, unused)), "One sentence.");
+    let long = "one two three four tokenization of six";
+    assert_eq!(summary(run(item(long, summarize(0, 5)), &files, unused)), "one two three four");
+    // A word of several tokens is cut where no word ends before.
+    assert_eq!(summary(run(item(&"x".repeat(90), summarize(0, 1)), &files, unused)), "xx");
+}
+
+#[test]
+fn a_summary_keeps_order_and_bounds() {
+    let files = model(CONFIG_VECTORS, 64);
+    let sentences: Vec<String> =
+        (0..40).map(|n| format!("Sentence {n} says the thing of {}.", n * 7919 % 101)).collect();
+    let text = sentences.join("\n\n");
+    let has = files.tokenizer.count(&text).unwrap() as u32;
+    for (tokens_min, tokens_max) in [(30, 130), (1, 12), (5, 5), (100, 100), (400, 2000)] {
+        let split = Item { overflow: Overflow::Split, ..item(&text, summarize(tokens_min, tokens_max)) };
+        let got = summary(run(split.clone(), &files, hashed));
+        let tokens = files.tokenizer.count(&got).unwrap() as u32;
+        assert!(
+            (tokens_min.min(has)..=tokens_max).contains(&tokens),
+            "{tokens} tokens of {tokens_min} to {tokens_max}: {got}"
+        );
+        let places: Vec<usize> = sentences
+            .iter()
+            .filter(|sentence| got.contains(sentence.as_str()))
+            .map(|sentence| got.find(sentence.as_str()).unwrap())
+            .collect();
+        assert!(places.is_sorted(), "{got}");
+        assert_eq!(got, summary(run(split, &files, hashed)));
+    }
+}
+
+#[test]
+fn a_summary_reads_what_overflow_allows() {
+    let files = model(CONFIG_VECTORS, 16);
+    let text = "The first sentence is here. The second one is here. The third lies beyond the end.";
+    let ask = |overflow| run(Item { overflow, ..item(text, summarize(1, 100)) }, &files, hashed);
+    assert!(summary(ask(Overflow::Split)).contains("third"));
+    assert!(!summary(ask(Overflow::Truncate)).contains("beyond"));
+    assert_eq!(ask(Overflow::Fail), Err(Failure::TooLong(TooLong { tokens: 21, tokens_max: 16 })));
+}

@@ -7,6 +7,10 @@
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
 //! - [`models`]: what is served, and readiness.
+//! - [`route`], [`request_id`]: paths with their methods, and `X-Request-Id`.
+//!
+//! The feature `schema` derives JSON Schema for all of it and adds `openapi`, which writes the gateway's
+//! `openapi.json`; the component itself is built without.
 
 pub mod accept;
 pub mod content_type;
@@ -14,5 +18,9 @@ pub mod event;
 pub mod frame;
 pub mod json;
 pub mod models;
+#[cfg(feature = "schema")]
+pub mod openapi;
 pub mod problem;
 pub mod request;
+pub mod request_id;
+pub mod route;

@@ -24,7 +24,7 @@ pub const CHUNK_SIZE_DEFAULT: i64 = 200;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProcessRequest {
     /// The text, counted in Unicode code points. It must not contain U+0000.
-    #[cfg_attr(feature = "schema", schemars(length(min = 10, max = 5000)))]
+    #[cfg_attr(feature = "schema", schemars(length(min = TEXT_CODE_POINTS_MIN, max = TEXT_CODE_POINTS_MAX)))]
     pub text: String,
     /// Label each chunk and the whole text.
     #[cfg_attr(feature = "schema", schemars(default = "yes"))]
@@ -36,7 +36,7 @@ pub struct ProcessRequest {
     #[cfg_attr(feature = "schema", schemars(default))]
     pub include_entities: bool,
     /// Code points per chunk.
-    #[cfg_attr(feature = "schema", schemars(range(min = 50, max = 500), default = "chunk_size_default"))]
+    #[cfg_attr(feature = "schema", schemars(range(min = CHUNK_SIZE_MIN, max = CHUNK_SIZE_MAX), default = "chunk_size_default"))]
     pub chunk_size: u32,
 }
 

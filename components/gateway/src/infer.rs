@@ -106,8 +106,8 @@ fn item(work: Work<'_>, settings: &Settings) -> Item {
             (&settings.summary_model, Overflow::Split, Task::Summarize(options))
         }
         Step::Entities => {
-            // BIO models are trained on the first piece of a word; what they say of the other pieces is noise, and
-            // `simple` would let it cut a name in two.
+            // A word takes the label of its first piece. `simple` would let the pieces of a word disagree and cut a
+            // name in two; `average` would weigh the B- of the first piece against the I- of the others.
             let options = TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()] };
             (&settings.entities_model, Overflow::Split, Task::Tokens(options))
         }

@@ -3,12 +3,13 @@
 //! It routes, validates, negotiates and renders; `weir:stream/infer` does the inference. One instance serves many
 //! requests at once: nothing here blocks, and nothing is shared but the settings.
 //!
-//! - [`route`]: paths and methods.
-//! - [`body`]: request bodies, bounded in bytes and time.
-//! - [`process`]: the two routes that do the work.
-//! - [`infer`]: the gateway's side of `weir:stream/infer`.
-//! - [`reply`]: responses.
-//! - [`settings`], [`clock`], [`request_id`]: the environment.
+//! - `body`: request bodies, bounded in bytes and time.
+//! - `process`: the two routes that do the work.
+//! - `infer`: the gateway's side of `weir:stream/infer`.
+//! - `reply`: responses.
+//! - `settings`, `clock`, `request_id`: the environment.
+//!
+//! Imports `wasi:*` and `weir:stream/infer`, nothing else.
 
 mod bindings;
 mod body;
@@ -17,7 +18,6 @@ mod infer;
 mod process;
 mod reply;
 mod request_id;
-mod route;
 mod settings;
 
 use spin_sdk::{
@@ -28,15 +28,15 @@ use spin_sdk::{
         spawn,
     },
 };
-use weir_codec::{accept, content_type, models, problem::Problem, request::ProcessRequest};
+use weir_codec::{
+    accept, content_type, models,
+    problem::Problem,
+    request::ProcessRequest,
+    route::{self, Route},
+};
 use weir_core::process::Now;
 
-use crate::{
-    clock::Deadline,
-    reply::Reply,
-    route::{ROUTES, Route},
-    settings::Settings,
-};
+use crate::{clock::Deadline, reply::Reply, settings::Settings};
 
 /// How long the models may take to say whether they are ready.
 const MODELS_TIMEOUT_MS: u64 = 5000;
@@ -56,17 +56,15 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         Some(body) => call.answer(body).await,
         None => Err(Problem::internal("the body was taken before it was read")),
     };
-    match answer {
-        Ok(Answer::Whole(reply)) => Ok(reply),
+    let reply = match answer {
         Ok(Answer::Streaming(response)) => return Ok(response),
-        Err(problem) => Ok(Reply::problem(&problem, &call.request_id)),
-    }
-    .and_then(|reply: Reply| {
-        reply
-            .with("cache-control", "no-store")
-            .with("x-request-id", call.request_id)
-            .into_response(parts.method == Method::HEAD)
-    })
+        Ok(Answer::Whole(reply)) => reply,
+        Err(problem) => Reply::problem(&problem, &call.request_id),
+    };
+    reply
+        .with("cache-control", "no-store")
+        .with(request_id::HEADER, call.request_id)
+        .into_response(parts.method == Method::HEAD)
 }
 
 enum Answer {
@@ -94,19 +92,13 @@ impl Call<'_> {
             ("OPTIONS", _) => return Ok(Answer::Whole(Reply::methods(route.allow()))),
             (method, _) => return Err(Problem::method_not_allowed(method, self.path, route.allow())),
         }
-        // Alive means able to answer, whatever the settings say.
-        if route == Route::Livez {
-            return Ok(Answer::Whole(Reply::json(br#"{"status":"alive"}"#.as_slice())));
-        }
-        let settings = Settings::current().map_err(Problem::internal)?;
         let reply = match route {
-            Route::ProcessStream => return self.process_stream(body, settings).await.map(Answer::Streaming),
-            Route::ProcessBatch => self.process_batch(body, settings).await?,
-            Route::GenerateStream => {
-                return Err(Problem::not_implemented("this server does not generate text"));
-            }
-            Route::Index => Reply::json(index()),
-            Route::Livez => Reply::methods(route.allow()),
+            Route::ProcessStream => return self.process_stream(body).await.map(Answer::Streaming),
+            Route::ProcessBatch => self.process_batch(body).await?,
+            Route::GenerateStream => return Err(Problem::not_implemented("this server does not generate text")),
+            Route::Index => Reply::json(route::index_json(env!("CARGO_PKG_VERSION"))),
+            // Alive means able to answer, whatever the settings and the models say.
+            Route::Livez => Reply::json(br#"{"status":"alive"}"#.as_slice()),
             Route::Readyz => readyz(self.began).await?,
             Route::Models => Reply::json(models::models_json(&served(self.began).await?)),
             Route::OpenApi => Reply::json(include_bytes!("../openapi.json").as_slice()),
@@ -114,7 +106,8 @@ impl Call<'_> {
         Ok(Answer::Whole(reply))
     }
 
-    async fn process_stream(&self, body: types::Request, settings: &'static Settings) -> Result<Response, Problem> {
+    async fn process_stream(&self, body: types::Request) -> Result<Response, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
         let framing = accept::framing(self.header("accept").as_deref())
             .ok_or_else(|| Problem::not_acceptable(&["application/x-ndjson", "text/event-stream"]))?;
         let request = self.process_request(body, settings).await?;
@@ -124,7 +117,7 @@ impl Call<'_> {
             ("vary", "accept".to_owned()),
             // Proxies that buffer a response would undo the streaming.
             ("x-accel-buffering", "no".to_owned()),
-            ("x-request-id", self.request_id.clone()),
+            (request_id::HEADER, self.request_id.clone()),
         ];
         let (response, client, sent) =
             reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))?;
@@ -133,7 +126,8 @@ impl Call<'_> {
         Ok(response)
     }
 
-    async fn process_batch(&self, body: types::Request, settings: &Settings) -> Result<Reply, Problem> {
+    async fn process_batch(&self, body: types::Request) -> Result<Reply, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
         if !accept::json(self.header("accept").as_deref()) {
             return Err(Problem::not_acceptable(&["application/json"]));
         }
@@ -177,13 +171,4 @@ async fn readyz(began: Now) -> Result<Reply, Problem> {
         true => Ok(Reply::json(models::ready_json(&models))),
         false => Err(Problem::not_ready(models)),
     }
-}
-
-/// The routes, as JSON.
-fn index() -> Vec<u8> {
-    let routes: Vec<_> = ROUTES
-        .iter()
-        .map(|(path, route)| format!(r#""{} {path}""#, if route.posts() { "POST" } else { "GET" }))
-        .collect();
-    format!(r#"{{"name":"weir","version":"{}","routes":[{}]}}"#, env!("CARGO_PKG_VERSION"), routes.join(",")).into_bytes()
 }

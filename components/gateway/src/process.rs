@@ -9,10 +9,7 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use spin_sdk::wasip3::{
-    http::types::ErrorCode,
-    wit_bindgen::{FutureReader, StreamWriter},
-};
+use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use weir_codec::{
     event::{self, BatchAnswer},
     frame::Framing,
@@ -27,6 +24,7 @@ use weir_core::{
 use crate::{
     clock::{self, Deadline},
     infer,
+    reply::Sent,
     settings::Settings,
 };
 
@@ -66,7 +64,7 @@ pub(crate) async fn stream(
     settings: &Settings,
     began: Now,
     mut client: StreamWriter<u8>,
-    sent: FutureReader<Result<(), ErrorCode>>,
+    sent: Sent,
 ) {
     let process = RefCell::new(Process::new(request.into_stream(), began));
     let mut drawing = Drawing { framing, events: 0 };

@@ -10,6 +10,9 @@ use spin_sdk::wasip3::{
 };
 use weir_codec::problem::{self, Problem};
 
+/// What the host will say of the sending of a response.
+pub(crate) type Sent = FutureReader<Result<(), ErrorCode>>;
+
 /// A response before it is one of `wasi:http`.
 pub(crate) struct Reply {
     status: u16,
@@ -68,9 +71,7 @@ impl Reply {
 }
 
 /// A response whose body is written while it is sent, with the end to write to and what will be known of its sending.
-pub(crate) fn streaming(
-    headers: &[(&'static str, String)],
-) -> Result<(Response, StreamWriter<u8>, FutureReader<Result<(), ErrorCode>>), ErrorCode> {
+pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response, StreamWriter<u8>, Sent), ErrorCode> {
     let (writer, reader) = wit_stream::new();
     let (response, sent) = respond(200, headers, Some(reader))?;
     Ok((response, writer, sent))
@@ -80,7 +81,7 @@ fn respond(
     status: u16,
     headers: &[(&'static str, String)],
     body: Option<StreamReader<u8>>,
-) -> Result<(Response, FutureReader<Result<(), ErrorCode>>), ErrorCode> {
+) -> Result<(Response, Sent), ErrorCode> {
     let internal = |what: &str| ErrorCode::InternalError(Some(what.to_owned()));
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes())).collect();

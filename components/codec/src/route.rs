@@ -1,0 +1,95 @@
+//! Paths and the methods that they take.
+
+use serde::Serialize;
+
+use crate::event::json;
+
+/// What answers a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /`
+    Index,
+    /// `GET /livez`
+    Livez,
+    /// `GET /readyz`
+    Readyz,
+    /// `GET /v1/models`
+    Models,
+    /// `GET /openapi.json`
+    OpenApi,
+    /// `POST /process-stream`
+    ProcessStream,
+    /// `POST /process-batch`
+    ProcessBatch,
+    /// `POST /generate-stream`
+    GenerateStream,
+}
+
+/// Every route, for [`Route::find`] and the index.
+pub const ROUTES: [(&str, Route); 8] = [
+    ("/", Route::Index),
+    ("/livez", Route::Livez),
+    ("/readyz", Route::Readyz),
+    ("/v1/models", Route::Models),
+    ("/openapi.json", Route::OpenApi),
+    ("/process-stream", Route::ProcessStream),
+    ("/process-batch", Route::ProcessBatch),
+    ("/generate-stream", Route::GenerateStream),
+];
+
+impl Route {
+    /// The route of a path without its query.
+    pub fn find(path: &str) -> Option<Self> {
+        ROUTES.iter().find(|(at, _)| *at == path).map(|(_, route)| *route)
+    }
+
+    /// True when it takes `POST`, false when it takes `GET` and `HEAD`.
+    pub fn posts(self) -> bool {
+        matches!(self, Self::ProcessStream | Self::ProcessBatch | Self::GenerateStream)
+    }
+
+    /// The value of `Allow`.
+    pub fn allow(self) -> &'static str {
+        if self.posts() { "POST, OPTIONS" } else { "GET, HEAD, OPTIONS" }
+    }
+}
+
+/// The body of `GET /`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Index<'a> {
+    /// `weir`
+    pub name: &'static str,
+    /// The version of the gateway.
+    pub version: &'a str,
+    /// Method and path of every route.
+    pub routes: Vec<String>,
+}
+
+/// The body of `GET /`.
+pub fn index_json(version: &str) -> Vec<u8> {
+    let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
+    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_found_exactly() {
+        assert_eq!(Route::find("/"), Some(Route::Index));
+        assert_eq!(Route::find("/process-stream"), Some(Route::ProcessStream));
+        for path in ["", "/process-stream/", "/PROCESS-STREAM", "process-stream", "/process-stream?x", "//", "/v1"] {
+            assert_eq!(Route::find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_index_names_every_route() {
+        let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream"]}"#]].assert_eq(&index);
+    }
+}

@@ -1,0 +1,72 @@
+//! `components/gateway/openapi.json` is what the wire types say. `UPDATE=1 cargo test -p weir-codec --test openapi`
+//! writes it anew.
+
+use std::{env, fs, path::PathBuf};
+
+use serde_json::{Value, json};
+use weir_codec::{openapi::document, route::ROUTES};
+
+fn file() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../gateway/openapi.json")
+}
+
+#[test]
+fn the_file_is_what_the_types_say() {
+    let document = document(env!("CARGO_PKG_VERSION"));
+    if env::var_os("UPDATE").is_some() {
+        let text = serde_json::to_string_pretty(&document).expect("JSON");
+        fs::write(file(), text + "\n").expect("the file can be written");
+    }
+    let text = fs::read_to_string(file()).expect("the file is there");
+    let kept: Value = serde_json::from_str(&text).expect("the file is JSON");
+    // As values: the order of members depends on features that other crates turn on.
+    assert!(kept == document, "openapi.json is stale: run `UPDATE=1 cargo test -p weir-codec --test openapi`");
+}
+
+#[test]
+fn every_route_is_described() {
+    let document = document("0.0.0");
+    let paths = document["paths"].as_object().expect("paths");
+    assert_eq!(paths.len(), ROUTES.len());
+    for (path, route) in ROUTES {
+        let method = if route.posts() { "post" } else { "get" };
+        assert!(paths[path][method]["responses"].is_object(), "{path}");
+    }
+}
+
+#[test]
+fn a_request_has_its_bounds_and_defaults() {
+    let document = document("0.0.0");
+    let request = &document["components"]["schemas"]["ProcessRequest"];
+    assert_eq!(request["required"], json!(["text"]));
+    let property = |name: &str| &request["properties"][name];
+    assert_eq!((&property("text")["minLength"], &property("text")["maxLength"]), (&json!(10), &json!(5000)));
+    assert_eq!(property("chunk_size")["minimum"], 50);
+    assert_eq!(property("chunk_size")["maximum"], 500);
+    assert_eq!(property("chunk_size")["default"], 200);
+    assert_eq!(property("include_sentiment")["default"], true);
+    assert_eq!(property("include_summary")["default"], true);
+    assert_eq!(property("include_entities")["default"], false);
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+    let document = document("0.0.0");
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').expect("a reference within the document");
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}

@@ -164,9 +164,9 @@ class Toy:
     def positions(self, pad):
         """Position ids as RoBERTa counts them: from pad + 1 for real tokens, pad for padding."""
         same = self.op("Equal", ["input_ids", self.constant("pad", np.array(pad, dtype=np.int64))], "is_pad")
-        real = self.op("Cast", [self.op("Not", [same], "is_real")], "real", to=TensorProto.INT64)
+        real = self.op("Cast", [self.op("Not", [same], "is_real")], "real", to=TensorProto.INT32)
         count = self.op("CumSum", [real, self.constant("sequence", np.array(1, dtype=np.int64))], "count")
-        counted = self.op("Mul", [count, real], "counted")
+        counted = self.op("Cast", [self.op("Mul", [count, real], "kept")], "counted", to=TensorProto.INT64)
         return self.op("Add", [counted, "pad"], "position_ids")
 
     def states(self, types, pad):

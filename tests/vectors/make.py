@@ -112,8 +112,8 @@ def plain(value):
 class Lines:
     """The lines of one file, and the pipelines that make them."""
 
-    def __init__(self, kind):
-        self.kind, self.pipes, self.lines = kind, {}, []
+    def __init__(self, kind, **defaults):
+        self.kind, self.defaults, self.pipes, self.lines = kind, defaults, {}, []
 
     def pipe(self, model):
         """The pipeline over a model."""
@@ -129,8 +129,8 @@ class Lines:
         pipe = self.pipe(model)
         expected = plain(pipe(given, **parameters))
         ids, logits = pipe.model.ran
-        line = {"model": model, "input": given, "parameters": parameters, "input_ids": ids[0].tolist()}
-        self.lines.append(line | {"logits": numbers(logits[0]), "expected": expected})
+        line = {"model": model, "input": given, "parameters": self.defaults | parameters, "given": parameters}
+        self.lines.append(line | {"input_ids": ids[0].tolist(), "logits": numbers(logits[0]), "expected": expected})
 
 
 def write(name, lines):
@@ -142,7 +142,7 @@ def write(name, lines):
 
 def text_classification():
     """Every option on every kind of model."""
-    out = Lines(TextClassificationPipeline)
+    out = Lines(TextClassificationPipeline, top_k=1)
     for i, text in enumerate(TEXTS):
         out.add("sentiment", text, **({} if i % 3 == 0 else {"top_k": None} if i % 3 == 1 else {"top_k": 2}))
     for function in ("softmax", "sigmoid", "none"):
@@ -192,7 +192,7 @@ def text_classification():
 
 def token_classification():
     """Every aggregation strategy on whole and broken words."""
-    out = Lines(TokenClassificationPipeline)
+    out = Lines(TokenClassificationPipeline, aggregation_strategy="none", ignore_labels=["O"])
     for i, text in enumerate(NEWS):
         for strategy in STRATEGIES if i < 9 else STRATEGIES[1:3]:
             out.add("entities", text, aggregation_strategy=strategy)

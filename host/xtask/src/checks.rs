@@ -21,10 +21,6 @@ Options:
 Environment:
   WEIR_DATA   a folder with the held-out data: the scores of the shipped models are tested too";
 
-/// The host crates that have a library, and so documentation tests.
-const HOST_LIBRARIES: &[&str] = &["weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
-const LIGHT_LIBRARIES: &[&str] = &["weir-core", "weir-codec"];
-
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let nextest = !args.flag("--no-nextest") && has_subcommand(house, "nextest");
     args.finish()?;
@@ -59,8 +55,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         let run = ["--no-fail-fast", "--no-tests=pass", "--status-level", "slow", "--final-status-level", "fail"];
         test("tests", "core, codec, components and xtask", light_cargo(house, "nextest run").args(run));
         test("host tests", "host crates and end-to-end", build::host_cargo(house, "nextest run").args(run));
-        test("doc tests", "examples in the documentation", &mut doc_tests(house, LIGHT_LIBRARIES));
-        test("host docs", "examples in the host's documentation", doc_tests(house, HOST_LIBRARIES).arg("--release"));
+        test("examples", "examples in the documentation", &mut light_cargo(house, "test --doc"));
+        test("host examples", "examples in the host's documentation", &mut build::host_cargo(house, "test --doc"));
     } else {
         let run = ["--no-fail-fast"];
         test("tests", "core, codec, components and xtask", light_cargo(house, "test").args(run));
@@ -108,15 +104,6 @@ fn light_cargo(house: &House, subcommand: &str) -> Command {
     let mut command = sh::cargo(house);
     command.args(subcommand.split(' '));
     for package in LIGHT_PACKAGES {
-        command.args(["-p", package]);
-    }
-    command
-}
-
-fn doc_tests(house: &House, packages: &[&str]) -> Command {
-    let mut command = sh::cargo(house);
-    command.args(["test", "--doc"]);
-    for package in packages {
         command.args(["-p", package]);
     }
     command

@@ -1,8 +1,10 @@
-//! Who may depend on whom. ARCHITECTURE.md says why; this test keeps it true.
+//! Who may depend on whom, and with which features. ARCHITECTURE.md says why; these tests keep it true.
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::house::House;
+use crate::house::{HOST_PACKAGES, House};
 use crate::sh;
 
 /// What a crate may use, development dependencies apart.
@@ -105,4 +107,26 @@ fn rules_forbid_what_they_should() {
     for (package, used) in [("weir-core", "thiserror"), ("weir-runtime", "wasmtime"), ("weir-infer", "wasm-encoder")] {
         assert!(allowed(rule(package), used, &houses), "{package} uses {used}");
     }
+}
+
+/// Dependencies that only tests have may ask more features of a crate that the host uses too. Then `cargo test` compiles
+/// that crate, and all that stands on it, a second time: wasmtime, once.
+#[test]
+fn build_and_test_ask_the_same_features() {
+    let features = |edges: &str| -> BTreeSet<String> {
+        let mut cargo = sh::cargo(&House::find());
+        cargo.args(["tree", "--prefix", "none", "--format", "{p} [{f}]", "--edges", edges]);
+        for package in HOST_PACKAGES {
+            cargo.args(["-p", package]);
+        }
+        let listed = sh::answer(&mut cargo).unwrap();
+        listed.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    };
+    let (build, test) = (features("normal,build"), features("normal,build,dev"));
+    assert!(build.len() > 100, "cargo tree listed {} crates", build.len());
+    let only_build: Vec<&String> = build.difference(&test).collect();
+    assert!(
+        only_build.is_empty(),
+        "tests ask more features of these crates; ask for them in tests/Cargo.toml too:\n{only_build:#?}"
+    );
 }

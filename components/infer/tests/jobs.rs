@@ -1,5 +1,8 @@
 //! Items from text to outcome, with a made-up graph: what is refused, what is cut, and where spans and summaries lie.
 
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::rc::Rc;
 use weir_infer::config::ModelConfig;

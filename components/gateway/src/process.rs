@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use spin_sdk::wasip3::wit_bindgen::StreamWriter;
+use spin_sdk::wasip3::wit_bindgen::{StreamResult, StreamWriter};
 use weir_codec::{
     event::{self, BatchAnswer},
     frame::Framing,
@@ -27,6 +27,9 @@ use crate::{
     reply::Sent,
     settings::Settings,
 };
+
+/// While there is nothing to write, the client is looked after this often.
+const PROBE_MS: u64 = 500;
 
 /// Answers a request whole, or with the problem that stopped it.
 pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: Now) -> Result<Vec<u8>, Problem> {
@@ -73,7 +76,7 @@ pub(crate) async fn stream(
         if let Some(event) = process.borrow_mut().poll_event(clock::now()) {
             drawing.draw(&event, &mut first);
         }
-        if client.write_all(first).await.is_empty() {
+        if is_taken(&mut client, first).await {
             rest(&process, &mut drawing, settings, began, &mut client).await;
         }
     });
@@ -109,6 +112,7 @@ async fn rest(
         }
     });
     let write = pin!(async {
+        let mut probe = Deadline::after(clock::now(), PROBE_MS);
         loop {
             let mut out = Vec::new();
             while let Some(event) = process.borrow_mut().poll_event(clock::now()) {
@@ -117,20 +121,33 @@ async fn rest(
             if let Some(event) = aborted.take() {
                 drawing.draw(&event, &mut out);
             }
-            if !out.is_empty() {
-                if !client.write_all(out).await.is_empty() {
+            if out.is_empty() {
+                if process.borrow().is_done() {
                     return;
                 }
-            } else if process.borrow().is_done() {
-                return;
-            } else {
-                changed.wait().await;
+                // Answers that do not come next change something and give nothing to write.
+                if probe.bound(changed.wait()).await.is_some() {
+                    continue;
+                }
             }
+            if !is_taken(client, out).await {
+                return;
+            }
+            probe = Deadline::after(clock::now(), PROBE_MS);
         }
     });
     if let Either::Left(((), write)) = select(work, write).await {
         write.await;
     }
+}
+
+/// Writes to the client; false when nobody reads any more. A write of nothing asks just that: it is done when the
+/// reader is ready for more, or gone.
+async fn is_taken(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
+    if bytes.is_empty() {
+        return client.write(bytes).await.0 != StreamResult::Dropped;
+    }
+    client.write_all(bytes).await.is_empty()
 }
 
 /// Events as bytes.

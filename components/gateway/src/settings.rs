@@ -11,11 +11,11 @@ pub(crate) struct Settings {
     pub(crate) body_timeout_ms: u64,
     /// `WEIR_HTTP_REQUEST_TIMEOUT_MS`: how long a request may take, 60000 unless told.
     pub(crate) request_timeout_ms: u64,
-    /// `WEIR_MODEL_SENTIMENT`: the model that labels chunks, `sentiment` unless told.
+    /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` unless told.
     pub(crate) sentiment_model: String,
-    /// `WEIR_MODEL_SUMMARY`: the model that summarizes, `embeddings` unless told.
+    /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` unless told.
     pub(crate) summary_model: String,
-    /// `WEIR_MODEL_ENTITIES`: the model that finds entities, `entities` unless told.
+    /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` unless told.
     pub(crate) entities_model: String,
 }
 
@@ -43,9 +43,9 @@ impl Settings {
             body_bytes_max: number("WEIR_HTTP_BODY_BYTES_MAX", 1_048_576)?,
             body_timeout_ms: number("WEIR_HTTP_BODY_TIMEOUT_MS", 30_000)?,
             request_timeout_ms: number("WEIR_HTTP_REQUEST_TIMEOUT_MS", 60_000)?,
-            sentiment_model: model("WEIR_MODEL_SENTIMENT", "sentiment")?,
-            summary_model: model("WEIR_MODEL_SUMMARY", "embeddings")?,
-            entities_model: model("WEIR_MODEL_ENTITIES", "entities")?,
+            sentiment_model: model("WEIR_STEPS_SENTIMENT", "sentiment")?,
+            summary_model: model("WEIR_STEPS_SUMMARY", "embeddings")?,
+            entities_model: model("WEIR_STEPS_ENTITIES", "entities")?,
         })
     }
 }

@@ -12,6 +12,9 @@
 //! the model unavailable, `!unknown` finds no such model, `!slow` is answered after 300 ms, `!never` only after ten
 //! minutes, `!end` ends the outcomes early, `!outside` puts an entity outside the text. What arrives together is
 //! answered in the reverse order.
+//!
+//! The model `stub` among the models is no model: its labels say how many items this instance has answered, and how
+//! many calls were abandoned by a caller that left before all was answered.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -35,12 +38,17 @@ use bindings::{
     weir::stream::types::{Entity, Failure, LabelScore, ModelKind, Output, Task},
     wit_stream,
 };
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, spawn};
 
 /// Most items taken at once.
 const ITEMS_MAX: usize = 128;
 const SLOW_NS: u64 = 300_000_000;
 const NEVER_NS: u64 = 600_000_000_000;
+
+static ANSWERED: AtomicU64 = AtomicU64::new(0);
+static ABANDONED: AtomicU64 = AtomicU64::new(0);
 
 struct Stub;
 bindings::export!(Stub with_types_in bindings);
@@ -63,8 +71,10 @@ impl Guest for Stub {
                     }
                     let outcome = Outcome { id: item.id, result: answer(&item) };
                     if writer.write_one(outcome).await.is_some() {
+                        ABANDONED.fetch_add(1, Relaxed);
                         return;
                     }
+                    ANSWERED.fetch_add(1, Relaxed);
                 }
                 if !matches!(result, StreamResult::Complete(_)) {
                     return;
@@ -86,8 +96,17 @@ impl Guest for Stub {
             model("embeddings", ModelKind::FeatureExtraction, &[]),
             model("entities", ModelKind::TokenClassification, &LABELS),
             model("sentiment", ModelKind::TextClassification, &["negative", "neutral", "positive"]),
+            model(
+                "stub",
+                ModelKind::FeatureExtraction,
+                &[&count("answered", &ANSWERED), &count("abandoned", &ABANDONED)],
+            ),
         ]
     }
+}
+
+fn count(name: &str, counter: &AtomicU64) -> String {
+    format!("{name} {}", counter.load(Relaxed))
 }
 
 const LABELS: [&str; 5] = ["PER", "ORG", "LOC", "MISC", "XYZ"];

@@ -380,7 +380,7 @@ def write_directory(base, task, config, directory):
 
 
 def calibration_texts(directory):
-    """Texts of every length: the first of each training file, and the first words of some of them."""
+    """Texts of every length: the first of each training file, their first words, joined and repeated ones."""
     texts = ["", "Yes.", "hello", "May", ". . . . . . . . ."]
     for path in sorted(directory.glob("*.jsonl")):
         if "valid" not in path.name:
@@ -388,6 +388,7 @@ def calibration_texts(directory):
                 rows = [json.loads(line) for line, _ in zip(file, range(CALIBRATION_TEXTS))]
             own = [row["text"] if "text" in row else " ".join(row["tokens"]) for row in rows]
             texts += own + [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(own)]
+            texts += [" ".join(own), f"{own[0]} " * 40, f"{own[-1]} " * 40]
     return texts
 
 

@@ -83,7 +83,7 @@ pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
     command
 }
 
-fn packages<'a>(command: &'a mut Command, names: impl Iterator<Item = &'static str>) -> &'a mut Command {
+fn packages(command: &mut Command, names: impl Iterator<Item = &'static str>) -> &mut Command {
     for name in names {
         command.args(["-p", name]);
     }

@@ -5,7 +5,7 @@
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
-//! - [`demo`], [`checks`] (`cargo xtask test`), [`bench`]: what people run
+//! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 

@@ -27,6 +27,9 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
     let found = Python { python: bin.join("python"), wasmtime: bin.join("wasmtime") };
     let requirements = house.root.join(REQUIREMENTS);
     let version = sh::answer(sh::program(house, "python3").arg("--version"))?;
+    if !supported(&version) {
+        bail!("the tests need Python 3.11 or later, and `python3` is {version}");
+    }
     let stamp = Stamp::new(house, "venv", Key::default().text(&version).file(&requirements)?);
     if stamp.fresh() && found.python.exists() && found.wasmtime.exists() {
         return Ok(found);
@@ -47,4 +50,21 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
     let installed = install();
     finish(step, installed)?;
     Ok(found)
+}
+
+/// Whether `Python 3.N.P` is one that the requirements have wheels for.
+fn supported(version: &str) -> bool {
+    let minor = version.strip_prefix("Python 3.").and_then(|rest| rest.split('.').next());
+    minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 11)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_interpreters_are_refused() {
+        assert!(supported("Python 3.11.7") && supported("Python 3.14.0rc1"));
+        assert!(!supported("Python 3.9.2") && !supported("Python 2.7.18") && !supported(""));
+    }
 }

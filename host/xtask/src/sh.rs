@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -16,6 +17,9 @@ use crate::ui::Step;
 const OUTPUT_LINES_MAX: usize = 20_000;
 /// How much of it a failure shows.
 const FAILURE_LINES_MAX: usize = 200;
+
+/// How often a silent program's step is shown again.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What a program said.
 #[derive(Debug)]
@@ -74,14 +78,24 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
     }
     let mut kept = VecDeque::new();
     let mut crates = 0_usize;
-    for line in lines {
+    let mut message = String::new();
+    loop {
+        let line = match lines.recv_timeout(TICK) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => {
+                step.at(&message);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
         let shown = line.trim();
         if shown.starts_with("Compiling ") || shown.starts_with("Checking ") {
             crates += 1;
-            step.at(&format!("{shown} ({crates})"));
+            message = format!("{shown} ({crates})");
         } else if !shown.is_empty() {
-            step.at(shown);
+            message = shown.to_owned();
         }
+        step.at(&message);
         if kept.len() == OUTPUT_LINES_MAX {
             kept.pop_front();
         }

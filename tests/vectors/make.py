@@ -255,7 +255,7 @@ def tokenize():
 
 
 if __name__ == "__main__":
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     torch.set_num_threads(1)
     made = {one.__name__: one for one in (text_classification, token_classification, embedding, tokenize)}
     for one in sys.argv[1:] or made:

@@ -119,10 +119,10 @@ impl Call<'_> {
             ("x-accel-buffering", "no".to_owned()),
             (request_id::HEADER, self.request_id.clone()),
         ];
-        let (response, client, sent) =
+        let (response, client) =
             reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))?;
         let began = self.began;
-        spawn(async move { process::stream(request, framing, settings, began, client, sent).await });
+        spawn(async move { process::stream(request, framing, settings, began, client).await });
         Ok(response)
     }
 

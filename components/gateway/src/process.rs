@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use spin_sdk::wasip3::wit_bindgen::{StreamResult, StreamWriter};
+use spin_sdk::wasip3::{
+    http::types::ErrorCode,
+    wit_bindgen::{StreamResult, StreamWriter},
+};
 use weir_codec::{
     event::{self, BatchAnswer},
     frame::Framing,
@@ -24,7 +27,7 @@ use weir_core::{
 use crate::{
     clock::{self, Deadline},
     infer,
-    reply::Sent,
+    reply::Client,
     settings::Settings,
 };
 
@@ -59,35 +62,33 @@ pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: N
 ///
 /// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
 /// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
-/// the streams to inference are dropped and with them the work that is left. `sent` is what the host says of the
-/// response: an error there is a client that has left while there was nothing to write.
-pub(crate) async fn stream(
-    request: ProcessRequest,
-    framing: Framing,
-    settings: &Settings,
-    began: Now,
-    mut client: StreamWriter<u8>,
-    sent: Sent,
-) {
+/// the streams to inference are dropped and with them the work that is left.
+pub(crate) async fn stream(request: ProcessRequest, framing: Framing, settings: &Settings, began: Now, client: Client) {
+    let Client { mut body, trailers, sent } = client;
     let process = RefCell::new(Process::new(request.into_stream(), began));
     let mut drawing = Drawing { framing, events: 0 };
-    let whole = pin!(async {
+    // Owns the body: it ends with this.
+    let whole = Box::pin(async move {
         let mut first = Vec::new();
         if let Some(event) = process.borrow_mut().poll_event(clock::now()) {
             drawing.draw(&event, &mut first);
         }
-        if is_taken(&mut client, first).await {
-            rest(&process, &mut drawing, settings, began, &mut client).await;
+        if is_taken(&mut body, first).await {
+            rest(&process, &mut drawing, settings, began, &mut body).await;
         }
     });
-    let gone = pin!(async {
+    // A client may leave while there is nothing to write.
+    let gone = Box::pin(async {
         if sent.await.is_ok() {
             pending::<()>().await;
         }
     });
     // A client may take as long again to read as the work may take.
     let deadline = Deadline::after(began, settings.request_timeout_ms.saturating_mul(2));
-    deadline.bound(select(whole, gone)).await;
+    if deadline.bound(select(whole, gone)).await.is_none() {
+        let cut = trailers.write(Err(ErrorCode::HttpResponseTimeout));
+        Deadline::after(clock::now(), PROBE_MS).bound(cut).await;
+    }
 }
 
 /// Everything after the first event.

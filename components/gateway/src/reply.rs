@@ -3,15 +3,12 @@
 use std::borrow::Cow;
 
 use spin_sdk::wasip3::{
-    http::types::{ErrorCode, Fields, Response},
+    http::types::{ErrorCode, Fields, Response, Trailers},
     spawn,
-    wit_bindgen::{FutureReader, StreamReader, StreamWriter},
+    wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamWriter},
     wit_future, wit_stream,
 };
 use weir_codec::problem::{self, Problem};
-
-/// What the host will say of the sending of a response.
-pub(crate) type Sent = FutureReader<Result<(), ErrorCode>>;
 
 /// A response before it is one of `wasi:http`.
 pub(crate) struct Reply {
@@ -61,7 +58,7 @@ impl Reply {
         }
         self.headers.push(("content-length", self.body.len().to_string()));
         let (mut writer, reader) = wit_stream::new();
-        let (response, _sent) = respond(self.status, &self.headers, Some(reader))?;
+        let (response, ..) = respond(self.status, &self.headers, Some(reader))?;
         spawn(async move {
             // A client that has left is told nothing.
             writer.write_all(self.body.into_owned()).await;
@@ -70,25 +67,37 @@ impl Reply {
     }
 }
 
-/// A response whose body is written while it is sent, with the end to write to and what will be known of its sending.
-pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response, StreamWriter<u8>, Sent), ErrorCode> {
-    let (writer, reader) = wit_stream::new();
-    let (response, sent) = respond(200, headers, Some(reader))?;
-    Ok((response, writer, sent))
+/// The client's end of a response whose body is written while it is sent.
+pub(crate) struct Client {
+    /// The body; dropping it is its end.
+    pub(crate) body: StreamWriter<u8>,
+    /// What follows the body. Dropping it says that all is well; an error tells the client that the body was cut.
+    pub(crate) trailers: FutureWriter<Result<Option<Trailers>, ErrorCode>>,
+    /// What the host says of the sending: an error is a client that has left.
+    pub(crate) sent: FutureReader<Result<(), ErrorCode>>,
 }
+
+/// A response whose body is written while it is sent.
+pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response, Client), ErrorCode> {
+    let (body, reader) = wit_stream::new();
+    let (response, trailers, sent) = respond(200, headers, Some(reader))?;
+    Ok((response, Client { body, trailers, sent }))
+}
+
+/// A response, its trailers to be, and what the host will say of its sending.
+type Parts = (Response, FutureWriter<Result<Option<Trailers>, ErrorCode>>, FutureReader<Result<(), ErrorCode>>);
 
 fn respond(
     status: u16,
     headers: &[(&'static str, String)],
     body: Option<StreamReader<u8>>,
-) -> Result<(Response, Sent), ErrorCode> {
+) -> Result<Parts, ErrorCode> {
     let internal = |what: &str| ErrorCode::InternalError(Some(what.to_owned()));
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes())).collect();
     let fields = Fields::from_list(&headers).map_err(|_| internal("a response header was refused"))?;
-    // Without trailers: the writer's end is dropped, and that says so.
-    let (_trailers, none) = wit_future::new(|| Ok(None));
-    let (response, sent) = Response::new(fields, body, none);
+    let (trailers, reader) = wit_future::new(|| Ok(None));
+    let (response, sent) = Response::new(fields, body, reader);
     response.set_status_code(status).map_err(|()| internal("a response status was refused"))?;
-    Ok((response, sent))
+    Ok((response, trailers, sent))
 }

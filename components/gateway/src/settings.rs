@@ -49,3 +49,44 @@ impl Settings {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
+        Settings::read(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = read(&[]).expect("no variable is needed");
+        assert_eq!(settings.body_bytes_max, 1_048_576);
+        assert_eq!(settings.body_timeout_ms, 30_000);
+        assert_eq!(settings.request_timeout_ms, 60_000);
+        assert_eq!(settings.sentiment_model, "sentiment");
+        assert_eq!(settings.summary_model, "embeddings");
+        assert_eq!(settings.entities_model, "entities");
+    }
+
+    #[test]
+    fn what_is_told_is_taken() {
+        let settings = read(&[("WEIR_HTTP_BODY_BYTES_MAX", " 7 "), ("WEIR_STEPS_SUMMARY", "mini")]);
+        let settings = settings.expect("both can be understood");
+        assert_eq!((settings.body_bytes_max, settings.summary_model.as_str()), (7, "mini"));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_named() {
+        for (name, value) in [
+            ("WEIR_HTTP_BODY_BYTES_MAX", "1MB"),
+            ("WEIR_HTTP_BODY_TIMEOUT_MS", "0"),
+            ("WEIR_HTTP_REQUEST_TIMEOUT_MS", "-1"),
+            ("WEIR_HTTP_REQUEST_TIMEOUT_MS", ""),
+            ("WEIR_STEPS_ENTITIES", " "),
+        ] {
+            let error = read(&[(name, value)]).expect_err(name);
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use crate::job::ModelFiles;
 use crate::tokenize::ModelTokenizer;
 use crate::types::{Failure, ModelInfo, ModelKind};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -62,14 +62,13 @@ impl Models {
         loaded
     }
 
-    /// What is served, in the order of names.
+    /// What is served, in the order of names: the directories in `/models` and, where the host shows each of them but
+    /// not the folder around them, those that were asked for so far.
     pub(crate) fn list(&self) -> Vec<ModelInfo> {
         let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| directory_of(name).is_some())
-            .collect();
-        names.sort_unstable();
+        let listed = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: BTreeSet<String> = listed.filter(|name| directory_of(name).is_some()).collect();
+        names.extend(self.slots.borrow().keys().cloned());
         names.into_iter().map(|name| self.describe(name)).collect()
     }
 

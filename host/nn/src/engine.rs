@@ -181,6 +181,16 @@ pub(crate) trait BackendGraph: Send + Sync {
 
     /// Waits until work that the engine does beside its callers (building plans, say) is done.
     fn settle(&self) {}
+
+    /// How many plans for one shape it keeps now.
+    fn fixed_plans(&self) -> usize {
+        0
+    }
+
+    /// How many plans for one shape it has made since it was loaded.
+    fn plans_made(&self) -> u64 {
+        0
+    }
 }
 
 /// What one caller computes with. It may be left in any state after an error or a panic: the caller then drops it.

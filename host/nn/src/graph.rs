@@ -78,6 +78,16 @@ impl Graph {
         self.backend.settle();
     }
 
+    /// How many plans for one shape it keeps now.
+    pub fn fixed_plans(&self) -> usize {
+        self.backend.fixed_plans()
+    }
+
+    /// How many plans for one shape it has made since it was loaded.
+    pub fn plans_made(&self) -> u64 {
+        self.backend.plans_made()
+    }
+
     /// A context for one caller; one per replica.
     ///
     /// # Errors

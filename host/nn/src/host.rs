@@ -192,7 +192,7 @@ impl NnView<'_> {
         use graph::GraphEncoding as E;
         let config = self.ctx.registry.config();
         if !matches!(encoding, E::Onnx | E::Autodetect) {
-            let text = format!("graphs are ONNX here, not {}", format!("{encoding:?}").to_lowercase());
+            let text = format!("graphs are ONNX here, not {}", plain(&encoding));
             return Err(NnError::new(ErrorCode::InvalidEncoding, text));
         }
         if config.guest_graph_bytes_max == 0 {
@@ -212,6 +212,11 @@ impl NnView<'_> {
     }
 }
 
+/// The name of a case of one of the WIT's enums.
+fn plain(case: &dyn std::fmt::Debug) -> String {
+    format!("{case:?}").rsplit("::").next().unwrap_or_default().to_lowercase()
+}
+
 impl graph::Host for NnView<'_> {
     fn load(
         &mut self,
@@ -221,10 +226,7 @@ impl graph::Host for NnView<'_> {
     ) -> Answer<Resource<GraphHandle>> {
         let loaded = match target {
             graph::ExecutionTarget::Cpu => self.load_bytes(&builders, encoding),
-            other => Err(NnError::unsupported(format!(
-                "graphs run on the CPU here, not on a {}",
-                format!("{other:?}").to_lowercase()
-            ))),
+            other => Err(NnError::unsupported(format!("graphs run on the CPU here, not on a {}", plain(&other)))),
         };
         self.push_graph(loaded)
     }

@@ -29,6 +29,10 @@ mod registry;
 mod tensor;
 mod tract;
 
+#[cfg(test)]
+#[path = "../tests/graphs/mod.rs"]
+mod graphs;
+
 pub use engine::{Dimension, ElementType, Engine, TensorInfo, UnknownEngine};
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};

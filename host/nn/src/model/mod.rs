@@ -2,6 +2,8 @@
 //! one directory. What a model is for, its labels, its bounds and its padding are read from there.
 
 mod config;
+mod inspect;
+mod pull;
 
 use std::fs::File;
 use std::io::Read;
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use config::{FunctionToApply, ProblemType, Task};
+pub use inspect::{Listed, Report, check, list};
+pub use pull::{Progress, PullError, pull};
 
 use crate::error::LoadError;
 

@@ -19,6 +19,8 @@ use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use plans::{Plans, States};
 
+pub(crate) use proto::external_files;
+
 /// The engine.
 pub(crate) struct Tract;
 
@@ -65,6 +67,14 @@ impl BackendGraph for TractGraph {
 
     fn settle(&self) {
         self.0.plans.settle();
+    }
+
+    fn fixed_plans(&self) -> usize {
+        self.0.plans.count().0
+    }
+
+    fn plans_made(&self) -> u64 {
+        self.0.plans.count().1
     }
 }
 

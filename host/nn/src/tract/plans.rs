@@ -44,6 +44,7 @@ struct Book {
     queue: VecDeque<Shape>,
     building: bool,
     runs: u64,
+    made: u64,
 }
 
 /// The plans of one graph.
@@ -70,6 +71,7 @@ impl Plans {
             queue: VecDeque::new(),
             building: false,
             runs: 0,
+            made: 0,
         };
         // A graph of fixed shapes is planned once: its symbolic plan is the fixed one.
         let symbolic_axes = typed.input_outlets().is_ok_and(|outlets| {
@@ -87,6 +89,12 @@ impl Plans {
     pub(super) fn settle(&self) {
         let book = self.book();
         drop(self.idle.wait_while(book, |book| book.building).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// How many plans are kept, and how many were ever made.
+    pub(super) fn count(&self) -> (usize, u64) {
+        let book = self.book();
+        (book.ready.len(), book.made)
     }
 
     /// The plan of its own that this shape has, if any. Counts the use, and orders a plan when it is time.
@@ -140,6 +148,7 @@ impl Plans {
             match built {
                 Ok(Ok(runnable)) => {
                     let ready = Ready { plan: Arc::new(Plan { runnable, retired: false.into() }), used_at: book.runs };
+                    book.made += 1;
                     if let Some((_, evicted)) = book.ready.push(shape, ready) {
                         evicted.plan.retired.store(true, Ordering::Relaxed);
                     }

@@ -220,3 +220,28 @@ fn widen(tensor: &mut TensorProto) {
     tensor.int32_data.clear();
     tensor.data_type = DataType::Float as i32;
 }
+
+/// The files beside an ONNX file that hold its external data, in order, each once.
+pub(crate) fn external_files(path: &Path, bytes_max: u64) -> Result<BTreeSet<String>, LoadError> {
+    let bytes = read_file(path, bytes_max)?;
+    let origin = path.display().to_string();
+    let model = ModelProto::decode(bytes.as_slice());
+    let model = model.map_err(|e| LoadError::Broken { origin, reason: format!("truncated or not ONNX: {e}") })?;
+    let mut files = BTreeSet::new();
+    if let Some(graph) = &model.graph {
+        collect_locations(graph, &mut files);
+    }
+    Ok(files)
+}
+
+fn collect_locations(graph: &GraphProto, files: &mut BTreeSet<String>) {
+    let attributes = || graph.node.iter().flat_map(|node| &node.attribute);
+    let in_attributes = attributes().flat_map(|attribute| attribute.t.iter().chain(&attribute.tensors));
+    let external = |tensor: &&TensorProto| tensor.data_location == Some(DataLocation::External as i32);
+    for tensor in graph.initializer.iter().chain(in_attributes).filter(external) {
+        files.extend(tensor.external_data.iter().filter(|e| e.key == "location").map(|e| e.value.clone()));
+    }
+    for graph in attributes().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)) {
+        collect_locations(graph, files);
+    }
+}

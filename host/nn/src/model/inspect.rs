@@ -1,0 +1,168 @@
+//! What models there are, and whether one works.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{ModelDir, ModelError, Task};
+use crate::engine::{Dimension, Engine, TensorInfo};
+use crate::graph::Graph;
+use crate::registry::{Registry, RegistryConfig};
+use crate::tensor::{Tensor, TensorType};
+
+/// How many tokens the trial run of [`check`] has.
+const TRIAL_TOKENS: u32 = 8;
+
+/// A directory that looks like a model's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// The directory's name.
+    pub name: String,
+    /// What is in it, or what is wrong with it.
+    pub model: Result<ModelDir, ModelError>,
+    /// The size of its files, in bytes; what symbolic links point at counts too.
+    pub bytes: u64,
+}
+
+/// What [`check`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The directory.
+    pub model: ModelDir,
+    /// The engine that ran it.
+    pub engine: Engine,
+    /// The graph's inputs.
+    pub inputs: Vec<TensorInfo>,
+    /// The graph's outputs.
+    pub outputs: Vec<TensorInfo>,
+    /// The dimensions that the outputs had in the trial run, one text of a few tokens.
+    pub trial_dimensions: Vec<Vec<u32>>,
+    /// The weights, in bytes as the files store them.
+    pub parameter_bytes: u64,
+    /// How long loading took, in milliseconds.
+    pub load_ms: u64,
+    /// How long the trial run took, in milliseconds.
+    pub trial_ms: u64,
+}
+
+/// The models in a directory, by name: each subdirectory with a `config.json` or an ONNX file. None is loaded.
+///
+/// # Errors
+/// When the directory cannot be read. A broken model is listed with its error.
+pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
+    let unreadable = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ModelError::NoDirectory(root.to_owned()),
+        _ => ModelError::Unreadable { dir: root.to_owned(), file: ".".to_owned(), reason: e.to_string() },
+    };
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(root).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let looks_like_one = ["config.json", "model.onnx", "onnx/model.onnx"].iter().any(|f| path.join(f).is_file());
+        if looks_like_one && !name.starts_with('.') {
+            let listed = Listed { name: name.clone(), model: ModelDir::open(&path), bytes: directory_bytes(&path, 0) };
+            found.insert(name, listed);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+fn directory_bytes(path: &Path, depth: u32) -> u64 {
+    /// Deeper than any model; links could make a circle.
+    const DEPTH_MAX: u32 = 4;
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let size = |path: PathBuf| match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        Ok(metadata) if metadata.is_dir() && depth < DEPTH_MAX => directory_bytes(&path, depth + 1),
+        _ => 0,
+    };
+    entries.map(|entry| size(entry.path())).sum()
+}
+
+/// Opens a model, loads its graph and runs it once on a made-up text.
+///
+/// # Errors
+/// When the directory is broken, the graph cannot be loaded or run, or what it computes does not fit `config.json`: a
+/// number of labels, or numbers that are none.
+pub fn check(path: &Path, engine: Engine) -> Result<Report, ModelError> {
+    let model = ModelDir::open(path)?;
+    let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..RegistryConfig::default() });
+    let started = Instant::now();
+    let graph = registry.insert_dir("model", path, engine)?;
+    let load_ms = started.elapsed().as_millis() as u64;
+    let started = Instant::now();
+    let outputs = trial(&graph).map_err(|reason| contradiction(&model, reason))?;
+    let trial_ms = started.elapsed().as_millis() as u64;
+    fits(&model, &outputs).map_err(|reason| contradiction(&model, reason))?;
+    Ok(Report {
+        engine,
+        inputs: graph.inputs().to_vec(),
+        outputs: graph.outputs().to_vec(),
+        trial_dimensions: outputs.into_iter().map(|(_, output)| output.dimensions).collect(),
+        parameter_bytes: graph.parameter_bytes(),
+        load_ms,
+        trial_ms,
+        model,
+    })
+}
+
+fn contradiction(model: &ModelDir, reason: String) -> ModelError {
+    let file = model.onnx.strip_prefix(&model.path).unwrap_or(&model.onnx).display().to_string();
+    ModelError::Contradiction { dir: model.path.clone(), file, reason }
+}
+
+fn trial(graph: &Arc<Graph>) -> Result<Vec<(String, Tensor)>, String> {
+    let mut sizes: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut inputs = Vec::new();
+    for info in graph.inputs() {
+        let mut dimensions = Vec::new();
+        for (axis, dimension) in info.dimensions.iter().flatten().enumerate() {
+            // The first axis is the batch (or the texts of a packed sequence), any other the tokens.
+            let free = if axis == 0 { 1 } else { TRIAL_TOKENS };
+            dimensions.push(match dimension {
+                Dimension::Fixed(size) => u32::try_from(*size).map_err(|_| format!("input {info} is too large"))?,
+                Dimension::Symbol(name) => *sizes.entry(name).or_insert(free),
+                Dimension::Unknown => free,
+            });
+        }
+        let count = dimensions.iter().try_fold(1usize, |n, d| n.checked_mul(*d as usize));
+        let bytes = count.and_then(|n| n.checked_mul(info.element.wit().size_bytes()));
+        let bytes = bytes.filter(|bytes| *bytes <= RegistryConfig::default().tensor_bytes_max);
+        let bytes = bytes.ok_or_else(|| format!("input {info} is too large"))?;
+        let attended = info.name.contains("mask") || info.element.wit() == TensorType::Fp32;
+        let tensor = match (attended, info.element.wit()) {
+            (true, TensorType::I64) => Tensor::from_i64(&dimensions, &vec![1; bytes / 8]),
+            (true, TensorType::Fp32) => Tensor::from_f32(&dimensions, &vec![1.0; bytes / 4]),
+            (_, ty) => Tensor { dimensions, ty, data: vec![0; bytes] },
+        };
+        inputs.push((info.name.clone(), tensor));
+    }
+    let run = graph.context().and_then(|mut context| context.compute(inputs));
+    run.map_err(|e| format!("the trial run failed: {e}"))
+}
+
+/// Does what the graph computes fit what the configuration says?
+fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
+    for (name, output) in outputs {
+        let broken = output.to_f32().is_some_and(|values| values.iter().any(|v| !v.is_finite()));
+        if broken {
+            return Err(format!("output {name:?} is not a finite number in the trial run"));
+        }
+    }
+    let labels = model.labels.len() as u32;
+    let rank = match model.task {
+        Task::TextClassification => 2,
+        Task::TokenClassification => 3,
+        Task::FeatureExtraction => return Ok(()),
+    };
+    let logits = outputs.iter().find(|(name, _)| name == "logits").or(outputs.first());
+    match logits {
+        Some((_, output)) if output.dimensions.len() == rank && output.dimensions.last() == Some(&labels) => Ok(()),
+        Some((name, output)) => Err(format!(
+            "output {name:?} has dimensions {:?}, but a {} model with {labels} labels ends in {labels}",
+            output.dimensions, model.task
+        )),
+        None => Err("the graph has no output".to_owned()),
+    }
+}

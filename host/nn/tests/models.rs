@@ -1,0 +1,211 @@
+//! Model directories: what is read from them, and the sentence that each broken one gets.
+
+mod graphs;
+
+use std::path::Path;
+
+use expect_test::{Expect, expect};
+use graphs::Dt;
+use weir_nn::Engine;
+use weir_nn::model::{ModelDir, check, list};
+
+const BERT: &str = r#"{"model_type":"bert","architectures":["BertForSequenceClassification"],
+    "id2label":{"0":"negative","1":"neutral","2":"positive"},"max_position_embeddings":512,"pad_token_id":0}"#;
+
+fn write(dir: &Path, files: &[(&str, &str)]) {
+    for (file, content) in files {
+        std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+        std::fs::write(dir.join(file), content).unwrap();
+    }
+}
+
+fn describe(dir: &Path) -> String {
+    match ModelDir::open(dir) {
+        Ok(m) => format!(
+            "{} {:?} {:?} {:?} {:?} tokens_max {} pad {}",
+            m.task, m.model_type, m.labels, m.problem_type, m.function_to_apply, m.tokens_max, m.pad_token_id
+        ),
+        Err(error) => error.to_string().replace(&dir.display().to_string(), "DIR"),
+    }
+}
+
+/// A directory with these files, and where nothing else is said a tokenizer and a graph.
+fn check_open(files: &[(&str, &str)], expected: Expect) {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[("tokenizer.json", "{}"), ("model.onnx", "graph")]);
+    write(dir.path(), files);
+    expected.assert_eq(&describe(dir.path()));
+}
+
+fn check_config(config: &str, expected: Expect) {
+    check_open(&[("config.json", config)], expected);
+}
+
+#[test]
+fn what_a_directory_says() {
+    check_config(
+        BERT,
+        expect![[r#"text-classification "bert" ["negative", "neutral", "positive"] None None tokens_max 512 pad 0"#]],
+    );
+    check_open(
+        &[
+            (
+                "config.json",
+                r#"{"model_type":"roberta","architectures":["RobertaForTokenClassification"],"id2label":{"1":"B","0":"O"},"max_position_embeddings":514,"pad_token_id":1,"problem_type":"ignored"}"#,
+            ),
+            ("tokenizer_config.json", r#"{"model_max_length":1000000000000000019884624838656}"#),
+        ],
+        expect![[r#"token-classification "roberta" ["O", "B"] None None tokens_max 512 pad 1"#]],
+    );
+    check_open(
+        &[
+            ("config.json", r#"{"model_type":"bert","architectures":["BertModel"],"max_position_embeddings":512}"#),
+            (
+                "tokenizer_config.json",
+                r#"{"model_max_length":256,"pad_token":"[PAD]","added_tokens_decoder":{"7":{"content":"[PAD]"}}}"#,
+            ),
+            ("sentence_bert_config.json", r#"{"max_seq_length":128}"#),
+        ],
+        expect![[r#"feature-extraction "bert" [] None None tokens_max 128 pad 7"#]],
+    );
+    check_config(
+        r#"{"architectures":["XForSequenceClassification"],"problem_type":"multi_label_classification","function_to_apply":"none","max_position_embeddings":-1}"#,
+        expect![[r#"text-classification "" ["LABEL_0", "LABEL_1"] Some(MultiLabel) Some(None) tokens_max 512 pad 0"#]],
+    );
+    check_config(
+        r#"{"architectures":["XForSequenceClassification"],"label2id":{"b":1,"a":0},"problem_type":"regression"}"#,
+        expect![[r#"text-classification "" ["a", "b"] Some(Regression) None tokens_max 512 pad 0"#]],
+    );
+    check_config(
+        r#"{"architectures":["XForSequenceClassification"],"num_labels":1}"#,
+        expect![[r#"text-classification "" ["LABEL_0"] None None tokens_max 512 pad 0"#]],
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_directory() {
+    expect!["DIR: there is no such directory"]
+        .assert_eq(&describe(Path::new("/does/not/exist")).replace("/does/not/exist", "DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    expect!["DIR: config.json is missing"].assert_eq(&describe(dir.path()));
+    write(dir.path(), &[("config.json", BERT)]);
+    expect!["DIR: tokenizer.json is missing"].assert_eq(&describe(dir.path()));
+    write(dir.path(), &[("tokenizer.json", "{\"model\":\n{")]);
+    expect!["DIR: tokenizer.json is not valid JSON: EOF while parsing an object at line 2 column 1"]
+        .assert_eq(&describe(dir.path()));
+    write(dir.path(), &[("tokenizer.json", "{}")]);
+    expect!["DIR: model.onnx (or onnx/model.onnx) is missing"].assert_eq(&describe(dir.path()));
+    write(dir.path(), &[("onnx/model.onnx", "graph")]);
+    assert_eq!(ModelDir::open(dir.path()).unwrap().onnx, dir.path().join("onnx/model.onnx"));
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    std::fs::create_dir(dir.path().join("config.json")).unwrap();
+    expect!["DIR: config.json cannot be read: Is a directory (os error 21)"].assert_eq(&describe(dir.path()));
+
+    check_config("", expect!["DIR: config.json is not valid JSON: EOF while parsing a value at line 1 column 0"]);
+    check_config("{\n \"a\":1,\n}", expect!["DIR: config.json is not valid JSON: trailing comma at line 3 column 1"]);
+    check_config(
+        "[1]",
+        expect!["DIR: config.json is not valid JSON: invalid type: integer `1`, expected a string at line 1 column 2"],
+    );
+    check_config(
+        r#"{"id2label":["a"]}"#,
+        expect!["DIR: config.json is not valid JSON: invalid type: sequence, expected a map at line 1 column 12"],
+    );
+    let labels = |id2label: &str| format!(r#"{{"architectures":["XForTokenClassification"],{id2label}}}"#);
+    check_config(&labels(r#""id2label":{"0":"a","2":"b"}"#), expect!["DIR: config.json: id2label has no label 1"]);
+    check_config(&labels(r#""id2label":{"x":"a"}"#), expect![[r#"DIR: config.json: id2label: "x" is no label id"#]]);
+    check_config(&labels(r#""id2label":{}"#), expect!["DIR: config.json: id2label is empty"]);
+    check_config(&labels(r#""label2id":{"a":-1}"#), expect!["DIR: config.json: label2id: -1 is no label id"]);
+    check_config(
+        &labels(r#""num_labels":18446744073709551615"#),
+        expect!["DIR: config.json: num_labels: 18446744073709551615 is more than 100000"],
+    );
+    check_config(
+        r#"{"max_position_embeddings":0}"#,
+        expect!["DIR: config.json: max_position_embeddings: 0 is no length"],
+    );
+    check_config(
+        r#"{"model_type":"roberta","max_position_embeddings":2}"#,
+        expect!["DIR: config.json: max_position_embeddings leaves room for 0 tokens"],
+    );
+    check_config(r#"{"pad_token_id":-1}"#, expect!["DIR: config.json: pad_token_id: -1 is no token id"]);
+    check_config(
+        r#"{"architectures":["XForSequenceClassification"],"problem_type":"guess"}"#,
+        expect![[
+            r#"DIR: config.json: problem_type: "guess" is none of regression, single_label_classification, multi_label_classification"#
+        ]],
+    );
+    check_config(
+        r#"{"function_to_apply":"guess"}"#,
+        expect![[r#"DIR: config.json: function_to_apply: "guess" is none of sigmoid, softmax, none"#]],
+    );
+}
+
+/// A classifier of two labels: one-hot weights of the mask, so that its output is `[batch, 2]`.
+fn classifier(labels: i64, weight: f32) -> Vec<u8> {
+    let inputs = vec![graphs::value("attention_mask", Dt::Int64, &["batch", "tokens"])];
+    let to_f32 = graphs::with_int(graphs::node("Cast", &["attention_mask"], &["m"]), "to", Dt::Float as i64);
+    let mean = graphs::with_int(graphs::node("ReduceMax", &["m"], &["mean"]), "keepdims", 1);
+    let flat = graphs::node("MatMul", &["mean", "w"], &["logits"]);
+    let w = graphs::weights("w", &[1, labels], &vec![weight; labels as usize]);
+    graphs::graph(
+        inputs,
+        vec![to_f32, mean, flat],
+        vec![graphs::value("logits", Dt::Float, &["batch", "labels"])],
+        vec![w],
+    )
+}
+
+fn checked(dir: &Path) -> String {
+    match check(dir, Engine::Tract) {
+        Ok(report) => {
+            let inputs: Vec<String> = report.inputs.iter().map(ToString::to_string).collect();
+            format!("{} -> {:?}, {} bytes", inputs.join(", "), report.trial_dimensions, report.parameter_bytes)
+        }
+        Err(error) => error.to_string().replace(&dir.display().to_string(), "DIR"),
+    }
+}
+
+#[test]
+fn check_runs_the_graph_and_compares_it_with_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[("config.json", BERT), ("tokenizer.json", "{}"), ("model.onnx", "no graph")]);
+    let broken = checked(dir.path());
+    assert!(broken.starts_with("DIR/model.onnx: truncated or not ONNX: "), "{broken}");
+    let with = |graph: Vec<u8>, expected: Expect| {
+        std::fs::write(dir.path().join("model.onnx"), graph).unwrap();
+        expected.assert_eq(&checked(dir.path()));
+    };
+    with(classifier(3, 1.0), expect!["attention_mask i64[batch, tokens] -> [[1, 3]], 12 bytes"]);
+    with(
+        classifier(2, 1.0),
+        expect![[
+            r#"DIR: model.onnx: output "logits" has dimensions [1, 2], but a text-classification model with 3 labels ends in 3"#
+        ]],
+    );
+    with(
+        classifier(3, f32::NAN),
+        expect![[r#"DIR: model.onnx: output "logits" is not a finite number in the trial run"#]],
+    );
+}
+
+#[test]
+fn list_names_every_model_and_what_is_wrong_with_it() {
+    let root = tempfile::tempdir().unwrap();
+    write(
+        root.path(),
+        &[
+            ("good/config.json", BERT),
+            ("good/tokenizer.json", "{}"),
+            ("good/model.onnx", "12345"),
+            ("bad/config.json", "{"),
+            ("not-a-model/readme.txt", ""),
+            (".pull-x/config.json", BERT),
+        ],
+    );
+    let listed = list(root.path()).unwrap();
+    let shown: Vec<String> = listed.iter().map(|l| format!("{} {} {}", l.name, l.bytes, l.model.is_ok())).collect();
+    assert_eq!(shown, ["bad 1 false".to_owned(), format!("good {} true", BERT.len() + 7)]);
+    let error = list(&root.path().join("none")).unwrap_err().to_string();
+    assert!(error.ends_with("none: there is no such directory"), "{error}");
+}

@@ -1,0 +1,216 @@
+//! tract against ONNX Runtime on the models that ship: every output within 1e-4, on the symbolic plan and on plans of their
+//! own, padded and packed.
+//!
+//! The Python with `onnxruntime` and `numpy` is named by `WEIR_TEST_PYTHON`; `cargo xtask test` makes one.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use weir_nn::{Engine, Graph, Registry, RegistryConfig, Tensor, TensorType};
+
+/// Relative to the larger of 1 and the value.
+const TOLERANCE: f64 = 1e-4;
+
+/// What ids are drawn from; every model's vocabulary is larger.
+const VOCABULARY: u64 = 30_000;
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Values {
+    shape: Vec<u32>,
+    values: Vec<f64>,
+}
+
+type Run = BTreeMap<String, Values>;
+
+#[derive(Serialize)]
+struct Request<'a> {
+    model: &'a Path,
+    runs: &'a [Run],
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    runs: Vec<Run>,
+}
+
+struct OnnxRuntime(Child);
+
+impl OnnxRuntime {
+    fn start() -> Self {
+        let python = std::env::var_os("WEIR_TEST_PYTHON").expect(
+            "WEIR_TEST_PYTHON must name a Python that has onnxruntime and numpy: `cargo xtask test` makes one and sets it",
+        );
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/onnxruntime.py");
+        let mut command = Command::new(python);
+        let child = command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Self(child.expect("WEIR_TEST_PYTHON names a program that runs"))
+    }
+
+    fn run(&mut self, model: &Path, runs: &[Run]) -> Vec<Run> {
+        let request = serde_json::to_string(&Request { model, runs }).unwrap();
+        let input = self.0.stdin.as_mut().unwrap();
+        writeln!(input, "{request}").unwrap();
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let answer: Answer = serde_json::from_str(&line).expect("ONNX Runtime runs the model");
+        answer.runs
+    }
+}
+
+impl Drop for OnnxRuntime {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Numbers that look like chance and are the same each time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Texts of these lengths, padded to the longest.
+fn padded(graph: &Graph, lengths: &[u32], chance: &mut Chance) -> Run {
+    let tokens = *lengths.iter().max().unwrap();
+    let mut of = |name: &str| -> Vec<f64> {
+        let mut values = Vec::new();
+        for length in lengths {
+            for place in 0..tokens {
+                values.push(match name {
+                    "input_ids" if place < *length => 100.0 + chance.below(VOCABULARY - 100) as f64,
+                    "attention_mask" => f64::from(u8::from(place < *length)),
+                    "position_ids" => f64::from(place),
+                    _ => 0.0,
+                });
+            }
+        }
+        values
+    };
+    let shape = vec![lengths.len() as u32, tokens];
+    graph.inputs().iter().map(|i| (i.name.clone(), Values { shape: shape.clone(), values: of(&i.name) })).collect()
+}
+
+/// Texts of these lengths, end to end, with some padding at the end.
+fn packed(graph: &Graph, lengths: &[u32], padding: u32, chance: &mut Chance) -> Run {
+    let tokens: u32 = lengths.iter().sum::<u32>() + padding;
+    let mut run = Run::new();
+    for info in graph.inputs() {
+        let mut values: Vec<f64> = Vec::new();
+        let mut shape = vec![1, tokens];
+        if info.name == "pool" {
+            shape = vec![lengths.len() as u32, tokens];
+            let mut start = 0;
+            for length in lengths {
+                let inside = |place: u32| place >= start && place < start + length;
+                values.extend((0..tokens).map(|p| if inside(p) { f64::from(1.0 / *length as f32) } else { 0.0 }));
+                start += length;
+            }
+        } else {
+            for (text, length) in lengths.iter().enumerate() {
+                values.extend((0..*length).map(|place| match info.name.as_str() {
+                    "input_ids" => 100.0 + chance.below(VOCABULARY - 100) as f64,
+                    "position_ids" => f64::from(place),
+                    "segment_ids" => text as f64,
+                    _ => 0.0,
+                }));
+            }
+            let filler = if info.name == "segment_ids" { -1.0 } else { 0.0 };
+            values.extend((0..padding).map(|_| filler));
+        }
+        run.insert(info.name.clone(), Values { shape, values });
+    }
+    run
+}
+
+fn tensors(graph: &Graph, run: &Run) -> Vec<(String, Tensor)> {
+    let tensor = |info: &weir_nn::TensorInfo| {
+        let Values { shape, values } = &run[&info.name];
+        let tensor = match info.element.wit() {
+            TensorType::I64 => Tensor::from_i64(shape, &values.iter().map(|v| *v as i64).collect::<Vec<_>>()),
+            TensorType::Fp32 => Tensor::from_f32(shape, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()),
+            other => panic!("the shipped models take no {other}"),
+        };
+        (info.name.clone(), tensor)
+    };
+    graph.inputs().iter().map(tensor).collect()
+}
+
+/// The largest difference, relative where values are large. Rows of padding mean nothing in any engine and are left out.
+fn difference(ours: &[(String, Tensor)], theirs: &Run, real: &[bool]) -> f64 {
+    let mut largest = 0f64;
+    assert_eq!(ours.len(), theirs.len());
+    for (name, tensor) in ours {
+        let values = tensor.to_f32().unwrap();
+        let Values { shape, values: expected } = &theirs[name];
+        assert_eq!(&tensor.dimensions, shape, "{name}");
+        let per_token = shape.len() == 3 && shape[..2].iter().product::<u32>() as usize == real.len();
+        let width = *shape.last().unwrap() as usize;
+        for (place, (ours, theirs)) in values.iter().zip(expected).enumerate() {
+            if !per_token || real[place / width] {
+                assert!(ours.is_finite(), "{name}[{place}] is {ours}");
+                largest = largest.max((f64::from(*ours) - theirs).abs() / theirs.abs().max(1.0));
+            }
+        }
+    }
+    largest
+}
+
+fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path) {
+    let config = RegistryConfig { plan_after_uses: 2, ..RegistryConfig::default() };
+    let graph = Registry::new(config).insert_dir("m", file, Engine::Tract).unwrap();
+    let mut chance = Chance(2);
+    let is_packed = graph.inputs().iter().any(|input| input.name == "segment_ids");
+    let batches: [&[u32]; 5] = [&[16], &[128], &[3, 9, 5], &[16; 8], &[1]];
+    let mut runs = Vec::new();
+    let mut reals: Vec<Vec<bool>> = Vec::new();
+    for lengths in batches {
+        if is_packed {
+            runs.push(packed(&graph, lengths, 5, &mut chance));
+            let tokens: u32 = lengths.iter().sum();
+            reals.push((0..tokens + 5).map(|place| place < tokens).collect());
+        } else {
+            runs.push(padded(&graph, lengths, &mut chance));
+            let tokens = *lengths.iter().max().unwrap();
+            reals.push(lengths.iter().flat_map(|length| (0..tokens).map(move |place| place < *length)).collect());
+        }
+    }
+    let theirs = onnx_runtime.run(file, &runs);
+    let mut context = graph.context().unwrap();
+    for round in 0..3 {
+        for ((run, theirs), real) in runs.iter().zip(&theirs).zip(&reals) {
+            let ours = context.compute(tensors(&graph, run)).unwrap();
+            let largest = difference(&ours, theirs, real);
+            println!("{} round {round} {:?}: {largest:.1e}", file.display(), ours[0].1.dimensions);
+            assert!(largest <= TOLERANCE, "{} round {round}: differs by {largest:e}", file.display());
+        }
+        graph.settle();
+    }
+    assert_eq!(graph.fixed_plans(), runs.len(), "the last round was on plans of their own");
+}
+
+#[test]
+fn tract_agrees_with_onnx_runtime_on_the_shipped_models() {
+    let mut onnx_runtime = OnnxRuntime::start();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    // ONNX Runtime refuses external data behind a link that leaves the directory; a pull replaces links by files.
+    let copies = tempfile::tempdir().unwrap();
+    let mut compared = 0;
+    for name in ["sentiment", "entities", "embeddings"] {
+        let copy = weir_nn::model::pull(&models.join(name).to_string_lossy(), copies.path(), &mut |_| {});
+        let copy = copy.expect("the shipped models are whole");
+        let files: Vec<PathBuf> = ["model.onnx", "model_packed.onnx"].map(|file| copy.join(file)).into();
+        for file in files.into_iter().filter(|file| file.is_file()) {
+            compare(&mut onnx_runtime, &file);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 3);
+}

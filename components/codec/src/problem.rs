@@ -256,12 +256,9 @@ impl From<RequestError> for Problem {
             }
             RequestError::Json(JsonError::Empty) => ("empty_body", "The body is empty", More::None),
             RequestError::Json(JsonError::NotUtf8 { .. }) => ("not_utf8", "The body is not UTF-8", More::None),
-            RequestError::Json(JsonError::Malformed { line, column, .. }) => {
-                ("malformed_json", "The body is not JSON", More::Place { line, column })
-            }
-            RequestError::Json(JsonError::LoneSurrogate { line, column }) => {
-                ("lone_surrogate", "Half of a surrogate pair", More::Place { line, column })
-            }
+            RequestError::Json(
+                JsonError::Malformed { line, column, .. } | JsonError::LoneSurrogate { line, column },
+            ) => ("malformed_json", "The body is not JSON", More::Place { line, column }),
             RequestError::Json(JsonError::TooDeep { line, column }) => {
                 ("json_too_deep", "The body is nested too deeply", More::Place { line, column })
             }

@@ -508,17 +508,17 @@ mod tests {
         check(
             r#"{"text":"\ud83d ten points"}"#,
             expect![[r#"
-            {
-              "code": "lone_surrogate",
-              "column": 16,
-              "detail": "a `\\u` escape at line 1, column 16 is half of a surrogate pair without the other half",
-              "line": 1,
-              "request_id": "r-1",
-              "retryable": false,
-              "status": 400,
-              "title": "Half of a surrogate pair",
-              "type": "urn:weir:problem:lone-surrogate"
-            }"#]],
+                {
+                  "code": "malformed_json",
+                  "column": 16,
+                  "detail": "a `\\u` escape at line 1, column 16 is half of a surrogate pair without the other half",
+                  "line": 1,
+                  "request_id": "r-1",
+                  "retryable": false,
+                  "status": 400,
+                  "title": "The body is not JSON",
+                  "type": "urn:weir:problem:malformed-json"
+                }"#]],
         );
         check(
             &format!(r#"{{"text":{}"#, "[".repeat(200)),

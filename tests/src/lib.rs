@@ -1,1 +1,271 @@
-//! End-to-end tests: real sockets, built components, real models.
+//! What the end-to-end tests share: the built `weir`, started on a free port and stopped at the end of the test, and
+//! sockets to talk to it.
+//!
+//! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long anything may take before a test gives up. The machines that run this are small and busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The built `weir`.
+pub fn weir() -> Result<PathBuf> {
+    built(target().join("release/weir"))
+}
+
+/// A built component or guest, by its file name.
+pub fn component(name: &str) -> Result<PathBuf> {
+    let dir = std::env::var_os("WEIR_COMPONENTS_DIR").map_or_else(|| target().join("components"), PathBuf::from);
+    built(dir.join(name))
+}
+
+/// The models that ship.
+pub fn models() -> PathBuf {
+    root().join("host/nn/models")
+}
+
+fn built(path: PathBuf) -> Result<PathBuf> {
+    ensure!(path.is_file(), "{} is missing: run `cargo xtask build --guests` first", path.display());
+    Ok(path)
+}
+
+/// A variable that `cargo xtask test` sets.
+pub fn tool(variable: &str) -> Result<PathBuf> {
+    let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test`"))?;
+    Ok(value.into())
+}
+
+/// A program that serves HTTP and says where; killed when dropped.
+pub struct Server {
+    child: Child,
+    address: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts `weir serve` with the models that ship, or with what `arguments` say.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(weir()?);
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
+        if !arguments.contains(&"--models-dir") {
+            command.arg("--models-dir").arg(models());
+        }
+        Self::spawn(command, "listening on http://")
+    }
+
+    /// Starts `weir serve` with the stand-in for the infer component, which answers by keywords and has no engine.
+    pub fn start_stub(arguments: &[&str]) -> Result<Self> {
+        let stub = format!("infer={}", component("infer_stub.wasm")?.display());
+        let mut all = vec!["--component", stub.as_str(), "--set", "models.replicas=1"];
+        all.extend(arguments);
+        Self::start(&all)
+    }
+
+    /// Starts a program and waits for the line that says where it listens.
+    pub fn spawn(mut command: Command, announcement: &str) -> Result<Self> {
+        let program = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let log = Arc::new(Mutex::new(String::new()));
+        let (found, address) = std::sync::mpsc::channel();
+        let outputs: [Option<Box<dyn std::io::Read + Send>>; 2] = [
+            child.stdout.take().map(|out| Box::new(out) as Box<_>),
+            child.stderr.take().map(|err| Box::new(err) as Box<_>),
+        ];
+        for output in outputs.into_iter().flatten() {
+            let (log, found, announcement) = (log.clone(), found.clone(), announcement.to_string());
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if let Some((_, address)) = line.split_once(&announcement) {
+                        let _ = found.send(address.trim_end_matches('/').to_string());
+                    }
+                    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            });
+        }
+        drop(found);
+        match address.recv_timeout(PATIENCE) {
+            Ok(address) => Ok(Self { child, address, log }),
+            Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let log = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                bail!("{program} did not say where it listens; it said:\n{log}")
+            }
+        }
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A URL on this server.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until `/readyz` says ready.
+    pub async fn ready(&self) -> Result<()> {
+        until("ready", || async {
+            Ok(reqwest::get(self.url("/readyz")).await.is_ok_and(|answer| answer.status() == 200))
+        })
+        .await
+        .with_context(|| self.log())
+    }
+
+    /// Sends a signal by its name: `TERM`, `INT`, `KILL`.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        let status = Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.child.id())]).status()?;
+        ensure!(status.success(), "kill -{signal}: {status}");
+        Ok(())
+    }
+
+    /// Waits for it to end.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(began.elapsed() < PATIENCE, "it did not end; it said:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// One value of `/metrics`, summed over its labels; 0 when it is not there yet.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let text = reqwest::get(self.url("/metrics")).await?.text().await?;
+        let values = text.lines().filter_map(|line| {
+            let (key, value) = line.rsplit_once(' ')?;
+            let key = key.split('{').next()?;
+            (key == name).then(|| value.parse::<f64>().ok())?
+        });
+        Ok(values.sum())
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
+        Ok(kib * 1024)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks again until the answer is yes, or patience ends.
+pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<()> {
+    let began = Instant::now();
+    while !ask().await? {
+        ensure!(began.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// The lines of an NDJSON body.
+pub fn ndjson(body: &str) -> Result<Vec<Value>> {
+    body.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+}
+
+/// The `status` of each event.
+pub fn statuses(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["status"].as_str().unwrap_or("?")).collect()
+}
+
+/// A socket on which a test writes bytes of its own.
+pub struct Raw {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Raw {
+    /// Connects.
+    pub async fn connect(server: &Server) -> Result<Self> {
+        let stream = TcpStream::connect(server.address()).await?;
+        Ok(Self { stream, read: Vec::new() })
+    }
+
+    /// Connects and sends a POST of JSON over HTTP/1.1, without reading anything.
+    pub async fn post(server: &Server, path: &str, body: &str) -> Result<Self> {
+        let mut raw = Self::connect(server).await?;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        raw.send(head.as_bytes()).await?;
+        raw.send(body.as_bytes()).await?;
+        Ok(raw)
+    }
+
+    /// Writes bytes.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stream.write_all(bytes).await?)
+    }
+
+    /// Reads until the text contains `needle`; returns all that was read so far.
+    pub async fn read_until(&mut self, needle: &str) -> Result<String> {
+        let reading = async {
+            loop {
+                let text = String::from_utf8_lossy(&self.read).into_owned();
+                if text.contains(needle) {
+                    return Ok(text);
+                }
+                let mut buffer = [0; 4096];
+                match self.stream.read(&mut buffer).await? {
+                    0 => bail!("the connection ended before {needle:?}; it brought:\n{text}"),
+                    read => self.read.extend_from_slice(&buffer[..read]),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.with_context(|| format!("no {needle:?} in time"))?
+    }
+
+    /// Reads to the end of the connection.
+    pub async fn read_to_end(&mut self) -> Result<String> {
+        tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut self.read)).await.context("no end in time")??;
+        Ok(String::from_utf8_lossy(&self.read).into_owned())
+    }
+
+    /// Makes the socket's receive buffer small, so that the server soon notices a reader that does not read.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}

@@ -1,1 +1,209 @@
-//! Weir's configuration: one struct tree from file, environment and flags.
+//! Weir's configuration: one struct tree, filled from defaults, a TOML file, the environment and flags, in this order.
+//!
+//! The doc comments of the fields are the manual: [`keys`] turns them into the table that `weir config` prints and that
+//! the README shows. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment. Unknown keys are
+//! errors, in the file and in the environment.
+
+mod load;
+mod manual;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, load};
+pub use manual::{Key, keys, table_markdown};
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The HTTP listener and its limits.
+    pub http: Http,
+    /// Models in general.
+    pub models: Models,
+    /// Models one by one: `[model.NAME]`.
+    pub model: BTreeMap<String, Model>,
+    /// Which model does which step of `/process-stream` and `/process-batch`.
+    pub steps: Steps,
+    /// The gateway component.
+    pub gateway: Gateway,
+    /// The infer component.
+    pub infer: Infer,
+    /// Logs.
+    pub log: Log,
+}
+
+/// The HTTP listener and its limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: String,
+    /// Connections held at once; one more waits in the kernel's queue.
+    pub connections_max: u32,
+    /// Requests answered at once, each counted until its body ends; one more is answered 503 with `Retry-After`.
+    pub requests_max: u32,
+    /// Longest request body, bytes; a longer one is answered 413.
+    pub body_bytes_max: u64,
+    /// Time for a request's header to arrive, ms.
+    pub header_timeout_ms: u64,
+    /// Time for a request's body to arrive, ms; a slower one is answered 408.
+    pub body_timeout_ms: u64,
+    /// Time for a whole request, ms; a stream that is still going ends with an error event.
+    pub request_timeout_ms: u64,
+    /// After SIGTERM or SIGINT, time for streams to finish, ms.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            connections_max: 8192,
+            requests_max: 1024,
+            body_bytes_max: 1 << 20,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
+            request_timeout_ms: 60_000,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Models in general.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Models {
+    /// Folder whose subfolders are models, each named after its folder; empty: the folder `models` beside the program.
+    pub dir: PathBuf,
+    /// Names of the models to serve from `dir`; empty: all of them.
+    pub names: Vec<String>,
+    /// Replicas of each model, each with a thread; 0: one for each core.
+    pub replicas: u32,
+    /// The engine that runs a model: `tract`.
+    pub engine: String,
+    /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
+    pub plans_max: u32,
+    /// Largest tensor a component may pass, bytes.
+    pub tensor_bytes_max: u64,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            names: Vec::new(),
+            replicas: 0,
+            engine: "tract".into(),
+            plans_max: 16,
+            tensor_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// One model: `[model.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Its folder in the Hugging Face layout.
+    pub path: PathBuf,
+    /// Its engine; absent: `models.engine`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Its replicas; absent: `models.replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+}
+
+/// Which model does which step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Steps {
+    /// Model of the sentiment step: text classification.
+    pub sentiment: String,
+    /// Model of the entities step: token classification.
+    pub entities: String,
+    /// Model of the summary step: sentence embeddings.
+    pub summary: String,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self { sentiment: "sentiment".into(), entities: "entities".into(), summary: "embeddings".into() }
+    }
+}
+
+/// The gateway component.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// A component file to use in place of the built-in one.
+    pub component: PathBuf,
+    /// Requests that one instance serves at once; a trap ends them together.
+    pub instance_requests_max: u32,
+    /// Memory of one instance, bytes.
+    pub memory_bytes_max: u64,
+    /// An instance without requests is let go after this long, ms.
+    pub idle_timeout_ms: u64,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            component: PathBuf::new(),
+            instance_requests_max: 128,
+            memory_bytes_max: 256 << 20,
+            idle_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// The infer component.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Infer {
+    /// A component file to use in place of the built-in one.
+    pub component: PathBuf,
+    /// Memory of one instance, bytes.
+    pub memory_bytes_max: u64,
+    /// Items waiting for one model, from all callers; a caller that would pass it is pushed back.
+    pub queue_items_max: u32,
+    /// Items of one call that have no outcome yet or whose outcome is not yet read; a caller that would pass it is
+    /// pushed back.
+    pub call_items_max: u32,
+}
+
+impl Default for Infer {
+    fn default() -> Self {
+        Self { component: PathBuf::new(), memory_bytes_max: 512 << 20, queue_items_max: 1024, call_items_max: 256 }
+    }
+}
+
+/// Logs, on standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,weir_edge=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object for each line.
+    Json,
+}

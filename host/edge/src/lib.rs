@@ -1,1 +1,15 @@
-//! Weir's edge: sockets, limits and what must be answered before a component runs.
+//! Weir's edge: sockets, and what must be answered before a component runs.
+//!
+//! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
+//! - [`answer`]: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - [`observe`]: metrics.
+//!
+//! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
+
+mod answer;
+mod body;
+pub mod observe;
+pub mod server;
+
+pub use observe::{Observer, ObserverError};
+pub use server::{ServeError, Server};

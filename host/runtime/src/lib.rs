@@ -1,1 +1,33 @@
-//! Weir's native host: engine, component instances, replicas and the stream that joins them.
+//! Weir's native host: components in wasmtime, each in a store of its own, joined by streams.
+//!
+//! ```text
+//! gateway instance ─┐                                  ┌─ infer instance (replica 0 of a model, own thread)
+//! gateway instance ─┼─▶ call ─▶ queue of the model ─▶ ─┤
+//! native caller    ─┘   ids, order and ends of each    └─ infer instance (replica 1)
+//! ```
+//!
+//! - [`engine`]: how wasmtime is set up, and the clock that interrupts a guest.
+//! - [`component`]: where a component's code comes from: built in, or a file.
+//! - [`bindings`]: the WIT of `weir:stream` in Rust.
+//! - [`call`]: one caller's pair of streams; its bounds, its end, its disappearance.
+//! - [`queue`]: the items that wait for one model.
+//! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
+//! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
+//! - [`runtime`]: all of it together.
+//!
+//! The host moves records and enforces limits; it knows nothing of what a text means.
+
+pub mod bindings;
+pub mod call;
+pub mod component;
+pub mod engine;
+pub mod gateway;
+mod limits;
+pub mod pool;
+mod queue;
+pub mod runtime;
+
+pub use bindings::types;
+pub use call::{Call, CallSender, Outcomes};
+pub use component::{ComponentError, Source};
+pub use runtime::{Builtin, Runtime, StartError};

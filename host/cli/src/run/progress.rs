@@ -1,0 +1,112 @@
+//! Progress on standard error: a bar on a terminal, a plain line now and then elsewhere.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+
+/// How often a plain line is written.
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows how far a run is, by the bytes of the lines that are done.
+pub(crate) struct Progress {
+    began: Instant,
+    bytes_total: Option<u64>,
+    shown: Shown,
+    state: Mutex<State>,
+}
+
+enum Shown {
+    Nothing,
+    Bar(ProgressBar),
+    Plain,
+}
+
+struct State {
+    /// Lengths of the lines that were read and are not done, in their order.
+    open: VecDeque<u64>,
+    lines: u64,
+    bytes: u64,
+    written: Instant,
+}
+
+impl Progress {
+    pub(crate) fn new(quiet: bool, bytes_total: Option<u64>) -> Self {
+        let shown = if quiet {
+            Shown::Nothing
+        } else if std::io::stderr().is_terminal() {
+            Shown::Bar(bar(bytes_total))
+        } else {
+            Shown::Plain
+        };
+        let began = Instant::now();
+        let state = Mutex::new(State { open: VecDeque::new(), lines: 0, bytes: 0, written: began });
+        Self { began, bytes_total, shown, state }
+    }
+
+    /// A line of so many bytes was read.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).open.push_back(bytes);
+    }
+
+    /// The oldest line that was read is done.
+    pub(crate) fn done(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.lines += 1;
+        state.bytes += state.open.pop_front().unwrap_or(0);
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => {
+                bar.set_position(state.bytes);
+                bar.set_message(self.rate(state.lines));
+            }
+            Shown::Plain => {
+                if state.written.elapsed() >= PLAIN_EVERY {
+                    state.written = Instant::now();
+                    eprintln!(
+                        "{} lines, {}{}",
+                        HumanCount(state.lines),
+                        self.rate(state.lines),
+                        self.left(state.bytes)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Everything is done.
+    pub(crate) fn finish(&self) {
+        let lines = self.state.lock().unwrap_or_else(PoisonError::into_inner).lines;
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+        if !matches!(self.shown, Shown::Nothing) {
+            let took = self.began.elapsed().as_secs_f64();
+            eprintln!("{} lines in {took:.1} s, {}", HumanCount(lines), self.rate(lines));
+        }
+    }
+
+    fn rate(&self, lines: u64) -> String {
+        format!("{:.0} lines/s", lines as f64 / self.began.elapsed().as_secs_f64().max(1e-3))
+    }
+
+    fn left(&self, bytes: u64) -> String {
+        match self.bytes_total {
+            Some(total) if bytes > 0 && total >= bytes => {
+                let left = self.began.elapsed().as_secs_f64() * (total - bytes) as f64 / bytes as f64;
+                format!(", {} left", HumanDuration(Duration::from_secs_f64(left)))
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+fn bar(bytes_total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match bytes_total {
+        Some(total) => (ProgressBar::new(total), "{bar:30} {percent:>3} %  {msg}  {eta} left"),
+        None => (ProgressBar::new_spinner(), "{spinner} {msg}  {elapsed}"),
+    };
+    bar.with_style(ProgressStyle::with_template(template).expect("the template is a constant and valid"))
+}

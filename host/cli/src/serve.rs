@@ -1,0 +1,91 @@
+//! `weir serve`.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use weir_edge::{Observer, Server};
+use weir_runtime::Runtime;
+
+use crate::arguments::{Serve, add_models};
+use crate::{BUILTIN, logs};
+
+pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
+    let mut more = Vec::new();
+    if let Some(listen) = &arguments.listen {
+        more.push(("http.listen", listen.clone()));
+    }
+    let mut config = arguments.setup.load(&more)?;
+    add_models(&mut config, &arguments.models)?;
+    logs::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
+    let code = runtime.block_on(serve(config))?;
+    // Replicas are threads in the middle of a computation: there is nothing to wait for.
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let observer = Observer::install()?;
+    // Before anything can go wrong, so that no signal is lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let runtime = Arc::new(Runtime::start(&config, BUILTIN, true)?);
+    let server = Server::bind(config.http.clone(), runtime.clone(), observer).await?;
+    {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "listening on http://{}", server.address())?;
+        out.flush()?;
+    }
+    let models = runtime.models();
+    if models.is_empty() {
+        tracing::warn!(dir = %config.models.dir.display(), "no models: give a folder with --models-dir or --model NAME=DIR");
+    }
+    for model in models {
+        let runtime = runtime.clone();
+        tokio::spawn(async move {
+            match runtime.settled(&model.name).await {
+                Ok(()) => tracing::info!(model = model.name, after_ms = began.elapsed().as_millis(), "ready"),
+                Err(reason) => tracing::error!(model = model.name, reason, "cannot answer"),
+            }
+        });
+    }
+    let stop = async {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping: streams may finish, nothing new begins");
+    };
+    let serving = server.serve(stop);
+    let again = async {
+        // The second signal of a kind ends at once; the first is taken by `stop`.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    tokio::select! {
+        cut = serving => {
+            if cut > 0 {
+                tracing::warn!(connections = cut, "cut after http.drain_timeout_ms");
+                return Ok(ExitCode::FAILURE);
+            }
+            tracing::info!("stopped");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ = again => {
+            tracing::warn!("stopped at the second signal");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Defaults, then the file, then the environment, then flags.
+
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider};
+
+use crate::Config;
+use crate::manual::leaves;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file named does not exist or cannot be read.
+    #[error("configuration file {0} cannot be read")]
+    Unreadable(PathBuf),
+    /// A key is unknown, or a value has the wrong type or is out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// The environment names a key that does not exist.
+    #[error("{name} in the environment is not a key of the configuration (`weir config` lists them)")]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+    },
+}
+
+/// Reads the configuration: defaults, `file` if any, `environment` (pairs of name and value), then `overrides` (pairs of
+/// key and value, as flags give them).
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    overrides: &[(String, String)],
+) -> Result<Config, ConfigError> {
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    if let Some(path) = file {
+        if !path.is_file() {
+            return Err(ConfigError::Unreadable(path.to_path_buf()));
+        }
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    figment = figment.merge(Pairs::environment(environment)?);
+    figment = figment.merge(Pairs { source: "flag", pairs: overrides.to_vec() });
+    let config: Config = figment.extract().map_err(|error| ConfigError::Invalid(one_line(error)))?;
+    check(&config)?;
+    Ok(config)
+}
+
+/// Values that have the right type and still make no sense.
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let positive = [
+        ("http.connections_max", u64::from(config.http.connections_max)),
+        ("http.requests_max", u64::from(config.http.requests_max)),
+        ("http.body_bytes_max", config.http.body_bytes_max),
+        ("http.header_timeout_ms", config.http.header_timeout_ms),
+        ("http.body_timeout_ms", config.http.body_timeout_ms),
+        ("http.request_timeout_ms", config.http.request_timeout_ms),
+        ("models.plans_max", u64::from(config.models.plans_max)),
+        ("models.tensor_bytes_max", config.models.tensor_bytes_max),
+        ("gateway.instance_requests_max", u64::from(config.gateway.instance_requests_max)),
+        ("infer.queue_items_max", u64::from(config.infer.queue_items_max)),
+        ("infer.call_items_max", u64::from(config.infer.call_items_max)),
+    ];
+    match positive.iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => Err(ConfigError::Invalid(format!("{key} must be at least 1"))),
+        None => Ok(()),
+    }
+}
+
+/// One sentence with the key and where it came from.
+fn one_line(error: figment::Error) -> String {
+    let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
+    let key = first.path.join(".");
+    let place = first
+        .metadata
+        .as_ref()
+        .map(|m| match &m.source {
+            Some(source) => format!(" (in {source})"),
+            None => format!(" (in the {})", m.name),
+        })
+        .unwrap_or_default();
+    if key.is_empty() { format!("{}{place}", first.kind) } else { format!("{key}: {}{place}", first.kind) }
+}
+
+/// Keys and values from outside a file. Values are read as the type of the key's default where they can be.
+struct Pairs {
+    source: &'static str,
+    pairs: Vec<(String, String)>,
+}
+
+impl Pairs {
+    fn environment(variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let known = leaves();
+        let sections: Vec<String> = known
+            .iter()
+            .filter_map(|key| key.split('.').next())
+            .map(|s| format!("WEIR_{}_", s.to_uppercase()))
+            .collect();
+        let mut pairs = Vec::new();
+        for (name, value) in variables {
+            let key = known.iter().find(|key| variable(key) == name);
+            match key {
+                Some(key) => pairs.push((key.clone(), value)),
+                // Only names that can be nothing but a mistyped key: others may belong to tools around us.
+                None if sections.iter().any(|s| name.starts_with(s.as_str())) => {
+                    return Err(ConfigError::UnknownVariable { name });
+                }
+                None => {}
+            }
+        }
+        Ok(Self { source: "environment", pairs })
+    }
+}
+
+/// The environment variable of a key: `http.listen` is `WEIR_HTTP_LISTEN`.
+pub(crate) fn variable(key: &str) -> String {
+    format!("WEIR_{}", key.replace('.', "_").to_uppercase())
+}
+
+impl Provider for Pairs {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.source)
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut root = Dict::new();
+        for (key, text) in &self.pairs {
+            let value: Value = match text.parse() {
+                Ok(value) => value,
+                Err(never) => match never {},
+            };
+            let strings = ["dir", "listen", "component", "path", "level", "sentiment", "entities", "summary", "engine"];
+            let last = key.rsplit('.').next().unwrap_or(key);
+            let value = if strings.contains(&last) { Value::from(text.clone()) } else { value };
+            insert(&mut root, key, value);
+        }
+        Ok(Profile::Default.collect(root))
+    }
+}
+
+fn insert(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.to_string(), value);
+        }
+        Some((head, rest)) => {
+            let entry = dict.entry(head.to_string()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = entry {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    }
+
+    fn error(text: &str, variables: &[(&str, &str)], expect: Expect) {
+        let file = file(text);
+        let message = load(Some(file.path()), env(variables), &[]).unwrap_err().to_string();
+        expect.assert_eq(&message.replace(&file.path().display().to_string(), "FILE"));
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let file = file("[http]\nlisten = '127.0.0.1:1'\nrequests_max = 5\n[model.mine]\npath = '/m'\n");
+        let config = load(
+            Some(file.path()),
+            env(&[("WEIR_HTTP_LISTEN", "127.0.0.1:2"), ("WEIR_MODELS_NAMES", "[a, b]"), ("PATH", "x")]),
+            &[("http.listen".into(), "127.0.0.1:3".into())],
+        )
+        .unwrap();
+        assert_eq!(config.http.listen, "127.0.0.1:3");
+        assert_eq!(config.http.requests_max, 5);
+        assert_eq!(config.http.body_bytes_max, 1 << 20);
+        assert_eq!(config.models.names, ["a", "b"]);
+        assert_eq!(config.model["mine"].path, PathBuf::from("/m"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        error(
+            "[http]\nlistn = 'x'\n",
+            &[],
+            expect![
+                "http.listn: unknown field: found `listn`, expected `one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms`` (in FILE)"
+            ],
+        );
+        error(
+            "[http]\nrequests_max = 'many'\n",
+            &[],
+            expect![[r#"http.requests_max: invalid type: found string "many", expected u32 (in FILE)"#]],
+        );
+        error("[http]\nrequests_max = 0\n", &[], expect!["http.requests_max must be at least 1"]);
+        error(
+            "",
+            &[("WEIR_HTTP_LISTN", "x")],
+            expect!["WEIR_HTTP_LISTN in the environment is not a key of the configuration (`weir config` lists them)"],
+        );
+        error(
+            "[log]\nformat = 'xml'\n",
+            &[],
+            expect!["log.format: unknown variant: found `xml`, expected ``text` or `json`` (in FILE)"],
+        );
+        assert!(matches!(load(Some(Path::new("/nowhere.toml")), [], &[]), Err(ConfigError::Unreadable(_))));
+    }
+}

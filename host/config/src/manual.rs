@@ -1,0 +1,121 @@
+//! The manual: every key with its default and meaning, from the doc comments of the structs.
+
+use serde_json::Value;
+
+use crate::Config;
+use crate::load::variable;
+
+/// A key of the configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Key {
+    /// As in the file, with dots: `http.listen`.
+    pub name: String,
+    /// As in the environment: `WEIR_HTTP_LISTEN`.
+    pub variable: String,
+    /// The default as TOML; empty where there is none.
+    pub default: String,
+    /// What it means.
+    pub meaning: String,
+}
+
+/// Every key, in the order of the struct tree. Keys of `[model.NAME]` stand once, with `NAME`, and cannot be given in the
+/// environment.
+pub fn keys() -> Vec<Key> {
+    let schema = serde_json::to_value(schemars::schema_for!(Config)).unwrap_or_default();
+    let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+    let mut keys = Vec::new();
+    walk(&schema, &schema, &defaults, "", &mut keys);
+    keys
+}
+
+/// The names of the keys that have a value by default.
+pub(crate) fn leaves() -> Vec<String> {
+    fn collect(value: &Value, path: &str, out: &mut Vec<String>) {
+        match value {
+            Value::Object(map) if path != "model" => {
+                for (name, value) in map {
+                    collect(value, &join(path, name), out);
+                }
+            }
+            Value::Object(_) => {}
+            _ => out.push(path.to_string()),
+        }
+    }
+    let mut out = Vec::new();
+    collect(&serde_json::to_value(Config::default()).unwrap_or_default(), "", &mut out);
+    out
+}
+
+/// The keys as a Markdown table, as the README shows them.
+pub fn table_markdown() -> String {
+    let mut table = String::from("| key | default | meaning |\n|---|---|---|\n");
+    for key in keys() {
+        table.push_str(&format!("| `{}` | {} | {} |\n", key.name, code(&key.default), key.meaning));
+    }
+    table
+}
+
+fn code(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("`{text}`") }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+}
+
+fn walk(root: &Value, node: &Value, defaults: &Value, path: &str, keys: &mut Vec<Key>) {
+    let node = resolve(root, node);
+    if let Some(properties) = node.get("properties").and_then(Value::as_object) {
+        for (name, property) in properties {
+            let default = defaults.get(name).unwrap_or(&Value::Null);
+            visit(root, property, default, &join(path, name), keys);
+        }
+    }
+}
+
+fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut Vec<Key>) {
+    let target = resolve(root, property);
+    if target.get("properties").is_some() {
+        walk(root, target, default, path, keys);
+    } else if let Some(item) = target.get("additionalProperties").filter(|item| item.is_object()) {
+        walk(root, item, &Value::Null, &join(path, "NAME"), keys);
+    } else {
+        let meaning = property.get("description").or_else(|| target.get("description")).and_then(Value::as_str);
+        keys.push(Key {
+            name: path.to_string(),
+            variable: if path.contains("NAME") { String::new() } else { variable(path) },
+            default: toml(default),
+            meaning: meaning.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "),
+        });
+    }
+}
+
+fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
+    match node.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#')) {
+        Some(pointer) => root.pointer(pointer).unwrap_or(node),
+        None => node,
+    }
+}
+
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_leaf_is_documented() {
+        let keys = keys();
+        for leaf in leaves() {
+            let key = keys.iter().find(|key| key.name == leaf).unwrap_or_else(|| panic!("{leaf} is not in the manual"));
+            assert!(!key.meaning.is_empty(), "{leaf} has no meaning");
+        }
+        assert!(keys.iter().any(|key| key.name == "model.NAME.path"));
+    }
+}

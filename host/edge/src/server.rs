@@ -1,0 +1,205 @@
+//! The HTTP listener: accepts connections, bounds them, hands requests to the gateway, and drains at the end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use metrics::{counter, gauge, histogram};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use weir_config::Http;
+use weir_runtime::Runtime;
+use weir_runtime::gateway::{self, BodyError, Gateway};
+
+use crate::answer::{self, Trouble};
+use crate::body::{Open, ReplyBody};
+use crate::observe::Observer;
+
+/// Why the server cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The runtime was started without a gateway.
+    #[error("the runtime was started without a gateway")]
+    NoGateway,
+}
+
+/// A listener that is bound and not yet serving.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Http,
+    runtime: Arc<Runtime>,
+    gateway: Gateway,
+    observer: Observer,
+    places: Arc<Semaphore>,
+    ids: AtomicU64,
+}
+
+impl Server {
+    /// Binds the listener.
+    pub async fn bind(config: Http, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
+        let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
+        let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
+        let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let places = Arc::new(Semaphore::new(config.requests_max as usize));
+        let ids = AtomicU64::new(0);
+        Ok(Self { listener, address, shared: Arc::new(Shared { config, runtime, gateway, observer, places, ids }) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` resolves; then says that it is not ready, takes nothing new, lets streams finish within
+    /// `http.drain_timeout_ms`, and cuts the rest. Returns how many connections were cut.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
+        let Self { listener, shared, .. } = self;
+        let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
+        let graceful = GracefulShutdown::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        tokio::pin!(stop);
+        loop {
+            while tasks.try_join_next().is_some() {}
+            let accepted = tokio::select! {
+                biased;
+                () = &mut stop => break,
+                accepted = accept(&listener, &connections) => accepted,
+            };
+            let Some((stream, place)) = accepted else { continue };
+            let shared = shared.clone();
+            let watcher = graceful.watcher();
+            tasks.spawn(async move {
+                gauge!("weir_http_connections_open").increment(1);
+                connection(shared, stream, watcher).await;
+                gauge!("weir_http_connections_open").decrement(1);
+                drop(place);
+            });
+        }
+        shared.runtime.drain();
+        drop(listener);
+        let bound = Duration::from_millis(shared.config.drain_timeout_ms);
+        if tokio::time::timeout(bound, graceful.shutdown()).await.is_ok() {
+            return 0;
+        }
+        while tasks.try_join_next().is_some() {}
+        let cut = tasks.len();
+        tasks.shutdown().await;
+        cut
+    }
+}
+
+type Place = tokio::sync::OwnedSemaphorePermit;
+
+/// The next connection, when there is room for one.
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(TcpStream, Place)> {
+    let place = connections.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            // Out of file descriptors, or the peer left before it was accepted: neither ends the server.
+            tracing::warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            None
+        }
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
+    // Results are small and each is wanted at once.
+    let _ = stream.set_nodelay(true);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(shared.config.header_timeout_ms))
+        .half_close(false);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "a connection ended early");
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let id = answer::request_id(request.headers(), || {
+        format!("edge-{:x}-{:x}", std::process::id(), shared.ids.fetch_add(1, Ordering::Relaxed))
+    });
+    let response = if request.uri().path() == "/metrics" {
+        shared.runtime.report();
+        answer::metrics(&method, shared.observer.render())
+    } else {
+        pass(shared, request, &id).await
+    };
+    let status = response.status();
+    counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
+        .increment(1);
+    histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
+    tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
+    response
+}
+
+/// Hands a request to the gateway component.
+async fn pass(shared: &Arc<Shared>, request: Request<Incoming>, id: &str) -> Response<ReplyBody> {
+    let Ok(place) = shared.places.clone().try_acquire_owned() else {
+        counter!("weir_http_rejected_total").increment(1);
+        return answer::problem(Trouble::Full, id);
+    };
+    let open = Open::new(place);
+    let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
+    match shared.gateway.handle(request).await {
+        Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
+        Err(error) => {
+            let trouble = if gateway::is_lost_instance(&error) {
+                Trouble::Lost
+            } else if gateway::is_timeout(&error) {
+                Trouble::Stuck
+            } else {
+                Trouble::Failed
+            };
+            tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
+            answer::problem(trouble, id)
+        }
+    }
+}
+
+/// Methods that clients invent must not become labels.
+fn method_label(method: &http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        "PATCH" => "PATCH",
+        _ => "other",
+    }
+}

@@ -1,0 +1,7 @@
+//! Hands the target triple to the crate: the engine compiles components for its baseline.
+
+fn main() {
+    let target = std::env::var("TARGET").unwrap_or_default();
+    println!("cargo::rustc-env=WEIR_TARGET={target}");
+    println!("cargo::rerun-if-changed=build.rs");
+}

@@ -1,0 +1,18 @@
+//! Compiles a component ahead of time: `weir-precompile IN.wasm OUT.cwasm`. The build embeds the result in `weir`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [input, output] = arguments.as_slice() else {
+        eprintln!("usage: weir-precompile IN.wasm OUT.cwasm");
+        return ExitCode::from(2);
+    };
+    match weir_runtime::component::precompile(input.as_ref(), output.as_ref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir-precompile: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

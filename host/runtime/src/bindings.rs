@@ -1,0 +1,25 @@
+//! The WIT of `weir:stream` in Rust, generated once: both sides of the host share the types.
+
+/// The infer component, as the host calls it.
+#[allow(missing_docs, clippy::all)]
+pub mod infer {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "infer-exports",
+        exports: { default: async },
+        additional_derives: [Clone, PartialEq],
+    });
+}
+
+/// The gateway component's import, as the host provides it.
+#[allow(missing_docs, clippy::all)]
+pub mod gateway {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "gateway-imports",
+        imports: { default: async | store },
+        with: { "weir:stream/types": crate::bindings::types },
+    });
+}
+
+pub use infer::weir::stream::types;

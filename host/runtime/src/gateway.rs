@@ -1,0 +1,321 @@
+//! Instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is reused.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Sleep;
+use wasmtime::component::{Accessor, Component, GuestTaskId, HasSelf, Linker, ResourceTable, StreamReader};
+use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::handler::{
+    HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+};
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+use crate::bindings::gateway::GatewayImports;
+use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
+use crate::call::{Call, FromGuest, ToGuest};
+use crate::limits::limits;
+use crate::types::{Item, ModelInfo, Outcome};
+
+/// A request for the gateway.
+pub type Request = http::Request<WasiBody>;
+
+/// The gateway's answer; its body counts as a request in progress until it ends or is dropped.
+pub type Response = http::Response<CountedBody>;
+
+/// How gateway instances are made.
+#[derive(Debug, Clone)]
+pub(crate) struct GatewayConfig {
+    pub(crate) instance_requests_max: usize,
+    pub(crate) memory_bytes_max: u64,
+    pub(crate) idle_timeout: Duration,
+    /// Time for the head of an answer; the component has limits of its own below this.
+    pub(crate) head_timeout: Duration,
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+/// The gateway: hands requests to instances, and makes as many as are needed.
+#[derive(Clone)]
+pub struct Gateway {
+    handler: ProxyHandler<Maker>,
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        engine: &Engine,
+        component: &Component,
+        config: GatewayConfig,
+        call: Call,
+        draining: Arc<AtomicBool>,
+    ) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<GatewayState>::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        GatewayImports::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
+        let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
+        let maker = Maker { engine: engine.clone(), pre, config, call, draining };
+        Ok(Self { handler: ProxyHandler::new(maker) })
+    }
+
+    /// Answers a request. There is no backpressure here: the caller bounds how many it has open.
+    pub async fn handle(&self, request: Request) -> wasmtime::Result<Response> {
+        let counted = Arc::new(Counted::default());
+        let response = self.handler.handle(counted.clone(), request).await?;
+        Ok(response.map(|body| CountedBody { body, _counted: counted }))
+    }
+}
+
+/// Counts one request among those of its instance, from its start until this is dropped.
+#[derive(Default)]
+struct Counted {
+    instance: std::sync::OnceLock<Arc<AtomicUsize>>,
+}
+
+impl Counted {
+    fn begin(&self, open: &Arc<AtomicUsize>) {
+        open.fetch_add(1, Ordering::Relaxed);
+        let _ = self.instance.set(open.clone());
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(open) = self.instance.get() {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of an answer, which keeps its request counted.
+pub struct CountedBody {
+    body: WasiBody,
+    _counted: Arc<Counted>,
+}
+
+impl Body for CountedBody {
+    type Data = Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What a gateway instance's store holds.
+struct GatewayState {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: NoOutgoing,
+    limits: StoreLimits,
+    call: Call,
+    draining: Arc<AtomicBool>,
+}
+
+impl WasiView for GatewayState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for GatewayState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+/// The gateway answers requests; it makes none.
+struct NoOutgoing;
+
+type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>);
+
+impl WasiHttpHooks for NoOutgoing {
+    fn send_request(
+        &mut self,
+        _request: http::Request<WasiBody>,
+        _options: Option<RequestOptions>,
+        _done: Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>,
+    ) -> Box<dyn Future<Output = Result<Sent, wasmtime_wasi_http::Error>> + Send> {
+        Box::new(std::future::ready(Err(wasmtime_wasi_http::Error::HttpRequestDenied)))
+    }
+}
+
+impl crate::types::Host for GatewayState {}
+
+impl Host for GatewayState {}
+
+impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+    async fn run(accessor: &Accessor<GatewayState, Self>, items: StreamReader<Item>) -> StreamReader<Outcome> {
+        accessor.with(|mut access| {
+            let (sender, outcomes) = access.get().call.open();
+            let piped = items.pipe(&mut access, FromGuest::new(sender));
+            debug_assert!(piped.is_ok(), "a stream that a guest handed over can be read");
+            match StreamReader::new(&mut access, ToGuest(outcomes)) {
+                Ok(reader) => reader,
+                // Only a full resource table can refuse; it is as large as memory allows.
+                Err(error) => panic!("no room for a stream: {error:#}"),
+            }
+        })
+    }
+
+    async fn models(accessor: &Accessor<GatewayState, Self>) -> Vec<ModelInfo> {
+        accessor.with(|mut access| {
+            let state = access.get();
+            let draining = state.draining.load(Ordering::Relaxed);
+            let models = state.call.pools().values().map(|pool| pool.info());
+            models.map(|info| ModelInfo { ready: info.ready && !draining, ..info }).collect()
+        })
+    }
+}
+
+/// Makes instances.
+struct Maker {
+    engine: Engine,
+    pre: ServicePre<GatewayState>,
+    config: GatewayConfig,
+    call: Call,
+    draining: Arc<AtomicBool>,
+}
+
+impl HandlerState for Maker {
+    type StoreData = GatewayState;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<GatewayState, Expiration, Worker>> {
+        let mut wasi = WasiCtx::builder();
+        wasi.inherit_stderr().envs(&self.config.environment);
+        let state = GatewayState {
+            table: ResourceTable::new(),
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            hooks: NoOutgoing,
+            limits: limits(self.config.memory_bytes_max),
+            call: self.call.clone(),
+            draining: self.draining.clone(),
+        };
+        let mut store = Store::new(&self.engine, state);
+        store.limiter(|state| &mut state.limits);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        let service = self.pre.instantiate_async(&mut store).await?;
+        metrics::counter!("weir_gateway_instances_total").increment(1);
+        let open = Arc::new(AtomicUsize::new(0));
+        Ok(Instance {
+            store,
+            proxy: wasmtime_wasi_http::handler::Proxy::P3(service),
+            view: GatewayState::http,
+            expiration: Expiration {
+                idle_timeout: self.config.idle_timeout,
+                head_timeout: self.config.head_timeout,
+                timer: None,
+            },
+            state: Worker {
+                open,
+                requests_max: self.config.instance_requests_max,
+                head_timeout: self.config.head_timeout,
+            },
+        })
+    }
+}
+
+/// When an instance is let go: idle for long, or a request in it stuck past every limit.
+struct Expiration {
+    idle_timeout: Duration,
+    head_timeout: Duration,
+    timer: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        let limit = match status {
+            WorkerStatus::Idle => self.idle_timeout,
+            // Twice: the request's own limit comes first, and others in the instance may have begun later.
+            WorkerStatus::Requests => self.head_timeout * 2,
+            // Streams may be long; their ends are the component's and the client's matter.
+            WorkerStatus::PostReturn => return Poll::Pending,
+        };
+        let end = start + limit;
+        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != end) {
+            self.timer = Some((end, Box::pin(tokio::time::sleep_until(end.into()))));
+        }
+        if let Some((_, timer)) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+}
+
+/// One instance.
+struct Worker {
+    open: Arc<AtomicUsize>,
+    requests_max: usize,
+    head_timeout: Duration,
+}
+
+impl WorkerState for Worker {
+    type StoreData = GatewayState;
+    type RequestData = Arc<Counted>;
+
+    fn should_accept_request(&self, _concurrent: usize, _total: usize) -> ShouldAccept {
+        if self.open.load(Ordering::Relaxed) < self.requests_max { ShouldAccept::Yes } else { ShouldAccept::No }
+    }
+
+    fn on_request_start(
+        &self,
+        _store: StoreContextMut<'_, GatewayState>,
+        data: Arc<Counted>,
+        _task: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        data.begin(&self.open);
+        Box::pin(tokio::time::sleep(self.head_timeout))
+    }
+
+    fn drop(&self, store: Store<GatewayState>, result: wasmtime::Result<()>) {
+        if let Err(error) = result {
+            tracing::error!(error = format!("{error:#}"), "a gateway instance is lost");
+            metrics::counter!("weir_gateway_instances_lost_total").increment(1);
+        }
+        drop(store);
+    }
+}
+
+/// Wraps any body as the gateway takes it.
+pub fn request_body<B>(body: B) -> WasiBody
+where
+    B: Body<Data = Bytes, Error = wasmtime_wasi_http::Error> + Send + 'static,
+{
+    use http_body_util::BodyExt;
+    body.boxed_unsync()
+}
+
+pub use wasmtime_wasi_http::Error as BodyError;
+
+/// Whether `handle` failed because the instance trapped, so that the same request may well succeed.
+pub fn is_lost_instance(error: &wasmtime::Error) -> bool {
+    error.is::<wasmtime_wasi_http::handler::TrapOrPanicError>()
+}
+
+/// Whether `handle` failed because no answer came in time.
+pub fn is_timeout(error: &wasmtime::Error) -> bool {
+    error.is::<wasmtime_wasi_http::handler::ExpirationError>()
+}

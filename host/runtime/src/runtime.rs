@@ -1,0 +1,315 @@
+//! Everything together: models, replicas, the gateway.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use weir_config::Config;
+use weir_nn::model::{ModelDir, ModelError, Task};
+use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};
+
+use crate::call::{Call, Pools};
+use crate::component::{self, ComponentError, Source};
+use crate::engine::Host;
+use crate::gateway::{Gateway, GatewayConfig};
+use crate::pool::{Machinery, Pool, PoolConfig};
+use crate::types::{Failure, ModelInfo, ModelKind};
+
+/// The components that this program was built with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Builtin {
+    /// The gateway component's code, compiled ahead of time.
+    pub gateway: Option<&'static [u8]>,
+    /// The infer component's code, compiled ahead of time.
+    pub infer: Option<&'static [u8]>,
+}
+
+/// Why the runtime cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A component cannot be used.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// A component asks for something that this host does not have, or lacks what it needs.
+    #[error("the {0} component does not fit this host: {1:#}")]
+    Link(&'static str, wasmtime::Error),
+    /// A model cannot be used.
+    #[error("model {name}: {source}")]
+    Model {
+        /// The model's name.
+        name: String,
+        /// What is wrong with it.
+        source: ModelError,
+    },
+    /// A name from the configuration has no folder.
+    #[error("models.names has {name:?}, and {dir} has no such folder")]
+    NoSuchModel {
+        /// The name.
+        name: String,
+        /// `models.dir`.
+        dir: PathBuf,
+    },
+    /// The engine named in the configuration does not exist.
+    #[error("model {name}: {message}")]
+    Engine {
+        /// The model's name.
+        name: String,
+        /// Which engines there are.
+        message: String,
+    },
+    /// `models.dir` cannot be read.
+    #[error("models.dir {dir} cannot be read: {source}")]
+    ModelsDir {
+        /// The folder.
+        dir: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// wasmtime cannot be set up.
+    #[error("wasmtime cannot be set up: {0:#}")]
+    Engines(wasmtime::Error),
+    /// No thread can be started.
+    #[error("no thread can be started: {0}")]
+    Threads(std::io::Error),
+}
+
+/// The native host: models with their replicas, and the gateway.
+pub struct Runtime {
+    _host: Host,
+    call: Call,
+    gateway: Option<Gateway>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Runtime {
+    /// Starts the replicas of every configured model, and the gateway when `serve` is true. Models load in the
+    /// background; [`Runtime::settled`] waits for them. What is wrong with a model's files is an error at once.
+    pub fn start(config: &Config, builtin: Builtin, serve: bool) -> Result<Self, StartError> {
+        let host = Host::new().map_err(StartError::Engines)?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let pools = Arc::new(start_pools(config, builtin, &host)?);
+        let call = Call::new(pools, config.infer.call_items_max as usize);
+        let gateway = if serve { Some(start_gateway(config, builtin, &host, &call, &draining)?) } else { None };
+        Ok(Self { _host: host, call, gateway, draining })
+    }
+
+    /// Where calls are opened.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The gateway, when this runtime serves.
+    pub fn gateway(&self) -> Option<&Gateway> {
+        self.gateway.as_ref()
+    }
+
+    /// The models as they are now, in the order of their names.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        self.call.pools().values().map(|pool| pool.info()).collect()
+    }
+
+    /// Resolves when the model has answered its first item, or cannot, with the reason.
+    pub async fn settled(&self, name: &str) -> Result<(), String> {
+        match self.call.pools().get(name) {
+            Some(pool) => pool.settled().await,
+            None => Err(format!("no model named {name:?} is served here")),
+        }
+    }
+
+    /// From now on every model says that it is not ready; work in progress goes on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Brings the gauges up to date, before they are read.
+    pub fn report(&self) {
+        for pool in self.call.pools().values() {
+            pool.report();
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        for pool in self.call.pools().values() {
+            pool.stop();
+        }
+    }
+}
+
+fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
+    let models = models(config)?;
+    let mut pools = Pools::new();
+    if models.is_empty() {
+        return Ok(pools);
+    }
+    let registry = Arc::new(Registry::new(RegistryConfig {
+        tensor_bytes_max: usize::try_from(config.models.tensor_bytes_max).unwrap_or(usize::MAX),
+        plans_max: config.models.plans_max as usize,
+        ..RegistryConfig::default()
+    }));
+    let source = source("infer", &config.infer.component, builtin.infer)?;
+    let component = component::load(host.engine(), &source)?;
+    let machinery = Machinery::new(host.engine(), &component, registry.clone())
+        .map_err(|error| StartError::Link("infer", error))?;
+    for (name, model) in models {
+        let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
+        registry
+            .insert_lazy(&name, &model.path, model.engine)
+            .map_err(|error| StartError::Model { name: name.clone(), source: error.into() })?;
+        let pool = Pool::new(PoolConfig {
+            info: info(&name, &dir),
+            path: model.path,
+            replicas: model.replicas,
+            queue_items_max: config.infer.queue_items_max as usize,
+            memory_bytes_max: config.infer.memory_bytes_max,
+            name: name.clone(),
+        });
+        pool.start(&machinery).map_err(StartError::Threads)?;
+        pools.insert(name, pool);
+    }
+    Ok(pools)
+}
+
+fn start_gateway(
+    config: &Config,
+    builtin: Builtin,
+    host: &Host,
+    call: &Call,
+    draining: &Arc<AtomicBool>,
+) -> Result<Gateway, StartError> {
+    let source = source("gateway", &config.gateway.component, builtin.gateway)?;
+    let component = component::load(host.engine(), &source)?;
+    let environment = [
+        ("WEIR_HTTP_BODY_BYTES_MAX", config.http.body_bytes_max.to_string()),
+        ("WEIR_HTTP_BODY_TIMEOUT_MS", config.http.body_timeout_ms.to_string()),
+        ("WEIR_HTTP_REQUEST_TIMEOUT_MS", config.http.request_timeout_ms.to_string()),
+        ("WEIR_STEPS_SENTIMENT", config.steps.sentiment.clone()),
+        ("WEIR_STEPS_ENTITIES", config.steps.entities.clone()),
+        ("WEIR_STEPS_SUMMARY", config.steps.summary.clone()),
+    ];
+    let gateway = GatewayConfig {
+        instance_requests_max: config.gateway.instance_requests_max as usize,
+        memory_bytes_max: config.gateway.memory_bytes_max,
+        idle_timeout: Duration::from_millis(config.gateway.idle_timeout_ms),
+        // The component answers 408 and 504 by itself; this is for one that is stuck.
+        head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),
+        environment: environment.map(|(name, value)| (name.to_string(), value)).to_vec(),
+    };
+    Gateway::new(host.engine(), &component, gateway, call.clone(), draining.clone())
+        .map_err(|error| StartError::Link("gateway", error))
+}
+
+fn source(name: &'static str, file: &Path, builtin: Option<&'static [u8]>) -> Result<Source, ComponentError> {
+    match builtin {
+        _ if !file.as_os_str().is_empty() => Ok(Source::File(file.to_path_buf())),
+        Some(code) => Ok(Source::Builtin(code)),
+        None => Err(ComponentError::Missing(name)),
+    }
+}
+
+/// A model that the configuration asks for.
+struct Wanted {
+    path: PathBuf,
+    engine: NnEngine,
+    replicas: usize,
+}
+
+/// The models that the configuration asks for: those of `models.dir`, and `[model.NAME]` over them.
+fn models(config: &Config) -> Result<BTreeMap<String, Wanted>, StartError> {
+    let mut found: BTreeMap<String, weir_config::Model> = BTreeMap::new();
+    for (name, path) in folders(config)? {
+        found.insert(name, weir_config::Model { path, ..Default::default() });
+    }
+    for (name, model) in &config.model {
+        found.insert(name.clone(), model.clone());
+    }
+    let wanted = found.into_iter().map(|(name, model)| {
+        let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
+        let engine = NnEngine::from_str(engine)
+            .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
+        let replicas = match model.replicas.unwrap_or(config.models.replicas) {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            replicas => replicas as usize,
+        };
+        Ok((name, Wanted { path: model.path, engine, replicas }))
+    });
+    wanted.collect()
+}
+
+fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
+    let dir = &config.models.dir;
+    if !config.models.names.is_empty() {
+        let named = config.models.names.iter().map(|name| {
+            let path = dir.join(name);
+            if path.is_dir() {
+                Ok((name.clone(), path))
+            } else {
+                Err(StartError::NoSuchModel { name: name.clone(), dir: dir.clone() })
+            }
+        });
+        return named.collect();
+    }
+    if dir.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let unreadable = |source| StartError::ModelsDir { dir: dir.clone(), source };
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        if let Some(name) = name.filter(|name| !name.starts_with('.'))
+            && path.join("config.json").is_file()
+        {
+            folders.push((name, path));
+        }
+    }
+    Ok(folders)
+}
+
+fn info(name: &str, dir: &ModelDir) -> ModelInfo {
+    ModelInfo {
+        name: name.into(),
+        kind: match dir.task {
+            Task::TextClassification => ModelKind::TextClassification,
+            Task::TokenClassification => ModelKind::TokenClassification,
+            Task::FeatureExtraction => ModelKind::FeatureExtraction,
+        },
+        labels: dir.labels.clone(),
+        tokens_max: dir.tokens_max,
+        ready: false,
+    }
+}
+
+/// A failure in words.
+pub fn failure_text(failure: &Failure) -> String {
+    match failure {
+        Failure::InvalidInput(text)
+        | Failure::UnknownModel(text)
+        | Failure::Unavailable(text)
+        | Failure::Engine(text)
+        | Failure::Other(text) => text.clone(),
+        Failure::TooLong(counts) => {
+            format!("the text has {} tokens, and the model takes {}", counts.tokens, counts.tokens_max)
+        }
+        Failure::Overloaded(retry_after_ms) => format!("the queue is full; retry after {retry_after_ms} ms"),
+        Failure::DeadlineExceeded => "the item waited past its deadline".into(),
+    }
+}
+
+/// The word for a failure that programs read.
+pub fn failure_code(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::InvalidInput(_) => "invalid_input",
+        Failure::UnknownModel(_) => "unknown_model",
+        Failure::TooLong(_) => "too_long",
+        Failure::Overloaded(_) => "overloaded",
+        Failure::Unavailable(_) => "model_unavailable",
+        Failure::DeadlineExceeded => "deadline_exceeded",
+        Failure::Engine(_) => "engine_failed",
+        Failure::Other(_) => "inference_failed",
+    }
+}

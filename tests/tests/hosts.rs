@@ -1,0 +1,73 @@
+//! The gateway under another WASI 0.3 host: composed with the stand-in for infer, served by an unmodified `wasmtime serve`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
+use weir_tests::{Server, component, ndjson, statuses, tool};
+
+/// Plugs the exports of one component into the imports of another, as `wac plug` does.
+fn plug(socket: &[u8], plugged: &[u8]) -> Result<Vec<u8>> {
+    let mut graph = CompositionGraph::new();
+    let plugged = Package::from_bytes("weir:plug", None, plugged.to_vec(), graph.types_mut())?;
+    let plugged = graph.register_package(plugged)?;
+    let socket = Package::from_bytes("weir:socket", None, socket.to_vec(), graph.types_mut())?;
+    let socket = graph.register_package(socket)?;
+    wac_graph::plug(&mut graph, vec![plugged], socket)?;
+    Ok(graph.encode(EncodeOptions::default())?)
+}
+
+#[tokio::test]
+async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let stub = std::fs::read(component("infer_stub.wasm")?)?;
+    let dir = tempfile::tempdir()?;
+    let composed = dir.path().join("composed.wasm");
+    std::fs::write(&composed, plug(&gateway, &stub)?)?;
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).arg(&composed);
+    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    server.ready().await?;
+    assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
+
+    let client = reqwest::Client::new();
+    let body = json!({"text": "a good day in Rome, and a bad night in Bern", "include_entities": true});
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?;
+    assert_eq!(answer.status(), 200);
+    let events = ndjson(&answer.text().await?)?;
+    assert_eq!(statuses(&events).first(), Some(&"started"));
+    assert_eq!(statuses(&events).last(), Some(&"completed"));
+    let entities = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    assert!(entities.to_string().contains("Rome"), "{entities}");
+
+    let answer = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
+    let answer = answer.send().await?;
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.json::<Value>().await?["code"], "malformed_json");
+    let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
+    assert!(api["openapi"].as_str().context("a version")?.starts_with("3."));
+    Ok(())
+}
+
+#[test]
+fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let mut graph = CompositionGraph::new();
+    let package = Package::from_bytes("weir:gateway", None, gateway, graph.types_mut())?;
+    let world = &graph.types()[package.ty()];
+    for name in world.imports.keys() {
+        assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/"), "the gateway imports {name}");
+    }
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
+    assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());
+
+    let infer = Package::from_bytes("weir:infer", None, std::fs::read(component("infer.wasm")?)?, graph.types_mut())?;
+    let world = &graph.types()[infer.ty()];
+    for name in world.imports.keys() {
+        assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/types"), "infer imports {name}");
+    }
+    assert!(world.imports.keys().any(|name| name.starts_with("wasi:nn/graph@0.2.0-rc-2024-10-28")));
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Start, readiness, drain, kill.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use weir_tests::{Raw, Server, statuses};
+
+#[tokio::test]
+async fn ready_once_every_model_has_answered() -> Result<()> {
+    let server = Server::start(&[])?;
+    // Alive at once; whether it is ready already depends on the machine.
+    assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
+    server.ready().await?;
+    let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+    let text = models.to_string();
+    for name in ["sentiment", "entities", "embeddings"] {
+        assert!(text.contains(name), "{text}");
+    }
+    assert!(server.metric("weir_infer_replicas_ready").await? >= 3.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let good = weir_tests::models().join("sentiment");
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken)?;
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(good.join(file), broken.join(file))?;
+    }
+    std::fs::write(broken.join("model.onnx"), b"this is no graph")?;
+    let model = format!("broken={}", broken.display());
+    let server = Server::start(&["--model", &model])?;
+    weir_tests::until("told", || async { Ok(server.log().contains("broken")) }).await?;
+    let answer = reqwest::get(server.url("/readyz")).await?;
+    assert_eq!(answer.status(), 503);
+    assert!(answer.text().await?.contains("broken"));
+    let body = json!({"text": "the other models answer all the same", "include_summary": false});
+    let client = reqwest::Client::new();
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(answer.contains("sentiment_complete"), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn on_sigterm_streams_finish_and_nothing_new_begins() -> Result<()> {
+    let mut server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // Two open connections: one in the middle of a stream that takes 300 ms a chunk, one idle.
+    let text = "this one is !slow to come. ".repeat(20);
+    let body = json!({"text": text, "include_summary": false, "chunk_size": 100}).to_string();
+    let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
+    streaming.read_until("sentiment_processing").await?;
+    server.signal("TERM")?;
+    weir_tests::until("closed", || async { Ok(tokio::net::TcpStream::connect(server.address()).await.is_err()) })
+        .await?;
+    let all = streaming.read_to_end().await?;
+    assert!(all.contains("\"completed\""), "{all}");
+    let status = server.wait().await?;
+    ensure!(status.success(), "{status}: {}", server.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_does_not_finish_is_cut_after_the_bound() -> Result<()> {
+    let mut server = Server::start_stub(&["--set", "http.drain_timeout_ms=300"])?;
+    server.ready().await?;
+    let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
+    let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
+    streaming.read_until("sentiment_processing").await?;
+    let began = Instant::now();
+    server.signal("INT")?;
+    let status = server.wait().await?;
+    assert_eq!(status.code(), Some(1), "{}", server.log());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn readiness_falls_while_draining() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // A connection from before the signal, held open by a stream, asks again afterwards.
+    let body = json!({"text": "this one is !slow to come", "include_summary": false}).to_string();
+    let mut held = Raw::post(&server, "/process-stream", &body).await?;
+    held.read_until("sentiment_processing").await?;
+    // Pipelined: read by the server after the stream has ended, that is while it drains.
+    held.send(b"GET /readyz HTTP/1.1\r\nHost: weir\r\n\r\n").await?;
+    server.signal("TERM")?;
+    let all = held.read_to_end().await?;
+    assert!(all.contains("\"completed\""), "{all}");
+    // Either the connection ended after its stream, or it answered that it is not ready; never 200.
+    assert_eq!(all.matches("HTTP/1.1 200").count(), 1, "{all}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_half_way_the_client_sees_an_unfinished_stream() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
+    let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
+    streaming.read_until("sentiment_processing").await?;
+    server.signal("KILL")?;
+    // Without the last chunk of the encoding a client knows that this is not all.
+    if let Ok(all) = streaming.read_to_end().await {
+        assert!(!all.ends_with("0\r\n\r\n"), "{all}");
+    }
+    // And it starts again on what is left: there is no state to repair.
+    let server = Server::start_stub(&[])?;
+    server.ready().await
+}
+
+#[tokio::test]
+async fn a_lost_infer_instance_is_made_anew_and_its_items_are_answered() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // The stand-in ends its stream on this text, which is against its contract: the instance is given up.
+    let body = json!({"text": "this one makes it !end early", "include_summary": false});
+    let client = reqwest::Client::new();
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    let events = weir_tests::ndjson(&answer)?;
+    assert!(statuses(&events).contains(&"sentiment_error"), "{answer}");
+    assert_eq!(statuses(&events).last(), Some(&"completed"), "{answer}");
+    server.ready().await?;
+    let body = json!({"text": "a good one after that", "include_summary": false});
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(answer.contains("sentiment_complete"), "{answer}");
+    assert!(server.metric("weir_infer_replica_restarts_total").await? >= 1.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_models_it_is_ready_at_once() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let empty = dir.path().display().to_string();
+    let server = Server::start(&["--models-dir", &empty])?;
+    server.ready().await?;
+    let body = json!({"text": "nobody is here to read it", "include_summary": false});
+    let client = reqwest::Client::new();
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(answer.contains("sentiment_error") && answer.contains("unknown_model"), "{answer}");
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! `/process-stream` and `/process-batch` over real sockets: order, content, arithmetic, framing, and what happens when
+//! readers are slow or leave.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use expect_test::expect;
+use serde_json::{Value, json};
+use weir_tests::{Raw, Server, ndjson, statuses, until};
+
+const TEXT: &str = "Weir is a wonderful piece of work, and the team in Geneva is proud of it. The train from Paris was late \
+    again and the coffee was terrible. Maria Schmidt of Siemens said that she would come back next year.";
+
+async fn stream(server: &Server, body: Value) -> Result<Vec<Value>> {
+    let answer = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
+    ensure!(answer.status() == 200, "{}", answer.text().await?);
+    ensure!(answer.headers()["content-type"] == "application/x-ndjson");
+    ndjson(&answer.text().await?)
+}
+
+fn code_points(text: &str, start: u64, end: u64) -> String {
+    text.chars().skip(start as usize).take((end - start) as usize).collect()
+}
+
+#[tokio::test]
+async fn real_models_answer_every_step_in_order() -> Result<()> {
+    let server = Server::start(&[])?;
+    server.ready().await?;
+    let events = stream(&server, json!({"text": TEXT, "include_entities": true, "chunk_size": 100})).await?;
+    let chunks = TEXT.chars().count().div_ceil(100);
+    let mut expected = vec!["started", "chunking", "chunked", "sentiment_processing"];
+    expected.extend(std::iter::repeat_n("sentiment_progress", chunks));
+    expected.extend(["sentiment_complete", "summarization_processing", "summarization_complete"]);
+    expected.extend(["entities_processing", "entities_complete", "completed"]);
+    assert_eq!(statuses(&events), expected);
+    assert_eq!(events[0]["text_length"], TEXT.chars().count());
+    assert_eq!(events[2]["chunks"], chunks);
+    for (i, event) in events[4..4 + chunks].iter().enumerate() {
+        assert_eq!(event["chunk_result"]["chunk"], i + 1);
+        assert_eq!(event["progress"], (i + 1) as f64 / chunks as f64);
+        let confidence = event["chunk_result"]["confidence"].as_f64().context("a number")?;
+        assert!((1.0 / 3.0..=1.0).contains(&confidence), "{event}");
+    }
+    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
+    let summary = of("summarization_complete")?["summary"].as_str().context("a string")?;
+    let ratio = summary.chars().count() as f64 / TEXT.chars().count() as f64;
+    assert_eq!(of("summarization_complete")?["compression_ratio"], ratio);
+    let entities = of("entities_complete")?["entities"].as_array().context("a list")?;
+    let found: Vec<(String, &str)> = entities
+        .iter()
+        .map(|e| {
+            let (start, end) = (e["start"].as_u64().unwrap_or(0), e["end"].as_u64().unwrap_or(0));
+            assert_eq!(e["text"], code_points(TEXT, start, end));
+            (code_points(TEXT, start, end), e["label"].as_str().unwrap_or("?"))
+        })
+        .collect();
+    for expected in [("Geneva", "LOC"), ("Paris", "LOC"), ("Maria Schmidt", "PER"), ("Siemens", "ORG")] {
+        assert!(found.contains(&(expected.0.into(), expected.1)), "{expected:?} in {found:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_is_one_answer_of_the_same_work() -> Result<()> {
+    let server = Server::start(&[])?;
+    server.ready().await?;
+    let client = reqwest::Client::new();
+    let body = json!({"text": TEXT, "include_entities": true});
+    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let batch: Value = answer.json().await?;
+    let events = stream(&server, body).await?;
+    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
+    assert_eq!(batch["summary"], of("summarization_complete")?["summary"]);
+    let texts = |list: &Value| -> Vec<Value> {
+        list.as_array().into_iter().flatten().map(|entity| entity["text"].clone()).collect()
+    };
+    assert_eq!(texts(&batch["entities"]), texts(&of("entities_complete")?["entities"]));
+    assert!(batch["sentiment"]["label"].is_string() && batch["sentiment"]["confidence"].is_f64(), "{batch}");
+    assert!(batch["processing_time"].as_f64().context("a number")? > 0.0);
+
+    let body = json!({"text": "far too short for it", "include_sentiment": false, "include_entities": false});
+    let batch: Value = client.post(server.url("/process-batch")).json(&body).send().await?.json().await?;
+    assert_eq!(batch.as_object().context("an object")?.keys().collect::<Vec<_>>(), ["processing_time"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn offsets_and_chunks_count_code_points() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // An emoji family is seven code points, a flag two, an e with an acute accent here two.
+    let text = "Zoe\u{301} and 👨‍👩‍👧‍👦 went to Köln 🇩🇪, and Ελένη stayed. ".repeat(3);
+    let length = text.chars().count();
+    let events =
+        stream(&server, json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}))
+            .await?;
+    assert_eq!(events[0]["text_length"], length);
+    assert_eq!(events[2]["chunks"], length.div_ceil(50));
+    let last = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    let entities = last["entities"].as_array().context("a list")?;
+    assert!(entities.len() >= 6, "{last}");
+    for entity in entities {
+        let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
+        assert_eq!(entity["text"], code_points(&text, start, end));
+    }
+    assert_eq!(last["total_entities"], entities.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn server_sent_events_are_the_same_events() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let text = "a good line\nand a bad one, at some length";
+    let answer = reqwest::Client::new()
+        .post(server.url("/process-stream"))
+        .header("accept", "text/event-stream")
+        .json(&json!({"text": text, "include_summary": false}))
+        .send()
+        .await?;
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    assert_eq!(answer.headers()["x-accel-buffering"], "no");
+    let body = answer.text().await?;
+    let events: Vec<Value> = body
+        .split("\n\n")
+        .filter(|block| !block.is_empty())
+        .map(|block| {
+            let data = block.lines().find_map(|line| line.strip_prefix("data: ")).context("data")?;
+            let event: Value = serde_json::from_str(data)?;
+            let name = block.lines().find_map(|line| line.strip_prefix("event: ")).context("event")?;
+            assert_eq!(event["status"], name);
+            Ok(event)
+        })
+        .collect::<Result<_>>()?;
+    let plain = stream(&server, json!({"text": text, "include_summary": false})).await?;
+    assert_eq!(statuses(&events), statuses(&plain));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_first_event_leaves_before_the_model_answers() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
+    let mut raw = Raw::post(&server, "/process-stream", &body).await?;
+    let seen = raw.read_until("sentiment_processing").await?;
+    assert!(seen.contains(r#""status":"started""#), "{seen}");
+    assert!(!seen.contains("sentiment_progress"), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failing_step_is_an_event_and_the_stream_goes_on() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let text = format!("{TEXT} !fail");
+    let events = stream(&server, json!({"text": text, "include_entities": true, "chunk_size": 500})).await?;
+    expect![[r#"
+        [
+            "started",
+            "chunking",
+            "chunked",
+            "sentiment_processing",
+            "sentiment_error",
+            "summarization_processing",
+            "summarization_error",
+            "entities_processing",
+            "entities_error",
+            "completed",
+        ]
+    "#]]
+    .assert_debug_eq(&statuses(&events));
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_leaves_stops_its_work() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // The only replica is busy with this for ten minutes; what waits behind it is never to be computed.
+    let blocking = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
+    let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
+    blocking.read_until("sentiment_processing").await?;
+    let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
+    let mut waiting = Raw::post(&server, "/process-stream", &waiting).await?;
+    waiting.read_until("sentiment_processing").await?;
+    assert_eq!(server.metric("weir_http_requests_open").await?, 2.0);
+    drop(waiting);
+    until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
+    drop(blocking);
+    until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await
+}
+
+#[tokio::test]
+async fn a_slow_reader_slows_only_itself() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // 32 readers that never read, each with an answer far longer than what sockets and pipes hold by themselves.
+    let text = "Geneva Paris Rome Bern Oslo Wien ".repeat(150);
+    let body = json!({"text": text, "include_entities": true, "chunk_size": 50}).to_string();
+    let mut stalled = Vec::new();
+    for _ in 0..32 {
+        stalled.push(Raw::post(&server, "/process-stream", &body).await?);
+    }
+    for raw in &mut stalled {
+        raw.read_until("started").await?;
+    }
+    let began = std::time::Instant::now();
+    let events = stream(&server, json!({"text": "one who reads is answered", "include_summary": false})).await?;
+    assert_eq!(statuses(&events).last(), Some(&"completed"));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    // And those who wake up later get all of theirs.
+    for mut raw in stalled {
+        raw.read_until("\"completed\"").await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `weir run` with the shipped models, as a user would call it.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result};
+use expect_test::{Expect, expect};
+use serde_json::Value;
+use weir_tests::{models, ndjson, weir};
+
+fn run(arguments: &[&str], input: &[u8]) -> Result<Output> {
+    let mut child = Command::new(weir()?)
+        .arg("run")
+        .args(arguments)
+        .arg("--models-dir")
+        .arg(models())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("a pipe")?;
+    let input = input.to_vec();
+    // The program may end before it has read everything.
+    let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output()?;
+    let _ = feeding.join();
+    Ok(output)
+}
+
+fn lines(output: &Output) -> Result<Vec<Value>> {
+    ndjson(std::str::from_utf8(&output.stdout)?)
+}
+
+#[test]
+fn sentiment_in_order_and_bad_lines_in_place() -> Result<()> {
+    let input = b"I love this so much!\n{\"text\":\"This is awful and I hate it.\"}\n{\"no\":1}\n\xff\xfe\nThe meeting is at ten.\n";
+    let output = run(&["--task", "sentiment"], input)?;
+    assert_eq!(output.status.code(), Some(1), "a bad line shows in the status");
+    let lines = lines(&output)?;
+    let labels: Vec<&str> = lines.iter().map(|l| l["label"].as_str().unwrap_or("error")).collect();
+    assert_eq!(labels, ["positive", "negative", "error", "error", "neutral"]);
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(line["index"], index);
+    }
+    assert_eq!(lines[2]["error"]["code"], "invalid_input");
+    Ok(())
+}
+
+#[test]
+fn top_k_gives_scores_that_add_up() -> Result<()> {
+    let output = run(&["--task", "sentiment", "--top-k", "3"], b"A fine day.\n")?;
+    assert!(output.status.success(), "{output:?}");
+    let line = &lines(&output)?[0];
+    let scores: Vec<f64> =
+        line["scores"].as_array().context("a list")?.iter().filter_map(|s| s["score"].as_f64()).collect();
+    assert_eq!(scores.len(), 3);
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{line}");
+    assert!((scores.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{line}");
+    Ok(())
+}
+
+#[test]
+fn entities_embeddings_and_summaries() -> Result<()> {
+    let text = "Angela Merkel met Emmanuel Macron in Berlin.\n";
+    let entities = lines(&run(&["--task", "entities"], text.as_bytes())?)?;
+    let groups: Vec<(&str, &str)> = entities[0]["entities"]
+        .as_array()
+        .context("a list")?
+        .iter()
+        .map(|e| (e["entity_group"].as_str().unwrap_or("?"), e["word"].as_str().unwrap_or("?")))
+        .collect();
+    assert_eq!(groups, [("PER", "angela merkel"), ("PER", "emmanuel macron"), ("LOC", "berlin")]);
+
+    let vector = lines(&run(&["--task", "embed"], text.as_bytes())?)?;
+    let vector: Vec<f64> =
+        vector[0]["embedding"].as_array().context("a list")?.iter().filter_map(Value::as_f64).collect();
+    assert_eq!(vector.len(), 384);
+    assert!((vector.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+
+    let long = "The council met on Monday to discuss the bridge. Several members were late. The bridge was built in 1931 and \
+        needs repair. Repairing the bridge will cost four million. Lunch was served at noon. The council agreed to pay \
+        for the repair of the bridge over three years. A dog barked outside. Work on the bridge begins in May.\n";
+    let summary = lines(&run(&["--task", "summary"], long.as_bytes())?)?;
+    let summary = summary[0]["summary"].as_str().context("a string")?;
+    assert!(
+        summary.contains("bridge") && long.contains(summary.split(". ").next().context("a sentence")?),
+        "{summary}"
+    );
+    Ok(())
+}
+
+#[test]
+fn many_lines_come_back_in_order() -> Result<()> {
+    let mut input = String::new();
+    for i in 0..1500 {
+        // Lengths that differ make results come in another order than the lines.
+        input.push_str(&format!("{} number {i}\n", "word ".repeat(i % 17)));
+    }
+    let output = run(&["--task", "sentiment", "--quiet"], input.as_bytes())?;
+    assert!(output.status.success());
+    let lines = lines(&output)?;
+    assert_eq!(lines.len(), 1500);
+    assert!(lines.iter().enumerate().all(|(i, line)| line["index"] == i && line["score"].is_f64()));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn no_input_is_no_output() -> Result<()> {
+    let output = run(&["--task", "sentiment", "--quiet"], b"")?;
+    assert!(output.status.success() && output.stdout.is_empty());
+    Ok(())
+}
+
+#[test]
+fn too_long_without_truncation_is_an_error_of_that_line() -> Result<()> {
+    let long = "word ".repeat(3000);
+    let output = run(&["--task", "sentiment", "--no-truncation"], format!("short\n{long}\n").as_bytes())?;
+    assert_eq!(output.status.code(), Some(1));
+    let lines = lines(&output)?;
+    assert!(lines[0]["label"].is_string());
+    assert_eq!(lines[1]["error"]["code"], "too_long");
+    Ok(())
+}
+
+fn mistake(arguments: &[&str], expect: Expect) -> Result<()> {
+    let output = run(arguments, b"")?;
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).replace(&models().display().to_string(), "MODELS");
+    expect.assert_eq(&said);
+    Ok(())
+}
+
+#[test]
+fn mistakes_are_one_sentence() -> Result<()> {
+    mistake(&["--task", "sentiment", "/nowhere.txt"], expect![""])?;
+    mistake(&["--task", "sentiment", "--model", "nothing"], expect![""])?;
+    mistake(&["--task", "sentiment", "--model", "entities"], expect![""])?;
+    mistake(&["--task", "embed", "--set", "http.listn=1"], expect![""])?;
+    mistake(&["--task", "embed", "--component", "infer=/nowhere.wasm"], expect![""])
+}

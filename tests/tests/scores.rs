@@ -1,0 +1,26 @@
+//! The scores of the shipped models on held-out data, through `weir run`. The data is not part of the repository: the
+//! folder that `WEIR_DATA` names has it.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use weir_tests::{models, tool, weir};
+
+#[test]
+fn shipped_models_reach_their_goals() -> Result<()> {
+    let Some(data) = std::env::var_os("WEIR_DATA") else {
+        eprintln!("WEIR_DATA is not set: the scores in the model cards are not checked in this run");
+        return Ok(());
+    };
+    let output = Command::new(tool("WEIR_TEST_PYTHON")?)
+        .arg(models().join("score.py"))
+        .arg("--data")
+        .arg(data)
+        .arg("--weir")
+        .arg(weir()?)
+        .output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{said}");
+    ensure!(output.status.success(), "{said}");
+    Ok(())
+}

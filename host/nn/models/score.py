@@ -1,6 +1,6 @@
 """Measures the models that ship, through `weir run`, on held-out data. Standard library only.
 
-    python score.py --data DIR --weir target/release/weir [--sentiment NAME] [--entities NAME]
+    python score.py --data DIR --weir target/release/weir [--models-dir DIR]
 
 Prints the macro recall over tweets, the accuracy over review sentences and the F1 over entities, and exits 1 when one
 of them is under its goal. DIR holds tweets_validation.jsonl, reviews_train.jsonl (of which only the held-out eighth is
@@ -120,12 +120,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weir", default="weir", help="the weir binary")
-    parser.add_argument("--sentiment", default="sentiment", metavar="NAME", help="the model to ask for sentiment")
-    parser.add_argument("--entities", default="entities", metavar="NAME", help="the model to ask for entities")
+    parser.add_argument("--models-dir", default=Path(__file__).resolve().parent, help="by default the models beside this file")
     arguments = parser.parse_args()
     options = {
-        "sentiment": ["--task", "sentiment", "--top-k", "3", "--model", arguments.sentiment],
-        "entities": ["--task", "entities", "--model", arguments.entities],
+        "sentiment": ["--task", "sentiment", "--top-k", "3", "--models-dir", str(arguments.models_dir)],
+        "entities": ["--task", "entities", "--models-dir", str(arguments.models_dir)],
     }
     found = measure(arguments.data, lambda task, texts: run_weir(arguments.weir, options[task], texts))
     for name, value in found.items():

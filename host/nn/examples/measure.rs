@@ -13,6 +13,8 @@ use weir_nn::{Dimension, ElementType, Engine, Graph, Registry, RegistryConfig, T
 const SHAPES: [(u32, u32); 5] = [(1, 16), (1, 32), (1, 128), (8, 16), (32, 16)];
 
 fn main() -> anyhow::Result<()> {
+    // RUST_LOG=weir_nn=debug shows where the time of loading goes.
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let path = PathBuf::from(std::env::args().nth(1).context("usage: measure MODEL_DIR")?);
     let resident = resident_mib();
     let started = Instant::now();

@@ -8,6 +8,7 @@ mod convert;
 mod load;
 mod plans;
 mod proto;
+mod share;
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub(crate) struct Tract;
 impl Backend for Tract {
     fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let loaded = load::load(source, config)?;
-        let plans = Plans::new(loaded.typed, loaded.symbolic, config.plans_max, config.plan_after_uses);
+        let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.constants, config);
         Ok(Arc::new(TractGraph(Arc::new(Inner {
             inputs: loaded.inputs,
             outputs: loaded.outputs,

@@ -10,6 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tract_onnx::prelude::*;
 
+use super::share::Constants;
+use crate::registry::RegistryConfig;
+
 /// The sizes of every axis of every input, in order.
 type Shape = Vec<usize>;
 
@@ -55,15 +58,17 @@ pub(super) struct Plans {
     after_uses: u32,
     book: Mutex<Book>,
     idle: Condvar,
+    constants: Mutex<Constants>,
 }
 
 impl Plans {
     pub(super) fn new(
         typed: Arc<TypedModel>,
         symbolic: Arc<TypedRunnableModel>,
-        plans_max: usize,
-        after_uses: u32,
+        constants: Constants,
+        config: &RegistryConfig,
     ) -> Arc<Self> {
+        let (plans_max, after_uses) = (config.plans_max, config.plan_after_uses);
         let book = Book {
             seen: LruCache::new(SEEN_MAX),
             ready: LruCache::new(NonZeroUsize::new(plans_max).unwrap_or(NonZeroUsize::MIN)),
@@ -78,7 +83,8 @@ impl Plans {
             outlets.iter().any(|outlet| typed.outlet_fact(*outlet).is_ok_and(|fact| !fact.shape.is_concrete()))
         });
         let plans_max = if symbolic_axes && after_uses > 0 { plans_max } else { 0 };
-        Arc::new(Self { typed, symbolic, plans_max, after_uses, book: Mutex::new(book), idle: Condvar::new() })
+        let (book, constants) = (Mutex::new(book), Mutex::new(constants));
+        Arc::new(Self { typed, symbolic, plans_max, after_uses, book, idle: Condvar::new(), constants })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -179,6 +185,7 @@ impl Plans {
         let mut model = self.typed.set_symbols(&symbols)?;
         model.declutter()?;
         model.optimize()?;
+        self.constants.lock().unwrap_or_else(PoisonError::into_inner).share(&mut model)?;
         TypedSimplePlan::new(model)
     }
 }

@@ -47,6 +47,9 @@ pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
     }
     let mut model = ModelProto::decode(content).map_err(|e| broken(format!("truncated or not ONNX: {e}")))?;
     let bytes_left = config.graph_bytes_max.saturating_sub(content.len() as u64);
+    if model.opset_import.is_empty() {
+        return Err(broken("truncated or not ONNX: it names no operator set".to_owned()));
+    }
     let Some(graph) = model.graph.as_mut() else {
         return Err(broken("truncated or not ONNX: there is no graph in it".to_owned()));
     };

@@ -1,19 +1,23 @@
 //! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
-use crate::house::{COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, WASM_TARGET};
+use crate::house::{
+    COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, SHIPPED_MODELS, WASM_TARGET,
+};
 use crate::sh;
 use crate::ui::Step;
 use crate::{debian, setup};
 
 pub(crate) const USAGE: &str = "\
-Leaves target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir.
+Leaves target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the
+models that ship linked beside it (target/release/models).
 
 Options:
   --components   stop after the components' .wasm files
@@ -61,8 +65,37 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     finish(step, precompiled.map(|changed| news(&changed, "in target/components")))?;
 
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
-    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins"));
-    finish(step, built.map(|_| "target/release/weir".to_owned()))
+    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| link_models(house));
+    finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
+}
+
+/// Puts the shipped models where `weir` looks by default: `models` beside the program. Links, one per model, so that
+/// what `weir models pull` adds there stays out of the sources.
+fn link_models(house: &House) -> Result<Vec<String>> {
+    let folder = house.target.join("release").join("models");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_symlink() && !path.exists() {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    let mut names = Vec::new();
+    let shipped = house.root.join(SHIPPED_MODELS);
+    for entry in fs::read_dir(&shipped).with_context(|| format!("cannot read {}", shipped.display()))? {
+        let model = entry?.path();
+        let Some(name) = model.file_name().and_then(|name| name.to_str()) else { continue };
+        if !model.join("config.json").exists() {
+            continue;
+        }
+        let link = folder.join(name);
+        if !link.exists() {
+            symlink(&model, &link).with_context(|| format!("cannot link {}", link.display()))?;
+        }
+        names.push(name.to_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// `cargo COMMAND` for the host's packages in the release profile: one set, so that nothing compiles twice.

@@ -71,7 +71,7 @@ fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
     let started = Instant::now();
     let answer = http::request(server.address, "POST", "/process-stream", Some(&request.to_string()))?;
     let status = answer.status;
-    let mut last = String::new();
+    let (mut last, mut failed) = (String::new(), Vec::new());
     for line in BufReader::new(answer.body).lines() {
         let line = line.context("the stream was cut off")?;
         let after = started.elapsed();
@@ -83,6 +83,9 @@ fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
         }
         let event: Value = serde_json::from_str(&line).with_context(|| format!("not an event: {line}"))?;
         last = event["status"].as_str().unwrap_or_default().to_owned();
+        if last.ends_with("_error") {
+            failed.push(last.clone());
+        }
         if raw {
             println!("{line}");
         } else if let Some(lines) = drawn(&event) {
@@ -91,6 +94,9 @@ fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
                 println!("{time:>10}  {line}");
             }
         }
+    }
+    if !failed.is_empty() {
+        bail!("the stream said {}", failed.join(", "));
     }
     if last != "completed" {
         bail!("the stream ended with `{last}` instead of `completed`");

@@ -184,6 +184,8 @@ async fn one_that_leaves_stops_its_work() -> Result<()> {
     let blocking = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
     blocking.read_until("sentiment_processing").await?;
+    let warm_ups = 3.0;
+    until("taken", || async { Ok(server.metric("weir_infer_items_total").await? > warm_ups) }).await?;
     let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
     let mut waiting = Raw::post(&server, "/process-stream", &waiting).await?;
     waiting.read_until("sentiment_processing").await?;

@@ -233,6 +233,7 @@ impl HandlerState for Maker {
                 open,
                 requests_max: self.config.instance_requests_max,
                 head_timeout: self.config.head_timeout,
+                draining: self.draining.clone(),
             },
         })
     }
@@ -270,6 +271,7 @@ struct Worker {
     open: Arc<AtomicUsize>,
     requests_max: usize,
     head_timeout: Duration,
+    draining: Arc<AtomicBool>,
 }
 
 impl WorkerState for Worker {
@@ -291,7 +293,10 @@ impl WorkerState for Worker {
     }
 
     fn drop(&self, store: Store<GatewayState>, result: wasmtime::Result<()>) {
-        if let Err(error) = result {
+        // The end of the process drops instances where they stand: that is no loss to report.
+        if let Err(error) = result
+            && !self.draining.load(Ordering::Relaxed)
+        {
             tracing::error!(error = format!("{error:#}"), "a gateway instance is lost");
             metrics::counter!("weir_gateway_instances_lost_total").increment(1);
         }

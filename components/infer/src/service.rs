@@ -21,9 +21,9 @@ const ITEMS_MAX: usize = 64;
 /// Items taken at once are tokenized together up to so many bytes of text, so that short texts do not wait for the
 /// tokenizing of long ones behind them. A batch of [`LIMITS`] needs about 4 bytes for each of its tokens.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
-/// 512 padded tokens keep one run of a small encoder near 50 ms on a CPU core; engines gain little from larger ones.
-/// Starting a run was measured to cost as much as 9 tokens.
-const LIMITS: BatchLimits = BatchLimits { rows_max: 32, padded_tokens_max: 512, run_overhead_tokens: 9 };
+/// 128 padded tokens keep one run of a small encoder near 15 ms on a CPU core, so that results leave soon after one
+/// another; on tract a larger run costs as much for each token. Starting a run was measured to cost as much as 9 tokens.
+const LIMITS: BatchLimits = BatchLimits { rows_max: 32, padded_tokens_max: 128, run_overhead_tokens: 9 };
 
 thread_local! {
     static MODELS: Rc<Models> = Rc::default();

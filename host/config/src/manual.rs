@@ -18,7 +18,7 @@ pub struct Key {
     pub meaning: String,
 }
 
-/// Every key, in the order of the struct tree. Keys of `[model.NAME]` stand once, with `NAME`, and cannot be given in the
+/// Every key, by name. Keys of `[model.NAME]` stand once, with `NAME`, and cannot be given in the
 /// environment.
 pub fn keys() -> Vec<Key> {
     let schema = serde_json::to_value(schemars::schema_for!(Config)).unwrap_or_default();

@@ -125,9 +125,10 @@ fn packages(command: &mut Command, names: impl Iterator<Item = &'static str>) ->
 
 fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
     let mut changed = Vec::new();
+    let compiler = Key::default().file(&house.precompiler())?;
     for component in COMPONENTS {
         let (from, to) = (component.delivered(house), component.precompiled(house));
-        let key = Key::default().file(&house.precompiler())?.file(&from)?;
+        let key = compiler.clone().file(&from)?;
         let stamp = Stamp::new(house, &format!("precompile-{}", component.name), key);
         if stamp.fresh() && to.exists() {
             continue;

@@ -34,7 +34,7 @@ pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
 }
 
 /// The hash of a set of strings and files, for a [`Stamp`].
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Key(Sha256);
 
 impl Key {

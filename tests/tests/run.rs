@@ -133,9 +133,34 @@ fn mistake(arguments: &[&str], expect: Expect) -> Result<()> {
 
 #[test]
 fn mistakes_are_one_sentence() -> Result<()> {
-    mistake(&["--task", "sentiment", "/nowhere.txt"], expect![""])?;
-    mistake(&["--task", "sentiment", "--model", "nothing"], expect![""])?;
-    mistake(&["--task", "sentiment", "--model", "entities"], expect![""])?;
-    mistake(&["--task", "embed", "--set", "http.listn=1"], expect![""])?;
-    mistake(&["--task", "embed", "--component", "infer=/nowhere.wasm"], expect![""])
+    mistake(
+        &["--task", "sentiment", "/nowhere.txt"],
+        expect![[r#"
+        weir: /nowhere.txt cannot be read: No such file or directory (os error 2)
+    "#]],
+    )?;
+    mistake(
+        &["--task", "sentiment", "--model", "nothing"],
+        expect![[r#"
+        weir: no model "nothing": not a folder, and not in MODELS
+    "#]],
+    )?;
+    mistake(
+        &["--task", "sentiment", "--model", "entities"],
+        expect![[r#"
+        weir: model entities is not for this task, which needs one for text classification
+    "#]],
+    )?;
+    mistake(
+        &["--task", "embed", "--set", "http.listn=1"],
+        expect![[r#"
+        weir: http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in the flag)
+    "#]],
+    )?;
+    mistake(
+        &["--task", "embed", "--component", "infer=/nowhere.wasm"],
+        expect![[r#"
+        weir: component /nowhere.wasm cannot be read: No such file or directory (os error 2)
+    "#]],
+    )
 }

@@ -51,7 +51,7 @@ impl Models {
             Some(Slot::Failed { .. }) | None => {}
         }
         let Some(directory) = directory_of(name) else {
-            return Err(Failure::UnknownModel(format!("no model named {:?} is served", shorten(name))));
+            return Err(Failure::UnknownModel(shorten(name).to_string()));
         };
         let loaded = load(name, &directory);
         let slot = match &loaded {

@@ -144,8 +144,8 @@ pub(crate) struct Manual {
     #[arg(long)]
     pub(crate) markdown: bool,
     /// Print the configuration that this file and the environment give, as JSON
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
-    pub(crate) effective: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(crate) effective: Option<Option<PathBuf>>,
 }
 
 impl Setup {

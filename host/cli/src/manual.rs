@@ -8,8 +8,7 @@ use crate::arguments::{Manual, Setup};
 pub(crate) fn main(arguments: &Manual) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     if let Some(file) = &arguments.effective {
-        let file = (!file.as_os_str().is_empty()).then(|| file.clone());
-        let setup = Setup { config: file, models_dir: None, components: Vec::new(), keys: Vec::new() };
+        let setup = Setup { config: file.clone(), models_dir: None, components: Vec::new(), keys: Vec::new() };
         serde_json::to_writer_pretty(&mut out, &setup.load(&[])?)?;
         writeln!(out)?;
     } else if arguments.markdown {

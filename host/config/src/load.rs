@@ -73,6 +73,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
 fn one_line(error: figment::Error) -> String {
     let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
     let key = first.path.join(".");
+    // "found `x`, expected `one of `a`, `b```": the quotes inside the quotes say nothing.
+    let said = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
     let place = first
         .metadata
         .as_ref()
@@ -81,7 +83,7 @@ fn one_line(error: figment::Error) -> String {
             None => format!(" (in the {})", m.name),
         })
         .unwrap_or_default();
-    if key.is_empty() { format!("{}{place}", first.kind) } else { format!("{key}: {}{place}", first.kind) }
+    if key.is_empty() { format!("{said}{place}") } else { format!("{key}: {said}{place}") }
 }
 
 /// Keys and values from outside a file. Values are read as the type of the key's default where they can be.
@@ -200,7 +202,7 @@ mod tests {
             "[http]\nlistn = 'x'\n",
             &[],
             expect![
-                "http.listn: unknown field: found `listn`, expected `one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms`` (in FILE)"
+                "http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
             ],
         );
         error(
@@ -217,7 +219,7 @@ mod tests {
         error(
             "[log]\nformat = 'xml'\n",
             &[],
-            expect!["log.format: unknown variant: found `xml`, expected ``text` or `json`` (in FILE)"],
+            expect!["log.format: unknown variant: found `xml`, expected `text` or `json` (in FILE)"],
         );
         assert!(matches!(load(Some(Path::new("/nowhere.toml")), [], &[]), Err(ConfigError::Unreadable(_))));
     }

@@ -102,7 +102,7 @@ impl CallSender {
         match self.pools.get(&item.model) {
             Some(pool) => Some((pool.clone(), reply)),
             None => {
-                reply.send(Err(Failure::UnknownModel(format!("no model named {:?} is served here", item.model))));
+                reply.send(Err(Failure::UnknownModel(item.model.clone())));
                 None
             }
         }

@@ -25,7 +25,7 @@ pub enum ComponentError {
     )]
     Missing(&'static str),
     /// The file cannot be read.
-    #[error("component {path} cannot be read: {source}")]
+    #[error("component {path} cannot be read")]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum ComponentError {
         source: std::io::Error,
     },
     /// The file is no component, or it does not fit this host.
-    #[error("component {path} cannot be used: {source:#}")]
+    #[error("component {path} cannot be used")]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum ComponentError {
     #[error("the built-in code does not fit this program: {0:#}")]
     Mismatch(wasmtime::Error),
     /// The output cannot be written.
-    #[error("{path} cannot be written: {source}")]
+    #[error("{path} cannot be written")]
     Unwritable {
         /// The file.
         path: PathBuf,

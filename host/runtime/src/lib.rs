@@ -10,7 +10,7 @@
 //! - [`component`]: where a component's code comes from: built in, or a file.
 //! - [`bindings`]: the WIT of `weir:stream` in Rust.
 //! - [`call`]: one caller's pair of streams; its bounds, its end, its disappearance.
-//! - [`queue`]: the items that wait for one model.
+//! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
 //! - [`runtime`]: all of it together.

@@ -37,7 +37,7 @@ pub enum StartError {
     #[error("the {0} component does not fit this host: {1:#}")]
     Link(&'static str, wasmtime::Error),
     /// A model cannot be used.
-    #[error("model {name}: {source}")]
+    #[error("model {name} cannot be used")]
     Model {
         /// The model's name.
         name: String,
@@ -61,7 +61,7 @@ pub enum StartError {
         message: String,
     },
     /// `models.dir` cannot be read.
-    #[error("models.dir {dir} cannot be read: {source}")]
+    #[error("models.dir {dir} cannot be read")]
     ModelsDir {
         /// The folder.
         dir: PathBuf,
@@ -287,11 +287,10 @@ fn info(name: &str, dir: &ModelDir) -> ModelInfo {
 /// A failure in words.
 pub fn failure_text(failure: &Failure) -> String {
     match failure {
-        Failure::InvalidInput(text)
-        | Failure::UnknownModel(text)
-        | Failure::Unavailable(text)
-        | Failure::Engine(text)
-        | Failure::Other(text) => text.clone(),
+        Failure::UnknownModel(name) => format!("no model named {name:?} is served here"),
+        Failure::InvalidInput(text) | Failure::Unavailable(text) | Failure::Engine(text) | Failure::Other(text) => {
+            text.clone()
+        }
         Failure::TooLong(counts) => {
             format!("the text has {} tokens, and the model takes {}", counts.tokens, counts.tokens_max)
         }

@@ -1,5 +1,6 @@
 //! Compiles a component ahead of time: `weir-precompile IN.wasm OUT.cwasm`. The build embeds the result in `weir`.
 
+use std::error::Error;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -11,7 +12,13 @@ fn main() -> ExitCode {
     match weir_runtime::component::precompile(input.as_ref(), output.as_ref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("weir-precompile: {error}");
+            eprint!("weir-precompile: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
             ExitCode::FAILURE
         }
     }

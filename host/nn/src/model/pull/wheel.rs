@@ -135,8 +135,8 @@ fn download(origin: &str, requirement: &str, wheels: Option<&Path>, folder: &Pat
 
 fn last_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines.last().unwrap_or("it failed without a word");
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines.next_back().unwrap_or("it failed without a word");
     line.trim_start_matches("ERROR: ").chars().take(300).collect()
 }
 

@@ -1,0 +1,112 @@
+//! `weir` on the command line: help, configuration, models.
+
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use weir_tests::{models, root, weir};
+
+fn call(arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(weir()?).args(arguments).output()?)
+}
+
+fn said(output: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&output.stdout).into(), String::from_utf8_lossy(&output.stderr).into())
+}
+
+#[test]
+fn help_names_every_command() -> Result<()> {
+    let output = call(&["--help"])?;
+    let (out, _) = said(&output);
+    assert!(output.status.success());
+    for command in ["serve", "run", "models", "config"] {
+        assert!(out.contains(command), "{out}");
+        let help = call(&[command, "--help"])?;
+        assert!(help.status.success() && said(&help).0.contains("Usage:"));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_readme_has_the_table_of_the_configuration() -> Result<()> {
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let (table, _) = said(&call(&["config", "--markdown"])?);
+    assert!(readme.contains(&table), "README.md is stale: put the output of `weir config --markdown` there");
+    Ok(())
+}
+
+#[test]
+fn the_printed_configuration_can_be_read_back() -> Result<()> {
+    let (text, _) = said(&call(&["config"])?);
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("weir.toml");
+    // `[model.NAME]` shows the keys of one model; everything else is the defaults.
+    let defaults = text.split("[model.NAME]").next().unwrap_or_default();
+    let rest = text.split("[models]").nth(1).unwrap_or_default();
+    std::fs::write(&file, format!("{defaults}\n[models]{rest}"))?;
+    let read = call(&["config", "--effective", &file.display().to_string()])?;
+    assert!(read.status.success(), "{}", said(&read).1);
+    let plain = call(&["config", "--effective"])?;
+    assert_eq!(said(&read).0, said(&plain).0);
+    Ok(())
+}
+
+#[test]
+fn models_are_listed_checked_and_copied() -> Result<()> {
+    let shipped = models().display().to_string();
+    let (out, _) = said(&call(&["models", "list", "--models-dir", &shipped])?);
+    for name in ["embeddings", "entities", "sentiment"] {
+        assert!(out.contains(name), "{out}");
+    }
+    let dir = tempfile::tempdir()?;
+    let mine = dir.path().join("mine").display().to_string();
+    let pulled = call(&["models", "pull", &models().join("sentiment").display().to_string(), "--models-dir", &mine])?;
+    assert!(pulled.status.success(), "{}", said(&pulled).1);
+    let checked = call(&["models", "check", "--models-dir", &mine])?;
+    let (out, err) = said(&checked);
+    assert!(checked.status.success(), "{out}{err}");
+    assert!(out.contains("works") && out.contains("negative, neutral, positive"), "{out}");
+    Ok(())
+}
+
+#[test]
+fn a_broken_model_is_named_in_one_sentence() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("broken");
+    std::fs::create_dir(&path)?;
+    std::fs::write(path.join("config.json"), "{")?;
+    let checked = call(&["models", "check", &path.display().to_string()])?;
+    assert_eq!(checked.status.code(), Some(1));
+    let (out, _) = said(&checked);
+    assert!(out.contains("config.json") && out.lines().count() == 1, "{out}");
+    let served = call(&["serve", "--listen", "127.0.0.1:0", "--model", &format!("x={}", path.display())])?;
+    assert_eq!(served.status.code(), Some(2));
+    let (_, err) = said(&served);
+    assert!(err.contains("model x") && err.contains("config.json") && err.lines().count() == 1, "{err}");
+    Ok(())
+}
+
+#[test]
+fn mistakes_are_one_sentence() -> Result<()> {
+    let held = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = held.local_addr()?.to_string();
+    let dir = tempfile::tempdir()?;
+    let empty = dir.path().display().to_string();
+    for (arguments, part) in [
+        (vec!["serve", "--listen", &taken, "--models-dir", &empty], "cannot listen on"),
+        (vec!["serve", "--listen", "nonsense", "--models-dir", &empty], "cannot listen on nonsense"),
+        (vec!["serve", "--config", "/nowhere.toml"], "/nowhere.toml cannot be read"),
+        (vec!["serve", "--model", "nodir"], "expected NAME=VALUE"),
+        (vec!["serve", "--component", "other=x.wasm"], "the components are gateway and infer"),
+        (vec!["serve", "--component", "gateway=/nowhere.wasm", "--models-dir", &empty], "/nowhere.wasm cannot be read"),
+        (vec!["serve", "--models-dir", "/nowhere"], "/nowhere cannot be read"),
+        (vec!["serve", "--set", "http.requests_max=0"], "http.requests_max must be at least 1"),
+        (vec!["serve", "--set", "log.level=!!"], "log.level"),
+        (vec!["models", "pull", "nonsense", "--models-dir", &empty], "nonsense"),
+    ] {
+        let output = call(&arguments)?;
+        let (_, err) = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+        assert!(err.contains(part) && err.lines().count() == 1, "{arguments:?}: {err}");
+    }
+    Ok(())
+}

@@ -1,5 +1,6 @@
 //! A guest that drives wasi:nn on behalf of the tests: see `wit/probe.wit`. Its test is `host/nn/tests/wasi_nn.rs`.
 #![allow(missing_docs, reason = "bindings; the WIT documents them")]
+#![allow(clippy::too_many_arguments, reason = "a generated function has as many parameters as its WIT flattens to")]
 
 wit_bindgen::generate!({
     path: ["../../../wit/deps/nn.wit", "wit"],

@@ -7,7 +7,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{DimLike, GenericFactoid};
 
-use super::share::Constants;
+use super::share::PackedWeights;
 use super::{chain, element_type, proto};
 use crate::engine::{Dimension, ElementType, GraphSource, TensorInfo};
 use crate::error::LoadError;
@@ -23,8 +23,8 @@ pub(super) struct Loaded {
     pub(super) inputs: Vec<TensorInfo>,
     pub(super) outputs: Vec<TensorInfo>,
     pub(super) parameter_bytes: u64,
-    /// The weights that further plans can share.
-    pub(super) constants: Constants,
+    /// The packed weights that further plans can share.
+    pub(super) weights: PackedWeights,
 }
 
 /// Loads a graph.
@@ -63,12 +63,12 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
     let mut optimized = typed.clone();
     optimized.optimize().map_err(|e| broken("cannot be planned", e))?;
     at.lap("optimize");
-    let mut constants = Constants::default();
-    constants.share(&mut optimized).map_err(|e| broken("cannot be planned", e))?;
+    let mut weights = PackedWeights::default();
+    weights.share(&mut optimized);
     let symbolic = TypedSimplePlan::new(optimized).map_err(|e| broken("cannot be planned", e))?;
     at.lap("plan");
     tracing::debug!(%origin, times = %at.laps, "graph made ready");
-    Ok(Loaded { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, constants })
+    Ok(Loaded { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, weights })
 }
 
 /// Milliseconds per step, for the log.

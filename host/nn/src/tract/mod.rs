@@ -5,6 +5,7 @@
 //! that come often. [`convert`] turns tensors into tract's and back.
 
 mod convert;
+mod dequantize;
 mod load;
 mod plans;
 mod proto;
@@ -28,7 +29,7 @@ pub(crate) struct Tract;
 impl Backend for Tract {
     fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let loaded = load::load(source, config)?;
-        let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.constants, config);
+        let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.weights, config);
         Ok(Arc::new(TractGraph(Arc::new(Inner {
             inputs: loaded.inputs,
             outputs: loaded.outputs,

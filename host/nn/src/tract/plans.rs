@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tract_onnx::prelude::*;
 
-use super::share::Constants;
+use super::share::PackedWeights;
 use crate::registry::RegistryConfig;
 
 /// The sizes of every axis of every input, in order.
@@ -58,14 +58,14 @@ pub(super) struct Plans {
     after_uses: u32,
     book: Mutex<Book>,
     idle: Condvar,
-    constants: Mutex<Constants>,
+    weights: Mutex<PackedWeights>,
 }
 
 impl Plans {
     pub(super) fn new(
         typed: Arc<TypedModel>,
         symbolic: Arc<TypedRunnableModel>,
-        constants: Constants,
+        weights: PackedWeights,
         config: &RegistryConfig,
     ) -> Arc<Self> {
         let (plans_max, after_uses) = (config.plans_max, config.plan_after_uses);
@@ -83,8 +83,8 @@ impl Plans {
             outlets.iter().any(|outlet| typed.outlet_fact(*outlet).is_ok_and(|fact| !fact.shape.is_concrete()))
         });
         let plans_max = if symbolic_axes && after_uses > 0 { plans_max } else { 0 };
-        let (book, constants) = (Mutex::new(book), Mutex::new(constants));
-        Arc::new(Self { typed, symbolic, plans_max, after_uses, book, idle: Condvar::new(), constants })
+        let (book, weights) = (Mutex::new(book), Mutex::new(weights));
+        Arc::new(Self { typed, symbolic, plans_max, after_uses, book, idle: Condvar::new(), weights })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -185,7 +185,7 @@ impl Plans {
         let mut model = self.typed.set_symbols(&symbols)?;
         model.declutter()?;
         model.optimize()?;
-        self.constants.lock().unwrap_or_else(PoisonError::into_inner).share(&mut model)?;
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner).share(&mut model);
         TypedSimplePlan::new(model)
     }
 }

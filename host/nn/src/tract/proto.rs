@@ -12,6 +12,7 @@ use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
 
+use super::dequantize;
 use crate::engine::GraphSource;
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
@@ -60,6 +61,7 @@ pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
     })?;
     let (operators, parameter_bytes) = (walk.operators, walk.parameter_bytes);
+    dequantize::fold(graph);
     let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
     let output_bf16 = graph.output.iter_mut().filter_map(widen_declared).collect();
     let output_names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();

@@ -1,4 +1,5 @@
 //! Registry, graphs and plans without a guest: loading once, sharing, fixed-shape plans, and hostile tensors and files.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod graphs;
 

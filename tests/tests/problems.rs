@@ -57,6 +57,7 @@ fn cases() -> Vec<Case> {
             headers: &[("content-type", "text/plain")],
             ..post("", good.clone(), 415, "unsupported_media_type", "text/plain")
         },
+        Case { name: "metrics", path: "/metrics", ..post("", "", 405, "method_not_allowed", "GET") },
         Case { name: "generation", path: "/generate-stream", ..post("", good, 501, "not_implemented", "") },
     ]
 }
@@ -77,7 +78,8 @@ async fn every_mistake_is_one_clear_problem() -> Result<()> {
         assert_eq!(answer.headers()["content-type"], "application/problem+json", "{}: {head}", case.name);
         assert_eq!(answer.headers()["x-request-id"], "abc-123", "{}: {head}", case.name);
         if case.status == 405 {
-            assert!(answer.headers()["allow"].to_str()?.contains("POST"), "{head}");
+            let allow = answer.headers()["allow"].to_str()?;
+            assert!(allow.contains(if case.method == Method::POST { "GET" } else { "POST" }), "{head}");
         }
         let problem: Value = answer.json().await?;
         assert_eq!(problem["status"], case.status, "{}: {problem}", case.name);
@@ -111,9 +113,12 @@ async fn a_body_that_does_not_come_is_408() -> Result<()> {
 async fn a_header_that_does_not_come_ends_the_connection() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=200"])?;
     server.ready().await?;
-    let mut raw = Raw::connect(&server).await?;
-    raw.send(b"POST /process-stream HTTP/1.1\r\nHost: w").await?;
-    raw.read_to_end().await?;
+    // Silence, half a header, half of what HTTP/2 begins with.
+    for bytes in [&b""[..], b"POST /process-stream HTTP/1.1\r\nHost: w", b"PRI * HTTP/2.0"] {
+        let mut raw = Raw::connect(&server).await?;
+        raw.send(bytes).await?;
+        raw.read_to_end().await?;
+    }
     Ok(())
 }
 
@@ -149,6 +154,10 @@ async fn a_full_server_says_so() -> Result<()> {
     assert_eq!(answer.headers()["retry-after"], "1");
     let problem: Value = answer.json().await?;
     assert_eq!((&problem["code"], &problem["retryable"]), (&json!("overloaded"), &json!(true)));
+    // However busy it is, it is alive, ready, and shows its metrics.
+    for probe in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(reqwest::get(server.url(probe)).await?.status(), 200, "{probe}");
+    }
     Ok(())
 }
 

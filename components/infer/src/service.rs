@@ -17,7 +17,7 @@ use weir_core::batch::{BatchLimits, plan_batches};
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items taken at once.
-const ITEMS_MAX: usize = 64;
+const ITEMS_MAX: usize = 32;
 /// Items taken at once are tokenized together up to so many bytes of text, so that short texts do not wait for the
 /// tokenizing of long ones behind them. A batch of [`LIMITS`] needs about 4 bytes for each of its tokens.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;

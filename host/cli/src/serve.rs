@@ -77,7 +77,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     tokio::select! {
         cut = serving => {
             if cut > 0 {
-                tracing::warn!(connections = cut, "cut after http.drain_timeout_ms");
+                tracing::warn!(requests = cut, "cut after http.drain_timeout_ms");
                 return Ok(ExitCode::FAILURE);
             }
             tracing::info!("stopped");

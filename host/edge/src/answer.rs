@@ -14,6 +14,10 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(crate) enum Trouble {
     /// As many requests are open as the configuration allows.
     Full,
+    /// The server is stopping.
+    Draining,
+    /// The path has no such method.
+    Method,
     /// The instance that had the request was lost.
     Lost,
     /// The component did not answer in time.
@@ -31,6 +35,13 @@ impl Trouble {
                 "the server has as many requests open as it is configured to take; retry later",
                 true,
             ),
+            Self::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "the server is stopping: it finishes what it has and takes nothing new",
+                true,
+            ),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "`/metrics` takes GET, HEAD", false),
             Self::Lost => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "instance_lost",
@@ -70,16 +81,18 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
 }
 
 /// `/metrics`.
-pub(crate) fn metrics(method: &Method, text: String) -> Response<ReplyBody> {
+pub(crate) fn metrics(method: &Method, text: impl FnOnce() -> String, request_id: &str) -> Response<ReplyBody> {
     if method != Method::GET && method != Method::HEAD {
-        let mut response = Response::new(ReplyBody::full(Bytes::new()));
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        let mut response = problem(Trouble::Method, request_id);
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let mut response = Response::new(ReplyBody::full(Bytes::from(text)));
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    let mut response = Response::new(ReplyBody::full(Bytes::from(text())));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
     response
 }
 

@@ -12,7 +12,7 @@ use weir_runtime::gateway::{BodyError, CountedBody};
 
 /// An answer's body: the gateway's stream, or bytes of the host's own.
 pub(crate) enum ReplyBody {
-    Streamed { body: Box<CountedBody>, _open: Open },
+    Streamed { body: Box<CountedBody>, _open: Option<Open> },
     Full(Full<Bytes>),
 }
 

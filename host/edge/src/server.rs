@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -53,6 +53,7 @@ struct Shared {
     observer: Observer,
     places: Arc<Semaphore>,
     ids: AtomicU64,
+    draining: AtomicBool,
 }
 
 impl Server {
@@ -64,7 +65,19 @@ impl Server {
         let address = listener.local_addr().map_err(failed)?;
         let places = Arc::new(Semaphore::new(config.requests_max as usize));
         let ids = AtomicU64::new(0);
-        Ok(Self { listener, address, shared: Arc::new(Shared { config, runtime, gateway, observer, places, ids }) })
+        Ok(Self {
+            listener,
+            address,
+            shared: Arc::new(Shared {
+                config,
+                runtime,
+                gateway,
+                observer,
+                places,
+                ids,
+                draining: AtomicBool::new(false),
+            }),
+        })
     }
 
     /// Where it listens.
@@ -72,41 +85,58 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` resolves; then says that it is not ready, takes nothing new, lets streams finish within
-    /// `http.drain_timeout_ms`, and cuts the rest. Returns how many connections were cut.
+    /// Serves until `stop` resolves. Then it says that it is not ready, answers nothing but probes, lets the requests in
+    /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, shared, .. } = self;
         let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
         let graceful = GracefulShutdown::new();
         let mut tasks = tokio::task::JoinSet::new();
-        tokio::pin!(stop);
-        loop {
-            while tasks.try_join_next().is_some() {}
-            let accepted = tokio::select! {
-                biased;
-                () = &mut stop => break,
-                accepted = accept(&listener, &connections) => accepted,
-            };
-            let Some((stream, place)) = accepted else { continue };
-            let shared = shared.clone();
-            let watcher = graceful.watcher();
-            tasks.spawn(async move {
-                gauge!("weir_http_connections_open").increment(1);
-                connection(shared, stream, watcher).await;
-                gauge!("weir_http_connections_open").decrement(1);
-                drop(place);
-            });
-        }
+        accept_until(stop, &listener, &connections, &shared, &graceful, &mut tasks).await;
+
+        shared.draining.store(true, Ordering::Relaxed);
         shared.runtime.drain();
+        let bound = Instant::now() + Duration::from_millis(shared.config.drain_timeout_ms);
+        let finished = tokio::time::timeout_at(bound.into(), shared.places.acquire_many(shared.config.requests_max));
+        let finished = async { drop(finished.await) };
+        accept_until(finished, &listener, &connections, &shared, &graceful, &mut tasks).await;
         drop(listener);
-        let bound = Duration::from_millis(shared.config.drain_timeout_ms);
-        if tokio::time::timeout(bound, graceful.shutdown()).await.is_ok() {
-            return 0;
-        }
-        while tasks.try_join_next().is_some() {}
-        let cut = tasks.len();
+
+        let cut = (shared.config.requests_max as usize).saturating_sub(shared.places.available_permits());
+        // What is written may still be on its way; connections that only wait are closed.
+        let flush = bound.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+        let _ = tokio::time::timeout(flush, graceful.shutdown()).await;
         tasks.shutdown().await;
         cut
+    }
+}
+
+/// Accepts and serves connections until `end` resolves.
+async fn accept_until(
+    end: impl Future<Output = ()>,
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+    shared: &Arc<Shared>,
+    graceful: &GracefulShutdown,
+    tasks: &mut tokio::task::JoinSet<()>,
+) {
+    tokio::pin!(end);
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            biased;
+            () = &mut end => return,
+            accepted = accept(listener, connections) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let shared = shared.clone();
+        let watcher = graceful.watcher();
+        tasks.spawn(async move {
+            gauge!("weir_http_connections_open").increment(1);
+            connection(shared, stream, watcher).await;
+            gauge!("weir_http_connections_open").decrement(1);
+            drop(place);
+        });
     }
 }
 
@@ -129,12 +159,13 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<
 async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
     // Results are small and each is wanted at once.
     let _ = stream.set_nodelay(true);
+    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
+    // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
+    if !matches!(tokio::time::timeout(header_timeout, first_bytes(&stream)).await, Ok(Ok(()))) {
+        return;
+    }
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(shared.config.header_timeout_ms))
-        .half_close(false);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
     let service = service_fn(move |request| {
         let shared = shared.clone();
@@ -146,17 +177,46 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util:
     }
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
+/// Waits until it is clear which version of HTTP a connection speaks: HTTP/2 begins with 24 bytes of its own, and
+/// HTTP/1 differs from them early.
+async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut buffer = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut buffer).await?;
+        if seen == 0 || seen == PREFACE.len() || buffer[..seen] != PREFACE[..seen] {
+            return Ok(());
+        }
+        // The rest of the preface is on its way, and `peek` would return at once until it is here.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<ReplyBody> {
     let started = Instant::now();
     let method = request.method().clone();
     let id = answer::request_id(request.headers(), || {
         format!("edge-{:x}-{:x}", std::process::id(), shared.ids.fetch_add(1, Ordering::Relaxed))
     });
-    let response = if request.uri().path() == "/metrics" {
-        shared.runtime.report();
-        answer::metrics(&method, shared.observer.render())
-    } else {
-        pass(shared, request, &id).await
+    // The component sees the same id, so that logs and answers can be tied together.
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        request.headers_mut().insert(answer::REQUEST_ID, value);
+    }
+    let response = match request.uri().path() {
+        "/metrics" => {
+            shared.runtime.report();
+            answer::metrics(&method, || shared.observer.render(), &id)
+        }
+        // Probes are answered however busy the server is, and while it drains.
+        "/livez" | "/readyz" => pass(shared, request, None, &id).await,
+        _ if shared.draining.load(Ordering::Relaxed) => answer::problem(Trouble::Draining, &id),
+        _ => match shared.places.clone().try_acquire_owned() {
+            Ok(place) => pass(shared, request, Some(Open::new(place)), &id).await,
+            Err(_) => {
+                counter!("weir_http_rejected_total").increment(1);
+                answer::problem(Trouble::Full, &id)
+            }
+        },
     };
     let status = response.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
@@ -167,12 +227,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Re
 }
 
 /// Hands a request to the gateway component.
-async fn pass(shared: &Arc<Shared>, request: Request<Incoming>, id: &str) -> Response<ReplyBody> {
-    let Ok(place) = shared.places.clone().try_acquire_owned() else {
-        counter!("weir_http_rejected_total").increment(1);
-        return answer::problem(Trouble::Full, id);
-    };
-    let open = Open::new(place);
+async fn pass(shared: &Arc<Shared>, request: Request<Incoming>, open: Option<Open>, id: &str) -> Response<ReplyBody> {
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request).await {
         Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),

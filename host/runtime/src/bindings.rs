@@ -17,7 +17,7 @@ pub mod gateway {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "gateway-imports",
-        imports: { default: async | store },
+        imports: { default: async | store | trappable },
         with: { "weir:stream/types": crate::bindings::types },
     });
 }

@@ -191,6 +191,8 @@ pub(crate) struct FromGuest {
     /// Taken from the guest and not yet in a queue.
     held: VecDeque<Item>,
     waiting: Option<Waiting>,
+    /// The write in progress has given items: it completes when they are in their queues.
+    taken: bool,
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Result<(), Gone>> + Send>>;
@@ -200,7 +202,7 @@ const TAKE_ITEMS_MAX: usize = 64;
 
 impl FromGuest {
     pub(crate) fn new(sender: CallSender) -> Self {
-        Self { sender, held: VecDeque::new(), waiting: None }
+        Self { sender, held: VecDeque::new(), waiting: None, taken: false }
     }
 
     /// Moves what is held into the queues.
@@ -230,33 +232,40 @@ impl<D> StreamConsumer<D> for FromGuest {
         mut source: Source<'_, Item>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        match self.poll_flush(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(Gone)) => return Poll::Ready(Ok(StreamResult::Dropped)),
-            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
-            Poll::Pending => return Poll::Pending,
+        if !self.taken {
+            let offered = source.remaining(&mut store);
+            if offered == 0 {
+                return Poll::Ready(Ok(StreamResult::Completed));
+            }
+            // Room first, items second: what does not fit stays with the guest.
+            let open = self.sender.shared.open.clone();
+            let room = match self.poll_room(cx, &open) {
+                Poll::Ready(Ok(())) => 1 + take_up_to(&open, offered.min(TAKE_ITEMS_MAX) - 1),
+                Poll::Ready(Err(Gone)) => return Poll::Ready(Ok(StreamResult::Dropped)),
+                Poll::Pending if finish => {
+                    self.waiting = None;
+                    return Poll::Ready(Ok(StreamResult::Cancelled));
+                }
+                Poll::Pending => return Poll::Pending,
+            };
+            let mut items = Vec::with_capacity(room);
+            source.read(&mut store, &mut items)?;
+            open.add_permits(room.saturating_sub(items.len()));
+            self.held.extend(items);
+            self.taken = true;
         }
-        let offered = source.remaining(&mut store);
-        if offered == 0 {
-            return Poll::Ready(Ok(StreamResult::Completed));
+        // A full queue holds the write back. Only a write in progress is polled, so nothing may be left over after it.
+        let flushed = self.poll_flush(cx);
+        if flushed.is_pending() {
+            if !finish {
+                return Poll::Pending;
+            }
+            self.hand_over();
         }
-        // Room first, items second: what does not fit stays with the guest.
-        let open = self.sender.shared.open.clone();
-        let room = match self.poll_room(cx, &open) {
-            Poll::Ready(Ok(())) => 1 + take_up_to(&open, offered.min(TAKE_ITEMS_MAX) - 1),
-            Poll::Ready(Err(Gone)) => return Poll::Ready(Ok(StreamResult::Dropped)),
-            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
-            Poll::Pending => return Poll::Pending,
-        };
-        let mut items = Vec::with_capacity(room);
-        source.read(&mut store, &mut items)?;
-        open.add_permits(room.saturating_sub(items.len()));
-        self.held.extend(items);
-        // A full queue delays the next write, not this one: the items are ours now.
-        match self.poll_flush(cx) {
+        self.taken = false;
+        match flushed {
             Poll::Ready(Err(Gone)) => Poll::Ready(Ok(StreamResult::Dropped)),
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(StreamResult::Completed)),
-            Poll::Pending => Poll::Ready(Ok(StreamResult::Completed)),
+            _ => Poll::Ready(Ok(StreamResult::Completed)),
         }
     }
 }
@@ -299,9 +308,9 @@ fn take_up_to(open: &Semaphore, count: usize) -> usize {
     }
 }
 
-impl Drop for FromGuest {
-    /// A guest may end its items while some are still on their way into a full queue: they go on without it.
-    fn drop(&mut self) {
+impl FromGuest {
+    /// Items on their way into a full queue go on without the guest, which has ended its write or its stream.
+    fn hand_over(&mut self) {
         let held = std::mem::take(&mut self.held);
         let waiting = self.waiting.take();
         if held.is_empty() && waiting.is_none() {
@@ -321,6 +330,15 @@ impl Drop for FromGuest {
                     }
                 }
             });
+        }
+    }
+}
+
+impl Drop for FromGuest {
+    fn drop(&mut self) {
+        // Without items taken it only waits for room, and that is of no use any more.
+        if self.taken {
+            self.hand_over();
         }
     }
 }

@@ -164,26 +164,24 @@ impl crate::types::Host for GatewayState {}
 impl Host for GatewayState {}
 
 impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
-    async fn run(accessor: &Accessor<GatewayState, Self>, items: StreamReader<Item>) -> StreamReader<Outcome> {
+    async fn run(
+        accessor: &Accessor<GatewayState, Self>,
+        items: StreamReader<Item>,
+    ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
             let (sender, outcomes) = access.get().call.open();
-            let piped = items.pipe(&mut access, FromGuest::new(sender));
-            debug_assert!(piped.is_ok(), "a stream that a guest handed over can be read");
-            match StreamReader::new(&mut access, ToGuest(outcomes)) {
-                Ok(reader) => reader,
-                // Only a full resource table can refuse; it is as large as memory allows.
-                Err(error) => panic!("no room for a stream: {error:#}"),
-            }
+            items.pipe(&mut access, FromGuest::new(sender))?;
+            StreamReader::new(&mut access, ToGuest(outcomes))
         })
     }
 
-    async fn models(accessor: &Accessor<GatewayState, Self>) -> Vec<ModelInfo> {
-        accessor.with(|mut access| {
+    async fn models(accessor: &Accessor<GatewayState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+        Ok(accessor.with(|mut access| {
             let state = access.get();
             let draining = state.draining.load(Ordering::Relaxed);
             let models = state.call.pools().values().map(|pool| pool.info());
             models.map(|info| ModelInfo { ready: info.ready && !draining, ..info }).collect()
-        })
+        }))
     }
 }
 

@@ -2,13 +2,15 @@
 //! the items of all callers are merged, so that batches form across requests.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use metrics::{Counter, Gauge, counter, gauge};
 use tokio::sync::watch;
 use wasmtime::component::{
@@ -45,7 +47,7 @@ pub struct Pool {
     ready: watch::Sender<usize>,
     /// What keeps the model from answering, when that is known.
     trouble: Mutex<Option<String>>,
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
     metrics: PoolMetrics,
 }
 
@@ -114,7 +116,7 @@ impl Pool {
             config,
             ready: watch::Sender::new(0),
             trouble: Mutex::new(None),
-            stopping: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
             metrics,
         })
     }
@@ -160,9 +162,9 @@ impl Pool {
         self.metrics.skipped.absolute(self.queue.skipped() as u64);
     }
 
-    /// No replica is made anew after this.
+    /// Ends the replicas: each when its computation in progress is over.
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stopping.send_replace(true);
     }
 
     /// Starts the replicas: the first at once, the others when it has answered, so that they do not slow it down.
@@ -185,34 +187,45 @@ impl Pool {
                 return self.trouble_is(format!("cannot start a replica: {error}"));
             }
         };
+        let mut stopping = self.stopping.subscribe();
         runtime.block_on(async {
-            if replica > 0 {
-                let mut ready = self.ready.subscribe();
-                let _ = ready.wait_for(|ready| *ready > 0).await;
-            }
-            let mut failures = 0;
-            while !self.stopping.load(Ordering::Relaxed) {
-                let health = Arc::new(Health::default());
-                let error = match self.run_instance(replica, machinery, health.clone()).await {
-                    Ok(never) => match never {},
-                    Err(error) => error,
-                };
-                self.queue.leave(replica);
-                if health.ready.load(Ordering::Relaxed) {
-                    self.count_ready(-1);
-                    failures = 0;
-                }
-                let text = format!("{error:#}");
-                tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
-                self.metrics.restarts.increment(1);
-                if !self.is_ready() {
-                    self.trouble_is(text);
-                }
-                let delay = RESTART_DELAYS_MS[failures.min(RESTART_DELAYS_MS.len() - 1)];
-                failures += 1;
-                tokio::time::sleep(Duration::from_millis(delay)).await;
+            tokio::select! {
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+                () = self.keep_running(replica, machinery) => {}
             }
         });
+        self.queue.leave(replica);
+    }
+
+    /// Runs one instance after another: each until it is lost.
+    async fn keep_running(self: &Arc<Self>, replica: usize, machinery: &Machinery) {
+        if replica > 0 {
+            let mut ready = self.ready.subscribe();
+            let _ = ready.wait_for(|ready| *ready > 0).await;
+        }
+        let mut failures = 0;
+        loop {
+            let health = Arc::new(Health::default());
+            let instance = AssertUnwindSafe(self.run_instance(replica, machinery, health.clone()));
+            let text = match instance.catch_unwind().await {
+                Ok(Ok(never)) => match never {},
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "the host panicked while it ran".into(),
+            };
+            self.queue.leave(replica);
+            tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
+            self.metrics.restarts.increment(1);
+            if health.end() {
+                // It had answered: what waits is for the next instance, which will soon be there.
+                self.count_ready(-1);
+                failures = 0;
+            } else if !self.is_ready() {
+                self.trouble_is(text);
+            }
+            let delay = RESTART_DELAYS_MS[failures.min(RESTART_DELAYS_MS.len() - 1)];
+            failures += 1;
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
     }
 
     /// Makes an instance and feeds it until it is lost.
@@ -288,8 +301,9 @@ impl Pool {
             let Some(outcome) = outcomes.recv().await else { return };
             match outcome.result {
                 Ok(_) => {
-                    health.ready.store(true, Ordering::Relaxed);
-                    pool.count_ready(1);
+                    if health.begin() {
+                        pool.count_ready(1);
+                    }
                 }
                 Err(failure) => health.fail(crate::runtime::failure_text(&failure)),
             }
@@ -322,12 +336,38 @@ impl Pool {
 /// How an instance fares.
 #[derive(Default)]
 struct Health {
-    ready: AtomicBool,
+    phase: Mutex<Phase>,
     failure: Mutex<Option<String>>,
     failed: tokio::sync::Notify,
 }
 
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It has not answered yet.
+    #[default]
+    Starting,
+    /// It has answered, and counts as ready.
+    Ready,
+    /// It is lost.
+    Over,
+}
+
 impl Health {
+    /// It has answered; true unless it is lost already.
+    fn begin(&self) -> bool {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        if *phase == Phase::Starting {
+            *phase = Phase::Ready;
+        }
+        *phase == Phase::Ready
+    }
+
+    /// It is lost; true if it counted as ready.
+    fn end(&self) -> bool {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *phase, Phase::Over) == Phase::Ready
+    }
+
     fn fail(&self, reason: String) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.failed.notify_one();

@@ -81,6 +81,10 @@ impl Queue {
             }
             return Poll::Pending;
         }
+        // It is not idle any more: a wake-up must go to one that is.
+        if let Some(slot) = inner.idle.get_mut(replica) {
+            *slot = None;
+        }
         let share = inner.jobs.len().div_ceil(self.replicas).min(max).max(1);
         let taken: Vec<Job> = inner.jobs.drain(..share).map(|job| Job { _place: None, ..job }).collect();
         // A wake-up may have gone to a replica that found nothing left, or that was lost: pass it on.
@@ -92,10 +96,16 @@ impl Queue {
         Poll::Ready(taken)
     }
 
-    /// Forgets that `replica` waits; its next poll will say so again.
+    /// Forgets that `replica` waits; its next poll will say so again. A wake-up that it may have had goes to another.
     pub(crate) fn leave(&self, replica: usize) {
-        if let Some(slot) = self.lock().idle.get_mut(replica) {
+        let mut inner = self.lock();
+        if let Some(slot) = inner.idle.get_mut(replica) {
             *slot = None;
+        }
+        let next = if inner.jobs.is_empty() { None } else { inner.idle.iter_mut().find_map(Option::take) };
+        drop(inner);
+        if let Some(waker) = next {
+            waker.wake();
         }
     }
 

@@ -32,8 +32,8 @@ const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     let name = arguments.model.clone().unwrap_or_else(|| shipped(arguments.task).to_string());
-    let replicas = arguments.replicas.unwrap_or(0).to_string();
-    let mut config = arguments.setup.load(&[("models.replicas", replicas)])?;
+    let replicas = arguments.replicas.map(|replicas| ("models.replicas", replicas.to_string()));
+    let mut config = arguments.setup.load(replicas.as_slice())?;
     // A line is told about what goes wrong with it; the log is for what is wrong with the program.
     if config.log == weir_config::Log::default() {
         config.log.level = "error".into();
@@ -108,10 +108,11 @@ async fn run(arguments: &Run, config: weir_config::Config, model: &str) -> anyho
     let feed = tokio::spawn(feed(read, Feed { sender, request, rendered, window: places, progress: progress.clone() }));
     let printed = print(results, &window, &progress).await;
     // A reader that has gone leaves the others waiting: they end with the runtime.
-    let failed = printed?;
+    let (printed, failed) = printed?;
     reading.await.context("reading")?;
-    feed.await.context("feeding")?;
+    let read = feed.await.context("feeding")?;
     collect.await.context("collecting")?;
+    anyhow::ensure!(read == printed, "{read} lines were read and {printed} have a result");
     progress.finish();
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -178,12 +179,12 @@ struct Feed {
     progress: Arc<Progress>,
 }
 
-/// Sends the lines to the model; answers bad ones itself.
-async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) {
+/// Sends the lines to the model; answers bad ones itself. Returns how many there were.
+async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
     let Feed { sender, request, rendered, window, progress } = to;
     let mut index = 0;
     while let Some((line, bytes)) = lines.recv().await {
-        let Ok(place) = window.clone().acquire_owned().await else { return };
+        let Ok(place) = window.clone().acquire_owned().await else { return index };
         place.forget();
         progress.read(bytes);
         let sent = match line {
@@ -192,10 +193,11 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) {
             Line::Broken(reason) => rendered.send(Rendered::failure(index, &Failure::Other(reason))).await.is_ok(),
         };
         if !sent {
-            return;
+            return index;
         }
         index += 1;
     }
+    index
 }
 
 /// Renders outcomes as they come.
@@ -211,12 +213,12 @@ async fn collect(mut outcomes: Outcomes, form: Form, rendered: mpsc::Sender<Rend
     }
 }
 
-/// Prints lines in their order; returns how many are errors.
+/// Prints lines in their order; returns how many, and how many of them are errors.
 async fn print(
     mut results: mpsc::Receiver<Rendered>,
     window: &tokio::sync::Semaphore,
     progress: &Progress,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<(u64, u64)> {
     let mut out = BufWriter::new(std::io::stdout());
     let mut waiting: BTreeMap<u64, Rendered> = BTreeMap::new();
     let (mut next, mut failed) = (0, 0);
@@ -241,6 +243,6 @@ async fn print(
         }
     }
     out.flush()?;
-    debug_assert!(waiting.is_empty(), "every line has a result");
-    Ok(failed)
+    anyhow::ensure!(waiting.is_empty(), "line {next} has no result");
+    Ok((next, failed))
 }

@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_a_line() {
-        let line = Rendered::failure(3, &Failure::UnknownModel("no model named \"x\"".into()));
-        expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named \"x\""}}"#]]
+        let line = Rendered::failure(3, &Failure::UnknownModel("x".into()));
+        expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named \"x\" is served here"}}"#]]
             .assert_eq(&line.json);
     }
 }

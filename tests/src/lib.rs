@@ -48,7 +48,7 @@ fn built(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A variable that `cargo xtask test` sets.
+/// A variable that `cargo xtask test` sets or passes on.
 pub fn tool(variable: &str) -> Result<PathBuf> {
     let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test`"))?;
     Ok(value.into())

@@ -110,3 +110,23 @@ fn mistakes_are_one_sentence() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_spin_manifest_names_the_component_and_its_build() -> Result<()> {
+    let manifest = std::fs::read_to_string(root().join("spin.toml"))?;
+    let manifest: toml::Table = manifest.parse()?;
+    assert_eq!(manifest["spin_manifest_version"].as_integer(), Some(2));
+    assert!(manifest["application"]["name"].is_str());
+    let trigger = &manifest["trigger"]["http"][0];
+    assert_eq!(trigger["route"].as_str(), Some("/..."));
+    let component = &manifest["component"][trigger["component"].as_str().unwrap_or_default()];
+    assert_eq!(component["source"].as_str(), Some("target/components/gateway.wasm"));
+    assert_eq!(component["build"]["command"].as_str(), Some("cargo xtask build --components"));
+    // What the manifest sets is what the native host sets: the keys of the configuration, in the environment's form.
+    let (keys, _) = said(&call(&["config", "--markdown"])?);
+    for name in component["environment"].as_table().into_iter().flat_map(|table| table.keys()) {
+        let key = name.trim_start_matches("WEIR_").to_lowercase().replacen('_', ".", 1);
+        assert!(keys.contains(&format!("`{key}`")), "{name} is no key of the configuration");
+    }
+    Ok(())
+}

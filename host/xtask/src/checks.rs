@@ -21,6 +21,9 @@ Options:
 Environment:
   WEIR_DATA   a folder with the held-out data: the scores of the shipped models are tested too";
 
+/// The test that scores the shipped models on held-out data.
+const SCORES: &str = "shipped_models_reach_their_goals";
+
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let nextest = !args.flag("--no-nextest") && has_subcommand(house, "nextest");
     args.finish()?;

@@ -174,19 +174,18 @@ async fn a_failing_step_is_an_event_and_the_stream_goes_on() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_left_is_not_computed() -> Result<()> {
+/// While the only replica is busy, a second request waits behind it and its client leaves.
+async fn leave(path: &str) -> Result<()> {
     let server = Server::start_stub(&[])?;
     server.ready().await?;
     let warm_ups = server.metric("weir_infer_items_total").await?;
-    // The only replica is busy with five chunks of 300 ms each; what waits behind them is abandoned meanwhile.
+    // Five chunks of 300 ms each.
     let text = "this one is !slow to come. ".repeat(10);
     let blocking = json!({"text": text, "include_summary": false, "chunk_size": 54}).to_string();
     let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
     until("taken", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
     let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
-    let mut waiting = Raw::post(&server, "/process-stream", &waiting).await?;
-    waiting.read_until("sentiment_processing").await?;
+    let waiting = Raw::post(&server, path, &waiting).await?;
     until("queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
     drop(waiting);
     until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
@@ -194,6 +193,16 @@ async fn what_is_left_is_not_computed() -> Result<()> {
     until("skipped", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
     assert_eq!(server.metric("weir_infer_items_total").await?, warm_ups + 5.0);
     Ok(())
+}
+
+#[tokio::test]
+async fn what_the_client_of_a_stream_left_is_not_computed() -> Result<()> {
+    leave("/process-stream").await
+}
+
+#[tokio::test]
+async fn what_the_client_of_a_batch_left_is_not_computed() -> Result<()> {
+    leave("/process-batch").await
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - [`answer`]: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
-//! - [`observe`]: metrics.
+//! - [`observe`]: the metrics of the process.
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
 

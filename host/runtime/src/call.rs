@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -51,6 +51,13 @@ struct Shared {
     gone: AtomicBool,
     /// Room for items without an outcome, and for outcomes not yet read.
     open: Arc<Semaphore>,
+}
+
+impl Shared {
+    fn abandon(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.open.close();
+    }
 }
 
 /// Nobody reads the outcomes any more.
@@ -136,10 +143,28 @@ impl Outcomes {
     }
 }
 
+impl Outcomes {
+    /// A way to give the call up from elsewhere.
+    pub(crate) fn abandon(&self) -> Abandon {
+        Abandon(Arc::downgrade(&self.shared))
+    }
+}
+
 impl Drop for Outcomes {
     fn drop(&mut self) {
-        self.shared.gone.store(true, Ordering::Relaxed);
-        self.shared.open.close();
+        self.shared.abandon();
+    }
+}
+
+/// Gives a call up, if it still goes on: its items that are not yet computed are answered `unavailable` and skipped.
+#[derive(Debug)]
+pub(crate) struct Abandon(Weak<Shared>);
+
+impl Abandon {
+    pub(crate) fn now(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.abandon();
+        }
     }
 }
 

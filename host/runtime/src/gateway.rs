@@ -1,8 +1,9 @@
 //! Instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is reused.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use wasmtime::component::{Accessor, Component, GuestTaskId, HasSelf, Linker, ResourceTable, StreamReader};
-use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
+use wasmtime::{AsContextMut, Engine, Store, StoreContextMut, StoreLimits};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
@@ -20,7 +21,7 @@ use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
 
 use crate::bindings::gateway::GatewayImports;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
-use crate::call::{Call, FromGuest, ToGuest};
+use crate::call::{Abandon, Call, FromGuest, ToGuest};
 use crate::limits::limits;
 use crate::types::{Item, ModelInfo, Outcome};
 
@@ -73,10 +74,12 @@ impl Gateway {
     }
 }
 
-/// Counts one request among those of its instance, from its start until this is dropped.
+/// One request, from its start until its answer's body has ended or nobody waits for it any more: then it no longer counts
+/// among those of its instance, and the calls that it made are given up.
 #[derive(Default)]
 struct Counted {
-    instance: std::sync::OnceLock<Arc<AtomicUsize>>,
+    instance: OnceLock<Arc<AtomicUsize>>,
+    calls: Mutex<Vec<Abandon>>,
 }
 
 impl Counted {
@@ -90,6 +93,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(open) = self.instance.get() {
             open.fetch_sub(1, Ordering::Relaxed);
+        }
+        for call in self.calls.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            call.now();
         }
     }
 }
@@ -129,6 +135,8 @@ struct GatewayState {
     limits: StoreLimits,
     call: Call,
     draining: Arc<AtomicBool>,
+    /// The requests of this instance, by the task that answers them; what is over goes when the next one comes.
+    requests: HashMap<GuestTaskId, Weak<Counted>>,
 }
 
 impl WasiView for GatewayState {
@@ -170,6 +178,11 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
             let (sender, outcomes) = access.get().call.open();
+            let callers: Vec<GuestTaskId> = access.as_context_mut().async_call_stack()?.collect();
+            let requests = &access.get().requests;
+            if let Some(request) = callers.iter().find_map(|task| requests.get(task)?.upgrade()) {
+                request.calls.lock().unwrap_or_else(PoisonError::into_inner).push(outcomes.abandon());
+            }
             items.pipe(&mut access, FromGuest::new(sender))?;
             StreamReader::new(&mut access, ToGuest(outcomes))
         })
@@ -210,6 +223,7 @@ impl HandlerState for Maker {
             limits: limits(self.config.memory_bytes_max),
             call: self.call.clone(),
             draining: self.draining.clone(),
+            requests: HashMap::new(),
         };
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limits);
@@ -282,11 +296,14 @@ impl WorkerState for Worker {
 
     fn on_request_start(
         &self,
-        _store: StoreContextMut<'_, GatewayState>,
+        mut store: StoreContextMut<'_, GatewayState>,
         data: Arc<Counted>,
-        _task: GuestTaskId,
+        task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         data.begin(&self.open);
+        let requests = &mut store.data_mut().requests;
+        requests.retain(|_, request| request.strong_count() > 0);
+        requests.insert(task, Arc::downgrade(&data));
         Box::pin(tokio::time::sleep(self.head_timeout))
     }
 

@@ -1,7 +1,7 @@
 //! Weir's edge: sockets, and what must be answered before a component runs.
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
-//! - [`answer`]: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
 //! - [`observe`]: the metrics of the process.
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.

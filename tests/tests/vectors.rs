@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use weir_config::{Config, Model};
 use weir_runtime::types::{
     Activation, Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, Outcome, Output, Overflow, Task,
-    TokenOptions,
+    TokenOptions, WhenFull,
 };
 use weir_runtime::{Builtin, Runtime};
 use weir_tests::{PATIENCE, component, models, root};
@@ -52,7 +52,7 @@ async fn answers(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Res
     });
     let mut answers = BTreeMap::new();
     let reading = async {
-        while let Some(Outcome { id, result }) = outcomes.recv().await {
+        while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
             ensure!(answers.insert(id, result).is_none(), "item {id} has two outcomes");
         }
         Ok(())
@@ -72,7 +72,7 @@ fn item(line: &Value, id: u64) -> Result<Item> {
     // The text-classification pipeline cuts only when told; the others always.
     let cut = !matches!(task, Task::Classify(_)) || line["parameters"]["truncation"] == true;
     let overflow = if cut { Overflow::Truncate } else { Overflow::Fail };
-    Ok(Item { id, model, text, text_pair, overflow, task })
+    Ok(Item { id, model, text, text_pair, overflow, deadline_ms: None, when_full: WhenFull::Wait, task })
 }
 
 fn task(parameters: &Value) -> Result<Task> {

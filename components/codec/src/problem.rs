@@ -187,6 +187,8 @@ impl Problem {
         let (status, title) = match failure {
             Failure::RequestTimeout { .. } => (504, "The request took too long"),
             Failure::Overloaded { .. } => (503, "The model is overloaded"),
+            Failure::Throttled { .. } => (429, "Too many requests"),
+            Failure::CircuitOpen { .. } => (503, "The model has failed too often"),
             Failure::Unavailable(_) => (503, "The model cannot answer now"),
             Failure::DeadlineExceeded => (503, "The text waited too long"),
             Failure::Engine(_) | Failure::Other(_) => (502, "Inference failed"),

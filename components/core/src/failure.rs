@@ -25,6 +25,18 @@ pub enum Failure {
         /// When to come back.
         retry_after_ms: u32,
     },
+    /// The caller has more than its share of the model's queue; a retry after so many milliseconds may help.
+    #[error("you have more than your share of the model's queue; retry in {retry_after_ms} ms")]
+    Throttled {
+        /// When to come back.
+        retry_after_ms: u32,
+    },
+    /// The model has failed too often of late and is left alone; a retry after so many milliseconds may help.
+    #[error("the model has failed too often and is left alone for {retry_after_ms} ms")]
+    CircuitOpen {
+        /// When to come back.
+        retry_after_ms: u32,
+    },
     /// The model cannot answer now; a retry may help.
     #[error("the model cannot answer now: {0}")]
     Unavailable(String),
@@ -56,6 +68,8 @@ impl Failure {
             Self::UnknownModel(_) => "unknown_model",
             Self::TooLong { .. } => "too_long",
             Self::Overloaded { .. } => "overloaded",
+            Self::Throttled { .. } => "throttled",
+            Self::CircuitOpen { .. } => "circuit_open",
             Self::Unavailable(_) => "model_unavailable",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::RequestTimeout { .. } => "request_timeout",
@@ -67,7 +81,9 @@ impl Failure {
     /// How long to wait before the same request is tried again; none when that cannot help.
     pub fn retry_after_ms(&self) -> Option<u32> {
         match self {
-            Self::Overloaded { retry_after_ms } => Some(*retry_after_ms),
+            Self::Overloaded { retry_after_ms }
+            | Self::Throttled { retry_after_ms }
+            | Self::CircuitOpen { retry_after_ms } => Some(*retry_after_ms),
             Self::Unavailable(_) | Self::DeadlineExceeded | Self::RequestTimeout { .. } => Some(RETRY_AFTER_MS),
             Self::InvalidInput(_) | Self::UnknownModel(_) | Self::TooLong { .. } | Self::Engine(_) | Self::Other(_) => {
                 None
@@ -92,6 +108,8 @@ mod tests {
             (Failure::UnknownModel(String::new()), "unknown_model", None),
             (Failure::TooLong { tokens: 2, tokens_max: 1 }, "too_long", None),
             (Failure::Overloaded { retry_after_ms: 7 }, "overloaded", Some(7)),
+            (Failure::Throttled { retry_after_ms: 8 }, "throttled", Some(8)),
+            (Failure::CircuitOpen { retry_after_ms: 9 }, "circuit_open", Some(9)),
             (Failure::Unavailable(String::new()), "model_unavailable", Some(1000)),
             (Failure::DeadlineExceeded, "deadline_exceeded", Some(1000)),
             (Failure::RequestTimeout { timeout_ms: 1 }, "request_timeout", Some(1000)),

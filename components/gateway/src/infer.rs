@@ -16,7 +16,7 @@ use crate::{
             infer,
             types::{
                 Aggregation, ClassifyOptions, Entity, Failure as WireFailure, Item, ModelKind, Outcome, Output,
-                Overflow, SummaryOptions, Task, TokenOptions,
+                Overflow, SummaryOptions, Task, TokenOptions, WhenFull,
             },
         },
         wit_stream,
@@ -63,7 +63,7 @@ async fn run(items: Vec<Item>, process: &RefCell<Process>, answered: &mut impl F
         let mut buffer = Vec::with_capacity(OUTCOMES_MAX);
         loop {
             let (result, mut batch) = outcomes.read(buffer).await;
-            for Outcome { id, result } in batch.drain(..) {
+            for Outcome { id, result, .. } in batch.drain(..) {
                 process.borrow_mut().handle_answer(id, result.map_err(failure).and_then(answer));
             }
             buffer = batch;
@@ -112,7 +112,16 @@ fn item(work: Work<'_>, settings: &Settings) -> Item {
             (&settings.entities_model, Overflow::Split, Task::Tokens(options))
         }
     };
-    Item { id: work.id, model: model.clone(), text: work.text.to_owned(), text_pair: None, overflow, task }
+    Item {
+        id: work.id,
+        model: model.clone(),
+        text: work.text.to_owned(),
+        text_pair: None,
+        overflow,
+        deadline_ms: None,
+        when_full: WhenFull::Wait,
+        task,
+    }
 }
 
 fn answer(output: Output) -> Result<Answer, Failure> {
@@ -136,6 +145,8 @@ fn failure(failure: WireFailure) -> Failure {
         WireFailure::UnknownModel(name) => Failure::UnknownModel(name),
         WireFailure::TooLong(counts) => Failure::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
         WireFailure::Overloaded(retry_after_ms) => Failure::Overloaded { retry_after_ms },
+        WireFailure::Throttled(retry_after_ms) => Failure::Throttled { retry_after_ms },
+        WireFailure::CircuitOpen(retry_after_ms) => Failure::CircuitOpen { retry_after_ms },
         WireFailure::Unavailable(reason) => Failure::Unavailable(reason),
         WireFailure::DeadlineExceeded => Failure::DeadlineExceeded,
         WireFailure::Engine(reason) => Failure::Engine(reason),

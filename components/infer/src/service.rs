@@ -101,8 +101,8 @@ async fn answer_items(
         let prepared =
             check_sizes(&item).and_then(|()| models.open(&name)).map(|model| (prepare(item, &model.files), model));
         match prepared {
-            Err(failure) => done.push(Outcome { id, result: Err(failure) }),
-            Ok((Prepared::Done(result), _)) => done.push(Outcome { id, result }),
+            Err(failure) => done.push(Outcome { id, tokens: 0, result: Err(failure) }),
+            Ok((Prepared::Done(result), _)) => done.push(Outcome { id, tokens: 0, result }),
             Ok((Prepared::Compute(job, sequences), model)) => {
                 let rows = &mut queues.entry(name).or_insert_with(|| (model, Vec::new())).1;
                 let parts = sequences.into_iter().enumerate();
@@ -174,7 +174,7 @@ fn take(row: &Row, output: Result<(&BatchOutput, usize), String>, open: &mut [Op
     };
     if let Some(result) = result {
         *slot = None;
-        done.push(Outcome { id: *id, result });
+        done.push(Outcome { id: *id, tokens: 0, result });
     }
 }
 

@@ -10,7 +10,7 @@ use weir_infer::job::{ModelFiles, Prepared, RowOutput, TEXT_BYTES_MAX, prepare};
 use weir_infer::tokenize::{ModelTokenizer, Sequence};
 use weir_infer::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Entity, Failure, Item, Output, Overflow, SummaryOptions, Task,
-    TokenOptions, TooLong,
+    TokenOptions, TooLong, WhenFull,
 };
 
 const CONFIG_TOKENS: &str = r#"{"architectures":["BertForTokenClassification"],"id2label":{"0":"O","1":"B-PER"}}"#;
@@ -27,7 +27,16 @@ fn model(config: &str, tokens_max: usize) -> Rc<ModelFiles> {
 }
 
 fn item(text: &str, task: Task) -> Item {
-    Item { id: 7, model: "m".to_owned(), text: text.to_owned(), text_pair: None, overflow: Overflow::Truncate, task }
+    Item {
+        id: 7,
+        model: "m".to_owned(),
+        text: text.to_owned(),
+        text_pair: None,
+        overflow: Overflow::Truncate,
+        deadline_ms: None,
+        when_full: WhenFull::Wait,
+        task,
+    }
 }
 
 fn classify() -> Task {

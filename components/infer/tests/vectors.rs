@@ -16,7 +16,7 @@ use weir_infer::job::{ModelFiles, Prepared, RowOutput, prepare};
 use weir_infer::tokenize::ModelTokenizer;
 use weir_infer::types::{
     Activation, Aggregation, ClassifyOptions, EmbedOptions, Entity, Failure, Item, LabelScore, Output, Overflow, Task,
-    TokenOptions, TooLong,
+    TokenOptions, TooLong, WhenFull,
 };
 
 /// How far a score may be from the one of transformers.
@@ -95,6 +95,8 @@ fn item_of(line: &Value, files: &ModelFiles) -> Item {
         text: input.as_str().or(input["text"].as_str()).unwrap().to_owned(),
         text_pair: input["text_pair"].as_str().map(str::to_owned),
         overflow: Overflow::Truncate,
+        deadline_ms: None,
+        when_full: WhenFull::Wait,
         task,
     }
 }

@@ -198,7 +198,7 @@ impl Reply {
     fn answer(&mut self, result: Result<Output, Failure>) {
         self.answered = true;
         // The receiver may be gone: then nobody waits for it.
-        let _ = self.tx.send(Outcome { id: self.id, result });
+        let _ = self.tx.send(Outcome { id: self.id, tokens: 0, result });
     }
 }
 

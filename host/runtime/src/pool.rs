@@ -27,6 +27,7 @@ use crate::limits::limits;
 use crate::queue::{Job, Queue};
 use crate::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Item, ModelInfo, ModelKind, Outcome, Overflow, Task, TokenOptions,
+    WhenFull,
 };
 
 /// How a pool is set up.
@@ -291,6 +292,8 @@ impl Pool {
             text: "The first words wake the model up.".into(),
             text_pair: None,
             overflow: Overflow::Truncate,
+            deadline_ms: None,
+            when_full: WhenFull::Wait,
             task,
         };
         let (sender, mut outcomes) = Call::new(Arc::default(), 1).open();

@@ -153,6 +153,8 @@ mod tests {
             text: String::new(),
             text_pair: None,
             overflow: Overflow::Truncate,
+            deadline_ms: None,
+            when_full: crate::types::WhenFull::Wait,
             task: Task::Classify(ClassifyOptions { top_k: None, activation: None }),
         };
         let (reply, outcomes) = call::test_reply(id);

@@ -295,6 +295,12 @@ pub fn failure_text(failure: &Failure) -> String {
             format!("the text has {} tokens, and the model takes {}", counts.tokens, counts.tokens_max)
         }
         Failure::Overloaded(retry_after_ms) => format!("the queue is full; retry after {retry_after_ms} ms"),
+        Failure::Throttled(retry_after_ms) => {
+            format!("the caller has more than its share of the queue; retry after {retry_after_ms} ms")
+        }
+        Failure::CircuitOpen(retry_after_ms) => {
+            format!("the model has failed too often of late; retry after {retry_after_ms} ms")
+        }
         Failure::DeadlineExceeded => "the item waited past its deadline".into(),
     }
 }
@@ -306,6 +312,8 @@ pub fn failure_code(failure: &Failure) -> &'static str {
         Failure::UnknownModel(_) => "unknown_model",
         Failure::TooLong(_) => "too_long",
         Failure::Overloaded(_) => "overloaded",
+        Failure::Throttled(_) => "throttled",
+        Failure::CircuitOpen(_) => "circuit_open",
         Failure::Unavailable(_) => "model_unavailable",
         Failure::DeadlineExceeded => "deadline_exceeded",
         Failure::Engine(_) => "engine_failed",

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 use weir_runtime::types::{
     self, ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Outcome, Overflow, SummaryOptions, TokenOptions,
+    WhenFull,
 };
 use weir_runtime::{CallSender, Outcomes, Runtime};
 
@@ -166,7 +167,16 @@ impl Request {
     }
 
     fn item(&self, index: u64, text: String, text_pair: Option<String>) -> Item {
-        Item { id: index, model: self.model.clone(), text, text_pair, overflow: self.overflow, task: self.task.clone() }
+        Item {
+            id: index,
+            model: self.model.clone(),
+            text,
+            text_pair,
+            overflow: self.overflow,
+            deadline_ms: None,
+            when_full: WhenFull::Wait,
+            task: self.task.clone(),
+        }
     }
 }
 
@@ -202,7 +212,7 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
 
 /// Renders outcomes as they come.
 async fn collect(mut outcomes: Outcomes, form: Form, rendered: mpsc::Sender<Rendered>) {
-    while let Some(Outcome { id, result }) = outcomes.recv().await {
+    while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
         let line = match result {
             Ok(output) => form.render(id, output),
             Err(failure) => Rendered::failure(id, &failure),

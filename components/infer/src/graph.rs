@@ -10,7 +10,9 @@ use crate::bindings::wasi::nn::tensor::{Tensor, TensorType};
 use crate::job::{ModelFiles, RowOutput};
 use crate::tokenize::Sequence;
 use crate::types::ModelKind;
+use std::ops::Range;
 use thiserror::Error;
+use weir_core::batch::Form;
 
 /// Why a graph gives no result.
 #[derive(Debug, Error)]
@@ -51,26 +53,28 @@ fn code_name(code: ErrorCode) -> &'static str {
     }
 }
 
-/// Which inputs a graph takes besides `input_ids`.
+/// What a graph takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Inputs {
-    mask: bool,
-    types: bool,
+enum Inputs {
+    /// Sequences one under the other, padded: `input_ids [batch, sequence]` and perhaps more of that shape.
+    Padded { mask: bool, types: bool },
+    /// Sequences end to end: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and perhaps
+    /// `pool [texts, tokens]`.
+    Packed { pool: bool },
 }
 
 impl Inputs {
-    const IDS: Self = Self { mask: false, types: false };
-    const MASK: Self = Self { mask: true, types: false };
-    const MASK_AND_TYPES: Self = Self { mask: true, types: true };
+    const IDS: Self = Self::Padded { mask: false, types: false };
+    const MASK: Self = Self::Padded { mask: true, types: false };
+    const MASK_AND_TYPES: Self = Self::Padded { mask: true, types: true };
 
     /// The combinations to try, the likeliest first. Graphs exported by transformers name the token types where the
     /// model has them; those without are tried after it, and at once where it has none.
-    fn candidates(uses_types: bool) -> [Self; 3] {
-        if uses_types {
-            [Self::MASK_AND_TYPES, Self::MASK, Self::IDS]
-        } else {
-            [Self::MASK, Self::MASK_AND_TYPES, Self::IDS]
-        }
+    fn candidates(uses_types: bool) -> [Self; 5] {
+        let packed = [Self::Packed { pool: true }, Self::Packed { pool: false }];
+        let [first, second] =
+            if uses_types { [Self::MASK_AND_TYPES, Self::MASK] } else { [Self::MASK, Self::MASK_AND_TYPES] };
+        [first, packed[0], packed[1], second, Self::IDS]
     }
 }
 
@@ -82,6 +86,11 @@ pub(crate) struct Graph {
     pad_id: u32,
     pad_type_id: u32,
 }
+
+/// A packed run has room for one text to so many tokens, where its rows allow it.
+const TOKENS_PER_TEXT: usize = 4;
+/// The most texts of a packed run that is not exact.
+const PACKED_TEXTS_MAX: usize = 32;
 
 impl Graph {
     /// Loads the graph `name` and runs it once on `sample`. Fails when no combination of inputs gives a result.
@@ -99,7 +108,7 @@ impl Graph {
         let mut first_error = None;
         for inputs in Inputs::candidates(files.config.uses_types) {
             loaded.inputs = inputs;
-            match loaded.compute(&[sample]) {
+            match loaded.compute(&[sample], sample.ids.len()) {
                 Ok(_) => return Ok(loaded),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -107,28 +116,88 @@ impl Graph {
         Err(first_error.unwrap_or_else(|| GraphError::Shape("nothing".to_owned())))
     }
 
-    /// Runs one batch, padded to its longest sequence. `rows` is not empty.
-    pub(crate) fn compute(&self, rows: &[&Sequence]) -> Result<BatchOutput, GraphError> {
-        let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-        let matrix = |fill: u32, row_values: &dyn Fn(&Sequence) -> Vec<u32>| {
-            let mut data = Vec::with_capacity(rows.len() * longest * size_of::<i64>());
-            for row in rows {
-                let mut values = row_values(row);
-                values.resize(longest, fill);
-                values.iter().for_each(|&value| data.extend_from_slice(&i64::from(value).to_le_bytes()));
-            }
-            Tensor::new(&[rows.len() as u32, longest as u32], TensorType::I64, &data)
+    /// How it takes several sequences.
+    pub(crate) fn form(&self) -> Form {
+        match self.inputs {
+            Inputs::Padded { .. } => Form::Padded,
+            Inputs::Packed { .. } => Form::Packed,
+        }
+    }
+
+    /// Runs one batch: padded to `length`, or packed and filled up to `length` tokens. `rows` is not empty, and
+    /// `length` is enough for it.
+    pub(crate) fn compute(&self, rows: &[&Sequence], length: usize) -> Result<BatchOutput, GraphError> {
+        let inputs = match self.inputs {
+            Inputs::Padded { mask, types } => self.padded(rows, length, mask, types),
+            Inputs::Packed { pool } => self.packed(rows, length, pool),
         };
-        let mut inputs = vec![("input_ids".to_owned(), matrix(self.pad_id, &|row| row.ids.clone()))];
-        if self.inputs.mask {
-            inputs.push(("attention_mask".to_owned(), matrix(0, &|row| vec![1; row.ids.len()])));
-        }
-        if self.inputs.types {
-            inputs.push(("token_type_ids".to_owned(), matrix(self.pad_type_id, &|row| row.types.clone())));
-        }
         let outputs = self.context.compute(inputs).map_err(|error| GraphError::nn("computing", &error))?;
         let (name, tensor) = self.choose(outputs).ok_or_else(|| GraphError::Shape("no output".to_owned()))?;
-        read_output(&name, &tensor, rows.len(), longest)
+        let read = Read { name: &name, tensor: &tensor, rows, length };
+        match self.inputs {
+            Inputs::Padded { .. } => read.padded(),
+            Inputs::Packed { pool } => read.packed(pool),
+        }
+    }
+
+    fn padded(&self, rows: &[&Sequence], length: usize, mask: bool, types: bool) -> Vec<(String, Tensor)> {
+        let dimensions = [rows.len() as u32, length as u32];
+        let matrix = |fill: u32, row_values: &dyn Fn(&Sequence) -> &[u32]| {
+            let mut data = Vec::with_capacity(rows.len() * length * size_of::<i64>());
+            for row in rows {
+                let values = row_values(row);
+                extend(&mut data, values.iter().map(|&value| i64::from(value)));
+                extend(&mut data, std::iter::repeat_n(i64::from(fill), length - values.len()));
+            }
+            Tensor::new(&dimensions, TensorType::I64, &data)
+        };
+        let mut inputs = vec![("input_ids".to_owned(), matrix(self.pad_id, &|row| &row.ids))];
+        if mask {
+            let mut data = Vec::with_capacity(rows.len() * length * size_of::<i64>());
+            for row in rows {
+                extend(&mut data, (0..length).map(|index| i64::from(index < row.ids.len())));
+            }
+            inputs.push(("attention_mask".to_owned(), Tensor::new(&dimensions, TensorType::I64, &data)));
+        }
+        if types {
+            inputs.push(("token_type_ids".to_owned(), matrix(self.pad_type_id, &|row| &row.types)));
+        }
+        inputs
+    }
+
+    fn packed(&self, rows: &[&Sequence], length: usize, pool: bool) -> Vec<(String, Tensor)> {
+        let real: usize = rows.iter().map(|row| row.ids.len()).sum();
+        let filled = length - real;
+        let line = |values: &mut dyn Iterator<Item = i64>, fill: i64| {
+            let mut data = Vec::with_capacity(length * size_of::<i64>());
+            extend(&mut data, values.chain(std::iter::repeat_n(fill, filled)));
+            Tensor::new(&[1, length as u32], TensorType::I64, &data)
+        };
+        let ids = line(&mut rows.iter().flat_map(|row| &row.ids).map(|&id| i64::from(id)), i64::from(self.pad_id));
+        let positions = line(&mut rows.iter().flat_map(|row| 0..row.ids.len() as i64), 0);
+        let segments = (0i64..).zip(rows).flat_map(|(segment, row)| std::iter::repeat_n(segment, row.ids.len()));
+        let segments = line(&mut segments.into_iter(), -1);
+        let mut inputs = vec![
+            ("input_ids".to_owned(), ids),
+            ("position_ids".to_owned(), positions),
+            ("segment_ids".to_owned(), segments),
+        ];
+        if pool {
+            // One size of `pool` for each length, so that engines which plan for shapes have one to plan.
+            let usual = (length / TOKENS_PER_TEXT).clamp(1, PACKED_TEXTS_MAX);
+            let texts = if rows.len() <= usual { usual } else { rows.len() };
+            let mut weights = vec![0u8; texts * length * size_of::<f32>()];
+            let mut start = 0;
+            for (text, row) in rows.iter().enumerate() {
+                let weight = (1.0 / row.ids.len() as f32).to_le_bytes();
+                let cells = weights.as_chunks_mut::<4>().0;
+                cells[text * length + start..][..row.ids.len()].fill(weight);
+                start += row.ids.len();
+            }
+            let dimensions = [texts as u32, length as u32];
+            inputs.push(("pool".to_owned(), Tensor::new(&dimensions, TensorType::Fp32, &weights)));
+        }
+        inputs
     }
 
     /// The output that the task is read from: the one with the usual name, or else the first.
@@ -143,43 +212,111 @@ impl Graph {
     }
 }
 
+fn extend(data: &mut Vec<u8>, values: impl Iterator<Item = i64>) {
+    values.for_each(|value| data.extend_from_slice(&value.to_le_bytes()));
+}
+
 /// The results of one batch.
 pub(crate) struct BatchOutput {
-    /// `[batch, …row_shape]`, row by row.
     values: Vec<f32>,
-    row_shape: Vec<usize>,
+    /// Where each sequence's numbers are, and their shape without what `rank` leaves out.
+    rows: Vec<(Range<usize>, [usize; 2])>,
+    rank: usize,
 }
 
 impl BatchOutput {
     /// The result of one sequence.
     pub(crate) fn row(&self, index: usize) -> RowOutput<'_> {
-        let length: usize = self.row_shape.iter().product();
-        RowOutput { values: &self.values[index * length..(index + 1) * length], shape: &self.row_shape }
+        let (range, shape) = &self.rows[index];
+        RowOutput { values: &self.values[range.clone()], shape: &shape[2 - self.rank..] }
     }
 }
 
-fn read_output(name: &str, tensor: &Tensor, rows: usize, longest: usize) -> Result<BatchOutput, GraphError> {
-    let dimensions: Vec<usize> = tensor.dimensions().iter().map(|&size| size as usize).collect();
-    let wrong = || GraphError::Shape(format!("{name} as {dimensions:?} for a batch of [{rows}, {longest}]"));
-    let row_shape = match *dimensions {
-        [batch, width] if batch == rows => vec![width],
-        [batch, sequence, width] if batch == rows && sequence == longest => vec![sequence, width],
-        _ => return Err(wrong()),
-    };
-    let data = tensor.data();
-    let values: Vec<f32> = match tensor.ty() {
-        TensorType::Fp32 => data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        TensorType::Fp64 => data.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes) as f32).collect(),
-        TensorType::Bf16 => {
-            let widen = |&bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
-            data.as_chunks().0.iter().map(widen).collect()
-        }
-        TensorType::Fp16 | TensorType::U8 | TensorType::I32 | TensorType::I64 => {
-            return Err(GraphError::Shape(format!("{name} as {:?}, which is not read here", tensor.ty())));
-        }
-    };
-    if values.len() != dimensions.iter().product::<usize>() {
-        return Err(wrong());
+/// An output to be read.
+struct Read<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    rows: &'a [&'a Sequence],
+    length: usize,
+}
+
+impl Read<'_> {
+    /// `[batch, width]` or `[batch, length, width]`.
+    fn padded(&self) -> Result<BatchOutput, GraphError> {
+        let (rows, length) = (self.rows.len(), self.length);
+        let dimensions = self.dimensions();
+        let (rank, shape) = match *dimensions {
+            [batch, width] if batch == rows => (1, [1, width]),
+            [batch, sequence, width] if batch == rows && sequence == length => (2, [length, width]),
+            _ => return Err(self.wrong(&dimensions)),
+        };
+        let stride = shape[0] * shape[1];
+        let rows = (0..rows).map(|row| (row * stride..(row + 1) * stride, shape)).collect();
+        Ok(BatchOutput { values: self.values(&dimensions)?, rows, rank })
     }
-    Ok(BatchOutput { values, row_shape })
+
+    /// `[texts, width]` with a pool, else `[1, length, width]`.
+    fn packed(&self, pool: bool) -> Result<BatchOutput, GraphError> {
+        let dimensions = self.dimensions();
+        match *dimensions {
+            [texts, width] if pool && texts >= self.rows.len() => {
+                let rows = (0..self.rows.len()).map(|row| (row * width..(row + 1) * width, [1, width])).collect();
+                Ok(BatchOutput { values: self.values(&dimensions)?, rows, rank: 1 })
+            }
+            [1, tokens, width] if tokens == self.length => {
+                let mut start = 0;
+                let rows = self.rows.iter().map(|row| {
+                    let begin = start;
+                    start += row.ids.len();
+                    (begin * width..start * width, [row.ids.len(), width])
+                });
+                Ok(BatchOutput { rows: rows.collect(), values: self.values(&dimensions)?, rank: 2 })
+            }
+            _ => Err(self.wrong(&dimensions)),
+        }
+    }
+
+    fn dimensions(&self) -> Vec<usize> {
+        self.tensor.dimensions().iter().map(|&size| size as usize).collect()
+    }
+
+    fn wrong(&self, dimensions: &[usize]) -> GraphError {
+        let (name, rows, length) = (self.name, self.rows.len(), self.length);
+        GraphError::Shape(format!("{name} as {dimensions:?} for {rows} sequences in {length} tokens"))
+    }
+
+    fn values(&self, dimensions: &[usize]) -> Result<Vec<f32>, GraphError> {
+        let data = self.tensor.data();
+        let values: Vec<f32> = match self.tensor.ty() {
+            TensorType::Fp32 => data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+            TensorType::Fp64 => data.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes) as f32).collect(),
+            TensorType::Bf16 => {
+                let widen = |&bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
+                data.as_chunks().0.iter().map(widen).collect()
+            }
+            TensorType::Fp16 => {
+                data.as_chunks().0.iter().map(|&bytes| half_to_f32(u16::from_le_bytes(bytes))).collect()
+            }
+            TensorType::U8 | TensorType::I32 | TensorType::I64 => {
+                let ty = self.tensor.ty();
+                return Err(GraphError::Shape(format!("{} as {ty:?}, which is not read here", self.name)));
+            }
+        };
+        if values.len() != dimensions.iter().product::<usize>() {
+            return Err(self.wrong(dimensions));
+        }
+        Ok(values)
+    }
+}
+
+/// IEEE 754 binary16 to binary32.
+fn half_to_f32(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    match exponent {
+        0 => sign * fraction * (-24f32).exp2(),
+        31 if fraction == 0.0 => sign * f32::INFINITY,
+        31 => f32::NAN,
+        _ => sign * (1.0 + fraction / 1024.0) * (exponent as f32 - 15.0).exp2(),
+    }
 }

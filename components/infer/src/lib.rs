@@ -3,6 +3,7 @@
 //! Read in this order:
 //! - [`config`]: what a model directory says about its model.
 //! - [`tokenize`]: texts into sequences of token ids.
+//! - [`settings`]: what the host says about its engine.
 //! - [`sentences`]: texts into sentences.
 //! - [`job`]: one item as sequences to compute, and their results as one outcome; it uses [`classify`], [`entities`],
 //!   [`embed`] and [`summarize`] for what is particular to a task.
@@ -30,6 +31,7 @@ pub mod embed;
 pub mod entities;
 pub mod job;
 pub mod sentences;
+pub mod settings;
 pub mod summarize;
 pub mod tokenize;
 

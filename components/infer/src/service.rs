@@ -1,29 +1,31 @@
 //! The streams: items in, outcomes out.
 //!
-//! Every call of `run` is a loop of its own: take what waits, tokenize it, compute it in batches, write the outcomes of
-//! each batch before computing the next. Nothing is borrowed across an await, so that any number of calls can share
-//! the instance and its models.
+//! Every call of `run` is a loop of its own: read what waits, tokenize it once, form the best batch of what there is,
+//! compute it, write its outcomes, and look again for what has come meanwhile. It waits only when it has nothing to
+//! compute. Nothing is borrowed across an await, so that any number of calls can share the instance and its models.
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wit_stream;
 use crate::graph::BatchOutput;
 use crate::job::{Job, Prepared, check_sizes, prepare};
 use crate::models::{Model, Models};
+use crate::settings::Settings;
 use crate::tokenize::Sequence;
-use crate::types::{Failure, Item, ModelInfo, Outcome};
-use std::collections::BTreeMap;
+use crate::types::{Failure, Item, ModelInfo, Outcome, Output};
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
-use weir_core::batch::{BatchLimits, plan_batches};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use weir_core::batch::{BatchLimits, Batcher, Form, Shape};
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items taken at once.
 const ITEMS_MAX: usize = 32;
-/// Items taken at once are tokenized together up to so many bytes of text, so that short texts do not wait for the
-/// tokenizing of long ones behind them. A batch of [`LIMITS`] needs about 4 bytes for each of its tokens.
+/// Items read at once are tokenized one after another up to so many bytes of text before a batch is computed, so that
+/// short texts do not wait for the tokenizing of long ones behind them.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
-/// 128 padded tokens keep one run of a small encoder near 15 ms on a CPU core, so that results leave soon after one
-/// another; on tract a larger run costs as much for each token. Starting a run was measured to cost as much as 9 tokens.
-const LIMITS: BatchLimits = BatchLimits { rows_max: 32, padded_tokens_max: 128, run_overhead_tokens: 9 };
 
 thread_local! {
     static MODELS: Rc<Models> = Rc::default();
@@ -45,38 +47,73 @@ impl Guest for Service {
     }
 }
 
-/// Nobody reads the outcomes any more.
-struct ReaderGone;
-
 async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>) {
-    let models = MODELS.with(Rc::clone);
-    let mut buffer = Vec::with_capacity(ITEMS_MAX);
+    let mut call = Call { models: MODELS.with(Rc::clone), settings: Settings::read(), lanes: Vec::new(), turn: 0 };
+    let mut unread: Vec<Item> = Vec::new();
+    let mut ended = false;
     loop {
-        let (status, mut taken) = items.read(buffer).await;
-        let mut together = Vec::new();
-        let mut bytes = 0;
-        for item in taken.drain(..) {
-            let length = item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
-            if bytes + length > TOGETHER_BYTES_MAX && !together.is_empty() {
-                if answer_items(&models, std::mem::take(&mut together), &mut outcomes).await.is_err() {
-                    return;
-                }
-                bytes = 0;
-            }
-            bytes += length;
-            together.push(item);
+        if !ended && unread.is_empty() && call.wants() {
+            let (status, mut taken) = read(&mut items, call.is_idle()).await;
+            ended = matches!(status, StreamResult::Dropped);
+            taken.reverse();
+            unread = taken;
         }
-        if answer_items(&models, together, &mut outcomes).await.is_err() || !matches!(status, StreamResult::Complete(_))
+        let mut done = Vec::new();
+        let mut bytes = 0;
+        while bytes < TOGETHER_BYTES_MAX
+            && let Some(item) = unread.pop()
         {
+            bytes += item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
+            done.extend(call.take(item));
+        }
+        if done.is_empty() {
+            match call.compute() {
+                Some(outcomes) => done = outcomes,
+                None if ended && unread.is_empty() => return,
+                None => continue,
+            }
+        }
+        if done.is_empty() {
+            // A batch of parts of longer texts: let the other calls of this instance have their turn.
+            wit_bindgen::yield_async().await;
+        } else if !outcomes.write_all(done).await.is_empty() {
             return;
         }
-        buffer = taken;
     }
+}
+
+/// Reads items: waits for some when there is nothing else to do, else takes what is there.
+async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<Item>) {
+    let mut reading = pin!(items.read(Vec::with_capacity(ITEMS_MAX)));
+    if wait {
+        return reading.await;
+    }
+    let at_once = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
+    match at_once {
+        Poll::Ready(read) => read,
+        Poll::Pending => reading.as_mut().cancel(),
+    }
+}
+
+/// One call of `run`.
+struct Call {
+    models: Rc<Models>,
+    settings: Settings,
+    /// The models that its items name, which take turns.
+    lanes: Vec<Lane>,
+    turn: usize,
+}
+
+/// What waits for one model.
+struct Lane {
+    name: String,
+    model: Rc<Model>,
+    batcher: Rc<RefCell<Batcher<Row>>>,
 }
 
 /// One sequence that waits for its batch.
 struct Row {
-    job: usize,
+    open: Rc<RefCell<Open>>,
     part: usize,
     sequence: Sequence,
 }
@@ -84,100 +121,158 @@ struct Row {
 /// An item that is being computed; `job` is gone once it is answered.
 struct Open {
     id: u64,
+    tokens: u32,
+    deadline: Option<Instant>,
     job: Option<Job>,
 }
 
-async fn answer_items(
-    models: &Models,
-    items: Vec<Item>,
-    outcomes: &mut StreamWriter<Outcome>,
-) -> Result<(), ReaderGone> {
-    let mut open: Vec<Open> = Vec::new();
-    let mut queues: BTreeMap<String, (Rc<Model>, Vec<Row>)> = BTreeMap::new();
-    let mut done = Vec::new();
-    for item in items {
+impl Call {
+    fn is_idle(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.batcher.borrow().is_empty())
+    }
+
+    fn wants(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.batcher.borrow().wants())
+    }
+
+    /// Takes an item in; answers it at once where nothing has to be computed.
+    fn take(&mut self, item: Item) -> Option<Outcome> {
         let id = item.id;
-        let name = item.model.clone();
-        let prepared =
-            check_sizes(&item).and_then(|()| models.open(&name)).map(|model| (prepare(item, &model.files), model));
-        match prepared {
-            Err(failure) => done.push(Outcome { id, tokens: 0, result: Err(failure) }),
-            Ok((Prepared::Done(result), _)) => done.push(Outcome { id, tokens: 0, result }),
-            Ok((Prepared::Compute(job, sequences), model)) => {
-                let rows = &mut queues.entry(name).or_insert_with(|| (model, Vec::new())).1;
-                let parts = sequences.into_iter().enumerate();
-                rows.extend(parts.map(|(part, sequence)| Row { job: open.len(), part, sequence }));
-                open.push(Open { id, job: Some(job) });
+        let deadline = item.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(u64::from(ms)));
+        let answer = |result: Result<Output, Failure>| Some(Outcome { id, tokens: 0, result });
+        if let Err(failure) = check_sizes(&item) {
+            return answer(Err(failure));
+        }
+        let lane = match self.lane(&item.model) {
+            Ok(lane) => lane,
+            Err(failure) => return answer(Err(failure)),
+        };
+        match prepare(item, &lane.model.files) {
+            Prepared::Done(result) => answer(result),
+            Prepared::Compute(job, sequences) => {
+                let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+                let open = Open { id, tokens: u32::try_from(tokens).unwrap_or(u32::MAX), deadline, job: Some(job) };
+                let open = Rc::new(RefCell::new(open));
+                let rows = sequences
+                    .into_iter()
+                    .enumerate()
+                    .map(|(part, sequence)| (sequence.ids.len(), Row { open: open.clone(), part, sequence }));
+                lane.batcher.borrow_mut().push((id >> 32) as u32, rows);
+                None
             }
         }
     }
-    write(outcomes, done).await?;
-    for (model, batch) in plan(queues) {
-        let done = compute_batch(&model, &batch, &mut open);
-        if done.is_empty() {
-            // A batch of parts of longer texts: let the other calls of this instance have their turn.
-            wit_bindgen::yield_async().await;
-        }
-        write(outcomes, done).await?;
+
+    fn lane(&mut self, name: &str) -> Result<&Lane, Failure> {
+        let found = self.lanes.iter().position(|lane| lane.name == name);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let model = self.models.open(name)?;
+                let batcher = Rc::new(RefCell::new(self.settings.batcher(model.graph.form())));
+                self.lanes.push(Lane { name: name.to_owned(), model, batcher });
+                self.lanes.len() - 1
+            }
+        };
+        Ok(&self.lanes[index])
     }
-    Ok(())
+
+    /// Computes the next batch; none when nothing waits. The outcomes are those that it completes.
+    fn compute(&mut self) -> Option<Vec<Outcome>> {
+        let lanes = self.lanes.len();
+        let next = (0..lanes)
+            .map(|step| (self.turn + step) % lanes)
+            .find(|&lane| !self.lanes[lane].batcher.borrow().is_empty())?;
+        self.turn = next + 1;
+        let lane = &self.lanes[next];
+        let mut done = Vec::new();
+        let batch = {
+            let mut batcher = lane.batcher.borrow_mut();
+            drop_late(&mut batcher, &mut done);
+            batcher.next_batch()
+        };
+        if let Some(batch) = batch {
+            lane.compute(&batch.rows, batch.shape, &mut done);
+        }
+        Some(done)
+    }
 }
 
-/// The batches of all models. Those with the first parts of their items come first, so that one item of many parts
-/// holds nobody up; among them goes first what came first.
-fn plan(queues: BTreeMap<String, (Rc<Model>, Vec<Row>)>) -> Vec<(Rc<Model>, Vec<Row>)> {
-    let mut batches = Vec::new();
-    for (model, rows) in queues.into_values() {
-        let lengths: Vec<usize> = rows.iter().map(|row| row.sequence.ids.len()).collect();
-        let mut rows: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
-        for batch in plan_batches(&lengths, LIMITS) {
-            let batch: Vec<Row> = batch.into_iter().filter_map(|index| rows[index].take()).collect();
-            batches.push((model.clone(), batch));
+/// Answers the items whose time is up; they are not computed, and neither are the parts of items already answered.
+fn drop_late(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
+    let mut now = None;
+    batcher.retain(|row| {
+        let mut open = row.open.borrow_mut();
+        if open.job.is_some()
+            && let Some(deadline) = open.deadline
+            && *now.get_or_insert_with(Instant::now) >= deadline
+        {
+            open.job = None;
+            done.push(Outcome { id: open.id, tokens: 0, result: Err(Failure::DeadlineExceeded) });
         }
-    }
-    batches.sort_by_key(|(_, batch)| {
-        (batch.iter().map(|row| row.part / LIMITS.rows_max).min(), batch.iter().map(|row| row.job).min())
+        open.job.is_some()
     });
-    batches
 }
 
-/// Computes the rows whose items are not answered yet, and returns the outcomes that are complete.
-fn compute_batch(model: &Model, batch: &[Row], open: &mut [Open]) -> Vec<Outcome> {
-    let live: Vec<&Row> = batch.iter().filter(|row| open[row.job].job.is_some()).collect();
-    let mut done = Vec::new();
-    if live.is_empty() {
-        return done;
-    }
-    let sequences: Vec<&Sequence> = live.iter().map(|row| &row.sequence).collect();
-    match model.graph.compute(&sequences) {
-        Ok(output) => live.iter().enumerate().for_each(|(index, row)| take(row, Ok((&output, index)), open, &mut done)),
-        Err(error) if live.len() == 1 => take(live[0], Err(error.to_string()), open, &mut done),
-        // One of them spoils the batch: alone, only that one fails.
-        Err(_) => {
-            for row in live {
-                let output = model.graph.compute(&[&row.sequence]);
-                let output = output.as_ref().map(|output| (output, 0)).map_err(ToString::to_string);
-                take(row, output, open, &mut done);
+impl Lane {
+    /// Computes rows together; when that fails, halves of them, until what fails is alone.
+    fn compute(&self, rows: &[Row], shape: Shape, done: &mut Vec<Outcome>) {
+        let sequences: Vec<&Sequence> = rows.iter().map(|row| &row.sequence).collect();
+        let began = Instant::now();
+        let computed = self.model.graph.compute(&sequences, shape.length);
+        match computed {
+            Ok(output) => {
+                let took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.batcher.borrow_mut().record(shape, took_ns);
+                rows.iter().enumerate().for_each(|(index, row)| row.take(Ok((&output, index)), done));
+            }
+            Err(error) if rows.len() == 1 => rows[0].take(Err(error.to_string()), done),
+            Err(_) => {
+                let (one, other) = rows.split_at(rows.len() / 2);
+                for half in [one, other] {
+                    self.compute(half, self.shape_of(half), done);
+                }
             }
         }
     }
-    done
-}
 
-/// Gives a row's output to its item, and the item's outcome to `done` when that completes it.
-fn take(row: &Row, output: Result<(&BatchOutput, usize), String>, open: &mut [Open], done: &mut Vec<Outcome>) {
-    let Open { id, job: slot } = &mut open[row.job];
-    let Some(job) = slot else { return };
-    let result = match output {
-        Ok((output, index)) => job.accept(row.part, &row.sequence, output.row(index)),
-        Err(text) => Some(Err(Failure::Engine(text))),
-    };
-    if let Some(result) = result {
-        *slot = None;
-        done.push(Outcome { id: *id, tokens: 0, result });
+    /// The smallest shape for rows that were cut out of a batch.
+    fn shape_of(&self, rows: &[Row]) -> Shape {
+        let lengths = rows.iter().map(|row| row.sequence.ids.len());
+        let count = rows.len();
+        match self.model.graph.form() {
+            Form::Packed => {
+                let tokens = lengths.sum();
+                Shape { rows: count, tokens, length: tokens }
+            }
+            Form::Padded => {
+                let length = lengths.max().unwrap_or(0);
+                Shape { rows: count, tokens: count * length, length }
+            }
+        }
     }
 }
 
-async fn write(outcomes: &mut StreamWriter<Outcome>, done: Vec<Outcome>) -> Result<(), ReaderGone> {
-    if done.is_empty() || outcomes.write_all(done).await.is_empty() { Ok(()) } else { Err(ReaderGone) }
+impl Row {
+    /// Gives the row's output to its item, and the item's outcome to `done` when that completes it.
+    fn take(&self, output: Result<(&BatchOutput, usize), String>, done: &mut Vec<Outcome>) {
+        let Open { id, tokens, job: slot, .. } = &mut *self.open.borrow_mut();
+        let Some(job) = slot else { return };
+        let result = match output {
+            Ok((output, index)) => job.accept(self.part, &self.sequence, output.row(index)),
+            Err(text) => Some(Err(Failure::Engine(text))),
+        };
+        if let Some(result) = result {
+            *slot = None;
+            done.push(Outcome { id: *id, tokens: *tokens, result });
+        }
+    }
+}
+
+impl Settings {
+    fn batcher(self, form: Form) -> Batcher<Row> {
+        let limits =
+            BatchLimits { rows_max: self.rows_max, tokens_max: self.tokens_max, time_ns_max: self.time_ns_max };
+        Batcher::new(form, self.shapes, limits)
+    }
 }

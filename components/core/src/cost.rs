@@ -1,0 +1,168 @@
+//! What a run of a model costs, learned while it runs.
+//!
+//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2). A
+//! measurement far from what was expected is cut to a few times the usual error (Huber's estimator), so that a run which
+//! the machine interrupted teaches little. A first guess stands in until there are measurements.
+
+/// The learned cost of a run, in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    /// `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
+    weights: [f64; 3],
+    /// The inverse of what was seen, `P` in the literature.
+    spread: [[f64; 3]; 3],
+    /// The usual size of an error, as a part of what a run takes.
+    error: f64,
+    runs: u64,
+}
+
+/// Old measurements count half after about 140 runs.
+const FORGET: f64 = 0.995;
+/// Errors beyond this many usual ones are cut.
+const ERRORS_MAX: f64 = 3.0;
+/// The spread is not let grow past this where the runs say nothing new.
+const SPREAD_MAX: f64 = 1e10;
+/// The guess before anything is measured: a small encoder on a CPU core.
+const FIRST_US: [f64; 3] = [900.0, 20.0, 10_000.0];
+
+impl Default for Cost {
+    fn default() -> Self {
+        let spread = [[1e6, 0.0, 0.0], [0.0, 1e4, 0.0], [0.0, 0.0, 1e8]];
+        Self { weights: FIRST_US, spread, error: 0.0, runs: 0 }
+    }
+}
+
+fn features(rows: usize, tokens: usize) -> [f64; 3] {
+    [1.0, rows as f64, tokens as f64 / 100.0]
+}
+
+fn dot(one: [f64; 3], other: [f64; 3]) -> f64 {
+    one.iter().zip(other).map(|(x, y)| x * y).sum()
+}
+
+impl Cost {
+    /// What a run of so many sequences, and so many tokens with whatever fills it up, is expected to take; at least 1 µs.
+    pub fn predict_ns(&self, rows: usize, tokens: usize) -> u64 {
+        // Tokens never cost less than nothing, whatever the last measurements seem to say.
+        let [a, b, c] = self.weights.map(|weight| weight.max(0.0));
+        let us = dot([a, b, c], features(rows, tokens)).max(1.0);
+        (us * 1e3) as u64
+    }
+
+    /// Learns from a run.
+    pub fn record(&mut self, rows: usize, tokens: usize, took_ns: u64) {
+        // Errors count relative to what the run took: a short run must be known as well as a long one.
+        let us = (took_ns as f64 / 1e3).max(1.0);
+        let x = features(rows, tokens).map(|feature| feature / us);
+        let mut error = 1.0 - dot(self.weights, x);
+        self.runs += 1;
+        if self.runs <= 8 {
+            // The first runs find out what is usual.
+            self.error = self.error.max(error.abs());
+        } else {
+            let most = ERRORS_MAX * self.error.max(0.01);
+            // A step towards the median, which outliers do not move.
+            self.error *= if error.abs() > self.error { 1.1 } else { 1.0 / 1.1 };
+            self.error = self.error.clamp(1e-3, 1e3);
+            error = error.clamp(-most, most);
+        }
+        let px = self.spread.map(|row| dot(row, x));
+        let scale = FORGET + dot(px, x);
+        for (weight, gain) in self.weights.iter_mut().zip(px) {
+            *weight += gain / scale * error;
+        }
+        let trace: f64 = (0..3).map(|i| self.spread[i][i]).sum();
+        let forget = if trace < SPREAD_MAX { FORGET } else { 1.0 };
+        for (row, gain) in self.spread.iter_mut().zip(px) {
+            for (cell, other) in row.iter_mut().zip(px) {
+                *cell = (*cell - gain * other / scale) / forget;
+            }
+        }
+    }
+
+    /// Runs learned from.
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A small generator, so that tests repeat: xorshift64*.
+    fn random(state: &mut u64) -> u64 {
+        *state ^= *state >> 12;
+        *state ^= *state << 25;
+        *state ^= *state >> 27;
+        state.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn truth(a: f64, b: f64, c: f64, rows: usize, tokens: usize) -> f64 {
+        (a + b * rows as f64 + c * tokens as f64) * 1e3
+    }
+
+    proptest! {
+        #[test]
+        fn it_learns_a_linear_cost_through_noise_and_outliers(
+            a in 100.0f64..5_000.0, b in 0.0f64..200.0, c in 5.0f64..300.0, seed in 1u64..u64::MAX,
+        ) {
+            let mut cost = Cost::default();
+            let mut state = seed;
+            for _ in 0..600 {
+                let rows = 1 + (random(&mut state) % 32) as usize;
+                let tokens = rows * (4 + (random(&mut state) % 60) as usize);
+                let noise = 0.95 + (random(&mut state) % 100) as f64 / 1000.0;
+                // One run in twenty is interrupted.
+                let stolen = if random(&mut state) % 20 == 0 { 10.0 } else { 1.0 };
+                cost.record(rows, tokens, (truth(a, b, c, rows, tokens) * noise * stolen) as u64);
+            }
+            for (rows, tokens) in [(4, 64), (8, 128), (16, 512)] {
+                let (is, expected) = (cost.predict_ns(rows, tokens) as f64, truth(a, b, c, rows, tokens));
+                prop_assert!((is / expected - 1.0).abs() < 0.25, "{rows}x{tokens}: {is} for {expected}");
+            }
+        }
+
+        #[test]
+        fn nothing_makes_it_useless(
+            runs in prop::collection::vec((0usize..100, 0usize..10_000, 0u64..u64::MAX), 0..200),
+        ) {
+            let mut cost = Cost::default();
+            for (rows, tokens, ns) in runs {
+                cost.record(rows, tokens, ns);
+                prop_assert!(cost.weights.iter().all(|weight| weight.is_finite()));
+                prop_assert!(cost.predict_ns(1, 10) >= 1_000);
+                prop_assert!(cost.predict_ns(1, 1000) >= cost.predict_ns(1, 10));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_run_over_and_over_does_no_harm() {
+        let mut cost = Cost::default();
+        for _ in 0..100_000 {
+            cost.record(1, 16, 2_000_000);
+        }
+        let after = cost.predict_ns(1, 16);
+        assert!((1_900_000..2_100_000).contains(&after), "{after}");
+        for _ in 0..300 {
+            cost.record(8, 128, 12_000_000);
+        }
+        let other = cost.predict_ns(8, 128);
+        assert!((10_000_000..14_000_000).contains(&other), "{other}");
+    }
+
+    #[test]
+    fn it_follows_a_machine_that_becomes_slower() {
+        let mut cost = Cost::default();
+        for round in 0..3000usize {
+            let slow = if round < 1500 { 1 } else { 3 };
+            let tokens = 16 * (1 + round % 8);
+            cost.record(1 + round % 8, tokens, slow * (500_000 + 90_000 * tokens as u64));
+        }
+        let expected = 3.0 * (500_000.0 + 90_000.0 * 128.0);
+        let is = cost.predict_ns(8, 128) as f64;
+        assert!((is / expected - 1.0).abs() < 0.2, "{is} for {expected}");
+    }
+}

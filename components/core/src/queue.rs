@@ -1,0 +1,526 @@
+//! The items that wait for one model, from all callers: fair between callers, earliest deadline first, bounded.
+//!
+//! - **Fair**: start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996) over calls, in
+//!   tokens. A call's item starts where the call's last one ended, or now if the call had nothing waiting. Starts are
+//!   compared in rounds of `quantum_tokens`, so that a call is served a batch's worth before the next has its turn.
+//! - **Deadlines**: inside a round, and inside a call, what is due first goes first. An item without a deadline is due
+//!   `age_ns_max` after it came, so that dated items cannot starve it.
+//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of a call that
+//!   is given up by [`Queue::cancel`]; neither is ever taken for a batch.
+//! - **Bounded**: by items and tokens over all calls, and by items for each owner. What does not fit is refused, or makes
+//!   room for itself as the [`DropPolicy`] says.
+//! - **Windows**: by default whatever waits may be taken at once. With a [`Window`] it waits for its batch.
+//!
+//! Times are nanoseconds on one monotonic clock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+
+/// The bounds of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// The most items waiting.
+    pub items_max: usize,
+    /// The most tokens waiting. An item with more than this is let in when nothing else waits.
+    pub tokens_max: u64,
+    /// The most items of one owner waiting.
+    pub owner_items_max: usize,
+    /// What a call is served before the next has its turn.
+    pub quantum_tokens: u64,
+    /// When an item without a deadline is due, counted from its arrival.
+    pub age_ns_max: u64,
+    /// Who goes when there is no room.
+    pub drop_policy: DropPolicy,
+    /// When what waits may be taken; none: at once.
+    pub window: Option<Window>,
+}
+
+/// Who goes when the queue is full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DropPolicy {
+    /// Nobody: the new item is refused and its caller waits or gives up.
+    #[default]
+    None,
+    /// The oldest item goes, for the new one.
+    Head,
+    /// The new item goes.
+    Tail,
+}
+
+/// When a batch is closed by those who want it to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// What closes it.
+    pub aggregation: Aggregation,
+    /// The count that closes it.
+    pub batch_size: usize,
+    /// The time that closes it, from the arrival of its first item.
+    pub window_ns: u64,
+}
+
+/// What closes a window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Aggregation {
+    /// Time or count, whichever comes first.
+    #[default]
+    TimeAndCount,
+    /// Time alone.
+    TimeOnly,
+    /// Count alone: what never fills a batch waits for a flush.
+    CountOnly,
+}
+
+/// An item to be queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// The call it belongs to: fairness is between calls.
+    pub call: u64,
+    /// Whose call it is: the share of the queue is for each owner.
+    pub owner: u64,
+    /// How many tokens it is expected to cost.
+    pub tokens: u64,
+    /// When it is of no use any more.
+    pub deadline_ns: Option<u64>,
+}
+
+/// Why an item was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The queue is full.
+    Full,
+    /// Its owner has its share of the queue already.
+    Share,
+}
+
+/// What came of a push.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pushed<T> {
+    /// It waits.
+    Waits,
+    /// It waits, and these went for it ([`DropPolicy::Head`]).
+    Dropped(Vec<T>),
+    /// It was not let in ([`DropPolicy::None`]), or is what goes ([`DropPolicy::Tail`]).
+    Refused(Refused, T),
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    sequence: u64,
+    ticket: Ticket,
+    due_ns: u64,
+    value: T,
+}
+
+/// The waiting items of one call.
+#[derive(Debug, Default)]
+struct Call {
+    /// Items in the order of their arrival, which is that of their due times too: `(sequence, slot)`.
+    /// Slots that were given up stay until they come to the front.
+    line: VecDeque<(u64, usize)>,
+    /// Items that are due before one that came earlier.
+    early: BTreeMap<(u64, u64), usize>,
+    /// The due time of the last item in `line`.
+    line_due_ns: u64,
+    items: usize,
+    /// The virtual time at which its next item starts, in tokens.
+    start: u64,
+    /// The sequence of the item it is ranked by.
+    ranked: Option<u64>,
+}
+
+/// A call's place in the order: round, due time and sequence of its first item, and the call.
+type Rank = Reverse<(u64, u64, u64, u64)>;
+
+/// The queue. `T` is what the caller keeps of an item.
+#[derive(Debug)]
+pub struct Queue<T> {
+    config: QueueConfig,
+    slots: Vec<Option<Entry<T>>>,
+    free: Vec<usize>,
+    calls: HashMap<u64, Call>,
+    owners: HashMap<u64, usize>,
+    /// May hold ranks of the past; the call knows which one is true.
+    order: BinaryHeap<Rank>,
+    /// Deadlines with sequence and slot; may hold items that are gone.
+    deadlines: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// Sequence and slot in the order of arrival, where the oldest may have to go; may hold items that are gone.
+    arrivals: VecDeque<(u64, usize)>,
+    virtual_time: u64,
+    sequence: u64,
+    items: usize,
+    tokens: u64,
+    /// How many of those that wait may be taken: with a window those that were released.
+    released: usize,
+    /// The arrival of the oldest item that is not released.
+    opened_ns: Option<u64>,
+}
+
+impl<T> Queue<T> {
+    /// An empty queue.
+    pub fn new(config: QueueConfig) -> Self {
+        Self {
+            config,
+            slots: Vec::new(),
+            free: Vec::new(),
+            calls: HashMap::new(),
+            owners: HashMap::new(),
+            order: BinaryHeap::new(),
+            deadlines: BinaryHeap::new(),
+            arrivals: VecDeque::new(),
+            virtual_time: 0,
+            sequence: 0,
+            items: 0,
+            tokens: 0,
+            released: 0,
+            opened_ns: None,
+        }
+    }
+
+    /// Items waiting.
+    pub fn len(&self) -> usize {
+        self.items
+    }
+
+    /// True when nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.items == 0
+    }
+
+    /// Tokens waiting.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Calls with something waiting.
+    pub fn calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Items of an owner waiting.
+    pub fn owned(&self, owner: u64) -> usize {
+        self.owners.get(&owner).copied().unwrap_or(0)
+    }
+
+    /// Whether an item of so many tokens would be let in.
+    pub fn has_room(&self, owner: u64, tokens: u64) -> Result<(), Refused> {
+        if self.owned(owner) >= self.config.owner_items_max {
+            return Err(Refused::Share);
+        }
+        let full = self.items >= self.config.items_max
+            || (self.items > 0 && self.tokens.saturating_add(tokens) > self.config.tokens_max);
+        if full { Err(Refused::Full) } else { Ok(()) }
+    }
+
+    /// Puts an item into the queue, or says that there is no room.
+    pub fn push(&mut self, now_ns: u64, ticket: Ticket, value: T) -> Pushed<T> {
+        let mut dropped = Vec::new();
+        while let Err(refused) = self.has_room(ticket.owner, ticket.tokens) {
+            let Some(slot) = self.oldest((refused == Refused::Share).then_some(ticket.owner)) else {
+                return Pushed::Refused(refused, value);
+            };
+            dropped.extend(self.remove(slot).map(|entry| entry.value));
+        }
+        self.insert(now_ns, ticket, value);
+        if dropped.is_empty() { Pushed::Waits } else { Pushed::Dropped(dropped) }
+    }
+
+    /// Puts an item into the queue whatever the bounds say: for items whose room was found elsewhere.
+    pub fn insert(&mut self, now_ns: u64, ticket: Ticket, value: T) {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        let due_ns = ticket.deadline_ns.unwrap_or(u64::MAX).min(now_ns.saturating_add(self.config.age_ns_max));
+        let entry = Entry { sequence, ticket, due_ns, value };
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+        };
+        self.slots[slot] = Some(entry);
+        self.items += 1;
+        self.tokens += ticket.tokens;
+        *self.owners.entry(ticket.owner).or_default() += 1;
+        if self.config.drop_policy == DropPolicy::Head {
+            self.arrivals.push_back((sequence, slot));
+        }
+        if let Some(deadline_ns) = ticket.deadline_ns {
+            self.deadlines.push(Reverse((deadline_ns, sequence, slot)));
+        }
+
+        let virtual_time = self.virtual_time;
+        let call = self.calls.entry(ticket.call).or_insert_with(|| Call { start: virtual_time, ..Call::default() });
+        call.items += 1;
+        let is_first = if call.line.is_empty() || due_ns >= call.line_due_ns {
+            call.line.push_back((sequence, slot));
+            call.line_due_ns = due_ns;
+            call.line.len() == 1
+        } else {
+            call.early.insert((due_ns, sequence), slot);
+            call.early.first_key_value().is_some_and(|(first, _)| *first == (due_ns, sequence))
+        };
+        if is_first {
+            self.rank(ticket.call);
+        }
+        self.opened_ns.get_or_insert(now_ns);
+        self.release_by_count();
+    }
+
+    /// Takes up to `items_max` items of together at most `tokens_max` tokens (but one at least), in the order in which
+    /// they should be served.
+    pub fn take(&mut self, now_ns: u64, items_max: usize, tokens_max: u64) -> Vec<T> {
+        self.release_by_time(now_ns);
+        let mut taken = Vec::new();
+        let mut tokens = 0u64;
+        while taken.len() < items_max && self.takeable() > 0 {
+            let Some((call, slot)) = self.first() else { break };
+            let Some(entry) = &self.slots[slot] else { break };
+            if entry.ticket.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now_ns) {
+                // It leaves by `poll_expired`; the caller asks for that first.
+                break;
+            }
+            let cost = entry.ticket.tokens;
+            if !taken.is_empty() && tokens.saturating_add(cost) > tokens_max {
+                break;
+            }
+            let start = self.calls.get(&call).map_or(0, |call| call.start);
+            self.virtual_time = self.virtual_time.max(start);
+            if let Some(call) = self.calls.get_mut(&call) {
+                call.start = start + cost.max(1);
+            }
+            tokens += cost;
+            if self.config.window.is_some() {
+                self.released -= 1;
+            }
+            taken.extend(self.remove(slot).map(|entry| entry.value));
+        }
+        taken
+    }
+
+    /// The next item whose deadline has passed, taken out.
+    pub fn poll_expired(&mut self, now_ns: u64) -> Option<T> {
+        while let Some(&Reverse((deadline_ns, sequence, slot))) = self.deadlines.peek() {
+            let lives = self.lives(slot, sequence);
+            if lives && deadline_ns > now_ns {
+                return None;
+            }
+            self.deadlines.pop();
+            if lives {
+                return self.remove(slot).map(|entry| entry.value);
+            }
+        }
+        None
+    }
+
+    /// Takes out what waits of a call that is given up.
+    pub fn cancel(&mut self, call: u64) -> Vec<T> {
+        let Some(waiting) = self.calls.remove(&call) else { return Vec::new() };
+        let slots: Vec<(u64, usize)> = waiting
+            .line
+            .into_iter()
+            .chain(waiting.early.into_iter().map(|((_, sequence), slot)| (sequence, slot)))
+            .collect();
+        let mut cancelled = Vec::with_capacity(waiting.items);
+        for (sequence, slot) in slots {
+            if self.lives(slot, sequence) {
+                cancelled.extend(self.remove(slot).map(|entry| entry.value));
+            }
+        }
+        cancelled
+    }
+
+    /// Takes out everything.
+    pub fn clear(&mut self) -> Vec<T> {
+        let mut entries: Vec<Entry<T>> = self.slots.iter_mut().filter_map(Option::take).collect();
+        entries.sort_by_key(|entry| entry.sequence);
+        let config = self.config;
+        *self = Self { sequence: self.sequence, virtual_time: self.virtual_time, ..Self::new(config) };
+        entries.into_iter().map(|entry| entry.value).collect()
+    }
+
+    /// Lets everything that waits be taken now, whatever its window says. Returns how many items that releases.
+    pub fn flush(&mut self) -> usize {
+        let count = self.items - self.takeable();
+        self.released = self.items;
+        self.opened_ns = None;
+        count
+    }
+
+    /// How many items may be taken now. [`Queue::take`] brings it up to date first.
+    pub fn takeable(&self) -> usize {
+        if self.config.window.is_some() { self.released.min(self.items) } else { self.items }
+    }
+
+    /// When to come back: the next deadline or end of a window. May be early, never late.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let deadline = self.deadlines.peek().map(|Reverse((deadline_ns, ..))| *deadline_ns);
+        let window = self.config.window.filter(|window| window.aggregation != Aggregation::CountOnly);
+        let window = window.and_then(|window| Some(self.opened_ns?.saturating_add(window.window_ns)));
+        match (deadline, window.filter(|_| self.takeable() < self.items)) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn release_by_count(&mut self) {
+        let Some(window) = self.config.window else { return };
+        if window.aggregation != Aggregation::TimeOnly && self.items - self.takeable() >= window.batch_size.max(1) {
+            self.flush();
+        }
+    }
+
+    fn release_by_time(&mut self, now_ns: u64) {
+        let Some(window) = self.config.window else { return };
+        let ended = self.opened_ns.is_some_and(|opened_ns| opened_ns.saturating_add(window.window_ns) <= now_ns);
+        if window.aggregation != Aggregation::CountOnly && ended {
+            self.flush();
+        }
+    }
+
+    fn lives(&self, slot: usize, sequence: u64) -> bool {
+        self.slots.get(slot).and_then(Option::as_ref).is_some_and(|entry| entry.sequence == sequence)
+    }
+
+    /// Takes an item out of its slot and of every count.
+    fn remove(&mut self, slot: usize) -> Option<Entry<T>> {
+        let entry = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        self.items -= 1;
+        self.tokens -= entry.ticket.tokens;
+        if self.config.window.is_some() {
+            self.released = self.released.min(self.items);
+            if self.released == self.items {
+                self.opened_ns = None;
+            }
+        }
+        if let Some(owned) = self.owners.get_mut(&entry.ticket.owner) {
+            *owned -= 1;
+            if *owned == 0 {
+                self.owners.remove(&entry.ticket.owner);
+            }
+        }
+        if let Some(call) = self.calls.get_mut(&entry.ticket.call) {
+            call.items -= 1;
+            call.early.remove(&(entry.due_ns, entry.sequence));
+            if call.items == 0 {
+                self.calls.remove(&entry.ticket.call);
+            } else if call.ranked == Some(entry.sequence) {
+                self.rank(entry.ticket.call);
+            }
+        }
+        // What is gone may stay in the heaps only while it does not outnumber what lives.
+        if self.deadlines.len() > 2 * self.items + 64 {
+            let mut deadlines = std::mem::take(&mut self.deadlines);
+            deadlines.retain(|&Reverse((_, sequence, slot))| self.lives(slot, sequence));
+            self.deadlines = deadlines;
+        }
+        if self.arrivals.len() > 2 * self.items + 64 {
+            let mut arrivals = std::mem::take(&mut self.arrivals);
+            arrivals.retain(|&(sequence, slot)| self.lives(slot, sequence));
+            self.arrivals = arrivals;
+        }
+        if self.order.len() > 2 * self.calls.len() + 64 {
+            let calls = &self.calls;
+            self.order.retain(|&Reverse((_, _, sequence, call))| {
+                calls.get(&call).is_some_and(|call| call.ranked == Some(sequence))
+            });
+        }
+        Some(entry)
+    }
+
+    /// The slot of a call's first item; forgets what is gone at the front of its line.
+    fn first_of(&mut self, id: u64) -> Option<usize> {
+        let call = self.calls.get_mut(&id)?;
+        while let Some(&(sequence, slot)) = call.line.front() {
+            if self.slots[slot].as_ref().is_some_and(|entry| entry.sequence == sequence) {
+                break;
+            }
+            call.line.pop_front();
+        }
+        let line = call.line.front().map(|&(_, slot)| slot);
+        let early = call.early.first_key_value().map(|(_, &slot)| slot);
+        match (line, early) {
+            (Some(line), Some(early)) => {
+                let key = |slot: usize| self.slots[slot].as_ref().map(|entry| (entry.due_ns, entry.sequence));
+                Some(if key(early) < key(line) { early } else { line })
+            }
+            (line, early) => line.or(early),
+        }
+    }
+
+    /// Gives a call its place in the order, by its first item.
+    fn rank(&mut self, id: u64) {
+        let Some(slot) = self.first_of(id) else { return };
+        let Some((due_ns, sequence)) = self.slots[slot].as_ref().map(|entry| (entry.due_ns, entry.sequence)) else {
+            return;
+        };
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.ranked = Some(sequence);
+        let round = call.start / self.config.quantum_tokens.max(1);
+        self.order.push(Reverse((round, due_ns, sequence, id)));
+    }
+
+    /// The call whose turn it is and the slot of its first item.
+    fn first(&mut self) -> Option<(u64, usize)> {
+        while let Some(&Reverse((_, _, sequence, id))) = self.order.peek() {
+            if self.calls.get(&id).is_some_and(|call| call.ranked == Some(sequence)) {
+                return self.first_of(id).map(|slot| (id, slot));
+            }
+            self.order.pop();
+        }
+        None
+    }
+
+    /// The slot of the item that came first, of an owner or of all; kept with [`DropPolicy::Head`] alone.
+    fn oldest(&mut self, owner: Option<u64>) -> Option<usize> {
+        while let Some(&(sequence, slot)) = self.arrivals.front() {
+            if self.lives(slot, sequence) {
+                break;
+            }
+            self.arrivals.pop_front();
+        }
+        let is_his = |slot: usize| {
+            let entry = self.slots[slot].as_ref();
+            owner.is_none_or(|owner| entry.is_some_and(|entry| entry.ticket.owner == owner))
+        };
+        let mut living = self.arrivals.iter().filter(|&&(sequence, slot)| self.lives(slot, sequence));
+        living.find(|&&(_, slot)| is_his(slot)).map(|&(_, slot)| slot)
+    }
+}
+
+/// How fast a model answers, from what it answered of late: for saying when to come back.
+#[derive(Debug, Clone, Default)]
+pub struct Rate {
+    tokens: f64,
+    busy_ns: f64,
+}
+
+/// What a model is taken to do until it has answered, in tokens per second.
+const FIRST_TOKENS_PER_SECOND: f64 = 5_000.0;
+/// How much older answers count against a new one of a second's work.
+const RATE_MEMORY_NS: f64 = 5e9;
+
+impl Rate {
+    /// Takes note that so many tokens were answered in so much time of work.
+    pub fn served(&mut self, tokens: u64, busy_ns: u64) {
+        let keep = (-(busy_ns as f64) / RATE_MEMORY_NS).exp();
+        self.tokens = self.tokens * keep + tokens as f64;
+        self.busy_ns = self.busy_ns * keep + busy_ns as f64;
+    }
+
+    /// Tokens per second of one replica's work.
+    pub fn tokens_per_second(&self) -> f64 {
+        // The first guess weighs as much as a twentieth of a second.
+        const GUESS_NS: f64 = 5e7;
+        (self.tokens + FIRST_TOKENS_PER_SECOND * GUESS_NS / 1e9) / ((self.busy_ns + GUESS_NS) / 1e9)
+    }
+
+    /// When so many waiting tokens will have been answered by so many replicas, in milliseconds: from 1 to 60,000.
+    pub fn wait_ms(&self, tokens: u64, replicas: usize) -> u32 {
+        let ms = tokens as f64 / (self.tokens_per_second() * replicas.max(1) as f64) * 1e3;
+        ms.ceil().clamp(1.0, 60_000.0) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CONFIG: QueueConfig = QueueConfig {
+    items_max: 1_000_000,
+    tokens_max: u64::MAX,
+    owner_items_max: usize::MAX,
+    quantum_tokens: 128,
+    age_ns_max: 1_000_000_000,
+    drop_policy: DropPolicy::None,
+    window: None,
+};
+
+fn ticket(call: u64, tokens: u64) -> Ticket {
+    Ticket { call, owner: 0, tokens, deadline_ns: None }
+}
+
+fn due(call: u64, tokens: u64, deadline_ns: u64) -> Ticket {
+    Ticket { deadline_ns: Some(deadline_ns), ..ticket(call, tokens) }
+}
+
+#[test]
+fn one_call_is_served_in_its_order() {
+    let mut queue = Queue::new(CONFIG);
+    for value in 0..5 {
+        queue.push(value, ticket(1, 10), value);
+    }
+    assert_eq!(queue.take(9, 2, 1000), vec![0, 1]);
+    assert_eq!(queue.take(9, 9, 25), vec![2, 3]);
+    assert_eq!(queue.take(9, 9, 1), vec![4], "one at least");
+    assert!(queue.take(9, 9, 1).is_empty() && queue.is_empty() && queue.tokens() == 0 && queue.calls() == 0);
+}
+
+#[test]
+fn what_is_due_first_goes_first_in_a_call() {
+    let mut queue = Queue::new(CONFIG);
+    queue.push(0, ticket(1, 1), "undated");
+    queue.push(0, due(1, 1, 900), "late");
+    queue.push(0, due(1, 1, 100), "early");
+    queue.push(0, due(1, 1, 500), "middle");
+    assert_eq!(queue.take(0, 9, 99), ["early", "middle", "late", "undated"]);
+}
+
+#[test]
+fn an_item_without_a_deadline_comes_due_as_well() {
+    let mut queue = Queue::new(CONFIG);
+    queue.push(0, ticket(1, 1), "old");
+    let late = CONFIG.age_ns_max;
+    queue.push(late, due(1, 1, late + 5), "dated");
+    assert_eq!(queue.take(late, 9, 99), ["old", "dated"]);
+}
+
+#[test]
+fn what_is_past_its_deadline_is_never_taken() {
+    let mut queue = Queue::new(CONFIG);
+    queue.push(0, due(1, 1, 50), "expires");
+    queue.push(0, ticket(1, 1), "stays");
+    assert_eq!(queue.poll_timeout(), Some(50));
+    assert_eq!(queue.poll_expired(49), None);
+    assert!(queue.take(50, 9, 99).is_empty(), "the expired one is asked for first");
+    assert_eq!(queue.poll_expired(50), Some("expires"));
+    assert_eq!(queue.poll_expired(50), None);
+    assert_eq!(queue.take(50, 9, 99), ["stays"]);
+}
+
+#[test]
+fn a_call_that_is_given_up_leaves() {
+    let mut queue = Queue::new(CONFIG);
+    for value in 0..6 {
+        queue.push(0, if value % 3 == 0 { due(value % 2, 5, 1000 - value) } else { ticket(value % 2, 5) }, value);
+    }
+    let mut cancelled = queue.cancel(1);
+    cancelled.sort_unstable();
+    assert_eq!(cancelled, [1, 3, 5]);
+    assert_eq!((queue.len(), queue.tokens()), (3, 15));
+    assert_eq!(queue.take(0, 9, 99), [0, 2, 4]);
+}
+
+#[test]
+fn bounds_and_drop_policies() {
+    let small = QueueConfig { items_max: 2, ..CONFIG };
+    let mut none = Queue::new(small);
+    none.push(0, ticket(1, 1), 0);
+    none.push(0, ticket(1, 1), 1);
+    assert_eq!(none.push(0, ticket(1, 1), 2), Pushed::Refused(Refused::Full, 2));
+
+    let mut head = Queue::new(QueueConfig { drop_policy: DropPolicy::Head, ..small });
+    head.push(0, ticket(1, 1), 0);
+    head.push(0, ticket(2, 1), 1);
+    assert_eq!(head.push(0, ticket(3, 1), 2), Pushed::Dropped(vec![0]));
+    assert_eq!(head.take(0, 9, 99), [1, 2]);
+
+    let mut tokens = Queue::new(QueueConfig { tokens_max: 10, ..CONFIG });
+    assert_eq!(tokens.push(0, ticket(1, 50), 0), Pushed::Waits, "alone it may be as large as it is");
+    assert_eq!(tokens.push(0, ticket(1, 1), 1), Pushed::Refused(Refused::Full, 1));
+
+    let mut share = Queue::new(QueueConfig { owner_items_max: 1, ..CONFIG });
+    assert_eq!(share.push(0, ticket(1, 1), 0), Pushed::Waits);
+    assert_eq!(share.push(0, ticket(2, 1), 1), Pushed::Refused(Refused::Share, 1));
+    assert_eq!(share.push(0, Ticket { owner: 7, ..ticket(3, 1) }, 2), Pushed::Waits);
+}
+
+#[test]
+fn windows_close_as_configured() {
+    let window = |aggregation| Some(Window { aggregation, batch_size: 3, window_ns: 100 });
+    let with = |aggregation| Queue::new(QueueConfig { window: window(aggregation), ..CONFIG });
+
+    let mut both = with(Aggregation::TimeAndCount);
+    both.push(0, ticket(1, 1), 0);
+    both.push(10, ticket(1, 1), 1);
+    assert!(both.take(99, 9, 99).is_empty());
+    assert_eq!(both.poll_timeout(), Some(100));
+    assert_eq!(both.take(100, 9, 99), [0, 1]);
+    for value in 0..3 {
+        both.push(200, ticket(1, 1), value);
+    }
+    both.push(200, ticket(1, 1), 3);
+    assert_eq!(both.take(200, 9, 99), [0, 1, 2], "three fill a batch, the fourth waits");
+
+    let mut time = with(Aggregation::TimeOnly);
+    (0..5).for_each(|value| drop(time.push(0, ticket(1, 1), value)));
+    assert!(time.take(99, 9, 99).is_empty());
+    assert_eq!(time.take(100, 9, 99).len(), 5);
+
+    let mut count = with(Aggregation::CountOnly);
+    count.push(0, ticket(1, 1), 0);
+    assert_eq!((count.poll_timeout(), count.take(1 << 40, 9, 99).len()), (None, 0));
+    assert_eq!(count.flush(), 1);
+    assert_eq!(count.take(1 << 40, 9, 99), [0]);
+}
+
+#[test]
+fn the_rate_says_when_to_come_back() {
+    let mut rate = Rate::default();
+    for _ in 0..1000 {
+        rate.served(100, 10_000_000);
+    }
+    assert!((rate.tokens_per_second() - 10_000.0).abs() < 100.0, "{}", rate.tokens_per_second());
+    assert!((990..=1010).contains(&rate.wait_ms(20_000, 2)), "{}", rate.wait_ms(20_000, 2));
+    assert_eq!((rate.wait_ms(0, 1), rate.wait_ms(u64::MAX, 1)), (1, 60_000));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push { call: u64, tokens: u64, deadline_in: Option<u64> },
+    Take { items: usize, tokens: u64 },
+    Cancel { call: u64 },
+    Wait { ns: u64 },
+    Flush,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0u64..6, 0u64..200, prop::option::of(0u64..400))
+            .prop_map(|(call, tokens, deadline_in)| Step::Push { call, tokens, deadline_in }),
+        3 => (1usize..6, 1u64..400).prop_map(|(items, tokens)| Step::Take { items, tokens }),
+        1 => (0u64..6).prop_map(|call| Step::Cancel { call }),
+        2 => (0u64..200).prop_map(|ns| Step::Wait { ns }),
+        1 => Just(Step::Flush),
+    ];
+    prop::collection::vec(step, 0..300)
+}
+
+fn configs() -> impl Strategy<Value = QueueConfig> {
+    let policy = prop_oneof![Just(DropPolicy::None), Just(DropPolicy::Head), Just(DropPolicy::Tail)];
+    let aggregation =
+        prop_oneof![Just(Aggregation::TimeAndCount), Just(Aggregation::TimeOnly), Just(Aggregation::CountOnly)];
+    let window = prop::option::of((aggregation, 1usize..10, 1u64..300)).prop_map(|window| {
+        window.map(|(aggregation, batch_size, window_ns)| Window { aggregation, batch_size, window_ns })
+    });
+    (1usize..40, 1u64..3000, 1usize..30, 1u64..300, policy, window).prop_map(
+        |(items_max, tokens_max, owner_items_max, quantum_tokens, drop_policy, window)| QueueConfig {
+            items_max,
+            tokens_max,
+            owner_items_max,
+            quantum_tokens,
+            age_ns_max: 500,
+            drop_policy,
+            window,
+        },
+    )
+}
+
+proptest! {
+    /// Nothing is lost or doubled, bounds hold, what expired is not taken, what a window holds back comes out in time.
+    #[test]
+    fn every_item_leaves_exactly_once(config in configs(), steps in steps()) {
+        let mut queue = Queue::new(config);
+        let (mut now, mut next) = (0u64, 0usize);
+        let mut inside: Vec<(u64, Option<u64>)> = Vec::new();
+        let mut left: HashSet<usize> = HashSet::new();
+        let gone = |value: usize, left: &mut HashSet<usize>| {
+            prop_assert!(left.insert(value), "{value} left twice");
+            Ok(())
+        };
+        for step in steps {
+            match step {
+                Step::Push { call, tokens, deadline_in } => {
+                    let deadline_ns = deadline_in.map(|ns| now + ns);
+                    let ticket = Ticket { call, owner: call % 2, tokens, deadline_ns };
+                    inside.push((call, deadline_ns));
+                    match queue.push(now, ticket, next) {
+                        Pushed::Waits => {}
+                        Pushed::Dropped(values) => {
+                            prop_assert_eq!(config.drop_policy, DropPolicy::Head);
+                            for value in values { gone(value, &mut left)?; }
+                        }
+                        Pushed::Refused(_, value) => {
+                            prop_assert_eq!(value, next);
+                            gone(value, &mut left)?;
+                        }
+                    }
+                    next += 1;
+                }
+                Step::Take { items, tokens } => {
+                    while let Some(value) = queue.poll_expired(now) {
+                        prop_assert!(inside[value].1.is_some_and(|deadline| deadline <= now));
+                        gone(value, &mut left)?;
+                    }
+                    let could = queue.takeable();
+                    let taken = queue.take(now, items, tokens);
+                    prop_assert!(taken.len() <= items);
+                    prop_assert!(could == 0 || !taken.is_empty());
+                    for value in taken {
+                        prop_assert!(inside[value].1.is_none_or(|deadline| deadline > now));
+                        gone(value, &mut left)?;
+                    }
+                }
+                Step::Cancel { call } => {
+                    for value in queue.cancel(call) {
+                        prop_assert_eq!(inside[value].0, call);
+                        gone(value, &mut left)?;
+                    }
+                }
+                Step::Wait { ns } => now += ns,
+                Step::Flush => { queue.flush(); prop_assert_eq!(queue.takeable(), queue.len()); }
+            }
+            prop_assert_eq!(queue.len(), next - left.len());
+            prop_assert!(queue.len() <= config.items_max);
+            prop_assert!(queue.len() <= 1 || queue.tokens() <= config.tokens_max);
+            prop_assert!(queue.owned(0) <= config.owner_items_max && queue.owned(1) <= config.owner_items_max);
+            prop_assert!(queue.order.len() <= 2 * queue.calls.len() + 65 + next.min(65));
+            prop_assert!(queue.deadlines.len() <= 2 * queue.items + 66);
+        }
+        // A caller that wakes when it is told to gets everything, unless only a flush can release it.
+        while let Some(at) = queue.poll_timeout() {
+            now = now.max(at);
+            while let Some(value) = queue.poll_expired(now) { gone(value, &mut left)?; }
+            for value in queue.take(now, usize::MAX, u64::MAX) { gone(value, &mut left)?; }
+        }
+        if config.window.is_some_and(|window| window.aggregation == Aggregation::CountOnly) { queue.flush(); }
+        for value in queue.take(now, usize::MAX, u64::MAX) { gone(value, &mut left)?; }
+        prop_assert_eq!(left.len(), next);
+        prop_assert!(queue.is_empty() && queue.tokens() == 0 && queue.calls() == 0);
+    }
+
+    /// However much one call has waiting, another's item is among the next quantum or two of tokens.
+    #[test]
+    fn a_long_line_delays_nobody_else(
+        line in 1usize..2000, length in 1u64..128, taken in 0usize..50, mine in 1u64..128, others in 1u64..4,
+    ) {
+        let mut queue = Queue::new(CONFIG);
+        for call in 0..others {
+            for value in 0..line { queue.push(0, ticket(call, length), value); }
+        }
+        for _ in 0..taken { queue.take(1, 32, 128); }
+        queue.push(2, ticket(99, mine), usize::MAX);
+        let mut before = 0;
+        while !queue.take(3, 1, 128).contains(&usize::MAX) { before += length; }
+        // Each other call may finish the round that it is in.
+        prop_assert!(before <= others * (128 + length), "{before} tokens went first");
+    }
+
+    /// Calls that always have something waiting are served the same number of tokens, up to a quantum and an item.
+    #[test]
+    fn calls_share_the_model_by_tokens(lengths in prop::collection::vec(1u64..200, 2..6)) {
+        let mut queue = Queue::new(CONFIG);
+        for (call, &length) in lengths.iter().enumerate() {
+            for _ in 0..4000 / length + 1 { queue.push(0, ticket(call as u64, length), call); }
+        }
+        let mut served = vec![0u64; lengths.len()];
+        while served.iter().max().copied().unwrap_or(0) < 3000 {
+            for call in queue.take(1, 1, 128) { served[call] += lengths[call]; }
+        }
+        let spread = served.iter().max().unwrap() - served.iter().min().unwrap();
+        prop_assert!(spread <= 2 * (128 + 200), "{served:?}");
+    }
+
+    /// Dated items that keep coming do not starve an item without a deadline.
+    #[test]
+    fn nothing_starves(calls in 1u64..5, patience in 1u64..1000) {
+        let mut queue = Queue::new(QueueConfig { age_ns_max: 1000, ..CONFIG });
+        queue.push(0, ticket(0, 10), true);
+        let mut rounds = 0u64;
+        for now in 1.. {
+            for call in 0..calls { queue.push(now, due(call, 10, now + patience), false); }
+            while queue.poll_expired(now).is_some() {}
+            if queue.take(now, 1, 10).contains(&true) { break; }
+            rounds = now;
+            prop_assert!(now < 20_000, "it still waits");
+        }
+        prop_assert!(rounds < 20_000);
+    }
+}

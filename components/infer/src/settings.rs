@@ -1,0 +1,60 @@
+//! What the host says about its engine, in the environment; without a word of it there are defaults.
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `WEIR_INFER_BATCH_ITEMS_MAX` | 32 | most sequences in a batch |
+//! | `WEIR_INFER_BATCH_TOKENS_MAX` | 128 | most tokens in a batch, with padding |
+//! | `WEIR_INFER_BATCH_TIME_MS_MAX` | 0 | a batch expected to take longer is made smaller; 0: no bound |
+//! | `WEIR_INFER_SHAPES` | `any` | `bounded` where the engine plans for each shape |
+
+use weir_core::batch::Shapes;
+
+/// The bounds of batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Most sequences in a batch.
+    pub rows_max: usize,
+    /// Most tokens in a batch, with padding. 128 keep one run of a small encoder near 10 ms on a CPU core, so that
+    /// results leave soon after one another; on tract a larger run costs more for each token.
+    pub tokens_max: usize,
+    /// Longest that a batch is expected to take; 0: no bound.
+    pub time_ns_max: u64,
+    /// Which sizes a run may have.
+    pub shapes: Shapes,
+}
+
+impl Settings {
+    /// The settings of this instance.
+    pub fn read() -> Self {
+        Self::from(|name| std::env::var(name).ok())
+    }
+
+    /// The settings that the variables give. One that makes no sense counts as absent: the host has checked them.
+    pub fn from(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let number = |name: &str| variable(name).and_then(|value| value.parse::<u32>().ok());
+        Self {
+            rows_max: number("WEIR_INFER_BATCH_ITEMS_MAX").unwrap_or(32).max(1) as usize,
+            tokens_max: number("WEIR_INFER_BATCH_TOKENS_MAX").unwrap_or(128).max(1) as usize,
+            time_ns_max: u64::from(number("WEIR_INFER_BATCH_TIME_MS_MAX").unwrap_or(0)) * 1_000_000,
+            shapes: match variable("WEIR_INFER_SHAPES").as_deref() {
+                Some("bounded") => Shapes::Bounded,
+                _ => Shapes::Any,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_change_what_they_name() {
+        let defaults = Settings { rows_max: 32, tokens_max: 128, time_ns_max: 0, shapes: Shapes::Any };
+        assert_eq!(Settings::from(|_| None), defaults);
+        assert_eq!(Settings::from(|_| Some("x".to_owned())), defaults);
+        let given = |name: &str| Some(if name == "WEIR_INFER_SHAPES" { "bounded".to_owned() } else { "7".to_owned() });
+        let all = Settings { rows_max: 7, tokens_max: 7, time_ns_max: 7_000_000, shapes: Shapes::Bounded };
+        assert_eq!(Settings::from(given), all);
+    }
+}

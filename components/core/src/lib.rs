@@ -6,10 +6,21 @@
 //! - [`tally`]: what the sentiments of the chunks say about the text.
 //! - [`failure`]: why a text has no result.
 //! - [`process`]: one text through all steps, as work, answers and events.
+//! - [`retry`]: when to try again, and how often at most.
+//! - [`breaker`]: what fails too often is left alone for a while.
+//! - [`order`]: results of one stream put back in order.
+//! - [`backpressure`]: gates that push back, by acknowledgement or by size.
+//! - [`random`]: a seeded generator.
 
+pub mod backpressure;
 pub mod batch;
+pub mod breaker;
 pub mod chunk;
 pub mod failure;
+mod named;
+pub mod order;
 pub mod process;
+pub mod random;
+pub mod retry;
 pub mod summary;
 pub mod tally;

@@ -8,12 +8,23 @@
 //! - [`failure`]: why a text has no result.
 //! - [`queue`]: the items that wait for a model: fair, dated, bounded.
 //! - [`process`]: one text through all steps, as work, answers and events.
+//! - [`retry`]: when to try again, and how often at most.
+//! - [`breaker`]: what fails too often is left alone for a while.
+//! - [`order`]: results of one stream put back in order.
+//! - [`backpressure`]: gates that push back, by acknowledgement or by size.
+//! - [`random`]: a seeded generator.
 
+pub mod backpressure;
 pub mod batch;
+pub mod breaker;
 pub mod chunk;
 pub mod cost;
 pub mod failure;
+mod named;
+pub mod order;
 pub mod process;
 pub mod queue;
+pub mod random;
+pub mod retry;
 pub mod summary;
 pub mod tally;

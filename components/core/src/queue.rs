@@ -269,7 +269,7 @@ impl<T> Queue<T> {
     /// Takes up to `items_max` items of together at most `tokens_max` tokens (but one at least), in the order in which
     /// they should be served.
     pub fn take(&mut self, now_ns: u64, items_max: usize, tokens_max: u64) -> Vec<T> {
-        self.release_by_time(now_ns);
+        self.release(now_ns);
         let mut taken = Vec::new();
         let mut tokens = 0u64;
         while taken.len() < items_max && self.takeable() > 0 {
@@ -369,7 +369,8 @@ impl<T> Queue<T> {
         }
     }
 
-    fn release_by_time(&mut self, now_ns: u64) {
+    /// Releases what a window that has ended held back.
+    pub fn release(&mut self, now_ns: u64) {
         let Some(window) = self.config.window else { return };
         let ended = self.opened_ns.is_some_and(|opened_ns| opened_ns.saturating_add(window.window_ns) <= now_ns);
         if window.aggregation != Aggregation::CountOnly && ended {

@@ -2,7 +2,7 @@
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `WEIR_INFER_BATCH_ITEMS_MAX` | 32 | most sequences in a batch |
+//! | `WEIR_INFER_MAX_BATCH_SIZE` | 32 | most sequences in a batch |
 //! | `WEIR_INFER_BATCH_TOKENS_MAX` | 128 | most tokens in a batch, with padding |
 //! | `WEIR_INFER_BATCH_TIME_MS_MAX` | 0 | a batch expected to take longer is made smaller; 0: no bound |
 //! | `WEIR_INFER_SHAPES` | `any` | `bounded` where the engine plans for each shape |
@@ -33,7 +33,7 @@ impl Settings {
     pub fn from(variable: impl Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| variable(name).and_then(|value| value.parse::<u32>().ok());
         Self {
-            rows_max: number("WEIR_INFER_BATCH_ITEMS_MAX").unwrap_or(32).max(1) as usize,
+            rows_max: number("WEIR_INFER_MAX_BATCH_SIZE").unwrap_or(32).max(1) as usize,
             tokens_max: number("WEIR_INFER_BATCH_TOKENS_MAX").unwrap_or(128).max(1) as usize,
             time_ns_max: u64::from(number("WEIR_INFER_BATCH_TIME_MS_MAX").unwrap_or(0)) * 1_000_000,
             shapes: match variable("WEIR_INFER_SHAPES").as_deref() {

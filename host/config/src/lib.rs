@@ -98,7 +98,7 @@ impl Default for Models {
             names: Vec::new(),
             replicas: 0,
             engine: "tract".into(),
-            plans_max: 16,
+            plans_max: 32,
             tensor_bytes_max: 64 << 20,
         }
     }
@@ -169,17 +169,145 @@ pub struct Infer {
     pub component: PathBuf,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
-    /// Items waiting for one model, from all callers; a caller that would pass it is pushed back.
+    /// Items waiting for one model, from all callers. Streams are pushed back before they fill more than half of it; a
+    /// request that does not fit is answered 503 with `Retry-After`.
     pub queue_items_max: u32,
+    /// Tokens waiting for one model, from all callers, as estimated from the bytes; as `queue_items_max`.
+    pub queue_tokens_max: u32,
+    /// Items of one client (by its address) waiting for one model; its requests over that are answered 429 with
+    /// `Retry-After`.
+    pub caller_items_max: u32,
     /// Items of one call that have no outcome yet or whose outcome is not yet read; a caller that would pass it is
     /// pushed back.
     pub call_items_max: u32,
+    /// What happens when the queue is full: `none` (push back or refuse), `head` (the oldest item goes, answered
+    /// `overloaded`), `tail` (the new one goes).
+    pub drop_policy: DropPolicy,
+    /// `adaptive`: a free replica never waits while items wait. `windowed`: items wait for `batch_size` or `window_ms`,
+    /// which adds up to `window_ms` to every answer.
+    pub batching: Batching,
+    /// Windowed: what closes a window: `time_and_count`, `time_only` or `count_only`.
+    pub aggregation: Aggregation,
+    /// Windowed: the items that close a window.
+    pub batch_size: u32,
+    /// Windowed: the time that closes a window, from its first item, ms.
+    pub window_ms: u32,
+    /// Most texts in one run of a model.
+    pub max_batch_size: u32,
+    /// Most tokens in one run of a model, with padding; a longer text goes alone. 0: what suits the engine (tract 128,
+    /// onnxruntime 512).
+    pub batch_tokens_max: u32,
+    /// A run that is expected to take longer is made smaller, ms; 0: no bound.
+    pub batch_time_ms_max: u32,
+    /// A replica that owes answers and has given none for so long is replaced, ms.
+    pub hang_timeout_ms: u64,
+    /// How often an item is tried when its replica is lost or its model unavailable, the first time included.
+    pub retry_max_attempts: u32,
+    /// Delay that retries start from, ms.
+    pub retry_base_backoff_ms: u32,
+    /// How retries are spaced: `no_retry`, `fixed_delay`, `exponential_jitter` or `exponential_decorrelated`.
+    pub retry_policy: RetryPolicy,
+    /// Retries that all items of a model together may make, for each hundred first attempts.
+    pub retry_budget_percent: u32,
+    /// Whether a model that fails over and over is left alone for a while: `on` or `off`.
+    pub circuit_breaker: Switch,
+    /// Failures without a success between them that open the circuit.
+    pub circuit_failures: u32,
+    /// The time within which they count, ms.
+    pub circuit_window_ms: u64,
+    /// How long an open circuit answers `circuit_open` before a first item is let through, ms.
+    pub circuit_open_ms: u64,
+    /// Successes that close it again.
+    pub circuit_successes: u32,
 }
 
 impl Default for Infer {
     fn default() -> Self {
-        Self { component: PathBuf::new(), memory_bytes_max: 512 << 20, queue_items_max: 1024, call_items_max: 256 }
+        Self {
+            component: PathBuf::new(),
+            memory_bytes_max: 512 << 20,
+            queue_items_max: 1024,
+            queue_tokens_max: 131_072,
+            caller_items_max: 1024,
+            call_items_max: 256,
+            drop_policy: DropPolicy::None,
+            batching: Batching::Adaptive,
+            aggregation: Aggregation::TimeAndCount,
+            batch_size: 32,
+            window_ms: 250,
+            max_batch_size: 128,
+            batch_tokens_max: 0,
+            batch_time_ms_max: 0,
+            hang_timeout_ms: 60_000,
+            retry_max_attempts: 3,
+            retry_base_backoff_ms: 100,
+            retry_policy: RetryPolicy::ExponentialJitter,
+            retry_budget_percent: 20,
+            circuit_breaker: Switch::On,
+            circuit_failures: 5,
+            circuit_window_ms: 300_000,
+            circuit_open_ms: 30_000,
+            circuit_successes: 2,
+        }
     }
+}
+
+/// What happens when a queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DropPolicy {
+    /// Nothing is dropped: callers are pushed back or refused.
+    None,
+    /// The oldest item goes.
+    Head,
+    /// The new item goes.
+    Tail,
+}
+
+/// When a batch is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Batching {
+    /// When a replica is free.
+    Adaptive,
+    /// When its window ends.
+    Windowed,
+}
+
+/// What closes a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// Time or count, whichever comes first.
+    TimeAndCount,
+    /// Time alone.
+    TimeOnly,
+    /// Count alone.
+    CountOnly,
+}
+
+/// How retries are spaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryPolicy {
+    /// One attempt only.
+    NoRetry,
+    /// The same delay each time.
+    FixedDelay,
+    /// Up to the base delay, doubled each time.
+    ExponentialJitter,
+    /// From the base delay to three times the one before.
+    ExponentialDecorrelated,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// Logs, on standard error.

@@ -61,7 +61,16 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("models.tensor_bytes_max", config.models.tensor_bytes_max),
         ("gateway.instance_requests_max", u64::from(config.gateway.instance_requests_max)),
         ("infer.queue_items_max", u64::from(config.infer.queue_items_max)),
+        ("infer.queue_tokens_max", u64::from(config.infer.queue_tokens_max)),
+        ("infer.caller_items_max", u64::from(config.infer.caller_items_max)),
         ("infer.call_items_max", u64::from(config.infer.call_items_max)),
+        ("infer.batch_size", u64::from(config.infer.batch_size)),
+        ("infer.window_ms", u64::from(config.infer.window_ms)),
+        ("infer.max_batch_size", u64::from(config.infer.max_batch_size)),
+        ("infer.hang_timeout_ms", config.infer.hang_timeout_ms),
+        ("infer.retry_max_attempts", u64::from(config.infer.retry_max_attempts)),
+        ("infer.circuit_failures", u64::from(config.infer.circuit_failures)),
+        ("infer.circuit_successes", u64::from(config.infer.circuit_successes)),
     ];
     match positive.iter().find(|(_, value)| *value == 0) {
         Some((key, _)) => Err(ConfigError::Invalid(format!("{key} must be at least 1"))),

@@ -1,6 +1,6 @@
 //! The HTTP listener: accepts connections, bounds them, hands requests to the gateway, and drains at the end.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -167,13 +167,22 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util:
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
+    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request, owner).await) }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "a connection ended early");
+    }
+}
+
+/// The number of a client, by its address. An IPv6 client has a network of its own.
+fn owner_of(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
     }
 }
 
@@ -192,7 +201,7 @@ async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
     }
 }
 
-async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<ReplyBody> {
+async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Response<ReplyBody> {
     let started = Instant::now();
     let method = request.method().clone();
     let id = answer::request_id(request.headers(), || {
@@ -208,10 +217,10 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
             answer::metrics(&method, || shared.observer.render(), &id)
         }
         // Probes are answered however busy the server is, and while it drains.
-        "/livez" | "/readyz" => pass(shared, request, None, &id).await,
+        "/livez" | "/readyz" => pass(shared, request, owner, None, &id).await,
         _ if shared.draining.load(Ordering::Relaxed) => answer::problem(Trouble::Draining, &id),
         _ => match shared.places.clone().try_acquire_owned() {
-            Ok(place) => pass(shared, request, Some(Open::new(place)), &id).await,
+            Ok(place) => pass(shared, request, owner, Some(Open::new(place)), &id).await,
             Err(_) => {
                 counter!("weir_http_rejected_total").increment(1);
                 answer::problem(Trouble::Full, &id)
@@ -227,9 +236,15 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
 }
 
 /// Hands a request to the gateway component.
-async fn pass(shared: &Arc<Shared>, request: Request<Incoming>, open: Option<Open>, id: &str) -> Response<ReplyBody> {
+async fn pass(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    owner: u64,
+    open: Option<Open>,
+    id: &str,
+) -> Response<ReplyBody> {
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
-    match shared.gateway.handle(request).await {
+    match shared.gateway.handle(request, owner).await {
         Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
         Err(error) => {
             let trouble = if gateway::is_lost_instance(&error) {

@@ -34,6 +34,29 @@ impl FromStr for Engine {
     }
 }
 
+impl Engine {
+    /// Whether texts laid end to end are cheaper for it than padded ones, where a model has a graph for that.
+    pub fn prefers_packed(self) -> bool {
+        match self {
+            Self::Tract => true,
+        }
+    }
+
+    /// Whether it makes a plan for each shape that comes often, so that few shapes are better than many.
+    pub fn plans_shapes(self) -> bool {
+        match self {
+            Self::Tract => true,
+        }
+    }
+
+    /// How many tokens a run should have at most: more gain nothing.
+    pub fn batch_tokens(self) -> u32 {
+        match self {
+            Self::Tract => 128,
+        }
+    }
+}
+
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

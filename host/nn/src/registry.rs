@@ -35,7 +35,7 @@ impl Default for RegistryConfig {
             tensor_bytes_max: 256 << 20,
             graph_bytes_max: 4 << 30,
             guest_graph_bytes_max: 64 << 20,
-            plans_max: 16,
+            plans_max: 32,
             plan_after_uses: 4,
             resources_max: 10_000,
             resource_bytes_max: 1 << 30,

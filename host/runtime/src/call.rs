@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
@@ -12,8 +12,8 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult, VecBuffer};
 
 use crate::pool::Pool;
-use crate::queue::Job;
-use crate::types::{Failure, Item, Outcome, Output};
+use crate::queue::{Job, Queue};
+use crate::types::{Failure, Item, Outcome, Output, WhenFull};
 
 /// The pools by model name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
@@ -23,17 +23,31 @@ pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
 pub struct Call {
     pools: Arc<Pools>,
     items_max: usize,
+    /// Numbers the calls.
+    calls: Arc<AtomicU64>,
 }
 
 impl Call {
     pub(crate) fn new(pools: Arc<Pools>, items_max: usize) -> Self {
-        Self { pools, items_max }
+        Self { pools, items_max, calls: Arc::default() }
     }
 
     /// Opens a call: a sender of items and the stream of their outcomes.
     pub fn open(&self) -> (CallSender, Outcomes) {
+        self.open_for(0)
+    }
+
+    /// As [`Call::open`], for one of several owners, who have a share of each queue (`infer.caller_items_max`).
+    pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { gone: AtomicBool::new(false), open: Arc::new(Semaphore::new(self.items_max)) });
+        let shared = Arc::new(Shared {
+            // From 1: what is on a merged stream without a call is a warm-up.
+            id: 1 + self.calls.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
+            owner,
+            pools: self.pools.clone(),
+            gone: AtomicBool::new(false),
+            open: Arc::new(Semaphore::new(self.items_max)),
+        });
         let sender = CallSender { pools: self.pools.clone(), shared: shared.clone(), tx };
         (sender, Outcomes { rx, shared })
     }
@@ -45,8 +59,12 @@ impl Call {
 }
 
 /// What the two ends of a call share.
-#[derive(Debug)]
 struct Shared {
+    /// The call's number: the turns are between calls.
+    id: u64,
+    /// Whose call it is.
+    owner: u64,
+    pools: Arc<Pools>,
     /// True once nobody reads the outcomes any more.
     gone: AtomicBool,
     /// Room for items without an outcome, and for outcomes not yet read.
@@ -55,8 +73,13 @@ struct Shared {
 
 impl Shared {
     fn abandon(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        if self.gone.swap(true, Ordering::SeqCst) {
+            return;
+        }
         self.open.close();
+        for pool in self.pools.values() {
+            pool.queue().cancel(self.id);
+        }
     }
 }
 
@@ -85,21 +108,28 @@ impl CallSender {
     /// The second half of `send`: the item already has its room in the call.
     async fn place(&self, item: Item) -> Result<(), Gone> {
         let Some((pool, reply)) = self.route(&item) else { return self.alive() };
-        let place = pool.queue().places().clone().acquire_owned().await.map_err(|_| Gone)?;
-        pool.queue().push(Job { item, reply, _place: Some(place) });
+        let queue = pool.queue();
+        let ticket = queue.ticket(self.shared.id, self.shared.owner, &item);
+        let places = if waits(&item, queue) { Some(queue.places(ticket.tokens).await.ok_or(Gone)?) } else { None };
+        queue.push(Job::new(item, reply, ticket, places));
         self.alive()
     }
 
     /// As `place`, without waiting: gives the item back when the queue is full.
     fn try_place(&self, item: Item) -> Result<(), Item> {
         let Some((pool, reply)) = self.route(&item) else { return Ok(()) };
-        match pool.queue().places().clone().try_acquire_owned() {
-            Ok(place) => pool.queue().push(Job { item, reply, _place: Some(place) }),
-            Err(_) => {
+        let queue = pool.queue();
+        let ticket = queue.ticket(self.shared.id, self.shared.owner, &item);
+        let places = if waits(&item, queue) {
+            let Some(places) = queue.try_places(ticket.tokens) else {
                 reply.forget();
                 return Err(item);
-            }
-        }
+            };
+            Some(places)
+        } else {
+            None
+        };
+        queue.push(Job::new(item, reply, ticket, places));
         Ok(())
     }
 
@@ -109,10 +139,16 @@ impl CallSender {
         match self.pools.get(&item.model) {
             Some(pool) => Some((pool.clone(), reply)),
             None => {
-                reply.send(Err(Failure::UnknownModel(item.model.clone())));
+                reply.send(0, Err(Failure::UnknownModel(item.model.clone())));
                 None
             }
         }
+    }
+
+    /// The number of the call.
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> u64 {
+        self.shared.id
     }
 
     fn alive(&self) -> Result<(), Gone> {
@@ -120,8 +156,12 @@ impl CallSender {
     }
 }
 
+/// Whether an item waits for its place in the queue.
+fn waits(item: &Item, queue: &Queue) -> bool {
+    item.when_full == WhenFull::Wait && !queue.drops()
+}
+
 /// The receiving end of a call. Dropping it says that nobody waits any more: items not yet computed are skipped.
-#[derive(Debug)]
 pub struct Outcomes {
     rx: mpsc::UnboundedReceiver<Outcome>,
     shared: Arc<Shared>,
@@ -157,7 +197,6 @@ impl Drop for Outcomes {
 }
 
 /// Gives a call up, if it still goes on: its items that are not yet computed are answered `unavailable` and skipped.
-#[derive(Debug)]
 pub(crate) struct Abandon(Weak<Shared>);
 
 impl Abandon {
@@ -181,13 +220,13 @@ impl Reply {
         Self { id, shared: sender.shared.clone(), tx: sender.tx.clone(), answered: false }
     }
 
-    pub(crate) fn send(mut self, result: Result<Output, Failure>) {
-        self.answer(result);
+    pub(crate) fn send(mut self, tokens: u32, result: Result<Output, Failure>) {
+        self.answer(tokens, result);
     }
 
     /// Whether nobody waits for the answer.
     pub(crate) fn gone(&self) -> bool {
-        self.shared.gone.load(Ordering::Relaxed)
+        self.shared.gone.load(Ordering::SeqCst)
     }
 
     /// Lets go without an answer: the item goes another way.
@@ -195,17 +234,17 @@ impl Reply {
         self.answered = true;
     }
 
-    fn answer(&mut self, result: Result<Output, Failure>) {
+    fn answer(&mut self, tokens: u32, result: Result<Output, Failure>) {
         self.answered = true;
         // The receiver may be gone: then nobody waits for it.
-        let _ = self.tx.send(Outcome { id: self.id, tokens: 0, result });
+        let _ = self.tx.send(Outcome { id: self.id, tokens, result });
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.answered {
-            self.answer(Err(Failure::Unavailable("the replica that had this item was lost".into())));
+            self.answer(0, Err(Failure::Unavailable("the replica that had this item was lost".into())));
         }
     }
 }

@@ -67,8 +67,9 @@ impl Gateway {
     }
 
     /// Answers a request. There is no backpressure here: the caller bounds how many it has open.
-    pub async fn handle(&self, request: Request) -> wasmtime::Result<Response> {
-        let counted = Arc::new(Counted::default());
+    /// `owner` says whose it is: owners have a share of each queue.
+    pub async fn handle(&self, request: Request, owner: u64) -> wasmtime::Result<Response> {
+        let counted = Arc::new(Counted { owner, instance: OnceLock::new(), calls: Mutex::default() });
         let response = self.handler.handle(counted.clone(), request).await?;
         Ok(response.map(|body| CountedBody { body, _counted: counted }))
     }
@@ -76,8 +77,8 @@ impl Gateway {
 
 /// One request, from its start until its answer's body has ended or nobody waits for it any more: then it no longer counts
 /// among those of its instance, and the calls that it made are given up.
-#[derive(Default)]
 struct Counted {
+    owner: u64,
     instance: OnceLock<Arc<AtomicUsize>>,
     calls: Mutex<Vec<Abandon>>,
 }
@@ -177,10 +178,12 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         items: StreamReader<Item>,
     ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
-            let (sender, outcomes) = access.get().call.open();
             let callers: Vec<GuestTaskId> = access.as_context_mut().async_call_stack()?.collect();
             let requests = &access.get().requests;
-            if let Some(request) = callers.iter().find_map(|task| requests.get(task)?.upgrade()) {
+            let request = callers.iter().find_map(|task| requests.get(task)?.upgrade());
+            let owner = request.as_ref().map_or(0, |request| request.owner);
+            let (sender, outcomes) = access.get().call.open_for(owner);
+            if let Some(request) = request {
                 request.calls.lock().unwrap_or_else(PoisonError::into_inner).push(outcomes.abandon());
             }
             items.pipe(&mut access, FromGuest::new(sender))?;

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use metrics::{Counter, Gauge, counter, gauge};
@@ -19,15 +19,16 @@ use wasmtime::component::{
 };
 use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use weir_core::queue::Ticket;
 use weir_nn::{Names, NnCtx, NnView, Registry};
 
 use crate::bindings::infer::InferExportsPre;
 use crate::call::{Call, Reply};
 use crate::limits::limits;
-use crate::queue::{Job, Queue};
+use crate::queue::{Ask, Job, Queue, QueueSettings, Taken};
 use crate::types::{
-    Aggregation, ClassifyOptions, EmbedOptions, Item, ModelInfo, ModelKind, Outcome, Overflow, Task, TokenOptions,
-    WhenFull,
+    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Outcome, Overflow, Task,
+    TokenOptions, WhenFull,
 };
 
 /// How a pool is set up.
@@ -36,8 +37,14 @@ pub(crate) struct PoolConfig {
     pub(crate) path: PathBuf,
     pub(crate) info: ModelInfo,
     pub(crate) replicas: usize,
-    pub(crate) queue_items_max: usize,
+    pub(crate) queue: QueueSettings,
     pub(crate) memory_bytes_max: u64,
+    /// Tokens handed to a replica at a time: a few batches, for it to choose from.
+    pub(crate) ahead_tokens: u64,
+    /// What the infer component is told about batches.
+    pub(crate) environment: Vec<(String, String)>,
+    /// A replica that owes answers and gives none for so long is lost.
+    pub(crate) hang_timeout: Duration,
 }
 
 /// The replicas of one model and the queue before them.
@@ -49,16 +56,33 @@ pub struct Pool {
     /// What keeps the model from answering, when that is known.
     trouble: Mutex<Option<String>>,
     stopping: watch::Sender<bool>,
+    /// The instance that each replica runs, while it runs one.
+    running: Mutex<Vec<Option<Arc<Running>>>>,
+    /// Replicas without a thread, because too many threads hang.
+    vacant: Mutex<Vec<usize>>,
+    /// Threads that hang in an engine, and can only be waited for.
+    hanging: AtomicUsize,
+    machinery: OnceLock<Machinery>,
     metrics: PoolMetrics,
 }
 
 struct PoolMetrics {
     items: Counter,
+    tokens: Counter,
     failures: Counter,
     restarts: Counter,
+    hangs: Counter,
     ready: Gauge,
+    hanging: Gauge,
     waiting: Gauge,
-    skipped: Counter,
+    waiting_tokens: Gauge,
+    circuit: Gauge,
+    abandoned: Counter,
+    expired: Counter,
+    overloaded: Counter,
+    throttled: Counter,
+    refused: Counter,
+    retried: Counter,
 }
 
 /// What a replica needs to make an instance.
@@ -104,20 +128,36 @@ const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 impl Pool {
     pub(crate) fn new(config: PoolConfig) -> Arc<Self> {
         let name = config.name.clone();
+        let counts = |metric: &'static str| counter!(metric, "model" => name.clone());
+        let shows = |metric: &'static str| gauge!(metric, "model" => name.clone());
         let metrics = PoolMetrics {
-            items: counter!("weir_infer_items_total", "model" => name.clone()),
-            failures: counter!("weir_infer_failures_total", "model" => name.clone()),
-            restarts: counter!("weir_infer_replica_restarts_total", "model" => name.clone()),
-            ready: gauge!("weir_infer_replicas_ready", "model" => name.clone()),
-            waiting: gauge!("weir_infer_queue_items", "model" => name.clone()),
-            skipped: counter!("weir_infer_items_abandoned_total", "model" => name),
+            items: counts("weir_infer_items_total"),
+            tokens: counts("weir_infer_tokens_total"),
+            failures: counts("weir_infer_failures_total"),
+            restarts: counts("weir_infer_replica_restarts_total"),
+            hangs: counts("weir_infer_replica_hangs_total"),
+            ready: shows("weir_infer_replicas_ready"),
+            hanging: shows("weir_infer_threads_hanging"),
+            waiting: shows("weir_infer_queue_items"),
+            waiting_tokens: shows("weir_infer_queue_tokens"),
+            circuit: shows("weir_infer_circuit_open"),
+            abandoned: counts("weir_infer_items_abandoned_total"),
+            expired: counts("weir_infer_items_expired_total"),
+            overloaded: counts("weir_infer_items_overloaded_total"),
+            throttled: counts("weir_infer_items_throttled_total"),
+            refused: counts("weir_infer_items_circuit_open_total"),
+            retried: counts("weir_infer_items_retried_total"),
         };
         Arc::new(Self {
-            queue: Queue::new(config.queue_items_max, config.replicas),
+            queue: Queue::new(config.queue.clone(), config.replicas),
+            running: Mutex::new((0..config.replicas).map(|_| None).collect()),
             config,
             ready: watch::Sender::new(0),
             trouble: Mutex::new(None),
             stopping: watch::Sender::new(false),
+            vacant: Mutex::default(),
+            hanging: AtomicUsize::new(0),
+            machinery: OnceLock::new(),
             metrics,
         })
     }
@@ -159,73 +199,175 @@ impl Pool {
 
     /// Updates the gauges that are read rather than counted.
     pub(crate) fn report(&self) {
-        self.metrics.waiting.set(self.queue.len() as f64);
-        self.metrics.skipped.absolute(self.queue.skipped() as u64);
+        let (items, tokens, closed) = self.queue.depth();
+        self.metrics.waiting.set(items as f64);
+        self.metrics.waiting_tokens.set(tokens as f64);
+        self.metrics.circuit.set(if closed { 0.0 } else { 1.0 });
+        let counts = &self.queue.counts;
+        for (counter, count) in [
+            (&self.metrics.abandoned, &counts.abandoned),
+            (&self.metrics.expired, &counts.expired),
+            (&self.metrics.overloaded, &counts.overloaded),
+            (&self.metrics.throttled, &counts.throttled),
+            (&self.metrics.refused, &counts.refused),
+            (&self.metrics.retried, &counts.retried),
+        ] {
+            counter.absolute(count.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Lets what a window holds back go now. Returns how many items that releases.
+    pub fn flush(&self) -> usize {
+        self.queue.flush()
     }
 
     /// Ends the replicas: each when its computation in progress is over.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
+        self.queue.down(Some("the server is stopping".into()));
     }
 
     /// Starts the replicas: the first at once, the others when it has answered, so that they do not slow it down.
     pub(crate) fn start(self: &Arc<Self>, machinery: &Machinery) -> std::io::Result<()> {
-        for replica in 0..self.config.replicas {
-            let pool = self.clone();
-            let machinery = machinery.clone();
-            std::thread::Builder::new()
-                .name(format!("{}-{replica}", self.config.name))
-                .spawn(move || pool.replica_thread(replica, &machinery))?;
-        }
-        Ok(())
+        let _ = self.machinery.set(machinery.clone());
+        (0..self.config.replicas).try_for_each(|replica| self.start_replica(replica))
     }
 
-    fn replica_thread(self: Arc<Self>, replica: usize, machinery: &Machinery) {
+    fn start_replica(self: &Arc<Self>, replica: usize) -> std::io::Result<()> {
+        let pool = self.clone();
+        let name = format!("{}-{replica}", self.config.name);
+        std::thread::Builder::new().name(name).spawn(move || pool.replica_thread(replica)).map(drop)
+    }
+
+    fn replica_thread(self: Arc<Self>, first: usize) {
+        let Some(machinery) = self.machinery.get().cloned() else { return };
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                tracing::error!(model = self.config.name, replica, %error, "cannot start a replica");
+                tracing::error!(model = self.config.name, first, %error, "cannot start a replica");
                 return self.trouble_is(format!("cannot start a replica: {error}"));
             }
         };
         let mut stopping = self.stopping.subscribe();
-        runtime.block_on(async {
-            tokio::select! {
-                _ = stopping.wait_for(|stopping| *stopping) => {}
-                () = self.keep_running(replica, machinery) => {}
+        let mut next = Some(first);
+        while let Some(replica) = next {
+            let stopped = runtime.block_on(async {
+                tokio::select! {
+                    _ = stopping.wait_for(|stopping| *stopping) => true,
+                    Replaced = self.keep_running(replica, &machinery) => false,
+                }
+            });
+            if stopped {
+                return self.queue.leave(replica);
             }
-        });
-        self.queue.leave(replica);
+            // It hung, and another runs in its place; or none could be started, and now this one can.
+            let hanging = self.hanging.fetch_sub(1, Ordering::Relaxed) - 1;
+            self.metrics.hanging.set(hanging as f64);
+            next = self.vacant.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        }
     }
 
-    /// Runs one instance after another: each until it is lost.
-    async fn keep_running(self: &Arc<Self>, replica: usize, machinery: &Machinery) {
+    /// Runs one instance after another: each until it is lost. Ends when another thread has taken its place.
+    async fn keep_running(self: &Arc<Self>, replica: usize, machinery: &Machinery) -> Replaced {
         if replica > 0 {
             let mut ready = self.ready.subscribe();
             let _ = ready.wait_for(|ready| *ready > 0).await;
         }
         let mut failures = 0;
         loop {
-            let health = Arc::new(Health::default());
-            let instance = AssertUnwindSafe(self.run_instance(replica, machinery, health.clone()));
+            let running = Arc::new(Running::default());
+            self.slot(replica, |slot| *slot = Some(running.clone()));
+            let instance = AssertUnwindSafe(self.run_instance(replica, machinery, running.clone()));
             let text = match instance.catch_unwind().await {
                 Ok(Ok(never)) => match never {},
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the host panicked while it ran".into(),
             };
+            if running.replaced.load(Ordering::SeqCst) {
+                return Replaced;
+            }
+            let mine = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, &running)).is_some());
+            if !mine {
+                return Replaced;
+            }
             self.queue.leave(replica);
             tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
             self.metrics.restarts.increment(1);
-            if health.end() {
+            if running.health.end() {
                 // It had answered: what waits is for the next instance, which will soon be there.
                 self.count_ready(-1);
                 failures = 0;
             } else if !self.is_ready() {
                 self.trouble_is(text);
             }
+            self.take_back(&running, "the component that computes it ended on it");
             let delay = RESTART_DELAYS_MS[failures.min(RESTART_DELAYS_MS.len() - 1)];
             failures += 1;
             tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
+    }
+
+    fn slot<R>(&self, replica: usize, with: impl FnOnce(&mut Option<Arc<Running>>) -> R) -> R {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        with(&mut running[replica])
+    }
+
+    /// What a lost instance owed is tried again or answered.
+    fn take_back(&self, running: &Running, culprit: &str) {
+        let (owed, alone) = running.routes.clear();
+        if owed.is_empty() {
+            return;
+        }
+        for job in self.queue.lost(owed, alone) {
+            let failure = match alone {
+                true => Failure::Engine(culprit.into()),
+                false => Failure::Unavailable("the replica that had this item was lost".into()),
+            };
+            self.metrics.failures.increment(1);
+            job.reply.send(0, Err(failure));
+        }
+    }
+
+    /// Looks after what waits and who should have answered; to be called every few milliseconds. Says whether there is
+    /// anything to look after.
+    pub(crate) fn tick(self: &Arc<Self>) -> bool {
+        let mut busy = self.queue.tick();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (replica, running) in running.into_iter().enumerate() {
+            let Some(running) = running else { continue };
+            let Some(silent) = running.routes.silent() else { continue };
+            busy = true;
+            if silent >= self.config.hang_timeout && running.health.is_ready() {
+                self.replace(replica, &running);
+            }
+        }
+        busy
+    }
+
+    /// Lets another thread take the place of a replica that hangs. Its own ends when it can.
+    fn replace(self: &Arc<Self>, replica: usize, running: &Arc<Running>) {
+        let mine = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, running)).is_some());
+        if !mine || running.replaced.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        tracing::error!(model = self.config.name, replica, "a replica hangs, and is replaced");
+        self.metrics.hangs.increment(1);
+        self.metrics.restarts.increment(1);
+        let hanging = self.hanging.fetch_add(1, Ordering::Relaxed) + 1;
+        self.metrics.hanging.set(hanging as f64);
+        if running.health.end() {
+            self.count_ready(-1);
+        }
+        running.replaced_notify.notify_one();
+        self.queue.leave(replica);
+        self.take_back(running, "it was not computed in time, and the replica that computed it was given up");
+        let most = self.config.replicas + HANGING_SPARE;
+        if hanging <= most && self.start_replica(replica).is_ok() {
+            return;
+        }
+        self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
+        if !self.is_ready() {
+            self.trouble_is(format!("{hanging} threads hang in the engine"));
         }
     }
 
@@ -234,14 +376,13 @@ impl Pool {
         self: &Arc<Self>,
         replica: usize,
         machinery: &Machinery,
-        health: Arc<Health>,
+        running: Arc<Running>,
     ) -> wasmtime::Result<std::convert::Infallible> {
         let mut store = self.store(machinery)?;
         let instance = machinery.pre.instantiate_async(&mut store).await?;
-        let routes = Routes::default();
-        let merged =
-            Merged { pool: self.clone(), replica, routes: routes.clone(), warm_up: Some(self.warm_up(&health)) };
-        let back = Back { pool: self.clone(), routes };
+        let warm_up = Some(self.warm_up(&running));
+        let merged = Merged { pool: self.clone(), replica, running: running.clone(), warm_up };
+        let back = Back { pool: self.clone(), running: running.clone() };
         let ended = Arc::new(tokio::sync::Notify::new());
         let result = store
             .run_concurrent(async |accessor| -> wasmtime::Result<()> {
@@ -251,7 +392,8 @@ impl Pool {
                 accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
                 tokio::select! {
                     () = ended.notified() => Ok(()),
-                    reason = health.failed() => Err(wasmtime::Error::msg(reason)),
+                    () = running.replaced_notify.notified() => Err(wasmtime::Error::msg("it was replaced")),
+                    reason = running.health.failed() => Err(wasmtime::Error::msg(reason)),
                 }
             })
             .await;
@@ -262,7 +404,7 @@ impl Pool {
     fn store(&self, machinery: &Machinery) -> wasmtime::Result<Store<InferState>> {
         let name = &self.config.name;
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stderr();
+        wasi.inherit_stderr().envs(&self.config.environment);
         wasi.preopened_dir(&self.config.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
         let state = InferState {
             table: ResourceTable::new(),
@@ -278,7 +420,7 @@ impl Pool {
     }
 
     /// The item that every new instance answers first: from then on the replica counts as ready.
-    fn warm_up(self: &Arc<Self>, health: &Arc<Health>) -> Job {
+    fn warm_up(self: &Arc<Self>, running: &Arc<Running>) -> Job {
         let task = match self.config.info.kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
             ModelKind::TokenClassification => {
@@ -299,19 +441,20 @@ impl Pool {
         let (sender, mut outcomes) = Call::new(Arc::default(), 1).open();
         let reply = Reply::new(&sender, 0);
         let pool = self.clone();
-        let health = health.clone();
+        let running = running.clone();
         tokio::spawn(async move {
             let Some(outcome) = outcomes.recv().await else { return };
             match outcome.result {
                 Ok(_) => {
-                    if health.begin() {
+                    if running.health.begin() {
                         pool.count_ready(1);
                     }
                 }
-                Err(failure) => health.fail(crate::runtime::failure_text(&failure)),
+                Err(failure) => running.health.fail(crate::runtime::failure_text(&failure)),
             }
         });
-        Job { item, reply, _place: None }
+        let ticket = Ticket { call: 0, owner: 0, tokens: 0, deadline_ns: None };
+        Job::new(item, reply, ticket, None)
     }
 
     fn count_ready(&self, change: isize) {
@@ -334,6 +477,22 @@ impl Pool {
         self.ready.send_modify(|_| {});
         self.queue.down(Some(reason));
     }
+}
+
+/// The thread's place was taken by another.
+struct Replaced;
+
+/// So many threads more than replicas may hang before no more are started.
+const HANGING_SPARE: usize = 2;
+
+/// One instance of a replica.
+#[derive(Default)]
+struct Running {
+    routes: Routes,
+    health: Health,
+    /// It hung, and another runs in its place.
+    replaced: AtomicBool,
+    replaced_notify: tokio::sync::Notify,
 }
 
 /// How an instance fares.
@@ -371,6 +530,10 @@ impl Health {
         std::mem::replace(&mut *phase, Phase::Over) == Phase::Ready
     }
 
+    fn is_ready(&self) -> bool {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) == Phase::Ready
+    }
+
     fn fail(&self, reason: String) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.failed.notify_one();
@@ -386,22 +549,88 @@ impl Health {
     }
 }
 
-/// The replies that an instance owes, by the id that its items have on the merged stream.
-#[derive(Clone, Default)]
+/// What an instance owes, by the id that its items have on the merged stream.
+#[derive(Default)]
 struct Routes {
-    next: Arc<AtomicU64>,
-    owed: Arc<Mutex<HashMap<u64, Reply>>>,
+    next: AtomicU32,
+    owing: Mutex<Owing>,
+}
+
+#[derive(Default)]
+struct Owing {
+    owed: HashMap<u64, Job>,
+    /// When it last gave an answer, or got an item while it owed none.
+    since: Option<Instant>,
+    /// What it has is a suspect, alone.
+    testing: bool,
+    /// Waits until it owes nothing.
+    waiter: Option<Waker>,
 }
 
 impl Routes {
-    fn add(&self, reply: Reply) -> u64 {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, reply);
-        id
+    fn lock(&self) -> MutexGuard<'_, Owing> {
+        self.owing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, id: u64) -> Option<Reply> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    /// Takes jobs over; returns their items as they travel.
+    fn add(&self, jobs: Vec<Job>, testing: bool) -> Vec<Item> {
+        let mut owing = self.lock();
+        if owing.owed.is_empty() {
+            owing.since = Some(Instant::now());
+        }
+        owing.testing = testing;
+        let items = jobs.into_iter().map(|job| {
+            // The upper half says whose it is: the component serves calls in turn.
+            let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
+            let item = Item { id, ..job.item.clone() };
+            owing.owed.insert(id, job);
+            item
+        });
+        items.collect()
+    }
+
+    /// The job of an outcome, and the time since the outcome before or since it was handed over.
+    fn take(&self, id: u64) -> Option<(Job, Duration)> {
+        let mut owing = self.lock();
+        let job = owing.owed.remove(&id)?;
+        let now = Instant::now();
+        let busy = owing.since.map_or(Duration::ZERO, |since| now - since);
+        owing.since = Some(now);
+        let waker = if owing.owed.is_empty() {
+            owing.testing = false;
+            owing.waiter.take()
+        } else {
+            None
+        };
+        drop(owing);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some((job, busy))
+    }
+
+    /// What is owed, and whether that is a suspect alone; nothing is owed any more.
+    fn clear(&self) -> (Vec<Job>, bool) {
+        let mut owing = self.lock();
+        let mut owed: Vec<(u64, Job)> = owing.owed.drain().collect();
+        owed.sort_unstable_by_key(|(id, _)| *id as u32);
+        (owed.into_iter().map(|(_, job)| job).collect(), std::mem::take(&mut owing.testing))
+    }
+
+    /// How long it has been silent, if it owes anything.
+    fn silent(&self) -> Option<Duration> {
+        let owing = self.lock();
+        if owing.owed.is_empty() { None } else { owing.since.map(|since| since.elapsed()) }
+    }
+
+    /// Whether it owes anything and whether that is a suspect; who asks is woken when it owes nothing.
+    fn watch(&self, cx: &Context<'_>) -> (bool, bool) {
+        let mut owing = self.lock();
+        let owes = !owing.owed.is_empty();
+        if owes {
+            owing.waiter = Some(cx.waker().clone());
+        }
+        (owes, owing.testing)
     }
 }
 
@@ -409,7 +638,7 @@ impl Routes {
 struct Merged {
     pool: Arc<Pool>,
     replica: usize,
-    routes: Routes,
+    running: Arc<Running>,
     warm_up: Option<Job>,
 }
 
@@ -431,19 +660,33 @@ impl<D> StreamProducer<D> for Merged {
         if room == 0 {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
-        let jobs = match self.warm_up.take() {
-            Some(job) => Poll::Ready(vec![job]),
-            None => self.pool.queue.poll_take(self.replica, cx, room),
+        if self.running.replaced.load(Ordering::SeqCst) {
+            return Poll::Ready(Ok(StreamResult::Dropped));
+        }
+        let taken = match self.warm_up.take() {
+            Some(job) => Poll::Ready(Taken::Jobs(vec![job])),
+            None => {
+                let (owes, testing) = self.running.routes.watch(cx);
+                let tokens_max = self.pool.config.ahead_tokens;
+                let ask = Ask { replica: self.replica, items_max: room, tokens_max, owes, testing };
+                self.pool.queue.poll_take(&ask, cx)
+            }
         };
-        match jobs {
-            Poll::Ready(jobs) => {
+        match taken {
+            Poll::Ready(taken) => {
+                let (jobs, testing) = match taken {
+                    Taken::Jobs(jobs) => (jobs, false),
+                    Taken::Suspect(job) => (vec![*job], true),
+                };
                 self.pool.metrics.items.increment(jobs.len() as u64);
-                let items: Vec<Item> =
-                    jobs.into_iter().map(|job| Item { id: self.routes.add(job.reply), ..job.item }).collect();
-                destination.set_buffer(items.into());
+                destination.set_buffer(self.running.routes.add(jobs, testing).into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }
-            Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending if finish => {
+                // It computes now: a wake-up must go to a replica that waits.
+                self.pool.queue.leave(self.replica);
+                Poll::Ready(Ok(StreamResult::Cancelled))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -452,20 +695,31 @@ impl<D> StreamProducer<D> for Merged {
 /// The way back: outcomes to the callers who wait for them.
 struct Back {
     pool: Arc<Pool>,
-    routes: Routes,
+    running: Arc<Running>,
 }
 
 impl Back {
     fn deliver(&self, outcomes: Vec<Outcome>) {
+        let pool = &self.pool;
+        let (mut tokens, mut failures) = (0, 0);
         for outcome in outcomes {
-            if outcome.result.is_err() {
-                self.pool.metrics.failures.increment(1);
+            let Some((job, busy)) = self.running.routes.take(outcome.id) else {
+                if !self.running.replaced.load(Ordering::SeqCst) {
+                    tracing::warn!(model = pool.config.name, "an outcome for no item");
+                }
+                continue;
+            };
+            tokens += u64::from(outcome.tokens);
+            if job.ticket.call != 0 {
+                let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+                pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
             }
-            match self.routes.take(outcome.id) {
-                Some(reply) => reply.send(outcome.result),
-                None => tracing::warn!(model = self.pool.config.name, "an outcome for no item"),
-            }
+            let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
+            failures += u64::from(outcome.result.is_err());
+            job.reply.send(outcome.tokens, outcome.result);
         }
+        pool.metrics.tokens.increment(tokens);
+        pool.metrics.failures.increment(failures);
     }
 }
 

@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use weir_config::Config;
+use weir_core::breaker::BreakerConfig;
+use weir_core::queue::{Aggregation, DropPolicy, QueueConfig, Window};
+use weir_core::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
 use weir_nn::model::{ModelDir, ModelError, Task};
 use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};
 
@@ -16,6 +19,7 @@ use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::pool::{Machinery, Pool, PoolConfig};
+use crate::queue::QueueSettings;
 use crate::types::{Failure, ModelInfo, ModelKind};
 
 /// The components that this program was built with.
@@ -91,6 +95,7 @@ impl Runtime {
         let host = Host::new().map_err(StartError::Engines)?;
         let draining = Arc::new(AtomicBool::new(false));
         let pools = Arc::new(start_pools(config, builtin, &host)?);
+        watch_pools(&pools).map_err(StartError::Threads)?;
         let call = Call::new(pools, config.infer.call_items_max as usize);
         let gateway = if serve { Some(start_gateway(config, builtin, &host, &call, &draining)?) } else { None };
         Ok(Self { _host: host, call, gateway, draining })
@@ -157,21 +162,127 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
         .map_err(|error| StartError::Link("infer", error))?;
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
+        let packed =
+            Some(model.path.join("model_packed.onnx")).filter(|file| model.engine.prefers_packed() && file.is_file());
+        let batches = batches(&config.infer, model.engine, packed.is_some());
         registry
-            .insert_lazy(&name, &model.path, model.engine)
+            .insert_lazy(&name, packed.as_ref().unwrap_or(&model.path), model.engine)
             .map_err(|error| StartError::Model { name: name.clone(), source: error.into() })?;
         let pool = Pool::new(PoolConfig {
             info: info(&name, &dir),
             path: model.path,
             replicas: model.replicas,
-            queue_items_max: config.infer.queue_items_max as usize,
+            queue: queue_settings(&config.infer),
             memory_bytes_max: config.infer.memory_bytes_max,
+            ahead_tokens: batches.ahead_tokens,
+            environment: batches.environment,
+            hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
             name: name.clone(),
         });
         pool.start(&machinery).map_err(StartError::Threads)?;
         pools.insert(name, pool);
     }
     Ok(pools)
+}
+
+/// How batches are formed for a model.
+struct Batches {
+    ahead_tokens: u64,
+    environment: Vec<(String, String)>,
+}
+
+fn batches(infer: &weir_config::Infer, engine: NnEngine, packed: bool) -> Batches {
+    let tokens_max = match infer.batch_tokens_max {
+        0 => engine.batch_tokens(),
+        tokens_max => tokens_max,
+    };
+    let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
+    // Padded batches need a choice of lengths; packed ones only enough to fill up the next.
+    let ahead = if packed { 1 } else { 4 };
+    let environment = [
+        ("WEIR_INFER_MAX_BATCH_SIZE", infer.max_batch_size.to_string()),
+        ("WEIR_INFER_BATCH_TOKENS_MAX", tokens_max.to_string()),
+        ("WEIR_INFER_BATCH_TIME_MS_MAX", infer.batch_time_ms_max.to_string()),
+        ("WEIR_INFER_SHAPES", shapes.to_owned()),
+    ];
+    Batches {
+        ahead_tokens: ahead * u64::from(tokens_max),
+        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+    }
+}
+
+/// When an item without a deadline is due.
+const AGE_NS_MAX: u64 = 10_000_000_000;
+/// What a call is served before the next has its turn.
+const QUANTUM_TOKENS: u64 = 64;
+
+fn queue_settings(infer: &weir_config::Infer) -> QueueSettings {
+    let window = (infer.batching == weir_config::Batching::Windowed).then(|| Window {
+        aggregation: match infer.aggregation {
+            weir_config::Aggregation::TimeAndCount => Aggregation::TimeAndCount,
+            weir_config::Aggregation::TimeOnly => Aggregation::TimeOnly,
+            weir_config::Aggregation::CountOnly => Aggregation::CountOnly,
+        },
+        batch_size: infer.batch_size as usize,
+        window_ns: u64::from(infer.window_ms) * 1_000_000,
+    });
+    QueueSettings {
+        bounds: QueueConfig {
+            items_max: infer.queue_items_max as usize,
+            tokens_max: u64::from(infer.queue_tokens_max),
+            owner_items_max: infer.caller_items_max as usize,
+            quantum_tokens: QUANTUM_TOKENS,
+            age_ns_max: AGE_NS_MAX,
+            drop_policy: match infer.drop_policy {
+                weir_config::DropPolicy::None => DropPolicy::None,
+                weir_config::DropPolicy::Head => DropPolicy::Head,
+                weir_config::DropPolicy::Tail => DropPolicy::Tail,
+            },
+            window,
+        },
+        retry: RetryConfig {
+            max_attempts: infer.retry_max_attempts,
+            base_backoff_ms: infer.retry_base_backoff_ms,
+            policy: match infer.retry_policy {
+                weir_config::RetryPolicy::NoRetry => RetryPolicy::NoRetry,
+                weir_config::RetryPolicy::FixedDelay => RetryPolicy::FixedDelay,
+                weir_config::RetryPolicy::ExponentialJitter => RetryPolicy::ExponentialJitter,
+                weir_config::RetryPolicy::ExponentialDecorrelated => RetryPolicy::ExponentialDecorrelated,
+            },
+            ..RetryConfig::default()
+        },
+        budget: RetryBudgetConfig { ratio_percent: infer.retry_budget_percent, ..RetryBudgetConfig::default() },
+        breaker: (infer.circuit_breaker == weir_config::Switch::On).then(|| BreakerConfig {
+            failures_to_open: infer.circuit_failures,
+            window_ns: infer.circuit_window_ms.saturating_mul(1_000_000),
+            open_ns: infer.circuit_open_ms.saturating_mul(1_000_000),
+            successes_to_close: infer.circuit_successes,
+        }),
+    }
+}
+
+/// How often the pools are looked after while there is something to look after, and while there is not.
+const TICK: Duration = Duration::from_millis(5);
+const IDLE_TICK: Duration = Duration::from_millis(50);
+
+/// Looks after the pools until they are gone.
+fn watch_pools(pools: &Arc<Pools>) -> std::io::Result<()> {
+    let pools: Vec<_> = pools.values().map(Arc::downgrade).collect();
+    let watch = move || {
+        loop {
+            let mut busy = false;
+            let mut any = false;
+            for pool in pools.iter().filter_map(std::sync::Weak::upgrade) {
+                any = true;
+                busy |= pool.tick();
+            }
+            if !any {
+                return;
+            }
+            std::thread::sleep(if busy { TICK } else { IDLE_TICK });
+        }
+    };
+    std::thread::Builder::new().name("weir-watch".into()).spawn(watch).map(drop)
 }
 
 fn start_gateway(

@@ -27,7 +27,7 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core"], others: None },
-    Rule { package: "weir-runtime", house: &["weir-config", "weir-nn"], others: None },
+    Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-nn"], others: None },
     Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
     Rule { package: "weir", house: &["weir-config", "weir-edge", "weir-nn", "weir-runtime"], others: None },
     Rule { package: "weir-tests", house: &[], others: None },

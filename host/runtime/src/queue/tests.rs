@@ -1,0 +1,185 @@
+use std::task::Waker;
+
+use weir_core::queue::{Aggregation, Window};
+
+use super::*;
+use crate::call::{self, Outcomes};
+use crate::types::{ClassifyOptions, Overflow, Task, WhenFull};
+
+fn settings() -> QueueSettings {
+    QueueSettings {
+        bounds: QueueConfig {
+            items_max: 16,
+            tokens_max: 100_000,
+            owner_items_max: 16,
+            quantum_tokens: 64,
+            age_ns_max: 1_000_000_000,
+            drop_policy: DropPolicy::None,
+            window: None,
+        },
+        retry: RetryConfig { base_backoff_ms: 0, ..RetryConfig::default() },
+        budget: RetryBudgetConfig::default(),
+        breaker: Some(BreakerConfig { failures_to_open: 2, ..BreakerConfig::default() }),
+    }
+}
+
+fn item(id: u64) -> Item {
+    Item {
+        id,
+        model: "m".into(),
+        text: String::new(),
+        text_pair: None,
+        overflow: Overflow::Truncate,
+        deadline_ms: None,
+        when_full: WhenFull::Fail,
+        task: Task::Classify(ClassifyOptions { top_k: None, activation: None }),
+    }
+}
+
+fn push(queue: &Queue, id: u64) -> Outcomes {
+    let (reply, outcomes) = call::test_reply(id);
+    let item = item(id);
+    let ticket = queue.ticket(1, 0, &item);
+    queue.push(Job::new(item, reply, ticket, None));
+    outcomes
+}
+
+fn take(queue: &Queue, replica: usize, owes: bool) -> Option<Vec<Job>> {
+    let ask = Ask { replica, items_max: 64, tokens_max: 10_000, owes, testing: false };
+    match queue.poll_take(&ask, &mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Taken::Jobs(jobs)) => Some(jobs),
+        Poll::Ready(Taken::Suspect(job)) => Some(vec![*job]),
+        Poll::Pending => None,
+    }
+}
+
+fn ids(jobs: Option<Vec<Job>>) -> Option<Vec<u64>> {
+    jobs.map(|jobs| jobs.iter().map(|job| job.item.id).collect())
+}
+
+async fn failure(outcomes: &mut Outcomes) -> Failure {
+    outcomes.recv().await.unwrap().result.unwrap_err()
+}
+
+#[test]
+fn a_replica_takes_its_share() {
+    let queue = Queue::new(settings(), 2);
+    let kept: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1, 2]));
+    assert_eq!(ids(take(&queue, 1, false)), Some(vec![3]));
+    assert_eq!(ids(take(&queue, 1, false)), Some(vec![4]));
+    assert_eq!(ids(take(&queue, 1, false)), None);
+    drop(kept);
+}
+
+#[tokio::test]
+async fn while_down_every_item_is_answered() {
+    let queue = Queue::new(settings(), 1);
+    let mut first = push(&queue, 0);
+    queue.down(Some("it is gone".into()));
+    let mut second = push(&queue, 1);
+    for outcomes in [&mut first, &mut second] {
+        assert_eq!(failure(outcomes).await, Failure::Unavailable("it is gone".into()));
+    }
+    queue.down(None);
+    let _kept = push(&queue, 2);
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![2]));
+}
+
+#[tokio::test]
+async fn what_a_lost_replica_had_is_tried_one_by_one() {
+    let queue = Queue::new(settings(), 1);
+    let mut outcomes: Vec<Outcomes> = (0..3).map(|id| push(&queue, id)).collect();
+    let jobs = take(&queue, 0, false).unwrap();
+    assert_eq!(jobs.len(), 3);
+    assert!(queue.lost(jobs, false).is_empty());
+    let _late = push(&queue, 3);
+    assert_eq!(ids(take(&queue, 0, true)), None, "a suspect waits until nothing else is computed");
+    let first = take(&queue, 0, false).unwrap();
+    assert_eq!(first.len(), 1);
+    // It ends its replica again, alone: it is the cause.
+    let culprits = queue.lost(first, true);
+    assert_eq!(ids(Some(culprits)), Some(vec![0]));
+    for id in 1..3 {
+        let mut jobs = take(&queue, 0, false).unwrap();
+        let job = queue.settle(jobs.remove(0), None).unwrap();
+        assert_eq!(job.item.id, id);
+        job.reply.send(1, Ok(crate::types::Output::Summary(String::new())));
+        assert!(outcomes[id as usize].recv().await.unwrap().result.is_ok());
+    }
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![3]));
+    assert_eq!(queue.counts.retried.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_and_what_may_not_is_answered() {
+    let queue = Queue::new(settings(), 1);
+    let _outcomes = push(&queue, 0);
+    let unavailable = Failure::Unavailable("for now".into());
+    for _ in 0..2 {
+        let job = take(&queue, 0, false).unwrap().remove(0);
+        assert!(queue.settle(job, Some(&unavailable)).is_none());
+        queue.tick();
+    }
+    let job = take(&queue, 0, false).unwrap().remove(0);
+    assert!(queue.settle(job, Some(&unavailable)).is_some(), "three attempts are all");
+    let queue = Queue::new(settings(), 1);
+    let _outcomes = push(&queue, 0);
+    let job = take(&queue, 0, false).unwrap().remove(0);
+    assert!(queue.settle(job, Some(&Failure::Engine(String::new()))).is_some());
+}
+
+#[tokio::test]
+async fn the_circuit_opens_when_nothing_succeeds_and_not_for_single_failures() {
+    let queue = Queue::new(settings(), 1);
+    let fails = |ok: bool| {
+        let outcomes = push(&queue, 0);
+        let job = take(&queue, 0, false).expect("let through").remove(0);
+        let engine = Failure::Engine(String::new());
+        drop(queue.settle(job, (!ok).then_some(&engine)));
+        drop(outcomes);
+    };
+    for _ in 0..20 {
+        fails(false);
+        fails(true);
+    }
+    (0..3).for_each(|_| fails(false));
+    assert!(!queue.depth().2, "three in a row: the first of them counts for nothing");
+    let mut outcomes = push(&queue, 1);
+    assert!(matches!(failure(&mut outcomes).await, Failure::CircuitOpen(ms) if ms > 29_000));
+    assert_eq!(queue.counts.refused.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_says_when_to_come_back() {
+    let mut small = settings();
+    small.bounds.items_max = 2;
+    small.bounds.owner_items_max = 1;
+    let queue = Queue::new(small, 1);
+    let _first = push(&queue, 0);
+    assert!(matches!(failure(&mut push(&queue, 1)).await, Failure::Throttled(ms) if ms >= 1));
+
+    let mut full = settings();
+    full.bounds.items_max = 1;
+    let queue = Queue::new(full, 1);
+    let _first = push(&queue, 0);
+    assert!(matches!(failure(&mut push(&queue, 1)).await, Failure::Overloaded(ms) if ms >= 1));
+    assert_eq!(queue.counts.overloaded.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn the_late_are_answered_and_windows_end() {
+    let mut windowed = settings();
+    windowed.bounds.window = Some(Window { aggregation: Aggregation::CountOnly, batch_size: 3, window_ns: 0 });
+    let queue = Queue::new(windowed, 1);
+    let (reply, mut late) = call::test_reply(0);
+    let dated = Item { deadline_ms: Some(0), ..item(0) };
+    let ticket = queue.ticket(1, 0, &dated);
+    queue.push(Job::new(dated, reply, ticket, None));
+    queue.tick();
+    assert_eq!(failure(&mut late).await, Failure::DeadlineExceeded);
+    let _kept = push(&queue, 1);
+    assert_eq!(ids(take(&queue, 0, false)), None);
+    assert_eq!(queue.flush(), 1);
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![1]));
+}

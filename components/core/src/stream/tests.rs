@@ -335,6 +335,50 @@ fn what_is_not_acknowledged_holds_back() {
 }
 
 #[test]
+fn what_acknowledgements_let_go_says_so() {
+    let mut stream = running(config(|config| {
+        config.backpressure = BackpressurePolicy::AckBased;
+        config.limits.unacknowledged_max = 8;
+    }));
+    push(&mut stream, 0, 0..8);
+    assert_eq!(answer(&mut stream, 0, &Ok(0)), Some((FlushReason::Scheduled, 8)));
+    push(&mut stream, 0, 8..10);
+    assert_eq!(answer(&mut stream, 0, &Ok(0)), None);
+    stream.acknowledge(8);
+    assert_eq!(answer(&mut stream, 0, &Ok(0)), Some((FlushReason::BackpressureAck, 2)));
+    push(&mut stream, 0, 10..11);
+    assert_eq!(answer(&mut stream, 0, &Ok(0)), Some((FlushReason::Scheduled, 1)));
+}
+
+#[test]
+fn retries_go_first_and_leave_the_rest_of_the_batch() {
+    let mut stream = running(config(|config| {
+        config.batch_size = 2;
+        config.buffering.min_batch_size = 1;
+        config.buffering.max_batch_size = 2;
+    }));
+    push(&mut stream, 0, 0..2);
+    answer(&mut stream, 0, &unavailable()).unwrap();
+    push(&mut stream, 100 * MS, 2..5);
+    let (reason, seqs, ids) = batch(&mut stream, 100 * MS).unwrap();
+    assert_eq!((reason, seqs), (FlushReason::Timeout, vec![0, 1]));
+    for id in ids {
+        stream.handle_outcome(101 * MS, id, unavailable());
+    }
+    push(&mut stream, 101 * MS, 5..6);
+    let (reason, seqs, _) = batch(&mut stream, 101 * MS).unwrap();
+    assert_eq!((reason, seqs), (FlushReason::BatchSize, vec![2, 3]));
+    // Whether they may share a batch is the batching's to say: adaptive fills it up.
+    let second = running(config(|_| ()));
+    for (mut stream, want) in [(second, vec![0, 1]), (running(windowed(Aggregation::TimeAndCount)), vec![0])] {
+        push(&mut stream, 0, 0..1);
+        answer(&mut stream, 250 * MS, &unavailable()).unwrap();
+        push(&mut stream, 250 * MS, 1..2);
+        assert_eq!(batch(&mut stream, 600 * MS).unwrap().1, want);
+    }
+}
+
+#[test]
 fn commands_are_legal_in_their_states_only() {
     type Command = fn(&mut Stream<u32, u32>) -> Result<(), TransitionError>;
     let commands: [Command; 5] = [Stream::start, Stream::pause, Stream::resume, Stream::stop, |stream| {

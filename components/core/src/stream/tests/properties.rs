@@ -42,7 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 prop_compose! {
     fn configs()(
-        sizes in (1usize..8, 0usize..8, 0usize..30, 1usize..8),
+        sizes in (1usize..8, 0usize..8, 0usize..30, 1usize..8, 1usize..16),
         window_ms in 0u32..300,
         slots in 1usize..4,
         acks in 0usize..20,
@@ -57,9 +57,9 @@ prop_compose! {
         max_attempts in 1u32..5,
         budget in (0u32..100, 0u32..20),
     ) -> StreamingConfig {
-        let (max, more, buffer, min) = sizes;
+        let (max, more, buffer, min, batch_size) = sizes;
         StreamingConfig {
-            batch_size: max,
+            batch_size: batch_size.min(max + more.min(buffer)),
             window_ms,
             max_batch_size: max + more,
             ordering,
@@ -112,6 +112,8 @@ struct Driver {
     last_result_seq: Option<u64>,
     flushed: BTreeSet<FlushReason>,
     drops: u64,
+    /// Released or dropped, and not acknowledged.
+    owed: usize,
 }
 
 impl Driver {
@@ -129,6 +131,7 @@ impl Driver {
             last_result_seq: None,
             flushed: BTreeSet::new(),
             drops: 0,
+            owed: 0,
         }
     }
 
@@ -149,7 +152,7 @@ impl Driver {
             }
             Op::PollResults(count) => _ = (0..count).all(|_| self.poll_result()),
             Op::PollErrors(count) => _ = (0..count).all(|_| self.poll_error()),
-            Op::Acknowledge(count) => self.stream.acknowledge(count),
+            Op::Acknowledge(count) => self.acknowledge(count),
             Op::Flush(reason) => {
                 self.flushed.insert(reason);
                 assert!(self.stream.flush(reason) <= self.fresh.len());
@@ -157,6 +160,11 @@ impl Driver {
             Op::Pause => _ = self.stream.pause(),
             Op::Resume => _ = self.stream.resume(),
         }
+    }
+
+    fn acknowledge(&mut self, count: usize) {
+        self.stream.acknowledge(count);
+        self.owed = self.owed.saturating_sub(count);
     }
 
     fn push(&mut self, bytes: usize) {
@@ -170,6 +178,7 @@ impl Driver {
                 self.fresh.insert(seq);
                 let drops = self.stream.stats().dropped - before.dropped;
                 assert!(drops == 0 || policy != DropPolicy::None);
+                self.owed += drops as usize;
                 for _ in 0..drops {
                     match policy {
                         DropPolicy::Tail => self.fresh.pop_last(),
@@ -229,6 +238,7 @@ impl Driver {
                 *made += 1;
                 assert_eq!(attempt.attempt, *made);
                 assert_eq!(self.fresh.remove(&attempt.seq), *made == 1);
+                self.owed += usize::from(*made == 1);
                 self.in_flight.push(attempt);
             }
         }
@@ -282,6 +292,9 @@ impl Driver {
         assert!(self.stream.batches.len() <= config.limits.batches_in_flight_max);
         assert!(self.stream.flushes.len() <= self.fresh.len());
         assert_eq!(stats.in_flight, self.in_flight.len());
+        if matches!(stats.state, StreamState::Running | StreamState::Paused) {
+            assert_eq!(stats.unacknowledged, self.owed);
+        }
         if config.backpressure == BackpressurePolicy::SizeBased {
             assert!(self.stream.held.items() <= 1 || self.stream.held.bytes() <= config.limits.buffer_bytes_max);
         }
@@ -317,13 +330,13 @@ impl Driver {
         for _ in 0..100_000 {
             self.poll_batches();
             let polled = [self.poll_result(), self.poll_error()];
-            self.stream.acknowledge(polled.iter().filter(|polled| **polled).count());
+            self.acknowledge(polled.iter().filter(|polled| **polled).count());
             if !self.in_flight.is_empty() {
                 self.answer(0, *kinds.next().unwrap());
             } else if polled == [false; 2] {
                 match self.stream.poll_timeout() {
                     Some(wake_ns) => self.now = self.now.max(wake_ns),
-                    None if self.stream.acks.unacknowledged() > 0 => self.stream.acknowledge(usize::MAX),
+                    None if self.stream.acks.unacknowledged() > 0 => self.acknowledge(usize::MAX),
                     None => return,
                 }
             }

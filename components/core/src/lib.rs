@@ -12,6 +12,7 @@
 //! - [`breaker`]: what fails too often is left alone for a while.
 //! - [`order`]: results of one stream put back in order.
 //! - [`backpressure`]: gates that push back, by acknowledgement or by size.
+//! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
 //! - [`random`]: a seeded generator.
 
 pub mod backpressure;
@@ -26,5 +27,6 @@ pub mod process;
 pub mod queue;
 pub mod random;
 pub mod retry;
+pub mod stream;
 pub mod summary;
 pub mod tally;

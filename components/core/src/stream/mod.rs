@@ -1,0 +1,388 @@
+//! A stream of items through a model: buffered, batched, retried, put in order, and told when to push back.
+//!
+//! A [`Stream`] holds no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the
+//! time of [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none.
+//! Every item that a push takes comes out exactly once: as a result, or as an error that says why there is none. An item
+//! holds its place from its push until then, so a driver that does not poll is pushed back, and nothing grows.
+//!
+//! ```
+//! use weir_core::stream::{FlushReason, Stream, StreamingConfig};
+//! let mut stream: Stream<&str, usize> = Stream::new(StreamingConfig::default(), 0, 42)?;
+//! stream.start()?;
+//! stream.push(0, "fine weather")?;
+//! let batch = stream.poll_batch(0).expect("a slot is free");
+//! assert_eq!(batch.reason, FlushReason::Scheduled);
+//! for attempt in batch.attempts {
+//!     stream.handle_outcome(5, attempt.id, Ok(attempt.item.len()));
+//! }
+//! let delivered = stream.poll_result().expect("it came");
+//! assert_eq!((delivered.seq, delivered.result, delivered.latency_ns), (0, 12, 5));
+//! stream.stop()?;
+//! assert!(stream.is_drained());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod config;
+mod event;
+mod release;
+mod settle;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+pub use self::{
+    config::{
+        Aggregation, BUFFER_ITEMS_MAX, Batching, BufferingConfig, ConfigError, DropPolicy, Ordering, StreamLimits,
+        StreamingConfig,
+    },
+    event::{
+        Attempt, Cause, Delivered, ErrorCategory, FlushReason, ItemError, PushError, Released, StreamState,
+        TransitionError,
+    },
+    stats::{Histogram, Stats},
+};
+
+use self::{release::Batch, stats::Counters};
+use crate::{
+    backpressure::{AckGate, BackpressurePolicy, SizeGate},
+    breaker::Breaker,
+    failure::Failure,
+    order::Resequencer,
+    random::SplitMix64,
+    retry::{CircuitBreakerPolicy, Retry, RetryBudget},
+};
+
+const NS_PER_MS: u64 = 1_000_000;
+
+/// An item without an outcome.
+#[derive(Debug, Clone)]
+struct Pending<T> {
+    seq: u64,
+    item: T,
+    bytes: usize,
+    pushed_ns: u64,
+    retry: Retry,
+    attempts_made: u32,
+}
+
+/// A result or an error that was not polled yet, with the bytes of its place.
+#[derive(Debug)]
+struct Held<V> {
+    bytes: usize,
+    value: V,
+}
+
+/// A stream of items `T` with results `R`. An item is cloned for each attempt, so a large one is best shared.
+#[derive(Debug)]
+pub struct Stream<T, R> {
+    config: StreamingConfig,
+    state: StreamState,
+    /// The number of the next item.
+    seq_next: u64,
+    /// The number of the next attempt.
+    id_next: u64,
+    /// Before their first attempt, by sequence number.
+    waiting: VecDeque<Pending<T>>,
+    /// Before another attempt, by when and by sequence number.
+    delayed: BTreeMap<(u64, u64), Pending<T>>,
+    /// At inference, by attempt: which batch, which item.
+    in_flight: BTreeMap<u64, (u64, Pending<T>)>,
+    /// At inference, by their first attempt: at most `batches_in_flight_max`.
+    batches: BTreeMap<u64, Batch>,
+    /// Asked for and not released: items before which number, and why. Each covers a waiting item that none before covers.
+    flushes: VecDeque<(u64, FlushReason)>,
+    /// Something was held back for lack of acknowledgements.
+    held_back: bool,
+    /// Results, when the order is strict.
+    ordered: Option<Resequencer<Held<Delivered<R>>>>,
+    /// Results, when it is not.
+    results: VecDeque<Held<Delivered<R>>>,
+    errors: VecDeque<Held<ItemError<T>>>,
+    /// How many of `errors` were dropped: at most `max_buffer_size`; they hold no place in `held`.
+    drops_unpolled: usize,
+    held: SizeGate,
+    acks: AckGate,
+    budget: RetryBudget,
+    breaker: Option<Breaker>,
+    random: SplitMix64,
+    counters: Counters,
+}
+
+impl<T: Clone, R> Stream<T, R> {
+    /// A stream that is not started. `seed` is for the jitter of retries.
+    ///
+    /// # Errors
+    ///
+    /// The configuration makes no stream.
+    pub fn new(config: StreamingConfig, now: u64, seed: u64) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (items_max, limits) = (config.buffering.max_buffer_size, &config.limits);
+        let (acks_max, bytes_max) = match config.backpressure {
+            BackpressurePolicy::AckBased => (limits.unacknowledged_max, usize::MAX),
+            BackpressurePolicy::SizeBased => (usize::MAX, limits.buffer_bytes_max),
+        };
+        let guarded = config.retry.circuit_breaker_policy == CircuitBreakerPolicy::On;
+        Ok(Self {
+            state: StreamState::Initialized,
+            seq_next: 0,
+            id_next: 0,
+            waiting: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            flushes: VecDeque::new(),
+            held_back: false,
+            // Twice what is held, so that items which were dropped or failed behind a slow one leave room to go on.
+            ordered: (config.ordering == Ordering::Strict).then(|| Resequencer::new(items_max * 2)),
+            results: VecDeque::new(),
+            errors: VecDeque::new(),
+            drops_unpolled: 0,
+            held: SizeGate::new(items_max, bytes_max),
+            acks: AckGate::new(acks_max),
+            budget: RetryBudget::new(limits.retry_budget, now),
+            breaker: guarded.then(|| Breaker::new(limits.breaker)),
+            random: SplitMix64::new(seed),
+            counters: Counters::default(),
+            config,
+        })
+    }
+
+    /// What the stream was told.
+    pub fn config(&self) -> &StreamingConfig {
+        &self.config
+    }
+
+    /// Where the stream is in its life.
+    pub fn state(&self) -> StreamState {
+        self.state
+    }
+
+    /// True when the stream has ended and everything that came of it has been polled.
+    pub fn is_drained(&self) -> bool {
+        matches!(self.state, StreamState::Stopped | StreamState::Error)
+            && self.unpolled() == 0
+            && self.errors.is_empty()
+    }
+
+    /// What the stream has done so far.
+    pub fn stats(&self) -> Stats {
+        let counters = self.counters.clone();
+        Stats {
+            state: self.state,
+            pushed: counters.pushed,
+            pushed_back: counters.pushed_back,
+            delivered: counters.delivered,
+            failed_by_category: counters.failed_by_category,
+            dropped: counters.dropped,
+            retried: counters.retried,
+            retries_refused: counters.retries_refused,
+            in_flight: self.in_flight.len(),
+            buffered: self.waiting.len() + self.delayed.len(),
+            unpolled: self.unpolled() + self.errors.len() - self.drops_unpolled,
+            unacknowledged: self.acks.unacknowledged(),
+            batches_by_reason: counters.batches_by_reason,
+            attempts: counters.attempts,
+            breaker: self.breaker.as_ref().map(Breaker::state),
+            latency: counters.latency,
+        }
+    }
+
+    /// Begins.
+    ///
+    /// # Errors
+    ///
+    /// It began before.
+    pub fn start(&mut self) -> Result<(), TransitionError> {
+        self.command("start", &[StreamState::Initialized], StreamState::Running)
+    }
+
+    /// Releases no batch until it is resumed. Items are still taken while there is room, and outcomes delivered.
+    ///
+    /// # Errors
+    ///
+    /// It is not running.
+    pub fn pause(&mut self) -> Result<(), TransitionError> {
+        self.command("pause", &[StreamState::Running], StreamState::Paused)
+    }
+
+    /// Goes on after a pause.
+    ///
+    /// # Errors
+    ///
+    /// It is not paused.
+    pub fn resume(&mut self) -> Result<(), TransitionError> {
+        self.command("resume", &[StreamState::Paused], StreamState::Running)
+    }
+
+    /// Takes no more items and works off what it has; retries are made as ever. When the circuit is open, what is left
+    /// fails at once, so that the end does not wait for a model that does not answer.
+    ///
+    /// # Errors
+    ///
+    /// It is neither new, running nor paused.
+    pub fn stop(&mut self) -> Result<(), TransitionError> {
+        if self.state == StreamState::Initialized {
+            return self.command("stop", &[StreamState::Initialized], StreamState::Stopped);
+        }
+        self.command("stop", &[StreamState::Running, StreamState::Paused], StreamState::Stopping)?;
+        self.stop_if_settled();
+        Ok(())
+    }
+
+    /// Gives up: every item without an outcome fails, and late outcomes are ignored.
+    ///
+    /// # Errors
+    ///
+    /// It has ended.
+    pub fn abort(&mut self, failure: &Failure) -> Result<(), TransitionError> {
+        use StreamState::{Error, Initialized, Paused, Running, Stopping};
+        self.command("abort", &[Initialized, Running, Paused, Stopping], Error)?;
+        self.batches.clear();
+        for (_, pending) in std::mem::take(&mut self.in_flight).into_values() {
+            self.fail(pending, failure.clone().into());
+        }
+        self.fail_buffered(failure);
+        Ok(())
+    }
+
+    /// Takes an item whose size does not matter, and returns its sequence number: 0, 1, 2 and so on.
+    ///
+    /// # Errors
+    ///
+    /// See [`Self::push_sized`].
+    pub fn push(&mut self, now: u64, item: T) -> Result<u64, PushError<T>> {
+        self.push_sized(now, item, 0)
+    }
+
+    /// Takes an item of so many bytes, and returns its sequence number. With a drop policy this item, or older ones, may
+    /// come out as errors at once.
+    ///
+    /// # Errors
+    ///
+    /// There is no room, and nothing may be dropped: by the policy, because nothing waits that could be, because dropped
+    /// items were not polled, or because the oldest item without an outcome is too far behind in a strict order. Or the
+    /// stream takes no items in its state.
+    pub fn push_sized(&mut self, now: u64, item: T, bytes: usize) -> Result<u64, PushError<T>> {
+        if !matches!(self.state, StreamState::Running | StreamState::Paused) {
+            return Err(PushError::NotRunning(item));
+        }
+        let seq = self.seq_next;
+        let in_window = self.ordered.as_ref().is_none_or(|ordered| ordered.accepts(seq));
+        let fits = self.held.may_send(bytes);
+        let drops = match self.config.buffering.drop_policy {
+            _ if fits => Some(0),
+            DropPolicy::None => None,
+            DropPolicy::Head => self.oldest_to_drop(bytes),
+            DropPolicy::Tail => Some(1),
+        };
+        let drops_max = self.config.buffering.max_buffer_size - self.drops_unpolled;
+        let Some(drops) = drops.filter(|drops| in_window && *drops <= drops_max) else {
+            self.counters.pushed_back += 1;
+            return Err(PushError::Full(item));
+        };
+
+        self.seq_next += 1;
+        self.counters.pushed += 1;
+        let pending = Pending { seq, item, bytes, pushed_ns: now, retry: Retry::new(), attempts_made: 0 };
+        if !fits && self.config.buffering.drop_policy == DropPolicy::Tail {
+            self.fail(pending, Cause::Dropped);
+            return Ok(seq);
+        }
+        for oldest in self.waiting.drain(..drops).collect::<Vec<_>>() {
+            self.held.remove(oldest.bytes);
+            self.fail(oldest, Cause::Dropped);
+        }
+        self.held.add(bytes);
+        self.waiting.push_back(pending);
+        self.forget_done_flushes();
+        Ok(seq)
+    }
+
+    /// Asks that what waits for its first attempt be released as soon as there are batch slots, and returns how many items
+    /// that is. What an earlier flush asked for keeps its reason, and what is to be retried keeps its delay.
+    pub fn flush(&mut self, reason: FlushReason) -> usize {
+        let flushed_seq = self.flushes.back().map_or(0, |(end_seq, _)| *end_seq);
+        let count = self.waiting.iter().rev().take_while(|pending| pending.seq >= flushed_seq).count();
+        if count > 0 {
+            self.flushes.push_back((self.seq_next, reason));
+        }
+        count
+    }
+
+    /// Takes the outcome of an attempt. False when nobody waits for it: it came before, or the stream was given up.
+    pub fn handle_outcome(&mut self, now: u64, id: u64, outcome: Result<R, Failure>) -> bool {
+        let Some((batch, pending)) = self.in_flight.remove(&id) else { return false };
+        // A model that refuses an item has answered.
+        let answered = match &outcome {
+            Ok(_) => true,
+            Err(failure) => ErrorCategory::from(failure) == ErrorCategory::Client,
+        };
+        self.count_outcome(now, batch, answered);
+        match outcome {
+            Ok(result) => self.deliver(now, &pending, result),
+            Err(failure) => self.retry_or_fail(now, pending, failure),
+        }
+        self.stop_if_settled();
+        true
+    }
+
+    /// The consumer has dealt with so many more results and errors, dropped items included. Matters with `ack_based` only.
+    pub fn acknowledge(&mut self, count: usize) {
+        self.acks.acknowledge(count);
+    }
+
+    /// The next result: in the order of the pushes when that is strict.
+    pub fn poll_result(&mut self) -> Option<Delivered<R>> {
+        let held = match &mut self.ordered {
+            Some(ordered) => ordered.pop()?.1,
+            None => self.results.pop_front()?,
+        };
+        self.held.remove(held.bytes);
+        self.counters.delivered += 1;
+        Some(held.value)
+    }
+
+    /// The next item that has no result.
+    pub fn poll_error(&mut self) -> Option<ItemError<T>> {
+        let held = self.errors.pop_front()?;
+        match &held.value.cause {
+            // Its place went to the item that was pushed.
+            Cause::Dropped => self.drops_unpolled -= 1,
+            Cause::Failed(failure) => {
+                self.held.remove(held.bytes);
+                self.counters.failed_by_category[ErrorCategory::from(failure) as usize] += 1;
+            }
+        }
+        Some(held.value)
+    }
+
+    fn command(
+        &mut self,
+        command: &'static str,
+        legal: &[StreamState],
+        next: StreamState,
+    ) -> Result<(), TransitionError> {
+        if !legal.contains(&self.state) {
+            return Err(TransitionError { state: self.state, command });
+        }
+        debug_assert!(self.state.may_become(next));
+        self.state = next;
+        Ok(())
+    }
+
+    /// How many of the oldest waiting items must go to make room; none when all of them are not enough.
+    fn oldest_to_drop(&self, bytes: usize) -> Option<usize> {
+        let mut removed_bytes = 0usize;
+        self.waiting.iter().enumerate().find_map(|(at, oldest)| {
+            removed_bytes = removed_bytes.saturating_add(oldest.bytes);
+            self.held.may_send_after(bytes, at + 1, removed_bytes).then_some(at + 1)
+        })
+    }
+
+    /// Results that were not polled.
+    fn unpolled(&self) -> usize {
+        self.results.len() + self.ordered.as_ref().map_or(0, Resequencer::len)
+    }
+}

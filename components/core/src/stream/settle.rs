@@ -1,0 +1,87 @@
+//! What becomes of an item once its outcome is known.
+
+use super::{Cause, Delivered, Held, ItemError, NS_PER_MS, Pending, Stream, StreamState};
+use crate::failure::Failure;
+
+impl<T: Clone, R> Stream<T, R> {
+    /// An item has its result.
+    pub(super) fn deliver(&mut self, now: u64, pending: &Pending<T>, result: R) {
+        let latency_ns = now.saturating_sub(pending.pushed_ns);
+        self.counters.latency.record(latency_ns);
+        let held = Held { bytes: pending.bytes, value: Delivered { seq: pending.seq, latency_ns, result } };
+        match &mut self.ordered {
+            Some(ordered) => {
+                let inserted = ordered.insert(pending.seq, held);
+                debug_assert!(inserted.is_ok(), "a push took {}, and one outcome is taken", pending.seq);
+            }
+            None => self.results.push_back(held),
+        }
+    }
+
+    /// An item failed: it is tried again, or that was the last time.
+    pub(super) fn retry_or_fail(&mut self, now: u64, mut pending: Pending<T>, failure: Failure) {
+        match self.retry_ns(now, &mut pending, &failure) {
+            Some(due_ns) => {
+                self.counters.retried += 1;
+                self.delayed.insert((due_ns, pending.seq), pending);
+            }
+            None => self.fail(pending, failure.into()),
+        }
+    }
+
+    /// When to try an item again, if at all.
+    fn retry_ns(&mut self, now: u64, pending: &mut Pending<T>, failure: &Failure) -> Option<u64> {
+        if !failure.retryable() {
+            return None;
+        }
+        let delay_ns = pending.retry.next_delay_ns(&self.config.retry, self.random.next_u64())?;
+        if !self.budget.withdraw(now) {
+            self.counters.retries_refused += 1;
+            return None;
+        }
+        // Who says when to come back is heard, within the bound of our own delays.
+        let asked_ms = match failure {
+            Failure::Overloaded { retry_after_ms }
+            | Failure::Throttled { retry_after_ms }
+            | Failure::CircuitOpen { retry_after_ms } => *retry_after_ms,
+            _ => 0,
+        };
+        let asked_ns = u64::from(asked_ms.min(self.config.retry.backoff_ms_max)) * NS_PER_MS;
+        Some(now.saturating_add(delay_ns.max(asked_ns)))
+    }
+
+    /// An item has no result and will have none.
+    pub(super) fn fail(&mut self, pending: Pending<T>, cause: Cause) {
+        if let Some(ordered) = &mut self.ordered {
+            let skipped = ordered.skip(pending.seq);
+            debug_assert!(skipped.is_ok(), "a push took {}, and one outcome is taken", pending.seq);
+        }
+        if cause == Cause::Dropped {
+            self.drops_unpolled += 1;
+            self.counters.dropped += 1;
+            // It was never released, and its error is to be acknowledged like any other.
+            self.acks.sent(1);
+        }
+        let Pending { seq, item, bytes, attempts_made: attempts, .. } = pending;
+        self.errors.push_back(Held { bytes, value: ItemError { seq, item, attempts, cause } });
+    }
+
+    /// Everything that waits for an attempt fails.
+    pub(super) fn fail_buffered(&mut self, failure: &Failure) {
+        self.flushes.clear();
+        let waiting = std::mem::take(&mut self.waiting);
+        for pending in std::mem::take(&mut self.delayed).into_values().chain(waiting) {
+            // What was released is owed an acknowledgement already.
+            self.acks.sent(usize::from(pending.attempts_made == 0));
+            self.fail(pending, failure.clone().into());
+        }
+    }
+
+    /// A stream that stops has stopped once every item has its outcome.
+    pub(super) fn stop_if_settled(&mut self) {
+        let settled = self.waiting.is_empty() && self.delayed.is_empty() && self.in_flight.is_empty();
+        if settled && self.state == StreamState::Stopping {
+            self.state = StreamState::Stopped;
+        }
+    }
+}

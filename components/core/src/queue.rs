@@ -16,6 +16,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 
+pub use crate::stream::{Aggregation, DropPolicy};
+
 /// The bounds of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueConfig {
@@ -35,18 +37,6 @@ pub struct QueueConfig {
     pub window: Option<Window>,
 }
 
-/// Who goes when the queue is full.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum DropPolicy {
-    /// Nobody: the new item is refused and its caller waits or gives up.
-    #[default]
-    None,
-    /// The oldest item goes, for the new one.
-    Head,
-    /// The new item goes.
-    Tail,
-}
-
 /// When a batch is closed by those who want it to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -56,18 +46,6 @@ pub struct Window {
     pub batch_size: usize,
     /// The time that closes it, from the arrival of its first item.
     pub window_ns: u64,
-}
-
-/// What closes a window.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Aggregation {
-    /// Time or count, whichever comes first.
-    #[default]
-    TimeAndCount,
-    /// Time alone.
-    TimeOnly,
-    /// Count alone: what never fills a batch waits for a flush.
-    CountOnly,
 }
 
 /// An item to be queued.

@@ -13,6 +13,7 @@
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
+//! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
 //! The host moves records and enforces limits; it knows nothing of what a text means.
@@ -26,6 +27,7 @@ mod limits;
 pub mod pool;
 mod queue;
 pub mod runtime;
+pub mod stream;
 
 pub use bindings::types;
 pub use call::{Call, CallSender, Outcomes};

@@ -1,0 +1,448 @@
+//! The embedding API: texts pushed into a stream, results by callback.
+//!
+//! A [`TextStream`] is the state machine of [`weir_core::stream`] driven by tokio: it buffers, batches, retries, guards the
+//! model by a circuit breaker and, where asked, puts results back in order; inference is the runtime's, shared with all
+//! other callers.
+//!
+//! ```
+//! use weir_runtime::stream::{StreamingConfig, Text, TextStream};
+//! use weir_runtime::{Builtin, Runtime};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = weir_config::Config::default();
+//! config.models.dir = "../nn/models".into();
+//! # let Ok(components) = std::env::var("WEIR_COMPONENTS_DIR") else { return Ok(()) };
+//! # let target = std::path::PathBuf::from(components);
+//! config.infer.component = target.join("infer.wasm");
+//! let runtime = Runtime::start(&config, Builtin::default(), false)?;
+//!
+//! let stream = TextStream::initialize(&runtime, "sentiment", StreamingConfig::low_latency()).await?;
+//! let results = stream.subscribe_result_callback(|result| println!("{}: {:?}", result.seq, result.result));
+//! let errors = stream.subscribe_error_callback(|error| eprintln!("{}: {}", error.seq, error.cause));
+//! stream.start()?;
+//! stream.push(Text::from("A fine day.")).await?;
+//! stream.push_batch(["It rained.", "Nobody came."].map(Text::from)).await?;
+//! stream.stop().await?; // what was pushed is answered first
+//! println!("{} answered", stream.get_stats().delivered);
+//! results.unsubscribe();
+//! errors.unsubscribe();
+//! # Ok(()) }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(run()).unwrap();
+//! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use weir_core::failure as core;
+use weir_core::stream::{PushError, Released, Stream};
+
+pub use weir_core::stream::{
+    Aggregation, Batching, Cause, ConfigError, Delivered, DropPolicy, ErrorCategory, FlushReason, ItemError, Ordering,
+    Stats, StreamState, StreamingConfig, TransitionError,
+};
+
+use crate::call::Outcomes;
+use crate::runtime::Runtime;
+use crate::types::{Aggregation as Grouping, TokenOptions};
+use crate::types::{ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Output, Overflow, Task, WhenFull};
+
+/// A text to be pushed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Text {
+    /// The text, at most 1,000,000 bytes.
+    pub text: Arc<str>,
+    /// A second text, for models that judge a pair.
+    pub text_pair: Option<Arc<str>>,
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self { text: text.into(), text_pair: None }
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self { text: text.into(), text_pair: None }
+    }
+}
+
+/// Why a stream cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The configuration makes no stream.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model cannot answer.
+    #[error("model {name:?} cannot be used: {reason}")]
+    Model {
+        /// The model's name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The stream cannot go from the state it is in to the one that was asked for.
+    #[error(transparent)]
+    Transition(#[from] TransitionError),
+    /// It takes no texts in its state.
+    #[error("the stream is not running")]
+    NotRunning,
+}
+
+type Engine = Stream<Text, Output>;
+type OnResult = Arc<dyn Fn(&Delivered<Output>) + Send + Sync>;
+type OnError = Arc<dyn Fn(&ItemError<Text>) + Send + Sync>;
+
+/// A stream of texts through one model. Dropping it ends it, and what it has not answered is given up.
+pub struct TextStream {
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    engine: Mutex<Engine>,
+    began: Instant,
+    model: String,
+    task: Task,
+    /// Something was pushed, flushed, acknowledged, or the state has changed.
+    changed: Notify,
+    /// There is room again, or the stream is drained.
+    moved: Notify,
+    subscribers: Mutex<Subscribers>,
+}
+
+#[derive(Default)]
+struct Subscribers {
+    next: u64,
+    results: Vec<(u64, OnResult)>,
+    errors: Vec<(u64, OnError)>,
+}
+
+/// A subscription; dropping it keeps it.
+#[must_use = "it is what ends the subscription"]
+pub struct Subscription {
+    shared: Weak<Shared>,
+    id: u64,
+}
+
+impl Subscription {
+    /// Ends it: the callback is not called again, but for a call in progress.
+    pub fn unsubscribe(self) {
+        if let Some(shared) = self.shared.upgrade() {
+            let mut subscribers = lock(&shared.subscribers);
+            subscribers.results.retain(|(id, _)| *id != self.id);
+            subscribers.errors.retain(|(id, _)| *id != self.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TextStream {
+    /// Makes a stream to a model of the runtime and waits until the model has answered. Must be called within tokio.
+    ///
+    /// # Errors
+    /// When the model is not served or cannot answer, or the configuration contradicts itself.
+    pub async fn initialize(runtime: &Runtime, model: &str, config: StreamingConfig) -> Result<Self, StreamError> {
+        let unusable = |reason: String| StreamError::Model { name: model.to_owned(), reason };
+        runtime.settled(model).await.map_err(unusable)?;
+        let info = runtime.models().into_iter().find(|info| info.name == model);
+        let kind = info.map(|info| info.kind).ok_or_else(|| unusable("it is gone".into()))?;
+        let task = match kind {
+            ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
+            ModelKind::TokenClassification => {
+                Task::Tokens(TokenOptions { aggregation: Grouping::First, ignore_labels: vec!["O".into()] })
+            }
+            ModelKind::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
+        };
+        // The seed of the jitter: two streams should not retry in step.
+        let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), model);
+        let shared = Arc::new(Shared {
+            engine: Mutex::new(Stream::new(config, 0, seed)?),
+            began: Instant::now(),
+            model: model.to_owned(),
+            task,
+            changed: Notify::new(),
+            moved: Notify::new(),
+            subscribers: Mutex::default(),
+        });
+        let task = tokio::spawn(drive(Arc::downgrade(&shared), runtime.call().clone()));
+        Ok(Self { shared, task })
+    }
+
+    /// From now on texts are taken. Also ends a pause.
+    ///
+    /// # Errors
+    /// When it is stopping or has stopped.
+    pub fn start(&self) -> Result<(), StreamError> {
+        let mut engine = self.shared.lock();
+        match engine.state() {
+            StreamState::Paused => engine.resume()?,
+            _ => engine.start()?,
+        }
+        drop(engine);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    /// Holds back what waits; texts are still taken while there is room.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&self) -> Result<(), StreamError> {
+        Ok(self.shared.lock().pause()?)
+    }
+
+    /// Takes no more texts, and resolves when everything pushed has been answered and delivered.
+    ///
+    /// # Errors
+    /// When it was never started.
+    pub async fn stop(&self) -> Result<(), StreamError> {
+        self.shared.lock().stop()?;
+        self.shared.changed.notify_one();
+        self.shared.wait_until(Engine::is_drained).await;
+        Ok(())
+    }
+
+    /// Pushes a text; waits for room where nothing may be dropped. Returns its number, from 0.
+    ///
+    /// # Errors
+    /// When the stream does not run.
+    pub async fn push(&self, text: Text) -> Result<u64, StreamError> {
+        let mut text = text;
+        loop {
+            let moved = self.shared.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            match self.try_push(text) {
+                Ok(seq) => return Ok(seq),
+                Err(PushError::NotRunning(_)) => return Err(StreamError::NotRunning),
+                Err(PushError::Full(back)) => text = back,
+            }
+            moved.await;
+        }
+    }
+
+    /// Pushes a text if there is room; else gives it back.
+    ///
+    /// # Errors
+    /// When there is no room and nothing may be dropped, or the stream does not run.
+    pub fn try_push(&self, text: Text) -> Result<u64, PushError<Text>> {
+        let bytes = text.text.len() + text.text_pair.as_ref().map_or(0, |pair| pair.len());
+        let pushed = self.shared.lock().push_sized(self.shared.now(), text, bytes);
+        if pushed.is_ok() {
+            self.shared.changed.notify_one();
+        }
+        pushed
+    }
+
+    /// Pushes texts one after another. Returns their numbers.
+    ///
+    /// # Errors
+    /// When the stream does not run; texts before that are taken.
+    pub async fn push_batch(&self, texts: impl IntoIterator<Item = Text>) -> Result<Vec<u64>, StreamError> {
+        let mut numbers = Vec::new();
+        for text in texts {
+            numbers.push(self.push(text).await?);
+        }
+        Ok(numbers)
+    }
+
+    /// Sends what waits to the model now. Returns how many texts that concerns.
+    pub fn flush(&self, reason: FlushReason) -> usize {
+        let count = self.shared.lock().flush(reason);
+        self.shared.changed.notify_one();
+        count
+    }
+
+    /// Says that so many results and errors have been dealt with, where `backpressure` is `ack_based`.
+    pub fn acknowledge(&self, count: usize) {
+        self.shared.lock().acknowledge(count);
+        self.shared.changed.notify_one();
+    }
+
+    /// Calls back with every result, from the stream's own task: a slow callback slows the stream.
+    pub fn subscribe_result_callback(
+        &self,
+        callback: impl Fn(&Delivered<Output>) + Send + Sync + 'static,
+    ) -> Subscription {
+        self.shared.subscribe(|subscribers, id| subscribers.results.push((id, Arc::new(callback))))
+    }
+
+    /// Calls back with every text that has no result, and why; as [`TextStream::subscribe_result_callback`].
+    pub fn subscribe_error_callback(
+        &self,
+        callback: impl Fn(&ItemError<Text>) + Send + Sync + 'static,
+    ) -> Subscription {
+        self.shared.subscribe(|subscribers, id| subscribers.errors.push((id, Arc::new(callback))))
+    }
+
+    /// What it has done so far.
+    pub fn get_stats(&self) -> Stats {
+        self.shared.lock().stats()
+    }
+}
+
+impl Drop for TextStream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Engine> {
+        lock(&self.engine)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    async fn wait_until(&self, condition: impl Fn(&Engine) -> bool) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if condition(&self.lock()) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    fn subscribe(self: &Arc<Self>, add: impl FnOnce(&mut Subscribers, u64)) -> Subscription {
+        let mut subscribers = lock(&self.subscribers);
+        let id = subscribers.next;
+        subscribers.next += 1;
+        add(&mut subscribers, id);
+        Subscription { shared: Arc::downgrade(self), id }
+    }
+
+    fn item(&self, id: u64, text: &Text) -> Item {
+        Item {
+            id,
+            model: self.model.clone(),
+            text: text.text.to_string(),
+            text_pair: text.text_pair.as_ref().map(ToString::to_string),
+            overflow: Overflow::Truncate,
+            deadline_ms: None,
+            when_full: WhenFull::Wait,
+            task: self.task.clone(),
+        }
+    }
+
+    /// Hands results and errors to their subscribers, outside of every lock. A callback that panics is not called again.
+    fn deliver(&self) {
+        let mut moved = false;
+        loop {
+            let (result, error) = {
+                let mut engine = self.lock();
+                let result = engine.poll_result();
+                let error = if result.is_none() { engine.poll_error() } else { None };
+                (result, error)
+            };
+            if result.is_none() && error.is_none() {
+                break;
+            }
+            moved = true;
+            let (results, errors) = {
+                let subscribers = lock(&self.subscribers);
+                (subscribers.results.clone(), subscribers.errors.clone())
+            };
+            let mut panicked = Vec::new();
+            if let Some(result) = &result {
+                let called = results.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(result)))));
+                panicked.extend(called.filter(|(_, called)| called.is_err()).map(|(id, _)| *id));
+            }
+            if let Some(error) = &error {
+                let called = errors.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(error)))));
+                panicked.extend(called.filter(|(_, called)| called.is_err()).map(|(id, _)| *id));
+            }
+            if !panicked.is_empty() {
+                tracing::error!(model = self.model, "a callback panicked and is not called again");
+                let mut subscribers = lock(&self.subscribers);
+                subscribers.results.retain(|(id, _)| !panicked.contains(id));
+                subscribers.errors.retain(|(id, _)| !panicked.contains(id));
+            }
+        }
+        if moved || self.lock().is_drained() {
+            self.moved.notify_waiters();
+        }
+    }
+}
+
+/// Moves texts to inference and outcomes back, until the stream is gone.
+async fn drive(shared: Weak<Shared>, call: crate::Call) {
+    let (sender, mut outcomes) = call.open();
+    // Bounded by `batches_in_flight_max`: what is released waits here for its place in the queue.
+    let (to_send, mut sending) = mpsc::unbounded_channel::<Item>();
+    let send = async move {
+        while let Some(item) = sending.recv().await {
+            if sender.send(item).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = send => {}
+        () = turn(&shared, &to_send, &mut outcomes) => {}
+    }
+}
+
+async fn turn(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
+    loop {
+        let Some(stream) = shared.upgrade() else { return };
+        let mut released: Vec<Released<Text>> = Vec::new();
+        let timeout = {
+            let mut engine = stream.lock();
+            let now = stream.now();
+            while let Some(batch) = engine.poll_batch(now) {
+                released.push(batch);
+            }
+            engine.poll_timeout()
+        };
+        for attempt in released.into_iter().flat_map(|batch| batch.attempts) {
+            // The other end lives as long as this.
+            let _ = to_send.send(stream.item(attempt.id, &attempt.item));
+        }
+        stream.deliver();
+        let sleep = async {
+            match timeout {
+                Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(stream.now()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stream.changed.notified() => {}
+            () = sleep => {}
+            outcome = outcomes.recv() => match outcome {
+                Some(outcome) => {
+                    let result = outcome.result.map_err(failure);
+                    stream.lock().handle_outcome(stream.now(), outcome.id, result);
+                }
+                None => return,
+            },
+        }
+    }
+}
+
+/// A failure in the words of the core.
+fn failure(failure: Failure) -> core::Failure {
+    use core::Failure as Core;
+    match failure {
+        Failure::InvalidInput(reason) => Core::InvalidInput(reason),
+        Failure::UnknownModel(name) => Core::UnknownModel(name),
+        Failure::TooLong(counts) => Core::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
+        Failure::Overloaded(retry_after_ms) => Core::Overloaded { retry_after_ms },
+        Failure::Throttled(retry_after_ms) => Core::Throttled { retry_after_ms },
+        Failure::CircuitOpen(retry_after_ms) => Core::CircuitOpen { retry_after_ms },
+        Failure::Unavailable(reason) => Core::Unavailable(reason),
+        Failure::DeadlineExceeded => Core::DeadlineExceeded,
+        Failure::Engine(reason) => Core::Engine(reason),
+        Failure::Other(reason) => Core::Other(reason),
+    }
+}

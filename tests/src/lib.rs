@@ -3,6 +3,8 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
+pub mod texts;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

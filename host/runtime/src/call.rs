@@ -145,12 +145,6 @@ impl CallSender {
         }
     }
 
-    /// The number of the call.
-    #[cfg(test)]
-    pub(crate) fn id(&self) -> u64 {
-        self.shared.id
-    }
-
     fn alive(&self) -> Result<(), Gone> {
         if self.shared.gone.load(Ordering::Relaxed) { Err(Gone) } else { Ok(()) }
     }

@@ -32,4 +32,5 @@ pub mod stream;
 pub use bindings::types;
 pub use call::{Call, CallSender, Outcomes};
 pub use component::{ComponentError, Source};
+pub use pool::PoolStats;
 pub use runtime::{Builtin, Runtime, StartError};

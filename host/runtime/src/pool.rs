@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -62,8 +62,42 @@ pub struct Pool {
     vacant: Mutex<Vec<usize>>,
     /// Threads that hang in an engine, and can only be waited for.
     hanging: AtomicUsize,
+    hangs: AtomicU64,
     machinery: OnceLock<Machinery>,
     metrics: PoolMetrics,
+}
+
+/// What has become of a model's items since it started, and what waits now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Replicas that answer.
+    pub replicas_ready: usize,
+    /// Threads that hang in the engine, given up.
+    pub threads_hanging: usize,
+    /// Items waiting.
+    pub waiting: usize,
+    /// Tokens waiting, as estimated.
+    pub waiting_tokens: u64,
+    /// False while the circuit breaker lets nothing, or only probes, through.
+    pub circuit_closed: bool,
+    /// Items handed to replicas, those handed over again included.
+    pub handed_over: u64,
+    /// Items that a replica answered.
+    pub answered: u64,
+    /// Items that were not computed because their caller was gone.
+    pub abandoned: u64,
+    /// Items whose deadline passed while they waited.
+    pub expired: u64,
+    /// Items refused by, or dropped from, a full queue.
+    pub overloaded: u64,
+    /// Items refused because their owner had its share.
+    pub throttled: u64,
+    /// Items refused by an open circuit.
+    pub circuit_open: u64,
+    /// Attempts after the first.
+    pub retried: u64,
+    /// Replicas that hung and were replaced.
+    pub hangs: u64,
 }
 
 struct PoolMetrics {
@@ -157,6 +191,7 @@ impl Pool {
             stopping: watch::Sender::new(false),
             vacant: Mutex::default(),
             hanging: AtomicUsize::new(0),
+            hangs: AtomicU64::new(0),
             machinery: OnceLock::new(),
             metrics,
         })
@@ -213,6 +248,29 @@ impl Pool {
             (&self.metrics.retried, &counts.retried),
         ] {
             counter.absolute(count.load(Ordering::Relaxed));
+        }
+    }
+
+    /// What has become of items so far, and what waits.
+    pub fn stats(&self) -> PoolStats {
+        let (waiting, waiting_tokens, closed) = self.queue.depth();
+        let counts = &self.queue.counts;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PoolStats {
+            replicas_ready: *self.ready.borrow(),
+            threads_hanging: self.hanging.load(Ordering::Relaxed),
+            waiting,
+            waiting_tokens,
+            circuit_closed: closed,
+            handed_over: read(&counts.handed_over),
+            answered: read(&counts.answered),
+            abandoned: read(&counts.abandoned),
+            expired: read(&counts.expired),
+            overloaded: read(&counts.overloaded),
+            throttled: read(&counts.throttled),
+            circuit_open: read(&counts.refused),
+            retried: read(&counts.retried),
+            hangs: self.hangs.load(Ordering::Relaxed),
         }
     }
 
@@ -352,6 +410,7 @@ impl Pool {
         }
         tracing::error!(model = self.config.name, replica, "a replica hangs, and is replaced");
         self.metrics.hangs.increment(1);
+        self.hangs.fetch_add(1, Ordering::Relaxed);
         self.metrics.restarts.increment(1);
         let hanging = self.hanging.fetch_add(1, Ordering::Relaxed) + 1;
         self.metrics.hanging.set(hanging as f64);
@@ -679,6 +738,7 @@ impl<D> StreamProducer<D> for Merged {
                     Taken::Suspect(job) => (vec![*job], true),
                 };
                 self.pool.metrics.items.increment(jobs.len() as u64);
+                self.pool.queue.counts.handed_over.fetch_add(jobs.len() as u64, Ordering::Relaxed);
                 destination.set_buffer(self.running.routes.add(jobs, testing).into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }
@@ -714,6 +774,7 @@ impl Back {
                 let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
                 pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
             }
+            pool.queue.counts.answered.fetch_add(1, Ordering::Relaxed);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
             job.reply.send(outcome.tokens, outcome.result);

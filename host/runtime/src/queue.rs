@@ -73,6 +73,10 @@ pub(crate) struct Queue {
 /// What happened so far.
 #[derive(Default)]
 pub(crate) struct Counts {
+    /// Items handed to replicas.
+    pub(crate) handed_over: AtomicU64,
+    /// Items that a replica answered.
+    pub(crate) answered: AtomicU64,
     /// Items that were dropped because their caller was gone.
     pub(crate) abandoned: AtomicU64,
     /// Items whose deadline passed while they waited.

@@ -18,7 +18,7 @@ use crate::call::{Call, Pools};
 use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
 use crate::gateway::{Gateway, GatewayConfig};
-use crate::pool::{Machinery, Pool, PoolConfig};
+use crate::pool::{Machinery, Pool, PoolConfig, PoolStats};
 use crate::queue::QueueSettings;
 use crate::types::{Failure, ModelInfo, ModelKind};
 
@@ -114,6 +114,16 @@ impl Runtime {
     /// The models as they are now, in the order of their names.
     pub fn models(&self) -> Vec<ModelInfo> {
         self.call.pools().values().map(|pool| pool.info()).collect()
+    }
+
+    /// What has become of a model's items so far; none when it is not served.
+    pub fn stats(&self, name: &str) -> Option<PoolStats> {
+        self.call.pools().get(name).map(|pool| pool.stats())
+    }
+
+    /// Lets what a window holds back for a model go now. Returns how many items that releases.
+    pub fn flush(&self, name: &str) -> usize {
+        self.call.pools().get(name).map_or(0, |pool| pool.flush())
     }
 
     /// Resolves when the model has answered its first item, or cannot, with the reason.

@@ -30,7 +30,7 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-nn"], others: None },
     Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
     Rule { package: "weir", house: &["weir-config", "weir-edge", "weir-nn", "weir-runtime"], others: None },
-    Rule { package: "weir-tests", house: &[], others: None },
+    Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
     Rule { package: "xtask", house: &[], others: None },
     Rule { package: "nn-probe", house: &[], others: None },
     Rule { package: "infer-stub", house: &[], others: None },

@@ -65,9 +65,11 @@ async fn failure(outcomes: &mut Outcomes) -> Failure {
 fn a_replica_takes_its_share() {
     let queue = Queue::new(settings(), 2);
     let kept: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
-    assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1, 2]));
-    assert_eq!(ids(take(&queue, 1, false)), Some(vec![3]));
-    assert_eq!(ids(take(&queue, 1, false)), Some(vec![4]));
+    // Half of the tokens that wait, and one item at least.
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1]));
+    for id in 2..5 {
+        assert_eq!(ids(take(&queue, 1, false)), Some(vec![id]));
+    }
     assert_eq!(ids(take(&queue, 1, false)), None);
     drop(kept);
 }

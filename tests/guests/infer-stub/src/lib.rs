@@ -11,7 +11,7 @@
 //! A text may ask for trouble: `!fail` fails in the engine, `!overloaded` is turned away for 2500 ms, `!down` finds
 //! the model unavailable, `!unknown` finds no such model, `!slow` is answered after 300 ms, `!never` only after ten
 //! minutes, `!end` ends the outcomes early, `!outside` puts an entity outside the text. What arrives together is
-//! answered in the reverse order.
+//! answered in the reverse order. `!trap` ends the instance, `!hang` keeps it busy for ever.
 //!
 //! The model `stub` among the models is no model: its labels say how many items this instance has answered, and how
 //! many calls were abandoned by a caller that left before all was answered.
@@ -68,6 +68,10 @@ impl Guest for Stub {
                     }
                     if item.text.contains("!never") {
                         monotonic_clock::wait_for(NEVER_NS).await;
+                    }
+                    assert!(!item.text.contains("!trap"), "stub: asked to trap");
+                    while item.text.contains("!hang") {
+                        std::hint::spin_loop();
                     }
                     let outcome = Outcome { id: item.id, tokens: 0, result: answer(&item) };
                     if writer.write_one(outcome).await.is_some() {

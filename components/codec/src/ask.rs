@@ -293,7 +293,9 @@ mod tests {
         check(
             r#"{"inputs":[1,{"text":2},{"text":"a","pair":"b"},{}],"model":5,"parameters":{"top_k":-1,"normalize":true},"options":{}}"#,
             Task::Classify,
-            expect!["`inputs[0]` must be a string or object, and is an integer; `inputs[1].text` must be a string, and is an integer; `inputs[2].pair` is not known here; there are text, text_pair, id; `inputs[3].text` is required; `model` must be a string, and is an integer; `parameters.top_k` must be 1 to 4294967295, and is -1; `parameters.normalize` is not known here; there are top_k, function_to_apply, truncation, timeout_ms; `options` is not known here; there are inputs, model, parameters"],
+            expect![
+                "`inputs[0]` must be a string or object, and is an integer; `inputs[1].text` must be a string, and is an integer; `inputs[2].pair` is not known here; there are text, text_pair, id; `inputs[3].text` is required; `model` must be a string, and is an integer; `parameters.top_k` must be 1 to 4294967295, and is -1; `parameters.normalize` is not known here; there are top_k, function_to_apply, truncation, timeout_ms; `options` is not known here; there are inputs, model, parameters"
+            ],
         );
         check("{}", Task::Embed, expect!["`inputs` is required"]);
         check("[]", Task::Embed, expect!["the body is an array; a JSON object was expected"]);
@@ -327,13 +329,48 @@ mod tests {
             br#"{"id":"x","text":"a","text_pair":"b"}"#,
             expect![[r#"Input { text: "a", text_pair: Some("b"), id: Some(Text("x")) }"#]],
         );
-        line(b"5", expect![[r#"{"code":"invalid_item","message":"line 9: `line` must be a string or object, and is an integer","retryable":false,"field":"line","line":9}"#]]);
-        line(b"{\"a", expect![[r#"{"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#]]);
-        line(b"\"\xff\"", expect![[r#"{"code":"not_utf8","message":"line 9: it is not UTF-8: byte 1 does not fit","retryable":false,"line":9}"#]]);
-        line(br#"{"text":"a","parameters":{}}"#, expect![[r#"{"code":"invalid_item","message":"line 9: `parameters` is not known here; there are text, text_pair, id","retryable":false,"field":"parameters","line":9}"#]]);
-        line(br#"{"id":1.5,"text":"a"}"#, expect![[r#"{"code":"invalid_item","message":"line 9: `id` must be a string or integer, and is a number","retryable":false,"field":"id","line":9}"#]]);
-        line(br#"{"id":1}"#, expect![[r#"{"code":"invalid_item","message":"line 9: `text` is required","retryable":false,"field":"text","line":9}"#]]);
-        line(br#"{"text":"a","text":"b"}"#, expect![[r#"{"code":"duplicate_key","message":"line 9: the key `text` appears twice, the second time at column 18","retryable":false,"line":9}"#]]);
+        line(
+            b"5",
+            expect![[
+                r#"{"code":"invalid_item","message":"line 9: `line` must be a string or object, and is an integer","retryable":false,"field":"line","line":9}"#
+            ]],
+        );
+        line(
+            b"{\"a",
+            expect![[
+                r#"{"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#
+            ]],
+        );
+        line(
+            b"\"\xff\"",
+            expect![[
+                r#"{"code":"not_utf8","message":"line 9: it is not UTF-8: byte 1 does not fit","retryable":false,"line":9}"#
+            ]],
+        );
+        line(
+            br#"{"text":"a","parameters":{}}"#,
+            expect![[
+                r#"{"code":"invalid_item","message":"line 9: `parameters` is not known here; there are text, text_pair, id","retryable":false,"field":"parameters","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"id":1.5,"text":"a"}"#,
+            expect![[
+                r#"{"code":"invalid_item","message":"line 9: `id` must be a string or integer, and is a number","retryable":false,"field":"id","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"id":1}"#,
+            expect![[
+                r#"{"code":"invalid_item","message":"line 9: `text` is required","retryable":false,"field":"text","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"text":"a","text":"b"}"#,
+            expect![[
+                r#"{"code":"duplicate_key","message":"line 9: the key `text` appears twice, the second time at column 18","retryable":false,"line":9}"#
+            ]],
+        );
         let error = read_line(&Line { number: 2, content: None }, Task::Embed).expect_err("it is too long");
         assert_eq!((error.code, error.line), ("line_too_long", Some(2)));
     }

@@ -184,8 +184,11 @@ mod tests {
     fn answers() {
         let text = |body| String::from_utf8(body).expect("UTF-8");
         let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
-        expect![[r#"[[{"label":"good","score":0.5}]]"#]]
-            .assert_eq(&text(answer_json(Task::Classify, std::slice::from_ref(&labels), true)));
+        expect![[r#"[[{"label":"good","score":0.5}]]"#]].assert_eq(&text(answer_json(
+            Task::Classify,
+            std::slice::from_ref(&labels),
+            true,
+        )));
         let embedding = Output::Embedding(vec![0.5]);
         expect!["[0.5]"].assert_eq(&text(answer_json(Task::Embed, std::slice::from_ref(&embedding), true)));
         expect!["[[0.5]]"].assert_eq(&text(answer_json(Task::Embed, std::slice::from_ref(&embedding), false)));

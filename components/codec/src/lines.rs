@@ -153,7 +153,8 @@ mod tests {
 
     fn check(pieces: &[&str], want: &[(u64, Option<&str>)]) {
         let pieces: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
-        let want: Vec<Owned> = want.iter().map(|(number, line)| (*number, line.map(|l| l.as_bytes().to_vec()))).collect();
+        let want: Vec<Owned> =
+            want.iter().map(|(number, line)| (*number, line.map(|l| l.as_bytes().to_vec()))).collect();
         assert_eq!(cut(&pieces, 4), want);
     }
 

@@ -205,7 +205,6 @@ mod tests {
         let outputs = [Ok(labels), Err(ItemError::from(&Failure::TooLong { tokens: 9, tokens_max: 8 }))];
         expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]
             .assert_eq(&String::from_utf8(answer_json(&outputs, "m")).expect("UTF-8"));
-        expect![[r#"{"outputs":[],"model":"m"}"#]]
-            .assert_eq(&String::from_utf8(answer_json(&[], "m")).expect("UTF-8"));
+        expect![[r#"{"outputs":[],"model":"m"}"#]].assert_eq(&String::from_utf8(answer_json(&[], "m")).expect("UTF-8"));
     }
 }

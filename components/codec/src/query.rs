@@ -122,7 +122,11 @@ mod tests {
             Task::Tokens,
             expect![[r#"None None None None Some(Max) Some(["O", "5"]) None None"#]],
         );
-        check("normalize=false&truncate=false", Task::Embed, expect!["None None None Some(false) None None Some(false) None"]);
+        check(
+            "normalize=false&truncate=false",
+            Task::Embed,
+            expect!["None None None Some(false) None None Some(false) None"],
+        );
     }
 
     #[test]
@@ -130,7 +134,9 @@ mod tests {
         check(
             "top_k=0&function_to_apply=tanh&truncation=yes&normalize=true&model=&timeout_ms=",
             Task::Classify,
-            expect!["`top_k` must be 1 to 4294967295, and is 0; `function_to_apply` must be one of softmax, sigmoid, none; `truncation` must be a boolean, and is a string; `normalize` is not known here; there are model, top_k, function_to_apply, truncation, timeout_ms; `model` must have a length in bytes of 1 to 256, and is 0; `timeout_ms` must be an integer, and is a string"],
+            expect![
+                "`top_k` must be 1 to 4294967295, and is 0; `function_to_apply` must be one of softmax, sigmoid, none; `truncation` must be a boolean, and is a string; `normalize` is not known here; there are model, top_k, function_to_apply, truncation, timeout_ms; `model` must have a length in bytes of 1 to 256, and is 0; `timeout_ms` must be an integer, and is a string"
+            ],
         );
         let many = "ignore_labels=O&".repeat(65);
         check(&many, Task::Tokens, expect!["`ignore_labels` must have a length of 0 to 64, and is 65"]);
@@ -138,9 +144,15 @@ mod tests {
 
     #[test]
     fn escapes() {
-        for (text, want) in
-            [("a", "a"), ("a+b", "a b"), ("%41%c3%a9", "Aé"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%ff", "\u{fffd}")]
-        {
+        for (text, want) in [
+            ("a", "a"),
+            ("a+b", "a b"),
+            ("%41%c3%a9", "Aé"),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%zz", "%zz"),
+            ("%ff", "\u{fffd}"),
+        ] {
             assert_eq!(decode(text), want);
         }
         assert_eq!(decode_path("a+b%2b"), "a+b+");

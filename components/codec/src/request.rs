@@ -151,11 +151,7 @@ impl FieldError {
         Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
     }
 
-    pub(crate) fn wrong_type(
-        field: impl Into<Box<str>>,
-        expected: &'static str,
-        got: &'static str,
-    ) -> Self {
+    pub(crate) fn wrong_type(field: impl Into<Box<str>>, expected: &'static str, got: &'static str) -> Self {
         let field = field.into();
         let message = format!("`{field}` must be {}, and is {}", with_article(expected), with_article(got));
         Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }

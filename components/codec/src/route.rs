@@ -105,7 +105,17 @@ mod tests {
         assert_eq!(Route::find("/process-stream"), Some(Route::ProcessStream));
         assert_eq!(Route::find("/v1/tokens"), Some(Route::Task(Task::Tokens)));
         assert_eq!(Route::find("/models/org/name"), Some(Route::Hub));
-        for path in ["", "/process-stream/", "/PROCESS-STREAM", "process-stream", "/process-stream?x", "//", "/v1", "/models", "/models/"] {
+        for path in [
+            "",
+            "/process-stream/",
+            "/PROCESS-STREAM",
+            "process-stream",
+            "/process-stream?x",
+            "//",
+            "/v1",
+            "/models",
+            "/models/",
+        ] {
             assert_eq!(Route::find(path), None, "{path}");
         }
     }

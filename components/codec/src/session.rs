@@ -183,18 +183,24 @@ mod tests {
         let (third, _) = line(&mut session, 4, r#""b""#).expect("a text");
         assert_eq!((third, session.open()), (2, 2));
         session.handle_outcome(third, scores());
-        check(&mut session, expect![[r#"
+        check(
+            &mut session,
+            expect![[r#"
             {"index":1,"error":{"code":"malformed_json","message":"line 3: it is not JSON: expected ident at column 2","retryable":false,"line":3}}
             {"index":2,"scores":[{"label":"good","score":0.75}]}
-        "#]]);
+        "#]],
+        );
         session.handle_end(None);
         assert_eq!(session.poll_output(), None);
         session.handle_outcome(first, Err(Failure::Overloaded { retry_after_ms: 5 }));
         session.handle_outcome(first, scores());
-        check(&mut session, expect![[r#"
+        check(
+            &mut session,
+            expect![[r#"
             {"index":0,"id":"x","error":{"code":"overloaded","message":"the model's queue is full; retry in 5 ms","retryable":true,"retry_after_ms":5}}
             {"done":true,"ok":1,"failed":2}
-        "#]]);
+        "#]],
+        );
         assert!(session.is_done());
         assert_eq!(session.poll_output(), None);
     }
@@ -206,7 +212,9 @@ mod tests {
         session.handle_end(Some(&ItemError::body_incomplete()));
         session.handle_end(Some(&ItemError::idle(5)));
         session.handle_outcome(index, Ok(Output::Embedding(vec![0.5, -0.25])));
-        check(&mut session, expect![[r#"
+        check(
+            &mut session,
+            expect![[r#"
             id: 1
             event: error
             data: {"error":{"code":"body_incomplete","message":"the body ended before all of it had arrived","retryable":false}}
@@ -219,7 +227,8 @@ mod tests {
             event: done
             data: {"done":true,"ok":1,"failed":0}
 
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -233,10 +242,13 @@ mod tests {
         session.handle_lost(&Failure::Unavailable("gone".to_owned()));
         session.handle_end(None);
         assert_eq!(first, 0);
-        check(&mut session, expect![[r#"
+        check(
+            &mut session,
+            expect![[r#"
             {"index":1,"entities":[{"entity":"B-PER","score":0.5,"index":3,"word":"Ann","start":0,"end":3},{"entity_group":"PER","score":0.5,"word":"Ann","start":0,"end":3}]}
             {"index":0,"error":{"code":"model_unavailable","message":"the model cannot answer now: gone","retryable":true,"retry_after_ms":1000}}
             {"done":true,"ok":1,"failed":1}
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -118,11 +118,8 @@ impl Parameters {
             "truncation" | "truncate" => self.truncation = Some(flag(field, value)?),
             "normalize" => self.normalize = Some(flag(field, value)?),
             "function_to_apply" => {
-                let known = [
-                    ("softmax", Activation::Softmax),
-                    ("sigmoid", Activation::Sigmoid),
-                    ("none", Activation::None),
-                ];
+                let known =
+                    [("softmax", Activation::Softmax), ("sigmoid", Activation::Sigmoid), ("none", Activation::None)];
                 self.activation = Some(choice(field, value, &known)?);
             }
             "aggregation_strategy" => {
@@ -224,7 +221,13 @@ fn labels(field: Cow<'static, str>, value: Node<'_>) -> Result<Vec<String>, Fiel
             Node::Text(label) => {
                 let (field, bounds) = (format!("{field}[{at}]"), (0, LABEL_BYTES_MAX as i64));
                 let length = label.len() as i64;
-                return Err(FieldError::bounded(field, FieldReason::TooLong, "have a length in bytes of", bounds, length));
+                return Err(FieldError::bounded(
+                    field,
+                    FieldReason::TooLong,
+                    "have a length in bytes of",
+                    bounds,
+                    length,
+                ));
             }
             other => return Err(FieldError::wrong_type(format!("{field}[{at}]"), "string", other.name())),
         }

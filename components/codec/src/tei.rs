@@ -102,9 +102,7 @@ fn read_inputs(node: Node<'_>) -> Result<(Vec<Input>, bool), FieldError> {
 fn sequence(nodes: Vec<Node<'_>>) -> Result<Input, FieldError> {
     let mut texts = nodes.into_iter();
     match (texts.next(), texts.next(), texts.next()) {
-        (Some(Node::Text(text)), None, None) => {
-            Ok(Input { text: text.into_owned(), text_pair: None, id: None })
-        }
+        (Some(Node::Text(text)), None, None) => Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
         (Some(Node::Text(text)), Some(Node::Text(pair)), None) => {
             Ok(Input { text: text.into_owned(), text_pair: Some(pair.into_owned()), id: None })
         }
@@ -133,7 +131,9 @@ pub fn answer_json(outputs: &[Output], single: bool) -> Vec<u8> {
 
 fn predictions(output: &Output) -> Vec<Prediction<'_>> {
     match output {
-        Output::Labels(labels) => labels.iter().map(|Label { label, score }| Prediction { score: *score, label }).collect(),
+        Output::Labels(labels) => {
+            labels.iter().map(|Label { label, score }| Prediction { score: *score, label }).collect()
+        }
         Output::Entities(_) | Output::Embedding(_) => Vec::new(),
     }
 }
@@ -187,7 +187,10 @@ mod tests {
     fn inputs_have_its_shapes() {
         check(r#"{"inputs":"a"}"#, expect![[r#"[("a", None)] true None Some(false)"#]]);
         check(r#"{"inputs":["a"]}"#, expect![[r#"[("a", None)] true None Some(false)"#]]);
-        check(r#"{"inputs":["a","b"],"raw_scores":true}"#, expect![[r#"[("a", Some("b"))] true Some(None) Some(false)"#]]);
+        check(
+            r#"{"inputs":["a","b"],"raw_scores":true}"#,
+            expect![[r#"[("a", Some("b"))] true Some(None) Some(false)"#]],
+        );
         check(
             r#"{"inputs":[["a"],["b","c"]],"truncate":true,"truncation_direction":"Right"}"#,
             expect![[r#"[("a", None), ("b", Some("c"))] false None Some(true)"#]],
@@ -199,7 +202,9 @@ mod tests {
         }
         check(
             r#"{"truncate":1,"raw_scores":"no","truncation_direction":"left"}"#,
-            expect!["`truncate` must be a boolean, and is an integer; `raw_scores` must be a boolean, and is a string; `truncation_direction` must be right: texts are cut at their end; `inputs` is required"],
+            expect![
+                "`truncate` must be a boolean, and is an integer; `raw_scores` must be a boolean, and is a string; `truncation_direction` must be right: texts are cut at their end; `inputs` is required"
+            ],
         );
     }
 

@@ -51,7 +51,7 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
             break;
         }
     }
-    match arriving.is_whole().await {
+    match arriving.arrived_whole().await {
         true => Ok(body),
         false => Err(Problem::body_incomplete()),
     }
@@ -102,7 +102,7 @@ impl Arriving {
     }
 
     /// After the last piece: whether all of it has arrived.
-    pub(crate) async fn is_whole(self) -> bool {
+    pub(crate) async fn arrived_whole(self) -> bool {
         self.trailers.await.is_ok()
     }
 }

@@ -182,7 +182,7 @@ impl Stream<'_> {
             }
         }
         // The line that was being sent when the body broke is nobody's.
-        if !body.is_whole().await {
+        if !body.arrived_whole().await {
             return Some(ItemError::body_incomplete());
         }
         let last = lines.last_line().and_then(|line| self.take_line(&line));

@@ -149,7 +149,8 @@ async fn what_fails_is_the_texts_or_the_requests() -> Result<()> {
 async fn each_line_has_its_outcome_and_a_wrong_one_its_error() -> Result<()> {
     let server = Server::start_stub(&[])?;
     server.ready().await?;
-    let mut body = b"\"good\"\r\n\n{\"text\":\"bad\",\"id\":\"x\"}\nnonsense\n{\"text\":5}\n\"\xff\"\n".to_vec();
+    let mut body =
+        b"\"good\"\r\n\n{\"text\":\"bad\",\"id\":\"x\"}\nnonsense\n{\"text\":5,\"id\":\"y\"}\n\"\xff\"\n".to_vec();
     body.extend_from_slice(b"{\"text\":\"a\",\"colour\":1}\n[1]\n\"");
     body.extend_from_slice(&[b'y'; 100_000]);
     body.extend_from_slice(b"\"\n{\"text\":\"!fail\",\"id\":7}\n\"last\"");
@@ -167,7 +168,7 @@ async fn each_line_has_its_outcome_and_a_wrong_one_its_error() -> Result<()> {
             json!([0, null, "positive", null, null, null]),
             json!([1, "x", "negative", null, null, null]),
             json!([2, null, null, "malformed_json", null, 4]),
-            json!([3, null, null, "invalid_item", "text", 5]),
+            json!([3, "y", null, "invalid_item", "text", 5]),
             json!([4, null, null, "not_utf8", null, 6]),
             json!([5, null, null, "invalid_item", "colour", 7]),
             json!([6, null, null, "invalid_item", "line", 8]),
@@ -378,5 +379,33 @@ async fn a_client_that_does_not_read_is_not_read_from() -> Result<()> {
     assert!(grown < 32 << 20, "{grown} bytes were kept for one that does not read");
     // Others are served meanwhile.
     assert_eq!(post(&server, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn methods_and_types_are_told() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let client = reqwest::Client::new();
+    for path in ["/v1/classify", "/v1/tokens", "/v1/embed", "/models/sentiment", "/predict"] {
+        let answer = client.request(reqwest::Method::OPTIONS, server.url(path)).send().await?;
+        assert_eq!((answer.status().as_u16(), answer.headers()["allow"].to_str()?), (204, "POST, OPTIONS"), "{path}");
+        let answer = client.head(server.url(path)).send().await?;
+        assert_eq!(answer.status(), 405, "{path}");
+        for content_type in ["application/json", NDJSON] {
+            let request = client.post(server.url(path)).header("content-type", content_type);
+            let answer = request.header("content-encoding", "gzip").body("\"a\"").send().await?;
+            assert_eq!(answer.status(), 415, "{path} {content_type}");
+        }
+    }
+    let request = client.post(server.url("/v1/classify")).header("content-type", "text/plain").body("a");
+    let problem: Value = request.send().await?.json().await?;
+    assert!(problem["detail"].as_str().context("a detail")?.contains(NDJSON), "{problem}");
+    let index: Value = reqwest::get(server.url("/")).await?.json().await?;
+    let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
+    for route in ["/v1/classify", "/v1/tokens", "/v1/embed", "/models/{name}", "/predict"] {
+        assert!(index["routes"].as_array().context("routes")?.contains(&json!(format!("POST {route}"))), "{index}");
+        assert!(api["paths"][route]["post"].is_object(), "{route}");
+    }
     Ok(())
 }

@@ -157,13 +157,14 @@ impl Place {
     }
 }
 
-fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>) -> Option<Input> {
+/// One input, or its id if it has one that can be read; what is wrong is in `errors`.
+fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
     let members = match node {
-        Node::Text(text) => return Some(Input { text: text.into_owned(), text_pair: None, id: None }),
+        Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
         Node::Object(members) => members,
         other => {
             errors.push(FieldError::wrong_type(place.field(""), "string or object", other.name()));
-            return None;
+            return Err(None);
         }
     };
     let known: &[&str] = if task == Task::Classify { &["text", "text_pair", "id"] } else { &["text", "id"] };
@@ -196,38 +197,40 @@ fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>)
         }
     }
     if errors.len() > before {
-        return None;
+        return Err(id);
     }
     let Some(text) = text else {
         let field = place.field("text");
         let message = format!("`{field}` is required");
         errors.push(FieldError::new(field, FieldReason::Missing, message));
-        return None;
+        return Err(id);
     };
-    Some(Input { text, text_pair, id })
+    Ok(Input { text, text_pair, id })
 }
 
-/// Reads a line of a stream: a string, or an object with `text`.
-pub fn read_line(line: &Line<'_>, task: Task) -> Result<Input, ItemError> {
-    let wrong = |code, message: String| ItemError { line: Some(line.number), ..ItemError::new(code, message) };
+/// Reads a line of a stream: a string, or an object with `text`. What is wrong is told with the id, if that can be read.
+pub fn read_line(line: &Line<'_>, task: Task) -> Result<Input, (Option<Id>, ItemError)> {
+    let number = line.number;
+    let wrong = |code, message: String| {
+        let message = format!("line {number}: {message}");
+        ItemError { line: Some(number), ..ItemError::new(code, message) }
+    };
     let Some(content) = line.content else {
-        return Err(wrong("line_too_long", format!("line {} has more than {LINE_BYTES_MAX} bytes", line.number)));
+        return Err((None, wrong("line_too_long", format!("it has more than {LINE_BYTES_MAX} bytes"))));
     };
     let node = Node::read(content, LINE_VALUES_MAX).map_err(|error| {
         let (code, message) = explain(&error);
-        wrong(code, format!("line {}: {message}", line.number))
+        (None, wrong(code, message))
     })?;
     let mut errors = Vec::new();
-    let read = input(node, task, Place::Line, &mut errors);
-    match (read, errors.into_iter().next()) {
-        (Some(input), None) => Ok(input),
-        (_, Some(error)) => {
-            let told = wrong("invalid_item", format!("line {}: {}", line.number, error.message));
-            Err(ItemError { field: Some(error.field), ..told })
-        }
-        // Without an error there is an input.
-        (None, None) => Err(wrong("invalid_item", format!("line {} is no item", line.number))),
-    }
+    input(node, task, Place::Line, &mut errors).map_err(|id| {
+        // What is no input has an error; the first says enough.
+        let (field, message) = match errors.into_iter().next() {
+            Some(error) => (Some(error.field), error.message.into()),
+            None => (None, "it is no item".to_owned()),
+        };
+        (id, ItemError { field, ..wrong("invalid_item", message) })
+    })
 }
 
 /// An error of the reader in the words of a line.
@@ -318,7 +321,7 @@ mod tests {
     fn line(content: &[u8], want: Expect) {
         want.assert_eq(&match read_line(&Line { number: 9, content: Some(content) }, Task::Classify) {
             Ok(input) => format!("{input:?}"),
-            Err(error) => serde_json::to_string(&error).expect("JSON"),
+            Err((id, error)) => format!("{id:?} {}", serde_json::to_string(&error).expect("JSON")),
         });
     }
 
@@ -332,46 +335,52 @@ mod tests {
         line(
             b"5",
             expect![[
-                r#"{"code":"invalid_item","message":"line 9: `line` must be a string or object, and is an integer","retryable":false,"field":"line","line":9}"#
+                r#"None {"code":"invalid_item","message":"line 9: `line` must be a string or object, and is an integer","retryable":false,"field":"line","line":9}"#
             ]],
         );
         line(
             b"{\"a",
             expect![[
-                r#"{"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#
+                r#"None {"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#
             ]],
         );
         line(
             b"\"\xff\"",
             expect![[
-                r#"{"code":"not_utf8","message":"line 9: it is not UTF-8: byte 1 does not fit","retryable":false,"line":9}"#
+                r#"None {"code":"not_utf8","message":"line 9: it is not UTF-8: byte 1 does not fit","retryable":false,"line":9}"#
             ]],
         );
         line(
             br#"{"text":"a","parameters":{}}"#,
             expect![[
-                r#"{"code":"invalid_item","message":"line 9: `parameters` is not known here; there are text, text_pair, id","retryable":false,"field":"parameters","line":9}"#
+                r#"None {"code":"invalid_item","message":"line 9: `parameters` is not known here; there are text, text_pair, id","retryable":false,"field":"parameters","line":9}"#
             ]],
         );
         line(
             br#"{"id":1.5,"text":"a"}"#,
             expect![[
-                r#"{"code":"invalid_item","message":"line 9: `id` must be a string or integer, and is a number","retryable":false,"field":"id","line":9}"#
+                r#"None {"code":"invalid_item","message":"line 9: `id` must be a string or integer, and is a number","retryable":false,"field":"id","line":9}"#
             ]],
         );
         line(
             br#"{"id":1}"#,
             expect![[
-                r#"{"code":"invalid_item","message":"line 9: `text` is required","retryable":false,"field":"text","line":9}"#
+                r#"Some(Number(1)) {"code":"invalid_item","message":"line 9: `text` is required","retryable":false,"field":"text","line":9}"#
             ]],
         );
         line(
             br#"{"text":"a","text":"b"}"#,
             expect![[
-                r#"{"code":"duplicate_key","message":"line 9: the key `text` appears twice, the second time at column 18","retryable":false,"line":9}"#
+                r#"None {"code":"duplicate_key","message":"line 9: the key `text` appears twice, the second time at column 18","retryable":false,"line":9}"#
             ]],
         );
-        let error = read_line(&Line { number: 2, content: None }, Task::Embed).expect_err("it is too long");
+        line(
+            br#"{"id":"x","text":1}"#,
+            expect![[
+                r#"Some(Text("x")) {"code":"invalid_item","message":"line 9: `text` must be a string, and is an integer","retryable":false,"field":"text","line":9}"#
+            ]],
+        );
+        let (_, error) = read_line(&Line { number: 2, content: None }, Task::Embed).expect_err("it is too long");
         assert_eq!((error.code, error.line), ("line_too_long", Some(2)));
     }
 

@@ -57,10 +57,10 @@ impl Session {
     pub fn handle_line(&mut self, line: &Line<'_>) -> Option<(u64, Input)> {
         match read_line(line, self.task) {
             Ok(input) => Some(self.handle_input(input)),
-            Err(error) => {
+            Err((id, error)) => {
                 let index = self.next_index();
                 self.failed += 1;
-                self.write(&ItemLine::new(Some(index), None, Err(&error)));
+                self.write(&ItemLine::new(Some(index), id.as_ref(), Err(&error)));
                 None
             }
         }

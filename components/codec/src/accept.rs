@@ -28,6 +28,27 @@ pub fn framing(accept: Option<&str>) -> Option<Framing> {
     choose(accept, &[(Framing::Ndjson, &ndjson), (Framing::Sse, &[("text", "event-stream")])])
 }
 
+/// How the results of a JSON request are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// All at once.
+    Json,
+    /// One by one.
+    Stream(Framing),
+}
+
+/// How the results of a JSON request are sent: all at once, unless the client weighs a stream higher or names one
+/// more exactly. None when it accepts neither.
+pub fn answer(accept: Option<&str>) -> Option<Answer> {
+    let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
+    let offers: [(Answer, &[(&str, &str)]); 3] = [
+        (Answer::Json, &[("application", "json")]),
+        (Answer::Stream(Framing::Ndjson), &ndjson),
+        (Answer::Stream(Framing::Sse), &[("text", "event-stream")]),
+    ];
+    choose(accept, &offers)
+}
+
 /// True when the client takes JSON.
 pub fn json(accept: Option<&str>) -> bool {
     choose(accept, &[((), &[("application", "json")])]).is_some()
@@ -138,6 +159,24 @@ mod tests {
             (Some("nonsense"), Some(Ndjson)),
         ] {
             assert_eq!(framing(accept), want, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn answers_of_a_json_request() {
+        use Framing::{Ndjson, Sse};
+        for (accept, want) in [
+            (None, Some(Answer::Json)),
+            (Some("*/*"), Some(Answer::Json)),
+            (Some("application/*"), Some(Answer::Json)),
+            (Some("application/json, application/x-ndjson"), Some(Answer::Json)),
+            (Some("application/x-ndjson"), Some(Answer::Stream(Ndjson))),
+            (Some("application/jsonl, */*"), Some(Answer::Stream(Ndjson))),
+            (Some("text/event-stream"), Some(Answer::Stream(Sse))),
+            (Some("application/json;q=0.5, text/event-stream"), Some(Answer::Stream(Sse))),
+            (Some("image/png"), None),
+        ] {
+            assert_eq!(answer(accept), want, "{accept:?}");
         }
     }
 

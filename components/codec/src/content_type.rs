@@ -4,9 +4,24 @@
 /// A body without one is read as JSON too: there is nothing else that it could be.
 pub fn is_json(content_type: Option<&str>) -> bool {
     let Some(value) = content_type else { return true };
+    let (essence, utf8) = read(value);
+    let structured = essence.strip_prefix("application/").and_then(|subtype| subtype.strip_suffix("+json"));
+    utf8 && (essence == "application/json" || structured.is_some_and(|name| !name.is_empty()))
+}
+
+/// True when a body with this `Content-Type` is read line by line: `application/x-ndjson`, or another name of it, in
+/// UTF-8.
+pub fn is_ndjson(content_type: Option<&str>) -> bool {
+    let Some(value) = content_type else { return false };
+    let (essence, utf8) = read(value);
+    let names = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    utf8 && names.contains(&essence.as_str())
+}
+
+/// The media type without its parameters, in small letters, and whether its text is in UTF-8.
+fn read(value: &str) -> (String, bool) {
     let mut parts = value.split(';').map(str::trim);
     let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let structured = essence.strip_prefix("application/").and_then(|subtype| subtype.strip_suffix("+json"));
     let utf8 = |parameter: &str| match parameter.split_once('=') {
         Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
             let value = value.trim().trim_matches('"');
@@ -14,12 +29,12 @@ pub fn is_json(content_type: Option<&str>) -> bool {
         }
         _ => true,
     };
-    (essence == "application/json" || structured.is_some_and(|name| !name.is_empty())) && parts.all(utf8)
+    (essence, parts.all(utf8))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_json;
+    use super::{is_json, is_ndjson};
 
     #[test]
     fn json_and_its_kin() {
@@ -37,6 +52,20 @@ mod tests {
             (Some(""), false),
         ] {
             assert_eq!(is_json(value), want, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn lines_of_json() {
+        for (value, want) in [
+            (None, false),
+            (Some("application/x-ndjson"), true),
+            (Some("Application/NDJSON; charset=utf-8"), true),
+            (Some("application/jsonl"), true),
+            (Some("application/x-ndjson; charset=latin1"), false),
+            (Some("application/json"), false),
+        ] {
+            assert_eq!(is_ndjson(value), want, "{value:?}");
         }
     }
 }

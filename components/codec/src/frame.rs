@@ -20,6 +20,18 @@ impl Framing {
         }
     }
 
+    /// Appends what stands before the data of an event; the data must have no end of line.
+    pub fn begin(self, out: &mut Vec<u8>, id: u64, name: &str) {
+        if self == Self::Sse {
+            write!(out, "id: {id}\nevent: {name}\ndata: ").expect("a vector takes every write");
+        }
+    }
+
+    /// Appends what stands after the data of an event.
+    pub fn end(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if self == Self::Sse { b"\n\n" } else { b"\n" });
+    }
+
     /// Appends one event. `id` is its place in the stream, from 1; `name` must have no end of line, `data` may.
     pub fn push(self, out: &mut Vec<u8>, id: u64, name: &str, data: &[u8]) {
         match self {

@@ -128,7 +128,7 @@ const DUPLICATE: &str = "duplicate key ";
 /// Longest key that a message repeats, in code points.
 const KEY_CODE_POINTS_MAX: usize = 64;
 
-fn explain(error: &serde_json::Error) -> JsonError {
+pub(crate) fn explain(error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
     let message = error.to_string();
     let place = format!(" at line {line} column {column}");
@@ -207,7 +207,7 @@ impl<'de> Visitor<'de> for TopVisitor {
     }
 }
 
-fn duplicate<E: de::Error>(key: &str) -> E {
+pub(crate) fn duplicate<E: de::Error>(key: &str) -> E {
     let key: String = key.chars().take(KEY_CODE_POINTS_MAX).collect();
     E::custom(format_args!("{DUPLICATE}{key}"))
 }

@@ -1,8 +1,12 @@
 //! Weir's wire formats: what comes in as JSON and what goes out as JSON, NDJSON, SSE and `application/problem+json`.
 //!
-//! - [`json`]: a bounded, exact reader of JSON objects that says what is wrong and where.
+//! - [`json`], `tree`: a bounded, exact reader of JSON objects that says what is wrong and where.
 //! - [`request`]: the body of `/process-stream` and `/process-batch`.
 //! - [`event`]: the events of a process, and the one answer of a batch.
+//! - [`task`], [`ask`], [`query`]: what is asked item by item, in a JSON body, on a line, in a query string.
+//! - [`lines`]: NDJSON in, cut into lines.
+//! - [`output`], [`session`]: what comes back for each item, whole or as a stream.
+//! - [`hub`], [`tei`]: the dialects of the Hugging Face inference API and of text-embeddings-inference.
 //! - [`frame`]: events as NDJSON or SSE.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
@@ -13,14 +17,23 @@
 //! `openapi.json`; the component itself is built without.
 
 pub mod accept;
+pub mod ask;
 pub mod content_type;
 pub mod event;
 pub mod frame;
+pub mod hub;
 pub mod json;
+pub mod lines;
 pub mod models;
 #[cfg(feature = "schema")]
 pub mod openapi;
+pub mod output;
 pub mod problem;
+pub mod query;
 pub mod request;
 pub mod request_id;
 pub mod route;
+pub mod session;
+pub mod task;
+pub mod tei;
+mod tree;

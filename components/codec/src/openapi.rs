@@ -1,5 +1,7 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
+mod tasks;
+
 use schemars::{
     JsonSchema, SchemaGenerator,
     generate::{Contract, SchemaSettings},
@@ -107,11 +109,8 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             let answer = json_of(schemas.answered::<event::BatchAnswer>());
             ("processBatch", "Process a text and answer once", answer)
         }
+        Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),
         Route::GenerateStream => ("generateStream", "Generate text; not implemented yet", Value::Null),
-    };
-    let problem = |schemas: &mut Schemas, what: &str| {
-        let schema = schemas.answered::<problem::Wire<'_>>();
-        json!({ "description": what, "content": { problem::CONTENT_TYPE: { "schema": schema } } })
     };
     let mut responses = Map::new();
     if !ok.is_null() {
@@ -123,20 +122,44 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         Route::GenerateStream => &[&[("501", "This server does not generate text")]],
         Route::Readyz | Route::Models => &[&[("503", "Not ready; `models` says which")]],
         Route::Index | Route::Livez | Route::OpenApi => &[],
+        Route::Task(_) | Route::Hub | Route::Predict => &[],
     };
-    for (status, what) in problems.iter().copied().flatten() {
-        responses.insert((*status).to_owned(), problem(schemas, what));
+    let mut problems: Vec<_> = match problems {
+        [] => Vec::new(),
+        problems => {
+            let content = problem(schemas);
+            problems.iter().copied().flatten().map(|&(status, what)| (status, what, content.clone())).collect()
+        }
+    };
+    let by_item = matches!(route, Route::Task(_) | Route::Hub | Route::Predict);
+    if by_item {
+        problems = tasks::problems(route, schemas);
+    }
+    for (status, what, content) in problems {
+        responses.insert(status.to_owned(), json!({ "description": what, "content": content }));
     }
     let mut operation = json!({ "operationId": id, "summary": summary, "responses": responses });
     if matches!(route, Route::ProcessStream | Route::ProcessBatch) {
         let content = json_of(schemas.sent::<ProcessRequest>());
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
+    if by_item {
+        operation["requestBody"] = json!({ "required": true, "content": tasks::body(route, schemas) });
+        if let Some(parameters) = tasks::parameters(route, schemas) {
+            operation["parameters"] = parameters;
+        }
+    }
     operation
 }
 
-fn description(route: Route) -> &'static str {
-    match route {
+/// A problem, by its media type.
+fn problem(schemas: &mut Schemas) -> Value {
+    json!({ problem::CONTENT_TYPE: { "schema": schemas.answered::<problem::Wire<'_>>() } })
+}
+
+fn description(route: Route) -> String {
+    let text = match route {
+        Route::Task(_) | Route::Hub | Route::Predict => return tasks::description(route),
         Route::ProcessStream => {
             "Events in this order: started, chunking, chunked; for each step that was asked for its `_processing`, \
              for sentiment a `_progress` per chunk, then `_complete` or `_error`; at last completed, or error when \
@@ -146,7 +169,8 @@ fn description(route: Route) -> &'static str {
         Route::ProcessBatch => "The results that were asked for",
         Route::Readyz => "Every model can answer",
         _ => "The answer",
-    }
+    };
+    text.to_owned()
 }
 
 fn json_of(schema: Value) -> Value {

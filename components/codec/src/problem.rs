@@ -143,6 +143,13 @@ impl Problem {
         Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
     }
 
+    /// 415: of a path that takes streams too.
+    pub fn unsupported_item_type(got: &str) -> Self {
+        let got = quote(got);
+        let detail = format!("the body must be `application/json` or `application/x-ndjson` in UTF-8, not `{got}`");
+        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    }
+
     /// 415.
     pub fn unsupported_encoding(got: &str) -> Self {
         let detail = format!("the body must come without `Content-Encoding`, not as `{}`", quote(got));
@@ -202,6 +209,18 @@ impl Problem {
         let problem = Self::new(status, failure.code(), title, detail);
         let more = step.map_or(More::None, More::Step);
         Self { retry_after_ms: failure.retry_after_ms(), more, ..problem }
+    }
+
+    /// One text failed, and with it the request: as [`Self::failed`], but what the client chose or sent is its own
+    /// mistake: 404 for a model that is not served, 422 for a text that the model refuses.
+    pub fn item(failure: &Failure) -> Self {
+        let status = match failure {
+            Failure::UnknownModel(_) => Some(404),
+            Failure::InvalidInput(_) | Failure::TooLong { .. } => Some(422),
+            _ => None,
+        };
+        let problem = Self::failed(None, failure);
+        Self { status: status.unwrap_or(problem.status), ..problem }
     }
 
     /// The value of `Retry-After`, in seconds, rounded up.

@@ -99,12 +99,12 @@ pub enum RequestError {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FieldError {
-    /// The field.
-    pub field: &'static str,
+    /// The field; one of an item is told with its place, as `inputs[3].text`.
+    pub field: Box<str>,
     /// What is wrong: a constant for programs.
     pub reason: FieldReason,
     /// What is wrong: a sentence.
-    pub message: String,
+    pub message: Box<str>,
     /// Smallest value or length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<i64>,
@@ -139,19 +139,32 @@ pub enum FieldReason {
     OutOfRange,
     /// It contains U+0000.
     ContainsNul,
+    /// There is no such field, or not here.
+    Unknown,
+    /// It is none of the values that it may have.
+    NotAllowed,
 }
 
 impl FieldError {
-    fn new(field: &'static str, reason: FieldReason, message: String) -> Self {
-        Self { field, reason, message, min: None, max: None, actual: None, expected: None, got: None }
+    pub(crate) fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
+        let field = field.into();
+        Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
     }
 
-    fn wrong_type(field: &'static str, expected: &'static str, got: &'static str) -> Self {
+    pub(crate) fn wrong_type(field: impl Into<Box<str>>, expected: &'static str, got: &'static str) -> Self {
+        let field = field.into();
         let message = format!("`{field}` must be {}, and is {}", with_article(expected), with_article(got));
         Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }
     }
 
-    fn bounded(field: &'static str, reason: FieldReason, what: &str, bounds: (i64, i64), actual: i64) -> Self {
+    pub(crate) fn bounded(
+        field: impl Into<Box<str>>,
+        reason: FieldReason,
+        what: &str,
+        bounds: (i64, i64),
+        actual: i64,
+    ) -> Self {
+        let field = field.into();
         let (min, max) = bounds;
         let message = format!("`{field}` must {what} {min} to {max}, and is {actual}");
         Self { min: Some(min), max: Some(max), actual: Some(actual), ..Self::new(field, reason, message) }
@@ -159,7 +172,7 @@ impl FieldError {
 }
 
 fn summary(errors: &[FieldError]) -> String {
-    errors.iter().map(|error| error.message.as_str()).collect::<Vec<_>>().join("; ")
+    errors.iter().map(|error| &*error.message).collect::<Vec<_>>().join("; ")
 }
 
 fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::event::json;
+use crate::{event::json, task::Task};
 
 /// What answers a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +23,19 @@ pub enum Route {
     ProcessBatch,
     /// `POST /generate-stream`
     GenerateStream,
+    /// `POST /v1/classify`, `/v1/tokens`, `/v1/embed`
+    Task(Task),
+    /// `POST /models/{name}`: the dialect of the Hugging Face inference API.
+    Hub,
+    /// `POST /predict`: the dialect of text-embeddings-inference.
+    Predict,
 }
 
+/// Where the paths of [`Route::Hub`] begin.
+pub const HUB_PREFIX: &str = "/models/";
+
 /// Every route, for [`Route::find`] and the index.
-pub const ROUTES: [(&str, Route); 8] = [
+pub const ROUTES: [(&str, Route); 13] = [
     ("/", Route::Index),
     ("/livez", Route::Livez),
     ("/readyz", Route::Readyz),
@@ -35,17 +44,29 @@ pub const ROUTES: [(&str, Route); 8] = [
     ("/process-stream", Route::ProcessStream),
     ("/process-batch", Route::ProcessBatch),
     ("/generate-stream", Route::GenerateStream),
+    ("/v1/classify", Route::Task(Task::Classify)),
+    ("/v1/tokens", Route::Task(Task::Tokens)),
+    ("/v1/embed", Route::Task(Task::Embed)),
+    ("/models/{name}", Route::Hub),
+    ("/predict", Route::Predict),
 ];
 
 impl Route {
     /// The route of a path without its query.
     pub fn find(path: &str) -> Option<Self> {
+        if path.strip_prefix(HUB_PREFIX).is_some_and(|name| !name.is_empty()) {
+            return Some(Self::Hub);
+        }
         ROUTES.iter().find(|(at, _)| *at == path).map(|(_, route)| *route)
     }
 
     /// True when it takes `POST`, false when it takes `GET` and `HEAD`.
     pub fn posts(self) -> bool {
-        matches!(self, Self::ProcessStream | Self::ProcessBatch | Self::GenerateStream)
+        match self {
+            Self::Index | Self::Livez | Self::Readyz | Self::Models | Self::OpenApi => false,
+            Self::ProcessStream | Self::ProcessBatch | Self::GenerateStream => true,
+            Self::Task(_) | Self::Hub | Self::Predict => true,
+        }
     }
 
     /// The value of `Allow`.
@@ -82,7 +103,19 @@ mod tests {
     fn a_path_is_found_exactly() {
         assert_eq!(Route::find("/"), Some(Route::Index));
         assert_eq!(Route::find("/process-stream"), Some(Route::ProcessStream));
-        for path in ["", "/process-stream/", "/PROCESS-STREAM", "process-stream", "/process-stream?x", "//", "/v1"] {
+        assert_eq!(Route::find("/v1/tokens"), Some(Route::Task(Task::Tokens)));
+        assert_eq!(Route::find("/models/org/name"), Some(Route::Hub));
+        for path in [
+            "",
+            "/process-stream/",
+            "/PROCESS-STREAM",
+            "process-stream",
+            "/process-stream?x",
+            "//",
+            "/v1",
+            "/models",
+            "/models/",
+        ] {
             assert_eq!(Route::find(path), None, "{path}");
         }
     }
@@ -90,6 +123,6 @@ mod tests {
     #[test]
     fn the_index_names_every_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /models/{name}","POST /predict"]}"#]].assert_eq(&index);
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 /// The bounds of a summary, in tokens.
 const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 /// Most outcomes taken at once.
-const OUTCOMES_MAX: usize = 32;
+pub(crate) const OUTCOMES_MAX: usize = 32;
 
 /// Hands all of a process's work to inference in one stream, so that it can be batched, and brings the answers back.
 /// Calls `answered` after each arrival; stops when that says so, and when inference has no more to say. Whatever was
@@ -139,7 +139,8 @@ fn answer(output: Output) -> Result<Answer, Failure> {
     }
 }
 
-fn failure(failure: WireFailure) -> Failure {
+/// A failure in the words of `core`.
+pub(crate) fn failure(failure: WireFailure) -> Failure {
     match failure {
         WireFailure::InvalidInput(reason) => Failure::InvalidInput(reason),
         WireFailure::UnknownModel(name) => Failure::UnknownModel(name),

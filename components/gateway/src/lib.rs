@@ -4,21 +4,27 @@
 //! requests at once: nothing here blocks, and nothing is shared but the settings.
 //!
 //! - `body`: request bodies, bounded in bytes and time.
-//! - `process`: the two routes that do the work.
+//! - `process`: the two routes that take a text apart.
+//! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
+//! - `dialects`: the same in the words of other servers.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `reply`: responses.
-//! - `settings`, `clock`, `request_id`: the environment.
+//! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
 //! Imports `wasi:*` and `weir:stream/infer`, nothing else.
 
 mod bindings;
 mod body;
 mod clock;
+mod dialects;
 mod infer;
+mod items;
 mod process;
 mod reply;
 mod request_id;
 mod settings;
+mod signal;
+mod streams;
 
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
@@ -29,14 +35,27 @@ use spin_sdk::{
     },
 };
 use weir_codec::{
-    accept, content_type, models,
+    accept::{self, Answer as Form},
+    ask::Ask,
+    content_type,
+    frame::Framing,
+    models, output,
     problem::Problem,
+    query::Query,
     request::ProcessRequest,
-    route::{self, Route},
+    route::{self, HUB_PREFIX, Route},
+    task::Task,
 };
 use weir_core::process::Now;
 
-use crate::{clock::Deadline, reply::Reply, settings::Settings};
+use crate::{
+    body::Arriving,
+    clock::Deadline,
+    items::Plan,
+    reply::{Client, Reply},
+    settings::Settings,
+    streams::Source,
+};
 
 /// How long the models may take to say whether they are ready.
 const MODELS_TIMEOUT_MS: u64 = 5000;
@@ -47,6 +66,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let (parts, mut body) = request.into_parts();
     let call = Call {
         path: parts.uri.path(),
+        query: parts.uri.query().unwrap_or_default(),
         method: &parts.method,
         headers: &parts.headers,
         request_id: request_id::of(&parts.headers),
@@ -59,7 +79,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let reply = match answer {
         Ok(Answer::Streaming(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
-        Err(problem) => Reply::problem(&problem, &call.request_id),
+        Err(problem) => Reply::problem(&problem, Route::find(call.path), &call.request_id),
     };
     reply
         .with("cache-control", "no-store")
@@ -75,6 +95,8 @@ enum Answer {
 /// A request without its body.
 struct Call<'a> {
     path: &'a str,
+    /// Without the question mark.
+    query: &'a str,
     method: &'a Method,
     headers: &'a HeaderMap,
     request_id: String,
@@ -95,6 +117,18 @@ impl Call<'_> {
         let reply = match route {
             Route::ProcessStream => return self.process_stream(body).await.map(Answer::Streaming),
             Route::ProcessBatch => self.process_batch(body).await?,
+            Route::Task(task) => return self.task(task, body).await,
+            Route::Hub => {
+                let settings = Settings::current().map_err(Problem::internal)?;
+                let body = self.json(body, settings).await?;
+                let name = self.path.strip_prefix(HUB_PREFIX).unwrap_or_default();
+                dialects::hub(name, &body, settings, self.began).await?
+            }
+            Route::Predict => {
+                let settings = Settings::current().map_err(Problem::internal)?;
+                let body = self.json(body, settings).await?;
+                dialects::predict(&body, settings, self.began).await?
+            }
             Route::GenerateStream => return Err(Problem::not_implemented("this server does not generate text")),
             Route::Index => Reply::json(route::index_json(env!("CARGO_PKG_VERSION"))),
             // Alive means able to answer, whatever the settings and the models say.
@@ -111,16 +145,7 @@ impl Call<'_> {
         let framing = accept::framing(self.header("accept").as_deref())
             .ok_or_else(|| Problem::not_acceptable(&["application/x-ndjson", "text/event-stream"]))?;
         let request = self.process_request(body, settings).await?;
-        let headers = [
-            ("content-type", framing.content_type().to_owned()),
-            ("cache-control", "no-store".to_owned()),
-            ("vary", "accept".to_owned()),
-            // Proxies that buffer a response would undo the streaming.
-            ("x-accel-buffering", "no".to_owned()),
-            (request_id::HEADER, self.request_id.clone()),
-        ];
-        let (response, client) =
-            reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))?;
+        let (response, client) = self.streaming(framing)?;
         let began = self.began;
         spawn(async move { process::stream(request, framing, settings, began, client).await });
         Ok(response)
@@ -135,18 +160,98 @@ impl Call<'_> {
         process::batch(request, settings, self.began).await.map(Reply::json)
     }
 
-    /// The request in a body: its type, its size, its fields.
+    /// The request in a body.
     async fn process_request(&self, body: types::Request, settings: &Settings) -> Result<ProcessRequest, Problem> {
+        Ok(ProcessRequest::from_json(&self.json(body, settings).await?)?)
+    }
+
+    /// Texts one by one: in a JSON body or on lines, answered at once or as a stream.
+    async fn task(&self, task: Task, body: types::Request) -> Result<Answer, Problem> {
+        const FORMS: [&str; 3] = ["application/json", "application/x-ndjson", "text/event-stream"];
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let (began, accepted) = (self.began, self.header("accept"));
+        let query = Query::read(self.query, task)?;
+        if content_type::is_ndjson(self.header("content-type").as_deref()) {
+            let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS[1..]))?;
+            self.encoding()?;
+            let plan = Plan::new(task, query.model, query.parameters, settings);
+            let source = Source::Lines(self.arriving(body, settings).await?);
+            return self.stream(source, plan, framing, settings);
+        }
+        let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
+        let body = self.json(body, settings).await.map_err(|problem| match problem.code {
+            "unsupported_media_type" => {
+                Problem::unsupported_item_type(&self.header("content-type").unwrap_or_default())
+            }
+            _ => problem,
+        })?;
+        let Ask { inputs, model, parameters } = Ask::from_json(&body, task, query)?;
+        let plan = Plan::new(task, model, parameters, settings).within(settings, began);
+        match form {
+            Form::Stream(framing) => self.stream(Source::Inputs(inputs), plan, framing, settings),
+            Form::Json => {
+                let plan = plan.or_fail();
+                let outputs = items::whole(&plan, inputs, settings, began).await?;
+                Ok(Answer::Whole(Reply::json(output::answer_json(&outputs, &plan.model))))
+            }
+        }
+    }
+
+    /// The body of a stream. A client that waits to be asked for it gets no answer before it is.
+    async fn arriving(&self, body: types::Request, settings: &Settings) -> Result<Arriving, Problem> {
+        let mut arriving = Arriving::open(body);
+        if self.header("expect").is_some() {
+            let timeout_ms = settings.body_timeout_ms;
+            let began = Deadline::after(self.began, timeout_ms).bound(arriving.wait()).await;
+            began.ok_or_else(|| Problem::body_timeout(timeout_ms))?;
+        }
+        Ok(arriving)
+    }
+
+    /// Answers with a stream of results.
+    fn stream(
+        &self,
+        source: Source,
+        plan: Plan,
+        framing: Framing,
+        settings: &'static Settings,
+    ) -> Result<Answer, Problem> {
+        let (response, client) = self.streaming(framing)?;
+        let began = self.began;
+        spawn(async move { streams::stream(source, plan, framing, settings, began, client).await });
+        Ok(Answer::Streaming(response))
+    }
+
+    /// A response that is written while it is sent.
+    fn streaming(&self, framing: Framing) -> Result<(Response, Client), Problem> {
+        let headers = [
+            ("content-type", framing.content_type().to_owned()),
+            ("cache-control", "no-store".to_owned()),
+            ("vary", "accept".to_owned()),
+            // Proxies that buffer a response would undo the streaming.
+            ("x-accel-buffering", "no".to_owned()),
+            (request_id::HEADER, self.request_id.clone()),
+        ];
+        reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))
+    }
+
+    /// A body of JSON: its type, its size.
+    async fn json(&self, body: types::Request, settings: &Settings) -> Result<Vec<u8>, Problem> {
         let content_type = self.header("content-type");
         if !content_type::is_json(content_type.as_deref()) {
             return Err(Problem::unsupported_media_type(content_type.as_deref().unwrap_or_default()));
         }
-        if let Some(encoding) = self.header("content-encoding").filter(|name| !name.eq_ignore_ascii_case("identity")) {
-            return Err(Problem::unsupported_encoding(&encoding));
-        }
+        self.encoding()?;
         let announced = self.header("content-length").and_then(|length| length.trim().parse().ok());
-        let body = body::read(body, announced, settings, self.began).await?;
-        Ok(ProcessRequest::from_json(&body)?)
+        body::read(body, announced, settings, self.began).await
+    }
+
+    /// Bodies come as they are.
+    fn encoding(&self) -> Result<(), Problem> {
+        match self.header("content-encoding").filter(|name| !name.eq_ignore_ascii_case("identity")) {
+            Some(encoding) => Err(Problem::unsupported_encoding(&encoding)),
+            None => Ok(()),
+        }
     }
 
     /// A header; several of the same name are one list, as RFC 9110 section 5.3 has it.

@@ -2,10 +2,9 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::{pending, poll_fn},
+    future::pending,
     ops::ControlFlow,
     pin::pin,
-    task::{Poll, Waker},
 };
 
 use futures::future::{Either, select};
@@ -29,6 +28,7 @@ use crate::{
     infer,
     reply::Client,
     settings::Settings,
+    signal::Signal,
 };
 
 /// While there is nothing to write, the client is looked after this often.
@@ -162,32 +162,5 @@ impl Drawing {
     fn draw(&mut self, event: &Event, out: &mut Vec<u8>) {
         self.events += 1;
         self.framing.push(out, self.events, event::status(event), &event::to_json(event));
-    }
-}
-
-/// Tells one half of a task that the other has changed something.
-#[derive(Default)]
-struct Signal {
-    set: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Signal {
-    fn notify(&self) {
-        self.set.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    async fn wait(&self) {
-        poll_fn(|context| {
-            if self.set.take() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
     }
 }

@@ -8,7 +8,12 @@ use spin_sdk::wasip3::{
     wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamWriter},
     wit_future, wit_stream,
 };
-use weir_codec::problem::{self, Problem};
+use weir_codec::{
+    hub,
+    problem::{self, Problem},
+    route::Route,
+    tei,
+};
 
 /// A response before it is one of `wasi:http`.
 pub(crate) struct Reply {
@@ -28,21 +33,39 @@ impl Reply {
         Self::ok("application/json", body)
     }
 
+    /// A status with JSON.
+    pub(crate) fn error(status: u16, body: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self { status, ..Self::json(body) }
+    }
+
     /// 204 with the methods of a path.
     pub(crate) fn methods(allow: &str) -> Self {
         Self { status: 204, headers: vec![("allow", allow.to_owned())], body: Cow::Borrowed(&[]) }
     }
 
-    /// A problem.
-    pub(crate) fn problem(problem: &Problem, request_id: &str) -> Self {
-        let mut headers = vec![("content-type", problem::CONTENT_TYPE.to_owned())];
+    /// A problem, in the words of the route that it happened on.
+    pub(crate) fn problem(problem: &Problem, route: Option<Route>, request_id: &str) -> Self {
+        let mut reply = match route {
+            Some(Route::Hub) => {
+                let (status, body) = hub::error_json(problem);
+                Self::error(status, body)
+            }
+            Some(Route::Predict) => {
+                let (status, body) = tei::error_json(problem);
+                Self::error(status, body)
+            }
+            _ => {
+                let body = problem.to_json(request_id);
+                Self { status: problem.status, ..Self::ok(problem::CONTENT_TYPE, body) }
+            }
+        };
         if let Some(allow) = problem.allow() {
-            headers.push(("allow", allow.to_owned()));
+            reply = reply.with("allow", allow);
         }
         if let Some(seconds) = problem.retry_after_s() {
-            headers.push(("retry-after", seconds.to_string()));
+            reply = reply.with("retry-after", seconds.to_string());
         }
-        Self { status: problem.status, headers, body: problem.to_json(request_id).into() }
+        reply
     }
 
     /// Adds a header.

@@ -1,0 +1,227 @@
+//! JSON as a small tree, read in one pass: strings that need no unescaping are borrowed from the body.
+//!
+//! As strict as [`crate::json`]: duplicate keys are refused and nesting is bounded. How many values a tree may have is
+//! bounded too, so that a body of a megabyte cannot become a hundred.
+
+use std::{borrow::Cow, cell::Cell, fmt};
+
+use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+
+use crate::json::{JsonError, duplicate, explain};
+
+/// Objects of more members have their keys compared by a set.
+const KEYS_FEW: usize = 16;
+
+/// A JSON value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Node<'a> {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A whole number, also when written `200.0` or `2e2`.
+    Integer(i64),
+    /// Any other number.
+    Number(f64),
+    /// A string.
+    Text(Cow<'a, str>),
+    /// An array.
+    Array(Vec<Node<'a>>),
+    /// An object; keys are unique and in the order of the body.
+    Object(Vec<(Cow<'a, str>, Node<'a>)>),
+}
+
+impl<'a> Node<'a> {
+    /// Reads one value, made of at most `values_max`.
+    pub(crate) fn read(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+        let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
+        if text.trim_matches([' ', '\t', '\r', '\n']).is_empty() {
+            return Err(JsonError::Empty);
+        }
+        let left = Cell::new(values_max);
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        Seed { left: &left }
+            .deserialize(&mut deserializer)
+            .and_then(|node| deserializer.end().map(|()| node))
+            .map_err(|error| explain(&error))
+    }
+
+    /// What it is, in the words of JSON Schema.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "boolean",
+            Self::Integer(_) => "integer",
+            Self::Number(_) => "number",
+            Self::Text(_) => "string",
+            Self::Array(_) => "array",
+            Self::Object(_) => "object",
+        }
+    }
+}
+
+/// Reads a value while there are some left.
+#[derive(Clone, Copy)]
+struct Seed<'c> {
+    left: &'c Cell<usize>,
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Node<'de>;
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Node<'de>, D::Error> {
+        let left = self.left.get().checked_sub(1).ok_or_else(|| de::Error::custom("too many values"))?;
+        self.left.set(left);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Node<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Node<'de>, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Node<'de>, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Node<'de>, E> {
+        Ok(Node::Integer(value))
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Node<'de>, E> {
+        Ok(i64::try_from(value).map_or(Node::Number(value as f64), Node::Integer))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Node<'de>, E> {
+        // Up to 2^53 every integer has an exact f64 of its own.
+        let whole = value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0;
+        Ok(if whole { Node::Integer(value as i64) } else { Node::Number(value) })
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, value: &'de str) -> Result<Node<'de>, E> {
+        Ok(Node::Text(Cow::Borrowed(value)))
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Node<'de>, E> {
+        Ok(Node::Text(Cow::Owned(value.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node<'de>, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Node::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node<'de>, A::Error> {
+        let mut members: Vec<(Cow<'de, str>, Node<'de>)> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(key) = map.next_key_seed(Key)? {
+            let twice = if members.len() < KEYS_FEW {
+                members.iter().any(|(other, _)| *other == key)
+            } else {
+                if seen.is_empty() {
+                    seen.extend(members.iter().map(|(key, _)| key.clone()));
+                }
+                !seen.insert(key.clone())
+            };
+            if twice {
+                return Err(duplicate(&key));
+            }
+            let value = map.next_value_seed(self)?;
+            members.push((key, value));
+        }
+        Ok(Node::Object(members))
+    }
+}
+
+/// Reads a key, borrowed where it can be.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, value: &'de str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Borrowed(value))
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Owned(value.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &str, want: Expect) {
+        want.assert_eq(&match Node::read(body.as_bytes(), 20) {
+            Ok(node) => format!("{node:?}"),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn values() {
+        check(
+            r#"{"a":[null,true,-3,1.5,2e2],"b":"x\ny"}"#,
+            expect![[
+                r#"Object([("a", Array([Null, Bool(true), Integer(-3), Number(1.5), Integer(200)])), ("b", Text("x\ny"))])"#
+            ]],
+        );
+        check(r#""text""#, expect![[r#"Text("text")"#]]);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        check("", expect!["the body is empty; a JSON object was expected"]);
+        check("{} {}", expect!["the body is not JSON: trailing characters at line 1, column 4"]);
+        check(r#"{"a":1,"a":2}"#, expect!["the key `a` appears twice, the second time at line 1, column 10"]);
+        check(
+            &format!("[{}1]", "1,".repeat(20)),
+            expect!["the body is not JSON: too many values at line 1, column 39"],
+        );
+        check(&"[".repeat(1000), expect!["the body is not JSON: too many values at line 1, column 20"]);
+        let deep = "[".repeat(1000);
+        assert!(matches!(Node::read(deep.as_bytes(), 2000), Err(JsonError::TooDeep { .. })));
+        let keys: Vec<String> = (0..40).map(|key| format!(r#""k{}":1"#, key % 39)).collect();
+        let many = format!("{{{}}}", keys.join(","));
+        assert!(matches!(Node::read(many.as_bytes(), 100), Err(JsonError::DuplicateKey { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Node::read(&body, 100);
+        }
+
+        #[test]
+        fn every_string_reads_back(text in any::<String>()) {
+            let body = serde_json::to_vec(&text).expect("a string");
+            prop_assert_eq!(Node::read(&body, 1), Ok(Node::Text(text.as_str().into())));
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! How the halves of a task wait for each other.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    task::{Poll, Waker},
+};
+
+/// Tells one half of a task that the other has changed something. One half waits.
+#[derive(Default)]
+pub(crate) struct Signal {
+    set: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Signal {
+    /// Says that something has changed.
+    pub(crate) fn notify(&self) {
+        self.set.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Resolves when something has changed since the last time.
+    pub(crate) async fn wait(&self) {
+        poll_fn(|context| {
+            if self.set.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Lets halves of one task go on when something has become true. Any number of them may wait: they are polled together,
+/// so one waker is all of theirs.
+#[derive(Default)]
+pub(crate) struct Gate {
+    waker: Cell<Option<Waker>>,
+}
+
+impl Gate {
+    /// Says that it may have become true.
+    pub(crate) fn notify(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Resolves when it is true.
+    pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
+        poll_fn(|context| {
+            if is_true() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}

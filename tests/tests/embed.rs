@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Result, ensure};
 use weir_config::Config;
 use weir_runtime::stream::{
-    Batching, Cause, DropPolicy, FlushReason, Ordering, StreamState, StreamingConfig, Text, TextStream,
+    Aggregation, Batching, Cause, DropPolicy, FlushReason, Ordering, StreamState, StreamingConfig, Text, TextStream,
 };
 use weir_tests::models;
 use weir_tests::texts::{Random, holds, runtime};
@@ -60,8 +60,13 @@ async fn every_text_is_answered_in_order_when_asked() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_come_by_callback_and_windows_wait_for_a_flush() -> Result<()> {
     let runtime = runtime(&config(), "infer_stub")?;
-    let mut windowed =
-        StreamingConfig { batching: Batching::Windowed, window_ms: 60_000, ..StreamingConfig::default() };
+    let mut windowed = StreamingConfig {
+        batching: Batching::Windowed,
+        aggregation: Aggregation::TimeOnly,
+        window_ms: 60_000,
+        batch_size: 8,
+        ..StreamingConfig::default()
+    };
     windowed.buffering.max_buffer_size = 8;
     windowed.buffering.min_batch_size = 1;
     windowed.buffering.max_batch_size = 8;

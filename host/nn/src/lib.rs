@@ -25,6 +25,7 @@ mod error;
 mod graph;
 mod host;
 pub mod model;
+mod onnx;
 mod registry;
 mod tensor;
 mod tract;

@@ -1,14 +1,12 @@
 //! tract behind `wasi:nn`: ONNX graphs on the CPU, in pure Rust.
 //!
-//! A graph is parsed once ([`proto`]), made into a decluttered model with symbolic axes ([`load`]), and run by plans
+//! A graph is parsed once, made into a decluttered model with symbolic axes ([`load`]), and run by plans
 //! ([`plans`]): one symbolic plan that serves any shape at once, and fixed-shape plans, faster by a third, for the shapes
 //! that come often. [`convert`] turns tensors into tract's and back.
 
 mod convert;
-mod dequantize;
 mod load;
 mod plans;
-mod proto;
 mod share;
 
 use std::sync::Arc;
@@ -20,8 +18,6 @@ use crate::error::{LoadError, NnError};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use plans::{Plans, States};
-
-pub(crate) use proto::external_files;
 
 /// The engine.
 pub(crate) struct Tract;

@@ -17,8 +17,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{ModelDir, ModelError};
+use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
-use crate::tract::external_files;
 
 /// The most bytes that one model may have.
 const MODEL_BYTES_MAX: u64 = 16 << 30;

@@ -1,5 +1,8 @@
-//! Reads an ONNX protobuf: within bounds, with external data brought in from the model's own directory, and with bf16,
-//! which tract lacks, widened to f32 (lossless for what the graph stores; what it computes keeps more digits).
+//! Reads an ONNX protobuf, whatever the engine: within bounds, with external data brought in from the model's own directory,
+//! stored int8 weights folded, and bf16, which engines lack on the CPU, widened to f32 (lossless for what the graph stores;
+//! what it computes keeps more digits).
+
+mod dequantize;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -12,7 +15,6 @@ use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
 
-use super::dequantize;
 use crate::engine::GraphSource;
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
@@ -20,19 +22,19 @@ use crate::registry::RegistryConfig;
 const BF16: i32 = DataType::Bfloat16 as i32;
 
 /// A graph as its file has it, whole and in memory.
-pub(super) struct Parsed {
-    pub(super) model: ModelProto,
-    pub(super) output_names: Vec<String>,
-    pub(super) input_bf16: HashSet<String>,
-    pub(super) output_bf16: HashSet<String>,
+pub(crate) struct Parsed {
+    pub(crate) model: ModelProto,
+    pub(crate) output_names: Vec<String>,
+    pub(crate) input_bf16: HashSet<String>,
+    pub(crate) output_bf16: HashSet<String>,
     /// Every operator it uses, subgraphs included.
-    pub(super) operators: BTreeSet<String>,
+    pub(crate) operators: BTreeSet<String>,
     /// Weights as stored.
-    pub(super) parameter_bytes: u64,
+    pub(crate) parameter_bytes: u64,
 }
 
 /// Reads it.
-pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
+pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
     let bytes;

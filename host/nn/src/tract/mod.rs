@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 use crate::engine::{Backend, BackendContext, BackendGraph, ElementType, GraphSource, TensorInfo};
-use crate::error::{LoadError, NnError};
+use crate::error::{LoadError, NnError, one_line};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use plans::{Plans, States};
@@ -116,11 +116,5 @@ fn element_type(datum: DatumType) -> Option<ElementType> {
 
 /// An error with its causes on one line, bounded: tract likes to print whole nodes.
 fn chain(error: &TractError) -> String {
-    const CHARS_MAX: usize = 600;
-    let text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    one_line(&error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }

@@ -6,7 +6,10 @@
 
 mod directory;
 mod hub;
+mod library;
 mod wheel;
+
+pub use library::{ONNXRUNTIME_VERSION, pull_onnxruntime};
 
 use std::collections::BTreeSet;
 use std::fs::File;

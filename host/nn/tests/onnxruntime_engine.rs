@@ -187,6 +187,41 @@ fn large_weights_pass_and_links_are_followed() {
 }
 
 #[test]
+fn no_tensor_of_a_file_lies_outside_of_its_directory() {
+    use prost::Message;
+    use tract_onnx::pb::{
+        AttributeProto, FunctionProto, ModelProto, SparseTensorProto, attribute_proto::AttributeType,
+    };
+    let outside = || graphs::external("w", &[4, 2], &[("location", "/etc/passwd")]);
+    let refused = |edit: &dyn Fn(&mut ModelProto)| {
+        let mut model = ModelProto::decode(graphs::matmul().as_slice()).unwrap();
+        edit(&mut model);
+        let error = load(&model.encode_to_vec(), CONFIG.clone()).unwrap_err().to_string();
+        assert!(error.contains("which is not inside the model's directory"), "{error}");
+    };
+    let sparse = || SparseTensorProto { values: Some(outside()), ..Default::default() };
+    let constant = |attribute: AttributeProto| {
+        let mut node = graphs::node("Constant", &[], &["c"]);
+        node.attribute.push(attribute);
+        node
+    };
+    let dense = || AttributeProto {
+        name: "value".to_owned(),
+        r#type: AttributeType::Tensor as i32,
+        t: Some(outside()),
+        ..Default::default()
+    };
+    refused(&|model| model.graph.as_mut().unwrap().initializer[0] = outside());
+    refused(&|model| model.graph.as_mut().unwrap().sparse_initializer.push(sparse()));
+    refused(&|model| model.graph.as_mut().unwrap().node.push(constant(dense())));
+    refused(&|model| {
+        let attribute = AttributeProto { sparse_tensor: Some(sparse()), ..Default::default() };
+        model.graph.as_mut().unwrap().node.push(constant(attribute));
+    });
+    refused(&|model| model.functions.push(FunctionProto { node: vec![constant(dense())], ..Default::default() }));
+}
+
+#[test]
 fn broken_files_are_errors() {
     let check = |bytes: &[u8], expected: Expect| {
         let error = load(bytes, CONFIG.clone()).unwrap_err().to_string();

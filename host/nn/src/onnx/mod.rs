@@ -13,7 +13,7 @@ use std::path::{Component, Path};
 use half::bf16;
 use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, type_proto};
 
 use crate::engine::GraphSource;
 use crate::error::LoadError;
@@ -57,7 +57,10 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
         return Err(broken("truncated or not ONNX: there is no graph in it".to_owned()));
     };
     let mut walk = Walk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
-    walk.graph(graph).map_err(|fault| match fault {
+    let functions = model.functions.iter_mut();
+    let walked =
+        walk.graph(graph).and_then(|()| functions.map(|f| &mut f.node).try_for_each(|nodes| walk.nodes(nodes)));
+    walked.map_err(|fault| match fault {
         Fault::Missing(file) => LoadError::Missing { dir: directory.unwrap_or(Path::new(".")).to_owned(), file },
         Fault::Broken(reason) => broken(reason),
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
@@ -119,7 +122,14 @@ impl Walk<'_> {
         for tensor in &mut graph.initializer {
             self.tensor(tensor)?;
         }
-        for node in &mut graph.node {
+        for tensor in &mut graph.sparse_initializer {
+            self.sparse(tensor)?;
+        }
+        self.nodes(&mut graph.node)
+    }
+
+    fn nodes(&mut self, nodes: &mut [NodeProto]) -> Result<(), Fault> {
+        for node in nodes {
             if !self.operators.contains(&node.op_type) {
                 self.operators.insert(node.op_type.clone());
             }
@@ -133,6 +143,9 @@ impl Walk<'_> {
                 for tensor in &mut attribute.tensors {
                     self.tensor(tensor)?;
                 }
+                for tensor in attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors) {
+                    self.sparse(tensor)?;
+                }
                 // prost bounds how deeply messages nest, so this recursion is bounded too.
                 for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
                     self.graph(graph)?;
@@ -140,6 +153,10 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    fn sparse(&mut self, tensor: &mut SparseTensorProto) -> Result<(), Fault> {
+        tensor.values.iter_mut().chain(&mut tensor.indices).try_for_each(|tensor| self.tensor(tensor))
     }
 
     fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {

@@ -6,6 +6,7 @@
 //! 2. [`library_folders`], the first of which is where `weir models engine onnxruntime` puts it,
 //! 3. where the system's loader looks.
 
+use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,7 +142,9 @@ fn dlopen(path: &Path) -> Result<EnvironmentBuilder, Unfit> {
     let opened = opened.map_err(|_| Unfit::Other("is not fit to be ONNX Runtime".to_owned()))?;
     opened.map_err(|error| match error {
         LoadDynamicError::Dlopen { error, .. } => {
-            Unfit::NotLoaded(format!("cannot be loaded: {}", one_line(&error.to_string())))
+            // Why is in its source.
+            let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            Unfit::NotLoaded(format!("cannot be loaded: {}", one_line(&reason)))
         }
         LoadDynamicError::MissingApi { .. } | LoadDynamicError::InvalidVersionString => {
             Unfit::Other("is not ONNX Runtime".to_owned())

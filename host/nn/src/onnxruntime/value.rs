@@ -100,9 +100,9 @@ impl Runner {
 
     /// Computes all outputs, from values in the order of the inputs.
     ///
-    /// ONNX Runtime's documentation lets many threads call `Run` on one session; the kernels of the processor keep nothing
-    /// between calls. `ort` is stricter (its `run` takes `&mut self`) because the providers of some devices break that
-    /// promise: a session with such a provider needs a lock around this.
+    /// Many threads may call this at once. ONNX Runtime documents `Run` as safe for that, and its kernels for the processor as
+    /// without state. The authors of `ort` do not trust it (their `run` takes `&mut self`; the providers of some devices break
+    /// the promise): should it ever fail, or with such a provider, a lock or a session for each context belongs here.
     pub(super) fn run(&self, values: &[Value<'_>]) -> Result<Vec<Output>, String> {
         if values.len() != self.inputs.len() {
             return Err(format!("{} values for {} inputs", values.len(), self.inputs.len()));

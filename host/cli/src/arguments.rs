@@ -129,6 +129,9 @@ pub(crate) enum ModelsCommand {
         /// Names or folders [default: all models of the folder]
         #[arg(value_name = "NAME|DIR")]
         models: Vec<String>,
+        /// Engine that runs them: `tract` or `onnxruntime`
+        #[arg(long, value_name = "ENGINE", default_value = "tract")]
+        engine: weir_nn::Engine,
     },
     /// Fetch a model into the folder
     Pull {
@@ -136,6 +139,26 @@ pub(crate) enum ModelsCommand {
         #[arg(value_name = "SOURCE")]
         source: String,
     },
+    /// Fetch the library of an engine that is not part of this program, and print where it is
+    ///
+    /// pip fetches it as a wheel; only the library is unpacked, into the user's data folder
+    /// ($XDG_DATA_HOME/weir/onnxruntime, by default ~/.local/share/weir/onnxruntime), where it is found from then on. A
+    /// library elsewhere can be named by WEIR_ONNXRUNTIME.
+    Engine {
+        /// The engine
+        #[arg(value_enum)]
+        engine: FetchedEngine,
+        /// Take it from a library file, a wheel, or a folder with either
+        #[arg(long, value_name = "FILE|DIR")]
+        from: Option<PathBuf>,
+    },
+}
+
+/// Engines whose library is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FetchedEngine {
+    /// ONNX Runtime
+    Onnxruntime,
 }
 
 #[derive(Debug, Args)]

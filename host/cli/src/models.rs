@@ -1,4 +1,4 @@
-//! `weir models`: list, check and fetch.
+//! `weir models`: list, check and fetch; fetch an engine.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -9,18 +9,19 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use weir_nn::Engine;
 use weir_nn::model::{self, Progress, Report};
 
-use crate::arguments::{Models, ModelsCommand, beside_program};
+use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
 
 pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     let root = arguments.models_dir.clone().or_else(beside_program);
     match &arguments.command {
         ModelsCommand::List => list(&root.context(NO_FOLDER)?),
-        ModelsCommand::Check { models } => check(root.as_deref(), models),
+        ModelsCommand::Check { models, engine } => check(root.as_deref(), models, *engine),
         ModelsCommand::Pull { source } => {
             // A first model makes the folder.
             let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
             pull(&root.or_else(beside).context(NO_FOLDER)?, source)
         }
+        ModelsCommand::Engine { engine: FetchedEngine::Onnxruntime, from } => fetch_onnxruntime(from.as_deref()),
     }
 }
 
@@ -51,7 +52,7 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn check(root: Option<&Path>, names: &[String]) -> anyhow::Result<ExitCode> {
+fn check(root: Option<&Path>, names: &[String], engine: Engine) -> anyhow::Result<ExitCode> {
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
@@ -63,7 +64,7 @@ fn check(root: Option<&Path>, names: &[String]) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     let mut code = ExitCode::SUCCESS;
     for dir in dirs {
-        match model::check(&dir, Engine::default()) {
+        match model::check(&dir, engine) {
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(error) => {
                 writeln!(out, "{}: {error}", dir.display())?;
@@ -105,6 +106,15 @@ fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
     let pulled = model::pull(source, root, &mut |progress| shown.update(progress));
     shown.clear();
     println_path(&pulled?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fetch_onnxruntime(from: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let folder = weir_nn::library_folders().into_iter().next().context("this user has no folder for data: set HOME")?;
+    let mut shown = Shown { bar: None, terminal: std::io::stderr().is_terminal() };
+    let fetched = model::pull_onnxruntime(from, &folder, &mut |progress| shown.update(progress));
+    shown.clear();
+    println_path(&fetched?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,11 +16,14 @@ pub enum Engine {
     /// tract: pure Rust, on the CPU, part of this binary.
     #[default]
     Tract,
+    /// ONNX Runtime, on the CPU: a shared library that is loaded when a graph first asks for it, see
+    /// [`library_folders`](crate::library_folders).
+    OnnxRuntime,
 }
 
 /// The name of no engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no engine named {0:?}; the engines are: tract")]
+#[error("there is no engine named {0:?}; the engines are: tract, onnxruntime")]
 pub struct UnknownEngine(String);
 
 impl FromStr for Engine {
@@ -29,6 +32,7 @@ impl FromStr for Engine {
     fn from_str(name: &str) -> Result<Self, UnknownEngine> {
         match name {
             "tract" => Ok(Self::Tract),
+            "onnxruntime" => Ok(Self::OnnxRuntime),
             _ => Err(UnknownEngine(name.to_owned())),
         }
     }
@@ -61,6 +65,7 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tract => "tract",
+            Self::OnnxRuntime => "onnxruntime",
         })
     }
 }
@@ -133,6 +138,19 @@ impl ElementType {
             Self::Bool => TensorType::U8,
             Self::I8 | Self::I16 | Self::U16 => TensorType::I32,
             Self::U32 | Self::U64 => TensorType::I64,
+        }
+    }
+}
+
+impl ElementType {
+    /// Bytes per element as an engine holds it.
+    pub(crate) fn size_bytes(self) -> usize {
+        match self {
+            Self::Wit(ty) => ty.size_bytes(),
+            Self::Bool | Self::I8 => 1,
+            Self::I16 | Self::U16 => 2,
+            Self::U32 => 4,
+            Self::U64 => 8,
         }
     }
 }

@@ -107,6 +107,14 @@ pub enum LoadError {
         /// What the engine lacks.
         reason: String,
     },
+    /// The engine itself cannot be had: its library is missing or unfit.
+    #[error("{engine}: {reason}")]
+    NoEngine {
+        /// Its name.
+        engine: &'static str,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
     /// The graph is past a bound of the configuration.
     #[error("{origin}: {reason}")]
     TooLarge {
@@ -122,11 +130,23 @@ impl From<LoadError> for NnError {
         let code = match &error {
             LoadError::UnknownName(_) => ErrorCode::NotFound,
             LoadError::NameTaken(_) => ErrorCode::InvalidArgument,
-            LoadError::Missing { .. } | LoadError::Unreadable { .. } => ErrorCode::RuntimeError,
+            LoadError::Missing { .. } | LoadError::Unreadable { .. } | LoadError::NoEngine { .. } => {
+                ErrorCode::RuntimeError
+            }
             LoadError::Broken { .. } => ErrorCode::InvalidEncoding,
             LoadError::Unsupported { .. } => ErrorCode::UnsupportedOperation,
             LoadError::TooLarge { .. } => ErrorCode::TooLarge,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+/// What an engine said, on one line and bounded: it goes into error texts, and engines like to print whole nodes.
+pub(crate) fn one_line(text: &str) -> String {
+    const CHARS_MAX: usize = 600;
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }

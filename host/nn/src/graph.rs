@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, TensorInfo};
 use crate::error::{LoadError, NnError};
+use crate::onnxruntime::OnnxRuntime;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use crate::tract::Tract;
@@ -40,6 +41,7 @@ impl Graph {
     ) -> Result<Self, LoadError> {
         let backend: &dyn Backend = match engine {
             Engine::Tract => &Tract,
+            Engine::OnnxRuntime => &OnnxRuntime,
         };
         let backend = catch_unwind(AssertUnwindSafe(|| backend.load(source, config))).unwrap_or_else(|panic| {
             let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));

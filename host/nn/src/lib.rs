@@ -22,9 +22,12 @@
 
 mod engine;
 mod error;
+mod fit;
 mod graph;
 mod host;
 pub mod model;
+mod onnx;
+mod onnxruntime;
 mod registry;
 mod tensor;
 mod tract;
@@ -37,5 +40,6 @@ pub use engine::{Dimension, ElementType, Engine, TensorInfo, UnknownEngine};
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};
 pub use host::{ContextHandle, ErrorHandle, GraphHandle, Names, NnCtx, NnView, TensorHandle, add_to_linker};
+pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
 pub use tensor::{Tensor, TensorType};

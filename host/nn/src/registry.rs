@@ -23,6 +23,10 @@ pub struct RegistryConfig {
     pub plans_max: usize,
     /// How often a shape is seen before it gets a plan of its own; 0 keeps every shape on the symbolic plan.
     pub plan_after_uses: u32,
+    /// ONNX Runtime's library, or a folder with it, for the engine of that name; `None` looks in the environment
+    /// (`WEIR_ONNXRUNTIME`, `ORT_DYLIB_PATH`), in [`library_folders`](crate::library_folders) and where the system's loader
+    /// does. A process loads it once: the first graph that needs it decides.
+    pub onnxruntime: Option<PathBuf>,
     /// How many tensors, contexts, graphs and errors an instance may hold at once.
     pub resources_max: usize,
     /// How many bytes of tensors an instance may hold at once.
@@ -37,6 +41,7 @@ impl Default for RegistryConfig {
             guest_graph_bytes_max: 64 << 20,
             plans_max: 32,
             plan_after_uses: 4,
+            onnxruntime: None,
             resources_max: 10_000,
             resource_bytes_max: 1 << 30,
         }

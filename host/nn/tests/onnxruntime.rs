@@ -1,12 +1,14 @@
-//! tract against ONNX Runtime on the models that ship: every output within 1e-4, on the symbolic plan and on plans of their
-//! own, padded and packed.
+//! Both engines against Python's ONNX Runtime, and so against each other, on the models that ship: every output within 1e-4,
+//! padded and packed, with tract on the symbolic plan and on plans of their own.
 //!
 //! The Python with `onnxruntime` and `numpy` is named by `WEIR_TEST_PYTHON`; `cargo xtask test` makes one.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a failure is a panic")]
 
+mod library;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -164,7 +166,8 @@ fn difference(ours: &[(String, Tensor)], theirs: &Run, real: &[bool]) -> f64 {
     largest
 }
 
-fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path) {
+/// `copy` is `file` for who cannot follow its links.
+fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path, copy: &Path) {
     let config = RegistryConfig { plan_after_uses: 2, ..RegistryConfig::default() };
     let graph = Registry::new(config).insert_dir("m", file, Engine::Tract).unwrap();
     let mut chance = Chance(2);
@@ -183,7 +186,7 @@ fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path) {
             reals.push(lengths.iter().flat_map(|length| (0..tokens).map(move |place| place < *length)).collect());
         }
     }
-    let theirs = onnx_runtime.run(file, &runs);
+    let theirs = onnx_runtime.run(copy, &runs);
     let mut context = graph.context().unwrap();
     for round in 0..3 {
         for ((run, theirs), real) in runs.iter().zip(&theirs).zip(&reals) {
@@ -195,10 +198,20 @@ fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path) {
         graph.settle();
     }
     assert_eq!(graph.fixed_plans(), runs.len(), "the last round was on plans of their own");
+    // The engine here is the same library: what differs is who read the file.
+    let same = Registry::new(library::config()).insert_dir("m", file, Engine::OnnxRuntime).unwrap();
+    assert_eq!((same.inputs(), same.parameter_bytes()), (graph.inputs(), graph.parameter_bytes()));
+    let mut context = same.context().unwrap();
+    for ((run, theirs), real) in runs.iter().zip(&theirs).zip(&reals) {
+        let ours = context.compute(tensors(&same, run)).unwrap();
+        let largest = difference(&ours, theirs, real);
+        println!("{} onnxruntime {:?}: {largest:.1e}", file.display(), ours[0].1.dimensions);
+        assert!(largest <= TOLERANCE / 10.0, "{}: onnxruntime differs by {largest:e}", file.display());
+    }
 }
 
 #[test]
-fn tract_agrees_with_onnx_runtime_on_the_shipped_models() {
+fn the_engines_agree_on_the_shipped_models() {
     let mut onnx_runtime = OnnxRuntime::start();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     // ONNX Runtime refuses external data behind a link that leaves the directory; a pull replaces links by files.
@@ -207,9 +220,8 @@ fn tract_agrees_with_onnx_runtime_on_the_shipped_models() {
     for name in ["sentiment", "entities", "embeddings"] {
         let copy = weir_nn::model::pull(&models.join(name).to_string_lossy(), copies.path(), &mut |_| {});
         let copy = copy.expect("the shipped models are whole");
-        let files: Vec<PathBuf> = ["model.onnx", "model_packed.onnx"].map(|file| copy.join(file)).into();
-        for file in files.into_iter().filter(|file| file.is_file()) {
-            compare(&mut onnx_runtime, &file);
+        for file in ["model.onnx", "model_packed.onnx"].into_iter().filter(|file| copy.join(file).is_file()) {
+            compare(&mut onnx_runtime, &models.join(name).join(file), &copy.join(file));
             compared += 1;
         }
     }

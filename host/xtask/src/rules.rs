@@ -40,6 +40,7 @@ const RULES: &[Rule] = &[
 const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
+    ("ort", &["weir-nn"]),
     ("tokio", &["weir", "weir-edge", "weir-runtime", "weir-tests"]),
     ("hyper", &["weir-edge"]),
     ("wit-bindgen", &["weir-gateway", "weir-infer", "nn-probe", "infer-stub"]),

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 pub use config::{FunctionToApply, ProblemType, Task};
 pub use inspect::{Listed, Report, check, list};
-pub use pull::{Progress, PullError, pull};
+pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime};
 
 use crate::error::LoadError;
 

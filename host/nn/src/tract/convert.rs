@@ -6,6 +6,7 @@ use tract_onnx::prelude::*;
 
 use crate::engine::{ElementType, TensorInfo};
 use crate::error::NnError;
+use crate::fit::{check_truth_values, fitting};
 use crate::tensor::{Tensor, TensorType};
 
 type TractTensor = tract_onnx::prelude::Tensor;
@@ -18,9 +19,7 @@ pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnE
         ElementType::Wit(TensorType::Bf16) => of_values(&shape, pairs(&tensor.data).map(f32_of_bf16)),
         ElementType::Wit(ty) => of_bytes(datum_type(ty), &shape, &tensor.data),
         ElementType::Bool => {
-            if tensor.data.iter().any(|byte| *byte > 1) {
-                return Err(NnError::invalid(format!("input {name:?} is of truth values: 0 or 1 only")));
-            }
+            check_truth_values(info, tensor)?;
             of_values(&shape, tensor.data.iter().map(|byte| *byte == 1))
         }
         ElementType::I8 => of_values(&shape, fitting::<i8, i32>(info, tensor)?),
@@ -103,30 +102,4 @@ fn pairs(data: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
 
 fn f32_of_bf16(bytes: [u8; 2]) -> f32 {
     bf16::from_le_bytes(bytes).to_f32()
-}
-
-/// An integer of the WIT, read from its bytes.
-trait Wide: Copy + std::fmt::Display {
-    fn all(data: &[u8]) -> Vec<Self>;
-}
-
-impl Wide for i32 {
-    fn all(data: &[u8]) -> Vec<i32> {
-        data.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    }
-}
-
-impl Wide for i64 {
-    fn all(data: &[u8]) -> Vec<i64> {
-        let of = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-        data.chunks_exact(8).map(of).collect()
-    }
-}
-
-fn fitting<N: TryFrom<W>, W: Wide>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
-    let fit = |wide: W| {
-        let (name, element) = (&info.name, info.element);
-        N::try_from(wide).map_err(|_| NnError::invalid(format!("input {name:?} holds {wide}, which is no {element}")))
-    };
-    W::all(&tensor.data).into_iter().map(fit).collect()
 }

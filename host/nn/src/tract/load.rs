@@ -8,9 +8,10 @@ use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{DimLike, GenericFactoid};
 
 use super::share::PackedWeights;
-use super::{chain, element_type, proto};
+use super::{chain, element_type};
 use crate::engine::{Dimension, ElementType, GraphSource, TensorInfo};
 use crate::error::LoadError;
+use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 
@@ -35,7 +36,7 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
         reason: format!("{what}: {}", chain(&e)),
     };
     let mut at = Stopwatch::start();
-    let parsed = proto::read(source, config)?;
+    let parsed = onnx::read(source, config)?;
     at.lap("read");
     let framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let missing = parsed.operators.iter().filter(|op| !framework.op_register.0.contains_key(op.as_str()));
@@ -94,7 +95,7 @@ impl Stopwatch {
 /// Gives each input a fact with symbols where the graph leaves a dimension open.
 fn declare_inputs(
     model: &mut InferenceModel,
-    parsed: &proto::Parsed,
+    parsed: &onnx::Parsed,
     origin: &str,
 ) -> Result<Vec<TensorInfo>, LoadError> {
     let unsupported = |reason: String| LoadError::Unsupported { origin: origin.to_owned(), reason };

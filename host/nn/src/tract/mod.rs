@@ -1,14 +1,12 @@
 //! tract behind `wasi:nn`: ONNX graphs on the CPU, in pure Rust.
 //!
-//! A graph is parsed once ([`proto`]), made into a decluttered model with symbolic axes ([`load`]), and run by plans
+//! A graph is parsed once, made into a decluttered model with symbolic axes ([`load`]), and run by plans
 //! ([`plans`]): one symbolic plan that serves any shape at once, and fixed-shape plans, faster by a third, for the shapes
 //! that come often. [`convert`] turns tensors into tract's and back.
 
 mod convert;
-mod dequantize;
 mod load;
 mod plans;
-mod proto;
 mod share;
 
 use std::sync::Arc;
@@ -16,12 +14,10 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 use crate::engine::{Backend, BackendContext, BackendGraph, ElementType, GraphSource, TensorInfo};
-use crate::error::{LoadError, NnError};
+use crate::error::{LoadError, NnError, one_line};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use plans::{Plans, States};
-
-pub(crate) use proto::external_files;
 
 /// The engine.
 pub(crate) struct Tract;
@@ -120,11 +116,5 @@ fn element_type(datum: DatumType) -> Option<ElementType> {
 
 /// An error with its causes on one line, bounded: tract likes to print whole nodes.
 fn chain(error: &TractError) -> String {
-    const CHARS_MAX: usize = 600;
-    let text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    one_line(&error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }

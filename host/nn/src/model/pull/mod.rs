@@ -6,7 +6,10 @@
 
 mod directory;
 mod hub;
+mod library;
 mod wheel;
+
+pub use library::{ONNXRUNTIME_VERSION, pull_onnxruntime};
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,8 +20,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{ModelDir, ModelError};
+use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
-use crate::tract::external_files;
 
 /// The most bytes that one model may have.
 const MODEL_BYTES_MAX: u64 = 16 << 30;

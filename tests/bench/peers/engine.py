@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 TOKENS_MAX = 128
-BATCH_MAX = 32
+BATCH_MAX = int(os.environ.get("BENCH_BATCH_MAX", "32"))
 
 
 class Engine:

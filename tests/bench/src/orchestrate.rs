@@ -1,6 +1,7 @@
 //! A whole run: prepare, compare outputs, search the highest rates, then rounds that visit every server in alternating order.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         seed: options.seed,
         took_s: 0.0,
         machine: Machine { versions: places.versions(), ..machine },
-        commands: vec![std::env::args().skip(1).collect::<Vec<_>>().join(" ")],
+        commands: vec![format!("weir-bench {}", shown(std::env::args().skip(1), &places.root))],
         corpora: texts.iter().map(|(mix, texts)| described(*mix, texts)).collect(),
         servers: Vec::new(),
         searches: Vec::new(),
@@ -108,14 +109,16 @@ impl Run {
                 None => self.try_out(&spec, &mut server, &mut reference),
             };
             if let Err(error) = tried {
-                let why = format!("{error:#}").replace(['\n', '|'], " ");
+                let root = format!("{}/", self.places.root.display());
+                let why = format!("{error:#}").replace(&root, "").replace(['\n', '|'], " ");
                 self.note(format!("{} is skipped: {why}", spec.name));
                 server.skipped = Some(why);
             } else {
-                let shown: Vec<String> =
+                let environment: Vec<String> =
                     spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
-                let line = format!("{} {}", shown.join(" "), spec.command.join(" "));
-                self.results.commands.push(line.trim().to_owned());
+                let words = environment.into_iter().chain(spec.command.iter().cloned());
+                let line = shown(words, &self.places.root);
+                self.results.commands.push(line);
                 specs.push(spec);
             }
             self.results.servers.push(server);
@@ -426,6 +429,19 @@ fn described(mix: Mix, texts: &[Text]) -> Corpus {
     Corpus { mix, texts: texts.len(), mean_tokens, p50_tokens, max_tokens }
 }
 
+/// A command line as it would be typed in the repository; of paths elsewhere only the last name.
+fn shown(words: impl Iterator<Item = String>, root: &Path) -> String {
+    let root = format!("{}/", root.display());
+    let word = |word: String| {
+        let word = word.replace(&root, "");
+        let (before, path) = word.split_at(word.find('=').map_or(0, |at| at + 1));
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let short = if path.starts_with('/') { format!("{before}…/{name}") } else { word.clone() };
+        if short.contains(' ') { format!("'{short}'") } else { short }
+    };
+    words.map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// What it runs on, and which two cores are used.
 fn machine(options: &Options) -> Result<Machine> {
     ensure!(said(Command::new("taskset").arg("--version")).is_ok(), "`taskset` (util-linux) is not installed");
@@ -450,7 +466,7 @@ fn machine(options: &Options) -> Result<Machine> {
         processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         cores: allowed.len(),
         memory_bytes: memory.unwrap_or(0) * 1024,
-        system: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        system: read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or("").to_owned(),
         server_core,
         load_core,
         siblings: siblings.contains(&load_core),
@@ -470,6 +486,13 @@ fn cores(list: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_are_shown_without_the_places_of_one_machine() {
+        let words = ["A=/home/me/weir/lib.so", "/home/me/weir/target/weir", "--data", "/mnt/x/data", "a b"];
+        let line = shown(words.into_iter().map(str::to_owned), Path::new("/home/me/weir"));
+        assert_eq!(line, "A=lib.so target/weir --data …/data 'a b'");
+    }
 
     #[test]
     fn lists_of_cores_are_read() {

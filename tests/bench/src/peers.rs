@@ -26,7 +26,7 @@ const REQUIREMENTS: [(&str, &[&str]); 3] = [
     ("requirements-transformers.txt", &["torch", "transformers", "onnx"]),
 ];
 /// Texts that a bare loop runs over.
-const CEILING_TEXTS: usize = 256;
+const CEILING_TEXTS: usize = 128;
 
 /// Where things are.
 pub(crate) struct Places {
@@ -262,7 +262,7 @@ impl Places {
                 name: name.to_owned(),
                 title: title.to_owned(),
                 command,
-                environment: Vec::new(),
+                environment: vec![("BENCH_BATCH_MAX".to_owned(), options.peer_batch.to_string())],
                 path: url.to_owned(),
                 form: Form::Text,
                 headers: Vec::new(),

@@ -57,6 +57,9 @@ pub(crate) struct Options {
     /// lines with `N us/token` (real tokens), of which the least counts. `$BENCH_TEXTS` is a file with a text in each line.
     #[arg(long, env = "WEIR_BENCH_TRACT_CEILING")]
     pub(crate) tract_ceiling: Option<String>,
+    /// The most texts that a peer batches.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) peer_batch: usize,
     /// The core of the servers; by default the first that may be used.
     #[arg(long)]
     pub(crate) server_core: Option<usize>,

@@ -57,6 +57,8 @@ pub(crate) fn pinned(core: usize, command: &[String]) -> Command {
     let mut pinned = Command::new("sh");
     let script = r#"ulimit -n "$(ulimit -H -n)" 2>/dev/null; core=$1; shift; exec taskset -c "$core" "$@""#;
     pinned.args(["-c", script, "sh", &core.to_string()]).args(command).stdin(Stdio::null());
+    // An error is one line, whatever the caller's environment asks for.
+    pinned.env("RUST_BACKTRACE", "0");
     pinned
 }
 

@@ -15,6 +15,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 pub use crate::stream::{Aggregation, DropPolicy};
 
@@ -106,6 +107,27 @@ struct Call {
     ranked: Option<u64>,
 }
 
+/// A map by numbers that this process gave out, or that are spread already: the finalizer of SplitMix64 is enough.
+type Numbered<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
+
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 ^ u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = mixed ^ (mixed >> 31);
+    }
+}
+
 /// A call's place in the order: round, due time and sequence of its first item, and the call.
 type Rank = Reverse<(u64, u64, u64, u64)>;
 
@@ -115,8 +137,8 @@ pub struct Queue<T> {
     config: QueueConfig,
     slots: Vec<Option<Entry<T>>>,
     free: Vec<usize>,
-    calls: HashMap<u64, Call>,
-    owners: HashMap<u64, usize>,
+    calls: Numbered<Call>,
+    owners: Numbered<usize>,
     /// May hold ranks of the past; the call knows which one is true.
     order: BinaryHeap<Rank>,
     /// Deadlines with sequence and slot; may hold items that are gone.
@@ -140,8 +162,8 @@ impl<T> Queue<T> {
             config,
             slots: Vec::new(),
             free: Vec::new(),
-            calls: HashMap::new(),
-            owners: HashMap::new(),
+            calls: Numbered::default(),
+            owners: Numbered::default(),
             order: BinaryHeap::new(),
             deadlines: BinaryHeap::new(),
             arrivals: VecDeque::new(),

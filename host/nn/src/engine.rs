@@ -43,6 +43,7 @@ impl Engine {
     pub fn prefers_packed(self) -> bool {
         match self {
             Self::Tract => true,
+            Self::OnnxRuntime => false,
         }
     }
 
@@ -50,6 +51,7 @@ impl Engine {
     pub fn plans_shapes(self) -> bool {
         match self {
             Self::Tract => true,
+            Self::OnnxRuntime => false,
         }
     }
 
@@ -57,6 +59,7 @@ impl Engine {
     pub fn batch_tokens(self) -> u32 {
         match self {
             Self::Tract => 128,
+            Self::OnnxRuntime => 512,
         }
     }
 }

@@ -35,6 +35,13 @@ impl Args {
         Ok(Some(self.rest.remove(at)))
     }
 
+    /// What stands before `--`, and what stands behind it and is another program's.
+    pub(crate) fn split(mut self) -> (Self, Vec<String>) {
+        let Some(at) = self.rest.iter().position(|arg| arg == "--") else { return (self, Vec::new()) };
+        let more = self.rest.split_off(at).split_off(1);
+        (self, more)
+    }
+
     /// Takes everything that is left, to hand it to another program.
     pub(crate) fn take_rest(&mut self) -> Vec<String> {
         std::mem::take(&mut self.rest)
@@ -69,6 +76,10 @@ mod tests {
         assert_eq!(given.value("--toolchain").unwrap().as_deref(), Some("debian"));
         given.finish().unwrap();
         assert_eq!(args("--n=3").value("--n").unwrap().as_deref(), Some("3"));
+        let (ours, theirs) = args("--quick -- --minutes 5").split();
+        ours.finish().unwrap_err();
+        assert_eq!(theirs, ["--minutes", "5"]);
+        args("-- --quick").split().0.finish().unwrap();
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! `cargo xtask bench`: what a user feels first: the start, the first event, and the rate of a long text.
+//! `cargo xtask bench`: what a user feels first (the start, the first event, the rate of a long text), then Weir beside other
+//! servers ([`compare`]).
+
+mod compare;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -16,17 +19,26 @@ use crate::{build, http, setup, sh};
 
 pub(crate) const USAGE: &str = "\
 Measures on this machine: from exec to `/readyz` saying yes, from a request to its first event and to its last, and the
-lines per second of `weir run`. Prints medians.
+lines per second of `weir run`. Prints medians. Then compares Weir with other servers (tests/bench) and writes
+tests/bench/RESULTS.md with its plots: about 25 minutes, and the first time some more for their Python packages.
 
 Options:
-  --rounds N   how often each is measured (default 5)";
+  --rounds N     how often each is measured (default 5)
+  --quick        a small subset of the comparison: less than three minutes
+  --no-compare   without the comparison
+  -- OPTIONS     more options of `weir-bench run`; `-- --help` lists them
+
+Environment:
+  WEIR_DATA   a folder of JSON lines whose sentences are sent; by default the texts of demo/";
 
 /// The most rounds that make sense.
 const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
 
-pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    let (mut args, more) = args.split();
+    let (quick, alone) = (args.flag("--quick"), args.flag("--no-compare"));
     let rounds = match args.value("--rounds")? {
         None => 5,
         Some(text) => match text.parse() {
@@ -78,7 +90,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         rate(rates[0]),
         rate(rates[rates.len() - 1])
     );
-    Ok(())
+    if alone { Ok(()) } else { compare::run(house, quick, &more) }
 }
 
 /// From the request to the first and to the last event.

@@ -64,7 +64,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     } else {
         ("test --lib --bins --tests", &["--no-fail-fast"])
     };
-    test("tests", "core, codec, components and xtask", light_cargo(house, runner).args(run));
+    test("tests", "core, codec, components, bench and xtask", light_cargo(house, runner).args(run));
     let mut host = build::host_cargo(house, runner);
     host.args(run);
     // Without the data there is nothing to score, and a row says so.

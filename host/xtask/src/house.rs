@@ -25,7 +25,8 @@ pub(crate) const HOST_PACKAGES: &[&str] =
     &["weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
-pub(crate) const LIGHT_PACKAGES: &[&str] = &["weir-codec", "weir-core", "weir-gateway", "weir-infer", "xtask"];
+pub(crate) const LIGHT_PACKAGES: &[&str] =
+    &["weir-bench", "weir-codec", "weir-core", "weir-gateway", "weir-infer", "xtask"];
 
 /// The folder of the models that ship, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";

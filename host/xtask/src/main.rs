@@ -62,7 +62,12 @@ const TASKS: &[Task] = &[
         run: demo::task,
     },
     Task { name: "test", about: "build and check everything, as CI does", usage: checks::USAGE, run: checks::task },
-    Task { name: "bench", about: "measure start, first event and rate", usage: bench::USAGE, run: bench::task },
+    Task {
+        name: "bench",
+        about: "measure start, first event and rate, then compare with other servers",
+        usage: bench::USAGE,
+        run: bench::task,
+    },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 
@@ -90,7 +95,8 @@ fn run(mut line: impl Iterator<Item = String>) -> Result<()> {
     };
     let rest: Vec<String> = line.collect();
     // What follows `serve` belongs to `weir serve`, its help too.
-    if task.name != "serve" && rest.iter().any(|arg| arg == "-h" || arg == "--help") {
+    let mut ours = rest.iter().take_while(|arg| *arg != "--");
+    if task.name != "serve" && ours.any(|arg| arg == "-h" || arg == "--help") {
         println!("cargo xtask {}: {}\n\n{}", task.name, task.about, task.usage);
         return Ok(());
     }

@@ -31,6 +31,8 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
     Rule { package: "weir", house: &["weir-config", "weir-edge", "weir-nn", "weir-runtime"], others: None },
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
+    // Light: a client of any server, it knows neither wasmtime nor an engine.
+    Rule { package: "weir-bench", house: &[], others: Some(&["anyhow", "clap", "serde", "serde_json", "tokio"]) },
     Rule { package: "xtask", house: &[], others: None },
     Rule { package: "nn-probe", house: &[], others: None },
     Rule { package: "infer-stub", house: &[], others: None },

@@ -1,0 +1,218 @@
+//! The load generator: what all shapes of load share. One thread, one core, no allocation of requests while it runs.
+
+pub(crate) mod closed;
+pub(crate) mod compare;
+#[cfg(test)]
+mod end_to_end;
+pub(crate) mod open;
+pub(crate) mod stream;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::Text;
+use crate::histogram::{Histogram, Quantiles};
+use crate::http::{Connection, Target};
+use crate::process::{self, Use};
+
+/// Between two looks at the server's memory.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// What is sent, and to whom.
+pub(crate) struct Load {
+    pub(crate) target: Target,
+    pub(crate) texts: Vec<Text>,
+    pub(crate) requests: Vec<Vec<u8>>,
+    pub(crate) seed: u64,
+    /// An answer within this counts as good.
+    pub(crate) slo: Duration,
+    /// The server, when its memory and processor time are wanted.
+    pub(crate) pid: Option<u32>,
+    pub(crate) times: Times,
+}
+
+/// How long a run takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// Load before anything counts.
+    pub(crate) warm: Duration,
+    /// What counts.
+    pub(crate) window: Duration,
+    /// Time for what is under way at the end.
+    pub(crate) drain: Duration,
+}
+
+impl Load {
+    pub(crate) fn new(target: Target, texts: Vec<Text>, seed: u64, times: Times) -> Self {
+        let requests = texts.iter().map(|text| target.request(text)).collect();
+        Self { target, texts, requests, seed, slo: Duration::from_millis(100), pid: None, times }
+    }
+}
+
+/// A run in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// The load: connections of a closed loop, arrivals a second of an open one, items of a stream.
+    pub(crate) load: f64,
+    pub(crate) window_s: f64,
+    /// Requests of the window: sent (closed), due (open).
+    pub(crate) requests: u64,
+    /// Answered with 200.
+    pub(crate) answered: u64,
+    /// Answered with 429 or 503.
+    pub(crate) rejected: u64,
+    /// Any other status, and connections that broke.
+    pub(crate) failed: u64,
+    /// Without an answer when the drain time was over.
+    pub(crate) unanswered: u64,
+    pub(crate) statuses: BTreeMap<u16, u64>,
+    pub(crate) first_failure: Option<String>,
+    /// Of answers with 200.
+    pub(crate) texts_per_s: f64,
+    /// Real tokens: no padding, special tokens included.
+    pub(crate) tokens_per_s: f64,
+    /// Answered with 200 within the goal.
+    pub(crate) good: u64,
+    pub(crate) good_per_s: f64,
+    /// Of all requests of the window, how many were good.
+    pub(crate) good_share: f64,
+    /// Of answers with 200; an open loop counts from when the request was due.
+    pub(crate) latency_ms: Quantiles,
+    pub(crate) rejection_ms: Quantiles,
+    /// From when a request was due to when it was written: how far the generator itself was behind.
+    pub(crate) lag_ms: Quantiles,
+    pub(crate) server: Use,
+    /// Processor time of the generator, s.
+    pub(crate) generator_cpu_s: f64,
+    /// With one connection: index of the text and its latency, µs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples: Vec<(u32, f64)>,
+    /// Of a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stream: Option<Streamed>,
+}
+
+/// What only a stream has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Streamed {
+    /// From the request to the first line, ms.
+    pub(crate) first_ms: f64,
+    /// Longest silence between two lines, ms.
+    pub(crate) silence_max_ms: f64,
+    /// Lines that are failures of an item.
+    pub(crate) item_failures: u64,
+    /// Whether the last line said `done`.
+    pub(crate) done: bool,
+}
+
+/// Counts while a run goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    measured: Measured,
+    latency: Histogram,
+    rejection: Histogram,
+    lag: Histogram,
+}
+
+impl Tally {
+    /// An answer, or what came in its place, after `latency`.
+    pub(crate) fn outcome(&mut self, outcome: Result<u16>, latency: Duration, slo: Duration) -> bool {
+        let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let status = match outcome {
+            Ok(status) => status,
+            Err(error) => {
+                self.measured.failed += 1;
+                self.measured.first_failure.get_or_insert_with(|| format!("{error:#}"));
+                return false;
+            }
+        };
+        *self.measured.statuses.entry(status).or_default() += 1;
+        match status {
+            200 => {
+                self.measured.answered += 1;
+                self.measured.good += u64::from(latency <= slo);
+                self.latency.record(ns);
+                return true;
+            }
+            429 | 503 => {
+                self.measured.rejected += 1;
+                self.rejection.record(ns);
+            }
+            other => {
+                self.measured.failed += 1;
+                self.measured.first_failure.get_or_insert_with(|| format!("status {other}"));
+            }
+        }
+        false
+    }
+
+    fn finish(mut self, load: f64, window: Duration) -> Measured {
+        let seconds = window.as_secs_f64();
+        self.measured.load = load;
+        self.measured.window_s = seconds;
+        self.measured.latency_ms = self.latency.quantiles();
+        self.measured.rejection_ms = self.rejection.quantiles();
+        self.measured.lag_ms = self.lag.quantiles();
+        self.measured.good_per_s = self.measured.good as f64 / seconds;
+        self.measured.good_share = self.measured.good as f64 / self.measured.requests.max(1) as f64;
+        self.measured
+    }
+}
+
+/// Sends one request and reads its answer whole. A connection that broke or may not be used again is gone afterwards.
+pub(crate) async fn ask(
+    connection: &mut Option<Connection>,
+    target: &Target,
+    request: &[u8],
+    body: &mut Vec<u8>,
+    sent: impl FnOnce(),
+) -> Result<u16> {
+    let mut open = match connection.take() {
+        Some(open) => open,
+        None => Connection::open(target.address).await?,
+    };
+    open.send(request).await?;
+    sent();
+    let status = open.receive(body).await?;
+    if open.reusable {
+        *connection = Some(open);
+    }
+    Ok(status)
+}
+
+/// Looks at the server while `work` runs, from `from` on.
+pub(crate) async fn watched(pid: Option<u32>, from: Instant, work: impl Future<Output = Measured>) -> Measured {
+    let own = [std::process::id()];
+    let own_before = process::cpu_s(&own);
+    // Memory at the first look, the most, at the last look; processor time at the first look.
+    let seen = Cell::new(None::<(Use, f64)>);
+    let looking = async {
+        let Some(pid) = pid else { return std::future::pending().await };
+        tokio::time::sleep_until(from.into()).await;
+        let pids = process::tree(pid);
+        let first = process::resident_bytes(&pids);
+        let before = process::cpu_s(&pids);
+        let mut server = Use { resident_first_bytes: first, ..Use::default() };
+        loop {
+            server.resident_last_bytes = process::resident_bytes(&pids);
+            server.resident_max_bytes = server.resident_max_bytes.max(server.resident_last_bytes);
+            server.cpu_s = process::cpu_s(&pids) - before;
+            seen.set(Some((server, before)));
+            tokio::time::sleep(SAMPLE).await;
+        }
+    };
+    let mut measured = tokio::select! {
+        measured = work => measured,
+        never = looking => never,
+    };
+    if let (Some((server, before)), Some(pid)) = (seen.take(), pid) {
+        let cpu_s = (process::cpu_s(&process::tree(pid)) - before).max(server.cpu_s);
+        measured.server = Use { cpu_s, ..server };
+    }
+    measured.generator_cpu_s = process::cpu_s(&own) - own_before;
+    measured
+}

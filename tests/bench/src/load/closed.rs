@@ -1,0 +1,144 @@
+//! A closed loop: so many connections, each sending its next request when the last one is answered.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+
+use super::{Load, Measured, Tally, ask, watched};
+use crate::rng::Rng;
+
+/// After a rejection or a broken connection: a closed loop that is turned away must not spin.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What all connections share.
+struct Shared {
+    load: Rc<Load>,
+    order: Vec<u32>,
+    next: Cell<usize>,
+    tally: RefCell<Tally>,
+    done: RefCell<Done>,
+    begin: Instant,
+    end: Instant,
+    connections: usize,
+}
+
+/// Work done by the time of an answer. Batches end together, so a rate is taken from answer to answer: from the last one
+/// before the window to the last one inside it, and never counts a part of a batch.
+#[derive(Debug, Default)]
+struct Done {
+    texts: u64,
+    tokens: u64,
+    before: Option<(Instant, u64, u64)>,
+    last: Option<(Instant, u64, u64)>,
+}
+
+pub(crate) async fn run(load: Rc<Load>, connections: usize) -> Measured {
+    let order = if connections == 1 {
+        // In the order of the corpus: the bare engine is timed with the same texts.
+        (0..load.texts.len() as u32).collect()
+    } else {
+        Rng::new(load.seed).order(load.texts.len())
+    };
+    let begin = Instant::now() + load.times.warm;
+    let end = begin + load.times.window;
+    let shared = Rc::new(Shared {
+        order,
+        next: Cell::new(0),
+        tally: RefCell::default(),
+        done: RefCell::default(),
+        begin,
+        end,
+        connections,
+        load,
+    });
+    let pid = shared.load.pid;
+    watched(pid, begin, all(shared)).await
+}
+
+async fn all(shared: Rc<Shared>) -> Measured {
+    let local = tokio::task::LocalSet::new();
+    for _ in 0..shared.connections {
+        local.spawn_local(one(shared.clone()));
+    }
+    let give_up = shared.end + shared.load.times.drain;
+    let _ = tokio::time::timeout_at(give_up.into(), local).await;
+    let mut tally = shared.tally.take();
+    let measured = &mut tally.measured;
+    measured.unanswered = measured.requests - measured.answered - measured.rejected - measured.failed;
+    let done = shared.done.borrow();
+    let from = done.before.unwrap_or((shared.begin, 0, 0));
+    if let Some(to) = done.last {
+        let seconds = to.0.saturating_duration_since(from.0).as_secs_f64().max(1e-9);
+        measured.texts_per_s = (to.1 - from.1) as f64 / seconds;
+        measured.tokens_per_s = (to.2 - from.2) as f64 / seconds;
+    }
+    tally.finish(shared.connections as f64, shared.load.times.window)
+}
+
+async fn one(shared: Rc<Shared>) {
+    let load = &shared.load;
+    let (mut connection, mut body) = (None, Vec::new());
+    loop {
+        let sent = Instant::now();
+        if sent >= shared.end {
+            return;
+        }
+        let text = shared.order[shared.next.get() % shared.order.len()];
+        shared.next.set(shared.next.get() + 1);
+        let counts = sent >= shared.begin;
+        if counts {
+            shared.tally.borrow_mut().measured.requests += 1;
+        }
+        let asking = ask(&mut connection, &load.target, &load.requests[text as usize], &mut body, || ());
+        let outcome = asking.await.and_then(|status| {
+            if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) }
+        });
+        let now = Instant::now();
+        let answered = matches!(outcome, Ok(200));
+        if answered {
+            shared.done.borrow_mut().add(load.texts[text as usize].tokens, now, shared.begin, shared.end);
+        }
+        if counts {
+            let mut tally = shared.tally.borrow_mut();
+            if tally.outcome(outcome, now - sent, load.slo) && shared.connections == 1 {
+                tally.measured.samples.push((text, (now - sent).as_secs_f64() * 1e6));
+            }
+        }
+        if !answered {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Done {
+    fn add(&mut self, tokens: u32, now: Instant, begin: Instant, end: Instant) {
+        self.texts += 1;
+        self.tokens += u64::from(tokens);
+        let point = Some((now, self.texts, self.tokens));
+        if now < begin {
+            self.before = point;
+        } else if now <= end {
+            self.last = point;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_never_counts_a_part_of_a_batch() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut done = Done::default();
+        // 8 texts of 10 tokens every 300 ms; the window is from 1 s to 2 s and holds 3 ends of batches, not 3.33.
+        for batch in 1..10 {
+            (0..8).for_each(|_| done.add(10, at(batch * 300), at(1_000), at(2_000)));
+        }
+        let (from, to) = (done.before.unwrap(), done.last.unwrap());
+        assert_eq!((to.0 - from.0, to.1 - from.1, to.2 - from.2), (Duration::from_millis(900), 24, 240));
+    }
+}

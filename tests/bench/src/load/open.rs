@@ -1,0 +1,113 @@
+//! An open loop: requests are due when the schedule says, whatever the server does, and latency counts from then. A server
+//! that stalls is thus seen by every request that was due meanwhile (no coordinated omission).
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use tokio::sync::Semaphore;
+
+use super::{Load, Measured, Tally, ask, watched};
+use crate::http::Connection;
+use crate::rng::Rng;
+use crate::schedule::poisson;
+
+/// The runtime's timer ticks in milliseconds: the rest of a wait is spent asking the clock, on a core of its own.
+const TIMER: Duration = Duration::from_millis(2);
+
+struct Shared {
+    load: Rc<Load>,
+    idle: RefCell<Vec<Connection>>,
+    /// How many connections there may be; a request for which there is none waits its turn, and its clock runs.
+    places: Semaphore,
+    tally: RefCell<Tally>,
+    tokens: Cell<u64>,
+    /// Due times of the window's requests that have no outcome yet.
+    under_way: Cell<u64>,
+}
+
+pub(crate) async fn run(load: Rc<Load>, rate: f64, connections_max: usize) -> Measured {
+    let due = poisson(rate, (load.times.warm + load.times.window).as_secs_f64(), load.seed);
+    let start = Instant::now() + Duration::from_millis(20);
+    let from = start + load.times.warm;
+    let shared = Rc::new(Shared {
+        idle: RefCell::default(),
+        places: Semaphore::new(connections_max),
+        tally: RefCell::default(),
+        tokens: Cell::new(0),
+        under_way: Cell::new(0),
+        load,
+    });
+    let pid = shared.load.pid;
+    watched(pid, from, all(shared, rate, due, start)).await
+}
+
+async fn all(shared: Rc<Shared>, rate: f64, due: Vec<u64>, start: Instant) -> Measured {
+    let times = shared.load.times;
+    let order = Rng::new(shared.load.seed).order(shared.load.texts.len());
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            for (number, due) in due.into_iter().enumerate() {
+                let due = start + Duration::from_nanos(due);
+                wait_until(due).await;
+                let text = order[number % order.len()] as usize;
+                tokio::task::spawn_local(one(shared.clone(), text, due, due >= start + times.warm));
+            }
+            let give_up = start + times.warm + times.window + times.drain;
+            wait_until(start + times.warm + times.window).await;
+            while shared.under_way.get() > 0 && Instant::now() < give_up {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    drop(local);
+    let mut tally = shared.tally.take();
+    let measured = &mut tally.measured;
+    measured.unanswered = measured.requests - measured.answered - measured.rejected - measured.failed;
+    let seconds = times.window.as_secs_f64();
+    measured.texts_per_s = measured.answered as f64 / seconds;
+    measured.tokens_per_s = shared.tokens.get() as f64 / seconds;
+    tally.finish(rate, times.window)
+}
+
+async fn one(shared: Rc<Shared>, text: usize, due: Instant, counts: bool) {
+    let load = &shared.load;
+    if counts {
+        shared.tally.borrow_mut().measured.requests += 1;
+        shared.under_way.set(shared.under_way.get() + 1);
+    }
+    let Ok(_place) = shared.places.acquire().await else { return };
+    let mut connection = shared.idle.borrow_mut().pop();
+    let mut body = Vec::new();
+    let sent = Cell::new(due);
+    let asking = ask(&mut connection, &load.target, &load.requests[text], &mut body, || sent.set(Instant::now()));
+    let outcome = asking
+        .await
+        .and_then(|status| if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) });
+    let now = Instant::now();
+    shared.idle.borrow_mut().extend(connection);
+    if counts {
+        shared.under_way.set(shared.under_way.get() - 1);
+        let mut tally = shared.tally.borrow_mut();
+        tally.lag.record(u64::try_from((sent.get() - due).as_nanos()).unwrap_or(u64::MAX));
+        if tally.outcome(outcome, now - due, load.slo) {
+            shared.tokens.set(shared.tokens.get() + u64::from(load.texts[text].tokens));
+        }
+    }
+}
+
+async fn wait_until(due: Instant) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        if left > TIMER {
+            tokio::time::sleep(left - TIMER).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}

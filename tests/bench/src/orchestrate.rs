@@ -1,0 +1,506 @@
+//! A whole run: prepare, compare outputs, search the highest rates, then rounds that visit every server in alternating order.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::corpus::{Mix, Text};
+use crate::http::Form;
+use crate::load::Measured;
+use crate::load::compare::{Scores, difference};
+use crate::peers::{Places, said};
+use crate::plan::{Options, Plan};
+use crate::report;
+use crate::results::{Cell, Corpus, Machine, Results, Search, Server, Step};
+use crate::server::{Running, Spec, pinned};
+
+/// Of the requests of an open loop, how many must be answered within 100 ms: the 99th percentile.
+const GOOD_SHARE: f64 = 0.99;
+/// How far scores of the same weights may lie apart.
+const DIFFERENCE_MAX: f64 = 1e-3;
+/// Texts whose answers are compared.
+const COMPARED: usize = 64;
+/// Texts of the one-connection loop: those that the bare engine is timed with.
+const FIRST: usize = 128;
+/// How long a server may take to finish what a load left behind; then it is started again.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// The most connections of an open loop.
+const CONNECTIONS_MAX: usize = 4096;
+/// Rates beside the found one that a round tries, upwards while they hold or downwards until one does.
+const UP: [f64; 1] = [1.05];
+const DOWN: [f64; 4] = [0.95, 0.9, 0.8, 0.65];
+
+pub(crate) fn run(options: Options) -> Result<()> {
+    let began = Instant::now();
+    let machine = machine(&options)?;
+    let places = Places::prepare(&options)?;
+    let texts = places.corpora(options.data.as_deref(), options.seed)?;
+    let plan = Plan::new(&options);
+    let results = Results {
+        quick: options.quick,
+        seed: options.seed,
+        took_s: 0.0,
+        machine: Machine { versions: places.versions(), ..machine },
+        commands: vec![format!("weir-bench {}", shown(std::env::args().skip(1), &places.root))],
+        corpora: texts.iter().map(|(mix, texts)| described(*mix, texts)).collect(),
+        servers: Vec::new(),
+        searches: Vec::new(),
+        ceilings: Vec::new(),
+        cells: Vec::new(),
+        notes: Vec::new(),
+        plan,
+    };
+    let mut run = Run { options, places, texts, results, began };
+    let specs = run.first()?;
+    run.rounds(&specs)?;
+    run.results.took_s = run.began.elapsed().as_secs_f64();
+    run.save()?;
+    let out = run.options.at(run.options.out.as_ref(), "tests/bench");
+    report::write(&run.results, &out)?;
+    eprintln!("{} after {:.1} min", out.join("RESULTS.md").display(), run.results.took_s / 60.0);
+    Ok(())
+}
+
+struct Run {
+    options: Options,
+    places: Places,
+    texts: BTreeMap<Mix, Vec<Text>>,
+    results: Results,
+    began: Instant,
+}
+
+impl Run {
+    fn say(&self, text: &str) {
+        let s = self.began.elapsed().as_secs();
+        eprintln!("{:3}:{:02}  {text}", s / 60, s % 60);
+    }
+
+    fn note(&mut self, text: String) {
+        self.say(&format!("! {text}"));
+        self.results.notes.push(text);
+    }
+
+    fn save(&self) -> Result<()> {
+        self.results.write(&self.places.work.join("results.json"))
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.results.plan
+    }
+
+    /// Each server once: does it start, does it say what the others say, how much can it serve?
+    fn first(&mut self) -> Result<Vec<Spec>> {
+        let mut reference: Option<(String, Vec<Scores>)> = None;
+        let (mut specs, all) = (Vec::new(), self.places.specs(&self.options));
+        for name in &self.plan().servers {
+            ensure!(all.iter().any(|(spec, _)| spec.name == *name), "there is no server `{name}`");
+        }
+        for (spec, missing) in all {
+            if !self.plan().servers.contains(&spec.name) {
+                continue;
+            }
+            let mut server = Server { name: spec.name.clone(), title: spec.title.clone(), ..Server::default() };
+            let tried = match missing {
+                Some(why) => Err(anyhow::anyhow!(why)),
+                None => self.try_out(&spec, &mut server, &mut reference),
+            };
+            if let Err(error) = tried {
+                let root = format!("{}/", self.places.root.display());
+                let why = format!("{error:#}").replace(&root, "").replace(['\n', '|'], " ");
+                self.note(format!("{} is skipped: {why}", spec.name));
+                server.skipped = Some(why);
+            } else {
+                let environment: Vec<String> =
+                    spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let words = environment.into_iter().chain(spec.command.iter().cloned());
+                let line = shown(words, &self.places.root);
+                self.results.commands.push(line);
+                specs.push(spec);
+            }
+            self.results.servers.push(server);
+        }
+        ensure!(!specs.is_empty(), "no server runs");
+        if let Some(command) = self.options.tract_ceiling.clone() {
+            self.say("ceiling of tract");
+            for mix in self.plan().mixes.clone() {
+                match self.places.tract_ceiling(&command, self.results.machine.server_core, mix) {
+                    Ok(ceiling) => self.results.ceilings.push(ceiling),
+                    Err(error) => self.note(format!("the ceiling of tract, {}: {error:#}", mix.name())),
+                }
+            }
+        }
+        self.save()?;
+        Ok(specs)
+    }
+
+    fn try_out(
+        &mut self,
+        spec: &Spec,
+        server: &mut Server,
+        reference: &mut Option<(String, Vec<Scores>)>,
+    ) -> Result<()> {
+        self.say(&format!("{}: start, compare, search", spec.name));
+        let running = self.start(spec)?;
+        server.start_s = running.start_s;
+        let answer = self.generate(&running, Mix::Mixed, &["compare", "--count", &COMPARED.to_string()])?;
+        let scores: Vec<Scores> = serde_json::from_value(answer["scores"].clone()).context("no scores")?;
+        server.together = answer["together"].as_f64().unwrap_or(f64::INFINITY);
+        ensure!(server.together <= DIFFERENCE_MAX, "in a batch its scores are off by {:.1e}", server.together);
+        if let Some((name, theirs)) = reference {
+            server.difference = difference(&scores, theirs);
+            let difference = server.difference;
+            ensure!(difference <= DIFFERENCE_MAX, "its scores are up to {difference:.1e} from those of {name}");
+        } else {
+            *reference = Some((spec.name.clone(), scores));
+        }
+        let mut running = running;
+        for mix in self.plan().mixes.clone() {
+            let search = self.search(&mut running, mix)?;
+            self.say(&format!("{}, {}: {:.0} requests/s within 100 ms", spec.name, mix.name(), search.rate));
+            self.results.searches.push(search);
+        }
+        server.panics = running.panics();
+        Ok(())
+    }
+
+    fn start(&self, spec: &Spec) -> Result<Running> {
+        let core = self.results.machine.server_core;
+        Running::start(spec, core, &self.places.work.join("logs"), &self.places.root, &self.texts[&Mix::Short][0])
+    }
+
+    /// Bisects the rate at which 99 of 100 requests are answered in time.
+    fn search(&self, running: &mut Running, mix: Mix) -> Result<Search> {
+        let plan = self.plan().clone();
+        let closed = self.closed(running, mix, 64, plan.search_s)?;
+        self.settled(running)?;
+        let (mut low, mut high) = (0.0, closed.texts_per_s.max(1.0) * 1.15);
+        let mut at = 0.8 * high;
+        let mut steps = Vec::new();
+        for _ in 0..plan.search_steps {
+            let measured = self.open(running, mix, at, plan.search_s, steps.len() as u64)?;
+            let good = measured.good_share >= GOOD_SHARE;
+            steps.push(step(&measured));
+            self.settled(running)?;
+            *(if good { &mut low } else { &mut high }) = at;
+            at = if low == 0.0 { high * 0.7 } else { (low + high) / 2.0 };
+        }
+        let rate = if low > 0.0 { low } else { high * 0.7 };
+        Ok(Search { server: running.spec.name.clone(), mix, rate, steps })
+    }
+
+    fn rounds(&mut self, specs: &[Spec]) -> Result<()> {
+        let mut shapes = BTreeMap::new();
+        if self.options.quick {
+            let few = ["padded:1", "padded:4", "packed:128"].map(str::to_owned).to_vec();
+            shapes.extend(self.plan().mixes.iter().map(|mix| (*mix, few.clone())));
+        }
+        let (rounds, limit) = (self.plan().rounds, self.options.minutes * 60.0);
+        for round in 1..=rounds {
+            let started = self.began.elapsed().as_secs_f64();
+            self.say(&format!("round {round} of {rounds}"));
+            // A B, then B A: what drifts slowly falls on both alike.
+            let mut order: Vec<Option<&Spec>> = std::iter::once(None).chain(specs.iter().map(Some)).collect();
+            if round % 2 == 0 {
+                order.reverse();
+            }
+            for spec in order {
+                let Some(spec) = spec else {
+                    let (core, mixes) = (self.results.machine.server_core, self.plan().mixes.clone());
+                    let seconds = self.plan().scaled(self.plan().ceiling_s);
+                    match self.places.onnxruntime_ceiling(round, core, &mixes, seconds, &mut shapes) {
+                        Ok(found) => self.results.ceilings.extend(found),
+                        Err(error) => self.note(format!("round {round}, ceiling: {error:#}")),
+                    }
+                    continue;
+                };
+                self.say(&format!("round {round} of {rounds}: {}", spec.name));
+                if let Err(error) = self.visit(spec, round) {
+                    self.note(format!("round {round}, {}: {error:#}", spec.name));
+                }
+            }
+            self.save()?;
+            let now = self.began.elapsed().as_secs_f64();
+            let left = (limit - now) / ((rounds - round) as f64 * (now - started)).max(1.0);
+            if round < rounds && left < 1.0 && !self.options.quick {
+                self.results.plan.scale = (self.results.plan.scale * left).clamp(0.5, 1.0);
+                self.say(&format!("the rest is measured {:.2} times as long", self.results.plan.scale));
+            }
+        }
+        Ok(())
+    }
+
+    /// All measurements of one server in one round.
+    fn visit(&mut self, spec: &Spec, round: usize) -> Result<()> {
+        let mut running = self.start(spec)?;
+        let plan = self.plan().clone();
+        // Warm: every mix, many at once.
+        for mix in &plan.mixes {
+            self.closed(&running, *mix, 32, plan.scaled(0.5))?;
+        }
+        let (few, many): (Vec<usize>, Vec<usize>) =
+            plan.connections.iter().partition(|connections| **connections < 500);
+        for mix in &plan.mixes {
+            for connections in &few {
+                self.closed_cell(&mut running, round, *mix, *connections)?;
+            }
+            self.open_cell(&mut running, round, *mix)?;
+        }
+        self.stream_cell(&mut running, round)?;
+        // What leaves a long queue behind comes last.
+        for mix in &plan.mixes {
+            for connections in &many {
+                self.closed_cell(&mut running, round, *mix, *connections)?;
+            }
+        }
+        if spec.is_weir() {
+            self.overload_cells(&mut running, round)?;
+        }
+        ensure!(running.alive(), "the server is gone");
+        let panics = running.panics();
+        if let Some(server) = self.results.servers.iter_mut().find(|server| server.name == spec.name) {
+            server.panics = panics;
+        }
+        Ok(())
+    }
+
+    fn closed_cell(&mut self, running: &mut Running, round: usize, mix: Mix, connections: usize) -> Result<()> {
+        let seconds = self.plan().scaled(self.plan().closed_s);
+        let measured = self.closed(running, mix, connections, seconds)?;
+        self.push(running, round, mix, &format!("closed-{connections}"), measured.tokens_per_s, measured);
+        self.settled(running)
+    }
+
+    /// The highest of some rates around the found one that keeps the goal in this round.
+    fn open_cell(&mut self, running: &mut Running, round: usize, mix: Mix) -> Result<()> {
+        let searches = &self.results.searches;
+        let found = searches.iter().find(|search| search.server == running.spec.name && search.mix == mix);
+        let found = found.context("no rate was found")?.rate;
+        let seconds = self.plan().scaled(self.plan().open_s);
+        let first = self.open(running, mix, found, seconds, round as u64)?;
+        self.settled(running)?;
+        let up = first.good_share >= GOOD_SHARE;
+        let (mut best, mut holds) = (first, up);
+        for factor in if up { UP.as_slice() } else { DOWN.as_slice() } {
+            let next = self.open(running, mix, found * factor, seconds, round as u64)?;
+            self.settled(running)?;
+            let good = next.good_share >= GOOD_SHARE;
+            if good || !up {
+                best = next;
+                holds = good;
+            }
+            if good != up {
+                break;
+            }
+        }
+        let value = if holds { best.tokens_per_s } else { 0.0 };
+        self.push(running, round, mix, "open", value, best);
+        Ok(())
+    }
+
+    fn stream_cell(&mut self, running: &mut Running, round: usize) -> Result<()> {
+        let plan = self.plan().clone();
+        let mix = Mix::Mixed;
+        let measured = if running.spec.streams {
+            let items = plan.stream_items.to_string();
+            serde_json::from_value(self.generate(running, mix, &["stream", "--items", &items, "--limit", "180"])?)?
+        } else {
+            // As many requests, 64 at a time; a rate is a rate, so a slow server is stopped earlier.
+            self.closed(running, mix, 64, plan.scaled(plan.stream_peer_s))?
+        };
+        let measured: Measured = measured;
+        if let (Some(why), true) = (&measured.first_failure, running.spec.streams) {
+            let why = format!("round {round}, {}, stream: {why}", running.spec.name);
+            self.note(why);
+        }
+        self.push(running, round, mix, "stream", measured.tokens_per_s, measured);
+        self.settled(running)
+    }
+
+    fn overload_cells(&mut self, running: &mut Running, round: usize) -> Result<()> {
+        let plan = self.plan().clone();
+        let peak = self.results.cells(&running.spec.name, Mix::Mixed, "open").find(|cell| cell.round == round);
+        let peak = peak.context("no peak")?.measured.load;
+        for times in &plan.overload_times {
+            let (rate, seconds) = (peak * times, plan.scaled(plan.overload_s));
+            // Long enough before the window for the server's memory to reach its height.
+            let rate = ["--rate".to_owned(), rate.to_string(), "--warm".to_owned(), "1.5".to_owned()];
+            let measured = self.timed(running, Mix::Mixed, "open", &rate, seconds, 1.5, round as u64)?;
+            let value = measured.good_per_s;
+            self.push(running, round, Mix::Mixed, &format!("overload-{times}"), value, measured);
+            self.settled(running)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, running: &Running, round: usize, mix: Mix, shape: &str, value: f64, measured: Measured) {
+        let (server, shape) = (running.spec.name.clone(), shape.to_owned());
+        self.results.cells.push(Cell { round, server, mix, shape, value, measured });
+    }
+
+    /// Waits for the queue to empty; a server that cannot is started again.
+    fn settled(&self, running: &mut Running) -> Result<()> {
+        let text = &self.texts[&Mix::Short][0];
+        if running.settle(text, SETTLE_MAX).is_ok() {
+            return Ok(());
+        }
+        if running.spec.is_weir() && !running.alive() {
+            bail!("{} is gone", running.spec.name);
+        }
+        self.say(&format!("{} is started again: its queue does not empty", running.spec.name));
+        let spec = running.spec.clone();
+        *running = self.start(&spec)?;
+        Ok(())
+    }
+
+    fn closed(&self, running: &Running, mix: Mix, connections: usize, seconds: f64) -> Result<Measured> {
+        let mut more = vec!["--connections".to_owned(), connections.to_string()];
+        if connections == 1 {
+            more.extend(["--first".to_owned(), FIRST.to_string()]);
+        }
+        let drain = self.plan().drain_s;
+        self.timed(running, mix, "closed", &more, seconds, drain, 1)
+    }
+
+    fn open(&self, running: &Running, mix: Mix, rate: f64, seconds: f64, seed: u64) -> Result<Measured> {
+        let drain = self.plan().drain_s;
+        self.timed(running, mix, "open", &["--rate".to_owned(), rate.to_string()], seconds, drain, seed)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "they are the generator's command line")]
+    fn timed(
+        &self,
+        running: &Running,
+        mix: Mix,
+        shape: &str,
+        more: &[String],
+        seconds: f64,
+        drain: f64,
+        seed: u64,
+    ) -> Result<Measured> {
+        let seed = (self.options.seed * 1_000 + seed).to_string();
+        let (seconds, drain, warm) = (seconds.to_string(), drain.to_string(), self.plan().warm_s.to_string());
+        let connections = CONNECTIONS_MAX.to_string();
+        let mut arguments = vec![shape, "--seconds", &seconds, "--drain", &drain, "--seed", &seed];
+        if shape == "open" {
+            arguments.extend(["--connections-max", &connections]);
+        }
+        if !more.iter().any(|argument| argument == "--warm") {
+            arguments.extend(["--warm", &warm]);
+        }
+        arguments.extend(more.iter().map(String::as_str));
+        Ok(serde_json::from_value(self.generate(running, mix, &arguments)?)?)
+    }
+
+    /// Runs this program as the load generator, on the core of the load.
+    fn generate(&self, running: &Running, mix: Mix, arguments: &[&str]) -> Result<Value> {
+        let own = std::env::current_exe().context("where is this program?")?;
+        let mut command = vec![own.display().to_string(), arguments[0].to_owned()];
+        let form = match running.spec.form {
+            Form::Inputs => "inputs",
+            Form::Text => "text",
+        };
+        command.extend(["--url".to_owned(), running.url(), "--form".to_owned(), form.to_owned()]);
+        command.extend(["--corpus".to_owned(), self.places.corpus(mix).display().to_string()]);
+        command.extend(["--pid".to_owned(), running.pid().to_string()]);
+        for header in &running.spec.headers {
+            command.extend(["--header".to_owned(), header.clone()]);
+        }
+        command.extend(arguments[1..].iter().map(|argument| (*argument).to_owned()));
+        let answer = said(&mut pinned(self.results.machine.load_core, &command))
+            .with_context(|| format!("{} of {}", arguments[0], running.spec.name))?;
+        serde_json::from_str(&answer).context("the generator's answer")
+    }
+}
+
+fn step(measured: &Measured) -> Step {
+    Step {
+        rate: measured.load,
+        good_per_s: measured.good_per_s,
+        good_share: measured.good_share,
+        p99_ms: measured.latency_ms.p99,
+    }
+}
+
+fn described(mix: Mix, texts: &[Text]) -> Corpus {
+    let mut tokens: Vec<u32> = texts.iter().map(|text| text.tokens).collect();
+    tokens.sort_unstable();
+    let mean_tokens = tokens.iter().map(|tokens| f64::from(*tokens)).sum::<f64>() / tokens.len() as f64;
+    let (p50_tokens, max_tokens) = (tokens[tokens.len() / 2], tokens[tokens.len() - 1]);
+    Corpus { mix, texts: texts.len(), mean_tokens, p50_tokens, max_tokens }
+}
+
+/// A command line as it would be typed in the repository; of paths elsewhere only the last name.
+fn shown(words: impl Iterator<Item = String>, root: &Path) -> String {
+    let root = format!("{}/", root.display());
+    let word = |word: String| {
+        let word = word.replace(&root, "");
+        let (before, path) = word.split_at(word.find('=').map_or(0, |at| at + 1));
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let short = if path.starts_with('/') { format!("{before}…/{name}") } else { word.clone() };
+        if short.contains(' ') { format!("'{short}'") } else { short }
+    };
+    words.map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// What it runs on, and which two cores are used.
+fn machine(options: &Options) -> Result<Machine> {
+    ensure!(said(Command::new("taskset").arg("--version")).is_ok(), "`taskset` (util-linux) is not installed");
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let status = read("/proc/self/status");
+    let allowed =
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(cores).unwrap_or_default();
+    ensure!(allowed.len() >= 2, "two cores are needed: one for the server, one for the load");
+    let server_core = options.server_core.unwrap_or(allowed[0]);
+    let siblings = cores(&read(&format!("/sys/devices/system/cpu/cpu{server_core}/topology/thread_siblings_list")));
+    let others = || allowed.iter().copied().filter(|core| *core != server_core);
+    let apart = others().find(|core| !siblings.contains(core));
+    let load_core = options.load_core.or(apart).or_else(|| others().next()).context("no core for the load")?;
+    ensure!(load_core != server_core, "server and load need a core each");
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory =
+        field(&read("/proc/meminfo"), "MemTotal").and_then(|value| value.split(' ').next()?.parse::<u64>().ok());
+    Ok(Machine {
+        processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        cores: allowed.len(),
+        memory_bytes: memory.unwrap_or(0) * 1024,
+        system: read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or("").to_owned(),
+        server_core,
+        load_core,
+        siblings: siblings.contains(&load_core),
+        versions: BTreeMap::new(),
+    })
+}
+
+/// `0-2,5` as a list.
+fn cores(list: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        Some(from.trim().parse::<usize>().ok()?..=to.trim().parse::<usize>().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_without_the_places_of_one_machine() {
+        let words = ["A=/home/me/weir/lib.so", "/home/me/weir/target/weir", "--data", "/mnt/x/data", "a b"];
+        let line = shown(words.into_iter().map(str::to_owned), Path::new("/home/me/weir"));
+        assert_eq!(line, "A=lib.so target/weir --data …/data 'a b'");
+    }
+
+    #[test]
+    fn lists_of_cores_are_read() {
+        assert_eq!(cores("\t0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(cores(""), [] as [usize; 0]);
+    }
+}

@@ -1,0 +1,95 @@
+//! What a server uses, read from `/proc`: resident memory and processor time of a process and its descendants.
+
+use std::collections::HashMap;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+/// `sysconf(_SC_CLK_TCK)` of every Linux that people run.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a server used during a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Use {
+    pub(crate) resident_first_bytes: u64,
+    pub(crate) resident_last_bytes: u64,
+    pub(crate) resident_max_bytes: u64,
+    /// Processor time, s, of user and system together.
+    pub(crate) cpu_s: f64,
+}
+
+/// The process and everything under it; empty when it is gone.
+pub(crate) fn tree(root: u32) -> Vec<u32> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        if let Some(parent) = stat(pid).and_then(|fields| fields.get(1)?.parse().ok()) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = if stat(root).is_some() { vec![root] } else { Vec::new() };
+    let mut at = 0;
+    while at < found.len() {
+        found.extend(children.remove(&found[at]).unwrap_or_default());
+        at += 1;
+    }
+    found
+}
+
+/// When a process began, in clock ticks since the machine did: with its id, who it is.
+pub(crate) fn began(pid: u32) -> Option<u64> {
+    stat(pid)?.get(19)?.parse().ok()
+}
+
+/// Whether it runs still; a process that nobody has waited for yet does not.
+pub(crate) fn alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|fields| !matches!(fields.first().map(String::as_str), Some("Z" | "X")))
+}
+
+pub(crate) fn resident_bytes(pids: &[u32]) -> u64 {
+    let kib = |pid: &u32| -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids.iter().filter_map(kib).sum::<u64>() * 1024
+}
+
+pub(crate) fn cpu_s(pids: &[u32]) -> f64 {
+    let ticks = |pid: &u32| -> Option<u64> {
+        let fields = stat(*pid)?;
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    pids.iter().filter_map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
+}
+
+/// The fields of `/proc/PID/stat` from the third on (the state): the name before them may hold anything.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_seen_with_its_memory_and_its_end() {
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 30 & wait"]).spawn().unwrap();
+        let own = std::process::id();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while tree(child.id()).len() < 2 && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        let below = tree(child.id());
+        assert_eq!(below.len(), 2, "{below:?}");
+        assert!(tree(own).contains(&below[1]));
+        assert!(resident_bytes(&below) > 100_000 && began(below[1]).is_some() && alive(below[1]));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(tree(child.id()).is_empty() && !alive(child.id()));
+        // The grandchild is ours too.
+        std::process::Command::new("kill").arg(below[1].to_string()).status().unwrap();
+    }
+}

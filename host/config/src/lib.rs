@@ -52,6 +52,8 @@ pub struct Http {
     pub header_timeout_ms: u64,
     /// Time for a request's body to arrive, ms; a slower one is answered 408.
     pub body_timeout_ms: u64,
+    /// Time in which a client must take something of what is written to it, ms; else its connection is cut.
+    pub write_timeout_ms: u64,
     /// Time for a whole request, ms; a stream that is still going ends with an error event.
     pub request_timeout_ms: u64,
     /// After SIGTERM or SIGINT, time for streams to finish, ms.
@@ -67,6 +69,7 @@ impl Default for Http {
             body_bytes_max: 1 << 20,
             header_timeout_ms: 10_000,
             body_timeout_ms: 30_000,
+            write_timeout_ms: 60_000,
             request_timeout_ms: 60_000,
             drain_timeout_ms: 10_000,
         }

@@ -211,7 +211,7 @@ mod tests {
             "[http]\nlistn = 'x'\n",
             &[],
             expect![
-                "http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
+                "http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `write_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
             ],
         );
         error(

@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - `stall`: clients that do not read.
 //! - [`observe`]: the metrics of the process.
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
@@ -10,6 +11,7 @@ mod answer;
 mod body;
 pub mod observe;
 pub mod server;
+mod stall;
 
 pub use observe::{Observer, ObserverError};
 pub use server::{ServeError, Server};

@@ -22,6 +22,7 @@ use weir_runtime::gateway::{self, BodyError, Gateway};
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
 use crate::observe::Observer;
+use crate::stall::Unstalled;
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -160,14 +161,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util:
     // Results are small and each is wanted at once.
     let _ = stream.set_nodelay(true);
     let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
+    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
     // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
     if !matches!(tokio::time::timeout(header_timeout, first_bytes(&stream)).await, Ok(Ok(()))) {
         return;
     }
+    let stream = Unstalled::new(stream, Duration::from_millis(shared.config.write_timeout_ms));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
-    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
     let service = service_fn(move |request| {
         let shared = shared.clone();
         async move { Ok::<_, std::convert::Infallible>(answer(&shared, request, owner).await) }

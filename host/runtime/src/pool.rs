@@ -443,19 +443,21 @@ impl Pool {
         let merged = Merged { pool: self.clone(), replica, running: running.clone(), warm_up };
         let back = Back { pool: self.clone(), running: running.clone() };
         let ended = Arc::new(tokio::sync::Notify::new());
-        let result = store
-            .run_concurrent(async |accessor| -> wasmtime::Result<()> {
-                let items = accessor.with(|mut access| StreamReader::new(&mut access, merged))?;
-                let outcomes = instance.weir_stream_infer().call_run(accessor, items).await?;
-                let consumer = Watched { inner: back, _ended: Ended(ended.clone()) };
-                accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
-                tokio::select! {
-                    () = ended.notified() => Ok(()),
-                    () = running.replaced_notify.notified() => Err(wasmtime::Error::msg("it was replaced")),
-                    reason = running.health.failed() => Err(wasmtime::Error::msg(reason)),
-                }
-            })
-            .await;
+        let run = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
+            let items = accessor.with(|mut access| StreamReader::new(&mut access, merged))?;
+            let outcomes = instance.weir_stream_infer().call_run(accessor, items).await?;
+            let consumer = Watched { inner: back, _ended: Ended(ended.clone()) };
+            accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
+            tokio::select! {
+                () = ended.notified() => Ok(()),
+                reason = running.health.failed() => Err(wasmtime::Error::msg(reason)),
+            }
+        });
+        // From outside: a guest that never stops lets nothing inside of its store go on.
+        let result = tokio::select! {
+            result = run => result,
+            () = running.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
+        };
         result??;
         Err(wasmtime::Error::msg("the infer component ended its stream"))
     }

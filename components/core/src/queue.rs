@@ -1,8 +1,10 @@
 //! The items that wait for one model, from all callers: fair between callers, earliest deadline first, bounded.
 //!
 //! - **Fair**: start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996) over calls, in
-//!   tokens. A call's item starts where the call's last one ended, or now if the call had nothing waiting. Starts are
-//!   compared in rounds of `quantum_tokens`, so that a call is served a batch's worth before the next has its turn.
+//!   tokens. A call's item starts where the call's last one ended, or now if that is later. Starts are compared in rounds
+//!   of `quantum_tokens`, so that a call is served a batch's worth before the next has its turn. Now moves on with what
+//!   is served, shared by those who wait (after WF2Q+: Bennett, Zhang, INFOCOM 1996), even where new calls keep coming in
+//!   the same round: they cannot hold it still and starve one that is a round ahead.
 //! - **Deadlines**: inside a round, and inside a call, what is due first goes first. An item without a deadline is due
 //!   `age_ns_max` after it came, so that dated items cannot starve it.
 //! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of a call that
@@ -101,7 +103,7 @@ struct Call {
     /// The due time of the last item in `line`.
     line_due_ns: u64,
     items: usize,
-    /// The virtual time at which its next item starts, in tokens.
+    /// The virtual time at which its next item starts.
     start: u64,
     /// The sequence of the item it is ranked by.
     ranked: Option<u64>,
@@ -128,6 +130,12 @@ impl Hasher for Spread {
     }
 }
 
+/// So many ended calls are kept before the first look at which of them are past.
+const ENDED_MIN: usize = 64;
+
+/// Virtual time is counted in these parts of a token, so that a share of one is not lost.
+const PARTS: u64 = 1 << 16;
+
 /// A call's place in the order: round, due time and sequence of its first item, and the call.
 type Rank = Reverse<(u64, u64, u64, u64)>;
 
@@ -138,6 +146,10 @@ pub struct Queue<T> {
     slots: Vec<Option<Entry<T>>>,
     free: Vec<usize>,
     calls: Numbered<Call>,
+    /// Where calls that have nothing waiting ended, if that is later than now.
+    ended: Numbered<u64>,
+    /// The size at which those that are past are forgotten.
+    ended_max: usize,
     owners: Numbered<usize>,
     /// May hold ranks of the past; the call knows which one is true.
     order: BinaryHeap<Rank>,
@@ -145,7 +157,10 @@ pub struct Queue<T> {
     deadlines: BinaryHeap<Reverse<(u64, u64, usize)>>,
     /// Sequence and slot in the order of arrival, where the oldest may have to go; may hold items that are gone.
     arrivals: VecDeque<(u64, usize)>,
+    /// Now, in parts of a token: where a new call starts.
     virtual_time: u64,
+    /// What now has come to by service alone.
+    least: u64,
     sequence: u64,
     items: usize,
     tokens: u64,
@@ -163,11 +178,14 @@ impl<T> Queue<T> {
             slots: Vec::new(),
             free: Vec::new(),
             calls: Numbered::default(),
+            ended: Numbered::default(),
+            ended_max: ENDED_MIN,
             owners: Numbered::default(),
             order: BinaryHeap::new(),
             deadlines: BinaryHeap::new(),
             arrivals: VecDeque::new(),
             virtual_time: 0,
+            least: 0,
             sequence: 0,
             items: 0,
             tokens: 0,
@@ -248,8 +266,11 @@ impl<T> Queue<T> {
             self.deadlines.push(Reverse((deadline_ns, sequence, slot)));
         }
 
-        let virtual_time = self.virtual_time;
-        let call = self.calls.entry(ticket.call).or_insert_with(|| Call { start: virtual_time, ..Call::default() });
+        let (virtual_time, ended) = (self.virtual_time, &mut self.ended);
+        let call = self.calls.entry(ticket.call).or_insert_with(|| {
+            let end = if ended.is_empty() { None } else { ended.remove(&ticket.call) };
+            Call { start: end.unwrap_or(0).max(virtual_time), ..Call::default() }
+        });
         call.items += 1;
         let is_first = if call.line.is_empty() || due_ns >= call.line_due_ns {
             call.line.push_back((sequence, slot));
@@ -283,10 +304,14 @@ impl<T> Queue<T> {
             if !taken.is_empty() && tokens.saturating_add(cost) > tokens_max {
                 break;
             }
-            let start = self.calls.get(&call).map_or(0, |call| call.start);
-            self.virtual_time = self.virtual_time.max(start);
+            let served = cost.max(1) * PARTS;
+            let waiting = self.calls.len() as u64;
+            let round = self.round();
             if let Some(call) = self.calls.get_mut(&call) {
-                call.start = start + cost.max(1);
+                // Half a share, so that it does not reach the next round before those who wait in this one are served.
+                self.least = (self.least + served / (2 * waiting)).max(call.start - call.start % round);
+                self.virtual_time = self.virtual_time.max(self.least).max(call.start);
+                call.start += served;
             }
             tokens += cost;
             if self.config.window.is_some() {
@@ -334,7 +359,7 @@ impl<T> Queue<T> {
         let mut entries: Vec<Entry<T>> = self.slots.iter_mut().filter_map(Option::take).collect();
         entries.sort_by_key(|entry| entry.sequence);
         let config = self.config;
-        *self = Self { sequence: self.sequence, virtual_time: self.virtual_time, ..Self::new(config) };
+        *self = Self { sequence: self.sequence, virtual_time: self.virtual_time, least: self.least, ..Self::new(config) };
         entries.into_iter().map(|entry| entry.value).collect()
     }
 
@@ -404,7 +429,9 @@ impl<T> Queue<T> {
             call.items -= 1;
             call.early.remove(&(entry.due_ns, entry.sequence));
             if call.items == 0 {
+                let end = call.start;
                 self.calls.remove(&entry.ticket.call);
+                self.end(entry.ticket.call, end);
             } else if call.ranked == Some(entry.sequence) {
                 self.rank(entry.ticket.call);
             }
@@ -429,6 +456,22 @@ impl<T> Queue<T> {
         Some(entry)
     }
 
+    /// Remembers where a call ended, so that it does not gain by having nothing waiting for a moment.
+    fn end(&mut self, call: u64, end: u64) {
+        if self.calls.is_empty() {
+            // Nobody is left to whom it could owe anything.
+            self.ended.clear();
+            self.ended_max = ENDED_MIN;
+        } else if end > self.virtual_time {
+            self.ended.insert(call, end);
+            if self.ended.len() > self.ended_max {
+                let now = self.virtual_time;
+                self.ended.retain(|_, end| *end > now);
+                self.ended_max = ENDED_MIN.max(2 * self.ended.len());
+            }
+        }
+    }
+
     /// The slot of a call's first item; forgets what is gone at the front of its line.
     fn first_of(&mut self, id: u64) -> Option<usize> {
         let call = self.calls.get_mut(&id)?;
@@ -449,15 +492,21 @@ impl<T> Queue<T> {
         }
     }
 
+    /// The length of a round, in parts of a token.
+    fn round(&self) -> u64 {
+        self.config.quantum_tokens.max(1) * PARTS
+    }
+
     /// Gives a call its place in the order, by its first item.
     fn rank(&mut self, id: u64) {
         let Some(slot) = self.first_of(id) else { return };
         let Some((due_ns, sequence)) = self.slots[slot].as_ref().map(|entry| (entry.due_ns, entry.sequence)) else {
             return;
         };
+        let round = self.round();
         let Some(call) = self.calls.get_mut(&id) else { return };
         call.ranked = Some(sequence);
-        let round = call.start / self.config.quantum_tokens.max(1);
+        let round = call.start / round;
         self.order.push(Reverse((round, due_ns, sequence, id)));
     }
 

@@ -304,4 +304,31 @@ proptest! {
         }
         prop_assert!(rounds < 20_000);
     }
+
+    /// Calls that keep coming, each new, do not starve one that was served more than its share before they came.
+    #[test]
+    fn new_calls_starve_nobody(rate in 1u64..8, lead in 0usize..100, length in 1u64..64) {
+        let mut queue = Queue::new(CONFIG);
+        for _ in 0..lead + 1 { queue.push(0, ticket(0, length), true); }
+        queue.take(1, lead, u64::MAX);
+        for now in 2.. {
+            for call in 0..rate { queue.push(now, ticket(now * 8 + call + 1, length), false); }
+            if queue.take(now, rate as usize, u64::MAX).contains(&true) { break; }
+            prop_assert!(now < 2_000, "it still waits");
+            prop_assert!(queue.ended.len() <= 2_000);
+        }
+    }
+
+    /// A call that has one item at a time gets no more than one that has many.
+    #[test]
+    fn a_call_gains_nothing_by_being_brief(length in 1u64..128) {
+        let mut queue = Queue::new(CONFIG);
+        for _ in 0..2000 { queue.push(0, ticket(1, length), 1); }
+        let mut served = [0u64; 2];
+        for _ in 0..1000 {
+            if queue.calls() == 1 { queue.push(1, ticket(0, length), 0); }
+            for value in queue.take(1, 1, 128) { served[value] += length; }
+        }
+        prop_assert!(served[0] <= served[1] + 2 * (128 + length), "{served:?}");
+    }
 }

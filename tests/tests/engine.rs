@@ -325,17 +325,17 @@ async fn drop_policies_answer_what_they_drop() -> Result<()> {
 async fn windows_hold_back_until_count_time_or_flush() -> Result<()> {
     let mut config = sentiment();
     config.infer.batching = Batching::Windowed;
-    (config.infer.batch_size, config.infer.window_ms) = (4, 150);
+    (config.infer.batch_size, config.infer.window_ms) = (4, 1500);
     let runtime = stub(&config)?;
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
     let few = |count: u64| (0..count).map(|id| classify(id, "sentiment", "good")).collect::<Vec<_>>();
     let began = Instant::now();
     ask(&runtime, few(1)).await?;
-    ensure!(began.elapsed() >= Duration::from_millis(150), "one item waits for its window");
+    ensure!(began.elapsed() >= Duration::from_millis(1500), "one item waits for its window");
     let began = Instant::now();
     ask(&runtime, few(4)).await?;
     let full = began.elapsed();
-    ensure!(full < Duration::from_millis(150), "four fill a batch, and it took {full:?}");
+    ensure!(full < Duration::from_millis(1500), "four fill a batch, and it took {full:?}");
     let (sender, outcomes) = runtime.call().open();
     sender.send(classify(0, "sentiment", "good")).await?;
     ensure!(runtime.flush("sentiment") == 1);

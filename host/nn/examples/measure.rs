@@ -7,7 +7,8 @@
 //! MODEL is a model's folder, or a graph in it (`model_packed.onnx`). Texts are computed in the best way that the graph allows:
 //! sorted by length and padded to the longest of their batch, or, when the graph takes `segment_ids`, packed end to end. For
 //! each size of batch it prints **microseconds per real token** (padding costs but does not count; wall time, so N threads on N
-//! free cores show a N-th), how many tokens were computed for one real one, and then the best of them.
+//! free cores show a N-th), how many tokens were computed for one real one, and then the best of them; at last how many
+//! microseconds the first texts take alone.
 //!
 //! The lengths are some made-up mixes, or those of the lines of FILE as WordPiece would cut them with the vocabulary of the
 //! model's `tokenizer.json` (lower case, no accents stripped: the count may be off by a few in a hundred).
@@ -41,6 +42,9 @@ const MIXES: [(&str, &[u32]); 4] = [
 /// How many tokens of a mix are measured, and the most of a file.
 const MIX_TOKENS: u32 = 16_384;
 const FILE_TOKENS: u32 = 32_768;
+
+/// So many texts of a mix are measured alone as well.
+const ALONE: usize = 32;
 
 /// The most that one text has: the models that ship take no more.
 const TEXT_TOKENS: u32 = 128;
@@ -94,6 +98,8 @@ fn main() -> anyhow::Result<()> {
             best = if us < best.0 { (us, size) } else { best };
         }
         println!("  best: {:.1} us/token, {:.0} tokens/s, at {} in a batch", best.0, 1e6 / best.0, best.1);
+        let alone = lengths.iter().take(ALONE).map(|length| alone_us(&graph, *length));
+        println!("  alone_us: {:.0?}", alone.collect::<anyhow::Result<Vec<_>>>()?);
     }
     println!("{:.0} MiB resident", resident_mib());
     Ok(())
@@ -160,6 +166,15 @@ fn run(graph: &Arc<Graph>, batches: &[Batch], threads: usize) -> anyhow::Result<
     let seconds = started.elapsed().as_secs_f64();
     done.into_iter().collect::<anyhow::Result<()>>()?;
     Ok(seconds)
+}
+
+/// What a call with one text takes: the median of a few.
+fn alone_us(graph: &Arc<Graph>, length: u32) -> anyhow::Result<f64> {
+    let batches = batches(graph, &[length], length);
+    let times: anyhow::Result<Vec<f64>> = (0..6).map(|_| run(graph, &batches, 1)).collect();
+    let mut times = times?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2] * 1e6)
 }
 
 /// The mix over and over, up to this many tokens.

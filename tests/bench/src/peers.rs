@@ -192,7 +192,7 @@ impl Places {
         let answer = said(pinned(core, &shell).current_dir(&self.root).env("BENCH_TEXTS", texts))?;
         let us = least_us(&answer).with_context(|| format!("no `N us/token` in: {}", last_line(&answer)))?;
         let (engine, shape) = ("tract".to_owned(), "the command's best".to_owned());
-        Ok(Ceiling { round: 0, engine, mix, tokens_per_s: 1e6 / us, shape, calls_us: Vec::new() })
+        Ok(Ceiling { round: 0, engine, mix, tokens_per_s: 1e6 / us, shape, calls_us: alone_us(&answer) })
     }
 
     /// All servers, or why one is skipped.
@@ -305,6 +305,12 @@ fn least_us(text: &str) -> Option<f64> {
     numbers.filter_map(|pair| pair[0].parse().ok()).filter(|us| *us > 0.0).min_by(f64::total_cmp)
 }
 
+/// The numbers after `alone_us:`, those of single calls; none where there is no such line.
+fn alone_us(text: &str) -> Vec<f64> {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("alone_us:"));
+    line.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+}
+
 /// What a program prints; an error with the end of what it said if it fails.
 pub(crate) fn said(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
@@ -333,5 +339,7 @@ mod tests {
         let table = "8 x 16  symbolic  91.5 us/token\n at most 64 in a batch: 55.1 us/token, 1.02 computed\n best: 60 us/token,";
         assert_eq!(least_us(table), Some(55.1));
         assert_eq!(least_us("0.0 us/token or none"), None);
+        assert_eq!(alone_us("best: 60 us/token\n  alone_us: [1200, 850]\n9 MiB"), [1200.0, 850.0]);
+        assert!(alone_us("best: 60 us/token").is_empty());
     }
 }

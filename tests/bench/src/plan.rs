@@ -54,7 +54,8 @@ pub(crate) struct Options {
     #[arg(long, env = "WEIR_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// A shell command that measures tract alone, run once for each mix on the server's core, in the repository. It prints
-    /// lines with `N us/token` (real tokens), of which the least counts. `$BENCH_TEXTS` is a file with a text in each line.
+    /// lines with `N us/token` (real tokens), of which the least counts, and one `alone_us: [N, …]`: the microseconds of calls
+    /// with one text. `$BENCH_TEXTS` is a file with a text in each line.
     #[arg(long, env = "WEIR_BENCH_TRACT_CEILING")]
     pub(crate) tract_ceiling: Option<String>,
     /// The most texts that a peer batches.

@@ -18,7 +18,7 @@ pub(super) fn run(house: &House, quick: bool, more: &[String]) -> Result<()> {
     let built = build(house, step);
     let program = built?;
     let ceiling = format!(
-        "'{}' {SHIPPED_MODELS}/sentiment --engine tract --texts \"$BENCH_TEXTS\"",
+        "'{}' {SHIPPED_MODELS}/sentiment/model_packed.onnx --engine tract --texts \"$BENCH_TEXTS\"",
         house.target.join(TRACT_CEILING).display()
     );
     let mut command = sh::program(house, program);

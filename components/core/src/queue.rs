@@ -229,6 +229,19 @@ impl<T> Queue<T> {
         if full { Err(Refused::Full) } else { Ok(()) }
     }
 
+    /// How many tokens are served, about, until an item that comes now is done itself: all that wait, or what the calls
+    /// are served in turns until its call has had enough of them.
+    pub fn until_served(&self, call: u64, tokens: u64) -> u64 {
+        let mean = self.tokens / self.items.max(1) as u64;
+        let (mine, calls) = match self.calls.get(&call) {
+            Some(call) => (call.items as u64 * mean, self.calls.len()),
+            None => (0, self.calls.len() + 1),
+        };
+        let turns =
+            (calls as u64).saturating_mul(mine.saturating_add(tokens).saturating_add(self.config.quantum_tokens));
+        self.tokens.saturating_add(tokens).min(turns)
+    }
+
     /// Puts an item into the queue, or says that there is no room.
     pub fn push(&mut self, now_ns: u64, ticket: Ticket, value: T) -> Pushed<T> {
         let mut dropped = Vec::new();

@@ -197,8 +197,8 @@ pub struct Infer {
     pub window_ms: u32,
     /// Most texts in one run of a model.
     pub max_batch_size: u32,
-    /// Most tokens in one run of a model, with padding; a longer text goes alone. 0: what suits the engine (tract 128,
-    /// onnxruntime 512).
+    /// Most tokens in one run of a model, with padding; a longer text goes alone. 0: what suits the engine, which is 128 for
+    /// both on a processor core.
     pub batch_tokens_max: u32,
     /// A run that is expected to take longer is made smaller, ms; 0: no bound.
     pub batch_time_ms_max: u32,

@@ -55,11 +55,11 @@ impl Engine {
         }
     }
 
-    /// How many tokens a run should have at most: more gain nothing.
+    /// How many tokens a run should have at most on a processor core: more gain nothing, and what comes meanwhile waits for
+    /// the run to end.
     pub fn batch_tokens(self) -> u32 {
         match self {
-            Self::Tract => 128,
-            Self::OnnxRuntime => 512,
+            Self::Tract | Self::OnnxRuntime => 128,
         }
     }
 }

@@ -26,12 +26,30 @@ pub(crate) struct Job {
     pub(crate) permit: Option<Permit>,
     /// The places in the queue that it waited for; free again once a replica has taken the item.
     pub(crate) places: Option<Places>,
+    /// Counts it among what replicas have, while one has it.
+    handed: Option<Handed>,
+}
+
+/// Tokens that replicas have been given and not answered yet.
+struct Handed(Arc<AtomicU64>, u64);
+
+impl Handed {
+    fn new(all: &Arc<AtomicU64>, tokens: u64) -> Self {
+        all.fetch_add(tokens, Ordering::Relaxed);
+        Self(all.clone(), tokens)
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
 }
 
 impl Job {
     /// An item that has not been tried yet.
     pub(crate) fn new(item: Item, reply: Reply, ticket: Ticket, places: Option<Places>) -> Self {
-        Self { item, reply, ticket, retry: Retry::new(), permit: None, places }
+        Self { item, reply, ticket, retry: Retry::new(), permit: None, places, handed: None }
     }
 
     /// The bytes of its texts.
@@ -67,6 +85,8 @@ pub(crate) struct Queue {
     began: Instant,
     /// Tokens to a byte of text, learned; the bits of an f64.
     tokens_per_byte: AtomicU64,
+    /// Tokens that replicas have, as estimated.
+    handed: Arc<AtomicU64>,
     pub(crate) counts: Counts,
 }
 
@@ -81,7 +101,7 @@ pub(crate) struct Counts {
     pub(crate) abandoned: AtomicU64,
     /// Items whose deadline passed while they waited.
     pub(crate) expired: AtomicU64,
-    /// Items that were refused because the queue was full, or dropped from it.
+    /// Items that were refused because the queue was full or too long for their deadline, or dropped from it.
     pub(crate) overloaded: AtomicU64,
     /// Items that were refused because their caller had its share.
     pub(crate) throttled: AtomicU64,
@@ -183,6 +203,7 @@ impl Queue {
             replicas,
             began: Instant::now(),
             tokens_per_byte: AtomicU64::new(FIRST_TOKENS_PER_BYTE.to_bits()),
+            handed: Arc::default(),
             counts: Counts::default(),
         }
     }
@@ -261,16 +282,21 @@ impl Queue {
             }
         }
         let ticket = job.ticket;
+        let handed = self.handed.load(Ordering::Relaxed);
+        let mut wait_ms = inner.rate.wait_ms(inner.waiting.tokens().saturating_add(handed), self.replicas);
         let pushed = if job.places.is_some() {
             inner.waiting.insert(now, ticket, job);
             Pushed::Waits
+        } else if let Some(late_ms) = inner.late_ms(now, ticket, handed, self.replicas) {
+            // Better to say so now than to keep it until its time is up.
+            wait_ms = late_ms;
+            Pushed::Refused(Refused::Full, job)
         } else {
             inner.waiting.push(now, ticket, job)
         };
         if !matches!(pushed, Pushed::Refused(..)) {
             inner.budget.deposit(now);
         }
-        let wait_ms = inner.rate.wait_ms(inner.waiting.tokens(), self.replicas);
         let waker = if inner.waiting.takeable() > 0 { inner.idle.iter_mut().find_map(Option::take) } else { None };
         let gone = match pushed {
             Pushed::Waits => Vec::new(),
@@ -320,11 +346,11 @@ impl Queue {
         match taken {
             None => Poll::Pending,
             Some(Taken::Jobs(mut jobs)) => {
-                jobs.iter_mut().for_each(|job| job.hand_over(now));
+                jobs.iter_mut().for_each(|job| job.hand_over(now, &self.handed));
                 Poll::Ready(Taken::Jobs(jobs))
             }
             Some(Taken::Suspect(mut job)) => {
-                job.hand_over(now);
+                job.hand_over(now, &self.handed);
                 Poll::Ready(Taken::Suspect(job))
             }
         }
@@ -421,6 +447,7 @@ impl Queue {
 
     /// Puts an item back, to be tried again; gives it back when it may not be.
     fn try_again(&self, mut inner: MutexGuard<'_, Inner>, now: u64, mut job: Job, suspect: bool) -> Option<Job> {
+        job.handed = None;
         if job.reply.gone() {
             return None;
         }
@@ -500,7 +527,19 @@ impl Queue {
     }
 }
 
+/// An item is refused when the wait that is expected, times this, is more than it has. What is let in is then done in
+/// time although the expectation errs.
+const LATE_MARGIN: f64 = 1.5;
+
 impl Inner {
+    /// By how much an item is likely to be late if it came in now; none when it is not, or has no deadline.
+    fn late_ms(&self, now: u64, ticket: Ticket, handed: u64, replicas: usize) -> Option<u32> {
+        let left_ms = ticket.deadline_ns?.saturating_sub(now) as f64 / 1e6;
+        let ahead = self.waiting.until_served(ticket.call, ticket.tokens).saturating_add(handed);
+        let wait_ms = f64::from(self.rate.wait_ms(ahead, replicas)) * LATE_MARGIN;
+        (!self.waiting.is_empty() && wait_ms > left_ms).then(|| (wait_ms - left_ms).ceil().max(1.0) as u32)
+    }
+
     fn expire(&mut self, now: u64) -> Vec<Job> {
         let mut late: Vec<Job> = std::iter::from_fn(|| self.waiting.poll_expired(now)).collect();
         let is_late = |job: &Job| job.ticket.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now);
@@ -561,8 +600,9 @@ impl Inner {
 
 impl Job {
     /// Leaves the queue: its places are free, and its deadline is counted from now.
-    fn hand_over(&mut self, now: u64) {
+    fn hand_over(&mut self, now: u64, handed: &Arc<AtomicU64>) {
         self.places = None;
+        self.handed = Some(Handed::new(handed, self.ticket.tokens));
         let left = self.ticket.deadline_ns.map(|deadline_ns| milliseconds(deadline_ns.saturating_sub(now)));
         self.item.deadline_ms = left;
     }

@@ -20,9 +20,14 @@ const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub(crate) enum Form {
     /// `{"inputs": "…"}`, as Weir's `/v1/classify`.
     Inputs,
+    /// As `inputs`, with the time that the client is willing to wait: `"parameters": {"timeout_ms": 100}`.
+    InputsInTime,
     /// `{"text": "…"}`, as the peers' `/classify`.
     Text,
 }
+
+/// An answer is good when it comes within this time.
+pub(crate) const SLO_MS: f64 = 100.0;
 
 /// Where requests go.
 #[derive(Debug, Clone)]
@@ -45,11 +50,13 @@ impl Target {
 
     /// A whole request for one text.
     pub(crate) fn request(&self, text: &Text) -> Vec<u8> {
-        let key = match self.form {
-            Form::Inputs => "inputs",
-            Form::Text => "text",
+        let text = &text.text;
+        let body = match self.form {
+            Form::Inputs => serde_json::json!({ "inputs": text }),
+            Form::InputsInTime => serde_json::json!({ "inputs": text, "parameters": { "timeout_ms": SLO_MS as u32 } }),
+            Form::Text => serde_json::json!({ "text": text }),
         };
-        let body = serde_json::json!({ key: text.text }).to_string();
+        let body = body.to_string();
         let length = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
         [self.head("POST", &length).as_bytes(), body.as_bytes()].concat()
     }

@@ -133,7 +133,7 @@ struct Common {
     #[arg(long, default_value_t = 2.0)]
     drain: f64,
     /// An answer within this is good, ms.
-    #[arg(long, default_value_t = 100.0)]
+    #[arg(long, default_value_t = http::SLO_MS)]
     slo_ms: f64,
     /// The server's process: its memory and processor time are reported.
     #[arg(long)]

@@ -400,7 +400,10 @@ impl Run {
         let own = std::env::current_exe().context("where is this program?")?;
         let mut command = vec![own.display().to_string(), arguments[0].to_owned()];
         let form = match running.spec.form {
+            // Who can say how long it will wait does so where that decides what counts.
+            Form::Inputs if arguments[0] == "open" => "inputs-in-time",
             Form::Inputs => "inputs",
+            Form::InputsInTime => "inputs-in-time",
             Form::Text => "text",
         };
         command.extend(["--url".to_owned(), running.url(), "--form".to_owned(), form.to_owned()]);

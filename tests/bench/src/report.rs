@@ -323,7 +323,8 @@ fn method(results: &Results, text: &mut String) -> Result<()> {
         text,
         "Servers run one at a time on one core, the load on another. In each round every server is started, warmed and measured; the\n\
          order turns round with every round (A B, B A), so that slow drifts fall on all alike. Closed loops count from the last answer\n\
-         before the window to the last one in it, by real tokens. Open loops count from when a request was due. All peers have the same\n\
+         before the window to the last one in it, by real tokens. Open loops count from when a request was due; requests to Weir say that\n\
+         they wait for 100 ms (`timeout_ms`), which the peers cannot be told. All peers have the same\n\
          weights in f32 (int8-stored matrices are multiplied out when they load), cut at 128 tokens, and batch up to 32 texts.\n"
     )?;
     if !results.notes.is_empty() {

@@ -184,6 +184,22 @@ fn configs() -> impl Strategy<Value = QueueConfig> {
     )
 }
 
+#[test]
+fn what_is_served_before_an_item_is_all_or_its_turns() {
+    let mut queue = Queue::new(CONFIG);
+    assert_eq!(queue.until_served(1, 20), 20);
+    for value in 0..1000 {
+        queue.push(0, ticket(0, 10), value);
+    }
+    // The one that has much waits for all of it; another for a turn of each.
+    assert_eq!(queue.until_served(0, 10), 10_010);
+    assert_eq!(queue.until_served(1, 20), 2 * (20 + 128));
+    for call in 1..=500 {
+        queue.push(0, ticket(call, 10), 0);
+    }
+    assert_eq!(queue.until_served(501, 20), 15_020);
+}
+
 proptest! {
     /// Nothing is lost or doubled, bounds hold, what expired is not taken, what a window holds back comes out in time.
     #[test]

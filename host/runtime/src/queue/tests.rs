@@ -74,6 +74,37 @@ fn a_replica_takes_its_share() {
     drop(kept);
 }
 
+/// An item that would be late is refused at once; one with more time, or none to keep, is let in.
+#[tokio::test]
+async fn what_would_be_late_is_refused_at_once() {
+    let queue = Queue::new(settings(), 1);
+    // 1,000 tokens a second.
+    queue.served(0, 100_000, 100_000_000_000);
+    let push = |id: u64, call: u64, deadline_ms: Option<u32>| {
+        let (reply, outcomes) = call::test_reply(id);
+        let item = Item { deadline_ms, text: "x".repeat(80), ..item(id) };
+        let ticket = queue.ticket(call, 0, &item);
+        queue.push(Job::new(item, reply, ticket, None));
+        outcomes
+    };
+    let mut kept: Vec<Outcomes> = (0..10).map(|id| push(id, 1, None)).collect();
+    // 22 tokens each: ten take 220 ms, and this one would be done after 242.
+    let mut late = push(10, 1, Some(250));
+    assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..100)));
+    kept.push(push(11, 1, Some(400)));
+    // Another call waits for its turn, not for all of the first.
+    kept.push(push(12, 2, Some(250)));
+    // What a replica has counts until it is answered.
+    let taken = take(&queue, 0, false).unwrap();
+    assert_eq!(taken.len(), 12);
+    kept.push(push(13, 3, None));
+    assert!(matches!(failure(&mut push(14, 4, Some(200))).await, Failure::Overloaded(_)));
+    drop(taken);
+    kept.push(push(15, 5, Some(200)));
+    // What has a deadline is due before what came earlier without one.
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![15, 13]));
+}
+
 #[tokio::test]
 async fn while_down_every_item_is_answered() {
     let queue = Queue::new(settings(), 1);

@@ -561,8 +561,8 @@ pub struct Rate {
 
 /// What a model is taken to do until it has answered, in tokens per second.
 const FIRST_TOKENS_PER_SECOND: f64 = 5_000.0;
-/// How much older answers count against a new one of a second's work.
-const RATE_MEMORY_NS: f64 = 5e9;
+/// The work over which older answers are forgotten: short, since a processor that is shared changes its pace.
+const RATE_MEMORY_NS: f64 = 1e9;
 
 impl Rate {
     /// Takes note that so many tokens were answered in so much time of work.
@@ -574,8 +574,8 @@ impl Rate {
 
     /// Tokens per second of one replica's work.
     pub fn tokens_per_second(&self) -> f64 {
-        // The first guess weighs as much as a twentieth of a second.
-        const GUESS_NS: f64 = 5e7;
+        // The first guess weighs as much as a hundredth of a second.
+        const GUESS_NS: f64 = 1e7;
         (self.tokens + FIRST_TOKENS_PER_SECOND * GUESS_NS / 1e9) / ((self.busy_ns + GUESS_NS) / 1e9)
     }
 

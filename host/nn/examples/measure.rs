@@ -32,7 +32,7 @@ const SHAPES: [(u32, u32); 6] = [(1, 16), (1, 32), (1, 128), (8, 16), (16, 32), 
 const SIZES: [u32; 6] = [64, 128, 256, 512, 1024, 2048];
 
 /// Packed, the attention of a run grows with the square of its tokens.
-const PACKED_SIZE_MAX: u32 = 512;
+const PACKED_SIZE_MAX: u32 = 256;
 
 /// Lengths in tokens, which come round and round.
 const MIXES: [(&str, &[u32]); 4] = [

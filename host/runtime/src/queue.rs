@@ -529,7 +529,7 @@ impl Queue {
 
 /// An item is refused when the wait that is expected, times this, is more than it has. What is let in is then done in
 /// time although the expectation errs.
-const LATE_MARGIN: f64 = 1.5;
+const LATE_MARGIN: f64 = 1.2;
 
 impl Inner {
     /// By how much an item is likely to be late if it came in now; none when it is not, or has no deadline.

@@ -28,10 +28,12 @@ const COMPARED: usize = 64;
 const FIRST: usize = 128;
 /// How long a server may take to finish what a load left behind; then it is started again.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// The items of a stream after the first round.
+const STREAM_ITEMS_AGAIN: usize = 2_500;
 /// The most connections of an open loop.
 const CONNECTIONS_MAX: usize = 4096;
 /// Rates beside the found one that a round tries, upwards while they hold or downwards until one does.
-const UP: [f64; 1] = [1.05];
+const UP: [f64; 3] = [1.06, 1.13, 1.2];
 const DOWN: [f64; 4] = [0.95, 0.9, 0.8, 0.65];
 
 pub(crate) fn run(options: Options) -> Result<()> {
@@ -177,8 +179,9 @@ impl Run {
         let plan = self.plan().clone();
         let closed = self.closed(running, mix, 64, plan.search_s)?;
         self.settled(running)?;
-        let (mut low, mut high) = (0.0, closed.texts_per_s.max(1.0) * 1.15);
-        let mut at = 0.8 * high;
+        // Where a closed loop gets no further an open one may: with fewer at once a server pads less.
+        let (mut low, mut high) = (0.0, f64::INFINITY);
+        let mut at = 0.9 * closed.texts_per_s.max(1.0);
         let mut steps = Vec::new();
         for _ in 0..plan.search_steps {
             let measured = self.open(running, mix, at, plan.search_s, steps.len() as u64)?;
@@ -186,7 +189,11 @@ impl Run {
             steps.push(step(&measured));
             self.settled(running)?;
             *(if good { &mut low } else { &mut high }) = at;
-            at = if low == 0.0 { high * 0.7 } else { (low + high) / 2.0 };
+            at = match (low, high) {
+                (0.0, high) => high * 0.7,
+                (low, f64::INFINITY) => low * 1.4,
+                (low, high) => (low + high) / 2.0,
+            };
         }
         let rate = if low > 0.0 { low } else { high * 0.7 };
         Ok(Search { server: running.spec.name.clone(), mix, rate, steps })
@@ -305,7 +312,9 @@ impl Run {
         let plan = self.plan().clone();
         let mix = Mix::Mixed;
         let measured = if running.spec.streams {
-            let items = plan.stream_items.to_string();
+            // The whole length once; its rate is as well seen on a shorter one.
+            let items =
+                if round == 1 { plan.stream_items } else { plan.stream_items.min(STREAM_ITEMS_AGAIN) }.to_string();
             serde_json::from_value(self.generate(running, mix, &["stream", "--items", &items, "--limit", "180"])?)?
         } else {
             // As many requests, 64 at a time; a rate is a rate, so a slow server is stopped earlier.

@@ -92,9 +92,7 @@ fn verifies(members: &Members<'_>) -> Result<bool, JwksError> {
     }
     match members.get("key_ops") {
         None => Ok(true),
-        Some(Node::Array(operations)) => {
-            Ok(operations.iter().any(|operation| *operation == Node::Text(Cow::Borrowed("verify"))))
-        }
+        Some(Node::Array(operations)) => Ok(operations.contains(&Node::Text(Cow::Borrowed("verify")))),
         Some(_) => Err(members.wrong("key_ops")),
     }
 }

@@ -1,5 +1,7 @@
 //! What somebody would try who wants in: forged, stale and bent tokens, tickets twice, others' ids, two users in one request.
 
+#![allow(clippy::unwrap_used)]
+
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use hmac::{Hmac, Mac as _};
 use p256::ecdsa::signature::Signer as _;

@@ -184,9 +184,11 @@ impl TicketBody {
         const PATH_BYTES_MAX: usize = 512;
         let mut reader = Reader::open(body)?;
         let path = reader.required_text("path", PATH_BYTES_MAX);
-        let opens = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
+        let leads = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
         let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
-        if !path.is_empty() && !(opens && plain) {
+        let opens = leads && plain;
+        // An empty one was told of above.
+        if !(path.is_empty() || opens) {
             let message = "`path` must be a path to follow, such as `/stream/workflow/42`, without a query".to_owned();
             reader.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));
         }
@@ -234,7 +236,6 @@ impl<'b> Reader<'b> {
     }
 
     fn progress(&mut self) -> Progress {
-        // Known here so that `workflow_progress` may be named or not.
         Progress {
             step: self.required_text("step", NAME_CODE_POINTS_MAX),
             progress: self.percent(),

@@ -1,6 +1,8 @@
 //! What is written as server-sent events is read back exactly, by a reader that passes the vectors of
 //! `tests/golden/sse_parser.jsonl` (made by running an independent reader).
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use proptest::prelude::*;

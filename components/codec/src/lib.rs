@@ -11,7 +11,7 @@
 //! - [`channel`], [`publish`], [`stream_event`]: the channels of workflows, files and users: their paths, what publishers
 //!   send and what subscribers read; `raw`: JSON that passes through; [`timestamp`]: RFC 3339.
 //! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol.
-//! - [`socket`]: what a WebSocket that follows many channels says.
+//! - [`subscribe`], [`socket`]: where a subscription goes on; what a WebSocket that follows many channels says.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
 //! - [`models`]: what is served, and readiness.
@@ -45,6 +45,7 @@ pub mod session;
 pub mod socket;
 pub mod sse;
 pub mod stream_event;
+pub mod subscribe;
 pub mod task;
 pub mod tei;
 pub mod timestamp;

@@ -10,6 +10,9 @@ use thiserror::Error;
 
 /// The `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/websocket-events";
+/// The value of `Sec-WebSocket-Extensions` in the answer to an [`WebSocketEvent::Open`] that is to be followed by
+/// [`Control`] messages. Messages for the client begin with `m:` from then on.
+pub const EXTENSION: &str = "grip; message-prefix=\"m:\"";
 /// Most events in a body.
 pub const EVENTS_MAX: usize = 1024;
 /// Most digits in a size.
@@ -109,7 +112,7 @@ pub fn push(out: &mut Vec<u8>, event: &WebSocketEvent<'_>) {
     push_content(out, content.0, content.1);
 }
 
-/// What a message of text says on a connection with the extension `grip`: such connections have a prefix before each.
+/// What a message of text says on a connection with the extension [`EXTENSION`]: such connections have a prefix before each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control<'a> {
     /// Follow a channel, from behind an id where one is given.

@@ -7,6 +7,7 @@
 //! - [`lines`]: NDJSON in, cut into lines.
 //! - [`output`], [`session`]: what comes back for each item, whole or as a stream.
 //! - [`hub`], [`tei`]: the dialects of the Hugging Face inference API and of text-embeddings-inference.
+//! - [`pipeline`]: definitions, executions and their events, checkpoints, `/process-stream` as a pipeline.
 //! - [`frame`]: events as NDJSON or SSE.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
@@ -28,6 +29,7 @@ pub mod models;
 #[cfg(feature = "schema")]
 pub mod openapi;
 pub mod output;
+pub mod pipeline;
 pub mod problem;
 pub mod query;
 pub mod request;

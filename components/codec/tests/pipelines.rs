@@ -175,7 +175,7 @@ fn an_order_that_is_killed_and_then_undone() {
         {"event_type":"checkpoint_saved","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"checkpoint":7,"steps_completed":3},"metadata":{"resumed":2}}
         {"event_type":"step_start","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":"release","timestamp":"2025-10-22T10:30:00.007Z","data":{"kind":"http"},"metadata":{"attempt":1,"run":18,"resumed":2,"compensates":"reserve"}}
         {"event_type":"step_complete","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":"release","timestamp":"2025-10-22T10:30:00.007Z","data":{"kind":"http","output":{},"duration_ms":0},"metadata":{"attempt":1,"run":18,"resumed":2,"compensates":"reserve"}}
-        {"event_type":"checkpoint_saved","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.008Z","data":{"checkpoint":8,"steps_completed":3},"metadata":{"resumed":2}}
+        {"event_type":"checkpoint_saved","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"checkpoint":8,"steps_completed":3},"metadata":{"resumed":2}}
         {"event_type":"pipeline_error","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0,"duration_ms":203},"metadata":{"resumed":2}}
     "#]].assert_eq(&world.lines());
     expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"failed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":203,"events":22,"resumed":2,"steps":[{"id":"read","state":"completed","attempts":0},{"id":"reserve","state":"completed","attempts":0},{"id":"mood","state":"completed","attempts":0},{"id":"score","state":"failed","attempts":0,"error":"the component trapped","code":"trapped","retryable":false}],"output":null,"failure":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0},"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&world.status());
@@ -201,7 +201,12 @@ fn mistakes_are_told_with_their_paths() {
         let error = definition::read(body.as_bytes()).expect_err("mistakes");
         want.assert_eq(&error.to_string().replace("; ", "\n"));
     };
-    check("{}", expect![[r#""#]]);
+    check(
+        "{}",
+        expect![[r#"
+        `name` is required
+        `steps` is required"#]],
+    );
     check(
         r#"{"name":1,"step":[],"streaming":{"enabled":"yes","buffer_size":0,"x":1},"parallel_max":1.5,"steps":[
             {"id":"a","kind":"chunk","chunk_size":"x","size":1},
@@ -212,20 +217,57 @@ fn mistakes_are_told_with_their_paths() {
              "compensation":[{"id":"u","kind":"map","expression":"(","after":[]}]},
             7
         ]}"#,
-        expect![[r#""#]],
+        expect![[r#"
+            `name` must be a string, and is an integer
+            `streaming.enabled` must be a boolean, and is a string
+            `streaming.buffer_size` must be 1 to 100000, and is 0
+            `streaming.x` is not known here
+            there are enabled, emit_progress, buffer_size, flush_interval_ms
+            `parallel_max` must be an integer, and is a number
+            `steps[0].chunk_size` must be an integer, and is a string
+            `steps[0].size` is not known here
+            there are id, kind, input, timeout_ms, retry, chunk_size, after, on_error, compensation
+            `steps[1].id` is required
+            `steps[1].kind` must be one of chunk, sentiment, entities, summary, embed, annotate, http, map, component
+            `steps[1].timeout_ms` must be 1 to 86400000, and is -1
+            `steps[1].after` must be an array, and is a string
+            `steps[1].on_error` must be one of fail, continue, compensate
+            `steps[2].method` must be one of GET, POST, PUT, PATCH, DELETE
+            `steps[2].headers.Host` is set by whoever makes the connection
+            `steps[2].headers.a b` is no name of a header
+            `steps[2].headers.k` is no value of a header
+            `steps[2].headers.n` must be a string, and is an integer
+            `steps[2].body` is no expression: an unexpected `.` at byte 3
+            `steps[2].url` must be an http or https URL without spaces, user or fragment
+            `steps[3].expression` is required
+            `steps[4].retry.policy` must be one of no_retry, fixed_delay, exponential_jitter, exponential_decorrelated
+            `steps[4].retry.max` is not known here
+            there are max_attempts, base_backoff_ms, backoff_ms_max, policy
+            `steps[4].memory_bytes_max` must be 65536 to 4294967296, and is 1
+            `steps[4].path` must be the path of a component
+            `steps[4].compensation[0].expression` is no expression: an unexpected end at byte 2
+            `steps[4].compensation[0].after` is not known here
+            there are id, kind, input, timeout_ms, retry, expression
+            `steps[5]` must be an object, and is an integer
+            `step` is not known here
+            there are name, streaming, parallel_max, steps"#]],
     );
     check(
         r#"{"name":"a/b","steps":[{"id":"a","kind":"annotate","after":["b"]},{"id":"b","kind":"annotate"},
             {"id":"b","kind":"annotate","after":["x","a","a"]}]}"#,
-        expect![[r#""#]],
+        expect![[r#"
+            `name`: the name must be 1 to 64 of A-Z, a-z, 0-9, _, - and ., and is `a/b`
+            `steps[2].id`: the id `b` is taken
+            `steps[2].after[0]`: there is no step `x`
+            `steps[2].after[2]`: the step `a` is named twice"#]],
     );
     check(
         r#"{"name":"p","steps":[{"id":"a","kind":"annotate","after":["b"]},{"id":"b","kind":"annotate"}]}"#,
-        expect![[r#""#]],
+        expect!["`steps[0].after`: steps wait for each other: a after b after a"],
     );
-    check(r#"{"name":"p","name":"q"}"#, expect![[r#""#]]);
+    check(r#"{"name":"p","name":"q"}"#, expect!["the key `name` appears twice, the second time at line 1, column 18"]);
     let many = format!(r#"{{"name":"p","steps":[{}{{}}]}}"#, r#"{"id":"a","kind":"annotate"},"#.repeat(64));
-    check(&many, expect![[r#""#]]);
+    check(&many, expect!["`steps` must have a number of items of 0 to 64, and is 65"]);
 }
 
 /// Bytes of a real checkpoint with something changed.

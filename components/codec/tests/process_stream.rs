@@ -106,6 +106,14 @@ impl Pipeline {
         }
         self.drain(now);
     }
+
+    fn cancel(&mut self, now: Now, failure: &Failure) {
+        self.execution.handle_cancel(now, StepFailure::from(failure));
+        self.drain(now);
+        while let Some(run) = self.execution.poll_stop() {
+            self.runs.retain(|_, other| *other != run);
+        }
+    }
 }
 
 fn lines(process: &mut Process, now: Now) -> Vec<String> {
@@ -163,7 +171,7 @@ proptest! {
         text in "\\PC{10,260}",
         flags in any::<[bool; 3]>(),
         chunk_size in prop::option::of(1usize..80),
-        order in prop::collection::vec((any::<u32>(), answers(), 0u8..8), 300),
+        order in prop::collection::vec((any::<u32>(), answers(), 0u8..8), 1..40),
         aborts_after in prop::option::weighted(0.2, 0usize..8),
     ) {
         let request = Request {
@@ -181,18 +189,17 @@ proptest! {
         }
         let mut pipeline = Pipeline::new(request);
         prop_assert_eq!(&pipeline.lines, &want);
-        work.sort_by_key(|(id, _)| order[*id as usize].0);
+        work.sort_by_key(|(id, _)| order[*id as usize % order.len()].0);
         for (ms, (id, step)) in (1u64..).zip(work) {
             if aborts_after == Some(ms as usize) {
                 let failure = Failure::RequestTimeout { timeout_ms: 5 };
-                pipeline.execution.handle_cancel(now(ms), StepFailure::from(&failure));
-                pipeline.drain(now(ms));
+                pipeline.cancel(now(ms), &failure);
                 if let Some(last) = process.handle_abort(failure) {
                     want.push(String::from_utf8(event::to_json(&last)).expect("UTF-8"));
                 }
                 break;
             }
-            let (_, answer, kind) = &order[id as usize];
+            let (_, answer, kind) = &order[id as usize % order.len()];
             let answer = fitting(step, answer, *kind == 0);
             process.handle_answer(id, answer.clone());
             want.extend(lines(&mut process, now(ms)));

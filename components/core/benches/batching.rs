@@ -1,5 +1,7 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
 
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -87,10 +87,10 @@ fn draft(node: Node<'_>, errors: &mut Errors) -> Option<Draft> {
     let streaming = members.take("streaming").and_then(|node| streaming(node, errors)).unwrap_or_default();
     let parallel = PARALLEL_MAX_DEFAULT as u64;
     let parallel_max = members.number("parallel_max", bounds::PARALLEL, parallel, errors) as usize;
-    let items = members.items("steps", STEPS_MAX, errors);
-    if items.is_none() && errors.is_empty() {
+    if !members.has("steps") {
         members.missing("steps", errors);
     }
+    let items = members.items("steps", STEPS_MAX, errors);
     let steps = items.into_iter().flatten().filter_map(|(path, node)| step(path, node, errors)).collect();
     members.finish(errors);
     Some(Draft { name: name?, steps, streaming, parallel_max })

@@ -115,10 +115,8 @@ impl Renderer {
                 self.is_over = true;
                 lines.push(failed("error", &failure.failure));
             }
-            (Data::StepStart { .. }, Some(CHUNK)) => {
-                if !mem::replace(&mut self.is_chunking, true) {
-                    lines.push(drawn(&process::Event::Chunking));
-                }
+            (Data::StepStart { .. }, Some(CHUNK)) if !mem::replace(&mut self.is_chunking, true) => {
+                lines.push(drawn(&process::Event::Chunking));
             }
             (Data::StepComplete { output, .. }, Some(CHUNK)) => {
                 lines.push(drawn(&process::Event::Chunked { chunks: count(output) }));

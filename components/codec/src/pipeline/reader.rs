@@ -58,6 +58,11 @@ impl<'a> Members<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
+    /// True when there is such a member, not taken yet.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(key, _)| key == name)
+    }
+
     /// A member as it is.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Node<'a>> {
         self.known.push(name);
@@ -89,7 +94,7 @@ impl<'a> Members<'a> {
 
     /// A string that must be there.
     pub(super) fn required(&mut self, name: &'static str, bytes_max: usize, errors: &mut Errors) -> Option<String> {
-        if !self.members.iter().any(|(key, _)| key == name) {
+        if !self.has(name) {
             self.known.push(name);
             self.missing(name, errors);
             return None;

@@ -120,8 +120,11 @@ impl Buffer {
     }
 
     /// Numbers all open events and holds them, `mark` before the last event of the execution or else at the end.
-    pub(super) fn hold(&mut self, mark: Event) {
+    pub(super) fn hold(&mut self, mut mark: Event) {
         let last = self.open.pop_back_if(|event| event.is_last());
+        if let Some(last) = &last {
+            mark.unix_ns = last.unix_ns;
+        }
         if self.streaming.enabled {
             self.open.push_back(mark);
         }

@@ -1,6 +1,8 @@
 //! What the state machine of a pipeline costs for each step and each event: `cargo bench -p weir-core --bench pipeline`.
 //! Checkpoints are taken and events are handed over; saving, storing and encoding them are somebody else's.
 
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
+
 use std::{hint::black_box, sync::Arc};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -6,14 +6,14 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 use weir_core::pipeline::{
     Checkpoint, CheckpointPhase, CheckpointStep, Data, Definition, Event, Json, KindName, Metadata, PipelineFailure,
     Sequenced, StepFailure,
 };
 
-use super::{definition, execution_id, text};
+use super::{definition, execution_id};
 use crate::request::RequestError;
 
 /// What is written.
@@ -110,8 +110,14 @@ fn value(json: &Json) -> Text<'_> {
     Cow::Borrowed(json.as_str())
 }
 
+/// A value that was one when it was written. Looked through without keeping anything of it, at any depth.
 fn json(text: Text<'_>) -> Result<Json, CheckpointError> {
-    text::read(text.as_bytes()).map_err(|_| CheckpointError::Value("JSON value"))
+    let is_json = serde_json::from_str::<IgnoredAny>(&text).is_ok();
+    // A line end would end the event that the value is put into.
+    match is_json && text.bytes().all(|byte| byte >= b' ') {
+        true => Ok(Json::from_checked(text)),
+        false => Err(CheckpointError::Value("JSON value")),
+    }
 }
 
 fn shared(text: &Text<'_>) -> Arc<str> {

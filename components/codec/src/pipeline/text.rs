@@ -6,6 +6,8 @@ use crate::{json::JsonError, tree::Node};
 
 /// Most values (of any kind, at any depth) in a JSON text of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
+/// Deepest nesting of such a text: objects of outputs, which are deeper, can still be read.
+pub const DEPTH_MAX: usize = 100;
 
 /// Reads one JSON value of any type: what `POST /pipelines/{name}` takes, and what a step puts out.
 ///
@@ -14,14 +16,14 @@ pub const VALUES_MAX: usize = 1 << 17;
 pub fn read(body: &[u8]) -> Result<Json, JsonError> {
     Node::read(body, VALUES_MAX)?;
     let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
-    Ok(Json::from_checked(compact(text)))
+    compact(text).map(Json::from_checked)
 }
 
 /// A JSON text without white space between its values.
-fn compact(text: &str) -> String {
+fn compact(text: &str) -> Result<String, JsonError> {
     let mut compact = String::with_capacity(text.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for character in text.chars() {
+    let (mut in_string, mut escaped, mut depth) = (false, false, 0usize);
+    for (at, character) in text.char_indices() {
         if in_string {
             in_string = escaped || character != '"';
             escaped = !escaped && character == '\\';
@@ -29,10 +31,21 @@ fn compact(text: &str) -> String {
             continue;
         } else {
             in_string = character == '"';
+            match character {
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > DEPTH_MAX {
+                let before = &text[..at];
+                let line = before.matches('\n').count() + 1;
+                let column = at - before.rfind('\n').map_or(0, |end| end + 1) + 1;
+                return Err(JsonError::TooDeep { line, column });
+            }
         }
         compact.push(character);
     }
-    compact
+    Ok(compact)
 }
 
 #[cfg(test)]
@@ -54,6 +67,10 @@ mod tests {
         for text in ["", "{", "1 2", r#"{"a":1,"a":2}"#, "\"\n\""] {
             assert!(read(text.as_bytes()).is_err(), "{text}");
         }
+        let nested = |depth: usize| format!("\n{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(read(nested(DEPTH_MAX).as_bytes()).is_ok());
+        let want = JsonError::TooDeep { line: 2, column: DEPTH_MAX + 1 };
+        assert_eq!(read(nested(DEPTH_MAX + 1).as_bytes()), Err(want));
     }
 
     proptest! {

@@ -39,6 +39,8 @@ pub(super) struct Buffer {
     leaving: Vec<Sequenced>,
     /// Of the values of all of them.
     bytes: usize,
+    /// Something was refused since events were last numbered: they leave without waiting.
+    refused: bool,
     /// When open events were last numbered to leave; before any: none.
     flushed_ns: Option<u64>,
 }
@@ -57,6 +59,7 @@ impl Buffer {
             ready,
             leaving: Vec::new(),
             bytes,
+            refused: false,
             flushed_ns: None,
         }
     }
@@ -89,6 +92,7 @@ impl Buffer {
             return Ok(());
         }
         if self.is_full(event.bytes()) {
+            self.refused = true;
             return Err(Full);
         }
         self.append(event);
@@ -102,7 +106,9 @@ impl Buffer {
     }
 
     fn is_full(&self, bytes: usize) -> bool {
-        self.len() >= self.streaming.buffer_size || self.bytes + bytes > self.bytes_max
+        // What is larger than the bound by itself has room when it is alone.
+        let len = self.len();
+        len >= self.streaming.buffer_size || len > 0 && self.bytes + bytes > self.bytes_max
     }
 
     fn len(&self) -> usize {
@@ -152,7 +158,7 @@ impl Buffer {
         }
         if self.ready.is_empty() && may_number && self.is_due(now_ns) {
             self.flushed_ns = Some(now_ns);
-            self.urgent = 0;
+            (self.urgent, self.refused) = (0, false);
             let events = mem::take(&mut self.open);
             let numbered = number(&mut self.last_seq, events);
             self.ready.extend(numbered);
@@ -167,7 +173,7 @@ impl Buffer {
 
     fn is_due(&self, now_ns: u64) -> bool {
         let waited = self.due_ns().is_none_or(|due_ns| now_ns >= due_ns);
-        self.held.is_empty() && !self.open.is_empty() && (self.urgent > 0 || waited || self.is_full(0))
+        self.held.is_empty() && !self.open.is_empty() && (self.urgent > 0 || waited || self.refused || self.is_full(0))
     }
 
     fn due_ns(&self) -> Option<u64> {

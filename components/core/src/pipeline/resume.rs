@@ -160,7 +160,8 @@ fn check(definition: &Definition, checkpoint: &Checkpoint) -> Result<(), ResumeE
     holds(checkpoint.compensations_over <= compensations, "more compensations than there are")?;
     holds(checkpoint.compensations_failed as usize <= checkpoint.compensations_over, "more failed than were tried")?;
     let Some(first) = checkpoint.outbox.first().map(|event| event.seq) else { return Ok(()) };
+    holds((1..=checkpoint.events_end).contains(&first), "its first event is out of range")?;
     let numbered = checkpoint.outbox.iter().zip(first..).all(|(event, seq)| event.seq == seq);
     let last = first.checked_add(checkpoint.outbox.len() as u64 - 1);
-    holds(first > 0 && numbered && last == Some(checkpoint.events_end), "the numbers of its events have holes")
+    holds(numbered && last == Some(checkpoint.events_end), "the numbers of its events have holes")
 }

@@ -29,7 +29,7 @@ pub const EXPRESSION_BYTES_MAX: usize = 8192;
 /// Deepest nesting of an expression.
 pub const DEPTH_MAX: usize = 48;
 /// Deepest nesting of a result: what is deeper could not be read again.
-pub const OUTPUT_DEPTH_MAX: usize = 100;
+pub const OUTPUT_DEPTH_MAX: usize = super::text::DEPTH_MAX;
 
 /// An expression that was read.
 #[derive(Debug, Clone)]

@@ -161,7 +161,7 @@ fn nothing_can_blow_up() {
         (format!("{text} | {}", vec!["replace(@, 'x', 'xxxxxxxx')"; 20].join("|")), "1", "error: the expression takes"),
         ("map(&map(&map(&@, $), $), $)".replace('$', "`[]`"), "1", "[]"),
         ("@[*].[@][]".to_owned(), &large, "["),
-        (format!("{text} | {}", vec!["[@,@]"; 9].join("|")), "1", "error: the result has more than"),
+        (format!("{text} | {}", ["[@,@]"; 9].join("|")), "1", "error: the result has more than"),
     ] {
         let result = evaluate(&expression, input);
         let shown = &result[..result.len().min(100)];

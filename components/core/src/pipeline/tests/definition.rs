@@ -87,10 +87,10 @@ proptest! {
         });
         match draft(steps.collect()).check() {
             Ok(definition) => {
-                for at in 0..count {
+                for (at, mask) in masks.iter().enumerate() {
                     let before = definition.ancestors(at);
                     prop_assert_eq!(before & (1 << at), 0);
-                    prop_assert_eq!(before & masks[at], masks[at]);
+                    prop_assert_eq!(before & mask, *mask);
                 }
             }
             Err(errors) => {

@@ -12,6 +12,7 @@
 //!   send and what subscribers read; `raw`: JSON that passes through; [`timestamp`]: RFC 3339.
 //! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol.
 //! - [`subscribe`], [`socket`]: where a subscription goes on; what a WebSocket that follows many channels says.
+//! - [`pipeline`]: definitions, executions and their events, checkpoints, `/process-stream` as a pipeline.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
 //! - [`models`]: what is served, and readiness.
@@ -34,6 +35,7 @@ pub mod models;
 #[cfg(feature = "schema")]
 pub mod openapi;
 pub mod output;
+pub mod pipeline;
 pub mod problem;
 pub mod publish;
 pub mod query;

@@ -50,6 +50,36 @@ impl<'a> Node<'a> {
             .map_err(|error| explain(&error))
     }
 
+    /// Writes it as JSON on one line.
+    pub(crate) fn write(&self, out: &mut String) {
+        let text = |value: &str| serde_json::Value::from(value).to_string();
+        match self {
+            Self::Null => out.push_str("null"),
+            Self::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
+            Self::Integer(number) => out.push_str(&number.to_string()),
+            Self::Number(number) => out.push_str(&serde_json::Value::from(*number).to_string()),
+            Self::Text(value) => out.push_str(&text(value)),
+            Self::Array(items) => {
+                out.push('[');
+                for (at, item) in items.iter().enumerate() {
+                    out.push_str(if at > 0 { "," } else { "" });
+                    item.write(out);
+                }
+                out.push(']');
+            }
+            Self::Object(members) => {
+                out.push('{');
+                for (at, (key, member)) in members.iter().enumerate() {
+                    out.push_str(if at > 0 { "," } else { "" });
+                    out.push_str(&text(key));
+                    out.push(':');
+                    member.write(out);
+                }
+                out.push('}');
+            }
+        }
+    }
+
     /// What it is, in the words of JSON Schema.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,7 +1,6 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
 
-// What criterion's macros make has no documentation.
-#![allow(missing_docs)]
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
 use std::hint::black_box;
 

@@ -7,6 +7,7 @@
 //! - [`cost`]: what a run of a model costs, learned while it runs.
 //! - [`failure`]: why a text has no result.
 //! - [`queue`]: the items that wait for a model: fair, dated, bounded.
+//! - [`pipeline`]: steps of a graph that run, fail, are retried and undone, as events and checkpoints.
 //! - [`process`]: one text through all steps, as work, answers and events.
 //! - [`retry`]: when to try again, and how often at most.
 //! - [`breaker`]: what fails too often is left alone for a while.
@@ -24,6 +25,7 @@ pub mod cost;
 pub mod failure;
 mod named;
 pub mod order;
+pub mod pipeline;
 pub mod process;
 pub mod queue;
 pub mod quota;

@@ -349,25 +349,12 @@ impl Process {
     }
 
     fn summarized(&self, summary: String) -> Event {
-        let compression_ratio = chunk::code_points(&summary) as f64 / self.text_length as f64;
+        let compression_ratio = compression(&summary, self.text_length);
         Event::SummarizationComplete { summary, compression_ratio }
     }
 
     fn located(&self, spans: Vec<Span>) -> Result<Event, Failure> {
-        let offsets = Offsets::new(&self.request.text);
-        let entities = spans
-            .into_iter()
-            .map(|Span { label, start, end }| {
-                let text = offsets
-                    .slice(&self.request.text, start as usize, end as usize)
-                    .ok_or_else(|| {
-                        Failure::Other(format!("the model put an entity at {start}..{end}, outside the text"))
-                    })?
-                    .to_owned();
-                Ok(Entity { text, label, start, end })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Event::EntitiesComplete { entities })
+        locate(&self.request.text, spans).map(|entities| Event::EntitiesComplete { entities })
     }
 
     fn includes(&self, step: Step) -> bool {
@@ -396,7 +383,24 @@ fn after(step: Step) -> Stage {
     }
 }
 
-fn unexpected(answer: Result<Answer, Failure>) -> Failure {
+/// Code points of a summary by those of its text.
+pub fn compression(summary: &str, text_length: usize) -> f64 {
+    chunk::code_points(summary) as f64 / text_length as f64
+}
+
+/// Spans with their slices of the text; a span outside it is the model's failure.
+pub fn locate(text: &str, spans: Vec<Span>) -> Result<Vec<Entity>, Failure> {
+    let offsets = Offsets::new(text);
+    let entity = |Span { label, start, end }| {
+        let outside = || Failure::Other(format!("the model put an entity at {start}..{end}, outside the text"));
+        let text = offsets.slice(text, start as usize, end as usize).ok_or_else(outside)?.to_owned();
+        Ok(Entity { text, label, start, end })
+    };
+    spans.into_iter().map(entity).collect()
+}
+
+/// The failure of an answer that is not of the kind that was asked for.
+pub fn unexpected(answer: Result<Answer, Failure>) -> Failure {
     match answer {
         Err(failure) => failure,
         Ok(_) => Failure::Other("the model answered something that was not asked".to_owned()),

@@ -1,0 +1,83 @@
+//! What is answered about executions.
+
+use weir_core::pipeline::{Rates, Snapshot, State, Status};
+
+use super::{
+    event::{timestamp, write_failure, write_pipeline_failure},
+    writer::{Object, object},
+};
+
+/// The body of `202 Accepted`: where to follow, ask and cancel.
+pub fn accepted_json(execution_id: &str, pipeline: &str) -> String {
+    object(|out| {
+        out.value("execution_id", execution_id).value("pipeline", pipeline).value("state", State::Running.name());
+        write_links(out, execution_id);
+    })
+}
+
+/// The value of `Location` with `202`, which is also where the status is.
+pub fn location(execution_id: &str) -> String {
+    format!("/executions/{execution_id}")
+}
+
+fn write_links(out: &mut Object<'_>, execution_id: &str) {
+    out.object("links", |out| {
+        out.value("self", &location(execution_id));
+        out.value("events", &format!("/stream/pipeline/{execution_id}"));
+        out.value("websocket", &format!("/ws/pipeline/{execution_id}"));
+    });
+}
+
+/// The body of `GET /executions/{id}`, and of `POST /pipelines/{name}` when the client waited for the end.
+///
+/// `output` is null until it was completed, `failure` until it failed.
+pub fn status_json(status: &Status) -> String {
+    object(|out| {
+        out.value("execution_id", &*status.execution_id).value("pipeline", &*status.pipeline);
+        out.value("state", status.state.name()).value("started_at", &timestamp(status.began_unix_ns));
+        out.milliseconds("duration_ms", status.duration_ns);
+        out.value("events", &status.events).value("resumed", &status.resumed);
+        out.array("steps", &status.steps, |out, step| {
+            out.value("id", &*step.id).value("state", step.state.name()).value("attempts", &step.attempts);
+            if let Some(failure) = &step.failure {
+                write_failure(out, failure);
+            }
+        });
+        out.raw("output", status.output.as_ref().map_or("null", |output| output.as_str()));
+        match &status.failure {
+            Some(failure) => out.object("failure", |out| write_pipeline_failure(out, failure)),
+            None => out.raw("failure", "null"),
+        };
+        write_links(out, &status.execution_id);
+    })
+}
+
+/// The body of `GET /reliability`: `sr`, `cr`, `tcl_ms` and `wct_ms` of all time and of the window, with the counts behind
+/// them. A rate of nothing is null.
+pub fn reliability_json(snapshot: &Snapshot) -> String {
+    object(|out| {
+        out.object("total", |out| write_rates(out, &snapshot.total));
+        out.object("window", |out| {
+            out.value("seconds", &(snapshot.window_ns / 1_000_000_000));
+            write_rates(out, &snapshot.window);
+        });
+    })
+}
+
+fn write_rates(out: &mut Object<'_>, rates: &Rates) {
+    let ms = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1000.0);
+    out.value("sr", &rates.success_rate()).value("cr", &rates.compensation_rate());
+    out.value("tcl_ms", &ms(rates.tool_latency_s())).value("wct_ms", &ms(rates.workflow_time_s()));
+    for (name, count) in [
+        ("executions_completed", rates.executions_completed),
+        ("executions_failed", rates.executions_failed),
+        ("executions_cancelled", rates.executions_cancelled),
+        ("steps_completed", rates.steps_completed),
+        ("steps_failed", rates.steps_failed),
+        ("retries", rates.retries),
+        ("compensations", rates.compensations),
+        ("tool_calls", rates.tool_calls),
+    ] {
+        out.value(name, &count);
+    }
+}

@@ -1,0 +1,324 @@
+//! A tree over a value, within a budget.
+
+use std::{borrow::Cow, cmp::Ordering};
+
+use serde_json::{Map, Number, Value};
+
+use super::{
+    Bounds, EvaluationError,
+    parse::{Comparison, Node, Operator},
+};
+
+/// What a value costs besides its text.
+const VALUE_BYTES: usize = 32;
+
+type Borrowed<'v> = Result<Cow<'v, Value>, EvaluationError>;
+
+/// An evaluation and what is left of its budget.
+pub(super) struct Evaluation {
+    bounds: Bounds,
+    steps_left: u64,
+    bytes_left: usize,
+}
+
+impl Evaluation {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { bounds, steps_left: bounds.steps_max, bytes_left: bounds.memory_bytes_max }
+    }
+
+    /// Pays for steps.
+    pub(super) fn step(&mut self, steps: usize) -> Result<(), EvaluationError> {
+        let left = self.steps_left.checked_sub(steps as u64);
+        self.steps_left = left.ok_or(EvaluationError::Steps(self.bounds.steps_max))?;
+        Ok(())
+    }
+
+    /// Pays for values that are about to be made: before, so that nothing is made that there is no budget for.
+    pub(super) fn make(&mut self, values: usize, text_bytes: usize) -> Result<(), EvaluationError> {
+        let bytes = values.saturating_mul(VALUE_BYTES).saturating_add(text_bytes);
+        let left = self.bytes_left.checked_sub(bytes);
+        self.bytes_left = left.ok_or(EvaluationError::Memory(self.bounds.memory_bytes_max))?;
+        Ok(())
+    }
+
+    /// Makes a value one's own.
+    pub(super) fn own(&mut self, value: Cow<'_, Value>) -> Result<Value, EvaluationError> {
+        if let Cow::Borrowed(value) = &value {
+            self.pay(value)?;
+        }
+        Ok(value.into_owned())
+    }
+
+    /// Pays for a copy of a value, or for looking at all of it.
+    pub(super) fn pay(&mut self, value: &Value) -> Result<(), EvaluationError> {
+        self.step(1)?;
+        match value {
+            Value::String(text) => self.make(1, text.len()),
+            Value::Array(items) => {
+                self.make(1, 0)?;
+                items.iter().try_for_each(|item| self.pay(item))
+            }
+            Value::Object(members) => {
+                self.make(1, 0)?;
+                members.iter().try_for_each(|(key, member)| {
+                    self.make(1, key.len())?;
+                    self.pay(member)
+                })
+            }
+            _ => self.make(1, 0),
+        }
+    }
+
+    /// The value of a node over a value.
+    pub(super) fn value<'v>(&mut self, node: &'v Node, input: &'v Value) -> Borrowed<'v> {
+        self.step(1)?;
+        Ok(match node {
+            Node::Current => Cow::Borrowed(input),
+            Node::Field(name) => Cow::Borrowed(input.as_object().and_then(|o| o.get(name)).unwrap_or(&Value::Null)),
+            Node::Index(index) => Cow::Borrowed(item(input, *index).unwrap_or(&Value::Null)),
+            Node::Literal(value) => Cow::Borrowed(value),
+            Node::Then(left, right) => match self.value(left, input)? {
+                Cow::Borrowed(left) => self.value(right, left)?,
+                Cow::Owned(left) => Cow::Owned(self.over_owned(right, left)?),
+            },
+            Node::Project { left, flatten, filter, right } => {
+                let left = self.value(left, input)?;
+                let Value::Array(items) = &*left else { return Ok(Cow::Owned(Value::Null)) };
+                let mut all = Vec::new();
+                for item in items {
+                    match item {
+                        Value::Array(inner) if *flatten => {
+                            for item in inner {
+                                self.project(filter.as_deref(), right, item, &mut all)?;
+                            }
+                        }
+                        item => self.project(filter.as_deref(), right, item, &mut all)?,
+                    }
+                }
+                Cow::Owned(Value::Array(all))
+            }
+            Node::List(nodes) => {
+                let mut items = Vec::with_capacity(nodes.len());
+                for node in nodes {
+                    items.push(self.owned(node, input)?);
+                }
+                self.make(1, 0)?;
+                Cow::Owned(Value::Array(items))
+            }
+            Node::Object(nodes) => {
+                let mut members = Map::new();
+                for (name, node) in nodes {
+                    let member = self.owned(node, input)?;
+                    self.make(1, name.len())?;
+                    members.insert(name.clone(), member);
+                }
+                self.make(1, 0)?;
+                Cow::Owned(Value::Object(members))
+            }
+            Node::Or(left, right) => match self.value(left, input)? {
+                left if is_true(&left) => left,
+                _ => self.value(right, input)?,
+            },
+            Node::And(left, right) => match self.value(left, input)? {
+                left if is_true(&left) => self.value(right, input)?,
+                left => left,
+            },
+            Node::Not(inner) => Cow::Owned(Value::Bool(!is_true(&*self.value(inner, input)?))),
+            Node::Compare(comparison, left, right) => {
+                let (left, right) = (self.value(left, input)?, self.value(right, input)?);
+                Cow::Owned(self.compare(*comparison, &left, &right)?)
+            }
+            Node::Arithmetic(operator, left, right) => {
+                let (left, right) = (self.value(left, input)?, self.value(right, input)?);
+                Cow::Owned(Value::Number(compute(*operator, &left, &right)?))
+            }
+            Node::Call(function, nodes) => {
+                let mut arguments = Vec::with_capacity(nodes.len());
+                for node in nodes {
+                    arguments.push(self.value(node, input)?);
+                }
+                Cow::Owned(self.call(*function, arguments)?)
+            }
+            Node::Map(each, list) => {
+                let list = self.value(list, input)?;
+                let Value::Array(items) = &*list else { return Err(wrong_type("map", "an array", &list)) };
+                let mut all = Vec::new();
+                for item in items {
+                    all.push(self.owned(each, item)?);
+                }
+                Cow::Owned(Value::Array(all))
+            }
+        })
+    }
+
+    fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
+        let value = self.value(node, input)?;
+        self.own(value)
+    }
+
+    /// The value of a node over a value that is not kept: a member is moved out of it rather than copied.
+    fn over_owned(&mut self, node: &Node, mut input: Value) -> Result<Value, EvaluationError> {
+        match node {
+            Node::Current => Ok(input),
+            Node::Field(name) => {
+                let member = input.as_object_mut().and_then(|members| members.remove(name));
+                Ok(member.unwrap_or(Value::Null))
+            }
+            _ => self.owned(node, &input),
+        }
+    }
+
+    fn project(
+        &mut self,
+        filter: Option<&Node>,
+        right: &Node,
+        item: &Value,
+        all: &mut Vec<Value>,
+    ) -> Result<(), EvaluationError> {
+        if let Some(filter) = filter
+            && !is_true(&*self.value(filter, item)?)
+        {
+            return Ok(());
+        }
+        let value = self.value(right, item)?;
+        if !value.is_null() {
+            let value = self.own(value)?;
+            all.push(value);
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Result<Value, EvaluationError> {
+        let order = match (left, right) {
+            (Value::Number(left), Value::Number(right)) => order(left, right),
+            (Value::String(left), Value::String(right)) => {
+                self.step(left.len().min(right.len()) / 64)?;
+                Some(left.cmp(right))
+            }
+            _ => None,
+        };
+        let is = match comparison {
+            Comparison::Equal | Comparison::NotEqual => {
+                // Looking at all of the smaller one is paid for.
+                self.pay(left)?;
+                let is_equal = order.map_or_else(|| left == right, Ordering::is_eq);
+                return Ok(Value::Bool(is_equal == (comparison == Comparison::Equal)));
+            }
+            Comparison::Less => order.map(Ordering::is_lt),
+            Comparison::LessOrEqual => order.map(Ordering::is_le),
+            Comparison::Greater => order.map(Ordering::is_gt),
+            Comparison::GreaterOrEqual => order.map(Ordering::is_ge),
+        };
+        Ok(is.map_or(Value::Null, Value::Bool))
+    }
+}
+
+/// What counts as true: everything but `false`, `null` and what is empty.
+pub(super) fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(_) => true,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+    }
+}
+
+/// The name of a type, as the function `type` gives it.
+pub(super) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+pub(super) fn wrong_type(what: &'static str, wanted: &'static str, got: &Value) -> EvaluationError {
+    EvaluationError::Type { what, wanted, got: type_name(got) }
+}
+
+/// At least how many bytes a value has as JSON, and how deeply it is nested.
+pub(super) fn measure(value: &Value) -> (usize, usize) {
+    let sum = |(bytes, depth): (usize, usize), (more, deep): (usize, usize)| (bytes + more + 1, depth.max(deep));
+    let (bytes, depth) = match value {
+        Value::String(text) => return (text.len() + 2, 0),
+        Value::Array(items) => items.iter().map(measure).fold((1, 0), sum),
+        Value::Object(members) => {
+            let member = |(key, value): (&String, &Value)| {
+                let (bytes, depth) = measure(value);
+                (bytes + key.len() + 3, depth)
+            };
+            members.iter().map(member).fold((1, 0), sum)
+        }
+        _ => return (1, 0),
+    };
+    (bytes, depth + 1)
+}
+
+fn item(value: &Value, index: i64) -> Option<&Value> {
+    let items = value.as_array()?;
+    let from_end = || items.len().checked_sub(usize::try_from(index.unsigned_abs()).ok()?);
+    let at = if index < 0 { from_end()? } else { usize::try_from(index).ok()? };
+    items.get(at)
+}
+
+/// Whole numbers by all their digits, others as f64.
+pub(super) fn order(left: &Number, right: &Number) -> Option<Ordering> {
+    match (whole(left), whole(right)) {
+        (Some(left), Some(right)) => Some(left.cmp(&right)),
+        _ => left.as_f64()?.partial_cmp(&right.as_f64()?),
+    }
+}
+
+fn whole(number: &Number) -> Option<i128> {
+    number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from))
+}
+
+fn compute(operator: Operator, left: &Value, right: &Value) -> Result<Number, EvaluationError> {
+    let name = match operator {
+        Operator::Add => "`+`",
+        Operator::Subtract => "`-`",
+        Operator::Multiply => "`*`",
+        Operator::Divide => "`/`",
+        Operator::Modulo => "`%`",
+    };
+    let Value::Number(left) = left else { return Err(wrong_type(name, "numbers", left)) };
+    let Value::Number(right) = right else { return Err(wrong_type(name, "numbers", right)) };
+    if let (Some(a), Some(b)) = (whole(left), whole(right)) {
+        // 64 bits each: only a product can pass 128, and then it is a matter for f64.
+        let exact = match operator {
+            Operator::Add => a.checked_add(b),
+            Operator::Subtract => a.checked_sub(b),
+            Operator::Multiply => a.checked_mul(b),
+            Operator::Divide => a.checked_rem(b).filter(|rest| *rest == 0).map(|_| a / b),
+            Operator::Modulo => a.checked_rem(b),
+        };
+        let number =
+            exact.and_then(|n| i64::try_from(n).ok().map(Number::from).or(u64::try_from(n).ok().map(Number::from)));
+        if let Some(number) = number {
+            return Ok(number);
+        }
+    }
+    let (Some(a), Some(b)) = (left.as_f64(), right.as_f64()) else { return Err(EvaluationError::NotANumber(name)) };
+    let result = match operator {
+        Operator::Add => a + b,
+        Operator::Subtract => a - b,
+        Operator::Multiply => a * b,
+        Operator::Divide => a / b,
+        Operator::Modulo => a % b,
+    };
+    number(name, result)
+}
+
+/// A number that JSON has; whole ones as such.
+pub(super) fn number(what: &'static str, value: f64) -> Result<Number, EvaluationError> {
+    // Up to 2^53 every integer has an exact f64 of its own.
+    if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
+        return Ok(Number::from(value as i64));
+    }
+    Number::from_f64(value).ok_or(EvaluationError::NotANumber(what))
+}

@@ -1,0 +1,280 @@
+//! The functions.
+
+use std::{borrow::Cow, cmp::Ordering};
+
+use serde_json::{Number, Value};
+
+use super::{
+    EvaluationError,
+    evaluate::{Evaluation, number, order, type_name, wrong_type},
+};
+
+macro_rules! functions {
+    ($( $variant:ident = $name:literal ($min:expr, $max:expr) ),+ $(,)?) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Function { $( $variant ),+ }
+
+        impl Function {
+            pub(super) fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name ),+ }
+            }
+
+            pub(super) fn from_name(name: &str) -> Option<Self> {
+                match name { $( $name => Some(Self::$variant), )+ _ => None }
+            }
+
+            /// Fewest and most arguments.
+            pub(super) fn arguments(self) -> (usize, usize) {
+                match self { $( Self::$variant => ($min, $max) ),+ }
+            }
+        }
+    };
+}
+
+functions! {
+    Abs = "abs" (1, 1),
+    Avg = "avg" (1, 1),
+    Ceil = "ceil" (1, 1),
+    Contains = "contains" (2, 2),
+    EndsWith = "ends_with" (2, 2),
+    Floor = "floor" (1, 1),
+    Join = "join" (2, 2),
+    Keys = "keys" (1, 1),
+    Length = "length" (1, 1),
+    Lower = "lower" (1, 1),
+    Max = "max" (1, 1),
+    Merge = "merge" (1, 16),
+    Min = "min" (1, 1),
+    NotNull = "not_null" (1, 16),
+    Replace = "replace" (3, 3),
+    Reverse = "reverse" (1, 1),
+    Sort = "sort" (1, 1),
+    Split = "split" (2, 2),
+    StartsWith = "starts_with" (2, 2),
+    Sum = "sum" (1, 1),
+    ToArray = "to_array" (1, 1),
+    ToNumber = "to_number" (1, 1),
+    ToString = "to_string" (1, 1),
+    Trim = "trim" (1, 1),
+    Type = "type" (1, 1),
+    Upper = "upper" (1, 1),
+    Values = "values" (1, 1),
+}
+
+impl Evaluation {
+    /// The value of a function. The number of arguments was checked when the expression was read.
+    pub(super) fn call(
+        &mut self,
+        function: Function,
+        arguments: Vec<Cow<'_, Value>>,
+    ) -> Result<Value, EvaluationError> {
+        let name = function.name();
+        let null = Cow::Owned(Value::Null);
+        let first = arguments.first().unwrap_or(&null);
+        let second = arguments.get(1).unwrap_or(&null);
+        Ok(match function {
+            Function::Abs => match number_of(name, first)? {
+                number if number.as_i64().is_some_and(|n| n >= 0) || number.is_u64() => number.clone().into(),
+                number => float(name, number, f64::abs)?,
+            },
+            Function::Ceil => rounded(name, first, f64::ceil)?,
+            Function::Floor => rounded(name, first, f64::floor)?,
+            Function::Sum | Function::Avg => {
+                let items = array(name, first)?;
+                self.step(items.len())?;
+                if items.is_empty() && function == Function::Avg {
+                    return Ok(Value::Null);
+                }
+                let mut sum = 0.0;
+                for item in items {
+                    sum += number_of(name, item)?.as_f64().unwrap_or(f64::NAN);
+                }
+                let count = if function == Function::Avg { items.len() as f64 } else { 1.0 };
+                number(name, sum / count)?.into()
+            }
+            Function::Max | Function::Min => {
+                let items = array(name, first)?;
+                let sorted = self.sorted(name, items)?;
+                let chosen = if function == Function::Max { sorted.last() } else { sorted.first() };
+                chosen.map_or(Value::Null, |value| (*value).clone())
+            }
+            Function::Sort => {
+                let items = array(name, first)?;
+                self.pay(first)?;
+                Value::Array(self.sorted(name, items)?.into_iter().cloned().collect())
+            }
+            Function::Length => match &**first {
+                Value::String(text) => {
+                    self.step(text.len() / 64)?;
+                    text.chars().count().into()
+                }
+                Value::Array(items) => items.len().into(),
+                Value::Object(members) => members.len().into(),
+                other => return Err(wrong_type(name, "a string, an array or an object", other)),
+            },
+            Function::Reverse => match &**first {
+                Value::String(text) => {
+                    self.make(1, text.len())?;
+                    text.chars().rev().collect::<String>().into()
+                }
+                Value::Array(items) => {
+                    self.pay(first)?;
+                    Value::Array(items.iter().rev().cloned().collect())
+                }
+                other => return Err(wrong_type(name, "a string or an array", other)),
+            },
+            Function::Contains => match &**first {
+                Value::String(text) => {
+                    self.step(text.len() / 64)?;
+                    text.contains(string(name, second)?).into()
+                }
+                Value::Array(items) => {
+                    self.pay(first)?;
+                    items.contains(second).into()
+                }
+                other => return Err(wrong_type(name, "a string or an array", other)),
+            },
+            Function::StartsWith => string(name, first)?.starts_with(string(name, second)?).into(),
+            Function::EndsWith => string(name, first)?.ends_with(string(name, second)?).into(),
+            Function::Join => {
+                let glue = string(name, first)?;
+                let items = array(name, second)?;
+                let texts: Vec<&str> = items.iter().map(|item| string(name, item)).collect::<Result<_, _>>()?;
+                let bytes = texts.iter().map(|text| text.len() + glue.len()).sum();
+                self.step(texts.len())?;
+                self.make(1, bytes)?;
+                texts.join(glue).into()
+            }
+            Function::Split => {
+                let (text, by) = (string(name, first)?, string(name, second)?);
+                let parts = if by.is_empty() { text.chars().count() } else { text.matches(by).count() + 1 };
+                self.step(parts + text.len() / 64)?;
+                self.make(parts + 1, text.len())?;
+                match by.is_empty() {
+                    true => text.chars().map(|c| Value::String(c.to_string())).collect(),
+                    false => text.split(by).map(|part| Value::String(part.to_owned())).collect(),
+                }
+            }
+            Function::Replace => {
+                let (text, old) = (string(name, first)?, string(name, second)?);
+                let new = string(name, arguments.get(2).unwrap_or(&null))?;
+                let matches = text.matches(old).count();
+                self.step(matches + text.len() / 64)?;
+                self.make(1, text.len().saturating_add(matches.saturating_mul(new.len())))?;
+                text.replace(old, new).into()
+            }
+            Function::Lower => self.text(name, first, str::to_lowercase)?,
+            Function::Upper => self.text(name, first, str::to_uppercase)?,
+            Function::Trim => self.text(name, first, |text| text.trim().to_owned())?,
+            Function::Keys => {
+                self.pay(first)?;
+                object(name, first)?.keys().cloned().map(Value::String).collect()
+            }
+            Function::Values => {
+                self.pay(first)?;
+                object(name, first)?.values().cloned().collect()
+            }
+            Function::Merge => {
+                let mut all = serde_json::Map::new();
+                for argument in &arguments {
+                    self.pay(argument)?;
+                    let members = object(name, argument)?;
+                    all.extend(members.iter().map(|(key, value)| (key.clone(), value.clone())));
+                }
+                Value::Object(all)
+            }
+            Function::NotNull => {
+                let found = arguments.into_iter().find(|value| !value.is_null());
+                found.map_or(Ok(Value::Null), |value| self.own(value))?
+            }
+            Function::ToArray => {
+                let value = self.own(first.clone())?;
+                if value.is_array() { value } else { Value::Array(vec![value]) }
+            }
+            Function::ToNumber => match &**first {
+                Value::Number(number) => number.clone().into(),
+                Value::String(text) => text.trim().parse::<Number>().map_or(Value::Null, Value::Number),
+                _ => Value::Null,
+            },
+            Function::ToString => match &**first {
+                Value::String(_) => self.own(first.clone())?,
+                value => {
+                    self.pay(value)?;
+                    // Escapes make at most six bytes of one.
+                    self.make(1, super::evaluate::measure(value).0.saturating_mul(6))?;
+                    value.to_string().into()
+                }
+            },
+            Function::Type => type_name(first).into(),
+        })
+    }
+
+    /// Numbers or strings in order, borrowed.
+    fn sorted<'v>(&mut self, name: &'static str, items: &'v [Value]) -> Result<Vec<&'v Value>, EvaluationError> {
+        // Comparisons: at most n log2 n, and some.
+        let rounds = items.len().checked_ilog2().unwrap_or(0) as usize + 1;
+        self.step(items.len().saturating_mul(rounds))?;
+        self.make(items.len(), 0)?;
+        let wanted = "numbers or strings, all alike";
+        for pair in items.windows(2) {
+            if std::mem::discriminant(&pair[0]) != std::mem::discriminant(&pair[1]) {
+                return Err(wrong_type(name, wanted, &pair[1]));
+            }
+        }
+        if let Some(other) = items.first().filter(|item| !item.is_number() && !item.is_string()) {
+            return Err(wrong_type(name, wanted, other));
+        }
+        let text_bytes: usize = items.iter().filter_map(Value::as_str).map(str::len).sum();
+        self.step((text_bytes / 64).saturating_mul(rounds))?;
+        let mut sorted: Vec<&Value> = items.iter().collect();
+        sorted.sort_by(|left, right| match (left, right) {
+            (Value::Number(left), Value::Number(right)) => order(left, right).unwrap_or(Ordering::Equal),
+            (Value::String(left), Value::String(right)) => left.cmp(right),
+            _ => Ordering::Equal,
+        });
+        Ok(sorted)
+    }
+
+    fn text(
+        &mut self,
+        name: &'static str,
+        value: &Value,
+        change: impl Fn(&str) -> String,
+    ) -> Result<Value, EvaluationError> {
+        let text = string(name, value)?;
+        self.step(text.len() / 64)?;
+        // A letter becomes at most three in another case.
+        self.make(1, text.len().saturating_mul(3))?;
+        Ok(change(text).into())
+    }
+}
+
+fn number_of<'v>(name: &'static str, value: &'v Value) -> Result<&'v Number, EvaluationError> {
+    match value {
+        Value::Number(number) => Ok(number),
+        other => Err(wrong_type(name, "a number", other)),
+    }
+}
+
+fn float(name: &'static str, value: &Number, change: impl Fn(f64) -> f64) -> Result<Value, EvaluationError> {
+    Ok(number(name, change(value.as_f64().unwrap_or(f64::NAN)))?.into())
+}
+
+fn rounded(name: &'static str, value: &Value, round: impl Fn(f64) -> f64) -> Result<Value, EvaluationError> {
+    match number_of(name, value)? {
+        whole if !whole.is_f64() => Ok(whole.clone().into()),
+        number => float(name, number, round),
+    }
+}
+
+fn string<'v>(name: &'static str, value: &'v Value) -> Result<&'v str, EvaluationError> {
+    value.as_str().ok_or_else(|| wrong_type(name, "strings", value))
+}
+
+fn array<'v>(name: &'static str, value: &'v Value) -> Result<&'v [Value], EvaluationError> {
+    value.as_array().map(Vec::as_slice).ok_or_else(|| wrong_type(name, "an array", value))
+}
+
+fn object<'v>(name: &'static str, value: &'v Value) -> Result<&'v serde_json::Map<String, Value>, EvaluationError> {
+    value.as_object().ok_or_else(|| wrong_type(name, "an object", value))
+}

@@ -1,0 +1,123 @@
+//! A small, total, bounded language over JSON values: a subset of JMESPath, with arithmetic.
+//!
+//! The standard is [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `"quoted-a"`), `a.b`, `a[0]`, `a[-1]`,
+//! projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`), objects
+//! (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`, parentheses and
+//! functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %` (JEP-16) and the string
+//! functions `lower upper trim split replace` (JEP-14). Left out: slices, `.*` (use `values(@)`), and functions by expression
+//! other than `map`.
+//!
+//! Departures: comparison orders strings as well as numbers; `merge`'s last argument wins; the keys of an object that is
+//! built come sorted; whole numbers stay exact up to 64 bits.
+//!
+//! There are no loops but those over the items of arrays, and no recursion. An evaluation has a budget: [`Bounds`].
+
+mod evaluate;
+mod functions;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use serde_json::Value;
+use thiserror::Error;
+use weir_core::pipeline::Json;
+
+use parse::Node;
+
+/// Longest expression, in bytes.
+pub const EXPRESSION_BYTES_MAX: usize = 8192;
+/// Deepest nesting of an expression.
+pub const DEPTH_MAX: usize = 48;
+/// Deepest nesting of a result: what is deeper could not be read again.
+pub const OUTPUT_DEPTH_MAX: usize = super::text::DEPTH_MAX;
+
+/// An expression that was read.
+#[derive(Debug, Clone)]
+pub struct Expression {
+    root: Node,
+}
+
+/// What an evaluation may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Nodes visited and values made or compared, all together.
+    pub steps_max: u64,
+    /// Bytes of all values that are made on the way, about.
+    pub memory_bytes_max: usize,
+    /// Bytes of the result as JSON.
+    pub output_bytes_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { steps_max: 1_000_000, memory_bytes_max: 16 << 20, output_bytes_max: 1 << 20 }
+    }
+}
+
+/// What is wrong with an expression.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message} at byte {at}")]
+pub struct ParseError {
+    /// What.
+    pub message: String,
+    /// Where, from 1.
+    pub at: usize,
+}
+
+/// Why an evaluation has no result. A retry does not help.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EvaluationError {
+    /// The input is not JSON.
+    #[error("the input is not JSON")]
+    Input,
+    /// It took more steps than it may.
+    #[error("the expression takes more than {0} steps")]
+    Steps(u64),
+    /// It made more values than it may.
+    #[error("the expression makes values of more than {0} bytes")]
+    Memory(usize),
+    /// The result is too large.
+    #[error("the result has more than {0} bytes")]
+    OutputBytes(usize),
+    /// The result is nested too deeply.
+    #[error("the result is nested deeper than {OUTPUT_DEPTH_MAX} levels")]
+    OutputDepth,
+    /// A value has a type that is not taken.
+    #[error("{what} takes {wanted}, not {got}")]
+    Type {
+        /// The operator or function.
+        what: &'static str,
+        /// What it takes.
+        wanted: &'static str,
+        /// What it was given.
+        got: &'static str,
+    },
+    /// An arithmetic result that is no number, such as a division by zero.
+    #[error("the result of {0} is no number")]
+    NotANumber(&'static str),
+}
+
+impl Expression {
+    /// Reads an expression.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        parse::parse(text).map(|root| Self { root })
+    }
+
+    /// Evaluates it over a value, within bounds.
+    pub fn evaluate(&self, input: &Json, bounds: Bounds) -> Result<Json, EvaluationError> {
+        let input: Value = serde_json::from_str(input.as_str()).map_err(|_| EvaluationError::Input)?;
+        let result = evaluate::Evaluation::new(bounds).value(&self.root, &input)?;
+        let (bytes, depth) = evaluate::measure(&result);
+        if depth > OUTPUT_DEPTH_MAX {
+            return Err(EvaluationError::OutputDepth);
+        }
+        if bytes > bounds.output_bytes_max {
+            return Err(EvaluationError::OutputBytes(bounds.output_bytes_max));
+        }
+        let text = serde_json::to_string(&*result).map_err(|_| EvaluationError::Input)?;
+        match text.len() <= bounds.output_bytes_max {
+            true => Ok(Json::from_checked(text)),
+            false => Err(EvaluationError::OutputBytes(bounds.output_bytes_max)),
+        }
+    }
+}

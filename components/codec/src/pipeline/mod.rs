@@ -1,0 +1,25 @@
+//! Pipelines on the wire.
+//!
+//! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
+//! - [`text`]: any JSON, checked and put on one line.
+//! - [`expression`]: the language of `map`, of `input` and of an HTTP body.
+//! - [`event`]: the nine events.
+//! - [`checkpoint`]: an execution and its definition as bytes, and back.
+//! - [`execution_id`]: ids that cannot be guessed.
+//! - [`answer`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
+//! - [`prefer`]: `Prefer: wait`, RFC 7240.
+//! - [`output`]: what the steps of texts put out.
+//! - [`process_stream`]: `/process-stream` as one such pipeline, drawn in its own dialect.
+
+pub mod answer;
+pub mod checkpoint;
+pub mod definition;
+pub mod event;
+pub mod execution_id;
+pub mod expression;
+pub mod output;
+pub mod prefer;
+pub mod process_stream;
+mod reader;
+pub mod text;
+mod writer;

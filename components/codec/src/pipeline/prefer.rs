@@ -1,0 +1,130 @@
+//! `Prefer`, RFC 7240: whether a client waits for the end of an execution.
+
+/// What a client prefers of what is known here; the rest is ignored, as the RFC asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prefer {
+    /// `wait`
+    pub wait: Option<Wait>,
+    /// `respond-async`
+    pub respond_async: bool,
+}
+
+/// How long a client waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// `wait=10`: so many seconds.
+    Seconds(u32),
+    /// `wait` without a number, which the RFC does not have: as long as the server lets it.
+    Longest,
+}
+
+impl Prefer {
+    /// Reads the values of all `Prefer` headers, in order. Of a preference that comes twice the first counts.
+    pub fn read<'h>(values: impl IntoIterator<Item = &'h str>) -> Self {
+        let mut prefer = Self::default();
+        for preference in values.into_iter().flat_map(|value| split(value, ',')) {
+            // Parameters after a semicolon belong to preferences that are not known here.
+            let Some(preference) = split(preference, ';').next() else { continue };
+            let (name, value) = match preference.split_once('=') {
+                Some((name, value)) => (name.trim(), Some(unquote(value.trim()))),
+                None => (preference.trim(), None),
+            };
+            if name.eq_ignore_ascii_case("respond-async") {
+                prefer.respond_async = true;
+            } else if name.eq_ignore_ascii_case("wait") {
+                prefer.wait = prefer.wait.or_else(|| wait(value.unwrap_or("")));
+            }
+        }
+        prefer
+    }
+
+    /// How long to wait, in milliseconds; none when the answer should come at once.
+    ///
+    /// With `respond-async` and no `wait` it comes at once; `wait` counts with or without it (section 4.3).
+    pub fn wait_ms(self, wait_ms_max: u64) -> Option<u64> {
+        self.wait.map(|wait| match wait {
+            Wait::Seconds(seconds) => (u64::from(seconds) * 1000).min(wait_ms_max),
+            Wait::Longest => wait_ms_max,
+        })
+    }
+
+    /// The value of `Preference-Applied` when it was waited for, or answered at once because that was asked.
+    pub fn applied(self) -> Option<String> {
+        match self.wait {
+            Some(Wait::Seconds(seconds)) => Some(format!("wait={seconds}")),
+            Some(Wait::Longest) => Some("wait".to_owned()),
+            None => self.respond_async.then(|| "respond-async".to_owned()),
+        }
+    }
+}
+
+/// RFC 9110's delta-seconds: a number too large counts as the largest.
+fn wait(value: &str) -> Option<Wait> {
+    match value {
+        "" => Some(Wait::Longest),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(Wait::Seconds(digits.parse().unwrap_or(u32::MAX)))
+        }
+        _ => None,
+    }
+}
+
+/// The parts of a list, quoted strings kept whole.
+fn split(text: &str, by: char) -> impl Iterator<Item = &str> {
+    let (mut in_quotes, mut escaped) = (false, false);
+    text.split(move |character| {
+        let ends = character == by && !in_quotes;
+        in_quotes ^= character == '"' && !escaped;
+        escaped = in_quotes && character == '\\' && !escaped;
+        ends
+    })
+}
+
+fn unquote(value: &str) -> &str {
+    value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn preferences() {
+        let check = |values: &[&str], wait, respond_async| {
+            assert_eq!(Prefer::read(values.iter().copied()), Prefer { wait, respond_async }, "{values:?}");
+        };
+        check(&[], None, false);
+        check(&["wait=10"], Some(Wait::Seconds(10)), false);
+        check(&["respond-async, wait=100"], Some(Wait::Seconds(100)), true);
+        check(&["Respond-Async", " WAIT = \"5\" ; x=y"], Some(Wait::Seconds(5)), true);
+        check(&["wait"], Some(Wait::Longest), false);
+        check(&["wait="], Some(Wait::Longest), false);
+        check(&["wait=1, wait=2"], Some(Wait::Seconds(1)), false);
+        check(&["wait=x, wait=2"], Some(Wait::Seconds(2)), false);
+        check(&["wait=-1"], None, false);
+        check(&["wait=99999999999999999999"], Some(Wait::Seconds(u32::MAX)), false);
+        check(&["foo=\"a, wait=3\", bar; wait=4, return=minimal"], None, false);
+        check(&["foo=\"a\\\", wait=3\""], None, false);
+        check(&[",,;,=,"], None, false);
+    }
+
+    #[test]
+    fn waiting_is_bounded() {
+        let prefer = Prefer::read(["wait=10"]);
+        assert_eq!((prefer.wait_ms(60_000), prefer.wait_ms(5000)), (Some(10_000), Some(5000)));
+        assert_eq!(prefer.applied().as_deref(), Some("wait=10"));
+        assert_eq!(Prefer::read(["wait"]).wait_ms(7), Some(7));
+        assert_eq!(Prefer::read(["respond-async"]).wait_ms(7), None);
+        assert_eq!(Prefer::read(["respond-async"]).applied().as_deref(), Some("respond-async"));
+        assert_eq!(Prefer::default().applied(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_can_hurt(value in any::<String>()) {
+            let _ = Prefer::read([value.as_str()]);
+        }
+    }
+}

@@ -1,0 +1,723 @@
+//! One run of a pipeline.
+//!
+//! A driver feeds it (`handle_*`) and then drains it until every `poll_*` is empty:
+//!
+//! 1. [`Execution::poll_checkpoint`]: save it, then [`Execution::handle_checkpoint_saved`].
+//! 2. [`Execution::poll_events`]: append them, then [`Execution::handle_stored`] with how many the channel holds.
+//! 3. [`Execution::poll_stop`]: give up on a run.
+//! 4. [`Execution::poll_start`]: begin a run; tell how it goes by its [`Run`].
+//! 5. [`Execution::poll_timeout`]: call [`Execution::handle_timer`] then.
+//!
+//! Saving and appending may take their time: the rest goes on meanwhile, and what piles up is saved and stored together.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use thiserror::Error;
+
+use super::{
+    buffer::{Batch, Buffer, Full},
+    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep},
+    definition::{Definition, OnError, Place, Task, bit, each},
+    event::{Data, Event, Metadata, PipelineFailure, StepFailure},
+    json::Json,
+    slot::{Doing, Slot},
+};
+use crate::{process::Now, random::SplitMix64};
+
+/// Nanoseconds in a millisecond.
+const NS_PER_MS: u64 = 1_000_000;
+
+/// Bounds that no definition can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The input of a pipeline, bytes of JSON.
+    pub input_bytes_max: usize,
+    /// The output of a step, or a part of it, bytes of JSON.
+    pub output_bytes_max: usize,
+    /// The outputs of all steps together, bytes of JSON: they are in every checkpoint.
+    pub outputs_bytes_max: usize,
+    /// The values of events that wait to be stored, bytes.
+    pub buffer_bytes_max: usize,
+    /// The message of a progress; what is longer is cut.
+    pub message_bytes_max: usize,
+    /// How often an execution may be resumed before it counts as one that kills its process.
+    pub resumes_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            input_bytes_max: 1 << 20,
+            output_bytes_max: 1 << 20,
+            outputs_bytes_max: 8 << 20,
+            buffer_bytes_max: 4 << 20,
+            message_bytes_max: 1024,
+            resumes_max: 16,
+        }
+    }
+}
+
+/// One attempt of a step or a compensation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// Which.
+    pub place: Place,
+    /// Unique in the execution, also across crashes.
+    pub number: u32,
+}
+
+/// A run to begin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    /// What all that is told of it must name.
+    pub run: Run,
+    /// Which attempt it is, from 1.
+    pub attempt: u32,
+    /// What it is given.
+    pub inputs: Inputs,
+}
+
+/// What a run is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs {
+    /// The input of the pipeline.
+    pub input: Json,
+    /// The outputs of all steps that lead to it, by id, in the order of the definition; `null` of one that failed. Of a
+    /// compensation also the output of the step that it undoes, last.
+    pub steps: Vec<(Arc<str>, Json)>,
+    /// Which of them it comes directly after.
+    pub direct: Vec<usize>,
+}
+
+impl Inputs {
+    /// The input when the task has no expression for it: that of the pipeline when it comes after nothing, the output of the
+    /// one step it comes after, or an object of the outputs of several by id.
+    pub fn default_json(&self) -> Json {
+        let direct = |at: &usize| self.steps.get(*at).map(|(id, output)| (&**id, output));
+        match &self.direct[..] {
+            [] => self.input.clone(),
+            [at] => direct(at).map_or_else(Json::null, |(_, output)| output.clone()),
+            several => Json::object(several.iter().filter_map(direct)),
+        }
+    }
+
+    /// What its expression is evaluated over: `{"input": …, "steps": {id: output, …}}`.
+    pub fn context_json(&self) -> Json {
+        let steps = Json::object(self.steps.iter().map(|(id, output)| (&**id, output)));
+        Json::object([("input", &self.input), ("steps", &steps)])
+    }
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every step is over.
+    Completed {
+        /// The output of the step that none comes after; of several an object by id.
+        output: Json,
+    },
+    /// It failed or was cancelled.
+    Failed(PipelineFailure),
+}
+
+/// Why something was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Rejected {
+    /// Bring it again when more events were stored; until then read no more from the step.
+    #[error("the events that wait to be stored have no room for more")]
+    Full,
+    /// The run is over: nobody waits for it.
+    #[error("the run is over")]
+    Stale,
+    /// It has too many bytes; the run should be failed.
+    #[error("{bytes} bytes of JSON are more than the {bytes_max} that are allowed")]
+    TooLarge {
+        /// Bytes that it has.
+        bytes: usize,
+        /// Bytes that it may have.
+        bytes_max: usize,
+    },
+}
+
+impl From<Full> for Rejected {
+    fn from(_: Full) -> Self {
+        Self::Full
+    }
+}
+
+/// How far the whole is.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Running,
+    /// What runs is let finish, then what was completed is undone.
+    Failing {
+        failure: StepFailure,
+        step: usize,
+    },
+    Done {
+        outcome: Outcome,
+        duration_ns: u64,
+    },
+}
+
+/// The state machine. Instants are nanoseconds of a clock that never goes back.
+#[derive(Debug)]
+pub struct Execution {
+    pub(super) id: Arc<str>,
+    pub(super) definition: Arc<Definition>,
+    pub(super) limits: Limits,
+    pub(super) input: Json,
+    pub(super) began_unix_ns: u64,
+    /// When this process began with it, and how long it had taken before.
+    pub(super) since_ns: u64,
+    pub(super) carried_ns: u64,
+    pub(super) resumes: u32,
+    pub(super) runs: u32,
+    pub(super) random: SplitMix64,
+    pub(super) phase: Phase,
+    pub(super) steps: Vec<Slot>,
+    /// Steps that can begin or begin again, as bits.
+    pub(super) waiting: u64,
+    /// Steps that run, as bits.
+    pub(super) running: u64,
+    /// Steps that are over, as bits; and those of them that a saved checkpoint knows.
+    pub(super) settled: u64,
+    pub(super) settled_saved: u64,
+    pub(super) completed: Vec<usize>,
+    pub(super) outputs_bytes: usize,
+    /// What is to be undone, in order, and how much of it is over.
+    pub(super) undo: Option<Vec<(Place, Slot)>>,
+    pub(super) undo_over: usize,
+    pub(super) undo_failed: u32,
+    pub(super) buffer: Buffer,
+    pub(super) stops: VecDeque<Run>,
+    /// Something lasting happened since the last checkpoint was taken.
+    pub(super) dirty: bool,
+    pub(super) checkpoint: u64,
+    /// The steps that are over in the checkpoint that is being saved.
+    pub(super) saving: Option<u64>,
+    /// The first checkpoint of this process is saved.
+    pub(super) accepted: bool,
+}
+
+impl Execution {
+    /// Begins. `id` is unguessable and unique (see `weir-codec`); `seed` is for the jitter of retries.
+    pub fn new(
+        definition: Arc<Definition>,
+        id: impl Into<Arc<str>>,
+        input: Json,
+        limits: Limits,
+        seed: u64,
+        now: Now,
+    ) -> Result<Self, Rejected> {
+        if input.bytes() > limits.input_bytes_max {
+            return Err(Rejected::TooLarge { bytes: input.bytes(), bytes_max: limits.input_bytes_max });
+        }
+        let steps = definition.steps().len();
+        let mut execution = Self {
+            id: id.into(),
+            limits,
+            input,
+            began_unix_ns: now.unix_ns,
+            since_ns: now.monotonic_ns,
+            carried_ns: 0,
+            resumes: 0,
+            runs: 0,
+            random: SplitMix64::new(seed),
+            phase: Phase::Running,
+            steps: (0..steps).map(|_| Slot::new(Doing::Waiting)).collect(),
+            waiting: super::definition::all(steps),
+            running: 0,
+            settled: 0,
+            settled_saved: 0,
+            completed: Vec::with_capacity(steps),
+            outputs_bytes: 0,
+            undo: None,
+            undo_over: 0,
+            undo_failed: 0,
+            buffer: Buffer::new(*definition.streaming(), limits.buffer_bytes_max, 0, VecDeque::new()),
+            stops: VecDeque::new(),
+            dirty: true,
+            checkpoint: 0,
+            saving: None,
+            accepted: false,
+            definition,
+        };
+        let data = Data::PipelineStart { name: execution.definition.name().into(), steps: steps as u32 };
+        execution.tell(now, data);
+        Ok(execution)
+    }
+
+    /// A run says how far it is: `progress` from 0 to 1.
+    pub fn handle_progress(&mut self, now: Now, run: Run, progress: f64, message: &str) {
+        let Some((_, metadata)) = self.current(run) else { return };
+        let progress = if progress.is_nan() { 0.0 } else { progress.clamp(0.0, 1.0) };
+        let end = message.floor_char_boundary(self.limits.message_bytes_max);
+        let data = Data::StepProgress { progress, message: message[..end].into() };
+        let event = self.event_of(now, run.place, data, metadata);
+        self.buffer.push_progress(event);
+    }
+
+    /// A run has a part of its output.
+    pub fn handle_output(&mut self, now: Now, run: Run, output: Json) -> Result<(), Rejected> {
+        let (index, metadata) = self.current(run).ok_or(Rejected::Stale)?;
+        let (bytes, bytes_max) = (output.bytes(), self.limits.output_bytes_max);
+        if bytes > bytes_max {
+            return Err(Rejected::TooLarge { bytes, bytes_max });
+        }
+        let event = self.event_of(now, run.place, Data::StepOutput { index, output }, metadata);
+        self.buffer.push_output(event)?;
+        if let Some(slot) = self.slot_mut(run.place) {
+            slot.parts += 1;
+        }
+        Ok(())
+    }
+
+    /// A run is done. An output that is too large makes it a failure.
+    pub fn handle_finished(&mut self, now: Now, run: Run, output: Json) {
+        let Some(started_ns) = self.started(run) else { return };
+        let bytes = output.bytes();
+        let is_step = run.place.compensation.is_none();
+        let too_large = bytes > self.limits.output_bytes_max
+            || is_step && self.outputs_bytes + bytes > self.limits.outputs_bytes_max;
+        if too_large {
+            let failure = StepFailure::last("output_too_large", format!("the output has {bytes} bytes: too many"));
+            return self.fail(now, run, failure);
+        }
+        let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
+        let Some(kind) = self.definition.task(run.place).map(|task| task.kind.name()) else { return };
+        self.tell_of(now, run, Data::StepComplete { kind, output: output.clone(), duration_ns });
+        self.settle(run.place, Doing::Done(output));
+        if is_step {
+            self.outputs_bytes += bytes;
+            self.completed.push(run.place.step);
+        }
+        self.advance(now);
+    }
+
+    /// A run failed.
+    pub fn handle_failed(&mut self, now: Now, run: Run, failure: StepFailure) {
+        if self.started(run).is_some() {
+            self.fail(now, run, failure);
+        }
+    }
+
+    /// Looks at the clock: runs that took too long are stopped and have failed, and may be tried again.
+    pub fn handle_timer(&mut self, now: Now) {
+        let late = |place, slot: &Slot| match slot.doing {
+            Doing::Running { run, deadline_ns, .. } if deadline_ns <= now.monotonic_ns => {
+                Some(Run { place, number: run })
+            }
+            _ => None,
+        };
+        let steps = each(self.running).filter_map(|at| late(step_place(at), &self.steps[at]));
+        let undo = self.undo.iter().flatten().filter_map(|(place, slot)| late(*place, slot));
+        for run in steps.chain(undo).collect::<Vec<_>>() {
+            // The one before may have ended it all.
+            if self.started(run).is_some() {
+                let timeout_ms = self.definition.task(run.place).map_or(0, |task| task.timeout_ms);
+                self.stops.push_back(run);
+                let message = format!("the step was not finished within {timeout_ms} ms");
+                self.fail(now, run, StepFailure::passing("step_timeout", message));
+            }
+        }
+    }
+
+    /// Ends it on request: what runs is stopped and nothing is undone. False when it is over or being undone already.
+    pub fn handle_cancel(&mut self, now: Now, reason: StepFailure) -> bool {
+        if !matches!(self.phase, Phase::Running) {
+            return false;
+        }
+        self.end(now, reason, None, true);
+        true
+    }
+
+    /// The channel holds so many events of this execution, after the batch was appended, in part, or not.
+    pub fn handle_stored(&mut self, events_stored: u64) {
+        self.buffer.handle_stored(events_stored);
+    }
+
+    /// The checkpoint of this number is safe.
+    pub fn handle_checkpoint_saved(&mut self, number: u64) {
+        if number == self.checkpoint
+            && let Some(settled) = self.saving.take()
+        {
+            self.settled_saved = settled;
+            self.accepted = true;
+            self.buffer.release();
+        }
+    }
+
+    /// The next run to begin.
+    pub fn poll_start(&mut self, now: Now) -> Option<Work> {
+        if !self.accepted {
+            return None;
+        }
+        let place = match self.phase {
+            Phase::Running if (self.running.count_ones() as usize) < self.definition.draft().parallel_max => {
+                let is_due = |at: &usize| {
+                    self.definition.after(*at) & !self.settled_saved == 0 && self.steps[*at].is_due(now.monotonic_ns)
+                };
+                step_place(each(self.waiting).find(is_due)?)
+            }
+            // Undone one by one, each only when the one before is known to be over.
+            Phase::Failing { .. } if !self.dirty && self.saving.is_none() => {
+                let (place, slot) = self.undo.as_ref()?.get(self.undo_over)?;
+                slot.is_due(now.monotonic_ns).then_some(*place)?
+            }
+            _ => return None,
+        };
+        self.runs = self.runs.saturating_add(1);
+        let run = Run { place, number: self.runs };
+        let task = self.definition.task(place)?;
+        let (kind, timeout_ms) = (task.kind.name(), task.timeout_ms);
+        let started_ns = now.monotonic_ns;
+        let deadline_ns = started_ns.saturating_add(timeout_ms.saturating_mul(NS_PER_MS));
+        if place.compensation.is_none() {
+            self.waiting &= !bit(place.step);
+            self.running |= bit(place.step);
+        }
+        let slot = self.slot_mut(place)?;
+        slot.doing = Doing::Running { run: run.number, started_ns, deadline_ns };
+        slot.attempts += 1;
+        slot.parts = 0;
+        let attempt = slot.attempts;
+        self.tell_of(now, run, Data::StepStart { kind });
+        Some(Work { run, attempt, inputs: self.inputs(place) })
+    }
+
+    /// The next run to give up on: whatever it still says is ignored.
+    pub fn poll_stop(&mut self) -> Option<Run> {
+        self.stops.pop_front()
+    }
+
+    /// The next events to append to the channel: one batch at a time, until [`Self::handle_stored`].
+    pub fn poll_events(&mut self, now: Now) -> Option<Batch> {
+        self.buffer.poll(now.monotonic_ns, !self.dirty)
+    }
+
+    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it again:
+    /// until then nothing that it tells is stored, and nothing starts from it.
+    pub fn poll_checkpoint(&mut self, now: Now) -> Option<Checkpoint> {
+        if !self.dirty || self.saving.is_some() {
+            return None;
+        }
+        self.dirty = false;
+        self.saving = Some(self.settled);
+        self.checkpoint += 1;
+        let steps_completed = self.completed.len() as u32;
+        let mark = Data::CheckpointSaved { checkpoint: self.checkpoint, steps_completed };
+        let metadata = Metadata { resumed: self.resumes, ..Metadata::default() };
+        self.buffer.hold(Event { step_id: None, unix_ns: now.unix_ns, data: mark, metadata });
+        Some(self.snapshot(now))
+    }
+
+    /// When to look at the clock next; none when only an input changes anything.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let of = |slot: &Slot| match slot.doing {
+            Doing::Running { deadline_ns, .. } => Some(deadline_ns),
+            Doing::Backoff { until_ns } => Some(until_ns),
+            _ => None,
+        };
+        let steps = each(self.running | self.waiting).filter_map(|at| of(&self.steps[at]));
+        let undo = self.undo.iter().flatten().filter_map(|(_, slot)| of(slot));
+        steps.chain(undo).chain(self.buffer.poll_timeout()).min()
+    }
+
+    /// How it ended; none while it has not.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.phase {
+            Phase::Done { outcome, .. } => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// True when it has ended, all of it is saved and every event is stored.
+    pub fn is_drained(&self) -> bool {
+        let saved = !self.dirty && self.saving.is_none();
+        self.outcome().is_some() && saved && self.buffer.is_empty() && self.stops.is_empty()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// What it does.
+    pub fn definition(&self) -> &Arc<Definition> {
+        &self.definition
+    }
+
+    /// The number of the last event that has one.
+    pub fn events(&self) -> u64 {
+        self.buffer.last_seq()
+    }
+
+    /// How often it was resumed.
+    pub fn resumes(&self) -> u32 {
+        self.resumes
+    }
+
+    pub(super) fn began_unix_ns(&self) -> u64 {
+        self.began_unix_ns
+    }
+
+    pub(super) fn is_failing(&self) -> bool {
+        matches!(self.phase, Phase::Failing { .. })
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&Task, &Slot)> {
+        self.definition.steps().iter().map(|step| &step.task).zip(&self.steps)
+    }
+
+    /// How long it has taken, or took.
+    pub(super) fn duration_ns(&self, now_ns: u64) -> u64 {
+        match self.phase {
+            Phase::Done { duration_ns, .. } => duration_ns,
+            _ => self.carried_ns.saturating_add(now_ns.saturating_sub(self.since_ns)),
+        }
+    }
+
+    /// An attempt failed: another one, or the consequences.
+    fn fail(&mut self, now: Now, run: Run, failure: StepFailure) {
+        let Some(started_ns) = self.started(run) else { return };
+        let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
+        let Some(task) = self.definition.task(run.place) else { return };
+        let (kind, retry) = (task.kind.name(), task.retry.clone());
+        let is_step = run.place.compensation.is_none();
+        // Once the pipeline is failing a step is only let finish.
+        let may_retry = failure.retryable && !(is_step && self.is_failing());
+        let random = self.random.next_u64();
+        let delay_ns = match self.slot_mut(run.place) {
+            Some(slot) if may_retry => slot.retry.next_delay_ns(&retry, random),
+            _ => None,
+        };
+        let asked_ns = u64::from(failure.retry_after_ms.unwrap_or(0)) * NS_PER_MS;
+        let retry_in_ns = delay_ns.map(|delay_ns| delay_ns.max(asked_ns));
+        self.tell_of(now, run, Data::StepError { kind, failure: failure.clone(), retry_in_ns, duration_ns });
+        if let Some(delay_ns) = retry_in_ns {
+            if is_step {
+                self.running &= !bit(run.place.step);
+                self.waiting |= bit(run.place.step);
+            }
+            if let Some(slot) = self.slot_mut(run.place) {
+                slot.doing = Doing::Backoff { until_ns: now.monotonic_ns.saturating_add(delay_ns) };
+            }
+            return;
+        }
+        self.settle(run.place, Doing::Failed(failure.clone()));
+        if !is_step {
+            self.undo_failed += 1;
+        } else if matches!(self.phase, Phase::Running) {
+            let step = run.place.step;
+            match self.definition.steps()[step].on_error {
+                OnError::Continue => {}
+                OnError::Fail => return self.end(now, failure, Some(step), false),
+                OnError::Compensate => {
+                    self.phase = Phase::Failing { failure, step };
+                    for at in each(std::mem::take(&mut self.waiting)) {
+                        if matches!(self.steps[at].doing, Doing::Backoff { .. }) {
+                            self.steps[at].doing = Doing::Stopped;
+                        }
+                    }
+                }
+            }
+        }
+        self.advance(now);
+    }
+
+    /// A step or compensation is over.
+    fn settle(&mut self, place: Place, doing: Doing) {
+        if place.compensation.is_none() {
+            self.running &= !bit(place.step);
+            self.settled |= bit(place.step);
+        } else {
+            self.undo_over += 1;
+        }
+        if let Some(slot) = self.slot_mut(place) {
+            slot.doing = doing;
+        }
+        self.dirty = true;
+    }
+
+    /// Takes the consequences of a step or compensation that is over.
+    pub(super) fn advance(&mut self, now: Now) {
+        match &self.phase {
+            Phase::Running if self.running | self.waiting == 0 => {
+                let duration_ns = self.duration_ns(now.monotonic_ns);
+                let output = self.output();
+                let steps_completed = self.completed.len() as u32;
+                let steps_failed = self.steps.len() as u32 - steps_completed;
+                self.phase = Phase::Done { outcome: Outcome::Completed { output: output.clone() }, duration_ns };
+                self.tell(now, Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed });
+                self.dirty = true;
+            }
+            Phase::Failing { failure, step } if self.running == 0 => {
+                let (failure, step) = (failure.clone(), *step);
+                let undo = self.undo.get_or_insert_with(|| undo_list(&self.definition, &self.completed));
+                if self.undo_over >= undo.len() {
+                    self.end(now, failure, Some(step), false);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends it with a failure.
+    pub(super) fn end(&mut self, now: Now, failure: StepFailure, step: Option<usize>, cancelled: bool) {
+        let duration_ns = self.duration_ns(now.monotonic_ns);
+        for at in each(self.running) {
+            if let Doing::Running { run, .. } = std::mem::replace(&mut self.steps[at].doing, Doing::Stopped) {
+                self.stops.push_back(Run { place: step_place(at), number: run });
+            }
+        }
+        for at in each(self.waiting) {
+            if matches!(self.steps[at].doing, Doing::Backoff { .. }) {
+                self.steps[at].doing = Doing::Stopped;
+            }
+        }
+        (self.running, self.waiting) = (0, 0);
+        let failure = PipelineFailure {
+            failure,
+            step_id: step.map(|at| self.definition.steps()[at].task.id.clone()),
+            cancelled,
+            compensated: (self.undo_over as u32).saturating_sub(self.undo_failed),
+            compensations_failed: self.undo_failed,
+        };
+        self.phase = Phase::Done { outcome: Outcome::Failed(failure.clone()), duration_ns };
+        self.tell(now, Data::PipelineError { failure, duration_ns });
+        self.dirty = true;
+    }
+
+    /// The output of the whole.
+    pub(super) fn output(&self) -> Json {
+        let sinks: Vec<usize> = each(self.definition.sinks()).collect();
+        let outputs = sinks.iter().map(|at| (&*self.definition.steps()[*at].task.id, self.output_of(*at)));
+        match &sinks[..] {
+            [one] => self.output_of(*one),
+            _ => {
+                let outputs: Vec<(&str, Json)> = outputs.collect();
+                Json::object(outputs.iter().map(|(id, output)| (*id, output)))
+            }
+        }
+    }
+
+    fn output_of(&self, step: usize) -> Json {
+        match &self.steps[step].doing {
+            Doing::Done(output) => output.clone(),
+            _ => Json::null(),
+        }
+    }
+
+    fn inputs(&self, place: Place) -> Inputs {
+        let output = |at: usize| (self.definition.steps()[at].task.id.clone(), self.output_of(at));
+        let before: Vec<usize> = each(self.definition.ancestors(place.step)).collect();
+        let mut steps: Vec<_> = before.iter().map(|at| output(*at)).collect();
+        let mut direct = Vec::new();
+        if place.compensation.is_some() {
+            direct.push(steps.len());
+            steps.push(output(place.step));
+        } else {
+            let after = self.definition.after(place.step);
+            direct.extend(before.iter().zip(0..).filter(|(at, _)| after & bit(**at) != 0).map(|(_, index)| index));
+        }
+        Inputs { input: self.input.clone(), steps, direct }
+    }
+
+    fn slot(&self, place: Place) -> Option<&Slot> {
+        match place.compensation {
+            None => self.steps.get(place.step),
+            Some(_) => self.undo.as_ref()?.iter().find(|(other, _)| *other == place).map(|(_, slot)| slot),
+        }
+    }
+
+    fn slot_mut(&mut self, place: Place) -> Option<&mut Slot> {
+        match place.compensation {
+            None => self.steps.get_mut(place.step),
+            Some(_) => self.undo.as_mut()?.iter_mut().find(|(other, _)| *other == place).map(|(_, slot)| slot),
+        }
+    }
+
+    /// When a run began, if it runs.
+    fn started(&self, run: Run) -> Option<u64> {
+        self.slot(run.place)?.running_since(run.number)
+    }
+
+    /// The next part and the metadata of a run, if it runs.
+    fn current(&self, run: Run) -> Option<(u64, Metadata)> {
+        let slot = self.slot(run.place)?;
+        slot.running_since(run.number)?;
+        Some((slot.parts, self.metadata(run)))
+    }
+
+    fn metadata(&self, run: Run) -> Metadata {
+        let step = &self.definition.steps()[run.place.step].task.id;
+        Metadata {
+            attempt: self.slot(run.place).map_or(0, |slot| slot.attempts),
+            run: run.number,
+            resumed: self.resumes,
+            compensates: run.place.compensation.map(|_| step.clone()),
+        }
+    }
+
+    /// Tells something of the whole.
+    fn tell(&mut self, now: Now, data: Data) {
+        let metadata = Metadata { resumed: self.resumes, ..Metadata::default() };
+        self.buffer.push(Event { step_id: None, unix_ns: now.unix_ns, data, metadata });
+    }
+
+    /// Tells something of the life of a run.
+    fn tell_of(&mut self, now: Now, run: Run, data: Data) {
+        let event = self.event_of(now, run.place, data, self.metadata(run));
+        self.buffer.push(event);
+    }
+
+    fn event_of(&self, now: Now, place: Place, data: Data, metadata: Metadata) -> Event {
+        let step_id = self.definition.task(place).map(|task| task.id.clone());
+        Event { step_id, unix_ns: now.unix_ns, data, metadata }
+    }
+
+    fn snapshot(&self, now: Now) -> Checkpoint {
+        let step = |slot: &Slot| match &slot.doing {
+            Doing::Done(output) => CheckpointStep::Completed(output.clone()),
+            Doing::Failed(failure) => CheckpointStep::Failed(failure.clone()),
+            _ => CheckpointStep::Open,
+        };
+        let phase = match &self.phase {
+            Phase::Running => CheckpointPhase::Running,
+            Phase::Failing { failure, step } => CheckpointPhase::Failing { failure: failure.clone(), step: *step },
+            Phase::Done { outcome: Outcome::Completed { .. }, .. } => CheckpointPhase::Completed,
+            Phase::Done { outcome: Outcome::Failed(failure), .. } => CheckpointPhase::Failed(failure.clone()),
+        };
+        Checkpoint {
+            number: self.checkpoint,
+            execution_id: self.id.clone(),
+            input: self.input.clone(),
+            began_unix_ns: self.began_unix_ns,
+            unix_ns: now.unix_ns,
+            elapsed_ns: self.duration_ns(now.monotonic_ns),
+            resumes: self.resumes,
+            runs: self.runs,
+            steps: self.steps.iter().map(step).collect(),
+            completed: self.completed.clone(),
+            phase,
+            compensations_over: self.undo_over,
+            compensations_failed: self.undo_failed,
+            events_end: self.buffer.last_seq(),
+            outbox: self.buffer.outbox(),
+        }
+    }
+}
+
+fn step_place(step: usize) -> Place {
+    Place { step, compensation: None }
+}
+
+/// What undoes the completed steps, the last first.
+pub(super) fn undo_list(definition: &Definition, completed: &[usize]) -> Vec<(Place, Slot)> {
+    let of = |step: usize| {
+        let count = definition.steps()[step].compensation.len();
+        (0..count).map(move |at| Place { step, compensation: Some(at) })
+    };
+    completed.iter().rev().flat_map(|step| of(*step)).map(|place| (place, Slot::new(Doing::Waiting))).collect()
+}

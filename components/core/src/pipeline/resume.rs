@@ -1,0 +1,167 @@
+//! Going on after a crash.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    buffer::Buffer,
+    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError},
+    definition::{Definition, OnError, all, bit},
+    event::{Sequenced, StepFailure},
+    execution::{Execution, Limits, Outcome, Phase, undo_list},
+    json::Json,
+    slot::{Doing, Slot},
+};
+use crate::{process::Now, random::SplitMix64};
+
+/// More events and checkpoints than any execution has; counting on from it cannot overflow.
+const COUNT_MAX: u64 = 1 << 53;
+
+impl Execution {
+    /// Goes on from the last checkpoint that was saved, where the channel holds `events_stored` events of the execution: the
+    /// number of its last one, whether or not the first are still retained.
+    ///
+    /// The module says what is guaranteed. What had ended only hands out the events that are missing. The time between the
+    /// checkpoint and now counts into the duration, as far as the wall clock knows it.
+    pub fn resume(
+        definition: Arc<Definition>,
+        checkpoint: Checkpoint,
+        events_stored: u64,
+        limits: Limits,
+        seed: u64,
+        now: Now,
+    ) -> Result<Self, ResumeError> {
+        check(&definition, &checkpoint)?;
+        let events_known = checkpoint.outbox.first().map_or(checkpoint.events_end, |event| event.seq - 1);
+        if events_stored < events_known {
+            return Err(ResumeError::EventsLost { events_stored, events_known });
+        }
+        let ready: VecDeque<Sequenced> =
+            checkpoint.outbox.into_iter().filter(|event| event.seq > events_stored).collect();
+        let last_seq = checkpoint.events_end.max(events_stored);
+        let settled = settled(&checkpoint.steps);
+        let away_ns = now.unix_ns.saturating_sub(checkpoint.unix_ns);
+        let mut execution = Self {
+            buffer: Buffer::new(*definition.streaming(), limits.buffer_bytes_max, last_seq, ready),
+            id: checkpoint.execution_id,
+            limits,
+            input: checkpoint.input,
+            began_unix_ns: checkpoint.began_unix_ns,
+            since_ns: now.monotonic_ns,
+            carried_ns: checkpoint.elapsed_ns.saturating_add(away_ns),
+            resumes: checkpoint.resumes.saturating_add(1),
+            // Runs that began after the checkpoint have numbers that it does not know; none has more than there are events.
+            runs: checkpoint.runs.max(last_seq.try_into().unwrap_or(u32::MAX)),
+            random: SplitMix64::new(seed),
+            phase: Phase::Running,
+            waiting: all(definition.steps().len()) & !settled,
+            running: 0,
+            settled,
+            settled_saved: 0,
+            completed: checkpoint.completed,
+            outputs_bytes: checkpoint.steps.iter().map(bytes).sum(),
+            steps: checkpoint.steps.into_iter().map(slot).collect(),
+            undo: None,
+            undo_over: checkpoint.compensations_over,
+            undo_failed: checkpoint.compensations_failed,
+            stops: VecDeque::new(),
+            dirty: false,
+            checkpoint: checkpoint.number,
+            saving: None,
+            accepted: false,
+            definition,
+        };
+        let duration_ns = checkpoint.elapsed_ns;
+        match checkpoint.phase {
+            CheckpointPhase::Completed => {
+                let outcome = Outcome::Completed { output: execution.output() };
+                execution.finished(outcome, duration_ns, checkpoint.resumes);
+            }
+            CheckpointPhase::Failed(failure) => {
+                execution.finished(Outcome::Failed(failure), duration_ns, checkpoint.resumes);
+            }
+            CheckpointPhase::Running => execution.go_on(now),
+            CheckpointPhase::Failing { failure, step } => {
+                execution.phase = Phase::Failing { failure, step };
+                execution.waiting = 0;
+                execution.go_on(now);
+            }
+        }
+        Ok(execution)
+    }
+
+    /// It had ended before.
+    fn finished(&mut self, outcome: Outcome, duration_ns: u64, resumes: u32) {
+        self.phase = Phase::Done { outcome, duration_ns };
+        self.waiting = 0;
+        self.resumes = resumes;
+    }
+
+    /// The next checkpoint says that it was resumed, so that an execution which kills its process ends some day.
+    fn go_on(&mut self, now: Now) {
+        self.dirty = true;
+        if self.resumes > self.limits.resumes_max {
+            let message = format!("the execution was interrupted {} times", self.resumes);
+            self.end(now, StepFailure::last("interrupted", message), None, false);
+        } else {
+            self.advance(now);
+        }
+    }
+}
+
+fn slot(step: CheckpointStep) -> Slot {
+    Slot::new(match step {
+        CheckpointStep::Open => Doing::Waiting,
+        CheckpointStep::Completed(output) => Doing::Done(output),
+        CheckpointStep::Failed(failure) => Doing::Failed(failure),
+    })
+}
+
+fn settled(steps: &[CheckpointStep]) -> u64 {
+    let over = steps.iter().enumerate().filter(|(_, step)| **step != CheckpointStep::Open);
+    over.fold(0, |mask, (at, _)| mask | bit(at))
+}
+
+fn bytes(step: &CheckpointStep) -> usize {
+    match step {
+        CheckpointStep::Completed(output) => Json::bytes(output),
+        _ => 0,
+    }
+}
+
+/// What holds in every checkpoint that this machine made.
+fn check(definition: &Definition, checkpoint: &Checkpoint) -> Result<(), ResumeError> {
+    let steps = definition.steps().len();
+    let holds = |condition: bool, what| if condition { Ok(()) } else { Err(ResumeError::Unfit(what)) };
+    holds((1..=COUNT_MAX).contains(&checkpoint.number), "its number is out of range")?;
+    holds(checkpoint.events_end <= COUNT_MAX, "it has too many events")?;
+    holds(checkpoint.steps.len() == steps, "another number of steps")?;
+    let mut completed = 0;
+    for step in &checkpoint.completed {
+        let is_completed = matches!(checkpoint.steps.get(*step), Some(CheckpointStep::Completed(_)));
+        holds(is_completed && completed & bit(*step) == 0, "a step in the order of completion is not completed")?;
+        completed |= bit(*step);
+    }
+    let all_completed = checkpoint.steps.iter().filter(|step| matches!(step, CheckpointStep::Completed(_))).count();
+    holds(all_completed == checkpoint.completed.len(), "a completed step is not in the order of completion")?;
+    let settled = settled(&checkpoint.steps);
+    for at in 0..steps {
+        let early = settled & bit(at) != 0 && definition.after(at) & !settled != 0;
+        holds(!early, "a step is over before those that it comes after")?;
+        let fatal = matches!(checkpoint.steps[at], CheckpointStep::Failed(_))
+            && definition.steps()[at].on_error != OnError::Continue;
+        holds(!fatal || checkpoint.phase != CheckpointPhase::Running, "a step has failed for good and the rest runs")?;
+    }
+    match &checkpoint.phase {
+        CheckpointPhase::Completed => holds(settled == all(steps), "it is completed and a step is not over")?,
+        CheckpointPhase::Failing { step, .. } => holds(*step < steps, "there is no such step")?,
+        CheckpointPhase::Running | CheckpointPhase::Failed(_) => {}
+    }
+    let compensations = undo_list(definition, &checkpoint.completed).len();
+    holds(checkpoint.compensations_over <= compensations, "more compensations than there are")?;
+    holds(checkpoint.compensations_failed as usize <= checkpoint.compensations_over, "more failed than were tried")?;
+    let Some(first) = checkpoint.outbox.first().map(|event| event.seq) else { return Ok(()) };
+    holds((1..=checkpoint.events_end).contains(&first), "its first event is out of range")?;
+    let numbered = checkpoint.outbox.iter().zip(first..).all(|(event, seq)| event.seq == seq);
+    let last = first.checked_add(checkpoint.outbox.len() as u64 - 1);
+    holds(numbered && last == Some(checkpoint.events_end), "the numbers of its events have holes")
+}

@@ -1,0 +1,65 @@
+//! One step, or one compensation, on its way.
+
+use super::{event::StepFailure, json::Json};
+use crate::retry::Retry;
+
+/// Where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// It has not begun.
+    Waiting,
+    /// An attempt runs.
+    Running {
+        /// The number of the run.
+        run: u32,
+        /// When it began.
+        started_ns: u64,
+        /// When it has taken too long.
+        deadline_ns: u64,
+    },
+    /// It waits for the next attempt.
+    Backoff {
+        /// When that begins.
+        until_ns: u64,
+    },
+    /// It is done.
+    Done(Json),
+    /// It failed for good.
+    Failed(StepFailure),
+    /// It was given up while it ran or waited for another attempt.
+    Stopped,
+}
+
+/// A step, or a compensation, with its attempts.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) doing: Doing,
+    pub(super) retry: Retry,
+    /// Attempts that have begun.
+    pub(super) attempts: u32,
+    /// Parts of output of this attempt.
+    pub(super) parts: u64,
+}
+
+impl Slot {
+    pub(super) fn new(doing: Doing) -> Self {
+        Self { doing, retry: Retry::new(), attempts: 0, parts: 0 }
+    }
+
+    /// True when it can begin an attempt now.
+    pub(super) fn is_due(&self, now_ns: u64) -> bool {
+        match self.doing {
+            Doing::Waiting => true,
+            Doing::Backoff { until_ns } => until_ns <= now_ns,
+            _ => false,
+        }
+    }
+
+    /// When it began, if this run of it runs.
+    pub(super) fn running_since(&self, number: u32) -> Option<u64> {
+        match self.doing {
+            Doing::Running { run, started_ns, .. } if run == number => Some(started_ns),
+            _ => None,
+        }
+    }
+}

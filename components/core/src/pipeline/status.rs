@@ -1,0 +1,120 @@
+//! An execution as somebody who asks sees it.
+
+use std::sync::Arc;
+
+use super::{
+    event::{PipelineFailure, StepFailure},
+    execution::{Execution, Outcome},
+    json::Json,
+    slot::Doing,
+};
+use crate::named::named;
+
+named! {
+    /// How far an execution is.
+    pub enum State {
+        /// Steps run or wait.
+        Running = "running",
+        /// A step failed and what was done is being undone.
+        Compensating = "compensating",
+        /// It was completed.
+        Completed = "completed",
+        /// It failed.
+        Failed = "failed",
+        /// It was cancelled.
+        Cancelled = "cancelled",
+    }
+}
+
+named! {
+    /// How far a step is.
+    pub enum StepState {
+        /// It waits for others, or for a place.
+        Waiting = "waiting",
+        /// An attempt runs.
+        Running = "running",
+        /// It waits for the next attempt.
+        Retrying = "retrying",
+        /// It was completed.
+        Completed = "completed",
+        /// It failed for good.
+        Failed = "failed",
+        /// It was given up, or never began.
+        Skipped = "skipped",
+    }
+}
+
+/// An execution at a time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Its id.
+    pub execution_id: Arc<str>,
+    /// The name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// How far it is.
+    pub state: State,
+    /// When it began, in nanoseconds since 1970.
+    pub began_unix_ns: u64,
+    /// How long it has taken, or took.
+    pub duration_ns: u64,
+    /// Events with a number.
+    pub events: u64,
+    /// How often it was resumed.
+    pub resumed: u32,
+    /// Each step.
+    pub steps: Vec<StepStatus>,
+    /// The output of a completed one.
+    pub output: Option<Json>,
+    /// How it failed.
+    pub failure: Option<PipelineFailure>,
+}
+
+/// A step at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepStatus {
+    /// Its id.
+    pub id: Arc<str>,
+    /// How far it is.
+    pub state: StepState,
+    /// Attempts that have begun since the execution was last resumed.
+    pub attempts: u32,
+    /// Why it failed.
+    pub failure: Option<StepFailure>,
+}
+
+impl Execution {
+    /// How far it is.
+    pub fn status(&self, now_ns: u64) -> Status {
+        let (state, output, failure) = match self.outcome() {
+            None if self.is_failing() => (State::Compensating, None, None),
+            None => (State::Running, None, None),
+            Some(Outcome::Completed { output }) => (State::Completed, Some(output.clone()), None),
+            Some(Outcome::Failed(failure)) if failure.cancelled => (State::Cancelled, None, Some(failure.clone())),
+            Some(Outcome::Failed(failure)) => (State::Failed, None, Some(failure.clone())),
+        };
+        let steps = self.slots().map(|(task, slot)| {
+            let (state, failure) = match &slot.doing {
+                Doing::Waiting if self.outcome().is_some() || self.is_failing() => (StepState::Skipped, None),
+                Doing::Waiting => (StepState::Waiting, None),
+                Doing::Running { .. } => (StepState::Running, None),
+                Doing::Backoff { .. } => (StepState::Retrying, None),
+                Doing::Done(_) => (StepState::Completed, None),
+                Doing::Failed(failure) => (StepState::Failed, Some(failure.clone())),
+                Doing::Stopped => (StepState::Skipped, None),
+            };
+            StepStatus { id: task.id.clone(), state, attempts: slot.attempts, failure }
+        });
+        Status {
+            execution_id: self.id().clone(),
+            pipeline: self.definition().name().into(),
+            state,
+            began_unix_ns: self.began_unix_ns(),
+            duration_ns: self.duration_ns(now_ns),
+            events: self.events(),
+            resumed: self.resumes(),
+            steps: steps.collect(),
+            output,
+            failure,
+        }
+    }
+}

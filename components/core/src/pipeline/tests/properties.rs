@@ -1,0 +1,403 @@
+//! Any graph, any interleaving of steps, saves and appends, and any crash: a legal sequence of events with the same outputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::random::{SplitMix64, between};
+
+/// What a step does, whenever it runs to its end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Works,
+    Fails,
+}
+
+#[derive(Debug, Clone)]
+struct Plan {
+    draft: Draft,
+    fates: Vec<Fate>,
+    seed: u64,
+    /// A crash in so many of a hundred moves.
+    crashes_percent: u64,
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let step = (any::<u64>(), 0u8..4, 0usize..3, 0u8..6, 0u8..3);
+    let steps = prop::collection::vec(step, 1..7);
+    (steps, 1usize..4, 1usize..12, 0u64..3, any::<u64>(), 0u64..12).prop_map(
+        |(steps, parallel_max, buffer_size, interval, seed, crashes_percent)| {
+            let mut fates = Vec::new();
+            let steps = steps.into_iter().enumerate().map(|(at, (mask, form, compensations, fate, on_error))| {
+                let before = (0..at).filter(|other| mask >> other & 1 == 1).map(|other| format!("s{other}"));
+                let mut step = annotate(&format!("s{at}"));
+                step.after = (form > 0).then(|| before.collect());
+                step.on_error = OnError::ALL[usize::from(on_error)];
+                step.task.retry = RetryConfig { max_attempts: 50, base_backoff_ms: 5, ..RetryConfig::default() };
+                step.compensation =
+                    (0..compensations).map(|undo| Task::new(&format!("u{at}-{undo}"), Kind::Annotate)).collect();
+                fates.push(if fate == 0 { Fate::Fails } else { Fate::Works });
+                step
+            });
+            let mut draft = draft(steps.collect());
+            draft.parallel_max = parallel_max;
+            draft.streaming.buffer_size = buffer_size;
+            draft.streaming.flush_interval_ms = interval * 10;
+            Plan { draft, fates, seed, crashes_percent }
+        },
+    )
+}
+
+/// A process, its disk and its channel; the process dies now and then.
+struct Life {
+    definition: Arc<Definition>,
+    fates: Vec<Fate>,
+    execution: Execution,
+    /// What the disk holds.
+    saved: Option<Checkpoint>,
+    /// What is being saved and appended.
+    saving: Option<Checkpoint>,
+    appending: Option<Batch>,
+    channel: Vec<Sequenced>,
+    running: Vec<Work>,
+    random: SplitMix64,
+    ms: u64,
+    crashes_percent: u64,
+    crashes: u32,
+}
+
+impl Life {
+    fn new(plan: &Plan) -> Self {
+        let definition = Arc::new(plan.draft.clone().check().expect("a definition"));
+        let execution = Self::begin(&definition, 0);
+        Self {
+            definition,
+            fates: plan.fates.clone(),
+            execution,
+            saved: None,
+            saving: None,
+            appending: None,
+            channel: Vec::new(),
+            running: Vec::new(),
+            random: SplitMix64::new(plan.seed),
+            ms: 0,
+            crashes_percent: plan.crashes_percent,
+            crashes: 0,
+        }
+    }
+
+    fn begin(definition: &Arc<Definition>, ms: u64) -> Execution {
+        Execution::new(definition.clone(), "e", json("0"), limits(), 7, at(ms)).expect("fits")
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        between(self.random.next_u64(), 0, end - 1)
+    }
+
+    fn live(&mut self) {
+        for _ in 0..20_000 {
+            if self.execution.is_drained() {
+                return;
+            }
+            if self.crashes < 12 && self.below(100) < self.crashes_percent {
+                self.crash();
+            }
+            self.act();
+        }
+        panic!("it does not end: {:?}", self.execution);
+    }
+
+    fn act(&mut self) {
+        let now = at(self.ms);
+        match self.below(9) {
+            0 => {
+                if self.saving.is_none() {
+                    self.saving = self.execution.poll_checkpoint(now);
+                }
+            }
+            1 => {
+                if let Some(checkpoint) = self.saving.take() {
+                    let number = checkpoint.number;
+                    self.saved = Some(checkpoint);
+                    self.execution.handle_checkpoint_saved(number);
+                }
+            }
+            2 => {
+                if self.appending.is_none() {
+                    self.appending = self.execution.poll_events(now);
+                }
+            }
+            3 => {
+                if let Some(batch) = self.appending.take() {
+                    let taken = self.below(batch.events.len() as u64 + 1) as usize;
+                    self.append(&batch, taken);
+                    self.execution.handle_stored(self.channel.len() as u64);
+                }
+            }
+            4 => {
+                if let Some(work) = self.execution.poll_start(now) {
+                    self.running.push(work);
+                    let steps = self.running.iter().filter(|work| work.run.place.compensation.is_none()).count();
+                    assert!(steps <= self.definition.draft().parallel_max);
+                }
+                while let Some(run) = self.execution.poll_stop() {
+                    self.running.retain(|work| work.run != run);
+                }
+            }
+            5 => {
+                self.ms += self.below(40);
+                self.execution.handle_timer(at(self.ms));
+            }
+            _ => self.work(now),
+        }
+    }
+
+    /// A running step says something.
+    fn work(&mut self, now: Now) {
+        if self.running.is_empty() {
+            return;
+        }
+        let at = self.below(self.running.len() as u64) as usize;
+        let work = self.running[at].clone();
+        let run = work.run;
+        match self.below(6) {
+            0 => self.execution.handle_progress(now, run, 0.5, "half"),
+            1 => drop(self.execution.handle_output(now, run, json("1"))),
+            2 if work.attempt < 4 => {
+                self.running.remove(at);
+                self.execution.handle_failed(now, run, StepFailure::passing("busy", "busy"));
+            }
+            3 | 4 => {
+                self.running.remove(at);
+                if run.place.compensation.is_none() && self.fates[run.place.step] == Fate::Fails {
+                    self.execution.handle_failed(now, run, StepFailure::last("broken", "broken"));
+                } else {
+                    self.execution.handle_finished(now, run, output(&self.definition, &work));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn append(&mut self, batch: &Batch, taken: usize) {
+        for sequenced in &batch.events[..taken] {
+            assert_eq!(sequenced.seq, self.channel.len() as u64 + 1, "a hole or a double");
+            self.channel.push(sequenced.clone());
+        }
+    }
+
+    fn crash(&mut self) {
+        self.crashes += 1;
+        // What was on its way arrived, in part, or not.
+        if let Some(checkpoint) = self.saving.take()
+            && self.below(2) == 0
+        {
+            self.saved = Some(checkpoint);
+        }
+        if let Some(batch) = self.appending.take() {
+            let taken = self.below(batch.events.len() as u64 + 1) as usize;
+            self.append(&batch, taken);
+        }
+        self.running.clear();
+        self.ms += self.below(1000);
+        self.execution = match self.saved.clone() {
+            Some(checkpoint) => {
+                let stored = self.channel.len() as u64;
+                Execution::resume(self.definition.clone(), checkpoint, stored, limits(), self.ms, at(self.ms))
+                    .expect("the checkpoint fits")
+            }
+            None => {
+                assert!(self.channel.is_empty(), "events of an execution that nobody knows");
+                Self::begin(&self.definition, self.ms)
+            }
+        };
+    }
+}
+
+fn limits() -> Limits {
+    Limits::default()
+}
+
+/// Says which step it is and what it was given.
+fn output(definition: &Definition, work: &Work) -> Json {
+    let id = &definition.task(work.run.place).expect("a task").id;
+    json(&format!("{{\"{id}\":{:?}}}", work.inputs.default_json()))
+}
+
+/// The outputs by step, or the first thing about the events that is not legal.
+fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<String, Json>, String> {
+    let mut outputs = BTreeMap::new();
+    let mut over = BTreeSet::new();
+    let mut runs: BTreeMap<u32, (String, u64)> = BTreeMap::new();
+    let mut runs_over = BTreeSet::new();
+    let (mut completed, mut undone, mut failing) = (Vec::new(), Vec::new(), false);
+    let mut failed_compensations = 0;
+    for (place, Sequenced { seq, event }) in channel.iter().enumerate() {
+        let wrong =
+            |what: &str| Err(format!("{what} at {seq}:\n{}", channel.iter().map(line).collect::<Vec<_>>().join("\n")));
+        if (place == 0) != matches!(event.data, Data::PipelineStart { .. }) {
+            return wrong("the start");
+        }
+        if (place + 1 == channel.len()) != event.is_last() {
+            return wrong("the end");
+        }
+        let id = event.step_id.as_deref().unwrap_or("-").to_owned();
+        let run = event.metadata.run;
+        let undoes = event.metadata.compensates.as_deref();
+        match &event.data {
+            Data::StepStart { .. } => {
+                if over.contains(&id) {
+                    return wrong("a step that is over starts");
+                }
+                if runs.insert(run, (id.clone(), 0)).is_some() {
+                    return wrong("a run starts twice");
+                }
+                if undoes.is_none() {
+                    let at = definition.steps().iter().position(|step| *step.task.id == *id).expect("a step");
+                    let open = |at: usize| !over.contains(&*definition.steps()[at].task.id);
+                    if crate::pipeline::definition::each(definition.after(at)).any(open) {
+                        return wrong("a step starts before one that it comes after is over");
+                    }
+                    if failing {
+                        return wrong("a step starts in a pipeline that is failing");
+                    }
+                } else if !failing {
+                    return wrong("something is undone in a pipeline that is not failing");
+                }
+            }
+            Data::StepProgress { .. }
+            | Data::StepOutput { .. }
+            | Data::StepComplete { .. }
+            | Data::StepError { .. } => {
+                let Some((owner, parts)) = runs.get_mut(&run) else { return wrong("a run that did not start") };
+                if *owner != id || runs_over.contains(&run) {
+                    return wrong("a run of another step, or over");
+                }
+                if let Data::StepOutput { index, .. } = &event.data {
+                    if index != parts {
+                        return wrong("a part is missing");
+                    }
+                    *parts += 1;
+                }
+                if !matches!(event.data, Data::StepProgress { .. } | Data::StepOutput { .. }) {
+                    runs_over.insert(run);
+                }
+                let ended = match &event.data {
+                    Data::StepComplete { output, .. } => {
+                        outputs.insert(id.clone(), output.clone());
+                        match undoes {
+                            None => completed.push(id.clone()),
+                            Some(_) => undone.push(id.clone()),
+                        }
+                        true
+                    }
+                    Data::StepError { retry_in_ns: None, .. } if undoes.is_some() => {
+                        failed_compensations += 1;
+                        undone.push(id.clone());
+                        true
+                    }
+                    Data::StepError { retry_in_ns: None, .. } => {
+                        let step = definition.steps().iter().find(|step| *step.task.id == *id).expect("a step");
+                        failing |= step.on_error == OnError::Compensate;
+                        true
+                    }
+                    _ => false,
+                };
+                if ended && !over.insert(id) {
+                    return wrong("a step is over twice");
+                }
+            }
+            Data::PipelineError { failure, .. } => {
+                let want: Vec<String> = match failing {
+                    true => completed
+                        .iter()
+                        .rev()
+                        .filter_map(|id| definition.steps().iter().find(|step| *step.task.id == **id))
+                        .flat_map(|step| step.compensation.iter().map(|task| task.id.to_string()))
+                        .collect(),
+                    false => Vec::new(),
+                };
+                // A step that fails the whole at once while another is being let finish ends nothing: it is failing.
+                if undone != want || failure.compensated + failure.compensations_failed != want.len() as u32 {
+                    return wrong("what was completed is not undone in reverse");
+                }
+                if failure.compensations_failed != failed_compensations {
+                    return wrong("compensations that failed are counted wrong");
+                }
+            }
+            Data::PipelineComplete { .. } if over.len() != definition.steps().len() => {
+                return wrong("a step is not over");
+            }
+            _ => {}
+        }
+    }
+    Ok(outputs)
+}
+
+/// The outputs by step when nothing fails on the way and nothing runs beside anything.
+fn calm(plan: &Plan) -> BTreeMap<String, Json> {
+    let mut world = World::new(plan.draft.clone(), "0");
+    let mut ms = 0;
+    while !world.execution.is_drained() {
+        ms += 1;
+        for work in world.start(at(ms)) {
+            match plan.fates[work.run.place.step] {
+                Fate::Fails if work.run.place.compensation.is_none() => {
+                    world.fail(at(ms), work.run, StepFailure::last("broken", "broken"));
+                }
+                _ => {
+                    let output = output(world.execution.definition(), &work);
+                    world.finish(at(ms), work.run, output.as_str());
+                }
+            }
+        }
+    }
+    judge(world.execution.definition(), &world.channel).expect("legal")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_crash_and_any_interleaving_give_the_same_outputs_and_a_legal_sequence(plan in plans()) {
+        let mut life = Life::new(&plan);
+        life.live();
+        let outputs = match judge(&life.definition, &life.channel) {
+            Ok(outputs) => outputs,
+            Err(wrong) => return Err(TestCaseError::fail(wrong)),
+        };
+        let calm = calm(&plan);
+        let fatal = |(step, fate): (&Step, &Fate)| *fate == Fate::Fails && step.on_error != OnError::Continue;
+        if plan.draft.steps.iter().zip(&plan.fates).any(fatal) {
+            // Which steps had their turn before the end is chance; what they said is not.
+            let has_failed = matches!(life.execution.outcome(), Some(Outcome::Failed(_)));
+            prop_assert!(has_failed);
+            for (id, output) in &outputs {
+                let same = calm.get(id).is_none_or(|other| other == output);
+                prop_assert!(same, "{} {:?} {:?}", id, output, calm);
+            }
+        } else {
+            prop_assert_eq!(&outputs, &calm);
+            let is_completed = matches!(life.execution.outcome(), Some(Outcome::Completed { .. }));
+            prop_assert!(is_completed);
+        }
+    }
+
+    #[test]
+    fn what_ended_stays_so_wherever_the_channel_stands(plan in plans(), behind in 0usize..20) {
+        let mut life = Life::new(&plan);
+        life.live();
+        let checkpoint = life.saved.clone().expect("a checkpoint");
+        let known = checkpoint.outbox.first().map_or(checkpoint.events_end, |event| event.seq - 1) as usize;
+        let stored = life.channel.len().saturating_sub(behind).max(known);
+        let mut again = Execution::resume(
+            life.definition.clone(), checkpoint, stored as u64, limits(), 1, at(life.ms),
+        ).expect("the checkpoint fits");
+        prop_assert_eq!(again.outcome(), life.execution.outcome());
+        let missing: Vec<Sequenced> = again.poll_events(at(life.ms)).map(|batch| batch.events).unwrap_or_default();
+        prop_assert_eq!(&missing[..], &life.channel[stored..]);
+        again.handle_stored(life.channel.len() as u64);
+        prop_assert!(again.is_drained() && again.poll_start(at(life.ms)).is_none());
+    }
+}

@@ -13,6 +13,7 @@
 //! - [`order`]: results of one stream put back in order.
 //! - [`backpressure`]: gates that push back, by acknowledgement or by size.
 //! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
+//! - [`session`]: chunks of a transcript in, segments and what they say out.
 //! - [`random`]: a seeded generator.
 
 pub mod backpressure;
@@ -27,6 +28,7 @@ pub mod process;
 pub mod queue;
 pub mod random;
 pub mod retry;
+pub mod session;
 pub mod stream;
 pub mod summary;
 pub mod tally;

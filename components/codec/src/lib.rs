@@ -7,6 +7,7 @@
 //! - [`lines`]: NDJSON in, cut into lines.
 //! - [`output`], [`session`]: what comes back for each item, whole or as a stream.
 //! - [`hub`], [`tei`]: the dialects of the Hugging Face inference API and of text-embeddings-inference.
+//! - [`transcript`]: transcript sessions: chunks and their events, configuration, checkpoints, captions.
 //! - [`frame`]: events as NDJSON or SSE.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
@@ -36,4 +37,5 @@ pub mod route;
 pub mod session;
 pub mod task;
 pub mod tei;
+pub mod transcript;
 mod tree;

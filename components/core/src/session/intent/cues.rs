@@ -29,7 +29,7 @@ pub(super) const AUXILIARIES: &[&str] = &[
 /// A sentence still begins after these.
 pub(super) const FILLERS: &[&str] = &[
     "so", "and", "but", "okay", "ok", "well", "um", "uh", "hey", "hi", "hello", "sorry", "yeah", "yes", "yep", "right", "alright", "oh", "now", "then",
-    "also", "just", "actually", "basically", "please", "great", "sure", "thanks", "no", "or", "perfect", "fine", "cool", "first", "next", "again", "hmm",
+    "also", "just", "actually", "basically", "great", "sure", "thanks", "no", "or", "perfect", "fine", "cool", "first", "next", "again", "hmm",
     "team", "everyone", "guys",
 ];
 
@@ -93,7 +93,7 @@ pub(super) const CUES: &[(Cue, &[&str])] = &[
             "must be", "make sure", "be sure to", "don't forget", "remember to", "action item", "action items", "to do list", "todo", "follow up with", "take care of", "somebody should", "someone should", "you should", "someone has to",
             "next step", "next steps", "needs doing", "need to be", "assigned to", "is due", "are due", "due by", "due on", "deadline", "let me know", "get back to me", "get back to us", "keep me posted", "keep us posted", "you'll need to", "should be sent", "should be done",
             "by end of day", "by the end of", "by tomorrow", "by monday", "by tuesday", "by wednesday", "by thursday", "by friday", "by next week", "by noon", "by eod", "is responsible for", "are responsible for", "is on the hook", "is going to own", "owns the", "i'd like you",
-            "task for", "your task", "is tasked", "we've got to", "we gotta", "you're going to", "would you please", "could you please", "can you please", "will be responsible",
+            "task for", "your task", "is tasked", "we've got to", "we gotta", "you're going to", "will be responsible",
         ],
     ),
     (Cue::ActVerb, &["please", "let's", "we ought to", "i want us to", "i'd like us to", "should", "he'll", "she'll", "they'll", "you'll", "can you", "could you", "you can"]),

@@ -145,6 +145,23 @@ impl SessionAsk {
         ask.checked(errors)
     }
 
+    /// Reads the query of `/v1/annotate`, without its `?`: `annotate` and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::Invalid`]
+    pub fn annotate_from_query(query: &str) -> Result<Self, RequestError> {
+        let named = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
+        let others: Vec<FieldError> = named
+            .filter(|name| !name.is_empty() && *name != "annotate")
+            .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
+            .collect();
+        match others.is_empty() {
+            true => Self::from_query(query),
+            false => Err(RequestError::Invalid(others)),
+        }
+    }
+
     fn take_text(&mut self, name: &str, value: &str) -> Result<(), FieldError> {
         fn parse<T: std::str::FromStr>(name: &str, value: &str, expected: &'static str) -> Result<T, FieldError> {
             value.trim().parse().map_err(|_| FieldError::wrong_type(name, expected, "string"))
@@ -350,6 +367,9 @@ mod tests {
             expect!["`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"],
         );
         check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);
+        let other = SessionAsk::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
+        assert_eq!(other, "`max_gap_sec` is not known here; there are annotate");
+        assert!(!SessionAsk::annotate_from_query("annotate=intent").unwrap().parts().keywords);
         check("annotate=sentiment", expect!["models are asked for the segments of a stored session only"]);
     }
 

@@ -170,9 +170,14 @@ pub fn read_text(line: &Line<'_>, plain: bool) -> Result<TextInput, Refusal> {
         })?;
         text_of(node)?
     };
-    let sized = [("text", input.text.len(), TEXT_BYTES_MAX)];
+    sized(input)
+}
+
+/// A text whose lengths are within their bounds.
+pub(crate) fn sized(input: TextInput) -> Result<TextInput, Refusal> {
+    let text = [("text", input.text.len(), TEXT_BYTES_MAX)];
     let speaker = input.speaker_id.as_ref().map(|name| ("speaker_id", name.len(), SPEAKER_BYTES_MAX));
-    for (field, bytes, bytes_max) in sized.into_iter().chain(speaker) {
+    for (field, bytes, bytes_max) in text.into_iter().chain(speaker) {
         if bytes > bytes_max {
             let code = if field == "text" { "text_too_long" } else { "speaker_too_long" };
             let message = format!("`{field}` must have at most {bytes_max} bytes, and has {bytes}");

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use weir_core::session::{
-    ConfigError, IdleConfig, RoutingConfig, SessionConfig, SessionRules, SummaryConfig, Workflow,
+    Annotator, ConfigError, IdleConfig, RoutingConfig, SessionConfig, SummaryConfig, Workflow,
     annotate::{ActionRule, AnnotateConfig, KeywordGroup},
 };
 
@@ -205,7 +205,7 @@ impl SessionAsk {
 
     fn checked(self, mut errors: Vec<FieldError>) -> Result<Self, RequestError> {
         if errors.is_empty()
-            && let Err(error) = SessionRules::new(self.config.clone())
+            && let Err(error) = self.check()
         {
             errors.push(wrong(&error));
         }
@@ -213,6 +213,16 @@ impl SessionAsk {
             true => Ok(self),
             false => Err(RequestError::Invalid(errors)),
         }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.config.validate()?;
+        // Making an annotator costs more than most requests; of the defaults it is known that one can be made.
+        let (annotate, known) = (&self.config.annotate, AnnotateConfig::default());
+        if annotate.groups != known.groups || annotate.actions != known.actions {
+            Annotator::new(annotate)?;
+        }
+        Ok(())
     }
 
     /// As JSON that [`Self::from_json`] reads.

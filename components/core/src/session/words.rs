@@ -4,7 +4,7 @@
 //! Words are compared in small letters, with the few further equalities that Python's `re.IGNORECASE` adds to
 //! ASCII: `ſ` is `s`, `ı` is `i`, and `K` (the Kelvin sign) is `k`. Words that no rule knows are all the same word.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Longest word that a rule may have, in bytes of UTF-8 in small letters.
 pub(super) const WORD_BYTES_MAX: usize = 48;
@@ -58,7 +58,7 @@ pub(super) struct Words {
 /// The words that rules know.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lexicon {
-    ids: HashMap<Box<str>, WordId>,
+    ids: BTreeMap<Box<str>, WordId>,
     /// Open addressing over `ids`, by [`hash`]; a power of two, at most half full. 0 is empty.
     slots: Vec<WordId>,
     /// By id less 1: the word, padded with zeros, and its length.

@@ -83,7 +83,10 @@ fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
     let session = std::fs::read(component("session.wasm")?)?;
     let session = Package::from_bytes("weir:session", None, session, graph.types_mut())?;
     for name in graph.types()[session.ty()].imports.keys() {
-        assert!(name.starts_with("wasi:cli/") || name.starts_with("wasi:io/") || name.starts_with("wasi:clocks/"), "session imports {name}");
+        assert!(
+            name.starts_with("wasi:cli/") || name.starts_with("wasi:io/") || name.starts_with("wasi:clocks/"),
+            "session imports {name}"
+        );
     }
 
     let infer = Package::from_bytes("weir:infer", None, std::fs::read(component("infer.wasm")?)?, graph.types_mut())?;

@@ -91,10 +91,8 @@ async fn annotations_agree_with_the_original_or_differ_as_stated() -> Result<()>
     let server = Server::start_stub(&[])?;
     server.ready().await?;
     let vectors = vectors("keyword_annotator.jsonl")?;
-    let texts: Vec<Value> = vectors
-        .iter()
-        .map(|vector| json!({"text": vector["text"], "speaker_id": "spk_0", "segment_id": 0}))
-        .collect();
+    let texts: Vec<Value> =
+        vectors.iter().map(|vector| json!({"text": vector["text"], "speaker_id": "spk_0", "segment_id": 0})).collect();
     let answers = lines(&server, "/v1/annotate?annotate=keywords", NDJSON, body(&texts)).await?;
     assert_eq!(answers.len(), vectors.len());
     let mut different = 0;
@@ -221,7 +219,8 @@ async fn texts_are_annotated_in_every_form() -> Result<()> {
     assert_eq!(plain[0]["semantic"]["keywords"], json!(["price"]));
     assert_eq!(plain[1]["semantic"]["intent"], "commitment");
     assert_eq!(plain.len(), 2);
-    let answer = post(&server, "/v1/annotate", "application/json", json!({"inputs": ["cheap", "is it?"]}).to_string()).await?;
+    let answer =
+        post(&server, "/v1/annotate", "application/json", json!({"inputs": ["cheap", "is it?"]}).to_string()).await?;
     assert_eq!(answer.status(), 200);
     let answer: Value = answer.json().await?;
     assert_eq!(answer["outputs"][0]["risk_tags"], json!(["pricing"]));

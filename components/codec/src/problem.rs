@@ -153,7 +153,8 @@ impl Problem {
     /// 415: of a path that takes lines.
     pub fn unsupported_line_type(got: &str, plain: bool) -> Self {
         let (got, plain) = (quote(got), if plain { ", `text/plain`" } else { "" });
-        let detail = format!("the body must be `application/x-ndjson`{plain} or `application/json` in UTF-8, not `{got}`");
+        let detail =
+            format!("the body must be `application/x-ndjson`{plain} or `application/json` in UTF-8, not `{got}`");
         Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
     }
 

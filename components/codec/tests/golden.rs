@@ -115,7 +115,8 @@ fn context_windows_agree_exactly() {
             max_time_sec: vector["max_time_sec"].as_f64().unwrap(),
         };
         let mut window = ContextWindow::default();
-        for (segment, want) in vector["input"].as_array().unwrap().iter().zip(vector["after_each"].as_array().unwrap()) {
+        for (segment, want) in vector["input"].as_array().unwrap().iter().zip(vector["after_each"].as_array().unwrap())
+        {
             let segment = Segment {
                 start: segment["start"].as_f64().unwrap(),
                 end: segment["end"].as_f64().unwrap(),

@@ -211,8 +211,8 @@ impl Call<'_> {
     /// A transcript session in one request: chunks on lines in, events out.
     async fn transcript(&self, body: types::Request) -> Result<Response, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
-        let framing = accept::framing(self.header("accept").as_deref())
-            .ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
+        let framing =
+            accept::framing(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
         let ask = SessionAsk::from_query(self.query)?;
         let content_type = self.header("content-type");
         // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
@@ -235,8 +235,7 @@ impl Call<'_> {
         let ask = SessionAsk::annotate_from_query(self.query)?;
         let plain = content_type::is_plain(content_type.as_deref());
         if plain || content_type::is_ndjson(content_type.as_deref()) {
-            let framing =
-                accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
+            let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
             self.encoding()?;
             let body = self.arriving(body, settings).await?;
             let (response, client) = self.streaming(framing)?;

@@ -93,10 +93,12 @@ impl Stream<'_> {
         let (writer, reader) = wit_stream::new::<Item>();
         let feed = pin!(async {
             let error = match source {
-                Source::Lines(body) => match select(pin!(self.feed_lines(body, writer)), pin!(self.duplex.idle())).await {
-                    Either::Left((error, _)) => error,
-                    Either::Right(_) => Some(ItemError::idle(self.settings.body_timeout_ms)),
-                },
+                Source::Lines(body) => {
+                    match select(pin!(self.feed_lines(body, writer)), pin!(self.duplex.idle())).await {
+                        Either::Left((error, _)) => error,
+                        Either::Right(_) => Some(ItemError::idle(self.settings.body_timeout_ms)),
+                    }
+                }
                 Source::Inputs(inputs) => {
                     self.feed_inputs(inputs, writer).await;
                     None

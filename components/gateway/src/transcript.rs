@@ -123,12 +123,7 @@ pub(crate) async fn stream(
 }
 
 /// Brings the lines of a body, and at its end the end of the session.
-async fn feed(
-    duplex: &Duplex<'_, Transcript>,
-    body: Arriving,
-    mut inputs: StreamWriter<Input>,
-    settings: &Settings,
-) {
+async fn feed(duplex: &Duplex<'_, Transcript>, body: Arriving, mut inputs: StreamWriter<Input>, settings: &Settings) {
     let broken = match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
         Either::Left((broken, _)) => broken,
         Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),

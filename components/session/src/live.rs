@@ -33,7 +33,8 @@ impl Live {
     pub fn start(start: Start, shared: &Shared, now_ns: u64) -> Result<Self, StartFailure> {
         match start {
             Start::Config(config) => {
-                let (ask, rules) = shared.of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
+                let (ask, rules) =
+                    shared.of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
                 Ok(Self { ask, session: Session::new(rules, now_ns) })
             }
             Start::Checkpoint(bytes) => {
@@ -174,7 +175,9 @@ mod tests {
         let shared = Shared::default();
         let mut live = Live::start(Start::Config("{}".to_owned()), &shared, 0).unwrap();
         let outputs = take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
-        assert!(matches!(&outputs[..], [Output { event_id: Some(1), body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price"));
+        assert!(
+            matches!(&outputs[..], [Output { event_id: Some(1), body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price")
+        );
         let outputs = take(&mut live, input(2, Some(2), chunk(2.0, 1.0, "x")));
         let refusal = Refusal {
             code: "end_before_start".to_owned(),
@@ -186,7 +189,9 @@ mod tests {
         assert_eq!(outputs, [answer(OutputBody::Refused((3, refusal)))]);
         assert_eq!(take(&mut live, input(4, Some(1), InputBody::End)), [answer(OutputBody::Repeated((1, 1)))]);
         let outputs = take(&mut live, input(5, Some(2), InputBody::End));
-        let [Output { body: OutputBody::Final(kept), .. }, Output { body: OutputBody::Summary(due), .. }] = &outputs[..] else {
+        let [Output { body: OutputBody::Final(kept), .. }, Output { body: OutputBody::Summary(due), .. }] =
+            &outputs[..]
+        else {
             panic!("{outputs:?}");
         };
         assert_eq!((kept.workflow.as_str(), kept.annotation.intent.as_deref()), ("action_item", Some("commitment")));
@@ -199,9 +204,13 @@ mod tests {
         let mut live = Live::start(Start::Config("{\"max_gap_sec\":0.5}".to_owned()), &shared, 0).unwrap();
         take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "one")));
         let outputs = take(&mut live, input(0, None, InputBody::Checkpoint));
-        let [Output { event_id: None, body: OutputBody::Checkpoint(bytes) }] = &outputs[..] else { panic!("{outputs:?}") };
+        let [Output { event_id: None, body: OutputBody::Checkpoint(bytes) }] = &outputs[..] else {
+            panic!("{outputs:?}")
+        };
         let mut other = Live::start(Start::Checkpoint(bytes.clone()), &shared, 0).unwrap();
-        for body in [chunk(1.5, 2.0, "two"), chunk(2.6, 3.0, "three"), InputBody::End, InputBody::Context, InputBody::State] {
+        for body in
+            [chunk(1.5, 2.0, "two"), chunk(2.6, 3.0, "three"), InputBody::End, InputBody::Context, InputBody::State]
+        {
             let given = input(9, Some(7), body);
             let (mut one, mut two) = (Vec::new(), Vec::new());
             live.take(given.clone(), 5, &mut one);

@@ -26,10 +26,12 @@ thread_local! {
 /// Nanoseconds since this instance was first asked.
 fn now_ns() -> u64 {
     let now = Instant::now();
-    let began = BEGAN.with(|began| began.get().unwrap_or_else(|| {
-        began.set(Some(now));
-        now
-    }));
+    let began = BEGAN.with(|began| {
+        began.get().unwrap_or_else(|| {
+            began.set(Some(now));
+            now
+        })
+    });
     u64::try_from(now.duration_since(began).as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -50,10 +52,8 @@ impl Guest for Service {
             let reason = format!("at most {TEXTS_MAX} texts are annotated at once, and not {}", texts.len());
             return Err(StartFailure::InvalidConfig(reason));
         }
-        let (_, rules) = SHARED
-            .with(Rc::clone)
-            .of(&config)
-            .map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
+        let (_, rules) =
+            SHARED.with(Rc::clone).of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
         let mut room = Default::default();
         Ok(texts.iter().map(|text| annotation(&rules.annotator().annotate(text, &mut room))).collect())
     }

@@ -248,8 +248,14 @@ impl Text {
 
     /// Writes what a character reference stands for. Returns how long it is.
     fn reference(&mut self, rest: &str) -> Option<usize> {
-        const KNOWN: [(&str, &str); 6] =
-            [("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"), ("&nbsp;", "\u{a0}"), ("&lrm;", "\u{200e}"), ("&rlm;", "\u{200f}")];
+        const KNOWN: [(&str, &str); 6] = [
+            ("&amp;", "&"),
+            ("&lt;", "<"),
+            ("&gt;", ">"),
+            ("&nbsp;", "\u{a0}"),
+            ("&lrm;", "\u{200e}"),
+            ("&rlm;", "\u{200f}"),
+        ];
         let (name, stands_for) = KNOWN.iter().find(|(name, _)| rest.starts_with(name))?;
         self.joined.push_str(stands_for);
         Some(name.len())
@@ -302,7 +308,11 @@ mod tests {
         );
         check("WEBVTT\n00:01.000 --> 00:02.000\na\n00:02.000 --> 00:03.000\nb", Captions::WebVtt, &["1-2 a", "2-3 b"]);
         check("WEBVTTX\n\n00:01.000 --> 00:02.000\na", Captions::WebVtt, &["line 1: a WebVTT file begins with WEBVTT"]);
-        check("WEBVTT\n\n00:60.000 --> 00:61.000\na", Captions::WebVtt, &["line 3: the times of a cue are as in 00:01:02.345 --> 00:01:04.000"]);
+        check(
+            "WEBVTT\n\n00:60.000 --> 00:61.000\na",
+            Captions::WebVtt,
+            &["line 3: the times of a cue are as in 00:01:02.345 --> 00:01:04.000"],
+        );
     }
 
     #[test]

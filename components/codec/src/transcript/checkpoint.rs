@@ -194,7 +194,8 @@ impl Kept {
 
     fn kept(self) -> Result<Arc<Final>, CheckpointError> {
         let shared = |names: Vec<String>| names.into_iter().map(Arc::from).collect();
-        let matches = self.matches.into_iter().map(|(risk, keyword)| KeywordMatch { risk: risk.into(), keyword: keyword.into() });
+        let matches =
+            self.matches.into_iter().map(|(risk, keyword)| KeywordMatch { risk: risk.into(), keyword: keyword.into() });
         let intent = match self.intent {
             Some(name) => Some(Intent::from_name(&name).ok_or_else(|| unnamed("intent", &name))?),
             None => None,
@@ -249,7 +250,9 @@ impl State {
     fn checkpoint(self) -> Result<Checkpoint, CheckpointError> {
         let window = self.window.into_iter().map(Kept::kept).collect::<Result<Vec<_>, _>>()?;
         let queued = |queued: Queued| match queued {
-            Queued::InWindow(at) => window.get(at).cloned().ok_or_else(|| unnamed("place in the window", &at.to_string())),
+            Queued::InWindow(at) => {
+                window.get(at).cloned().ok_or_else(|| unnamed("place in the window", &at.to_string()))
+            }
             Queued::Alone(kept) => kept.kept(),
         };
         let mut queues: [Vec<Arc<Final>>; 4] = Default::default();
@@ -292,7 +295,9 @@ mod tests {
         let config = SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() };
         let ask = SessionAsk { config, sentiment: true, ..SessionAsk::stored() };
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
-        for (at, text) in ["I'll check the price", "is it?", "é\u{0}\"", "the manager"].iter().cycle().take(30).enumerate() {
+        for (at, text) in
+            ["I'll check the price", "is it?", "é\u{0}\"", "the manager"].iter().cycle().take(30).enumerate()
+        {
             let (start, end) = (at as f64 / 3.0, at as f64 / 3.0 + 0.1);
             let chunk = Chunk { start, end, text: (*text).to_owned(), speaker_id: Some(at.to_string()) };
             session.handle_chunk(at as u64, Some(at as u64), chunk).unwrap();

@@ -233,8 +233,7 @@ impl SessionAsk {
 
 const FIELDS: [&str; 9] =
     ["max_gap_sec", "annotate", "keywords", "actions", "context", "summary", "routing", "idle", "limits"];
-const QUERY: [&str; 6] =
-    ["max_gap_sec", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
+const QUERY: [&str; 6] = ["max_gap_sec", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
 
 /// What core says of a configuration, by field.
 fn wrong(error: &ConfigError) -> FieldError {
@@ -368,13 +367,12 @@ mod tests {
         assert_eq!(ask.parts(), Parts::ALL);
         assert_eq!(SessionAsk::from_query("annotate=none").unwrap().parts(), Parts { keywords: false, intent: false });
         let check = |query: &str, want: Expect| want.assert_eq(&SessionAsk::from_query(query).unwrap_err().to_string());
-        check(
-            "max_gap_sec=-1",
-            expect!["max_gap_sec must be a finite number of at least 0, and is -1"],
-        );
+        check("max_gap_sec=-1", expect!["max_gap_sec must be a finite number of at least 0, and is -1"]);
         check(
             "max_gap_sec=x&gap=1&annotate=mood",
-            expect!["`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"],
+            expect![
+                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
+            ],
         );
         check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);
         let other = SessionAsk::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
@@ -390,9 +388,14 @@ mod tests {
         };
         check(
             r#"{"max_gap_sec":"1","annotate":["keywords",3],"context":{"max_segments":1.5,"size":1},"idle":[],"keywords":{"a":"b"},"mode":1}"#,
-            expect!["`max_gap_sec` must be a number, and is a string; `annotate[1]` must be a string, and is an integer; `keywords.a` must be an array, and is a string; `context.max_segments` must be an integer, and is a number; `context.size` is not known here; there are max_segments, max_time_sec; `idle` must be an object, and is an array; `mode` is not known here; there are max_gap_sec, annotate, keywords, actions, context, summary, routing, idle, limits"],
+            expect![
+                "`max_gap_sec` must be a number, and is a string; `annotate[1]` must be a string, and is an integer; `keywords.a` must be an array, and is a string; `context.max_segments` must be an integer, and is a number; `context.size` is not known here; there are max_segments, max_time_sec; `idle` must be an object, and is an array; `mode` is not known here; there are max_gap_sec, annotate, keywords, actions, context, summary, routing, idle, limits"
+            ],
         );
-        check(r#"{"context":{"max_segments":-1}}"#, expect!["`context.max_segments` must be 0 to 4294967295, and is -1"]);
+        check(
+            r#"{"context":{"max_segments":-1}}"#,
+            expect!["`context.max_segments` must be 0 to 4294967295, and is -1"],
+        );
         check(r#"{"context":{"max_segments":0}}"#, expect!["context.max_segments must be 1 to 1000, and is 0"]);
         check(r#"{"keywords":{"a":["?"]}}"#, expect!["`?` must be made of words, each of at most 48 bytes"]);
         check("[]", expect!["the body is an array; a JSON object was expected"]);

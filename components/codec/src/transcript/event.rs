@@ -364,7 +364,9 @@ mod tests {
         EventLine::Repeated { seq: 1, seq_last: 4 }.write(&mut out);
         check(
             &String::from_utf8(out).unwrap(),
-            expect![[r#"{"type":"error","error":{"message":"Chunk end must be >= start","code":"end_before_start","field":"end"},"line":3}{"type":"repeated","seq":1,"seq_last":4}"#]],
+            expect![[
+                r#"{"type":"error","error":{"message":"Chunk end must be >= start","code":"end_before_start","field":"end"},"line":3}{"type":"repeated","seq":1,"seq_last":4}"#
+            ]],
         );
     }
 
@@ -376,11 +378,15 @@ mod tests {
         session.handle_chunk(0, None, chunk(9.0, "b")).unwrap();
         check(
             &String::from_utf8(state_json(&session, 2_000_000_000)).unwrap(),
-            expect![[r#"{"state":"open","current":{"start":9.0,"end":9.0,"text":"b","speaker_id":null},"seq_last":4,"events":3,"metrics":{"chunks_ingested":2,"segments_finalized":1,"segments_partial":2,"llm_calls":0,"elapsed_sec":2.0,"chunks_per_sec":1.0,"llm_calls_per_min":0.0,"chunks_refused":0,"chunks_repeated":0,"queue_depths":{"question":0,"action_item":0,"decision":0,"general":0},"segments_dropped":{"question":0,"action_item":0,"decision":0,"general":0},"context_segments":1,"context_span_sec":0.0,"latency_ms_mean":0.0,"latency_ms_max":0.0}}"#]],
+            expect![[
+                r#"{"state":"open","current":{"start":9.0,"end":9.0,"text":"b","speaker_id":null},"seq_last":4,"events":3,"metrics":{"chunks_ingested":2,"segments_finalized":1,"segments_partial":2,"llm_calls":0,"elapsed_sec":2.0,"chunks_per_sec":1.0,"llm_calls_per_min":0.0,"chunks_refused":0,"chunks_repeated":0,"queue_depths":{"question":0,"action_item":0,"decision":0,"general":0},"segments_dropped":{"question":0,"action_item":0,"decision":0,"general":0},"context_segments":1,"context_span_sec":0.0,"latency_ms_mean":0.0,"latency_ms_max":0.0}}"#
+            ]],
         );
         check(
             &String::from_utf8(context_json(session.context())).unwrap(),
-            expect![[r#"{"text":"Recent conversation context:\n[0.0s] Unknown: the price","keywords":["price"],"prompt":"Recent conversation context:\n[0.0s] Unknown: the price\n\nConversation keywords: price\n\nGenerate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n","segments":[{"start":0.0,"end":0.0,"text":"the price","speaker_id":null}]}"#]],
+            expect![[
+                r#"{"text":"Recent conversation context:\n[0.0s] Unknown: the price","keywords":["price"],"prompt":"Recent conversation context:\n[0.0s] Unknown: the price\n\nConversation keywords: price\n\nGenerate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n","segments":[{"start":0.0,"end":0.0,"text":"the price","speaker_id":null}]}"#
+            ]],
         );
     }
 }

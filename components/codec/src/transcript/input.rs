@@ -122,8 +122,9 @@ impl Fields {
             },
             _ => {
                 let name: String = name.chars().take(64).collect();
-                let message =
-                    format!("there is no field `{name}`; a chunk has start, end, text, speaker_id and seq, an end has op and seq");
+                let message = format!(
+                    "there is no field `{name}`; a chunk has start, end, text, speaker_id and seq, an end has op and seq"
+                );
                 return Err(Refusal { field: Some(name.into()), ..Refusal::new("unknown_field", None, message) });
             }
         }
@@ -194,35 +195,53 @@ mod tests {
     fn chunks_and_ends() {
         check(
             r#"{"start":0,"end":1.5,"text":" a\n","speaker_id":null}"#,
-            expect![[r#"Input { seq: None, body: Chunk(Chunk { start: 0.0, end: 1.5, text: " a\n", speaker_id: None }) }"#]],
+            expect![[
+                r#"Input { seq: None, body: Chunk(Chunk { start: 0.0, end: 1.5, text: " a\n", speaker_id: None }) }"#
+            ]],
         );
         check(
             r#"{"seq":7,"text":"","end":2e0,"start":-1,"speaker_id":""}"#,
-            expect![[r#"Input { seq: Some(7), body: Chunk(Chunk { start: -1.0, end: 2.0, text: "", speaker_id: Some("") }) }"#]],
+            expect![[
+                r#"Input { seq: Some(7), body: Chunk(Chunk { start: -1.0, end: 2.0, text: "", speaker_id: Some("") }) }"#
+            ]],
         );
         check(r#"{"op":"end","seq":8}"#, expect!["Input { seq: Some(8), body: End }"]);
     }
 
     #[test]
     fn what_is_wrong_and_where() {
-        check(r#"{"start":0,"text":""}"#, expect![[r#"{"message":"`end` is required","code":"missing_field","field":"end"}"#]]);
+        check(
+            r#"{"start":0,"text":""}"#,
+            expect![[r#"{"message":"`end` is required","code":"missing_field","field":"end"}"#]],
+        );
         check(
             r#"{"start":"0","end":1,"text":""}"#,
-            expect![[r#"{"message":"`start` must be a number of seconds, and is a string","code":"wrong_type","field":"start"}"#]],
+            expect![[
+                r#"{"message":"`start` must be a number of seconds, and is a string","code":"wrong_type","field":"start"}"#
+            ]],
         );
         check(
             r#"{"start":0,"end":1,"text":"","speaker":"a"}"#,
-            expect![[r#"{"message":"there is no field `speaker`; a chunk has start, end, text, speaker_id and seq, an end has op and seq","code":"unknown_field","field":"speaker"}"#]],
+            expect![[
+                r#"{"message":"there is no field `speaker`; a chunk has start, end, text, speaker_id and seq, an end has op and seq","code":"unknown_field","field":"speaker"}"#
+            ]],
         );
         check(
             r#"{"start":0,"end":1,"text":"","speaker_id":3}"#,
-            expect![[r#"{"message":"`speaker_id` must be a string or null, and is an integer","code":"wrong_type","field":"speaker_id"}"#]],
+            expect![[
+                r#"{"message":"`speaker_id` must be a string or null, and is an integer","code":"wrong_type","field":"speaker_id"}"#
+            ]],
         );
         check(
             r#"{"op":"end","seq":-1}"#,
-            expect![[r#"{"message":"`seq` must be a whole number of at least 0, and is an integer","code":"wrong_type","field":"seq"}"#]],
+            expect![[
+                r#"{"message":"`seq` must be a whole number of at least 0, and is an integer","code":"wrong_type","field":"seq"}"#
+            ]],
         );
-        check(r#"{"op":"flush"}"#, expect![[r#"{"message":"`op` may be \"end\" and nothing else","code":"not_allowed","field":"op"}"#]]);
+        check(
+            r#"{"op":"flush"}"#,
+            expect![[r#"{"message":"`op` may be \"end\" and nothing else","code":"not_allowed","field":"op"}"#]],
+        );
         check(
             r#"{"op":"end","text":""}"#,
             expect![[r#"{"message":"`text` does not go with `op`","code":"not_allowed","field":"text"}"#]],
@@ -230,7 +249,9 @@ mod tests {
         check("[]", expect![[r#"{"message":"a chunk is an object, and not an array","code":"not_an_object"}"#]]);
         check(
             r#"{"start":0"#,
-            expect![[r#"{"message":"it is not JSON: EOF while parsing an object at column 10","code":"malformed_json"}"#]],
+            expect![[
+                r#"{"message":"it is not JSON: EOF while parsing an object at column 10","code":"malformed_json"}"#
+            ]],
         );
         let too_long = read_line(&Line { number: 1, content: None }).unwrap_err();
         assert_eq!(too_long.code, "line_too_long");

@@ -117,12 +117,8 @@ impl<'a> Semantic<'a> {
         if !keywords && !intent {
             return None;
         }
-        let action = |pattern: &'a Arc<str>| Action {
-            text: action_text(text),
-            speaker_id,
-            segment_ids: [segment_id],
-            pattern,
-        };
+        let action =
+            |pattern: &'a Arc<str>| Action { text: action_text(text), speaker_id, segment_ids: [segment_id], pattern };
         let tags = keywords.then_some(Names(&annotation.risk_tags));
         let found = annotation.matches.iter().filter(|_| keywords);
         Some(Self {
@@ -130,9 +126,7 @@ impl<'a> Semantic<'a> {
             risk_tags: tags,
             actions: keywords.then(|| annotation.action.iter().map(action).collect()),
             tags,
-            matches: found
-                .map(|found| Match { risk: &found.risk, keyword: &found.keyword, segment_id })
-                .collect(),
+            matches: found.map(|found| Match { risk: &found.risk, keyword: &found.keyword, segment_id }).collect(),
             intent: annotation.intent.filter(|_| intent).map(|intent| intent.name()),
         })
     }
@@ -197,7 +191,8 @@ pub(crate) fn text_of(node: Node<'_>) -> Result<TextInput, Refusal> {
         Node::Text(text) => return Ok(TextInput { text: text.into_owned(), speaker_id: None, segment_id: None }),
         Node::Object(members) => members,
         node => {
-            let message = format!("a text is a string or an object, and not {}", crate::json::with_article(node.name()));
+            let message =
+                format!("a text is a string or an object, and not {}", crate::json::with_article(node.name()));
             return Err(Refusal::new("wrong_type", None, message));
         }
     };
@@ -256,9 +251,15 @@ mod tests {
         check(
             " I'll cancel ",
             Parts::ALL,
-            expect![[r#"{"keywords":["cancel"],"risk_tags":["churn_risk"],"actions":[{"text":"I'll cancel","speaker_id":"a","segment_ids":[3],"pattern":"\\b(i['’]?ll|i will)\\s+"}],"tags":["churn_risk"],"matches":[{"risk":"churn_risk","keyword":"cancel","segment_id":3}],"intent":"commitment"}"#]],
+            expect![[
+                r#"{"keywords":["cancel"],"risk_tags":["churn_risk"],"actions":[{"text":"I'll cancel","speaker_id":"a","segment_ids":[3],"pattern":"\\b(i['’]?ll|i will)\\s+"}],"tags":["churn_risk"],"matches":[{"risk":"churn_risk","keyword":"cancel","segment_id":3}],"intent":"commitment"}"#
+            ]],
         );
-        check("the sky", Parts { intent: false, ..Parts::ALL }, expect![[r#"{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}"#]]);
+        check(
+            "the sky",
+            Parts { intent: false, ..Parts::ALL },
+            expect![[r#"{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}"#]],
+        );
         check("price?", Parts { keywords: false, ..Parts::ALL }, expect![[r#"{"intent":"question"}"#]]);
         check("price?", Parts { keywords: false, intent: false }, expect!["null"]);
     }

@@ -345,7 +345,8 @@ mod tests {
         let mut stream = Annotating::new(Parts::ALL, false, Framing::Ndjson);
         let places = [(1, "\"the price\""), (2, "[]"), (5, r#"{"text":"I'll go","segment_id":7,"speaker_id":"a"}"#)];
         let places = places.map(|(number, content)| stream.handle_line(&line(number, content)));
-        let annotations: Vec<Annotation> = places.iter().filter_map(|place| place.text.as_ref().ok()).map(annotate).collect();
+        let annotations: Vec<Annotation> =
+            places.iter().filter_map(|place| place.text.as_ref().ok()).map(annotate).collect();
         stream.handle_annotations(&places, &annotations);
         stream.handle_end(None);
         check(
@@ -362,7 +363,9 @@ mod tests {
         let annotations: Vec<Annotation> = texts.iter().map(annotate).collect();
         check(
             Some(blocks_json(Parts { keywords: true, intent: false }, &texts, &annotations)),
-            expect![[r#"{"outputs":[{"keywords":["cheap"],"risk_tags":["pricing"],"actions":[],"tags":["pricing"],"matches":[{"risk":"pricing","keyword":"cheap","segment_id":0}]},{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}]}"#]],
+            expect![[
+                r#"{"outputs":[{"keywords":["cheap"],"risk_tags":["pricing"],"actions":[],"tags":["pricing"],"matches":[{"risk":"pricing","keyword":"cheap","segment_id":0}]},{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}]}"#
+            ]],
         );
     }
 

@@ -79,10 +79,7 @@ impl Default for AnnotateConfig {
             keywords: true,
             intent: true,
             groups: vec![
-                group(
-                    "escalation",
-                    &["escalate", "escalation", "unacceptable", "supervisor", "manager", "complaint"],
-                ),
+                group("escalation", &["escalate", "escalation", "unacceptable", "supervisor", "manager", "complaint"]),
                 group(
                     "churn_risk",
                     &[
@@ -311,7 +308,10 @@ mod tests {
         assert_eq!(names(&annotation.risk_tags), ["churn_risk", "escalation", "pricing"]);
         let matches: Vec<&str> = annotation.matches.iter().map(|found| &*found.keyword).collect();
         assert_eq!(matches, ["manager", "switching", "leave", "price"]);
-        assert_eq!(annotate("a_price_b prices costly"), Annotation { intent: Some(Intent::General), ..Annotation::default() });
+        assert_eq!(
+            annotate("a_price_b prices costly"),
+            Annotation { intent: Some(Intent::General), ..Annotation::default() }
+        );
     }
 
     #[test]
@@ -343,7 +343,10 @@ mod tests {
     #[test]
     fn rules_may_be_others() {
         let config = AnnotateConfig {
-            groups: vec![KeywordGroup { risk: "outage".to_owned(), keywords: vec!["Is Down".to_owned(), "naïve".to_owned()] }],
+            groups: vec![KeywordGroup {
+                risk: "outage".to_owned(),
+                keywords: vec!["Is Down".to_owned(), "naïve".to_owned()],
+            }],
             actions: vec![ActionRule { pattern: "todo".to_owned(), phrases: vec!["to do".to_owned()] }],
             ..AnnotateConfig::default()
         };

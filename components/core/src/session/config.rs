@@ -229,12 +229,21 @@ mod tests {
         type Change = fn(&mut SessionConfig);
         let changes: [(Change, &str); 7] = [
             (|config| config.max_gap_sec = f64::NAN, "max_gap_sec must be a finite number of at least 0, and is NaN"),
-            (|config| config.context.max_time_sec = -1.0, "context.max_time_sec must be a finite number of at least 0, and is -1"),
+            (
+                |config| config.context.max_time_sec = -1.0,
+                "context.max_time_sec must be a finite number of at least 0, and is -1",
+            ),
             (|config| config.context.max_segments = 0, "context.max_segments must be 1 to 1000, and is 0"),
             (|config| config.routing.queue_len_max[3] = 1001, "routing.queue_len_max must be 0 to 1000, and is 1001"),
-            (|config| config.limits.segment_bytes_max = 1, "limits.segment_bytes_max must be 8192 to 1048576, and is 1"),
+            (
+                |config| config.limits.segment_bytes_max = 1,
+                "limits.segment_bytes_max must be 8192 to 1048576, and is 1",
+            ),
             (|config| config.idle.warn_ms = 600_000, "idle.warn_ms 600000 must be less than idle.expire_ms 600000"),
-            (|config| config.annotate.groups[0].keywords.push(String::new()), "`` must be made of words, each of at most 48 bytes"),
+            (
+                |config| config.annotate.groups[0].keywords.push(String::new()),
+                "`` must be made of words, each of at most 48 bytes",
+            ),
         ];
         for (change, message) in changes {
             let mut config = SessionConfig::default();

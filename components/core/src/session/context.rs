@@ -71,7 +71,8 @@ impl ContextWindow {
 
     /// The keywords of all segments, sorted, each once.
     pub fn keywords(&self) -> Vec<Arc<str>> {
-        let mut keywords: Vec<_> = self.segments().flat_map(|segment| segment.annotation.keywords.iter().cloned()).collect();
+        let mut keywords: Vec<_> =
+            self.segments().flat_map(|segment| segment.annotation.keywords.iter().cloned()).collect();
         keywords.sort_unstable();
         keywords.dedup();
         keywords

@@ -125,7 +125,9 @@ impl IntentRules {
         // Recognizers leave out apostrophes; only where what remains is no other word.
         let joined: Vec<(String, Cue)> = listed
             .iter()
-            .filter(|(phrase, _)| ["n't", "let's", "what's", "that's", "i'm"].iter().any(|short| phrase.contains(short)))
+            .filter(|(phrase, _)| {
+                ["n't", "let's", "what's", "that's", "i'm"].iter().any(|short| phrase.contains(short))
+            })
             .map(|(phrase, cue)| (phrase.replace('\'', ""), *cue))
             .collect();
         listed.extend(joined.iter().map(|(phrase, cue)| (phrase.as_str(), *cue)));
@@ -300,14 +302,32 @@ mod tests {
         );
         check(
             Intent::Clarification,
-            &["What do you mean by stale?", "could you explain that", "just to clarify, it is the second one", "sorry, I didn't catch that"],
+            &[
+                "What do you mean by stale?",
+                "could you explain that",
+                "just to clarify, it is the second one",
+                "sorry, I didn't catch that",
+            ],
         );
         check(
             Intent::ActionItem,
-            &["Can you send the draft?", "please update the ticket", "Send it to Ann", "Maria will send the notes", "someone needs to call them", "we should test it"],
+            &[
+                "Can you send the draft?",
+                "please update the ticket",
+                "Send it to Ann",
+                "Maria will send the notes",
+                "someone needs to call them",
+                "we should test it",
+            ],
         );
-        check(Intent::Commitment, &["I'll do it", "we will call back", "let me check", "I can send the file", "yes, I’ll look"]);
-        check(Intent::Decision, &["we've decided to wait", "okay, let's go with the second", "the budget was approved"]);
+        check(
+            Intent::Commitment,
+            &["I'll do it", "we will call back", "let me check", "I can send the file", "yes, I’ll look"],
+        );
+        check(
+            Intent::Decision,
+            &["we've decided to wait", "okay, let's go with the second", "the budget was approved"],
+        );
         check(Intent::Agreement, &["I agree", "sounds good", "Yes.", "okay", "Exactly, we should wait"]);
         check(
             Intent::General,

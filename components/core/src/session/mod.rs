@@ -181,7 +181,13 @@ impl Session {
         let share = |mut kept: Final| {
             let annotation = &mut kept.annotation;
             let found = annotation.matches.iter_mut().flat_map(|found| [&mut found.risk, &mut found.keyword]);
-            for name in annotation.keywords.iter_mut().chain(&mut annotation.risk_tags).chain(found).chain(&mut annotation.action) {
+            for name in annotation
+                .keywords
+                .iter_mut()
+                .chain(&mut annotation.risk_tags)
+                .chain(found)
+                .chain(&mut annotation.action)
+            {
                 *name = rules.annotator.shared(name);
             }
             Arc::new(kept)
@@ -371,7 +377,8 @@ impl Session {
             if !seen.contains(&Arc::as_ptr(kept)) {
                 seen.push(Arc::as_ptr(kept));
                 let Annotation { keywords, risk_tags, matches, .. } = &kept.annotation;
-                let names = (keywords.capacity() + risk_tags.capacity() + 2 * matches.capacity()) * size_of::<Arc<str>>();
+                let names =
+                    (keywords.capacity() + risk_tags.capacity() + 2 * matches.capacity()) * size_of::<Arc<str>>();
                 // An `Arc` counts twice beside its contents.
                 bytes += size_of::<Final>() + 2 * size_of::<usize>() + kept.segment.heap_bytes() + names;
             }

@@ -54,13 +54,19 @@ impl<T: Copy> Phrases<T> {
 
     /// The phrases that begin at a word, the longest first, with their lengths in words. `loose` lets any gap within a
     /// sentence stand for a space.
-    pub(super) fn at<'a>(&'a self, words: &'a [Word], index: usize, loose: bool) -> impl Iterator<Item = (usize, T)> + 'a {
+    pub(super) fn at<'a>(
+        &'a self,
+        words: &'a [Word],
+        index: usize,
+        loose: bool,
+    ) -> impl Iterator<Item = (usize, T)> + 'a {
         let (from, to) = self.heads.get(usize::from(words[index].id)).copied().unwrap_or_default();
         let after = &words[index + 1..];
         self.phrases[from as usize..to as usize].iter().filter_map(move |phrase| {
             let fits = phrase.rest.len() <= after.len()
                 && phrase.rest.iter().zip(after).all(|((id, gap), word)| {
-                    *id == word.id && (*gap == word.before || (loose && *gap == Gap::Space && word.before == Gap::Within))
+                    *id == word.id
+                        && (*gap == word.before || (loose && *gap == Gap::Space && word.before == Gap::Within))
                 });
             fits.then_some((phrase.rest.len() + 1, phrase.value))
         })

@@ -156,7 +156,8 @@ fn seconds_are_drawn_as_python_draws_them() {
         window.add(&ContextConfig { max_time_sec: f64::MAX, ..ContextConfig::default() }, Arc::new(kept));
     }
     let rendered = window.render_for_llm();
-    let starts: Vec<&str> = rendered.lines().skip(1).filter_map(|line| line.split_once("s]")).map(|(at, _)| at).collect();
+    let starts: Vec<&str> =
+        rendered.lines().skip(1).filter_map(|line| line.split_once("s]")).map(|(at, _)| at).collect();
     assert_eq!(starts, ["[0.1", "[0.2", "[0.3", "[0.8", "[2.5", "[-0.0", "[10000000000000000.0"]);
 }
 
@@ -256,10 +257,16 @@ fn a_checkpoint_that_no_session_left_is_refused() {
     type Change = fn(&mut Checkpoint);
     let changes: [(Change, &str); 6] = [
         (|kept| kept.window = vec![kept.window[0].clone(); 11], "the checkpoint's window is 11 and may be at most 10"),
-        (|kept| kept.queues[0] = vec![kept.window[0].clone(); 65], "the checkpoint's queue is 65 and may be at most 64"),
+        (
+            |kept| kept.queues[0] = vec![kept.window[0].clone(); 65],
+            "the checkpoint's queue is 65 and may be at most 64",
+        ),
         (|kept| kept.counters.segments_finalized = 1, "the checkpoint's final segments are more than were counted"),
         (|kept| kept.current.as_mut().unwrap().end = f64::NAN, "the checkpoint's segments must end after they start"),
-        (|kept| kept.current.as_mut().unwrap().text = "x".repeat(16_385), "the checkpoint's text is 16385 and may be at most 16384"),
+        (
+            |kept| kept.current.as_mut().unwrap().text = "x".repeat(16_385),
+            "the checkpoint's text is 16385 and may be at most 16384",
+        ),
         (|kept| kept.finals_since_end = 9, "the checkpoint's finals since the end are more than were counted"),
     ];
     let rules = || session.rules.clone();

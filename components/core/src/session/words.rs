@@ -284,7 +284,8 @@ impl Scan<'_> {
                     b'?' => worst = Gap::Question,
                     b'!' | b'.' | b';' | b'\n' if worst != Gap::Question => {
                         // The point of a number or of an address ends no sentence.
-                        let ends = byte != b'.' || bytes.get(self.at).is_none_or(|next| FOLDED[usize::from(*next)] == 0);
+                        let ends =
+                            byte != b'.' || bytes.get(self.at).is_none_or(|next| FOLDED[usize::from(*next)] == 0);
                         worst = if ends { Gap::Stop } else { worst };
                     }
                     _ => {}
@@ -347,8 +348,8 @@ mod tests {
         use Gap::{Apostrophe, Question, Space, Start, Stop, Within};
         let gaps: Vec<Gap> = words.words.iter().map(|word| word.before).collect();
         let want = [
-            Start, Space, Within, Apostrophe, Space, Space, Space, Within, Space, Space, Apostrophe, Space, Stop, Question,
-            Within,
+            Start, Space, Within, Apostrophe, Space, Space, Space, Within, Space, Space, Apostrophe, Space, Stop,
+            Question, Within,
         ];
         assert_eq!(gaps, want);
         assert!(!words.asks_last);

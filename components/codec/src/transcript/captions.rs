@@ -231,7 +231,8 @@ impl Text {
         let end = rest.find('>')?;
         let tag = &rest[1..end];
         let begins = |c: char| c == '/' || c.is_ascii_alphabetic() || (vtt && c.is_ascii_digit());
-        if !(vtt && tag.is_empty()) && !tag.starts_with(begins) {
+        let is_tag = tag.starts_with(begins) || (vtt && tag.is_empty());
+        if !is_tag {
             return None;
         }
         // `<v.loud Ann>`: classes, then the name.

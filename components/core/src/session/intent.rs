@@ -81,9 +81,9 @@ struct Kind {
 }
 
 impl Kind {
-    fn new(words: &[&str], lexicon: &mut Lexicon) -> Self {
+    fn new(words: &str, lexicon: &mut Lexicon) -> Self {
         let mut kind = Self::default();
-        for id in words.iter().filter_map(|word| lexicon.add(word)) {
+        for id in words.split(' ').filter_map(|word| lexicon.add(word)) {
             let at = usize::from(id);
             if kind.has.len() <= at {
                 kind.has.resize(at + 1, false);
@@ -120,7 +120,7 @@ impl IntentRules {
     pub(super) fn new(lexicon: &mut Lexicon) -> Self {
         let mut listed: Vec<(&str, Cue)> = Vec::new();
         for (cue, phrases) in cues::CUES {
-            listed.extend(phrases.iter().map(|phrase| (*phrase, *cue)));
+            listed.extend(phrases.split("; ").map(|phrase| (phrase, *cue)));
         }
         // Recognizers leave out apostrophes; only where what remains is no other word.
         let joined: Vec<(String, Cue)> = listed
@@ -131,7 +131,7 @@ impl IntentRules {
             .map(|(phrase, cue)| (phrase.replace('\'', ""), *cue))
             .collect();
         listed.extend(joined.iter().map(|(phrase, cue)| (phrase.as_str(), *cue)));
-        listed.extend(cues::VERBS.iter().map(|verb| (*verb, Cue::Imperative)));
+        listed.extend(cues::VERBS.split(' ').map(|verb| (verb, Cue::Imperative)));
         Self {
             cues: Phrases::new(listed, lexicon).expect("the phrases of cues.rs are short words"),
             verbs: Kind::new(cues::VERBS, lexicon),

@@ -34,7 +34,8 @@ fn directory() -> (PathBuf, bool) {
 fn vectors(name: &str) -> Vec<Value> {
     let file = directory().0.join(name);
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let vectors: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let vectors: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a vector as it was made")).collect();
     assert!(!vectors.is_empty(), "{} is empty", file.display());
     vectors
 }
@@ -51,9 +52,9 @@ fn answer(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
     while let Some(output) = session.poll_event(0) {
         let mut line = Vec::new();
         EventLine::new(&output.event, None, Parts { keywords: false, intent: false }).write(&mut line);
-        let mut event: Value = serde_json::from_slice(&line).unwrap();
+        let mut event: Value = serde_json::from_slice(&line).expect("a vector as it was made");
         // Ours says besides which of the final segments it is.
-        event.as_object_mut().unwrap().remove("segment_id");
+        event.as_object_mut().expect("a vector as it was made").remove("segment_id");
         events.push(event);
     }
     Ok(events)
@@ -220,18 +221,19 @@ mod properties {
     /// The answer to a body that comes in pieces, with a restart after some of its lines.
     fn run(pieces: &[&[u8]], crashes: &[usize]) -> Vec<String> {
         let ask = SessionAsk::stored();
-        let rules = SessionRules::new(ask.config.clone()).unwrap();
+        let rules = SessionRules::new(ask.config.clone()).expect("a session goes on");
         let mut session = Session::new(rules.clone(), 0);
         let mut lines = Lines::new(1 << 16);
         let (mut told, mut count) = (Vec::new(), 0);
         let mut take = |line: &Line<'_>| {
-            match answer(&mut session, line.content.unwrap()) {
+            match answer(&mut session, line.content.expect("a session goes on")) {
                 Ok(events) => told.extend(events.iter().map(Value::to_string)),
                 Err(refusal) => told.push(format!("{}: {}", line.number, refusal.message)),
             }
             if crashes.contains(&count) {
-                let bytes = checkpoint::encode(&ask, &session.checkpoint(0).unwrap());
-                session = checkpoint::decode(&bytes, |_| Ok((ask.clone(), rules.clone())), 0).unwrap().1;
+                let bytes = checkpoint::encode(&ask, &session.checkpoint(0).expect("a session goes on"));
+                session =
+                    checkpoint::decode(&bytes, |_| Ok((ask.clone(), rules.clone())), 0).expect("a session goes on").1;
             }
             count += 1;
         };

@@ -1,5 +1,8 @@
 //! What a chunk costs a session, annotation included: `cargo bench -p weir-core --bench session`.
 
+// The macro makes a public function.
+#![allow(missing_docs)]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -43,7 +43,7 @@ const IDLE_BYTES_MAX: usize = 4096;
 /// Bytes of a session after a long call, and how many of them are of the transcript.
 fn held(config: SessionConfig) -> (usize, usize) {
     const SESSIONS: usize = 100;
-    let rules = SessionRules::new(config).unwrap();
+    let rules = SessionRules::new(config).expect("a good configuration");
     let mut sessions = Vec::with_capacity(SESSIONS);
     let before = LIVE.get();
     for _ in 0..SESSIONS {
@@ -52,20 +52,20 @@ fn held(config: SessionConfig) -> (usize, usize) {
             let text = ["I'll check the price with my manager", "are you leaving?", "the sky was grey today"][at % 3];
             let speaker_id = Some(format!("speaker {}", at % 7));
             let (start, end) = (at as f64, at as f64 + 0.5);
-            session.handle_chunk(0, None, Chunk { start, end, text: text.to_owned(), speaker_id }).unwrap();
+            session.handle_chunk(0, None, Chunk { start, end, text: text.to_owned(), speaker_id }).expect("in order");
             while session.poll_event(0).is_some() {}
         }
         sessions.push(session);
     }
-    let held = usize::try_from(LIVE.get() - before).unwrap() + SESSIONS * size_of::<Session>();
+    let held = usize::try_from(LIVE.get() - before).expect("more than before") + SESSIONS * size_of::<Session>();
     let kept: usize = sessions.iter().map(Session::kept_bytes).sum();
-    println!("a session holds {} bytes, {} of them of the transcript", held / SESSIONS, kept / SESSIONS);
     (held / SESSIONS, kept / SESSIONS)
 }
 
 #[test]
 fn an_idle_session_holds_little_besides_its_window() {
     let (held_bytes, kept_bytes) = held(SessionConfig::default());
+    println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
     assert!(kept_bytes > 2000, "the window is full: {kept_bytes}");
     assert!(held_bytes - kept_bytes < IDLE_BYTES_MAX, "{held_bytes} bytes, of which the transcript has {kept_bytes}");
 }
@@ -73,6 +73,7 @@ fn an_idle_session_holds_little_besides_its_window() {
 #[test]
 fn queues_hold_little_besides_their_segments() {
     let (held_bytes, kept_bytes) = held(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
+    println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
     assert!(kept_bytes > 20_000, "the queues are full: {kept_bytes}");
     assert!(held_bytes - kept_bytes < IDLE_BYTES_MAX, "{held_bytes} bytes, of which the transcript has {kept_bytes}");
 }

@@ -1,4 +1,5 @@
-//! The gateway under another WASI 0.3 host: composed with the stand-in for infer, served by an unmodified `wasmtime serve`.
+//! The gateway under another WASI 0.3 host: composed with the session component and the stand-in for infer, served by an
+//! unmodified `wasmtime serve`.
 
 use std::process::Command;
 
@@ -8,24 +9,30 @@ use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::{Server, component, ndjson, statuses, tool};
 
-/// Plugs the exports of one component into the imports of another, as `wac plug` does.
-fn plug(socket: &[u8], plugged: &[u8]) -> Result<Vec<u8>> {
+/// Plugs the exports of components into the imports of another, as `wac plug` does.
+fn plug(socket: &[u8], plugged: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
-    let plugged = Package::from_bytes("weir:plug", None, plugged.to_vec(), graph.types_mut())?;
-    let plugged = graph.register_package(plugged)?;
+    let mut plugs = Vec::new();
+    for (name, bytes) in plugged {
+        let package = Package::from_bytes(name, None, bytes.clone(), graph.types_mut())?;
+        plugs.push(graph.register_package(package)?);
+    }
     let socket = Package::from_bytes("weir:socket", None, socket.to_vec(), graph.types_mut())?;
     let socket = graph.register_package(socket)?;
-    wac_graph::plug(&mut graph, vec![plugged], socket)?;
+    wac_graph::plug(&mut graph, plugs, socket)?;
     Ok(graph.encode(EncodeOptions::default())?)
 }
 
 #[tokio::test]
 async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
-    let stub = std::fs::read(component("infer_stub.wasm")?)?;
+    let plugged = [
+        ("weir:infer-stub", std::fs::read(component("infer_stub.wasm")?)?),
+        ("weir:session", std::fs::read(component("session.wasm")?)?),
+    ];
     let dir = tempfile::tempdir()?;
     let composed = dir.path().join("composed.wasm");
-    std::fs::write(&composed, plug(&gateway, &stub)?)?;
+    std::fs::write(&composed, plug(&gateway, &plugged)?)?;
     let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
     command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).arg(&composed);
     let server = Server::spawn(command, "Serving HTTP on http://")?;
@@ -46,6 +53,15 @@ async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
     let answer = answer.send().await?;
     assert_eq!(answer.status(), 400);
     assert_eq!(answer.json::<Value>().await?["code"], "malformed_json");
+
+    let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"start\":0.5,\"end\":1,\"text\":\"early\"}\n{\"op\":\"end\"}\n";
+    let answer = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
+    let answer = answer.send().await?;
+    assert_eq!(answer.status(), 200);
+    let events = ndjson(&answer.text().await?)?;
+    let types: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
+    assert_eq!(types, ["partial_segment", "error", "final_segment"], "{events:?}");
+    assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
     let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
     assert!(api["openapi"].as_str().context("a version")?.starts_with("3."));
     Ok(())
@@ -61,7 +77,17 @@ fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
         assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/"), "the gateway imports {name}");
     }
     assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/session@")));
     assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());
+
+    let session = std::fs::read(component("session.wasm")?)?;
+    let session = Package::from_bytes("weir:session", None, session, graph.types_mut())?;
+    for name in graph.types()[session.ty()].imports.keys() {
+        assert!(
+            name.starts_with("wasi:cli/") || name.starts_with("wasi:io/") || name.starts_with("wasi:clocks/"),
+            "session imports {name}"
+        );
+    }
 
     let infer = Package::from_bytes("weir:infer", None, std::fs::read(component("infer.wasm")?)?, graph.types_mut())?;
     let world = &graph.types()[infer.ty()];

@@ -234,7 +234,7 @@ pub fn read_line(line: &Line<'_>, task: Task) -> Result<Input, (Option<Id>, Item
 }
 
 /// An error of the reader in the words of a line.
-fn explain(error: &JsonError) -> (&'static str, String) {
+pub(crate) fn explain(error: &JsonError) -> (&'static str, String) {
     match error {
         JsonError::Empty => ("malformed_json", "it is empty".to_owned()),
         JsonError::NotUtf8 { at } => ("not_utf8", format!("it is not UTF-8: byte {at} does not fit")),

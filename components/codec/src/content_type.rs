@@ -18,6 +18,11 @@ pub fn is_ndjson(content_type: Option<&str>) -> bool {
     utf8 && names.contains(&essence.as_str())
 }
 
+/// True when a body with this `Content-Type` is plain text in UTF-8.
+pub fn is_plain(content_type: Option<&str>) -> bool {
+    content_type.map(read).is_some_and(|(essence, utf8)| utf8 && essence == "text/plain")
+}
+
 /// The media type without its parameters, in small letters, and whether its text is in UTF-8.
 fn read(value: &str) -> (String, bool) {
     let mut parts = value.split(';').map(str::trim);
@@ -34,7 +39,7 @@ fn read(value: &str) -> (String, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_json, is_ndjson};
+    use super::{is_json, is_ndjson, is_plain};
 
     #[test]
     fn json_and_its_kin() {
@@ -53,6 +58,14 @@ mod tests {
         ] {
             assert_eq!(is_json(value), want, "{value:?}");
         }
+    }
+
+    #[test]
+    fn plain_text() {
+        assert!(is_plain(Some("Text/Plain; charset=UTF-8")));
+        assert!(!is_plain(Some("text/plain; charset=latin1")));
+        assert!(!is_plain(Some("text/html")));
+        assert!(!is_plain(None));
     }
 
     #[test]

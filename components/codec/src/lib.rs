@@ -13,6 +13,7 @@
 //! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol.
 //! - [`subscribe`], [`socket`]: where a subscription goes on; what a WebSocket that follows many channels says.
 //! - [`pipeline`]: definitions, executions and their events, checkpoints, `/process-stream` as a pipeline.
+//! - [`transcript`]: transcript sessions: chunks and their events, configuration, checkpoints, captions.
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
 //! - [`models`]: what is served, and readiness.
@@ -51,5 +52,6 @@ pub mod subscribe;
 pub mod task;
 pub mod tei;
 pub mod timestamp;
+pub mod transcript;
 pub mod tree;
 pub mod websocket_events;

@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
 mod tasks;
+mod transcript;
 
 use schemars::{
     JsonSchema, SchemaGenerator,
@@ -110,6 +111,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             ("processBatch", "Process a text and answer once", answer)
         }
         Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),
+        Route::Transcript | Route::Annotate => transcript::described(route, schemas),
         Route::GenerateStream => ("generateStream", "Generate text; not implemented yet", Value::Null),
     };
     let mut responses = Map::new();
@@ -122,6 +124,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         Route::GenerateStream => &[&[("501", "This server does not generate text")]],
         Route::Readyz | Route::Models => &[&[("503", "Not ready; `models` says which")]],
         Route::Index | Route::Livez | Route::OpenApi => &[],
+        Route::Transcript | Route::Annotate => &[&BODY_PROBLEMS],
         Route::Task(_) | Route::Hub | Route::Predict => &[],
     };
     let mut problems: Vec<_> = match problems {
@@ -143,6 +146,10 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         let content = json_of(schemas.sent::<ProcessRequest>());
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
+    if matches!(route, Route::Transcript | Route::Annotate) {
+        operation["requestBody"] = json!({ "required": true, "content": transcript::body(route, schemas) });
+        operation["parameters"] = transcript::parameters(route);
+    }
     if by_item {
         operation["requestBody"] = json!({ "required": true, "content": tasks::body(route, schemas) });
         if let Some(parameters) = tasks::parameters(route, schemas) {
@@ -160,6 +167,7 @@ fn problem(schemas: &mut Schemas) -> Value {
 fn description(route: Route) -> String {
     let text = match route {
         Route::Task(_) | Route::Hub | Route::Predict => return tasks::description(route),
+        Route::Transcript | Route::Annotate => transcript::DESCRIPTION,
         Route::ProcessStream => {
             "Events in this order: started, chunking, chunked; for each step that was asked for its `_processing`, \
              for sentiment a `_progress` per chunk, then `_complete` or `_error`; at last completed, or error when \

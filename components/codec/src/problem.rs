@@ -150,6 +150,14 @@ impl Problem {
         Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
     }
 
+    /// 415: of a path that takes lines.
+    pub fn unsupported_line_type(got: &str, plain: bool) -> Self {
+        let (got, plain) = (quote(got), if plain { ", `text/plain`" } else { "" });
+        let detail =
+            format!("the body must be `application/x-ndjson`{plain} or `application/json` in UTF-8, not `{got}`");
+        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    }
+
     /// 415.
     pub fn unsupported_encoding(got: &str) -> Self {
         let detail = format!("the body must come without `Content-Encoding`, not as `{}`", quote(got));

@@ -25,6 +25,10 @@ pub enum Route {
     GenerateStream,
     /// `POST /v1/classify`, `/v1/tokens`, `/v1/embed`
     Task(Task),
+    /// `POST /v1/transcript`: a session in one request.
+    Transcript,
+    /// `POST /v1/annotate`
+    Annotate,
     /// `POST /models/{name}`: the dialect of the Hugging Face inference API.
     Hub,
     /// `POST /predict`: the dialect of text-embeddings-inference.
@@ -35,7 +39,7 @@ pub enum Route {
 pub const HUB_PREFIX: &str = "/models/";
 
 /// Every route, for [`Route::find`] and the index.
-pub const ROUTES: [(&str, Route); 13] = [
+pub const ROUTES: [(&str, Route); 15] = [
     ("/", Route::Index),
     ("/livez", Route::Livez),
     ("/readyz", Route::Readyz),
@@ -47,6 +51,8 @@ pub const ROUTES: [(&str, Route); 13] = [
     ("/v1/classify", Route::Task(Task::Classify)),
     ("/v1/tokens", Route::Task(Task::Tokens)),
     ("/v1/embed", Route::Task(Task::Embed)),
+    ("/v1/transcript", Route::Transcript),
+    ("/v1/annotate", Route::Annotate),
     ("/models/{name}", Route::Hub),
     ("/predict", Route::Predict),
 ];
@@ -65,7 +71,7 @@ impl Route {
         match self {
             Self::Index | Self::Livez | Self::Readyz | Self::Models | Self::OpenApi => false,
             Self::ProcessStream | Self::ProcessBatch | Self::GenerateStream => true,
-            Self::Task(_) | Self::Hub | Self::Predict => true,
+            Self::Task(_) | Self::Transcript | Self::Annotate | Self::Hub | Self::Predict => true,
         }
     }
 
@@ -123,6 +129,6 @@ mod tests {
     #[test]
     fn the_index_names_every_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /models/{name}","POST /predict"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict"]}"#]].assert_eq(&index);
     }
 }

@@ -15,6 +15,7 @@
 //! - [`backpressure`]: gates that push back, by acknowledgement or by size.
 //! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
 //! - [`quota`]: how often somebody may ask, and how many connections may be open.
+//! - [`session`]: chunks of a transcript in, segments and what they say out.
 //! - [`random`]: a seeded generator.
 
 pub mod backpressure;
@@ -31,6 +32,7 @@ pub mod queue;
 pub mod quota;
 pub mod random;
 pub mod retry;
+pub mod session;
 pub mod stream;
 pub mod summary;
 pub mod tally;

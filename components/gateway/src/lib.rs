@@ -1,22 +1,26 @@
 //! The gateway component: `wasi:http` in, streams of results out.
 //!
-//! It routes, validates, negotiates and renders; `weir:stream/infer` does the inference. One instance serves many
+//! It routes, validates, negotiates and renders; `weir:stream/infer` does the inference and `weir:stream/session` holds
+//! transcript sessions. One instance serves many
 //! requests at once: nothing here blocks, and nothing is shared but the settings.
 //!
 //! - `body`: request bodies, bounded in bytes and time.
 //! - `process`: the two routes that take a text apart.
 //! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
 //! - `dialects`: the same in the words of other servers.
+//! - `transcript`: a transcript session in one request, and what texts say by their words.
+//! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*` and `weir:stream/infer`, nothing else.
+//! Imports `wasi:*`, `weir:stream/infer` and `weir:stream/session`, nothing else.
 
 mod bindings;
 mod body;
 mod clock;
 mod dialects;
+mod duplex;
 mod infer;
 mod items;
 mod process;
@@ -25,6 +29,7 @@ mod request_id;
 mod settings;
 mod signal;
 mod streams;
+mod transcript;
 
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
@@ -45,6 +50,7 @@ use weir_codec::{
     request::ProcessRequest,
     route::{self, HUB_PREFIX, Route},
     task::Task,
+    transcript::{config::SessionAsk, stream::read_texts},
 };
 use weir_core::process::Now;
 
@@ -56,6 +62,9 @@ use crate::{
     settings::Settings,
     streams::Source,
 };
+
+/// The forms in which a stream is answered.
+const STREAM_FORMS: [&str; 2] = ["application/x-ndjson", "text/event-stream"];
 
 /// How long the models may take to say whether they are ready.
 const MODELS_TIMEOUT_MS: u64 = 5000;
@@ -118,6 +127,8 @@ impl Call<'_> {
             Route::ProcessStream => return self.process_stream(body).await.map(Answer::Streaming),
             Route::ProcessBatch => self.process_batch(body).await?,
             Route::Task(task) => return self.task(task, body).await,
+            Route::Transcript => return self.transcript(body).await.map(Answer::Streaming),
+            Route::Annotate => return self.annotate(body).await,
             Route::Hub => {
                 let settings = Settings::current().map_err(Problem::internal)?;
                 let body = self.json(body, settings).await?;
@@ -195,6 +206,53 @@ impl Call<'_> {
                 Ok(Answer::Whole(Reply::json(output::answer_json(&outputs, &plan.model))))
             }
         }
+    }
+
+    /// A transcript session in one request: chunks on lines in, events out.
+    async fn transcript(&self, body: types::Request) -> Result<Response, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let framing =
+            accept::framing(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
+        let ask = SessionAsk::from_query(self.query)?;
+        let content_type = self.header("content-type");
+        // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
+        if !content_type::is_ndjson(content_type.as_deref()) && !content_type::is_json(content_type.as_deref()) {
+            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), false));
+        }
+        self.encoding()?;
+        let body = self.arriving(body, settings).await?;
+        let opened = transcript::open(&ask).await?;
+        let (response, client) = self.streaming(framing)?;
+        let began = self.began;
+        spawn(async move { transcript::stream(body, opened, ask, framing, settings, began, client).await });
+        Ok(response)
+    }
+
+    /// What texts say by their words: on lines, answered as a stream, or in a JSON body, answered at once.
+    async fn annotate(&self, body: types::Request) -> Result<Answer, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let (content_type, accepted) = (self.header("content-type"), self.header("accept"));
+        let ask = SessionAsk::annotate_from_query(self.query)?;
+        let plain = content_type::is_plain(content_type.as_deref());
+        if plain || content_type::is_ndjson(content_type.as_deref()) {
+            let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
+            self.encoding()?;
+            let body = self.arriving(body, settings).await?;
+            let (response, client) = self.streaming(framing)?;
+            let began = self.began;
+            spawn(async move {
+                transcript::annotate_stream(body, plain, ask, framing, settings, began, client).await;
+            });
+            return Ok(Answer::Streaming(response));
+        }
+        if !content_type::is_json(content_type.as_deref()) {
+            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), true));
+        }
+        if !accept::json(accepted.as_deref()) {
+            return Err(Problem::not_acceptable(&["application/json"]));
+        }
+        let texts = read_texts(&self.json(body, settings).await?)?;
+        transcript::annotate_whole(&ask, texts).await.map(|body| Answer::Whole(Reply::json(body)))
     }
 
     /// The body of a stream. A client that waits to be asked for it gets no answer before it is.

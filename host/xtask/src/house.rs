@@ -12,8 +12,11 @@ pub(crate) struct Component {
 }
 
 /// The components that `weir` carries inside itself: one line each.
-pub(crate) const COMPONENTS: &[Component] =
-    &[Component { package: "weir-gateway", name: "gateway" }, Component { package: "weir-infer", name: "infer" }];
+pub(crate) const COMPONENTS: &[Component] = &[
+    Component { package: "weir-gateway", name: "gateway" },
+    Component { package: "weir-infer", name: "infer" },
+    Component { package: "weir-session", name: "session" },
+];
 
 /// The guest programs of the tests (folders of tests/guests): one line each.
 pub(crate) const GUESTS: &[Component] =
@@ -26,7 +29,7 @@ pub(crate) const HOST_PACKAGES: &[&str] =
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
 pub(crate) const LIGHT_PACKAGES: &[&str] =
-    &["weir-auth", "weir-bench", "weir-codec", "weir-core", "weir-gateway", "weir-infer", "xtask"];
+    &["weir-auth", "weir-bench", "weir-codec", "weir-core", "weir-gateway", "weir-infer", "weir-session", "xtask"];
 
 /// The folder of the models that ship, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";

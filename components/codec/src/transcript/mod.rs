@@ -1,0 +1,18 @@
+//! Transcript sessions on the wire.
+//!
+//! - [`input`]: chunks as lines of JSON, and what is wrong with one.
+//! - [`event`]: what a session says, as lines of JSON: events, refusals, metrics, the context.
+//! - [`semantic`]: the semantic block of a text, and the lines of `/v1/annotate`.
+//! - [`stream`]: the streams of `/v1/transcript` and `/v1/annotate`, line by line.
+//! - [`config`]: what a session may be told, as JSON and as a query string.
+//! - [`checkpoint`]: the state of a session as bytes.
+//! - [`captions`]: SRT and WebVTT files as chunks.
+
+pub mod captions;
+pub mod checkpoint;
+pub mod config;
+pub mod event;
+mod fields;
+pub mod input;
+pub mod semantic;
+pub mod stream;

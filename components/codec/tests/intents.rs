@@ -1,0 +1,62 @@
+//! Intents measured on `tests/data/intents.tsv`: precision and recall of each, with floors.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use weir_core::session::{Annotator, Intent, annotate::AnnotateConfig};
+
+/// Precision and recall that no change may fall below, in percent. `tests/data/README.md` has the numbers themselves.
+const FLOORS: [(Intent, u32, u32); 7] = [
+    (Intent::Question, 80, 90),
+    (Intent::Clarification, 95, 78),
+    (Intent::ActionItem, 95, 84),
+    (Intent::Commitment, 93, 93),
+    (Intent::Decision, 95, 84),
+    (Intent::Agreement, 95, 95),
+    (Intent::General, 72, 95),
+];
+
+fn labelled() -> Vec<(Intent, String)> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/intents.tsv");
+    let text = std::fs::read_to_string(file).expect("the file is there");
+    text.lines()
+        .map(|line| {
+            let (label, text) = line.split_once('\t').expect("a label, a tab, a text");
+            (Intent::from_name(label).expect("one of the seven"), text.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn intents_are_as_good_as_they_were() {
+    let annotator = Annotator::new(&AnnotateConfig::default()).expect("the defaults are good");
+    let labelled = labelled();
+    let mut counts: BTreeMap<(Intent, Intent), u32> = BTreeMap::new();
+    for (want, text) in &labelled {
+        let got = annotator.annotate(text, &mut Default::default()).intent.expect("it was asked for");
+        *counts.entry((*want, got)).or_default() += 1;
+        if got != *want {
+            println!("{want} read as {got}: {text}");
+        }
+    }
+    let sum = |is: &dyn Fn(Intent, Intent) -> bool| -> u32 {
+        counts.iter().filter(|((want, got), _)| is(*want, *got)).map(|(_, count)| count).sum()
+    };
+    println!("| intent | utterances | precision | recall |\n|---|---|---|---|");
+    let mut fallen = Vec::new();
+    for (intent, precision_min, recall_min) in FLOORS {
+        let right = sum(&|want, got| want == intent && got == intent);
+        let wanted = sum(&|want, _| want == intent);
+        let got = sum(&|_, got| got == intent);
+        let percent = |of: u32| 100.0 * f64::from(right) / f64::from(of.max(1));
+        let (precision, recall) = (percent(got), percent(wanted));
+        println!("| {intent} | {wanted} | {precision:.1} % | {recall:.1} % |");
+        assert!(wanted >= 30, "{intent} has {wanted} utterances");
+        if precision < f64::from(precision_min) || recall < f64::from(recall_min) {
+            fallen.push(intent);
+        }
+    }
+    let right = sum(&|want, got| want == got);
+    println!("right: {right} of {}", labelled.len());
+    assert!(labelled.len() >= 210);
+    assert!(fallen.is_empty(), "{fallen:?}");
+}

@@ -1,0 +1,174 @@
+//! Where final segments go: one bounded queue for each kind of work, the least urgent dropped first.
+
+use std::collections::VecDeque;
+
+use super::intent::Intent;
+use crate::named::named;
+
+named! {
+    /// A kind of work, the most urgent first.
+    pub enum Workflow {
+        /// Questions and clarifications: handled at once.
+        Question = "question",
+        /// Action items and commitments.
+        ActionItem = "action_item",
+        /// Decisions and agreements.
+        Decision = "decision",
+        /// All else.
+        General = "general",
+    }
+}
+
+impl From<Intent> for Workflow {
+    fn from(intent: Intent) -> Self {
+        match intent {
+            Intent::Question | Intent::Clarification => Self::Question,
+            Intent::ActionItem | Intent::Commitment => Self::ActionItem,
+            Intent::Decision | Intent::Agreement => Self::Decision,
+            Intent::General => Self::General,
+        }
+    }
+}
+
+/// How many kinds of work there are.
+pub const WORKFLOWS: usize = Workflow::ALL.len();
+
+/// How long the queues may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutingConfig {
+    /// Most segments in the queue of each workflow, in the order of [`Workflow::ALL`]. One of 0 keeps none, and drops none.
+    pub queue_len_max: [usize; WORKFLOWS],
+    /// Most segments in all queues.
+    pub queued_max: usize,
+}
+
+impl Default for RoutingConfig {
+    /// No queues: final segments name their workflow, and who reads the events routes by that. Queues that nobody takes from would
+    /// only hold memory and drop.
+    fn default() -> Self {
+        Self { queue_len_max: [0; WORKFLOWS], queued_max: 128 }
+    }
+}
+
+impl RoutingConfig {
+    /// A queue for each workflow, of at most 64 segments each and 128 in all.
+    pub fn queued() -> Self {
+        Self { queue_len_max: [64; WORKFLOWS], ..Self::default() }
+    }
+}
+
+/// The queues.
+#[derive(Debug, Clone)]
+pub(super) struct Router<T> {
+    pub(super) queues: [VecDeque<T>; WORKFLOWS],
+}
+
+impl<T> Default for Router<T> {
+    fn default() -> Self {
+        Self { queues: std::array::from_fn(|_| VecDeque::new()) }
+    }
+}
+
+impl<T> Router<T> {
+    /// Puts an item into its queue. Returns what is dropped for it: the oldest of a queue that is full, else the oldest of the
+    /// least urgent queue when all together are; that may be the item itself.
+    pub(super) fn push(&mut self, config: &RoutingConfig, workflow: Workflow, item: T) -> Option<(Workflow, T)> {
+        let own = workflow as usize;
+        let len_max = config.queue_len_max[own];
+        if len_max == 0 {
+            return None;
+        }
+        // Dropped before the other is added, so that no queue grows past its bound even for a moment.
+        let from = if self.queues[own].len() >= len_max {
+            own
+        } else if self.queued() >= config.queued_max {
+            match self.queues.iter().rposition(|queue| !queue.is_empty()) {
+                Some(least) if least >= own => least,
+                // All that waits is more urgent.
+                _ => return Some((workflow, item)),
+            }
+        } else {
+            self.queues[own].push_back(item);
+            return None;
+        };
+        let dropped = self.queues[from].pop_front()?;
+        self.queues[own].push_back(item);
+        Some((Workflow::ALL[from], dropped))
+    }
+
+    pub(super) fn pop(&mut self, workflow: Workflow) -> Option<T> {
+        self.queues[workflow as usize].pop_front()
+    }
+
+    pub(super) fn pop_urgent(&mut self) -> Option<(Workflow, T)> {
+        Workflow::ALL.iter().find_map(|workflow| Some((*workflow, self.pop(*workflow)?)))
+    }
+
+    pub(super) fn depths(&self) -> [usize; WORKFLOWS] {
+        std::array::from_fn(|at| self.queues[at].len())
+    }
+
+    fn queued(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn intents_lead_to_the_workflows_of_the_contract() {
+        let workflows: Vec<&str> = Intent::ALL.iter().map(|intent| Workflow::from(*intent).name()).collect();
+        assert_eq!(
+            workflows,
+            ["question", "question", "action_item", "action_item", "decision", "decision", "general"]
+        );
+    }
+
+    #[test]
+    fn the_least_urgent_is_dropped_first() {
+        let config = RoutingConfig { queue_len_max: [3; 4], queued_max: 4 };
+        let mut router = Router::default();
+        use Workflow::{ActionItem, General, Question};
+        assert_eq!(router.push(&config, General, 1), None);
+        assert_eq!(router.push(&config, Question, 2), None);
+        assert_eq!(router.push(&config, Question, 3), None);
+        assert_eq!(router.push(&config, Question, 4), None);
+        assert_eq!(router.push(&config, Question, 5), Some((Question, 2)));
+        assert_eq!(router.push(&config, ActionItem, 6), Some((General, 1)));
+        assert_eq!(router.push(&config, General, 7), Some((General, 7)));
+        assert_eq!(router.pop_urgent(), Some((Question, 3)));
+        assert_eq!(router.pop(ActionItem), Some(6));
+        assert_eq!(router.depths(), [2, 0, 0, 0]);
+        let none = RoutingConfig { queue_len_max: [0; 4], queued_max: 4 };
+        assert_eq!(router.push(&none, Question, 8), None);
+        assert_eq!(router.depths(), [2, 0, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_unsaid(pushes in proptest::collection::vec(0usize..5, 0..60), len_max in 1usize..5, all in 0usize..9) {
+            let config = RoutingConfig { queue_len_max: [len_max; 4], queued_max: all };
+            let mut router = Router::default();
+            let (mut pushed, mut seen) = (0, Vec::new());
+            for push in pushes {
+                match Workflow::ALL.get(push) {
+                    Some(workflow) => {
+                        seen.extend(router.push(&config, *workflow, pushed).map(|(_, item)| item));
+                        pushed += 1;
+                    }
+                    None => seen.extend(router.pop_urgent().map(|(_, item)| item)),
+                }
+                prop_assert!(router.depths().iter().all(|depth| *depth <= len_max));
+                prop_assert!(router.queued() <= all);
+            }
+            while let Some((_, item)) = router.pop_urgent() {
+                seen.push(item);
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..pushed).collect::<Vec<i32>>());
+        }
+    }
+}

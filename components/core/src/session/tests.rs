@@ -1,0 +1,424 @@
+use super::*;
+use proptest::prelude::*;
+
+fn chunk(start: f64, end: f64, text: &str, speaker: Option<&str>) -> Chunk {
+    Chunk { start, end, text: text.to_owned(), speaker_id: speaker.map(str::to_owned) }
+}
+
+fn session(change: impl FnOnce(&mut SessionConfig)) -> Session {
+    let mut config = SessionConfig::default();
+    change(&mut config);
+    Session::new(SessionRules::new(config).unwrap(), 0)
+}
+
+fn drain(session: &mut Session) -> Vec<Output> {
+    std::iter::from_fn(|| session.poll_event(0)).collect()
+}
+
+/// Events in short: what kind, and what text.
+fn told(session: &mut Session) -> Vec<String> {
+    drain(session)
+        .into_iter()
+        .map(|output| match output.event {
+            Event::Partial(segment) => format!("partial {}", segment.text),
+            Event::Final(kept) => format!("final {}", kept.segment.text),
+            Event::Summary(summary) => format!("summary {} of {}", summary.kind, summary.finals),
+            Event::Dropped(kept) => format!("dropped {}", kept.id),
+            Event::Expiring { in_ms } => format!("expiring in {in_ms}"),
+            Event::Expired => "expired".to_owned(),
+        })
+        .collect()
+}
+
+#[test]
+fn a_segment_goes_on_until_the_speaker_changes_or_pauses() {
+    let mut session = session(|_| {});
+    session.handle_chunk(0, None, chunk(0.0, 1.0, "we", None)).unwrap();
+    session.handle_chunk(0, None, chunk(2.0, 3.0, "start ", None)).unwrap();
+    session.handle_chunk(0, None, chunk(3.0, 3.5, "", None)).unwrap();
+    session.handle_chunk(0, None, chunk(3.5, 4.0, "late", None)).unwrap();
+    session.handle_chunk(0, None, chunk(4.0, 5.0, "why", Some(""))).unwrap();
+    session.handle_chunk(0, None, chunk(6.001, 7.0, "because", Some(""))).unwrap();
+    let want = [
+        "partial we",
+        "partial we start ",
+        "partial we start ",
+        "partial we start late",
+        "final we start late",
+        "partial why",
+        "final why",
+        "partial because",
+    ];
+    assert_eq!(told(&mut session), want);
+    session.handle_end(0, None).unwrap();
+    assert_eq!(told(&mut session), ["final because", "summary final of 3"]);
+    session.handle_end(0, None).unwrap();
+    assert_eq!(told(&mut session), [""; 0]);
+    // After an end, time may begin anew.
+    session.handle_chunk(0, None, chunk(0.0, 1.0, "again", None)).unwrap();
+    assert_eq!(session.current().unwrap().text, "again");
+}
+
+#[test]
+fn what_is_wrong_leaves_the_state_alone() {
+    let mut session = session(|config| {
+        config.limits = SessionLimits { text_bytes_max: 4, speaker_bytes_max: 2, segment_bytes_max: 9 };
+    });
+    session.handle_chunk(0, Some(1), chunk(1.0, 2.0, "a", None)).unwrap();
+    drain(&mut session);
+    let before = session.checkpoint(0).unwrap();
+    for (wrong, field, message) in [
+        (chunk(3.0, 2.5, "b", None), "end", "Chunk end must be >= start"),
+        (chunk(0.5, 0.25, "b", None), "end", "Chunk end must be >= start"),
+        (chunk(1.5, 2.5, "b", None), "start", "Chunks must arrive in non-decreasing time order"),
+        (chunk(f64::NAN, 3.0, "b", None), "start", "Chunk start must be a finite number of seconds"),
+        (chunk(3.0, f64::INFINITY, "b", None), "end", "Chunk end must be a finite number of seconds"),
+        (chunk(3.0, 4.0, "12345", None), "text", "Chunk text must have at most 4 bytes, and has 5"),
+        (chunk(3.0, 4.0, "b", Some("123")), "speaker_id", "Chunk speaker_id must have at most 2 bytes, and has 3"),
+    ] {
+        let error = session.handle_chunk(7, Some(9), wrong).unwrap_err();
+        assert_eq!((error.field(), error.to_string().as_str()), (Some(field), message));
+    }
+    assert_eq!(drain(&mut session), []);
+    let mut after = session.checkpoint(0).unwrap();
+    assert_eq!(std::mem::take(&mut after.counters.chunks_refused), 7);
+    assert_eq!(after, before);
+    assert_eq!(session.handle_chunk(0, Some(2), chunk(2.0, 3.0, "c", None)), Ok(Taken::New));
+}
+
+#[test]
+fn a_segment_is_bounded() {
+    let mut session = session(|config| {
+        config.limits = SessionLimits { text_bytes_max: 4, segment_bytes_max: 9, ..SessionLimits::default() };
+    });
+    for at in 0..3 {
+        session.handle_chunk(0, None, chunk(f64::from(at), f64::from(at), "abcd", None)).unwrap();
+    }
+    assert_eq!(told(&mut session), ["partial abcd", "partial abcd abcd", "final abcd abcd", "partial abcd"]);
+}
+
+#[test]
+fn a_chunk_is_taken_once() {
+    let mut session = session(|_| {});
+    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Taken::New));
+    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Taken::Repeated { seq_last: 4 }));
+    assert_eq!(session.handle_chunk(0, Some(1), chunk(9.0, 1.0, "a", None)), Ok(Taken::Repeated { seq_last: 4 }));
+    // Chunks without a number are always new, and numbers may leave some out.
+    assert_eq!(session.handle_chunk(0, None, chunk(1.0, 2.0, "b", None)), Ok(Taken::New));
+    assert_eq!(session.handle_end(0, Some(7)), Ok(Taken::New));
+    assert_eq!(session.handle_end(0, Some(7)), Ok(Taken::Repeated { seq_last: 7 }));
+    assert_eq!(told(&mut session), ["partial a", "partial a b", "final a b", "summary final of 1"]);
+    assert_eq!((session.seq_last(), session.events()), (Some(7), 4));
+    assert_eq!(session.metrics(0).counters.chunks_repeated, 2);
+}
+
+#[test]
+fn summaries_are_due_by_finals_and_not_by_the_window() {
+    let mut session = session(|config| {
+        config.context.max_segments = 2;
+        config.summary.every_finals = 3;
+    });
+    for at in 0..7 {
+        let speaker = ["a", "b"][at % 2];
+        session.handle_chunk(0, None, chunk(at as f64, at as f64, "the price", Some(speaker))).unwrap();
+    }
+    session.handle_end(0, None).unwrap();
+    let outputs = drain(&mut session);
+    let summaries: Vec<&SummaryDue> = outputs
+        .iter()
+        .filter_map(|output| match &output.event {
+            Event::Summary(summary) => Some(&**summary),
+            _ => None,
+        })
+        .collect();
+    let counts: Vec<u64> = summaries.iter().map(|summary| summary.finals).collect();
+    assert_eq!(counts, [3, 6, 7]);
+    assert_eq!(
+        summaries[0].prompt,
+        "Recent conversation context:\n[1.0s] b: the price\n[2.0s] a: the price\n\nSummarize the key points discussed:"
+    );
+    assert_eq!(
+        summaries[2].prompt,
+        "Recent conversation context:\n[5.0s] b: the price\n[6.0s] a: the price\n\nConversation keywords: price\n\n\
+         Generate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n"
+    );
+    assert_eq!(question_prompt("why?"), "Answer this question from the conversation:\nQ: why?\nA:");
+    let numbers: Vec<u64> = outputs.iter().filter_map(|output| output.number).collect();
+    assert_eq!(numbers, (1..=outputs.len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn seconds_are_drawn_as_python_draws_them() {
+    let mut window = ContextWindow::default();
+    for start in [0.05, 0.25, 0.35, 0.75, 2.5, -0.04, 1e16] {
+        let segment = Segment { start, end: start, text: "x".to_owned(), speaker_id: None };
+        let kept = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
+        window.add(&ContextConfig { max_time_sec: f64::MAX, ..ContextConfig::default() }, Arc::new(kept));
+    }
+    let rendered = window.render_for_llm();
+    let starts: Vec<&str> =
+        rendered.lines().skip(1).filter_map(|line| line.split_once("s]")).map(|(at, _)| at).collect();
+    assert_eq!(starts, ["[0.1", "[0.2", "[0.3", "[0.8", "[2.5", "[-0.0", "[10000000000000000.0"]);
+}
+
+#[test]
+fn an_idle_session_is_warned_and_expires() {
+    const S: u64 = 1_000_000_000;
+    let mut session = session(|config| config.idle = IdleConfig { expire_ms: 10_000, warn_ms: 3000 });
+    session.handle_chunk(5 * S, None, chunk(0.0, 1.0, "bye", None)).unwrap();
+    assert_eq!(session.poll_timeout(), Some(12 * S));
+    session.handle_time(12 * S - 1);
+    assert_eq!(told(&mut session), ["partial bye"]);
+    session.handle_time(13 * S);
+    session.handle_time(14 * S);
+    assert_eq!(told(&mut session), ["expiring in 2000"]);
+    assert_eq!(session.poll_timeout(), Some(15 * S));
+    // A restart counts from where it was.
+    let kept = session.checkpoint(14 * S).unwrap();
+    let rules = SessionRules::new(session.rules.config.clone()).unwrap();
+    let mut session = Session::restore(rules, kept, 100 * S).unwrap();
+    assert_eq!(session.poll_timeout(), Some(101 * S));
+    session.handle_time(101 * S);
+    assert_eq!(told(&mut session), ["final bye", "summary final of 1", "expired"]);
+    assert_eq!(session.handle_chunk(101 * S, None, chunk(1.0, 2.0, "late", None)), Err(ChunkError::Expired));
+    assert_eq!((session.poll_timeout(), session.is_expired()), (None, true));
+    session.handle_time(999 * S);
+    assert_eq!(drain(&mut session), []);
+}
+
+#[test]
+fn a_chunk_keeps_it_alive() {
+    const S: u64 = 1_000_000_000;
+    let mut session = session(|config| config.idle = IdleConfig { expire_ms: 10_000, warn_ms: 3000 });
+    session.handle_time(8 * S);
+    session.handle_chunk(9 * S, None, chunk(0.0, 1.0, "a", None)).unwrap();
+    session.handle_time(15 * S);
+    assert_eq!(told(&mut session), ["expiring in 2000", "partial a"]);
+    session.handle_time(16 * S);
+    assert_eq!(told(&mut session), ["expiring in 3000"]);
+}
+
+#[test]
+fn queues_are_bounded_and_say_what_they_drop() {
+    let mut session = session(|config| config.routing = RoutingConfig { queue_len_max: [2; 4], queued_max: 3 });
+    for (at, text) in ["who is it?", "the sky was grey", "I'll send it", "why is that?"].iter().enumerate() {
+        session.handle_chunk(0, None, chunk(at as f64, at as f64, text, Some(text))).unwrap();
+    }
+    session.handle_end(0, None).unwrap();
+    assert!(told(&mut session).contains(&"dropped 1".to_owned()));
+    let metrics = session.metrics(0);
+    assert_eq!((metrics.queue_depths, metrics.counters.segments_dropped), ([2, 1, 0, 0], [0, 0, 0, 1]));
+    let (workflow, first) = session.take_urgent().unwrap();
+    assert_eq!((workflow, first.id), (Workflow::Question, 0));
+    assert_eq!(session.take_routed(Workflow::ActionItem).unwrap().id, 2);
+}
+
+#[test]
+fn events_that_are_not_taken_push_back() {
+    let mut session = session(|_| {});
+    let mut taken = 0;
+    let error = loop {
+        match session.handle_chunk(0, None, chunk(0.0, 0.0, "", None)) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((taken, error), (EVENTS_MAX, ChunkError::Undrained));
+    assert_eq!(session.checkpoint(0), None);
+    drain(&mut session);
+    assert!(session.handle_chunk(0, None, chunk(0.0, 0.0, "", None)).is_ok());
+}
+
+#[test]
+fn metrics_have_the_counts_of_the_contract() {
+    let mut session = session(|_| {});
+    let at = 1_000_000_000;
+    session.handle_chunk(at, None, chunk(1.0, 2.0, "a", Some("x"))).unwrap();
+    session.handle_chunk(at, None, chunk(2.0, 3.0, "b", Some("y"))).unwrap();
+    session.record_llm_call();
+    while session.poll_event(at + 2_000_000).is_some() {}
+    let metrics = session.metrics(2 * at);
+    let Counters { chunks_ingested, segments_finalized, segments_partial, llm_calls, .. } = metrics.counters;
+    assert_eq!((chunks_ingested, segments_finalized, segments_partial, llm_calls), (2, 1, 2, 1));
+    assert_eq!((metrics.elapsed_sec, metrics.chunks_per_sec, metrics.llm_calls_per_min), (2.0, 1.0, 30.0));
+    assert_eq!((metrics.context_segments, metrics.context_span_sec), (1, 1.0));
+    assert_eq!((metrics.latency.count, metrics.latency.mean_ms(), metrics.latency.max_ns), (3, 2.0, 2_000_000));
+    assert_eq!(Session::new(SessionRules::new(SessionConfig::default()).unwrap(), 5).metrics(5).chunks_per_sec, 0.0);
+}
+
+#[test]
+fn a_checkpoint_that_no_session_left_is_refused() {
+    let mut session = session(|config| config.routing = RoutingConfig::queued());
+    for at in 0..3 {
+        session.handle_chunk(0, None, chunk(f64::from(at), f64::from(at), "a", Some(&at.to_string()))).unwrap();
+    }
+    drain(&mut session);
+    let good = session.checkpoint(0).unwrap();
+    type Change = fn(&mut Checkpoint);
+    let changes: [(Change, &str); 6] = [
+        (|kept| kept.window = vec![kept.window[0].clone(); 11], "the checkpoint's window is 11 and may be at most 10"),
+        (
+            |kept| kept.queues[0] = vec![kept.window[0].clone(); 65],
+            "the checkpoint's queue is 65 and may be at most 64",
+        ),
+        (|kept| kept.counters.segments_finalized = 1, "the checkpoint's final segments are more than were counted"),
+        (|kept| kept.current.as_mut().unwrap().end = f64::NAN, "the checkpoint's segments must end after they start"),
+        (
+            |kept| kept.current.as_mut().unwrap().text = "x".repeat(16_385),
+            "the checkpoint's text is 16385 and may be at most 16384",
+        ),
+        (|kept| kept.finals_since_end = 9, "the checkpoint's finals since the end are more than were counted"),
+    ];
+    let rules = || session.rules.clone();
+    for (change, message) in changes {
+        let mut wrong = good.clone();
+        change(&mut wrong);
+        assert_eq!(Session::restore(rules(), wrong, 0).unwrap_err().to_string(), message);
+    }
+    let restored = Session::restore(rules(), good.clone(), 7).unwrap();
+    assert_eq!(restored.checkpoint(7), Some(good));
+    // What is in the window and in a queue is kept once after a restart too.
+    assert_eq!(restored.kept_bytes(), session.kept_bytes());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Chunk(Chunk),
+    End,
+    Take(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let text = prop_oneof![
+        Just("".to_owned()),
+        Just("I'll check the price".to_owned()),
+        Just("is it ready?".to_owned()),
+        "[a-z ]{0,12}",
+    ];
+    let chunk = (-2i32..8, -1i32..6, text, 0usize..3);
+    let step = prop_oneof![
+        12 => chunk.prop_map(|(gap, length, text, speaker)| (Some((gap, length, text, speaker)), 0)),
+        1 => Just((None, 4)),
+        1 => (0usize..4).prop_map(|workflow| (None, workflow)),
+    ];
+    proptest::collection::vec(step, 0..60).prop_map(|steps| {
+        let mut at = 0.0;
+        steps
+            .into_iter()
+            .map(|step| match step {
+                (Some((gap, length, text, speaker)), _) => {
+                    let start = at + f64::from(gap) / 4.0;
+                    let end = start + f64::from(length) / 4.0;
+                    at = if end >= start && start >= at { end } else { at };
+                    Step::Chunk(chunk_of(start, end, text, speaker))
+                }
+                (None, 4) => Step::End,
+                (None, workflow) => Step::Take(workflow),
+            })
+            .collect()
+    })
+}
+
+fn chunk_of(start: f64, end: f64, text: String, speaker: usize) -> Chunk {
+    Chunk { start, end, text, speaker_id: [None, Some("a"), Some("b")][speaker].map(str::to_owned) }
+}
+
+fn apply(session: &mut Session, now: u64, step: &Step, seq: Option<u64>) {
+    match step {
+        Step::Chunk(chunk) => {
+            let _ = session.handle_chunk(now, seq, chunk.clone());
+        }
+        Step::End => {
+            session.handle_end(now, seq).unwrap();
+        }
+        Step::Take(workflow) => {
+            session.take_routed(Workflow::ALL[*workflow]);
+        }
+    }
+}
+
+fn config() -> SessionConfig {
+    let mut config = SessionConfig::default();
+    config.context.max_segments = 3;
+    config.context.max_time_sec = 4.0;
+    config.summary.every_finals = 2;
+    config.routing = RoutingConfig { queue_len_max: [2; 4], queued_max: 3 };
+    config
+}
+
+proptest! {
+    #[test]
+    fn a_session_goes_on_from_any_checkpoint(steps in steps(), crash in 0usize..60) {
+        let rules = SessionRules::new(config()).unwrap();
+        let mut whole = Session::new(rules.clone(), 0);
+        let mut broken = Session::new(rules.clone(), 0);
+        for (now, step) in steps.iter().enumerate() {
+            apply(&mut whole, now as u64, step, None);
+            apply(&mut broken, now as u64, step, None);
+            prop_assert_eq!(drain(&mut whole), drain(&mut broken));
+            if now == crash {
+                let kept = broken.checkpoint(now as u64).unwrap();
+                // Another process has another clock.
+                let now = now as u64;
+                broken = Session::restore(rules.clone(), kept, now).unwrap();
+            }
+        }
+        let end = steps.len() as u64;
+        prop_assert_eq!(whole.checkpoint(end), broken.checkpoint(end));
+    }
+
+    /// What a checkpoint missed is submitted again from any chunk before it: nothing is lost, nothing is taken twice, and the
+    /// numbers say which events had been told.
+    #[test]
+    fn submitting_again_loses_and_doubles_nothing(
+        steps in steps(),
+        kept_at in 0usize..60,
+        crash in 0usize..60,
+        from in 0usize..60,
+    ) {
+        let rules = SessionRules::new(config()).unwrap();
+        let chunks: Vec<&Step> = steps.iter().filter(|step| !matches!(step, Step::Take(_))).collect();
+        let run = |session: &mut Session, from: usize, to: usize, told: &mut Vec<Output>| {
+            for (seq, step) in chunks.iter().enumerate().take(to).skip(from) {
+                apply(session, 0, step, Some(seq as u64));
+                for output in drain(session) {
+                    if let Some(number) = output.number {
+                        let known = told.get(number as usize - 1);
+                        assert!(known.is_none_or(|known| *known == output), "{number} was told otherwise");
+                        if known.is_none() {
+                            assert_eq!(number, told.len() as u64 + 1);
+                            told.push(output);
+                        }
+                    }
+                }
+            }
+        };
+        let mut want = Vec::new();
+        run(&mut Session::new(rules.clone(), 0), 0, chunks.len(), &mut want);
+        let mut got = Vec::new();
+        let mut session = Session::new(rules.clone(), 0);
+        let crash = crash.min(chunks.len());
+        let kept_at = kept_at.min(crash);
+        run(&mut session, 0, kept_at, &mut got);
+        let kept = session.checkpoint(0).unwrap();
+        run(&mut session, kept_at, crash, &mut got);
+        let mut session = Session::restore(rules.clone(), kept, 0).unwrap();
+        run(&mut session, from.min(kept_at), chunks.len(), &mut got);
+        prop_assert_eq!(got, want);
+    }
+
+    #[test]
+    fn each_chunk_has_one_partial_and_at_most_one_final(steps in steps()) {
+        let mut session = Session::new(SessionRules::new(config()).unwrap(), 0);
+        for step in &steps {
+            let Step::Chunk(chunk) = step else { continue };
+            let taken = session.handle_chunk(0, None, chunk.clone()).is_ok();
+            let outputs = drain(&mut session);
+            let count = |is: fn(&Event) -> bool| outputs.iter().filter(|output| is(&output.event)).count();
+            prop_assert_eq!(count(|event| matches!(event, Event::Partial(_))), usize::from(taken));
+            prop_assert!(count(|event| matches!(event, Event::Final(_))) <= usize::from(taken));
+            let ends_so = outputs.last().is_none_or(|output| matches!(output.event, Event::Partial(_)));
+            prop_assert!(ends_so);
+        }
+    }
+}

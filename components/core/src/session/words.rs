@@ -1,0 +1,373 @@
+//! Texts as words: what keywords, actions and intents are all found in.
+//!
+//! A word is a maximal run of letters, digits and `_`, what `\w+` finds in Python; the bounds of words are those of `\b`.
+//! Words are compared in small letters, with the few further equalities that Python's `re.IGNORECASE` adds to
+//! ASCII: `ſ` is `s`, `ı` is `i`, and `K` (the Kelvin sign) is `k`. Words that no rule knows are all the same word.
+
+use std::collections::BTreeMap;
+
+/// Longest word that a rule may have, in bytes of UTF-8 in small letters.
+pub(super) const WORD_BYTES_MAX: usize = 48;
+
+/// A word as the rules see it; [`UNKNOWN`] when no rule knows it.
+pub(super) type WordId = u16;
+/// Any word that no rule knows.
+pub(super) const UNKNOWN: WordId = 0;
+
+/// What stands before a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gap {
+    /// Nothing, or white space only: it is the first.
+    Start,
+    /// One U+0020.
+    Space,
+    /// One apostrophe, straight or curly.
+    Apostrophe,
+    /// Something within a sentence: other white space, commas, dashes, quotes.
+    Within,
+    /// The end of a sentence.
+    Stop,
+    /// The end of a question.
+    Question,
+}
+
+impl Gap {
+    /// A new sentence begins after it.
+    pub(super) fn ends_sentence(self) -> bool {
+        matches!(self, Self::Start | Self::Stop | Self::Question)
+    }
+}
+
+/// A word in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) id: WordId,
+    pub(super) before: Gap,
+    /// White space follows at once, and something after it.
+    pub(super) spaced: bool,
+}
+
+/// The words of a text, kept from one text to the next so that nothing is allocated for most.
+#[derive(Debug, Default)]
+pub(super) struct Words {
+    pub(super) words: Vec<Word>,
+    /// A question mark stands after the last word.
+    pub(super) asks_last: bool,
+}
+
+/// The words that rules know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lexicon {
+    ids: BTreeMap<Box<str>, WordId>,
+    /// Open addressing over `ids`, by [`hash`]; a power of two, at most half full. 0 is empty.
+    slots: Vec<WordId>,
+    /// By id less 1: the word, padded with zeros, and its length.
+    spelled: Vec<([u8; WORD_BYTES_MAX], u8)>,
+}
+
+impl Lexicon {
+    /// The id of a word in the form that [`Lexicon::read`] gives it; a new one unless it is known. None when the word is too
+    /// long or there are too many.
+    pub(super) fn add(&mut self, word: &str) -> Option<WordId> {
+        if let Some(&id) = self.ids.get(word) {
+            return Some(id);
+        }
+        if word.len() > WORD_BYTES_MAX {
+            return None;
+        }
+        let id = WordId::try_from(self.spelled.len() + 1).ok()?;
+        let mut bytes = [0; WORD_BYTES_MAX];
+        bytes[..word.len()].copy_from_slice(word.as_bytes());
+        self.spelled.push((bytes, word.len() as u8));
+        self.ids.insert(word.into(), id);
+        if self.spelled.len() * 2 > self.slots.len() {
+            self.grow();
+        } else {
+            self.place(id);
+        }
+        Some(id)
+    }
+
+    fn grow(&mut self) {
+        self.slots = vec![UNKNOWN; (self.slots.len() * 2).max(64)];
+        for id in 1..=self.spelled.len() {
+            self.place(id as WordId);
+        }
+    }
+
+    fn place(&mut self, id: WordId) {
+        let (bytes, length) = &self.spelled[usize::from(id) - 1];
+        let mask = self.slots.len() - 1;
+        let mut at = hash(&bytes[..usize::from(*length)]) as usize & mask;
+        while self.slots[at] != UNKNOWN {
+            at = (at + 1) & mask;
+        }
+        self.slots[at] = id;
+    }
+
+    fn find(&self, word: &[u8], hashed: u32) -> WordId {
+        if self.slots.is_empty() || word.len() > WORD_BYTES_MAX {
+            return UNKNOWN;
+        }
+        let mask = self.slots.len() - 1;
+        let mut at = hashed as usize & mask;
+        loop {
+            let id = self.slots[at];
+            if id == UNKNOWN {
+                return UNKNOWN;
+            }
+            let (bytes, length) = &self.spelled[usize::from(id) - 1];
+            if usize::from(*length) == word.len() && bytes[..word.len()] == *word {
+                return id;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// Reads a text into words.
+    pub(super) fn read(&self, text: &str, into: &mut Words) {
+        into.words.clear();
+        into.asks_last = false;
+        let mut scan = Scan { text: strip(text), at: 0, word: [0; WORD_BYTES_MAX], length: 0, hashed: 0 };
+        let mut before = scan.gap(true);
+        while scan.at < scan.text.len() {
+            let dotted = scan.word();
+            let id = match scan.length <= WORD_BYTES_MAX {
+                true => self.find(&scan.word[..scan.length], scan.hashed),
+                false => UNKNOWN,
+            };
+            let spaced = !dotted && scan.space_follows();
+            into.words.push(Word { id, before, spaced });
+            before = scan.gap(false);
+            if dotted && matches!(before, Gap::Space | Gap::Apostrophe) {
+                before = Gap::Within;
+            }
+        }
+        into.asks_last = before == Gap::Question;
+    }
+}
+
+/// The words of a rule's phrase, as [`Lexicon::add`] takes them.
+pub(super) fn spell(phrase: &str) -> Vec<(String, Gap)> {
+    let mut scan = Scan { text: phrase, at: 0, word: [0; WORD_BYTES_MAX], length: 0, hashed: 0 };
+    let mut found = Vec::new();
+    let mut before = scan.gap(true);
+    while scan.at < phrase.len() {
+        scan.word();
+        // A word that does not fit is made longer than any may be, so that it is refused and not cut.
+        let word = match scan.length <= WORD_BYTES_MAX {
+            true => String::from_utf8_lossy(&scan.word[..scan.length]).into_owned(),
+            false => "x".repeat(WORD_BYTES_MAX + 1),
+        };
+        found.push((word, before));
+        before = scan.gap(false);
+    }
+    found
+}
+
+/// Without white space at both ends, as Python's `str.strip` sees it.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// White space as Python has it: Unicode's, and the four separators of ASCII.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// By byte: the small letter, digit or `_` that it is in a word; 0 for what is in none, and for bytes beyond ASCII.
+const FOLDED: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let c = byte as u8;
+        if c.is_ascii_alphanumeric() || c == b'_' {
+            table[byte] = c.to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// FNV-1a, 32 bits.
+fn hash(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(FNV_OFFSET, |hashed, byte| (hashed ^ u32::from(*byte)).wrapping_mul(FNV_PRIME))
+}
+
+const FNV_OFFSET: u32 = 0x811c_9dc5;
+const FNV_PRIME: u32 = 0x0100_0193;
+
+/// A place in a text, and the word that was read last.
+struct Scan<'t> {
+    text: &'t str,
+    at: usize,
+    word: [u8; WORD_BYTES_MAX],
+    /// May be larger than there is room: such a word is known to no rule.
+    length: usize,
+    hashed: u32,
+}
+
+impl Scan<'_> {
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.word.get_mut(self.length) {
+            *place = byte;
+        }
+        self.hashed = (self.hashed ^ u32::from(byte)).wrapping_mul(FNV_PRIME);
+        self.length += 1;
+    }
+
+    fn next_char(&self) -> Option<char> {
+        self.text[self.at..].chars().next()
+    }
+
+    fn space_follows(&self) -> bool {
+        match self.text.as_bytes().get(self.at) {
+            None => false,
+            Some(b' ') => true,
+            Some(_) => self.next_char().is_some_and(is_space),
+        }
+    }
+
+    /// Reads a word in small letters. True when it ends in `İ`, whose small form is an `i` and a dot above, which is in no word.
+    fn word(&mut self) -> bool {
+        (self.length, self.hashed) = (0, FNV_OFFSET);
+        let bytes = self.text.as_bytes();
+        while let Some(&byte) = bytes.get(self.at) {
+            let folded = FOLDED[usize::from(byte)];
+            if folded != 0 {
+                self.push(folded);
+                self.at += 1;
+                continue;
+            }
+            if byte < 128 {
+                return false;
+            }
+            let Some(c) = self.next_char().filter(|c| is_word(*c)) else { return false };
+            self.at += c.len_utf8();
+            match c {
+                'ſ' => self.push(b's'),
+                'ı' => self.push(b'i'),
+                'İ' => {
+                    self.push(b'i');
+                    return true;
+                }
+                'ς' => self.push_char('σ'),
+                _ => c.to_lowercase().for_each(|c| self.push_char(c)),
+            }
+        }
+        false
+    }
+
+    fn push_char(&mut self, c: char) {
+        let mut room = [0; 4];
+        for byte in c.encode_utf8(&mut room).bytes() {
+            self.push(byte);
+        }
+    }
+
+    /// Goes on to the next word and says what is between.
+    fn gap(&mut self, first: bool) -> Gap {
+        let from = self.at;
+        let bytes = self.text.as_bytes();
+        let mut worst = if first { Gap::Start } else { Gap::Within };
+        while let Some(&byte) = bytes.get(self.at) {
+            if byte < 128 {
+                if FOLDED[usize::from(byte)] != 0 {
+                    break;
+                }
+                self.at += 1;
+                match byte {
+                    b'?' => worst = Gap::Question,
+                    b'!' | b'.' | b';' | b'\n' if worst != Gap::Question => {
+                        // The point of a number or of an address ends no sentence.
+                        let ends =
+                            byte != b'.' || bytes.get(self.at).is_none_or(|next| FOLDED[usize::from(*next)] == 0);
+                        worst = if ends { Gap::Stop } else { worst };
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            let Some(c) = self.next_char() else { break };
+            if is_word(c) {
+                break;
+            }
+            self.at += c.len_utf8();
+            match c {
+                '？' | '؟' => worst = Gap::Question,
+                '…' | '。' | '！' if worst != Gap::Question => worst = Gap::Stop,
+                _ => {}
+            }
+        }
+        match &self.text[from..self.at] {
+            " " if !first => Gap::Space,
+            "'" | "’" if !first => Gap::Apostrophe,
+            _ => worst,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lexicon(words: &[&str]) -> Lexicon {
+        let mut lexicon = Lexicon::default();
+        for word in words {
+            lexicon.add(word).unwrap();
+        }
+        lexicon
+    }
+
+    fn ids(lexicon: &Lexicon, text: &str) -> Vec<WordId> {
+        let mut words = Words::default();
+        lexicon.read(text, &mut words);
+        words.words.iter().map(|word| word.id).collect()
+    }
+
+    #[test]
+    fn words_are_runs_of_letters_digits_and_underscores() {
+        let lexicon = lexicon(&["price", "naïve", "switch", "kilo", "i"]);
+        assert_eq!(ids(&lexicon, " PRICE, a_price price_b price2 pricé (price)"), [1, 0, 0, 0, 0, 1]);
+        assert_eq!(ids(&lexicon, "NAÏVE你好 naïve 你好"), [0, 2, 0]);
+        assert_eq!(ids(&lexicon, "ſwitch Kilo kıLO"), [3, 4, 4]);
+        assert_eq!(ids(&lexicon, "İprice"), [5, 1]);
+        assert_eq!(ids(&lexicon, &"x".repeat(200)), [0]);
+        assert_eq!(ids(&lexicon, " \u{1f}\u{a0} "), []);
+    }
+
+    #[test]
+    fn gaps_say_what_stands_between() {
+        let mut words = Words::default();
+        Lexicon::default().read("\"Hi there,  you'll be at 3.5 or d’you go. No?! Yes - ok", &mut words);
+        use Gap::{Apostrophe, Question, Space, Start, Stop, Within};
+        let gaps: Vec<Gap> = words.words.iter().map(|word| word.before).collect();
+        let want = [
+            Start, Space, Within, Apostrophe, Space, Space, Space, Within, Space, Space, Apostrophe, Space, Stop,
+            Question, Within,
+        ];
+        assert_eq!(gaps, want);
+        assert!(!words.asks_last);
+        Lexicon::default().read("is it? ", &mut words);
+        assert!(words.asks_last && words.words[0].spaced && !words.words[1].spaced);
+    }
+
+    proptest! {
+        #[test]
+        fn words_agree_with_a_plain_reading(text in "[aZé_9İſ '’.?,\u{1f}你\u{300}]{0,24}") {
+            let lexicon = lexicon(&["a", "z", "az", "é", "9", "i", "s", "你"]);
+            let plain = text.replace('İ', "i\u{307}").to_lowercase().replace('ſ', "s");
+            let want: Vec<WordId> = plain
+                .split(|c: char| !is_word(c))
+                .filter(|word| !word.is_empty())
+                .map(|word| lexicon.ids.get(word).copied().unwrap_or(UNKNOWN))
+                .collect();
+            prop_assert_eq!(ids(&lexicon, &text), want);
+        }
+    }
+}

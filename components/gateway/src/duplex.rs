@@ -1,0 +1,186 @@
+//! The client's side of a stream in both directions: what is written, and when it is time to stop.
+//!
+//! A route brings what comes and what is answered (its work); this writes it as soon as there is something, looks after a client that
+//! leaves or does not read, and says when there is room for more. The parts run side by side in one task and share the route's
+//! state; when all is written, or the client is gone, the work is dropped, and with it the streams that it holds.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::pending,
+    pin::pin,
+};
+
+use futures::future::{Either, select};
+use spin_sdk::wasip3::{
+    http::types::ErrorCode,
+    wit_bindgen::{StreamResult, StreamWriter as BodyWriter},
+};
+use weir_core::process::Now;
+
+use crate::{
+    clock::{self, Deadline},
+    reply::Client,
+    settings::Settings,
+    signal::{Gate, Signal},
+};
+
+/// Unsent bytes from which nothing more is brought.
+pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
+/// The clock is looked at this often, and while there is nothing to write, the client.
+const TICK_MS: u64 = 500;
+
+/// What a route has to say.
+pub(crate) trait Outgoing {
+    /// What is to be written now, if anything.
+    fn poll_output(&mut self) -> Option<Vec<u8>>;
+    /// Bytes that were not taken.
+    fn output_bytes(&self) -> usize;
+    /// True when something that came has no answer yet.
+    fn is_owing(&self) -> bool;
+    /// True when all was taken, and no more comes.
+    fn is_done(&self) -> bool;
+}
+
+/// What the parts of a stream share.
+pub(crate) struct Duplex<'a, S> {
+    /// The route's own.
+    pub(crate) session: RefCell<S>,
+    settings: &'a Settings,
+    /// There may be something to write.
+    changed: Signal,
+    /// There may be room for more.
+    pub(crate) room: Gate,
+    /// The client should be looked after.
+    probe: Cell<bool>,
+    /// When something last arrived or was answered.
+    active_ns: Cell<u64>,
+    /// While the client is written to: since when it has taken nothing.
+    writing_since_ns: Cell<Option<u64>>,
+}
+
+impl<'a, S: Outgoing> Duplex<'a, S> {
+    /// A stream that began then.
+    pub(crate) fn new(session: S, settings: &'a Settings, began: Now) -> Self {
+        Self {
+            session: RefCell::new(session),
+            settings,
+            changed: Signal::default(),
+            room: Gate::default(),
+            probe: Cell::new(false),
+            active_ns: Cell::new(began.monotonic_ns),
+            writing_since_ns: Cell::new(None),
+        }
+    }
+
+    /// Writes what `work` leads to until all is said or the client is gone; work that is left is dropped then.
+    pub(crate) async fn serve(&self, work: impl Future<Output = ()>, client: Client) {
+        let Client { mut body, trailers, sent } = client;
+        let stalled = {
+            // A client may leave while there is nothing to write.
+            let gone = pin!(async {
+                if sent.await.is_ok() {
+                    pending::<()>().await;
+                }
+            });
+            let work = pin!(async {
+                work.await;
+                pending::<()>().await;
+            });
+            let write = pin!(self.write(&mut body));
+            let whole = pin!(select(write, select(work, gone)));
+            let watch = pin!(self.watch());
+            matches!(select(whole, watch).await, Either::Right(_))
+        };
+        if stalled {
+            let cut = trailers.write(Err(ErrorCode::HttpResponseTimeout));
+            Deadline::after(clock::now(), TICK_MS).bound(cut).await;
+        }
+    }
+
+    /// There may be something to write.
+    pub(crate) fn changed(&self) {
+        self.changed.notify();
+    }
+
+    /// Something has arrived or was answered just now.
+    pub(crate) fn touch(&self) {
+        self.active_ns.set(clock::now().monotonic_ns);
+    }
+
+    /// Resolves when so little is unsent that more may be brought.
+    pub(crate) async fn unsent_few(&self) {
+        self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
+    }
+
+    /// Sends what there is, as soon as there is something, until the last line or until nobody reads any more.
+    async fn write(&self, client: &mut BodyWriter<u8>) {
+        loop {
+            let out = self.session.borrow_mut().poll_output();
+            if let Some(out) = out {
+                self.room.notify();
+                if !self.send(client, out).await {
+                    return;
+                }
+            } else if self.session.borrow().is_done() {
+                return;
+            } else if self.probe.take() {
+                // A write of nothing is done when the reader is ready for more, or gone.
+                if client.write(Vec::new()).await.0 == StreamResult::Dropped {
+                    return;
+                }
+            } else {
+                self.changed.wait().await;
+            }
+        }
+    }
+
+    /// Sends bytes; false when nobody reads any more.
+    async fn send(&self, client: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
+        self.writing_since_ns.set(Some(clock::now().monotonic_ns));
+        let (mut result, mut left) = client.write(bytes).await;
+        while matches!(result, StreamResult::Complete(_)) && left.remaining() > 0 {
+            self.writing_since_ns.set(Some(clock::now().monotonic_ns));
+            (result, left) = client.write_buf(left).await;
+        }
+        let now_ns = clock::now().monotonic_ns;
+        self.writing_since_ns.set(None);
+        // What was owed to the client was owed until now.
+        self.active_ns.set(now_ns);
+        left.remaining() == 0
+    }
+
+    /// Resolves when nothing has arrived for `body_timeout_ms` and nothing was owed.
+    pub(crate) async fn idle(&self) {
+        let timeout_ms = self.settings.body_timeout_ms;
+        loop {
+            let active = Now { monotonic_ns: self.active_ns.get(), unix_ns: 0 };
+            Deadline::after(active, timeout_ms).passed().await;
+            let owed = {
+                let session = self.session.borrow();
+                session.is_owing() || session.output_bytes() > 0 || self.writing_since_ns.get().is_some()
+            };
+            if owed {
+                self.active_ns.set(clock::now().monotonic_ns);
+            } else if self.active_ns.get() == active.monotonic_ns {
+                return;
+            }
+        }
+    }
+
+    /// Has the client looked after from time to time. Resolves when it has taken nothing for twice the time of a
+    /// request, though there was something to take.
+    async fn watch(&self) {
+        let stalled_ns = self.settings.request_timeout_ms.saturating_mul(2 * 1_000_000);
+        loop {
+            Deadline::after(clock::now(), TICK_MS).passed().await;
+            match self.writing_since_ns.get() {
+                Some(since_ns) if clock::now().monotonic_ns.saturating_sub(since_ns) >= stalled_ns => return,
+                Some(_) => {}
+                None => {
+                    self.probe.set(true);
+                    self.changed.notify();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! `/v1/transcript` and `/v1/annotate`: lines in, what `weir:stream/session` says of them out.
+
+use std::pin::pin;
+
+use futures::future::{Either, select};
+use weir_codec::{
+    ask::LINE_BYTES_MAX,
+    frame::Framing,
+    lines::{Line, Lines},
+    output::ItemError,
+    problem::Problem,
+    transcript::{
+        config::SessionAsk,
+        input::{Body, Refusal},
+        semantic::TextInput,
+        stream::{Annotating, Place, Transcript, blocks_json},
+    },
+};
+use weir_core::{
+    process::Now,
+    session::{self as core, Event, Intent, SummaryKind, Workflow, annotate::KeywordMatch},
+};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
+
+use crate::{
+    bindings::{
+        weir::stream::session::{self, Chunk, Input, InputBody, Output, OutputBody, Start},
+        wit_stream,
+    },
+    body::{Arriving, Piece},
+    duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
+    reply::Client,
+    settings::Settings,
+};
+
+/// Most inputs that are handed over at once.
+const INPUTS_MAX: usize = 128;
+/// Most outputs that are taken at once.
+const OUTPUTS_MAX: usize = 256;
+/// Most lines that are annotated at once.
+const PLACES_MAX: usize = 128;
+
+impl Outgoing for Transcript {
+    fn poll_output(&mut self) -> Option<Vec<u8>> {
+        self.poll_output()
+    }
+
+    fn output_bytes(&self) -> usize {
+        self.output_bytes()
+    }
+
+    fn is_owing(&self) -> bool {
+        // A session answers at once.
+        false
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_done()
+    }
+}
+
+impl Outgoing for Annotating {
+    fn poll_output(&mut self) -> Option<Vec<u8>> {
+        self.poll_output()
+    }
+
+    fn output_bytes(&self) -> usize {
+        self.output_bytes()
+    }
+
+    fn is_owing(&self) -> bool {
+        false
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_done()
+    }
+}
+
+/// A session that has begun, from its two ends.
+pub(crate) struct Opened {
+    inputs: StreamWriter<Input>,
+    outputs: StreamReader<Output>,
+}
+
+/// Begins a session.
+pub(crate) async fn open(ask: &SessionAsk) -> Result<Opened, Problem> {
+    let (inputs, reader) = wit_stream::new::<Input>();
+    match session::run(Start::Config(config(ask)), reader).await {
+        Ok(outputs) => Ok(Opened { inputs, outputs }),
+        Err(failure) => Err(Problem::internal(&format!("the session did not begin: {failure:?}"))),
+    }
+}
+
+fn config(ask: &SessionAsk) -> String {
+    String::from_utf8(ask.to_json()).expect("JSON is UTF-8")
+}
+
+/// Streams the events of a session until all is said or the client is gone.
+pub(crate) async fn stream(
+    body: Arriving,
+    opened: Opened,
+    ask: SessionAsk,
+    framing: Framing,
+    settings: &Settings,
+    began: Now,
+    client: Client,
+) {
+    let duplex = Duplex::new(Transcript::new(&ask, framing), settings, began);
+    let work = async {
+        let Opened { inputs, outputs } = opened;
+        let feed = pin!(feed(&duplex, body, inputs, settings));
+        let receive = pin!(receive(&duplex, outputs));
+        // The session says no more when nothing more comes, or when it is lost.
+        match select(feed, receive).await {
+            Either::Left(((), receive)) => receive.await,
+            Either::Right(_) => duplex.session.borrow_mut().handle_broken(lost()),
+        }
+        duplex.session.borrow_mut().handle_end();
+        duplex.changed();
+    };
+    duplex.serve(work, client).await;
+}
+
+/// Brings the lines of a body, and at its end the end of the session.
+async fn feed(duplex: &Duplex<'_, Transcript>, body: Arriving, mut inputs: StreamWriter<Input>, settings: &Settings) {
+    let broken = match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
+        Either::Left((broken, _)) => broken,
+        Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
+    };
+    if let Some(refusal) = broken {
+        duplex.session.borrow_mut().handle_broken(refusal);
+    }
+    // Whatever ended it, what was in flight is final.
+    inputs.write_one(Input { line: 0, seq: None, body: InputBody::End }).await;
+}
+
+/// Brings the lines of a body. Returns why no more come, unless all that was to come has.
+async fn feed_lines(
+    duplex: &Duplex<'_, Transcript>,
+    mut body: Arriving,
+    inputs: &mut StreamWriter<Input>,
+) -> Option<Refusal> {
+    let mut lines = Lines::new(LINE_BYTES_MAX);
+    let mut room = Vec::new();
+    loop {
+        duplex.unsent_few().await;
+        let Piece { bytes, more } = body.piece(room).await;
+        duplex.touch();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let mut taken = Vec::new();
+            while taken.len() < INPUTS_MAX
+                && let Some(line) = lines.next_line(&mut rest)
+            {
+                taken.push(input(duplex, &line));
+            }
+            if !taken.is_empty() && !inputs.write_all(taken).await.is_empty() {
+                return Some(lost());
+            }
+        }
+        room = bytes;
+        if !more {
+            break;
+        }
+    }
+    // The line that was being sent when the body broke is nobody's.
+    if !body.arrived_whole().await {
+        return Some(ItemError::body_incomplete().into());
+    }
+    let last = lines.last_line().map(|line| input(duplex, &line))?;
+    inputs.write_one(last).await.map(|_| lost())
+}
+
+fn input(duplex: &Duplex<'_, Transcript>, line: &Line<'_>) -> Input {
+    let (seq, body) = match duplex.session.borrow_mut().handle_line(line) {
+        Ok(input) => {
+            let body = match input.body {
+                Body::Chunk(core::Chunk { start, end, text, speaker_id }) => {
+                    InputBody::Chunk(Chunk { start, end, text, speaker_id })
+                }
+                Body::End => InputBody::End,
+            };
+            (input.seq, body)
+        }
+        Err(Refusal { code, field, message }) => {
+            let field = field.map(String::from);
+            (None, InputBody::Refused(session::Refusal { code: code.into(), field, message }))
+        }
+    };
+    Input { line: line.number, seq, body }
+}
+
+/// Brings what the session says until it says no more.
+async fn receive(duplex: &Duplex<'_, Transcript>, mut outputs: StreamReader<Output>) {
+    let mut room = Vec::with_capacity(OUTPUTS_MAX);
+    loop {
+        let (read, mut batch) = outputs.read(room).await;
+        for output in batch.drain(..) {
+            tell(&mut duplex.session.borrow_mut(), output);
+        }
+        room = batch;
+        duplex.changed();
+        if !matches!(read, StreamResult::Complete(_)) {
+            return;
+        }
+        duplex.unsent_few().await;
+    }
+}
+
+fn tell(transcript: &mut Transcript, output: Output) {
+    let event = match output.body {
+        OutputBody::Partial(partial) => Event::Partial(segment(partial)),
+        OutputBody::Final(kept) => Event::Final(final_segment(kept).into()),
+        OutputBody::Summary(due) => Event::Summary(Box::new(core::SummaryDue {
+            kind: if due.is_final { SummaryKind::Final } else { SummaryKind::Incremental },
+            finals: due.finals,
+            context: due.context,
+            keywords: due.keywords.into_iter().map(Into::into).collect(),
+            prompt: due.prompt,
+        })),
+        OutputBody::Dropped(kept) => Event::Dropped(final_segment(kept).into()),
+        OutputBody::Expiring(in_ms) => Event::Expiring { in_ms },
+        OutputBody::Expired => Event::Expired,
+        OutputBody::Refused((line, session::Refusal { code, field, message })) => {
+            let refusal = Refusal { code: code.into(), field: field.map(Into::into), message };
+            return transcript.handle_refusal(line, &refusal);
+        }
+        OutputBody::Repeated((seq, seq_last)) => return transcript.handle_repeated(seq, seq_last),
+        // These are not asked for here.
+        OutputBody::Checkpoint(_) | OutputBody::State(_) | OutputBody::Context(_) => return,
+    };
+    transcript.handle_event(&event);
+}
+
+fn segment(segment: session::Segment) -> core::Segment {
+    let session::Segment { start, end, text, speaker_id } = segment;
+    core::Segment { start, end, text, speaker_id }
+}
+
+fn final_segment(kept: session::FinalSegment) -> core::Final {
+    core::Final {
+        id: kept.id,
+        segment: segment(kept.segment),
+        annotation: annotation(kept.annotation),
+        workflow: Workflow::from_name(&kept.workflow).unwrap_or(Workflow::General),
+    }
+}
+
+fn annotation(annotation: session::Annotation) -> core::Annotation {
+    let session::Annotation { keywords, risk_tags, matches, action, intent } = annotation;
+    let found = |found: session::KeywordMatch| KeywordMatch { risk: found.risk.into(), keyword: found.keyword.into() };
+    core::Annotation {
+        keywords: keywords.into_iter().map(Into::into).collect(),
+        risk_tags: risk_tags.into_iter().map(Into::into).collect(),
+        matches: matches.into_iter().map(found).collect(),
+        action: action.map(Into::into),
+        intent: intent.and_then(|name| Intent::from_name(&name)),
+    }
+}
+
+fn lost() -> Refusal {
+    let message = "the session ended before its stream";
+    ItemError::new("session_lost", message).into()
+}
+
+/// Annotates texts and answers whole.
+pub(crate) async fn annotate_whole(ask: &SessionAsk, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
+    let annotations = annotate(&config(ask), texts.iter()).await;
+    let annotations = annotations.ok_or_else(|| Problem::internal("the session component does not annotate"))?;
+    Ok(blocks_json(ask.parts(), &texts, &annotations))
+}
+
+async fn annotate(config: &str, texts: impl Iterator<Item = &TextInput>) -> Option<Vec<core::Annotation>> {
+    let texts: Vec<String> = texts.map(|text| text.text.clone()).collect();
+    let count = texts.len();
+    let annotations = session::annotate(config.to_owned(), texts).await.ok()?;
+    (annotations.len() == count).then(|| annotations.into_iter().map(annotation).collect())
+}
+
+/// Streams the semantic blocks of lines until all is said or the client is gone.
+pub(crate) async fn annotate_stream(
+    body: Arriving,
+    plain: bool,
+    ask: SessionAsk,
+    framing: Framing,
+    settings: &Settings,
+    began: Now,
+    client: Client,
+) {
+    let duplex = Duplex::new(Annotating::new(ask.parts(), plain, framing), settings, began);
+    let work = async {
+        let lines = pin!(annotate_lines(&duplex, body, config(&ask)));
+        let broken = match select(lines, pin!(duplex.idle())).await {
+            Either::Left((broken, _)) => broken,
+            Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
+        };
+        duplex.session.borrow_mut().handle_end(broken);
+        duplex.changed();
+    };
+    duplex.serve(work, client).await;
+}
+
+/// Annotates the lines of a body. Returns why no more come, unless all that was to come has.
+async fn annotate_lines(duplex: &Duplex<'_, Annotating>, mut body: Arriving, config: String) -> Option<Refusal> {
+    let mut lines = Lines::new(LINE_BYTES_MAX);
+    let mut room = Vec::new();
+    loop {
+        duplex.unsent_few().await;
+        let Piece { bytes, more } = body.piece(room).await;
+        duplex.touch();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let mut places = Vec::new();
+            while places.len() < PLACES_MAX
+                && duplex.session.borrow().output_bytes() < OUT_BYTES_MAX
+                && let Some(line) = lines.next_line(&mut rest)
+            {
+                places.push(duplex.session.borrow_mut().handle_line(&line));
+            }
+            if !answer(duplex, &places, &config).await {
+                return Some(lost());
+            }
+            duplex.unsent_few().await;
+        }
+        room = bytes;
+        if !more {
+            break;
+        }
+    }
+    if !body.arrived_whole().await {
+        return Some(ItemError::body_incomplete().into());
+    }
+    let last: Vec<Place> =
+        lines.last_line().map(|line| duplex.session.borrow_mut().handle_line(&line)).into_iter().collect();
+    (!answer(duplex, &last, &config).await).then(lost)
+}
+
+/// Annotates the texts of some lines. False when that cannot be done any more.
+async fn answer(duplex: &Duplex<'_, Annotating>, places: &[Place], config: &str) -> bool {
+    if places.is_empty() {
+        return true;
+    }
+    let texts = places.iter().filter_map(|place| place.text.as_ref().ok());
+    let Some(annotations) = annotate(config, texts).await else { return false };
+    duplex.session.borrow_mut().handle_annotations(places, &annotations);
+    duplex.touch();
+    duplex.changed();
+    true
+}

@@ -1,0 +1,228 @@
+//! One session between its inputs and its outputs.
+
+use std::sync::Arc;
+
+use weir_codec::transcript::{
+    checkpoint,
+    config::SessionAsk,
+    event::{context_json, state_json},
+};
+use weir_core::session::{self as core, Event, Session, SummaryKind, Taken};
+
+use crate::{
+    rules::Shared,
+    types::{
+        Annotation, Chunk, FinalSegment, Input, InputBody, KeywordMatch, Output, OutputBody, Refusal, Segment, Start,
+        StartFailure, SummaryDue,
+    },
+};
+
+/// A session that runs.
+#[derive(Debug)]
+pub struct Live {
+    ask: SessionAsk,
+    session: Session,
+}
+
+impl Live {
+    /// Begins a session, or goes on with one.
+    ///
+    /// # Errors
+    ///
+    /// [`StartFailure`]
+    pub fn start(start: Start, shared: &Shared, now_ns: u64) -> Result<Self, StartFailure> {
+        match start {
+            Start::Config(config) => {
+                let (ask, rules) =
+                    shared.of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
+                Ok(Self { ask, session: Session::new(rules, now_ns) })
+            }
+            Start::Checkpoint(bytes) => {
+                let (ask, session) = checkpoint::decode(&bytes, |config| shared.of(config), now_ns)
+                    .map_err(|error| StartFailure::InvalidCheckpoint(error.to_string()))?;
+                Ok(Self { ask, session })
+            }
+        }
+    }
+
+    /// Takes an input and says what it leads to, in `outputs`.
+    pub fn take(&mut self, input: Input, now_ns: u64, outputs: &mut Vec<Output>) {
+        let Input { line, seq, body } = input;
+        let taken = match body {
+            InputBody::Chunk(Chunk { start, end, text, speaker_id }) => {
+                self.session.handle_chunk(now_ns, seq, core::Chunk { start, end, text, speaker_id })
+            }
+            InputBody::End => self.session.handle_end(now_ns, seq),
+            InputBody::Time => {
+                self.session.handle_time(now_ns);
+                Ok(Taken::New)
+            }
+            InputBody::LlmCall => {
+                self.session.record_llm_call();
+                Ok(Taken::New)
+            }
+            InputBody::Refused(refusal) => return outputs.push(answer(OutputBody::Refused((line, refusal)))),
+            InputBody::Checkpoint => return outputs.push(answer(OutputBody::Checkpoint(self.checkpoint(now_ns)))),
+            InputBody::State => {
+                let state = String::from_utf8(state_json(&self.session, now_ns)).expect("JSON is UTF-8");
+                return outputs.push(answer(OutputBody::State(state)));
+            }
+            InputBody::Context => {
+                let context = self.session.context();
+                let json = String::from_utf8(context_json(context)).expect("JSON is UTF-8");
+                return outputs.push(answer(OutputBody::Context((context.render_for_llm(), json))));
+            }
+        };
+        while let Some(core::Output { number, event }) = self.session.poll_event(now_ns) {
+            outputs.push(Output { event_id: number, body: output(event) });
+        }
+        match taken {
+            Ok(Taken::New) => {}
+            Ok(Taken::Repeated { seq_last }) => {
+                outputs.push(answer(OutputBody::Repeated((seq.unwrap_or(seq_last), seq_last))));
+            }
+            Err(error) => {
+                let refusal = Refusal {
+                    code: error.rule().to_owned(),
+                    field: error.field().map(str::to_owned),
+                    message: error.to_string(),
+                };
+                outputs.push(answer(OutputBody::Refused((line, refusal))));
+            }
+        }
+    }
+
+    fn checkpoint(&self, now_ns: u64) -> Vec<u8> {
+        let checkpoint = self.session.checkpoint(now_ns).expect("every input's events are taken at once");
+        checkpoint::encode(&self.ask, &checkpoint)
+    }
+}
+
+fn answer(body: OutputBody) -> Output {
+    Output { event_id: None, body }
+}
+
+fn output(event: Event) -> OutputBody {
+    match event {
+        Event::Partial(partial) => OutputBody::Partial(segment(partial)),
+        Event::Final(kept) => OutputBody::Final(final_segment(&kept)),
+        Event::Summary(due) => OutputBody::Summary(SummaryDue {
+            is_final: due.kind == SummaryKind::Final,
+            finals: due.finals,
+            keywords: names(&due.keywords),
+            context: due.context,
+            prompt: due.prompt,
+        }),
+        Event::Dropped(kept) => OutputBody::Dropped(final_segment(&kept)),
+        Event::Expiring { in_ms } => OutputBody::Expiring(in_ms),
+        Event::Expired => OutputBody::Expired,
+    }
+}
+
+fn segment(segment: core::Segment) -> Segment {
+    let core::Segment { start, end, text, speaker_id } = segment;
+    Segment { start, end, text, speaker_id }
+}
+
+fn final_segment(kept: &core::Final) -> FinalSegment {
+    FinalSegment {
+        id: kept.id,
+        segment: segment(kept.segment.clone()),
+        annotation: annotation(&kept.annotation),
+        workflow: kept.workflow.name().to_owned(),
+    }
+}
+
+/// What a text says, as it travels.
+pub fn annotation(annotation: &core::Annotation) -> Annotation {
+    let found = |found: &core::annotate::KeywordMatch| KeywordMatch {
+        risk: (*found.risk).to_owned(),
+        keyword: (*found.keyword).to_owned(),
+    };
+    Annotation {
+        keywords: names(&annotation.keywords),
+        risk_tags: names(&annotation.risk_tags),
+        matches: annotation.matches.iter().map(found).collect(),
+        action: annotation.action.as_deref().map(str::to_owned),
+        intent: annotation.intent.map(|intent| intent.name().to_owned()),
+    }
+}
+
+fn names(names: &[Arc<str>]) -> Vec<String> {
+    names.iter().map(|name| (**name).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(line: u64, seq: Option<u64>, body: InputBody) -> Input {
+        Input { line, seq, body }
+    }
+
+    fn chunk(start: f64, end: f64, text: &str) -> InputBody {
+        InputBody::Chunk(Chunk { start, end, text: text.to_owned(), speaker_id: None })
+    }
+
+    fn take(live: &mut Live, body: Input) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        live.take(body, 0, &mut outputs);
+        outputs
+    }
+
+    #[test]
+    fn inputs_are_answered_in_their_place() {
+        let shared = Shared::default();
+        let mut live = Live::start(Start::Config("{}".to_owned()), &shared, 0).unwrap();
+        let outputs = take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
+        assert!(
+            matches!(&outputs[..], [Output { event_id: Some(1), body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price")
+        );
+        let outputs = take(&mut live, input(2, Some(2), chunk(2.0, 1.0, "x")));
+        let refusal = Refusal {
+            code: "end_before_start".to_owned(),
+            field: Some("end".to_owned()),
+            message: "Chunk end must be >= start".to_owned(),
+        };
+        assert_eq!(outputs, [answer(OutputBody::Refused((2, refusal.clone())))]);
+        let outputs = take(&mut live, input(3, None, InputBody::Refused(refusal.clone())));
+        assert_eq!(outputs, [answer(OutputBody::Refused((3, refusal)))]);
+        assert_eq!(take(&mut live, input(4, Some(1), InputBody::End)), [answer(OutputBody::Repeated((1, 1)))]);
+        let outputs = take(&mut live, input(5, Some(2), InputBody::End));
+        let [Output { body: OutputBody::Final(kept), .. }, Output { body: OutputBody::Summary(due), .. }] =
+            &outputs[..]
+        else {
+            panic!("{outputs:?}");
+        };
+        assert_eq!((kept.workflow.as_str(), kept.annotation.intent.as_deref()), ("action_item", Some("commitment")));
+        assert_eq!((kept.annotation.keywords.as_slice(), due.is_final), (["price".to_owned()].as_slice(), true));
+    }
+
+    #[test]
+    fn a_checkpoint_carries_a_session_on() {
+        let shared = Shared::default();
+        let mut live = Live::start(Start::Config("{\"max_gap_sec\":0.5}".to_owned()), &shared, 0).unwrap();
+        take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "one")));
+        let outputs = take(&mut live, input(0, None, InputBody::Checkpoint));
+        let [Output { event_id: None, body: OutputBody::Checkpoint(bytes) }] = &outputs[..] else {
+            panic!("{outputs:?}")
+        };
+        let mut other = Live::start(Start::Checkpoint(bytes.clone()), &shared, 0).unwrap();
+        for body in
+            [chunk(1.5, 2.0, "two"), chunk(2.6, 3.0, "three"), InputBody::End, InputBody::Context, InputBody::State]
+        {
+            let given = input(9, Some(7), body);
+            let (mut one, mut two) = (Vec::new(), Vec::new());
+            live.take(given.clone(), 5, &mut one);
+            other.take(given, 5, &mut two);
+            // Only the latency is of the process.
+            if !matches!(one[0].body, OutputBody::State(_)) {
+                assert_eq!(one, two);
+            }
+        }
+        let wrong = Live::start(Start::Checkpoint(b"{}".to_vec()), &shared, 0).unwrap_err();
+        assert!(matches!(wrong, StartFailure::InvalidCheckpoint(_)), "{wrong:?}");
+        let wrong = Live::start(Start::Config("[]".to_owned()), &shared, 0).unwrap_err();
+        assert!(matches!(wrong, StartFailure::InvalidConfig(_)), "{wrong:?}");
+    }
+}

@@ -164,8 +164,11 @@ impl Writer {
                 self.make_room(change)?;
             }
         }
-        let first = channel.lock().log.first().map(|first| first.cursor);
-        let first = first.or_else(|| entries.first().map(|entry| entry.cursor)).unwrap_or_default();
+        let first = {
+            let state = channel.lock();
+            // Where nothing is retained, what is still to be written is all that is kept, this append and others.
+            state.log.first().map_or(state.log.last().next(), |first| first.cursor)
+        };
         change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first });
         Ok(())
     }

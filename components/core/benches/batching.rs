@@ -1,4 +1,5 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
+#![allow(missing_docs, reason = "criterion writes the functions")]
 
 use std::hint::black_box;
 

@@ -1,4 +1,5 @@
 //! What every store does, whichever it is.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 

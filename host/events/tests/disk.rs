@@ -1,4 +1,5 @@
 //! The disk store across restarts, `kill -9` and damage.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Redis: shared by instances, gone and back, slow, and worked by groups.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer, Seen, gap, name, next, number, numbered, open, until};
-use weir_core::channel::{Cursor, Delivery, Draft, Gap, Retention};
+use weir_core::channel::{Cursor, Delivery, Gap, Retention};
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 async fn append_again(store: &Store, channel: &str, number: u64) -> Cursor {

@@ -1,5 +1,5 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
-
+#![allow(missing_docs, reason = "criterion writes the functions")]
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
 use std::hint::black_box;

@@ -6,10 +6,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
+
 use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
 use crate::house::{
-    COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, SHIPPED_MODELS, WASM_TARGET,
+    COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SHIPPED_MODELS, WASM_TARGET,
 };
 use crate::sh;
 use crate::ui::Step;
@@ -35,9 +38,11 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     weir(house)
 }
 
-/// Builds the components, and the guests if asked, for wasm32-wasip2; copies them to target/components.
+/// Builds the components, and the guests if asked, for wasm32-wasip2; leaves them in target/components, those of
+/// [`PLUGS`] also inside the one that they are plugged into.
 pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
-    let what: Vec<&Component> = COMPONENTS.iter().chain(GUESTS.iter().filter(|_| guests)).collect();
+    let plugs = PLUGS.iter().map(|(plug, _)| plug);
+    let what: Vec<&Component> = COMPONENTS.iter().chain(plugs).chain(GUESTS.iter().filter(|_| guests)).collect();
     let names: Vec<&str> = what.iter().map(|component| component.name).collect();
     let mut step = Step::begin("components", &format!("builds {} for {WASM_TARGET}", names.join(", ")));
     let mut command = component_cargo(house, "build");
@@ -45,13 +50,37 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
     let result = built.and_then(|_| {
         let mut changed = Vec::new();
         for component in &what {
-            if copy_if_changed(&component.built(house), &component.delivered(house))? {
+            let plugs: Vec<&Component> =
+                PLUGS.iter().filter(|(_, socket)| *socket == component.name).map(|(plug, _)| plug).collect();
+            let (from, to) = (component.built(house), component.delivered(house));
+            let is_new = match plugs.as_slice() {
+                [] => copy_if_changed(&from, &to)?,
+                plugs => write_if_changed(&to, &plugged(house, component, plugs)?)?,
+            };
+            if is_new {
                 changed.push(component.name);
             }
         }
         Ok(changed)
     });
     finish(step, result.map(|changed| news(&changed, "in target/components")))
+}
+
+/// A component with others plugged into it: what it imports of them is inside it.
+fn plugged(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Vec<u8>> {
+    let mut graph = CompositionGraph::new();
+    let mut package = |component: &Component| {
+        let path = component.built(house);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let package = Package::from_bytes(&format!("weir:{}", component.name), None, bytes, graph.types_mut())?;
+        Ok::<_, anyhow::Error>(graph.register_package(package)?)
+    };
+    let plugs: Vec<_> = plugs.iter().map(|plug| package(plug)).collect::<Result<_>>()?;
+    let package = package(socket)?;
+    let composed = wac_graph::plug(&mut graph, plugs, package).map_err(anyhow::Error::from);
+    composed
+        .and_then(|()| Ok(graph.encode(EncodeOptions::default())?))
+        .with_context(|| format!("cannot plug components into {}", socket.name))
 }
 
 /// Builds `weir` around the components that lie in target/components.

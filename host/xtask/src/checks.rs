@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES};
+use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{build, debian, python, setup, sh, wit};
+use crate::{build, debian, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -46,9 +46,13 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         // The tests run in their packages' folders, so a relative path would lead each elsewhere.
         std::path::absolute(&data).unwrap_or_else(|_| data.into())
     });
+    let redis = report.whole("redis", || redis::server(house));
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
+        if let Some(redis) = &redis {
+            command.env(redis::VARIABLE, redis);
+        }
         if let Some(data) = &data {
             command.env("WEIR_DATA", data);
         }
@@ -64,7 +68,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     } else {
         ("test --lib --bins --tests", &["--no-fail-fast"])
     };
-    test("tests", "core, codec, components, bench and xtask", light_cargo(house, runner).args(run));
+    test("tests", "core, codec, events, components, bench and xtask", light_cargo(house, runner).args(run));
     let mut host = build::host_cargo(house, runner);
     host.args(run);
     // Without the data there is nothing to score, and a row says so.
@@ -78,7 +82,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test(
         "examples",
         "those in the documentation",
-        examples.args(["test", "--doc", "-p", "weir-core", "-p", "weir-codec"]),
+        examples.args(["test", "--doc", "-p", "weir-core", "-p", "weir-codec", "-p", "weir-events"]),
     );
     test("host examples", "those in the documentation", &mut build::host_cargo(house, "test --doc"));
     if data.is_none() {
@@ -105,7 +109,7 @@ fn lints(house: &House, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut wasm = build::component_cargo(house, "clippy");
-    for component in COMPONENTS.iter().chain(GUESTS) {
+    for component in COMPONENTS.iter().chain(PLUGS.iter().map(|(plug, _)| plug)).chain(GUESTS) {
         wasm.args(["-p", component.package]);
     }
     report.check("wasm lint", "clippy for the components and guests", wasm.args(STRICT));

@@ -12,11 +12,11 @@ pub(crate) struct Component {
 }
 
 /// The components that `weir` carries inside itself: one line each.
-pub(crate) const COMPONENTS: &[Component] = &[
-    Component { package: "weir-gateway", name: "gateway" },
-    Component { package: "weir-infer", name: "infer" },
-    Component { package: "weir-session", name: "session" },
-];
+pub(crate) const COMPONENTS: &[Component] =
+    &[Component { package: "weir-gateway", name: "gateway" }, Component { package: "weir-infer", name: "infer" }];
+
+/// The components that are plugged into another when they are built: what it imports of them is then inside it.
+pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
 
 /// The guest programs of the tests (folders of tests/guests): one line each.
 pub(crate) const GUESTS: &[Component] =
@@ -28,8 +28,17 @@ pub(crate) const HOST_PACKAGES: &[&str] =
     &["weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
-pub(crate) const LIGHT_PACKAGES: &[&str] =
-    &["weir-auth", "weir-bench", "weir-codec", "weir-core", "weir-gateway", "weir-infer", "weir-session", "xtask"];
+pub(crate) const LIGHT_PACKAGES: &[&str] = &[
+    "weir-auth",
+    "weir-bench",
+    "weir-codec",
+    "weir-core",
+    "weir-events",
+    "weir-gateway",
+    "weir-infer",
+    "weir-session",
+    "xtask",
+];
 
 /// The folder of the models that ship, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";

@@ -16,7 +16,7 @@ pub mod infer {
 pub mod gateway {
     wasmtime::component::bindgen!({
         path: "../../wit",
-        world: "gateway-imports",
+        world: "gateway-host",
         imports: { default: async | store | trappable },
         with: { "weir:stream/types": crate::bindings::types },
     });

@@ -19,7 +19,7 @@ use wasmtime_wasi_http::handler::{
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
-use crate::bindings::gateway::GatewayImports;
+use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::call::{Abandon, Call, FromGuest, ToGuest};
 use crate::limits::limits;
@@ -60,7 +60,7 @@ impl Gateway {
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-        GatewayImports::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
+        GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
         let maker = Maker { engine: engine.clone(), pre, config, call, draining };
         Ok(Self { handler: ProxyHandler::new(maker) })

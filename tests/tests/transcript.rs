@@ -238,7 +238,7 @@ async fn summaries_are_told_when_asked_for() -> Result<()> {
     let server = Server::start_stub(&[])?;
     server.ready().await?;
     let chunks: Vec<Value> = (0..4)
-        .map(|at| json!({"start": at, "end": at, "text": "we cancel", "speaker_id": ["a", "b"][at % 2]}))
+        .map(|at| json!({"start": at, "end": at, "text": "we cancel", "speaker_id": (["a", "b"][at % 2])}))
         .collect();
     let events = lines(&server, "/v1/transcript?summary_every=2&summary_at_end=true", NDJSON, body(&chunks)).await?;
     let due: Vec<&Value> = events.iter().filter(|event| event["type"] == "summary_due").collect();

@@ -283,12 +283,12 @@ async fn a_body_that_breaks_off_ends_the_stream() -> Result<()> {
 
 #[tokio::test]
 async fn a_stream_on_which_nothing_happens_ends() -> Result<()> {
-    let server = Server::start_stub(&["--set", "http.body_timeout_ms=200"])?;
+    let server = Server::start_stub(&["--set", "http.body_timeout_ms=1000"])?;
     server.ready().await?;
     let mut duplex = Duplex::open(&server, "/v1/classify").await?;
-    // What is owed longer than that is waited for.
-    duplex.send(b"\"!slow and good\"\n").await?;
-    let seen = duplex.raw.read_until(r#"{"done":true,"ok":1,"failed":0}"#).await?;
+    // What is owed longer than that is waited for: four times 300 ms.
+    duplex.send(b"\"!slow\"\n\"!slow\"\n\"!slow\"\n\"!slow\"\n").await?;
+    let seen = duplex.raw.read_until(r#"{"done":true,"ok":4,"failed":0}"#).await?;
     assert!(seen.contains("body_timeout"), "{seen}");
     Ok(())
 }

@@ -105,6 +105,84 @@ fn many_lines_come_back_in_order() -> Result<()> {
     Ok(())
 }
 
+/// The events of transcripts, by their type, and of final segments the text and the intent.
+fn told(output: &Output) -> Result<Vec<(String, String, String)>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let events = lines(output)?;
+    Ok(events
+        .iter()
+        .filter(|event| event["type"] != "partial_segment")
+        .map(|event| (text(&event["type"]), text(&event["segment"]["text"]), text(&event["semantic"]["intent"])))
+        .collect())
+}
+
+#[test]
+fn transcripts_are_read_as_lines_or_captions() -> Result<()> {
+    let segment = |text: &str, intent: &str| ("final_segment".to_owned(), text.to_owned(), intent.to_owned());
+    let expected = [segment("Can you hear me?", "question"), segment("We will send it.", "commitment")];
+    let json = b"{\"start\":0,\"end\":1,\"text\":\"Can you\",\"speaker_id\":\"Ann\"}\n\
+        {\"start\":1.1,\"end\":1.5,\"text\":\"hear me?\",\"speaker_id\":\"Ann\"}\n\
+        {\"start\":4,\"end\":5,\"text\":\"We will send it.\",\"speaker_id\":\"Bob\"}\n";
+    let output = run(&["--task", "transcript"], json)?;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(told(&output)?, expected);
+
+    let dir = tempfile::tempdir()?;
+    let (srt, vtt) = (dir.path().join("a.srt"), dir.path().join("a.vtt"));
+    std::fs::write(
+        &srt,
+        "1\r\n00:00:00,000 --> 00:00:01,000\r\nCan you\r\n\r\n2\r\n00:00:01,100 --> 00:00:01,500\r\n<i>hear me?</i>\r\n\r\n\
+         3\r\n00:00:04,000 --> 00:00:05,000\r\nWe will send it.\r\n",
+    )?;
+    std::fs::write(
+        &vtt,
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n<v Ann>Can you\n\n00:01.100 --> 00:01.500\n<v Ann>hear me?\n\n\
+         00:04.000 --> 00:05.000\n<v Bob>We will send it.\n",
+    )?;
+    for file in [&srt, &vtt] {
+        let output = run(&["--task", "transcript", "--quiet", file.to_str().context("a path")?], b"")?;
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(told(&output)?, expected, "{}", file.display());
+    }
+    // Each file is a transcript of its own; a shorter pause cuts more.
+    let (srt, vtt) = (srt.to_str().context("a path")?, vtt.to_str().context("a path")?);
+    let output = run(&["--task", "transcript", "--max-gap-sec", "0.05", srt, vtt], b"")?;
+    assert_eq!(told(&output)?.len(), 6);
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_in_a_transcript_is_told_and_the_rest_goes_on() -> Result<()> {
+    let json = b"{\"start\":0,\"end\":1,\"text\":\"one\"}\nnonsense\n{\"start\":0.5,\"end\":0.4,\"text\":\"two\"}\n\
+        {\"start\":1,\"end\":2,\"text\":\"three\"}";
+    let output = run(&["--task", "transcript"], json)?;
+    assert_eq!(output.status.code(), Some(1));
+    let types: Vec<String> = told(&output)?.into_iter().map(|(kind, ..)| kind).collect();
+    assert_eq!(types, ["error", "error", "final_segment"]);
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("broken.vtt");
+    std::fs::write(&file, "WEBVTT\n\n00:00 --> soon\nlost\n\n00:04.000 --> 00:05.000\nkept\n")?;
+    let output = run(&["--task", "transcript", file.to_str().context("a path")?], b"")?;
+    assert_eq!(output.status.code(), Some(1));
+    let events = lines(&output)?;
+    assert_eq!(
+        events.last().map(|event| (&event["error"]["code"], &event["line"])),
+        Some((&"invalid_cue".into(), &3.into()))
+    );
+    assert!(told(&output)?.iter().any(|(kind, text, _)| kind == "final_segment" && text == "kept"));
+    mistake(
+        &["--task", "transcript", "--model", "sentiment"],
+        expect![[r#"
+            weir: --model: a transcript needs none
+        "#]],
+    )?;
+    mistake(
+        &["--task", "transcript", "--max-gap-sec", "-1"],
+        expect![[r#"
+        "#]],
+    )
+}
+
 #[test]
 fn no_input_is_no_output() -> Result<()> {
     let output = run(&["--task", "sentiment", "--quiet"], b"")?;

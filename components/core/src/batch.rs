@@ -11,7 +11,7 @@
 //! Turns: callers are served alike, in tokens, by the start-time fair queueing of [`queue`](crate::queue), so that neither a
 //! caller with much waiting nor a text of a thousand sentences holds up the others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::cost::Cost;
 
@@ -54,6 +54,8 @@ const LOOK_ROWS_MAX: usize = 96;
 const PACKED_AHEAD: usize = 2;
 /// Lengths can only be matched where there is a choice.
 const PADDED_AHEAD: usize = 4;
+/// Virtual time by service is counted in these parts of a token, so that a share of one is not lost.
+const PARTS: u64 = 1 << 16;
 /// Texts with more tokens than a batch, at once: they do not keep others from being read.
 const LONG_ITEMS_MAX: usize = 32;
 
@@ -96,10 +98,8 @@ struct Row<R> {
     turn: u64,
     order: u64,
     tokens: usize,
-    /// Part of a text that alone is more than a batch.
-    long: bool,
-    /// The first of its item.
-    first: bool,
+    /// Of a text that alone is more than a batch: which one.
+    long: Option<u64>,
     value: R,
 }
 
@@ -114,6 +114,9 @@ pub struct Batcher<R> {
     /// Where the next sequence of a caller starts, in tokens of virtual time.
     starts: HashMap<u32, u64>,
     virtual_time: u64,
+    /// What virtual time has come to by service alone, in [`PARTS`] of a token, so that callers that keep coming cannot hold it
+    /// still and starve a sequence whose turn is later.
+    least: u64,
     order: u64,
 }
 
@@ -129,6 +132,7 @@ impl<R> Batcher<R> {
             rows: Vec::new(),
             starts: HashMap::new(),
             virtual_time: 0,
+            least: 0,
             order: 0,
         }
     }
@@ -149,9 +153,10 @@ impl<R> Batcher<R> {
             Form::Packed => PACKED_AHEAD,
             Form::Padded => PADDED_AHEAD,
         };
-        let short: usize = self.rows.iter().filter(|row| !row.long).map(|row| row.tokens).sum();
-        let long = self.rows.iter().filter(|row| row.long && row.first).count();
-        short < ahead * self.limits.tokens_max && long < LONG_ITEMS_MAX
+        let short: usize = self.rows.iter().filter(|row| row.long.is_none()).map(|row| row.tokens).sum();
+        // Until the last of its sequences is gone.
+        let long: HashSet<u64> = self.rows.iter().filter_map(|row| row.long).collect();
+        short < ahead * self.limits.tokens_max && long.len() < LONG_ITEMS_MAX
     }
 
     /// Adds the sequences of one item: each with its tokens.
@@ -159,15 +164,15 @@ impl<R> Batcher<R> {
         let begin = self.rows.len();
         let mut start = self.starts.get(&caller).copied().unwrap_or(0).max(self.virtual_time);
         let mut total = 0;
+        let item = self.order;
         for (tokens, value) in sequences {
-            let first = self.rows.len() == begin;
-            self.rows.push(Row { turn: start, order: self.order, tokens, long: false, first, value });
+            self.rows.push(Row { turn: start, order: self.order, tokens, long: None, value });
             self.order += 1;
             start += tokens as u64;
             total += tokens;
         }
         if total > self.limits.tokens_max {
-            self.rows[begin..].iter_mut().for_each(|row| row.long = true);
+            self.rows[begin..].iter_mut().for_each(|row| row.long = Some(item));
         }
         self.starts.insert(caller, start);
     }
@@ -189,6 +194,11 @@ impl<R> Batcher<R> {
             Form::Padded => self.pad(&lengths),
         };
         chosen.sort_unstable();
+        // Half a share of the turn that was served (the rows are at least as many as the callers): a newcomer is still before
+        // whatever else a caller has waiting.
+        let share = lengths[0] as u64 * PARTS / (2 * self.rows.len() as u64);
+        self.least = (self.least + share).max(oldest * PARTS);
+        self.virtual_time = self.virtual_time.max(self.least / PARTS);
         let mut rows = Vec::with_capacity(chosen.len());
         for &index in chosen.iter().rev() {
             rows.push(self.rows.remove(index).value);
@@ -438,6 +448,18 @@ mod tests {
                 before += 1;
             }
             prop_assert!(before <= newcomers, "{before} batches went first");
+        }
+
+        /// Callers that keep coming with texts that leave no room starve nobody whose turn is later.
+        #[test]
+        fn newcomers_starve_nobody(mine in 65usize..128, theirs in 65usize..128, (form, shapes) in forms()) {
+            let mut batcher = Batcher::new(form, shapes, LIMITS);
+            batcher.push(0, [(mine, 1), (mine, 9999)]);
+            for caller in 1u32.. {
+                batcher.push(caller, [(theirs, 1)]);
+                if batcher.next_batch().unwrap().rows.contains(&9999) { break; }
+                prop_assert!(caller < 100, "it still waits");
+            }
         }
 
         /// Packing wastes little where there is a choice.

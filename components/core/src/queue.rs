@@ -105,8 +105,8 @@ struct Call {
     items: usize,
     /// The virtual time at which its next item starts.
     start: u64,
-    /// The sequence of the item it is ranked by.
-    ranked: Option<u64>,
+    /// The round in which it is ranked, and the sequence of the item that it is ranked by.
+    ranked: Option<(u64, u64)>,
 }
 
 /// A map by numbers that this process gave out, or that are spread already: the finalizer of SplitMix64 is enough.
@@ -229,8 +229,9 @@ impl<T> Queue<T> {
         if full { Err(Refused::Full) } else { Ok(()) }
     }
 
-    /// How many tokens are served, about, until an item that comes now is done itself: all that wait, or what the calls
-    /// are served in turns until its call has had enough of them.
+    /// How many tokens are served, about, until an item that comes now is done itself: what the calls are served in turns
+    /// until its call has had enough of them, and if one turn is enough, no more than all that wait. A call that needs
+    /// more turns shares them with calls that are still to come.
     pub fn until_served(&self, call: u64, tokens: u64) -> u64 {
         let mean = self.tokens / self.items.max(1) as u64;
         let (mine, calls) = match self.calls.get(&call) {
@@ -446,7 +447,7 @@ impl<T> Queue<T> {
                 let end = call.start;
                 self.calls.remove(&entry.ticket.call);
                 self.end(entry.ticket.call, end);
-            } else if call.ranked == Some(entry.sequence) {
+            } else if call.ranked.is_some_and(|(_, sequence)| sequence == entry.sequence) {
                 self.rank(entry.ticket.call);
             }
         }
@@ -463,8 +464,8 @@ impl<T> Queue<T> {
         }
         if self.order.len() > 2 * self.calls.len() + 64 {
             let calls = &self.calls;
-            self.order.retain(|&Reverse((_, _, sequence, call))| {
-                calls.get(&call).is_some_and(|call| call.ranked == Some(sequence))
+            self.order.retain(|&Reverse((round, _, sequence, call))| {
+                calls.get(&call).is_some_and(|call| call.ranked == Some((round, sequence)))
             });
         }
         Some(entry)
@@ -519,15 +520,15 @@ impl<T> Queue<T> {
         };
         let round = self.round();
         let Some(call) = self.calls.get_mut(&id) else { return };
-        call.ranked = Some(sequence);
         let round = call.start / round;
+        call.ranked = Some((round, sequence));
         self.order.push(Reverse((round, due_ns, sequence, id)));
     }
 
     /// The call whose turn it is and the slot of its first item.
     fn first(&mut self) -> Option<(u64, usize)> {
-        while let Some(&Reverse((_, _, sequence, id))) = self.order.peek() {
-            if self.calls.get(&id).is_some_and(|call| call.ranked == Some(sequence)) {
+        while let Some(&Reverse((round, _, sequence, id))) = self.order.peek() {
+            if self.calls.get(&id).is_some_and(|call| call.ranked == Some((round, sequence))) {
                 return self.first_of(id).map(|slot| (id, slot));
             }
             self.order.pop();

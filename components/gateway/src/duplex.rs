@@ -56,6 +56,8 @@ pub(crate) struct Duplex<'a, S> {
     active_ns: Cell<u64>,
     /// While the client is written to: since when it has taken nothing.
     writing_since_ns: Cell<Option<u64>>,
+    /// While the client is only looked after: since when.
+    probing_since_ns: Cell<Option<u64>>,
 }
 
 impl<'a, S: Outgoing> Duplex<'a, S> {
@@ -69,6 +71,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
             probe: Cell::new(false),
             active_ns: Cell::new(began.monotonic_ns),
             writing_since_ns: Cell::new(None),
+            probing_since_ns: Cell::new(None),
         }
     }
 
@@ -125,7 +128,10 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
                 return;
             } else if self.probe.take() {
                 // A write of nothing is done when the reader is ready for more, or gone.
-                if client.write(Vec::new()).await.0 == StreamResult::Dropped {
+                self.probing_since_ns.set(Some(clock::now().monotonic_ns));
+                let probed = client.write(Vec::new()).await.0;
+                self.probing_since_ns.set(None);
+                if probed == StreamResult::Dropped {
                     return;
                 }
             } else {
@@ -173,9 +179,12 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
         let stalled_ns = self.settings.request_timeout_ms.saturating_mul(2 * 1_000_000);
         loop {
             Deadline::after(clock::now(), TICK_MS).passed().await;
-            match self.writing_since_ns.get() {
+            // While a probe waits for the reader, what has come since waits behind it.
+            let behind = self.probing_since_ns.get().filter(|_| self.session.borrow().output_bytes() > 0);
+            match self.writing_since_ns.get().or(behind) {
                 Some(since_ns) if clock::now().monotonic_ns.saturating_sub(since_ns) >= stalled_ns => return,
                 Some(_) => {}
+                None if self.probing_since_ns.get().is_some() => {}
                 None => {
                     self.probe.set(true);
                     self.changed.notify();

@@ -72,6 +72,9 @@ pub(crate) struct Run {
     /// Sentiment, embed: answer a text that is longer than the model takes with an error, and do not cut it
     #[arg(long)]
     pub(crate) no_truncation: bool,
+    /// Transcript: the pause that ends a segment, seconds [default: 1.0]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_gap_sec: Option<f64>,
     /// Threads, each with a replica of the model [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) replicas: Option<u32>,
@@ -80,7 +83,8 @@ pub(crate) struct Run {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
-    /// Files with one input a line, plain text or JSON with `text`; `-` is standard input
+    /// Files with one input a line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT (.vtt); `-` is
+    /// standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) files: Vec<PathBuf>,
 }
@@ -95,6 +99,9 @@ pub(crate) enum Task {
     Embed,
     /// Choose the sentences that say most: `{"index":0,"summary":"…"}`
     Summary,
+    /// Cut each file's chunks (`{"start","end","text","speaker_id"}` lines) into segments, and say what they hold:
+    /// `{"type":"final_segment","segment":{…},"semantic":{…}}`
+    Transcript,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -214,7 +214,8 @@ pub struct Infer {
     pub retry_budget_percent: u32,
     /// Whether a model that fails over and over is left alone for a while: `on` or `off`.
     pub circuit_breaker: Switch,
-    /// Failures without a success between them that open the circuit.
+    /// Failures that open the circuit; of several in a row the first does not count, so that texts that fail by themselves
+    /// open nothing.
     pub circuit_failures: u32,
     /// The time within which they count, ms.
     pub circuit_window_ms: u64,

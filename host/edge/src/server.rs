@@ -193,13 +193,15 @@ fn owner_of(address: IpAddr) -> u64 {
 async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut buffer = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(1);
     loop {
         let seen = stream.peek(&mut buffer).await?;
         if seen == 0 || seen == PREFACE.len() || buffer[..seen] != PREFACE[..seen] {
             return Ok(());
         }
         // The rest of the preface is on its way, and `peek` would return at once until it is here.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(64));
     }
 }
 

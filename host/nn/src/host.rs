@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
@@ -87,12 +88,18 @@ pub struct NnCtx {
     allowed: Names,
     resources: usize,
     tensor_bytes: usize,
+    computed: Arc<AtomicU64>,
 }
 
 impl NnCtx {
     /// An instance that sees only the `allowed` graphs of the registry.
     pub fn new(registry: Arc<Registry>, allowed: Names) -> Self {
-        Self { registry, allowed, resources: 0, tensor_bytes: 0 }
+        Self { registry, allowed, resources: 0, tensor_bytes: 0, computed: Arc::default() }
+    }
+
+    /// Counts the computations that have ended, well or not: a sign of life of who asks for them.
+    pub fn counting(self, computed: Arc<AtomicU64>) -> Self {
+        Self { computed, ..self }
     }
 }
 
@@ -275,6 +282,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             Some(error) => Err(error),
             None => self.table.get_mut(&handle)?.0.compute(tensors),
         };
+        self.ctx.computed.fetch_add(1, Ordering::Relaxed);
         let bytes = |outputs: &[(String, Tensor)]| outputs.iter().map(|(_, output)| output.data.len()).sum();
         match computed.and_then(|outputs| self.room(outputs.len(), bytes(&outputs)).map(|()| outputs)) {
             Ok(outputs) => {

@@ -27,7 +27,7 @@ use crate::call::{Call, Reply};
 use crate::limits::limits;
 use crate::queue::{Ask, Job, Queue, QueueSettings, Taken};
 use crate::types::{
-    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Outcome, Overflow, Task,
+    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Outcome, Output, Overflow, Task,
     TokenOptions, WhenFull,
 };
 
@@ -53,6 +53,8 @@ pub struct Pool {
     queue: Queue,
     /// Replicas that have answered their warm-up.
     ready: watch::Sender<usize>,
+    /// There has been one.
+    was_ready: AtomicBool,
     /// What keeps the model from answering, when that is known.
     trouble: Mutex<Option<String>>,
     stopping: watch::Sender<bool>,
@@ -187,6 +189,7 @@ impl Pool {
             running: Mutex::new((0..config.replicas).map(|_| None).collect()),
             config,
             ready: watch::Sender::new(0),
+            was_ready: AtomicBool::new(false),
             trouble: Mutex::new(None),
             stopping: watch::Sender::new(false),
             vacant: Mutex::default(),
@@ -319,7 +322,7 @@ impl Pool {
                 return self.queue.leave(replica);
             }
             // It hung, and another runs in its place; or none could be started, and now this one can.
-            let hanging = self.hanging.fetch_sub(1, Ordering::Relaxed) - 1;
+            let hanging = self.hanging.fetch_sub(1, Ordering::SeqCst) - 1;
             self.metrics.hanging.set(hanging as f64);
             next = self.vacant.lock().unwrap_or_else(PoisonError::into_inner).pop();
         }
@@ -327,7 +330,8 @@ impl Pool {
 
     /// Runs one instance after another: each until it is lost. Ends when another thread has taken its place.
     async fn keep_running(self: &Arc<Self>, replica: usize, machinery: &Machinery) -> Replaced {
-        if replica > 0 {
+        // The first alone, so that the others do not slow it down; but once there has been one, any may be the first again.
+        if replica > 0 && !self.was_ready.load(Ordering::SeqCst) {
             let mut ready = self.ready.subscribe();
             let _ = ready.wait_for(|ready| *ready > 0).await;
         }
@@ -395,7 +399,9 @@ impl Pool {
             let Some(running) = running else { continue };
             let Some(silent) = running.routes.silent() else { continue };
             busy = true;
-            if silent >= self.config.hang_timeout && running.health.is_ready() {
+            // The first item may wait for a graph to be optimized.
+            let patience = if running.health.is_ready() { 1 } else { STARTING_PATIENCE };
+            if silent >= self.config.hang_timeout * patience {
                 self.replace(replica, &running);
             }
         }
@@ -404,30 +410,36 @@ impl Pool {
 
     /// Lets another thread take the place of a replica that hangs. Its own ends when it can.
     fn replace(self: &Arc<Self>, replica: usize, running: &Arc<Running>) {
+        // Counted first: its thread takes itself off as soon as it sees that its place is gone.
+        let hanging = self.hanging.fetch_add(1, Ordering::SeqCst) + 1;
         let mine = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, running)).is_some());
         if !mine || running.replaced.swap(true, Ordering::SeqCst) {
+            self.hanging.fetch_sub(1, Ordering::SeqCst);
             return;
         }
         tracing::error!(model = self.config.name, replica, "a replica hangs, and is replaced");
         self.metrics.hangs.increment(1);
         self.hangs.fetch_add(1, Ordering::Relaxed);
         self.metrics.restarts.increment(1);
-        let hanging = self.hanging.fetch_add(1, Ordering::Relaxed) + 1;
         self.metrics.hanging.set(hanging as f64);
         if running.health.end() {
             self.count_ready(-1);
         }
+        let starts = hanging <= self.config.replicas + HANGING_SPARE;
+        if !starts {
+            // Before its thread is told: it may be the one that takes the place again.
+            self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
+        }
         running.replaced_notify.notify_one();
         self.queue.leave(replica);
         self.take_back(running, "it was not computed in time, and the replica that computed it was given up");
-        let most = self.config.replicas + HANGING_SPARE;
-        if hanging <= most && self.start_replica(replica).is_ok() {
+        if starts && self.start_replica(replica).is_ok() {
             return;
         }
-        self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
-        if !self.is_ready() {
-            self.trouble_is(format!("{hanging} threads hang in the engine"));
+        if starts {
+            self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
         }
+        self.trouble_is(format!("{hanging} threads hang in the engine"));
     }
 
     /// Makes an instance and feeds it until it is lost.
@@ -437,9 +449,9 @@ impl Pool {
         machinery: &Machinery,
         running: Arc<Running>,
     ) -> wasmtime::Result<std::convert::Infallible> {
-        let mut store = self.store(machinery)?;
+        let mut store = self.store(machinery, running.routes.computed.clone())?;
         let instance = machinery.pre.instantiate_async(&mut store).await?;
-        let warm_up = Some(self.warm_up(&running));
+        let warm_up = Some(self.warm_up());
         let merged = Merged { pool: self.clone(), replica, running: running.clone(), warm_up };
         let back = Back { pool: self.clone(), running: running.clone() };
         let ended = Arc::new(tokio::sync::Notify::new());
@@ -462,7 +474,8 @@ impl Pool {
         Err(wasmtime::Error::msg("the infer component ended its stream"))
     }
 
-    fn store(&self, machinery: &Machinery) -> wasmtime::Result<Store<InferState>> {
+    /// A store whose computations are counted.
+    fn store(&self, machinery: &Machinery, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
         let name = &self.config.name;
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stderr().envs(&self.config.environment);
@@ -470,7 +483,7 @@ impl Pool {
         let state = InferState {
             table: ResourceTable::new(),
             wasi: wasi.build(),
-            nn: NnCtx::new(machinery.registry.clone(), Names::only([name.clone()])),
+            nn: NnCtx::new(machinery.registry.clone(), Names::only([name.clone()])).counting(computed),
             limits: limits(self.config.memory_bytes_max),
         };
         let mut store = Store::new(&machinery.engine, state);
@@ -481,7 +494,7 @@ impl Pool {
     }
 
     /// The item that every new instance answers first: from then on the replica counts as ready.
-    fn warm_up(self: &Arc<Self>, running: &Arc<Running>) -> Job {
+    fn warm_up(&self) -> Job {
         let task = match self.config.info.kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
             ModelKind::TokenClassification => {
@@ -499,26 +512,25 @@ impl Pool {
             when_full: WhenFull::Wait,
             task,
         };
-        let (sender, mut outcomes) = Call::new(Arc::default(), 1).open();
+        // Nobody waits for it: `Back` sees what becomes of it, at once and whatever else the instance does.
+        let (sender, _) = Call::new(Arc::default(), 1).open();
         let reply = Reply::new(&sender, 0);
-        let pool = self.clone();
-        let running = running.clone();
-        tokio::spawn(async move {
-            let Some(outcome) = outcomes.recv().await else { return };
-            match outcome.result {
-                Ok(_) => {
-                    if running.health.begin() {
-                        pool.count_ready(1);
-                    }
-                }
-                Err(failure) => running.health.fail(crate::runtime::failure_text(&failure)),
-            }
-        });
         let ticket = Ticket { call: 0, owner: 0, tokens: 0, deadline_ns: None };
         Job::new(item, reply, ticket, None)
     }
 
+    /// A new instance has answered its first item, or could not.
+    fn warmed_up(&self, running: &Running, result: Result<Output, Failure>) {
+        match result {
+            Ok(_) if running.health.begin() => self.count_ready(1),
+            Ok(_) => {}
+            Err(failure) => running.health.fail(crate::runtime::failure_text(&failure)),
+        }
+    }
+
     fn count_ready(&self, change: isize) {
+        // Held throughout, so that `trouble_is` cannot come between.
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = 0;
         self.ready.send_modify(|ready| {
             *ready = ready.saturating_add_signed(change);
@@ -526,22 +538,33 @@ impl Pool {
         });
         self.metrics.ready.set(now as f64);
         if now > 0 {
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.queue.down(None);
+            self.was_ready.store(true, Ordering::SeqCst);
+            *trouble = None;
+            if !*self.stopping.borrow() {
+                self.queue.down(None);
+            }
         }
     }
 
-    /// The model cannot answer: says so to those who wait and to those who come.
+    /// The model cannot answer, unless another replica can: says so to those who wait and to those who come.
     fn trouble_is(&self, text: String) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_ready() {
+            return;
+        }
         let reason = format!("model {} cannot answer: {text}", self.config.name);
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-        self.ready.send_modify(|_| {});
+        *trouble = Some(text);
         self.queue.down(Some(reason));
+        drop(trouble);
+        self.ready.send_modify(|_| {});
     }
 }
 
 /// The thread's place was taken by another.
 struct Replaced;
+
+/// A replica may take so many times as long for its first item.
+const STARTING_PATIENCE: u32 = 5;
 
 /// So many threads more than replicas may hang before no more are started.
 const HANGING_SPARE: usize = 2;
@@ -615,6 +638,8 @@ impl Health {
 struct Routes {
     next: AtomicU32,
     owing: Mutex<Owing>,
+    /// Computations of the engine that have ended.
+    computed: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -622,6 +647,10 @@ struct Owing {
     owed: HashMap<u64, Job>,
     /// When it last gave an answer, or got an item while it owed none.
     since: Option<Instant>,
+    /// How many computations had ended when that was last looked at, and when they had become so many: a long text gives an
+    /// answer only after many of them.
+    computed: u64,
+    computed_at: Option<Instant>,
     /// What it has is a suspect, alone.
     testing: bool,
     /// Waits until it owes nothing.
@@ -680,8 +709,15 @@ impl Routes {
 
     /// How long it has been silent, if it owes anything.
     fn silent(&self) -> Option<Duration> {
-        let owing = self.lock();
-        if owing.owed.is_empty() { None } else { owing.since.map(|since| since.elapsed()) }
+        let computed = self.computed.load(Ordering::Relaxed);
+        let mut owing = self.lock();
+        if owing.computed != computed {
+            (owing.computed, owing.computed_at) = (computed, Some(Instant::now()));
+        }
+        if owing.owed.is_empty() {
+            return None;
+        }
+        owing.since.map(|since| owing.computed_at.map_or(since, |at| at.max(since)).elapsed())
     }
 
     /// Whether it owes anything and whether that is a suspect; who asks is woken when it owes nothing.
@@ -772,11 +808,14 @@ impl Back {
                 continue;
             };
             tokens += u64::from(outcome.tokens);
-            if job.ticket.call != 0 {
-                let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
-                pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
-            }
             pool.queue.counts.answered.fetch_add(1, Ordering::Relaxed);
+            if job.ticket.call == 0 {
+                failures += u64::from(outcome.result.is_err());
+                pool.warmed_up(&self.running, outcome.result);
+                continue;
+            }
+            let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+            pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
             job.reply.send(outcome.tokens, outcome.result);

@@ -161,6 +161,9 @@ const FIRST_TOKENS_PER_BYTE: f64 = 0.25;
 /// Tokens that a model adds to every text.
 const TOKENS_ADDED: u64 = 2;
 
+/// The longest that one answer can count for in the pace of a model.
+const BUSY_NS_MAX: u64 = 1_000_000_000;
+
 /// What a replica asks for.
 pub(crate) struct Ask {
     pub(crate) replica: usize,
@@ -228,7 +231,8 @@ impl Queue {
             let new = old + 0.02 * ((tokens - TOKENS_ADDED) as f64 / bytes as f64 - old);
             self.tokens_per_byte.store(new.clamp(0.001, 4.0).to_bits(), Ordering::Relaxed);
         }
-        self.lock().rate.served(tokens, busy_ns);
+        // A pause of the whole machine is not the model's pace.
+        self.lock().rate.served(tokens, busy_ns.min(BUSY_NS_MAX));
     }
 
     /// Waits for room for an item of a stream.
@@ -463,7 +467,8 @@ impl Queue {
         } else {
             let number = inner.laters;
             inner.laters += 1;
-            inner.later.push(Reverse(Later(now.saturating_add(delay_ns), number, job)));
+            let at = now.saturating_add(delay_ns).min(job.ticket.deadline_ns.unwrap_or(u64::MAX));
+            inner.later.push(Reverse(Later(at, number, job)));
         }
         None
     }

@@ -165,7 +165,7 @@ impl Run {
             self.say(&format!("{}, {}: {:.0} requests/s within 100 ms", spec.name, mix.name(), search.rate));
             self.results.searches.push(search);
         }
-        server.panics = running.panics();
+        server.panics.extend(running.panics());
         Ok(())
     }
 
@@ -269,7 +269,7 @@ impl Run {
         ensure!(running.alive(), "the server is gone");
         let panics = running.panics();
         if let Some(server) = self.results.servers.iter_mut().find(|server| server.name == spec.name) {
-            server.panics = panics;
+            server.panics.extend(panics);
         }
         Ok(())
     }

@@ -192,12 +192,17 @@ fn what_is_served_before_an_item_is_all_or_its_turns() {
         queue.push(0, ticket(0, 10), value);
     }
     // The one that has much waits for all of it; another for a turn of each.
-    assert_eq!(queue.until_served(0, 10), 10_010);
+    assert_eq!(queue.until_served(0, 10), 10_010 + 128);
     assert_eq!(queue.until_served(1, 20), 2 * (20 + 128));
     for call in 1..=500 {
         queue.push(0, ticket(call, 10), 0);
     }
     assert_eq!(queue.until_served(501, 20), 15_020);
+    // One that needs several turns has them beside calls that come meanwhile.
+    for _ in 0..10 {
+        queue.push(0, ticket(501, 20), 0);
+    }
+    assert!(queue.until_served(501, 20) > 501 * 200);
 }
 
 proptest! {
@@ -332,6 +337,19 @@ proptest! {
             if queue.take(now, rate as usize, u64::MAX).contains(&true) { break; }
             prop_assert!(now < 2_000, "it still waits");
             prop_assert!(queue.ended.len() <= 2_000);
+        }
+    }
+
+    /// However the deadlines of a call's items fall, it is served no more than a quantum before the others have their turn.
+    #[test]
+    fn deadlines_buy_no_turns(deadlines in prop::collection::vec(0u64..1_000_000, 20..60)) {
+        let mut queue = Queue::new(CONFIG);
+        for _ in 0..100 { queue.push(0, ticket(1, 32), 1); }
+        for due in deadlines { queue.push(1, Ticket { deadline_ns: Some(2_000_000_000 - due), ..ticket(0, 32) }, 0); }
+        let mut served = [0u64; 2];
+        for _ in 0..30 {
+            for value in queue.take(2, 1, 128) { served[value] += 32; }
+            if queue.calls() == 2 { prop_assert!(served[0].abs_diff(served[1]) <= 2 * (128 + 32), "{served:?}"); }
         }
     }
 

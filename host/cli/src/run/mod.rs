@@ -1,8 +1,9 @@
-//! `weir run`: a model over the lines of files, in order, on every core.
+//! `weir run`: a model over the lines of files, in order, on every core; or transcripts ([`transcript`]).
 
 mod input;
 mod output;
 mod progress;
+mod transcript;
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -32,7 +33,8 @@ const WINDOW_LINES: usize = 4096;
 const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
-    let name = arguments.model.clone().unwrap_or_else(|| shipped(arguments.task).to_string());
+    let Some(work) = Work::of(arguments.task) else { return transcript::main(arguments) };
+    let name = arguments.model.clone().unwrap_or_else(|| work.shipped().to_string());
     let replicas = arguments.replicas.map(|replicas| ("models.replicas", replicas.to_string()));
     let mut config = arguments.setup.load(replicas.as_slice())?;
     // A line is told about what goes wrong with it; the log is for what is wrong with the program.
@@ -42,17 +44,38 @@ pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     logs::start(&config.log)?;
     let model = choose(&mut config, &name)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let code = runtime.block_on(run(arguments, config, &model));
+    let code = runtime.block_on(run(arguments, work, config, &model));
     runtime.shutdown_background();
     code
 }
 
-/// The model that ships for a task.
-fn shipped(task: Task) -> &'static str {
-    match task {
-        Task::Sentiment => "sentiment",
-        Task::Entities => "entities",
-        Task::Embed | Task::Summary => "embeddings",
+/// A task that a model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Sentiment,
+    Entities,
+    Embed,
+    Summary,
+}
+
+impl Work {
+    fn of(task: Task) -> Option<Self> {
+        match task {
+            Task::Sentiment => Some(Self::Sentiment),
+            Task::Entities => Some(Self::Entities),
+            Task::Embed => Some(Self::Embed),
+            Task::Summary => Some(Self::Summary),
+            Task::Transcript => None,
+        }
+    }
+
+    /// The model that ships for it.
+    fn shipped(self) -> &'static str {
+        match self {
+            Self::Sentiment => "sentiment",
+            Self::Entities => "entities",
+            Self::Embed | Self::Summary => "embeddings",
+        }
     }
 }
 
@@ -83,13 +106,13 @@ fn shown(dir: &std::path::Path) -> String {
     }
 }
 
-async fn run(arguments: &Run, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
+async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
     let mut reader = Reader::open(&arguments.files)?;
     let runtime = Runtime::start(&config, BUILTIN, false)?;
     runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
-    fits(arguments.task, model, &runtime)?;
-    let request = Request::new(arguments, model);
-    let form = Form::of(arguments.task, arguments.top_k.is_some());
+    fits(work, model, &runtime)?;
+    let request = Request::new(arguments, work, model);
+    let form = Form::of(work, arguments.top_k.is_some());
 
     let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
     let (sender, outcomes) = runtime.call().open();
@@ -119,12 +142,12 @@ async fn run(arguments: &Run, config: weir_config::Config, model: &str) -> anyho
 }
 
 /// Whether the model does what the task asks for.
-fn fits(task: Task, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
+fn fits(work: Work, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
     let kind = runtime.models().into_iter().find(|info| info.name == model).map(|info| info.kind);
-    let (wanted, words) = match task {
-        Task::Sentiment => (ModelKind::TextClassification, "text classification"),
-        Task::Entities => (ModelKind::TokenClassification, "token classification"),
-        Task::Embed | Task::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
+    let (wanted, words) = match work {
+        Work::Sentiment => (ModelKind::TextClassification, "text classification"),
+        Work::Entities => (ModelKind::TokenClassification, "token classification"),
+        Work::Embed | Work::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
     };
     if kind != Some(wanted) {
         bail!("model {model} is not for this task, which needs one for {words}");
@@ -140,14 +163,14 @@ struct Request {
 }
 
 impl Request {
-    fn new(arguments: &Run, model: &str) -> Self {
+    fn new(arguments: &Run, work: Work, model: &str) -> Self {
         let cut = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
-        let (overflow, task) = match arguments.task {
-            Task::Sentiment => (
+        let (overflow, task) = match work {
+            Work::Sentiment => (
                 cut,
                 types::Task::Classify(ClassifyOptions { top_k: Some(arguments.top_k.unwrap_or(1)), activation: None }),
             ),
-            Task::Entities => {
+            Work::Entities => {
                 let aggregation = match arguments.aggregation {
                     Aggregation::None => types::Aggregation::None,
                     Aggregation::Simple => types::Aggregation::Simple,
@@ -157,8 +180,8 @@ impl Request {
                 };
                 (Overflow::Split, types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()] }))
             }
-            Task::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
-            Task::Summary => {
+            Work::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
+            Work::Summary => {
                 let (tokens_min, tokens_max) = SUMMARY_TOKENS.into_inner();
                 (Overflow::Split, types::Task::Summarize(SummaryOptions { tokens_min, tokens_max }))
             }

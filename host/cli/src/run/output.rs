@@ -4,7 +4,7 @@ use serde::Serialize;
 use weir_runtime::runtime::{failure_code, failure_text};
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
-use crate::arguments::Task;
+use super::Work;
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +89,10 @@ struct Reason<'a> {
 }
 
 impl Form {
-    pub(crate) fn of(task: Task, several: bool) -> Self {
-        match task {
-            Task::Sentiment if several => Self::Scores,
-            Task::Sentiment => Self::Label,
+    pub(super) fn of(work: Work, several: bool) -> Self {
+        match work {
+            Work::Sentiment if several => Self::Scores,
+            Work::Sentiment => Self::Label,
             _ => Self::Plain,
         }
     }

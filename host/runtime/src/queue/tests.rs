@@ -79,7 +79,9 @@ fn a_replica_takes_its_share() {
 async fn what_would_be_late_is_refused_at_once() {
     let queue = Queue::new(settings(), 1);
     // 1,000 tokens a second.
-    queue.served(0, 100_000, 100_000_000_000);
+    for _ in 0..100 {
+        queue.served(0, 1_000, 1_000_000_000);
+    }
     let push = |id: u64, call: u64, deadline_ms: Option<u32>| {
         let (reply, outcomes) = call::test_reply(id);
         let item = Item { deadline_ms, text: "x".repeat(80), ..item(id) };

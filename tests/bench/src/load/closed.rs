@@ -19,6 +19,7 @@ struct Shared {
     next: Cell<usize>,
     tally: RefCell<Tally>,
     done: RefCell<Done>,
+    started: Instant,
     begin: Instant,
     end: Instant,
     connections: usize,
@@ -41,13 +42,15 @@ pub(crate) async fn run(load: Rc<Load>, connections: usize) -> Measured {
     } else {
         Rng::new(load.seed).order(load.texts.len())
     };
-    let begin = Instant::now() + load.times.warm;
+    let started = Instant::now();
+    let begin = started + load.times.warm;
     let end = begin + load.times.window;
     let shared = Rc::new(Shared {
         order,
         next: Cell::new(0),
         tally: RefCell::default(),
         done: RefCell::default(),
+        started,
         begin,
         end,
         connections,
@@ -68,7 +71,8 @@ async fn all(shared: Rc<Shared>) -> Measured {
     let measured = &mut tally.measured;
     measured.unanswered = measured.requests - measured.answered - measured.rejected - measured.failed;
     let done = shared.done.borrow();
-    let from = done.before.unwrap_or((shared.begin, 0, 0));
+    // Without an answer before the window, what was answered took from the first request on.
+    let from = done.before.unwrap_or((shared.started, 0, 0));
     if let Some(to) = done.last {
         let seconds = to.0.saturating_duration_since(from.0).as_secs_f64().max(1e-9);
         measured.texts_per_s = (to.1 - from.1) as f64 / seconds;

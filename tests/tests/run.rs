@@ -177,8 +177,9 @@ fn what_is_wrong_in_a_transcript_is_told_and_the_rest_goes_on() -> Result<()> {
         "#]],
     )?;
     mistake(
-        &["--task", "transcript", "--max-gap-sec", "-1"],
+        &["--task", "transcript", "--quiet", "--max-gap-sec=-1"],
         expect![[r#"
+            weir: standard input: max_gap_sec must be a finite number of at least 0, and is -1
         "#]],
     )
 }

@@ -59,7 +59,10 @@ async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<Ex
     let mut failed = false;
     for file in &arguments.files {
         let one = transcript(gateway, file, arguments.max_gap_sec, &progress);
-        failed |= one.await.with_context(|| file.display().to_string())?;
+        failed |= one.await.with_context(|| match file.as_os_str() == "-" {
+            true => "standard input".to_owned(),
+            false => file.display().to_string(),
+        })?;
     }
     progress.finish();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -109,7 +112,7 @@ struct To {
 
 /// Reads a transcript: captions by their times, anything else as lines of JSON. Returns what is to be said of captions that
 /// cannot be read.
-fn read(path: &Path, to: &To) -> anyhow::Result<Vec<Value>> {
+fn read(path: &Path, to: &To) -> anyhow::Result<Vec<String>> {
     let source: Box<dyn Read> = match path.as_os_str() == "-" {
         true => Box::new(std::io::stdin()),
         false => Box::new(File::open(path)?),
@@ -139,7 +142,7 @@ fn read_lines(reader: &mut BufReader<Box<dyn Read>>, to: &To) -> anyhow::Result<
     }
 }
 
-fn read_captions(reader: &mut dyn Read, format: Captions, to: &To) -> anyhow::Result<Vec<Value>> {
+fn read_captions(reader: &mut dyn Read, format: Captions, to: &To) -> anyhow::Result<Vec<String>> {
     let mut bytes = Vec::new();
     reader.take(CAPTIONS_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     anyhow::ensure!(bytes.len() as u64 <= CAPTIONS_BYTES_MAX, "captions longer than {CAPTIONS_BYTES_MAX} bytes");
@@ -155,8 +158,9 @@ fn read_captions(reader: &mut dyn Read, format: Captions, to: &To) -> anyhow::Re
                 part.push(b'\n');
             }
             Err(error) => {
+                // In the order of the fields that the gateway's events have.
                 let said = json!({"code": "invalid_cue", "message": error.reason.to_string()});
-                errors.push(json!({"type": "error", "error": said, "line": error.line}));
+                errors.push(format!(r#"{{"type":"error","error":{said},"line":{}}}"#, error.line));
             }
         }
         to.progress.read(0);

@@ -238,9 +238,9 @@ impl<T> Queue<T> {
             Some(call) => (call.items as u64 * mean, self.calls.len()),
             None => (0, self.calls.len() + 1),
         };
-        let turns =
-            (calls as u64).saturating_mul(mine.saturating_add(tokens).saturating_add(self.config.quantum_tokens));
-        self.tokens.saturating_add(tokens).min(turns)
+        let own = mine.saturating_add(tokens);
+        let turns = (calls as u64).saturating_mul(own.saturating_add(self.config.quantum_tokens));
+        if own <= self.config.quantum_tokens { self.tokens.saturating_add(tokens).min(turns) } else { turns }
     }
 
     /// Puts an item into the queue, or says that there is no room.

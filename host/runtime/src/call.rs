@@ -116,6 +116,7 @@ impl CallSender {
     }
 
     /// As `place`, without waiting: gives the item back when the queue is full.
+    #[allow(clippy::result_large_err, reason = "the item is what is given back, and it is moved once")]
     fn try_place(&self, item: Item) -> Result<(), Item> {
         let Some((pool, reply)) = self.route(&item) else { return Ok(()) };
         let queue = pool.queue();

@@ -199,7 +199,7 @@ fn what_is_served_before_an_item_is_all_or_its_turns() {
     }
     assert_eq!(queue.until_served(501, 20), 15_020);
     // One that needs several turns has them beside calls that come meanwhile.
-    for _ in 0..10 {
+    for _ in 0..30 {
         queue.push(0, ticket(501, 20), 0);
     }
     assert!(queue.until_served(501, 20) > 501 * 200);

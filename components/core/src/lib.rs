@@ -1,6 +1,7 @@
 //! Weir's pure state machines: no IO, no clock, no randomness.
 //!
 //! - [`batch`]: which sequences share one run of a model.
+//! - [`channel`]: events in sequence, kept, replayed and followed; the exact sequence or an explicit gap.
 //! - [`chunk`]: texts cut and sliced by code points.
 //! - [`summary`]: which sentences say most of a text.
 //! - [`tally`]: what the sentiments of the chunks say about the text.
@@ -18,6 +19,7 @@
 pub mod backpressure;
 pub mod batch;
 pub mod breaker;
+pub mod channel;
 pub mod chunk;
 pub mod cost;
 pub mod failure;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES};
 use crate::ui::{Step, seconds};
-use crate::{build, debian, python, setup, sh, wit};
+use crate::{build, debian, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -46,9 +46,13 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         // The tests run in their packages' folders, so a relative path would lead each elsewhere.
         std::path::absolute(&data).unwrap_or_else(|_| data.into())
     });
+    let redis = report.whole("redis", || redis::server(house));
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
+        if let Some(redis) = &redis {
+            command.env(redis::VARIABLE, redis);
+        }
         if let Some(data) = &data {
             command.env("WEIR_DATA", data);
         }

@@ -134,14 +134,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
 
     let prefix = folder.join("prefix");
     for apt in [&system, &later] {
-        for entry in fs::read_dir(&apt.folder).with_context(|| format!("cannot read {}", apt.folder.display()))? {
-            let package = entry?.path();
-            if package.extension().is_some_and(|extension| extension == "deb") {
-                step.at(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
-                sh::check(step, sh::program(house, "sh").args(["-c", UNPACK, "unpack"]).arg(&package).arg(&prefix))?;
-            }
-        }
-        fs::remove_dir_all(&apt.folder).with_context(|| format!("cannot remove {}", apt.folder.display()))?;
+        apt.unpack(step, &prefix)?;
     }
 
     let usr = prefix.join("usr");
@@ -215,7 +208,7 @@ fn standard_library(house: &House, step: &mut Step) -> Result<String> {
 }
 
 /// apt with lists and a cache of its own.
-struct Apt<'a> {
+pub(crate) struct Apt<'a> {
     house: &'a House,
     folder: PathBuf,
     options: Vec<String>,
@@ -223,7 +216,7 @@ struct Apt<'a> {
 
 impl<'a> Apt<'a> {
     /// `source` (mirror, suite, component) takes the place of the machine's own sources.
-    fn new(house: &'a House, folder: &Path, source: Option<&str>) -> Result<Self> {
+    pub(crate) fn new(house: &'a House, folder: &Path, source: Option<&str>) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
@@ -255,12 +248,34 @@ impl<'a> Apt<'a> {
         command
     }
 
-    fn update(&self, step: &mut Step) -> Result<()> {
+    pub(crate) fn update(&self, step: &mut Step) -> Result<()> {
         sh::check(step, self.command("apt-get").arg("update")).map(drop)
     }
 
-    fn fetch(&self, step: &mut Step, names: &[String]) -> Result<()> {
+    pub(crate) fn fetch(&self, step: &mut Step, names: &[String]) -> Result<()> {
         sh::check(step, self.command("apt-get").arg("download").args(names)).map(drop)
+    }
+
+    /// Unpacks what was fetched, and removes the packages.
+    pub(crate) fn unpack(&self, step: &mut Step, prefix: &Path) -> Result<()> {
+        for entry in fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))? {
+            let package = entry?.path();
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                step.at(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
+                sh::check(
+                    step,
+                    sh::program(self.house, "sh").args(["-c", UNPACK, "unpack"]).arg(&package).arg(prefix),
+                )?;
+            }
+        }
+        fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
+    }
+
+    /// The packages that one depends on, without what every machine has.
+    pub(crate) fn dependencies(&self, of: &str) -> Result<Vec<String>> {
+        let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
+        let named = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(named.filter(|name| !name.starts_with('<') && *name != "libc6").map(str::to_owned).collect())
     }
 
     /// The package that `of` depends on whose name begins so.

@@ -6,6 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
+//! - [`redis`]: a Redis server for the tests
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -19,6 +20,7 @@ mod files;
 mod house;
 mod http;
 mod python;
+mod redis;
 #[cfg(test)]
 mod rules;
 mod server;
@@ -68,6 +70,7 @@ const TASKS: &[Task] = &[
         usage: bench::USAGE,
         run: bench::task,
     },
+    Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 

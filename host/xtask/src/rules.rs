@@ -27,6 +27,7 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core"], others: None },
+    Rule { package: "weir-events", house: &["weir-core"], others: None },
     Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-nn"], others: None },
     Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
     Rule { package: "weir", house: &["weir-config", "weir-edge", "weir-nn", "weir-runtime"], others: None },
@@ -43,7 +44,9 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
-    ("tokio", &["weir", "weir-edge", "weir-runtime", "weir-tests"]),
+    ("tokio", &["weir", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
+    ("redb", &["weir-events"]),
+    ("redis", &["weir-events"]),
     ("hyper", &["weir-edge"]),
     ("wit-bindgen", &["weir-gateway", "weir-infer", "nn-probe", "infer-stub"]),
     ("wasip3", &["weir-gateway"]),
@@ -104,6 +107,8 @@ fn rules_forbid_what_they_should() {
         ("weir-edge", "wasmtime-wasi"),
         ("weir-edge", "weir-nn"),
         ("weir-nn", "weir-config"),
+        ("weir-events", "weir-config"),
+        ("weir-edge", "redis"),
     ] {
         assert!(!allowed(rule(package), used, &houses), "{package} uses {used}");
     }

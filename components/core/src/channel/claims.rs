@@ -1,0 +1,147 @@
+//! Keys that exactly one caller gets: single-use tickets, requests that must not be done twice.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// No room for another claim: nothing that has not ended is ever let go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("too many claims are held; one ends in {retry_after_ms} ms")]
+pub struct ClaimsFull {
+    /// When the next one ends.
+    pub retry_after_ms: u64,
+}
+
+/// Claims that have not ended.
+#[derive(Debug)]
+pub struct Claims {
+    claims_max: usize,
+    ends_ms: HashMap<Arc<str>, u64>,
+    by_end: BinaryHeap<Reverse<(u64, Arc<str>)>>,
+}
+
+impl Claims {
+    /// No claims, and room for so many; at least 1 is assumed.
+    pub fn new(claims_max: usize) -> Self {
+        Self { claims_max: claims_max.max(1), ends_ms: HashMap::new(), by_end: BinaryHeap::new() }
+    }
+
+    /// Claims held, ended ones included that nobody asked for since.
+    pub fn len(&self) -> usize {
+        self.ends_ms.len()
+    }
+
+    /// True when none is held.
+    pub fn is_empty(&self) -> bool {
+        self.ends_ms.is_empty()
+    }
+
+    /// Claims a key for so long: true for the first caller, false for all others until the time has passed.
+    ///
+    /// # Errors
+    ///
+    /// As many as may be are held.
+    pub fn claim(&mut self, key: &str, now_ms: u64, ttl_ms: u64) -> Result<bool, ClaimsFull> {
+        self.expire(now_ms);
+        if self.ends_ms.contains_key(key) {
+            return Ok(false);
+        }
+        if let Some(Reverse((end_ms, _))) = self.by_end.peek().filter(|_| self.ends_ms.len() >= self.claims_max) {
+            return Err(ClaimsFull { retry_after_ms: end_ms.saturating_sub(now_ms) });
+        }
+        self.restore(key, now_ms.saturating_add(ttl_ms));
+        Ok(true)
+    }
+
+    /// Puts back a claim that a store remembers.
+    pub fn restore(&mut self, key: &str, end_ms: u64) {
+        let key: Arc<str> = key.into();
+        self.ends_ms.insert(Arc::clone(&key), end_ms);
+        self.by_end.push(Reverse((end_ms, key)));
+        // Released keys leave their ends behind.
+        if self.by_end.len() > 2 * self.claims_max.max(self.ends_ms.len()) {
+            self.by_end = self.ends_ms.iter().map(|(key, end_ms)| Reverse((*end_ms, Arc::clone(key)))).collect();
+        }
+    }
+
+    /// Gives back a claim that could not be kept.
+    pub fn release(&mut self, key: &str) {
+        self.ends_ms.remove(key);
+    }
+
+    /// Lets go of what has ended, and returns the keys.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Arc<str>> {
+        let mut ended = Vec::new();
+        while let Some(Reverse((end_ms, _))) = self.by_end.peek() {
+            if *end_ms > now_ms {
+                break;
+            }
+            let Some(Reverse((end_ms, key))) = self.by_end.pop() else { break };
+            // A released key may have been claimed again for longer.
+            if self.ends_ms.get(&key) == Some(&end_ms) {
+                self.ends_ms.remove(&key);
+                ended.push(key);
+            }
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_caller_gets_it_until_it_ends() {
+        let mut claims = Claims::new(10);
+        assert_eq!(claims.claim("a", 0, 100), Ok(true));
+        assert_eq!(claims.claim("a", 99, 100), Ok(false));
+        assert_eq!(claims.claim("b", 99, 100), Ok(true));
+        assert_eq!(claims.claim("a", 100, 100), Ok(true));
+    }
+
+    #[test]
+    fn full_means_refused() {
+        let mut claims = Claims::new(2);
+        assert_eq!((claims.claim("a", 0, 50), claims.claim("b", 0, 90)), (Ok(true), Ok(true)));
+        assert_eq!(claims.claim("c", 10, 1), Err(ClaimsFull { retry_after_ms: 40 }));
+        assert_eq!(claims.claim("a", 10, 1), Ok(false));
+        assert_eq!(claims.claim("c", 50, 1), Ok(true));
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_held_exactly_as_long_as_it_was_claimed(
+            claims_max in 1usize..5,
+            ops in prop::collection::vec((0u64..20, 0u8..6, 0u64..40, any::<bool>()), 0..200),
+        ) {
+            let mut claims = Claims::new(claims_max);
+            let mut model: HashMap<String, u64> = HashMap::new();
+            let mut now = 0;
+            for (wait, key, ttl, release) in ops {
+                now += wait;
+                let key = key.to_string();
+                model.retain(|_, end| *end > now);
+                if release {
+                    claims.release(&key);
+                    model.remove(&key);
+                    continue;
+                }
+                let held = model.contains_key(&key);
+                match claims.claim(&key, now, ttl) {
+                    Ok(got) => {
+                        prop_assert_eq!(got, !held);
+                        if got {
+                            model.insert(key, now + ttl);
+                        }
+                    }
+                    Err(_) => prop_assert!(!held && model.len() >= claims_max),
+                }
+                prop_assert!(claims.len() <= claims_max);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Places in a channel.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The place of an event in its channel: the number of the channel's life, and the event's number in that life, from 1.
+///
+/// A reader's cursor is the place of the last event that it saw. Cursors are ordered as their channel is, as long as the
+/// clock that the epochs are taken from is not set back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Cursor {
+    /// Which life of the channel. A channel that was forgotten, or may have lost its end, goes on with another one.
+    pub epoch: u64,
+    /// Which event of that life; 0 stands before the first.
+    pub seq: u64,
+}
+
+impl Cursor {
+    /// Before whatever is retained: `0` on the wire.
+    pub const START: Self = Self { epoch: 0, seq: 0 };
+
+    /// The place of an event.
+    pub const fn new(epoch: u64, seq: u64) -> Self {
+        Self { epoch, seq }
+    }
+
+    /// The place after this one, in the same epoch.
+    pub fn next(self) -> Self {
+        Self { epoch: self.epoch, seq: self.seq.saturating_add(1) }
+    }
+
+    /// The place before this one, in the same epoch.
+    pub fn previous(self) -> Self {
+        Self { epoch: self.epoch, seq: self.seq.saturating_sub(1) }
+    }
+
+    /// True when nothing lies between this place and the other.
+    pub fn leads_to(self, other: Self) -> bool {
+        self.epoch == other.epoch && self.seq.checked_add(1) == Some(other.seq)
+    }
+}
+
+/// A text that is no cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a cursor is an event's id, epoch-seq, or 0 for the beginning")]
+pub struct CursorError;
+
+impl FromStr for Cursor {
+    type Err = CursorError;
+
+    /// Reads `epoch-seq`, or `0`. Exactly what is written is read: no sign, no leading zero, no white space.
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        if text == "0" {
+            return Ok(Self::START);
+        }
+        let (epoch, seq) = text.split_once('-').ok_or(CursorError)?;
+        Ok(Self { epoch: number(epoch)?, seq: number(seq)? })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::START => out.write_str("0"),
+            Self { epoch, seq } => write!(out, "{epoch}-{seq}"),
+        }
+    }
+}
+
+fn number(text: &str) -> Result<u64, CursorError> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().map_err(|_| CursorError) } else { Err(CursorError) }
+}
+
+/// Events that a reader cannot have any more: everything from one place to another, both included.
+///
+/// Within one epoch it is so many numbers, although a crash may leave numbers that no event ever had. Across epochs it is
+/// the rest of the one and the beginning of the other; `missing_to` has sequence 0 when the other begins with what follows.
+/// A reader that resumes from `missing_to` gets what comes after the gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first place that is missing.
+    pub missing_from: Cursor,
+    /// The last place that is missing.
+    pub missing_to: Cursor,
+}
+
+impl Gap {
+    /// What lies between two places; none when the one leads to the other, or is [`Cursor::START`], which leads to anything.
+    pub fn between(seen: Cursor, next: Cursor) -> Option<Self> {
+        (seen != Cursor::START && !seen.leads_to(next))
+            .then(|| Self { missing_from: seen.next(), missing_to: next.previous() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_what_is_written_is_read() {
+        assert_eq!("0".parse(), Ok(Cursor::START));
+        assert_eq!("12-7".parse(), Ok(Cursor::new(12, 7)));
+        assert_eq!(Cursor::new(u64::MAX, u64::MAX).to_string().parse(), Ok(Cursor::new(u64::MAX, u64::MAX)));
+        for text in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "1-2-3",
+            "+1-2",
+            "01-2",
+            "1-02",
+            " 1-2",
+            "1-2\n",
+            "１-2",
+            "18446744073709551616-1",
+        ] {
+            assert_eq!(text.parse::<Cursor>(), Err(CursorError), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_lies_between_places_that_do_not_touch() {
+        let at = Cursor::new;
+        assert_eq!(Gap::between(at(1, 4), at(1, 5)), None);
+        assert_eq!(Gap::between(at(1, 4), at(1, 9)), Some(Gap { missing_from: at(1, 5), missing_to: at(1, 8) }));
+        assert_eq!(Gap::between(at(1, 4), at(2, 1)), Some(Gap { missing_from: at(1, 5), missing_to: at(2, 0) }));
+    }
+
+    proptest! {
+        #[test]
+        fn cursors_read_back(epoch: u64, seq: u64) {
+            let cursor = Cursor { epoch, seq };
+            prop_assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "[0-9+-]{0,45}|\\PC{0,10}") {
+            if let Ok(cursor) = text.parse::<Cursor>() {
+                prop_assert!(cursor.to_string() == text || text == "0-0");
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Channels of events: the exact sequence, or an explicit gap.
+//!
+//! A channel is a sequence of events under one name. Whoever reads it holds a [`Cursor`], the place of the last event it
+//! saw, and gets everything after it, in order and once. What is no longer retained, was lost in a crash, or belongs to an
+//! earlier life of the channel comes as a [`Gap`] before the rest: never a duplicate, never a silent hole.
+//!
+//! - [`ChannelName`]: a kind and an id, in a grammar that is safe in keys, paths and headers.
+//! - [`Cursor`], [`Gap`]: places in a channel, `epoch-seq` on the wire.
+//! - [`Draft`], [`Entry`]: an event before and after it has its place.
+//! - [`Log`]: what is retained of one channel, bounded by [`Retention`].
+//! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
+//! - [`Subscriber`]: replay from the log, then live from the outbox.
+//! - [`Claims`]: keys that exactly one caller gets.
+//!
+//! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
+//! sequence numbers. Logs may have holes; whoever reads across one is told, so no store has to promise that it has none.
+//!
+//! Times are milliseconds of the wall clock, for they outlive the process. They say how old an event is and nothing else:
+//! order is the sequence's business.
+
+mod claims;
+mod cursor;
+mod event;
+mod log;
+mod name;
+mod outbox;
+mod subscriber;
+#[cfg(test)]
+mod tests;
+
+pub use claims::{Claims, ClaimsFull};
+pub use cursor::{Cursor, CursorError, Gap};
+pub use event::{Draft, Entry, EventError, EventLimits};
+pub use log::{Log, Page, Retention, Seek, page};
+pub use name::{ChannelName, Kind, NameError};
+pub use outbox::{Item, Outbox};
+pub use subscriber::{Closed, Delivery, Subscriber};

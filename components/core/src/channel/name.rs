@@ -1,0 +1,175 @@
+//! The names of channels.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::named::named;
+
+/// The most bytes of a kind.
+pub(super) const KIND_BYTES_MAX: usize = 32;
+/// The most bytes of an id.
+pub(super) const ID_BYTES_MAX: usize = 128;
+
+named! {
+    /// The kinds that Weir itself publishes to. Any other word of the grammar is a kind too.
+    pub enum Kind {
+        /// A workflow's progress.
+        Workflow = "workflow",
+        /// The analysis of a file.
+        File = "file",
+        /// What concerns one user.
+        User = "user",
+        /// One execution of a pipeline.
+        Pipeline = "pipeline",
+        /// A transcript session.
+        Session = "session",
+    }
+}
+
+/// Why a text names no channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NameError {
+    /// Not `kind:id`.
+    #[error("a channel is named kind:id")]
+    NoKind,
+    /// The kind is empty, too long or has a byte outside the grammar.
+    #[error("a channel's kind is 1 to {KIND_BYTES_MAX} of a-z, 0-9 and -, beginning with a letter")]
+    Kind,
+    /// The id is empty, too long or has a byte outside the grammar.
+    #[error("a channel's id is 1 to {ID_BYTES_MAX} of A-Z, a-z, 0-9 and . _ ~ : @ | -, not beginning with a dot")]
+    Id,
+}
+
+/// The name of a channel, `kind:id`. Copies share the text.
+///
+/// The grammar has no byte that means anything in a header, a path, a pattern of Redis or an SSE field.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelName {
+    text: Arc<str>,
+}
+
+impl ChannelName {
+    /// The channel of a kind and an id.
+    ///
+    /// # Errors
+    ///
+    /// Either is outside the grammar.
+    pub fn new(kind: &str, id: &str) -> Result<Self, NameError> {
+        check_kind(kind)?;
+        check_id(id)?;
+        Ok(Self { text: format!("{kind}:{id}").into() })
+    }
+
+    /// The channel of one of Weir's own kinds.
+    ///
+    /// # Errors
+    ///
+    /// The id is outside the grammar.
+    pub fn of(kind: Kind, id: &str) -> Result<Self, NameError> {
+        Self::new(kind.name(), id)
+    }
+
+    /// `kind:id`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// What comes before the first colon.
+    pub fn kind(&self) -> &str {
+        self.parts().0
+    }
+
+    /// What comes after the first colon.
+    pub fn id(&self) -> &str {
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        self.text.split_once(':').unwrap_or((&self.text, ""))
+    }
+}
+
+impl FromStr for ChannelName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (kind, id) = text.split_once(':').ok_or(NameError::NoKind)?;
+        check_kind(kind)?;
+        check_id(id)?;
+        Ok(Self { text: text.into() })
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(&self.text)
+    }
+}
+
+fn check_kind(kind: &str) -> Result<(), NameError> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let begins = kind.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    if begins && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(good) { Ok(()) } else { Err(NameError::Kind) }
+}
+
+fn check_id(id: &str) -> Result<(), NameError> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._~:@|-".contains(&byte);
+    let fits = !id.is_empty() && id.len() <= ID_BYTES_MAX && !id.starts_with('.');
+    if fits && id.bytes().all(good) { Ok(()) } else { Err(NameError::Id) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_id_may_have_colons_and_the_kind_may_not() {
+        let name: ChannelName = "user:auth0|a:b@c".parse().unwrap();
+        assert_eq!((name.kind(), name.id()), ("user", "auth0|a:b@c"));
+        assert_eq!(name, ChannelName::of(Kind::User, "auth0|a:b@c").unwrap());
+        assert_eq!(ChannelName::new("my-kind2", "x").unwrap().to_string(), "my-kind2:x");
+    }
+
+    #[test]
+    fn hostile_names_are_refused() {
+        let long = "x".repeat(ID_BYTES_MAX + 1);
+        for (text, error) in [
+            ("", NameError::NoKind),
+            ("workflow", NameError::NoKind),
+            (":x", NameError::Kind),
+            ("Workflow:x", NameError::Kind),
+            ("1st:x", NameError::Kind),
+            ("-a:x", NameError::Kind),
+            ("abcdefghijklmnopqrstuvwxyzabcdefg:x", NameError::Kind),
+            ("work\nflow:x", NameError::Kind),
+            ("file:", NameError::Id),
+            ("file:..", NameError::Id),
+            ("file:../etc", NameError::Id),
+            ("file:a b", NameError::Id),
+            ("file:a\r\nid: 1", NameError::Id),
+            ("file:a\0", NameError::Id),
+            ("file:*", NameError::Id),
+            ("file:{a}", NameError::Id),
+            ("file:ä", NameError::Id),
+            (&format!("file:{long}"), NameError::Id),
+        ] {
+            assert_eq!(text.parse::<ChannelName>(), Err(error), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_that_reads_back_or_an_error(text in "\\PC{0,40}|[a-z]{1,8}:[ -~]{0,12}") {
+            if let Ok(name) = text.parse::<ChannelName>() {
+                prop_assert_eq!(name.as_str(), &text);
+                prop_assert_eq!(&ChannelName::new(name.kind(), name.id()).unwrap(), &name);
+                let special = |byte: u8| byte <= b' ' || byte >= 0x7f || b"/*?[]{}\\\"'%".contains(&byte);
+                prop_assert!(!text.bytes().any(special), "{}", text);
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! One reader that follows a channel: replay from the log, then live.
+
+use std::sync::Arc;
+
+use super::{Cursor, Entry, Gap, Item, Log, Outbox};
+use crate::named::named;
+
+named! {
+    /// Why a subscriber was closed before its channel ended. It may resume from its cursor.
+    pub enum Closed {
+        /// It did not take its events fast enough.
+        Slow = "slow",
+        /// The store stopped, or lost what it followed.
+        Lost = "lost",
+    }
+}
+
+/// Something that a subscriber takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// The next event.
+    Event {
+        /// The event, shared by all who get it.
+        entry: Arc<Entry>,
+        /// How many events between the one before and this one were replaced by later ones of their key.
+        coalesced: u32,
+    },
+    /// Events that it cannot have; what follows comes after `missing_to`.
+    Gap(Gap),
+    /// It is closed; nothing follows.
+    Closed(Closed),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Takes from the log, up to where the log ended when it came.
+    Replay { until: Cursor },
+    /// Takes from the outbox.
+    Live,
+    /// To be told why.
+    Closing(Closed),
+    /// Has everything, or was told why not.
+    Ended,
+}
+
+/// A reader that follows a channel.
+///
+/// It begins in the log, at its own pace, with nothing held for it. When it comes to where the log ended at the time it
+/// was opened, all that was appended since goes to its outbox in one step and it is live: from then on each event is
+/// offered to it. So the handover happens once, after at most a log's worth of events, and nothing is copied: a
+/// reader that needs so long for its replay that the rest does not fit its outbox is closed as slow, and resumes.
+///
+/// The driver calls everything for one channel under one lock: with the log as of now, and each event exactly once.
+#[derive(Debug)]
+pub struct Subscriber {
+    state: State,
+    /// The place of the last event that was taken from the log, or put into the outbox.
+    tail: Cursor,
+    /// The place up to which the reader was given everything, or told that it is missing.
+    delivered: Cursor,
+    outbox: Outbox,
+    outbox_bytes_max: usize,
+}
+
+impl Subscriber {
+    /// A reader that has seen everything up to `after`, whose outbox holds at most so many bytes.
+    pub fn new(after: Cursor, outbox_bytes_max: usize, log: &Log) -> Self {
+        // From the beginning is from what there is now; what goes away before it is read is missing.
+        let tail = if after == Cursor::START { log.seek(after).position } else { after };
+        let state = State::Replay { until: log.last() };
+        Self { state, tail, delivered: tail, outbox: Outbox::default(), outbox_bytes_max }
+    }
+
+    /// Where it would resume.
+    pub fn delivered(&self) -> Cursor {
+        self.delivered
+    }
+
+    /// Bytes that wait for it.
+    pub fn outbox_bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// True when nothing comes from it any more.
+    pub fn ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// Offers an event that the log has just taken.
+    pub fn handle_appended(&mut self, entry: &Arc<Entry>) {
+        if self.tail == Cursor::START {
+            // The channel had no life when the reader came: this is its beginning.
+            self.tail = entry.cursor.previous();
+            self.delivered = self.tail;
+        }
+        if self.state == State::Live {
+            self.offer(entry);
+        }
+    }
+
+    /// Closes it; what waits is let go of.
+    pub fn close(&mut self, why: Closed) {
+        if self.state != State::Ended {
+            self.outbox.clear();
+            self.state = State::Closing(why);
+        }
+    }
+
+    /// Why it is about to be closed.
+    pub fn closing(&self) -> Option<Closed> {
+        if let State::Closing(why) = self.state { Some(why) } else { None }
+    }
+
+    /// The next delivery; none when there is nothing now, or nothing any more ([`Self::ended`]).
+    pub fn poll(&mut self, log: &Log) -> Option<Delivery> {
+        match self.state {
+            State::Ended => return None,
+            State::Closing(why) => {
+                self.state = State::Ended;
+                return Some(Delivery::Closed(why));
+            }
+            State::Replay { until } => {
+                if let Some(delivery) = self.replay(log, until) {
+                    return Some(delivery);
+                }
+                self.state = State::Live;
+                for entry in log.all_after(self.tail) {
+                    self.handle_appended(entry);
+                }
+                if self.closing().is_some() {
+                    return self.poll(log);
+                }
+            }
+            State::Live => {}
+        }
+        match self.outbox.pop() {
+            Some(Item::Event(entry, coalesced)) => Some(self.deliver(entry, coalesced)),
+            Some(Item::Gap(gap)) => {
+                self.delivered = gap.missing_to;
+                Some(Delivery::Gap(*gap))
+            }
+            None => {
+                if log.finished() && self.tail >= log.last() {
+                    self.state = State::Ended;
+                }
+                None
+            }
+        }
+    }
+
+    /// The next delivery from the log, as long as there is one up to `until`.
+    fn replay(&mut self, log: &Log, until: Cursor) -> Option<Delivery> {
+        let seek = log.seek(self.tail);
+        if let Some(gap) = seek.gap {
+            self.tail = seek.position;
+            self.delivered = seek.position;
+            return Some(Delivery::Gap(gap));
+        }
+        let entry = log.after(self.tail).filter(|entry| entry.cursor <= until)?;
+        self.tail = entry.cursor;
+        Some(self.deliver(Arc::clone(entry), 0))
+    }
+
+    fn deliver(&mut self, entry: Arc<Entry>, coalesced: u32) -> Delivery {
+        self.delivered = entry.cursor;
+        Delivery::Event { entry, coalesced }
+    }
+
+    fn offer(&mut self, entry: &Arc<Entry>) {
+        let gap = Gap::between(self.tail, entry.cursor).map(|gap| Item::Gap(Box::new(gap)));
+        self.tail = entry.cursor;
+        for item in gap.into_iter().chain([Item::Event(Arc::clone(entry), 0)]) {
+            if !self.outbox.push(item, self.outbox_bytes_max) {
+                self.close(Closed::Slow);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Draft, Retention};
+
+    fn at(seq: u64) -> Cursor {
+        Cursor::new(1, seq)
+    }
+
+    struct Channel {
+        log: Log,
+        readers: Vec<Subscriber>,
+    }
+
+    impl Channel {
+        fn new(events_max: usize) -> Self {
+            let retention = Retention { events_max, ..Retention::default() };
+            Self { log: Log::new(retention, at(0)), readers: Vec::new() }
+        }
+
+        fn follow(&mut self, after: Cursor, outbox_events: usize) -> usize {
+            let bytes = Item::Event(Arc::new(Draft::new("e", "").at(at(1), 0)), 0);
+            let bytes_max = outbox_events * (if let Item::Event(entry, _) = bytes { entry.bytes() } else { 0 } + 32);
+            self.readers.push(Subscriber::new(after, bytes_max, &self.log));
+            self.readers.len() - 1
+        }
+
+        fn append(&mut self, draft: Draft) {
+            let entry = Arc::new(draft.at(self.log.last().next(), 0));
+            assert!(self.log.push(Arc::clone(&entry)));
+            for reader in &mut self.readers {
+                reader.handle_appended(&entry);
+            }
+        }
+
+        fn events(&mut self, count: usize) {
+            (0..count).for_each(|_| self.append(Draft::new("e", "")));
+        }
+
+        fn poll(&mut self, reader: usize) -> Option<Delivery> {
+            self.readers[reader].poll(&self.log)
+        }
+
+        /// Sequence numbers; a gap as its two ends, negative.
+        fn drain(&mut self, reader: usize) -> Vec<i64> {
+            let mut all = Vec::new();
+            while let Some(delivery) = self.poll(reader) {
+                match delivery {
+                    Delivery::Event { entry, .. } => all.push(entry.cursor.seq as i64),
+                    Delivery::Gap(gap) => {
+                        all.extend([-(gap.missing_from.seq as i64), -(gap.missing_to.seq as i64)]);
+                    }
+                    Delivery::Closed(_) => all.push(i64::MIN),
+                }
+            }
+            all
+        }
+    }
+
+    #[test]
+    fn replay_goes_over_into_live_without_a_seam() {
+        let mut channel = Channel::new(100);
+        channel.events(3);
+        let reader = channel.follow(at(1), 10);
+        assert_eq!(channel.poll(reader).map(|_| ()), Some(()));
+        channel.events(2);
+        assert_eq!(channel.drain(reader), [3, 4, 5]);
+        channel.events(1);
+        assert_eq!(channel.drain(reader), [6]);
+        assert_eq!(channel.readers[reader].delivered(), at(6));
+    }
+
+    #[test]
+    fn what_is_lost_during_the_replay_is_declared() {
+        let mut channel = Channel::new(3);
+        channel.events(3);
+        let reader = channel.follow(Cursor::START, 10);
+        assert!(channel.poll(reader).is_some());
+        channel.events(4);
+        assert_eq!(channel.drain(reader), [-2, -4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn the_beginning_of_an_empty_channel_is_its_first_event() {
+        let mut channel = Channel::new(2);
+        let reader = channel.follow(Cursor::START, 10);
+        // It is not polled until the first two are gone.
+        channel.events(4);
+        assert_eq!(channel.drain(reader), [-1, -2, 3, 4]);
+    }
+
+    #[test]
+    fn a_slow_reader_is_closed_and_resumes_where_it_was() {
+        let mut channel = Channel::new(100);
+        let slow = channel.follow(Cursor::START, 4);
+        channel.events(1);
+        assert_eq!(channel.drain(slow), [1]);
+        channel.events(9);
+        assert_eq!(channel.readers[slow].closing(), Some(Closed::Slow));
+        assert_eq!(channel.readers[slow].outbox_bytes(), 0);
+        assert_eq!(channel.drain(slow), [i64::MIN]);
+        assert!(channel.readers[slow].ended());
+        let again = channel.follow(channel.readers[slow].delivered(), 4);
+        assert_eq!(channel.drain(again), [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn the_handover_is_bounded_by_the_outbox() {
+        let mut channel = Channel::new(100);
+        channel.events(2);
+        let reader = channel.follow(Cursor::START, 4);
+        channel.events(9);
+        assert_eq!(channel.drain(reader), [1, 2, i64::MIN]);
+    }
+
+    #[test]
+    fn it_ends_with_its_channel() {
+        let mut channel = Channel::new(100);
+        let reader = channel.follow(Cursor::START, 10);
+        channel.append(Draft::new("done", "").finishing());
+        assert_eq!(channel.drain(reader), [1]);
+        assert!(channel.readers[reader].ended());
+        let late = channel.follow(at(1), 10);
+        assert_eq!(channel.drain(late), []);
+        assert!(channel.readers[late].ended());
+    }
+
+    #[test]
+    fn a_log_that_begins_anew_is_a_gap() {
+        let mut channel = Channel::new(100);
+        channel.events(2);
+        let reader = channel.follow(Cursor::START, 10);
+        assert_eq!(channel.drain(reader), [1, 2]);
+        channel.log.restart(Cursor::new(2, 0));
+        channel.events(1);
+        let gap = Gap { missing_from: at(3), missing_to: Cursor::new(2, 0) };
+        assert_eq!(channel.poll(reader), Some(Delivery::Gap(gap)));
+        assert_eq!(channel.drain(reader), [1]);
+    }
+}

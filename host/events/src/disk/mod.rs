@@ -1,0 +1,186 @@
+//! Channels in a file.
+//!
+//! Every channel that is used is in memory as a whole, and the file is behind it: an event gets its place, is written, and only
+//! then goes into the log and to its followers, so nobody ever sees what a crash could take back. One thread writes;
+//! whatever waits while it commits shares the next commit and its fsync.
+//!
+//! A file that is not durable is flushed now and then; events are seen before. Such a file remembers that it is open, and
+//! when it was not closed, every channel goes on in a new epoch: what may have been lost is a gap.
+
+mod database;
+mod record;
+mod writer;
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{mpsc, oneshot};
+use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page};
+
+use crate::clock::{fresh_epoch, now_ms};
+use crate::config::{EventsConfig, StoreKind};
+use crate::disk::database::{Database, Meta};
+use crate::disk::writer::{Job, Status, Writer};
+use crate::error::{Error, OpenError, lock};
+use crate::hub::{Channel, Hub, State, beginning};
+use crate::store::Health;
+use crate::subscription::Subscription;
+
+/// When a publisher should come back after the file could not be written.
+pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
+
+#[derive(Debug)]
+pub(crate) struct Disk {
+    config: Arc<EventsConfig>,
+    hub: Arc<Hub>,
+    database: Arc<Database>,
+    jobs: mpsc::Sender<Job>,
+    status: Arc<Status>,
+    claims: Mutex<Claims>,
+    /// Held while a channel is brought into memory, so that it comes once.
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Disk {
+    pub(crate) async fn open(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Result<Self, OpenError> {
+        let for_database = Arc::clone(&config);
+        let opened = tokio::task::spawn_blocking(move || Database::open(&for_database)).await;
+        let (database, held) = match opened {
+            Ok(opened) => opened?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let database = Arc::new(database);
+        let mut claims = Claims::new(config.claims_max);
+        held.iter().for_each(|(key, end_ms)| claims.restore(key, *end_ms));
+        let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
+        let status = Arc::new(Status::default());
+        Writer::start(Arc::clone(&config), Arc::clone(&hub), Arc::clone(&database), queue, Arc::clone(&status))
+            .map_err(OpenError::Thread)?;
+        let loading = tokio::sync::Mutex::new(());
+        Ok(Self { config, hub, database, jobs, status, claims: Mutex::new(claims), loading })
+    }
+
+    pub(crate) async fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+        let (answer, answered) = oneshot::channel();
+        // The place in the queue comes first, so that events are written in the order of their places.
+        let permit = self.jobs.reserve().await.map_err(|_| closed())?;
+        loop {
+            let channel = self.channel(name).await?;
+            let mut state = channel.lock();
+            if state.gone {
+                continue;
+            }
+            let entries = state.stamp(std::mem::take(&mut drafts), now_ms())?;
+            state.pending += 1;
+            permit.send(Job::Append { channel: Arc::clone(&channel), entries, answer });
+            break;
+        }
+        answered.await.map_err(|_| closed())?
+    }
+
+    pub(crate) async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
+        let bytes_max = self.config.page_bytes_max;
+        if self.hub.resident(name).is_none() && !self.database.knows(name) {
+            return Ok(Log::new(self.config.retention, beginning()).read(after, limit, bytes_max));
+        }
+        let channel = self.channel(name).await?;
+        let mut state = channel.lock();
+        state.log.expire(now_ms());
+        Ok(state.log.read(after, limit, bytes_max))
+    }
+
+    pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+        loop {
+            let channel = self.channel(name).await?;
+            channel.lock().log.expire(now_ms());
+            if let Some(subscription) = self.hub.subscribe(&channel, after)? {
+                return Ok(subscription);
+            }
+        }
+    }
+
+    pub(crate) async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
+        let (answer, answered) = oneshot::channel();
+        let permit = self.jobs.reserve().await.map_err(|_| closed())?;
+        let now_ms = now_ms();
+        if !lock(&self.claims).claim(key, now_ms, ttl_ms)? {
+            return Ok(false);
+        }
+        permit.send(Job::Claim { key: key.into(), end_ms: now_ms.saturating_add(ttl_ms), answer });
+        // One that could not be written stays held: it may be on the disk, and then nobody may have it.
+        answered.await.map_err(|_| closed())?.map(|()| true)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let detail = self.status.failure();
+        Health { store: StoreKind::Disk, ok: detail.is_none(), fallback: false, detail }
+    }
+
+    /// Deletes what is too old, and flushes where nothing else does.
+    pub(crate) async fn sweep(&self) {
+        let ended = lock(&self.claims).expire(now_ms());
+        // A writer that has as much to do as it may have does this the next time.
+        let Ok(permit) = self.jobs.try_reserve() else { return };
+        permit.send(Job::Sweep { now_ms: now_ms(), claims: ended });
+        // Channels in memory that nobody follows are kept on the disk; those that were not used the longest go.
+        while self.hub.len() > self.config.resident_channels_max {
+            if !self.hub.shrink() {
+                break;
+            }
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.jobs.send(Job::Close { answer }).await.is_ok() {
+            // The writer is gone when this fails, which is what was asked for.
+            let _ = answered.await;
+        }
+    }
+
+    /// The channel, in memory.
+    async fn channel(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
+        if let Some(channel) = self.hub.resident(name) {
+            return Ok(channel);
+        }
+        let _loading = self.loading.lock().await;
+        if let Some(channel) = self.hub.resident(name) {
+            return Ok(channel);
+        }
+        let state = match self.database.meta(name) {
+            None => State::new(Log::new(self.config.retention, beginning())),
+            Some(meta) => self.load(meta).await?,
+        };
+        self.hub.insert(name, || state)
+    }
+
+    async fn load(&self, meta: Meta) -> Result<State, Error> {
+        let database = Arc::clone(&self.database);
+        let loaded = tokio::task::spawn_blocking(move || database.entries(meta.id)).await;
+        let entries = match loaded {
+            Ok(entries) => entries?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let before = entries.first().map_or(meta.last, |first| first.cursor.previous());
+        let mut log = Log::new(self.config.retention, before);
+        for entry in entries {
+            log.push(Arc::new(entry));
+        }
+        if log.last() < meta.last {
+            // The newest events are not readable: what comes next follows them, and readers see the hole.
+            log.skip_to(meta.last);
+        }
+        log.expire(now_ms());
+        if meta.finished {
+            log.finish();
+        }
+        let mut state = State::new(log);
+        if meta.broken {
+            state.next = Cursor::new(fresh_epoch(), 1);
+        }
+        Ok(state)
+    }
+}
+
+pub(crate) fn closed() -> Error {
+    Error::unavailable("the channel store is closed", RETRY_AFTER_MS)
+}

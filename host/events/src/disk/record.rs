@@ -1,0 +1,92 @@
+//! Events as bytes. A record that does not read back is missing, and its readers are told.
+
+use weir_core::channel::{Cursor, Draft, Entry};
+
+const FINISHES: u8 = 1;
+const COALESCES: u8 = 2;
+
+/// Checksum (8), time (8), flags (1), length of the name (1), of the key (1), name, key, data. The checksum is over the place
+/// and all that follows, so that a record in the wrong place does not read back either.
+pub(crate) fn encode(id: u64, entry: &Entry) -> Vec<u8> {
+    let key = entry.coalesce.as_deref().unwrap_or_default();
+    let flags = (u8::from(entry.finishes) * FINISHES) | (u8::from(entry.coalesce.is_some()) * COALESCES);
+    let mut bytes = Vec::with_capacity(19 + entry.name.len() + key.len() + entry.data.len());
+    bytes.extend([0; 8]);
+    bytes.extend(entry.time_ms.to_le_bytes());
+    // Names and keys have at most 64 bytes.
+    bytes.extend([flags, entry.name.len() as u8, key.len() as u8]);
+    bytes.extend(entry.name.as_bytes());
+    bytes.extend(key.as_bytes());
+    bytes.extend(entry.data.as_bytes());
+    let sum = checksum(id, entry.cursor, &bytes[8..]);
+    bytes[..8].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// Reads a record back; none when it is not what was written there.
+pub(crate) fn decode(id: u64, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
+    let (sum, rest) = bytes.split_first_chunk::<8>()?;
+    if u64::from_le_bytes(*sum) != checksum(id, cursor, rest) {
+        return None;
+    }
+    let (time_ms, rest) = rest.split_first_chunk::<8>()?;
+    let ([flags, name_len, key_len], rest) = rest.split_first_chunk::<3>()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*name_len))?;
+    let (key, data) = rest.split_at_checked(usize::from(*key_len))?;
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Box::from);
+    let draft = Draft {
+        name: text(name)?,
+        data: text(data)?,
+        coalesce: if flags & COALESCES == 0 { None } else { Some(text(key)?) },
+        finishes: flags & FINISHES != 0,
+    };
+    Some(draft.at(cursor, u64::from_le_bytes(*time_ms)))
+}
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo), over words of 8 bytes with a final mix: against accidents, not against people.
+fn checksum(id: u64, cursor: Cursor, bytes: &[u8]) -> u64 {
+    let mut sum = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+    [id, cursor.epoch, cursor.seq, bytes.len() as u64].into_iter().for_each(&mut add);
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().for_each(|word| add(u64::from_le_bytes(*word)));
+    rest.iter().for_each(|byte| add(u64::from(*byte)));
+    let mixed = (sum ^ (sum >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries() -> Vec<Entry> {
+        let cursor = Cursor::new(7, 9);
+        vec![
+            Draft::new("a", "").at(cursor, 0),
+            Draft::new("step_progress", r#"{"progress":0.5,"message":"ä"}"#).coalescing("k").at(cursor, u64::MAX),
+            Draft::new("x".repeat(64), "d".repeat(70_000)).finishing().at(cursor, 1),
+        ]
+    }
+
+    #[test]
+    fn records_read_back() {
+        for entry in entries() {
+            assert_eq!(decode(3, entry.cursor, &encode(3, &entry)), Some(entry));
+        }
+    }
+
+    #[test]
+    fn a_changed_torn_or_misplaced_record_does_not() {
+        for entry in entries() {
+            let bytes = encode(3, &entry);
+            for at in (0..bytes.len()).take(200) {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1 << (at % 8);
+                assert_eq!(decode(3, entry.cursor, &changed), None);
+                assert_eq!(decode(3, entry.cursor, &bytes[..at]), None);
+            }
+            assert_eq!(decode(4, entry.cursor, &bytes), None);
+            assert_eq!(decode(3, entry.cursor.next(), &bytes), None);
+        }
+    }
+}

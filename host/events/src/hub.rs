@@ -1,0 +1,311 @@
+//! The channels that are in memory, and who follows them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
+
+use weir_core::channel::{ChannelName, Closed, Cursor, Draft, Entry, Log, Subscriber};
+
+use crate::clock::fresh_epoch;
+use crate::config::StoreKind;
+use crate::error::{Error, lock};
+
+/// A subscriber's place in its channel.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) subscriber: Subscriber,
+    pub(crate) waker: Option<Waker>,
+}
+
+/// What changes about a channel, under one lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) log: Log,
+    /// The place of the next event that this process appends.
+    pub(crate) next: Cursor,
+    /// True when the finishing event has its place, written or not.
+    pub(crate) sealed: bool,
+    /// Appends that have their place and are not written yet.
+    pub(crate) pending: usize,
+    /// True when the channel was let go of: whoever still holds it asks the hub again.
+    pub(crate) gone: bool,
+    /// Of the Redis store: what was read from there.
+    pub(crate) source: Cursor,
+    /// Of the Redis store: true when the log is not what Redis has.
+    pub(crate) astray: bool,
+    pub(crate) seats: Vec<Option<Seat>>,
+    seated: usize,
+}
+
+/// A channel that is in memory.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) name: ChannelName,
+    used: AtomicU64,
+    state: Mutex<State>,
+}
+
+impl Channel {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    pub(crate) fn new(log: Log) -> Self {
+        let (next, sealed) = (log.last().next(), log.finished());
+        let source = log.last();
+        Self { log, next, sealed, pending: 0, gone: false, source, astray: false, seats: Vec::new(), seated: 0 }
+    }
+
+    /// Gives events their places.
+    pub(crate) fn stamp(&mut self, drafts: Vec<Draft>, now_ms: u64) -> Result<Vec<Arc<Entry>>, Error> {
+        if self.sealed {
+            return Err(Error::Finished);
+        }
+        let stamp = |draft: Draft| {
+            let cursor = self.next;
+            self.next = cursor.next();
+            self.sealed |= draft.finishes;
+            Arc::new(draft.at(cursor, now_ms))
+        };
+        Ok(drafts.into_iter().map(stamp).collect())
+    }
+
+    pub(crate) fn log_and_offer(&mut self, entries: &[Arc<Entry>]) {
+        for entry in entries {
+            if self.log.push(Arc::clone(entry)) {
+                for seat in self.seats.iter_mut().flatten() {
+                    seat.subscriber.handle_appended(entry);
+                }
+            }
+        }
+    }
+
+    /// True when nobody follows and nothing is on its way.
+    pub(crate) fn idle(&self) -> bool {
+        self.seated == 0 && self.pending == 0
+    }
+
+    fn sit(&mut self, seat: Seat) -> usize {
+        self.seated += 1;
+        if self.seated <= self.seats.len()
+            && let Some(free) = self.seats.iter().position(Option::is_none)
+        {
+            self.seats[free] = Some(seat);
+            return free;
+        }
+        if self.seats.is_empty() {
+            // Most channels have one reader.
+            self.seats.reserve_exact(1);
+        }
+        self.seats.push(Some(seat));
+        self.seats.len() - 1
+    }
+
+    fn leave(&mut self, seat: usize) {
+        if self.seats.get_mut(seat).and_then(Option::take).is_some() {
+            self.seated -= 1;
+        }
+        while self.seats.last().is_some_and(Option::is_none) {
+            self.seats.pop();
+        }
+        if self.seats.len() * 4 < self.seats.capacity() {
+            self.seats.shrink_to_fit();
+        }
+    }
+}
+
+/// Wakes everybody who waits, outside of the lock.
+pub(crate) fn wake(mut state: MutexGuard<'_, State>) {
+    let wakers: Vec<Waker> = state.seats.iter_mut().flatten().filter_map(|seat| seat.waker.take()).collect();
+    drop(state);
+    wakers.into_iter().for_each(Waker::wake);
+}
+
+/// What a hub counts since it began.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) appended: AtomicU64,
+    pub(crate) delivered: AtomicU64,
+    pub(crate) coalesced: AtomicU64,
+    pub(crate) gaps: AtomicU64,
+    pub(crate) closed_slow: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) subscribers: AtomicUsize,
+}
+
+/// All channels that are in memory.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    channels: Mutex<HashMap<ChannelName, Arc<Channel>>>,
+    channels_max: usize,
+    subscribers_max: usize,
+    outbox_bytes_max: usize,
+    keeps: StoreKind,
+    tick: AtomicU64,
+    pub(crate) counters: Counters,
+}
+
+impl Hub {
+    pub(crate) fn new(channels_max: usize, subscribers_max: usize, outbox_bytes_max: usize, keeps: StoreKind) -> Self {
+        Self {
+            channels: Mutex::new(HashMap::new()),
+            channels_max: channels_max.max(1),
+            subscribers_max,
+            outbox_bytes_max,
+            keeps,
+            tick: AtomicU64::new(0),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The channel, if it is in memory.
+    pub(crate) fn resident(&self, name: &ChannelName) -> Option<Arc<Channel>> {
+        let channel = lock(&self.channels).get(name).map(Arc::clone)?;
+        self.touch(&channel);
+        Some(channel)
+    }
+
+    /// The channel that is in memory, or a new one with this log.
+    pub(crate) fn insert(&self, name: &ChannelName, make: impl FnOnce() -> State) -> Result<Arc<Channel>, Error> {
+        let mut channels = lock(&self.channels);
+        if let Some(channel) = channels.get(name) {
+            self.touch(channel);
+            return Ok(Arc::clone(channel));
+        }
+        if channels.len() >= self.channels_max {
+            self.make_room(&mut channels)?;
+        }
+        let channel = Arc::new(Channel { name: name.clone(), used: AtomicU64::new(0), state: Mutex::new(make()) });
+        self.touch(&channel);
+        channels.insert(name.clone(), Arc::clone(&channel));
+        Ok(channel)
+    }
+
+    /// All channels as of now.
+    pub(crate) fn all(&self) -> Vec<Arc<Channel>> {
+        lock(&self.channels).values().map(Arc::clone).collect()
+    }
+
+    /// How many channels are in memory.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.channels).len()
+    }
+
+    /// Lets a channel go, where nobody follows it and nothing is on its way. Returns false where it stays.
+    pub(crate) fn forget(&self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
+        let mut channels = lock(&self.channels);
+        let Some(channel) = channels.get(name) else { return true };
+        let mut state = channel.lock();
+        if !state.idle() || !if_so(&state) {
+            return false;
+        }
+        state.gone = true;
+        drop(state);
+        channels.remove(name);
+        true
+    }
+
+    /// Seats a reader that has seen everything up to `after`. None when the channel is gone.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        channel: &Arc<Channel>,
+        after: Cursor,
+    ) -> Result<Option<crate::Subscription>, Error> {
+        let mut state = channel.lock();
+        if state.gone {
+            return Ok(None);
+        }
+        if self.counters.subscribers.fetch_add(1, Ordering::Relaxed) >= self.subscribers_max {
+            self.counters.subscribers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::unavailable("too many subscribers", 1_000));
+        }
+        let subscriber = Subscriber::new(after, self.outbox_bytes_max, &state.log);
+        let seat = state.sit(Seat { subscriber, waker: None });
+        Ok(Some(crate::Subscription::new(Arc::clone(self), Arc::clone(channel), seat)))
+    }
+
+    pub(crate) fn unsubscribe(&self, channel: &Channel, seat: usize) {
+        self.counters.subscribers.fetch_sub(1, Ordering::Relaxed);
+        let mut state = channel.lock();
+        state.leave(seat);
+        // A mirror of what is kept elsewhere, or a channel that never had an event.
+        let mirror = self.keeps == StoreKind::Redis;
+        let empty = |state: &State| state.log.last().seq == 0 || mirror && !state.astray;
+        let go = state.idle() && empty(&state);
+        drop(state);
+        if go {
+            self.forget(&channel.name, empty);
+        }
+    }
+
+    /// Closes everybody.
+    pub(crate) fn close_all(&self) {
+        for channel in self.all() {
+            let mut state = channel.lock();
+            state.seats.iter_mut().flatten().for_each(|seat| seat.subscriber.close(Closed::Lost));
+            wake(state);
+        }
+    }
+
+    /// Lets go of events that are too old, and of finished channels that have none left.
+    pub(crate) fn sweep(&self, now_ms: u64) {
+        for channel in self.all() {
+            let mut state = channel.lock();
+            state.log.expire(now_ms);
+            let over = |state: &State| state.log.finished() && state.log.is_empty();
+            let go = state.idle() && over(&state);
+            drop(state);
+            if go {
+                self.forget(&channel.name, over);
+            }
+        }
+    }
+
+    /// Lets some that nobody follows go from memory, where they are kept elsewhere. Returns false when there is none.
+    pub(crate) fn shrink(&self) -> bool {
+        self.make_room(&mut lock(&self.channels)).is_ok()
+    }
+
+    fn touch(&self, channel: &Channel) {
+        channel.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Lets go of some that nobody follows: finished ones first, then the least recently used. A sixty-fourth at once, so that
+    /// looking at all of them costs each new channel little.
+    fn make_room(&self, channels: &mut HashMap<ChannelName, Arc<Channel>>) -> Result<(), Error> {
+        let mut idle: Vec<(bool, u64, ChannelName)> = Vec::new();
+        for channel in channels.values() {
+            let state = channel.lock();
+            if state.idle() {
+                idle.push((!state.log.finished(), channel.used.load(Ordering::Relaxed), channel.name.clone()));
+            }
+        }
+        idle.sort_unstable();
+        let before = channels.len();
+        for (_, _, name) in idle.into_iter().take((self.channels_max / 64).max(1)) {
+            if let Some(channel) = channels.get(&name) {
+                let mut state = channel.lock();
+                if !state.idle() {
+                    continue;
+                }
+                state.gone = true;
+            }
+            channels.remove(&name);
+        }
+        if self.keeps == StoreKind::Memory {
+            self.counters.evicted.fetch_add((before - channels.len()) as u64, Ordering::Relaxed);
+        }
+        if channels.len() == before {
+            return Err(Error::unavailable("every channel that fits is followed", 1_000));
+        }
+        Ok(())
+    }
+}
+
+/// The place before the first event of a channel that nobody remembers.
+pub(crate) fn beginning() -> Cursor {
+    Cursor::new(fresh_epoch(), 0)
+}

@@ -1,0 +1,42 @@
+//! The channel store of Weir's native host: events in sequence, kept, replayed and followed.
+//!
+//! - [`Store`]: append, read, follow and claim, over one of three kinds
+//! - [`Subscription`]: what [`Store::follow`] gives: replay, then live
+//! - [`EventsConfig`]: which kind, where, and every bound
+//! - [`Groups`]: several consumers that work one channel together (Redis only)
+//! - `hub`: the channels in memory and who follows them; the memory store is this and nothing more
+//! - `disk`: the same with a file behind it: places, then one fsync for many, then everybody is told
+//! - `redis`: the same as a mirror of Redis Streams, fed by one blocking read for all followed channels
+//!
+//! What is promised, whatever the kind: a reader gets every event after its cursor, in order and once, or a gap that says which
+//! places it cannot have. A place (`epoch-seq`) that anybody may have seen is never given to another event.
+//!
+//! ```
+//! use weir_core::channel::{ChannelName, Cursor, Delivery, Draft};
+//! use weir_events::{EventsConfig, Store};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let store = Store::open(EventsConfig::default()).await.unwrap();
+//! let channel: ChannelName = "workflow:w1".parse().unwrap();
+//! store.append(&channel, vec![Draft::new("workflow_progress", r#"{"progress":50}"#)]).await.unwrap();
+//! let mut subscription = store.follow(&channel, Cursor::START).await.unwrap();
+//! let Some(Delivery::Event { entry, .. }) = subscription.next().await else { panic!() };
+//! assert_eq!(&*entry.data, r#"{"progress":50}"#);
+//! # });
+//! ```
+
+mod clock;
+mod config;
+mod disk;
+mod error;
+mod hub;
+mod memory;
+mod redis;
+mod store;
+mod subscription;
+
+pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
+pub use error::{Error, OpenError};
+pub use redis::groups::{Groups, Work};
+pub use store::{Health, Stats, Store};
+pub use subscription::Subscription;

@@ -1,0 +1,75 @@
+-- Appends events to a stream, all or none, and lets go of what retention does not keep.
+-- KEYS: the stream, and what is known of it beside its entries.
+-- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
+-- how long the rest is remembered in ms, then for each event: name, data, coalescing key, 1 when it finishes.
+-- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, or { 'epoch', latest epoch } where a later fresh one is needed.
+local stream, known = KEYS[1], KEYS[2]
+local run, fresh, keeps = ARGV[1], ARGV[2], ARGV[3] == '1'
+local events_max, bytes_max, age_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+-- Epochs have more digits than a number of Lua holds.
+local function later(a, b)
+  if #a ~= #b then return #a > #b end
+  return a > b
+end
+
+local meta = redis.call('HMGET', known, 'epoch', 'seq', 'run', 'finished', 'bytes')
+if meta[4] == '1' then return { 'finished' } end
+local epoch, seq, bytes = meta[1], tonumber(meta[2] or '0'), tonumber(meta[5] or '0')
+-- A server that was started again may have lost what others have seen.
+if not epoch or (meta[3] ~= run and not keeps) then
+  if epoch and not later(fresh, epoch) then return { 'epoch', epoch } end
+  if redis.call('EXISTS', stream) == 1 then
+    local info = redis.call('XINFO', 'STREAM', stream)
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then
+        local latest = string.match(info[i + 1], '^%d+')
+        if not later(fresh, latest) then return { 'epoch', latest } end
+      end
+    end
+  end
+  epoch, seq = fresh, 0
+end
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local count = (#ARGV - 7) / 4
+local first = seq + 1
+local finished = '0'
+for i = 0, count - 1 do
+  local at = 8 + i * 4
+  local name, data, key, finishes = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  seq = seq + 1
+  local id = epoch .. '-' .. string.format('%.0f', seq)
+  redis.call('XADD', stream, 'MAXLEN', '=', events_max + count, id, 'event', name, 'data', data,
+    'time', string.format('%.0f', now), 'coalesce', key, 'finish', finishes)
+  bytes = bytes + 128 + #name + #data + #key
+  if finishes == '1' then finished = '1' end
+end
+
+local length = redis.call('XLEN', stream)
+local cut, keep, done = '-', nil, false
+while not done do
+  local head = redis.call('XRANGE', stream, cut, '+', 'COUNT', 16)
+  if #head == 0 then break end
+  for _, entry in ipairs(head) do
+    local size, at = 128, now
+    for i = 1, #entry[2], 2 do
+      local field, value = entry[2][i], entry[2][i + 1]
+      if field == 'time' then at = tonumber(value) or now end
+      if field == 'event' or field == 'data' or field == 'coalesce' then size = size + #value end
+    end
+    if length > 1 and (length > events_max or bytes > bytes_max or now - at > age_max) then
+      length, bytes, cut = length - 1, math.max(bytes - size, 0), '(' .. entry[1]
+    else
+      keep, done = entry[1], true
+      break
+    end
+  end
+end
+if keep and cut ~= '-' then redis.call('XTRIM', stream, 'MINID', '=', keep) end
+redis.call('HSET', known, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run, 'finished', finished,
+  'bytes', string.format('%.0f', bytes))
+redis.call('PEXPIRE', stream, ARGV[6])
+redis.call('PEXPIRE', known, ARGV[7])
+return { 'ok', epoch, string.format('%.0f', first), string.format('%.0f', seq) }

@@ -1,0 +1,156 @@
+//! The connection to Redis that all commands share, and what is known of how it is.
+//!
+//! The crate has a connection that reconnects by itself. Ours does not hide it: which run of the server a command went to
+//! decides whether a channel's sequence may go on.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError, Value};
+
+use crate::config::RedisConfig;
+use crate::error::{Error, OpenError, lock};
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    client: Client,
+    pub(crate) config: RedisConfig,
+    live: tokio::sync::Mutex<Option<Live>>,
+    failure: Mutex<Option<Failure>>,
+}
+
+/// A connection, and the run of the server at its other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) connection: MultiplexedConnection,
+    pub(crate) run: Arc<str>,
+}
+
+#[derive(Debug, Clone)]
+struct Failure {
+    at: Instant,
+    reason: String,
+}
+
+impl Link {
+    pub(crate) fn new(config: RedisConfig) -> Result<Self, OpenError> {
+        let client = Client::open(config.url.as_str()).map_err(OpenError::Url)?;
+        Ok(Self { client, config, live: tokio::sync::Mutex::new(None), failure: Mutex::new(None) })
+    }
+
+    /// The shared connection; made anew where it was lost, but not more often than every `retry_ms`.
+    pub(crate) async fn live(&self) -> Result<Live, Error> {
+        let mut live = self.live.lock().await;
+        if let Some(live) = live.as_ref() {
+            return Ok(live.clone());
+        }
+        let retry = Duration::from_millis(self.config.retry_ms);
+        if let Some(failure) = lock(&self.failure).as_ref().filter(|failure| failure.at.elapsed() < retry) {
+            return Err(self.unavailable(&failure.reason));
+        }
+        let made = self.connect(Some(Duration::from_millis(self.config.timeout_ms))).await?;
+        *live = Some(made.clone());
+        Ok(made)
+    }
+
+    /// A connection of one's own; `response_max` is how long each command may take.
+    pub(crate) async fn connect(&self, response_max: Option<Duration>) -> Result<Live, Error> {
+        let timeout = Duration::from_millis(self.config.timeout_ms);
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(response_max);
+        let connect = async {
+            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
+            Ok::<_, RedisError>((connection, info))
+        };
+        let made = match tokio::time::timeout(timeout, connect).await {
+            Ok(made) => made.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
+        };
+        match made {
+            Ok((connection, info)) => {
+                let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+                if lock(&self.failure).take().is_some() {
+                    tracing::info!("Redis answers again");
+                }
+                Ok(Live { connection, run: run.trim().into() })
+            }
+            Err(reason) => Err(self.fail(reason)),
+        }
+    }
+
+    /// Does something with the shared connection, within `timeout_ms`.
+    pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(Live) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        let timeout = Duration::from_millis(self.config.timeout_ms);
+        let asked = async {
+            let live = self.live().await?;
+            match ask(live).await {
+                Ok(answer) => Ok(answer),
+                Err(error) => Err(self.lost(&error).await),
+            }
+        };
+        match tokio::time::timeout(timeout, asked).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                if let Ok(mut live) = self.live.try_lock() {
+                    *live = None;
+                }
+                Err(self.fail(format!("no answer within {} ms", timeout.as_millis())))
+            }
+        }
+    }
+
+    /// One command with the shared connection.
+    pub(crate) async fn command<T: FromRedisValue>(&self, command: redis::Cmd) -> Result<T, Error> {
+        self.ask(|mut live| async move { command.query_async(&mut live.connection).await }).await
+    }
+
+    /// Whether the server answers now.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        self.command::<Value>(redis::cmd("PING")).await.map(drop)
+    }
+
+    /// Takes note of a failed command; a connection that is no good any more is dropped.
+    async fn lost(&self, error: &RedisError) -> Error {
+        // The server answered: the connection is good. Some answers mean that it cannot do it now.
+        if error.code().is_some() && !error.is_unrecoverable_error() {
+            let reason = error.to_string();
+            let later = [
+                "LOADING",
+                "BUSY",
+                "OOM",
+                "READONLY",
+                "MASTERDOWN",
+                "CLUSTERDOWN",
+                "TRYAGAIN",
+                "MISCONF",
+                "NOREPLICAS",
+            ];
+            return if error.code().is_some_and(|code| later.contains(&code)) {
+                self.unavailable(&reason)
+            } else {
+                Error::Other(format!("Redis refused: {reason}"))
+            };
+        }
+        *self.live.lock().await = None;
+        self.fail(error.to_string())
+    }
+
+    pub(crate) fn fail(&self, reason: String) -> Error {
+        let error = self.unavailable(&reason);
+        let mut failure = lock(&self.failure);
+        if failure.is_none() {
+            tracing::warn!(%reason, "Redis does not answer");
+        }
+        *failure = Some(Failure { at: Instant::now(), reason });
+        error
+    }
+
+    fn unavailable(&self, reason: &str) -> Error {
+        Error::unavailable(format!("Redis does not answer: {reason}"), self.config.retry_ms.max(1_000))
+    }
+}

@@ -1,0 +1,297 @@
+//! Channels in Redis Streams, shared by all instances.
+//!
+//! An entry's id is the event's place, `epoch-seq`, which a script gives it: the sequence is ours, and every hole in it shows. A
+//! server that was started again may have lost events that somebody has seen, so a channel goes on in a new epoch then,
+//! unless the configuration says that the server keeps every write.
+//!
+//! A channel that is followed here is in memory as a mirror of its stream, and one blocking read for all of them feeds the
+//! mirrors ([`reader`]). Pages are read from Redis itself.
+//!
+//! While Redis does not answer, memory may take over: such events go into the mirror in an epoch of their own. When Redis is
+//! back the mirror is made anew from it, and who followed sees a gap where what only we had was.
+
+pub(crate) mod groups;
+mod link;
+mod reader;
+mod stream;
+
+use std::sync::Arc;
+
+use redis::Script;
+use redis::streams::StreamRangeReply;
+use tokio::sync::Notify;
+use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Log, Page, page};
+
+use crate::clock::{fresh_epoch, now_ms};
+use crate::config::{EventsConfig, Fallback, StoreKind};
+use crate::error::{Error, OpenError};
+use crate::hub::{Channel, Hub, State, wake};
+use crate::redis::groups::Groups;
+use crate::redis::link::Link;
+use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
+use crate::store::Health;
+use crate::subscription::Subscription;
+
+/// How long a channel's place is remembered after its events are gone, in milliseconds.
+const REMEMBERED_MS: u64 = 86_400_000;
+
+#[derive(Debug)]
+pub(crate) struct Redis {
+    shared: Arc<Shared>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+/// What the store and its reader share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: Arc<EventsConfig>,
+    hub: Arc<Hub>,
+    link: Arc<Link>,
+    append: Script,
+    /// Says that another channel is followed.
+    followed: Notify,
+    /// Held while a mirror is made, so that each is made once.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Redis {
+    pub(crate) fn open(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Result<Self, OpenError> {
+        let link = Arc::new(Link::new(config.redis.clone())?);
+        let append = Script::new(include_str!("append.lua"));
+        let making = tokio::sync::Mutex::new(());
+        let shared = Arc::new(Shared { config, hub, link, append, followed: Notify::new(), making });
+        let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
+        Ok(Self { shared, reader })
+    }
+
+    pub(crate) async fn append(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+        let appended = self.shared.append(name, &drafts).await;
+        match appended {
+            Err(Error::Unavailable { .. }) if self.shared.falls_back() => self.shared.append_here(name, drafts),
+            appended => appended,
+        }
+    }
+
+    pub(crate) async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
+        match self.shared.read(name, after, limit).await {
+            Err(error @ Error::Unavailable { .. }) => match self.shared.hub.resident(name) {
+                Some(channel) if self.shared.falls_back() => {
+                    Ok(channel.lock().log.read(after, limit, self.shared.config.page_bytes_max))
+                }
+                _ => Err(error),
+            },
+            page => page,
+        }
+    }
+
+    pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+        loop {
+            let channel = self.shared.mirror(name).await?;
+            channel.lock().log.expire(now_ms());
+            if let Some(subscription) = self.shared.hub.subscribe(&channel, after)? {
+                self.shared.followed.notify_one();
+                return Ok(subscription);
+            }
+        }
+    }
+
+    pub(crate) async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
+        let mut set = redis::cmd("SET");
+        set.arg(claim_key(&self.shared.link.config.prefix, key)).arg(1).arg("NX").arg("PX").arg(ttl_ms);
+        let set: Option<String> = self.shared.link.command(set).await?;
+        Ok(set.is_some())
+    }
+
+    pub(crate) async fn health(&self) -> Health {
+        let detail = match self.shared.link.ping().await {
+            Ok(()) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        let fallback = detail.is_some() && self.shared.falls_back();
+        Health { store: StoreKind::Redis, ok: detail.is_none() || fallback, fallback, detail }
+    }
+
+    pub(crate) fn groups(&self) -> Groups {
+        Groups::new(Arc::clone(&self.shared.link))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Shared {
+    fn falls_back(&self) -> bool {
+        self.link.config.fallback == Fallback::Memory
+    }
+
+    fn key(&self, name: &ChannelName) -> String {
+        key(&self.link.config.prefix, name)
+    }
+
+    fn meta_key(&self, name: &ChannelName) -> String {
+        meta_key(&self.link.config.prefix, name)
+    }
+
+    async fn append(&self, name: &ChannelName, drafts: &[Draft]) -> Result<Vec<Cursor>, Error> {
+        let mut epoch = fresh_epoch();
+        // Another instance's clock may be ahead, and then the epoch is that one's next; another may take that too, once.
+        for _ in 0..4 {
+            let answer: Vec<String> =
+                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch).await }).await?;
+            let number = |at: usize| answer.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+            match answer.first().map(String::as_str) {
+                Some("ok") => return Ok((number(2)..=number(3)).map(|seq| Cursor::new(number(1), seq)).collect()),
+                Some("finished") => return Err(Error::Finished),
+                Some("epoch") => epoch = epoch.max(number(1).saturating_add(1)),
+                _ => break,
+            }
+        }
+        Err(Error::unavailable("the clocks of the instances are too far apart", 1_000))
+    }
+
+    async fn run_append(
+        &self,
+        mut live: link::Live,
+        name: &ChannelName,
+        drafts: &[Draft],
+        epoch: u64,
+    ) -> Result<Vec<String>, redis::RedisError> {
+        let retention = self.config.retention;
+        let mut call = self.append.prepare_invoke();
+        call.key(self.key(name)).key(self.meta_key(name));
+        call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
+        call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
+        call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS));
+        for draft in drafts {
+            call.arg(&*draft.name).arg(&*draft.data);
+            call.arg(draft.coalesce.as_deref().unwrap_or_default()).arg(u8::from(draft.finishes));
+        }
+        call.invoke_async(&mut live.connection).await
+    }
+
+    /// Appends to this process's memory alone.
+    fn append_here(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+        let mut drafts = Some(drafts);
+        loop {
+            let channel = self.hub.insert(name, || self.blank())?;
+            let mut state = channel.lock();
+            if state.gone {
+                continue;
+            }
+            if !state.astray || state.next.epoch <= state.source.epoch {
+                state.astray = true;
+                state.next = Cursor::new(fresh_epoch().max(state.log.last().epoch + 1), 1);
+            }
+            let entries = state.stamp(drafts.take().unwrap_or_default(), now_ms())?;
+            state.log_and_offer(&entries);
+            wake(state);
+            return Ok(entries.iter().map(|entry| entry.cursor).collect());
+        }
+    }
+
+    /// A page from Redis itself.
+    async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
+        let exclusive = if after == Cursor::START { "-".to_owned() } else { format!("({}-{}", after.epoch, after.seq) };
+        let (entries, known) = self.range(name, &exclusive, limit).await?;
+        let last = known.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
+        if known.last == Cursor::START && entries.is_empty() {
+            // Nobody knows the channel.
+            let last = if after == Cursor::START { Cursor::START } else { Cursor::new(fresh_epoch(), 0) };
+            return Ok(page(after, last, false, std::iter::empty(), limit, 0));
+        }
+        let oldest_ms = now_ms().saturating_sub(self.config.retention.age_ms_max);
+        let entries = entries.into_iter().filter(|entry| entry.time_ms >= oldest_ms);
+        Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
+    }
+
+    /// Entries of a stream, and what is known of it, as of one moment.
+    async fn range(&self, name: &ChannelName, from: &str, count: usize) -> Result<(Vec<Arc<Entry>>, Known), Error> {
+        let mut ask = redis::pipe();
+        ask.atomic();
+        ask.cmd("XRANGE").arg(self.key(name)).arg(from).arg("+").arg("COUNT").arg(count);
+        ask.cmd("HMGET").arg(self.meta_key(name)).arg("epoch").arg("seq").arg("finished");
+        let (range, fields): (StreamRangeReply, Fields) =
+            self.link.ask(|mut live| async move { ask.query_async(&mut live.connection).await }).await?;
+        Ok((range.ids.iter().filter_map(event).collect(), Known::from_fields(fields)))
+    }
+
+    /// The mirror of a channel, made where there is none or where it went astray.
+    async fn mirror(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
+        let good = |channel: &Arc<Channel>| !channel.lock().astray;
+        if let Some(channel) = self.hub.resident(name).filter(good) {
+            return Ok(channel);
+        }
+        let _making = self.making.lock().await;
+        if let Some(channel) = self.hub.resident(name) {
+            return match self.refresh(&channel).await {
+                Err(error) if !self.falls_back() => Err(error),
+                _ => Ok(channel),
+            };
+        }
+        let state = match self.load(name).await {
+            Ok(log) => State::new(log),
+            Err(Error::Unavailable { .. }) if self.falls_back() => self.blank(),
+            Err(error) => return Err(error),
+        };
+        self.hub.insert(name, || state)
+    }
+
+    /// Makes a mirror that went astray what Redis has; those who follow get what they have not seen of it.
+    async fn refresh(&self, channel: &Channel) -> Result<(), Error> {
+        if !channel.lock().astray {
+            return Ok(());
+        }
+        let log = self.load(&channel.name).await?;
+        let mut state = channel.lock();
+        if !state.astray {
+            return Ok(());
+        }
+        let source = state.source;
+        let fresh: Vec<Arc<Entry>> = log.all_after(source).map(Arc::clone).collect();
+        // The log holds what came before, so that those who replay find it; what is new is offered.
+        let mut before =
+            Log::new(self.config.retention, log.first().map_or(log.last(), |first| first.cursor.previous()));
+        log.all_after(Cursor::START).take_while(|entry| entry.cursor <= source).for_each(|entry| {
+            before.push(Arc::clone(entry));
+        });
+        let last = log.last();
+        state.log = before;
+        state.log_and_offer(&fresh);
+        state.log.skip_to(last);
+        if log.finished() {
+            state.log.finish();
+        }
+        state.source = state.log.last();
+        state.sealed = state.log.finished();
+        state.astray = false;
+        wake(state);
+        Ok(())
+    }
+
+    /// All that Redis has of a channel.
+    async fn load(&self, name: &ChannelName) -> Result<Log, Error> {
+        // An append may be let in whole before the rest is trimmed; the script does both at once.
+        let (entries, known) = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
+        let before = entries.first().map_or(known.last, |first| first.cursor.previous());
+        let mut log = Log::new(self.config.retention, before);
+        for entry in entries {
+            log.push(entry);
+        }
+        log.skip_to(known.last);
+        log.expire(now_ms());
+        if known.finished {
+            log.finish();
+        }
+        Ok(log)
+    }
+
+    /// A mirror of which nothing is known.
+    fn blank(&self) -> State {
+        let mut state = State::new(Log::new(self.config.retention, Cursor::START));
+        state.astray = true;
+        state
+    }
+}

@@ -1,0 +1,130 @@
+//! One blocking read for all channels that are followed here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamReadReply;
+use redis::{Cmd, RedisError};
+
+use crate::error::Error;
+use crate::hub::{Channel, wake};
+use crate::redis::Shared;
+use crate::redis::link::Live;
+use crate::redis::stream::event;
+
+/// The most entries of one stream in one answer.
+const ENTRIES_MAX: usize = 256;
+/// How long a read that should end is given before it is told again, in milliseconds.
+const NUDGE_MS: u64 = 5;
+
+/// Feeds the mirrors for as long as it runs; a lost connection is made again every `retry_ms`.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    loop {
+        while shared.hub.len() == 0 {
+            shared.followed.notified().await;
+        }
+        if let Err(error) = feed(&shared).await {
+            tracing::debug!(%error, "channels are not followed for now");
+            tokio::time::sleep(Duration::from_millis(shared.link.config.retry_ms.max(1))).await;
+        }
+    }
+}
+
+/// Feeds the mirrors until the connection is lost, or nobody follows.
+async fn feed(shared: &Shared) -> Result<(), Error> {
+    // A read takes as long as it blocks; that and the bound of any other answer is when the connection is given up.
+    let block_ms = shared.link.config.block_ms.max(1);
+    let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
+    let Live { mut connection, .. } = shared.link.connect(Some(answer_max)).await?;
+    let client: u64 = ask(shared, redis::cmd("CLIENT").arg("ID"), &mut connection).await?;
+    loop {
+        let mut streams = Vec::new();
+        for channel in shared.hub.all() {
+            if channel.lock().astray {
+                let _making = shared.making.lock().await;
+                shared.refresh(&channel).await?;
+            }
+            let (source, idle) = {
+                let state = channel.lock();
+                (state.source, state.idle())
+            };
+            if idle {
+                // What memory kept while Redis was gone, and nobody follows: pages come from Redis now.
+                shared.hub.forget(&channel.name, |_| true);
+            } else {
+                streams.push((channel, source));
+            }
+        }
+        if streams.is_empty() {
+            return Ok(());
+        }
+        let mut read = redis::cmd("XREAD");
+        read.arg("BLOCK").arg(block_ms).arg("COUNT").arg(ENTRIES_MAX).arg("STREAMS");
+        for (channel, _) in &streams {
+            read.arg(shared.key(&channel.name));
+        }
+        for (_, source) in &streams {
+            read.arg(format!("{}-{}", source.epoch, source.seq));
+        }
+        let reply = interruptible(shared, &read, &mut connection, client).await;
+        let reply = reply.map_err(|error| shared.link.fail(error.to_string()))?;
+        for (answered, stream) in reply.into_iter().flat_map(|reply| reply.keys).enumerate() {
+            // The answer names the streams that have something, in the order of the question.
+            let found = streams[answered..].iter().find(|(channel, _)| shared.key(&channel.name) == stream.key);
+            if let Some((channel, _)) = found {
+                take(channel, &stream.ids);
+            }
+        }
+    }
+}
+
+/// Waits for a read, and makes it end early when another channel is followed.
+async fn interruptible(
+    shared: &Shared,
+    read: &Cmd,
+    connection: &mut MultiplexedConnection,
+    client: u64,
+) -> Result<Option<StreamReadReply>, RedisError> {
+    let reply = read.query_async(connection);
+    tokio::pin!(reply);
+    tokio::select! {
+        reply = &mut reply => return reply,
+        () = shared.followed.notified() => {}
+    }
+    loop {
+        // The read may not have come to the server yet; then it is told again.
+        let mut unblock = redis::cmd("CLIENT");
+        unblock.arg("UNBLOCK").arg(client);
+        // Without an answer the read ends when its time is over.
+        let _ = shared.link.command::<u64>(unblock).await;
+        tokio::select! {
+            reply = &mut reply => return reply,
+            () = tokio::time::sleep(Duration::from_millis(NUDGE_MS)) => {}
+        }
+    }
+}
+
+fn take(channel: &Channel, entries: &[redis::streams::StreamId]) {
+    let mut state = channel.lock();
+    if state.astray {
+        // It is made anew, from what it had of Redis before.
+        return;
+    }
+    let events: Vec<_> = entries.iter().filter_map(event).collect();
+    state.log_and_offer(&events);
+    // What is no event of ours is passed over; the places show that it was there.
+    if let Some(last) = entries.last().and_then(|entry| entry.id.parse().ok()) {
+        state.source = last;
+        state.log.skip_to(last);
+    }
+    wake(state);
+}
+
+async fn ask<T: redis::FromRedisValue>(
+    shared: &Shared,
+    command: &Cmd,
+    connection: &mut MultiplexedConnection,
+) -> Result<T, Error> {
+    command.query_async(connection).await.map_err(|error| shared.link.fail(error.to_string()))
+}

@@ -1,0 +1,56 @@
+//! Entries of Redis Streams as events, and the keys they are under.
+
+use std::sync::Arc;
+
+use redis::streams::StreamId;
+use redis::{FromRedisValue, Value};
+use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
+
+/// The stream of a channel: `pip-ai:workflow:ID`.
+pub(crate) fn key(prefix: &str, name: &ChannelName) -> String {
+    format!("{prefix}{name}")
+}
+
+/// What is known of a channel beside its entries: epoch, sequence, run of the server, finished, bytes. Kinds begin with a
+/// letter, so it is never the stream of another channel.
+pub(crate) fn meta_key(prefix: &str, name: &ChannelName) -> String {
+    format!("{prefix}@{name}")
+}
+
+/// The key of a claim.
+pub(crate) fn claim_key(prefix: &str, key: &str) -> String {
+    format!("{prefix}@claim:{key}")
+}
+
+/// The event of an entry; none when somebody else wrote it and it is none.
+pub(crate) fn event(entry: &StreamId) -> Option<Arc<Entry>> {
+    let cursor = entry.id.parse().ok()?;
+    let text = |field: &str| -> Option<String> {
+        entry.map.get(field).and_then(|value: &Value| String::from_redis_value_ref(value).ok())
+    };
+    let key = text("coalesce").unwrap_or_default();
+    let draft = Draft {
+        name: text("event")?.into(),
+        data: text("data")?.into(),
+        coalesce: (!key.is_empty()).then(|| key.into()),
+        finishes: text("finish").as_deref() == Some("1"),
+    };
+    Some(Arc::new(draft.at(cursor, text("time")?.parse().ok()?)))
+}
+
+/// What the meta key of a channel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Known {
+    pub(crate) last: Cursor,
+    pub(crate) finished: bool,
+}
+
+/// Epoch, sequence and finished, as they come from Redis.
+pub(crate) type Fields = (Option<u64>, Option<u64>, Option<u8>);
+
+impl Known {
+    pub(crate) fn from_fields((epoch, seq, finished): Fields) -> Self {
+        let last = Cursor { epoch: epoch.unwrap_or_default(), seq: seq.unwrap_or_default() };
+        Self { last, finished: finished == Some(1) }
+    }
+}

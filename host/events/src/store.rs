@@ -1,0 +1,226 @@
+//! One store over three kinds.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use weir_core::channel::{ChannelName, Cursor, Draft, Page};
+
+use crate::clock::now_ms;
+use crate::config::{EventsConfig, StoreKind};
+use crate::disk::Disk;
+use crate::error::{Error, OpenError};
+use crate::hub::Hub;
+use crate::memory::Memory;
+use crate::redis::Redis;
+use crate::redis::groups::Groups;
+use crate::subscription::Subscription;
+
+/// The most bytes of a key to claim.
+const CLAIM_KEY_BYTES_MAX: usize = 256;
+
+/// The store of channels. Copies share it; it ends with the last one, or with [`Store::close`].
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Arc<EventsConfig>,
+    hub: Arc<Hub>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Memory(Memory),
+    Disk(Disk),
+    Redis(Redis),
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What it was told to be.
+    pub store: StoreKind,
+    /// True when appends are taken, even if only by memory.
+    pub ok: bool,
+    /// True when memory stands in for Redis: what is appended now is seen here only, and is not kept.
+    pub fallback: bool,
+    /// What is the matter, for people.
+    pub detail: Option<String>,
+}
+
+/// What a store holds and has done since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Channels in memory.
+    pub channels: usize,
+    /// Open subscriptions.
+    pub subscribers: usize,
+    /// Events appended through this store.
+    pub appended: u64,
+    /// Events given to subscribers.
+    pub delivered: u64,
+    /// Events that slow subscribers did not get because a later one replaced them.
+    pub coalesced: u64,
+    /// Gaps declared to subscribers.
+    pub gaps: u64,
+    /// Subscribers closed for being slow.
+    pub closed_slow: u64,
+    /// Channels that went to make room for others.
+    pub evicted: u64,
+}
+
+impl Store {
+    /// Opens a store. Must be called in a tokio runtime. Redis need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened, or the address is not one.
+    pub async fn open(config: EventsConfig) -> Result<Self, OpenError> {
+        let config = Arc::new(config);
+        let resident_max = match config.store {
+            // What is followed is in memory too, one channel each at most.
+            StoreKind::Disk => config.resident_channels_max.saturating_add(config.subscribers_max),
+            StoreKind::Redis => config.channels_max.saturating_add(config.subscribers_max),
+            StoreKind::Memory => config.channels_max,
+        };
+        let hub = Hub::new(resident_max, config.subscribers_max, config.outbox_bytes_max, config.store);
+        let hub = Arc::new(hub);
+        let kind = match config.store {
+            StoreKind::Memory => Kind::Memory(Memory::new(Arc::clone(&config), Arc::clone(&hub))),
+            StoreKind::Disk => Kind::Disk(Disk::open(Arc::clone(&config), Arc::clone(&hub)).await?),
+            StoreKind::Redis => Kind::Redis(Redis::open(Arc::clone(&config), Arc::clone(&hub))?),
+        };
+        let inner = Arc::new(Inner { config, hub, kind });
+        tokio::spawn(sweep(Arc::downgrade(&inner), Duration::from_millis(inner.config.sweep_ms.max(1))));
+        Ok(Self { inner })
+    }
+
+    /// Appends events to a channel, all or none, and answers their places. What this resolves to, followers get too; disk
+    /// with `durable`: it is on the disk then.
+    ///
+    /// # Errors
+    ///
+    /// After [`Error::Unavailable`] the events may be in all the same: a retry may double them.
+    pub async fn append(&self, channel: &ChannelName, events: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+        Draft::check_all(&events, &self.inner.config.limits)?;
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let count = events.len() as u64;
+        let cursors = match &self.inner.kind {
+            Kind::Memory(memory) => memory.append(channel, events),
+            Kind::Disk(disk) => disk.append(channel, events).await,
+            Kind::Redis(redis) => redis.append(channel, events).await,
+        }?;
+        self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
+        Ok(cursors)
+    }
+
+    /// The events of a channel after a cursor, at most `limit`. A channel that nobody has published to is empty.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked now.
+    pub async fn read(&self, channel: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
+        let limit = limit.clamp(1, self.inner.config.page_events_max.max(1));
+        match &self.inner.kind {
+            Kind::Memory(memory) => Ok(memory.read(channel, after, limit)),
+            Kind::Disk(disk) => disk.read(channel, after, limit).await,
+            Kind::Redis(redis) => redis.read(channel, after, limit).await,
+        }
+    }
+
+    /// Follows a channel after a cursor: what is retained, then what comes, until the channel's last event.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked now, or there are as many subscribers or followed channels as may be.
+    pub async fn follow(&self, channel: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.follow(channel, after),
+            Kind::Disk(disk) => disk.follow(channel, after).await,
+            Kind::Redis(redis) => redis.follow(channel, after).await,
+        }
+    }
+
+    /// Claims a key for so many milliseconds: true for exactly one caller, false for all others until the time has passed.
+    ///
+    /// # Errors
+    ///
+    /// A key of no or more than 256 bytes, a time of 0 or past the bound, or the store cannot be asked now. After
+    /// [`Error::Unavailable`] the claim may be held all the same; nobody has it then.
+    pub async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
+        if key.is_empty() || key.len() > CLAIM_KEY_BYTES_MAX {
+            return Err(Error::Invalid(format!("a key to claim has 1 to {CLAIM_KEY_BYTES_MAX} bytes")));
+        }
+        let ttl_ms_max = self.inner.config.claim_ttl_ms_max;
+        if ttl_ms == 0 || ttl_ms > ttl_ms_max {
+            return Err(Error::Invalid(format!("a claim is held for 1 to {ttl_ms_max} ms")));
+        }
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.claim(key, ttl_ms),
+            Kind::Disk(disk) => disk.claim(key, ttl_ms).await,
+            Kind::Redis(redis) => redis.claim(key, ttl_ms).await,
+        }
+    }
+
+    /// Asks the store how it is: Redis is really asked, within `redis.timeout_ms`.
+    pub async fn health(&self) -> Health {
+        match &self.inner.kind {
+            Kind::Memory(_) => Health { store: StoreKind::Memory, ok: true, fallback: false, detail: None },
+            Kind::Disk(disk) => disk.health(),
+            Kind::Redis(redis) => redis.health().await,
+        }
+    }
+
+    /// What it holds and has done.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.inner.hub.counters;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            channels: self.inner.hub.len(),
+            subscribers: counters.subscribers.load(Ordering::Relaxed),
+            appended: read(&counters.appended),
+            delivered: read(&counters.delivered),
+            coalesced: read(&counters.coalesced),
+            gaps: read(&counters.gaps),
+            closed_slow: read(&counters.closed_slow),
+            evicted: read(&counters.evicted),
+        }
+    }
+
+    /// Consumer groups, which only Redis has.
+    pub fn groups(&self) -> Option<Groups> {
+        match &self.inner.kind {
+            Kind::Redis(redis) => Some(redis.groups()),
+            Kind::Memory(_) | Kind::Disk(_) => None,
+        }
+    }
+
+    /// Closes every subscription and writes what is to be written. Appends fail from then on (disk).
+    pub async fn close(&self) {
+        self.inner.hub.close_all();
+        match &self.inner.kind {
+            Kind::Disk(disk) => disk.close().await,
+            Kind::Memory(_) | Kind::Redis(_) => {}
+        }
+    }
+}
+
+/// Lets go of what is too old, as long as the store is there.
+async fn sweep(store: Weak<Inner>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(inner) = store.upgrade() else { return };
+        inner.hub.sweep(now_ms());
+        match &inner.kind {
+            Kind::Memory(memory) => memory.sweep(),
+            Kind::Disk(disk) => disk.sweep().await,
+            Kind::Redis(_) => {}
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A reader that follows a channel: no task, no thread, a seat in the channel and its waker.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use weir_core::channel::{ChannelName, Closed, Cursor, Delivery};
+
+use crate::hub::{Channel, Hub, State};
+
+/// A reader that follows a channel: what is retained after its cursor, then what comes.
+///
+/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. What waits for it
+/// is bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
+#[derive(Debug)]
+pub struct Subscription {
+    hub: Arc<Hub>,
+    channel: Arc<Channel>,
+    seat: usize,
+}
+
+impl Subscription {
+    pub(crate) fn new(hub: Arc<Hub>, channel: Arc<Channel>, seat: usize) -> Self {
+        Self { hub, channel, seat }
+    }
+
+    /// What it follows.
+    pub fn channel(&self) -> &ChannelName {
+        &self.channel.name
+    }
+
+    /// Where it would resume: the place up to which it gave out everything, or said that it is missing.
+    pub fn delivered(&self) -> Cursor {
+        let state = self.channel.lock();
+        state.seats[self.seat].as_ref().map_or(Cursor::START, |seat| seat.subscriber.delivered())
+    }
+
+    /// The next delivery; none at the end.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        std::future::poll_fn(|context| self.poll_delivery(context)).await
+    }
+
+    /// The next delivery if there is one now; the caller is not woken for a later one.
+    pub fn try_next(&mut self) -> Option<Delivery> {
+        self.take(&mut self.channel.lock())
+    }
+
+    /// Adds what there is, up to so many deliveries, to `batch`: for several events in one write. Ready when something was
+    /// added, or with nothing added at the end.
+    pub fn poll_batch(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut Vec<Delivery>,
+        deliveries_max: usize,
+    ) -> Poll<()> {
+        let mut state = self.channel.lock();
+        let before = batch.len();
+        while batch.len() - before < deliveries_max {
+            let Some(delivery) = self.take(&mut state) else { break };
+            batch.push(delivery);
+        }
+        if batch.len() > before || self.over(&state) { Poll::Ready(()) } else { self.wait(&mut state, context) }
+    }
+
+    fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        let mut state = self.channel.lock();
+        match self.take(&mut state) {
+            Some(delivery) => Poll::Ready(Some(delivery)),
+            None if self.over(&state) => Poll::Ready(None),
+            None => self.wait(&mut state, context),
+        }
+    }
+
+    fn take(&self, state: &mut State) -> Option<Delivery> {
+        let State { log, seats, .. } = state;
+        let delivery = seats[self.seat].as_mut()?.subscriber.poll(log)?;
+        let counters = &self.hub.counters;
+        match &delivery {
+            Delivery::Event { coalesced, .. } => {
+                counters.delivered.fetch_add(1, Ordering::Relaxed);
+                if *coalesced > 0 {
+                    counters.coalesced.fetch_add(u64::from(*coalesced), Ordering::Relaxed);
+                }
+            }
+            Delivery::Gap(_) => drop(counters.gaps.fetch_add(1, Ordering::Relaxed)),
+            Delivery::Closed(Closed::Slow) => drop(counters.closed_slow.fetch_add(1, Ordering::Relaxed)),
+            Delivery::Closed(Closed::Lost) => {}
+        }
+        Some(delivery)
+    }
+
+    fn over(&self, state: &State) -> bool {
+        state.seats[self.seat].as_ref().is_none_or(|seat| seat.subscriber.ended())
+    }
+
+    fn wait<T>(&self, state: &mut State, context: &Context<'_>) -> Poll<T> {
+        if let Some(seat) = state.seats[self.seat].as_mut()
+            && !seat.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()))
+        {
+            seat.waker = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Delivery;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        self.poll_delivery(context)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.unsubscribe(&self.channel, self.seat);
+    }
+}

@@ -1,0 +1,188 @@
+//! Stores to test, and a Redis server of our own.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use weir_core::channel::{ChannelName, Cursor, Delivery, Draft, Gap};
+use weir_events::{EventsConfig, RedisConfig, Store, StoreKind, Subscription};
+
+/// How long anything that should happen may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A redis-server, stopped when this is dropped.
+pub struct RedisServer {
+    child: Option<Child>,
+    pub port: u16,
+    folder: TempDir,
+    arguments: Vec<String>,
+}
+
+impl RedisServer {
+    /// A server that keeps nothing.
+    pub fn start() -> Self {
+        Self::with(&["--save", "", "--appendonly", "no"])
+    }
+
+    /// A server that keeps every write.
+    pub fn durable() -> Self {
+        Self::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut server = Self { child: None, port, folder: TempDir::new().unwrap(), arguments };
+        server.start_again();
+        server
+    }
+
+    /// Starts it where it was, and waits until it answers.
+    pub fn start_again(&mut self) {
+        let mut command = Command::new(program());
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.folder.path());
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = Some(command.spawn().expect("redis-server starts"));
+        let begun = Instant::now();
+        while !self.answers() {
+            assert!(begun.elapsed() < PATIENCE, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let mut answer = [0; 5];
+        socket.write_all(b"PING\r\n").is_ok() && socket.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Sends it a signal by name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    pub fn config(&self) -> EventsConfig {
+        let redis = RedisConfig { url: self.url(), retry_ms: 20, ..RedisConfig::default() };
+        EventsConfig { store: StoreKind::Redis, redis, sweep_ms: 20, ..EventsConfig::default() }
+    }
+
+    /// A connection of the test's own.
+    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("WEIR_TEST_REDIS") {
+        return path.into();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|file| file.is_file());
+    found.expect("no redis-server on the PATH: set WEIR_TEST_REDIS to what `cargo xtask redis` prints")
+}
+
+pub fn disk(folder: &Path) -> EventsConfig {
+    let path = folder.join("events.redb");
+    EventsConfig { store: StoreKind::Disk, path, durable: true, sweep_ms: 20, ..EventsConfig::default() }
+}
+
+pub fn memory() -> EventsConfig {
+    EventsConfig { sweep_ms: 20, ..EventsConfig::default() }
+}
+
+pub async fn open(config: EventsConfig) -> Store {
+    Store::open(config).await.unwrap()
+}
+
+pub fn name(text: &str) -> ChannelName {
+    text.parse().unwrap()
+}
+
+/// Events numbered so.
+pub fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<Draft> {
+    numbers.into_iter().map(|number| Draft::new("e", number.to_string())).collect()
+}
+
+/// What a subscription gives, soon.
+pub async fn next(subscription: &mut Subscription) -> Option<Delivery> {
+    tokio::time::timeout(PATIENCE, subscription.next()).await.expect("nothing comes")
+}
+
+/// The next event's data as a number, where it is an event.
+pub async fn number(subscription: &mut Subscription) -> u64 {
+    match next(subscription).await {
+        Some(Delivery::Event { entry, .. }) => entry.data.parse().unwrap(),
+        other => panic!("{other:?} is no event"),
+    }
+}
+
+pub async fn gap(subscription: &mut Subscription) -> Gap {
+    match next(subscription).await {
+        Some(Delivery::Gap(gap)) => gap,
+        other => panic!("{other:?} is no gap"),
+    }
+}
+
+/// Waits for a condition.
+pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What a reader knows: its cursor, and the numbers it was given.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub cursor: Cursor,
+    pub numbers: Vec<u64>,
+    pub gaps: Vec<Gap>,
+}
+
+impl Seen {
+    /// Takes a delivery, and checks that it comes right after what was seen.
+    pub fn take(&mut self, delivery: &Delivery) {
+        match delivery {
+            Delivery::Event { entry, coalesced } => {
+                if self.cursor != Cursor::START {
+                    let expected = Cursor::new(self.cursor.epoch, self.cursor.seq + 1 + u64::from(*coalesced));
+                    assert_eq!(entry.cursor, expected, "a silent hole");
+                }
+                let number = entry.data.parse().unwrap();
+                assert!(self.numbers.last().is_none_or(|last| *last < number), "a duplicate");
+                self.cursor = entry.cursor;
+                self.numbers.push(number);
+            }
+            Delivery::Gap(gap) => {
+                assert_eq!(gap.missing_from, self.cursor.next());
+                self.cursor = gap.missing_to;
+                self.gaps.push(*gap);
+            }
+            Delivery::Closed(why) => panic!("closed: {why}"),
+        }
+    }
+}

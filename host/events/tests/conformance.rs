@@ -1,0 +1,398 @@
+//! What every store does, whichever it is.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{RedisServer, Seen, disk, gap, memory, name, next, number, numbered, open, until};
+use tempfile::TempDir;
+use weir_core::channel::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
+use weir_events::{Error, EventsConfig, Store};
+
+/// Each test with each store. A test is given the means to open stores that share what they keep where the kind can.
+macro_rules! conformance {
+    ($($test:ident),+ $(,)?) => {
+        mod in_memory {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(memory()).await;
+            })+
+        }
+        mod on_disk {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let folder = TempDir::new().unwrap();
+                super::$test(disk(folder.path())).await;
+            })+
+        }
+        mod on_disk_without_fsync {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let folder = TempDir::new().unwrap();
+                super::$test(EventsConfig { durable: false, ..disk(folder.path()) }).await;
+            })+
+        }
+        mod in_redis {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let server = RedisServer::start();
+                super::$test(server.config()).await;
+            })+
+        }
+    };
+}
+
+conformance!(
+    places_are_a_sequence_and_pages_follow_each_other,
+    an_unknown_channel_is_empty,
+    what_is_not_retained_is_a_gap,
+    a_busy_channel_takes_nothing_from_another,
+    bytes_and_age_bound_a_channel_too,
+    replay_goes_over_into_live_without_a_seam,
+    a_finished_channel_ends,
+    appends_are_taken_whole_or_refused,
+    publishers_side_by_side_share_one_sequence,
+    one_stalled_reader_delays_nobody_and_resumes,
+    progress_coalesces_for_who_is_behind_and_results_do_not,
+    exactly_one_caller_gets_a_claim,
+    it_says_how_it_is,
+);
+
+async fn all(store: &Store, channel: &str, after: Cursor) -> (Vec<Gap>, Vec<u64>, Cursor) {
+    let (mut cursor, mut gaps, mut numbers) = (after, Vec::new(), Vec::new());
+    loop {
+        let page = store.read(&name(channel), cursor, 7).await.unwrap();
+        gaps.extend(page.gap);
+        numbers.extend(page.entries.iter().map(|entry| entry.data.parse::<u64>().unwrap()));
+        if page.next == cursor || page.entries.is_empty() {
+            return (gaps, numbers, page.next);
+        }
+        cursor = page.next;
+    }
+}
+
+async fn places_are_a_sequence_and_pages_follow_each_other(config: EventsConfig) {
+    let store = open(config).await;
+    let channel = name("workflow:a");
+    let mut places = store.append(&channel, numbered(1..=3)).await.unwrap();
+    places.extend(store.append(&channel, numbered(4..=20)).await.unwrap());
+    assert_eq!(places[0].seq, 1);
+    assert!(places.windows(2).all(|pair| pair[0].leads_to(pair[1])));
+    assert_eq!(store.append(&channel, Vec::new()).await, Ok(Vec::new()));
+    let (gaps, numbers, end) = all(&store, "workflow:a", Cursor::START).await;
+    assert_eq!((gaps, numbers, end), (vec![], (1..=20).collect(), places[19]));
+    let page = store.read(&channel, places[4], 3).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), places[5..8]);
+    assert!(page.gap.is_none() && !page.ended && page.next == places[7]);
+    // All of an event comes back.
+    let draft = Draft::new("step_progress", "{\"message\":\"ä\\n\r\n\u{0}\"}").coalescing("step:1");
+    store.append(&channel, vec![draft.clone()]).await.unwrap();
+    let page = store.read(&channel, places[19], 3).await.unwrap();
+    let entry = &page.entries[0];
+    assert_eq!(
+        (&entry.name, &entry.data, &entry.coalesce, entry.finishes),
+        (&draft.name, &draft.data, &draft.coalesce, false)
+    );
+    assert!(entry.time_ms > 1_600_000_000_000);
+}
+
+async fn an_unknown_channel_is_empty(config: EventsConfig) {
+    let store = open(config).await;
+    let page = store.read(&name("file:x"), Cursor::START, 10).await.unwrap();
+    assert!(page.gap.is_none() && page.entries.is_empty() && !page.ended);
+    // Whoever has a cursor saw something that nobody remembers.
+    let seen = Cursor::new(5, 5);
+    let page = store.read(&name("file:x"), seen, 10).await.unwrap();
+    assert_eq!(page.gap.map(|gap| gap.missing_from), Some(seen.next()));
+    // It begins with its first event, for who came before, too.
+    let mut early = store.follow(&name("file:x"), Cursor::START).await.unwrap();
+    let mut stale = store.follow(&name("file:x"), seen).await.unwrap();
+    store.append(&name("file:x"), numbered([1])).await.unwrap();
+    assert_eq!(number(&mut early).await, 1);
+    assert_eq!(gap(&mut stale).await.missing_from, seen.next());
+    let mut declared = stale;
+    loop {
+        match next(&mut declared).await {
+            Some(Delivery::Gap(_)) => {}
+            Some(Delivery::Event { entry, .. }) => break assert_eq!(&*entry.data, "1"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn what_is_not_retained_is_a_gap(config: EventsConfig) {
+    let retention = Retention { events_max: 10, ..Retention::default() };
+    let store = open(EventsConfig { retention, ..config }).await;
+    let channel = name("workflow:a");
+    let mut places = Vec::new();
+    for chunk in 0..5 {
+        places.extend(store.append(&channel, numbered(chunk * 5..chunk * 5 + 5)).await.unwrap());
+    }
+    let (gaps, numbers, _) = all(&store, "workflow:a", places[3]).await;
+    assert_eq!(gaps, [Gap { missing_from: places[4], missing_to: places[14] }]);
+    assert_eq!(numbers, (15..25).collect::<Vec<_>>());
+    assert_eq!(all(&store, "workflow:a", Cursor::START).await.0, []);
+    assert_eq!(all(&store, "workflow:a", places[14]).await.0, []);
+    let mut follower = store.follow(&channel, places[3]).await.unwrap();
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[4], missing_to: places[14] });
+    assert_eq!(number(&mut follower).await, 15);
+    // A place that was not given yet, and one of another life.
+    for foreign in [Cursor::new(places[0].epoch, 999), Cursor::new(u64::MAX - 1, 1), Cursor::new(1, 1)] {
+        let page = store.read(&channel, foreign, 100).await.unwrap();
+        assert_eq!(page.gap.unwrap().missing_from, foreign.next());
+        assert_eq!(page.next, places[24]);
+    }
+}
+
+async fn a_busy_channel_takes_nothing_from_another(config: EventsConfig) {
+    let retention = Retention { events_max: 20, bytes_max: 20_000, ..Retention::default() };
+    let store = open(EventsConfig { retention, ..config }).await;
+    let quiet = store.append(&name("user:quiet"), numbered(0..5)).await.unwrap();
+    for chunk in 0..40 {
+        store.append(&name("user:busy"), numbered(chunk * 10..chunk * 10 + 10)).await.unwrap();
+    }
+    let (gaps, numbers, end) = all(&store, "user:quiet", Cursor::new(quiet[0].epoch, 0)).await;
+    assert_eq!((gaps, numbers, end), (vec![], (0..5).collect(), quiet[4]));
+    assert_eq!(all(&store, "user:busy", Cursor::START).await.1, (380..400).collect::<Vec<_>>());
+}
+
+async fn bytes_and_age_bound_a_channel_too(config: EventsConfig) {
+    let retention = Retention { bytes_max: 5_000, age_ms_max: 700, events_max: 1_000 };
+    let store = open(EventsConfig { retention, ..config }).await;
+    let channel = name("session:s");
+    let large = |number: u64| Draft::new("e", format!("{number:01000}"));
+    let mut places = Vec::new();
+    for number in 0..10 {
+        places.extend(store.append(&channel, vec![large(number)]).await.unwrap());
+    }
+    assert_eq!(all(&store, "session:s", Cursor::START).await.1, [6, 7, 8, 9]);
+    let store = Arc::new(store);
+    until("events get too old", || async { all(&store, "session:s", Cursor::START).await.1.is_empty() }).await;
+    // The sequence goes on, and who has seen all of it misses nothing.
+    let place = store.append(&channel, vec![large(10)]).await.unwrap()[0];
+    assert_eq!(all(&store, "session:s", places[9]).await, (vec![], vec![10], place));
+    let gaps = all(&store, "session:s", places[7]).await.0;
+    assert_eq!(gaps, [Gap { missing_from: places[8], missing_to: places[9] }]);
+}
+
+async fn replay_goes_over_into_live_without_a_seam(config: EventsConfig) {
+    const EVENTS: u64 = 600;
+    let store = open(config).await;
+    let channel = name("pipeline:p");
+    store.append(&channel, numbered(0..50)).await.unwrap();
+    let publisher = tokio::spawn({
+        let (store, channel) = (store.clone(), channel.clone());
+        async move {
+            for chunk in 10..EVENTS / 5 {
+                store.append(&channel, numbered(chunk * 5..chunk * 5 + 5)).await.unwrap();
+            }
+        }
+    });
+    let mut readers = tokio::task::JoinSet::new();
+    for reader in 0..20 {
+        let (store, channel) = (store.clone(), channel.clone());
+        readers.spawn(async move {
+            let mut seen = Seen::default();
+            // Each leaves and comes back at places of its own.
+            let mut stays = 7 + reader * 13;
+            while seen.numbers.len() < EVENTS as usize {
+                let mut subscription = store.follow(&channel, seen.cursor).await.unwrap();
+                for _ in 0..stays {
+                    if seen.numbers.len() == EVENTS as usize {
+                        break;
+                    }
+                    seen.take(&next(&mut subscription).await.unwrap());
+                }
+                assert_eq!(subscription.delivered(), seen.cursor);
+                stays = stays * 2 + 1;
+            }
+            seen
+        });
+    }
+    publisher.await.unwrap();
+    while let Some(seen) = readers.join_next().await {
+        let seen = seen.unwrap();
+        assert_eq!((seen.gaps, seen.numbers), (vec![], (0..EVENTS).collect()));
+    }
+    assert_eq!(store.stats().subscribers, 0);
+}
+
+async fn a_finished_channel_ends(config: EventsConfig) {
+    let store = open(config).await;
+    let channel = name("pipeline:p");
+    let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+    let last = vec![Draft::new("step_start", "1"), Draft::new("pipeline_complete", "2").finishing()];
+    let places = store.append(&channel, last).await.unwrap();
+    assert_eq!((number(&mut follower).await, number(&mut follower).await), (1, 2));
+    assert_eq!(next(&mut follower).await, None);
+    assert_eq!(next(&mut follower).await, None);
+    assert_eq!(store.append(&channel, numbered([3])).await, Err(Error::Finished));
+    let page = store.read(&channel, places[0], 10).await.unwrap();
+    assert!(page.ended && page.entries.len() == 1 && page.entries[0].finishes);
+    assert!(store.read(&channel, places[1], 10).await.unwrap().ended);
+    let mut late = store.follow(&channel, places[1]).await.unwrap();
+    assert_eq!(next(&mut late).await, None);
+    let mut late = store.follow(&channel, Cursor::START).await.unwrap();
+    assert_eq!((number(&mut late).await, number(&mut late).await), (1, 2));
+    assert_eq!(next(&mut late).await, None);
+}
+
+async fn appends_are_taken_whole_or_refused(config: EventsConfig) {
+    let limits = EventLimits { data_bytes_max: 100, append_events_max: 3, append_bytes_max: 200 };
+    let store = open(EventsConfig { limits, ..config }).await;
+    let channel = name("workflow:a");
+    let large = Draft::new("e", "x".repeat(101));
+    assert!(matches!(store.append(&channel, vec![Draft::new("e", "1"), large]).await, Err(Error::TooLarge(_))));
+    assert!(matches!(store.append(&channel, numbered(0..4)).await, Err(Error::TooLarge(_))));
+    let injected = Draft::new("e\nid: 9", "1");
+    assert!(matches!(store.append(&channel, vec![injected]).await, Err(Error::Invalid(_))));
+    assert!(store.read(&channel, Cursor::START, 10).await.unwrap().entries.is_empty());
+    assert_eq!(store.append(&channel, numbered(0..3)).await.unwrap()[0].seq, 1);
+}
+
+async fn publishers_side_by_side_share_one_sequence(config: EventsConfig) {
+    let store = open(config).await;
+    let channel = name("workflow:a");
+    let mut publishers = tokio::task::JoinSet::new();
+    for publisher in 0..10_u64 {
+        let (store, channel) = (store.clone(), channel.clone());
+        publishers.spawn(async move {
+            let mut places = Vec::new();
+            for turn in 0..20_u64 {
+                places.extend(store.append(&channel, numbered([publisher * 1_000 + turn; 2])).await.unwrap());
+            }
+            assert!(places.is_sorted() && places.chunks(2).all(|pair| pair[0].leads_to(pair[1])));
+            places
+        });
+    }
+    let mut places = Vec::new();
+    while let Some(own) = publishers.join_next().await {
+        places.extend(own.unwrap());
+    }
+    places.sort_unstable();
+    assert!(places.len() == 400 && places.windows(2).all(|pair| pair[0].leads_to(pair[1])));
+    let (gaps, numbers, end) = all(&store, "workflow:a", Cursor::START).await;
+    assert_eq!((gaps.len(), numbers.len(), end), (0, 400, places[399]));
+    // Each publisher's events are in its own order.
+    for publisher in 0..10 {
+        let own: Vec<_> = numbers.iter().filter(|number| **number / 1_000 == publisher).collect();
+        assert!(own.len() == 40 && own.is_sorted());
+    }
+}
+
+async fn one_stalled_reader_delays_nobody_and_resumes(config: EventsConfig) {
+    const EVENTS: u64 = 400;
+    let store = open(EventsConfig { outbox_bytes_max: 20_000, ..config }).await;
+    let channel = name("workflow:a");
+    store.append(&channel, numbered([0])).await.unwrap();
+    let mut stalled = store.follow(&channel, Cursor::START).await.unwrap();
+    assert_eq!(number(&mut stalled).await, 0);
+    // It is live now, and does not take any more.
+    assert_eq!(stalled.try_next(), None);
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let mut subscription = store.follow(&channel, Cursor::START).await.unwrap();
+        readers.spawn(async move {
+            for expected in 0..EVENTS {
+                assert_eq!(number(&mut subscription).await, expected);
+            }
+        });
+    }
+    let channel_of_publisher = channel.clone();
+    let publisher = store.clone();
+    for expected in 1..EVENTS {
+        publisher.append(&channel_of_publisher, numbered([expected])).await.unwrap();
+        // Readers that keep up are not the ones to be closed.
+        tokio::task::yield_now().await;
+        if expected % 20 == 0 {
+            let delivered = (expected + 1) * 50;
+            until("readers keep up", || async { store.stats().delivered > delivered }).await;
+        }
+    }
+    while let Some(reader) = readers.join_next().await {
+        reader.unwrap();
+    }
+    let resume = stalled.delivered();
+    assert_eq!(next(&mut stalled).await, Some(Delivery::Closed(Closed::Slow)));
+    assert_eq!(next(&mut stalled).await, None);
+    assert_eq!((stalled.delivered(), store.stats().closed_slow), (resume, 1));
+    let mut again = store.follow(&channel, resume).await.unwrap();
+    for expected in 1..EVENTS {
+        assert_eq!(number(&mut again).await, expected);
+    }
+}
+
+async fn progress_coalesces_for_who_is_behind_and_results_do_not(config: EventsConfig) {
+    let store = open(EventsConfig { outbox_bytes_max: 20_000, ..config }).await;
+    let channel = name("file:f");
+    store.append(&channel, numbered([0])).await.unwrap();
+    let mut reader = store.follow(&channel, Cursor::START).await.unwrap();
+    let mut seen = Seen::default();
+    seen.take(&next(&mut reader).await.unwrap());
+    assert_eq!(reader.try_next(), None);
+    for event in 1..=600_u64 {
+        let draft = Draft::new("analysis_progress", event.to_string());
+        let draft = match event % 100 {
+            0 => Draft { name: "step_complete".into(), ..draft },
+            _ => draft.coalescing(if event % 2 == 0 { "even" } else { "odd" }),
+        };
+        store.append(&channel, vec![draft]).await.unwrap();
+    }
+    let mut coalesced = 0;
+    while seen.numbers.last() != Some(&600) {
+        let delivery = next(&mut reader).await.unwrap();
+        if let Delivery::Event { coalesced: count, .. } = &delivery {
+            coalesced += u64::from(*count);
+        }
+        seen.take(&delivery);
+    }
+    assert!(coalesced > 300, "{coalesced} coalesced");
+    assert_eq!(seen.numbers.len() as u64 + coalesced, 601);
+    assert!((1..=6).all(|result| seen.numbers.contains(&(result * 100))));
+    assert_eq!((store.stats().coalesced, store.stats().closed_slow, seen.gaps.len()), (coalesced, 0, 0));
+}
+
+async fn exactly_one_caller_gets_a_claim(config: EventsConfig) {
+    let store = open(config).await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let store = store.clone();
+        callers.spawn(async move { store.claim("ticket:1", 60_000).await.unwrap() });
+    }
+    let mut got = 0;
+    while let Some(caller) = callers.join_next().await {
+        got += u32::from(caller.unwrap());
+    }
+    assert_eq!(got, 1);
+    assert_eq!(store.claim("ticket:2", 50).await, Ok(true));
+    let claimed = Instant::now();
+    until("the claim ends", || async { store.claim("ticket:2", 60_000).await.unwrap() }).await;
+    assert!(claimed.elapsed() >= Duration::from_millis(45));
+    assert_eq!(store.claim("ticket:2", 60_000).await, Ok(false));
+    for (key, ttl_ms) in [("", 1), ("k", 0), ("k", u64::MAX), (&*"k".repeat(257), 1)] {
+        assert!(matches!(store.claim(key, ttl_ms).await, Err(Error::Invalid(_))));
+    }
+}
+
+async fn it_says_how_it_is(config: EventsConfig) {
+    let kind = config.store;
+    let store = open(config).await;
+    let health = store.health().await;
+    assert_eq!((health.store, health.ok, health.fallback, health.detail), (kind, true, false, None));
+    let follower = store.follow(&name("user:u"), Cursor::START).await.unwrap();
+    store.append(&name("user:u"), numbered(0..3)).await.unwrap();
+    assert_eq!((store.stats().subscribers, store.stats().appended), (1, 3));
+    drop(follower);
+    assert_eq!(store.stats().subscribers, 0);
+    let mut follower = store.follow(&name("user:u"), Cursor::START).await.unwrap();
+    for expected in 0..3 {
+        assert_eq!(number(&mut follower).await, expected);
+    }
+    store.close().await;
+    assert_eq!(next(&mut follower).await, Some(Delivery::Closed(Closed::Lost)));
+}

@@ -1,0 +1,286 @@
+//! The disk store across restarts, `kill -9` and damage.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Seen, disk, gap, name, next, number, numbered, open, until};
+use tempfile::TempDir;
+use weir_core::channel::{Cursor, Draft, Gap, Retention};
+use weir_events::{EventsConfig, OpenError, Store};
+
+/// The folder that the process to be killed writes to; without it, that process is not wanted.
+const FOLDER: &str = "WEIR_EVENTS_FOLDER";
+const DURABLE: &str = "WEIR_EVENTS_DURABLE";
+const CHANNELS: [&str; 2] = ["pipeline:a", "user:b"];
+
+fn config(folder: &Path, durable: bool) -> EventsConfig {
+    let retention = Retention { events_max: 1_000_000, bytes_max: 1 << 30, ..Retention::default() };
+    EventsConfig { durable, retention, ..disk(folder) }
+}
+
+/// The process that is killed: appends and follows, and says what was answered and what was seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_until_it_is_killed() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let store = open(config(Path::new(&folder), std::env::var_os(DURABLE).is_some())).await;
+    let say = |channel: &str, cursor: Cursor, data: &str| {
+        writeln!(std::io::stdout(), "\n@ {channel} {cursor} {data}").expect("somebody listens");
+    };
+    for channel in CHANNELS {
+        let mut follower = store.follow(&name(channel), Cursor::START).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(weir_core::channel::Delivery::Event { entry, .. }) = follower.next().await {
+                say(channel, entry.cursor, &entry.data);
+            }
+        });
+    }
+    let process = std::process::id();
+    let mut publishers = tokio::task::JoinSet::new();
+    for publisher in 0..6_usize {
+        let store = store.clone();
+        publishers.spawn(async move {
+            for turn in 0_usize.. {
+                let channel = CHANNELS[(publisher + turn) % 2];
+                let data: Vec<String> =
+                    (0..1 + turn % 3).map(|event| format!("{process}.{publisher}.{turn}.{event}")).collect();
+                let drafts = data.iter().map(|data| Draft::new("e", data.as_str())).collect();
+                let places = store.append(&name(channel), drafts).await.unwrap();
+                places.iter().zip(&data).for_each(|(place, data)| say(channel, *place, data));
+            }
+        });
+    }
+    publishers.join_next().await.unwrap().unwrap();
+}
+
+/// Starts that process, kills it when it has said so much, and answers what it said.
+fn killed(folder: &Path, durable: bool, lines: usize) -> BTreeMap<(String, Cursor), String> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "appends_until_it_is_killed", "--nocapture"]).env(FOLDER, folder);
+    if durable {
+        command.env(DURABLE, "1");
+    }
+    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut said = BTreeMap::new();
+    let mut count = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        // The last line may be torn.
+        if let ["@", channel, cursor, data] = line.split(' ').collect::<Vec<_>>()[..]
+            && data.split('.').count() == 4
+            && let Ok(cursor) = cursor.parse()
+        {
+            let before = said.insert((channel.to_owned(), cursor), data.to_owned());
+            assert!(before.is_none_or(|before| before == data), "one place, two events");
+            count += 1;
+        }
+        if count == lines {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(count >= lines, "the process ended by itself after {count} lines");
+    said
+}
+
+/// What a later process says may repeat what is retained, and not contradict it.
+fn say_again(said: &mut BTreeMap<(String, Cursor), String>, more: BTreeMap<(String, Cursor), String>) {
+    for (place, data) in more {
+        let before = said.insert(place, data.clone());
+        assert!(before.is_none_or(|before| before == data), "a place was used again");
+    }
+}
+
+async fn contents(store: &Store, channel: &str) -> (Vec<Gap>, Vec<(Cursor, String)>) {
+    let (mut cursor, mut gaps, mut events) = (Cursor::START, Vec::new(), Vec::new());
+    loop {
+        let page = store.read(&name(channel), cursor, 1_000).await.unwrap();
+        gaps.extend(page.gap);
+        events.extend(page.entries.iter().map(|entry| (entry.cursor, entry.data.to_string())));
+        if page.next == cursor {
+            return (gaps, events);
+        }
+        cursor = page.next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_loses_nothing_that_was_answered_or_seen() {
+    let folder = TempDir::new().unwrap();
+    let mut said = BTreeMap::new();
+    for round in 0..6 {
+        say_again(&mut said, killed(folder.path(), true, 60 + round * 97));
+        let store = open(config(folder.path(), true)).await;
+        for channel in CHANNELS {
+            let (gaps, events) = contents(&store, channel).await;
+            assert_eq!(gaps, []);
+            assert!(events.windows(2).all(|pair| pair[0].0.leads_to(pair[1].0)), "the sequence has a hole");
+            assert_eq!(events[0].0.seq, 1);
+            let mut data: Vec<_> = events.iter().map(|(_, data)| data).collect();
+            data.sort_unstable();
+            data.dedup();
+            assert_eq!(data.len(), events.len(), "an event is there twice");
+            let kept: BTreeMap<_, _> = events.into_iter().collect();
+            for ((of, cursor), data) in said.iter().filter(|((of, _), _)| of == channel) {
+                assert_eq!(kept.get(cursor), Some(data), "{of} {cursor} was answered and is gone");
+            }
+            said.extend(kept.into_iter().map(|(cursor, data)| ((channel.to_owned(), cursor), data)));
+        }
+        store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_fsync_kill_9_is_a_gap_and_no_place_is_used_again() {
+    let folder = TempDir::new().unwrap();
+    let mut said = BTreeMap::new();
+    for round in 0..3 {
+        let more = killed(folder.path(), false, 300 + round * 150);
+        let seen = more.iter().filter(|((channel, _), _)| channel == CHANNELS[0]).map(|((_, cursor), _)| *cursor).max();
+        say_again(&mut said, more);
+        let store = open(config(folder.path(), false)).await;
+        // Somebody who saw what may be lost resumes.
+        let mut seen = Seen { cursor: seen.unwrap(), ..Seen::default() };
+        let place = store.append(&name(CHANNELS[0]), numbered([round as u64])).await.unwrap()[0];
+        assert!(place.epoch > seen.cursor.epoch && place.seq == 1);
+        said.insert((CHANNELS[0].to_owned(), place), round.to_string());
+        let mut follower = store.follow(&name(CHANNELS[0]), seen.cursor).await.unwrap();
+        while seen.cursor != place {
+            seen.take(&next(&mut follower).await.unwrap());
+        }
+        assert_eq!((seen.gaps.len(), seen.numbers), (1, vec![round as u64]));
+        drop(follower);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_closed_goes_on_where_it_was() {
+    for durable in [true, false] {
+        let folder = TempDir::new().unwrap();
+        let config = EventsConfig { durable, ..disk(folder.path()) };
+        let channel = name("session:s");
+        let mut last = Cursor::START;
+        for round in 0..3_u64 {
+            let store = open(config.clone()).await;
+            let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+            for expected in 0..round * 2 {
+                assert_eq!(number(&mut follower).await, expected);
+            }
+            let places = store.append(&channel, numbered([round * 2, round * 2 + 1])).await.unwrap();
+            assert!(last == Cursor::START || last.leads_to(places[0]));
+            last = places[1];
+            assert_eq!(store.claim("once", 60_000).await, Ok(round == 0));
+            store.close().await;
+            assert!(store.append(&channel, numbered([9])).await.unwrap_err().retryable());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_finished_channel_stays_finished() {
+    let folder = TempDir::new().unwrap();
+    let store = open(disk(folder.path())).await;
+    let place = store.append(&name("pipeline:p"), vec![Draft::new("done", "1").finishing()]).await.unwrap()[0];
+    store.close().await;
+    let store = open(disk(folder.path())).await;
+    assert_eq!(store.append(&name("pipeline:p"), numbered([2])).await, Err(weir_events::Error::Finished));
+    assert!(store.read(&name("pipeline:p"), place, 1).await.unwrap().ended);
+}
+
+#[tokio::test]
+async fn an_event_that_was_damaged_is_missing_and_said_to_be() {
+    let folder = TempDir::new().unwrap();
+    let store = open(disk(folder.path())).await;
+    let channel = name("file:f");
+    let data = |number: u64| format!("\"marker-{number}-{}\"", "x".repeat(50));
+    let drafts = (0..5).map(|number| Draft::new("e", data(number))).collect();
+    let places = store.append(&channel, drafts).await.unwrap();
+    store.close().await;
+    let file = folder.path().join("events.redb");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let marker = b"marker-2-x";
+    let found: Vec<usize> =
+        bytes.windows(marker.len()).enumerate().filter(|(_, window)| window == marker).map(|(at, _)| at).collect();
+    assert!(!found.is_empty());
+    found.into_iter().for_each(|at| bytes[at + 9] ^= 1);
+    std::fs::write(&file, bytes).unwrap();
+    let store = open(disk(folder.path())).await;
+    let page = store.read(&channel, Cursor::START, 10).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), places[..2]);
+    let page = store.read(&channel, page.next, 10).await.unwrap();
+    assert_eq!(page.gap, Some(Gap { missing_from: places[2], missing_to: places[2] }));
+    assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), places[3..]);
+    assert!(places[4].leads_to(store.append(&channel, numbered([1])).await.unwrap()[0]));
+}
+
+#[tokio::test]
+async fn a_file_has_one_store_and_what_is_none_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let config = disk(&folder.path().join("deep/er"));
+    let store = open(config.clone()).await;
+    assert!(matches!(Store::open(config.clone()).await, Err(OpenError::Database { .. })));
+    store.close().await;
+    std::fs::write(&config.path, "no database at all, but long enough to be looked at".repeat(200)).unwrap();
+    assert!(matches!(Store::open(config).await, Err(OpenError::Database { .. })));
+}
+
+#[tokio::test]
+async fn channels_that_are_not_in_memory_lose_nothing() {
+    let folder = TempDir::new().unwrap();
+    let store = open(EventsConfig { resident_channels_max: 2, ..disk(folder.path()) }).await;
+    let channels: Vec<_> = (0..12).map(|channel| name(&format!("user:u{channel}"))).collect();
+    let mut firsts = Vec::new();
+    for round in 0..3 {
+        for channel in &channels {
+            let place = store.append(channel, numbered([round])).await.unwrap()[0];
+            if round == 0 {
+                firsts.push(place);
+            }
+            assert_eq!(place.seq, round + 1);
+        }
+        until("idle channels leave memory", || async { store.stats().channels <= 2 }).await;
+    }
+    for (channel, first) in channels.iter().zip(firsts) {
+        let page = store.read(channel, Cursor::new(first.epoch, 0), 10).await.unwrap();
+        assert_eq!((page.gap, page.entries.len()), (None, 3));
+    }
+}
+
+#[tokio::test]
+async fn too_many_channels_push_out_finished_ones_first() {
+    let folder = TempDir::new().unwrap();
+    for config in [common::memory(), disk(folder.path())] {
+        let store = open(EventsConfig { channels_max: 4, ..config }).await;
+        let mut places = Vec::new();
+        for channel in ["user:followed", "user:old", "pipeline:done", "user:new"] {
+            let mut draft = Draft::new("e", "1");
+            draft.finishes = channel == "pipeline:done";
+            places.extend(store.append(&name(channel), vec![draft]).await.unwrap());
+            // The disk goes by times, in milliseconds.
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        }
+        let mut follower = store.follow(&name("user:followed"), places[0]).await.unwrap();
+        let has = async |channel: &str, place: Cursor| {
+            store.read(&name(channel), place.previous(), 1).await.unwrap().entries.len() == 1
+        };
+        store.append(&name("user:5"), numbered([1])).await.unwrap();
+        assert!(!has("pipeline:done", places[2]).await && has("user:old", places[1]).await);
+        store.append(&name("user:6"), numbered([1])).await.unwrap();
+        store.append(&name("user:7"), numbered([1])).await.unwrap();
+        store.append(&name("user:8"), numbered([1])).await.unwrap();
+        assert!(!has("user:new", places[3]).await);
+        assert!(has("user:followed", places[0]).await && has("user:8", places[0]).await);
+        assert_eq!(store.stats().evicted, 4);
+        // What went and comes again has another epoch: old cursors get a gap, and no place comes again.
+        let again = store.append(&name("user:old"), numbered([2])).await.unwrap()[0];
+        assert!(again.epoch > places[1].epoch);
+        let mut resumed = store.follow(&name("user:old"), places[1]).await.unwrap();
+        assert_eq!(gap(&mut resumed).await, Gap { missing_from: places[1].next(), missing_to: again.previous() });
+        assert_eq!(number(&mut resumed).await, 2);
+        store.append(&name("user:followed"), numbered([3])).await.unwrap();
+        assert_eq!(number(&mut follower).await, 3);
+    }
+}

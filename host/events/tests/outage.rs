@@ -1,0 +1,355 @@
+//! Redis: shared by instances, gone and back, slow, and worked by groups.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, RedisServer, Seen, gap, name, next, number, numbered, open, until};
+use weir_core::channel::{Cursor, Delivery, Draft, Gap, Retention};
+use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
+
+async fn append_again(store: &Store, channel: &str, number: u64) -> Cursor {
+    let begun = Instant::now();
+    loop {
+        match store.append(&name(channel), numbered([number])).await {
+            Ok(places) => return places[0],
+            Err(error) => assert!(error.retryable() && begun.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_share_channels_and_claims() {
+    let server = RedisServer::start();
+    let stores = [open(server.config()).await, open(server.config()).await];
+    let channel = name("user:u");
+    let mut follower = stores[1].follow(&channel, Cursor::START).await.unwrap();
+    let mut publishers = tokio::task::JoinSet::new();
+    for store in &stores {
+        let (store, channel) = (store.clone(), channel.clone());
+        publishers.spawn(async move {
+            for number in 0..100 {
+                store.append(&channel, numbered([number])).await.unwrap();
+            }
+        });
+    }
+    while let Some(publisher) = publishers.join_next().await {
+        publisher.unwrap();
+    }
+    let mut before: Option<Cursor> = None;
+    for _ in 0..200 {
+        let Some(Delivery::Event { entry, coalesced: 0 }) = next(&mut follower).await else { panic!() };
+        assert!(before.is_none_or(|before| before.leads_to(entry.cursor)));
+        before = Some(entry.cursor);
+    }
+    assert_eq!(stores[0].claim("t", 10_000).await, Ok(true));
+    assert_eq!(stores[1].claim("t", 10_000).await, Ok(false));
+    // The keys are those that others know.
+    let mut connection = server.connection().await;
+    let length: u64 = redis::cmd("XLEN").arg("pip-ai:user:u").query_async(&mut connection).await.unwrap();
+    assert_eq!(length, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_are_told_and_work_goes_on_when_it_is_back() {
+    let mut server = RedisServer::start();
+    let store = open(server.config()).await;
+    let channel = name("workflow:w");
+    let places = store.append(&channel, numbered(0..3)).await.unwrap();
+    let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+    for expected in 0..3 {
+        assert_eq!(number(&mut follower).await, expected);
+    }
+    server.kill();
+    let asked = Instant::now();
+    let error = store.append(&channel, numbered([3])).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { retry_after_ms: 1.., .. }), "{error}");
+    assert!(store.read(&channel, Cursor::START, 1).await.unwrap_err().retryable());
+    assert!(store.claim("t", 1_000).await.unwrap_err().retryable());
+    let health = store.health().await;
+    assert!(!health.ok && !health.fallback && health.detail.is_some());
+    assert!(asked.elapsed() < Duration::from_secs(4), "answered after {:?}", asked.elapsed());
+
+    // It comes back with nothing.
+    server.start_again();
+    let place = append_again(&store, "workflow:w", 4).await;
+    assert!(place.epoch > places[0].epoch && place.seq == 1);
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[2].next(), missing_to: place.previous() });
+    assert_eq!(number(&mut follower).await, 4);
+    let page = store.read(&channel, places[1], 10).await.unwrap();
+    assert_eq!(page.gap, Some(Gap { missing_from: places[2], missing_to: place.previous() }));
+    assert!(store.health().await.ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_keeps_every_write_goes_on_in_its_sequence() {
+    let mut server = RedisServer::durable();
+    let store = open(EventsConfig { durable: true, ..server.config() }).await;
+    let careful = open(server.config()).await;
+    let place = store.append(&name("workflow:w"), numbered([0])).await.unwrap()[0];
+    let mut follower = store.follow(&name("workflow:w"), Cursor::START).await.unwrap();
+    assert_eq!(number(&mut follower).await, 0);
+    server.kill();
+    server.start_again();
+    let second = append_again(&store, "workflow:w", 1).await;
+    assert!(place.leads_to(second));
+    assert_eq!(number(&mut follower).await, 1);
+    // Who does not know that nothing was lost says that it may have been.
+    server.kill();
+    server.start_again();
+    let third = append_again(&careful, "workflow:w", 2).await;
+    assert!(third.epoch > second.epoch && third.seq == 1);
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: second.next(), missing_to: third.previous() });
+    assert_eq!(number(&mut follower).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_takes_over_and_says_so() {
+    let mut server = RedisServer::durable();
+    let config = server.config();
+    let redis = RedisConfig { fallback: Fallback::Memory, ..config.redis };
+    let store = open(EventsConfig { redis, durable: true, ..config }).await;
+    let mut seen = Seen::default();
+    store.append(&name("workflow:w"), numbered(0..2)).await.unwrap();
+    let mut follower = store.follow(&name("workflow:w"), Cursor::START).await.unwrap();
+    for _ in 0..2 {
+        seen.take(&next(&mut follower).await.unwrap());
+    }
+    server.kill();
+    // At once, without an error, and with a place that Redis will not give.
+    let here = store.append(&name("workflow:w"), numbered([2])).await.unwrap()[0];
+    let more = store.append(&name("workflow:w"), numbered([3])).await.unwrap()[0];
+    assert!(here.leads_to(more) && here.epoch > seen.cursor.epoch);
+    let health = store.health().await;
+    assert!(health.ok && health.fallback && health.detail.is_some(), "{health:?}");
+    for _ in 0..3 {
+        seen.take(&next(&mut follower).await.unwrap());
+    }
+    assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (1, &[0, 1, 2, 3][..]));
+    assert_eq!(store.read(&name("workflow:w"), here.previous(), 9).await.unwrap().entries.len(), 2);
+    // Somebody who comes meanwhile sees what is seen here. Claims wait.
+    let mut other = store.follow(&name("user:new"), Cursor::START).await.unwrap();
+    store.append(&name("user:new"), numbered([7])).await.unwrap();
+    assert_eq!(number(&mut other).await, 7);
+    store.append(&name("user:unseen"), numbered([8])).await.unwrap();
+    assert!(store.claim("t", 1_000).await.unwrap_err().retryable());
+
+    server.start_again();
+    until("Redis is used again", || async {
+        let health = store.health().await;
+        health.ok && !health.fallback
+    })
+    .await;
+    let back = store.append(&name("workflow:w"), numbered([4])).await.unwrap()[0];
+    while seen.cursor != back {
+        seen.take(&next(&mut follower).await.unwrap());
+    }
+    assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (2, &[0, 1, 2, 3, 4][..]));
+    // Redis has what it had, and what came since; whoever was at a place of ours is told.
+    let page = store.read(&name("workflow:w"), Cursor::START, 9).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| &*entry.data).collect::<Vec<_>>(), ["0", "1", "4"]);
+    let mut resumed = store.follow(&name("workflow:w"), more).await.unwrap();
+    assert_eq!(gap(&mut resumed).await.missing_from, more.next());
+    store.append(&name("user:new"), numbered([9])).await.unwrap();
+    loop {
+        match next(&mut other).await {
+            Some(Delivery::Gap(_)) => {}
+            Some(Delivery::Event { entry, .. }) => break assert_eq!(&*entry.data, "9"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_costs_a_publisher_no_more_than_the_bound() {
+    let server = RedisServer::start();
+    let config = server.config();
+    let redis = RedisConfig { timeout_ms: 300, ..config.redis };
+    let store = open(EventsConfig { redis, ..config }).await;
+    let channel = name("workflow:w");
+    store.append(&channel, numbered([0])).await.unwrap();
+    let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+    assert_eq!(number(&mut follower).await, 0);
+    server.signal("STOP");
+    for attempt in 1..4 {
+        let asked = Instant::now();
+        assert!(store.append(&channel, numbered([attempt])).await.unwrap_err().retryable());
+        assert!(asked.elapsed() < Duration::from_millis(1_500), "answered after {:?}", asked.elapsed());
+    }
+    server.signal("CONT");
+    let last = append_again(&store, "workflow:w", 9).await;
+    // What was not answered may be there; what is there is a sequence.
+    let mut before = Cursor::new(last.epoch, 1);
+    while before != last {
+        let Some(Delivery::Event { entry, coalesced: 0 }) = next(&mut follower).await else { panic!() };
+        assert!(before.leads_to(entry.cursor));
+        before = entry.cursor;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_come_through_any_number_of_outages() {
+    let mut server = RedisServer::start();
+    let store = open(server.config()).await;
+    let channel = name("pipeline:p");
+    let stop = Arc::new(AtomicBool::new(false));
+    let newest = Arc::new(AtomicU64::new(0));
+    let publisher = tokio::spawn({
+        let (store, channel, stop, newest) = (store.clone(), channel.clone(), Arc::clone(&stop), Arc::clone(&newest));
+        async move {
+            // What failed may be in: each attempt has a number of its own.
+            let mut answered = BTreeSet::new();
+            for number in 1_u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                match store.append(&channel, numbered([number])).await {
+                    Ok(_) => drop(answered.insert(number)),
+                    Err(error) => assert!(error.retryable(), "{error}"),
+                }
+                newest.store(number, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            answered
+        }
+    });
+    // One stays for all of it, others come back after so many events.
+    let mut readers = tokio::task::JoinSet::new();
+    for stays in [usize::MAX, 17, 60] {
+        let (store, channel, stop) = (store.clone(), channel.clone(), Arc::clone(&stop));
+        readers.spawn(async move {
+            let mut seen = Seen::default();
+            loop {
+                let Ok(mut subscription) = store.follow(&channel, seen.cursor).await else {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                };
+                for _ in 0..stays {
+                    match tokio::time::timeout(Duration::from_millis(500), subscription.next()).await {
+                        Ok(delivery) => seen.take(&delivery.unwrap()),
+                        Err(_) if stop.load(Ordering::Relaxed) => return seen,
+                        Err(_) => {}
+                    }
+                }
+            }
+        });
+    }
+    for _ in 0..4 {
+        let at = newest.load(Ordering::Relaxed) + 80;
+        until("events flow", || async { newest.load(Ordering::Relaxed) > at }).await;
+        server.kill();
+        let at = newest.load(Ordering::Relaxed) + 10;
+        until("publishers go on trying", || async { newest.load(Ordering::Relaxed) > at }).await;
+        server.start_again();
+    }
+    append_again(&store, "pipeline:other", 0).await;
+    let at = newest.load(Ordering::Relaxed) + 50;
+    until("events flow at the end", || async { newest.load(Ordering::Relaxed) > at }).await;
+    stop.store(true, Ordering::Relaxed);
+    let answered = publisher.await.unwrap();
+    while let Some(seen) = readers.join_next().await {
+        let seen = seen.unwrap();
+        // Since the last start nothing was lost.
+        assert_eq!(seen.numbers.last(), answered.last());
+        let got: BTreeSet<u64> = seen.numbers.iter().copied().collect();
+        let tail: Vec<u64> = answered.range(at - 49..).copied().collect();
+        assert!(tail.len() > 20 && tail.iter().all(|number| got.contains(number)));
+        assert!(seen.gaps.len() >= 4, "{} gaps for 4 outages", seen.gaps.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_subscribers_share_one_blocking_read_and_none_waits_for_it() {
+    let server = RedisServer::start();
+    let config = server.config();
+    let redis = RedisConfig { block_ms: 60_000, ..config.redis };
+    let store = open(EventsConfig { redis, ..config }).await;
+    let mut subscriptions = Vec::new();
+    for number in 0..300 {
+        subscriptions.push(store.follow(&name(&format!("user:{number}")), Cursor::START).await.unwrap());
+    }
+    let begun = Instant::now();
+    for turn in 0..20_usize {
+        let channel = name(&format!("user:{}", turn * 15));
+        store.append(&channel, numbered([turn as u64])).await.unwrap();
+        assert_eq!(number(&mut subscriptions[turn * 15]).await, turn as u64);
+        // A new one is not kept waiting by the read that goes on.
+        let mut late = store.follow(&name(&format!("file:{turn}")), Cursor::START).await.unwrap();
+        store.append(&name(&format!("file:{turn}")), numbered([1])).await.unwrap();
+        assert_eq!(number(&mut late).await, 1);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "20 turns took {:?}", begun.elapsed());
+    let mut connection = server.connection().await;
+    let info: String = redis::cmd("INFO").arg("clients").query_async(&mut connection).await.unwrap();
+    let clients = info.lines().find_map(|line| line.strip_prefix("connected_clients:")).unwrap();
+    assert!(clients.parse::<u32>().unwrap() <= 3, "{clients} connections");
+    drop(subscriptions);
+    until("nobody is mirrored", || async { store.stats().channels == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_works_a_channel_together() {
+    let server = RedisServer::start();
+    let store = open(server.config()).await;
+    let groups = store.groups().unwrap();
+    let channel = name("file:f");
+    let places = store.append(&channel, numbered(0..6)).await.unwrap();
+    assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(true));
+    assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(false));
+    let first = groups.read(&channel, "workers", "a", 4, 0).await.unwrap();
+    let second = groups.read(&channel, "workers", "b", 4, 0).await.unwrap();
+    let cursors: Vec<_> = first.iter().chain(&second).map(|work| work.cursor).collect();
+    assert_eq!((first.len(), cursors), (4, places.clone()));
+    assert_eq!(&*first[0].entry.as_ref().unwrap().data, "0");
+    assert_eq!(groups.read(&channel, "workers", "a", 4, 0).await, Ok(vec![]));
+    assert_eq!(groups.acknowledge(&channel, "workers", &places[..2]).await, Ok(2));
+    assert_eq!(groups.acknowledge(&channel, "workers", &places[..2]).await, Ok(0));
+    // What `a` did not finish goes to `b`.
+    assert_eq!(groups.claim_stale(&channel, "workers", "b", 60_000, 10).await, Ok(vec![]));
+    let stale = groups.claim_stale(&channel, "workers", "b", 0, 10).await.unwrap();
+    assert_eq!(stale.iter().map(|work| work.cursor).collect::<Vec<_>>(), places[2..]);
+    // Whoever waits is given what comes, and holds up nobody else.
+    let waiting = tokio::spawn({
+        let (groups, channel) = (groups.clone(), channel.clone());
+        async move { groups.read(&channel, "workers", "c", 10, 20_000).await.unwrap() }
+    });
+    let place = store.append(&channel, numbered([6])).await.unwrap()[0];
+    assert_eq!(waiting.await.unwrap()[0].cursor, place);
+    assert!(matches!(groups.create(&channel, "no\nname", Cursor::START).await, Err(Error::Invalid(_))));
+    assert!(matches!(groups.read(&channel, "nobody", "a", 1, 0).await, Err(Error::Other(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_holds_no_more_than_its_bound_and_entries_of_others_are_holes() {
+    let server = RedisServer::start();
+    let retention = Retention { events_max: 1_000, bytes_max: 1 << 30, ..Retention::default() };
+    let store = open(EventsConfig { retention, ..server.config() }).await;
+    let channel = name("workflow:w");
+    let mut connection = server.connection().await;
+    let mut places = Vec::new();
+    for chunk in 0..15 {
+        places = store.append(&channel, numbered(chunk * 100..chunk * 100 + 100)).await.unwrap();
+    }
+    let length: u64 = redis::cmd("XLEN").arg("pip-ai:workflow:w").query_async(&mut connection).await.unwrap();
+    assert_eq!(length, 1_000);
+    // Somebody deletes an entry, and somebody adds one that is no event.
+    let mut delete = redis::cmd("XDEL");
+    delete.arg("pip-ai:workflow:w").arg(places[50].to_string());
+    assert_eq!(delete.query_async::<u64>(&mut connection).await.unwrap(), 1);
+    let mut follower = store.follow(&channel, places[48]).await.unwrap();
+    assert_eq!(number(&mut follower).await, 1_449);
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[50], missing_to: places[50] });
+    for expected in 1_451..1_500 {
+        assert_eq!(number(&mut follower).await, expected);
+    }
+    let mut add = redis::cmd("XADD");
+    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", places[99].epoch, places[99].seq + 1)).arg("who").arg("other");
+    let _: String = add.query_async(&mut connection).await.unwrap();
+    store.append(&name("workflow:x"), vec![Draft::new("e", "1")]).await.unwrap();
+    let page = store.read(&channel, places[99], 10).await.unwrap();
+    assert!(page.entries.is_empty());
+}

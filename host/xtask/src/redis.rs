@@ -1,0 +1,84 @@
+//! `cargo xtask redis`: a Redis server for the tests.
+//!
+//! The one on the PATH, or else Debian's, unpacked into a folder of our own and started by a script that finds its libraries.
+//! Nothing is installed, and nothing runs: the tests start it, each for itself.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::args::Args;
+use crate::build::finish;
+use crate::debian::Apt;
+use crate::files::{Key, Stamp, write_if_changed};
+use crate::house::House;
+use crate::sh;
+use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Prints the path of a redis-server: the one on the PATH, or Debian's, fetched once and unpacked under target. The tests of
+weir-events find it in WEIR_TEST_REDIS.";
+
+/// The variable in which tests find it.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_REDIS";
+
+const SERVER: &str = "redis-server";
+/// The server itself is in the package of the tools.
+const TOOLS: &str = "redis-tools";
+/// Changes when what this file does changes, so that an older result is made anew.
+const RECIPE: &str = "1";
+
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", server(house)?.display());
+    Ok(())
+}
+
+/// A redis-server; fetches it if there is none.
+pub(crate) fn server(house: &House) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(found) = std::env::split_paths(&path).map(|folder| folder.join(SERVER)).find(|file| file.is_file()) {
+        return Ok(found);
+    }
+    let folder = house.keep().join("redis");
+    let script = folder.join(SERVER);
+    let made = Stamp::new(house, "redis", Key::default().text(RECIPE));
+    if made.fresh() && script.exists() {
+        return Ok(script);
+    }
+    let mut step = Step::begin("redis", "fetches Debian's Redis and unpacks it under target");
+    let version = unpack(house, &folder, &script, &mut step);
+    finish(step, version)?;
+    made.set()?;
+    Ok(script)
+}
+
+/// Fetches, unpacks, writes the script that starts it; answers the server's version.
+fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let apt = Apt::new(house, &folder.join("packages"), None)?;
+    apt.update(step)?;
+    let mut names = vec![SERVER.to_owned(), TOOLS.to_owned()];
+    names.extend(apt.dependencies(TOOLS)?.into_iter().filter(|name| name.starts_with("lib")));
+    apt.fetch(step, &names)?;
+    let prefix = folder.join("prefix");
+    apt.unpack(step, &prefix)?;
+    let libraries = fs::read_dir(prefix.join("usr/lib"))
+        .context("the packages brought no libraries")?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
+        .ok_or_else(|| anyhow!("{TOOLS} brought no libraries"))?;
+    // `exec`: whoever starts the script has the server's process id.
+    let text = format!(
+        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
+        libraries.display(),
+        prefix.join("usr/bin").join(SERVER).display()
+    );
+    write_if_changed(script, text.as_bytes())?;
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+    sh::answer(sh::program(house, script).arg("--version"))
+}

@@ -1,4 +1,4 @@
-//! Events on the wire: lines of JSON, or server-sent events.
+//! Events on the wire: lines of JSON, or server-sent events. What subscriptions need besides is in [`crate::sse`].
 
 use std::io::Write as _;
 
@@ -41,14 +41,19 @@ impl Framing {
             }
             Self::Sse => {
                 write!(out, "id: {id}\nevent: {name}\n").expect("a vector takes every write");
-                for line in lines(data) {
-                    out.extend_from_slice(b"data: ");
-                    out.extend_from_slice(line);
-                    out.push(b'\n');
-                }
+                push_data_lines(out, data);
                 out.push(b'\n');
             }
         }
+    }
+}
+
+/// Appends the `data` lines of an event of SSE.
+pub(crate) fn push_data_lines(out: &mut Vec<u8>, data: &[u8]) {
+    for line in lines(data) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.push(b'\n');
     }
 }
 

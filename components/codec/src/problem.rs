@@ -162,6 +162,17 @@ impl Problem {
         Self::new(400, "body_incomplete", "The body is incomplete", detail)
     }
 
+    /// Access was refused, with a code and a title of the caller's. With `retry_after_ms` the same may succeed later.
+    pub fn refused(
+        status: u16,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+        retry_after_ms: Option<u32>,
+    ) -> Self {
+        Self { retry_after_ms, ..Self::new(status, code, title, detail) }
+    }
+
     /// 501.
     pub fn not_implemented(what: &str) -> Self {
         Self::new(501, "not_implemented", "Not implemented", what)
@@ -336,6 +347,12 @@ mod tests {
             expect![[r#"
             501 allow=None retry-after=None
             {"type":"urn:weir:problem:not-implemented","title":"Not implemented","status":501,"detail":"this server does not generate text","code":"not_implemented","request_id":"r-1","retryable":false}"#]],
+        );
+        check(
+            &Problem::refused(429, "too_many_requests", "Too many requests", "slower", Some(1500)),
+            expect![[r#"
+            429 allow=None retry-after=Some(2)
+            {"type":"urn:weir:problem:too-many-requests","title":"Too many requests","status":429,"detail":"slower","code":"too_many_requests","request_id":"r-1","retryable":true,"retry_after_ms":1500}"#]],
         );
         let long = Problem::not_found(&"é".repeat(1000)).detail;
         assert!(long.chars().count() < 250, "{long}");

@@ -14,7 +14,7 @@ const KEYS_FEW: usize = 16;
 
 /// A JSON value.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Node<'a> {
+pub enum Node<'a> {
     /// `null`
     Null,
     /// `true` or `false`
@@ -33,7 +33,11 @@ pub(crate) enum Node<'a> {
 
 impl<'a> Node<'a> {
     /// Reads one value, made of at most `values_max`.
-    pub(crate) fn read(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON, has more values or a key twice, or is nested deeper than 127 levels.
+    pub fn read(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
         let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
         if text.trim_matches([' ', '\t', '\r', '\n']).is_empty() {
             return Err(JsonError::Empty);
@@ -47,7 +51,7 @@ impl<'a> Node<'a> {
     }
 
     /// What it is, in the words of JSON Schema.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "boolean",

@@ -1,5 +1,8 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
 
+// What criterion's macros make has no documentation.
+#![allow(missing_docs)]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -115,7 +115,7 @@ mod tests {
                 let tokens = rows * (4 + (random(&mut state) % 60) as usize);
                 let noise = 0.95 + (random(&mut state) % 100) as f64 / 1000.0;
                 // One run in twenty is interrupted.
-                let stolen = if random(&mut state) % 20 == 0 { 10.0 } else { 1.0 };
+                let stolen = if random(&mut state).is_multiple_of(20) { 10.0 } else { 1.0 };
                 cost.record(rows, tokens, (truth(a, b, c, rows, tokens) * noise * stolen) as u64);
             }
             for (rows, tokens) in [(4, 64), (8, 128), (16, 512)] {

@@ -14,6 +14,7 @@
 //! - [`order`]: results of one stream put back in order.
 //! - [`backpressure`]: gates that push back, by acknowledgement or by size.
 //! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
+//! - [`quota`]: how often somebody may ask, and how many connections may be open.
 //! - [`random`]: a seeded generator.
 
 pub mod backpressure;
@@ -27,6 +28,7 @@ mod named;
 pub mod order;
 pub mod process;
 pub mod queue;
+pub mod quota;
 pub mod random;
 pub mod retry;
 pub mod stream;

@@ -26,7 +26,7 @@ pub(crate) const HOST_PACKAGES: &[&str] =
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
 pub(crate) const LIGHT_PACKAGES: &[&str] =
-    &["weir-bench", "weir-codec", "weir-core", "weir-events", "weir-gateway", "weir-infer", "xtask"];
+    &["weir-auth", "weir-bench", "weir-codec", "weir-core", "weir-events", "weir-gateway", "weir-infer", "xtask"];
 
 /// The folder of the models that ship, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";

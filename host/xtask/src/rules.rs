@@ -23,7 +23,12 @@ const RULES: &[Rule] = &[
         house: &["weir-core"],
         others: Some(&["serde", "serde_json", "thiserror", "schemars"]),
     },
-    Rule { package: "weir-gateway", house: &["weir-core", "weir-codec"], others: None },
+    Rule {
+        package: "weir-auth",
+        house: &["weir-core", "weir-codec"],
+        others: Some(&["base64ct", "ed25519-dalek", "hmac", "p256", "sha2", "subtle", "thiserror"]),
+    },
+    Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec"], others: None },
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core"], others: None },

@@ -1,0 +1,292 @@
+//! API keys: long random texts, of which only hashes are kept.
+//!
+//! A file of records, one a line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may have
+//! colons; lines that begin with `#` and empty ones say nothing. A key has 256 random bits, so one round of SHA-256 is as
+//! good as the slow hashes that passwords need (see the crate's documentation).
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use thiserror::Error;
+use weir_codec::channel::check_id;
+
+use crate::{
+    base64url,
+    identity::Identity,
+    scope::{ScopeError, Scopes},
+};
+
+/// What every key begins with, so that people and scanners know one where they see it.
+pub const PREFIX: &str = "weir_";
+/// Random bytes in a key.
+pub const RANDOM_BYTES: usize = 32;
+/// Bytes in a key: the prefix, and the random bytes in base64url.
+pub const KEY_BYTES: usize = PREFIX.len() + 43;
+/// Most records.
+pub const RECORDS_MAX: usize = 10_000;
+/// Most bytes in a file of records.
+pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A new key and the hash to be kept of it.
+pub struct NewKey {
+    /// What its owner gets, once.
+    pub key: String,
+    /// What goes into the record: `sha256:` and hexadecimal digits.
+    pub hash: String,
+}
+
+impl fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewKey").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+/// Makes a key of random bytes, which must come from the system's generator.
+pub fn generate(random: &[u8; RANDOM_BYTES]) -> NewKey {
+    let key = format!("{PREFIX}{}", base64url::encode(random));
+    let hash: String = Sha256::digest(&key).iter().map(|byte| format!("{byte:02x}")).collect();
+    NewKey { key, hash: format!("{HASH}{hash}") }
+}
+
+/// Whether a text looks like a key, right or wrong.
+pub fn is_key(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
+/// Why a file of records cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RecordError {
+    /// It is too large, has too many records, or is no UTF-8.
+    #[error("a file of API keys is UTF-8 of at most {FILE_BYTES_MAX} bytes and {RECORDS_MAX} keys")]
+    File,
+    /// A line has not name, user, hash and scopes.
+    #[error("line {line}: a record is `NAME USER sha256:HEX SCOPE…`")]
+    Record {
+        /// From 1.
+        line: usize,
+    },
+    /// A key stands where its hash belongs.
+    #[error("line {line}: this is a key, not its hash; it is known to all who have read the file: make another")]
+    Plain {
+        /// From 1.
+        line: usize,
+    },
+    /// A scope is none.
+    #[error("line {line}: {source}")]
+    Scope {
+        /// From 1.
+        line: usize,
+        /// Why.
+        source: ScopeError,
+    },
+    /// Two records have one name, or one hash.
+    #[error("line {line}: another record has this name or this hash")]
+    Twice {
+        /// From 1.
+        line: usize,
+    },
+}
+
+const HASH: &str = "sha256:";
+
+/// The keys that are valid now. To rotate, read the file again and replace the set.
+#[derive(Debug, Clone, Default)]
+pub struct ApiKeys {
+    records: Vec<Record>,
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    name: Box<str>,
+    user: Box<str>,
+    hash: [u8; 32],
+    scopes: Scopes,
+}
+
+/// No record has such a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the API key is not known")]
+pub struct UnknownKey;
+
+impl ApiKeys {
+    /// Reads a file of records.
+    ///
+    /// # Errors
+    ///
+    /// See [`RecordError`].
+    pub fn from_file(contents: &[u8]) -> Result<Self, RecordError> {
+        if contents.len() > FILE_BYTES_MAX {
+            return Err(RecordError::File);
+        }
+        let text = std::str::from_utf8(contents).map_err(|_| RecordError::File)?;
+        let mut records: Vec<Record> = Vec::new();
+        let (mut names, mut hashes) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        for (at, content) in text.lines().enumerate() {
+            let content = content.trim();
+            if content.is_empty() || content.starts_with('#') {
+                continue;
+            }
+            let line = at + 1;
+            let record = Record::read(content, line)?;
+            if !names.insert(record.name.clone()) || !hashes.insert(record.hash) {
+                return Err(RecordError::Twice { line });
+            }
+            if records.len() == RECORDS_MAX {
+                return Err(RecordError::File);
+            }
+            records.push(record);
+        }
+        Ok(Self { records })
+    }
+
+    /// Whose key it is, and what the record is called, for the log.
+    ///
+    /// Every record is compared, in a time that does not depend on which of them fits.
+    ///
+    /// # Errors
+    ///
+    /// It is nobody's.
+    pub fn find(&self, key: &str) -> Result<(Identity, &str), UnknownKey> {
+        // The bound is there so that nobody makes us hash megabytes; a key's length is no secret.
+        if key.len() != KEY_BYTES || !is_key(key) {
+            return Err(UnknownKey);
+        }
+        let hash: [u8; 32] = Sha256::digest(key).into();
+        let (mut found, mut at) = (Choice::from(0), 0_u32);
+        for (index, record) in (0_u32..).zip(&self.records) {
+            let same = record.hash.ct_eq(&hash);
+            at.conditional_assign(&index, same);
+            found |= same;
+        }
+        let record = self.records.get(at as usize).filter(|_| bool::from(found)).ok_or(UnknownKey)?;
+        let identity = Identity { user: record.user.clone(), scopes: record.scopes.clone(), limit: None, ends_s: None };
+        Ok((identity, &record.name))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+}
+
+impl Record {
+    fn read(content: &str, line: usize) -> Result<Self, RecordError> {
+        if content.split_ascii_whitespace().any(is_key) {
+            return Err(RecordError::Plain { line });
+        }
+        let mut words = content.split_ascii_whitespace();
+        let (name, user, hash) = (words.next(), words.next(), words.next());
+        let name = name.filter(|name| check_id(name).is_ok());
+        let user = user.filter(|user| check_id(user).is_ok());
+        let hash = hash.and_then(|hash| hash.strip_prefix(HASH)).and_then(read_hash);
+        let (Some(name), Some(user), Some(hash)) = (name, user, hash) else {
+            return Err(RecordError::Record { line });
+        };
+        let scopes = Scopes::read(words).map_err(|source| RecordError::Scope { line, source })?;
+        Ok(Self { name: name.into(), user: user.into(), hash, scopes })
+    }
+}
+
+fn read_hash(text: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digit = |at: usize| (digits[at] as char).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(keys: &[(&str, &NewKey, &str)]) -> String {
+        keys.iter().map(|(name, key, rest)| format!("{name} {name}-user {} {rest}\n", key.hash)).collect()
+    }
+
+    fn check(contents: &str, want: Expect) {
+        want.assert_eq(&match ApiKeys::from_file(contents.as_bytes()) {
+            Ok(keys) => format!("{} keys", keys.len()),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_hash() {
+        let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
+        assert_eq!(one.key, "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE");
+        assert_eq!(one.key.len(), KEY_BYTES);
+        let contents =
+            format!("# workers\n\n{}", file(&[("one", &one, ""), ("two", &two, "publish:workflow:* read:*:*")]));
+        assert!(!contents.contains(&one.key));
+        let keys = ApiKeys::from_file(contents.as_bytes()).unwrap();
+        let (identity, name) = keys.find(&two.key).unwrap();
+        assert_eq!((identity.user(), name), ("two-user", "two"));
+        assert_eq!(identity.scopes().to_string(), "publish:workflow:* read:*:*");
+        assert_eq!(keys.find(&one.key).unwrap().1, "one");
+        // The hash is no key.
+        for key in
+            ["", "weir_", &two.hash, &generate(&[3; 32]).key, &one.key[..KEY_BYTES - 1], &format!("{}A", one.key)]
+        {
+            assert_eq!(keys.find(key), Err(UnknownKey), "{key}");
+        }
+        assert_eq!(ApiKeys::default().find(&one.key), Err(UnknownKey));
+        assert!(!format!("{one:?}").contains(&one.key));
+    }
+
+    #[test]
+    fn records_that_are_refused() {
+        let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
+        check(&file(&[("a", &one, "admin"), ("b", &two, "")]), expect!["2 keys"]);
+        check("a ann", expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
+        check(&format!("\na a;b {}", one.hash), expect!["line 2: a record is `NAME USER sha256:HEX SCOPE…`"]);
+        check("a ann sha256:00", expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
+        check(&format!("a ann {}é", &one.hash[..69]), expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
+        check(
+            &format!("a ann {} {}", one.hash, one.key),
+            expect!["line 1: this is a key, not its hash; it is known to all who have read the file: make another"],
+        );
+        check(
+            &file(&[("a", &one, "read:everything")]),
+            expect![
+                "line 1: `read:everything` is no scope: it is `admin` or ACTION:KIND:ID, such as `read:workflow:*`"
+            ],
+        );
+        check(&file(&[("a", &one, ""), ("a", &two, "")]), expect!["line 2: another record has this name or this hash"]);
+        check(&file(&[("a", &one, ""), ("b", &one, "")]), expect!["line 2: another record has this name or this hash"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_is_found_and_no_other(randoms in prop::collection::btree_set(any::<[u8; 32]>(), 1..6), other: [u8; 32]) {
+            let made: Vec<NewKey> = randoms.iter().map(generate).collect();
+            let contents: String =
+                made.iter().enumerate().map(|(at, key)| format!("n{at} u{at} {}\n", key.hash)).collect();
+            let keys = ApiKeys::from_file(contents.as_bytes()).expect("records");
+            for (at, key) in made.iter().enumerate() {
+                let found = keys.find(&key.key).map(|(identity, _)| identity.user().to_owned());
+                prop_assert_eq!(found, Ok(format!("u{at}")));
+            }
+            if !randoms.contains(&other) {
+                prop_assert_eq!(keys.find(&generate(&other).key), Err(UnknownKey));
+            }
+        }
+
+        #[test]
+        fn no_file_can_hurt(contents in "([a-z#é ]{0,5}(sha256:)?[0-9a-f]{0,64}[ \n]){0,6}") {
+            let _ = ApiKeys::from_file(contents.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! What a request shows: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query.
+//!
+//! A bearer token in a URL is refused, used or not: URLs are logged by servers and proxies, kept in histories and sent on as
+//! `Referer` (RFC 6750, section 5.3). A ticket is good once and for seconds, which is why it may stand there.
+
+use thiserror::Error;
+use weir_codec::query::decode;
+
+use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
+
+/// The cookie: by its name, browsers take it only from this host, over TLS, for all paths (RFC 6265bis, section 4.1.3.2).
+pub const COOKIE: &str = "__Host-weir";
+/// The query parameter of a ticket.
+pub const TICKET: &str = "ticket";
+/// Most bytes in all `Cookie` headers together.
+pub const COOKIES_BYTES_MAX: usize = 16 * 1024;
+/// Most bytes in a query.
+pub const QUERY_BYTES_MAX: usize = 8192;
+
+/// Query parameters by which people send secrets. In lower case; compared without regard to case.
+const SECRETS: [&str; 10] = [
+    "access_token",
+    "token",
+    "bearer",
+    "bearer_token",
+    "auth_token",
+    "id_token",
+    "jwt",
+    "authorization",
+    "api_key",
+    "apikey",
+];
+
+/// What a request shows, not yet verified.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub(crate) bearer: Option<String>,
+    pub(crate) cookie: Option<String>,
+    pub(crate) ticket: Option<String>,
+}
+
+/// Says what there is, and nothing that is secret.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (bearer, cookie, ticket) = (self.bearer.is_some(), self.cookie.is_some(), self.ticket.is_some());
+        write!(f, "Credentials {{ bearer: {bearer}, cookie: {cookie}, ticket: {ticket} }}")
+    }
+}
+
+/// Why nothing is made of what a request shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum CredentialError {
+    /// `Authorization` is there twice.
+    #[error("`Authorization` appears twice")]
+    AuthorizationTwice,
+    /// `Authorization` has another scheme.
+    #[error("`Authorization` must be of the scheme Bearer")]
+    Scheme,
+    /// A token has characters that none has, or is empty or too long.
+    #[error("the token in {place} is not made as tokens are")]
+    Token {
+        /// `Authorization`, the cookie or the query.
+        place: &'static str,
+    },
+    /// The cookie is there twice: somebody has put one beside ours.
+    #[error("the cookie {COOKIE} appears twice, or with spaces about its name")]
+    CookieTwice,
+    /// There are too many bytes of cookies.
+    #[error("cookies may have at most {COOKIES_BYTES_MAX} bytes")]
+    CookiesTooLong,
+    /// There is a ticket twice.
+    #[error("`{TICKET}` appears twice")]
+    TicketTwice,
+    /// A query parameter that is for secrets.
+    #[error("a token must not be part of a URL, as `{parameter}` is: send it in `Authorization`, or ask for a ticket")]
+    InUrl {
+        /// Which.
+        parameter: &'static str,
+    },
+    /// The query is too long.
+    #[error("a query may have at most {QUERY_BYTES_MAX} bytes")]
+    QueryTooLong,
+}
+
+impl Credentials {
+    /// What a request shows, by its headers and its query without the question mark.
+    ///
+    /// # Errors
+    ///
+    /// It shows something that is wrong, or shows it where it must not: see [`CredentialError`].
+    pub fn find<'h>(
+        headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
+        query: &str,
+    ) -> Result<Self, CredentialError> {
+        let mut found = Self { ticket: ticket(query)?, ..Self::default() };
+        let mut cookies_bytes = 0;
+        for (name, value) in headers {
+            if name.eq_ignore_ascii_case("authorization") {
+                if found.bearer.replace(bearer(value)?).is_some() {
+                    return Err(CredentialError::AuthorizationTwice);
+                }
+            } else if name.eq_ignore_ascii_case("cookie") {
+                cookies_bytes += value.len();
+                if cookies_bytes > COOKIES_BYTES_MAX {
+                    return Err(CredentialError::CookiesTooLong);
+                }
+                // HTTP/2 may send cookies one by one (RFC 9113, section 8.2.3).
+                cookie(value, &mut found.cookie)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// True when the request shows nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// True when the cookie is all that it shows. A browser sends cookies by itself, so who sent it there is to be asked:
+    /// see [`crate::cors::Cors::check_cookie`].
+    pub fn is_cookie_alone(&self) -> bool {
+        self.cookie.is_some() && self.bearer.is_none() && self.ticket.is_none()
+    }
+}
+
+/// The token of `Bearer TOKEN` (RFC 6750, section 2.1).
+fn bearer(value: &[u8]) -> Result<String, CredentialError> {
+    const SCHEME: &[u8] = b"bearer";
+    let (scheme, token) = value.split_at_checked(SCHEME.len()).ok_or(CredentialError::Scheme)?;
+    if !scheme.eq_ignore_ascii_case(SCHEME) || token.first().is_some_and(|byte| *byte != b' ') {
+        return Err(CredentialError::Scheme);
+    }
+    let spaces = token.iter().take_while(|byte| **byte == b' ').count();
+    token68(&token[spaces..], "`Authorization`", TOKEN_BYTES_MAX)
+}
+
+/// Finds our cookie among `name=value; name=value` (RFC 6265, section 4.2.1).
+fn cookie(value: &[u8], found: &mut Option<String>) -> Result<(), CredentialError> {
+    for pair in value.split(|byte| *byte == b';') {
+        let pair = pair.strip_prefix(b" ").unwrap_or(pair);
+        let (name, value) = match pair.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &b""[..]),
+        };
+        if name != COOKIE.as_bytes() {
+            // A name that others might trim into ours is not passed over, but refused.
+            if name.trim_ascii() == COOKIE.as_bytes() {
+                return Err(CredentialError::CookieTwice);
+            }
+            continue;
+        }
+        if found.replace(token68(value, "the cookie", TOKEN_BYTES_MAX)?).is_some() {
+            return Err(CredentialError::CookieTwice);
+        }
+    }
+    Ok(())
+}
+
+fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
+    if query.len() > QUERY_BYTES_MAX {
+        return Err(CredentialError::QueryTooLong);
+    }
+    let mut found = None;
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name);
+        if let Some(parameter) = SECRETS.into_iter().find(|secret| name.eq_ignore_ascii_case(secret)) {
+            return Err(CredentialError::InUrl { parameter });
+        }
+        if name == TICKET {
+            // What is issued needs no escaping, so none is undone.
+            let value = token68(value.as_bytes(), "the query", TICKET_BYTES_MAX)?;
+            // A token that was put where a ticket belongs is a token in a URL.
+            if value.starts_with("eyJ") || crate::api_key::is_key(&value) {
+                return Err(CredentialError::InUrl { parameter: TICKET });
+            }
+            if found.replace(value).is_some() {
+                return Err(CredentialError::TicketTwice);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What tokens are made of (RFC 7235, section 2.1).
+fn token68(value: &[u8], place: &'static str, bytes_max: usize) -> Result<String, CredentialError> {
+    let end = value.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
+    let body = &value[..end];
+    let fit = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    if body.is_empty() || value.len() > bytes_max || !body.iter().all(fit) {
+        return Err(CredentialError::Token { place });
+    }
+    String::from_utf8(value.to_vec()).map_err(|_| CredentialError::Token { place })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(headers: &[(&str, &str)], query: &str, want: Expect) {
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        want.assert_eq(&match Credentials::find(headers, query) {
+            Ok(Credentials { bearer, cookie, ticket }) => format!("{bearer:?} {cookie:?} {ticket:?}"),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn where_tokens_are_found() {
+        check(&[], "", expect!["None None None"]);
+        check(&[("Authorization", "Bearer a.b-c_d~e+f/g==")], "", expect![[r#"Some("a.b-c_d~e+f/g==") None None"#]]);
+        check(&[("AUTHORIZATION", "bEARER  x")], "", expect![[r#"Some("x") None None"#]]);
+        check(
+            &[("cookie", "a=b; __Host-weir=x; c"), ("cookie", "theme=\"dark; light\"")],
+            "last_event_id=1&ticket=wt1.a.b",
+            expect![[r#"None Some("x") Some("wt1.a.b")"#]],
+        );
+        // Names that are not ours.
+        check(
+            &[("cookie", "__host-weir=x; __Host-weir2=y; weir=z; x__Host-weir=1")],
+            "tickets=1&Ticket=2",
+            expect!["None None None"],
+        );
+    }
+
+    #[test]
+    fn headers_that_are_refused() {
+        check(&[("authorization", "Basic eDp5")], "", expect!["`Authorization` must be of the scheme Bearer"]);
+        check(&[("authorization", "Bearerx")], "", expect!["`Authorization` must be of the scheme Bearer"]);
+        check(&[("authorization", "Bearer")], "", expect!["the token in `Authorization` is not made as tokens are"]);
+        check(
+            &[("authorization", "Bearer a b")],
+            "",
+            expect!["the token in `Authorization` is not made as tokens are"],
+        );
+        check(
+            &[("authorization", "Bearer a, Bearer b")],
+            "",
+            expect!["the token in `Authorization` is not made as tokens are"],
+        );
+        check(
+            &[("authorization", "Bearer \ta")],
+            "",
+            expect!["the token in `Authorization` is not made as tokens are"],
+        );
+        check(&[("authorization", "Bearer é")], "", expect!["the token in `Authorization` is not made as tokens are"]);
+        check(&[("authorization", "Bearer ==")], "", expect!["the token in `Authorization` is not made as tokens are"]);
+        check(
+            &[("authorization", "Bearer a=b")],
+            "",
+            expect!["the token in `Authorization` is not made as tokens are"],
+        );
+        check(
+            &[("authorization", &format!("Bearer {}", "a".repeat(8193)))],
+            "",
+            expect!["the token in `Authorization` is not made as tokens are"],
+        );
+        check(
+            &[("authorization", "Bearer a"), ("authorization", "Bearer a")],
+            "",
+            expect!["`Authorization` appears twice"],
+        );
+    }
+
+    #[test]
+    fn cookies_that_are_refused() {
+        const TWICE: &str = "the cookie __Host-weir appears twice, or with spaces about its name";
+        for cookie in [
+            "__Host-weir=a; __Host-weir=b",
+            "__Host-weir=a;__Host-weir=a",
+            "__Host-weir =a",
+            "a=b;  __Host-weir=a",
+            "\t__Host-weir=a",
+        ] {
+            let found = Credentials::find([("cookie", cookie.as_bytes())], "");
+            assert_eq!(found.unwrap_err().to_string(), TWICE, "{cookie}");
+        }
+        let twice = [("cookie", &b"__Host-weir=a"[..]), ("cookie", b"__Host-weir=b")];
+        assert_eq!(Credentials::find(twice, "").unwrap_err(), CredentialError::CookieTwice);
+        for cookie in [
+            "__Host-weir",
+            "__Host-weir=",
+            "__Host-weir=\"a\"",
+            "__Host-weir=a b",
+            "__Host-weir=a,b",
+            "__Host-weir=a\r\nx",
+        ] {
+            let found = Credentials::find([("cookie", cookie.as_bytes())], "");
+            assert_eq!(found.unwrap_err(), CredentialError::Token { place: "the cookie" }, "{cookie}");
+        }
+        let long = format!("a={}", "b".repeat(COOKIES_BYTES_MAX));
+        check(&[("cookie", &long)], "", expect!["cookies may have at most 16384 bytes"]);
+    }
+
+    #[test]
+    fn queries_that_are_refused() {
+        for (query, parameter) in [
+            ("access_token=a", "access_token"),
+            ("x=1&Token=", "token"),
+            ("%74oken=a", "token"),
+            ("JWT", "jwt"),
+            ("api_key=weir_x", "api_key"),
+            ("ticket=eyJhbGciOiJIUzI1NiJ9.e30.x", "ticket"),
+            ("ticket=weir_abc", "ticket"),
+        ] {
+            assert_eq!(Credentials::find([], query), Err(CredentialError::InUrl { parameter }), "{query}");
+        }
+        check(
+            &[],
+            "token=a",
+            expect![
+                "a token must not be part of a URL, as `token` is: send it in `Authorization`, or ask for a ticket"
+            ],
+        );
+        check(&[], "ticket=a&ticket=a", expect!["`ticket` appears twice"]);
+        check(&[], "ticket=a&%74icket=b", expect!["`ticket` appears twice"]);
+        check(&[], "ticket=", expect!["the token in the query is not made as tokens are"]);
+        check(&[], "ticket=%61", expect!["the token in the query is not made as tokens are"]);
+        check(
+            &[],
+            &format!("ticket={}", "a".repeat(2049)),
+            expect!["the token in the query is not made as tokens are"],
+        );
+        check(&[], &"a".repeat(8193), expect!["a query may have at most 8192 bytes"]);
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        let found = Credentials::find([("authorization", &b"Bearer secret"[..])], "").unwrap();
+        assert_eq!(format!("{found:?}"), "Credentials { bearer: true, cookie: false, ticket: false }");
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_can_hurt(
+            name in prop::sample::select(vec!["authorization", "cookie", "Cookie"]),
+            value in "(Bearer |__Host-weir=|;|=| |\\PC){0,12}",
+            query in "(ticket=|token|&|=|%7|%74|\\PC){0,12}",
+        ) {
+            if let Ok(found) = Credentials::find([(name, value.as_bytes())], &query) {
+                for token in [found.bearer, found.cookie, found.ticket].into_iter().flatten() {
+                    prop_assert!(token.bytes().all(|byte| byte.is_ascii_graphic()));
+                }
+            }
+        }
+    }
+}

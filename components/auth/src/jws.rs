@@ -1,0 +1,170 @@
+//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, read only after its signature was found
+//! to be that of one of our keys.
+
+use std::borrow::Cow;
+
+use thiserror::Error;
+use weir_codec::tree::Node;
+
+use crate::{
+    base64url,
+    key::{Key, KeySet},
+};
+
+/// Most bytes in a token.
+pub const TOKEN_BYTES_MAX: usize = 8192;
+/// Most values in a header.
+const HEADER_VALUES_MAX: usize = 64;
+
+/// Why a signed payload is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum JwsError {
+    /// It is too long.
+    #[error("a token may have at most {TOKEN_BYTES_MAX} bytes, and has {bytes}")]
+    TooLong {
+        /// How many it has.
+        bytes: usize,
+    },
+    /// It has not three parts in base64url without padding.
+    #[error("a token has three parts in base64url, separated by dots")]
+    Parts,
+    /// The header is no JSON object, or names a member twice, or one has the wrong type.
+    #[error("the token's header cannot be read")]
+    Header,
+    /// The header has members that must be understood and are not.
+    #[error("the token has a critical header that is not known")]
+    Critical,
+    /// The token says that it is something else.
+    #[error("the token is of another type")]
+    Type,
+    /// The algorithm is not that of the key: `none` always is so.
+    #[error("the token's algorithm is not that of its key")]
+    Algorithm,
+    /// No key has the id that it names.
+    #[error("the token names a key that is not known")]
+    UnknownKey,
+    /// The signature is not that of the key.
+    #[error("the token's signature is not right")]
+    Signature,
+}
+
+/// The payload of a token that one of the keys has signed.
+///
+/// # Errors
+///
+/// See [`JwsError`].
+pub fn verify(token: &str, keys: &KeySet) -> Result<Vec<u8>, JwsError> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(JwsError::TooLong { bytes: token.len() });
+    }
+    // The last dot divides what is signed from the signature.
+    let (signed, signature) = token.rsplit_once('.').ok_or(JwsError::Parts)?;
+    let (header, payload) = signed.split_once('.').ok_or(JwsError::Parts)?;
+    let part = |text: &str| match text {
+        "" => Err(JwsError::Parts),
+        // A dot is not of the alphabet, so there are three parts exactly.
+        text => base64url::decode(text).ok_or(JwsError::Parts),
+    };
+    let (header, payload) = (part(header)?, part(payload)?);
+    let header = Header::read(&header)?;
+    // No signature at all: what a token without an algorithm looks like.
+    if signature.is_empty() {
+        return Err(if header.algorithm_is_known() { JwsError::Signature } else { JwsError::Algorithm });
+    }
+    let signature = part(signature)?;
+    let mut named = keys.keys().iter().filter(|key| header.names(key)).peekable();
+    if named.peek().is_none() {
+        return Err(JwsError::UnknownKey);
+    }
+    let mut fitting = named.filter(|key| key.algorithm().name() == header.algorithm).peekable();
+    if fitting.peek().is_none() {
+        return Err(JwsError::Algorithm);
+    }
+    if !fitting.any(|key| key.verifies(signed.as_bytes(), &signature)) {
+        return Err(JwsError::Signature);
+    }
+    Ok(payload)
+}
+
+/// What a header says. It is not signed for yet when it is read: it only picks among our keys.
+struct Header<'a> {
+    algorithm: Cow<'a, str>,
+    key_id: Option<Cow<'a, str>>,
+}
+
+impl<'a> Header<'a> {
+    fn read(json: &'a [u8]) -> Result<Self, JwsError> {
+        let Ok(Node::Object(members)) = Node::read(json, HEADER_VALUES_MAX) else { return Err(JwsError::Header) };
+        let (mut algorithm, mut key_id) = (None, None);
+        for (name, value) in members {
+            match (&*name, value) {
+                ("alg", Node::Text(text)) => algorithm = Some(text),
+                ("kid", Node::Text(text)) => key_id = Some(text),
+                ("typ", Node::Text(text)) if is_token(&text) => {}
+                ("typ", Node::Text(_)) => return Err(JwsError::Type),
+                ("alg" | "kid" | "typ", _) => return Err(JwsError::Header),
+                // `b64` changes what is signed (RFC 7797), and is to be named in `crit`.
+                ("crit" | "b64", _) => return Err(JwsError::Critical),
+                // Keys that a token brings (`jwk`, `jku`, `x5c`, `x5u`) are never looked at.
+                _ => {}
+            }
+        }
+        Ok(Self { algorithm: algorithm.ok_or(JwsError::Header)?, key_id })
+    }
+
+    /// Whether a key may have signed: the one with the id that is named; any, when no id is named or the key has none.
+    fn names(&self, key: &Key) -> bool {
+        match (&self.key_id, key.id()) {
+            (Some(wanted), Some(id)) => wanted == id,
+            _ => true,
+        }
+    }
+
+    fn algorithm_is_known(&self) -> bool {
+        matches!(&*self.algorithm, "HS256" | "ES256" | "EdDSA")
+    }
+}
+
+/// The types of access tokens (RFC 7519, section 5.1; RFC 9068, section 2.1). Others are tokens for something else.
+fn is_token(kind: &str) -> bool {
+    ["JWT", "at+jwt", "application/at+jwt"].iter().any(|known| kind.eq_ignore_ascii_case(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HS256: &str = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+    const ES256: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+    const EDDSA: &str = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+
+    fn keys() -> KeySet {
+        let jwks = r#"{"keys":[
+            {"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"},
+            {"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"},
+            {"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        KeySet::from_file(jwks.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_vectors_of_the_standards() {
+        // RFC 7515, A.1 and A.3; RFC 8037, A.4 and A.5.
+        let joe = b"{\"iss\":\"joe\",\r\n \"exp\":1300819380,\r\n \"http://example.com/is_root\":true}";
+        assert_eq!(verify(HS256, &keys()).as_deref(), Ok(&joe[..]));
+        assert_eq!(verify(ES256, &keys()).as_deref(), Ok(&joe[..]));
+        assert_eq!(verify(EDDSA, &keys()).as_deref(), Ok(&b"Example of Ed25519 signing"[..]));
+    }
+
+    #[test]
+    fn every_change_of_a_character_is_seen() {
+        for token in [HS256, ES256, EDDSA] {
+            for at in 0..token.len() {
+                let mut bytes = token.as_bytes().to_vec();
+                bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+                let changed = String::from_utf8(bytes).unwrap();
+                assert!(verify(&changed, &keys()).is_err(), "{at}");
+                assert!(verify(&token[..at], &keys()).is_err(), "cut at {at}");
+            }
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Tickets: what a browser puts into a URL where it cannot send a header (`EventSource`, `WebSocket`). Short-lived, for one
+//! path, and good once.
+//!
+//! A ticket is signed and says all that is needed, so any instance can check it; that it is used once only a store that all
+//! instances share can tell. [`TicketKeys::verify`] therefore gives an [`Unclaimed`], which becomes an identity only by
+//! [`Unclaimed::claimed`]: with the store's answer to `claim(id, ttl)`.
+//!
+//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of all before). The fields are lines: id, user, path,
+//! expiry, end of the identity, scopes, limit.
+
+use std::fmt;
+
+use hmac::Mac as _;
+use thiserror::Error;
+use weir_codec::channel::check_id;
+
+use crate::{
+    base64url,
+    identity::Identity,
+    key::{KeyError, SECRET_BYTES_MAX, SECRET_BYTES_MIN, mac},
+    scope::Scopes,
+};
+
+/// Most bytes in a ticket: it is part of a URL.
+pub const TICKET_BYTES_MAX: usize = 2048;
+/// Random bytes in the id of a ticket.
+pub const ID_RANDOM_BYTES: usize = 16;
+/// How long a ticket is good unless told, in seconds.
+pub const TTL_S_DEFAULT: u64 = 30;
+/// Longest time that a ticket is good, in seconds.
+pub const TTL_S_MAX: u64 = 300;
+/// Most secrets that are valid at once.
+pub const SECRETS_MAX: usize = 4;
+/// Most bytes in a path.
+pub const PATH_BYTES_MAX: usize = 512;
+
+const VERSION: &str = "wt1.";
+/// What the secret signs begins with this, so that nothing else signed with it is ever a ticket.
+const DOMAIN: &[u8] = b"weir ticket\0";
+
+/// Why a ticket is not issued or not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum TicketError {
+    /// It is too long, or would be.
+    #[error("a ticket may have at most {TICKET_BYTES_MAX} bytes; ask for fewer scopes")]
+    TooLong,
+    /// The path cannot be in a ticket.
+    #[error("a ticket is for one path without a query")]
+    Path,
+    /// Who asks was limited, and so is not to ask for more.
+    #[error("a ticket cannot be asked for with limited rights")]
+    Limited,
+    /// It is not one of ours, or was changed.
+    #[error("the ticket is not right")]
+    Forged,
+    /// It was good once.
+    #[error("the ticket has expired")]
+    Expired,
+    /// It is for another path.
+    #[error("the ticket is for another path")]
+    OtherPath,
+    /// It has been used.
+    #[error("the ticket has been used")]
+    Used,
+}
+
+/// The secrets that tickets are signed with: the first signs, all verify.
+#[derive(Clone)]
+pub struct TicketKeys {
+    secrets: Vec<Box<[u8]>>,
+    ttl_s: u64,
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TicketKeys").field("secrets", &self.secrets.len()).field("ttl_s", &self.ttl_s).finish()
+    }
+}
+
+/// A ticket that was issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// What the client puts into `ticket=`; it needs no escaping.
+    pub ticket: String,
+    /// Until when it is good, in seconds since 1970.
+    pub expires_s: u64,
+}
+
+/// A ticket that is right and may have been used before. [`Self::claimed`] makes an identity of it.
+#[must_use = "a ticket opens nothing until it is claimed"]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unclaimed {
+    id: String,
+    expires_s: u64,
+    identity: Identity,
+}
+
+impl TicketKeys {
+    /// Secrets of [`SECRET_BYTES_MIN`] bytes and more, the newest first, and how long tickets are good, which is cut to 1 to
+    /// [`TTL_S_MAX`] seconds.
+    ///
+    /// # Errors
+    ///
+    /// There is none, there are too many, or one is too short or too long.
+    pub fn new(secrets: &[&[u8]], ttl_s: u64) -> Result<Self, KeyError> {
+        match secrets.len() {
+            0 => return Err(KeyError::None),
+            1..=SECRETS_MAX => {}
+            _ => return Err(KeyError::TooMany),
+        }
+        let fits = |secret: &&[u8]| (SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len());
+        if let Some(secret) = secrets.iter().find(|secret| !fits(secret)) {
+            return Err(KeyError::SecretLength { bytes: secret.len() });
+        }
+        let secrets = secrets.iter().map(|secret| Box::from(*secret)).collect();
+        Ok(Self { secrets, ttl_s: ttl_s.clamp(1, TTL_S_MAX) })
+    }
+
+    /// A ticket for somebody and a path, good from `now_s`, in seconds since 1970. `limit` are the scopes that it was asked
+    /// with: it opens nothing beyond them. The random bytes must come from the system's generator.
+    ///
+    /// A ticket is never good for longer than what it was asked with, and neither is what it opens.
+    ///
+    /// # Errors
+    ///
+    /// The path is not fit, the asker is limited, or the scopes are too many for a URL.
+    pub fn issue(
+        &self,
+        identity: &Identity,
+        path: &str,
+        limit: Option<Scopes>,
+        random: &[u8; ID_RANDOM_BYTES],
+        now_s: u64,
+    ) -> Result<Issued, TicketError> {
+        let fit = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
+        if path.len() > PATH_BYTES_MAX || !path.starts_with('/') || !path.bytes().all(fit) {
+            return Err(TicketError::Path);
+        }
+        let expires_s = now_s.saturating_add(self.ttl_s).min(identity.ends_s.unwrap_or(u64::MAX));
+        let ends_s = identity.ends_s.map_or_else(String::new, |ends_s| ends_s.to_string());
+        // What came by a ticket itself makes no other: a chain of them would outlive what it began with.
+        if identity.limit.is_some() {
+            return Err(TicketError::Limited);
+        }
+        let limit = limit.map_or_else(String::new, |limit| format!("={limit}"));
+        let (id, user, scopes) = (base64url::encode(random), &identity.user, &identity.scopes);
+        let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{ends_s}\n{scopes}\n{limit}");
+        let signed = format!("{VERSION}{}", base64url::encode(fields.as_bytes()));
+        let secret = self.secrets.first().ok_or(TicketError::Forged)?;
+        let signature = mac(secret, &[DOMAIN, signed.as_bytes()]).finalize().into_bytes();
+        let ticket = format!("{signed}.{}", base64url::encode(&signature));
+        match ticket.len() {
+            0..=TICKET_BYTES_MAX => Ok(Issued { ticket, expires_s }),
+            _ => Err(TicketError::TooLong),
+        }
+    }
+
+    /// Checks a ticket that came with a request for a path, at a time in seconds since 1970. Nothing of it is read before its
+    /// signature is found right.
+    ///
+    /// # Errors
+    ///
+    /// It was forged, has expired, or is for another path.
+    pub fn verify(&self, ticket: &str, path: &str, now_s: u64) -> Result<Unclaimed, TicketError> {
+        if ticket.len() > TICKET_BYTES_MAX {
+            return Err(TicketError::TooLong);
+        }
+        let (signed, signature) = ticket.rsplit_once('.').ok_or(TicketError::Forged)?;
+        let fields = signed.strip_prefix(VERSION).ok_or(TicketError::Forged)?;
+        let signature = base64url::decode(signature).ok_or(TicketError::Forged)?;
+        let ours = |secret: &[u8]| mac(secret, &[DOMAIN, signed.as_bytes()]).verify_slice(&signature).is_ok();
+        if !self.secrets.iter().any(|secret| ours(secret)) {
+            return Err(TicketError::Forged);
+        }
+        let fields = base64url::decode(fields).and_then(|fields| String::from_utf8(fields).ok());
+        let (unclaimed, for_path) = fields.as_deref().and_then(read).ok_or(TicketError::Forged)?;
+        if now_s >= unclaimed.expires_s {
+            return Err(TicketError::Expired);
+        }
+        if for_path != path {
+            return Err(TicketError::OtherPath);
+        }
+        Ok(unclaimed)
+    }
+}
+
+impl Unclaimed {
+    /// What the store is asked to claim.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// How long the store must remember the claim, in seconds from now: longer than the ticket is good.
+    pub fn claim_ttl_s(&self, now_s: u64) -> u64 {
+        self.expires_s.saturating_sub(now_s) + 1
+    }
+
+    /// The user of the ticket, before it is claimed: for comparing with others that the request shows.
+    pub(crate) fn user(&self) -> &str {
+        &self.identity.user
+    }
+
+    /// Whose it is, if the store says that it was claimed for the first time. A store that cannot be asked has not said so.
+    ///
+    /// # Errors
+    ///
+    /// It was claimed before.
+    pub fn claimed(self, first: bool) -> Result<Identity, TicketError> {
+        if first { Ok(self.identity) } else { Err(TicketError::Used) }
+    }
+}
+
+/// Reads the fields of a ticket that we have signed.
+fn read(fields: &str) -> Option<(Unclaimed, &str)> {
+    let lines: Vec<&str> = fields.split('\n').collect();
+    let [id, user, path, expires_s, ends_s, scopes, limit] = lines[..] else { return None };
+    check_id(user).ok()?;
+    let read_scopes = |text: &str| Scopes::read(text.split(' ').filter(|scope| !scope.is_empty())).ok();
+    let ends_s = match ends_s {
+        "" => None,
+        seconds => Some(seconds.parse().ok()?),
+    };
+    let limit = match limit.strip_prefix('=') {
+        Some(limit) => Some(read_scopes(limit)?),
+        None => None,
+    };
+    let identity = Identity { user: user.into(), scopes: read_scopes(scopes)?, limit, ends_s };
+    Some((Unclaimed { id: id.to_owned(), expires_s: expires_s.parse().ok()?, identity }, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATH: &str = "/stream/workflow/42";
+    const NOW_S: u64 = 1_800_000_000;
+
+    fn keys() -> TicketKeys {
+        TicketKeys::new(&[&[7; 32]], TTL_S_DEFAULT).unwrap()
+    }
+
+    fn ann(ends_s: Option<u64>) -> Identity {
+        let scopes = Scopes::read(["read:workflow:*", "publish:file:a:b"]).unwrap();
+        Identity { user: "ann".into(), scopes, limit: None, ends_s }
+    }
+
+    fn issue(identity: &Identity) -> String {
+        keys().issue(identity, PATH, None, &[9; 16], NOW_S).unwrap().ticket
+    }
+
+    #[test]
+    fn a_ticket_opens_its_path_once() {
+        let issued = keys().issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap();
+        assert_eq!(issued.expires_s, NOW_S + 30);
+        assert!(issued.ticket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
+        let unclaimed = keys().verify(&issued.ticket, PATH, NOW_S + 29).unwrap();
+        assert_eq!(unclaimed.id(), "CQkJCQkJCQkJCQkJCQkJCQ");
+        assert_eq!(unclaimed.claim_ttl_s(NOW_S + 29), 2);
+        assert_eq!(unclaimed.clone().claimed(true), Ok(ann(None)));
+        assert_eq!(unclaimed.claimed(false), Err(TicketError::Used));
+    }
+
+    #[test]
+    fn what_a_ticket_does_not_open() {
+        let ticket = issue(&ann(None));
+        let verify = |ticket: &str, path: &str, now_s| keys().verify(ticket, path, now_s).map(|_| ());
+        assert_eq!(verify(&ticket, PATH, NOW_S + 30), Err(TicketError::Expired));
+        for path in ["/stream/workflow/43", "/stream/workflow/", "", "/stream/workflow/42/"] {
+            assert_eq!(verify(&ticket, path, NOW_S), Err(TicketError::OtherPath));
+        }
+        for forged in [
+            "",
+            ".",
+            "wt1.",
+            "wt1..",
+            "wt2.AAAA.AAAA",
+            &ticket[1..],
+            &ticket[..ticket.len() - 1],
+            &format!("{ticket}A"),
+        ] {
+            assert_eq!(verify(forged, PATH, NOW_S), Err(TicketError::Forged), "{forged}");
+        }
+        assert_eq!(verify(&"x".repeat(2049), PATH, NOW_S), Err(TicketError::TooLong));
+        let others = TicketKeys::new(&[&[8; 32]], 30).unwrap();
+        assert_eq!(others.verify(&ticket, PATH, NOW_S).map(|_| ()), Err(TicketError::Forged));
+    }
+
+    #[test]
+    fn every_change_of_a_character_is_seen() {
+        let ticket = issue(&ann(None));
+        for at in 0..ticket.len() {
+            let mut bytes = ticket.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(bytes).unwrap();
+            assert_eq!(keys().verify(&changed, PATH, NOW_S).map(|_| ()), Err(TicketError::Forged), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_opened_ends_when_what_it_was_asked_with_ends() {
+        let issued = keys().issue(&ann(Some(NOW_S + 10)), PATH, None, &[9; 16], NOW_S).unwrap();
+        assert_eq!(issued.expires_s, NOW_S + 10);
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        assert_eq!(identity.ends_s(), Some(NOW_S + 10));
+        assert!(keys().verify(&issued.ticket, PATH, NOW_S + 10).is_err());
+    }
+
+    #[test]
+    fn scopes_limit_what_is_opened() {
+        let limit = Some(Scopes::read(["read:workflow:42"]).unwrap());
+        let issued = keys().issue(&ann(None), PATH, limit.clone(), &[9; 16], NOW_S).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        assert_eq!(identity.limit, limit);
+        let again = keys().issue(&identity, PATH, None, &[9; 16], NOW_S);
+        assert_eq!(again, Err(TicketError::Limited));
+        // Asked with no scope at all, it opens nothing.
+        let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], NOW_S).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        assert_eq!(identity.limit, Some(Scopes::default()));
+    }
+
+    #[test]
+    fn secrets_are_rotated() {
+        let (old, new): (&[u8], &[u8]) = (&[7; 32], &[8; 32]);
+        let both = TicketKeys::new(&[new, old], 30).unwrap();
+        assert!(both.verify(&issue(&ann(None)), PATH, NOW_S).is_ok());
+        let fresh = both.issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap().ticket;
+        assert!(keys().verify(&fresh, PATH, NOW_S).is_err());
+        assert_eq!(TicketKeys::new(&[], 30).unwrap_err(), KeyError::None);
+        assert_eq!(TicketKeys::new(&[new; 5], 30).unwrap_err(), KeyError::TooMany);
+        assert_eq!(TicketKeys::new(&[new, b"short"], 30).unwrap_err(), KeyError::SecretLength { bytes: 5 });
+        assert!(!format!("{both:?}").contains("8, 8"));
+        // A time that makes no sense is cut.
+        for (ttl_s, want) in [(0, 1), (u64::MAX, TTL_S_MAX)] {
+            let keys = TicketKeys::new(&[new], ttl_s).unwrap();
+            assert_eq!(keys.issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap().expires_s, NOW_S + want);
+        }
+    }
+
+    #[test]
+    fn what_is_not_issued() {
+        for path in ["", "stream", "/a?b", "/a\nb", "/a b", "/é", &format!("/{}", "x".repeat(512))] {
+            assert_eq!(keys().issue(&ann(None), path, None, &[9; 16], NOW_S), Err(TicketError::Path), "{path}");
+        }
+        let many: Vec<String> = (0..60).map(|at| format!("read:workflow:{at:040}")).collect();
+        let scopes = Scopes::read(many.iter().map(String::as_str)).unwrap();
+        let identity = Identity { scopes, ..ann(None) };
+        assert_eq!(keys().issue(&identity, PATH, None, &[9; 16], NOW_S), Err(TicketError::TooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_what_was_issued_is_taken(ticket in "(wt1\\.)?[A-Za-z0-9_-]{0,60}(\\.[A-Za-z0-9_-]{43})?|\\PC{0,40}") {
+            prop_assert!(keys().verify(&ticket, PATH, NOW_S).is_err());
+        }
+
+        #[test]
+        fn whatever_is_issued_reads_back(
+            user in "[a-z:@.|+-]{1,12}",
+            path in "/[!-\"$->@-~]{0,20}",
+            ends_s in prop::option::of(NOW_S + 1..NOW_S + 1000),
+            limit in prop::option::of(prop::collection::vec("read:workflow:[a-z:]{1,5}|admin", 0..3)),
+        ) {
+            prop_assume!(check_id(&user).is_ok());
+            let identity = Identity { user: user.into(), ..ann(ends_s) };
+            let limit = limit.map(|limit| Scopes::read(limit.iter().map(String::as_str)).expect("scopes"));
+            let issued = keys().issue(&identity, &path, limit.clone(), &[9; 16], NOW_S).expect("it is short");
+            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").claimed(true).expect("first");
+            prop_assert_eq!(opened, Identity { limit, ..identity });
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What the client of a WebSocket says that follows many channels: follow one, from the event behind a cursor, or follow it
+//! no more. What it hears are the envelopes of [`crate::stream_event`].
+
+use crate::{
+    channel::Channel,
+    json::{Shape, read_object},
+    request::{FieldError, FieldReason, RequestError},
+    sse::NAME_BYTES_MAX,
+    task::unknown,
+};
+
+/// Most bytes in a message of the client's.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// A message of the client's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketMessage {
+    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`
+    Subscribe {
+        /// What to follow.
+        channel: Channel,
+        /// The id of the last event that the client has; without one, what comes from now on.
+        last_event_id: Option<String>,
+    },
+    /// `{"type":"unsubscribe","channel":"workflow:42"}`
+    Unsubscribe {
+        /// What to follow no more.
+        channel: Channel,
+    },
+}
+
+impl SocketMessage {
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or its fields are wrong: all are listed.
+    pub fn from_json(message: &[u8]) -> Result<Self, RequestError> {
+        if message.len() > MESSAGE_BYTES_MAX {
+            let bounds = (0, MESSAGE_BYTES_MAX as i64);
+            let what = "have a length in bytes of";
+            let error = FieldError::bounded("message", FieldReason::TooLong, what, bounds, message.len() as i64);
+            return Err(RequestError::Invalid(vec![error]));
+        }
+        let mut fields = read_object(message)?;
+        let mut errors = Vec::new();
+        let mut text = |field: &'static str, required: bool| match fields.remove(field) {
+            Some(Shape::String(text)) => Some(text),
+            None if !required => None,
+            None => {
+                errors.push(FieldError::new(field, FieldReason::Missing, format!("`{field}` is required")));
+                None
+            }
+            Some(other) => {
+                errors.push(FieldError::wrong_type(field, "string", other.name()));
+                None
+            }
+        };
+        let (kind, name, cursor) = (text("type", true), text("channel", true), text("last_event_id", false));
+        let subscribes = match kind.as_deref() {
+            Some("subscribe") => true,
+            Some("unsubscribe") | None => false,
+            Some(_) => {
+                let message = "`type` must be one of subscribe, unsubscribe".to_owned();
+                errors.push(FieldError::new("type", FieldReason::NotAllowed, message));
+                false
+            }
+        };
+        let channel = name.as_deref().and_then(Channel::from_name);
+        if name.is_some() && channel.is_none() {
+            let message = "`channel` must be a kind and an id, such as `workflow:42`".to_owned();
+            errors.push(FieldError::new("channel", FieldReason::NotAllowed, message));
+        }
+        if let Some(cursor) = &cursor {
+            let fit = cursor.len() <= NAME_BYTES_MAX && cursor.bytes().all(|byte| byte.is_ascii_graphic());
+            if !fit || !subscribes {
+                let message = "`last_event_id` must be the id of an event, and is for subscribing".to_owned();
+                errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
+            }
+        }
+        let known = ["type", "channel", "last_event_id"];
+        const TOLD_MAX: usize = 16;
+        errors.extend(fields.into_keys().take(TOLD_MAX).map(|field| unknown(field, &known)));
+        match channel {
+            Some(channel) if errors.is_empty() => Ok(match subscribes {
+                true => Self::Subscribe { channel, last_event_id: cursor },
+                false => Self::Unsubscribe { channel },
+            }),
+            _ => Err(RequestError::Invalid(errors)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(message: &str, want: Expect) {
+        want.assert_eq(&match SocketMessage::from_json(message.as_bytes()) {
+            Ok(message) => format!("{message:?}"),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn messages() {
+        check(
+            r#"{"type":"subscribe","channel":"workflow:42","last_event_id":"e-7"}"#,
+            expect![[r#"Subscribe { channel: Channel { kind: Workflow, id: "42" }, last_event_id: Some("e-7") }"#]],
+        );
+        check(
+            r#"{"type":"unsubscribe","channel":"user:ann"}"#,
+            expect![[r#"Unsubscribe { channel: Channel { kind: User, id: "ann" } }"#]],
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_all_told() {
+        check("{}", expect!["`type` is required; `channel` is required"]);
+        check(
+            r#"{"type":"follow","channel":"workflow","last_event_id":"a\r\n","x":1}"#,
+            expect![
+                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` must be the id of an event, and is for subscribing; `x` is not known here; there are type, channel, last_event_id"
+            ],
+        );
+        check(
+            r#"{"type":1,"channel":null}"#,
+            expect!["`type` must be a string, and is an integer; `channel` must be a string, and is null"],
+        );
+        check(&" ".repeat(5000), expect!["`message` must have a length in bytes of 0 to 4096, and is 5000"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(message in "\\PC{0,60}") {
+            let _ = SocketMessage::from_json(message.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! How often somebody may ask, and how many connections may be open: pure state, keyed by whoever asks.
+//!
+//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which all that the key has used
+//! is paid back. A key whose time is past is as good as one never seen, so nothing is kept of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    sync::Arc,
+};
+
+use thiserror::Error;
+
+/// How often a key may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaConfig {
+    /// How many a period pays for, in the long run.
+    pub per_period: NonZeroU32,
+    /// The period, in nanoseconds; at least 1 is assumed for each of `per_period`.
+    pub period_ns: u64,
+    /// How many may come at once after a rest.
+    pub burst: NonZeroU32,
+    /// Keys that are remembered. With more of them busy at once, the one that is nearest to having paid is forgotten.
+    pub keys_max: usize,
+}
+
+/// Somebody asks too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("too many requests; retry in {} ms", .retry_after_ns.div_ceil(1_000_000))]
+pub struct Limited {
+    /// When to ask again, in nanoseconds from now.
+    pub retry_after_ns: u64,
+}
+
+impl Limited {
+    /// For `Retry-After`, in milliseconds, rounded up.
+    pub fn retry_after_ms(&self) -> u32 {
+        u32::try_from(self.retry_after_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX)
+    }
+}
+
+/// A rate for each key. Its memory is `keys_max` times a key.
+#[derive(Debug, Clone)]
+pub struct Quota {
+    /// What one request costs.
+    cost_ns: u64,
+    /// How far ahead of now a key's time may be when it asks.
+    ahead_ns_max: u64,
+    keys_max: usize,
+    /// When each key has paid for all that it used.
+    paid_ns: BTreeMap<Arc<str>, u64>,
+    /// The same, earliest first.
+    by_time: BTreeSet<(u64, Arc<str>)>,
+    forgotten: u64,
+}
+
+impl Quota {
+    /// Nobody has asked yet.
+    pub fn new(config: QuotaConfig) -> Self {
+        let cost_ns = (config.period_ns / u64::from(config.per_period.get())).max(1);
+        Self {
+            cost_ns,
+            ahead_ns_max: cost_ns.saturating_mul(u64::from(config.burst.get()) - 1),
+            keys_max: config.keys_max.max(1),
+            paid_ns: BTreeMap::new(),
+            by_time: BTreeSet::new(),
+            forgotten: 0,
+        }
+    }
+
+    /// Asks once for a key. What is refused costs nothing: who waits as told is let through.
+    ///
+    /// # Errors
+    ///
+    /// The key has used what it may.
+    pub fn take(&mut self, now: u64, key: &str) -> Result<(), Limited> {
+        self.forget_idle(now);
+        let known = self.paid_ns.get_key_value(key).map(|(key, paid_ns)| (key.clone(), *paid_ns));
+        let paid_ns = known.as_ref().map_or(now, |(_, paid_ns)| (*paid_ns).max(now));
+        let retry_after_ns = (paid_ns - now).saturating_sub(self.ahead_ns_max);
+        if retry_after_ns > 0 {
+            return Err(Limited { retry_after_ns });
+        }
+        let key = match known {
+            Some((key, paid_ns)) => {
+                self.by_time.remove(&(paid_ns, key.clone()));
+                key
+            }
+            None => {
+                self.make_room();
+                Arc::from(key)
+            }
+        };
+        let paid_ns = paid_ns.saturating_add(self.cost_ns);
+        self.by_time.insert((paid_ns, key.clone()));
+        self.paid_ns.insert(key, paid_ns);
+        Ok(())
+    }
+
+    /// Keys that are remembered.
+    pub fn keys(&self) -> usize {
+        self.paid_ns.len()
+    }
+
+    /// How often a key was forgotten that had not paid yet, for want of room.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Forgets keys that have paid: a few at a time, more than can come.
+    fn forget_idle(&mut self, now: u64) {
+        const FORGET_MAX: usize = 4;
+        for _ in 0..FORGET_MAX {
+            match self.by_time.first() {
+                Some((paid_ns, _)) if *paid_ns <= now => self.forget_first(),
+                _ => return,
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.paid_ns.len() >= self.keys_max {
+            self.forget_first();
+            self.forgotten += 1;
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, key)) = self.by_time.pop_first() {
+            self.paid_ns.remove(&key);
+        }
+    }
+}
+
+/// Why a connection may not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ConnectionRefused {
+    /// The user has as many as one may have.
+    #[error("you have {connections_max} connections open, which is as many as a user may have")]
+    User {
+        /// How many that is.
+        connections_max: usize,
+    },
+    /// All users together have as many as there may be.
+    #[error("there are as many connections open as there may be")]
+    Total,
+}
+
+/// The open connections of each user. Its memory is that of the users who have one.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    per_user_max: usize,
+    total_max: usize,
+    open: BTreeMap<Box<str>, usize>,
+    total: usize,
+}
+
+impl Connections {
+    /// None is open.
+    pub fn new(per_user_max: usize, total_max: usize) -> Self {
+        Self { per_user_max, total_max, open: BTreeMap::new(), total: 0 }
+    }
+
+    /// Opens one for a user; [`Self::close`] is owed for each.
+    ///
+    /// # Errors
+    ///
+    /// The user, or all of them, have as many as they may.
+    pub fn open(&mut self, user: &str) -> Result<(), ConnectionRefused> {
+        if self.total >= self.total_max {
+            return Err(ConnectionRefused::Total);
+        }
+        if self.of(user) >= self.per_user_max {
+            return Err(ConnectionRefused::User { connections_max: self.per_user_max });
+        }
+        match self.open.get_mut(user) {
+            Some(open) => *open += 1,
+            None => drop(self.open.insert(user.into(), 1)),
+        }
+        self.total += 1;
+        Ok(())
+    }
+
+    /// Closes one of a user's; of a user who has none, nothing.
+    pub fn close(&mut self, user: &str) {
+        let Some(open) = self.open.get_mut(user) else { return };
+        *open -= 1;
+        self.total -= 1;
+        if *open == 0 {
+            self.open.remove(user);
+        }
+    }
+
+    /// How many a user has open.
+    pub fn of(&self, user: &str) -> usize {
+        self.open.get(user).copied().unwrap_or(0)
+    }
+
+    /// How many are open.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn config(per_period: u32, burst: u32, keys_max: usize) -> QuotaConfig {
+        let count = |count| NonZeroU32::new(count).unwrap();
+        QuotaConfig { per_period: count(per_period), period_ns: S, burst: count(burst), keys_max }
+    }
+
+    #[test]
+    fn a_burst_and_then_the_rate() {
+        let mut quota = Quota::new(config(2, 3, 10));
+        for _ in 0..3 {
+            assert_eq!(quota.take(0, "a"), Ok(()));
+        }
+        assert_eq!(quota.take(0, "a"), Err(Limited { retry_after_ns: S / 2 }));
+        // Another is another's.
+        assert_eq!(quota.take(0, "b"), Ok(()));
+        assert_eq!(quota.take(S / 2 - 1, "a"), Err(Limited { retry_after_ns: 1 }));
+        assert_eq!(quota.take(S / 2, "a"), Ok(()));
+        let limited = quota.take(S / 2 + 1, "a").unwrap_err();
+        assert_eq!(
+            (limited.retry_after_ms(), limited.to_string().as_str()),
+            (500, "too many requests; retry in 500 ms")
+        );
+        // After a rest the whole burst is there again, and no more.
+        for _ in 0..3 {
+            assert_eq!(quota.take(10 * S, "a"), Ok(()));
+        }
+        assert!(quota.take(10 * S, "a").is_err());
+        assert_eq!(Limited { retry_after_ns: u64::MAX }.retry_after_ms(), u32::MAX);
+    }
+
+    #[test]
+    fn idle_keys_are_forgotten_and_busy_ones_only_for_want_of_room() {
+        let mut quota = Quota::new(config(1, 1, 3));
+        for (at, key) in ["a", "b", "c"].into_iter().enumerate() {
+            quota.take(at as u64, key).unwrap();
+        }
+        quota.take(3, "d").unwrap();
+        assert_eq!((quota.keys(), quota.forgotten()), (3, 1));
+        // The one that was nearest to having paid.
+        assert_eq!(quota.take(4, "b"), Err(Limited { retry_after_ns: S - 3 }));
+        quota.take(10 * S, "e").unwrap();
+        assert_eq!((quota.keys(), quota.forgotten()), (1, 1));
+    }
+
+    #[test]
+    fn connections() {
+        let mut connections = Connections::new(2, 3);
+        connections.open("a").unwrap();
+        connections.open("a").unwrap();
+        assert_eq!(connections.open("a"), Err(ConnectionRefused::User { connections_max: 2 }));
+        connections.open("b").unwrap();
+        assert_eq!(connections.open("c"), Err(ConnectionRefused::Total));
+        connections.close("a");
+        connections.close("nobody");
+        assert_eq!((connections.of("a"), connections.of("b"), connections.total()), (1, 1, 2));
+        connections.open("c").unwrap();
+        for user in ["a", "b", "c", "c"] {
+            connections.close(user);
+        }
+        assert_eq!((connections.total(), connections.open.len()), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_window_has_more_than_the_burst_and_the_rate(
+            per_period in 1u32..20,
+            burst in 1u32..8,
+            steps in prop::collection::vec((0u64..S / 2, 0usize..3), 1..120),
+        ) {
+            let mut quota = Quota::new(config(per_period, burst, 8));
+            let keys = ["a", "b", "c"];
+            let mut taken: [Vec<u64>; 3] = Default::default();
+            let mut now = 0;
+            for (wait_ns, key) in steps {
+                now += wait_ns;
+                match quota.take(now, keys[key]) {
+                    Ok(()) => taken[key].push(now),
+                    Err(Limited { retry_after_ns }) => {
+                        // Who waits as told is let through, and not before.
+                        prop_assert!(retry_after_ns > 0);
+                        prop_assert!(quota.clone().take(now + retry_after_ns, keys[key]).is_ok());
+                        prop_assert!(quota.clone().take(now + retry_after_ns - 1, keys[key]).is_err());
+                    }
+                }
+                prop_assert!(quota.keys() <= 3);
+                prop_assert_eq!(quota.keys(), quota.by_time.len());
+            }
+            let cost_ns = S / u64::from(per_period);
+            for times in taken {
+                for (first, from) in times.iter().enumerate() {
+                    for (last, to) in times.iter().enumerate().skip(first) {
+                        let allowed = u64::from(burst) + (to - from) / cost_ns;
+                        prop_assert!((last - first + 1) as u64 <= allowed);
+                    }
+                }
+            }
+            prop_assert_eq!(quota.forgotten(), 0);
+        }
+
+        #[test]
+        fn memory_is_bounded_whoever_comes(
+            keys_max in 1usize..6,
+            keys in prop::collection::vec((0u64..S, "[a-z]{1,2}"), 0..100),
+        ) {
+            let mut quota = Quota::new(config(1, 2, keys_max));
+            let mut now = 0;
+            for (wait_ns, key) in keys {
+                now += wait_ns;
+                let _ = quota.take(now, &key);
+                prop_assert!(quota.keys() <= keys_max);
+                prop_assert_eq!(quota.keys(), quota.by_time.len());
+            }
+        }
+
+        #[test]
+        fn connections_are_counted(steps in prop::collection::vec((any::<bool>(), 0usize..4), 0..100)) {
+            let users = ["a", "b", "c", "d"];
+            let mut connections = Connections::new(3, 7);
+            let mut open = [0usize; 4];
+            for (opens, user) in steps {
+                if opens {
+                    let fits = open[user] < 3 && open.iter().sum::<usize>() < 7;
+                    prop_assert_eq!(connections.open(users[user]).is_ok(), fits);
+                    open[user] += usize::from(fits);
+                } else {
+                    connections.close(users[user]);
+                    open[user] = open[user].saturating_sub(1);
+                }
+                prop_assert_eq!(connections.of(users[user]), open[user]);
+                prop_assert_eq!(connections.total(), open.iter().sum::<usize>());
+            }
+        }
+    }
+}

@@ -51,6 +51,10 @@ pub struct Progress {
     pub(crate) result: Option<Raw>,
     /// The user whose channel gets the event too.
     pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::stream_event::StreamEvent::finishes
+    pub last: Option<bool>,
 }
 
 /// What a workflow engine says of a workflow.
@@ -66,6 +70,10 @@ pub struct Temporal {
     pub(crate) result: Option<Raw>,
     /// The user whose channel gets the event too.
     pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::stream_event::StreamEvent::finishes
+    pub last: Option<bool>,
 }
 
 /// The states of a workflow, in the words of Temporal's API.
@@ -114,14 +122,16 @@ impl WorkflowBody {
                     metadata: reader.metadata(),
                     result: reader.result(),
                     user_id: reader.user_id(),
+                    last: reader.flag("last"),
                 };
-                let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id"];
+                let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id", "last"];
                 reader.close(&known).map(|()| Self::Temporal(temporal))
             }
             _ => {
                 let progress = reader.progress();
-                let known =
-                    ["step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "event"];
+                let known = [
+                    "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last", "event",
+                ];
                 reader.close(&known).map(|()| Self::Progress(progress))
             }
         }
@@ -145,7 +155,7 @@ impl Progress {
     pub fn analysis_from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut reader = Reader::open(body)?;
         let progress = reader.progress();
-        let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id"];
+        let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id", "last"];
         reader.close(&known).map(|()| progress)
     }
 
@@ -153,6 +163,7 @@ impl Progress {
     /// that would be missed.
     pub fn coalesces(&self) -> bool {
         self.progress < 100.0 && self.error.is_none() && self.canceled != Some(true) && self.result.is_none()
+            && self.last != Some(true)
     }
 }
 
@@ -245,6 +256,7 @@ impl<'b> Reader<'b> {
             metadata: self.metadata(),
             result: self.result(),
             user_id: self.user_id(),
+            last: self.flag("last"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{event::json, task::Task};
+use crate::{channel::CHANNEL_ROUTES, event::json, task::Task};
 
 /// What answers a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,8 @@ pub struct Index<'a> {
 /// The body of `GET /`.
 pub fn index_json(version: &str) -> Vec<u8> {
     let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
-    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).collect() })
+    let channels = CHANNEL_ROUTES.iter().map(|(method, path)| format!("{method} {path}"));
+    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(channels).collect() })
 }
 
 #[cfg(test)]

@@ -6,29 +6,40 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
+use weir_tests::follow::{Follower, post};
 use weir_tests::{Server, component, ndjson, statuses, tool};
 
-/// Plugs the exports of one component into the imports of another, as `wac plug` does.
-fn plug(socket: &[u8], plugged: &[u8]) -> Result<Vec<u8>> {
+/// Plugs the exports of components into the imports of another, as `wac plug` does.
+fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
-    let plugged = Package::from_bytes("weir:plug", None, plugged.to_vec(), graph.types_mut())?;
-    let plugged = graph.register_package(plugged)?;
+    let mut plugged = Vec::new();
+    for (at, plug) in plugs.iter().enumerate() {
+        let package = Package::from_bytes(&format!("weir:plug{at}"), None, plug.to_vec(), graph.types_mut())?;
+        plugged.push(graph.register_package(package)?);
+    }
     let socket = Package::from_bytes("weir:socket", None, socket.to_vec(), graph.types_mut())?;
     let socket = graph.register_package(socket)?;
-    wac_graph::plug(&mut graph, vec![plugged], socket)?;
+    wac_graph::plug(&mut graph, plugged, socket)?;
     Ok(graph.encode(EncodeOptions::default())?)
+}
+
+/// The gateway with stand-ins for infer and the channel store, under `wasmtime serve`.
+fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let (infer, events) =
+        (std::fs::read(component("infer_stub.wasm")?)?, std::fs::read(component("events_stub.wasm")?)?);
+    let dir = tempfile::tempdir()?;
+    let composed = dir.path().join("composed.wasm");
+    std::fs::write(&composed, plug(&gateway, &[&infer, &events])?)?;
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).args(arguments);
+    command.arg(&composed);
+    Ok((Server::spawn(command, "Serving HTTP on http://")?, dir))
 }
 
 #[tokio::test]
 async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
-    let gateway = std::fs::read(component("gateway.wasm")?)?;
-    let stub = std::fs::read(component("infer_stub.wasm")?)?;
-    let dir = tempfile::tempdir()?;
-    let composed = dir.path().join("composed.wasm");
-    std::fs::write(&composed, plug(&gateway, &stub)?)?;
-    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
-    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).arg(&composed);
-    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    let (server, _dir) = composed(&[])?;
     server.ready().await?;
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
 
@@ -51,6 +62,38 @@ async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
+    // The stand-in's channels are as old as its instance, so there must be one.
+    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+    let (server, _dir) = composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat())?;
+    server.ready().await?;
+    let mut live = Follower::open(&server, "/stream/workflow/w", None).await?;
+    assert_eq!(live.event().await?.name, "connected");
+    for n in 0..10 {
+        let body = json!({"step": "s", "progress": n, "user_id": "ann"});
+        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
+        assert_eq!(status, 200, "{answer}");
+        let event = live.placed().await?;
+        assert_eq!((&event.data["progress"], &json!(event.id)), (&json!(n), &answer["id"]));
+    }
+    let mut resumed = Follower::open(&server, "/stream/user/ann", None).await?;
+    let third = (resumed.placed().await?, resumed.placed().await?, resumed.placed().await?).2;
+    let mut again = Follower::open(&server, "/stream/user/ann", Some(&third.id)).await?;
+    assert_eq!(again.placed().await?.data["progress"], 3);
+    let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+    assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn elsewhere_nobody_is_taken_to_be_on_this_machine() -> Result<()> {
+    let (server, _dir) = composed(&[])?;
+    server.ready().await?;
+    assert_eq!(reqwest::get(server.url("/stream/workflow/w")).await?.status(), 403);
+    Ok(())
+}
+
 #[test]
 fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
@@ -61,6 +104,7 @@ fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
         assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/"), "the gateway imports {name}");
     }
     assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/events@")));
     assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());
 
     let infer = Package::from_bytes("weir:infer", None, std::fs::read(component("infer.wasm")?)?, graph.types_mut())?;

@@ -387,8 +387,8 @@ mod tests {
             ],
             expect![[r#"
                 /stream/workflow/ => error: `workflow_id` must have a length in bytes of 1 to 128, and is 0
-                /stream/workflow/.. => error: `workflow_id`: an id must not be made of dots
-                /stream/workflow/%2e => error: `workflow_id`: an id must not be made of dots
+                /stream/workflow/.. => error: `workflow_id`: an id must not begin with a dot
+                /stream/workflow/%2e => error: `workflow_id`: an id must not begin with a dot
                 /stream/workflow/a%2Fb => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
                 /stream/workflow/a%0d%0ab => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
                 /stream/workflow/a%00 => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them

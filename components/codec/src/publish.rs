@@ -130,7 +130,8 @@ impl WorkflowBody {
             _ => {
                 let progress = reader.progress();
                 let known = [
-                    "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last", "event",
+                    "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last",
+                    "event",
                 ];
                 reader.close(&known).map(|()| Self::Progress(progress))
             }
@@ -162,7 +163,10 @@ impl Progress {
     /// True when a later event may take its place in a slow reader's buffer: it says how far the work is, and nothing else
     /// that would be missed.
     pub fn coalesces(&self) -> bool {
-        self.progress < 100.0 && self.error.is_none() && self.canceled != Some(true) && self.result.is_none()
+        self.progress < 100.0
+            && self.error.is_none()
+            && self.canceled != Some(true)
+            && self.result.is_none()
             && self.last != Some(true)
     }
 }
@@ -424,19 +428,19 @@ mod tests {
         workflow(
             r#"{"step":"processing","progress":50,"message":"Analyzing document content","metadata":{}}"#,
             expect![[
-                r#"Progress(Progress { step: "processing", progress: 50.0, message: Some("Analyzing document content"), error: None, canceled: None, metadata: Some(Raw { text: "{}", depth: 1 }), result: None, user_id: None })"#
+                r#"Progress(Progress { step: "processing", progress: 50.0, message: Some("Analyzing document content"), error: None, canceled: None, metadata: Some(Raw { text: "{}", depth: 1 }), result: None, user_id: None, last: None })"#
             ]],
         );
         workflow(
             r#"{"event":"temporal_status","status":"COMPLETED","run_id":"r","result":[1.10],"user_id":"ann"}"#,
             expect![[
-                r#"Temporal(Temporal { status: "COMPLETED", run_id: Some("r"), message: None, metadata: None, result: Some(Raw { text: "[1.10]", depth: 1 }), user_id: Some("ann") })"#
+                r#"Temporal(Temporal { status: "COMPLETED", run_id: Some("r"), message: None, metadata: None, result: Some(Raw { text: "[1.10]", depth: 1 }), user_id: Some("ann"), last: None })"#
             ]],
         );
         workflow(
             r#"{"event":"workflow_progress","step":"s","progress":12.5,"message":null,"metadata":null,"result":null}"#,
             expect![[
-                r#"Progress(Progress { step: "s", progress: 12.5, message: None, error: None, canceled: None, metadata: None, result: None, user_id: None })"#
+                r#"Progress(Progress { step: "s", progress: 12.5, message: None, error: None, canceled: None, metadata: None, result: None, user_id: None, last: None })"#
             ]],
         );
     }

@@ -124,6 +124,6 @@ mod tests {
     #[test]
     fn the_index_names_every_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /models/{name}","POST /predict"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /models/{name}","POST /predict","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets"]}"#]].assert_eq(&index);
     }
 }

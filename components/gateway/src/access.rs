@@ -95,7 +95,8 @@ impl Access {
             static ACCESS: OnceCell<Result<&'static Access, String>> = const { OnceCell::new() };
         }
         // There is one thread and one of these for as long as the instance lives.
-        let made = ACCESS.with(|access| access.get_or_init(|| Self::new().map(|access| &*Box::leak(Box::new(access)))).clone());
+        let made = ACCESS
+            .with(|access| access.get_or_init(|| Self::new().map(|access| &*Box::leak(Box::new(access)))).clone());
         made.map_err(|error| Problem::internal(&error))
     }
 
@@ -213,11 +214,8 @@ impl Access {
             return Guard::open(auth.loopback).map_err(|error| error.to_string());
         }
         let [keys, api_keys, secrets] = FILES.map(|file| read(&auth.dir.join(file)));
-        let rules = || TokenRules {
-            issuers: auth.issuers.clone(),
-            audiences: auth.audiences.clone(),
-            leeway_s: auth.leeway_s,
-        };
+        let rules =
+            || TokenRules { issuers: auth.issuers.clone(), audiences: auth.audiences.clone(), leeway_s: auth.leeway_s };
         let tokens = keys?
             .map(|keys| {
                 let keys = KeySet::from_file(&keys).map_err(|error| format!("{}: {error}", FILES[0]))?;
@@ -239,10 +237,9 @@ impl Access {
 
     fn rate(&self, quota: &RefCell<Quota>, identity: &Identity, now: Now) -> Result<(), Problem> {
         match self.required() {
-            true => quota
-                .borrow_mut()
-                .take(now.monotonic_ns, identity.user())
-                .map_err(|error| refusal::limited(&error)),
+            true => {
+                quota.borrow_mut().take(now.monotonic_ns, identity.user()).map_err(|error| refusal::limited(&error))
+            }
             false => Ok(()),
         }
     }

@@ -280,8 +280,8 @@ impl Call<'_> {
         const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
         let settings = Settings::current().map_err(Problem::internal)?;
         access::may(identity, Action::Read, &channel, self.path).await?;
-        let framing = accept::subscription(self.header("accept").as_deref())
-            .ok_or_else(|| Problem::not_acceptable(&FORMS))?;
+        let framing =
+            accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
         if !subscribe::goes_on(&channel, after).await? {
             return Ok(Answer::Whole(Reply::empty()));
@@ -490,9 +490,7 @@ async fn health(began: Now) -> Result<Reply, Problem> {
             let detail = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
             ServiceHealth { name: "inference".to_owned(), healthy: waiting.is_empty(), detail }
         }
-        Err(problem) => {
-            ServiceHealth { name: "inference".to_owned(), healthy: false, detail: Some(problem.detail) }
-        }
+        Err(problem) => ServiceHealth { name: "inference".to_owned(), healthy: false, detail: Some(problem.detail) },
     };
     let unix_ms = clock::now().unix_ns / 1_000_000;
     let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);

@@ -124,4 +124,3 @@ pub(crate) fn problem(failure: Failure) -> Problem {
         Failure::Other(_) => Problem::internal("the channel store failed"),
     }
 }
-

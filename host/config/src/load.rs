@@ -7,8 +7,8 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
-use crate::{AuthMode, Config};
 use crate::manual::leaves;
+use crate::{AuthMode, Config};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

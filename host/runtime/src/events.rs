@@ -4,9 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{
-    Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer,
-};
+use wasmtime::component::{Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer};
 use weir_core::channel::{self, ChannelName, Draft};
 use weir_events::{Error, Store, StoreKind, Subscription};
 
@@ -54,9 +52,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         let store = store(accessor);
         let Some(name) = name(&channel) else { return Ok(Err(no_name(&channel))) };
         match store.follow(&name, place(after)).await {
-            Ok(subscription) => {
-                accessor.with(|access| StreamReader::new(access, Following(subscription)).map(Ok))
-            }
+            Ok(subscription) => accessor.with(|access| StreamReader::new(access, Following(subscription)).map(Ok)),
             Err(error) => Ok(Err(failure(error))),
         }
     }

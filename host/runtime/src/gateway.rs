@@ -14,12 +14,12 @@ use tokio::time::Sleep;
 use wasmtime::component::{Accessor, Component, GuestTaskId, HasSelf, Linker, ResourceTable, StreamReader};
 use wasmtime::{AsContextMut, Engine, Store, StoreContextMut, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use weir_events::Store as EventStore;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayImports;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};

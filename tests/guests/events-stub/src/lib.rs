@@ -134,13 +134,7 @@ impl Guest for Stub {
 
     async fn health() -> Condition {
         let followers = STATE.with_borrow(|state| state.channels.values().map(|c| c.subscribers.len()).sum::<usize>());
-        Condition {
-            store: "memory".to_owned(),
-            ok: true,
-            fallback: false,
-            detail: None,
-            followers: followers as u32,
-        }
+        Condition { store: "memory".to_owned(), ok: true, fallback: false, detail: None, followers: followers as u32 }
     }
 }
 

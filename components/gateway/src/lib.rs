@@ -468,7 +468,8 @@ async fn store(began: Now) -> Result<events::Condition, String> {
     match Deadline::after(began, STORE_TIMEOUT_MS).bound(events::health()).await {
         None => Err("it does not answer".to_owned()),
         Some(condition) if condition.ok => Ok(condition),
-        Some(condition) => Err(condition.detail.unwrap_or_else(|| "it takes no events".to_owned())),
+        // What is the matter in detail is for the log of the host, not for whoever asks.
+        Some(_) => Err("it takes no events".to_owned()),
     }
 }
 

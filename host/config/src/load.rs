@@ -236,6 +236,22 @@ mod tests {
     }
 
     #[test]
+    fn two_keys_have_the_names_that_others_gave_them() {
+        let config = load(None, env(&[("STREAM_MAX_ENTRIES", "7"), ("STREAM_BLOCK_TIME", "50")]), &[]).unwrap();
+        assert_eq!((config.events.events_max, config.events.redis_block_ms), (7, 50));
+    }
+
+    #[test]
+    fn authentication_needs_keys() {
+        error(
+            "[auth]\nmode = 'required'\n",
+            &[],
+            expect!["auth.dir must name the folder of keys when auth.mode is `required`"],
+        );
+        error("[auth]\nissuers = ['a b']\n", &[], expect!["auth.issuers must not have empty items or white space"]);
+    }
+
+    #[test]
     fn later_sources_win() {
         let file = file("[http]\nlisten = '127.0.0.1:1'\nrequests_max = 5\n[model.mine]\npath = '/m'\n");
         let config = load(

@@ -73,6 +73,9 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             StoreKind::Disk => "disk",
             StoreKind::Redis => "redis",
         };
+        if let Some(detail) = health.detail.as_deref().filter(|_| !health.ok || health.fallback) {
+            tracing::warn!(detail, fallback = health.fallback, "the channel store is not well");
+        }
         Ok(Condition {
             store: name.to_owned(),
             ok: health.ok,

@@ -382,8 +382,8 @@ fn start_gateway(
         ("WEIR_EVENTS_HEARTBEAT_MS", config.events.heartbeat_ms.to_string()),
         ("WEIR_EVENTS_RETRY_MS", config.events.retry_ms.to_string()),
     ];
-    let (keys_dir, auth) = auth(config)?;
-    let environment = environment.into_iter().chain(auth).map(|(name, value)| (name.to_owned(), value));
+    let auth = auth(config)?;
+    let environment = environment.into_iter().chain(auth.environment).map(|(name, value)| (name.to_owned(), value));
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,
@@ -391,15 +391,19 @@ fn start_gateway(
         // The component answers 408 and 504 by itself; this is for one that is stuck.
         head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),
         environment: environment.collect(),
-        keys_dir,
+        keys_dir: auth.keys_dir,
     };
     Gateway::new(host.engine(), &component, gateway, call.clone(), events.clone(), draining.clone())
         .map_err(|error| StartError::Link("gateway", error))
 }
 
-/// What the gateway is told of who may ask: the folder of keys, and variables.
-#[expect(clippy::type_complexity, reason = "a folder and variables, taken apart by the only caller")]
-fn auth(config: &Config) -> Result<(Option<PathBuf>, Vec<(&'static str, String)>), StartError> {
+/// What the gateway is told of who may ask.
+struct Told {
+    keys_dir: Option<PathBuf>,
+    environment: Vec<(&'static str, String)>,
+}
+
+fn auth(config: &Config) -> Result<Told, StartError> {
     let auth = &config.auth;
     let required = auth.mode == AuthMode::Required;
     if required && !auth.dir.is_dir() {
@@ -422,7 +426,7 @@ fn auth(config: &Config) -> Result<(Option<PathBuf>, Vec<(&'static str, String)>
         ("WEIR_AUTH_PUBLISHES_BURST", auth.publishes_burst.to_string()),
         ("WEIR_AUTH_CONNECTIONS_MAX", auth.connections_max.to_string()),
     ];
-    Ok((required.then(|| auth.dir.clone()), environment))
+    Ok(Told { keys_dir: required.then(|| auth.dir.clone()), environment })
 }
 
 /// Whether only this machine reaches an address. A name counts as what it is, `localhost` or not; it is not looked up.
@@ -582,5 +586,22 @@ pub fn failure_code(failure: &Failure) -> &'static str {
         Failure::DeadlineExceeded => "deadline_exceeded",
         Failure::Engine(_) => "engine_failed",
         Failure::Other(_) => "inference_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_reaches_loopback() {
+        for listen in ["127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "localhost:80"] {
+            assert!(is_loopback(listen), "{listen}");
+        }
+        for listen in
+            ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "example.org:80", "localhost.example.org:80", "localhost"]
+        {
+            assert!(!is_loopback(listen), "{listen}");
+        }
     }
 }

@@ -33,7 +33,8 @@ pub struct EventsConfig {
     /// Of the disk store (`events.path`): the file; its folder is made.
     pub path: PathBuf,
     /// True when what was answered must survive (`events.durable`). Disk: the publisher is answered after the fsync that it
-    /// shares with others. Without it the file is flushed every `flush_ms`, and a crash is a gap in every channel. Redis: says
+    /// shares with others. Without it the file is flushed every `flush_ms`, and a crash is a gap in every channel; claims are
+    /// on the disk either way. Redis: says
     /// that the server keeps every write (`appendfsync always`), so that a channel's sequence goes on after the server's
     /// restart; without it a restart is a gap. Memory: nothing.
     pub durable: bool,

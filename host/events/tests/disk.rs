@@ -1,4 +1,5 @@
 //! The disk store across restarts, `kill -9` and damage.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 
@@ -15,6 +16,8 @@ use weir_events::{EventsConfig, OpenError, Store};
 /// The folder that the process to be killed writes to; without it, that process is not wanted.
 const FOLDER: &str = "WEIR_EVENTS_FOLDER";
 const DURABLE: &str = "WEIR_EVENTS_DURABLE";
+/// The folder of the process whose files may not grow.
+const SMALL_FOLDER: &str = "WEIR_EVENTS_SMALL_FOLDER";
 const CHANNELS: [&str; 2] = ["pipeline:a", "user:b"];
 
 fn config(folder: &Path, durable: bool) -> EventsConfig {
@@ -214,6 +217,64 @@ async fn an_event_that_was_damaged_is_missing_and_said_to_be() {
     assert_eq!(page.gap, Some(Gap { missing_from: places[2], missing_to: places[2] }));
     assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), places[3..]);
     assert!(places[4].leads_to(store.append(&channel, numbered([1])).await.unwrap()[0]));
+}
+
+/// The process whose files may not grow until it says that it noticed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn goes_on_when_the_disk_has_room_again() {
+    let Some(folder) = std::env::var_os(SMALL_FOLDER) else { return };
+    let store = open(config(Path::new(&folder), true)).await;
+    let channel = name("user:u");
+    let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+    let mut answered = Vec::new();
+    let large = || vec![Draft::new("e", "x".repeat(100_000))];
+    let error = loop {
+        match store.append(&channel, large()).await {
+            Ok(places) => answered.extend(places),
+            Err(error) => break error,
+        }
+        let Some(weir_core::channel::Delivery::Event { entry, .. }) = next(&mut follower).await else { panic!() };
+        assert_eq!(Some(&entry.cursor), answered.last());
+    };
+    assert!(error.retryable() && !answered.is_empty(), "{error}");
+    // Nobody sees what was not kept.
+    assert_eq!(follower.try_next(), None);
+    let health = store.health().await;
+    assert!(!health.ok && health.detail.is_some());
+    writeln!(std::io::stdout(), "\n@ full").unwrap();
+    until("there is room again", || async { store.append(&channel, numbered([7])).await.is_ok() }).await;
+    assert!(store.health().await.ok);
+    // The places that failed are not used again, and the follower is told.
+    let told = gap(&mut follower).await;
+    assert_eq!(Some(told.missing_from), answered.last().map(|last| last.next()));
+    assert_eq!(number(&mut follower).await, 7);
+    store.close().await;
+    let store = open(config(Path::new(&folder), true)).await;
+    let (_, events) = contents(&store, "user:u").await;
+    assert!(answered.iter().all(|place| events.iter().any(|(kept, _)| kept == place)));
+    assert!(events.last().is_some_and(|(place, data)| told.missing_to.leads_to(*place) && data == "7"));
+    writeln!(std::io::stdout(), "\n@ done").unwrap();
+}
+
+#[test]
+fn a_full_disk_is_said_and_work_goes_on_when_it_is_not_full_any_more() {
+    let folder = TempDir::new().unwrap();
+    // A write past the limit fails as one to a full disk does, where the signal that comes with it is ignored.
+    let script =
+        "trap '' XFSZ; ulimit -S -f 16384; exec \"$0\" --exact goes_on_when_the_disk_has_room_again --nocapture";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(SMALL_FOLDER, folder.path());
+    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut said = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        if line == "@ full" {
+            let pid = child.id().to_string();
+            assert!(Command::new("prlimit").args(["--fsize=unlimited", "--pid", &pid]).status().unwrap().success());
+        }
+        said.extend(line.strip_prefix("@ ").map(str::to_owned));
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, ["full", "done"]);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! What subscribers cost in memory, counted by the allocator.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 

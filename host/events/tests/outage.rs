@@ -1,4 +1,5 @@
 //! Redis: shared by instances, gone and back, slow, and worked by groups.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer, Seen, gap, name, next, number, numbered, open, until};
-use weir_core::channel::{Cursor, Delivery, Draft, Gap, Retention};
+use weir_core::channel::{Cursor, Delivery, Gap, Retention};
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 async fn append_again(store: &Store, channel: &str, number: u64) -> Cursor {
@@ -291,6 +292,23 @@ async fn all_subscribers_share_one_blocking_read_and_none_waits_for_it() {
     until("nobody is mirrored", || async { store.stats().channels == 0 }).await;
 }
 
+#[tokio::test]
+async fn subscribers_are_bounded_and_who_is_refused_leaves_nothing_behind() {
+    let server = RedisServer::start();
+    for config in [server.config(), common::memory()] {
+        let store = open(EventsConfig { subscribers_max: 2, ..config }).await;
+        let first = store.follow(&name("user:a"), Cursor::START).await.unwrap();
+        let _second = store.follow(&name("user:b"), Cursor::START).await.unwrap();
+        assert!(store.follow(&name("user:a"), Cursor::START).await.unwrap_err().retryable());
+        drop(first);
+        let _third = store.follow(&name("user:a"), Cursor::START).await.unwrap();
+        assert_eq!((store.stats().subscribers, store.stats().channels), (2, 2));
+    }
+    let store = open(EventsConfig { subscribers_max: 0, ..server.config() }).await;
+    assert!(store.follow(&name("user:a"), Cursor::START).await.unwrap_err().retryable());
+    assert_eq!(store.stats().channels, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_works_a_channel_together() {
     let server = RedisServer::start();
@@ -349,7 +367,11 @@ async fn a_stream_holds_no_more_than_its_bound_and_entries_of_others_are_holes()
     let mut add = redis::cmd("XADD");
     add.arg("pip-ai:workflow:w").arg(format!("{}-{}", places[99].epoch, places[99].seq + 1)).arg("who").arg("other");
     let _: String = add.query_async(&mut connection).await.unwrap();
-    store.append(&name("workflow:x"), vec![Draft::new("e", "1")]).await.unwrap();
+    // Its place is a hole; our sequence goes on behind it.
+    let place = store.append(&channel, numbered([1_500])).await.unwrap()[0];
+    assert_eq!(place, Cursor::new(places[99].epoch, places[99].seq + 2));
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: place.previous(), missing_to: place.previous() });
+    assert_eq!(number(&mut follower).await, 1_500);
     let page = store.read(&channel, places[99], 10).await.unwrap();
-    assert!(page.entries.is_empty());
+    assert_eq!((page.gap.map(|gap| gap.missing_to), page.next), (Some(place.previous()), place));
 }

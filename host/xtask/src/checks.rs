@@ -68,7 +68,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     } else {
         ("test --lib --bins --tests", &["--no-fail-fast"])
     };
-    test("tests", "core, codec, components, bench and xtask", light_cargo(house, runner).args(run));
+    test("tests", "core, codec, events, components, bench and xtask", light_cargo(house, runner).args(run));
     let mut host = build::host_cargo(house, runner);
     host.args(run);
     // Without the data there is nothing to score, and a row says so.
@@ -82,7 +82,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test(
         "examples",
         "those in the documentation",
-        examples.args(["test", "--doc", "-p", "weir-core", "-p", "weir-codec"]),
+        examples.args(["test", "--doc", "-p", "weir-core", "-p", "weir-codec", "-p", "weir-events"]),
     );
     test("host examples", "those in the documentation", &mut build::host_cargo(house, "test --doc"));
     if data.is_none() {

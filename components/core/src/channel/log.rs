@@ -200,7 +200,6 @@ fn seek(after: Cursor, first: Option<Cursor>, last: Cursor) -> Seek {
         // Nothing was ever appended.
         None if last == Cursor::START && after == last => return Seek { position: after, gap: None },
         // Past the newest, or everything after it is gone: what comes next is what follows the newest.
-        _ if after > last => last.next(),
         None => last.next(),
         Some(first) => first,
     };

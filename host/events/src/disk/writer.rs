@@ -100,6 +100,8 @@ impl Writer {
                 Job::Claim { key, end_ms, answer } => {
                     bytes += key.len();
                     change.claims.push((key, end_ms));
+                    // A ticket that was used stays used, whatever the configuration says of events.
+                    change.flush = true;
                     claims.push(answer);
                 }
                 Job::Sweep { now_ms, claims } => self.sweep(&mut change, now_ms, claims),

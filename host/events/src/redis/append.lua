@@ -19,30 +19,43 @@ local epoch, seq, bytes = meta[1], tonumber(meta[2] or '0'), tonumber(meta[5] or
 -- A server that was started again may have lost what others have seen.
 if not epoch or (meta[3] ~= run and not keeps) then
   if epoch and not later(fresh, epoch) then return { 'epoch', epoch } end
-  if redis.call('EXISTS', stream) == 1 then
-    local info = redis.call('XINFO', 'STREAM', stream)
-    for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then
-        local latest = string.match(info[i + 1], '^%d+')
-        if not later(fresh, latest) then return { 'epoch', latest } end
-      end
-    end
-  end
   epoch, seq = fresh, 0
 end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local count = (#ARGV - 7) / 4
-local first = seq + 1
 local finished = '0'
+
+local function add(id, name, data, key, finishes)
+  redis.call('XADD', stream, 'MAXLEN', '=', events_max + count, id, 'event', name, 'data', data,
+    'time', string.format('%.0f', now), 'coalesce', key, 'finish', finishes)
+end
+
+local function latest()
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return string.match(info[i + 1], '^(%d+)-(%d+)$') end
+  end
+end
+
+-- Somebody else may have added entries to the stream: their places are holes in the sequence.
+if redis.call('EXISTS', stream) == 1 then
+  local taken_epoch, taken_seq = latest()
+  if taken_epoch == epoch then
+    seq = math.max(seq, tonumber(taken_seq))
+  elseif later(taken_epoch, epoch) then
+    if not later(fresh, taken_epoch) then return { 'epoch', taken_epoch } end
+    epoch, seq = fresh, 0
+  end
+end
+local first = seq + 1
 for i = 0, count - 1 do
   local at = 8 + i * 4
   local name, data, key, finishes = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   seq = seq + 1
   local id = epoch .. '-' .. string.format('%.0f', seq)
-  redis.call('XADD', stream, 'MAXLEN', '=', events_max + count, id, 'event', name, 'data', data,
-    'time', string.format('%.0f', now), 'coalesce', key, 'finish', finishes)
+  add(id, name, data, key, finishes)
   bytes = bytes + 128 + #name + #data + #key
   if finishes == '1' then finished = '1' end
 end

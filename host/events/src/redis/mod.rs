@@ -88,9 +88,17 @@ impl Redis {
         loop {
             let channel = self.shared.mirror(name).await?;
             channel.lock().log.expire(now_ms());
-            if let Some(subscription) = self.shared.hub.subscribe(&channel, after)? {
-                self.shared.followed.notify_one();
-                return Ok(subscription);
+            match self.shared.hub.subscribe(&channel, after) {
+                Ok(Some(subscription)) => {
+                    self.shared.followed.notify_one();
+                    return Ok(subscription);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    // Nobody sits in the mirror, so nobody's leaving would let it go.
+                    self.shared.hub.forget(name, |state| !state.astray);
+                    return Err(error);
+                }
             }
         }
     }
@@ -194,15 +202,22 @@ impl Shared {
 
     /// A page from Redis itself.
     async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
-        let exclusive = if after == Cursor::START { "-".to_owned() } else { format!("({}-{}", after.epoch, after.seq) };
-        let (entries, known) = self.range(name, &exclusive, limit).await?;
+        let oldest_ms = now_ms().saturating_sub(self.config.retention.age_ms_max);
+        let mut from = if after == Cursor::START { "-".to_owned() } else { beyond(after) };
+        // What is too old is let go of by the next append; until then it is passed over.
+        let (entries, known) = loop {
+            let (entries, known) = self.range(name, &from, limit).await?;
+            match entries.last() {
+                Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
+                _ => break (entries, known),
+            }
+        };
         let last = known.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
         if known.last == Cursor::START && entries.is_empty() {
             // Nobody knows the channel.
             let last = if after == Cursor::START { Cursor::START } else { Cursor::new(fresh_epoch(), 0) };
             return Ok(page(after, last, false, std::iter::empty(), limit, 0));
         }
-        let oldest_ms = now_ms().saturating_sub(self.config.retention.age_ms_max);
         let entries = entries.into_iter().filter(|entry| entry.time_ms >= oldest_ms);
         Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
     }
@@ -294,4 +309,9 @@ impl Shared {
         state.astray = true;
         state
     }
+}
+
+/// Where a range begins that is after a place.
+fn beyond(place: Cursor) -> String {
+    format!("({}-{}", place.epoch, place.seq)
 }

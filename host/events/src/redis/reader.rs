@@ -1,5 +1,6 @@
 //! One blocking read for all channels that are followed here.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,15 +25,14 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         while shared.hub.len() == 0 {
             shared.followed.notified().await;
         }
-        if let Err(error) = feed(&shared).await {
-            tracing::debug!(%error, "channels are not followed for now");
-            tokio::time::sleep(Duration::from_millis(shared.link.config.retry_ms.max(1))).await;
-        }
+        let Err(error) = feed(&shared).await;
+        tracing::debug!(%error, "channels are not followed for now");
+        tokio::time::sleep(Duration::from_millis(shared.link.config.retry_ms.max(1))).await;
     }
 }
 
-/// Feeds the mirrors until the connection is lost, or nobody follows.
-async fn feed(shared: &Shared) -> Result<(), Error> {
+/// Feeds the mirrors until the connection is lost.
+async fn feed(shared: &Shared) -> Result<Infallible, Error> {
     // A read takes as long as it blocks; that and the bound of any other answer is when the connection is given up.
     let block_ms = shared.link.config.block_ms.max(1);
     let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
@@ -44,20 +44,17 @@ async fn feed(shared: &Shared) -> Result<(), Error> {
             if channel.lock().astray {
                 let _making = shared.making.lock().await;
                 shared.refresh(&channel).await?;
-            }
-            let (source, idle) = {
-                let state = channel.lock();
-                (state.source, state.idle())
-            };
-            if idle {
                 // What memory kept while Redis was gone, and nobody follows: pages come from Redis now.
-                shared.hub.forget(&channel.name, |_| true);
-            } else {
-                streams.push((channel, source));
+                if shared.hub.forget(&channel.name, |_| true) {
+                    continue;
+                }
             }
+            let source = channel.lock().source;
+            streams.push((channel, source));
         }
         if streams.is_empty() {
-            return Ok(());
+            shared.followed.notified().await;
+            continue;
         }
         let mut read = redis::cmd("XREAD");
         read.arg("BLOCK").arg(block_ms).arg("COUNT").arg(ENTRIES_MAX).arg("STREAMS");

@@ -12,24 +12,24 @@ use weir_core::channel::{ChannelName, Cursor, Delivery, Draft, Gap};
 use weir_events::{EventsConfig, RedisConfig, Store, StoreKind, Subscription};
 
 /// How long anything that should happen may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A redis-server, stopped when this is dropped.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     child: Option<Child>,
-    pub port: u16,
+    pub(crate) port: u16,
     folder: TempDir,
     arguments: Vec<String>,
 }
 
 impl RedisServer {
     /// A server that keeps nothing.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&["--save", "", "--appendonly", "no"])
     }
 
     /// A server that keeps every write.
-    pub fn durable() -> Self {
+    pub(crate) fn durable() -> Self {
         Self::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
     }
 
@@ -42,7 +42,7 @@ impl RedisServer {
     }
 
     /// Starts it where it was, and waits until it answers.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let mut command = Command::new(program());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.folder.path());
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
@@ -61,7 +61,7 @@ impl RedisServer {
     }
 
     /// `kill -9`.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -69,22 +69,22 @@ impl RedisServer {
     }
 
     /// Sends it a signal by name.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    pub fn config(&self) -> EventsConfig {
+    pub(crate) fn config(&self) -> EventsConfig {
         let redis = RedisConfig { url: self.url(), retry_ms: 20, ..RedisConfig::default() };
         EventsConfig { store: StoreKind::Redis, redis, sweep_ms: 20, ..EventsConfig::default() }
     }
 
     /// A connection of the test's own.
-    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+    pub(crate) async fn connection(&self) -> redis::aio::MultiplexedConnection {
         redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
     }
 }
@@ -104,42 +104,42 @@ fn program() -> PathBuf {
     found.expect("no redis-server on the PATH: set WEIR_TEST_REDIS to what `cargo xtask redis` prints")
 }
 
-pub fn disk(folder: &Path) -> EventsConfig {
+pub(crate) fn disk(folder: &Path) -> EventsConfig {
     let path = folder.join("events.redb");
     EventsConfig { store: StoreKind::Disk, path, durable: true, sweep_ms: 20, ..EventsConfig::default() }
 }
 
-pub fn memory() -> EventsConfig {
+pub(crate) fn memory() -> EventsConfig {
     EventsConfig { sweep_ms: 20, ..EventsConfig::default() }
 }
 
-pub async fn open(config: EventsConfig) -> Store {
+pub(crate) async fn open(config: EventsConfig) -> Store {
     Store::open(config).await.unwrap()
 }
 
-pub fn name(text: &str) -> ChannelName {
+pub(crate) fn name(text: &str) -> ChannelName {
     text.parse().unwrap()
 }
 
 /// Events numbered so.
-pub fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<Draft> {
+pub(crate) fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<Draft> {
     numbers.into_iter().map(|number| Draft::new("e", number.to_string())).collect()
 }
 
 /// What a subscription gives, soon.
-pub async fn next(subscription: &mut Subscription) -> Option<Delivery> {
+pub(crate) async fn next(subscription: &mut Subscription) -> Option<Delivery> {
     tokio::time::timeout(PATIENCE, subscription.next()).await.expect("nothing comes")
 }
 
 /// The next event's data as a number, where it is an event.
-pub async fn number(subscription: &mut Subscription) -> u64 {
+pub(crate) async fn number(subscription: &mut Subscription) -> u64 {
     match next(subscription).await {
         Some(Delivery::Event { entry, .. }) => entry.data.parse().unwrap(),
         other => panic!("{other:?} is no event"),
     }
 }
 
-pub async fn gap(subscription: &mut Subscription) -> Gap {
+pub(crate) async fn gap(subscription: &mut Subscription) -> Gap {
     match next(subscription).await {
         Some(Delivery::Gap(gap)) => gap,
         other => panic!("{other:?} is no gap"),
@@ -147,7 +147,7 @@ pub async fn gap(subscription: &mut Subscription) -> Gap {
 }
 
 /// Waits for a condition.
-pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let begun = Instant::now();
     while !condition().await {
         assert!(begun.elapsed() < PATIENCE, "{what}");
@@ -157,15 +157,15 @@ pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() ->
 
 /// What a reader knows: its cursor, and the numbers it was given.
 #[derive(Debug, Default)]
-pub struct Seen {
-    pub cursor: Cursor,
-    pub numbers: Vec<u64>,
-    pub gaps: Vec<Gap>,
+pub(crate) struct Seen {
+    pub(crate) cursor: Cursor,
+    pub(crate) numbers: Vec<u64>,
+    pub(crate) gaps: Vec<Gap>,
 }
 
 impl Seen {
     /// Takes a delivery, and checks that it comes right after what was seen.
-    pub fn take(&mut self, delivery: &Delivery) {
+    pub(crate) fn take(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Event { entry, coalesced } => {
                 if self.cursor != Cursor::START {

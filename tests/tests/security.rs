@@ -261,7 +261,8 @@ async fn keys_are_rotated_while_it_runs() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &[])?;
     server.ready().await?;
-    let say = |key| publish(&server, "/v1/classify", key, &json!({"inputs": "good"}));
+    let good = json!({"inputs": "good"});
+    let say = |key| publish(&server, "/v1/classify", key, &good);
     assert_eq!(say(ANN).await?, 200);
     let without: String = API_KEYS.lines().skip(1).map(|line| format!("{line}\n")).collect();
     let fresh = dir.path().join("fresh");

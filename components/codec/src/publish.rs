@@ -451,7 +451,7 @@ mod tests {
         workflow(
             r#"{"step":"","progress":101,"message":1,"metadata":[],"error":false,"canceled":"no","user_id":"a b","mesage":""}"#,
             expect![
-                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here; there are step, progress, message, metadata, error, canceled, result, user_id, event"
+                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here; there are step, progress, message, metadata, error, canceled, result, user_id, last, event"
             ],
         );
         workflow(
@@ -496,7 +496,7 @@ mod tests {
         assert!(!progress.coalesces(), "a result is never dropped");
         let read = Progress::analysis_from_json(br#"{"step":"s","progress":99.9,"event":"workflow_progress"}"#);
         expect![
-            "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id"
+            "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id, last"
         ]
         .assert_eq(&told(read));
     }
@@ -509,6 +509,7 @@ mod tests {
             (r#"{"step":"s","progress":1,"error":"e"}"#, false),
             (r#"{"step":"s","progress":1,"canceled":true}"#, false),
             (r#"{"step":"s","progress":1,"canceled":false}"#, true),
+            (r#"{"step":"s","progress":1,"last":true}"#, false),
         ] {
             assert_eq!(Progress::analysis_from_json(body.as_bytes()).unwrap().coalesces(), want, "{body}");
         }

@@ -395,6 +395,30 @@ mod tests {
     }
 
     #[test]
+    fn which_events_are_the_last() {
+        for (body, want) in [
+            (r#"{"step":"s","progress":100}"#, false),
+            (r#"{"step":"s","progress":1,"last":true}"#, true),
+            (r#"{"event":"temporal_status","status":"RUNNING"}"#, false),
+            (r#"{"event":"temporal_status","status":"CONTINUED_AS_NEW"}"#, false),
+            (r#"{"event":"temporal_status","status":"FAILED"}"#, true),
+            (r#"{"event":"temporal_status","status":"FAILED","last":false}"#, false),
+        ] {
+            let body = WorkflowBody::from_json(body.as_bytes()).unwrap();
+            assert_eq!(StreamEvent::from(&body).finishes(), want, "{body:?}");
+        }
+        for (body, want) in [
+            (r#"{"step":"s","progress":99.9}"#, false),
+            (r#"{"step":"s","progress":100}"#, true),
+            (r#"{"step":"s","progress":100,"last":false}"#, false),
+            (r#"{"step":"s","progress":1,"error":"e"}"#, true),
+        ] {
+            let progress = Progress::analysis_from_json(body.as_bytes()).unwrap();
+            assert_eq!(StreamEvent::AnalysisProgress(&progress).finishes(), want, "{body}");
+        }
+    }
+
+    #[test]
     fn an_envelope() {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         expect![[r#"{"type":"gap","id":"e-1","channel":"file:f","data":{}}"#]].assert_eq(&text(envelope(

@@ -1,9 +1,6 @@
 //! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
 #![allow(missing_docs, reason = "criterion writes the functions")]
 
-// What criterion's macros make has no documentation.
-#![allow(missing_docs)]
-
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

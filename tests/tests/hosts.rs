@@ -1,13 +1,15 @@
 //! The gateway under another WASI 0.3 host: composed with the stand-in for infer, served by an unmodified `wasmtime serve`.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::follow::{Follower, post};
-use weir_tests::{Server, component, ndjson, statuses, tool};
+use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
 fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
@@ -62,25 +64,39 @@ async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
     Ok(())
 }
 
+/// Follows a channel and its user's, publishes, and resumes.
+async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
+    let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
+    let mut live = Follower::open(server, &workflow, None).await?;
+    ensure!(live.event().await?.name == "connected");
+    for n in 0..10 {
+        let body = json!({"step": "s", "progress": n, "user_id": id});
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{answer}");
+        let event = live.placed().await?;
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+    }
+    let mut whole = Follower::open(server, &user, None).await?;
+    let third = (whole.placed().await?, whole.placed().await?, whole.placed().await?).2;
+    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(again.placed().await?.data["progress"] == 3);
+    Ok(())
+}
+
 #[tokio::test]
 async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     // The stand-in's channels are as old as its instance, so there must be one.
     let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
     let (server, _dir) = composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat())?;
     server.ready().await?;
-    let mut live = Follower::open(&server, "/stream/workflow/w", None).await?;
-    assert_eq!(live.event().await?.name, "connected");
-    for n in 0..10 {
-        let body = json!({"step": "s", "progress": n, "user_id": "ann"});
-        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
-        assert_eq!(status, 200, "{answer}");
-        let event = live.placed().await?;
-        assert_eq!((&event.data["progress"], &json!(event.id)), (&json!(n), &answer["id"]));
-    }
-    let mut resumed = Follower::open(&server, "/stream/user/ann", None).await?;
-    let third = (resumed.placed().await?, resumed.placed().await?, resumed.placed().await?).2;
-    let mut again = Follower::open(&server, "/stream/user/ann", Some(&third.id)).await?;
-    assert_eq!(again.placed().await?.data["progress"], 3);
+    // The host may make a second instance all the same, with channels of its own: then another channel is tried.
+    let tries = AtomicU32::new(0);
+    until("all in one instance", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let done = tokio::time::timeout(Duration::from_secs(3), publish_and_resume(&server, &id)).await;
+        Ok(done.is_ok_and(|done| done.is_ok()))
+    })
+    .await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
     Ok(())

@@ -3,6 +3,7 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
+pub mod follow;
 pub mod texts;
 
 use std::io::{BufRead, BufReader};
@@ -67,7 +68,10 @@ impl Server {
     /// Starts `weir serve` with the models that ship, or with what `arguments` say.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(weir()?);
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
+        command.arg("serve").args(arguments);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         if !arguments.contains(&"--models-dir") {
             command.arg("--models-dir").arg(models());
         }

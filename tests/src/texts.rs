@@ -43,7 +43,7 @@ pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
             Builtin::default()
         }
     };
-    Ok(Runtime::start(&config, builtin, false)?)
+    Ok(Runtime::start(&config, builtin)?)
 }
 
 /// An item that asks for all scores of a text.

@@ -92,7 +92,7 @@ async fn failures_come_by_callback_and_windows_wait_for_a_flush() -> Result<()> 
     let stats = stream.get_stats();
     ensure!(stats.batches(FlushReason::Manual) == 1 && stats.dropped == 1, "{stats:?}");
     stream.stop().await?;
-    kept.map(|subscription| subscription.unsubscribe());
+    kept.into_iter().for_each(|subscription| subscription.unsubscribe());
     ensure!(TextStream::initialize(&runtime, "no such model", StreamingConfig::default()).await.is_err());
     Ok(())
 }

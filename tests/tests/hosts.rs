@@ -2,37 +2,47 @@
 //! by an unmodified `wasmtime serve`.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
-use weir_tests::{Server, component, ndjson, statuses, tool};
+use weir_tests::follow::{Follower, post};
+use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
-fn plug(socket: &[u8], plugged: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
+fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
-    let mut plugs = Vec::new();
-    for (name, bytes) in plugged {
-        let package = Package::from_bytes(name, None, bytes.clone(), graph.types_mut())?;
-        plugs.push(graph.register_package(package)?);
+    let mut plugged = Vec::new();
+    for (at, plug) in plugs.iter().enumerate() {
+        let package = Package::from_bytes(&format!("weir:plug{at}"), None, plug.to_vec(), graph.types_mut())?;
+        plugged.push(graph.register_package(package)?);
     }
     let socket = Package::from_bytes("weir:socket", None, socket.to_vec(), graph.types_mut())?;
     let socket = graph.register_package(socket)?;
-    wac_graph::plug(&mut graph, plugs, socket)?;
+    wac_graph::plug(&mut graph, plugged, socket)?;
     Ok(graph.encode(EncodeOptions::default())?)
+}
+
+/// The gateway with stand-ins for infer and the channel store, under `wasmtime serve`.
+fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let (infer, events) =
+        (std::fs::read(component("infer_stub.wasm")?)?, std::fs::read(component("events_stub.wasm")?)?);
+    let dir = tempfile::tempdir()?;
+    let composed = dir.path().join("composed.wasm");
+    std::fs::write(&composed, plug(&gateway, &[&infer, &events])?)?;
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).args(arguments);
+    command.arg(&composed);
+    Ok((Server::spawn(command, "Serving HTTP on http://")?, dir))
 }
 
 #[tokio::test]
 async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
-    let gateway = std::fs::read(component("gateway.wasm")?)?;
-    let plugged = [("weir:infer-stub", std::fs::read(component("infer_stub.wasm")?)?)];
-    let dir = tempfile::tempdir()?;
-    let composed = dir.path().join("composed.wasm");
-    std::fs::write(&composed, plug(&gateway, &plugged)?)?;
-    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
-    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).arg(&composed);
-    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    let (server, _dir) = composed(&[])?;
     server.ready().await?;
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
 
@@ -64,6 +74,52 @@ async fn the_gateway_answers_under_wasmtime_serve() -> Result<()> {
     Ok(())
 }
 
+/// Follows a channel and its user's, publishes, and resumes.
+async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
+    let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
+    let mut live = Follower::open(server, &workflow, None).await?;
+    ensure!(live.event().await?.name == "connected");
+    for n in 0..10 {
+        let body = json!({"step": "s", "progress": n, "user_id": id});
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{answer}");
+        let event = live.placed().await?;
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+    }
+    let mut whole = Follower::open(server, &user, None).await?;
+    let third = (whole.placed().await?, whole.placed().await?, whole.placed().await?).2;
+    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(again.placed().await?.data["progress"] == 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
+    // The stand-in's channels are as old as its instance, so there must be one.
+    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+    let (server, _dir) = composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat())?;
+    server.ready().await?;
+    // The host may make a second instance all the same, with channels of its own: then another channel is tried.
+    let tries = AtomicU32::new(0);
+    until("all in one instance", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let done = tokio::time::timeout(Duration::from_secs(3), publish_and_resume(&server, &id)).await;
+        Ok(done.is_ok_and(|done| done.is_ok()))
+    })
+    .await?;
+    let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+    assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn elsewhere_nobody_is_taken_to_be_on_this_machine() -> Result<()> {
+    let (server, _dir) = composed(&[])?;
+    server.ready().await?;
+    assert_eq!(reqwest::get(server.url("/stream/workflow/w")).await?.status(), 403);
+    Ok(())
+}
+
 #[test]
 fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
@@ -76,6 +132,7 @@ fn the_gateway_imports_only_wasi_and_weir() -> Result<()> {
     assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
     // It has the session component inside.
     assert!(!world.imports.keys().any(|name| name.starts_with("weir:stream/session@")));
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/events@")));
     assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());
 
     let session = std::fs::read(component("session.wasm")?)?;

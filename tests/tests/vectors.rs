@@ -32,7 +32,7 @@ fn start() -> Result<Runtime> {
     }
     let code = std::fs::read(component("infer.cwasm")?)?;
     let builtin = Builtin { infer: Some(Box::leak(code.into_boxed_slice())), gateway: None };
-    Ok(Runtime::start(&config, builtin, false)?)
+    Ok(Runtime::start(&config, builtin)?)
 }
 
 fn lines(file: &str) -> Result<Vec<Value>> {

@@ -28,6 +28,12 @@ pub fn framing(accept: Option<&str>) -> Option<Framing> {
     choose(accept, &[(Framing::Ndjson, &ndjson), (Framing::Sse, &[("text", "event-stream")])])
 }
 
+/// The framing of a subscription: as [`framing`], but server-sent events where the client does not care.
+pub fn subscription(accept: Option<&str>) -> Option<Framing> {
+    let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
+    choose(accept, &[(Framing::Sse, &[("text", "event-stream")]), (Framing::Ndjson, &ndjson)])
+}
+
 /// How the results of a JSON request are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {

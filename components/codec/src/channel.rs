@@ -74,7 +74,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// The id is empty, too long, has other characters or is made of dots.
+    /// The id is empty, too long, has other characters or begins with a dot.
     pub fn new(kind: ChannelKind, id: &str) -> Result<Self, IdError> {
         check_id(id)?;
         Ok(Self { kind, id: id.into() })
@@ -121,8 +121,8 @@ pub enum IdError {
         /// From 0, in bytes.
         at: usize,
     },
-    /// It is `.` or `..`, which paths read as something else.
-    #[error("an id must not be made of dots")]
+    /// It begins with a dot, as names do that paths and file systems read as something else.
+    #[error("an id must not begin with a dot")]
     Dots,
 }
 
@@ -130,7 +130,7 @@ pub enum IdError {
 ///
 /// # Errors
 ///
-/// It is empty, longer than [`ID_BYTES_MAX`], has another character, or is `.` or `..`.
+/// It is empty, longer than [`ID_BYTES_MAX`], has another character, or begins with a dot.
 pub fn check_id(id: &str) -> Result<(), IdError> {
     match id.len() {
         0 => return Err(IdError::Empty),
@@ -141,7 +141,7 @@ pub fn check_id(id: &str) -> Result<(), IdError> {
     if let Some(at) = id.bytes().position(|byte| !fit(byte)) {
         return Err(IdError::Character { at });
     }
-    if id == "." || id == ".." {
+    if id.starts_with('.') {
         return Err(IdError::Dots);
     }
     Ok(())
@@ -185,18 +185,13 @@ pub enum ChannelRoute {
     Tickets,
 }
 
-/// Every path of [`ChannelRoute::find`] with its method, for the index.
-pub const CHANNEL_ROUTES: [(&str, &str); 15] = [
+/// Every path of [`ChannelRoute::find`] that is answered, with its method, for the index. WebSockets are not yet.
+pub const CHANNEL_ROUTES: [(&str, &str); 10] = [
     ("GET", "/stream/workflow/{id}"),
     ("GET", "/stream/file/{id}"),
     ("GET", "/stream/user/{id}"),
     ("GET", "/stream/pipeline/{execution_id}"),
     ("GET", "/stream/session/{id}"),
-    ("GET", "/ws/workflow/{id}"),
-    ("GET", "/ws/file/{id}"),
-    ("GET", "/ws/user/{id}"),
-    ("GET", "/ws/pipeline/{execution_id}"),
-    ("GET", "/ws/session/{id}"),
     ("POST", "/stream/publish/workflow/{id}"),
     ("POST", "/stream/publish/analysis/{file_id}"),
     ("POST", "/stream/publish/user/{id}"),
@@ -392,8 +387,8 @@ mod tests {
             ],
             expect![[r#"
                 /stream/workflow/ => error: `workflow_id` must have a length in bytes of 1 to 128, and is 0
-                /stream/workflow/.. => error: `workflow_id`: an id must not be made of dots
-                /stream/workflow/%2e => error: `workflow_id`: an id must not be made of dots
+                /stream/workflow/.. => error: `workflow_id`: an id must not begin with a dot
+                /stream/workflow/%2e => error: `workflow_id`: an id must not begin with a dot
                 /stream/workflow/a%2Fb => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
                 /stream/workflow/a%0d%0ab => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
                 /stream/workflow/a%00 => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them

@@ -1,5 +1,6 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
+mod channels;
 mod tasks;
 mod transcript;
 
@@ -23,6 +24,7 @@ pub fn document(version: &str) -> Value {
         let method = if route.posts() { "post" } else { "get" };
         paths.insert(path.to_owned(), json!({ method: operation(route, &mut schemas) }));
     }
+    channels::add(&mut paths, &mut schemas);
     let mut components = schemas.sent.take_definitions(true);
     components.append(&mut schemas.answered.take_definitions(true));
     json!({

@@ -207,6 +207,12 @@ impl Problem {
         Self { retry_after_ms: Some(1000), more: More::Models(models), ..problem }
     }
 
+    /// 503: what channels are kept in cannot take events.
+    pub fn store_not_ready(detail: &str) -> Self {
+        let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: the channel store: {detail}"));
+        Self { retry_after_ms: Some(1000), ..problem }
+    }
+
     /// A step, or the whole, failed before anything was sent. 503 when a retry may help (504 when the time was up),
     /// 502 when inference failed on this text, 500 when this server asked for something that is not there.
     pub fn failed(step: Option<Step>, failure: &Failure) -> Self {

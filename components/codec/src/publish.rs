@@ -51,6 +51,10 @@ pub struct Progress {
     pub(crate) result: Option<Raw>,
     /// The user whose channel gets the event too.
     pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::stream_event::StreamEvent::finishes
+    pub last: Option<bool>,
 }
 
 /// What a workflow engine says of a workflow.
@@ -66,6 +70,10 @@ pub struct Temporal {
     pub(crate) result: Option<Raw>,
     /// The user whose channel gets the event too.
     pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::stream_event::StreamEvent::finishes
+    pub last: Option<bool>,
 }
 
 /// The states of a workflow, in the words of Temporal's API.
@@ -114,14 +122,17 @@ impl WorkflowBody {
                     metadata: reader.metadata(),
                     result: reader.result(),
                     user_id: reader.user_id(),
+                    last: reader.flag("last"),
                 };
-                let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id"];
+                let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id", "last"];
                 reader.close(&known).map(|()| Self::Temporal(temporal))
             }
             _ => {
                 let progress = reader.progress();
-                let known =
-                    ["step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "event"];
+                let known = [
+                    "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last",
+                    "event",
+                ];
                 reader.close(&known).map(|()| Self::Progress(progress))
             }
         }
@@ -145,14 +156,18 @@ impl Progress {
     pub fn analysis_from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut reader = Reader::open(body)?;
         let progress = reader.progress();
-        let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id"];
+        let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id", "last"];
         reader.close(&known).map(|()| progress)
     }
 
     /// True when a later event may take its place in a slow reader's buffer: it says how far the work is, and nothing else
     /// that would be missed.
     pub fn coalesces(&self) -> bool {
-        self.progress < 100.0 && self.error.is_none() && self.canceled != Some(true) && self.result.is_none()
+        self.progress < 100.0
+            && self.error.is_none()
+            && self.canceled != Some(true)
+            && self.result.is_none()
+            && self.last != Some(true)
     }
 }
 
@@ -245,6 +260,7 @@ impl<'b> Reader<'b> {
             metadata: self.metadata(),
             result: self.result(),
             user_id: self.user_id(),
+            last: self.flag("last"),
         }
     }
 
@@ -412,19 +428,19 @@ mod tests {
         workflow(
             r#"{"step":"processing","progress":50,"message":"Analyzing document content","metadata":{}}"#,
             expect![[
-                r#"Progress(Progress { step: "processing", progress: 50.0, message: Some("Analyzing document content"), error: None, canceled: None, metadata: Some(Raw { text: "{}", depth: 1 }), result: None, user_id: None })"#
+                r#"Progress(Progress { step: "processing", progress: 50.0, message: Some("Analyzing document content"), error: None, canceled: None, metadata: Some(Raw { text: "{}", depth: 1 }), result: None, user_id: None, last: None })"#
             ]],
         );
         workflow(
             r#"{"event":"temporal_status","status":"COMPLETED","run_id":"r","result":[1.10],"user_id":"ann"}"#,
             expect![[
-                r#"Temporal(Temporal { status: "COMPLETED", run_id: Some("r"), message: None, metadata: None, result: Some(Raw { text: "[1.10]", depth: 1 }), user_id: Some("ann") })"#
+                r#"Temporal(Temporal { status: "COMPLETED", run_id: Some("r"), message: None, metadata: None, result: Some(Raw { text: "[1.10]", depth: 1 }), user_id: Some("ann"), last: None })"#
             ]],
         );
         workflow(
             r#"{"event":"workflow_progress","step":"s","progress":12.5,"message":null,"metadata":null,"result":null}"#,
             expect![[
-                r#"Progress(Progress { step: "s", progress: 12.5, message: None, error: None, canceled: None, metadata: None, result: None, user_id: None })"#
+                r#"Progress(Progress { step: "s", progress: 12.5, message: None, error: None, canceled: None, metadata: None, result: None, user_id: None, last: None })"#
             ]],
         );
     }
@@ -435,7 +451,7 @@ mod tests {
         workflow(
             r#"{"step":"","progress":101,"message":1,"metadata":[],"error":false,"canceled":"no","user_id":"a b","mesage":""}"#,
             expect![
-                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here; there are step, progress, message, metadata, error, canceled, result, user_id, event"
+                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here; there are step, progress, message, metadata, error, canceled, result, user_id, last, event"
             ],
         );
         workflow(
@@ -480,7 +496,7 @@ mod tests {
         assert!(!progress.coalesces(), "a result is never dropped");
         let read = Progress::analysis_from_json(br#"{"step":"s","progress":99.9,"event":"workflow_progress"}"#);
         expect![
-            "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id"
+            "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id, last"
         ]
         .assert_eq(&told(read));
     }
@@ -493,6 +509,7 @@ mod tests {
             (r#"{"step":"s","progress":1,"error":"e"}"#, false),
             (r#"{"step":"s","progress":1,"canceled":true}"#, false),
             (r#"{"step":"s","progress":1,"canceled":false}"#, true),
+            (r#"{"step":"s","progress":1,"last":true}"#, false),
         ] {
             assert_eq!(Progress::analysis_from_json(body.as_bytes()).unwrap().coalesces(), want, "{body}");
         }

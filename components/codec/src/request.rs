@@ -146,7 +146,8 @@ pub enum FieldReason {
 }
 
 impl FieldError {
-    pub(crate) fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
+    /// A field and what is wrong with it; `message` names the field.
+    pub fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
         let field = field.into();
         Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
     }

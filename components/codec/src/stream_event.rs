@@ -84,6 +84,22 @@ impl StreamEvent<'_> {
         }
     }
 
+    /// True for the last event of its channel: of a workflow when its engine says that it has ended, of a file when it has
+    /// all its percents, failed or was canceled; or when, and only when, the publisher says so with `last`.
+    pub fn finishes(&self) -> bool {
+        match self {
+            Self::WorkflowProgress(progress) => progress.last.unwrap_or(false),
+            Self::AnalysisProgress(progress) => progress.last.unwrap_or_else(|| {
+                progress.progress >= 100.0 || progress.error.is_some() || progress.canceled == Some(true)
+            }),
+            Self::TemporalStatus(temporal) => {
+                let goes_on = matches!(temporal.status, "RUNNING" | "CONTINUED_AS_NEW");
+                temporal.last.unwrap_or(!goes_on)
+            }
+            _ => false,
+        }
+    }
+
     /// The data: an object of JSON on one line. `channel` is the one that the event concerns, also where a copy goes to
     /// a user's.
     pub fn data(&self, channel: &Channel, unix_ms: u64) -> Vec<u8> {
@@ -135,6 +151,19 @@ pub fn envelope(channel: &Channel, id: Option<&str>, name: &str, data: &[u8]) ->
     object.text("channel", &channel.to_string());
     object.key("data");
     object.0.extend_from_slice(data);
+    object.close()
+}
+
+/// The answer to a publisher: where the event has its place, and where its copy for a user has, as ids on the wire.
+pub fn published_json(channel: &Channel, id: &str, user: Option<(&Channel, &str)>) -> Vec<u8> {
+    let mut object = Object::open();
+    object.text("status", "published");
+    object.text("channel", &channel.to_string());
+    object.text("id", id);
+    if let Some((channel, id)) = user {
+        object.text("user_channel", &channel.to_string());
+        object.text("user_event_id", id);
+    }
     object.close()
 }
 
@@ -363,6 +392,30 @@ mod tests {
             {"file_id":"f","missing_from":"e-1","missing_to":"e-9","timestamp":"2025-01-01T00:00:00.000Z"}
         "#]],
         );
+    }
+
+    #[test]
+    fn which_events_are_the_last() {
+        for (body, want) in [
+            (r#"{"step":"s","progress":100}"#, false),
+            (r#"{"step":"s","progress":1,"last":true}"#, true),
+            (r#"{"event":"temporal_status","status":"RUNNING"}"#, false),
+            (r#"{"event":"temporal_status","status":"CONTINUED_AS_NEW"}"#, false),
+            (r#"{"event":"temporal_status","status":"FAILED"}"#, true),
+            (r#"{"event":"temporal_status","status":"FAILED","last":false}"#, false),
+        ] {
+            let body = WorkflowBody::from_json(body.as_bytes()).unwrap();
+            assert_eq!(StreamEvent::from(&body).finishes(), want, "{body:?}");
+        }
+        for (body, want) in [
+            (r#"{"step":"s","progress":99.9}"#, false),
+            (r#"{"step":"s","progress":100}"#, true),
+            (r#"{"step":"s","progress":100,"last":false}"#, false),
+            (r#"{"step":"s","progress":1,"error":"e"}"#, true),
+        ] {
+            let progress = Progress::analysis_from_json(body.as_bytes()).unwrap();
+            assert_eq!(StreamEvent::AnalysisProgress(&progress).finishes(), want, "{body}");
+        }
     }
 
     #[test]

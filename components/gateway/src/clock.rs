@@ -31,6 +31,21 @@ impl Deadline {
         Self { at_ns: began.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }
 
+    /// The earlier of two.
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        Self { at_ns: self.at_ns.min(other.at_ns) }
+    }
+
+    /// So many milliseconds later.
+    pub(crate) fn later(self, ms: u64) -> Self {
+        Self { at_ns: self.at_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
+    }
+
+    /// Whether the moment has come.
+    pub(crate) fn is_past(self, now: Now) -> bool {
+        now.monotonic_ns >= self.at_ns
+    }
+
     /// Resolves when the moment has come.
     pub(crate) async fn passed(self) {
         monotonic_clock::wait_until(self.at_ns).await;

@@ -11,11 +11,14 @@
 //! - `transcript`: a transcript session in one request, and what texts say by their words.
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
+//! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
+//! - `publish`, `subscribe`: what goes into channels, and what comes out of them.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*`, `weir:stream/infer` and `weir:stream/session`, nothing else.
+//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session` and `weir:stream/events`, nothing else.
 
+mod access;
 mod bindings;
 mod body;
 mod clock;
@@ -23,12 +26,15 @@ mod dialects;
 mod duplex;
 mod infer;
 mod items;
+mod owners;
 mod process;
+mod publish;
 mod reply;
 mod request_id;
 mod settings;
 mod signal;
 mod streams;
+mod subscribe;
 mod transcript;
 
 use spin_sdk::{
@@ -39,22 +45,28 @@ use spin_sdk::{
         spawn,
     },
 };
+use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Action, scope::Scopes};
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
+    channel::{Channel, ChannelRoute},
     content_type,
     frame::Framing,
     models, output,
     problem::Problem,
+    publish::TicketBody,
     query::Query,
-    request::ProcessRequest,
+    request::{FieldError, FieldReason, ProcessRequest, RequestError},
     route::{self, HUB_PREFIX, Route},
+    stream_event::{ServiceHealth, health_json, ticket_json},
     task::Task,
     transcript::{config::SessionAsk, stream::read_texts},
 };
 use weir_core::process::Now;
 
 use crate::{
+    access::{Access, Asking},
+    bindings::weir::stream::events,
     body::Arriving,
     clock::Deadline,
     items::Plan,
@@ -68,32 +80,77 @@ const STREAM_FORMS: [&str; 2] = ["application/x-ndjson", "text/event-stream"];
 
 /// How long the models may take to say whether they are ready.
 const MODELS_TIMEOUT_MS: u64 = 5000;
+/// How long the channel store may take to say how it is.
+const STORE_TIMEOUT_MS: u64 = 5000;
+/// Answered whatever the settings and the models say.
+const LIVEZ: &str = "/livez";
 
 #[http_service]
 async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
     let (parts, mut body) = request.into_parts();
-    let call = Call {
+    let mut call = Call {
         path: parts.uri.path(),
         query: parts.uri.query().unwrap_or_default(),
+        host: parts.uri.authority().map(|authority| authority.as_str()),
         method: &parts.method,
         headers: &parts.headers,
         request_id: request_id::of(&parts.headers),
+        page: Vec::new(),
         began,
     };
-    let answer = match body.take_unstarted() {
-        Some(body) => call.answer(body).await,
-        None => Err(Problem::internal("the body was taken before it was read")),
+    let answer = match (call.enter(), body.take_unstarted()) {
+        (Ok(()), Some(body)) => call.answer(body).await,
+        (Ok(()), None) => Err(Problem::internal("the body was taken before it was read")),
+        (Err(problem), _) => Err(problem),
     };
-    let reply = match answer {
+    let mut reply = match answer {
         Ok(Answer::Streaming(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
-        Err(problem) => Reply::problem(&problem, Route::find(call.path), &call.request_id),
+        Err(problem) => {
+            let reply = Reply::problem(&problem, Route::find(call.path), &call.request_id);
+            match refusal::challenge(&problem) {
+                Some(challenge) => reply.with("www-authenticate", challenge),
+                None => reply,
+            }
+        }
     };
+    for (name, value) in call.page {
+        reply = reply.with(name, value);
+    }
     reply
         .with("cache-control", "no-store")
         .with(request_id::HEADER, call.request_id)
         .into_response(parts.method == Method::HEAD)
+}
+
+/// What answers a path.
+enum Found {
+    Own(Route),
+    Channels(ChannelRoute),
+}
+
+impl Found {
+    fn at(path: &str) -> Result<Self, Problem> {
+        if let Some(route) = Route::find(path) {
+            return Ok(Self::Own(route));
+        }
+        ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
+    }
+
+    fn posts(&self) -> bool {
+        match self {
+            Self::Own(route) => route.posts(),
+            Self::Channels(route) => route.posts(),
+        }
+    }
+
+    fn allow(&self) -> &'static str {
+        match self {
+            Self::Own(route) => route.allow(),
+            Self::Channels(route) => route.allow(),
+        }
+    }
 }
 
 enum Answer {
@@ -106,22 +163,74 @@ struct Call<'a> {
     path: &'a str,
     /// Without the question mark.
     query: &'a str,
+    /// `Host` or `:authority`
+    host: Option<&'a str>,
     method: &'a Method,
     headers: &'a HeaderMap,
     request_id: String,
+    /// The headers of every answer, for the page that the request comes from.
+    page: cors::Headers,
     began: Now,
 }
 
 impl Call<'_> {
-    async fn answer(&self, body: types::Request) -> Result<Answer, Problem> {
+    /// Looks at the head of the request: its bounds, and the page that it comes from.
+    fn enter(&mut self) -> Result<(), Problem> {
+        if self.path == LIVEZ {
+            return Ok(());
+        }
+        let access = Access::current()?;
+        let asking = self.asking();
+        let target = format!("{}?{}", self.path, self.query);
+        Limits::default().check_head(&target, asking.headers.iter().copied())?;
+        let page = access.page(&asking);
+        // Caches must not give to one page what was answered to another.
+        let page = page.inspect_err(|_| self.page = vec![cors::Cors::vary()])?;
+        self.page = page;
+        Ok(())
+    }
+
+    /// What the request says of who sends it.
+    fn asking(&self) -> Asking<'_> {
+        let headers: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let host = self.headers.get("host").and_then(|host| host.to_str().ok());
+        let changes = !matches!(*self.method, Method::GET | Method::HEAD);
+        Asking { headers, path: self.path, query: self.query, host: self.host.or(host), changes }
+    }
+
+    async fn answer(&mut self, body: types::Request) -> Result<Answer, Problem> {
         if self.method == Method::OPTIONS && self.path == "*" {
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
-        let route = Route::find(self.path).ok_or_else(|| Problem::not_found(self.path))?;
-        match (self.method.as_str(), route.posts()) {
+        let found = Found::at(self.path)?;
+        match (self.method.as_str(), found.posts()) {
             ("GET" | "HEAD", false) | ("POST", true) => {}
-            ("OPTIONS", _) => return Ok(Answer::Whole(Reply::methods(route.allow()))),
-            (method, _) => return Err(Problem::method_not_allowed(method, self.path, route.allow())),
+            ("OPTIONS", _) => return self.options(found.allow()).map(Answer::Whole),
+            (method, _) => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
+        }
+        match found {
+            Found::Own(route) => self.own(route, body).await,
+            Found::Channels(route) => self.channels(route, body).await,
+        }
+    }
+
+    /// The methods of a path; for a page that asks before it asks, what it may send.
+    fn options(&mut self, allow: &'static str) -> Result<Reply, Problem> {
+        let preflight = match self.path {
+            LIVEZ => None,
+            _ => Access::current()?.preflight(&self.asking(), allow)?,
+        };
+        if let Some(headers) = preflight {
+            self.page = headers;
+        }
+        Ok(Reply::methods(allow))
+    }
+
+    /// Texts, models, probes and documents.
+    async fn own(&self, route: Route, body: types::Request) -> Result<Answer, Problem> {
+        let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
+        if !open && Access::current()?.required() {
+            Access::current()?.identify(&self.asking(), self.began).await?;
         }
         let reply = match route {
             Route::ProcessStream => return self.process_stream(body).await.map(Answer::Streaming),
@@ -149,6 +258,73 @@ impl Call<'_> {
             Route::OpenApi => Reply::json(include_bytes!("../openapi.json").as_slice()),
         };
         Ok(Answer::Whole(reply))
+    }
+
+    /// Channels: who asks is asked first, whatever they ask for.
+    async fn channels(&self, route: ChannelRoute, body: types::Request) -> Result<Answer, Problem> {
+        if route == ChannelRoute::Health {
+            return health(self.began).await.map(Answer::Whole);
+        }
+        let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+        match route {
+            ChannelRoute::Subscribe(channel) => self.subscribe(channel, &identity).await,
+            ChannelRoute::PublishWorkflow(_) | ChannelRoute::PublishAnalysis(_) | ChannelRoute::PublishUser(_) => {
+                let settings = Settings::current().map_err(Problem::internal)?;
+                let body = self.json(body, settings).await?;
+                // The time of the event is when all of it is here.
+                publish::publish(&route, &body, &identity, self.path, clock::now()).await.map(Answer::Whole)
+            }
+            ChannelRoute::Tickets => {
+                let settings = Settings::current().map_err(Problem::internal)?;
+                let body = self.json(body, settings).await?;
+                self.ticket(&body, &identity).map(Answer::Whole)
+            }
+            ChannelRoute::Socket(_) | ChannelRoute::Sockets => {
+                Err(Problem::not_implemented("this server does not serve channels over WebSockets"))
+            }
+            ChannelRoute::Health => Err(Problem::not_found(self.path)),
+        }
+    }
+
+    /// Follows a channel; 204 when it is finished and the client has all of it.
+    async fn subscribe(&self, channel: Channel, identity: &Identity) -> Result<Answer, Problem> {
+        const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
+        let settings = Settings::current().map_err(Problem::internal)?;
+        access::may(identity, Action::Read, &channel, self.path).await?;
+        let framing =
+            accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
+        let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
+        if !subscribe::goes_on(&channel, after).await? {
+            return Ok(Answer::Whole(Reply::empty()));
+        }
+        if self.method == Method::HEAD {
+            let reply = Reply::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
+            return Ok(Answer::Whole(reply));
+        }
+        let place = Access::current()?.connect(identity)?;
+        let ends_s = identity.ends_s();
+        let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
+        let (response, client) = self.streaming(framing)?;
+        spawn(followed.run(client));
+        Ok(Answer::Streaming(response))
+    }
+
+    /// A ticket for a page that cannot send a header.
+    fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
+        let access = Access::current()?;
+        if !access.required() {
+            return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
+        }
+        let TicketBody { path, scopes } = TicketBody::from_json(body)?;
+        let limit = scopes.map(|scopes| Scopes::read(scopes.iter().map(String::as_str))).transpose();
+        let limit = limit.map_err(|error| {
+            let error = FieldError::new("scope", FieldReason::NotAllowed, format!("`scope`: {error}"));
+            RequestError::Invalid(vec![error])
+        })?;
+        let now = clock::now();
+        let guard: std::rc::Rc<guard::Guard> = access.guard(now.monotonic_ns)?;
+        let issued = guard.issue_ticket(identity, &path, limit, &request_id::random(), now.unix_ns / 1_000_000_000)?;
+        Ok(Reply::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
     }
 
     async fn process_stream(&self, body: types::Request) -> Result<Response, Problem> {
@@ -282,7 +458,7 @@ impl Call<'_> {
 
     /// A response that is written while it is sent.
     fn streaming(&self, framing: Framing) -> Result<(Response, Client), Problem> {
-        let headers = [
+        let mut headers = vec![
             ("content-type", framing.content_type().to_owned()),
             ("cache-control", "no-store".to_owned()),
             ("vary", "accept".to_owned()),
@@ -290,6 +466,7 @@ impl Call<'_> {
             ("x-accel-buffering", "no".to_owned()),
             (request_id::HEADER, self.request_id.clone()),
         ];
+        headers.extend(self.page.iter().cloned());
         reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))
     }
 
@@ -330,8 +507,52 @@ async fn served(began: Now) -> Result<Vec<models::Model>, Problem> {
 
 async fn readyz(began: Now) -> Result<Reply, Problem> {
     let models = served(began).await?;
-    match models.iter().all(|model| model.ready) {
-        true => Ok(Reply::json(models::ready_json(&models))),
-        false => Err(Problem::not_ready(models)),
+    if !models.iter().all(|model| model.ready) {
+        return Err(Problem::not_ready(models));
     }
+    // Without authentication and off loopback there are no channels to be ready for, which is no fault.
+    let access = Access::current()?;
+    if access.required() {
+        access.guard(began.monotonic_ns)?;
+    }
+    match store(began).await {
+        Ok(_) => Ok(Reply::json(models::ready_json(&models))),
+        Err(detail) => Err(Problem::store_not_ready(&detail)),
+    }
+}
+
+/// How the channel store is, or why it takes no events.
+async fn store(began: Now) -> Result<events::Condition, String> {
+    match Deadline::after(began, STORE_TIMEOUT_MS).bound(events::health()).await {
+        None => Err("it does not answer".to_owned()),
+        Some(condition) if condition.ok => Ok(condition),
+        // What is the matter in detail is for the log of the host, not for whoever asks.
+        Some(_) => Err("it takes no events".to_owned()),
+    }
+}
+
+/// Asks the channel store and the models how they are.
+async fn health(began: Now) -> Result<Reply, Problem> {
+    let (store, models) = futures::join!(store(began), served(began));
+    let usable = store.is_ok();
+    let (events, streams) = match store {
+        Ok(condition) => {
+            let detail = condition.fallback.then(|| "memory has taken over".to_owned());
+            let events = ServiceHealth { name: condition.store, healthy: !condition.fallback, detail };
+            (events, condition.followers)
+        }
+        Err(detail) => (ServiceHealth { name: "events".to_owned(), healthy: false, detail: Some(detail) }, 0),
+    };
+    let inference = match models {
+        Ok(models) => {
+            let waiting: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
+            let detail = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
+            ServiceHealth { name: "inference".to_owned(), healthy: waiting.is_empty(), detail }
+        }
+        Err(problem) => ServiceHealth { name: "inference".to_owned(), healthy: false, detail: Some(problem.detail) },
+    };
+    let unix_ms = clock::now().unix_ns / 1_000_000;
+    let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);
+    // Degraded is still of use; without a store there is nothing to stream.
+    Ok(if usable { Reply::json(body) } else { Reply::error(503, body) })
 }

@@ -38,6 +38,16 @@ impl Reply {
         Self { status, ..Self::json(body) }
     }
 
+    /// 201 with JSON.
+    pub(crate) fn created(body: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self::error(201, body)
+    }
+
+    /// 204: there is nothing, and will be nothing.
+    pub(crate) fn empty() -> Self {
+        Self { status: 204, headers: Vec::new(), body: Cow::Borrowed(&[]) }
+    }
+
     /// 204 with the methods of a path.
     pub(crate) fn methods(allow: &str) -> Self {
         Self { status: 204, headers: vec![("allow", allow.to_owned())], body: Cow::Borrowed(&[]) }

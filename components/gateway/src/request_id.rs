@@ -10,3 +10,9 @@ pub(crate) fn of(headers: &HeaderMap) -> String {
     let new = || uuid((u128::from(random::get_random_u64()) << 64) | u128::from(random::get_random_u64()));
     sent.map_or_else(new, str::to_owned)
 }
+
+/// Bytes that nobody can guess.
+pub(crate) fn random() -> [u8; 16] {
+    let (high, low) = (random::get_random_u64(), random::get_random_u64());
+    ((u128::from(high) << 64) | u128::from(low)).to_be_bytes()
+}

@@ -1,6 +1,6 @@
 //! What the environment says. The host passes it to every instance; it is read once.
 
-use std::sync::OnceLock;
+use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 
 /// The gateway's settings.
 #[derive(Debug)]
@@ -17,6 +17,50 @@ pub(crate) struct Settings {
     pub(crate) summary_model: String,
     /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` unless told.
     pub(crate) entities_model: String,
+    /// `WEIR_EVENTS_HEARTBEAT_MS`: after how long without a write a subscriber gets a heartbeat, 15000 unless told.
+    pub(crate) heartbeat_ms: u64,
+    /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 unless told.
+    pub(crate) retry_ms: u32,
+    /// `WEIR_AUTH_*`
+    pub(crate) auth: Auth,
+}
+
+/// Who may ask. Lists are separated by spaces.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    /// `WEIR_AUTH_MODE`: `none` unless told, or `required`.
+    pub(crate) required: bool,
+    /// `WEIR_AUTH_LOOPBACK`: `true` where only this machine reaches the listener; `false` unless told.
+    pub(crate) loopback: bool,
+    /// `WEIR_AUTH_DIR`: the folder with the keys, `/auth` unless told.
+    pub(crate) dir: PathBuf,
+    /// `WEIR_AUTH_ISSUERS`
+    pub(crate) issuers: Vec<String>,
+    /// `WEIR_AUTH_AUDIENCES`
+    pub(crate) audiences: Vec<String>,
+    /// `WEIR_AUTH_LEEWAY_S`: 30 unless told.
+    pub(crate) leeway_s: u64,
+    /// `WEIR_AUTH_TICKET_TTL_S`: 30 unless told.
+    pub(crate) ticket_ttl_s: u64,
+    /// `WEIR_AUTH_CORS_ORIGINS`
+    pub(crate) cors_origins: Vec<String>,
+    /// `WEIR_AUTH_CORS_CREDENTIALS`: `false` unless told.
+    pub(crate) cors_credentials: bool,
+    /// `WEIR_AUTH_REQUESTS_PER_S` and `WEIR_AUTH_REQUESTS_BURST`: 100 and 500 unless told.
+    pub(crate) requests: Rate,
+    /// `WEIR_AUTH_PUBLISHES_PER_S` and `WEIR_AUTH_PUBLISHES_BURST`: 200 and 1000 unless told.
+    pub(crate) publishes: Rate,
+    /// `WEIR_AUTH_CONNECTIONS_MAX`: subscriptions of one user, 100 unless told.
+    pub(crate) connections_max: usize,
+}
+
+/// How often one user may do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rate {
+    /// In the long run.
+    pub(crate) per_s: NonZeroU32,
+    /// At once.
+    pub(crate) burst: NonZeroU32,
 }
 
 impl Settings {
@@ -46,6 +90,53 @@ impl Settings {
             sentiment_model: model("WEIR_STEPS_SENTIMENT", "sentiment")?,
             summary_model: model("WEIR_STEPS_SUMMARY", "embeddings")?,
             entities_model: model("WEIR_STEPS_ENTITIES", "entities")?,
+            heartbeat_ms: number("WEIR_EVENTS_HEARTBEAT_MS", 15_000)?,
+            retry_ms: u32::try_from(number("WEIR_EVENTS_RETRY_MS", 3000)?).unwrap_or(u32::MAX),
+            auth: Auth::read(&variable)?,
+        })
+    }
+}
+
+impl Auth {
+    fn read(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let choice = |name: &str, choices: [&str; 2]| match variable(name) {
+            None => Ok(false),
+            Some(text) if text == choices[0] => Ok(false),
+            Some(text) if text == choices[1] => Ok(true),
+            Some(text) => Err(format!("`{name}` must be `{}` or `{}`, and is `{text}`", choices[0], choices[1])),
+        };
+        let list = |name: &str| -> Vec<String> {
+            variable(name).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
+        };
+        let whole = |name: &str, default: u32| match variable(name) {
+            None => Ok(default),
+            Some(text) => {
+                text.trim().parse::<u32>().map_err(|_| format!("`{name}` must be a whole number, and is `{text}`"))
+            }
+        };
+        let positive = |name: &str, default: u32| {
+            NonZeroU32::new(whole(name, default)?).ok_or_else(|| format!("`{name}` must be above 0"))
+        };
+        let flags = ["false", "true"];
+        Ok(Self {
+            required: choice("WEIR_AUTH_MODE", ["none", "required"])?,
+            loopback: choice("WEIR_AUTH_LOOPBACK", flags)?,
+            dir: variable("WEIR_AUTH_DIR").map_or_else(|| "/auth".into(), PathBuf::from),
+            issuers: list("WEIR_AUTH_ISSUERS"),
+            audiences: list("WEIR_AUTH_AUDIENCES"),
+            leeway_s: whole("WEIR_AUTH_LEEWAY_S", 30)?.into(),
+            ticket_ttl_s: positive("WEIR_AUTH_TICKET_TTL_S", 30)?.get().into(),
+            cors_origins: list("WEIR_AUTH_CORS_ORIGINS"),
+            cors_credentials: choice("WEIR_AUTH_CORS_CREDENTIALS", flags)?,
+            requests: Rate {
+                per_s: positive("WEIR_AUTH_REQUESTS_PER_S", 100)?,
+                burst: positive("WEIR_AUTH_REQUESTS_BURST", 500)?,
+            },
+            publishes: Rate {
+                per_s: positive("WEIR_AUTH_PUBLISHES_PER_S", 200)?,
+                burst: positive("WEIR_AUTH_PUBLISHES_BURST", 1000)?,
+            },
+            connections_max: positive("WEIR_AUTH_CONNECTIONS_MAX", 100)?.get() as usize,
         })
     }
 }
@@ -67,6 +158,9 @@ mod tests {
         assert_eq!(settings.sentiment_model, "sentiment");
         assert_eq!(settings.summary_model, "embeddings");
         assert_eq!(settings.entities_model, "entities");
+        assert_eq!((settings.heartbeat_ms, settings.retry_ms), (15_000, 3000));
+        // Nobody is trusted to be on this machine unless the host says so.
+        assert!(!settings.auth.required && !settings.auth.loopback && !settings.auth.cors_credentials);
     }
 
     #[test]
@@ -84,6 +178,10 @@ mod tests {
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", "-1"),
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", ""),
             ("WEIR_STEPS_ENTITIES", " "),
+            ("WEIR_AUTH_MODE", "optional"),
+            ("WEIR_AUTH_LOOPBACK", "yes"),
+            ("WEIR_AUTH_REQUESTS_PER_S", "0"),
+            ("WEIR_AUTH_LEEWAY_S", "-1"),
         ] {
             let error = read(&[(name, value)]).expect_err(name);
             assert!(error.contains(name), "{error}");

@@ -34,7 +34,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     // Before anything can go wrong, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let runtime = Arc::new(Runtime::start(&config, BUILTIN, true)?);
+    let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
     let server = Server::bind(config.http.clone(), runtime.clone(), observer).await?;
     {
         let mut out = std::io::stdout().lock();
@@ -76,6 +76,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     };
     tokio::select! {
         cut = serving => {
+            runtime.close().await;
             if cut > 0 {
                 tracing::warn!(requests = cut, "cut after http.drain_timeout_ms");
                 return Ok(ExitCode::FAILURE);

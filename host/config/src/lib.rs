@@ -4,6 +4,7 @@
 //! the README shows. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment. Unknown keys are
 //! errors, in the file and in the environment.
 
+mod channels;
 mod load;
 mod manual;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore};
 pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown};
 
@@ -32,6 +34,10 @@ pub struct Config {
     pub gateway: Gateway,
     /// The infer component.
     pub infer: Infer,
+    /// The channels of events: where they are kept, and how much.
+    pub events: Events,
+    /// Who may ask.
+    pub auth: Auth,
     /// Logs.
     pub log: Log,
 }

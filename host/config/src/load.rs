@@ -7,8 +7,8 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
-use crate::Config;
 use crate::manual::leaves;
+use crate::{AuthMode, Config};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +71,38 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("infer.retry_max_attempts", u64::from(config.infer.retry_max_attempts)),
         ("infer.circuit_failures", u64::from(config.infer.circuit_failures)),
         ("infer.circuit_successes", u64::from(config.infer.circuit_successes)),
+        ("events.redis_block_ms", config.events.redis_block_ms),
+        ("events.redis_timeout_ms", config.events.redis_timeout_ms),
+        ("events.events_max", u64::from(config.events.events_max)),
+        ("events.bytes_max", config.events.bytes_max),
+        ("events.age_ms_max", config.events.age_ms_max),
+        ("events.channels_max", u64::from(config.events.channels_max)),
+        ("events.subscribers_max", u64::from(config.events.subscribers_max)),
+        ("events.outbox_bytes_max", config.events.outbox_bytes_max),
+        ("events.heartbeat_ms", config.events.heartbeat_ms),
+        ("auth.ticket_ttl_s", u64::from(config.auth.ticket_ttl_s)),
+        ("auth.requests_per_s", u64::from(config.auth.requests_per_s)),
+        ("auth.requests_burst", u64::from(config.auth.requests_burst)),
+        ("auth.publishes_per_s", u64::from(config.auth.publishes_per_s)),
+        ("auth.publishes_burst", u64::from(config.auth.publishes_burst)),
+        ("auth.connections_max", u64::from(config.auth.connections_max)),
     ];
-    match positive.iter().find(|(_, value)| *value == 0) {
-        Some((key, _)) => Err(ConfigError::Invalid(format!("{key} must be at least 1"))),
+    if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        return Err(ConfigError::Invalid(format!("{key} must be at least 1")));
+    }
+    if config.auth.mode == AuthMode::Required && config.auth.dir.as_os_str().is_empty() {
+        let missing = "auth.dir must name the folder of keys when auth.mode is `required`";
+        return Err(ConfigError::Invalid(missing.into()));
+    }
+    // They reach the gateway in one variable, separated by spaces.
+    let lists = [
+        ("auth.issuers", &config.auth.issuers),
+        ("auth.audiences", &config.auth.audiences),
+        ("auth.cors_origins", &config.auth.cors_origins),
+    ];
+    let broken = |items: &[String]| items.iter().any(|item| item.is_empty() || item.contains(char::is_whitespace));
+    match lists.iter().find(|(_, items)| broken(items)) {
+        Some((key, _)) => Err(ConfigError::Invalid(format!("{key} must not have empty items or white space"))),
         None => Ok(()),
     }
 }
@@ -111,7 +140,8 @@ impl Pairs {
             .collect();
         let mut pairs = Vec::new();
         for (name, value) in variables {
-            let key = known.iter().find(|key| variable(key) == name);
+            let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, key)| *key);
+            let key = known.iter().find(|key| variable(key) == name || alias == Some(key.as_str()));
             match key {
                 Some(key) => pairs.push((key.clone(), value)),
                 // Only names that can be nothing but a mistyped key: others may belong to tools around us.
@@ -124,6 +154,10 @@ impl Pairs {
         Ok(Self { source: "environment", pairs })
     }
 }
+
+/// Variables by which others have always called two of our keys.
+const ALIASES: [(&str, &str); 2] =
+    [("STREAM_MAX_ENTRIES", "events.events_max"), ("STREAM_BLOCK_TIME", "events.redis_block_ms")];
 
 /// The environment variable of a key: `http.listen` is `WEIR_HTTP_LISTEN`.
 pub(crate) fn variable(key: &str) -> String {
@@ -142,7 +176,19 @@ impl Provider for Pairs {
                 Ok(value) => value,
                 Err(never) => match never {},
             };
-            let strings = ["dir", "listen", "component", "path", "level", "sentiment", "entities", "summary", "engine"];
+            let strings = [
+                "dir",
+                "listen",
+                "component",
+                "path",
+                "level",
+                "sentiment",
+                "entities",
+                "summary",
+                "engine",
+                "redis_url",
+                "redis_prefix",
+            ];
             let last = key.rsplit('.').next().unwrap_or(key);
             let value = if strings.contains(&last) { Value::from(text.clone()) } else { value };
             insert(&mut root, key, value);
@@ -187,6 +233,22 @@ mod tests {
         let file = file(text);
         let message = load(Some(file.path()), env(variables), &[]).unwrap_err().to_string();
         expect.assert_eq(&message.replace(&file.path().display().to_string(), "FILE"));
+    }
+
+    #[test]
+    fn two_keys_have_the_names_that_others_gave_them() {
+        let config = load(None, env(&[("STREAM_MAX_ENTRIES", "7"), ("STREAM_BLOCK_TIME", "50")]), &[]).unwrap();
+        assert_eq!((config.events.events_max, config.events.redis_block_ms), (7, 50));
+    }
+
+    #[test]
+    fn authentication_needs_keys() {
+        error(
+            "[auth]\nmode = 'required'\n",
+            &[],
+            expect!["auth.dir must name the folder of keys when auth.mode is `required`"],
+        );
+        error("[auth]\nissuers = ['a b']\n", &[], expect!["auth.issuers must not have empty items or white space"]);
     }
 
     #[test]

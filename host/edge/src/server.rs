@@ -247,6 +247,8 @@ async fn pass(
     open: Option<Open>,
     id: &str,
 ) -> Response<ReplyBody> {
+    let mut request = request;
+    name_host(&mut request);
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
@@ -261,6 +263,24 @@ async fn pass(
             tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
             answer::problem(trouble, id)
         }
+    }
+}
+
+/// Puts `Host` where the component sees it: in the target, as HTTP/2 has it. The header itself does not reach it, and without
+/// it a name that was made to lead here could not be told from this machine's own.
+fn name_host<B>(request: &mut Request<B>) {
+    if request.uri().authority().is_some() {
+        return;
+    }
+    let Some(host) = request.headers().get(http::header::HOST) else { return };
+    let authority = http::uri::Authority::try_from(host.as_bytes());
+    // What is no name is a name that is nobody's.
+    let authority = authority.unwrap_or_else(|_| http::uri::Authority::from_static("host.invalid"));
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    parts.authority = Some(authority);
+    if let Ok(uri) = http::Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
     }
 }
 

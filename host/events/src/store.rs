@@ -201,6 +201,11 @@ impl Store {
         }
     }
 
+    /// Sends every subscriber away with [`weir_core::channel::Closed::Lost`]: they resume elsewhere, or here later.
+    pub fn disconnect(&self) {
+        self.inner.hub.close_all();
+    }
+
     /// Closes every subscription and writes what is to be written. Appends fail from then on (disk).
     pub async fn close(&self) {
         self.inner.hub.close_all();

@@ -1,6 +1,7 @@
 //! Instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is reused.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -12,12 +13,13 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use wasmtime::component::{Accessor, Component, GuestTaskId, HasSelf, Linker, ResourceTable, StreamReader};
 use wasmtime::{AsContextMut, Engine, Store, StoreContextMut, StoreLimits};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
@@ -40,7 +42,12 @@ pub(crate) struct GatewayConfig {
     /// Time for the head of an answer; the component has limits of its own below this.
     pub(crate) head_timeout: Duration,
     pub(crate) environment: Vec<(String, String)>,
+    /// The folder of keys, which instances see read-only as [`KEYS_DIR`].
+    pub(crate) keys_dir: Option<PathBuf>,
 }
+
+/// Where an instance sees the folder of keys.
+pub(crate) const KEYS_DIR: &str = "/auth";
 
 /// The gateway: hands requests to instances, and makes as many as are needed.
 #[derive(Clone)]
@@ -54,6 +61,7 @@ impl Gateway {
         component: &Component,
         config: GatewayConfig,
         call: Call,
+        events: EventStore,
         draining: Arc<AtomicBool>,
     ) -> wasmtime::Result<Self> {
         let mut linker = Linker::<GatewayState>::new(engine);
@@ -62,7 +70,7 @@ impl Gateway {
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
-        let maker = Maker { engine: engine.clone(), pre, config, call, draining };
+        let maker = Maker { engine: engine.clone(), pre, config, call, events, draining };
         Ok(Self { handler: ProxyHandler::new(maker) })
     }
 
@@ -128,13 +136,14 @@ impl Body for CountedBody {
 }
 
 /// What a gateway instance's store holds.
-struct GatewayState {
+pub(crate) struct GatewayState {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     hooks: NoOutgoing,
     limits: StoreLimits,
     call: Call,
+    pub(crate) events: EventStore,
     draining: Arc<AtomicBool>,
     /// The requests of this instance, by the task that answers them; what is over goes when the next one comes.
     requests: HashMap<GuestTaskId, Weak<Counted>>,
@@ -207,6 +216,7 @@ struct Maker {
     pre: ServicePre<GatewayState>,
     config: GatewayConfig,
     call: Call,
+    events: EventStore,
     draining: Arc<AtomicBool>,
 }
 
@@ -218,6 +228,9 @@ impl HandlerState for Maker {
     async fn instantiate(&self) -> wasmtime::Result<Instance<GatewayState, Expiration, Worker>> {
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stderr().envs(&self.config.environment);
+        if let Some(dir) = &self.config.keys_dir {
+            wasi.preopened_dir(dir, KEYS_DIR, FsPerms::ReadOnly)?;
+        }
         let state = GatewayState {
             table: ResourceTable::new(),
             wasi: wasi.build(),
@@ -225,6 +238,7 @@ impl HandlerState for Maker {
             hooks: NoOutgoing,
             limits: limits(self.config.memory_bytes_max),
             call: self.call.clone(),
+            events: self.events.clone(),
             draining: self.draining.clone(),
             requests: HashMap::new(),
         };

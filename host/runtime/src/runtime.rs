@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use weir_config::Config;
+use weir_config::{AuthMode, Config, EventsFallback, EventsStore};
 use weir_core::breaker::BreakerConfig;
+use weir_core::channel::Retention;
 use weir_core::queue::{Aggregation, DropPolicy, QueueConfig, Window};
 use weir_core::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
+use weir_events::{EventsConfig, Fallback, OpenError, RedisConfig, Store, StoreKind};
 use weir_nn::model::{ModelDir, ModelError, Task};
 use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};
 
 use crate::call::{Call, Pools};
 use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
-use crate::gateway::{Gateway, GatewayConfig};
+use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR};
 use crate::pool::{Machinery, Pool, PoolConfig, PoolStats};
 use crate::queue::QueueSettings;
 use crate::types::{Failure, ModelInfo, ModelKind};
@@ -75,6 +77,12 @@ pub enum StartError {
     /// wasmtime cannot be set up.
     #[error("wasmtime cannot be set up: {0:#}")]
     Engines(wasmtime::Error),
+    /// The channel store cannot be opened.
+    #[error("the channel store cannot be opened")]
+    Events(#[from] OpenError),
+    /// `http.listen` is no address, or `auth.dir` no folder.
+    #[error("{0}")]
+    Config(String),
     /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Threads(std::io::Error),
@@ -84,21 +92,50 @@ pub enum StartError {
 pub struct Runtime {
     _host: Host,
     call: Call,
-    gateway: Option<Gateway>,
+    serving: Option<Serving>,
     draining: Arc<AtomicBool>,
 }
 
+/// What only a runtime that serves has.
+struct Serving {
+    gateway: Gateway,
+    events: Store,
+}
+
 impl Runtime {
-    /// Starts the replicas of every configured model, and the gateway when `serve` is true. Models load in the
-    /// background; [`Runtime::settled`] waits for them. What is wrong with a model's files is an error at once.
-    pub fn start(config: &Config, builtin: Builtin, serve: bool) -> Result<Self, StartError> {
+    /// Starts the replicas of every configured model. Models load in the background; [`Runtime::settled`] waits for them.
+    ///
+    /// # Errors
+    ///
+    /// A component, or a model's files, cannot be used.
+    pub fn start(config: &Config, builtin: Builtin) -> Result<Self, StartError> {
+        Self::start_with(config, builtin, None)
+    }
+
+    /// The same with the channel store and the gateway.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::start`]; or the store cannot be opened. Redis need not be there yet.
+    pub async fn serve(config: &Config, builtin: Builtin) -> Result<Self, StartError> {
+        let events = Store::open(events_config(&config.events)).await?;
+        Self::start_with(config, builtin, Some(events))
+    }
+
+    fn start_with(config: &Config, builtin: Builtin, events: Option<Store>) -> Result<Self, StartError> {
         let host = Host::new().map_err(StartError::Engines)?;
         let draining = Arc::new(AtomicBool::new(false));
         let pools = Arc::new(start_pools(config, builtin, &host)?);
         watch_pools(&pools).map_err(StartError::Threads)?;
         let call = Call::new(pools, config.infer.call_items_max as usize);
-        let gateway = if serve { Some(start_gateway(config, builtin, &host, &call, &draining)?) } else { None };
-        Ok(Self { _host: host, call, gateway, draining })
+        let serving = match events {
+            Some(events) => {
+                let gateway = start_gateway(config, builtin, &host, &call, &events, &draining)?;
+                Some(Serving { gateway, events })
+            }
+            None => None,
+        };
+        Ok(Self { _host: host, call, serving, draining })
     }
 
     /// Where calls are opened.
@@ -108,7 +145,12 @@ impl Runtime {
 
     /// The gateway, when this runtime serves.
     pub fn gateway(&self) -> Option<&Gateway> {
-        self.gateway.as_ref()
+        self.serving.as_ref().map(|serving| &serving.gateway)
+    }
+
+    /// The channel store, when this runtime serves.
+    pub fn events(&self) -> Option<&Store> {
+        self.serving.as_ref().map(|serving| &serving.events)
     }
 
     /// The models as they are now, in the order of their names.
@@ -134,15 +176,40 @@ impl Runtime {
         }
     }
 
-    /// From now on every model says that it is not ready; work in progress goes on.
+    /// From now on every model says that it is not ready, and subscribers are sent away, for they would never be done; other
+    /// work in progress goes on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        if let Some(events) = self.events() {
+            events.disconnect();
+        }
+    }
+
+    /// Writes what is to be written of the channels. Nothing can be published any more.
+    pub async fn close(&self) {
+        if let Some(events) = self.events() {
+            events.close().await;
+        }
     }
 
     /// Brings the gauges up to date, before they are read.
     pub fn report(&self) {
         for pool in self.call.pools().values() {
             pool.report();
+        }
+        let Some(stats) = self.events().map(Store::stats) else { return };
+        metrics::gauge!("weir_events_channels").set(stats.channels as f64);
+        metrics::gauge!("weir_events_subscribers").set(stats.subscribers as f64);
+        let counters = [
+            ("weir_events_appended_total", stats.appended),
+            ("weir_events_delivered_total", stats.delivered),
+            ("weir_events_coalesced_total", stats.coalesced),
+            ("weir_events_gaps_total", stats.gaps),
+            ("weir_events_closed_slow_total", stats.closed_slow),
+            ("weir_events_evicted_total", stats.evicted),
+        ];
+        for (name, count) in counters {
+            metrics::counter!(name).absolute(count);
         }
     }
 }
@@ -300,6 +367,7 @@ fn start_gateway(
     builtin: Builtin,
     host: &Host,
     call: &Call,
+    events: &Store,
     draining: &Arc<AtomicBool>,
 ) -> Result<Gateway, StartError> {
     let source = source("gateway", &config.gateway.component, builtin.gateway)?;
@@ -311,17 +379,96 @@ fn start_gateway(
         ("WEIR_STEPS_SENTIMENT", config.steps.sentiment.clone()),
         ("WEIR_STEPS_ENTITIES", config.steps.entities.clone()),
         ("WEIR_STEPS_SUMMARY", config.steps.summary.clone()),
+        ("WEIR_EVENTS_HEARTBEAT_MS", config.events.heartbeat_ms.to_string()),
+        ("WEIR_EVENTS_RETRY_MS", config.events.retry_ms.to_string()),
     ];
+    let auth = auth(config)?;
+    let environment = environment.into_iter().chain(auth.environment).map(|(name, value)| (name.to_owned(), value));
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,
         idle_timeout: Duration::from_millis(config.gateway.idle_timeout_ms),
         // The component answers 408 and 504 by itself; this is for one that is stuck.
         head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),
-        environment: environment.map(|(name, value)| (name.to_string(), value)).to_vec(),
+        environment: environment.collect(),
+        keys_dir: auth.keys_dir,
     };
-    Gateway::new(host.engine(), &component, gateway, call.clone(), draining.clone())
+    Gateway::new(host.engine(), &component, gateway, call.clone(), events.clone(), draining.clone())
         .map_err(|error| StartError::Link("gateway", error))
+}
+
+/// What the gateway is told of who may ask.
+struct Told {
+    keys_dir: Option<PathBuf>,
+    environment: Vec<(&'static str, String)>,
+}
+
+fn auth(config: &Config) -> Result<Told, StartError> {
+    let auth = &config.auth;
+    let required = auth.mode == AuthMode::Required;
+    if required && !auth.dir.is_dir() {
+        return Err(StartError::Config(format!("auth.dir {} is no folder", auth.dir.display())));
+    }
+    let flag = |yes: bool| if yes { "true" } else { "false" }.to_owned();
+    let environment = vec![
+        ("WEIR_AUTH_MODE", if required { "required" } else { "none" }.to_owned()),
+        ("WEIR_AUTH_LOOPBACK", flag(is_loopback(&config.http.listen))),
+        ("WEIR_AUTH_DIR", KEYS_DIR.to_owned()),
+        ("WEIR_AUTH_ISSUERS", auth.issuers.join(" ")),
+        ("WEIR_AUTH_AUDIENCES", auth.audiences.join(" ")),
+        ("WEIR_AUTH_LEEWAY_S", auth.leeway_s.to_string()),
+        ("WEIR_AUTH_TICKET_TTL_S", auth.ticket_ttl_s.to_string()),
+        ("WEIR_AUTH_CORS_ORIGINS", auth.cors_origins.join(" ")),
+        ("WEIR_AUTH_CORS_CREDENTIALS", flag(auth.cors_credentials)),
+        ("WEIR_AUTH_REQUESTS_PER_S", auth.requests_per_s.to_string()),
+        ("WEIR_AUTH_REQUESTS_BURST", auth.requests_burst.to_string()),
+        ("WEIR_AUTH_PUBLISHES_PER_S", auth.publishes_per_s.to_string()),
+        ("WEIR_AUTH_PUBLISHES_BURST", auth.publishes_burst.to_string()),
+        ("WEIR_AUTH_CONNECTIONS_MAX", auth.connections_max.to_string()),
+    ];
+    Ok(Told { keys_dir: required.then(|| auth.dir.clone()), environment })
+}
+
+/// Whether only this machine reaches an address. A name counts as what it is, `localhost` or not; it is not looked up.
+fn is_loopback(listen: &str) -> bool {
+    match listen.parse::<std::net::SocketAddr>() {
+        Ok(address) => address.ip().to_canonical().is_loopback(),
+        Err(_) => listen.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+    }
+}
+
+fn events_config(events: &weir_config::Events) -> EventsConfig {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let default = EventsConfig::default();
+    EventsConfig {
+        store: match events.store {
+            EventsStore::Memory => StoreKind::Memory,
+            EventsStore::Disk => StoreKind::Disk,
+            EventsStore::Redis => StoreKind::Redis,
+        },
+        path: events.path.clone(),
+        durable: events.durable,
+        redis: RedisConfig {
+            url: events.redis_url.clone(),
+            prefix: events.redis_prefix.clone(),
+            block_ms: events.redis_block_ms,
+            timeout_ms: events.redis_timeout_ms,
+            retry_ms: events.redis_retry_ms,
+            fallback: match events.fallback {
+                EventsFallback::None => Fallback::None,
+                EventsFallback::Memory => Fallback::Memory,
+            },
+        },
+        retention: Retention {
+            events_max: events.events_max as usize,
+            bytes_max: size(events.bytes_max),
+            age_ms_max: events.age_ms_max,
+        },
+        channels_max: events.channels_max as usize,
+        subscribers_max: events.subscribers_max as usize,
+        outbox_bytes_max: size(events.outbox_bytes_max),
+        ..default
+    }
 }
 
 fn source(name: &'static str, file: &Path, builtin: Option<&'static [u8]>) -> Result<Source, ComponentError> {
@@ -439,5 +586,22 @@ pub fn failure_code(failure: &Failure) -> &'static str {
         Failure::DeadlineExceeded => "deadline_exceeded",
         Failure::Engine(_) => "engine_failed",
         Failure::Other(_) => "inference_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_reaches_loopback() {
+        for listen in ["127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "localhost:80"] {
+            assert!(is_loopback(listen), "{listen}");
+        }
+        for listen in
+            ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "example.org:80", "localhost.example.org:80", "localhost"]
+        {
+            assert!(!is_loopback(listen), "{listen}");
+        }
     }
 }

@@ -14,7 +14,7 @@
 //! # let Ok(components) = std::env::var("WEIR_COMPONENTS_DIR") else { return Ok(()) };
 //! # let target = std::path::PathBuf::from(components);
 //! config.infer.component = target.join("infer.wasm");
-//! let runtime = Runtime::start(&config, Builtin::default(), false)?;
+//! let runtime = Runtime::start(&config, Builtin::default())?;
 //!
 //! let stream = TextStream::initialize(&runtime, "sentiment", StreamingConfig::low_latency()).await?;
 //! let results = stream.subscribe_result_callback(|result| println!("{}: {:?}", result.seq, result.result));

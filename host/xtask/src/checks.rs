@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{build, debian, python, redis, setup, sh, wit};
+use crate::{build, debian, node, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -47,11 +47,15 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         std::path::absolute(&data).unwrap_or_else(|_| data.into())
     });
     let redis = report.whole("redis", || redis::server(house));
+    let readers = node::is_here().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
         if let Some(redis) = &redis {
             command.env(redis::VARIABLE, redis);
+        }
+        if let Some(readers) = &readers {
+            command.env(node::VARIABLE, readers);
         }
         if let Some(data) = &data {
             command.env("WEIR_DATA", data);
@@ -71,11 +75,14 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test("tests", "core, codec, events, components, bench and xtask", light_cargo(house, runner).args(run));
     let mut host = build::host_cargo(house, runner);
     host.args(run);
-    // Without the data there is nothing to score, and a row says so.
-    if data.is_none() && nextest {
-        host.args(["-E", &format!("not test({SCORES})")]);
-    } else if data.is_none() {
-        host.args(["--", "--skip", SCORES]);
+    // Without the data there is nothing to score, without Node.js nobody to read with, and a row says so.
+    let left_out = [(data.is_none(), SCORES), (readers.is_none(), node::TEST)];
+    let left_out: Vec<&str> = left_out.iter().filter(|(out, _)| *out).map(|(_, test)| *test).collect();
+    if nextest && !left_out.is_empty() {
+        let tests: Vec<String> = left_out.iter().map(|test| format!("not test({test})")).collect();
+        host.args(["-E", &tests.join(" and ")]);
+    } else if !left_out.is_empty() {
+        host.arg("--").args(left_out.iter().flat_map(|test| ["--skip", test]));
     }
     test("host tests", "host crates and end-to-end", &mut host);
     let mut examples = sh::cargo(house);
@@ -87,6 +94,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test("host examples", "those in the documentation", &mut build::host_cargo(house, "test --doc"));
     if data.is_none() {
         report.skipped("scores", "WEIR_DATA is not set");
+    }
+    if readers.is_none() {
+        report.skipped("readers", "Node.js and npm are not here, or their packages were not fetched");
     }
     if has_subcommand(house, "deny") {
         report.check(

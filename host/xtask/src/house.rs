@@ -19,8 +19,11 @@ pub(crate) const COMPONENTS: &[Component] =
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
 
 /// The guest programs of the tests (folders of tests/guests): one line each.
-pub(crate) const GUESTS: &[Component] =
-    &[Component { package: "nn-probe", name: "nn_probe" }, Component { package: "infer-stub", name: "infer_stub" }];
+pub(crate) const GUESTS: &[Component] = &[
+    Component { package: "nn-probe", name: "nn_probe" },
+    Component { package: "infer-stub", name: "infer_stub" },
+    Component { package: "events-stub", name: "events_stub" },
+];
 
 /// The crates of the native host. Cargo unites the features of the packages it is asked for, so every host build
 /// and test names exactly these: one set of features, and nothing compiles twice.

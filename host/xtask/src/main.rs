@@ -19,6 +19,7 @@ mod demo;
 mod files;
 mod house;
 mod http;
+mod node;
 mod python;
 mod redis;
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub enum NameError {
     #[error("a channel's kind is 1 to {KIND_BYTES_MAX} of a-z, 0-9 and -, beginning with a letter")]
     Kind,
     /// The id is empty, too long or has a byte outside the grammar.
-    #[error("a channel's id is 1 to {ID_BYTES_MAX} of A-Z, a-z, 0-9 and . _ ~ : @ | -, not beginning with a dot")]
+    #[error("a channel's id is 1 to {ID_BYTES_MAX} of A-Z, a-z, 0-9 and . _ ~ : @ + = | -, not beginning with a dot")]
     Id,
 }
 
@@ -116,7 +116,7 @@ fn check_kind(kind: &str) -> Result<(), NameError> {
 }
 
 fn check_id(id: &str) -> Result<(), NameError> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._~:@|-".contains(&byte);
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._~:@+=|-".contains(&byte);
     let fits = !id.is_empty() && id.len() <= ID_BYTES_MAX && !id.starts_with('.');
     if fits && id.bytes().all(good) { Ok(()) } else { Err(NameError::Id) }
 }

@@ -108,7 +108,7 @@ fn shown(dir: &std::path::Path) -> String {
 
 async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
     let mut reader = Reader::open(&arguments.files)?;
-    let runtime = Runtime::start(&config, BUILTIN, false)?;
+    let runtime = Runtime::start(&config, BUILTIN)?;
     runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
     fits(work, model, &runtime)?;
     let request = Request::new(arguments, work, model);

@@ -42,6 +42,9 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     config.models.dir = PathBuf::new();
     config.models.names.clear();
     config.model.clear();
+    // Nobody else is served: no channels, and nobody to be kept out.
+    (config.events, config.auth) = (weir_config::Events::default(), weir_config::Auth::default());
+    config.http.listen = weir_config::Config::default().http.listen;
     // Who types has time.
     config.http.body_timeout_ms = PATIENCE_MS;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -54,7 +57,7 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
 async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<ExitCode> {
     let reader = super::input::Reader::open(&arguments.files)?;
     let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
-    let runtime = Runtime::start(config, BUILTIN, true)?;
+    let runtime = Runtime::serve(config, BUILTIN).await?;
     let gateway = runtime.gateway().context("the runtime has no gateway")?;
     let mut failed = false;
     for file in &arguments.files {

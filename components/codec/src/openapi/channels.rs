@@ -1,0 +1,215 @@
+//! The paths of channels. What publishers send passes through unread in parts, so its schemas are written here and not derived.
+
+use serde_json::{Map, Value, json};
+
+use super::{Schemas, problem};
+use crate::{
+    channel::{CHANNEL_ROUTES, ChannelKind, ID_BYTES_MAX},
+    publish::{LEVELS, MESSAGE_CODE_POINTS_MAX, NAME_CODE_POINTS_MAX, TEMPORAL_STATUSES},
+    stream_event::events_of,
+    subscribe::LAST_EVENT_ID,
+};
+
+/// Adds the paths.
+pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
+    for (method, path) in CHANNEL_ROUTES {
+        let mut operation = match path {
+            "/stream/health" => health(),
+            "/tickets" => tickets(),
+            path if method == "GET" => subscribe(path),
+            path => publish(path),
+        };
+        if let Some(name) = path.split(['{', '}']).nth(1) {
+            let id = json!({
+                "name": name, "in": "path", "required": true,
+                "schema": { "type": "string", "minLength": 1, "maxLength": ID_BYTES_MAX,
+                            "pattern": "^[A-Za-z0-9_~:@+=|-][A-Za-z0-9._~:@+=|-]*$" },
+            });
+            let more = operation["parameters"].as_array().cloned().unwrap_or_default();
+            operation["parameters"] = Value::Array([vec![id], more].concat());
+        }
+        let content = problem(schemas);
+        if let Some(responses) = operation["responses"].as_object_mut() {
+            for (status, what) in problems(method, path) {
+                responses.insert((*status).to_owned(), json!({ "description": what, "content": content.clone() }));
+            }
+        }
+        paths.insert(path.to_owned(), json!({ method.to_ascii_lowercase(): operation }));
+    }
+}
+
+/// What can go wrong.
+fn problems(method: &str, path: &str) -> &'static [(&'static str, &'static str)] {
+    const STORE: (&str, &str) = ("503", "The channel store cannot answer now, see `Retry-After`");
+    const WHO: (&str, &str) = ("401", "The request does not show who sends it");
+    const PLACE: (&str, &str) = ("403", "Without authentication channels are served on a loopback address only");
+    const THERE: (&str, &str) = ("404", "There is no such channel, or not for this user");
+    const OFTEN: (&str, &str) = ("429", "This user asks too often, see `Retry-After`");
+    match (method, path) {
+        (_, "/stream/health") => &[],
+        (_, "/tickets") => &[WHO, ("422", "The fields are wrong, or the ticket would be too long"), OFTEN],
+        ("GET", _) => {
+            &[WHO, PLACE, THERE, ("406", "Neither form is accepted"), ("422", "The id or cursor is none"), OFTEN, STORE]
+        }
+        _ => &[
+            ("400", "The body cannot be read"),
+            WHO,
+            PLACE,
+            THERE,
+            ("409", "The channel has its last event"),
+            ("413", "The body or the event is too large"),
+            ("422", "The fields are wrong; `errors` lists them all"),
+            OFTEN,
+            STORE,
+        ],
+    }
+}
+
+fn kind(path: &str) -> Option<ChannelKind> {
+    ChannelKind::from_name(path.split('/').nth(2)?)
+}
+
+fn subscribe(path: &str) -> Value {
+    let kind = kind(path);
+    let names = kind.map(events_of).unwrap_or_default().join(", ");
+    let name = kind.map_or("channel", ChannelKind::name);
+    let stream = |description: &str| json!({ "schema": { "type": "string", "description": description } });
+    json!({
+        "operationId": format!("follow_{name}"),
+        "summary": format!("Follow the channel of a {name}"),
+        "parameters": [
+            { "name": "Last-Event-ID", "in": "header", "schema": { "type": "string" },
+              "description": "The id of the last event that the client has: what follows it comes next" },
+            { "name": LAST_EVENT_ID, "in": "query", "schema": { "type": "string" },
+              "description": "The same for a first connection; the header counts where both are there" },
+            { "name": "ticket", "in": "query", "schema": { "type": "string" },
+              "description": "A ticket of `POST /tickets`, for clients that cannot send a header" },
+        ],
+        "responses": {
+            "200": {
+                "description": format!(
+                    "Events as they come: {names}. The id of an event is its place, `epoch-seq`; events that cannot be had \
+                     any more are told by a `gap` with `missing_from` and `missing_to`, both included."
+                ),
+                "content": {
+                    "text/event-stream": stream("Server-sent events; a comment when nothing else came for a while"),
+                    "application/x-ndjson": stream("A line `{type, id, channel, data}` for each event"),
+                },
+            },
+            "204": { "description": "The channel is finished, and the client has all of it" },
+        },
+    })
+}
+
+fn publish(path: &str) -> Value {
+    let text = |code_points: usize| json!({ "type": "string", "maxLength": code_points });
+    let (name, message) = (text(NAME_CODE_POINTS_MAX), text(MESSAGE_CODE_POINTS_MAX));
+    let user = json!({ "type": "string", "description": "The user whose channel gets the event too" });
+    let last = json!({ "type": "boolean", "description": "Whether this is the channel's last event" });
+    let progress = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "step": name, "progress": { "type": "number", "minimum": 0, "maximum": 100 }, "message": message,
+            "error": message, "canceled": { "type": "boolean" }, "metadata": { "type": "object" }, "result": {},
+            "user_id": user, "last": last,
+        },
+        "required": ["step", "progress"],
+    });
+    let (id, summary, body) = match path {
+        "/stream/publish/user/{id}" => {
+            let body = json!({
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "title": name, "message": message, "level": { "enum": LEVELS, "default": LEVELS[0] },
+                    "metadata": { "type": "object" },
+                },
+                "required": ["message"],
+            });
+            ("notify", "Notify a user", body)
+        }
+        "/stream/publish/analysis/{file_id}" => {
+            ("publishAnalysis", "Publish the progress of a file's analysis", progress)
+        }
+        _ => {
+            let mut progress = progress;
+            progress["properties"]["event"] = json!({ "const": "workflow_progress" });
+            let temporal = json!({
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "event": { "const": "temporal_status" }, "status": { "enum": TEMPORAL_STATUSES }, "run_id": name,
+                    "message": message, "metadata": { "type": "object" }, "result": {}, "user_id": user, "last": last,
+                },
+                "required": ["event", "status"],
+            });
+            let body = json!({ "oneOf": [progress, temporal] });
+            ("publishWorkflow", "Publish an event of a workflow: its progress, or what its engine says", body)
+        }
+    };
+    let published = json!({
+        "type": "object",
+        "properties": {
+            "status": { "const": "published" }, "channel": { "type": "string" }, "id": { "type": "string" },
+            "user_channel": { "type": "string" }, "user_event_id": { "type": "string" },
+        },
+        "required": ["status", "channel", "id"],
+    });
+    json!({
+        "operationId": id,
+        "summary": summary,
+        "requestBody": { "required": true, "content": { "application/json": { "schema": body } } },
+        "responses": {
+            "200": { "description": "The event is in its channel; `id` is its place",
+                     "content": { "application/json": { "schema": published } } },
+        },
+    })
+}
+
+fn tickets() -> Value {
+    let body = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "path": { "type": "string", "description": "The path that it opens, without a query" },
+            "scope": { "type": "string", "description": "The scopes that it is limited to, separated by spaces" },
+        },
+        "required": ["path"],
+    });
+    let ticket = json!({
+        "type": "object",
+        "properties": { "ticket": { "type": "string" }, "expires_at": { "type": "string", "format": "date-time" } },
+        "required": ["ticket", "expires_at"],
+    });
+    json!({
+        "operationId": "ticket",
+        "summary": "A ticket that opens one path once, for pages that cannot send a header",
+        "requestBody": { "required": true, "content": { "application/json": { "schema": body } } },
+        "responses": {
+            "201": { "description": "The ticket", "content": { "application/json": { "schema": ticket } } },
+        },
+    })
+}
+
+fn health() -> Value {
+    let services = json!({ "type": "object", "additionalProperties": { "enum": ["healthy", "unhealthy"] } });
+    let health = json!({
+        "type": "object",
+        "properties": {
+            "status": { "enum": ["healthy", "degraded", "unhealthy"] }, "services": services,
+            "active_streams": { "type": "integer" }, "timestamp": { "type": "string", "format": "date-time" },
+            "details": { "type": "object", "additionalProperties": { "type": "string" } },
+        },
+        "required": ["status", "services", "active_streams", "timestamp"],
+    });
+    let content = json!({ "application/json": { "schema": health } });
+    json!({
+        "operationId": "streamHealth",
+        "summary": "How the channel store and the models are; each was asked",
+        "responses": {
+            "200": { "description": "Channels are served", "content": content },
+            "503": { "description": "The channel store takes no events", "content": content },
+        },
+    })
+}

@@ -1,0 +1,126 @@
+//! What publishers send, on its way into the store.
+
+use weir_auth::{identity::Identity, refusal};
+use weir_codec::{
+    channel::{Channel, ChannelRoute},
+    problem::Problem,
+    publish::{Notification, Progress, WorkflowBody, user_channel},
+    stream_event::{StreamEvent, published_json},
+};
+use weir_core::process::Now;
+
+use crate::{
+    access::Access,
+    bindings::weir::stream::events::{self, Event, Failure},
+    owners,
+    reply::Reply,
+    subscribe,
+};
+
+/// Most bytes in the key under which a later event replaces an earlier one.
+const KEY_BYTES_MAX: usize = 64;
+
+/// Appends an event to a channel, and a copy to the channel of the user whom it names.
+///
+/// The copy comes second: who is told that it failed finds the event in its own channel, and sends it again at the price of
+/// having it there twice.
+pub(crate) async fn publish(
+    route: &ChannelRoute,
+    body: &[u8],
+    identity: &Identity,
+    path: &str,
+    now: Now,
+) -> Result<Reply, Problem> {
+    let access = Access::current()?;
+    access.publishes(identity, now)?;
+    match route {
+        ChannelRoute::PublishWorkflow(channel) => {
+            let body = WorkflowBody::from_json(body)?;
+            let user = body.user_id().and_then(user_channel);
+            append(access, channel, &StreamEvent::from(&body), user, identity, path, now).await
+        }
+        ChannelRoute::PublishAnalysis(channel) => {
+            let body = Progress::analysis_from_json(body)?;
+            let user = body.user_id.as_deref().and_then(user_channel);
+            append(access, channel, &StreamEvent::AnalysisProgress(&body), user, identity, path, now).await
+        }
+        ChannelRoute::PublishUser(channel) => {
+            let body = Notification::from_json(body)?;
+            append(access, channel, &StreamEvent::Notification(&body), None, identity, path, now).await
+        }
+        _ => Err(Problem::not_found(path)),
+    }
+}
+
+async fn append(
+    access: &Access,
+    channel: &Channel,
+    event: &StreamEvent<'_>,
+    user: Option<Channel>,
+    identity: &Identity,
+    path: &str,
+    now: Now,
+) -> Result<Reply, Problem> {
+    let granted = |owner: Option<&str>| identity.may_publish(channel, owner, user.as_ref());
+    if granted(None).is_err() {
+        let owner = owners::find(channel).await?;
+        granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
+    }
+    if let Some(user) = user.as_ref().filter(|_| access.required()) {
+        owners::settle(channel, user, now).await?;
+    }
+    let data = event.data(channel, now.unix_ns / 1_000_000);
+    let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is no UTF-8"))?;
+    let finishes = event.finishes();
+    let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
+    let name = event.name();
+    let copy = user.map(|user| {
+        // In the channel of a user, the progress of one workflow does not stand for another's.
+        let key = format!("{name}:{}", channel.id());
+        let coalesce = coalesce.is_some().then_some(key).filter(|key| is_key(key));
+        (user, Event { name: name.to_owned(), data: data.clone(), coalesce, finishes: false })
+    });
+    let id = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }).await?;
+    let copied = match copy {
+        Some((user, event)) => {
+            let id = place(&user, event).await?;
+            Some((user, id))
+        }
+        None => None,
+    };
+    let copied = copied.as_ref().map(|(user, id)| (user, id.as_str()));
+    Ok(Reply::json(published_json(channel, &id, copied)))
+}
+
+/// Appends one event; its id on the wire.
+async fn place(channel: &Channel, event: Event) -> Result<String, Problem> {
+    let places = events::append(channel.to_string(), vec![event]).await.map_err(problem)?;
+    let place = places.first().ok_or_else(|| Problem::internal("the store gave no place"))?;
+    Ok(subscribe::wire_id(place))
+}
+
+/// Whether the store takes a text as a key.
+fn is_key(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
+    text.len() <= KEY_BYTES_MAX && text.bytes().all(good)
+}
+
+/// What the store did not do, for a client.
+pub(crate) fn problem(failure: Failure) -> Problem {
+    match failure {
+        Failure::Invalid(text) => Problem::refused(422, "invalid_event", "The event is not valid", text, None),
+        Failure::Finished => {
+            let detail = "the channel has its last event; nothing can be published to it";
+            Problem::refused(409, "channel_finished", "The channel is finished", detail, None)
+        }
+        Failure::TooLarge(text) => Problem::refused(413, "event_too_large", "The event is too large", text, None),
+        Failure::Unavailable(retry_after_ms) => Problem::refused(
+            503,
+            "events_unavailable",
+            "The channel store cannot answer now",
+            "the channel store cannot answer now",
+            Some(retry_after_ms.max(1)),
+        ),
+        Failure::Other(_) => Problem::internal("the channel store failed"),
+    }
+}

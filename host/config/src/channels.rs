@@ -1,0 +1,162 @@
+//! The keys of channels: `events` and `auth`.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The channels of events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// Where channels are kept: `memory` (gone with the process), `disk` (one file), or `redis` (Redis Streams, shared by all
+    /// instances).
+    pub store: EventsStore,
+    /// Of `disk`: the file; its folder is made.
+    pub path: PathBuf,
+    /// Whether what a publisher was told to be in survives a crash. `disk`: it is told after an fsync, which those who publish
+    /// at the same time share. `redis`: says that the server keeps every write (`appendfsync always`).
+    pub durable: bool,
+    /// Of `redis`: where it is, `redis://[user:password@]host:port/database`.
+    pub redis_url: String,
+    /// Of `redis`: what every key begins with.
+    pub redis_prefix: String,
+    /// Of `redis`: how long one blocking read waits, ms; `STREAM_BLOCK_TIME` in the environment means this key too.
+    pub redis_block_ms: u64,
+    /// Of `redis`: how long a connection or a command may take, ms: a publisher has its answer within this.
+    pub redis_timeout_ms: u64,
+    /// Of `redis`: how long after a failed connection the next is tried, ms.
+    pub redis_retry_ms: u64,
+    /// While Redis does not answer: `none` (publishers get 503 with `Retry-After`) or `memory` (this process keeps events for
+    /// its own subscribers until Redis is back; `/stream/health` says so).
+    pub fallback: EventsFallback,
+    /// Events kept of each channel; `STREAM_MAX_ENTRIES` in the environment means this key too.
+    pub events_max: u32,
+    /// Bytes kept of each channel.
+    pub bytes_max: u64,
+    /// How long an event is kept, ms.
+    pub age_ms_max: u64,
+    /// Channels kept; past it finished ones go first, then those not used for longest; what is followed stays.
+    pub channels_max: u32,
+    /// Subscribers at once.
+    pub subscribers_max: u32,
+    /// Bytes that wait for one subscriber; past it progress is left out where a later one replaces it, then the subscriber is
+    /// closed, and can resume.
+    pub outbox_bytes_max: u64,
+    /// A stream of server-sent events or NDJSON on which nothing was written for so long gets a heartbeat, ms.
+    pub heartbeat_ms: u64,
+    /// After how long an `EventSource` that lost its connection is told to try again, ms.
+    pub retry_ms: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            store: EventsStore::Memory,
+            path: "weir-events.redb".into(),
+            durable: false,
+            redis_url: "redis://127.0.0.1:6379/0".into(),
+            redis_prefix: "pip-ai:".into(),
+            redis_block_ms: 1000,
+            redis_timeout_ms: 2000,
+            redis_retry_ms: 250,
+            fallback: EventsFallback::None,
+            events_max: 1000,
+            bytes_max: 1 << 20,
+            age_ms_max: 3_600_000,
+            channels_max: 10_000,
+            subscribers_max: 100_000,
+            outbox_bytes_max: 256 << 10,
+            heartbeat_ms: 15_000,
+            retry_ms: 3000,
+        }
+    }
+}
+
+/// Where channels are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventsStore {
+    /// In the process.
+    Memory,
+    /// In a file.
+    Disk,
+    /// In Redis Streams.
+    Redis,
+}
+
+/// What happens to events while Redis does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventsFallback {
+    /// Publishers are told to come back.
+    None,
+    /// This process keeps them.
+    Memory,
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// `none`: nobody is asked who they are; channels are then served on a loopback address only. `required`: every request but
+    /// probes, `/`, `/openapi.json` and `/stream/health` shows a token, an API key or a ticket.
+    pub mode: AuthMode,
+    /// Folder with the files `token_keys` (a JWKS, public keys in PEM, or a shared secret), `api_keys` (lines `NAME USER
+    /// sha256:HEX SCOPE…`) and `ticket_secrets` (a line each, the first signs); each may be absent. A file that changes is
+    /// read again within a second; while one cannot be understood, nobody is let in.
+    pub dir: PathBuf,
+    /// Issuers whose tokens are taken (`iss`).
+    pub issuers: Vec<String>,
+    /// Who we are: a token is for one of these (`aud`).
+    pub audiences: Vec<String>,
+    /// How far an issuer's clock may be from ours, s.
+    pub leeway_s: u32,
+    /// How long a ticket is good, s.
+    pub ticket_ttl_s: u32,
+    /// Origins whose pages may ask, such as `https://example.org`; `*` for all, but not with `cors_credentials`.
+    pub cors_origins: Vec<String>,
+    /// Whether pages of these origins may send cookies.
+    pub cors_credentials: bool,
+    /// Requests of one user in a second, in the long run; one over it is answered 429 with `Retry-After`. This and the next
+    /// four count in each instance of the gateway component for itself.
+    pub requests_per_s: u32,
+    /// Requests of one user that may come at once.
+    pub requests_burst: u32,
+    /// Events that one user publishes in a second, in the long run.
+    pub publishes_per_s: u32,
+    /// Events of one user that may come at once.
+    pub publishes_burst: u32,
+    /// Subscriptions of one user at once.
+    pub connections_max: u32,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            mode: AuthMode::None,
+            dir: PathBuf::new(),
+            issuers: Vec::new(),
+            audiences: Vec::new(),
+            leeway_s: 30,
+            ticket_ttl_s: 30,
+            cors_origins: Vec::new(),
+            cors_credentials: false,
+            requests_per_s: 100,
+            requests_burst: 500,
+            publishes_per_s: 200,
+            publishes_burst: 1000,
+            connections_max: 100,
+        }
+    }
+}
+
+/// Whether requests show who sends them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// Nobody is asked.
+    None,
+    /// Everybody is asked.
+    Required,
+}

@@ -1,0 +1,209 @@
+//! The channel store as gateway instances see it: `weir:stream/events` over [`Store`].
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer};
+use weir_core::channel::{self, ChannelName, Draft};
+use weir_events::{Error, Store, StoreKind, Subscription};
+
+use crate::bindings::gateway::weir::stream::events::{
+    Closed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Host, HostWithStore, Page,
+};
+use crate::gateway::GatewayState;
+
+/// Bytes of events from which no more are handed over at once; one is, whatever its size.
+const HANDED_BYTES_MAX: usize = 64 * 1024;
+/// Most deliveries handed over at once.
+const HANDED_MAX: usize = 64;
+
+impl Host for GatewayState {}
+
+impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+    async fn append(
+        accessor: &Accessor<GatewayState, Self>,
+        channel: String,
+        events: Vec<Event>,
+    ) -> wasmtime::Result<Result<Vec<Cursor>, Failure>> {
+        let store = store(accessor);
+        let Some(name) = name(&channel) else { return Ok(Err(no_name(&channel))) };
+        let drafts = events.into_iter().map(draft).collect();
+        let places = store.append(&name, drafts).await;
+        Ok(places.map(|places| places.into_iter().map(cursor).collect()).map_err(failure))
+    }
+
+    async fn read(
+        accessor: &Accessor<GatewayState, Self>,
+        channel: String,
+        after: Cursor,
+        limit: u32,
+    ) -> wasmtime::Result<Result<Page, Failure>> {
+        let store = store(accessor);
+        let Some(name) = name(&channel) else { return Ok(Err(no_name(&channel))) };
+        Ok(store.read(&name, place(after), limit as usize).await.map(page).map_err(failure))
+    }
+
+    async fn follow(
+        accessor: &Accessor<GatewayState, Self>,
+        channel: String,
+        after: Cursor,
+    ) -> wasmtime::Result<Result<StreamReader<Delivery>, Failure>> {
+        let store = store(accessor);
+        let Some(name) = name(&channel) else { return Ok(Err(no_name(&channel))) };
+        match store.follow(&name, place(after)).await {
+            Ok(subscription) => accessor.with(|access| StreamReader::new(access, Following(subscription)).map(Ok)),
+            Err(error) => Ok(Err(failure(error))),
+        }
+    }
+
+    async fn claim(
+        accessor: &Accessor<GatewayState, Self>,
+        key: String,
+        ttl_ms: u64,
+    ) -> wasmtime::Result<Result<bool, Failure>> {
+        Ok(store(accessor).claim(&key, ttl_ms).await.map_err(failure))
+    }
+
+    async fn health(accessor: &Accessor<GatewayState, Self>) -> wasmtime::Result<Condition> {
+        let store = store(accessor);
+        let health = store.health().await;
+        let name = match health.store {
+            StoreKind::Memory => "memory",
+            StoreKind::Disk => "disk",
+            StoreKind::Redis => "redis",
+        };
+        if let Some(detail) = health.detail.as_deref().filter(|_| !health.ok || health.fallback) {
+            tracing::warn!(detail, fallback = health.fallback, "the channel store is not well");
+        }
+        Ok(Condition {
+            store: name.to_owned(),
+            ok: health.ok,
+            fallback: health.fallback,
+            detail: health.detail,
+            followers: u32::try_from(store.stats().subscribers).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) -> Store {
+    accessor.with(|mut access| access.get().events.clone())
+}
+
+/// Gives a guest what it follows. Whatever waits for it waits in the store, within its bound.
+struct Following(Subscription);
+
+impl<D> StreamProducer<D> for Following {
+    type Item = Delivery;
+    type Buffer = VecBuffer<Delivery>;
+
+    fn poll_produce<'a>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut store: StoreContextMut<'a, D>,
+        mut destination: Destination<'a, Delivery, VecBuffer<Delivery>>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        let room = destination.remaining(&mut store).unwrap_or(HANDED_MAX).min(HANDED_MAX);
+        if room == 0 {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let mut batch = Vec::new();
+        match self.0.poll_batch(cx, &mut batch, 1) {
+            Poll::Ready(()) if batch.is_empty() => return Poll::Ready(Ok(StreamResult::Dropped)),
+            Poll::Ready(()) => {}
+            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending => return Poll::Pending,
+        }
+        let mut handed: usize = batch.iter().map(bytes).sum();
+        while batch.len() < room && handed < HANDED_BYTES_MAX {
+            let Some(next) = self.0.try_next() else { break };
+            handed += bytes(&next);
+            batch.push(next);
+        }
+        destination.set_buffer(batch.into_iter().map(delivery).collect::<Vec<_>>().into());
+        Poll::Ready(Ok(StreamResult::Completed))
+    }
+}
+
+fn bytes(delivery: &channel::Delivery) -> usize {
+    match delivery {
+        channel::Delivery::Event { entry, .. } => entry.bytes(),
+        channel::Delivery::Gap(_) | channel::Delivery::Closed(_) => 0,
+    }
+}
+
+fn name(text: &str) -> Option<ChannelName> {
+    text.parse().ok()
+}
+
+fn no_name(text: &str) -> Failure {
+    let why = text.parse::<ChannelName>().err().map(|error| error.to_string());
+    Failure::Invalid(why.unwrap_or_default())
+}
+
+fn place(cursor: Cursor) -> channel::Cursor {
+    channel::Cursor::new(cursor.epoch, cursor.seq)
+}
+
+fn cursor(place: channel::Cursor) -> Cursor {
+    Cursor { epoch: place.epoch, seq: place.seq }
+}
+
+fn draft(event: Event) -> Draft {
+    Draft {
+        name: event.name.into(),
+        data: event.data.into(),
+        coalesce: event.coalesce.map(Into::into),
+        finishes: event.finishes,
+    }
+}
+
+fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
+    Entry {
+        at: cursor(entry.cursor),
+        time_ms: entry.time_ms,
+        event: Event {
+            name: entry.name.to_string(),
+            data: entry.data.to_string(),
+            coalesce: entry.coalesce.as_ref().map(ToString::to_string),
+            finishes: entry.finishes,
+        },
+        coalesced,
+    }
+}
+
+fn gap(gap: channel::Gap) -> Gap {
+    Gap { missing_from: cursor(gap.missing_from), missing_to: cursor(gap.missing_to) }
+}
+
+fn page(page: channel::Page) -> Page {
+    Page {
+        gap: page.gap.map(gap),
+        entries: page.entries.iter().map(|of_page| entry(of_page, 0)).collect(),
+        next: cursor(page.next),
+        ended: page.ended,
+    }
+}
+
+fn delivery(delivery: channel::Delivery) -> Delivery {
+    match delivery {
+        channel::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
+        channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
+        channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(Closed::Slow),
+        channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(Closed::Lost),
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Invalid(text) => Failure::Invalid(text),
+        Error::Finished => Failure::Finished,
+        Error::TooLarge(text) => Failure::TooLarge(text),
+        Error::Unavailable { reason, retry_after_ms } => {
+            tracing::warn!(reason, "the channel store does not answer");
+            Failure::Unavailable(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
+        }
+        Error::Other(text) => Failure::Other(text),
+    }
+}

@@ -1,0 +1,48 @@
+//! The readers of server-sent events from npm that the tests read us back with.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::build::finish;
+use crate::files::{Key, Stamp};
+use crate::house::House;
+use crate::sh;
+use crate::ui::Step;
+
+/// The variable in which tests find the folder with `node_modules`.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
+/// The test that needs it.
+pub(crate) const TEST: &str = "two_readers_get_every_event_once_through_cut_connections";
+
+const PACKAGES: &str = "tests/readers/package.json";
+
+/// Whether this machine has Node.js and npm.
+pub(crate) fn is_here() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    ["node", "npm"].iter().all(|name| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+}
+
+/// Installs the packages of tests/readers unless they are there, each in the version that is named.
+pub(crate) fn ensure(house: &House) -> Result<PathBuf> {
+    let folder = house.keep().join("npm");
+    let packages = house.root.join(PACKAGES);
+    let stamp = Stamp::new(house, "npm", Key::default().file(&packages)?);
+    if stamp.fresh() && folder.join("node_modules").is_dir() {
+        return Ok(folder);
+    }
+    let mut step = Step::begin("npm", &format!("installs {PACKAGES} under target"));
+    let mut install = || {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::copy(&packages, folder.join("package.json")).context("cannot copy package.json")?;
+        let mut npm = sh::program(house, "npm");
+        npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+        sh::check(&mut step, npm.arg(&folder))?;
+        stamp.set()?;
+        Ok("eventsource, eventsource-parser".to_owned())
+    };
+    let installed = install();
+    finish(step, installed)?;
+    Ok(folder)
+}

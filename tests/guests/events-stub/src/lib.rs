@@ -1,0 +1,222 @@
+//! A channel store in the memory of a component: core's log, subscriber and claims behind `weir:stream/events`. With it the
+//! gateway has channels under any WASI 0.3 host, for as long as the host keeps one instance.
+//!
+//! A follower looks for what is new every 20 ms, since one task of a component does not wake another.
+
+mod bindings {
+    #![allow(missing_docs, clippy::all, unreachable_pub)]
+    wit_bindgen::generate!({
+        inline: "
+            package weir:events-stub;
+            world events-stub {
+                import wasi:clocks/monotonic-clock@0.3.0;
+                import wasi:clocks/system-clock@0.3.0;
+                export weir:%stream/events@0.1.0;
+            }
+        ",
+        path: "../../../wit",
+        world: "weir:events-stub/events-stub",
+        generate_all,
+    });
+}
+
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+
+use bindings::{
+    exports::weir::stream::events::{
+        Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Guest, Page,
+    },
+    wasi::clocks::{monotonic_clock, system_clock},
+    wit_stream,
+};
+use weir_core::channel::{self, ChannelName, Claims, Draft, EventLimits, Log, Retention, Subscriber};
+use wit_bindgen::rt::async_support::{StreamReader, spawn};
+
+const LOOK_NS: u64 = 20_000_000;
+const CHANNELS_MAX: usize = 1000;
+const CLAIMS_MAX: usize = 1000;
+const OUTBOX_BYTES_MAX: usize = 256 << 10;
+const PAGE_BYTES_MAX: usize = 1 << 20;
+const PAGE_EVENTS_MAX: usize = 1000;
+
+struct Channel {
+    log: Log,
+    subscribers: Vec<(u64, Subscriber)>,
+}
+
+#[derive(Default)]
+struct State {
+    channels: BTreeMap<ChannelName, Channel>,
+    claims: Option<Claims>,
+    followers: u64,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::default();
+}
+
+struct Stub;
+bindings::export!(Stub with_types_in bindings);
+
+impl Guest for Stub {
+    async fn append(channel: String, events: Vec<Event>) -> Result<Vec<Cursor>, Failure> {
+        let name = name(&channel)?;
+        let drafts: Vec<Draft> = events.into_iter().map(draft).collect();
+        Draft::check_all(&drafts, &EventLimits::default()).map_err(|error| match error.too_large() {
+            true => Failure::TooLarge(error.to_string()),
+            false => Failure::Invalid(error.to_string()),
+        })?;
+        with(&name, |channel| {
+            if channel.log.finished() {
+                return Err(Failure::Finished);
+            }
+            let mut places = Vec::new();
+            for draft in drafts {
+                let entry = Arc::new(draft.at(channel.log.last().next(), now_ms()));
+                places.push(cursor(entry.cursor));
+                channel.log.push(entry.clone());
+                for (_, subscriber) in &mut channel.subscribers {
+                    subscriber.handle_appended(&entry);
+                }
+            }
+            Ok(places)
+        })?
+    }
+
+    async fn read(channel: String, after: Cursor, limit: u32) -> Result<Page, Failure> {
+        let name = name(&channel)?;
+        let limit = (limit as usize).clamp(1, PAGE_EVENTS_MAX);
+        let page = with(&name, |channel| channel.log.read(place(after), limit, PAGE_BYTES_MAX))?;
+        Ok(Page {
+            gap: page.gap.map(gap),
+            entries: page.entries.iter().map(|of_page| entry(of_page, 0)).collect(),
+            next: cursor(page.next),
+            ended: page.ended,
+        })
+    }
+
+    async fn follow(channel: String, after: Cursor) -> Result<StreamReader<Delivery>, Failure> {
+        let name = name(&channel)?;
+        let id = STATE.with_borrow_mut(|state| {
+            state.followers += 1;
+            state.followers
+        });
+        with(&name, |channel| {
+            let subscriber = Subscriber::new(place(after), OUTBOX_BYTES_MAX, &channel.log);
+            channel.subscribers.push((id, subscriber));
+        })?;
+        let (mut writer, reader) = wit_stream::new::<Delivery>();
+        spawn(async move {
+            loop {
+                let (deliveries, ended) = take(&name, id);
+                let any = !deliveries.is_empty();
+                if any && !writer.write_all(deliveries).await.is_empty() {
+                    break;
+                }
+                if ended {
+                    break;
+                }
+                if !any {
+                    monotonic_clock::wait_for(LOOK_NS).await;
+                }
+            }
+            let _ = with(&name, |channel| channel.subscribers.retain(|(other, _)| *other != id));
+        });
+        Ok(reader)
+    }
+
+    async fn claim(key: String, ttl_ms: u64) -> Result<bool, Failure> {
+        STATE.with_borrow_mut(|state| {
+            let claims = state.claims.get_or_insert_with(|| Claims::new(CLAIMS_MAX));
+            claims.claim(&key, now_ms(), ttl_ms).map_err(|_| Failure::Unavailable(1000))
+        })
+    }
+
+    async fn health() -> Condition {
+        let followers = STATE.with_borrow(|state| state.channels.values().map(|c| c.subscribers.len()).sum::<usize>());
+        Condition { store: "memory".to_owned(), ok: true, fallback: false, detail: None, followers: followers as u32 }
+    }
+}
+
+/// What a follower gets now, and whether it is at the end.
+fn take(name: &ChannelName, id: u64) -> (Vec<Delivery>, bool) {
+    let taken = with(name, |channel| {
+        let Channel { log, subscribers } = channel;
+        let Some((_, subscriber)) = subscribers.iter_mut().find(|(other, _)| *other == id) else {
+            return (Vec::new(), true);
+        };
+        let mut deliveries = Vec::new();
+        while let Some(delivery) = subscriber.poll(log) {
+            deliveries.push(wire(delivery));
+        }
+        (deliveries, subscriber.ended())
+    });
+    taken.unwrap_or((Vec::new(), true))
+}
+
+fn with<T>(name: &ChannelName, act: impl FnOnce(&mut Channel) -> T) -> Result<T, Failure> {
+    STATE.with_borrow_mut(|state| {
+        if !state.channels.contains_key(name) {
+            if state.channels.len() >= CHANNELS_MAX {
+                return Err(Failure::Unavailable(1000));
+            }
+            let log = Log::new(Retention::default(), channel::Cursor::new(now_ms(), 0));
+            state.channels.insert(name.clone(), Channel { log, subscribers: Vec::new() });
+        }
+        let channel = state.channels.get_mut(name).ok_or(Failure::Unavailable(1000))?;
+        Ok(act(channel))
+    })
+}
+
+fn name(text: &str) -> Result<ChannelName, Failure> {
+    text.parse().map_err(|error: channel::NameError| Failure::Invalid(error.to_string()))
+}
+
+fn now_ms() -> u64 {
+    let now = system_clock::now();
+    u64::try_from(now.seconds).unwrap_or(0) * 1000 + u64::from(now.nanoseconds) / 1_000_000
+}
+
+fn draft(event: Event) -> Draft {
+    Draft {
+        name: event.name.into(),
+        data: event.data.into(),
+        coalesce: event.coalesce.map(Into::into),
+        finishes: event.finishes,
+    }
+}
+
+fn place(cursor: Cursor) -> channel::Cursor {
+    channel::Cursor::new(cursor.epoch, cursor.seq)
+}
+
+fn cursor(place: channel::Cursor) -> Cursor {
+    Cursor { epoch: place.epoch, seq: place.seq }
+}
+
+fn gap(gap: channel::Gap) -> Gap {
+    Gap { missing_from: cursor(gap.missing_from), missing_to: cursor(gap.missing_to) }
+}
+
+fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
+    Entry {
+        at: cursor(entry.cursor),
+        time_ms: entry.time_ms,
+        event: Event {
+            name: entry.name.to_string(),
+            data: entry.data.to_string(),
+            coalesce: entry.coalesce.as_ref().map(ToString::to_string),
+            finishes: entry.finishes,
+        },
+        coalesced,
+    }
+}
+
+fn wire(delivery: channel::Delivery) -> Delivery {
+    match delivery {
+        channel::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
+        channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
+        channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
+        channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
+    }
+}

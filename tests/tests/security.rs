@@ -1,0 +1,451 @@
+//! Who may see what, over real sockets: forged and stale tokens, another's ids, replayed tickets, injections, bounds.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use weir_tests::follow::{Follower, post};
+use weir_tests::{Raw, Server, tool, until};
+
+/// Keys whose hashes are in the file: of two users without scopes, and of a worker that publishes for all.
+const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
+const BOB: &str = "weir_AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI";
+const WORKER: &str = "weir_AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM";
+const ADMIN: &str = "weir_BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ";
+const API_KEYS: &str = "\
+ann ann sha256:0c931af1becde644feaacb8c72cda351e1e5197468018114afcfb614aa558b37
+bob bob sha256:4d764170b1d6528180ca8f712c94a712b1c66239c05234a4264750a7c78c656c
+worker worker sha256:3706688a5d50a892bb76689237f8c9fd18f498405f442a83575d29adf3e7f80e publish:workflow:* publish:file:* publish:user:*
+admin admin sha256:4d98ee4b6fb858d1b4d833871bb1178d75312507e7ea209992da34fa2f10fc21 admin
+";
+const SECRET: &str = "a shared secret that is long enough for HS256";
+
+/// A server that asks everybody, with its keys in a folder.
+fn guarded(dir: &Path, more: &[&str]) -> Result<Server> {
+    std::fs::write(dir.join("api_keys"), API_KEYS)?;
+    std::fs::write(dir.join("token_keys"), SECRET)?;
+    std::fs::write(dir.join("ticket_secrets"), "another secret, for tickets, also long enough\n")?;
+    let keys = format!("auth.dir={}", dir.display());
+    let mut arguments = vec![
+        "--set",
+        "auth.mode=required",
+        "--set",
+        &keys,
+        "--set",
+        "auth.issuers=[\"https://issuer.example\"]",
+        "--set",
+        "auth.audiences=[weir]",
+        "--set",
+        "auth.leeway_s=0",
+    ];
+    arguments.extend(more);
+    Server::start_stub(&arguments)
+}
+
+fn now_s() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
+}
+
+/// A JSON Web Token by an implementation that is not ours.
+fn token(header: &Value, claims: &Value, secret: &str) -> Result<String> {
+    const SIGN: &str = "
+import sys, hmac, hashlib, base64
+b64 = lambda data: base64.urlsafe_b64encode(data).rstrip(b'=')
+signed = b64(sys.argv[1].encode()) + b'.' + b64(sys.argv[2].encode())
+print((signed + b'.' + b64(hmac.new(sys.argv[3].encode(), signed, hashlib.sha256).digest())).decode(), end='')
+";
+    let mut command = Command::new(tool("WEIR_TEST_PYTHON")?);
+    let output = command.args(["-c", SIGN, &header.to_string(), &claims.to_string(), secret]).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn claims(user: &str, ttl_s: u64) -> Result<Value> {
+    let exp = now_s()? + ttl_s;
+    Ok(json!({"iss": "https://issuer.example", "aud": ["weir"], "sub": user, "exp": exp}))
+}
+
+fn hs256() -> Value {
+    json!({"alg": "HS256", "typ": "JWT"})
+}
+
+fn ask(server: &Server, method: Method, path: &str, key: &str) -> RequestBuilder {
+    Client::new().request(method, server.url(path)).bearer_auth(key)
+}
+
+async fn status(request: RequestBuilder) -> Result<u16> {
+    Ok(request.send().await?.status().as_u16())
+}
+
+/// Publishes as somebody; the status.
+async fn publish(server: &Server, path: &str, key: &str, body: &Value) -> Result<u16> {
+    status(ask(server, Method::POST, path, key).json(body)).await
+}
+
+fn step(user: Option<&str>) -> Value {
+    json!({"step": "s", "progress": 1, "message": "m", "user_id": user})
+}
+
+#[tokio::test]
+async fn nobody_comes_in_without_a_good_token() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    const MINE: &str = "/stream/user/ann";
+    let answer = reqwest::get(server.url(MINE)).await?;
+    assert_eq!(answer.status(), 401);
+    assert_eq!(answer.headers()["www-authenticate"], "Bearer realm=\"weir\"");
+    assert_eq!(answer.json::<Value>().await?["code"], "unauthenticated");
+    // What needs no token, and what does though it is no channel.
+    for path in ["/", "/livez", "/readyz", "/openapi.json", "/stream/health"] {
+        assert_eq!(reqwest::get(server.url(path)).await?.status(), 200, "{path}");
+    }
+    assert_eq!(post(&server, "/v1/classify", &json!({"inputs": "good"})).await?.0, 401);
+    assert_eq!(publish(&server, "/v1/classify", ANN, &json!({"inputs": "good"})).await?, 200);
+
+    let good = token(&hs256(), &claims("ann", 600)?, SECRET)?;
+    let answer = ask(&server, Method::GET, MINE, &good).send().await?;
+    assert_eq!(Follower::of(answer, None)?.event().await?.name, "connected");
+    let answer = ask(&server, Method::GET, MINE, ANN).send().await?;
+    assert_eq!(Follower::of(answer, None)?.event().await?.name, "connected");
+
+    let with = |name: &str, value: Value| -> Result<Value> {
+        let mut claims = claims("ann", 600)?;
+        claims[name] = value;
+        Ok(claims)
+    };
+    let mut parts = good.split('.');
+    let (head, body) = (parts.next().context("a header")?, parts.next().context("claims")?);
+    let mut forged = vec![
+        ("another secret", token(&hs256(), &claims("ann", 600)?, &SECRET.replace('a', "b"))?),
+        ("alg none", token(&json!({"alg": "none"}), &claims("ann", 600)?, SECRET)?),
+        ("alg of another key", token(&json!({"alg": "ES256"}), &claims("ann", 600)?, SECRET)?),
+        (
+            "a header that must be understood",
+            token(&json!({"alg": "HS256", "crit": ["x"]}), &claims("ann", 600)?, SECRET)?,
+        ),
+        ("expired", token(&hs256(), &with("exp", json!(now_s()? - 1))?, SECRET)?),
+        ("no end", token(&hs256(), &with("exp", Value::Null)?, SECRET)?),
+        ("not yet", token(&hs256(), &with("nbf", json!(now_s()? + 600))?, SECRET)?),
+        ("another issuer", token(&hs256(), &with("iss", json!("https://evil.example"))?, SECRET)?),
+        ("another audience", token(&hs256(), &with("aud", json!("other"))?, SECRET)?),
+        ("no signature", format!("{head}.{body}.")),
+        ("no user", token(&hs256(), &with("sub", json!(""))?, SECRET)?),
+        ("a key that nobody has", format!("{}A", &ANN[..ANN.len() - 1])),
+    ];
+    forged.push(("another's signature", format!("{good}A")));
+    for (what, token) in forged {
+        let answer = ask(&server, Method::GET, MINE, &token).send().await?;
+        assert_eq!(answer.status(), 401, "{what}");
+        assert!(answer.headers()["www-authenticate"].to_str()?.contains("invalid_token"), "{what}");
+    }
+    // A token in a URL is refused, good or not.
+    for query in ["access_token", "token", "ticket"] {
+        assert_eq!(reqwest::get(server.url(&format!("{MINE}?{query}={good}"))).await?.status(), 400, "{query}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_anothers_is_not_there() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &step(Some("ann"))).await?, 200);
+    assert_eq!(publish(&server, "/stream/publish/workflow/nobodys", WORKER, &step(None)).await?, 200);
+    let refused = |key: &'static str, path: &'static str| {
+        let request = ask(&server, Method::GET, path, key);
+        async move {
+            let answer = request.send().await?;
+            let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
+            let said = body["detail"].as_str().context("a detail")?.replace(path, "PATH");
+            body["detail"] = json!(said);
+            body["request_id"] = Value::Null;
+            anyhow::Ok((status, body))
+        }
+    };
+    let missing = refused(ANN, "/stream/workflow/never-was").await?;
+    assert_eq!(missing.0, StatusCode::NOT_FOUND);
+    for (key, path) in [
+        (BOB, "/stream/workflow/w1"),
+        (BOB, "/stream/user/ann"),
+        (ANN, "/stream/workflow/nobodys"),
+        (WORKER, "/stream/workflow/w1"),
+        (ANN, "/stream/nothing/at/all"),
+    ] {
+        assert_eq!(refused(key, path).await?, missing, "{path}");
+    }
+    // The owner sees it, and so does who may see all; and it is in the owner's own channel.
+    for (key, path) in [(ANN, "/stream/workflow/w1"), (ADMIN, "/stream/workflow/w1"), (ANN, "/stream/user/ann")] {
+        let mut follower = Follower::of(ask(&server, Method::GET, path, key).send().await?, None)?;
+        assert_eq!(follower.placed().await?.data["workflow_id"], "w1", "{path}");
+    }
+    // Nobody takes over what is another's, publishes there, or writes into another's channel.
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", BOB, &step(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w2", BOB, &step(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &step(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/user/ann", BOB, &json!({"message": "m"})).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &step(Some("bob"))).await?, 200);
+    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/w1", BOB)).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &step(Some("ann"))).await?, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_ticket_opens_one_path_once() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    let issue = |key: &'static str, body: Value| {
+        let request = ask(&server, Method::POST, "/tickets", key).json(&body);
+        async move {
+            let answer = request.send().await?;
+            let status = answer.status();
+            let body: Value = answer.json().await?;
+            ensure!(status == 201, "{body}");
+            Ok(body["ticket"].as_str().context("a ticket")?.to_owned())
+        }
+    };
+    let mine = json!({"path": "/stream/user/ann"});
+    let ticket = issue(ANN, mine.clone()).await?;
+    let url = server.url(&format!("/stream/user/ann?ticket={ticket}"));
+    let mut follower = Follower::of(reqwest::get(&url).await?, None)?;
+    assert_eq!(follower.event().await?.name, "connected");
+    let again = reqwest::get(&url).await?;
+    assert_eq!(again.status(), 401);
+    assert_eq!(again.json::<Value>().await?["code"], "invalid_ticket");
+    // Of a hundred that come at once, one is let in.
+    let ticket = issue(ANN, mine.clone()).await?;
+    let url = server.url(&format!("/stream/user/ann?ticket={ticket}"));
+    let client = Client::new();
+    let all = (0..100).map(|_| client.get(&url).send());
+    let statuses: Vec<u16> =
+        futures::future::try_join_all(all).await?.iter().map(|answer| answer.status().as_u16()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 99, "{statuses:?}");
+    // For another path, changed, of another's channel, or with fewer scopes than it takes.
+    let ticket = issue(ANN, mine.clone()).await?;
+    assert_eq!(reqwest::get(server.url(&format!("/stream/user/bob?ticket={ticket}"))).await?.status(), 401);
+    let changed = format!("{}x", &ticket[..ticket.len() - 1]);
+    assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={changed}"))).await?.status(), 401);
+    let ticket = issue(BOB, mine).await?;
+    assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?.status(), 404);
+    let ticket = issue(ANN, json!({"path": "/stream/user/ann", "scope": "read:workflow:*"})).await?;
+    assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?.status(), 404);
+    for body in [json!({"path": "/v1/classify"}), json!({"path": "/stream/user/ann?x"}), json!({})] {
+        assert_eq!(publish(&server, "/tickets", ANN, &body).await?, 422, "{body}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_token() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    let short = token(&hs256(), &claims("ann", 3)?, SECRET)?;
+    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/user/ann", &short).send().await?, None)?;
+    assert_eq!(follower.event().await?.name, "connected");
+    let end = follower.event().await?;
+    assert_eq!((end.name.as_str(), &end.data["reason"]), ("disconnected", &json!("expired")));
+    assert_eq!(follower.next().await?, None);
+    assert_eq!(status(ask(&server, Method::GET, "/stream/user/ann", &short)).await?, 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_are_rotated_while_it_runs() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    let good = json!({"inputs": "good"});
+    let say = |key| publish(&server, "/v1/classify", key, &good);
+    assert_eq!(say(ANN).await?, 200);
+    let without: String = API_KEYS.lines().skip(1).map(|line| format!("{line}\n")).collect();
+    let fresh = dir.path().join("fresh");
+    std::fs::write(&fresh, without)?;
+    std::fs::rename(&fresh, dir.path().join("api_keys"))?;
+    until("refused", || async { Ok(say(ANN).await? == 401) }).await?;
+    assert_eq!(say(BOB).await?, 200);
+    // A file that cannot be understood lets nobody in.
+    std::fs::write(dir.path().join("api_keys"), "nonsense\n")?;
+    until("closed", || async { Ok(say(BOB).await? == 503) }).await?;
+    assert_eq!(reqwest::get(server.url("/readyz")).await?.status(), 503);
+    assert!(server.log().contains("api_keys"), "{}", server.log());
+    std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
+    until("open", || async { Ok(say(ANN).await? == 200) }).await
+}
+
+#[tokio::test]
+async fn each_user_has_a_share() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(
+        dir.path(),
+        &[
+            "--set",
+            "auth.publishes_per_s=1",
+            "--set",
+            "auth.publishes_burst=3",
+            "--set",
+            "auth.connections_max=2",
+            "--set",
+            "models.replicas=1",
+        ],
+    )?;
+    server.ready().await?;
+    let mut last = None;
+    for _ in 0..20 {
+        let answer = ask(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&step(None)).send().await?;
+        if answer.status() == 429 {
+            last = Some(answer);
+            break;
+        }
+    }
+    let refused = last.context("never refused")?;
+    assert!(refused.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
+    assert_eq!(refused.json::<Value>().await?["code"], "too_many_requests");
+    // Others are not touched by it.
+    assert_eq!(publish(&server, "/stream/publish/user/bob", BOB, &json!({"message": "m"})).await?, 200);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(Follower::of(ask(&server, Method::GET, "/stream/user/ann", ANN).send().await?, None)?);
+    }
+    let answer = ask(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
+    assert_eq!(answer.status(), 429);
+    assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
+    assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
+    drop(open);
+    until("room again", || async { Ok(status(ask(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
+}
+
+#[tokio::test]
+async fn pages_of_others_may_not_ask() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]", "--set", "auth.cors_credentials=true"];
+    let server = guarded(dir.path(), &origins)?;
+    server.ready().await?;
+    let from =
+        |origin: &'static str| ask(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send();
+    let answer = from("https://app.example").await?;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+    assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
+    let vary: Vec<_> = answer.headers().get_all("vary").iter().collect();
+    assert!(vary.iter().any(|vary| *vary == "origin"), "{vary:?}");
+    for origin in ["https://evil.example", "null", "https://app.example.evil.example", "http://app.example"] {
+        let answer = from(origin).await?;
+        assert_eq!(answer.status(), 403, "{origin}");
+        assert!(!answer.headers().contains_key("access-control-allow-origin"), "{origin}");
+        assert_eq!(answer.headers()["vary"], "origin");
+    }
+    let preflight = |origin: &'static str| {
+        Client::new()
+            .request(Method::OPTIONS, server.url("/stream/publish/workflow/w"))
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .send()
+    };
+    let answer = preflight("https://app.example").await?;
+    assert_eq!(answer.status(), 204);
+    assert_eq!(answer.headers()["access-control-allow-methods"], "POST, OPTIONS");
+    assert_eq!(preflight("https://evil.example").await?.status(), 403);
+    // A page that makes a browser send the cookie along changes nothing.
+    let body = json!({"inputs": "good"});
+    let cookie = Client::new().post(server.url("/v1/classify")).header("cookie", format!("__Host-weir={ANN}"));
+    assert_eq!(status(cookie.try_clone().context("a copy")?.json(&body)).await?, 403);
+    assert_eq!(status(cookie.header("sec-fetch-site", "same-origin").json(&body)).await?, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn event_data_breaks_nothing() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let hostile = "x\r\n\r\nevent: evil\nid: 1-1\rdata: {}\n\n: \u{0}\u{feff}\u{2028}\u{2029}\u{85}\"\\";
+    let body = json!({
+        "step": hostile, "progress": 1, "message": hostile, "metadata": {(hostile): [hostile, {"id": hostile}]},
+    });
+    for _ in 0..2 {
+        assert_eq!(post(&server, "/stream/publish/workflow/w", &body).await?.0, 200);
+    }
+    let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
+    for seq in 1..=2 {
+        let event = follower.placed().await?;
+        assert_eq!((event.name.as_str(), event.seq()?), ("workflow_progress", seq));
+        for field in ["step", "message", "metadata"] {
+            assert_eq!(event.data[field], body[field], "{field}");
+        }
+    }
+    // An id that would be a line of its own is no id.
+    for id in ["a%0d%0aid:%201", "a%00", "a%20b", "..", ".hidden", "a%2fb", "*", "%ff", "a;b", &"x".repeat(129)] {
+        for path in [format!("/stream/workflow/{id}"), format!("/stream/publish/workflow/{id}")] {
+            let request = match path.contains("publish") {
+                true => Client::new().post(server.url(&path)).json(&body),
+                false => Client::new().get(server.url(&path)),
+            };
+            let status = status(request).await?;
+            assert!(matches!(status, 404 | 422), "{path}: {status}");
+        }
+    }
+    let bad = json!({"step": "s", "progress": 1, "user_id": "ann\r\nid: 1"});
+    assert_eq!(post(&server, "/stream/publish/workflow/w", &bad).await?.0, 422);
+    Ok(())
+}
+
+#[tokio::test]
+async fn bodies_and_heads_have_bounds() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    const PATH: &str = "/stream/publish/workflow/w";
+    let send =
+        |body: String| Client::new().post(server.url(PATH)).header("content-type", "application/json").body(body);
+    let deep = |depth: usize| {
+        format!(r#"{{"step":"s","progress":1,"metadata":{{"a":{}{}}}}}"#, "[".repeat(depth), "]".repeat(depth))
+    };
+    let progress = |more: &str| format!(r#"{{"step":"s","progress":1{more}}}"#);
+    for (what, body, want) in [
+        ("too many bytes", progress(&format!(r#","message":"{}""#, "x".repeat(2 << 20))), 413),
+        ("too deep", deep(100_000), 400),
+        ("deeper than an event may be", deep(70), 422),
+        ("no JSON", "{".to_owned(), 400),
+        ("a member twice", progress(r#","progress":2"#), 400),
+        ("not a percent", progress(r#","last":"yes""#), 422),
+        ("a percent too many", r#"{"step":"s","progress":101}"#.to_owned(), 422),
+        ("a field that nobody knows", progress(r#","mesage":"m""#), 422),
+        ("nothing", String::new(), 400),
+        ("a result larger than an event", progress(&format!(r#","result":"{}""#, "x".repeat(300_000))), 413),
+        ("what is right", progress(""), 200),
+    ] {
+        assert_eq!(status(send(body)).await?, want, "{what}");
+    }
+    let get = |path: &str| Client::new().get(server.url(path));
+    assert_eq!(status(get(&format!("/stream/workflow/w?x={}", "y".repeat(9000)))).await?, 414);
+    assert_eq!(status(get("/stream/workflow/w").header("x-long", "y".repeat(20_000))).await?, 431);
+    let many = (0..120).fold(get("/stream/workflow/w"), |request, n| request.header(format!("x-{n}"), "y"));
+    assert_eq!(status(many).await?, 431);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_authentication_channels_are_for_this_machine() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    // A page whose name was made to lead here (DNS rebinding).
+    let mut raw = Raw::connect(&server).await?;
+    raw.send(b"GET /stream/workflow/w HTTP/1.1\r\nHost: evil.example\r\n\r\n").await?;
+    assert!(raw.read_until("\r\n\r\n").await?.starts_with("HTTP/1.1 403"));
+    let answer =
+        Client::new().get(server.url("/stream/workflow/w")).header("origin", "https://evil.example").send().await?;
+    assert_eq!(answer.status(), 403);
+
+    let open = Server::start_stub(&["--listen", "0.0.0.0:0"])?;
+    open.ready().await?;
+    let (status, answer) = post(&open, "/stream/publish/workflow/w", &step(None)).await?;
+    assert_eq!((status, &answer["code"]), (403, &json!("auth_not_configured")));
+    assert_eq!(reqwest::get(open.url("/stream/workflow/w")).await?.status(), 403);
+    assert_eq!(post(&open, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);
+    Ok(())
+}

@@ -232,7 +232,7 @@ async fn one_caller_with_much_does_not_delay_another_with_little() -> Result<()>
                 break;
             }
             read += 1;
-            if read % 20 == 0 {
+            if read.is_multiple_of(20) {
                 reported.push(read);
             }
         }

@@ -407,7 +407,6 @@ async fn bodies_and_heads_have_bounds() -> Result<()> {
     };
     let progress = |more: &str| format!(r#"{{"step":"s","progress":1{more}}}"#);
     for (what, body, want) in [
-        ("too many bytes", progress(&format!(r#","message":"{}""#, "x".repeat(2 << 20))), 413),
         ("too deep", deep(100_000), 400),
         ("deeper than an event may be", deep(70), 422),
         ("no JSON", "{".to_owned(), 400),
@@ -421,6 +420,11 @@ async fn bodies_and_heads_have_bounds() -> Result<()> {
     ] {
         assert_eq!(status(send(body)).await?, want, "{what}");
     }
+    // Told before it is sent: who goes on sending may find the connection closed before it has read the answer.
+    let mut long = Raw::connect(&server).await?;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n", server.address());
+    long.send(format!("{head}Content-Length: {}\r\n\r\n", 2 << 20).as_bytes()).await?;
+    assert!(long.read_until("\r\n\r\n").await?.starts_with("HTTP/1.1 413"));
     let get = |path: &str| Client::new().get(server.url(path));
     assert_eq!(status(get(&format!("/stream/workflow/w?x={}", "y".repeat(9000)))).await?, 414);
     assert_eq!(status(get("/stream/workflow/w").header("x-long", "y".repeat(20_000))).await?, 431);

@@ -92,7 +92,7 @@ async fn what_would_be_late_is_refused_at_once() {
     let mut kept: Vec<Outcomes> = (0..10).map(|id| push(id, 1, None)).collect();
     // 22 tokens each: ten take 220 ms, and this one would be done after 242.
     let mut late = push(10, 1, Some(250));
-    assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..100)));
+    assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..200)));
     kept.push(push(11, 1, Some(400)));
     // Another call waits for its turn, not for all of the first.
     kept.push(push(12, 2, Some(250)));

@@ -13,7 +13,7 @@
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
-//! - `events`: the channel store as gateway instances see it.
+//! - `events`, `state`: the channel store as gateway instances see it.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
@@ -29,6 +29,7 @@ mod limits;
 pub mod pool;
 mod queue;
 pub mod runtime;
+mod state;
 pub mod stream;
 
 pub use bindings::types;

@@ -193,7 +193,7 @@ const WRITERS: u64 = 5;
 /// The value of a turn: as long as the turn says. Every seventh turn deletes.
 fn value_of(turn: u64) -> Option<Vec<u8>> {
     let bytes = (turn * 7_919 % 60_000) as usize;
-    (turn % 7 != 0).then(|| turn.to_le_bytes().into_iter().cycle().take(8 + bytes).collect())
+    (!turn.is_multiple_of(7)).then(|| turn.to_le_bytes().into_iter().cycle().take(8 + bytes).collect())
 }
 
 /// The process that is killed: says each turn before it asks and when it was answered.

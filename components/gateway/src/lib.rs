@@ -16,7 +16,7 @@
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session` and `weir:stream/events`, nothing else.
+//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session`, `weir:stream/events` and `weir:stream/state`, nothing else.
 
 mod access;
 mod bindings;

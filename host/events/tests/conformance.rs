@@ -6,47 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{RedisServer, Seen, disk, gap, memory, name, next, number, numbered, open, until};
-use tempfile::TempDir;
+use common::{Seen, conformance, gap, name, next, number, numbered, open, until};
 use weir_core::channel::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
 use weir_events::{Error, EventsConfig, Store};
-
-/// Each test with each store. A test is given the means to open stores that share what they keep where the kind can.
-macro_rules! conformance {
-    ($($test:ident),+ $(,)?) => {
-        mod in_memory {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(memory()).await;
-            })+
-        }
-        mod on_disk {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let folder = TempDir::new().unwrap();
-                super::$test(disk(folder.path())).await;
-            })+
-        }
-        mod on_disk_without_fsync {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let folder = TempDir::new().unwrap();
-                super::$test(EventsConfig { durable: false, ..disk(folder.path()) }).await;
-            })+
-        }
-        mod in_redis {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let server = RedisServer::start();
-                super::$test(server.config()).await;
-            })+
-        }
-    };
-}
 
 conformance!(
     places_are_a_sequence_and_pages_follow_each_other,
@@ -376,6 +338,7 @@ async fn exactly_one_caller_gets_a_claim(config: EventsConfig) {
     until("the claim ends", || async { store.claim("ticket:2", 60_000).await.unwrap() }).await;
     assert!(claimed.elapsed() >= Duration::from_millis(45));
     assert_eq!(store.claim("ticket:2", 60_000).await, Ok(false));
+    store.append(&name("claim:ticket:2"), numbered([1])).await.unwrap();
     for (key, ttl_ms) in [("", 1), ("k", 0), ("k", u64::MAX), (&*"k".repeat(257), 1)] {
         assert!(matches!(store.claim(key, ttl_ms).await, Err(Error::Invalid(_))));
     }

@@ -15,6 +15,7 @@
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
 //! - `keeper`: the one instance that has what outlives a request.
 //! - `events`: the channel store as gateway instances see it.
+//! - `events`, `state`: the channel store as gateway instances see it.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
@@ -31,6 +32,7 @@ mod limits;
 pub mod pool;
 mod queue;
 pub mod runtime;
+mod state;
 pub mod stream;
 
 pub use bindings::types;

@@ -2,6 +2,8 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
+//! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed.
 //! - `stall`: clients that do not read.
 //! - [`observe`]: the metrics of the process.
 //!
@@ -9,6 +11,10 @@
 
 mod answer;
 mod body;
+mod connection;
+mod feed;
+mod held;
+mod hold;
 pub mod observe;
 pub mod server;
 mod stall;

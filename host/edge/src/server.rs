@@ -1,28 +1,26 @@
 //! The HTTP listener: accepts connections, bounds them, hands requests to the gateway, and drains at the end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use weir_config::Http;
+use tokio::sync::{Semaphore, watch};
+use weir_config::{Config, Http};
+use weir_events::Store;
 use weir_runtime::Runtime;
-use weir_runtime::gateway::{self, BodyError, Gateway};
+use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
 
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
+use crate::connection;
+use crate::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
-use crate::stall::Unstalled;
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -47,20 +45,25 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: Http,
+pub(crate) struct Shared {
+    pub(crate) config: Http,
     runtime: Arc<Runtime>,
     gateway: Gateway,
+    events: Store,
     observer: Observer,
     places: Arc<Semaphore>,
+    holds: Holds,
     ids: AtomicU64,
     draining: AtomicBool,
 }
 
 impl Server {
     /// Binds the listener.
-    pub async fn bind(config: Http, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
+    pub async fn bind(config: &Config, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
         let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
+        let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
+        let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
+        let config = config.http.clone();
         let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -73,8 +76,10 @@ impl Server {
                 config,
                 runtime,
                 gateway,
+                events,
                 observer,
                 places,
+                holds,
                 ids,
                 draining: AtomicBool::new(false),
             }),
@@ -87,26 +92,32 @@ impl Server {
     }
 
     /// Serves until `stop` resolves. Then it says that it is not ready, answers nothing but probes, lets the requests in
-    /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut.
+    /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut, connections that
+    /// were held for subscribers included.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, shared, .. } = self;
         let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
-        let graceful = GracefulShutdown::new();
+        let (stopping, stopped) = watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();
-        accept_until(stop, &listener, &connections, &shared, &graceful, &mut tasks).await;
+        accept_until(stop, &listener, &connections, &shared, &stopped, &mut tasks).await;
 
         shared.draining.store(true, Ordering::Relaxed);
         shared.runtime.drain();
         let bound = Instant::now() + Duration::from_millis(shared.config.drain_timeout_ms);
-        let finished = tokio::time::timeout_at(bound.into(), shared.places.acquire_many(shared.config.requests_max));
-        let finished = async { drop(finished.await) };
-        accept_until(finished, &listener, &connections, &shared, &graceful, &mut tasks).await;
+        let finished = async {
+            drop(shared.places.acquire_many(shared.config.requests_max).await);
+            shared.holds.none().await;
+        };
+        let finished = async { drop(tokio::time::timeout_at(bound.into(), finished).await) };
+        accept_until(finished, &listener, &connections, &shared, &stopped, &mut tasks).await;
         drop(listener);
 
         let cut = (shared.config.requests_max as usize).saturating_sub(shared.places.available_permits());
+        let cut = cut + shared.holds.open();
         // What is written may still be on its way; connections that only wait are closed.
         let flush = bound.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        let _ = tokio::time::timeout(flush, graceful.shutdown()).await;
+        let _ = stopping.send(true);
+        let _ = tokio::time::timeout(flush, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
         cut
     }
@@ -118,7 +129,7 @@ async fn accept_until(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     shared: &Arc<Shared>,
-    graceful: &GracefulShutdown,
+    stopped: &watch::Receiver<bool>,
     tasks: &mut tokio::task::JoinSet<()>,
 ) {
     tokio::pin!(end);
@@ -131,10 +142,10 @@ async fn accept_until(
         };
         let Some((stream, place)) = accepted else { continue };
         let shared = shared.clone();
-        let watcher = graceful.watcher();
+        let stopped = stopped.clone();
         tasks.spawn(async move {
             gauge!("weir_http_connections_open").increment(1);
-            connection(shared, stream, watcher).await;
+            connection::serve(shared, stream, stopped).await;
             gauge!("weir_http_connections_open").decrement(1);
             drop(place);
         });
@@ -157,56 +168,37 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
-    // Results are small and each is wanted at once.
-    let _ = stream.set_nodelay(true);
-    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
-    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
-    // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
-    if !matches!(tokio::time::timeout(header_timeout, first_bytes(&stream)).await, Ok(Ok(()))) {
-        return;
-    }
-    let stream = Unstalled::new(stream, Duration::from_millis(shared.config.write_timeout_ms));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
-    let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request, owner).await) }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "a connection ended early");
-    }
+/// What is answered.
+pub(crate) enum Answer {
+    Whole(Response<ReplyBody>),
+    /// Its connection is held, and fed by this host.
+    Held(Box<Held>),
 }
 
-/// The number of a client, by its address. An IPv6 client has a network of its own.
-fn owner_of(address: IpAddr) -> u64 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => u64::from(address.to_bits()),
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
-    }
-}
-
-/// Waits until it is clear which version of HTTP a connection speaks: HTTP/2 begins with 24 bytes of its own, and
-/// HTTP/1 differs from them early.
-async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let mut buffer = [0; PREFACE.len()];
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let seen = stream.peek(&mut buffer).await?;
-        if seen == 0 || seen == PREFACE.len() || buffer[..seen] != PREFACE[..seen] {
-            return Ok(());
+impl Answer {
+    /// As one of HTTP; a connection that is held is one request of many that share it.
+    pub(crate) fn into_response(self) -> Response<ReplyBody> {
+        match self {
+            Self::Whole(response) => response,
+            Self::Held(held) => {
+                let Held { head, first, feed } = *held;
+                Response::from_parts(head, ReplyBody::held(first, feed))
+            }
         }
-        // The rest of the preface is on its way, and `peek` would return at once until it is here.
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(64));
+    }
+
+    fn status(&self) -> http::StatusCode {
+        match self {
+            Self::Whole(response) => response.status(),
+            Self::Held(held) => held.head.status,
+        }
     }
 }
 
-async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Response<ReplyBody> {
+/// Answers a request of a client.
+pub(crate) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Answer {
     let started = Instant::now();
+    hold::strip(request.headers_mut());
     let method = request.method().clone();
     let id = answer::request_id(request.headers(), || {
         format!("edge-{:x}-{:x}", std::process::id(), shared.ids.fetch_add(1, Ordering::Relaxed))
@@ -215,43 +207,53 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64
     if let Ok(value) = HeaderValue::from_str(&id) {
         request.headers_mut().insert(answer::REQUEST_ID, value);
     }
-    let response = match request.uri().path() {
+    let answer = match request.uri().path() {
         "/metrics" => {
             shared.runtime.report();
-            answer::metrics(&method, || shared.observer.render(), &id)
+            Answer::Whole(answer::metrics(&method, || shared.observer.render(), &id))
         }
         // Probes are answered however busy the server is, and while it drains.
         "/livez" | "/readyz" => pass(shared, request, owner, None, &id).await,
-        _ if shared.draining.load(Ordering::Relaxed) => answer::problem(Trouble::Draining, &id),
+        _ if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, &id)),
         _ => match shared.places.clone().try_acquire_owned() {
             Ok(place) => pass(shared, request, owner, Some(Open::new(place)), &id).await,
             Err(_) => {
                 counter!("weir_http_rejected_total").increment(1);
-                answer::problem(Trouble::Full, &id)
+                Answer::Whole(answer::problem(Trouble::Full, &id))
             }
         },
     };
-    let status = response.status();
+    let status = answer.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
     histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
     tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
-    response
+    answer
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 /// Hands a request to the gateway component.
-async fn pass(
-    shared: &Arc<Shared>,
-    request: Request<Incoming>,
-    owner: u64,
-    open: Option<Open>,
-    id: &str,
-) -> Response<ReplyBody> {
-    let mut request = request;
+async fn pass(shared: &Shared, mut request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
     name_host(&mut request);
+    let get = request.method() == Method::GET;
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request, owner).await {
-        Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            match hold::instruction(&mut head.headers) {
+                Ok(Some(instruction)) if get => hold(shared, instruction, head, body, open, id).await,
+                Ok(_) => {
+                    let body = ReplyBody::Streamed { body: Box::new(body), _open: open };
+                    Answer::Whole(Response::from_parts(head, body))
+                }
+                Err(error) => cannot_hold(&error, id),
+            }
+        }
         Err(error) => {
             let trouble = if gateway::is_lost_instance(&error) {
                 Trouble::Lost
@@ -261,9 +263,39 @@ async fn pass(
                 Trouble::Failed
             };
             tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
-            answer::problem(trouble, id)
+            Answer::Whole(answer::problem(trouble, id))
         }
     }
+}
+
+/// Holds a connection as the gateway says. The gateway's part of the request is over then, and its place is another's.
+async fn hold(
+    shared: &Shared,
+    instruction: Instruction,
+    mut head: response::Parts,
+    body: CountedBody,
+    open: Option<Open>,
+    id: &str,
+) -> Answer {
+    let first = match hold::first(body).await {
+        Ok(first) => first,
+        Err(error) => return cannot_hold(&error, id),
+    };
+    drop(open);
+    match shared.holds.follow(&shared.events, instruction).await {
+        // Whoever came to its seat after the others were sent away would stay.
+        Ok(_) if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
+        Ok(feed) => {
+            head.headers.remove(http::header::CONTENT_LENGTH);
+            Answer::Held(Box::new(Held { head, first, feed }))
+        }
+        Err(problem) => Answer::Whole(answer::refused(&problem, &head.headers, id)),
+    }
+}
+
+fn cannot_hold(error: &HoldError, id: &str) -> Answer {
+    tracing::error!(%error, request_id = id, "a connection cannot be held as the gateway says");
+    Answer::Whole(answer::problem(Trouble::Failed, id))
 }
 
 /// Puts `Host` where the component sees it: in the target, as HTTP/2 has it. The header itself does not reach it, and without

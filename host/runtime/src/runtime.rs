@@ -370,6 +370,8 @@ fn start_gateway(
         ("WEIR_STEPS_SUMMARY", config.steps.summary.clone()),
         ("WEIR_EVENTS_HEARTBEAT_MS", config.events.heartbeat_ms.to_string()),
         ("WEIR_EVENTS_RETRY_MS", config.events.retry_ms.to_string()),
+        // The edge of this process holds the connections of subscribers.
+        ("WEIR_GRIP", "host".to_owned()),
     ];
     let auth = auth(config)?;
     let environment = environment.into_iter().chain(auth.environment).map(|(name, value)| (name.to_owned(), value));

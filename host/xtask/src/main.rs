@@ -6,7 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
-//! - [`redis`]: a Redis server for the tests
+//! - [`redis`]: a Redis server for the tests; [`nginx`]: what the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -19,6 +19,7 @@ mod demo;
 mod files;
 mod house;
 mod http;
+mod nginx;
 mod node;
 mod python;
 mod redis;

@@ -163,7 +163,7 @@ fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
 /// script has the program's process id.
 pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()> {
     let folders = [prefix.join("usr/lib"), prefix.join("lib")];
-    let libraries: Vec<String> = folders
+    let mut libraries: Vec<String> = folders
         .iter()
         .filter_map(|folder| fs::read_dir(folder).ok())
         .flatten()
@@ -171,6 +171,9 @@ pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
         .map(|path| path.display().to_string())
         .collect();
+    // Where the sound server's library looks for its other half is the place where Debian installs it.
+    let private: Vec<String> = libraries.iter().map(|folder| format!("{folder}/pulseaudio")).collect();
+    libraries.extend(private.into_iter().filter(|folder| Path::new(folder).is_dir()));
     if libraries.is_empty() {
         bail!("the packages of {} brought no libraries", program.display());
     }
@@ -302,6 +305,16 @@ impl<'a> Apt<'a> {
         let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
         let named = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(named.filter(|name| !name.starts_with('<') && *name != "libc6").map(str::to_owned).collect())
+    }
+
+    /// The packages that one depends on, and those that these do.
+    pub(crate) fn all_dependencies(&self, of: &str) -> Result<Vec<String>> {
+        let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"];
+        let mut list = self.command("apt-cache");
+        list.args(["depends", "--recurse"]).args(only.map(|kind| format!("--no-{kind}"))).arg(of);
+        let listed = sh::answer(&mut list)?;
+        let names = listed.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+        Ok(names.filter(|name| *name != of && !name.contains(':')).map(str::to_owned).collect())
     }
 
     /// The package that `of` depends on whose name begins so.

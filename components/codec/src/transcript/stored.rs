@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use weir_core::session::{Segment, StoredBody, StoredEvent, SummaryKind};
 
+use super::{config::SessionAsk, semantic::Parts};
 use crate::event::json;
 
 /// The version that is written.
@@ -82,12 +83,58 @@ pub struct Head {
     pub kept_ms: u64,
     /// How long it may be left alone, in milliseconds, and how long before the end of that it is warned; 0 for ever.
     pub idle: (u64, u64),
+    /// It was warned that it expires in so many milliseconds.
+    pub warned_ms: Option<u64>,
+    /// What is told of final segments.
+    pub annotate: Annotate,
+}
+
+/// What is told of final segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Annotate {
+    /// Keywords, risks and actions.
+    pub keywords: bool,
+    /// The intent.
+    pub intent: bool,
+    /// What the sentiment model says.
+    pub sentiment: bool,
+    /// The entities.
+    pub entities: bool,
+}
+
+impl From<&SessionAsk> for Annotate {
+    fn from(ask: &SessionAsk) -> Self {
+        let Parts { keywords, intent } = ask.parts();
+        Self { keywords, intent, sentiment: ask.sentiment, entities: ask.entities }
+    }
 }
 
 impl Head {
     /// A session that begins.
-    pub fn new(owner: Option<Box<str>>, now_ms: u64, idle: (u64, u64)) -> Self {
-        Self { version: VERSION, owner, phase: Phase::Open, after: (0, 0), created_ms: now_ms, kept_ms: now_ms, idle }
+    pub fn new(owner: Option<Box<str>>, now_ms: u64, ask: &SessionAsk) -> Self {
+        let idle = (ask.config.idle.expire_ms, ask.config.idle.warn_ms);
+        let annotate = Annotate::from(ask);
+        Self {
+            version: VERSION,
+            owner,
+            phase: Phase::Open,
+            after: (0, 0),
+            created_ms: now_ms,
+            kept_ms: now_ms,
+            idle,
+            warned_ms: None,
+            annotate,
+        }
+    }
+
+    /// When it is to be looked at, in milliseconds since 1970: it may have been left alone for too long by then. 0 for never.
+    pub fn due_ms(&self) -> u64 {
+        let (expire_ms, warn_ms) = self.idle;
+        if self.phase != Phase::Open || expire_ms == 0 {
+            return 0;
+        }
+        self.kept_ms.saturating_add(self.warned_ms.unwrap_or(expire_ms.saturating_sub(warn_ms)))
     }
 }
 
@@ -222,14 +269,16 @@ mod tests {
             event(5, None, StoredBody::Expired),
         ];
         assert_eq!(read, want);
-        for line in ["{}", "[", r#"{"type":"repeated","seq":1,"seq_last":2}"#, r#"{"type":"session_expiring","in_ms":3}"#] {
+        for line in
+            ["{}", "[", r#"{"type":"repeated","seq":1,"seq_last":2}"#, r#"{"type":"session_expiring","in_ms":3}"#]
+        {
             assert_eq!(stored_event(line.as_bytes()), None, "{line}");
         }
     }
 
     #[test]
     fn what_is_kept_reads_back_or_is_refused() {
-        let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, (10, 2)) };
+        let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, &SessionAsk::stored()) };
         let bytes = encode(&head, b"{}\n{}");
         assert_eq!(decode(&bytes).unwrap(), (head, b"{}\n{}".as_slice()));
         assert!(matches!(decode(b"{}"), Err(KeptError::NoHead)));
@@ -240,7 +289,7 @@ mod tests {
 
     #[test]
     fn states_say_who_knows_what() {
-        let head = Head { phase: Phase::Ended, ..Head::new(None, 5, (0, 0)) };
+        let head = Head { phase: Phase::Ended, ..Head::new(None, 5, &SessionAsk::stored()) };
         let got = session_json("x", &head, false, r#"{"state":"open","current":null,"events":3}"#);
         let want = r#"{"session_id":"x","state":"ended","created_ms":5,"feeding":false,"current":null,"events":3}"#;
         assert_eq!(String::from_utf8(got).unwrap(), want);

@@ -11,10 +11,10 @@ use std::{io::Write as _, mem};
 use weir_core::session::Event;
 
 use super::{
-    config::SessionAsk,
     event::{EventLine, Said},
     input::Refusal,
     semantic::Parts,
+    stored::Annotate,
 };
 use crate::{
     frame::Framing,
@@ -34,11 +34,20 @@ struct Told {
     name: &'static str,
     line: String,
     /// The event, where a model is asked about it.
-    asked: Option<Box<(Event, Option<u64>, Option<u64>, Said)>>,
+    asked: Option<Box<About>>,
     /// It belongs into the channel; what is no event is for this client alone.
     is_event: bool,
     /// The next belongs to the same input.
     more: bool,
+}
+
+/// An event that models are asked about, until they have answered.
+#[derive(Debug)]
+struct About {
+    event: Event,
+    number: Option<u64>,
+    seq: Option<u64>,
+    said: Said,
 }
 
 /// What is asked of a model.
@@ -116,11 +125,12 @@ pub struct Telling {
 
 impl Telling {
     /// What a session of one request says.
-    pub fn one_shot(ask: &SessionAsk, framing: Framing) -> Self {
+    pub fn one_shot(annotate: Annotate, framing: Framing) -> Self {
+        let Annotate { keywords, intent, sentiment, entities } = annotate;
         Self {
-            parts: ask.parts(),
-            sentiment: ask.sentiment,
-            entities: ask.entities,
+            parts: Parts { keywords, intent },
+            sentiment,
+            entities,
             framing,
             stored: false,
             waiting: Vec::new(),
@@ -136,8 +146,8 @@ impl Telling {
     }
 
     /// What a session says that is stored: its events have numbers, and places in its channel.
-    pub fn stored(ask: &SessionAsk, framing: Framing) -> Self {
-        Self { stored: true, ..Self::one_shot(ask, framing) }
+    pub fn stored(annotate: Annotate, framing: Framing) -> Self {
+        Self { stored: true, ..Self::one_shot(annotate, framing) }
     }
 
     /// The session says something: its number, the sequence number of the input that led to it, and whether that input led to
@@ -149,9 +159,9 @@ impl Telling {
             Event::Summary(_) => true,
             _ => false,
         };
-        let said = Said::default();
-        let (name, line) = draw(&event, number, seq, &said, self.parts);
-        let asked = asks.then(|| Box::new((event, number, seq, said)));
+        let about = About { event, number, seq, said: Said::default() };
+        let (name, line) = draw(&about, self.parts);
+        let asked = asks.then(|| Box::new(about));
         self.push(Told { name, line, asked, is_event: true, more });
     }
 
@@ -283,10 +293,9 @@ impl Telling {
     pub fn questions(&self, batch: &Batch) -> Vec<Question> {
         let mut questions = Vec::new();
         for (at, told) in batch.told.iter().enumerate() {
-            match told.asked.as_deref() {
-                Some((Event::Final(kept), ..)) => {
-                    let mut ask =
-                        |asked| questions.push(Question { asked, text: kept.segment.text.clone(), at });
+            match told.asked.as_deref().map(|about| &about.event) {
+                Some(Event::Final(kept)) => {
+                    let mut ask = |asked| questions.push(Question { asked, text: kept.segment.text.clone(), at });
                     if self.sentiment {
                         ask(Asked::Sentiment);
                     }
@@ -294,7 +303,7 @@ impl Telling {
                         ask(Asked::Entities);
                     }
                 }
-                Some((Event::Summary(due), ..)) => {
+                Some(Event::Summary(due)) => {
                     questions.push(Question { asked: Asked::Summary, text: due.transcript.clone(), at });
                 }
                 _ => {}
@@ -306,8 +315,8 @@ impl Telling {
     /// What models answered about a batch, each to its question.
     pub fn handle_answers(&self, batch: &mut Batch, answers: impl Iterator<Item = (Question, Answer)>) {
         for (question, answer) in answers {
-            let asked = batch.told.get_mut(question.at).and_then(|told| told.asked.as_mut());
-            let Some((.., said)) = asked.map(|asked| &mut **asked) else { continue };
+            let about = batch.told.get_mut(question.at).and_then(|told| told.asked.as_mut());
+            let Some(About { said, .. }) = about.map(|about| &mut **about) else { continue };
             match answer {
                 Answer::Sentiment(result) => said.sentiment = Some(result),
                 Answer::Entities(result) => said.entities = Some(result),
@@ -315,9 +324,8 @@ impl Telling {
             }
         }
         for told in &mut batch.told {
-            if let Some(asked) = told.asked.take() {
-                let (event, number, seq, said) = *asked;
-                told.line = draw(&event, number, seq, &said, self.parts).1;
+            if let Some(about) = told.asked.take() {
+                told.line = draw(&about, self.parts).1;
             }
         }
     }
@@ -338,24 +346,187 @@ impl Batch {
     }
 }
 
-fn draw(event: &Event, number: Option<u64>, seq: Option<u64>, said: &Said, parts: Parts) -> (&'static str, String) {
-    let line = EventLine::new(event, number, parts).led_to_by(seq).with(said);
-    let (name, drawn) = (line.name(), text(&line));
-    match event {
+fn draw(about: &About, parts: Parts) -> (&'static str, String) {
+    let About { event, number, seq, said } = about;
+    let drawn = |event| text(&EventLine::new(event, *number, parts).led_to_by(*seq).with(said));
+    let line = drawn(event);
+    let line = match event {
         // A window of long segments: its texts are in the final segments too.
-        Event::Summary(due) if drawn.len() > LINE_BYTES_MAX => {
+        Event::Summary(due) if line.len() > LINE_BYTES_MAX => {
             let mut due = due.clone();
             (due.context, due.prompt) = (String::new(), String::new());
-            let event = Event::Summary(due);
-            let short = EventLine::new(&event, number, parts).led_to_by(seq).with(said);
-            (name, text(&short))
+            drawn(&Event::Summary(due))
         }
-        _ => (name, drawn),
-    }
+        _ => line,
+    };
+    (EventLine::new(event, *number, parts).name(), line)
 }
 
 fn text(line: &EventLine<'_>) -> String {
     let mut out = Vec::with_capacity(256);
     line.write(&mut out);
     String::from_utf8(out).expect("JSON is UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        lines::Line,
+        transcript::{
+            config::SessionAsk,
+            input::{Body, Input, read_line},
+        },
+    };
+    use expect_test::{Expect, expect};
+    use weir_core::session::{Chunk, Session, SessionRules};
+
+    fn line(number: u64, content: &str) -> Line<'_> {
+        Line { number, content: Some(content.as_bytes()) }
+    }
+
+    fn check(out: Option<Vec<u8>>, want: Expect) {
+        want.assert_eq(&String::from_utf8(out.unwrap_or_default()).unwrap());
+    }
+
+    #[test]
+    fn a_transcript_from_line_to_line() {
+        let ask = SessionAsk::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
+        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
+        let mut stream = Telling::one_shot((&ask).into(), Framing::Sse);
+        for (number, content) in [(1, r#"{"start":0,"end":1,"text":"ok"}"#), (3, "{"), (4, r#"{"op":"end"}"#)] {
+            match read_line(&line(number, content)) {
+                Ok(Input { seq, body: Body::Chunk(chunk) }) => session.handle_chunk(0, seq, chunk).map(drop).unwrap(),
+                Ok(Input { seq, body: Body::End }) => session.handle_end(0, seq).map(drop).unwrap(),
+                Err(refusal) => stream.handle_refusal(number, &refusal),
+            }
+            while let Some(output) = session.poll_event(0) {
+                stream.handle_event(output.event, output.number, None, false);
+            }
+        }
+        stream.handle_repeated(1, 2);
+        assert!(stream.poll_batch().is_none());
+        stream.handle_pause();
+        let batch = stream.poll_batch().unwrap();
+        assert!(stream.questions(&batch).is_empty());
+        stream.handle_told(batch, &[]);
+        stream.handle_broken(ItemError::body_incomplete().into());
+        assert!(!stream.is_done());
+        stream.handle_end();
+        check(
+            stream.poll_output(),
+            expect![[r#"
+                id: 1
+                event: partial_segment
+                data: {"type":"partial_segment","segment":{"start":0.0,"end":1.0,"text":"ok","speaker_id":null}}
+
+                id: 2
+                event: error
+                data: {"type":"error","error":{"message":"it is not JSON: EOF while parsing an object at column 1","code":"malformed_json"},"line":3}
+
+                id: 3
+                event: final_segment
+                data: {"type":"final_segment","segment":{"start":0.0,"end":1.0,"text":"ok","speaker_id":null},"segment_id":0,"semantic":{"intent":"agreement"},"workflow":"decision"}
+
+                id: 4
+                event: repeated
+                data: {"type":"repeated","seq":1,"seq_last":2}
+
+                id: 5
+                event: error
+                data: {"type":"error","error":{"message":"the body ended before all of it had arrived","code":"body_incomplete"}}
+
+            "#]],
+        );
+        assert!(stream.is_done());
+    }
+
+    /// What a session of this configuration says of chunks of other speakers, each with its sequence number, and of its end.
+    fn told(ask: &SessionAsk, telling: &mut Telling, texts: &[&str]) {
+        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
+        for (at, text) in texts.iter().enumerate() {
+            let (time, seq) = (at as f64, Some(at as u64));
+            let speaker_id = Some(at.to_string());
+            session
+                .handle_chunk(0, seq, Chunk { start: time, end: time, text: (*text).to_owned(), speaker_id })
+                .unwrap();
+            say(&mut session, telling, seq);
+        }
+        let seq = Some(texts.len() as u64);
+        session.handle_end(0, seq).unwrap();
+        say(&mut session, telling, seq);
+    }
+
+    fn say(session: &mut Session, telling: &mut Telling, seq: Option<u64>) {
+        let mut next = session.poll_event(0);
+        while let Some(output) = next {
+            next = session.poll_event(0);
+            telling.handle_event(output.event, output.number, seq, next.is_some());
+        }
+    }
+
+    #[test]
+    fn models_are_asked_before_anything_is_stored() {
+        let ask =
+            SessionAsk::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#).unwrap();
+        let mut telling = Telling::stored((&ask).into(), Framing::Sse);
+        told(&ask, &mut telling, &["good"]);
+        telling.handle_checkpoint(b"state".to_vec());
+        let mut batch = telling.poll_batch().unwrap();
+        assert_eq!(batch.checkpoint.as_deref(), Some(b"state".as_slice()));
+        let questions = telling.questions(&batch);
+        let asked: Vec<_> = questions.iter().map(|question| (question.asked, question.text.as_str())).collect();
+        assert_eq!(asked, [(Asked::Sentiment, "good"), (Asked::Entities, "good"), (Asked::Summary, "good")]);
+        let answers = [
+            Answer::Sentiment(Ok(Label { label: "POSITIVE".to_owned(), score: 0.5 })),
+            Answer::Entities(Err(ItemError::new("engine", "it broke"))),
+            Answer::Summary(Ok("Good.".to_owned())),
+        ];
+        telling.handle_answers(&mut batch, questions.into_iter().zip(answers));
+        let records = batch.records();
+        let names: Vec<_> = records.iter().map(|record| (record.name, record.coalesces)).collect();
+        assert_eq!(names, [("partial_segment", true), ("final_segment", false), ("summary_due", false)]);
+        telling.handle_told(batch, &[(1, 1), (1, 2), (1, 3)]);
+        check(
+            telling.poll_output(),
+            expect![[r#"
+            id: 1-1
+            event: partial_segment
+            data: {"type":"partial_segment","segment":{"start":0.0,"end":0.0,"text":"good","speaker_id":"0"},"seq":0,"event_id":1}
+
+            id: 1-2
+            event: final_segment
+            data: {"type":"final_segment","segment":{"start":0.0,"end":0.0,"text":"good","speaker_id":"0"},"segment_id":0,"sentiment":{"label":"POSITIVE","score":0.5},"entities_error":{"code":"engine","message":"it broke","retryable":false},"seq":1,"event_id":2}
+
+            id: 1-3
+            event: summary_due
+            data: {"type":"summary_due","kind":"final","finals":1,"context":"Recent conversation context:\n[0.0s] 0: good","keywords":[],"prompt":"Recent conversation context:\n[0.0s] 0: good\n\nConversation keywords: \n\nGenerate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n","summary":"Good.","seq":1,"event_id":3}
+
+        "#]],
+        );
+    }
+
+    /// Whatever the size of a batch, what one input led to is in one.
+    #[test]
+    fn batches_are_bounded_and_hold_whole_inputs() {
+        let ask = SessionAsk::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
+        let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
+        told(&ask, &mut telling, &["a word"; 700]);
+        telling.handle_checkpoint(Vec::new());
+        let (mut records, mut last_seq) = (Vec::new(), None);
+        let mut kept = 0;
+        while let Some(batch) = telling.poll_batch() {
+            assert_eq!(kept, 0, "the checkpoint comes with the last");
+            kept += usize::from(batch.checkpoint.is_some());
+            let of_batch = batch.records();
+            assert!(of_batch.len() < BATCH_EVENTS + 4);
+            let seq =
+                |record: &Record| serde_json::from_str::<serde_json::Value>(&record.data).unwrap()["seq"].as_u64();
+            assert!(last_seq.is_none_or(|last| last != of_batch.first().and_then(seq)), "an input was cut");
+            last_seq = Some(of_batch.last().and_then(seq));
+            records.extend(of_batch);
+        }
+        // A partial, a final and its summary for each, and the last summary.
+        assert_eq!((records.len(), kept), (700 * 3 + 1, 1));
+    }
 }

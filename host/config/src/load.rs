@@ -79,6 +79,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("events.channels_max", u64::from(config.events.channels_max)),
         ("events.subscribers_max", u64::from(config.events.subscribers_max)),
         ("events.outbox_bytes_max", config.events.outbox_bytes_max),
+        ("events.state_bytes_max", config.events.state_bytes_max),
         ("events.heartbeat_ms", config.events.heartbeat_ms),
         ("auth.ticket_ttl_s", u64::from(config.auth.ticket_ttl_s)),
         ("auth.requests_per_s", u64::from(config.auth.requests_per_s)),

@@ -14,7 +14,7 @@
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
 //! - `keeper`: the one instance that has what outlives a request.
-//! - `events`: the channel store as gateway instances see it.
+//! - `events`, `state`: the channel store as gateway instances see it.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
@@ -31,6 +31,7 @@ mod limits;
 pub mod pool;
 mod queue;
 pub mod runtime;
+mod state;
 pub mod stream;
 
 pub use bindings::types;

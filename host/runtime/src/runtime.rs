@@ -468,6 +468,7 @@ fn events_config(events: &weir_config::Events) -> EventsConfig {
         channels_max: events.channels_max as usize,
         subscribers_max: events.subscribers_max as usize,
         outbox_bytes_max: size(events.outbox_bytes_max),
+        state_bytes_max: size(events.state_bytes_max),
         ..default
     }
 }

@@ -192,7 +192,7 @@ impl Keeping {
     /// Lets checkpoints go that the store has, until what is in memory is within its bound.
     pub(crate) fn evict(&self) {
         let bytes_max = self.settings.sessions.memory_bytes_max as usize;
-        if self.bytes.get() <= bytes_max || !store::KEEPS {
+        if self.bytes.get() <= bytes_max {
             return;
         }
         for entry in self.entries.borrow().values() {

@@ -43,20 +43,26 @@ pub(crate) fn begin(keeping: &'static Keeping) {
 
 /// Takes in all sessions that the store has, so that they are looked after again.
 pub(crate) async fn restore(keeping: &'static Keeping) {
-    let mut after = String::new();
+    let mut last = None;
     loop {
-        let ids = match store::ids(&after).await {
-            Ok(ids) => ids,
-            Err(problem) => return eprintln!("stored sessions cannot be listed: {}", problem.detail),
+        let found = match store::after(last.as_ref()).await {
+            Ok(found) => found,
+            Err(problem) => {
+                eprintln!("stored sessions cannot be listed: {}", problem.detail);
+                Deadline::after(clock::now(), TICK_MS).passed().await;
+                continue;
+            }
         };
-        let Some(last) = ids.last() else { return };
-        after.clone_from(last);
-        for id in &ids {
-            if let Err(problem) = keeping.find(id).await {
-                eprintln!("session {id}: {}", problem.detail);
+        for channel in &found {
+            if let Err(problem) = keeping.find(channel.id()).await {
+                eprintln!("session {}: {}", channel.id(), problem.detail);
             }
         }
         begin(keeping);
+        match found.into_iter().next_back() {
+            Some(channel) => last = Some(channel),
+            None => return,
+        }
     }
 }
 

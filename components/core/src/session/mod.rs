@@ -344,8 +344,9 @@ impl Session {
         }
     }
 
-    /// The session lay in a checkpoint for so long, and nothing came: it counts as idle.
+    /// The session lay in a checkpoint for so long, and nothing came: it lived, and was idle.
     pub fn handle_rest(&mut self, rested_ns: u64) {
+        self.lived_ns = self.lived_ns.saturating_add(rested_ns);
         self.idled_ns = self.idled_ns.saturating_add(rested_ns);
     }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: what is sent and when, and how long it took; pure and seeded
 //! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of answers
+//! - [`transcript`], [`sessions`]: chunks a second through one stream, and many stored sessions at once
 //! - [`process`], [`server`]: what a server uses; starting servers on one core and ending them
 //! - [`peers`]: the Python environment, the ceiling
 //! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
@@ -22,7 +23,9 @@ mod results;
 mod rng;
 mod schedule;
 mod server;
+mod sessions;
 mod svg;
+mod transcript;
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -96,6 +99,10 @@ enum Command {
         #[arg(long)]
         with: Vec<String>,
     },
+    /// Chunks of a transcript through one request in both directions.
+    Transcript(transcript::Options),
+    /// Many stored sessions at once: their memory, and a soak.
+    Sessions(sessions::Options),
     /// The whole comparison: servers, rounds, RESULTS.md.
     Run(Box<plan::Options>),
     /// RESULTS.md again, from the results of a run.
@@ -162,6 +169,10 @@ fn main() -> Result<()> {
     let command = Cli::parse().command;
     match command {
         Command::Run(options) => return orchestrate::run(*options),
+        Command::Transcript(options) => {
+            println!("{}", transcript::run(&options)?);
+            return Ok(());
+        }
         Command::Report { results, to } => {
             let results = results::Results::read(&results)?;
             return report::write(&results, &to);
@@ -214,7 +225,8 @@ async fn generate(command: Command) -> Result<serde_json::Value> {
             let within = load::compare::difference(&alone, &together);
             json!({"scores": alone, "together": finite(within), "with": others})
         }
-        Command::Run(_) | Command::Report { .. } => unreachable!("answered before"),
+        Command::Sessions(options) => sessions::run(options).await?,
+        Command::Run(_) | Command::Report { .. } | Command::Transcript(_) => unreachable!("answered before"),
     })
 }
 

@@ -9,6 +9,7 @@
 //! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
 //! - `dialects`: the same in the words of other servers.
 //! - `transcript`: a transcript session in one request, and what texts say by their words.
+//! - `sessions`: transcript sessions that are stored; `annotating`: what models say of their segments.
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
@@ -20,6 +21,7 @@
 //! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session`, `weir:stream/events` and `weir:stream/state`, nothing else.
 
 mod access;
+mod annotating;
 mod bindings;
 mod body;
 mod clock;
@@ -33,6 +35,7 @@ mod process;
 mod publish;
 mod reply;
 mod request_id;
+mod sessions;
 mod settings;
 mod signal;
 mod sockets;
@@ -63,7 +66,7 @@ use weir_codec::{
     route::{self, HUB_PREFIX, Route},
     stream_event::{ServiceHealth, health_json, ticket_json},
     task::Task,
-    transcript::{config::SessionAsk, stream::read_texts},
+    transcript::{config::SessionAsk, route::SessionRoute, stream::read_texts},
 };
 use weir_core::process::Now;
 
@@ -131,6 +134,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
 enum Found {
     Own(Route),
     Channels(ChannelRoute),
+    Sessions(SessionRoute),
 }
 
 impl Found {
@@ -138,20 +142,26 @@ impl Found {
         if let Some(route) = Route::find(path) {
             return Ok(Self::Own(route));
         }
+        if let Some(route) = SessionRoute::find(path)? {
+            return Ok(Self::Sessions(route));
+        }
         ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
     }
 
-    fn posts(&self) -> bool {
-        match self {
+    fn takes(&self, method: &str) -> bool {
+        let posts = match self {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
-        }
+            Self::Sessions(route) => return route.takes(method),
+        };
+        if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
 
     fn allow(&self) -> &'static str {
         match self {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
+            Self::Sessions(route) => route.allow(),
         }
     }
 
@@ -206,19 +216,21 @@ impl Call<'_> {
     }
 
     async fn answer(&mut self, body: types::Request) -> Result<Answer, Problem> {
-        if self.method == Method::OPTIONS && self.path == "*" {
+        if self.method == Method::OPTIONS && matches!(self.path, "*" | "/*") {
+            sessions::wake();
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
         let found = Found::at(self.path)?;
-        match (self.method.as_str(), found.posts()) {
-            ("GET", true) if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
-            ("GET" | "HEAD", false) | ("POST", true) => {}
-            ("OPTIONS", _) => return self.options(found.allow()).map(Answer::Whole),
-            (method, _) => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
+        match self.method.as_str() {
+            "GET" if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
+            method if found.takes(method) => {}
+            "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
+            method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
         }
         match found {
             Found::Own(route) => self.own(route, body).await,
             Found::Channels(route) => self.channels(route, body).await,
+            Found::Sessions(route) => sessions::answer(self, route, body).await,
         }
     }
 

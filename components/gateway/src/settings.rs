@@ -25,6 +25,25 @@ pub(crate) struct Settings {
     pub(crate) grip: Grip,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
+    /// `WEIR_SESSIONS_*`
+    pub(crate) sessions: Sessions,
+}
+
+/// Transcript sessions that are stored.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    /// `WEIR_SESSIONS_LIVE_MAX`: most sessions, 100000 unless told.
+    pub(crate) live_max: u64,
+    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: what sessions at rest may hold in memory, 268435456 unless told.
+    pub(crate) memory_bytes_max: u64,
+    /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 unless told.
+    pub(crate) checkpoint_ms: u64,
+    /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long a session that has ended can be asked for, 600000 unless told.
+    pub(crate) ended_ttl_ms: u64,
+    /// `WEIR_EVENTS_EVENTS_MAX`: events that a channel keeps, 1000 unless told.
+    pub(crate) channel_events_max: u64,
+    /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel keeps, 1048576 unless told.
+    pub(crate) channel_bytes_max: u64,
 }
 
 /// Who holds the connections of subscribers.
@@ -112,6 +131,14 @@ impl Settings {
                 Some(text) => return Err(format!("`WEIR_GRIP` must be `off`, `host` or `proxy`, and is `{text}`")),
             },
             auth: Auth::read(&variable)?,
+            sessions: Sessions {
+                live_max: number("WEIR_SESSIONS_LIVE_MAX", 100_000)?,
+                memory_bytes_max: number("WEIR_SESSIONS_MEMORY_BYTES_MAX", 256 << 20)?,
+                checkpoint_ms: number("WEIR_SESSIONS_CHECKPOINT_MS", 250)?,
+                ended_ttl_ms: number("WEIR_SESSIONS_ENDED_TTL_MS", 600_000)?,
+                channel_events_max: number("WEIR_EVENTS_EVENTS_MAX", 1000)?,
+                channel_bytes_max: number("WEIR_EVENTS_BYTES_MAX", 1 << 20)?,
+            },
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The keys of channels: `events` and `auth`.
+//! The keys of channels: `events`, `sessions` and `auth`.
 
 use std::path::PathBuf;
 
@@ -106,6 +106,28 @@ pub enum EventsFallback {
     None,
     /// This process keeps them.
     Memory,
+}
+
+/// Transcript sessions that are stored. Each has a channel, and is kept between its events: see `events.channels_max` and
+/// `events.state_bytes_max`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// Sessions at once, those that have ended and can still be asked for included; one more is answered 503.
+    pub live_max: u32,
+    /// Memory of the checkpoints of sessions at rest, bytes; past it some are in the store alone, and are read when they are asked for.
+    pub memory_bytes_max: u64,
+    /// A session that is fed is put into the store this often, ms; and when nothing comes, and at the end. What came since is in its
+    /// channel.
+    pub checkpoint_ms: u64,
+    /// A session that has ended or expired can be asked for this long, ms.
+    pub ended_ttl_ms: u64,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { live_max: 100_000, memory_bytes_max: 256 << 20, checkpoint_ms: 250, ended_ttl_ms: 600_000 }
+    }
 }
 
 /// Who may ask.

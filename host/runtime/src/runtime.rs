@@ -372,6 +372,12 @@ fn start_gateway(
         ("WEIR_EVENTS_RETRY_MS", config.events.retry_ms.to_string()),
         // The edge of this process holds the connections of subscribers.
         ("WEIR_GRIP", "host".to_owned()),
+        ("WEIR_EVENTS_EVENTS_MAX", config.events.events_max.to_string()),
+        ("WEIR_EVENTS_BYTES_MAX", config.events.bytes_max.to_string()),
+        ("WEIR_SESSIONS_LIVE_MAX", config.sessions.live_max.to_string()),
+        ("WEIR_SESSIONS_MEMORY_BYTES_MAX", config.sessions.memory_bytes_max.to_string()),
+        ("WEIR_SESSIONS_CHECKPOINT_MS", config.sessions.checkpoint_ms.to_string()),
+        ("WEIR_SESSIONS_ENDED_TTL_MS", config.sessions.ended_ttl_ms.to_string()),
     ];
     let auth = auth(config)?;
     let environment = environment.into_iter().chain(auth.environment).map(|(name, value)| (name.to_owned(), value));

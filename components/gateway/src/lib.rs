@@ -55,7 +55,7 @@ use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope:
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
-    channel::{Channel, ChannelRoute},
+    channel::{Channel, ChannelKind, ChannelRoute},
     content_type,
     frame::Framing,
     models, output,
@@ -145,7 +145,14 @@ impl Found {
         if let Some(route) = SessionRoute::find(path)? {
             return Ok(Self::Sessions(route));
         }
-        ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
+        match ChannelRoute::find(path)? {
+            // A socket of a session brings chunks: it is a request that feeds it.
+            Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
+                Ok(Self::Sessions(SessionRoute::Chunks(channel)))
+            }
+            Some(route) => Ok(Self::Channels(route)),
+            None => Err(Problem::not_found(path)),
+        }
     }
 
     fn takes(&self, method: &str) -> bool {
@@ -165,8 +172,9 @@ impl Found {
         }
     }
 
-    fn is_socket(&self) -> bool {
-        matches!(self, Self::Channels(ChannelRoute::Socket(_) | ChannelRoute::Sockets))
+    /// Whether a path is that of a socket; to us such a path takes `POST`.
+    fn is_socket(path: &str) -> bool {
+        path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
@@ -222,7 +230,7 @@ impl Call<'_> {
         }
         let found = Found::at(self.path)?;
         match self.method.as_str() {
-            "GET" if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
+            "GET" if Found::is_socket(self.path) => return Err(Problem::upgrade_required(self.path)),
             method if found.takes(method) => {}
             "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
             method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),

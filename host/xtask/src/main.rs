@@ -6,7 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
-//! - [`redis`]: a Redis server for the tests
+//! - [`redis`], [`pushpin`]: a Redis server, and a proxy that holds connections, for the tests
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -20,6 +20,7 @@ mod files;
 mod house;
 mod http;
 mod node;
+mod pushpin;
 mod python;
 mod redis;
 #[cfg(test)]
@@ -72,6 +73,7 @@ const TASKS: &[Task] = &[
         run: bench::task,
     },
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
+    Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 

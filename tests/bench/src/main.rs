@@ -1,7 +1,7 @@
 //! `weir-bench`: measures Weir beside the servers that people would write instead, on one machine, in one run.
 //!
 //! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: what is sent and when, and how long it took; pure and seeded
-//! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of answers
+//! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of answers; [`fanout`]: subscribers
 //! - [`process`], [`server`]: what a server uses; starting servers on one core and ending them
 //! - [`peers`]: the Python environment, the ceiling
 //! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod corpus;
+mod fanout;
 mod goals;
 mod histogram;
 mod http;
@@ -70,6 +71,34 @@ enum Command {
         /// The whole may take so long, s.
         #[arg(long, default_value_t = 120.0)]
         limit: f64,
+    },
+    /// Subscribers: what a quiet one costs, and how long an event takes to many.
+    Fanout {
+        /// The server, `http://host:port`.
+        #[arg(long)]
+        url: String,
+        /// Paths: of a quiet channel, of a busy one, and where that is published to.
+        #[arg(long, default_value = "/stream/workflow/quiet")]
+        quiet: String,
+        #[arg(long, default_value = "/stream/workflow/busy")]
+        busy: String,
+        #[arg(long, default_value = "/stream/publish/workflow/busy")]
+        publish: String,
+        /// Publishes text that is no JSON.
+        #[arg(long)]
+        plain: bool,
+        #[arg(long, default_value_t = 10_000)]
+        idle: usize,
+        #[arg(long, default_value_t = 1_000)]
+        subscribers: usize,
+        /// Events a second.
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+        /// The server's process.
+        #[arg(long)]
+        pid: u32,
     },
     /// Open loops at multiples of what the server can do.
     Overload {
@@ -213,6 +242,12 @@ async fn generate(command: Command) -> Result<serde_json::Value> {
             }
             let within = load::compare::difference(&alone, &together);
             json!({"scores": alone, "together": finite(within), "with": others})
+        }
+        Command::Fanout { url, quiet, busy, publish, plain, idle, subscribers, rate, seconds, pid } => {
+            ensure!(rate > 0.0 && (0.0..=3600.0).contains(&seconds), "a rate is more than 0, times are 0 to 3600 s");
+            let [quiet, busy, publish] = [quiet, busy, publish].map(|path| format!("{url}{path}"));
+            let fanout = fanout::Fanout { quiet, busy, publish, plain, idle, subscribers, rate, seconds, pid };
+            tokio::task::LocalSet::new().run_until(fanout::run(fanout)).await?
         }
         Command::Run(_) | Command::Report { .. } => unreachable!("answered before"),
     })

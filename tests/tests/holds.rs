@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::follow::{Follower, post};
-use weir_tests::{Raw, Server, tool, until};
+use weir_tests::{PATIENCE, Raw, Server, tool, until};
 
 const SUBSCRIBE: &[u8] = b"GET /stream/workflow/w HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -196,41 +196,46 @@ async fn who_dribbles_holds_nothing() -> Result<()> {
 #[tokio::test]
 async fn one_that_stalls_among_a_thousand_delays_nobody_and_resumes() -> Result<()> {
     const READERS: usize = 1000;
-    const EVENTS: usize = 60;
+    const EVENTS: usize = 30;
     let arguments = ["--set", "events.outbox_bytes_max=100000", "--set", "events.bytes_max=100000000"];
     let server = Server::start_stub(&arguments)?;
     server.ready().await?;
     let mut stalled = Raw::connect_small(&server).await?;
     stalled.send(SUBSCRIBE).await?;
     stalled.read_until("event: connected").await?;
-    let mut readers = Vec::new();
+    let (took, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let mut readers = tokio::task::JoinSet::new();
     for _ in 0..READERS {
         let mut raw = Raw::connect(&server).await?;
         raw.send(SUBSCRIBE).await?;
         raw.read_until("event: connected").await?;
-        readers.push(tokio::spawn(async move {
-            let mut received = Vec::new();
+        let took = took.clone();
+        readers.spawn(async move {
             for _ in 0..EVENTS {
-                raw.read_until_nth("event: temporal_status", 1).await?;
-                received.push(Instant::now());
+                raw.take_next("event: temporal_status").await?;
+                took.send(Instant::now())?;
             }
-            anyhow::Ok(received)
-        }));
+            anyhow::Ok(())
+        });
     }
     held(&server, READERS + 1).await?;
     // Nothing of these may be left out, and they are more than fits the one that does not read.
-    let (mut ids, mut sent) = (Vec::new(), Vec::new());
+    let (mut ids, mut delays) = (Vec::new(), Vec::new());
     for n in 0..EVENTS {
         let pad = "x".repeat(if n % 2 == 0 { 100 } else { 40_000 });
         let body = json!({"event": "temporal_status", "status": "RUNNING", "metadata": {"pad": pad}});
-        sent.push(Instant::now());
+        let sent = Instant::now();
         let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
         ensure!(status == 200, "{answer}");
         ids.push(answer["id"].as_str().context("an id")?.to_owned());
+        // All others have it before the next is sent.
+        for _ in 0..READERS {
+            let at = tokio::time::timeout(PATIENCE, taken.recv()).await.with_context(|| format!("event {n}"))?;
+            delays.push(at.context("a reader")?.saturating_duration_since(sent));
+        }
     }
-    let mut delays = Vec::new();
-    for reader in readers {
-        delays.extend(reader.await??.into_iter().zip(&sent).map(|(at, sent)| at.saturating_duration_since(*sent)));
+    while let Some(reader) = readers.join_next().await {
+        reader??;
     }
     delays.sort();
     let p99 = delays[delays.len() * 99 / 100];

@@ -13,10 +13,11 @@
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`: what goes into channels, and what comes out of them.
+//! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session` and `weir:stream/events`, nothing else.
+//! Imports `wasi:*` and `weir:stream/*`, nothing else.
 
 mod access;
 mod bindings;
@@ -27,6 +28,7 @@ mod duplex;
 mod infer;
 mod items;
 mod owners;
+mod pipelines;
 mod process;
 mod publish;
 mod reply;
@@ -53,6 +55,7 @@ use weir_codec::{
     content_type,
     frame::Framing,
     models, output,
+    pipeline::route::PipelineRoute,
     problem::Problem,
     publish::TicketBody,
     query::Query,
@@ -70,6 +73,7 @@ use crate::{
     body::Arriving,
     clock::Deadline,
     items::Plan,
+    pipelines::Pipelines,
     reply::{Client, Reply},
     settings::Settings,
     streams::Source,
@@ -88,6 +92,7 @@ const LIVEZ: &str = "/livez";
 #[http_service]
 async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
+    Pipelines::wake();
     let (parts, mut body) = request.into_parts();
     let mut call = Call {
         path: parts.uri.path(),
@@ -128,6 +133,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
 enum Found {
     Own(Route),
     Channels(ChannelRoute),
+    Pipelines(PipelineRoute),
 }
 
 impl Found {
@@ -135,20 +141,26 @@ impl Found {
         if let Some(route) = Route::find(path) {
             return Ok(Self::Own(route));
         }
+        if let Some(route) = PipelineRoute::find(path) {
+            return Ok(Self::Pipelines(route));
+        }
         ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
     }
 
-    fn posts(&self) -> bool {
-        match self {
+    fn takes(&self, method: &str) -> bool {
+        let posts = match self {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
-        }
+            Self::Pipelines(route) => return route.takes(method),
+        };
+        if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
 
     fn allow(&self) -> &'static str {
         match self {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
+            Self::Pipelines(route) => route.allow(),
         }
     }
 }
@@ -203,14 +215,18 @@ impl Call<'_> {
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
         let found = Found::at(self.path)?;
-        match (self.method.as_str(), found.posts()) {
-            ("GET" | "HEAD", false) | ("POST", true) => {}
-            ("OPTIONS", _) => return self.options(found.allow()).map(Answer::Whole),
-            (method, _) => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
+        match self.method.as_str() {
+            method if found.takes(method) => {}
+            "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
+            method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
         }
         match found {
             Found::Own(route) => self.own(route, body).await,
             Found::Channels(route) => self.channels(route, body).await,
+            Found::Pipelines(route) => {
+                let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+                self.pipelines(route, body, &identity).await.map(Answer::Whole)
+            }
         }
     }
 

@@ -21,8 +21,33 @@ pub(crate) struct Settings {
     pub(crate) heartbeat_ms: u64,
     /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 unless told.
     pub(crate) retry_ms: u32,
+    /// `WEIR_KEEPER`: `1` in the one instance that keeps executions, which goes on with what a crash has interrupted.
+    pub(crate) keeper: bool,
+    /// `WEIR_PIPELINES_*`
+    pub(crate) pipelines: Pipelines,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
+}
+
+/// Pipelines and their executions.
+#[derive(Debug)]
+pub(crate) struct Pipelines {
+    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` unless told. There may be none.
+    pub(crate) dir: PathBuf,
+    /// `WEIR_PIPELINES_EXECUTIONS_MAX`: executions that go on at once, 256 unless told.
+    pub(crate) executions_max: usize,
+    /// `WEIR_PIPELINES_USER_EXECUTIONS_MAX`: those of one user, 64 unless told.
+    pub(crate) user_executions_max: usize,
+    /// `WEIR_PIPELINES_INPUT_BYTES_MAX`: bytes of an input, 262144 unless told.
+    pub(crate) input_bytes_max: usize,
+    /// `WEIR_PIPELINES_OUTPUT_BYTES_MAX`: bytes of a step's output, 196608 unless told.
+    pub(crate) output_bytes_max: usize,
+    /// `WEIR_PIPELINES_OUTPUTS_BYTES_MAX`: bytes of the outputs of all steps of an execution, 1048576 unless told.
+    pub(crate) outputs_bytes_max: usize,
+    /// `WEIR_PIPELINES_TTL_MS`: how long an execution that has ended can be asked for, 3600000 unless told.
+    pub(crate) ttl_ms: u64,
+    /// `WEIR_PIPELINES_HTTP_ALLOW`: the authorities that steps may call, `HOST` or `HOST:PORT`, separated by spaces.
+    pub(crate) http_allow: Vec<String>,
 }
 
 /// Who may ask. Lists are separated by spaces.
@@ -92,7 +117,32 @@ impl Settings {
             entities_model: model("WEIR_STEPS_ENTITIES", "entities")?,
             heartbeat_ms: number("WEIR_EVENTS_HEARTBEAT_MS", 15_000)?,
             retry_ms: u32::try_from(number("WEIR_EVENTS_RETRY_MS", 3000)?).unwrap_or(u32::MAX),
+            keeper: variable("WEIR_KEEPER").is_some_and(|text| text == "1"),
+            pipelines: Pipelines::read(&variable, number)?,
             auth: Auth::read(&variable)?,
+        })
+    }
+}
+
+impl Pipelines {
+    fn read(
+        variable: &impl Fn(&str) -> Option<String>,
+        number: impl Fn(&str, u64) -> Result<u64, String>,
+    ) -> Result<Self, String> {
+        let size = |name: &str, default: u64| Ok::<_, String>(usize::try_from(number(name, default)?).unwrap_or(usize::MAX));
+        Ok(Self {
+            dir: variable("WEIR_PIPELINES_DIR").map_or_else(|| "/pipelines".into(), PathBuf::from),
+            executions_max: size("WEIR_PIPELINES_EXECUTIONS_MAX", 256)?,
+            user_executions_max: size("WEIR_PIPELINES_USER_EXECUTIONS_MAX", 64)?,
+            input_bytes_max: size("WEIR_PIPELINES_INPUT_BYTES_MAX", 262_144)?,
+            output_bytes_max: size("WEIR_PIPELINES_OUTPUT_BYTES_MAX", 196_608)?,
+            outputs_bytes_max: size("WEIR_PIPELINES_OUTPUTS_BYTES_MAX", 1_048_576)?,
+            ttl_ms: number("WEIR_PIPELINES_TTL_MS", 3_600_000)?,
+            http_allow: variable("WEIR_PIPELINES_HTTP_ALLOW")
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(str::to_ascii_lowercase)
+                .collect(),
         })
     }
 }

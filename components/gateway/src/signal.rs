@@ -1,7 +1,8 @@
 //! How the halves of a task wait for each other.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     future::poll_fn,
     task::{Poll, Waker},
 };
@@ -60,5 +61,46 @@ impl Gate {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Lets any number of others go on when something has become true, in whatever tasks they are.
+#[derive(Default)]
+pub(crate) struct Bell {
+    waiting: RefCell<BTreeMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+impl Bell {
+    /// Says that it may have become true.
+    pub(crate) fn ring(&self) {
+        for waker in self.waiting.take().into_values() {
+            waker.wake();
+        }
+    }
+
+    /// Resolves when it is true.
+    pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
+        let waiting = Waiting { bell: self, place: self.next.replace(self.next.get() + 1) };
+        poll_fn(|context| {
+            if is_true() {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().insert(waiting.place, context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Somebody at a bell, who may leave.
+struct Waiting<'b> {
+    bell: &'b Bell,
+    place: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.bell.waiting.borrow_mut().remove(&self.place);
     }
 }

@@ -3,8 +3,11 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
+mod duplex;
 pub mod follow;
 pub mod texts;
+
+pub use duplex::Duplex;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::{PATIENCE, Raw, Server, ndjson, until};
+use weir_tests::{Duplex, PATIENCE, Raw, Server, ndjson, until};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -25,35 +25,6 @@ async fn lines(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> R
     let mut lines = ndjson(&answer.text().await?)?;
     lines.sort_by_key(|line| line["index"].as_u64().unwrap_or(u64::MAX));
     Ok(lines)
-}
-
-/// A stream over HTTP/1.1 whose body is written piece by piece.
-struct Duplex {
-    raw: Raw,
-}
-
-impl Duplex {
-    async fn open(server: &Server, path: &str) -> Result<Self> {
-        Self::send_head(Raw::connect(server).await?, path).await
-    }
-
-    async fn send_head(mut raw: Raw, path: &str) -> Result<Self> {
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: {NDJSON}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        );
-        raw.send(head.as_bytes()).await?;
-        Ok(Self { raw })
-    }
-
-    async fn send(&mut self, piece: &[u8]) -> Result<()> {
-        self.raw.send(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
-        self.raw.send(piece).await?;
-        self.raw.send(b"\r\n").await
-    }
-
-    async fn end(&mut self) -> Result<()> {
-        self.raw.send(b"0\r\n\r\n").await
-    }
 }
 
 #[tokio::test]

@@ -27,6 +27,21 @@ fn help_names_every_command() -> Result<()> {
 }
 
 #[test]
+fn an_engine_whose_library_is_missing_is_one_sentence_at_the_start() -> Result<()> {
+    let models = models().display().to_string();
+    let dir = tempfile::tempdir()?;
+    let set = ["--set", "models.engine=onnxruntime", "--set", "http.listen=127.0.0.1:0"];
+    let mut command = Command::new(weir()?);
+    command.args(["serve", "--models-dir", &models]).args(set).env("WEIR_ONNXRUNTIME", dir.path());
+    let output = command.output()?;
+    let (_, err) = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains("onnxruntime") && err.contains("there is no libonnxruntime.so"), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    Ok(())
+}
+
+#[test]
 fn the_readme_has_the_table_of_the_configuration() -> Result<()> {
     let readme = std::fs::read_to_string(root().join("README.md"))?;
     let (table, _) = said(&call(&["config", "--markdown"])?);

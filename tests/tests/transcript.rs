@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::{Raw, Server, ndjson, root};
+use weir_tests::{Duplex, Server, ndjson, root};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -115,32 +115,6 @@ async fn annotations_agree_with_the_original_or_differ_as_stated() -> Result<()>
         assert_eq!(different, 15);
     }
     Ok(())
-}
-
-/// A stream over HTTP/1.1 whose body is written piece by piece.
-struct Duplex {
-    raw: Raw,
-}
-
-impl Duplex {
-    async fn open(server: &Server, path: &str) -> Result<Self> {
-        let mut raw = Raw::connect(server).await?;
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: {NDJSON}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        );
-        raw.send(head.as_bytes()).await?;
-        Ok(Self { raw })
-    }
-
-    async fn send(&mut self, piece: &[u8]) -> Result<()> {
-        self.raw.send(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
-        self.raw.send(piece).await?;
-        self.raw.send(b"\r\n").await
-    }
-
-    async fn end(&mut self) -> Result<()> {
-        self.raw.send(b"0\r\n\r\n").await
-    }
 }
 
 #[tokio::test]

@@ -155,6 +155,8 @@ pub struct Gateway {
     pub instance_requests_max: u32,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
+    /// Memory of the keeper, the one instance that has executions and stored sessions, bytes.
+    pub keeper_memory_bytes_max: u64,
     /// An instance without requests is let go after this long, ms.
     pub idle_timeout_ms: u64,
 }
@@ -165,6 +167,7 @@ impl Default for Gateway {
             component: PathBuf::new(),
             instance_requests_max: 128,
             memory_bytes_max: 256 << 20,
+            keeper_memory_bytes_max: 1 << 30,
             idle_timeout_ms: 60_000,
         }
     }

@@ -198,6 +198,14 @@ impl fmt::Display for TensorInfo {
 
 /// An engine that can load graphs.
 pub(crate) trait Backend: Send + Sync {
+    /// Makes sure that the engine can be had, before there is a graph for it.
+    ///
+    /// # Errors
+    /// When its library is missing or unfit.
+    fn prepare(&self, _config: &RegistryConfig) -> Result<(), LoadError> {
+        Ok(())
+    }
+
     /// Loads a graph, within the bounds of `config`.
     ///
     /// # Errors

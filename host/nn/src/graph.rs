@@ -28,6 +28,14 @@ impl fmt::Debug for Graph {
     }
 }
 
+/// What stands behind the name of an engine.
+pub(crate) fn backend(engine: Engine) -> &'static dyn Backend {
+    match engine {
+        Engine::Tract => &Tract,
+        Engine::OnnxRuntime => &OnnxRuntime,
+    }
+}
+
 impl Graph {
     /// Loads a graph with an engine.
     ///
@@ -39,14 +47,11 @@ impl Graph {
         engine: Engine,
         config: &RegistryConfig,
     ) -> Result<Self, LoadError> {
-        let backend: &dyn Backend = match engine {
-            Engine::Tract => &Tract,
-            Engine::OnnxRuntime => &OnnxRuntime,
-        };
-        let backend = catch_unwind(AssertUnwindSafe(|| backend.load(source, config))).unwrap_or_else(|panic| {
-            let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));
-            Err(LoadError::Broken { origin: source.origin(), reason })
-        })?;
+        let backend =
+            catch_unwind(AssertUnwindSafe(|| backend(engine).load(source, config))).unwrap_or_else(|panic| {
+                let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));
+                Err(LoadError::Broken { origin: source.origin(), reason })
+            })?;
         Ok(Self { name: name.to_owned(), engine, backend, tensor_bytes_max: config.tensor_bytes_max })
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::engine::{Engine, GraphSource};
 use crate::error::LoadError;
-use crate::graph::Graph;
+use crate::graph::{Graph, backend};
 use crate::model::onnx_file;
 
 /// The bounds within which graphs are loaded and run.
@@ -94,8 +94,9 @@ impl Registry {
     /// Registers the graph of a model directory (or an ONNX file), to be loaded at its first use.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// When the name is taken, or the engine's library is missing or unfit: no use of the graph could mend that.
     pub fn insert_lazy(&self, name: &str, path: &Path, engine: Engine) -> Result<(), LoadError> {
+        backend(engine).prepare(&self.config)?;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.contains_key(name) {
             return Err(LoadError::NameTaken(name.to_owned()));

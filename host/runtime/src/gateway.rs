@@ -17,13 +17,14 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::call::{Abandon, Call, FromGuest, ToGuest};
+use crate::keeper::{self, Keeper};
 use crate::limits::limits;
 use crate::types::{Item, ModelInfo, Outcome};
 
@@ -38,6 +39,7 @@ pub type Response = http::Response<CountedBody>;
 pub(crate) struct GatewayConfig {
     pub(crate) instance_requests_max: usize,
     pub(crate) memory_bytes_max: u64,
+    pub(crate) keeper_memory_bytes_max: u64,
     pub(crate) idle_timeout: Duration,
     /// Time for the head of an answer; the component has limits of its own below this.
     pub(crate) head_timeout: Duration,
@@ -49,10 +51,11 @@ pub(crate) struct GatewayConfig {
 /// Where an instance sees the folder of keys.
 pub(crate) const KEYS_DIR: &str = "/auth";
 
-/// The gateway: hands requests to instances, and makes as many as are needed.
+/// The gateway: hands requests to instances, and makes as many as are needed; what is kept goes to the keeper.
 #[derive(Clone)]
 pub struct Gateway {
-    handler: ProxyHandler<Maker>,
+    handler: ProxyHandler<Front>,
+    keeper: Keeper,
 }
 
 impl Gateway {
@@ -70,15 +73,20 @@ impl Gateway {
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
-        let maker = Maker { engine: engine.clone(), pre, config, call, events, draining };
-        Ok(Self { handler: ProxyHandler::new(maker) })
+        let (keeper_memory_bytes_max, head_timeout) = (config.keeper_memory_bytes_max, config.head_timeout);
+        let maker = Arc::new(Maker { engine: engine.clone(), pre, config, call, events, draining });
+        let keeper = Keeper::start(maker.clone(), keeper_memory_bytes_max, head_timeout);
+        Ok(Self { handler: ProxyHandler::new(Front(maker)), keeper })
     }
 
     /// Answers a request. There is no backpressure here: the caller bounds how many it has open.
     /// `owner` says whose it is: owners have a share of each queue.
     pub async fn handle(&self, request: Request, owner: u64) -> wasmtime::Result<Response> {
         let counted = Arc::new(Counted { owner, instance: OnceLock::new(), calls: Mutex::default() });
-        let response = self.handler.handle(counted.clone(), request).await?;
+        let response = match keeper::keeps(request.uri().path()) {
+            true => self.keeper.handle(request).await?,
+            false => self.handler.handle(counted.clone(), request).await?,
+        };
         Ok(response.map(|body| CountedBody { body, _counted: counted }))
     }
 }
@@ -211,7 +219,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
 }
 
 /// Makes instances.
-struct Maker {
+pub(crate) struct Maker {
     engine: Engine,
     pre: ServicePre<GatewayState>,
     config: GatewayConfig,
@@ -220,14 +228,18 @@ struct Maker {
     draining: Arc<AtomicBool>,
 }
 
-impl HandlerState for Maker {
-    type StoreData = GatewayState;
-    type WorkerExpiration = Expiration;
-    type WorkerState = Worker;
-
-    async fn instantiate(&self) -> wasmtime::Result<Instance<GatewayState, Expiration, Worker>> {
+impl Maker {
+    /// An instance in a store of its own, with what its environment has besides the configuration.
+    pub(crate) async fn store(
+        &self,
+        memory_bytes_max: u64,
+        told: Option<(&str, &str)>,
+    ) -> wasmtime::Result<(Store<GatewayState>, Service)> {
         let mut wasi = WasiCtx::builder();
         wasi.inherit_stderr().envs(&self.config.environment);
+        if let Some((name, value)) = told {
+            wasi.env(name, value);
+        }
         if let Some(dir) = &self.config.keys_dir {
             wasi.preopened_dir(dir, KEYS_DIR, FsPerms::ReadOnly)?;
         }
@@ -236,7 +248,7 @@ impl HandlerState for Maker {
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             hooks: NoOutgoing,
-            limits: limits(self.config.memory_bytes_max),
+            limits: limits(memory_bytes_max),
             call: self.call.clone(),
             events: self.events.clone(),
             draining: self.draining.clone(),
@@ -247,6 +259,21 @@ impl HandlerState for Maker {
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
         let service = self.pre.instantiate_async(&mut store).await?;
+        Ok((store, service))
+    }
+}
+
+/// Makes the instances in front, which come and go.
+struct Front(Arc<Maker>);
+
+impl HandlerState for Front {
+    type StoreData = GatewayState;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<GatewayState, Expiration, Worker>> {
+        let config = &self.0.config;
+        let (store, service) = self.0.store(config.memory_bytes_max, None).await?;
         metrics::counter!("weir_gateway_instances_total").increment(1);
         let open = Arc::new(AtomicUsize::new(0));
         Ok(Instance {
@@ -254,15 +281,15 @@ impl HandlerState for Maker {
             proxy: wasmtime_wasi_http::handler::Proxy::P3(service),
             view: GatewayState::http,
             expiration: Expiration {
-                idle_timeout: self.config.idle_timeout,
-                head_timeout: self.config.head_timeout,
+                idle_timeout: config.idle_timeout,
+                head_timeout: config.head_timeout,
                 timer: None,
             },
             state: Worker {
                 open,
-                requests_max: self.config.instance_requests_max,
-                head_timeout: self.config.head_timeout,
-                draining: self.draining.clone(),
+                requests_max: config.instance_requests_max,
+                head_timeout: config.head_timeout,
+                draining: self.0.draining.clone(),
             },
         })
     }

@@ -13,6 +13,7 @@
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
+//! - `keeper`: the one instance that has what outlives a request.
 //! - `events`: the channel store as gateway instances see it.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
@@ -25,6 +26,7 @@ pub mod component;
 pub mod engine;
 mod events;
 pub mod gateway;
+mod keeper;
 mod limits;
 pub mod pool;
 mod queue;

@@ -1,33 +1,30 @@
 //! The replicas of one model. Each is a thread with an infer instance of its own, fed by one long-lived stream in which
 //! the items of all callers are merged, so that batches form across requests.
 
-use std::collections::HashMap;
+mod machinery;
+mod metrics;
+mod running;
+mod streams;
+
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
-use metrics::{Counter, Gauge, counter, gauge};
 use tokio::sync::watch;
-use wasmtime::component::{
-    Component, Destination, Linker, ResourceTable, Source, StreamConsumer, StreamProducer, StreamReader, StreamResult,
-    VecBuffer,
-};
-use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime::component::StreamReader;
 use weir_core::queue::Ticket;
-use weir_nn::{Names, NnCtx, NnView, Registry};
 
-use crate::bindings::infer::InferExportsPre;
+pub(crate) use self::machinery::Machinery;
+use self::metrics::PoolMetrics;
+use self::running::Running;
+use self::streams::{Back, Ended, Merged, Watched};
 use crate::call::{Call, Reply};
-use crate::limits::limits;
-use crate::queue::{Ask, Job, Queue, QueueSettings, Taken};
+use crate::queue::{Job, Queue, QueueSettings};
 use crate::types::{
-    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Outcome, Output, Overflow, Task,
+    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
     TokenOptions, WhenFull,
 };
 
@@ -102,88 +99,12 @@ pub struct PoolStats {
     pub hangs: u64,
 }
 
-struct PoolMetrics {
-    items: Counter,
-    tokens: Counter,
-    failures: Counter,
-    restarts: Counter,
-    hangs: Counter,
-    ready: Gauge,
-    hanging: Gauge,
-    waiting: Gauge,
-    waiting_tokens: Gauge,
-    circuit: Gauge,
-    abandoned: Counter,
-    expired: Counter,
-    overloaded: Counter,
-    throttled: Counter,
-    refused: Counter,
-    retried: Counter,
-}
-
-/// What a replica needs to make an instance.
-#[derive(Clone)]
-pub(crate) struct Machinery {
-    pub(crate) engine: Engine,
-    pub(crate) pre: InferExportsPre<InferState>,
-    pub(crate) registry: Arc<Registry>,
-}
-
-impl Machinery {
-    /// Links the infer component once for all replicas.
-    pub(crate) fn new(engine: &Engine, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<InferState>::new(engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        weir_nn::add_to_linker(&mut linker, |state: &mut InferState| NnView {
-            ctx: &mut state.nn,
-            table: &mut state.table,
-        })?;
-        let pre = InferExportsPre::new(linker.instantiate_pre(component)?)?;
-        Ok(Self { engine: engine.clone(), pre, registry })
-    }
-}
-
-/// What an infer instance's store holds.
-pub(crate) struct InferState {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    nn: NnCtx,
-    limits: StoreLimits,
-}
-
-impl WasiView for InferState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
 /// How long a replica that failed waits before it is made anew: doubled each time, up to the last.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
 impl Pool {
     pub(crate) fn new(config: PoolConfig) -> Arc<Self> {
-        let name = config.name.clone();
-        let counts = |metric: &'static str| counter!(metric, "model" => name.clone());
-        let shows = |metric: &'static str| gauge!(metric, "model" => name.clone());
-        let metrics = PoolMetrics {
-            items: counts("weir_infer_items_total"),
-            tokens: counts("weir_infer_tokens_total"),
-            failures: counts("weir_infer_failures_total"),
-            restarts: counts("weir_infer_replica_restarts_total"),
-            hangs: counts("weir_infer_replica_hangs_total"),
-            ready: shows("weir_infer_replicas_ready"),
-            hanging: shows("weir_infer_threads_hanging"),
-            waiting: shows("weir_infer_queue_items"),
-            waiting_tokens: shows("weir_infer_queue_tokens"),
-            circuit: shows("weir_infer_circuit_open"),
-            abandoned: counts("weir_infer_items_abandoned_total"),
-            expired: counts("weir_infer_items_expired_total"),
-            overloaded: counts("weir_infer_items_overloaded_total"),
-            throttled: counts("weir_infer_items_throttled_total"),
-            refused: counts("weir_infer_items_circuit_open_total"),
-            retried: counts("weir_infer_items_retried_total"),
-        };
+        let metrics = PoolMetrics::new(&config.name);
         Arc::new(Self {
             queue: Queue::new(config.queue.clone(), config.replicas),
             running: Mutex::new((0..config.replicas).map(|_| None).collect()),
@@ -336,6 +257,7 @@ impl Pool {
             let _ = ready.wait_for(|ready| *ready > 0).await;
         }
         let mut failures = 0;
+        let mut last = String::new();
         loop {
             let running = Arc::new(Running::default());
             self.slot(replica, |slot| *slot = Some(running.clone()));
@@ -353,12 +275,19 @@ impl Pool {
                 return Replaced;
             }
             self.queue.leave(replica);
-            tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
+            if text == last {
+                // Said already, and nothing is new.
+                tracing::debug!(model = self.config.name, replica, error = text, "a replica is lost again");
+            } else {
+                tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
+                last.clone_from(&text);
+            }
             self.metrics.restarts.increment(1);
             if running.health.end() {
                 // It had answered: what waits is for the next instance, which will soon be there.
                 self.count_ready(-1);
                 failures = 0;
+                last.clear();
             } else if !self.is_ready() {
                 self.trouble_is(text);
             }
@@ -449,7 +378,7 @@ impl Pool {
         machinery: &Machinery,
         running: Arc<Running>,
     ) -> wasmtime::Result<std::convert::Infallible> {
-        let mut store = self.store(machinery, running.routes.computed.clone())?;
+        let mut store = machinery.store(&self.config, running.routes.computed.clone())?;
         let instance = machinery.pre.instantiate_async(&mut store).await?;
         let warm_up = Some(self.warm_up());
         let merged = Merged { pool: self.clone(), replica, running: running.clone(), warm_up };
@@ -472,25 +401,6 @@ impl Pool {
         };
         result??;
         Err(wasmtime::Error::msg("the infer component ended its stream"))
-    }
-
-    /// A store whose computations are counted.
-    fn store(&self, machinery: &Machinery, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
-        let name = &self.config.name;
-        let mut wasi = WasiCtx::builder();
-        wasi.inherit_stderr().envs(&self.config.environment);
-        wasi.preopened_dir(&self.config.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
-        let state = InferState {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            nn: NnCtx::new(machinery.registry.clone(), Names::only([name.clone()])).counting(computed),
-            limits: limits(self.config.memory_bytes_max),
-        };
-        let mut store = Store::new(&machinery.engine, state);
-        store.limiter(|state| &mut state.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        Ok(store)
     }
 
     /// The item that every new instance answers first: from then on the replica counts as ready.
@@ -568,290 +478,3 @@ const STARTING_PATIENCE: u32 = 5;
 
 /// So many threads more than replicas may hang before no more are started.
 const HANGING_SPARE: usize = 2;
-
-/// One instance of a replica.
-#[derive(Default)]
-struct Running {
-    routes: Routes,
-    health: Health,
-    /// It hung, and another runs in its place.
-    replaced: AtomicBool,
-    replaced_notify: tokio::sync::Notify,
-}
-
-/// How an instance fares.
-#[derive(Default)]
-struct Health {
-    phase: Mutex<Phase>,
-    failure: Mutex<Option<String>>,
-    failed: tokio::sync::Notify,
-}
-
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// It has not answered yet.
-    #[default]
-    Starting,
-    /// It has answered, and counts as ready.
-    Ready,
-    /// It is lost.
-    Over,
-}
-
-impl Health {
-    /// It has answered; true unless it is lost already.
-    fn begin(&self) -> bool {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        if *phase == Phase::Starting {
-            *phase = Phase::Ready;
-        }
-        *phase == Phase::Ready
-    }
-
-    /// It is lost; true if it counted as ready.
-    fn end(&self) -> bool {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *phase, Phase::Over) == Phase::Ready
-    }
-
-    fn is_ready(&self) -> bool {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) == Phase::Ready
-    }
-
-    fn fail(&self, reason: String) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-        self.failed.notify_one();
-    }
-
-    async fn failed(&self) -> String {
-        loop {
-            self.failed.notified().await;
-            if let Some(reason) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                return reason;
-            }
-        }
-    }
-}
-
-/// What an instance owes, by the id that its items have on the merged stream.
-#[derive(Default)]
-struct Routes {
-    next: AtomicU32,
-    owing: Mutex<Owing>,
-    /// Computations of the engine that have ended.
-    computed: Arc<AtomicU64>,
-}
-
-#[derive(Default)]
-struct Owing {
-    owed: HashMap<u64, Job>,
-    /// When it last gave an answer, or got an item while it owed none.
-    since: Option<Instant>,
-    /// How many computations had ended when that was last looked at, and when they had become so many: a long text gives an
-    /// answer only after many of them.
-    computed: u64,
-    computed_at: Option<Instant>,
-    /// What it has is a suspect, alone.
-    testing: bool,
-    /// Waits until it owes nothing.
-    waiter: Option<Waker>,
-}
-
-impl Routes {
-    fn lock(&self) -> MutexGuard<'_, Owing> {
-        self.owing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes jobs over; returns their items as they travel.
-    fn add(&self, jobs: Vec<Job>, testing: bool) -> Vec<Item> {
-        let mut owing = self.lock();
-        if owing.owed.is_empty() {
-            owing.since = Some(Instant::now());
-        }
-        owing.testing = testing;
-        let items = jobs.into_iter().map(|job| {
-            // The upper half says whose it is: the component serves calls in turn.
-            let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
-            let item = Item { id, ..job.item.clone() };
-            owing.owed.insert(id, job);
-            item
-        });
-        items.collect()
-    }
-
-    /// The job of an outcome, and the time since the outcome before or since it was handed over.
-    fn take(&self, id: u64) -> Option<(Job, Duration)> {
-        let mut owing = self.lock();
-        let job = owing.owed.remove(&id)?;
-        let now = Instant::now();
-        let busy = owing.since.map_or(Duration::ZERO, |since| now - since);
-        owing.since = Some(now);
-        let waker = if owing.owed.is_empty() {
-            owing.testing = false;
-            owing.waiter.take()
-        } else {
-            None
-        };
-        drop(owing);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Some((job, busy))
-    }
-
-    /// What is owed, and whether that is a suspect alone; nothing is owed any more.
-    fn clear(&self) -> (Vec<Job>, bool) {
-        let mut owing = self.lock();
-        let mut owed: Vec<(u64, Job)> = owing.owed.drain().collect();
-        owed.sort_unstable_by_key(|(id, _)| *id as u32);
-        (owed.into_iter().map(|(_, job)| job).collect(), std::mem::take(&mut owing.testing))
-    }
-
-    /// How long it has been silent, if it owes anything.
-    fn silent(&self) -> Option<Duration> {
-        let computed = self.computed.load(Ordering::Relaxed);
-        let mut owing = self.lock();
-        if owing.computed != computed {
-            (owing.computed, owing.computed_at) = (computed, Some(Instant::now()));
-        }
-        if owing.owed.is_empty() {
-            return None;
-        }
-        owing.since.map(|since| owing.computed_at.map_or(since, |at| at.max(since)).elapsed())
-    }
-
-    /// Whether it owes anything and whether that is a suspect; who asks is woken when it owes nothing.
-    fn watch(&self, cx: &Context<'_>) -> (bool, bool) {
-        let mut owing = self.lock();
-        let owes = !owing.owed.is_empty();
-        if owes {
-            owing.waiter = Some(cx.waker().clone());
-        }
-        (owes, owing.testing)
-    }
-}
-
-/// The one stream of items into an instance.
-struct Merged {
-    pool: Arc<Pool>,
-    replica: usize,
-    running: Arc<Running>,
-    warm_up: Option<Job>,
-}
-
-/// Items handed over when the guest does not say how many it can take.
-const HANDED_ITEMS_MAX: usize = 64;
-
-impl<D> StreamProducer<D> for Merged {
-    type Item = Item;
-    type Buffer = VecBuffer<Item>;
-
-    fn poll_produce<'a>(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut store: StoreContextMut<'a, D>,
-        mut destination: Destination<'a, Item, VecBuffer<Item>>,
-        finish: bool,
-    ) -> Poll<wasmtime::Result<StreamResult>> {
-        let room = destination.remaining(&mut store).unwrap_or(HANDED_ITEMS_MAX);
-        if room == 0 {
-            return Poll::Ready(Ok(StreamResult::Completed));
-        }
-        if self.running.replaced.load(Ordering::SeqCst) {
-            return Poll::Ready(Ok(StreamResult::Dropped));
-        }
-        let taken = match self.warm_up.take() {
-            Some(job) => Poll::Ready(Taken::Jobs(vec![job])),
-            None => {
-                let (owes, testing) = self.running.routes.watch(cx);
-                let tokens_max = self.pool.config.ahead_tokens;
-                let ask = Ask { replica: self.replica, items_max: room, tokens_max, owes, testing };
-                self.pool.queue.poll_take(&ask, cx)
-            }
-        };
-        match taken {
-            Poll::Ready(taken) => {
-                let (jobs, testing) = match taken {
-                    Taken::Jobs(jobs) => (jobs, false),
-                    Taken::Suspect(job) => (vec![*job], true),
-                };
-                self.pool.metrics.items.increment(jobs.len() as u64);
-                self.pool.queue.counts.handed_over.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-                destination.set_buffer(self.running.routes.add(jobs, testing).into());
-                Poll::Ready(Ok(StreamResult::Completed))
-            }
-            Poll::Pending if finish => {
-                // It computes now: a wake-up must go to a replica that waits.
-                self.pool.queue.leave(self.replica);
-                Poll::Ready(Ok(StreamResult::Cancelled))
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-/// The way back: outcomes to the callers who wait for them.
-struct Back {
-    pool: Arc<Pool>,
-    running: Arc<Running>,
-}
-
-impl Back {
-    fn deliver(&self, outcomes: Vec<Outcome>) {
-        let pool = &self.pool;
-        let (mut tokens, mut failures) = (0, 0);
-        for outcome in outcomes {
-            let Some((job, busy)) = self.running.routes.take(outcome.id) else {
-                if !self.running.replaced.load(Ordering::SeqCst) {
-                    tracing::warn!(model = pool.config.name, "an outcome for no item");
-                }
-                continue;
-            };
-            tokens += u64::from(outcome.tokens);
-            pool.queue.counts.answered.fetch_add(1, Ordering::Relaxed);
-            if job.ticket.call == 0 {
-                failures += u64::from(outcome.result.is_err());
-                pool.warmed_up(&self.running, outcome.result);
-                continue;
-            }
-            let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
-            pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
-            let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
-            failures += u64::from(outcome.result.is_err());
-            job.reply.send(outcome.tokens, outcome.result);
-        }
-        pool.metrics.tokens.increment(tokens);
-        pool.metrics.failures.increment(failures);
-    }
-}
-
-/// A consumer that tells when it is dropped: the stream has ended.
-struct Watched<C> {
-    inner: C,
-    _ended: Ended,
-}
-
-struct Ended(Arc<tokio::sync::Notify>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.notify_one();
-    }
-}
-
-impl<D> StreamConsumer<D> for Watched<Back> {
-    type Item = Outcome;
-
-    fn poll_consume(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        mut store: StoreContextMut<D>,
-        mut source: Source<'_, Outcome>,
-        _finish: bool,
-    ) -> Poll<wasmtime::Result<StreamResult>> {
-        let mut outcomes = Vec::with_capacity(source.remaining(&mut store));
-        source.read(&mut store, &mut outcomes)?;
-        self.inner.deliver(outcomes);
-        Poll::Ready(Ok(StreamResult::Completed))
-    }
-}

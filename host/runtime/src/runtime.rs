@@ -387,6 +387,7 @@ fn start_gateway(
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,
+        keeper_memory_bytes_max: config.gateway.keeper_memory_bytes_max,
         idle_timeout: Duration::from_millis(config.gateway.idle_timeout_ms),
         // The component answers 408 and 504 by itself; this is for one that is stuck.
         head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),

@@ -28,6 +28,10 @@ pub use library::library_folders;
 pub(crate) struct OnnxRuntime;
 
 impl Backend for OnnxRuntime {
+    fn prepare(&self, config: &RegistryConfig) -> Result<(), LoadError> {
+        library::environment(config.onnxruntime.as_deref()).map(drop)
+    }
+
     fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let environment = library::environment(config.onnxruntime.as_deref())?;
         let loaded = load::load(&environment, source, config)?;

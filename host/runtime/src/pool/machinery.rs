@@ -1,0 +1,69 @@
+//! What instances of the infer component are made from.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Engine, Store, StoreLimits};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use weir_nn::{Names, NnCtx, NnView, Registry};
+
+use super::PoolConfig;
+use crate::bindings::infer::InferExportsPre;
+use crate::limits::limits;
+
+/// What a replica needs to make an instance.
+#[derive(Clone)]
+pub(crate) struct Machinery {
+    pub(crate) engine: Engine,
+    pub(crate) pre: InferExportsPre<InferState>,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Machinery {
+    /// Links the infer component once for all replicas.
+    pub(crate) fn new(engine: &Engine, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<InferState>::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        weir_nn::add_to_linker(&mut linker, |state: &mut InferState| NnView {
+            ctx: &mut state.nn,
+            table: &mut state.table,
+        })?;
+        let pre = InferExportsPre::new(linker.instantiate_pre(component)?)?;
+        Ok(Self { engine: engine.clone(), pre, registry })
+    }
+
+    /// A store for an instance of a model, whose computations are counted.
+    pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
+        let name = &pool.name;
+        let mut wasi = WasiCtx::builder();
+        wasi.inherit_stderr().envs(&pool.environment);
+        wasi.preopened_dir(&pool.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
+        let state = InferState {
+            table: ResourceTable::new(),
+            wasi: wasi.build(),
+            nn: NnCtx::new(self.registry.clone(), Names::only([name.clone()])).counting(computed),
+            limits: limits(pool.memory_bytes_max),
+        };
+        let mut store = Store::new(&self.engine, state);
+        store.limiter(|state| &mut state.limits);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        Ok(store)
+    }
+}
+
+/// What an infer instance's store holds.
+pub(crate) struct InferState {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    nn: NnCtx,
+    limits: StoreLimits,
+}
+
+impl WasiView for InferState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}

@@ -5,6 +5,7 @@
 
 mod duplex;
 pub mod follow;
+pub mod pipelines;
 pub mod texts;
 
 pub use duplex::Duplex;

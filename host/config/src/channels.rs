@@ -43,6 +43,9 @@ pub struct Events {
     /// Bytes that wait for one subscriber; past it progress is left out where a later one replaces it, then the subscriber is
     /// closed, and can resume.
     pub outbox_bytes_max: u64,
+    /// Bytes of what is kept between events, such as checkpoints of executions; of `memory` and `disk`. What does not fit is
+    /// refused, nothing is let go of for it; Redis has its own `maxmemory`.
+    pub state_bytes_max: u64,
     /// A stream of server-sent events or NDJSON on which nothing was written for so long gets a heartbeat, ms.
     pub heartbeat_ms: u64,
     /// After how long an `EventSource` that lost its connection is told to try again, ms.
@@ -67,6 +70,7 @@ impl Default for Events {
             channels_max: 10_000,
             subscribers_max: 100_000,
             outbox_bytes_max: 256 << 10,
+            state_bytes_max: 256 << 20,
             heartbeat_ms: 15_000,
             retry_ms: 3000,
         }

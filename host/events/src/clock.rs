@@ -4,12 +4,19 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use weir_core::channel::Values;
+
 /// Low bits of an epoch that tell processes apart.
 const RANDOM_BITS: u32 = 16;
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// When a value ends that is put now, in milliseconds since 1970; one without a time to live never does.
+pub(crate) fn end_ms(now_ms: u64, ttl_ms: Option<u64>) -> u64 {
+    ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| now_ms.saturating_add(ttl_ms))
 }
 
 /// An epoch that no channel had before: later than all that this process gave out, later than those of earlier

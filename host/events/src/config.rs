@@ -33,9 +33,8 @@ pub struct EventsConfig {
     /// Of the disk store (`events.path`): the file; its folder is made.
     pub path: PathBuf,
     /// True when what was answered must survive (`events.durable`). Disk: the publisher is answered after the fsync that it
-    /// shares with others. Without it the file is flushed every `flush_ms`, and a crash is a gap in every channel; claims are
-    /// on the disk either way. Redis: says
-    /// that the server keeps every write (`appendfsync always`), so that a channel's sequence goes on after the server's
+    /// shares with others. Without it the file is flushed every `flush_ms`, and a crash is a gap in every channel and may bring
+    /// back the value before under a key; claims are on the disk either way. Redis: says that the server keeps every write (`appendfsync always`), so that a channel's sequence goes on after the server's
     /// restart; without it a restart is a gap. Memory: nothing.
     pub durable: bool,
     /// Of the Redis store.
@@ -61,6 +60,9 @@ pub struct EventsConfig {
     pub claims_max: usize,
     /// The longest that a claim may be held, in milliseconds.
     pub claim_ttl_ms_max: u64,
+    /// The most bytes that values between events may take together, keys and bookkeeping included (memory and disk; Redis has
+    /// its own `maxmemory`).
+    pub state_bytes_max: usize,
     /// Of the disk store: the most appends and claims that wait to be written; more wait before they are taken.
     pub writes_max: usize,
     /// Of the disk store: the most bytes that share one fsync.
@@ -105,6 +107,7 @@ impl Default for EventsConfig {
             page_bytes_max: 1 << 20,
             claims_max: 100_000,
             claim_ttl_ms_max: 86_400_000,
+            state_bytes_max: 256 << 20,
             writes_max: 1_024,
             group_bytes_max: 4 << 20,
             flush_ms: 1_000,

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use weir_core::channel::{ClaimsFull, EventError};
+use weir_core::channel::{ClaimsFull, EventError, ValuesFull};
 
 /// Why a store did not do what it was asked: `weir:stream/events.failure`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -17,7 +17,7 @@ pub enum Error {
     /// Less would have been taken; retrying the same cannot help.
     #[error("{0}")]
     TooLarge(String),
-    /// The store cannot do it now; a retry may help. An append or claim that failed so may have been done all the same.
+    /// The store cannot do it now; a retry may help. What failed so may have been done all the same.
     #[error("{reason}; retry in {retry_after_ms} ms")]
     Unavailable {
         /// What is the matter, for the log.
@@ -50,6 +50,12 @@ impl From<EventError> for Error {
 impl From<ClaimsFull> for Error {
     fn from(full: ClaimsFull) -> Self {
         Self::unavailable("too many claims are held", full.retry_after_ms)
+    }
+}
+
+impl From<ValuesFull> for Error {
+    fn from(full: ValuesFull) -> Self {
+        Self::TooLarge(format!("events.state_bytes_max: {full}"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The channel store of Weir's native host: events in sequence, kept, replayed and followed.
 //!
-//! - [`Store`]: append, read, follow and claim, over one of three kinds
+//! - [`Store`]: append, read, follow and claim, and what is kept between events, over one of three kinds
 //! - [`Subscription`]: what [`Store::follow`] gives: replay, then live
 //! - [`EventsConfig`]: which kind, where, and every bound
 //! - [`Groups`]: several consumers that work one channel together (Redis only)

@@ -1,10 +1,10 @@
-//! Channels in this process, gone with it.
+//! Channels and what is kept between their events in this process, gone with it.
 
 use std::sync::{Arc, Mutex};
 
-use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page};
+use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page, Values};
 
-use crate::clock::now_ms;
+use crate::clock::{end_ms, now_ms};
 use crate::config::EventsConfig;
 use crate::error::{Error, lock};
 use crate::hub::{Hub, State, beginning, wake};
@@ -15,12 +15,14 @@ pub(crate) struct Memory {
     config: Arc<EventsConfig>,
     hub: Arc<Hub>,
     claims: Mutex<Claims>,
+    values: Mutex<Values<Arc<[u8]>>>,
 }
 
 impl Memory {
     pub(crate) fn new(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Self {
         let claims = Mutex::new(Claims::new(config.claims_max));
-        Self { config, hub, claims }
+        let values = Mutex::new(Values::new(config.state_bytes_max));
+        Self { config, hub, claims, values }
     }
 
     pub(crate) fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
@@ -62,8 +64,31 @@ impl Memory {
         Ok(lock(&self.claims).claim(key, now_ms(), ttl_ms)?)
     }
 
+    pub(crate) fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        let (now_ms, bytes) = (now_ms(), value.len());
+        let mut values = lock(&self.values);
+        values.expire(now_ms);
+        values.put(key, value.into(), bytes, end_ms(now_ms, ttl_ms))?;
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, key: &ChannelName) -> Option<Vec<u8>> {
+        let value = lock(&self.values).value(key, now_ms()).map(Arc::clone)?;
+        Some(value.to_vec())
+    }
+
+    pub(crate) fn delete(&self, key: &ChannelName) {
+        lock(&self.values).delete(key);
+    }
+
+    pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
+        let keys = lock(&self.values).keys(kind, after, limit, now_ms());
+        keys.iter().map(ToString::to_string).collect()
+    }
+
     pub(crate) fn sweep(&self) {
         lock(&self.claims).expire(now_ms());
+        lock(&self.values).expire(now_ms());
     }
 
     fn empty(&self) -> State {

@@ -16,6 +16,12 @@ use crate::redis::Redis;
 use crate::redis::groups::Groups;
 use crate::subscription::Subscription;
 
+/// The most bytes of a value.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+/// The longest that a value may live, in milliseconds: ten years.
+const VALUE_TTL_MS_MAX: u64 = 315_360_000_000;
+/// The most keys in one answer.
+const KEYS_MAX: usize = 1_000;
 /// The most bytes of a key to claim.
 const CLAIM_KEY_BYTES_MAX: usize = 256;
 
@@ -165,6 +171,73 @@ impl Store {
             Kind::Memory(memory) => memory.claim(key, ttl_ms),
             Kind::Disk(disk) => disk.claim(key, ttl_ms).await,
             Kind::Redis(redis) => redis.claim(key, ttl_ms).await,
+        }
+    }
+
+    /// Puts a value of at most 1 MiB under a key, in the place of the one before; with a time to live in milliseconds it goes
+    /// when that has passed. When it resolves, every later [`Store::get`] has it; disk with `durable`: it is on the disk then.
+    ///
+    /// # Errors
+    ///
+    /// A value or all of them past the bound, a time of 0 or past ten years, or the store cannot be asked now: nothing stands in
+    /// for it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
+    pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Error::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
+        }
+        if ttl_ms.is_some_and(|ttl_ms| ttl_ms == 0 || ttl_ms > VALUE_TTL_MS_MAX) {
+            return Err(Error::Invalid(format!("a value lives for 1 to {VALUE_TTL_MS_MAX} ms")));
+        }
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.put(key, value, ttl_ms),
+            Kind::Disk(disk) => disk.put(key, &value, ttl_ms).await,
+            Kind::Redis(redis) => redis.put(key, &value, ttl_ms).await,
+        }
+    }
+
+    /// The value under a key, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked now, or what is on the disk does not read back ([`Error::Other`]).
+    pub async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
+        match &self.inner.kind {
+            Kind::Memory(memory) => Ok(memory.get(key)),
+            Kind::Disk(disk) => disk.get(key).await,
+            Kind::Redis(redis) => redis.get(key).await,
+        }
+    }
+
+    /// Takes a key and its value away; nothing happens where there is none.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked now; retrying is safe.
+    pub async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::Memory(memory) => {
+                memory.delete(key);
+                Ok(())
+            }
+            Kind::Disk(disk) => disk.delete(key).await,
+            Kind::Redis(redis) => redis.delete(key).await,
+        }
+    }
+
+    /// The keys of a kind after one that need not be there (empty: from the first), in the order of their bytes, at most
+    /// `limit` and at most 1,000.
+    ///
+    /// # Errors
+    ///
+    /// The kind is none, or the store cannot be asked now.
+    pub async fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
+        // A kind is good when it makes a name.
+        ChannelName::new(kind, "x").map_err(|error| Error::Invalid(error.to_string()))?;
+        let limit = limit.min(KEYS_MAX);
+        match &self.inner.kind {
+            Kind::Memory(memory) => Ok(memory.keys(kind, after, limit)),
+            Kind::Disk(disk) => Ok(disk.keys(kind, after, limit)),
+            Kind::Redis(redis) => redis.keys(kind, after, limit).await,
         }
     }
 

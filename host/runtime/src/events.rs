@@ -86,7 +86,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 }
 
-fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) -> Store {
+pub(crate) fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) -> Store {
     accessor.with(|mut access| access.get().events.clone())
 }
 
@@ -133,11 +133,11 @@ fn bytes(delivery: &channel::Delivery) -> usize {
     }
 }
 
-fn name(text: &str) -> Option<ChannelName> {
+pub(crate) fn name(text: &str) -> Option<ChannelName> {
     text.parse().ok()
 }
 
-fn no_name(text: &str) -> Failure {
+pub(crate) fn no_name(text: &str) -> Failure {
     let why = text.parse::<ChannelName>().err().map(|error| error.to_string());
     Failure::Invalid(why.unwrap_or_default())
 }
@@ -195,7 +195,7 @@ fn delivery(delivery: channel::Delivery) -> Delivery {
     }
 }
 
-fn failure(error: Error) -> Failure {
+pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Invalid(text) => Failure::Invalid(text),
         Error::Finished => Failure::Finished,

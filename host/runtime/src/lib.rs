@@ -14,7 +14,8 @@
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
 //! - `keeper`: the one instance that has what outlives a request.
-//! - `events`: the channel store as gateway instances see it.
+//! - `events`, `state`: the channel store as gateway instances see it.
+//! - `steps`: components of the operator's that are steps of pipelines; `outgoing`: whom steps may call.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
@@ -28,9 +29,12 @@ mod events;
 pub mod gateway;
 mod keeper;
 mod limits;
+mod outgoing;
 pub mod pool;
 mod queue;
 pub mod runtime;
+mod state;
+mod steps;
 pub mod stream;
 
 pub use bindings::types;

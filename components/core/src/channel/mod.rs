@@ -11,6 +11,7 @@
 //! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
 //! - [`Claims`]: keys that exactly one caller gets.
+//! - [`Values`]: what is to be kept between events, one value under one key.
 //!
 //! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
 //! sequence numbers. Logs may have holes; whoever reads across one is told, so no store has to promise that it has none.
@@ -27,6 +28,7 @@ mod outbox;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use claims::{Claims, ClaimsFull};
 pub use cursor::{Cursor, CursorError, Gap};
@@ -35,3 +37,4 @@ pub use log::{Log, Page, Retention, Seek, page};
 pub use name::{ChannelName, Kind, NameError};
 pub use outbox::{Item, Outbox};
 pub use subscriber::{Closed, Delivery, Subscriber};
+pub use values::{Value, Values, ValuesFull};

@@ -18,6 +18,10 @@ const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("ev
 const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
 /// By the key: when it ends, in milliseconds since 1970.
 const CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
+/// By the key: what is kept between events.
+const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
+/// By the key: how many bytes its value has, and when it ends, in milliseconds since 1970. It is read whole when the file is opened.
+const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
 /// The file itself.
 const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
 
@@ -55,6 +59,8 @@ pub(crate) struct Change {
     /// Keys and ends.
     pub(crate) claims: Vec<(Box<str>, u64)>,
     pub(crate) ended_claims: Vec<Arc<str>>,
+    /// Values to put and, where there is none, to delete, in this order.
+    pub(crate) values: Vec<(Arc<str>, Option<Put>)>,
     /// Channels that go as a whole.
     pub(crate) forgotten: Vec<ChannelName>,
     /// Channels whose events all go.
@@ -62,6 +68,12 @@ pub(crate) struct Change {
     /// True when the commit must be on the disk when it is done, whatever the configuration.
     pub(crate) flush: bool,
     pub(crate) closes: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) record: Vec<u8>,
+    pub(crate) end_ms: u64,
 }
 
 #[derive(Debug)]
@@ -81,8 +93,8 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Opens or makes the file, and reads what it knows of channels; answers the claims that it holds, too.
-    pub(crate) fn open(config: &EventsConfig) -> Result<(Self, Vec<(String, u64)>), OpenError> {
+    /// Opens or makes the file, and reads what it knows of channels; answers what else it holds, too.
+    pub(crate) fn open(config: &EventsConfig) -> Result<(Self, Held), OpenError> {
         let path = config.path.clone();
         let shown = path.display().to_string();
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -90,13 +102,13 @@ impl Database {
         }
         let open = || -> Result<_, redb::Error> {
             let file = redb::Database::create(&path)?;
-            let (channels, claims) = begin(&file, config.durable)?;
-            Ok((file, channels, claims))
+            let begun = begin(&file, config.durable)?;
+            Ok((file, begun))
         };
-        let (file, channels, claims) =
+        let (file, (channels, held)) =
             open().map_err(|error| OpenError::Database { path: shown, source: Box::new(error) })?;
         let file = Mutex::new(Some(Arc::new(file)));
-        Ok((Self { path, durable: config.durable, file, channels: Mutex::new(channels) }, claims))
+        Ok((Self { path, durable: config.durable, file, channels: Mutex::new(channels) }, held))
     }
 
     pub(crate) fn knows(&self, name: &ChannelName) -> bool {
@@ -148,6 +160,22 @@ impl Database {
             Ok(entries)
         };
         read().map_err(|error| Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS))
+    }
+
+    /// The value under a key, if there is one that has not ended.
+    pub(crate) fn value(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
+        let file = self.file().ok_or_else(super::closed)?;
+        let read = || -> Result<_, redb::Error> {
+            let values = file.begin_read()?.open_table(VALUES)?;
+            let row = values.get(key.as_str())?;
+            Ok(row.map(|row| record::decode_value(key, row.value()).map(|(end_ms, value)| (end_ms, value.to_vec()))))
+        };
+        match read() {
+            Ok(None) => Ok(None),
+            Ok(Some(Some((end_ms, value)))) => Ok((end_ms > now_ms()).then_some(value)),
+            Ok(Some(None)) => Err(Error::Other(format!("the value of {key} does not read back"))),
+            Err(error) => Err(Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS)),
+        }
     }
 
     /// Makes a change: all of it or nothing.
@@ -246,6 +274,21 @@ impl Database {
         for key in &change.ended_claims {
             claims.remove(&**key)?;
         }
+        if !change.values.is_empty() {
+            let (mut values, mut keys) = (transaction.open_table(VALUES)?, transaction.open_table(VALUE_KEYS)?);
+            for (key, put) in &change.values {
+                match put {
+                    Some(Put { record, end_ms }) => {
+                        values.insert(&**key, record.as_slice())?;
+                        keys.insert(&**key, (record.len() as u64, *end_ms))?;
+                    }
+                    None => {
+                        values.remove(&**key)?;
+                        keys.remove(&**key)?;
+                    }
+                }
+            }
+        }
         if change.closes {
             transaction.open_table(STORE)?.insert(LEFT, LEFT_WHOLE)?;
         }
@@ -285,12 +328,21 @@ impl CloneOf for HashMap<ChannelName, Meta> {
     }
 }
 
-type Begun = (HashMap<ChannelName, Meta>, Vec<(String, u64)>);
+/// A key, how many bytes its value has, and when it ends.
+pub(crate) type KeyRow = (ChannelName, usize, u64);
+
+/// What the file holds besides channels.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// Keys and ends.
+    pub(crate) claims: Vec<(String, u64)>,
+    pub(crate) values: Vec<KeyRow>,
+}
 
 /// Reads what is in the file, and says in it that it is open.
-fn begin(file: &redb::Database, durable: bool) -> Result<Begun, redb::Error> {
+fn begin(file: &redb::Database, durable: bool) -> Result<(HashMap<ChannelName, Meta>, Held), redb::Error> {
     let transaction = file.begin_write()?;
-    let (mut known, mut held) = (HashMap::new(), Vec::new());
+    let (mut known, mut held) = (HashMap::new(), Held::default());
     {
         transaction.open_table(EVENTS)?;
         let mut store = transaction.open_table(STORE)?;
@@ -315,7 +367,16 @@ fn begin(file: &redb::Database, durable: bool) -> Result<Begun, redb::Error> {
         claims.retain(|_, end_ms| end_ms > now_ms)?;
         for row in claims.iter()? {
             let (key, end_ms) = row?;
-            held.push((key.value().to_owned(), end_ms.value()));
+            held.claims.push((key.value().to_owned(), end_ms.value()));
+        }
+        transaction.open_table(VALUES)?;
+        for row in transaction.open_table(VALUE_KEYS)?.iter()? {
+            let (key, row) = row?;
+            let (bytes, end_ms) = row.value();
+            match key.value().parse::<ChannelName>() {
+                Ok(key) => held.values.push((key, usize::try_from(bytes).unwrap_or(usize::MAX), end_ms)),
+                Err(_) => tracing::error!("a value on the disk has no proper key and is left alone"),
+            }
         }
     }
     transaction.commit()?;

@@ -1,4 +1,4 @@
-//! Channels in a file.
+//! Channels, and what is kept between their events, in a file.
 //!
 //! Every channel that is used is in memory as a whole, and the file is behind it: an event gets its place, is written, and only
 //! then goes into the log and to its followers, so nobody ever sees what a crash could take back. One thread writes;
@@ -9,6 +9,7 @@
 
 mod database;
 mod record;
+mod values;
 mod writer;
 
 use std::sync::{Arc, Mutex};
@@ -16,9 +17,10 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page};
 
-use crate::clock::{fresh_epoch, now_ms};
+use crate::clock::{end_ms, fresh_epoch, now_ms};
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::database::{Database, Meta};
+use crate::disk::values::Kept;
 use crate::disk::writer::{Job, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State, beginning};
@@ -36,6 +38,7 @@ pub(crate) struct Disk {
     jobs: mpsc::Sender<Job>,
     status: Arc<Status>,
     claims: Mutex<Claims>,
+    kept: Arc<Kept>,
     /// Held while a channel is brought into memory, so that it comes once.
     loading: tokio::sync::Mutex<()>,
 }
@@ -50,13 +53,20 @@ impl Disk {
         };
         let database = Arc::new(database);
         let mut claims = Claims::new(config.claims_max);
-        held.iter().for_each(|(key, end_ms)| claims.restore(key, *end_ms));
+        held.claims.iter().for_each(|(key, end_ms)| claims.restore(key, *end_ms));
         let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
+        let kept = Arc::new(Kept::new(config.state_bytes_max, &held.values));
         let status = Arc::new(Status::default());
-        Writer::start(Arc::clone(&config), Arc::clone(&hub), Arc::clone(&database), queue, Arc::clone(&status))
-            .map_err(OpenError::Thread)?;
+        let writer = Writer::new(
+            Arc::clone(&config),
+            Arc::clone(&hub),
+            Arc::clone(&database),
+            Arc::clone(&kept),
+            Arc::clone(&status),
+        );
+        writer.start(queue).map_err(OpenError::Thread)?;
         let loading = tokio::sync::Mutex::new(());
-        Ok(Self { config, hub, database, jobs, status, claims: Mutex::new(claims), loading })
+        Ok(Self { config, hub, database, jobs, status, claims: Mutex::new(claims), kept, loading })
     }
 
     pub(crate) async fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
@@ -108,6 +118,36 @@ impl Disk {
         permit.send(Job::Claim { key: key.into(), end_ms: now_ms.saturating_add(ttl_ms), answer });
         // One that could not be written stays held: it may be on the disk, and then nobody may have it.
         answered.await.map_err(|_| closed())?.map(|()| true)
+    }
+
+    pub(crate) async fn put(&self, key: &ChannelName, value: &[u8], ttl_ms: Option<u64>) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        let end_ms = end_ms(now_ms(), ttl_ms);
+        let record = record::encode_value(key, end_ms, value);
+        let put = Job::Put { key: key.clone(), record, end_ms, answer };
+        self.jobs.send(put).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
+    }
+
+    pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
+        if !self.kept.has(key) {
+            return Ok(None);
+        }
+        let (database, key) = (Arc::clone(&self.database), key.clone());
+        match tokio::task::spawn_blocking(move || database.value(&key)).await {
+            Ok(value) => value,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    pub(crate) async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job::Delete { key: key.clone(), answer }).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
+    }
+
+    pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
+        self.kept.keys(kind, after, limit)
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -1,6 +1,6 @@
-//! Events as bytes. A record that does not read back is missing, and its readers are told.
+//! Events and values as bytes. A record that does not read back is missing, and its readers are told.
 
-use weir_core::channel::{Cursor, Draft, Entry};
+use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
 
 const FINISHES: u8 = 1;
 const COALESCES: u8 = 2;
@@ -43,6 +43,31 @@ pub(crate) fn decode(id: u64, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
     Some(draft.at(cursor, u64::from_le_bytes(*time_ms)))
 }
 
+/// A value: checksum (8), end (8), value. The checksum is over the key and all that follows.
+pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + value.len());
+    bytes.extend([0; 8]);
+    bytes.extend(end_ms.to_le_bytes());
+    bytes.extend(value);
+    let sum = value_checksum(key, &bytes[8..]);
+    bytes[..8].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// Reads a value and its end back; none when it is not what was written there.
+pub(crate) fn decode_value<'a>(key: &ChannelName, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let (sum, rest) = bytes.split_first_chunk::<8>()?;
+    if u64::from_le_bytes(*sum) != value_checksum(key, rest) {
+        return None;
+    }
+    let (end_ms, value) = rest.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*end_ms), value))
+}
+
+fn value_checksum(key: &ChannelName, bytes: &[u8]) -> u64 {
+    checksum(checksum(0, Cursor::START, key.as_str().as_bytes()), Cursor::START, bytes)
+}
+
 /// FNV-1a, 64 bits (Fowler, Noll, Vo), over words of 8 bytes with a final mix: against accidents, not against people.
 fn checksum(id: u64, cursor: Cursor, bytes: &[u8]) -> u64 {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
@@ -72,6 +97,22 @@ mod tests {
     fn records_read_back() {
         for entry in entries() {
             assert_eq!(decode(3, entry.cursor, &encode(3, &entry)), Some(entry));
+        }
+    }
+
+    #[test]
+    fn values_read_back_and_damaged_or_misplaced_ones_do_not() {
+        let (key, other): (ChannelName, ChannelName) = ("session:a".parse().unwrap(), "session:b".parse().unwrap());
+        for value in [&b""[..], b"abc", &[7; 1_000]] {
+            let bytes = encode_value(&key, 9, value);
+            assert_eq!(decode_value(&key, &bytes), Some((9, value)));
+            assert_eq!(decode_value(&other, &bytes), None);
+            for at in (0..bytes.len()).take(100) {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1 << (at % 8);
+                assert_eq!(decode_value(&key, &changed), None);
+                assert_eq!(decode_value(&key, &bytes[..at]), None);
+            }
         }
     }
 

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
-use weir_core::channel::{Cursor, Entry};
+use weir_core::channel::{ChannelName, Cursor, Entry};
 
 use crate::config::EventsConfig;
 use crate::disk::RETRY_AFTER_MS;
 use crate::disk::database::{Append, Change, Database};
+use crate::disk::values::{Kept, Undo};
 use crate::error::{Error, lock};
 use crate::hub::{Channel, Hub, wake};
 
@@ -29,6 +30,17 @@ pub(crate) enum Job {
     Claim {
         key: Box<str>,
         end_ms: u64,
+        answer: Answer<()>,
+    },
+    /// A value that is written already as it is on the disk.
+    Put {
+        key: ChannelName,
+        record: Vec<u8>,
+        end_ms: u64,
+        answer: Answer<()>,
+    },
+    Delete {
+        key: ChannelName,
         answer: Answer<()>,
     },
     /// Deletes what is too old, and flushes.
@@ -57,6 +69,7 @@ pub(crate) struct Writer {
     config: Arc<EventsConfig>,
     hub: Arc<Hub>,
     database: Arc<Database>,
+    kept: Arc<Kept>,
     status: Arc<Status>,
     /// When the file was last flushed, in milliseconds since 1970.
     flushed_ms: u64,
@@ -65,22 +78,25 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(
+    pub(crate) fn new(
         config: Arc<EventsConfig>,
         hub: Arc<Hub>,
         database: Arc<Database>,
-        mut queue: mpsc::Receiver<Job>,
+        kept: Arc<Kept>,
         status: Arc<Status>,
-    ) -> std::io::Result<()> {
-        let mut writer = Self { config, hub, database, status, flushed_ms: 0, dirty: false };
+    ) -> Self {
+        Self { config, hub, database, kept, status, flushed_ms: 0, dirty: false }
+    }
+
+    pub(crate) fn start(mut self, mut queue: mpsc::Receiver<Job>) -> std::io::Result<()> {
         let run = move || {
             while let Some(first) = queue.blocking_recv() {
-                if writer.work(first, &mut queue) {
+                if self.work(first, &mut queue) {
                     return;
                 }
             }
             // The store was dropped.
-            let _ = writer.commit(&Change { closes: true, ..Change::default() });
+            let _ = self.commit(&Change { closes: true, ..Change::default() });
         };
         std::thread::Builder::new().name("weir-events".to_owned()).spawn(run).map(drop)
     }
@@ -88,7 +104,7 @@ impl Writer {
     /// Writes a group of jobs; true when the last of them closed the file.
     fn work(&mut self, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
         let mut change = Change::default();
-        let (mut appends, mut claims, mut closing) = (Vec::new(), Vec::new(), None);
+        let (mut appends, mut done, mut undo, mut closing) = (Vec::new(), Vec::new(), Undo::default(), None);
         let (mut bytes, mut jobs, mut next) = (0_usize, 0, Some(first));
         while let Some(job) = next {
             jobs += 1;
@@ -102,9 +118,23 @@ impl Writer {
                     change.claims.push((key, end_ms));
                     // A ticket that was used stays used, whatever the configuration says of events.
                     change.flush = true;
-                    claims.push(answer);
+                    done.push(answer);
                 }
-                Job::Sweep { now_ms, claims } => self.sweep(&mut change, now_ms, claims),
+                Job::Put { key, record, end_ms, answer } => {
+                    bytes += record.len();
+                    match self.kept.put(&mut change, &mut undo, &key, record, end_ms) {
+                        Ok(()) => done.push(answer),
+                        Err(error) => drop(answer.send(Err(error))),
+                    }
+                }
+                Job::Delete { key, answer } => {
+                    self.kept.delete(&mut change, &mut undo, &key);
+                    done.push(answer);
+                }
+                Job::Sweep { now_ms, claims } => {
+                    self.kept.expire(&mut change, &mut undo, now_ms);
+                    self.sweep(&mut change, now_ms, claims);
+                }
                 Job::Close { answer } => {
                     change.closes = true;
                     closing = Some(answer);
@@ -141,7 +171,10 @@ impl Writer {
                 }
             });
         }
-        for answer in claims {
+        if made.is_err() {
+            self.kept.undo(undo);
+        }
+        for answer in done {
             let _ = answer.send(made.clone());
         }
         if let Some(answer) = closing {
@@ -217,6 +250,7 @@ impl Writer {
     fn commit(&mut self, change: &Change) -> Result<(), Error> {
         let nothing = change.appends.is_empty()
             && change.claims.is_empty()
+            && change.values.is_empty()
             && change.ended_claims.is_empty()
             && change.forgotten.is_empty()
             && change.emptied.is_empty();

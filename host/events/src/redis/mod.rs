@@ -13,6 +13,7 @@
 pub(crate) mod groups;
 mod link;
 mod reader;
+mod state;
 mod stream;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     hub: Arc<Hub>,
     link: Arc<Link>,
     append: Script,
+    kept: state::State,
     /// Says that another channel is followed.
     followed: Notify,
     /// Held while a mirror is made, so that each is made once.
@@ -59,7 +61,8 @@ impl Redis {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
         let making = tokio::sync::Mutex::new(());
-        let shared = Arc::new(Shared { config, hub, link, append, followed: Notify::new(), making });
+        let kept = state::State::new();
+        let shared = Arc::new(Shared { config, hub, link, append, kept, followed: Notify::new(), making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
         Ok(Self { shared, reader })
     }
@@ -108,6 +111,22 @@ impl Redis {
         set.arg(claim_key(&self.shared.link.config.prefix, key)).arg(1).arg("NX").arg("PX").arg(ttl_ms);
         let set: Option<String> = self.shared.link.command(set).await?;
         Ok(set.is_some())
+    }
+
+    pub(crate) async fn put(&self, key: &ChannelName, value: &[u8], ttl_ms: Option<u64>) -> Result<(), Error> {
+        self.shared.kept.put(&self.shared.link, key, value, ttl_ms).await
+    }
+
+    pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
+        state::value(&self.shared.link, key).await
+    }
+
+    pub(crate) async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
+        self.shared.kept.delete(&self.shared.link, key).await
+    }
+
+    pub(crate) async fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
+        self.shared.kept.keys(&self.shared.link, kind, after, limit).await
     }
 
     pub(crate) async fn health(&self) -> Health {

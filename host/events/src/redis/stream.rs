@@ -17,9 +17,9 @@ pub(crate) fn meta_key(prefix: &str, name: &ChannelName) -> String {
     format!("{prefix}@{name}")
 }
 
-/// The key of a claim.
+/// The key of a claim: never what is known of a channel of the kind `claim`.
 pub(crate) fn claim_key(prefix: &str, key: &str) -> String {
-    format!("{prefix}@claim:{key}")
+    format!("{prefix}@@claim:{key}")
 }
 
 /// The event of an entry; none when somebody else wrote it and it is none.

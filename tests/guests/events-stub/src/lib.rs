@@ -1,5 +1,5 @@
-//! A channel store in the memory of a component: core's log, subscriber and claims behind `weir:stream/events`. With it the
-//! gateway has channels under any WASI 0.3 host, for as long as the host keeps one instance.
+//! A channel store in the memory of a component: core's log, subscriber, claims and values behind `weir:stream/events` and
+//! `weir:stream/state`. With it the gateway has both under any WASI 0.3 host, for as long as the host keeps one instance.
 //!
 //! A follower looks for what is new every 20 ms, since one task of a component does not wake another.
 
@@ -12,6 +12,8 @@ mod bindings {
                 import wasi:clocks/monotonic-clock@0.3.0;
                 import wasi:clocks/system-clock@0.3.0;
                 export weir:%stream/events@0.1.0;
+                export weir:%stream/state@0.1.0;
+                export weir:%stream/steps@0.1.0;
             }
         ",
         path: "../../../wit",
@@ -23,19 +25,22 @@ mod bindings {
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use bindings::{
-    exports::weir::stream::events::{
-        Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Guest, Page,
+    exports::weir::stream::{
+        events::{Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Guest, Page},
+        state, steps,
     },
     wasi::clocks::{monotonic_clock, system_clock},
     wit_stream,
 };
-use weir_core::channel::{self, ChannelName, Claims, Draft, EventLimits, Log, Retention, Subscriber};
+use weir_core::channel::{self, ChannelName, Claims, Draft, EventLimits, Log, Retention, Subscriber, Values};
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
 const LOOK_NS: u64 = 20_000_000;
 const CHANNELS_MAX: usize = 1000;
 const CLAIMS_MAX: usize = 1000;
 const OUTBOX_BYTES_MAX: usize = 256 << 10;
+const STATE_BYTES_MAX: usize = 64 << 20;
+const VALUE_BYTES_MAX: usize = 1 << 20;
 const PAGE_BYTES_MAX: usize = 1 << 20;
 const PAGE_EVENTS_MAX: usize = 1000;
 
@@ -48,6 +53,7 @@ struct Channel {
 struct State {
     channels: BTreeMap<ChannelName, Channel>,
     claims: Option<Claims>,
+    values: Option<Values<Vec<u8>>>,
     followers: u64,
 }
 
@@ -138,6 +144,45 @@ impl Guest for Stub {
     }
 }
 
+impl state::Guest for Stub {
+    async fn put(key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Failure> {
+        let key = name(&key)?;
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Failure::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
+        }
+        if ttl_ms == Some(0) {
+            return Err(Failure::Invalid("a value lives for at least 1 ms".to_owned()));
+        }
+        let (now_ms, bytes) = (now_ms(), value.len());
+        let end_ms = ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| now_ms.saturating_add(ttl_ms));
+        values(|values| {
+            values.expire(now_ms);
+            values.put(&key, value, bytes, end_ms).map(drop).map_err(|full| Failure::TooLarge(full.to_string()))
+        })
+    }
+
+    async fn get(key: String) -> Result<Option<Vec<u8>>, Failure> {
+        let key = name(&key)?;
+        Ok(values(|values| values.value(&key, now_ms()).cloned()))
+    }
+
+    async fn delete(key: String) -> Result<(), Failure> {
+        let key = name(&key)?;
+        values(|values| values.delete(&key));
+        Ok(())
+    }
+
+    async fn keys(kind: String, after: String, limit: u32) -> Result<Vec<String>, Failure> {
+        name(&format!("{kind}:x"))?;
+        let limit = (limit as usize).min(PAGE_EVENTS_MAX);
+        Ok(values(|values| values.keys(&kind, &after, limit, now_ms()).iter().map(ToString::to_string).collect()))
+    }
+}
+
+fn values<T>(act: impl FnOnce(&mut Values<Vec<u8>>) -> T) -> T {
+    STATE.with_borrow_mut(|state| act(state.values.get_or_insert_with(|| Values::new(STATE_BYTES_MAX))))
+}
+
 /// What a follower gets now, and whether it is at the end.
 fn take(name: &ChannelName, id: u64) -> (Vec<Delivery>, bool) {
     let taken = with(name, |channel| {
@@ -218,5 +263,13 @@ fn wire(delivery: channel::Delivery) -> Delivery {
         channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
         channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
         channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
+    }
+}
+
+/// A host of this kind runs no components of its operator's.
+impl steps::Guest for Stub {
+    async fn run(name: String, _: String, _: String, _: steps::Limits) -> Result<String, steps::Failure> {
+        let message = format!("this server has no component `{name}`");
+        Err(steps::Failure { code: "unknown_step".to_owned(), message, retryable: false })
     }
 }

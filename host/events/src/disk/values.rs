@@ -1,0 +1,76 @@
+//! Which keys have a value on the disk. Only the writer changes this, with what it is about to commit; what cannot be committed
+//! it takes back.
+
+use std::sync::{Arc, Mutex};
+
+use weir_core::channel::{ChannelName, Value, Values};
+
+use crate::clock::now_ms;
+use crate::disk::database::{Change, KeyRow, Put};
+use crate::error::{Error, lock};
+
+#[derive(Debug)]
+pub(crate) struct Kept {
+    values: Mutex<Values<()>>,
+}
+
+/// What keys held before a commit, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
+
+impl Kept {
+    pub(crate) fn new(bytes_max: usize, rows: &[KeyRow]) -> Self {
+        let mut values = Values::new(bytes_max);
+        rows.iter().for_each(|(key, bytes, end_ms)| values.restore(key, (), *bytes, *end_ms));
+        Self { values: Mutex::new(values) }
+    }
+
+    pub(crate) fn has(&self, key: &ChannelName) -> bool {
+        lock(&self.values).value(key, now_ms()).is_some()
+    }
+
+    pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
+        let keys = lock(&self.values).keys(kind, after, limit, now_ms());
+        keys.iter().map(ToString::to_string).collect()
+    }
+
+    /// Adds a value to a change, and lets go of what has ended, so that it fits if it can.
+    pub(crate) fn put(
+        &self,
+        change: &mut Change,
+        undo: &mut Undo,
+        key: &ChannelName,
+        record: Vec<u8>,
+        end_ms: u64,
+    ) -> Result<(), Error> {
+        self.expire(change, undo, now_ms());
+        let before = lock(&self.values).put(key, (), record.len(), end_ms)?;
+        let key: Arc<str> = key.as_str().into();
+        undo.0.push((Arc::clone(&key), before));
+        change.values.push((key, Some(Put { record, end_ms })));
+        Ok(())
+    }
+
+    pub(crate) fn delete(&self, change: &mut Change, undo: &mut Undo, key: &ChannelName) {
+        // Also where it is not known of: a put that failed may be on the disk all the same.
+        let before = lock(&self.values).delete(key);
+        let key: Arc<str> = key.as_str().into();
+        undo.0.push((Arc::clone(&key), before));
+        change.values.push((key, None));
+    }
+
+    pub(crate) fn expire(&self, change: &mut Change, undo: &mut Undo, now_ms: u64) {
+        for (key, before) in lock(&self.values).expire(now_ms) {
+            undo.0.push((Arc::clone(&key), Some(before)));
+            change.values.push((key, None));
+        }
+    }
+
+    /// Takes back what could not be committed.
+    pub(crate) fn undo(&self, undo: Undo) {
+        let mut values = lock(&self.values);
+        for (key, before) in undo.0.into_iter().rev() {
+            values.set(&key, before);
+        }
+    }
+}

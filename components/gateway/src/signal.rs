@@ -7,6 +7,8 @@ use std::{
     task::{Poll, Waker},
 };
 
+use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
+
 /// Tells one half of a task that the other has changed something. One half waits.
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -65,31 +67,30 @@ impl Gate {
 }
 
 /// Lets any number of others go on when something has become true, in whatever tasks they are.
+///
+/// A task of a component does not wake another (wit-bindgen's `inter-task-wakeup` would, and traps under wasmtime 48), but what
+/// the host tells a task does: who waits reads from a stream, and ringing drops the other end of it.
 #[derive(Default)]
 pub(crate) struct Bell {
-    waiting: RefCell<BTreeMap<u64, Waker>>,
+    waiting: RefCell<BTreeMap<u64, StreamWriter<u8>>>,
     next: Cell<u64>,
 }
 
 impl Bell {
     /// Says that it may have become true.
     pub(crate) fn ring(&self) {
-        for waker in self.waiting.take().into_values() {
-            waker.wake();
-        }
+        drop(self.waiting.take());
     }
 
     /// Resolves when it is true.
     pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
         let waiting = Waiting { bell: self, place: self.next.replace(self.next.get() + 1) };
-        poll_fn(|context| {
-            if is_true() {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().insert(waiting.place, context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        while !is_true() {
+            let (writer, mut reader) = wit_stream::new::<u8>();
+            self.waiting.borrow_mut().insert(waiting.place, writer);
+            // Nothing is ever written.
+            reader.read(Vec::with_capacity(1)).await;
+        }
     }
 }
 

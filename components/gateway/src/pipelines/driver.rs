@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
 
 use futures::{
     FutureExt as _, StreamExt as _,
-    future::{AbortHandle, Abortable, LocalBoxFuture},
+    future::{AbortHandle, Abortable, FusedFuture as _, LocalBoxFuture},
     stream::FuturesUnordered,
 };
 use weir_codec::pipeline::answer::Listed;
@@ -30,6 +30,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
     let mut saving: Option<LocalBoxFuture<'static, u64>> = None;
     let mut storing: Option<LocalBoxFuture<'static, (Batch, u64)>> = None;
     let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
+    let mut cancelled = pin!(live.cancelled().fuse());
     loop {
         let now = clock::now();
         let due_ns = {
@@ -70,6 +71,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
         let mut changed = pin!(live.changed.wait());
         poll_fn(|context| {
             let mut go_on = changed.as_mut().poll(context).is_ready();
+            go_on |= !cancelled.is_terminated() && cancelled.as_mut().poll(context).is_ready();
             if let Some(future) = &mut saving
                 && let Poll::Ready(number) = future.poll_unpin(context)
             {

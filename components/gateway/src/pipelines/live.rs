@@ -25,8 +25,10 @@ pub(super) struct Live {
     /// The place of the last event in the channel, and its number.
     pub(super) last: Cell<Cursor>,
     pub(super) stored: Cell<u64>,
-    /// Tells the driver to look.
+    /// Tells the driver to look: from its steps, which are of its task; and from other tasks.
     pub(super) changed: Signal,
+    pub(super) asked: Bell,
+    cancelled: Cell<bool>,
     /// Rings when events were stored, and when it has ended.
     pub(super) moved: Bell,
     over: Cell<bool>,
@@ -43,6 +45,8 @@ impl Live {
             last: Cell::new(Cursor { epoch: 0, seq: 0 }),
             stored: Cell::new(0),
             changed: Signal::default(),
+            asked: Bell::default(),
+            cancelled: Cell::new(false),
             moved: Bell::default(),
             over: Cell::new(false),
         }
@@ -69,6 +73,20 @@ impl Live {
                 Err(Rejected::Full) => self.moved.until(|| self.stored.get() != stored).await,
             }
         }
+    }
+
+    /// Ends it; false when it is over, or being undone.
+    pub(super) fn cancel(&self) -> bool {
+        let reason = StepFailure::last("cancelled", "the execution was cancelled");
+        let taken = self.execution.borrow_mut().handle_cancel(clock::now(), reason);
+        self.cancelled.set(self.cancelled.get() || taken);
+        self.asked.ring();
+        taken
+    }
+
+    /// Resolves when another task has cancelled it.
+    pub(super) async fn cancelled(&self) {
+        self.asked.until(|| self.cancelled.get()).await;
     }
 
     /// All of it is kept where others look.

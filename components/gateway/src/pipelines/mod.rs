@@ -34,7 +34,6 @@ use weir_core::pipeline::{Definition, Limits, Reliability, ReliabilityConfig};
 use self::live::Live;
 use crate::{
     settings::{Pipelines as Config, Settings},
-    signal::Bell,
 };
 
 /// Ended executions that are listed.
@@ -51,10 +50,8 @@ pub(crate) struct Pipelines {
     /// The last that have ended, each with its owner.
     ended: RefCell<VecDeque<(String, Listed)>>,
     reliability: RefCell<Reliability>,
-    /// Resuming has begun, and is over.
+    /// Resuming has begun.
     woken: Cell<bool>,
-    resumed: Cell<bool>,
-    changed: Bell,
 }
 
 impl Pipelines {
@@ -78,8 +75,6 @@ impl Pipelines {
             ended: RefCell::default(),
             reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
             woken: Cell::new(false),
-            resumed: Cell::new(!settings.keeper),
-            changed: Bell::default(),
         }));
         PIPELINES.set(Some(pipelines));
         Ok(pipelines)

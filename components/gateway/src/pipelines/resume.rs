@@ -30,8 +30,6 @@ const RETRY_MS: u64 = 500;
 /// Goes on with every execution that was going on, and lists those that have ended. New ones may begin meanwhile.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
     each_key(pipelines, Place::Going).await;
-    pipelines.resumed.set(true);
-    pipelines.changed.ring();
     each_key(pipelines, Place::Ended).await;
 }
 

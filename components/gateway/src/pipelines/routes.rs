@@ -16,7 +16,7 @@ use weir_codec::{
     problem::Problem,
     request::{FieldError, FieldReason, RequestError},
 };
-use weir_core::pipeline::{Execution, Json, Rejected, Status, StepFailure};
+use weir_core::pipeline::{Execution, Json, Rejected, Status};
 
 use super::{
     Pipelines,
@@ -285,11 +285,9 @@ impl Call<'_> {
                 }
             };
         };
-        let reason = StepFailure::last("cancelled", "the execution was cancelled");
-        if !live.execution.borrow_mut().handle_cancel(clock::now(), reason) {
+        if !live.cancel() {
             return over();
         }
-        live.changed.notify();
         // It is kept a moment later.
         Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
         let status = live.execution.borrow().status(clock::now().monotonic_ns);

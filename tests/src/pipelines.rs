@@ -90,8 +90,10 @@ pub async fn status(server: &Server, id: &str) -> Result<Value> {
 
 /// Waits until an execution has ended; its status.
 pub async fn ended(server: &Server, id: &str) -> Result<Value> {
-    until("ended", || async { Ok(!matches!(status(server, id).await?["state"].as_str(), Some("running" | "compensating"))) })
-        .await?;
+    until("ended", || async {
+        Ok(!matches!(status(server, id).await?["state"].as_str(), Some("running" | "compensating")))
+    })
+    .await?;
     status(server, id).await
 }
 

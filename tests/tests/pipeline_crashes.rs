@@ -29,7 +29,8 @@ fn check_once(all: &[Event], steps: usize) -> Result<()> {
         let completed = all.iter().filter(is_it).count();
         ensure!(completed == 1, "s{n} was completed {completed} times");
     }
-    let last: Vec<_> = all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|e| e.name.as_str()).collect();
+    let last: Vec<_> =
+        all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|e| e.name.as_str()).collect();
     ensure!(last == ["pipeline_start", "pipeline_complete"], "{last:?}");
     Ok(())
 }
@@ -70,7 +71,10 @@ async fn a_killed_execution_goes_on_in_the_same_sequence() -> Result<()> {
     check_once(&seen, STEPS)?;
     assert_eq!(seen.last().context("events")?.data["metadata"]["resumed"], 3);
     let now = ended(&server, &ids[0]).await?;
-    assert_eq!((&now["state"], &now["output"]["overall_sentiment"], &now["resumed"]), (&json!("completed"), &json!("POSITIVE"), &json!(3)));
+    assert_eq!(
+        (&now["state"], &now["output"]["overall_sentiment"], &now["resumed"]),
+        (&json!("completed"), &json!("POSITIVE"), &json!(3))
+    );
     // The one that nobody followed went on all the same.
     assert_eq!(ended(&server, &ids[1]).await?["state"], "completed");
     let other = events(&server, &ids[1]).await?;
@@ -117,7 +121,10 @@ async fn what_is_undone_goes_on_being_undone() -> Result<()> {
     server = on_disk(&folder, &file)?;
     server.ready().await?;
     let now = ended(&server, &id).await?;
-    assert_eq!((&now["state"], &now["failure"]["compensated"], &now["failure"]["failed_step"]), (&json!("failed"), &json!(5), &json!("broken")));
+    assert_eq!(
+        (&now["state"], &now["failure"]["compensated"], &now["failure"]["failed_step"]),
+        (&json!("failed"), &json!(5), &json!("broken"))
+    );
     let all = events(&server, &id).await?;
     check_whole(&all)?;
     let undone: Vec<String> = all
@@ -132,8 +139,11 @@ async fn what_is_undone_goes_on_being_undone() -> Result<()> {
 #[tokio::test]
 async fn a_checkpoint_of_many_megabytes_survives() -> Result<()> {
     // Each step doubles a text until an output has 150,000 bytes; twelve such outputs do not fit one value of the store.
-    let mut steps = vec![json!({"id": "grow", "kind": "map", "expression": "join('', [@, @, @, @, @, @, @, @, @, @])"})];
-    steps.extend((0..11).map(|n| json!({"id": format!("copy{n}"), "kind": "map", "input": "steps.grow", "expression": "@"})));
+    let mut steps =
+        vec![json!({"id": "grow", "kind": "map", "expression": "join('', [@, @, @, @, @, @, @, @, @, @])"})];
+    steps.extend(
+        (0..11).map(|n| json!({"id": format!("copy{n}"), "kind": "map", "input": "steps.grow", "expression": "@"})),
+    );
     steps.push(json!({"id": "s0", "kind": "sentiment", "input": "'!slow !slow good'"}));
     steps.push(json!({"id": "end", "kind": "map", "input": "steps.copy10", "expression": "length(@)"}));
     let folder = Folder::new(&[("large", json!(steps))])?;
@@ -158,7 +168,11 @@ async fn a_checkpoint_of_many_megabytes_survives() -> Result<()> {
     server = open()?;
     server.ready().await?;
     let now = ended(&server, &id).await?;
-    assert_eq!((&now["state"], &now["output"], &now["resumed"]), (&json!("completed"), &json!(150_000), &json!(1)), "{now}");
+    assert_eq!(
+        (&now["state"], &now["output"], &now["resumed"]),
+        (&json!("completed"), &json!(150_000), &json!(1)),
+        "{now}"
+    );
     check_whole(&events(&server, &id).await?)?;
     Ok(())
 }

@@ -39,7 +39,11 @@ async fn a_component_is_a_step_whatever_it_does() -> Result<()> {
     let good = run(&server, "own", &json!({"a": [1, "é\n"]})).await?;
     // An instance of its own each time.
     for _ in 0..2 {
-        assert_eq!(good["output"], json!({"input": {"a": [1, "é\n"]}, "config": {"threshold": 0.8}, "calls": 1}), "{good}");
+        assert_eq!(
+            good["output"],
+            json!({"input": {"a": [1, "é\n"]}, "config": {"threshold": 0.8}, "calls": 1}),
+            "{good}"
+        );
     }
     let look = run(&server, "own", &json!("!look")).await?;
     assert_eq!(look["output"], json!({"files": 0, "variables": 0, "arguments": 0, "denied": true}), "{look}");
@@ -78,8 +82,11 @@ async fn a_component_is_replaced_while_executions_run() -> Result<()> {
     assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
     // A file that is no component leaves the one before in place.
     std::fs::write(&file, b"half of a file")?;
-    until("looked at", || async { Ok(server.log().contains("a component cannot be used")) }).await?;
-    assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
+    until("looked at", || async {
+        assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
+        Ok(server.log().contains("a component cannot be used"))
+    })
+    .await?;
     // The same component, but that it says INPUT.
     let old = std::fs::read(component("step_guest.wasm")?)?;
     let at = old.windows(9).position(|bytes| bytes == b"{\"input\":").context("what it says")?;
@@ -89,7 +96,8 @@ async fn a_component_is_replaced_while_executions_run() -> Result<()> {
     let mut old_then_new = Vec::new();
     let began = Instant::now();
     loop {
-        let all = futures::future::try_join_all((0..4).map(|_| run(&server, "own", &json!(1)))).await?;
+        let input = json!(1);
+        let all = futures::future::try_join_all((0..4).map(|_| run(&server, "own", &input))).await?;
         for status in &all {
             assert_eq!(status["state"], "completed", "{status}");
             check_whole(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
@@ -145,7 +153,8 @@ async fn service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec
                     "/torn" => ("200 OK", "application/json", "{".to_owned()),
                     _ => ("404 Not Found", "text/plain", String::new()),
                 };
-                let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
+                let head =
+                    format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
                 let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
             });
         }
@@ -159,7 +168,8 @@ async fn services_are_called_and_only_those_that_may_be() -> Result<()> {
     let (other, others, _) = service().await?;
     let retry = json!({"max_attempts": 3, "base_backoff_ms": 1, "policy": "fixed_delay"});
     let call = |authority: &str, path: &str, more: Value| {
-        let mut step = json!({"id": "call", "kind": "http", "url": format!("http://{authority}{path}"), "retry": retry});
+        let mut step =
+            json!({"id": "call", "kind": "http", "url": format!("http://{authority}{path}"), "retry": retry});
         if let (Some(step), Some(more)) = (step.as_object_mut(), more.as_object()) {
             step.extend(more.clone());
         }
@@ -187,7 +197,8 @@ async fn services_are_called_and_only_those_that_may_be() -> Result<()> {
     assert_eq!(whole["output"], json!({"got": {"a": "é"}}), "{whole}");
     {
         let heads = heads.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
-        let key = |text: &str| text.lines().find(|line| line.starts_with("idempotency-key: exec_")).map(str::to_owned);
+        let key =
+            |text: &String| text.lines().find(|line| line.starts_with("idempotency-key: exec_")).map(str::to_owned);
         // Both attempts of a step have the same key, and another execution has another.
         assert!(key(&heads[0]).is_some() && key(&heads[0]) == key(&heads[1]) && key(&heads[0]) != key(&heads[2]));
         let post = heads[2].to_lowercase();

@@ -60,7 +60,9 @@ async fn every_event_of_every_type_with_real_models() -> Result<()> {
     // What a step puts out is what `/process-stream` says of the same text.
     let body = json!({"text": TEXT, "chunk_size": 60, "include_entities": true});
     let stream = Client::new().post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    for (step, status) in [("mood", "sentiment_complete"), ("names", "entities_complete"), ("short", "summarization_complete")] {
+    for (step, status) in
+        [("mood", "sentiment_complete"), ("names", "entities_complete"), ("short", "summarization_complete")]
+    {
         let put_out = all.iter().find(|event| event.name == "step_complete" && event.data["step_id"] == step);
         let mut said = put_out.context("a step")?.data["data"]["output"].clone();
         said["status"] = json!(status);
@@ -73,12 +75,26 @@ async fn every_event_of_every_type_with_real_models() -> Result<()> {
     check_whole(&bad)?;
     assert_eq!(
         told(&bad),
-        ["pipeline_start", "checkpoint_saved", "step_start broken", "step_error broken", "checkpoint_saved", "pipeline_error"]
+        [
+            "pipeline_start",
+            "checkpoint_saved",
+            "step_start broken",
+            "step_error broken",
+            "checkpoint_saved",
+            "pipeline_error"
+        ]
     );
     let seen: BTreeSet<&str> = all.iter().chain(&bad).map(|event| event.name.as_str()).collect();
     let types = [
-        "checkpoint_saved", "pipeline_complete", "pipeline_error", "pipeline_start", "step_complete", "step_error",
-        "step_output", "step_progress", "step_start",
+        "checkpoint_saved",
+        "pipeline_complete",
+        "pipeline_error",
+        "pipeline_start",
+        "step_complete",
+        "step_error",
+        "step_output",
+        "step_progress",
+        "step_start",
     ];
     assert_eq!(seen, BTreeSet::from(types));
 
@@ -92,13 +108,19 @@ async fn every_event_of_every_type_with_real_models() -> Result<()> {
     assert_eq!(gone.status(), 204);
 
     let now = status(&server, &id).await?;
-    assert_eq!((&now["state"], &now["output"], now["events"].as_u64()), (&json!("completed"), output, Some(all.len() as u64)));
+    assert_eq!(
+        (&now["state"], &now["output"], now["events"].as_u64()),
+        (&json!("completed"), output, Some(all.len() as u64))
+    );
     assert_eq!(now["steps"][6]["code"], "expression_failed", "{now}");
     let now = status(&server, &failed).await?;
     assert_eq!((&now["state"], &now["failure"]["failed_step"]), (&json!("failed"), &json!("broken")));
     let reliability: Value = reqwest::get(server.url("/reliability")).await?.json().await?;
     let total = &reliability["total"];
-    assert_eq!((&total["sr"], &total["executions_completed"], &total["executions_failed"]), (&json!(0.5), &json!(1), &json!(1)));
+    assert_eq!(
+        (&total["sr"], &total["executions_completed"], &total["executions_failed"]),
+        (&json!(0.5), &json!(1), &json!(1))
+    );
     assert!(total["tcl_ms"].as_f64().is_some_and(|ms| ms > 0.0) && total["wct_ms"].as_f64().is_some_and(|ms| ms > 0.0));
     Ok(())
 }
@@ -107,7 +129,10 @@ async fn every_event_of_every_type_with_real_models() -> Result<()> {
 async fn a_step_is_tried_again_then_the_pipeline_fails_or_goes_on() -> Result<()> {
     let retry = json!({"max_attempts": 3, "base_backoff_ms": 1, "policy": "fixed_delay"});
     let folder = Folder::new(&[
-        ("fails", json!([{"id": "mood", "kind": "sentiment", "retry": retry}, {"id": "never", "kind": "map", "expression": "@"}])),
+        (
+            "fails",
+            json!([{"id": "mood", "kind": "sentiment", "retry": retry}, {"id": "never", "kind": "map", "expression": "@"}]),
+        ),
         (
             "goes_on",
             json!([
@@ -120,7 +145,11 @@ async fn a_step_is_tried_again_then_the_pipeline_fails_or_goes_on() -> Result<()
     server.ready().await?;
     let input = json!({"text": "!down"});
     let failed = run(&server, "fails", &input).await?;
-    assert_eq!((&failed["state"], &failed["failure"]["code"]), (&json!("failed"), &json!("model_unavailable")), "{failed}");
+    assert_eq!(
+        (&failed["state"], &failed["failure"]["code"]),
+        (&json!("failed"), &json!("model_unavailable")),
+        "{failed}"
+    );
     let all = events(&server, failed["execution_id"].as_str().context("an id")?).await?;
     check_whole(&all)?;
     let errors: Vec<&Event> = all.iter().filter(|event| event.name == "step_error").collect();
@@ -206,7 +235,11 @@ async fn waiting_and_keys_that_begin_once() -> Result<()> {
     let answer = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
     assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (200, "wait=20"));
     let body: Value = answer.json().await?;
-    assert_eq!((&body["state"], &body["output"]["overall_sentiment"]), (&json!("completed"), &json!("POSITIVE")), "{body}");
+    assert_eq!(
+        (&body["state"], &body["output"]["overall_sentiment"]),
+        (&json!("completed"), &json!("POSITIVE")),
+        "{body}"
+    );
     let answer = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
     assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (202, "respond-async"));
 
@@ -221,9 +254,15 @@ async fn waiting_and_keys_that_begin_once() -> Result<()> {
     assert_eq!(ids.len(), 1, "{ids:?}");
     let waited = start(&server, "mood", &json!("bad"), &[headers[0], ("prefer", "wait")]).await?;
     let waited: Value = waited.json().await?;
-    assert_eq!((waited["execution_id"].to_string(), &waited["state"]), (ids.first().context("one")?.clone(), &json!("completed")));
+    assert_eq!(
+        (waited["execution_id"].to_string(), &waited["state"]),
+        (ids.first().context("one")?.clone(), &json!("completed"))
+    );
     let other = start(&server, "mood", &json!("another"), &headers).await?;
-    assert_eq!((other.status().as_u16(), other.json::<Value>().await?["code"].clone()), (422, json!("idempotency_key_reused")));
+    assert_eq!(
+        (other.status().as_u16(), other.json::<Value>().await?["code"].clone()),
+        (422, json!("idempotency_key_reused"))
+    );
     let more = start(&server, "mood", &json!("bad"), &[("idempotency-key", "order 43")]).await?;
     assert!(!ids.contains(&more.json::<Value>().await?["execution_id"].to_string()));
     Ok(())
@@ -262,7 +301,14 @@ async fn what_is_wrong_is_said() -> Result<()> {
         ("mood", json!([{"id": "mood", "kind": "sentiment"}])),
         ("large", json!([{"id": "a", "kind": "map", "expression": "[@, @, @, @]"}])),
     ])?;
-    let limits = ["--set", "pipelines.executions_max=2", "--set", "pipelines.input_bytes_max=1000", "--set", "pipelines.output_bytes_max=2000"];
+    let limits = [
+        "--set",
+        "pipelines.executions_max=2",
+        "--set",
+        "pipelines.input_bytes_max=1000",
+        "--set",
+        "pipelines.output_bytes_max=2000",
+    ];
     let server = stub(&folder, &limits)?;
     server.ready().await?;
     let check = async |answer: reqwest::Response, status: u16, code: &str| -> Result<()> {
@@ -274,7 +320,7 @@ async fn what_is_wrong_is_said() -> Result<()> {
     check(start(&server, ".echo", &json!({}), &[]).await?, 404, "not_found").await?;
     check(start(&server, "echo", &json!("x".repeat(2000)), &[]).await?, 413, "input_too_large").await?;
     let bad_key = [("idempotency-key", "")];
-    check(start(&server, "echo", &json!({}), &bad_key).await?, 422, "validation_failed").await?;
+    check(start(&server, "echo", &json!({}), &bad_key).await?, 422, "invalid_request").await?;
     let url = server.url("/pipelines/echo");
     let text = Client::new().post(&url).header("content-type", "application/json").body("{");
     check(text.send().await?, 400, "malformed_json").await?;
@@ -324,7 +370,8 @@ async fn executions_belong_to_who_began_them() -> Result<()> {
     let keys = tempfile::tempdir()?;
     std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
     let dir = format!("auth.dir={}", keys.path().display());
-    let server = stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])?;
+    let server =
+        stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])?;
     server.ready().await?;
     let ask = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
     let begin = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {

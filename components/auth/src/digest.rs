@@ -23,7 +23,8 @@ mod tests {
 
     #[test]
     fn every_sequence_has_a_name_of_its_own() {
-        let sequences: [&[&[u8]]; 7] = [&[], &[b""], &[b"", b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"abc"], &[b"a", b"b", b"c"]];
+        let sequences: [&[&[u8]]; 7] =
+            [&[], &[b""], &[b"", b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"abc"], &[b"a", b"b", b"c"]];
         let names: BTreeSet<String> = sequences.iter().map(|texts| of(texts)).collect();
         assert_eq!(names.len(), sequences.len());
         assert!(names.iter().all(|name| name.len() == 43 && !name.contains(['=', '+', '/'])));

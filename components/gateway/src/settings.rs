@@ -129,7 +129,8 @@ impl Pipelines {
         variable: &impl Fn(&str) -> Option<String>,
         number: impl Fn(&str, u64) -> Result<u64, String>,
     ) -> Result<Self, String> {
-        let size = |name: &str, default: u64| Ok::<_, String>(usize::try_from(number(name, default)?).unwrap_or(usize::MAX));
+        let size =
+            |name: &str, default: u64| Ok::<_, String>(usize::try_from(number(name, default)?).unwrap_or(usize::MAX));
         Ok(Self {
             dir: variable("WEIR_PIPELINES_DIR").map_or_else(|| "/pipelines".into(), PathBuf::from),
             executions_max: size("WEIR_PIPELINES_EXECUTIONS_MAX", 256)?,

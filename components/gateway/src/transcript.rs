@@ -272,10 +272,7 @@ pub(crate) async fn annotate_whole(ask: &SessionAsk, texts: Vec<TextInput>) -> R
 }
 
 /// What texts say; none when the session component has no answer.
-pub(crate) async fn annotate(
-    config: &str,
-    texts: impl Iterator<Item = &TextInput>,
-) -> Option<Vec<core::Annotation>> {
+pub(crate) async fn annotate(config: &str, texts: impl Iterator<Item = &TextInput>) -> Option<Vec<core::Annotation>> {
     let texts: Vec<String> = texts.map(|text| text.text.clone()).collect();
     let count = texts.len();
     let annotations = session::annotate(config.to_owned(), texts).await.ok()?;

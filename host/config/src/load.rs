@@ -108,7 +108,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Invalid(missing.into()));
     }
     if config.pipelines.output_bytes_max > OUTPUT_BYTES_MAX {
-        let large = format!("pipelines.output_bytes_max must be at most {OUTPUT_BYTES_MAX}: an event has room for no more");
+        let large =
+            format!("pipelines.output_bytes_max must be at most {OUTPUT_BYTES_MAX}: an event has room for no more");
         return Err(ConfigError::Invalid(large));
     }
     config.pipelines.named_steps().map_err(ConfigError::Invalid)?;

@@ -62,7 +62,8 @@ impl Pipelines {
         let mut named = BTreeMap::new();
         for item in &self.steps {
             let pair = item.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
-            let (name, file) = pair.ok_or_else(|| format!("pipelines.steps must have items NAME=FILE.wasm, not `{item}`"))?;
+            let (name, file) =
+                pair.ok_or_else(|| format!("pipelines.steps must have items NAME=FILE.wasm, not `{item}`"))?;
             if named.insert(name.to_owned(), file.into()).is_some() {
                 return Err(format!("pipelines.steps names `{name}` twice"));
             }

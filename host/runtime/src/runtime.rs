@@ -20,9 +20,9 @@ use crate::call::{Call, Pools};
 use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
 use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR, PIPELINES_DIR};
-use crate::steps::{Steps, StepsConfig};
 use crate::pool::{Machinery, Pool, PoolConfig, PoolStats};
 use crate::queue::QueueSettings;
+use crate::steps::{Steps, StepsConfig};
 use crate::types::{Failure, ModelInfo, ModelKind};
 
 /// The components that this program was built with.
@@ -385,7 +385,11 @@ fn start_gateway(
     ];
     let auth = auth(config)?;
     let pipelines = pipelines(config)?;
-    let environment = environment.into_iter().chain(auth.environment).chain(pipelines.environment).map(|(name, value)| (name.to_owned(), value));
+    let environment = environment
+        .into_iter()
+        .chain(auth.environment)
+        .chain(pipelines.environment)
+        .map(|(name, value)| (name.to_owned(), value));
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,

@@ -188,13 +188,10 @@ async fn call(
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
     let instance = code.instantiate_async(&mut store).await?;
-    let run = async |accessor: &Accessor<StepState>| instance.weir_stream_step().call_run(accessor, input, config).await;
+    let run =
+        async |accessor: &Accessor<StepState>| instance.weir_stream_step().call_run(accessor, input, config).await;
     let answer = store.run_concurrent(run).await??;
-    Ok(answer.map_err(|failure| Failure {
-        code: failure.code,
-        message: failure.message,
-        retryable: failure.retryable,
-    }))
+    Ok(answer.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
 }
 
 /// What a call's store holds.

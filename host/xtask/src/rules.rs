@@ -62,7 +62,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("redb", &["weir-events"]),
     ("redis", &["weir-events"]),
     ("hyper", &["weir-edge"]),
-    ("wit-bindgen", &["weir-gateway", "weir-infer", "weir-session", "nn-probe", "infer-stub", "events-stub", "step-guest"]),
+    (
+        "wit-bindgen",
+        &["weir-gateway", "weir-infer", "weir-session", "nn-probe", "infer-stub", "events-stub", "step-guest"],
+    ),
     ("wasip3", &["weir-gateway"]),
     ("spin-sdk", &["weir-gateway"]),
     ("tokenizers", &["weir-infer"]),

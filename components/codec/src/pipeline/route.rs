@@ -81,7 +81,11 @@ mod tests {
         let id = execution_id::from_random([7; 16]);
         for (path, want, allow) in [
             ("/pipelines".to_owned(), PipelineRoute::Pipelines, "GET, HEAD, OPTIONS"),
-            ("/pipelines/a.b-c_1".to_owned(), PipelineRoute::Pipeline("a.b-c_1".to_owned()), "GET, HEAD, POST, OPTIONS"),
+            (
+                "/pipelines/a.b-c_1".to_owned(),
+                PipelineRoute::Pipeline("a.b-c_1".to_owned()),
+                "GET, HEAD, POST, OPTIONS",
+            ),
             ("/executions".to_owned(), PipelineRoute::Executions, "GET, HEAD, OPTIONS"),
             (format!("/executions/{id}"), PipelineRoute::Execution(id.clone()), "GET, HEAD, DELETE, OPTIONS"),
             ("/reliability".to_owned(), PipelineRoute::Reliability, "GET, HEAD, OPTIONS"),
@@ -99,8 +103,19 @@ mod tests {
     fn what_is_no_path_of_ours() {
         let long = format!("/pipelines/{}", "x".repeat(NAME_BYTES_MAX + 1));
         for path in [
-            "", "/", "/pipelines/", "/pipelines/a/b", "/pipelines/..", "/pipelines/.hidden", "/pipelines/a%2fb", "/pipelines/é",
-            "/executions/", "/executions/1", "/executions/exec_", "/reliability/", &long,
+            "",
+            "/",
+            "/pipelines/",
+            "/pipelines/a/b",
+            "/pipelines/..",
+            "/pipelines/.hidden",
+            "/pipelines/a%2fb",
+            "/pipelines/é",
+            "/executions/",
+            "/executions/1",
+            "/executions/exec_",
+            "/reliability/",
+            &long,
         ] {
             assert_eq!(PipelineRoute::find(path), None, "{path}");
         }

@@ -68,7 +68,8 @@ impl Definitions {
             if !is_name(name) || now.len() == PIPELINES_MAX {
                 continue;
             }
-            let Some(stamp) = fs::metadata(&path).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len()))) else {
+            let Some(stamp) = fs::metadata(&path).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len())))
+            else {
                 continue;
             };
             let known = before.remove(name).filter(|known| known.stamp == stamp);

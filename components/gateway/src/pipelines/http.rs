@@ -59,8 +59,11 @@ fn request(
 ) -> Result<types::Request, StepFailure> {
     let has = |name: &str| headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
     let length = body.as_ref().map(|body| body.bytes().to_string());
-    let mut defaults =
-        vec![("accept", "application/json, text/plain;q=0.5, */*;q=0.1"), ("idempotency-key", key), ("user-agent", "weir")];
+    let mut defaults = vec![
+        ("accept", "application/json, text/plain;q=0.5, */*;q=0.1"),
+        ("idempotency-key", key),
+        ("user-agent", "weir"),
+    ];
     if let Some(length) = &length {
         defaults.extend([("content-length", length.as_str()), ("content-type", "application/json")]);
     }
@@ -158,7 +161,8 @@ async fn collect(response: types::Response, bytes_max: usize) -> Result<Vec<u8>,
 
 /// An answer as a value.
 fn output(body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
-    let wrong = |error: String| StepFailure::last("http_answer", format!("the service's answer cannot be read: {error}"));
+    let wrong =
+        |error: String| StepFailure::last("http_answer", format!("the service's answer cannot be read: {error}"));
     if body.is_empty() {
         return Ok(Json::null());
     }
@@ -197,7 +201,8 @@ mod tests {
 
     #[test]
     fn only_what_is_allowed() {
-        let allow: Vec<String> = ["api.example.org", "127.0.0.1:8080", "[::1]:9000", "[::1]"].map(str::to_owned).to_vec();
+        let allow: Vec<String> =
+            ["api.example.org", "127.0.0.1:8080", "[::1]:9000", "[::1]"].map(str::to_owned).to_vec();
         for url in [
             "http://api.example.org/x",
             "https://API.example.org",

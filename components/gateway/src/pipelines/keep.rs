@@ -124,7 +124,8 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
         (bytes, seq) = (bytes + data.len(), sequenced.seq);
         let name = sequenced.event.event_type().name();
         let step = sequenced.event.step_id.as_deref().unwrap_or_default();
-        let coalesce = (name == "step_progress").then(|| format!("p:{}", step.get(..step.len().min(60)).unwrap_or_default()));
+        let coalesce =
+            (name == "step_progress").then(|| format!("p:{}", step.get(..step.len().min(60)).unwrap_or_default()));
         wire.push(Event { name: name.to_owned(), data, coalesce, finishes: sequenced.event.is_last() });
     }
     let mut delay_ms = RETRY_MS.0;
@@ -279,7 +280,13 @@ mod tests {
     fn values_say_what_they_are() {
         let value = [head(0, "a", "ann@example.org").as_bytes(), b"{\n}"].concat();
         assert_eq!(split(&value), Some((0, "a", "ann@example.org", b"{\n}".as_slice())));
-        for other in ["", "weir-execution 1 0 a ann", "weir-execution 2 0 a ann\n", "x 1 0 a ann\n", "weir-execution 1 0 a b c\n"] {
+        for other in [
+            "",
+            "weir-execution 1 0 a ann",
+            "weir-execution 2 0 a ann\n",
+            "x 1 0 a ann\n",
+            "weir-execution 1 0 a b c\n",
+        ] {
             assert_eq!(split(other.as_bytes()), None, "{other:?}");
         }
     }

@@ -32,9 +32,7 @@ use weir_codec::pipeline::answer::Listed;
 use weir_core::pipeline::{Definition, Limits, Reliability, ReliabilityConfig};
 
 use self::live::Live;
-use crate::{
-    settings::{Pipelines as Config, Settings},
-};
+use crate::settings::{Pipelines as Config, Settings};
 
 /// Ended executions that are listed.
 const ENDED_MAX: usize = 1000;

@@ -116,7 +116,8 @@ async fn list(pipelines: &'static Pipelines, id: &str) {
     let owner = kept.owner.clone();
     if let Some(status) = status(pipelines, kept) {
         let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        pipelines.list(owner, Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
+        pipelines
+            .list(owner, Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
     }
 }
 

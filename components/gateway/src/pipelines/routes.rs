@@ -80,7 +80,9 @@ impl Call<'_> {
                 let definition = self.definition(pipelines, &name, identity)?;
                 Ok(Reply::json(definition::to_json(&definition).into_bytes()))
             }
-            PipelineRoute::Executions => Ok(Reply::json(answer::executions_json(&list(pipelines, identity)).into_bytes())),
+            PipelineRoute::Executions => {
+                Ok(Reply::json(answer::executions_json(&list(pipelines, identity)).into_bytes()))
+            }
             PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
                 self.cancel(pipelines, &id, identity).await
             }
@@ -348,7 +350,8 @@ fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
         Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns }
     });
     let ended = pipelines.ended.borrow();
-    let ended = ended.iter().filter(|(owner, listed)| may(&listed.execution_id, owner)).map(|(_, listed)| listed.clone());
+    let ended =
+        ended.iter().filter(|(owner, listed)| may(&listed.execution_id, owner)).map(|(_, listed)| listed.clone());
     let mut all: Vec<Listed> = live.chain(ended).collect();
     all.sort_by_key(|listed| std::cmp::Reverse(listed.began_unix_ns));
     all.truncate(LISTED_MAX);

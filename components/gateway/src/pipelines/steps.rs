@@ -105,7 +105,8 @@ impl Step<'_> {
         let texts = input::texts(input).map_err(wrong)?;
         let count = texts.len();
         let mut sentiments = Sentiments::new(count);
-        let items = texts.iter().zip(0..).map(|(text, id)| self.item(id, process::Step::Sentiment, text, model)).collect();
+        let items =
+            texts.iter().zip(0..).map(|(text, id)| self.item(id, process::Step::Sentiment, text, model)).collect();
         let mut told = 0;
         let mut say = async |sentiments: &mut Sentiments| {
             while let Some(say) = sentiments.poll() {
@@ -212,7 +213,8 @@ async fn annotate(input: &Json) -> Result<Json, StepFailure> {
     let mut annotations = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ANNOTATED_MAX) {
         let some = transcript::annotate(&config, texts.iter()).await;
-        annotations.extend(some.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
+        annotations
+            .extend(some.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
     }
     Ok(output::annotations(ask.parts(), &texts, &annotations))
 }

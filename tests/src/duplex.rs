@@ -19,7 +19,7 @@ impl Duplex {
     /// Sends the head of a POST of NDJSON.
     pub async fn send_head(mut raw: Raw, path: &str) -> Result<Self> {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
         raw.send(head.as_bytes()).await?;
         Ok(Self { raw })

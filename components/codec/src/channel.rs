@@ -169,9 +169,10 @@ impl IdError {
 pub enum ChannelRoute {
     /// `GET /stream/{workflow|file|user|pipeline|session}/{id}`: server-sent events, or NDJSON by `Accept`.
     Subscribe(Channel),
-    /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket.
+    /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow others too. To the gateway
+    /// a WebSocket is a `POST` of lines.
     Socket(Channel),
-    /// `GET /ws` with an upgrade: a WebSocket that says itself what it follows.
+    /// `GET /ws` with an upgrade: a WebSocket that says itself what it follows. As above.
     Sockets,
     /// `POST /stream/publish/workflow/{id}`
     PublishWorkflow(Channel),
@@ -185,7 +186,10 @@ pub enum ChannelRoute {
     Tickets,
 }
 
-/// Every path of [`ChannelRoute::find`] that is answered, with its method, for the index. WebSockets are not yet.
+/// The WebSockets, for the index.
+pub const SOCKET_ROUTES: [(&str, &str); 2] = [("GET", "/ws"), ("GET", "/ws/{kind}/{id}")];
+
+/// Every other path of [`ChannelRoute::find`], with its method, for the index.
 pub const CHANNEL_ROUTES: [(&str, &str); 10] = [
     ("GET", "/stream/workflow/{id}"),
     ("GET", "/stream/file/{id}"),
@@ -234,7 +238,8 @@ impl ChannelRoute {
     pub fn posts(&self) -> bool {
         match self {
             Self::PublishWorkflow(_) | Self::PublishAnalysis(_) | Self::PublishUser(_) | Self::Tickets => true,
-            Self::Subscribe(_) | Self::Socket(_) | Self::Sockets | Self::Health => false,
+            Self::Socket(_) | Self::Sockets => true,
+            Self::Subscribe(_) | Self::Health => false,
         }
     }
 
@@ -326,8 +331,8 @@ mod tests {
                 /stream/user/ann@example.org => Subscribe user:ann@example.org (GET, HEAD, OPTIONS)
                 /stream/pipeline/0b1c => Subscribe pipeline:0b1c (GET, HEAD, OPTIONS)
                 /stream/session/s:1 => Subscribe session:s:1 (GET, HEAD, OPTIONS)
-                /ws/pipeline/0b1c => Socket pipeline:0b1c (GET, HEAD, OPTIONS)
-                /ws => Sockets (GET, HEAD, OPTIONS)
+                /ws/pipeline/0b1c => Socket pipeline:0b1c (POST, OPTIONS)
+                /ws => Sockets (POST, OPTIONS)
                 /stream/publish/workflow/42 => PublishWorkflow workflow:42 (POST, OPTIONS)
                 /stream/publish/analysis/f => PublishAnalysis file:f (POST, OPTIONS)
                 /stream/publish/user/ann => PublishUser user:ann (POST, OPTIONS)

@@ -181,6 +181,12 @@ impl Problem {
         Self { retry_after_ms, ..Self::new(status, code, title, detail) }
     }
 
+    /// 426: a WebSocket was meant, and the request asks for none.
+    pub fn upgrade_required(path: &str) -> Self {
+        let detail = format!("`{path}` is a WebSocket: ask for an upgrade, or POST lines of NDJSON");
+        Self::new(426, "upgrade_required", "Upgrade required", &detail)
+    }
+
     /// 501.
     pub fn not_implemented(what: &str) -> Self {
         Self::new(501, "not_implemented", "Not implemented", what)

@@ -19,7 +19,7 @@ pub enum SocketMessage {
     Subscribe {
         /// What to follow.
         channel: Channel,
-        /// The id of the last event that the client has; without one, what comes from now on.
+        /// The id of the last event that the client has; without one it gets all that is kept.
         last_event_id: Option<String>,
     },
     /// `{"type":"unsubscribe","channel":"workflow:42"}`
@@ -91,6 +91,18 @@ impl SocketMessage {
     }
 }
 
+/// The message that something the client said cannot be done: `{"type":"error","error":{"code","message","retryable"}}`, with the channel
+/// where it concerns one.
+pub fn error_json(code: &str, message: &str, channel: Option<&Channel>, retryable: bool) -> Vec<u8> {
+    let mut said = serde_json::json!({
+        "type": "error", "error": { "code": code, "message": message, "retryable": retryable },
+    });
+    if let Some(channel) = channel {
+        said["channel"] = channel.to_string().into();
+    }
+    said.to_string().into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
@@ -115,6 +127,16 @@ mod tests {
             r#"{"type":"unsubscribe","channel":"user:ann"}"#,
             expect![[r#"Unsubscribe { channel: Channel { kind: User, id: "ann" } }"#]],
         );
+    }
+
+    #[test]
+    fn errors_name_the_channel_that_they_concern() {
+        let channel = Channel::from_name("workflow:42");
+        let said = |channel| String::from_utf8(error_json("not_found", "no \"such\"", channel, false)).expect("UTF-8");
+        expect![[r#"{"channel":"workflow:42","error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
+            .assert_eq(&said(channel.as_ref()));
+        expect![[r#"{"error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
+            .assert_eq(&said(None));
     }
 
     #[test]

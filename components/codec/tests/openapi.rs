@@ -4,7 +4,7 @@
 use std::{env, fs, path::PathBuf};
 
 use serde_json::{Value, json};
-use weir_codec::{channel::CHANNEL_ROUTES, openapi::document, route::ROUTES};
+use weir_codec::{channel::CHANNEL_ROUTES, openapi::document, pipeline::route::PIPELINE_ROUTES, route::ROUTES};
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../gateway/openapi.json")
@@ -27,12 +27,13 @@ fn the_file_is_what_the_types_say() {
 fn every_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), ROUTES.len() + CHANNEL_ROUTES.len());
+    // Two of the paths of pipelines take two methods each.
+    assert_eq!(paths.len(), ROUTES.len() + CHANNEL_ROUTES.len() + PIPELINE_ROUTES.len() - 2);
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
         assert!(paths[path][method]["responses"].is_object(), "{path}");
     }
-    for (method, path) in CHANNEL_ROUTES {
+    for (method, path) in CHANNEL_ROUTES.into_iter().chain(PIPELINE_ROUTES) {
         assert!(paths[path][method.to_ascii_lowercase()]["responses"].is_object(), "{path}");
     }
 }

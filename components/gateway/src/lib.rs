@@ -12,7 +12,7 @@
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
-//! - `publish`, `subscribe`: what goes into channels, and what comes out of them.
+//! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
@@ -35,6 +35,7 @@ mod reply;
 mod request_id;
 mod settings;
 mod signal;
+mod sockets;
 mod streams;
 mod subscribe;
 mod transcript;
@@ -163,6 +164,10 @@ impl Found {
             Self::Pipelines(route) => route.allow(),
         }
     }
+
+    fn is_socket(&self) -> bool {
+        matches!(self, Self::Channels(ChannelRoute::Socket(_) | ChannelRoute::Sockets))
+    }
 }
 
 enum Answer {
@@ -216,6 +221,7 @@ impl Call<'_> {
         }
         let found = Found::at(self.path)?;
         match self.method.as_str() {
+            "GET" if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
             method if found.takes(method) => {}
             "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
             method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
@@ -295,9 +301,8 @@ impl Call<'_> {
                 let body = self.json(body, settings).await?;
                 self.ticket(&body, &identity).map(Answer::Whole)
             }
-            ChannelRoute::Socket(_) | ChannelRoute::Sockets => {
-                Err(Problem::not_implemented("this server does not serve channels over WebSockets"))
-            }
+            ChannelRoute::Socket(channel) => self.socket(Some(channel), identity, body).await,
+            ChannelRoute::Sockets => self.socket(None, identity, body).await,
             ChannelRoute::Health => Err(Problem::not_found(self.path)),
         }
     }
@@ -322,6 +327,35 @@ impl Call<'_> {
         let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));
+        Ok(Answer::Streaming(response))
+    }
+
+    /// Talks with a client that follows many channels. `first` is the one that the path names.
+    async fn socket(
+        &self,
+        first: Option<Channel>,
+        identity: Identity,
+        body: types::Request,
+    ) -> Result<Answer, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let content_type = self.header("content-type");
+        if !content_type::is_ndjson(content_type.as_deref()) {
+            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), false));
+        }
+        self.encoding()?;
+        let first = match first {
+            None => None,
+            Some(channel) => {
+                access::may(&identity, Action::Read, &channel, self.path).await?;
+                Some((channel, subscribe::cursor(None, self.query)?))
+            }
+        };
+        let place = Access::current()?.connect(&identity)?;
+        let socket = sockets::Socket { identity, path: self.path.to_owned(), settings, _place: place };
+        let body = self.arriving(body, settings).await?;
+        let (response, client) = self.streaming(Framing::Ndjson)?;
+        let began = self.began;
+        spawn(sockets::converse(socket, first, body, began, client));
         Ok(Answer::Streaming(response))
     }
 

@@ -83,7 +83,7 @@ pub(crate) async fn follow(
 
 /// Why a subscription ends while its client is there.
 #[derive(Clone, Copy)]
-enum End {
+pub(crate) enum End {
     Finished,
     Slow,
     Lost,
@@ -91,7 +91,8 @@ enum End {
 }
 
 impl End {
-    fn event(self) -> StreamEvent<'static> {
+    /// What its client is told.
+    pub(crate) fn event(self) -> StreamEvent<'static> {
         let (reason, message, resumable) = match self {
             Self::Finished => ("finished", "the channel has had its last event", false),
             Self::Slow => ("slow", "the events came faster than they were read", true),

@@ -18,6 +18,8 @@ pub(crate) enum Trouble {
     Draining,
     /// The path has no such method.
     Method,
+    /// A WebSocket of another version.
+    Version,
     /// The instance that had the request was lost.
     Lost,
     /// The component did not answer in time.
@@ -42,6 +44,9 @@ impl Trouble {
                 true,
             ),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "`/metrics` takes GET, HEAD", false),
+            Self::Version => {
+                (StatusCode::UPGRADE_REQUIRED, "upgrade_required", "WebSockets are served in version 13", false)
+            }
             Self::Lost => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "instance_lost",

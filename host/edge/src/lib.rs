@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - `socket`: WebSockets, which to the component are requests with a line for each message.
 //! - `stall`: clients that do not read.
 //! - [`observe`]: the metrics of the process.
 //!
@@ -11,6 +12,7 @@ mod answer;
 mod body;
 pub mod observe;
 pub mod server;
+mod socket;
 mod stall;
 
 pub use observe::{Observer, ObserverError};

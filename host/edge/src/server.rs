@@ -1,6 +1,7 @@
 //! The HTTP listener: accepts connections, bounds them, hands requests to the gateway, and drains at the end.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,10 +12,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use weir_config::Http;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, Gateway};
@@ -22,6 +23,7 @@ use weir_runtime::gateway::{self, BodyError, Gateway};
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
 use crate::observe::Observer;
+use crate::socket::{self, Handshake};
 use crate::stall::Unstalled;
 
 /// Why the server cannot serve.
@@ -55,6 +57,10 @@ struct Shared {
     places: Arc<Semaphore>,
     ids: AtomicU64,
     draining: AtomicBool,
+    /// True when connections that only wait are to end.
+    closing: watch::Sender<bool>,
+    /// True when sockets are to end: nothing else would end them.
+    leaving: watch::Sender<bool>,
 }
 
 impl Server {
@@ -77,6 +83,8 @@ impl Server {
                 places,
                 ids,
                 draining: AtomicBool::new(false),
+                closing: watch::Sender::new(false),
+                leaving: watch::Sender::new(false),
             }),
         })
     }
@@ -91,22 +99,23 @@ impl Server {
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, shared, .. } = self;
         let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
-        let graceful = GracefulShutdown::new();
-        let mut tasks = tokio::task::JoinSet::new();
-        accept_until(stop, &listener, &connections, &shared, &graceful, &mut tasks).await;
+        let mut tasks = JoinSet::new();
+        accept_until(stop, &listener, &connections, &shared, &mut tasks).await;
 
         shared.draining.store(true, Ordering::Relaxed);
+        shared.leaving.send_replace(true);
         shared.runtime.drain();
         let bound = Instant::now() + Duration::from_millis(shared.config.drain_timeout_ms);
         let finished = tokio::time::timeout_at(bound.into(), shared.places.acquire_many(shared.config.requests_max));
         let finished = async { drop(finished.await) };
-        accept_until(finished, &listener, &connections, &shared, &graceful, &mut tasks).await;
+        accept_until(finished, &listener, &connections, &shared, &mut tasks).await;
         drop(listener);
 
         let cut = (shared.config.requests_max as usize).saturating_sub(shared.places.available_permits());
         // What is written may still be on its way; connections that only wait are closed.
         let flush = bound.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        let _ = tokio::time::timeout(flush, graceful.shutdown()).await;
+        shared.closing.send_replace(true);
+        let _ = tokio::time::timeout(flush, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
         cut
     }
@@ -118,8 +127,7 @@ async fn accept_until(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     shared: &Arc<Shared>,
-    graceful: &GracefulShutdown,
-    tasks: &mut tokio::task::JoinSet<()>,
+    tasks: &mut JoinSet<()>,
 ) {
     tokio::pin!(end);
     loop {
@@ -131,10 +139,9 @@ async fn accept_until(
         };
         let Some((stream, place)) = accepted else { continue };
         let shared = shared.clone();
-        let watcher = graceful.watcher();
         tasks.spawn(async move {
             gauge!("weir_http_connections_open").increment(1);
-            connection(shared, stream, watcher).await;
+            connection(shared, stream).await;
             gauge!("weir_http_connections_open").decrement(1);
             drop(place);
         });
@@ -157,7 +164,7 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
+async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     // Results are small and each is wanted at once.
     let _ = stream.set_nodelay(true);
     let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
@@ -170,14 +177,27 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, watcher: hyper_util:
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
+    let mut closing = shared.closing.subscribe();
     let service = service_fn(move |request| {
         let shared = shared.clone();
         async move { Ok::<_, std::convert::Infallible>(answer(&shared, request, owner).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = is_true(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "a connection ended early");
     }
+}
+
+/// Resolves when it is true, or nobody can say any more.
+pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|flag| *flag).await;
 }
 
 /// The number of a client, by its address. An IPv6 client has a network of its own.
@@ -242,28 +262,39 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64
 /// Hands a request to the gateway component.
 async fn pass(
     shared: &Arc<Shared>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     owner: u64,
     open: Option<Open>,
     id: &str,
 ) -> Response<ReplyBody> {
-    let mut request = request;
     name_host(&mut request);
+    if socket::asked_for(&request) {
+        let Some((handshake, request)) = Handshake::begin(request) else {
+            return socket::other_version(answer::problem(Trouble::Version, id));
+        };
+        return match shared.gateway.handle(request, owner).await {
+            Ok(response) => handshake.answer(response, open, shared.leaving.subscribe()),
+            Err(error) => failed(&error, id),
+        };
+    }
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
-        Err(error) => {
-            let trouble = if gateway::is_lost_instance(&error) {
-                Trouble::Lost
-            } else if gateway::is_timeout(&error) {
-                Trouble::Stuck
-            } else {
-                Trouble::Failed
-            };
-            tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
-            answer::problem(trouble, id)
-        }
+        Err(error) => failed(&error, id),
     }
+}
+
+/// What a client is told when the gateway gave no answer.
+fn failed(error: &gateway::HandleError, id: &str) -> Response<ReplyBody> {
+    let trouble = if gateway::is_lost_instance(error) {
+        Trouble::Lost
+    } else if gateway::is_timeout(error) {
+        Trouble::Stuck
+    } else {
+        Trouble::Failed
+    };
+    tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
+    answer::problem(trouble, id)
 }
 
 /// Puts `Host` where the component sees it: in the target, as HTTP/2 has it. The header itself does not reach it, and without

@@ -6,47 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{RedisServer, Seen, disk, gap, memory, name, next, number, numbered, open, until};
-use tempfile::TempDir;
+use common::{Seen, conformance, gap, name, next, number, numbered, open, until};
 use weir_core::channel::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
-use weir_events::{Error, EventsConfig, Store, StoreKind};
-
-/// Each test with each store. A test is given the means to open stores that share what they keep where the kind can.
-macro_rules! conformance {
-    ($($test:ident),+ $(,)?) => {
-        mod in_memory {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(memory()).await;
-            })+
-        }
-        mod on_disk {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let folder = TempDir::new().unwrap();
-                super::$test(disk(folder.path())).await;
-            })+
-        }
-        mod on_disk_without_fsync {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let folder = TempDir::new().unwrap();
-                super::$test(EventsConfig { durable: false, ..disk(folder.path()) }).await;
-            })+
-        }
-        mod in_redis {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let server = RedisServer::start();
-                super::$test(server.config()).await;
-            })+
-        }
-    };
-}
+use weir_events::{Error, EventsConfig, Store};
 
 conformance!(
     places_are_a_sequence_and_pages_follow_each_other,
@@ -61,10 +23,6 @@ conformance!(
     one_stalled_reader_delays_nobody_and_resumes,
     progress_coalesces_for_who_is_behind_and_results_do_not,
     exactly_one_caller_gets_a_claim,
-    a_value_is_what_was_put_last,
-    a_value_goes_when_its_time_has_passed,
-    keys_of_a_kind_come_in_pages,
-    values_are_bounded,
     it_says_how_it_is,
 );
 
@@ -402,98 +360,4 @@ async fn it_says_how_it_is(config: EventsConfig) {
     }
     store.close().await;
     assert_eq!(next(&mut follower).await, Some(Delivery::Closed(Closed::Lost)));
-}
-
-async fn a_value_is_what_was_put_last(config: EventsConfig) {
-    let store = open(config).await;
-    let key = name("pipeline:p");
-    assert_eq!(store.get(&key).await, Ok(None));
-    assert_eq!(store.delete(&key).await, Ok(()));
-    for value in [b"one".to_vec(), Vec::new(), vec![0, 255, b'\n', 0], b"last".to_vec()] {
-        store.put(&key, value.clone(), None).await.unwrap();
-        assert_eq!(store.get(&key).await, Ok(Some(value)));
-    }
-    // It is no channel, and takes nothing from the channel of its name.
-    store.append(&key, numbered([1])).await.unwrap();
-    store.append(&name("state:pipeline:p"), numbered([2])).await.unwrap();
-    assert_eq!(all(&store, "pipeline:p", Cursor::START).await.1, [1]);
-    assert_eq!(store.get(&key).await, Ok(Some(b"last".to_vec())));
-    store.delete(&key).await.unwrap();
-    assert_eq!(store.get(&key).await, Ok(None));
-    assert_eq!(all(&store, "pipeline:p", Cursor::START).await.1, [1]);
-}
-
-async fn a_value_goes_when_its_time_has_passed(config: EventsConfig) {
-    let store = open(config).await;
-    let (short, long, renewed) = (name("k:short"), name("k:long"), name("k:renewed"));
-    let put = Instant::now();
-    store.put(&short, b"1".to_vec(), Some(300)).await.unwrap();
-    store.put(&long, b"2".to_vec(), Some(60_000)).await.unwrap();
-    store.put(&renewed, b"3".to_vec(), Some(300)).await.unwrap();
-    store.put(&renewed, b"4".to_vec(), None).await.unwrap();
-    until("the value ends", || async { store.get(&short).await.unwrap().is_none() }).await;
-    assert!(put.elapsed() >= Duration::from_millis(295));
-    assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:long", "k:renewed"]);
-    assert_eq!(store.get(&long).await, Ok(Some(b"2".to_vec())));
-    assert_eq!(store.get(&renewed).await, Ok(Some(b"4".to_vec())));
-    store.put(&short, b"5".to_vec(), None).await.unwrap();
-    assert_eq!(store.get(&short).await, Ok(Some(b"5".to_vec())));
-    for ttl_ms in [0, u64::MAX] {
-        assert!(matches!(store.put(&short, Vec::new(), Some(ttl_ms)).await, Err(Error::Invalid(_))));
-    }
-}
-
-async fn keys_of_a_kind_come_in_pages(config: EventsConfig) {
-    let store = open(config).await;
-    let mut expected: Vec<String> = (0..2_500).map(|number| format!("session:{number}")).collect();
-    let mut puts = tokio::task::JoinSet::new();
-    for key in expected.iter().chain(["sessions:x", "sess:x", "user:session:1"].map(String::from).iter()) {
-        let (store, key) = (store.clone(), name(key));
-        puts.spawn(async move { store.put(&key, b"v".to_vec(), None).await.unwrap() });
-    }
-    while let Some(put) = puts.join_next().await {
-        put.unwrap();
-    }
-    expected.sort_unstable();
-    let mut listed: Vec<String> = Vec::new();
-    loop {
-        let after = listed.last().cloned().unwrap_or_default();
-        let page = store.keys("session", &after, 700).await.unwrap();
-        assert!(page.len() <= 700);
-        if page.is_empty() {
-            break;
-        }
-        listed.extend(page);
-    }
-    assert_eq!(listed, expected);
-    assert_eq!(store.keys("session", "", usize::MAX).await.unwrap(), expected[..1_000]);
-    assert_eq!(store.keys("session", "session:24", 2).await.unwrap(), ["session:240", "session:2400"]);
-    assert_eq!(store.keys("session", "zzz", 2).await.unwrap(), [""; 0]);
-    assert_eq!(store.keys("session", "", 0).await.unwrap(), [""; 0]);
-    assert_eq!(store.keys("nothing", "", 2).await.unwrap(), [""; 0]);
-    store.delete(&name(&expected[0])).await.unwrap();
-    assert_eq!(store.keys("session", "", 1).await.unwrap(), expected[1..2]);
-    assert!(matches!(store.keys("no kind", "", 1).await, Err(Error::Invalid(_))));
-}
-
-async fn values_are_bounded(config: EventsConfig) {
-    let kind = config.store;
-    let store = open(EventsConfig { state_bytes_max: 3 << 20, ..config }).await;
-    let large = || vec![7_u8; 1 << 20];
-    let mut over = large();
-    over.push(7);
-    assert!(matches!(store.put(&name("k:1"), over, None).await, Err(Error::TooLarge(_))));
-    assert_eq!(store.get(&name("k:1")).await, Ok(None));
-    store.put(&name("k:1"), large(), Some(600)).await.unwrap();
-    store.put(&name("k:2"), large(), None).await.unwrap();
-    // What is put in the place of another takes its room, not more.
-    store.put(&name("k:2"), large(), None).await.unwrap();
-    if kind != StoreKind::Redis {
-        assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::TooLarge(_))));
-        assert_eq!(store.get(&name("k:3")).await, Ok(None));
-        assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
-        until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
-        assert_eq!(store.get(&name("k:1")).await, Ok(None));
-    }
-    assert_eq!(store.get(&name("k:2")).await, Ok(Some(large())));
 }

@@ -368,6 +368,7 @@ where
     body.boxed_unsync()
 }
 
+pub use wasmtime::Error as HandleError;
 pub use wasmtime_wasi_http::Error as BodyError;
 
 /// Whether `handle` failed because the instance trapped, so that the same request may well succeed.

@@ -23,7 +23,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 use crate::gateway::{GatewayState, Maker, Request};
 
 /// Where the paths begin that the keeper answers. The rest is answered by any instance.
-const KEPT: [&str; 4] = ["/pipelines", "/executions", "/reliability", "/sessions"];
+const KEPT: [&str; 5] = ["/pipelines", "/executions", "/reliability", "/sessions", "/ws/session"];
 /// Tells an instance that it is the keeper.
 const ENVIRONMENT: (&str, &str) = ("WEIR_KEEPER", "1");
 /// Requests on their way to the instance; what it has is bounded by whoever accepts them.
@@ -190,7 +190,15 @@ mod tests {
 
     #[test]
     fn whole_parts_of_paths_are_kept() {
-        for path in ["/sessions", "/sessions/", "/sessions/1/chunks", "/pipelines/a", "/reliability", "/executions"] {
+        for path in [
+            "/sessions",
+            "/sessions/",
+            "/sessions/1/chunks",
+            "/pipelines/a",
+            "/reliability",
+            "/executions",
+            "/ws/session/1",
+        ] {
             assert!(keeps(path), "{path}");
         }
         for path in ["/", "/session", "/sessionsx", "/stream/session/1", "//sessions", "/v1/transcript"] {

@@ -76,8 +76,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let mut host = build::host_cargo(house, runner);
     host.args(run);
     // Without the data there is nothing to score, without Node.js nobody to read with, and a row says so.
-    let left_out = [(data.is_none(), SCORES), (readers.is_none(), node::TEST)];
-    let left_out: Vec<&str> = left_out.iter().filter(|(out, _)| *out).map(|(_, test)| *test).collect();
+    let mut left_out: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
+    if readers.is_none() {
+        left_out.extend(node::TESTS);
+    }
     if nextest && !left_out.is_empty() {
         let tests: Vec<String> = left_out.iter().map(|test| format!("not test({test})")).collect();
         host.args(["-E", &tests.join(" and ")]);
@@ -96,7 +98,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         report.skipped("scores", "WEIR_DATA is not set");
     }
     if readers.is_none() {
-        report.skipped("readers", "Node.js and npm are not here, or their packages were not fetched");
+        report.skipped("npm clients", "Node.js and npm are not here, or their packages were not fetched");
     }
     if has_subcommand(house, "deny") {
         report.check(

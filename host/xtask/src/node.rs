@@ -1,4 +1,4 @@
-//! The readers of server-sent events from npm that the tests read us back with.
+//! The clients from npm that the tests read us back with.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,8 +13,14 @@ use crate::ui::Step;
 
 /// The variable in which tests find the folder with `node_modules`.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
-/// The test that needs it.
-pub(crate) const TEST: &str = "two_readers_get_every_event_once_through_cut_connections";
+/// The tests that need it.
+pub(crate) const TESTS: [&str; 5] = [
+    "two_readers_get_every_event_once_through_cut_connections",
+    "one_socket_follows_many_channels_and_resumes",
+    "a_path_names_the_first_channel",
+    "what_is_no_socket_is_told_so",
+    "a_socket_that_is_cut_or_drained_is_let_go",
+];
 
 const PACKAGES: &str = "tests/readers/package.json";
 
@@ -40,7 +46,7 @@ pub(crate) fn ensure(house: &House) -> Result<PathBuf> {
         npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
         sh::check(&mut step, npm.arg(&folder))?;
         stamp.set()?;
-        Ok("eventsource, eventsource-parser".to_owned())
+        Ok("eventsource, eventsource-parser, ws".to_owned())
     };
     let installed = install();
     finish(step, installed)?;

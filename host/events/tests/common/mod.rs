@@ -1,5 +1,5 @@
 //! Stores to test, and a Redis server of our own.
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test program uses its part")]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -186,3 +186,37 @@ impl Seen {
         }
     }
 }
+
+/// Each test with each store. A test is given the means to open stores that share what they keep where the kind can.
+macro_rules! conformance {
+    ($($test:ident),+ $(,)?) => {
+        mod in_memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::common::memory()).await;
+            })+
+        }
+        mod on_disk {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let folder = tempfile::TempDir::new().unwrap();
+                super::$test($crate::common::disk(folder.path())).await;
+            })+
+        }
+        mod on_disk_without_fsync {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let folder = tempfile::TempDir::new().unwrap();
+                super::$test(weir_events::EventsConfig { durable: false, ..$crate::common::disk(folder.path()) }).await;
+            })+
+        }
+        mod in_redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let server = $crate::common::RedisServer::start();
+                super::$test(server.config()).await;
+            })+
+        }
+    };
+}
+pub(crate) use conformance;

@@ -1,0 +1,331 @@
+//! Channels over one conversation in both directions: messages of JSON in, which say what to follow, and events of JSON out. On the
+//! wire both are lines of NDJSON in a request whose body stays open; the native host makes a WebSocket of it, a message for
+//! each line.
+//!
+//! A socket holds nothing that grows: at most so many channels are followed, what waits for each is bounded in the store, and
+//! while the client does not read, nothing is read for it.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use weir_auth::{identity::Identity, scope::Action};
+use weir_codec::{
+    channel::Channel,
+    lines::{Line, Lines},
+    problem::Problem,
+    socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
+    stream_event::{StreamEvent, envelope},
+    subscribe::LAST_EVENT_ID,
+};
+use weir_core::{channel, process::Now};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
+
+use crate::{
+    access::{self, Connection},
+    bindings::weir::stream::events::{self, Closed, Cursor, Delivery},
+    body::{Arriving, Piece},
+    clock::{self, Deadline},
+    duplex::{Duplex, Outgoing},
+    publish,
+    reply::Client,
+    settings::Settings,
+    subscribe::{self, End, wire_id},
+};
+
+/// Most channels that one socket follows.
+const CHANNELS_MAX: usize = 64;
+/// Most deliveries taken at once.
+const DELIVERIES_MAX: usize = 64;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// Who talks, and until when.
+pub(crate) struct Socket {
+    pub(crate) identity: Identity,
+    /// As asked, for what is not found.
+    pub(crate) path: String,
+    pub(crate) settings: &'static Settings,
+    pub(crate) _place: Connection,
+}
+
+/// Talks until the client ends its side, its right ends, or it is gone. `first` is followed from the start.
+pub(crate) async fn converse(
+    socket: Socket,
+    first: Option<(Channel, Cursor)>,
+    body: Arriving,
+    began: Now,
+    client: Client,
+) {
+    let settings = socket.settings;
+    let duplex = Duplex::new(Said::default(), settings, began);
+    let work = async {
+        let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new() };
+        if let Some((channel, after)) = first {
+            conversation.follow(channel, after).await;
+        }
+        conversation.run(body).await;
+        duplex.session.borrow_mut().done = true;
+        duplex.changed();
+    };
+    duplex.serve(work, client).await;
+}
+
+/// What is to be sent.
+#[derive(Default)]
+struct Said {
+    out: Vec<u8>,
+    done: bool,
+}
+
+impl Outgoing for Said {
+    fn poll_output(&mut self) -> Option<Vec<u8>> {
+        (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
+    }
+
+    fn output_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    fn is_owing(&self) -> bool {
+        // Events may come at any time.
+        true
+    }
+
+    fn is_done(&self) -> bool {
+        self.done && self.out.is_empty()
+    }
+}
+
+/// A read of deliveries: who reads, how it ended, what came.
+type Read = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
+
+/// A channel that is followed, and what is being read of it.
+struct Followed {
+    channel: Channel,
+    reading: Pin<Box<dyn Future<Output = Read>>>,
+}
+
+fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<dyn Future<Output = Read>>> {
+    Box::pin(async move {
+        let (result, batch) = deliveries.read(room).await;
+        (deliveries, result, batch)
+    })
+}
+
+/// What has happened next.
+enum Happened {
+    Piece(Arriving, Piece),
+    Read(usize, Read),
+    Ring,
+}
+
+struct Conversation<'a> {
+    socket: Socket,
+    duplex: &'a Duplex<'a, Said>,
+    followed: Vec<Followed>,
+}
+
+type NextPiece = Pin<Box<dyn Future<Output = (Arriving, Piece)>>>;
+
+fn next_piece(mut body: Arriving, room: Vec<u8>) -> NextPiece {
+    Box::pin(async move {
+        let piece = body.piece(room).await;
+        (body, piece)
+    })
+}
+
+impl Conversation<'_> {
+    async fn run(&mut self, body: Arriving) {
+        let ends = self.ends();
+        let mut lines = Lines::new(MESSAGE_BYTES_MAX);
+        let mut piece = next_piece(body, Vec::new());
+        let mut ring = self.ring(ends);
+        loop {
+            self.duplex.unsent_few().await;
+            match poll_fn(|context| self.poll(context, &mut piece, &mut ring)).await {
+                Happened::Piece(body, Piece { bytes, more }) => {
+                    let mut rest = bytes.as_slice();
+                    while let Some(line) = lines.next_line(&mut rest) {
+                        self.hear(&line).await;
+                    }
+                    if !more {
+                        return;
+                    }
+                    piece = next_piece(body, bytes);
+                }
+                Happened::Read(at, read) => self.heard(at, read),
+                Happened::Ring => {
+                    if ends.is_none_or(|ends| !ends.is_past(clock::now())) {
+                        self.say(b"{\"type\":\"heartbeat\"}".to_vec());
+                        ring = self.ring(ends);
+                    }
+                }
+            }
+            // Asked on each delivery too, for a timer may be late.
+            if ends.is_some_and(|ends| ends.is_past(clock::now())) {
+                for followed in std::mem::take(&mut self.followed) {
+                    self.tell(&followed.channel, &End::Expired.event(), None);
+                }
+                let message = "the token of this connection has expired";
+                return self.say(error_json("token_expired", message, None, true));
+            }
+        }
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        piece: &mut NextPiece,
+        ring: &mut Pin<Box<dyn Future<Output = ()>>>,
+    ) -> Poll<Happened> {
+        if let Poll::Ready((body, piece)) = piece.as_mut().poll(context) {
+            return Poll::Ready(Happened::Piece(body, piece));
+        }
+        for (at, followed) in self.followed.iter_mut().enumerate() {
+            if let Poll::Ready(read) = followed.reading.as_mut().poll(context) {
+                // Its turn comes after the others' now.
+                return Poll::Ready(Happened::Read(at, read));
+            }
+        }
+        ring.as_mut().poll(context).map(|()| Happened::Ring)
+    }
+
+    /// When the right to all of it ends.
+    fn ends(&self) -> Option<Deadline> {
+        let now = clock::now();
+        let ends_ms = self.socket.identity.ends_s()?.saturating_mul(1000);
+        Some(Deadline::after(now, ends_ms.saturating_sub(now.unix_ns / NS_PER_MS)))
+    }
+
+    fn ring(&self, ends: Option<Deadline>) -> Pin<Box<dyn Future<Output = ()>>> {
+        let beat = Deadline::after(clock::now(), self.socket.settings.heartbeat_ms);
+        Box::pin(ends.map_or(beat, |ends| beat.earlier(ends)).passed())
+    }
+
+    /// Does what a message says.
+    async fn hear(&mut self, line: &Line<'_>) {
+        let Some(message) = line.content else {
+            let message = format!("a message has at most {MESSAGE_BYTES_MAX} bytes");
+            return self.say(error_json("message_too_long", &message, None, false));
+        };
+        match SocketMessage::from_json(message) {
+            Err(error) => self.say(error_json("invalid_message", &error.to_string(), None, false)),
+            Ok(SocketMessage::Unsubscribe { channel }) => {
+                let Some(at) = self.at(&channel) else {
+                    let message = "this channel is not followed";
+                    return self.say(error_json("not_followed", message, Some(&channel), false));
+                };
+                self.followed.remove(at);
+                let event =
+                    StreamEvent::Disconnected { reason: "unsubscribed", message: "as you wished", resumable: true };
+                self.tell(&channel, &event, None);
+            }
+            Ok(SocketMessage::Subscribe { channel, last_event_id }) => {
+                let after = last_event_id.as_deref().map_or(Ok(channel::Cursor::START), str::parse);
+                match after {
+                    Ok(channel::Cursor { epoch, seq }) => self.subscribe(channel, Cursor { epoch, seq }).await,
+                    Err(error) => {
+                        let message = format!("`{LAST_EVENT_ID}`: {error}");
+                        self.say(error_json("invalid_message", &message, Some(&channel), false));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, channel: Channel, after: Cursor) {
+        match access::may(&self.socket.identity, Action::Read, &channel, &self.socket.path).await {
+            Ok(()) => self.follow(channel, after).await,
+            Err(problem) => self.refuse(&channel, &problem),
+        }
+    }
+
+    /// Follows a channel, anew if it is followed already.
+    async fn follow(&mut self, channel: Channel, after: Cursor) {
+        if let Some(at) = self.at(&channel) {
+            self.followed.remove(at);
+        }
+        if self.followed.len() >= CHANNELS_MAX {
+            let message = format!("a socket follows at most {CHANNELS_MAX} channels");
+            return self.say(error_json("too_many_channels", &message, Some(&channel), false));
+        }
+        match subscribe::goes_on(&channel, after).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.tell(&channel, &StreamEvent::Connected, None);
+                return self.tell(&channel, &End::Finished.event(), None);
+            }
+            Err(problem) => return self.refuse(&channel, &problem),
+        }
+        match events::follow(channel.to_string(), after).await {
+            Ok(deliveries) => {
+                self.tell(&channel, &StreamEvent::Connected, None);
+                let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));
+                self.followed.push(Followed { channel, reading });
+            }
+            Err(failure) => self.refuse(&channel, &publish::problem(failure)),
+        }
+    }
+
+    fn at(&self, channel: &Channel) -> Option<usize> {
+        self.followed.iter().position(|followed| followed.channel == *channel)
+    }
+
+    /// Says what was delivered, and reads on.
+    fn heard(&mut self, at: usize, (deliveries, result, mut batch): Read) {
+        let Followed { channel, .. } = self.followed.remove(at);
+        let mut end = None;
+        for delivery in batch.drain(..) {
+            match delivery {
+                Delivery::Entry(entry) => {
+                    self.say(envelope(
+                        &channel,
+                        Some(&wire_id(&entry.at)),
+                        &entry.event.name,
+                        &flat(&entry.event.data),
+                    ));
+                    end = entry.event.finishes.then_some(End::Finished);
+                }
+                Delivery::Gap(gap) => {
+                    let (from, to) = (wire_id(&gap.missing_from), wire_id(&gap.missing_to));
+                    self.tell(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
+                }
+                Delivery::Closed(Closed::Slow) => end = Some(End::Slow),
+                Delivery::Closed(Closed::Lost) => end = Some(End::Lost),
+            }
+        }
+        if end.is_none() && !matches!(result, StreamResult::Complete(_)) {
+            end = Some(End::Lost);
+        }
+        match end {
+            Some(end) => self.tell(&channel, &end.event(), None),
+            // At the end of the line: every channel has its turn.
+            None => self.followed.push(Followed { channel, reading: read(deliveries, batch) }),
+        }
+    }
+
+    fn refuse(&self, channel: &Channel, problem: &Problem) {
+        let retryable = problem.retry_after_ms.is_some();
+        self.say(error_json(problem.code, &problem.detail, Some(channel), retryable));
+    }
+
+    fn tell(&self, channel: &Channel, event: &StreamEvent<'_>, id: Option<&str>) {
+        let data = event.data(channel, clock::now().unix_ns / NS_PER_MS);
+        self.say(envelope(channel, id, event.name(), &data));
+    }
+
+    fn say(&self, message: Vec<u8>) {
+        let mut said = self.duplex.session.borrow_mut();
+        said.out.extend(message);
+        said.out.push(b'\n');
+        drop(said);
+        self.duplex.changed();
+    }
+}
+
+/// Ends of line are white space between JSON's tokens, and nowhere else.
+fn flat(data: &str) -> Vec<u8> {
+    data.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect()
+}

@@ -6,13 +6,16 @@
 //! - [`peers`]: the Python environment, the ceiling
 //! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
 //! - [`goals`], [`report`], [`svg`]: RESULTS.md
+//! - [`fanout`]: subscribers by the thousand, and FANOUT.md
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod corpus;
+mod fanout;
 mod goals;
 mod histogram;
 mod http;
 mod load;
+mod machine;
 mod orchestrate;
 mod peers;
 mod plan;
@@ -98,6 +101,12 @@ enum Command {
     },
     /// The whole comparison: servers, rounds, RESULTS.md.
     Run(Box<plan::Options>),
+    /// Subscribers by the thousand, beside nginx with nchan: FANOUT.md.
+    Fanout(Box<fanout::Options>),
+    /// The load of `fanout`: subscribers and publishers of one server.
+    Fan(fanout::load::Fan),
+    /// The load of `fanout`: the same work as a stream and as one answer.
+    Overhead(fanout::overhead::Work),
     /// RESULTS.md again, from the results of a run.
     Report {
         #[arg(long, default_value = "target/bench/results.json")]
@@ -162,6 +171,7 @@ fn main() -> Result<()> {
     let command = Cli::parse().command;
     match command {
         Command::Run(options) => return orchestrate::run(*options),
+        Command::Fanout(options) => return fanout::run(*options),
         Command::Report { results, to } => {
             let results = results::Results::read(&results)?;
             return report::write(&results, &to);
@@ -214,7 +224,9 @@ async fn generate(command: Command) -> Result<serde_json::Value> {
             let within = load::compare::difference(&alone, &together);
             json!({"scores": alone, "together": finite(within), "with": others})
         }
-        Command::Run(_) | Command::Report { .. } => unreachable!("answered before"),
+        Command::Fan(fan) => json!(fanout::load::run(fan).await?),
+        Command::Overhead(work) => json!(fanout::overhead::run(work).await?),
+        Command::Run(_) | Command::Fanout(_) | Command::Report { .. } => unreachable!("answered before"),
     })
 }
 

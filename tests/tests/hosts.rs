@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::follow::{Follower, post};
+use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
@@ -109,6 +110,29 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     .await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
+    let pipelines = Folder::new(&[(
+        "mood",
+        json!([
+            {"id": "mood", "kind": "sentiment"},
+            {"id": "own", "kind": "component", "path": "own", "on_error": "continue", "after": []},
+            {"id": "both", "kind": "map", "after": ["mood", "own"], "expression": "{mood: mood.overall_sentiment, own: own}"},
+        ]),
+    )])?;
+    let dir = format!("{}::/pipelines", pipelines.path().display());
+    let (server, _dir) = composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
+    server.ready().await?;
+    let over = run(&server, "mood", &json!({"text": "good"})).await?;
+    assert_eq!(
+        (&over["state"], &over["output"]),
+        (&json!("completed"), &json!({"mood": "POSITIVE", "own": null})),
+        "{over}"
+    );
+    assert_eq!(over["steps"][1]["code"], "unknown_step", "{over}");
     Ok(())
 }
 

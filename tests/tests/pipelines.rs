@@ -121,6 +121,9 @@ async fn every_event_of_every_type_with_real_models() -> Result<()> {
         (&total["sr"], &total["executions_completed"], &total["executions_failed"]),
         (&json!(0.5), &json!(1), &json!(1))
     );
+    until("in the metrics", || async { Ok(server.metric("weir_pipeline_executions_total").await? == 2.0) }).await?;
+    assert_eq!(server.metric("weir_pipeline_seconds_count").await?, 1.0);
+    assert!(server.metric("weir_pipeline_step_seconds_sum").await? > 0.0);
     assert!(total["tcl_ms"].as_f64().is_some_and(|ms| ms > 0.0) && total["wct_ms"].as_f64().is_some_and(|ms| ms > 0.0));
     Ok(())
 }
@@ -324,7 +327,12 @@ async fn what_is_wrong_is_said() -> Result<()> {
     let url = server.url("/pipelines/echo");
     let text = Client::new().post(&url).header("content-type", "application/json").body("{");
     check(text.send().await?, 400, "malformed_json").await?;
-    check(Client::new().post(&url).header("content-type", "text/plain").body("x").send().await?, 415, "unsupported_media_type").await?;
+    check(
+        Client::new().post(&url).header("content-type", "text/plain").body("x").send().await?,
+        415,
+        "unsupported_media_type",
+    )
+    .await?;
     let put = Client::new().put(&url).send().await?;
     assert_eq!(put.headers()["allow"], "GET, HEAD, POST, OPTIONS");
     check(put, 405, "method_not_allowed").await?;

@@ -21,7 +21,9 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
         let (mut operation, problems) = operation(method, path);
         if let Some(name) = path.split(['{', '}']).nth(1) {
             let schema = match name {
-                "name" => json!({ "type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]*$", "maxLength": NAME_BYTES_MAX }),
+                "name" => {
+                    json!({ "type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]*$", "maxLength": NAME_BYTES_MAX })
+                }
                 _ => json!({ "type": "string", "pattern": "^exec_[A-Za-z0-9_-]{21}[AQgw]$" }),
             };
             let place = json!({ "name": name, "in": "path", "required": true, "schema": schema });
@@ -64,15 +66,22 @@ fn operation(method: &str, path: &str) -> (Value, Problems) {
             (read("executions", "The executions of this user, the newest first", list), &[WHO, PLACE, OFTEN])
         }
         ("DELETE", _) => {
-            let mut operation = read("cancel", "Cancel an execution: what runs is stopped, nothing is undone", status());
+            let mut operation =
+                read("cancel", "Cancel an execution: what runs is stopped, nothing is undone", status());
             operation["responses"]["200"]["description"] = json!("It has ended");
             (operation, CANCEL_PROBLEMS)
         }
         ("GET", "/reliability") => {
             let rate = json!({ "type": ["number", "null"] });
             let counts = [
-                "executions_completed", "executions_failed", "executions_cancelled", "steps_completed", "steps_failed",
-                "retries", "compensations", "tool_calls",
+                "executions_completed",
+                "executions_failed",
+                "executions_cancelled",
+                "steps_completed",
+                "steps_failed",
+                "retries",
+                "compensations",
+                "tool_calls",
             ];
             let rates = ["sr", "cr", "tcl_ms", "wct_ms"].map(|name| (name, rate.clone()));
             let counts = counts.map(|name| (name, whole()));
@@ -105,8 +114,7 @@ const START_PROBLEMS: Problems = &[
 
 fn start() -> Value {
     let header = |name: &str, what: &str| json!({ "name": name, "in": "header", "schema": { "type": "string" }, "description": what });
-    let accepted =
-        object(&[("execution_id", text()), ("pipeline", text()), ("state", states()), ("links", links())]);
+    let accepted = object(&[("execution_id", text()), ("pipeline", text()), ("state", states()), ("links", links())]);
     let location = json!({ "Location": { "schema": { "type": "string" }, "description": "Where its status is" } });
     json!({
         "operationId": "start",
@@ -193,6 +201,7 @@ fn array(items: Value) -> Value {
 /// An object that has all of these.
 fn object(members: &[(&str, Value)]) -> Value {
     let names: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
-    let properties: Map<String, Value> = members.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    let properties: Map<String, Value> =
+        members.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
     json!({ "type": "object", "properties": properties, "required": names })
 }

@@ -6,6 +6,7 @@
 pub mod cut;
 mod duplex;
 pub mod follow;
+pub mod pipelines;
 pub mod texts;
 
 pub use duplex::Duplex;

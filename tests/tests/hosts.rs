@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::follow::{Follower, post};
+use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
@@ -322,6 +323,29 @@ async fn behind_pushpin_a_stream_is_the_same() -> Result<()> {
     let native = follow_and_publish(&native, url, "native", |_| async { Ok(()) }).await?;
     assert_eq!(held.into_inner(), native);
     assert_eq!(native.matches("\nevent: ").count(), 8, "{native}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
+    let pipelines = Folder::new(&[(
+        "mood",
+        json!([
+            {"id": "mood", "kind": "sentiment"},
+            {"id": "own", "kind": "component", "path": "own", "on_error": "continue", "after": []},
+            {"id": "both", "kind": "map", "after": ["mood", "own"], "expression": "{mood: mood.overall_sentiment, own: own}"},
+        ]),
+    )])?;
+    let dir = format!("{}::/pipelines", pipelines.path().display());
+    let (server, _dir) = composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
+    server.ready().await?;
+    let over = run(&server, "mood", &json!({"text": "good"})).await?;
+    assert_eq!(
+        (&over["state"], &over["output"]),
+        (&json!("completed"), &json!({"mood": "POSITIVE", "own": null})),
+        "{over}"
+    );
+    assert_eq!(over["steps"][1]["code"], "unknown_step", "{over}");
     Ok(())
 }
 

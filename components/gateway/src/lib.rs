@@ -15,10 +15,11 @@
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
+//! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session`, `weir:stream/events` and `weir:stream/state`, nothing else.
+//! Imports `wasi:*` and `weir:stream/*`, nothing else.
 
 mod access;
 mod annotating;
@@ -31,6 +32,7 @@ mod held;
 mod infer;
 mod items;
 mod owners;
+mod pipelines;
 mod process;
 mod publish;
 mod reply;
@@ -59,6 +61,7 @@ use weir_codec::{
     content_type,
     frame::Framing,
     models, output,
+    pipeline::route::PipelineRoute,
     problem::Problem,
     publish::TicketBody,
     query::Query,
@@ -76,6 +79,7 @@ use crate::{
     body::Arriving,
     clock::Deadline,
     items::Plan,
+    pipelines::Pipelines,
     reply::{Client, Reply},
     settings::{Grip, Settings},
     streams::Source,
@@ -94,6 +98,7 @@ const LIVEZ: &str = "/livez";
 #[http_service]
 async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
+    Pipelines::wake();
     let (parts, mut body) = request.into_parts();
     let mut call = Call {
         path: parts.uri.path(),
@@ -135,6 +140,7 @@ enum Found {
     Own(Route),
     Channels(ChannelRoute),
     Sessions(SessionRoute),
+    Pipelines(PipelineRoute),
 }
 
 impl Found {
@@ -144,6 +150,9 @@ impl Found {
         }
         if let Some(route) = SessionRoute::find(path)? {
             return Ok(Self::Sessions(route));
+        }
+        if let Some(route) = PipelineRoute::find(path) {
+            return Ok(Self::Pipelines(route));
         }
         match ChannelRoute::find(path)? {
             // A socket of a session brings chunks: it is a request that feeds it.
@@ -160,6 +169,7 @@ impl Found {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
             Self::Sessions(route) => return route.takes(method),
+            Self::Pipelines(route) => return route.takes(method),
         };
         if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
@@ -169,6 +179,7 @@ impl Found {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
             Self::Sessions(route) => route.allow(),
+            Self::Pipelines(route) => route.allow(),
         }
     }
 
@@ -239,6 +250,10 @@ impl Call<'_> {
             Found::Own(route) => self.own(route, body).await,
             Found::Channels(route) => self.channels(route, body).await,
             Found::Sessions(route) => sessions::answer(self, route, body).await,
+            Found::Pipelines(route) => {
+                let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+                self.pipelines(route, body, &identity).await.map(Answer::Whole)
+            }
         }
     }
 

@@ -46,8 +46,10 @@ async fn a_browser_gets_every_event_once_through_cut_connections_and_stops_at_th
     }
     let opened = got["opened"].as_u64().context("a number")?;
     assert!(opened > 3, "it was cut {opened} times");
-    // The last one was answered 204, and there was none after it.
-    assert_eq!(connections.load(Ordering::Relaxed) as u64, opened + 1, "{}", got["broken"]);
+    // Each that was opened ended, and the one after them was answered 204: it may have gone over the last connection.
+    assert_eq!(got["broken"], json!(opened + 1));
+    let connections = connections.load(Ordering::Relaxed) as u64;
+    assert!((opened..=opened + 1).contains(&connections), "{connections} connections, {opened} opened");
     Ok(())
 }
 

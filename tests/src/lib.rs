@@ -298,6 +298,22 @@ impl Raw {
         Ok(String::from_utf8_lossy(&self.read).into_owned())
     }
 
+    /// Reads to the end of an answer that comes in chunks, or of the connection; returns what came since what was read last.
+    pub async fn read_to_end_of_answer(&mut self) -> Result<String> {
+        let from = self.read.len();
+        let reading = async {
+            let mut buffer = [0; 4096];
+            while !self.read.ends_with(b"\r\n0\r\n\r\n") {
+                match self.stream.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => self.read.extend_from_slice(&buffer[..read]),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.context("no end in time")?;
+        Ok(String::from_utf8_lossy(&self.read[from..]).into_owned())
+    }
+
     /// Reads, and forgets, until `needle` has come `count` times; returns how many bytes that took.
     pub async fn read_until_nth(&mut self, needle: &str, count: usize) -> Result<usize> {
         let needle = needle.as_bytes();

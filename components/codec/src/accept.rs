@@ -60,6 +60,11 @@ pub fn json(accept: Option<&str>) -> bool {
     choose(accept, &[((), &[("application", "json")])]).is_some()
 }
 
+/// Whether an answer that is JSON or plain text is to be text.
+pub fn plain_text(accept: Option<&str>) -> Option<bool> {
+    choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "plain")])])
+}
+
 /// Chooses among offers, each with the media types that name it, the proper one first.
 fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)])]) -> Option<T> {
     let ranges = parse(accept.unwrap_or("*/*"));

@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
 mod channels;
+mod sessions;
 mod tasks;
 mod transcript;
 
@@ -25,6 +26,7 @@ pub fn document(version: &str) -> Value {
         paths.insert(path.to_owned(), json!({ method: operation(route, &mut schemas) }));
     }
     channels::add(&mut paths, &mut schemas);
+    sessions::add(&mut paths, &mut schemas);
     let mut components = schemas.sent.take_definitions(true);
     components.append(&mut schemas.answered.take_definitions(true));
     json!({

@@ -1,10 +1,10 @@
 //! `components/gateway/openapi.json` is what the wire types say. `UPDATE=1 cargo test -p weir-codec --test openapi`
 //! writes it anew.
 
-use std::{env, fs, path::PathBuf};
+use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use serde_json::{Value, json};
-use weir_codec::{channel::CHANNEL_ROUTES, openapi::document, route::ROUTES};
+use weir_codec::{channel::CHANNEL_ROUTES, openapi::document, route::ROUTES, transcript::route::SESSION_ROUTES};
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../gateway/openapi.json")
@@ -27,13 +27,14 @@ fn the_file_is_what_the_types_say() {
 fn every_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), ROUTES.len() + CHANNEL_ROUTES.len());
+    let sessions = SESSION_ROUTES.iter().map(|(_, path)| path).collect::<BTreeSet<_>>();
+    assert_eq!(paths.len(), ROUTES.len() + CHANNEL_ROUTES.len() + sessions.len());
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
         assert!(paths[path][method]["responses"].is_object(), "{path}");
     }
-    for (method, path) in CHANNEL_ROUTES {
-        assert!(paths[path][method.to_ascii_lowercase()]["responses"].is_object(), "{path}");
+    for (method, path) in CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES) {
+        assert!(paths[*path][method.to_ascii_lowercase()]["responses"].is_object(), "{path}");
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The bounds of a summary, in tokens.
-const SUMMARY_TOKENS: (u32, u32) = (30, 130);
+pub(crate) const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 /// Most outcomes taken at once.
 pub(crate) const OUTCOMES_MAX: usize = 32;
 

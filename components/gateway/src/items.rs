@@ -102,7 +102,12 @@ impl Plan {
 
 /// What became of an item, in the words of the codec.
 pub(crate) fn result(result: Result<wire::Output, wire::Failure>) -> Result<Output, Failure> {
-    match result.map_err(failure)? {
+    output(result.map_err(failure))
+}
+
+/// The same, of a failure in the words of core.
+pub(crate) fn output(result: Result<wire::Output, Failure>) -> Result<Output, Failure> {
+    match result? {
         wire::Output::Labels(labels) => {
             let label = |wire::LabelScore { label, score }| Label { label, score };
             Ok(Output::Labels(labels.into_iter().map(label).collect()))

@@ -9,21 +9,25 @@
 //! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
 //! - `dialects`: the same in the words of other servers.
 //! - `transcript`: a transcript session in one request, and what texts say by their words.
+//! - `sessions`: transcript sessions that are stored; `annotating`: what models say of their segments.
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
+//! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
 //! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session`, `weir:stream/events` and `weir:stream/state`, nothing else.
 
 mod access;
+mod annotating;
 mod bindings;
 mod body;
 mod clock;
 mod dialects;
 mod duplex;
+mod held;
 mod infer;
 mod items;
 mod owners;
@@ -31,6 +35,7 @@ mod process;
 mod publish;
 mod reply;
 mod request_id;
+mod sessions;
 mod settings;
 mod signal;
 mod sockets;
@@ -61,7 +66,7 @@ use weir_codec::{
     route::{self, HUB_PREFIX, Route},
     stream_event::{ServiceHealth, health_json, ticket_json},
     task::Task,
-    transcript::{config::SessionAsk, stream::read_texts},
+    transcript::{config::SessionAsk, route::SessionRoute, stream::read_texts},
 };
 use weir_core::process::Now;
 
@@ -72,7 +77,7 @@ use crate::{
     clock::Deadline,
     items::Plan,
     reply::{Client, Reply},
-    settings::Settings,
+    settings::{Grip, Settings},
     streams::Source,
 };
 
@@ -129,6 +134,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
 enum Found {
     Own(Route),
     Channels(ChannelRoute),
+    Sessions(SessionRoute),
 }
 
 impl Found {
@@ -136,20 +142,26 @@ impl Found {
         if let Some(route) = Route::find(path) {
             return Ok(Self::Own(route));
         }
+        if let Some(route) = SessionRoute::find(path)? {
+            return Ok(Self::Sessions(route));
+        }
         ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
     }
 
-    fn posts(&self) -> bool {
-        match self {
+    fn takes(&self, method: &str) -> bool {
+        let posts = match self {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
-        }
+            Self::Sessions(route) => return route.takes(method),
+        };
+        if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
 
     fn allow(&self) -> &'static str {
         match self {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
+            Self::Sessions(route) => route.allow(),
         }
     }
 
@@ -204,19 +216,21 @@ impl Call<'_> {
     }
 
     async fn answer(&mut self, body: types::Request) -> Result<Answer, Problem> {
-        if self.method == Method::OPTIONS && self.path == "*" {
+        if self.method == Method::OPTIONS && matches!(self.path, "*" | "/*") {
+            sessions::wake();
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
         let found = Found::at(self.path)?;
-        match (self.method.as_str(), found.posts()) {
-            ("GET", true) if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
-            ("GET" | "HEAD", false) | ("POST", true) => {}
-            ("OPTIONS", _) => return self.options(found.allow()).map(Answer::Whole),
-            (method, _) => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
+        match self.method.as_str() {
+            "GET" if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
+            method if found.takes(method) => {}
+            "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
+            method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
         }
         match found {
             Found::Own(route) => self.own(route, body).await,
             Found::Channels(route) => self.channels(route, body).await,
+            Found::Sessions(route) => sessions::answer(self, route, body).await,
         }
     }
 
@@ -306,8 +320,13 @@ impl Call<'_> {
             let reply = Reply::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
             return Ok(Answer::Whole(reply));
         }
-        let place = Access::current()?.connect(identity)?;
         let ends_s = identity.ends_s();
+        if settings.grip != Grip::Off {
+            let user = Access::current()?.required().then(|| identity.user().to_owned());
+            let reply = held::answer(channel, after, framing, settings, ends_s, user).await?;
+            return Ok(Answer::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
+        }
+        let place = Access::current()?.connect(identity)?;
         let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));

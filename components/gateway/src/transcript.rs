@@ -11,9 +11,11 @@ use weir_codec::{
     problem::Problem,
     transcript::{
         config::SessionAsk,
-        input::{Body, Refusal},
+        input::{Body, Refusal, read_line},
         semantic::TextInput,
-        stream::{Annotating, Place, Transcript, blocks_json},
+        stored::Annotate,
+        stream::{Annotating, Place, blocks_json},
+        telling::Telling,
     },
 };
 use weir_core::{
@@ -23,6 +25,7 @@ use weir_core::{
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use crate::{
+    annotating,
     bindings::{
         weir::stream::session::{self, Chunk, Input, InputBody, Output, OutputBody, Start},
         wit_stream,
@@ -40,7 +43,7 @@ const OUTPUTS_MAX: usize = 256;
 /// Most lines that are annotated at once.
 const PLACES_MAX: usize = 128;
 
-impl Outgoing for Transcript {
+impl Outgoing for Telling {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -106,11 +109,11 @@ pub(crate) async fn stream(
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(Transcript::new(&ask, framing), settings, began);
+    let duplex = Duplex::new(Telling::one_shot(Annotate::from(&ask), framing), settings, began);
     let work = async {
         let Opened { inputs, outputs } = opened;
         let feed = pin!(feed(&duplex, body, inputs, settings));
-        let receive = pin!(receive(&duplex, outputs));
+        let receive = pin!(receive(&duplex, &ask, outputs, settings));
         // The session says no more when nothing more comes, or when it is lost.
         match select(feed, receive).await {
             Either::Left(((), receive)) => receive.await,
@@ -123,7 +126,7 @@ pub(crate) async fn stream(
 }
 
 /// Brings the lines of a body, and at its end the end of the session.
-async fn feed(duplex: &Duplex<'_, Transcript>, body: Arriving, mut inputs: StreamWriter<Input>, settings: &Settings) {
+async fn feed(duplex: &Duplex<'_, Telling>, body: Arriving, mut inputs: StreamWriter<Input>, settings: &Settings) {
     let broken = match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
         Either::Left((broken, _)) => broken,
         Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
@@ -137,7 +140,7 @@ async fn feed(duplex: &Duplex<'_, Transcript>, body: Arriving, mut inputs: Strea
 
 /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
 async fn feed_lines(
-    duplex: &Duplex<'_, Transcript>,
+    duplex: &Duplex<'_, Telling>,
     mut body: Arriving,
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
@@ -153,7 +156,7 @@ async fn feed_lines(
             while taken.len() < INPUTS_MAX
                 && let Some(line) = lines.next_line(&mut rest)
             {
-                taken.push(input(duplex, &line));
+                taken.push(input(&line));
             }
             if !taken.is_empty() && !inputs.write_all(taken).await.is_empty() {
                 return Some(lost());
@@ -168,12 +171,13 @@ async fn feed_lines(
     if !body.arrived_whole().await {
         return Some(ItemError::body_incomplete().into());
     }
-    let last = lines.last_line().map(|line| input(duplex, &line))?;
+    let last = input(&lines.last_line()?);
     inputs.write_one(last).await.map(|_| lost())
 }
 
-fn input(duplex: &Duplex<'_, Transcript>, line: &Line<'_>) -> Input {
-    let (seq, body) = match duplex.session.borrow_mut().handle_line(line) {
+/// What is on a line, for the session: it answers what is refused here too, in its place.
+pub(crate) fn input(line: &Line<'_>) -> Input {
+    let (seq, body) = match read_line(line) {
         Ok(input) => {
             let body = match input.body {
                 Body::Chunk(core::Chunk { start, end, text, speaker_id }) => {
@@ -192,7 +196,14 @@ fn input(duplex: &Duplex<'_, Transcript>, line: &Line<'_>) -> Input {
 }
 
 /// Brings what the session says until it says no more.
-async fn receive(duplex: &Duplex<'_, Transcript>, mut outputs: StreamReader<Output>) {
+async fn receive(
+    duplex: &Duplex<'_, Telling>,
+    ask: &SessionAsk,
+    mut outputs: StreamReader<Output>,
+    settings: &Settings,
+) {
+    // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
+    let asking = Telling::one_shot(Annotate::from(ask), Framing::Ndjson);
     let mut room = Vec::with_capacity(OUTPUTS_MAX);
     loop {
         let (read, mut batch) = outputs.read(room).await;
@@ -200,6 +211,18 @@ async fn receive(duplex: &Duplex<'_, Transcript>, mut outputs: StreamReader<Outp
             tell(&mut duplex.session.borrow_mut(), output);
         }
         room = batch;
+        duplex.session.borrow_mut().handle_pause();
+        loop {
+            let batch = duplex.session.borrow_mut().poll_batch();
+            let Some(mut batch) = batch else { break };
+            let questions = asking.questions(&batch);
+            if !questions.is_empty() {
+                let answers = annotating::ask(questions, settings).await;
+                asking.handle_answers(&mut batch, answers.into_iter());
+                duplex.touch();
+            }
+            duplex.session.borrow_mut().handle_told(batch, &[]);
+        }
         duplex.changed();
         if !matches!(read, StreamResult::Complete(_)) {
             return;
@@ -208,8 +231,10 @@ async fn receive(duplex: &Duplex<'_, Transcript>, mut outputs: StreamReader<Outp
     }
 }
 
-fn tell(transcript: &mut Transcript, output: Output) {
-    let event = match output.body {
+/// Hands over what a session says.
+pub(crate) fn tell(telling: &mut Telling, output: Output) {
+    let Output { event_id, seq, more, body } = output;
+    let event = match body {
         OutputBody::Partial(partial) => Event::Partial(segment(partial)),
         OutputBody::Final(kept) => Event::Final(final_segment(kept).into()),
         OutputBody::Summary(due) => Event::Summary(Box::new(core::SummaryDue {
@@ -218,19 +243,21 @@ fn tell(transcript: &mut Transcript, output: Output) {
             context: due.context,
             keywords: due.keywords.into_iter().map(Into::into).collect(),
             prompt: due.prompt,
+            transcript: due.transcript,
         })),
         OutputBody::Dropped(kept) => Event::Dropped(final_segment(kept).into()),
         OutputBody::Expiring(in_ms) => Event::Expiring { in_ms },
         OutputBody::Expired => Event::Expired,
         OutputBody::Refused((line, session::Refusal { code, field, message })) => {
             let refusal = Refusal { code: code.into(), field: field.map(Into::into), message };
-            return transcript.handle_refusal(line, &refusal);
+            return telling.handle_refusal(line, &refusal);
         }
-        OutputBody::Repeated((seq, seq_last)) => return transcript.handle_repeated(seq, seq_last),
+        OutputBody::Repeated((seq, seq_last)) => return telling.handle_repeated(seq, seq_last),
+        OutputBody::Checkpoint(bytes) => return telling.handle_checkpoint(bytes),
         // These are not asked for here.
-        OutputBody::Checkpoint(_) | OutputBody::State(_) | OutputBody::Context(_) => return,
+        OutputBody::State(_) | OutputBody::Context(_) => return,
     };
-    transcript.handle_event(&event);
+    telling.handle_event(event, event_id, seq, more);
 }
 
 fn segment(segment: session::Segment) -> core::Segment {
@@ -259,7 +286,8 @@ fn annotation(annotation: session::Annotation) -> core::Annotation {
     }
 }
 
-fn lost() -> Refusal {
+/// The session has ended before its stream.
+pub(crate) fn lost() -> Refusal {
     let message = "the session ended before its stream";
     ItemError::new("session_lost", message).into()
 }

@@ -6,16 +6,19 @@ use weir_codec::transcript::{
     checkpoint,
     config::SessionAsk,
     event::{context_json, state_json},
+    stored::stored_event,
 };
 use weir_core::session::{self as core, Event, Session, SummaryKind, Taken};
 
 use crate::{
     rules::Shared,
     types::{
-        Annotation, Chunk, FinalSegment, Input, InputBody, KeywordMatch, Output, OutputBody, Refusal, Segment, Start,
-        StartFailure, SummaryDue,
+        Annotation, Chunk, FinalSegment, Input, InputBody, KeywordMatch, Output, OutputBody, Refusal, Rested, Segment,
+        Start, StartFailure, SummaryDue,
     },
 };
+
+const NS_PER_MS: u64 = 1_000_000;
 
 /// A session that runs.
 #[derive(Debug)]
@@ -37,9 +40,10 @@ impl Live {
                     shared.of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
                 Ok(Self { ask, session: Session::new(rules, now_ns) })
             }
-            Start::Checkpoint(bytes) => {
-                let (ask, session) = checkpoint::decode(&bytes, |config| shared.of(config), now_ns)
+            Start::Checkpoint(Rested { bytes, rested_ms }) => {
+                let (ask, mut session) = checkpoint::decode(&bytes, |config| shared.of(config), now_ns)
                     .map_err(|error| StartFailure::InvalidCheckpoint(error.to_string()))?;
+                session.handle_rest(rested_ms.saturating_mul(NS_PER_MS));
                 Ok(Self { ask, session })
             }
         }
@@ -53,6 +57,12 @@ impl Live {
                 self.session.handle_chunk(now_ns, seq, core::Chunk { start, end, text, speaker_id })
             }
             InputBody::End => self.session.handle_end(now_ns, seq),
+            InputBody::Stored(line) => {
+                if let Some(event) = stored_event(line.as_bytes()) {
+                    self.session.handle_stored(now_ns, event);
+                }
+                Ok(Taken::New)
+            }
             InputBody::Time => {
                 self.session.handle_time(now_ns);
                 Ok(Taken::New)
@@ -73,8 +83,12 @@ impl Live {
                 return outputs.push(answer(OutputBody::Context((context.render_for_llm(), json))));
             }
         };
+        let from = outputs.len();
         while let Some(core::Output { number, event }) = self.session.poll_event(now_ns) {
-            outputs.push(Output { event_id: number, body: output(event) });
+            outputs.push(Output { event_id: number, seq, more: true, body: output(event) });
+        }
+        if let Some(last) = outputs.get_mut(from..).and_then(<[Output]>::last_mut) {
+            last.more = false;
         }
         match taken {
             Ok(Taken::New) => {}
@@ -99,7 +113,7 @@ impl Live {
 }
 
 fn answer(body: OutputBody) -> Output {
-    Output { event_id: None, body }
+    Output { event_id: None, seq: None, more: false, body }
 }
 
 fn output(event: Event) -> OutputBody {
@@ -112,6 +126,7 @@ fn output(event: Event) -> OutputBody {
             keywords: names(&due.keywords),
             context: due.context,
             prompt: due.prompt,
+            transcript: due.transcript,
         }),
         Event::Dropped(kept) => OutputBody::Dropped(final_segment(&kept)),
         Event::Expiring { in_ms } => OutputBody::Expiring(in_ms),
@@ -164,6 +179,10 @@ mod tests {
         InputBody::Chunk(Chunk { start, end, text: text.to_owned(), speaker_id: None })
     }
 
+    fn rested(bytes: Vec<u8>, rested_ms: u64) -> Start {
+        Start::Checkpoint(Rested { bytes, rested_ms })
+    }
+
     fn take(live: &mut Live, body: Input) -> Vec<Output> {
         let mut outputs = Vec::new();
         live.take(body, 0, &mut outputs);
@@ -176,7 +195,7 @@ mod tests {
         let mut live = Live::start(Start::Config("{}".to_owned()), &shared, 0).unwrap();
         let outputs = take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
         assert!(
-            matches!(&outputs[..], [Output { event_id: Some(1), body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price")
+            matches!(&outputs[..], [Output { event_id: Some(1), seq: Some(1), more: false, body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price")
         );
         let outputs = take(&mut live, input(2, Some(2), chunk(2.0, 1.0, "x")));
         let refusal = Refusal {
@@ -189,8 +208,10 @@ mod tests {
         assert_eq!(outputs, [answer(OutputBody::Refused((3, refusal)))]);
         assert_eq!(take(&mut live, input(4, Some(1), InputBody::End)), [answer(OutputBody::Repeated((1, 1)))]);
         let outputs = take(&mut live, input(5, Some(2), InputBody::End));
-        let [Output { body: OutputBody::Final(kept), .. }, Output { body: OutputBody::Summary(due), .. }] =
-            &outputs[..]
+        let [
+            Output { body: OutputBody::Final(kept), more: true, .. },
+            Output { body: OutputBody::Summary(due), more: false, .. },
+        ] = &outputs[..]
         else {
             panic!("{outputs:?}");
         };
@@ -204,10 +225,10 @@ mod tests {
         let mut live = Live::start(Start::Config("{\"max_gap_sec\":0.5}".to_owned()), &shared, 0).unwrap();
         take(&mut live, input(1, Some(1), chunk(0.0, 1.0, "one")));
         let outputs = take(&mut live, input(0, None, InputBody::Checkpoint));
-        let [Output { event_id: None, body: OutputBody::Checkpoint(bytes) }] = &outputs[..] else {
+        let [Output { event_id: None, body: OutputBody::Checkpoint(bytes), .. }] = &outputs[..] else {
             panic!("{outputs:?}")
         };
-        let mut other = Live::start(Start::Checkpoint(bytes.clone()), &shared, 0).unwrap();
+        let mut other = Live::start(rested(bytes.clone(), 0), &shared, 0).unwrap();
         for body in
             [chunk(1.5, 2.0, "two"), chunk(2.6, 3.0, "three"), InputBody::End, InputBody::Context, InputBody::State]
         {
@@ -220,9 +241,29 @@ mod tests {
                 assert_eq!(one, two);
             }
         }
-        let wrong = Live::start(Start::Checkpoint(b"{}".to_vec()), &shared, 0).unwrap_err();
+        let wrong = Live::start(rested(b"{}".to_vec(), 0), &shared, 0).unwrap_err();
         assert!(matches!(wrong, StartFailure::InvalidCheckpoint(_)), "{wrong:?}");
         let wrong = Live::start(Start::Config("[]".to_owned()), &shared, 0).unwrap_err();
         assert!(matches!(wrong, StartFailure::InvalidConfig(_)), "{wrong:?}");
+    }
+
+    #[test]
+    fn what_was_stored_since_and_how_long_it_lay_count() {
+        let shared = Shared::default();
+        let mut live = Live::start(Start::Config("{}".to_owned()), &shared, 0).unwrap();
+        let outputs = take(&mut live, input(0, None, InputBody::Checkpoint));
+        let [Output { body: OutputBody::Checkpoint(bytes), .. }] = &outputs[..] else { panic!("{outputs:?}") };
+        let mut live = Live::start(rested(bytes.clone(), 590_000), &shared, 0).unwrap();
+        let outputs = take(&mut live, input(0, None, InputBody::Time));
+        assert_eq!(outputs, [answer(OutputBody::Expiring(10_000))]);
+        let line = r#"{"type":"partial_segment","segment":{"start":0,"end":1,"text":"a","speaker_id":null},"seq":4,"event_id":1}"#;
+        assert_eq!(take(&mut live, input(0, None, InputBody::Stored(line.to_owned()))), []);
+        assert_eq!(take(&mut live, input(0, None, InputBody::Stored("nothing".to_owned()))), []);
+        let outputs = take(&mut live, input(1, Some(4), chunk(0.0, 1.0, "a")));
+        assert_eq!(outputs, [answer(OutputBody::Repeated((4, 4)))]);
+        let outputs = take(&mut live, input(2, Some(5), chunk(1.0, 2.0, "b")));
+        assert!(
+            matches!(&outputs[..], [Output { event_id: Some(2), seq: Some(5), body: OutputBody::Partial(partial), .. }] if partial.text == "a b")
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The keys of channels: `events` and `auth`.
+//! The keys of channels: `events`, `sessions` and `auth`.
 
 use std::path::PathBuf;
 
@@ -46,6 +46,12 @@ pub struct Events {
     /// Bytes of what is kept between events, such as checkpoints of executions; of `memory` and `disk`. What does not fit is
     /// refused, nothing is let go of for it; Redis has its own `maxmemory`.
     pub state_bytes_max: u64,
+    /// A file that gets every event published here as a line of JSON; none when empty. Its folder must be there.
+    pub file: PathBuf,
+    /// When the file has so many bytes it is rotated to `FILE.1`, `FILE.2` and so on.
+    pub file_bytes_max: u64,
+    /// Files kept, the newest included.
+    pub file_count_max: u32,
     /// A stream of server-sent events or NDJSON on which nothing was written for so long gets a heartbeat, ms.
     pub heartbeat_ms: u64,
     /// After how long an `EventSource` that lost its connection is told to try again, ms.
@@ -71,6 +77,9 @@ impl Default for Events {
             subscribers_max: 100_000,
             outbox_bytes_max: 256 << 10,
             state_bytes_max: 256 << 20,
+            file: PathBuf::new(),
+            file_bytes_max: 64 << 20,
+            file_count_max: 8,
             heartbeat_ms: 15_000,
             retry_ms: 3000,
         }
@@ -97,6 +106,28 @@ pub enum EventsFallback {
     None,
     /// This process keeps them.
     Memory,
+}
+
+/// Transcript sessions that are stored. Each has a channel, and is kept between its events: see `events.channels_max` and
+/// `events.state_bytes_max`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// Sessions at once, those that have ended and can still be asked for included; one more is answered 503.
+    pub live_max: u32,
+    /// Memory of the checkpoints of sessions at rest, bytes; past it some are in the store alone, and are read when they are asked for.
+    pub memory_bytes_max: u64,
+    /// A session that is fed is put into the store this often, ms; and when nothing comes, and at the end. What came since is in its
+    /// channel.
+    pub checkpoint_ms: u64,
+    /// A session that has ended or expired can be asked for this long, ms.
+    pub ended_ttl_ms: u64,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { live_max: 100_000, memory_bytes_max: 256 << 20, checkpoint_ms: 250, ended_ttl_ms: 600_000 }
+    }
 }
 
 /// Who may ask.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore};
+pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown};
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub infer: Infer,
     /// The channels of events: where they are kept, and how much.
     pub events: Events,
+    /// Transcript sessions that are stored.
+    pub sessions: Sessions,
     /// Who may ask.
     pub auth: Auth,
     /// Logs.

@@ -2,6 +2,7 @@
 //!
 //! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: what is sent and when, and how long it took; pure and seeded
 //! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of answers
+//! - [`transcript`], [`sessions`]: chunks a second through one stream, and many stored sessions at once
 //! - [`process`], [`server`]: what a server uses; starting servers on one core and ending them
 //! - [`peers`]: the Python environment, the ceiling
 //! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
@@ -25,7 +26,9 @@ mod results;
 mod rng;
 mod schedule;
 mod server;
+mod sessions;
 mod svg;
+mod transcript;
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -99,6 +102,10 @@ enum Command {
         #[arg(long)]
         with: Vec<String>,
     },
+    /// Chunks of a transcript through one request in both directions.
+    Transcript(transcript::Options),
+    /// Many stored sessions at once: their memory, and a soak.
+    Sessions(sessions::Options),
     /// The whole comparison: servers, rounds, RESULTS.md.
     Run(Box<plan::Options>),
     /// Subscribers by the thousand, beside nginx with nchan: FANOUT.md.
@@ -172,6 +179,10 @@ fn main() -> Result<()> {
     match command {
         Command::Run(options) => return orchestrate::run(*options),
         Command::Fanout(options) => return fanout::run(*options),
+        Command::Transcript(options) => {
+            println!("{}", transcript::run(&options)?);
+            return Ok(());
+        }
         Command::Report { results, to } => {
             let results = results::Results::read(&results)?;
             return report::write(&results, &to);
@@ -226,7 +237,10 @@ async fn generate(command: Command) -> Result<serde_json::Value> {
         }
         Command::Fan(fan) => json!(fanout::load::run(fan).await?),
         Command::Overhead(work) => json!(fanout::overhead::run(work).await?),
-        Command::Run(_) | Command::Fanout(_) | Command::Report { .. } => unreachable!("answered before"),
+        Command::Sessions(options) => sessions::run(options).await?,
+        Command::Run(_) | Command::Fanout(_) | Command::Report { .. } | Command::Transcript(_) => {
+            unreachable!("answered before")
+        }
     })
 }
 

@@ -129,8 +129,7 @@ pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &
 /// What a path takes.
 pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     if route == Route::Transcript {
-        let line = schemas.sent::<LineDoc>();
-        return json!({ "application/x-ndjson": { "schema": line.clone() }, "application/json": { "schema": line } });
+        return lines(schemas);
     }
     let mut content = json_of(schemas.sent::<AnnotateRequest>());
     content["application/x-ndjson"] = json!({ "schema": schemas.sent::<TextDoc>() });
@@ -138,14 +137,22 @@ pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     content
 }
 
+/// Lines of a transcript.
+pub(super) fn lines(schemas: &mut Schemas) -> Value {
+    let line = schemas.sent::<LineDoc>();
+    json!({ "application/x-ndjson": { "schema": line.clone() }, "application/json": { "schema": line } })
+}
+
 /// The query parameters of a path.
 pub(super) fn parameters(route: Route) -> Value {
     let parameter = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "query", "schema": schema, "description": description });
-    let annotate = parameter(
-        "annotate",
-        json!({ "type": "string", "default": "keywords,intent" }),
-        "What is told of a text, separated by commas: `keywords`, `intent`; `none` for neither",
-    );
+    let told = match route {
+        Route::Annotate => "What is told of a text, separated by commas: `keywords`, `intent`; `none` for neither",
+        _ => {
+            "What is told of a final segment, separated by commas: `keywords`, `intent`, and `sentiment` and `entities`, for which models are asked; `none` for nothing"
+        }
+    };
+    let annotate = parameter("annotate", json!({ "type": "string", "default": "keywords,intent" }), told);
     if route == Route::Annotate {
         return json!([annotate]);
     }

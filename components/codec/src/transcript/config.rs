@@ -138,10 +138,6 @@ impl SessionAsk {
                 errors.push(error);
             }
         }
-        if ask.sentiment || ask.entities {
-            let message = "models are asked for the segments of a stored session only".to_owned();
-            errors.push(FieldError::new("annotate", FieldReason::NotAllowed, message));
-        }
         ask.checked(errors)
     }
 
@@ -156,10 +152,16 @@ impl SessionAsk {
             .filter(|name| !name.is_empty() && *name != "annotate")
             .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
             .collect();
-        match others.is_empty() {
-            true => Self::from_query(query),
-            false => Err(RequestError::Invalid(others)),
+        if !others.is_empty() {
+            return Err(RequestError::Invalid(others));
         }
+        let ask = Self::from_query(query)?;
+        if ask.sentiment || ask.entities {
+            let message =
+                "no model is asked here; sentiment and entities are told of the segments of a transcript".to_owned();
+            return Err(RequestError::Invalid(vec![FieldError::new("annotate", FieldReason::NotAllowed, message)]));
+        }
+        Ok(ask)
     }
 
     fn take_text(&mut self, name: &str, value: &str) -> Result<(), FieldError> {
@@ -378,7 +380,8 @@ mod tests {
         let other = SessionAsk::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
         assert_eq!(other, "`max_gap_sec` is not known here; there are annotate");
         assert!(!SessionAsk::annotate_from_query("annotate=intent").unwrap().parts().keywords);
-        check("annotate=sentiment", expect!["models are asked for the segments of a stored session only"]);
+        assert!(SessionAsk::from_query("annotate=sentiment").unwrap().sentiment);
+        assert!(SessionAsk::annotate_from_query("annotate=entities").is_err());
     }
 
     #[test]

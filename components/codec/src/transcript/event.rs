@@ -7,7 +7,21 @@ use super::{
     input::Refusal,
     semantic::{Parts, Semantic},
 };
-use crate::event::json;
+use crate::{
+    event::json,
+    output::{Entity, ItemError, Label},
+};
+
+/// What models say of an event; nothing where they were not asked.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Said {
+    /// Of a final segment.
+    pub sentiment: Option<Result<Label, ItemError>>,
+    /// Of a final segment.
+    pub entities: Option<Result<Vec<Entity>, ItemError>>,
+    /// Of a summary that is due.
+    pub summary: Option<Result<String, ItemError>>,
+}
 
 /// A segment.
 #[derive(Debug, Serialize)]
@@ -40,6 +54,9 @@ pub enum EventLine<'a> {
     PartialSegment {
         /// As it is now.
         segment: SegmentWire<'a>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
         /// The event's number in the session, where it is stored.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
@@ -56,6 +73,21 @@ pub enum EventLine<'a> {
         /// Where it goes by its intent: question, action_item, decision or general.
         #[serde(skip_serializing_if = "Option::is_none")]
         workflow: Option<&'static str>,
+        /// The label that the sentiment model gives it, if that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sentiment: Option<&'a Label>,
+        /// Why it has none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sentiment_error: Option<&'a ItemError>,
+        /// The entities in it, if they were asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entities: Option<&'a [Entity]>,
+        /// Why there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entities_error: Option<&'a ItemError>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
         /// The event's number in the session, where it is stored.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
@@ -72,6 +104,15 @@ pub enum EventLine<'a> {
         keywords: Vec<&'a str>,
         /// The context and what is asked.
         prompt: &'a str,
+        /// The sentences of the window that say most of it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary: Option<&'a str>,
+        /// Why there is no summary.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_error: Option<&'a ItemError>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
         /// The event's number in the session, where it is stored.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
@@ -88,12 +129,16 @@ pub enum EventLine<'a> {
         /// In so many milliseconds.
         in_ms: u64,
     },
-    /// The session takes nothing more.
+    /// The session takes nothing more: it was left alone.
     SessionExpired {
         /// The event's number in the session, where it is stored.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
+    /// The session takes nothing more: its client has ended it.
+    SessionEnded,
+    /// The session was deleted.
+    SessionDeleted,
     /// A line was not taken; the session goes on as if it had not come.
     Error {
         /// What is wrong with it.
@@ -115,7 +160,7 @@ impl<'a> EventLine<'a> {
     /// The line of an event.
     pub fn new(event: &'a Event, event_id: Option<u64>, parts: Parts) -> Self {
         match event {
-            Event::Partial(segment) => Self::PartialSegment { segment: segment.into(), event_id },
+            Event::Partial(segment) => Self::PartialSegment { segment: segment.into(), seq: None, event_id },
             Event::Final(kept) => Self::of_final(kept, event_id, parts),
             Event::Summary(due) => Self::SummaryDue {
                 kind: due.kind.name(),
@@ -123,6 +168,9 @@ impl<'a> EventLine<'a> {
                 context: &due.context,
                 keywords: due.keywords.iter().map(|name| &**name).collect(),
                 prompt: &due.prompt,
+                summary: None,
+                summary_error: None,
+                seq: None,
                 event_id,
             },
             Event::Dropped(kept) => Self::SegmentDropped { segment_id: kept.id, workflow: kept.workflow.name() },
@@ -135,7 +183,48 @@ impl<'a> EventLine<'a> {
         let Final { id, segment, annotation, workflow } = kept;
         let semantic = Semantic::new(annotation, parts, *id, &segment.text, segment.speaker_id.as_deref());
         let workflow = parts.intent.then(|| workflow.name());
-        Self::FinalSegment { segment: segment.into(), segment_id: *id, semantic, workflow, event_id }
+        Self::FinalSegment {
+            segment: segment.into(),
+            segment_id: *id,
+            semantic,
+            workflow,
+            sentiment: None,
+            sentiment_error: None,
+            entities: None,
+            entities_error: None,
+            seq: None,
+            event_id,
+        }
+    }
+
+    /// The same with the sequence number of the input that led to it.
+    #[must_use]
+    pub fn led_to_by(mut self, input_seq: Option<u64>) -> Self {
+        match &mut self {
+            Self::PartialSegment { seq, .. } | Self::FinalSegment { seq, .. } | Self::SummaryDue { seq, .. } => {
+                *seq = input_seq;
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// The same with what models say of it.
+    #[must_use]
+    pub fn with(mut self, said: &'a Said) -> Self {
+        match &mut self {
+            Self::FinalSegment { sentiment, sentiment_error, entities, entities_error, .. } => {
+                (*sentiment, *sentiment_error) = parted(said.sentiment.as_ref());
+                let (found, error) = parted(said.entities.as_ref());
+                (*entities, *entities_error) = (found.map(Vec::as_slice), error);
+            }
+            Self::SummaryDue { summary, summary_error, .. } => {
+                let (text, error) = parted(said.summary.as_ref());
+                (*summary, *summary_error) = (text.map(String::as_str), error);
+            }
+            _ => {}
+        }
+        self
     }
 
     /// Its `type`, which is also its name among server-sent events.
@@ -147,6 +236,8 @@ impl<'a> EventLine<'a> {
             Self::SegmentDropped { .. } => "segment_dropped",
             Self::SessionExpiring { .. } => "session_expiring",
             Self::SessionExpired { .. } => "session_expired",
+            Self::SessionEnded => "session_ended",
+            Self::SessionDeleted => "session_deleted",
             Self::Error { .. } => "error",
             Self::Repeated { .. } => "repeated",
         }
@@ -155,6 +246,15 @@ impl<'a> EventLine<'a> {
     /// Appends its JSON.
     pub fn write(&self, out: &mut Vec<u8>) {
         serde_json::to_writer(out, self).expect("lines are made of what JSON can hold");
+    }
+}
+
+/// An answer, or why there is none.
+fn parted<T, E>(result: Option<&Result<T, E>>) -> (Option<&T>, Option<&E>) {
+    match result {
+        Some(Ok(value)) => (Some(value), None),
+        Some(Err(error)) => (None, Some(error)),
+        None => (None, None),
     }
 }
 

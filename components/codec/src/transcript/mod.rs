@@ -3,7 +3,10 @@
 //! - [`input`]: chunks as lines of JSON, and what is wrong with one.
 //! - [`event`]: what a session says, as lines of JSON: events, refusals, metrics, the context.
 //! - [`semantic`]: the semantic block of a text, and the lines of `/v1/annotate`.
-//! - [`stream`]: the streams of `/v1/transcript` and `/v1/annotate`, line by line.
+//! - [`stream`]: the stream of `/v1/annotate`, line by line.
+//! - [`telling`]: what a session says on its way: to models, into its channel, to its client.
+//! - [`stored`]: what is kept of a session that is stored, and how it goes on.
+//! - [`route`]: the paths of sessions that are stored.
 //! - [`config`]: what a session may be told, as JSON and as a query string.
 //! - [`checkpoint`]: the state of a session as bytes.
 //! - [`captions`]: SRT and WebVTT files as chunks.
@@ -14,5 +17,8 @@ pub mod config;
 pub mod event;
 mod fields;
 pub mod input;
+pub mod route;
 pub mod semantic;
+pub mod stored;
 pub mod stream;
+pub mod telling;

@@ -1,12 +1,10 @@
-//! The streams of `/v1/transcript` and `/v1/annotate`: what is written for each line. They do no IO; whoever drives one hands over lines and
-//! answers as they come and takes `poll_output`.
+//! The stream of `/v1/annotate`: what is written for each line. It does no IO; whoever drives it hands over lines and answers as
+//! they come and takes `poll_output`.
 
-use weir_core::session::{Annotation, Event};
+use weir_core::session::Annotation;
 
 use super::{
-    config::SessionAsk,
-    event::EventLine,
-    input::{Input, Refusal, read_line},
+    input::Refusal,
     semantic::{Parts, Semantic, SemanticLine, TextInput, read_text},
 };
 use crate::{
@@ -50,79 +48,8 @@ impl Drawn {
         self.framing.end(&mut self.out);
     }
 
-    fn event(&mut self, line: &EventLine<'_>) {
-        self.push(line.name(), |out| line.write(out));
-    }
-
     fn take(&mut self) -> Option<Vec<u8>> {
         (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
-    }
-}
-
-/// A session in one request.
-#[derive(Debug)]
-pub struct Transcript {
-    parts: Parts,
-    drawn: Drawn,
-    closing: Option<Refusal>,
-}
-
-impl Transcript {
-    /// A stream of events.
-    pub fn new(ask: &SessionAsk, framing: Framing) -> Self {
-        Self { parts: ask.parts(), drawn: Drawn::new(framing), closing: None }
-    }
-
-    /// What is on a line, for the session: it answers what is refused here too, in its place.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal`]
-    pub fn handle_line(&mut self, line: &Line<'_>) -> Result<Input, Refusal> {
-        read_line(line)
-    }
-
-    /// The session says something.
-    pub fn handle_event(&mut self, event: &Event) {
-        self.drawn.event(&EventLine::new(event, None, self.parts));
-    }
-
-    /// The session did not take a line.
-    pub fn handle_refusal(&mut self, line: u64, refusal: &Refusal) {
-        self.drawn.event(&EventLine::Error { error: refusal, line: (line > 0).then_some(line) });
-    }
-
-    /// The session had taken it before.
-    pub fn handle_repeated(&mut self, seq: u64, seq_last: u64) {
-        self.drawn.event(&EventLine::Repeated { seq, seq_last });
-    }
-
-    /// No more lines come, though more should: why. It is said last.
-    pub fn handle_broken(&mut self, refusal: Refusal) {
-        self.closing.get_or_insert(refusal);
-    }
-
-    /// The session says no more.
-    pub fn handle_end(&mut self) {
-        if let Some(refusal) = self.closing.take() {
-            self.handle_refusal(0, &refusal);
-        }
-        self.drawn.done = true;
-    }
-
-    /// What is to be written now, if anything.
-    pub fn poll_output(&mut self) -> Option<Vec<u8>> {
-        self.drawn.take()
-    }
-
-    /// Bytes that were not taken.
-    pub fn output_bytes(&self) -> usize {
-        self.drawn.out.len()
-    }
-
-    /// True when all was taken, and no more comes.
-    pub fn is_done(&self) -> bool {
-        self.drawn.done && self.drawn.out.is_empty()
     }
 }
 
@@ -279,9 +206,8 @@ pub fn blocks_json(parts: Parts, texts: &[TextInput], annotations: &[Annotation]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transcript::input::Body;
     use expect_test::{Expect, expect};
-    use weir_core::session::{Annotator, Session, SessionRules, annotate::AnnotateConfig};
+    use weir_core::session::{Annotator, annotate::AnnotateConfig};
 
     fn line(number: u64, content: &str) -> Line<'_> {
         Line { number, content: Some(content.as_bytes()) }
@@ -289,53 +215,6 @@ mod tests {
 
     fn check(out: Option<Vec<u8>>, want: Expect) {
         want.assert_eq(&String::from_utf8(out.unwrap_or_default()).unwrap());
-    }
-
-    #[test]
-    fn a_transcript_from_line_to_line() {
-        let ask = SessionAsk::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
-        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
-        let mut stream = Transcript::new(&ask, Framing::Sse);
-        for (number, content) in [(1, r#"{"start":0,"end":1,"text":"ok"}"#), (3, "{"), (4, r#"{"op":"end"}"#)] {
-            match stream.handle_line(&line(number, content)) {
-                Ok(Input { seq, body: Body::Chunk(chunk) }) => session.handle_chunk(0, seq, chunk).map(drop).unwrap(),
-                Ok(Input { seq, body: Body::End }) => session.handle_end(0, seq).map(drop).unwrap(),
-                Err(refusal) => stream.handle_refusal(number, &refusal),
-            }
-            while let Some(output) = session.poll_event(0) {
-                stream.handle_event(&output.event);
-            }
-        }
-        stream.handle_repeated(1, 2);
-        stream.handle_broken(ItemError::body_incomplete().into());
-        assert!(!stream.is_done());
-        stream.handle_end();
-        check(
-            stream.poll_output(),
-            expect![[r#"
-                id: 1
-                event: partial_segment
-                data: {"type":"partial_segment","segment":{"start":0.0,"end":1.0,"text":"ok","speaker_id":null}}
-
-                id: 2
-                event: error
-                data: {"type":"error","error":{"message":"it is not JSON: EOF while parsing an object at column 1","code":"malformed_json"},"line":3}
-
-                id: 3
-                event: final_segment
-                data: {"type":"final_segment","segment":{"start":0.0,"end":1.0,"text":"ok","speaker_id":null},"segment_id":0,"semantic":{"intent":"agreement"},"workflow":"decision"}
-
-                id: 4
-                event: repeated
-                data: {"type":"repeated","seq":1,"seq_last":2}
-
-                id: 5
-                event: error
-                data: {"type":"error","error":{"message":"the body ended before all of it had arrived","code":"body_incomplete"}}
-
-            "#]],
-        );
-        assert!(stream.is_done());
     }
 
     #[test]

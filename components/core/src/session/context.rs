@@ -24,6 +24,8 @@ pub struct SummaryDue {
     pub finals: u64,
     /// The window as [`ContextWindow::render_for_llm`] gives it.
     pub context: String,
+    /// The texts of the window, a line each: what a model that chooses sentences reads.
+    pub transcript: String,
     /// The keywords of the window.
     pub keywords: Vec<Arc<str>>,
     /// The context and what is asked.
@@ -69,6 +71,12 @@ impl ContextWindow {
         text
     }
 
+    /// The texts of all segments, a line each.
+    pub fn transcript(&self) -> String {
+        let texts: Vec<&str> = self.segments().map(|kept| kept.segment.text.trim()).collect();
+        texts.join("\n")
+    }
+
     /// The keywords of all segments, sorted, each once.
     pub fn keywords(&self) -> Vec<Arc<str>> {
         let mut keywords: Vec<_> =
@@ -84,7 +92,7 @@ impl ContextWindow {
             SummaryKind::Incremental => incremental_prompt(&context),
             SummaryKind::Final => final_prompt(&context, &keywords),
         };
-        SummaryDue { kind, finals, context, keywords, prompt }
+        SummaryDue { kind, finals, context, transcript: self.transcript(), keywords, prompt }
     }
 }
 

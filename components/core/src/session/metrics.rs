@@ -50,7 +50,7 @@ impl Latency {
 pub struct Metrics {
     /// All that is counted.
     pub counters: Counters,
-    /// Since the session began, in seconds; the time in which it lay in a checkpoint is not counted.
+    /// Since the session began, in seconds; of the time in which it lay in a checkpoint what the driver told.
     pub elapsed_sec: f64,
     /// 0 when no time has passed.
     pub chunks_per_sec: f64,

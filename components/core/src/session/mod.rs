@@ -110,6 +110,30 @@ pub struct Output {
     pub event: Event,
 }
 
+/// An event as it was stored, for a session that goes on from a checkpoint that was made before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredEvent {
+    /// Its number.
+    pub number: u64,
+    /// The sequence number of the input that led to it.
+    pub seq: Option<u64>,
+    /// What happened.
+    pub body: StoredBody,
+}
+
+/// What happened, as far as the state of a session follows from it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredBody {
+    /// [`Event::Partial`]
+    Partial(Segment),
+    /// [`Event::Final`]: its place among the final segments, and the segment. What was found in it is found again.
+    Final(u64, Segment),
+    /// [`Event::Summary`]
+    Summary(SummaryKind),
+    /// [`Event::Expired`]
+    Expired,
+}
+
 /// What became of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
@@ -277,6 +301,53 @@ impl Session {
         self.active(now_ns, seq);
         self.flush(now_ns);
         Ok(Taken::New)
+    }
+
+    /// Takes an event that was stored after the checkpoint that this session goes on from, in the order of their numbers: the state
+    /// is what it was after that event, and nothing is said again. One that the checkpoint has already changes nothing; where some
+    /// between are missing, the session goes on with what there is.
+    ///
+    /// Chunks that were refused or repeated meanwhile are not counted, for nothing was stored of them.
+    pub fn handle_stored(&mut self, now_ns: u64, stored: StoredEvent) {
+        let StoredEvent { number, seq, body } = stored;
+        if number <= self.numbered {
+            return;
+        }
+        self.numbered = number - 1;
+        match body {
+            StoredBody::Partial(segment) => {
+                self.active(now_ns, seq);
+                self.counters.chunks_ingested += 1;
+                self.counters.segments_partial += 1;
+                self.segmenter.current = Some(segment);
+                self.numbered = number;
+            }
+            StoredBody::Final(id, segment) => {
+                self.active(now_ns, seq);
+                self.segmenter.current = None;
+                self.counters.segments_finalized = id;
+                // It counts the summary that follows from it too.
+                self.finalize(now_ns, segment);
+                self.events.clear();
+            }
+            StoredBody::Summary(kind) => {
+                match kind {
+                    SummaryKind::Incremental => self.finals_since_summary = 0,
+                    SummaryKind::Final => self.finals_since_end = 0,
+                }
+                self.numbered = number;
+            }
+            StoredBody::Expired => {
+                self.expired = true;
+                self.numbered = number;
+            }
+        }
+    }
+
+    /// The session lay in a checkpoint for so long, and nothing came: it lived, and was idle.
+    pub fn handle_rest(&mut self, rested_ns: u64) {
+        self.lived_ns = self.lived_ns.saturating_add(rested_ns);
+        self.idled_ns = self.idled_ns.saturating_add(rested_ns);
     }
 
     /// Says what time it is: a session that was left alone is warned, and expires. An expired one has flushed, as at an end.

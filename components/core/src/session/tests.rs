@@ -337,6 +337,18 @@ fn apply(session: &mut Session, now: u64, step: &Step, seq: Option<u64>) {
     }
 }
 
+/// An event as a store keeps it.
+fn stored_event(output: Output, seq: u64) -> Option<StoredEvent> {
+    let body = match output.event {
+        Event::Partial(segment) => StoredBody::Partial(segment),
+        Event::Final(kept) => StoredBody::Final(kept.id, kept.segment.clone()),
+        Event::Summary(due) => StoredBody::Summary(due.kind),
+        Event::Expired => StoredBody::Expired,
+        Event::Dropped(_) | Event::Expiring { .. } => return None,
+    };
+    Some(StoredEvent { number: output.number?, seq: Some(seq), body })
+}
+
 fn config() -> SessionConfig {
     let mut config = SessionConfig::default();
     config.context.max_segments = 3;
@@ -404,6 +416,36 @@ proptest! {
         run(&mut session, kept_at, crash, &mut got);
         let mut session = Session::restore(rules.clone(), kept, 0).unwrap();
         run(&mut session, from.min(kept_at), chunks.len(), &mut got);
+        prop_assert_eq!(got, want);
+    }
+
+    /// A checkpoint and the events that were stored after it are the session as it was.
+    #[test]
+    fn stored_events_carry_a_session_on(steps in steps(), kept_at in 0usize..60, again in 0usize..5) {
+        let rules = SessionRules::new(config()).unwrap();
+        let mut session = Session::new(rules.clone(), 0);
+        let (mut kept, mut stored) = (session.checkpoint(0).unwrap(), Vec::new());
+        for (seq, step) in steps.iter().filter(|step| !matches!(step, Step::Take(_))).enumerate() {
+            apply(&mut session, 0, step, Some(seq as u64));
+            stored.extend(drain(&mut session).into_iter().filter_map(|output| stored_event(output, seq as u64)));
+            if seq == kept_at {
+                kept = session.checkpoint(0).unwrap();
+            }
+        }
+        let mut restored = Session::restore(rules, kept.clone(), 0).unwrap();
+        // What the checkpoint has already may come too.
+        let from = stored.partition_point(|event| event.number <= kept.events).saturating_sub(again);
+        for event in &stored[from..] {
+            restored.handle_stored(0, event.clone());
+            prop_assert!(drain(&mut restored).is_empty());
+        }
+        let (mut got, mut want) = (restored.checkpoint(0).unwrap(), session.checkpoint(0).unwrap());
+        for state in [&mut got, &mut want] {
+            state.counters.chunks_refused = 0;
+        }
+        // An end that closed nothing and a chunk that was refused leave no event, and may be submitted again.
+        prop_assert!(got.seq_last <= want.seq_last);
+        got.seq_last = want.seq_last;
         prop_assert_eq!(got, want);
     }
 

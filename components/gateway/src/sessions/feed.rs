@@ -1,0 +1,338 @@
+//! A request that feeds a session: lines in, events out, each in the channel before the client has it.
+//!
+//! `bring` brings lines, `receive` brings what the session says of them, `put` the session into the store; a [`Duplex`] writes what there
+//! is. Unlike the work of other requests this is not dropped when the client is gone or another takes over: it brings no more,
+//! and ends when what the session was given is in the channel and in its checkpoint.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+};
+
+use futures::future::{Either, join, select};
+use weir_codec::{
+    ask::LINE_BYTES_MAX,
+    frame::Framing,
+    lines::Lines,
+    output::ItemError,
+    problem::Problem,
+    transcript::{
+        input::Refusal,
+        telling::{Batch, Telling},
+    },
+};
+use weir_core::process::Now;
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
+
+use super::{
+    keeping::{Keeping, Lease},
+    live::{Live, asked},
+    storing::Storing,
+};
+use crate::{
+    bindings::weir::stream::session::{Input, InputBody, Output},
+    body::{Arriving, Piece},
+    clock::{self, Deadline},
+    duplex::Duplex,
+    reply::Client,
+    signal::Gate,
+    transcript,
+};
+
+/// Most inputs after which a checkpoint is asked for.
+const INPUTS_MAX: usize = 128;
+/// Bytes of events after which one is, as far as they can be foreseen.
+const EVENTS_BYTES: usize = 128 << 10;
+/// Most outputs that are taken at once.
+const OUTPUTS_MAX: usize = 256;
+/// How long after the store has not taken a session it is asked again.
+const RETRY_MS: u64 = 500;
+/// How often it is asked at the end.
+const PUTS_MAX: u32 = 3;
+
+/// What a request brings.
+pub(crate) enum Source {
+    /// Lines.
+    Lines(Arriving),
+    /// The end of the session.
+    End,
+}
+
+/// Why no more is brought.
+enum Stop {
+    /// All that was to come has, or this ended it.
+    Over(Option<Refusal>),
+    /// Another has taken the session.
+    Wanted,
+    /// The client is gone, or the session cannot be stored.
+    Cut,
+}
+
+struct Feed<'a> {
+    lease: &'a Lease,
+    storing: Storing<'a>,
+    duplex: Duplex<'a, Telling>,
+    /// The client is gone, or the session cannot be stored: nothing more is brought.
+    cut: Cell<bool>,
+    cut_gate: Gate,
+    /// What was brought is all, and all of it was received.
+    received: Cell<bool>,
+    /// There may be something to put, or room again.
+    put: Gate,
+    /// Why the store did not take the session.
+    put_error: RefCell<Option<Problem>>,
+    /// Bytes of the longest event of late.
+    line_bytes: Cell<usize>,
+    /// The last checkpoint, for the end.
+    checkpoint: RefCell<Vec<u8>>,
+    ends: bool,
+}
+
+/// Feeds a session until all is said or the client is gone.
+pub(crate) async fn feed(
+    keeping: &'static Keeping,
+    lease: Lease,
+    live: Live,
+    source: Source,
+    framing: Framing,
+    began: Now,
+    client: Client,
+) {
+    let Live { inputs, outputs, after, .. } = live;
+    let telling = Telling::stored(lease.entry.head().annotate, framing);
+    let feed = Feed {
+        lease: &lease,
+        storing: Storing::new(keeping, &lease.entry, after),
+        duplex: Duplex::new(telling, keeping.settings, began),
+        cut: Cell::new(false),
+        cut_gate: Gate::default(),
+        received: Cell::new(false),
+        put: Gate::default(),
+        put_error: RefCell::default(),
+        line_bytes: Cell::new(0),
+        checkpoint: RefCell::default(),
+        ends: matches!(source, Source::End),
+    };
+    let over = Cell::new(false);
+    let mut work = pin!(async {
+        feed.work(source, inputs, outputs).await;
+        over.set(true);
+    });
+    feed.duplex.serve(work.as_mut(), client).await;
+    feed.cut();
+    if !over.get() {
+        work.await;
+    }
+}
+
+impl Feed<'_> {
+    async fn work(&self, source: Source, inputs: StreamWriter<Input>, outputs: StreamReader<Output>) {
+        let talk = async {
+            let (broken, ()) = join(self.bring(source, inputs), self.receive(outputs)).await;
+            self.received.set(true);
+            self.put.notify();
+            if let Some(refusal) = broken {
+                self.duplex.session.borrow_mut().handle_broken(refusal);
+            }
+            if self.ends && !self.cut.get() {
+                self.end().await;
+            }
+            self.duplex.session.borrow_mut().handle_end();
+            self.duplex.changed();
+        };
+        join(talk, self.put_now_and_then()).await;
+        // What the end has changed.
+        self.put_at_last().await;
+        self.storing.keeping.evict();
+    }
+
+    /// Nothing more is brought.
+    fn cut(&self) {
+        self.cut.set(true);
+        self.cut_gate.notify();
+        self.duplex.room.notify();
+    }
+
+    /// Brings what the request has, and asks for a checkpoint at the end. Why no more comes, unless all that was to come has.
+    async fn bring(&self, source: Source, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
+        let stop = {
+            let cut = pin!(self.cut_gate.until(|| self.cut.get()));
+            let wanted = pin!(self.lease.wanted());
+            let lines = pin!(async {
+                match source {
+                    Source::Lines(body) => self.bring_lines(body, &mut inputs).await,
+                    Source::End => {
+                        inputs.write_one(asked(InputBody::End)).await;
+                        None
+                    }
+                }
+            });
+            let idle = pin!(self.duplex.idle());
+            match select(select(lines, idle), select(cut, wanted)).await {
+                Either::Left((Either::Left((broken, _)), _)) => Stop::Over(broken),
+                Either::Left((Either::Right(_), _)) => {
+                    Stop::Over(Some(ItemError::idle(self.storing.keeping.settings.body_timeout_ms).into()))
+                }
+                Either::Right((Either::Left(_), _)) => Stop::Cut,
+                Either::Right((Either::Right(_), _)) => Stop::Wanted,
+            }
+        };
+        inputs.write_one(asked(InputBody::Checkpoint)).await;
+        match stop {
+            Stop::Over(broken) => broken,
+            Stop::Wanted => {
+                let message = "another request feeds this session now; submit again what has no answer, with its seq";
+                Some(ItemError { retryable: false, ..ItemError::new("superseded", message) }.into())
+            }
+            Stop::Cut => None,
+        }
+    }
+
+    /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
+    async fn bring_lines(&self, mut body: Arriving, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
+        let mut lines = Lines::new(LINE_BYTES_MAX);
+        let mut room = Vec::new();
+        loop {
+            self.duplex.unsent_few().await;
+            let Piece { bytes, more } = body.piece(room).await;
+            self.duplex.touch();
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let mut taken = Vec::with_capacity(INPUTS_MAX + 1);
+                // What is kept of the channel must reach back to the last checkpoint.
+                let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
+                while taken.len() < inputs_max
+                    && let Some(line) = lines.next_line(&mut rest)
+                {
+                    taken.push(transcript::input(&line));
+                }
+                if !taken.is_empty() {
+                    // The answers to what came together are held back until the checkpoint is there: whoever has them and asks
+                    // for the session sees them.
+                    taken.push(asked(InputBody::Checkpoint));
+                    if !inputs.write_all(taken).await.is_empty() {
+                        return Some(transcript::lost());
+                    }
+                }
+            }
+            room = bytes;
+            if !more {
+                break;
+            }
+        }
+        // The line that was being sent when the body broke is nobody's.
+        if !body.arrived_whole().await {
+            return Some(ItemError::body_incomplete().into());
+        }
+        let last = transcript::input(&lines.last_line()?);
+        inputs.write_one(last).await.map(|_| transcript::lost())
+    }
+
+    /// Brings what the session says, until it says no more or it cannot be stored.
+    async fn receive(&self, mut outputs: StreamReader<Output>) {
+        let mut room = Vec::with_capacity(OUTPUTS_MAX);
+        loop {
+            let (read, mut said) = outputs.read(room).await;
+            for output in said.drain(..) {
+                transcript::tell(&mut self.duplex.session.borrow_mut(), output);
+            }
+            room = said;
+            loop {
+                let batch = self.duplex.session.borrow_mut().poll_batch();
+                let Some(batch) = batch else { break };
+                if let Err(problem) = self.store(batch).await {
+                    let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
+                    self.duplex.session.borrow_mut().handle_broken(refusal);
+                    self.cut();
+                    // What it says from here on is in no channel: it is said again when it is submitted again.
+                    return;
+                }
+            }
+            if !matches!(read, StreamResult::Complete(_)) {
+                return;
+            }
+            if !self.cut.get() && !self.lease.is_wanted() {
+                self.duplex.room.until(|| self.has_room()).await;
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.cut.get() || self.duplex.session.borrow().output_bytes() < crate::duplex::OUT_BYTES_MAX
+    }
+
+    /// Stores what the session says, then hands it to the client.
+    async fn store(&self, mut batch: Batch) -> Result<(), Problem> {
+        if self.storing.must_put() {
+            self.put.notify();
+            self.put.until(|| !self.storing.must_put() || self.put_error.borrow().is_some()).await;
+            if let Some(problem) = self.put_error.take() {
+                return Err(problem);
+            }
+        }
+        if let Some(checkpoint) = batch.checkpoint.as_ref().filter(|_| self.ends) {
+            self.checkpoint.borrow_mut().clone_from(checkpoint);
+        }
+        // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
+        let telling = self.telling();
+        let places = self.storing.tell(&telling, &mut batch).await?;
+        let mut session = self.duplex.session.borrow_mut();
+        self.line_bytes.set(session.take_line_bytes_max());
+        session.handle_told(batch, &places);
+        drop(session);
+        self.duplex.touch();
+        self.duplex.changed();
+        self.put.notify();
+        Ok(())
+    }
+
+    /// What knows what models are asked.
+    fn telling(&self) -> Telling {
+        Telling::stored(self.lease.entry.head().annotate, Framing::Ndjson)
+    }
+
+    /// The session has ended: the channel has its last event.
+    async fn end(&self) {
+        let mut telling = self.telling();
+        telling.handle_ended();
+        telling.handle_pause();
+        let Some(batch) = telling.poll_batch() else { return };
+        let checkpoint = self.checkpoint.take();
+        match self.storing.end(&batch, checkpoint).await {
+            Ok(places) => self.duplex.session.borrow_mut().handle_told(batch, &places),
+            Err(problem) => {
+                let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
+                self.duplex.session.borrow_mut().handle_broken(refusal);
+            }
+        }
+    }
+
+    /// Puts the session into the store whenever it has changed, and not more often than it should.
+    async fn put_now_and_then(&self) {
+        let checkpoint_ms = self.storing.keeping.settings.sessions.checkpoint_ms;
+        loop {
+            self.put.until(|| self.received.get() || self.lease.entry.is_dirty()).await;
+            if self.received.get() {
+                return;
+            }
+            let error = self.storing.put().await.err();
+            let wait_ms = if error.is_some() { RETRY_MS } else { checkpoint_ms };
+            self.put_error.replace(error);
+            // Whoever waits for it goes on.
+            self.put.notify();
+            let waited = pin!(Deadline::after(clock::now(), wait_ms).passed());
+            let sooner = pin!(self.put.until(|| self.received.get() || self.storing.must_put()));
+            select(waited, sooner).await;
+        }
+    }
+
+    /// Puts it at the end. What is not taken is put later, by who looks after sessions at rest.
+    async fn put_at_last(&self) {
+        for _ in 0..PUTS_MAX {
+            if self.storing.put().await.is_ok() {
+                return;
+            }
+            Deadline::after(clock::now(), RETRY_MS).passed().await;
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The sessions that this instance keeps: each at rest is its last checkpoint, and one that is fed is held by who feeds it.
+//!
+//! A [`Lease`] is had by one at a time: whoever asks for it tells the one before to stop, and has it when that one has let go.
+//! So the newest feeder wins, and nothing of two is ever in the channel side by side.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
+
+use spin_sdk::wasip3::{
+    wit_bindgen::{StreamReader, StreamWriter},
+    wit_stream,
+};
+use weir_codec::{
+    channel::{Channel, ChannelKind},
+    problem::Problem,
+    transcript::stored::{self, Head, Phase},
+};
+
+use super::store;
+use crate::settings::Settings;
+
+/// What is counted for an entry besides its checkpoint, in bytes.
+const ENTRY_BYTES: usize = 400;
+
+/// The sessions of this instance.
+pub(crate) struct Keeping {
+    pub(crate) settings: &'static Settings,
+    entries: RefCell<HashMap<Box<str>, Rc<Entry>>>,
+    /// Of checkpoints and entries in memory.
+    bytes: Cell<usize>,
+    /// Somebody looks after sessions that are left alone.
+    pub(crate) swept: Cell<bool>,
+}
+
+/// A session.
+pub(crate) struct Entry {
+    pub(crate) channel: Channel,
+    state: RefCell<State>,
+}
+
+struct State {
+    head: Head,
+    /// None where it is in the store alone.
+    checkpoint: Option<Box<[u8]>>,
+    /// The store has not got the newest checkpoint.
+    dirty: bool,
+    /// The channel has nothing that the checkpoint has not.
+    clean: bool,
+    /// When the session is to be looked at, in milliseconds since 1970; 0 for never.
+    due_ms: u64,
+    /// The last who asked for it.
+    last: Option<Tail>,
+    leases: u64,
+    deleted: bool,
+}
+
+/// Who asked last: dropping `stop` tells them to let go, and `released` ends when they have.
+struct Tail {
+    number: u64,
+    _stop: StreamWriter<u8>,
+    released: StreamReader<u8>,
+}
+
+/// The session is held.
+pub(crate) struct Lease {
+    pub(crate) entry: Rc<Entry>,
+    number: u64,
+    stop: RefCell<Option<StreamReader<u8>>>,
+    _released: StreamWriter<u8>,
+}
+
+impl Keeping {
+    /// The one of this instance.
+    pub(crate) fn current() -> Result<&'static Self, Problem> {
+        thread_local! {
+            static KEEPING: OnceCell<&'static Keeping> = const { OnceCell::new() };
+        }
+        let settings = Settings::current().map_err(Problem::internal)?;
+        // There is one thread and one of these for as long as the instance lives.
+        Ok(KEEPING.with(|keeping| {
+            *keeping.get_or_init(|| {
+                let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
+                Box::leak(Box::new(Self { settings, entries, bytes, swept }))
+            })
+        }))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Rc<Entry>> {
+        self.entries.borrow().values().cloned().collect()
+    }
+
+    /// Takes a session in; the one that is there, where there is one.
+    pub(crate) fn insert(
+        &self,
+        channel: Channel,
+        head: Head,
+        checkpoint: Vec<u8>,
+        dirty: bool,
+        clean: bool,
+    ) -> Rc<Entry> {
+        let mut entries = self.entries.borrow_mut();
+        if let Some(known) = entries.get(channel.id()) {
+            return known.clone();
+        }
+        self.bytes.set(self.bytes.get() + ENTRY_BYTES + checkpoint.len());
+        let due_ms = head.due_ms();
+        let checkpoint = Some(checkpoint.into_boxed_slice());
+        let state = State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, deleted: false };
+        let entry = Rc::new(Entry { channel: channel.clone(), state: RefCell::new(state) });
+        entries.insert(channel.id().into(), entry.clone());
+        entry
+    }
+
+    /// The session of an id, from memory or from the store.
+    pub(crate) async fn find(&self, id: &str) -> Result<Option<Rc<Entry>>, Problem> {
+        let known = self.entries.borrow().get(id).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let Ok(channel) = Channel::new(ChannelKind::Session, id) else { return Ok(None) };
+        let Some(bytes) = store::get(&channel).await? else { return Ok(None) };
+        let (head, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
+        // What came after the checkpoint may be in the channel.
+        let entry = self.insert(channel, head, checkpoint.to_vec(), false, false);
+        self.evict();
+        Ok(Some(entry))
+    }
+
+    /// The checkpoint of a session, from memory or from the store.
+    pub(crate) async fn checkpoint(&self, entry: &Entry) -> Result<Vec<u8>, Problem> {
+        if let Some(bytes) = &entry.state.borrow().checkpoint {
+            return Ok(bytes.to_vec());
+        }
+        let bytes = store::get(&entry.channel).await?;
+        let lost = || Problem::internal("what was kept of the session is gone");
+        let bytes = bytes.ok_or_else(lost)?;
+        let (_, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
+        Ok(checkpoint.to_vec())
+    }
+
+    /// A session is as this checkpoint says, and the channel has nothing that it has not.
+    pub(crate) fn keep(&self, entry: &Entry, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
+        let mut state = entry.state.borrow_mut();
+        let before = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
+        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(before));
+        state.checkpoint = Some(checkpoint.into_boxed_slice());
+        change(&mut state.head);
+        state.due_ms = state.head.due_ms();
+        (state.dirty, state.clean) = (true, true);
+    }
+
+    /// Puts a session into the store as it is now. False when the store did not take it.
+    pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
+        let (bytes, ttl_ms) = {
+            let mut state = entry.state.borrow_mut();
+            let Some(checkpoint) = state.checkpoint.as_ref().filter(|_| state.dirty && !state.deleted) else {
+                return Ok(());
+            };
+            let bytes = stored::encode(&state.head, checkpoint);
+            let ttl_ms = (state.head.phase != Phase::Open).then_some(self.settings.sessions.ended_ttl_ms);
+            state.dirty = false;
+            (bytes, ttl_ms)
+        };
+        let result = store::put(&entry.channel, bytes, ttl_ms).await;
+        if result.is_err() {
+            entry.state.borrow_mut().dirty = true;
+        }
+        result
+    }
+
+    /// Forgets a session.
+    pub(crate) async fn forget(&self, entry: &Entry) -> Result<(), Problem> {
+        entry.state.borrow_mut().deleted = true;
+        store::delete(&entry.channel).await?;
+        let mut entries = self.entries.borrow_mut();
+        if entries.remove(entry.channel.id()).is_some() {
+            let bytes = entry.state.borrow().checkpoint.as_ref().map_or(0, |bytes| bytes.len());
+            self.bytes.set(self.bytes.get().saturating_sub(bytes + ENTRY_BYTES));
+        }
+        Ok(())
+    }
+
+    /// Lets checkpoints go that the store has, until what is in memory is within its bound.
+    pub(crate) fn evict(&self) {
+        let bytes_max = self.settings.sessions.memory_bytes_max as usize;
+        if self.bytes.get() <= bytes_max {
+            return;
+        }
+        for entry in self.entries.borrow().values() {
+            let mut state = entry.state.borrow_mut();
+            if state.last.is_none()
+                && !state.dirty
+                && let Some(bytes) = state.checkpoint.take()
+            {
+                self.bytes.set(self.bytes.get().saturating_sub(bytes.len()));
+            }
+            if self.bytes.get() <= bytes_max - bytes_max / 8 {
+                return;
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// What is kept of it besides its checkpoint.
+    pub(crate) fn head(&self) -> Head {
+        self.state.borrow().head.clone()
+    }
+
+    /// How far it is.
+    pub(crate) fn phase(&self) -> Phase {
+        self.state.borrow().head.phase
+    }
+
+    /// Somebody holds it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state.borrow().last.is_some()
+    }
+
+    /// The store has not got the newest checkpoint.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.state.borrow().dirty
+    }
+
+    /// The channel has nothing that the checkpoint has not.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.state.borrow().clean
+    }
+
+    /// It was deleted.
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.state.borrow().deleted
+    }
+
+    /// It is to be looked at.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        let state = self.state.borrow();
+        state.due_ms > 0 && state.due_ms <= now_ms
+    }
+
+    /// When it is to be looked at next; 0 for never.
+    pub(crate) fn set_due(&self, due_ms: u64) {
+        self.state.borrow_mut().due_ms = due_ms;
+    }
+
+    /// The channel may have more than the checkpoint.
+    pub(crate) fn unclean(&self) {
+        self.state.borrow_mut().clean = false;
+    }
+
+    /// Holds it, when whoever held it before has let go. They are told to.
+    ///
+    /// Must be awaited to its end: those who come later wait for it.
+    pub(crate) async fn lease(self: &Rc<Self>) -> Lease {
+        let (stop, told) = wit_stream::new::<u8>();
+        let (releases, released) = wit_stream::new::<u8>();
+        let (number, before) = {
+            let mut state = self.state.borrow_mut();
+            state.leases += 1;
+            let number = state.leases;
+            (number, state.last.replace(Tail { number, _stop: stop, released }))
+        };
+        let lease = Lease { entry: self.clone(), number, stop: RefCell::new(Some(told)), _released: releases };
+        if let Some(Tail { mut released, _stop, .. }) = before {
+            drop(_stop);
+            // It is never written to: this resolves when it is dropped.
+            released.read(Vec::with_capacity(1)).await;
+        }
+        lease
+    }
+}
+
+impl Lease {
+    /// Resolves when another wants the session. To be asked once at a time.
+    pub(crate) async fn wanted(&self) {
+        let told = self.stop.borrow_mut().take();
+        if let Some(mut told) = told {
+            told.read(Vec::with_capacity(1)).await;
+        }
+    }
+
+    /// Another wants the session.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.entry.state.borrow().leases != self.number
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.entry.state.borrow_mut();
+        if state.last.as_ref().is_some_and(|last| last.number == self.number) {
+            state.last = None;
+        }
+    }
+}

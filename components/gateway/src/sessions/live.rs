@@ -1,0 +1,132 @@
+//! A session that is run: from its checkpoint, carried on by what its channel has since.
+
+use weir_codec::{
+    problem::Problem,
+    transcript::{config::SessionAsk, stored::Phase},
+};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
+
+use super::keeping::{Entry, Keeping};
+use crate::{
+    bindings::{
+        weir::stream::{
+            events::{self, Cursor},
+            session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
+        },
+        wit_stream,
+    },
+    clock, publish,
+};
+
+/// Events of a channel that are read at once.
+const PAGE: u32 = 256;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// A session that runs.
+pub(crate) struct Live {
+    pub(crate) inputs: StreamWriter<Input>,
+    pub(crate) outputs: StreamReader<Output>,
+    /// The place of the last event in its channel that it has.
+    pub(crate) after: Cursor,
+    /// Its channel has its last event already.
+    pub(crate) finished: Option<Phase>,
+}
+
+/// Wall-clock time, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    clock::now().unix_ns / NS_PER_MS
+}
+
+/// An input that is no line.
+pub(crate) fn asked(body: InputBody) -> Input {
+    Input { line: 0, seq: None, body }
+}
+
+/// The checkpoint of a session that begins.
+pub(crate) async fn begin(ask: &SessionAsk) -> Result<Vec<u8>, Problem> {
+    let config = String::from_utf8(ask.to_json()).map_err(|_| Problem::internal("a configuration that is no UTF-8"))?;
+    match answer(Start::Config(config), InputBody::Checkpoint).await? {
+        OutputBody::Checkpoint(bytes) => Ok(bytes),
+        _ => Err(lost()),
+    }
+}
+
+/// What a session at rest answers.
+pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody) -> Result<OutputBody, Problem> {
+    let bytes = keeping.checkpoint(entry).await?;
+    answer(Start::Checkpoint(rested(entry, bytes)), body).await
+}
+
+/// Runs a session that somebody holds.
+pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Problem> {
+    let bytes = keeping.checkpoint(entry).await?;
+    let (mut inputs, mut outputs) = run(Start::Checkpoint(rested(entry, bytes))).await?;
+    let (epoch, seq) = entry.head().after;
+    let mut after = Cursor { epoch, seq };
+    let mut finished = None;
+    if !entry.is_clean() {
+        loop {
+            let page = events::read(entry.channel.to_string(), after, PAGE).await.map_err(publish::problem)?;
+            if page.entries.is_empty() {
+                break;
+            }
+            after = page.next;
+            for stored in &page.entries {
+                if stored.event.finishes {
+                    finished = Some(match stored.event.name.as_str() {
+                        "session_expired" => Phase::Expired,
+                        _ => Phase::Ended,
+                    });
+                }
+            }
+            let stored = page.entries.into_iter().map(|stored| asked(InputBody::Stored(stored.event.data)));
+            if !inputs.write_all(stored.collect()).await.is_empty() {
+                return Err(lost());
+            }
+        }
+        // What was stored may be more than is ever to be read again.
+        if !inputs.write_all(vec![asked(InputBody::Checkpoint)]).await.is_empty() {
+            return Err(lost());
+        }
+        let bytes = match outputs.next().await {
+            Some(Output { body: OutputBody::Checkpoint(bytes), .. }) => bytes,
+            _ => return Err(lost()),
+        };
+        keeping.keep(entry, bytes, |head| {
+            head.after = (after.epoch, after.seq);
+            head.kept_ms = now_ms();
+            head.phase = finished.unwrap_or(head.phase);
+        });
+    }
+    Ok(Live { inputs, outputs, after, finished })
+}
+
+fn rested(entry: &Entry, bytes: Vec<u8>) -> Rested {
+    Rested { bytes, rested_ms: now_ms().saturating_sub(entry.head().kept_ms) }
+}
+
+async fn run(start: Start) -> Result<(StreamWriter<Input>, StreamReader<Output>), Problem> {
+    let (inputs, reader) = wit_stream::new::<Input>();
+    match session::run(start, reader).await {
+        Ok(outputs) => Ok((inputs, outputs)),
+        Err(failure) => Err(Problem::internal(&format!("the session did not begin: {failure:?}"))),
+    }
+}
+
+/// The answer of a session to one question.
+async fn answer(start: Start, body: InputBody) -> Result<OutputBody, Problem> {
+    let (mut inputs, mut outputs) = run(start).await?;
+    if inputs.write_one(asked(body)).await.is_some() {
+        return Err(lost());
+    }
+    drop(inputs);
+    let (result, mut answers) = outputs.read(Vec::with_capacity(1)).await;
+    match (result, answers.pop()) {
+        (StreamResult::Complete(_), Some(output)) => Ok(output.body),
+        _ => Err(lost()),
+    }
+}
+
+fn lost() -> Problem {
+    Problem::internal("the session ended without an answer")
+}

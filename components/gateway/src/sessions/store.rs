@@ -1,0 +1,30 @@
+//! What outlives this instance of a session: `weir:stream/state`, under the name of its channel.
+
+use weir_codec::{channel::Channel, problem::Problem};
+
+use crate::{bindings::weir::stream::state, publish};
+
+/// Keys that are read at once.
+const KEYS: u32 = 500;
+
+/// Keeps a session, for ever or so many milliseconds.
+pub(super) async fn put(channel: &Channel, bytes: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Problem> {
+    state::put(channel.to_string(), bytes, ttl_ms).await.map_err(publish::problem)
+}
+
+/// What is kept of a session.
+pub(super) async fn get(channel: &Channel) -> Result<Option<Vec<u8>>, Problem> {
+    state::get(channel.to_string()).await.map_err(publish::problem)
+}
+
+/// Keeps nothing of a session any more.
+pub(super) async fn delete(channel: &Channel) -> Result<(), Problem> {
+    state::delete(channel.to_string()).await.map_err(publish::problem)
+}
+
+/// The sessions that are kept, after one: some of them, in order.
+pub(super) async fn after(channel: Option<&Channel>) -> Result<Vec<Channel>, Problem> {
+    let after = channel.map(Channel::to_string).unwrap_or_default();
+    let keys = state::keys("session".to_owned(), after, KEYS).await.map_err(publish::problem)?;
+    Ok(keys.iter().filter_map(|key| Channel::from_name(key)).collect())
+}

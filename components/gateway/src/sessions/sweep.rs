@@ -1,0 +1,130 @@
+//! Who looks after sessions at rest: those that were left alone are warned and expire, those that have ended are forgotten, and what
+//! the store has not taken is put again. One task of this instance, for as long as there are sessions.
+
+use std::rc::Rc;
+
+use spin_sdk::wasip3::spawn;
+use weir_codec::{
+    frame::Framing,
+    problem::Problem,
+    transcript::{
+        stored::Phase,
+        telling::{Batch, Telling},
+    },
+};
+
+use super::{
+    keeping::{Entry, Keeping},
+    live::{self, Live, asked, now_ms},
+    store,
+    storing::Storing,
+};
+use crate::{
+    bindings::weir::stream::session::InputBody,
+    clock::{self, Deadline},
+    transcript,
+};
+
+/// How often all are looked at.
+const TICK_MS: u64 = 1000;
+
+/// Looks after the sessions of this instance, if nobody does.
+pub(crate) fn begin(keeping: &'static Keeping) {
+    if !keeping.swept.replace(true) {
+        spawn(async move {
+            while keeping.len() > 0 {
+                Deadline::after(clock::now(), TICK_MS).passed().await;
+                sweep(keeping).await;
+            }
+            keeping.swept.set(false);
+        });
+    }
+}
+
+/// Takes in all sessions that the store has, so that they are looked after again.
+pub(crate) async fn restore(keeping: &'static Keeping) {
+    let mut last = None;
+    loop {
+        let found = match store::after(last.as_ref()).await {
+            Ok(found) => found,
+            Err(problem) => {
+                eprintln!("stored sessions cannot be listed: {}", problem.detail);
+                Deadline::after(clock::now(), TICK_MS).passed().await;
+                continue;
+            }
+        };
+        for channel in &found {
+            if let Err(problem) = keeping.find(channel.id()).await {
+                eprintln!("session {}: {}", channel.id(), problem.detail);
+            }
+        }
+        begin(keeping);
+        match found.into_iter().next_back() {
+            Some(channel) => last = Some(channel),
+            None => return,
+        }
+    }
+}
+
+async fn sweep(keeping: &'static Keeping) {
+    let now_ms = now_ms();
+    let rests = |entry: &Rc<Entry>| !entry.is_held() && !entry.is_deleted();
+    for entry in keeping.all().into_iter().filter(rests) {
+        let result = match entry.phase() {
+            Phase::Open if entry.is_due(now_ms) => look(keeping, &entry).await,
+            Phase::Expired | Phase::Ended if is_over(keeping, &entry, now_ms) => keeping.forget(&entry).await,
+            _ if entry.is_dirty() => keeping.put(&entry).await,
+            _ => Ok(()),
+        };
+        if let Err(problem) = result {
+            // It is tried again at the next look.
+            eprintln!("session {}: {}", entry.channel.id(), problem.detail);
+        }
+    }
+    keeping.evict();
+}
+
+fn is_over(keeping: &Keeping, entry: &Entry, now_ms: u64) -> bool {
+    now_ms >= entry.head().kept_ms.saturating_add(keeping.settings.sessions.ended_ttl_ms)
+}
+
+/// Tells a session what time it is.
+async fn look(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+    let lease = entry.lease().await;
+    let Live { mut inputs, mut outputs, after, finished } = live::open(keeping, entry).await?;
+    if finished.is_some() {
+        return keeping.put(entry).await;
+    }
+    let storing = Storing::new(keeping, entry, after);
+    let mut telling = Telling::stored(entry.head().annotate, Framing::Ndjson);
+    let kept_ms = entry.head().kept_ms;
+    if !inputs.write_all(vec![asked(InputBody::Time), asked(InputBody::Checkpoint)]).await.is_empty() {
+        return Err(Problem::internal("the session ended without an answer"));
+    }
+    drop(inputs);
+    let mut said = false;
+    while let Some(output) = outputs.next().await {
+        transcript::tell(&mut telling, output);
+        while let Some(mut batch) = telling.poll_batch() {
+            if is_silent(&batch) {
+                continue;
+            }
+            said = true;
+            storing.tell(&telling, &mut batch).await?;
+        }
+    }
+    if !said {
+        // It was not idle for as long as it seemed; its checkpoint is as good as before.
+        debug_assert_eq!(entry.head().kept_ms, kept_ms);
+        entry.set_due(now_ms().saturating_add(TICK_MS));
+        return Ok(());
+    }
+    storing.put().await?;
+    drop(lease);
+    Ok(())
+}
+
+/// Nothing was said but a checkpoint.
+fn is_silent(batch: &Batch) -> bool {
+    batch.is_empty()
+}

@@ -1,0 +1,177 @@
+//! Many stored sessions at once: what one at rest holds in memory, and a soak in which all are fed by turns.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    histogram::Histogram,
+    http::{Connection, Form, Target},
+    process,
+};
+
+/// What is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// `host:port`
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    address: SocketAddr,
+    /// Sessions that live at once.
+    #[arg(long, default_value_t = 10_000)]
+    sessions: usize,
+    /// Connections that feed them by turns.
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Chunks of each request.
+    #[arg(long, default_value_t = 4)]
+    chunks: usize,
+    /// How long they are fed, s.
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// The server's process: its memory is reported.
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
+/// What was seen.
+pub(crate) async fn run(options: Options) -> Result<Value> {
+    ensure!(options.sessions > 0 && options.connections > 0 && options.chunks > 0, "there is at least one of each");
+    let resident = || options.pid.map(|pid| process::resident_bytes(&[pid]));
+    let before = resident();
+    let ids = Rc::new(create(&options).await?);
+    let idle = resident();
+    let fed = soak(&options, &ids).await?;
+    let after = resident();
+    for id in ids.iter() {
+        let state = ask(&options, "GET", &format!("/sessions/{id}"), "").await?;
+        ensure!(state["state"] == "open" && state["feeding"] == false, "{state}");
+    }
+    let of_each = |then: Option<u64>| {
+        let (then, before) = (then?, before?);
+        Some(then.saturating_sub(before) / options.sessions as u64)
+    };
+    Ok(json!({
+        "sessions": options.sessions, "seconds": options.seconds,
+        "chunks_per_s": fed.0 as f64 / options.seconds,
+        "request": fed.1.quantiles(),
+        "resident_bytes_before": before, "resident_bytes_of_an_empty_session": of_each(idle),
+        "resident_bytes_of_a_session_after": of_each(after),
+    }))
+}
+
+async fn create(options: &Options) -> Result<Vec<String>> {
+    let local = tokio::task::LocalSet::new();
+    let each = options.sessions.div_ceil(options.connections);
+    let made = (0..options.connections).map(|at| {
+        let options = options.clone();
+        let count = each.min(options.sessions.saturating_sub(at * each));
+        async move {
+            let mut connection = Connection::open(options.address).await?;
+            let config = json!({"summary": {"every_finals": 0, "at_end": false}}).to_string();
+            let mut ids = Vec::new();
+            for _ in 0..count {
+                let (status, answer) =
+                    exchange(&mut connection, &options, "POST", "/sessions", "application/json", &config).await?;
+                let answer: Value = serde_json::from_slice(&answer)?;
+                ensure!(status == 201, "{answer}");
+                ids.push(answer["session_id"].as_str().context("no id")?.to_owned());
+            }
+            Ok::<_, anyhow::Error>(ids)
+        }
+    });
+    local
+        .run_until(async {
+            let mut tasks = JoinSet::new();
+            for task in made {
+                tasks.spawn_local(task);
+            }
+            let mut ids = Vec::new();
+            while let Some(made) = tasks.join_next().await {
+                ids.extend(made??);
+            }
+            Ok(ids)
+        })
+        .await
+}
+
+/// Feeds all by turns until the time is over: how many chunks were answered, and how long each request took.
+async fn soak(options: &Options, ids: &Rc<Vec<String>>) -> Result<(u64, Histogram)> {
+    let local = tokio::task::LocalSet::new();
+    let times = Rc::new(RefCell::new(Histogram::default()));
+    let began = Instant::now();
+    let time = Duration::from_secs_f64(options.seconds);
+    local
+        .run_until(async {
+            let mut tasks = JoinSet::new();
+            for at in 0..options.connections {
+                let (options, ids, times) = (options.clone(), ids.clone(), times.clone());
+                tasks.spawn_local(async move {
+                    let mut connection = Connection::open(options.address).await?;
+                    let (mut chunks, mut round) = (0, 0);
+                    while began.elapsed() < time {
+                        for id in ids.iter().skip(at).step_by(options.connections) {
+                            if began.elapsed() >= time {
+                                break;
+                            }
+                            let body: String = (0..options.chunks).map(|at| line(round, at, options.chunks)).collect();
+                            let sent = Instant::now();
+                            let path = format!("/sessions/{id}/chunks");
+                            let (status, answer) =
+                                exchange(&mut connection, &options, "POST", &path, "application/x-ndjson", &body)
+                                    .await?;
+                            let answer = String::from_utf8_lossy(&answer);
+                            let partials = answer.matches("{\"type\":\"partial_segment\"").count();
+                            ensure!(status == 200 && partials == options.chunks, "{status} {answer}");
+                            times.borrow_mut().record(u64::try_from(sent.elapsed().as_nanos())?);
+                            chunks += partials as u64;
+                        }
+                        round += 1;
+                    }
+                    Ok::<u64, anyhow::Error>(chunks)
+                });
+            }
+            let mut chunks = 0;
+            while let Some(fed) = tasks.join_next().await {
+                chunks += fed??;
+            }
+            Ok((chunks, times.take()))
+        })
+        .await
+}
+
+fn line(round: usize, at: usize, chunks: usize) -> String {
+    let (seq, speaker) = (round * chunks + at, ["agent", "customer"][round % 2]);
+    format!(
+        "{{\"start\":{seq},\"end\":{seq}.9,\"text\":\"and the price was not what we agreed\",\"speaker_id\":\"{speaker}\",\"seq\":{seq}}}\n"
+    )
+}
+
+async fn ask(options: &Options, method: &str, path: &str, body: &str) -> Result<Value> {
+    let mut connection = Connection::open(options.address).await?;
+    let (status, answer) = exchange(&mut connection, options, method, path, "application/json", body).await?;
+    ensure!(status == 200, "{status} {}", String::from_utf8_lossy(&answer));
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+async fn exchange(
+    connection: &mut Connection,
+    options: &Options,
+    method: &str,
+    path: &str,
+    content_type: &str,
+    body: &str,
+) -> Result<(u16, Vec<u8>)> {
+    let target = Target { address: options.address, path: path.to_owned(), form: Form::Text, headers: Vec::new() };
+    let more = format!("content-type: {content_type}\r\ncontent-length: {}\r\n", body.len());
+    connection.send(format!("{}{body}", target.head(method, &more)).as_bytes()).await?;
+    let mut answer = Vec::new();
+    let status = connection.receive(&mut answer).await?;
+    Ok((status, answer))
+}

@@ -6,6 +6,7 @@
 pub mod cut;
 mod duplex;
 pub mod follow;
+pub mod pipelines;
 pub mod texts;
 
 pub use duplex::Duplex;
@@ -312,6 +313,27 @@ impl Raw {
         };
         tokio::time::timeout(PATIENCE, reading).await.context("no end in time")?;
         Ok(String::from_utf8_lossy(&self.read[from..]).into_owned())
+    }
+
+    /// Reads to the next `needle` and forgets everything up to its end, so that it is found once.
+    pub async fn take_next(&mut self, needle: &str) -> Result<()> {
+        let needle = needle.as_bytes();
+        let mut buffer = vec![0; 1 << 14];
+        let reading = async {
+            loop {
+                if let Some(at) = self.read.windows(needle.len()).position(|window| window == needle) {
+                    self.read.drain(..at + needle.len());
+                    return Ok(());
+                }
+                // What may be its beginning stays.
+                self.read.drain(..self.read.len().saturating_sub(needle.len() - 1));
+                match self.stream.read(&mut buffer).await? {
+                    0 => bail!("the connection ended before {:?}", String::from_utf8_lossy(needle)),
+                    read => self.read.extend_from_slice(&buffer[..read]),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.context("not in time")?
     }
 
     /// Reads, and forgets, until `needle` has come `count` times; returns how many bytes that took.

@@ -1,7 +1,9 @@
 //! The gateway under another WASI 0.3 host: composed with the stand-in for infer (it has the session component inside), served
-//! by an unmodified `wasmtime serve`.
+//! by an unmodified `wasmtime serve`, alone or behind Debian's Pushpin.
 
-use std::process::Command;
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::follow::{Follower, post};
+use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
@@ -109,6 +112,240 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     .await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+/// Pushpin in front of a server, with ports and a folder of its own.
+struct Pushpin {
+    zurl: Child,
+    proxy: Child,
+    port: u16,
+    control: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Pushpin {
+    fn start(server: &Server) -> Result<Self> {
+        let (folder, dir) = (tool("WEIR_TEST_PUSHPIN")?, tempfile::tempdir()?);
+        let (port, control) = (free_port()?, free_port()?);
+        let (shipped, run) = (folder.join("prefix"), dir.path());
+        let here = run.display();
+        let sockets = ("ipc:///var/run/zurl/", format!("ipc://{here}/"));
+        let internal = fs::read_to_string(shipped.join("usr/lib/pushpin/internal.conf"))?;
+        fs::write(run.join("internal.conf"), internal.replace(sockets.0, &sockets.1))?;
+        // As shipped it asks nobody on this machine.
+        let zurl = fs::read_to_string(shipped.join("etc/zurl.conf"))?.replace(sockets.0, &sockets.1);
+        fs::write(run.join("zurl.conf"), with(&zurl, &[("deny", String::new())]))?;
+        let settings = format!(
+            "[global]\ninclude={here}/internal.conf\nrundir={here}\nipc_prefix=pushpin-\nport_offset=0\n\
+             [runner]\nservices=condure,pushpin-proxy,pushpin-handler\nhttp_port={port}\nlogdir={here}\nlog_level=2\n\
+             client_buffer_size=8192\nclient_maxconn=100\ncondure_bin=condure\n\
+             [proxy]\nroutesfile=routes\nsig_iss=pushpin\nsig_key=changeme\nupdates_check=off\n\
+             [handler]\npush_in_spec=ipc://{here}/push-in\npush_in_sub_specs=ipc://{here}/push-in-sub\n\
+             push_in_http_addr=127.0.0.1\npush_in_http_port={control}\npush_in_http_max_headers_size=10000\n\
+             push_in_http_max_body_size=1000000\nstats_spec=ipc://{here}/stats\ncommand_spec=ipc://{here}/command\n\
+             message_rate=2500\nmessage_hwm=25000\nmessage_wait=5000\nid_cache_ttl=60\n\
+             connection_subscription_max=20\nsubscription_linger=60\nstats_connection_ttl=120\n"
+        );
+        fs::write(run.join("pushpin.conf"), settings)?;
+        fs::write(run.join("routes"), format!("* {}\n", server.address()))?;
+        let begin = |program: &str| {
+            let config = format!("--config={here}/{program}.conf");
+            let mut command = Command::new(folder.join(program));
+            command.arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().with_context(|| format!("cannot start {program}"))
+        };
+        Ok(Self { zurl: begin("zurl")?, proxy: begin("pushpin")?, port, control, dir })
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// What it has written so far.
+    fn log(&self) -> String {
+        let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+        ["pushpin-proxy.log", "pushpin-handler.log"].map(read).concat()
+    }
+
+    /// Sends bytes to all who follow a channel, or ends their streams.
+    async fn publish(&self, channel: &str, format: Value) -> Result<()> {
+        let item = json!({"items": [{"channel": channel, "formats": {"http-stream": format}}]});
+        let url = format!("http://127.0.0.1:{}/publish/", self.control);
+        let answer = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
+        ensure!(answer.status() == 200, "{answer:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Pushpin {
+    fn drop(&mut self) {
+        // Asked to, it ends the processes that it has started.
+        let _ = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.proxy.id())]).status();
+        let _ = self.proxy.wait();
+        let _ = self.zurl.kill();
+        let _ = self.zurl.wait();
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A configuration file with other values.
+fn with(text: &str, values: &[(&str, String)]) -> String {
+    let line = |line: &str| match values.iter().find(|(key, _)| line.split_once('=').is_some_and(|(k, _)| k == *key)) {
+        Some((key, value)) => format!("{key}={value}\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+/// The next piece of a stream; none at its end.
+async fn piece(answer: &mut reqwest::Response, text: &mut String) -> Result<bool> {
+    let piece = tokio::time::timeout(Duration::from_secs(5), answer.chunk()).await??;
+    text.push_str(std::str::from_utf8(piece.as_deref().unwrap_or_default())?);
+    Ok(piece.is_some())
+}
+
+/// A stream with what differs from run to run taken out: epochs, times and heartbeats.
+fn comparable(stream: &str) -> String {
+    let line = |line: &str| {
+        let line = match line.strip_prefix("id: ").and_then(|id| id.split_once('-')) {
+            Some((_, seq)) => format!("id: {seq}"),
+            None => line.to_owned(),
+        };
+        match line.split_once("\"timestamp\":\"") {
+            Some((before, after)) => {
+                format!("{before}\"timestamp\":{}", after.split_once('"').map_or("", |(_, rest)| rest))
+            }
+            None => line,
+        }
+    };
+    stream.replace(":\n\n", "").lines().map(|text| line(text) + "\n").collect()
+}
+
+/// What is published to a channel before somebody follows it, and then.
+fn published(n: u32) -> Value {
+    match n {
+        5 => json!({"event": "temporal_status", "status": "COMPLETED", "result": {"of": "all"}}),
+        n => json!({"step": "s", "progress": n, "message": format!("n{n}\r\nid: 9")}),
+    }
+}
+
+/// Follows a channel and publishes to it; `passes_on` is told what was stored. Returns the stream.
+async fn follow_and_publish<F: Future<Output = Result<()>>>(
+    server: &Server,
+    follow: String,
+    id: &str,
+    passes_on: impl Fn(String) -> F,
+) -> Result<String> {
+    let publish = async |n: u32| {
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &published(n)).await?;
+        ensure!(status == 200, "{answer}");
+        Ok(answer["id"].as_str().context("an id")?.to_owned())
+    };
+    let mut last = String::new();
+    for n in 0..3 {
+        last = publish(n).await?;
+    }
+    let mut answer = reqwest::get(follow).await?;
+    ensure!(answer.status() == 200 && answer.headers()["content-type"] == "text/event-stream", "{answer:?}");
+    ensure!(!answer.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{answer:?}");
+    let mut text = String::new();
+    while text.matches("event: workflow_progress").count() < 3 {
+        ensure!(piece(&mut answer, &mut text).await?, "it ended");
+    }
+    for n in 3..6 {
+        let before = std::mem::replace(&mut last, publish(n).await?);
+        passes_on(before).await?;
+        if n < 5 {
+            let place = format!("id: {last}\n");
+            while !text.contains(&place) {
+                ensure!(piece(&mut answer, &mut text).await?, "it ended");
+            }
+        }
+    }
+    while piece(&mut answer, &mut text).await? {}
+    Ok(comparable(&text.replace(id, "ID")))
+}
+
+#[tokio::test]
+async fn behind_pushpin_a_stream_is_the_same() -> Result<()> {
+    let arguments = [
+        "--max-instance-reuse-count=100000",
+        "--max-instance-concurrent-reuse-count=1000",
+        "--env",
+        "WEIR_AUTH_LOOPBACK=true",
+        "--env",
+        "WEIR_GRIP=proxy",
+    ];
+    let (server, _dir) = composed(&arguments)?;
+    server.ready().await?;
+    let pushpin = Pushpin::start(&server)?;
+    until("there", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) }).await?;
+    // The host may make a second instance, with channels of its own: then another channel is tried. And what holds for Pushpin
+    // may be there later than what passes on.
+    let (tries, held) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));
+    until("held", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let path = format!("/stream/workflow/{id}");
+        // Whoever publishes tells the proxy what the gateway has drawn.
+        let passes_on = |before: String| {
+            let (server, pushpin, path, channel) = (&server, &pushpin, path.clone(), format!("workflow:{id}"));
+            async move {
+                let drawn =
+                    reqwest::Client::new().get(server.url(&path)).header("last-event-id", before).send().await?;
+                let hold = drawn.headers().get("grip-hold").cloned();
+                let text = drawn.text().await?;
+                let (_, drawn) = text.split_once("event: connected").context("connected")?;
+                let (_, drawn) = drawn.split_once("\n\n").context("an event")?;
+                pushpin.publish(&channel, json!({"content": drawn})).await?;
+                match hold {
+                    Some(_) => Ok(()),
+                    None => pushpin.publish(&channel, json!({"action": "close"})).await,
+                }
+            }
+        };
+        match follow_and_publish(&server, pushpin.url(&path), &id, passes_on).await {
+            Ok(stream) => *held.borrow_mut() = stream,
+            Err(error) => {
+                eprintln!("{id}: {error:#}\n{}", pushpin.log());
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+    .await?;
+    let native = Server::start_stub(&[])?;
+    native.ready().await?;
+    let url = native.url("/stream/workflow/native");
+    let native = follow_and_publish(&native, url, "native", |_| async { Ok(()) }).await?;
+    assert_eq!(held.into_inner(), native);
+    assert_eq!(native.matches("\nevent: ").count(), 8, "{native}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
+    let pipelines = Folder::new(&[(
+        "mood",
+        json!([
+            {"id": "mood", "kind": "sentiment"},
+            {"id": "own", "kind": "component", "path": "own", "on_error": "continue", "after": []},
+            {"id": "both", "kind": "map", "after": ["mood", "own"], "expression": "{mood: mood.overall_sentiment, own: own}"},
+        ]),
+    )])?;
+    let dir = format!("{}::/pipelines", pipelines.path().display());
+    let (server, _dir) = composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
+    server.ready().await?;
+    let over = run(&server, "mood", &json!({"text": "good"})).await?;
+    assert_eq!(
+        (&over["state"], &over["output"]),
+        (&json!("completed"), &json!({"mood": "POSITIVE", "own": null})),
+        "{over}"
+    );
+    assert_eq!(over["steps"][1]["code"], "unknown_step", "{over}");
     Ok(())
 }
 

@@ -322,6 +322,54 @@ async fn each_user_has_a_share() -> Result<()> {
 }
 
 #[tokio::test]
+async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let one_each = ["--set", "auth.connections_max=3", "--set", "gateway.instance_requests_max=1"];
+    let server =
+        guarded(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())?;
+    server.ready().await?;
+    let follow = || ask(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
+    // All at once, so that several instances answer.
+    let answers = futures::future::try_join_all((0..20).map(|_| follow())).await?;
+    assert!(server.metric("weir_gateway_instances_total").await? > 1.0);
+    let (held, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+    assert_eq!((held.len(), refused.len()), (3, 17));
+    for answer in refused {
+        assert_eq!(answer.status(), 429);
+        assert!(answer.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
+        // The page that asked may read why.
+        assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
+        assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
+    }
+    assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
+    drop(held);
+    until("room again", || async { Ok(follow().await?.status() == 200) }).await
+}
+
+#[tokio::test]
+async fn who_reads_nothing_keeps_nothing_past_its_token() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server =
+        guarded(dir.path(), &["--set", "events.bytes_max=100000000", "--set", "events.outbox_bytes_max=50000000"])?;
+    server.ready().await?;
+    let short = token(&hs256(), &claims("ann", 4)?, SECRET)?;
+    let mut stalled = Raw::connect_small(&server).await?;
+    let head = format!("GET /stream/user/ann HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {short}\r\n\r\n");
+    stalled.send(head.as_bytes()).await?;
+    stalled.read_until("event: connected").await?;
+    // More than the buffers between the two take.
+    let body = json!({"message": "m", "metadata": {"pad": "x".repeat(50_000)}});
+    for _ in 0..60 {
+        assert_eq!(publish(&server, "/stream/publish/user/ann", ADMIN, &body).await?, 200);
+    }
+    assert_eq!(server.metric("weir_http_connections_held").await?, 1.0);
+    // It is cut, though nothing of it was read and http.write_timeout_ms is far.
+    until("cut", || async { Ok(server.metric("weir_http_connections_held").await? == 0.0) }).await?;
+    assert!(!stalled.read_to_end().await?.contains("expired"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn pages_of_others_may_not_ask() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]", "--set", "auth.cors_credentials=true"];

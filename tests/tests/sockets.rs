@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use weir_tests::follow::post;
+use weir_tests::follow::{Follower, post};
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, root, tool, until};
 
 /// A WebSocket of the `ws` package.
@@ -165,6 +165,48 @@ async fn a_path_names_the_first_channel() -> Result<()> {
     assert_eq!(answers[62]["error"]["code"], "too_many_channels");
     socket.say("!binary").await?;
     assert_eq!(socket.next().await?["close"], 1003);
+    Ok(())
+}
+
+#[tokio::test]
+async fn chunks_go_in_and_events_come_out() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let (status, session) = post(&server, "/sessions", &json!({"annotate": ["keywords"]})).await?;
+    ensure!(status == 201, "{session}");
+    let id = session["session_id"].as_str().or(session["id"].as_str()).context("an id")?;
+    let mut socket = Socket::connected(&server, &format!("/ws/session/{id}")).await?;
+    let mut heard = Vec::new();
+    for (start, speaker) in [(0.0, "ann"), (1.0, "ann"), (2.0, "bob")] {
+        let chunk = json!({"start": start, "end": start + 1.0, "text": "we will cancel", "speaker_id": speaker});
+        socket.say(&chunk).await?;
+        let event = socket.message().await?;
+        if event["type"] == "final_segment" {
+            heard.push(event);
+            heard.push(socket.message().await?);
+        } else {
+            heard.push(event);
+        }
+    }
+    let types: Vec<_> = heard.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(types, ["partial_segment", "partial_segment", "final_segment", "partial_segment"]);
+    assert_eq!(heard[2]["segment"]["text"], "we will cancel we will cancel");
+    // What is no chunk is answered in its place.
+    socket.say(json!({"start": 1, "end": 0, "text": "x"})).await?;
+    assert_eq!(socket.message().await?["type"], "error");
+    socket.say("!close").await?;
+    assert_eq!(socket.next().await?["close"], 1000);
+    let state = async || {
+        let state: Value = reqwest::get(server.url(&format!("/sessions/{id}"))).await?.json().await?;
+        Ok(state["metrics"]["chunks_ingested"] == 3)
+    };
+    until("the session has them", state).await?;
+    let mut replay = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
+    for event in &heard {
+        assert_eq!(replay.placed().await?.data["segment"], event["segment"]);
+    }
+    let mut socket = Socket::open(&server, "/ws/session/nobody", &json!({}))?;
+    assert_eq!(socket.next().await?["refused"], 404);
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub mod api_key;
 mod base64url;
 pub mod cors;
 pub mod credential;
+pub mod digest;
 pub mod guard;
 pub mod identity;
 pub mod jwks;

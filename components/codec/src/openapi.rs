@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
 mod channels;
+mod pipelines;
 mod sessions;
 mod tasks;
 mod transcript;
@@ -27,6 +28,7 @@ pub fn document(version: &str) -> Value {
     }
     channels::add(&mut paths, &mut schemas);
     sessions::add(&mut paths, &mut schemas);
+    pipelines::add(&mut paths, &mut schemas);
     let mut components = schemas.sent.take_definitions(true);
     components.append(&mut schemas.answered.take_definitions(true));
     json!({

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::{
     channel::{CHANNEL_ROUTES, SOCKET_ROUTES},
     event::json,
+    pipeline::route::PIPELINE_ROUTES,
     task::Task,
     transcript::route::SESSION_ROUTES,
 };
@@ -101,9 +102,9 @@ pub struct Index<'a> {
 /// The body of `GET /`.
 pub fn index_json(version: &str) -> Vec<u8> {
     let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
-    let more = CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES).chain(&SOCKET_ROUTES);
-    let channels = more.map(|(method, path)| format!("{method} {path}"));
-    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(channels).collect() })
+    let others = CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES).chain(&PIPELINE_ROUTES).chain(&SOCKET_ROUTES);
+    let others = others.map(|(method, path)| format!("{method} {path}"));
+    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(others).collect() })
 }
 
 #[cfg(test)]
@@ -136,6 +137,6 @@ mod tests {
     #[test]
     fn the_index_names_every_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
     }
 }

@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use serde_json::{Value, json};
-use weir_codec::{channel::CHANNEL_ROUTES, openapi::document, route::ROUTES, transcript::route::SESSION_ROUTES};
+use weir_codec::{
+    channel::CHANNEL_ROUTES, openapi::document, pipeline::route::PIPELINE_ROUTES, route::ROUTES,
+    transcript::route::SESSION_ROUTES,
+};
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../gateway/openapi.json")
@@ -27,14 +30,15 @@ fn the_file_is_what_the_types_say() {
 fn every_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
-    let sessions = SESSION_ROUTES.iter().map(|(_, path)| path).collect::<BTreeSet<_>>();
-    assert_eq!(paths.len(), ROUTES.len() + CHANNEL_ROUTES.len() + sessions.len());
+    let others = || CHANNEL_ROUTES.into_iter().chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
+    let named: BTreeSet<_> = others().map(|(_, path)| path).collect();
+    assert_eq!(paths.len(), ROUTES.len() + named.len());
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
         assert!(paths[path][method]["responses"].is_object(), "{path}");
     }
-    for (method, path) in CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES) {
-        assert!(paths[*path][method.to_ascii_lowercase()]["responses"].is_object(), "{path}");
+    for (method, path) in others() {
+        assert!(paths[path][method.to_ascii_lowercase()]["responses"].is_object(), "{path}");
     }
 }
 

@@ -31,6 +31,11 @@ impl Deadline {
         Self { at_ns: began.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }
 
+    /// A moment of the clock that never goes back, in nanoseconds.
+    pub(crate) fn at(at_ns: u64) -> Self {
+        Self { at_ns }
+    }
+
     /// The earlier of two.
     pub(crate) fn earlier(self, other: Self) -> Self {
         Self { at_ns: self.at_ns.min(other.at_ns) }

@@ -94,7 +94,8 @@ pub(crate) async fn models() -> Vec<Model> {
     infer::models().await.into_iter().map(model).collect()
 }
 
-fn item(work: Work<'_>, settings: &Settings) -> Item {
+/// What inference is asked for a piece of work.
+pub(crate) fn item(work: Work<'_>, settings: &Settings) -> Item {
     let (model, overflow, task) = match work.step {
         Step::Sentiment => {
             let options = ClassifyOptions { top_k: Some(1), activation: None };
@@ -124,7 +125,8 @@ fn item(work: Work<'_>, settings: &Settings) -> Item {
     }
 }
 
-fn answer(output: Output) -> Result<Answer, Failure> {
+/// An answer in the words of `core`.
+pub(crate) fn answer(output: Output) -> Result<Answer, Failure> {
     match output {
         Output::Labels(labels) => match labels.into_iter().next() {
             Some(best) => Ok(Answer::Label { label: best.label, score: best.score }),

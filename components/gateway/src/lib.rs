@@ -15,10 +15,11 @@
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
+//! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
-//! Imports `wasi:*`, `weir:stream/infer`, `weir:stream/session`, `weir:stream/events` and `weir:stream/state`, nothing else.
+//! Imports `wasi:*` and `weir:stream/*`, nothing else.
 
 mod access;
 mod annotating;
@@ -31,6 +32,7 @@ mod held;
 mod infer;
 mod items;
 mod owners;
+mod pipelines;
 mod process;
 mod publish;
 mod reply;
@@ -55,10 +57,11 @@ use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope:
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
-    channel::{Channel, ChannelRoute},
+    channel::{Channel, ChannelKind, ChannelRoute},
     content_type,
     frame::Framing,
     models, output,
+    pipeline::route::PipelineRoute,
     problem::Problem,
     publish::TicketBody,
     query::Query,
@@ -76,6 +79,7 @@ use crate::{
     body::Arriving,
     clock::Deadline,
     items::Plan,
+    pipelines::Pipelines,
     reply::{Client, Reply},
     settings::{Grip, Settings},
     streams::Source,
@@ -94,6 +98,7 @@ const LIVEZ: &str = "/livez";
 #[http_service]
 async fn handle(request: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
+    Pipelines::wake();
     let (parts, mut body) = request.into_parts();
     let mut call = Call {
         path: parts.uri.path(),
@@ -135,6 +140,7 @@ enum Found {
     Own(Route),
     Channels(ChannelRoute),
     Sessions(SessionRoute),
+    Pipelines(PipelineRoute),
 }
 
 impl Found {
@@ -145,7 +151,17 @@ impl Found {
         if let Some(route) = SessionRoute::find(path)? {
             return Ok(Self::Sessions(route));
         }
-        ChannelRoute::find(path)?.map(Self::Channels).ok_or_else(|| Problem::not_found(path))
+        if let Some(route) = PipelineRoute::find(path) {
+            return Ok(Self::Pipelines(route));
+        }
+        match ChannelRoute::find(path)? {
+            // A socket of a session brings chunks: it is a request that feeds it.
+            Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
+                Ok(Self::Sessions(SessionRoute::Chunks(channel)))
+            }
+            Some(route) => Ok(Self::Channels(route)),
+            None => Err(Problem::not_found(path)),
+        }
     }
 
     fn takes(&self, method: &str) -> bool {
@@ -153,6 +169,7 @@ impl Found {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
             Self::Sessions(route) => return route.takes(method),
+            Self::Pipelines(route) => return route.takes(method),
         };
         if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
@@ -162,11 +179,13 @@ impl Found {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
             Self::Sessions(route) => route.allow(),
+            Self::Pipelines(route) => route.allow(),
         }
     }
 
-    fn is_socket(&self) -> bool {
-        matches!(self, Self::Channels(ChannelRoute::Socket(_) | ChannelRoute::Sockets))
+    /// Whether a path is that of a socket; to us such a path takes `POST`.
+    fn is_socket(path: &str) -> bool {
+        path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
@@ -222,7 +241,7 @@ impl Call<'_> {
         }
         let found = Found::at(self.path)?;
         match self.method.as_str() {
-            "GET" if found.is_socket() => return Err(Problem::upgrade_required(self.path)),
+            "GET" if Found::is_socket(self.path) => return Err(Problem::upgrade_required(self.path)),
             method if found.takes(method) => {}
             "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
             method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
@@ -231,6 +250,10 @@ impl Call<'_> {
             Found::Own(route) => self.own(route, body).await,
             Found::Channels(route) => self.channels(route, body).await,
             Found::Sessions(route) => sessions::answer(self, route, body).await,
+            Found::Pipelines(route) => {
+                let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+                self.pipelines(route, body, &identity).await.map(Answer::Whole)
+            }
         }
     }
 

@@ -16,3 +16,8 @@ pub(crate) fn random() -> [u8; 16] {
     let (high, low) = (random::get_random_u64(), random::get_random_u64());
     ((u128::from(high) << 64) | u128::from(low)).to_be_bytes()
 }
+
+/// A seed for jitter.
+pub(crate) fn seed() -> u64 {
+    random::get_random_u64()
+}

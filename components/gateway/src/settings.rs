@@ -23,6 +23,10 @@ pub(crate) struct Settings {
     pub(crate) retry_ms: u32,
     /// `WEIR_GRIP`: who holds connections, `off` unless told.
     pub(crate) grip: Grip,
+    /// `WEIR_KEEPER`: `1` in the one instance that keeps executions, which goes on with what a crash has interrupted.
+    pub(crate) keeper: bool,
+    /// `WEIR_PIPELINES_*`
+    pub(crate) pipelines: Pipelines,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
     /// `WEIR_SESSIONS_*`
@@ -55,6 +59,27 @@ pub(crate) enum Grip {
     Host,
     /// `proxy`: a proxy in front that speaks GRIP, such as Pushpin, and is fed by whoever publishes.
     Proxy,
+}
+
+/// Pipelines and their executions.
+#[derive(Debug)]
+pub(crate) struct Pipelines {
+    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` unless told. There may be none.
+    pub(crate) dir: PathBuf,
+    /// `WEIR_PIPELINES_EXECUTIONS_MAX`: executions that go on at once, 256 unless told.
+    pub(crate) executions_max: usize,
+    /// `WEIR_PIPELINES_USER_EXECUTIONS_MAX`: those of one user, 64 unless told.
+    pub(crate) user_executions_max: usize,
+    /// `WEIR_PIPELINES_INPUT_BYTES_MAX`: bytes of an input, 262144 unless told.
+    pub(crate) input_bytes_max: usize,
+    /// `WEIR_PIPELINES_OUTPUT_BYTES_MAX`: bytes of a step's output, 196608 unless told.
+    pub(crate) output_bytes_max: usize,
+    /// `WEIR_PIPELINES_OUTPUTS_BYTES_MAX`: bytes of the outputs of all steps of an execution, 1048576 unless told.
+    pub(crate) outputs_bytes_max: usize,
+    /// `WEIR_PIPELINES_TTL_MS`: how long an execution that has ended can be asked for, 3600000 unless told.
+    pub(crate) ttl_ms: u64,
+    /// `WEIR_PIPELINES_HTTP_ALLOW`: the authorities that steps may call, `HOST` or `HOST:PORT`, separated by spaces.
+    pub(crate) http_allow: Vec<String>,
 }
 
 /// Who may ask. Lists are separated by spaces.
@@ -130,6 +155,8 @@ impl Settings {
                 Some("proxy") => Grip::Proxy,
                 Some(text) => return Err(format!("`WEIR_GRIP` must be `off`, `host` or `proxy`, and is `{text}`")),
             },
+            keeper: variable("WEIR_KEEPER").is_some_and(|text| text == "1"),
+            pipelines: Pipelines::read(&variable, number)?,
             auth: Auth::read(&variable)?,
             sessions: Sessions {
                 live_max: number("WEIR_SESSIONS_LIVE_MAX", 100_000)?,
@@ -139,6 +166,30 @@ impl Settings {
                 channel_events_max: number("WEIR_EVENTS_EVENTS_MAX", 1000)?,
                 channel_bytes_max: number("WEIR_EVENTS_BYTES_MAX", 1 << 20)?,
             },
+        })
+    }
+}
+
+impl Pipelines {
+    fn read(
+        variable: &impl Fn(&str) -> Option<String>,
+        number: impl Fn(&str, u64) -> Result<u64, String>,
+    ) -> Result<Self, String> {
+        let size =
+            |name: &str, default: u64| Ok::<_, String>(usize::try_from(number(name, default)?).unwrap_or(usize::MAX));
+        Ok(Self {
+            dir: variable("WEIR_PIPELINES_DIR").map_or_else(|| "/pipelines".into(), PathBuf::from),
+            executions_max: size("WEIR_PIPELINES_EXECUTIONS_MAX", 256)?,
+            user_executions_max: size("WEIR_PIPELINES_USER_EXECUTIONS_MAX", 64)?,
+            input_bytes_max: size("WEIR_PIPELINES_INPUT_BYTES_MAX", 262_144)?,
+            output_bytes_max: size("WEIR_PIPELINES_OUTPUT_BYTES_MAX", 196_608)?,
+            outputs_bytes_max: size("WEIR_PIPELINES_OUTPUTS_BYTES_MAX", 1_048_576)?,
+            ttl_ms: number("WEIR_PIPELINES_TTL_MS", 3_600_000)?,
+            http_allow: variable("WEIR_PIPELINES_HTTP_ALLOW")
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(str::to_ascii_lowercase)
+                .collect(),
         })
     }
 }

@@ -1,10 +1,13 @@
 //! How the halves of a task wait for each other.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     future::poll_fn,
     task::{Poll, Waker},
 };
+
+use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
 
 /// Tells one half of a task that the other has changed something. One half waits.
 #[derive(Default)]
@@ -60,5 +63,45 @@ impl Gate {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Lets any number of others go on when something has become true, in whatever tasks they are.
+///
+/// A task of a component does not wake another (wit-bindgen's `inter-task-wakeup` would, and traps under wasmtime 48), but what
+/// the host tells a task does: who waits reads from a stream, and ringing drops the other end of it.
+#[derive(Default)]
+pub(crate) struct Bell {
+    waiting: RefCell<BTreeMap<u64, StreamWriter<u8>>>,
+    next: Cell<u64>,
+}
+
+impl Bell {
+    /// Says that it may have become true.
+    pub(crate) fn ring(&self) {
+        drop(self.waiting.take());
+    }
+
+    /// Resolves when it is true.
+    pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
+        let waiting = Waiting { bell: self, place: self.next.replace(self.next.get() + 1) };
+        while !is_true() {
+            let (writer, mut reader) = wit_stream::new::<u8>();
+            self.waiting.borrow_mut().insert(waiting.place, writer);
+            // Nothing is ever written.
+            reader.read(Vec::with_capacity(1)).await;
+        }
+    }
+}
+
+/// Somebody at a bell, who may leave.
+struct Waiting<'b> {
+    bell: &'b Bell,
+    place: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.bell.waiting.borrow_mut().remove(&self.place);
     }
 }

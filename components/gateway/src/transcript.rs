@@ -95,7 +95,7 @@ pub(crate) async fn open(ask: &SessionAsk) -> Result<Opened, Problem> {
     }
 }
 
-fn config(ask: &SessionAsk) -> String {
+pub(crate) fn config(ask: &SessionAsk) -> String {
     String::from_utf8(ask.to_json()).expect("JSON is UTF-8")
 }
 
@@ -299,7 +299,8 @@ pub(crate) async fn annotate_whole(ask: &SessionAsk, texts: Vec<TextInput>) -> R
     Ok(blocks_json(ask.parts(), &texts, &annotations))
 }
 
-async fn annotate(config: &str, texts: impl Iterator<Item = &TextInput>) -> Option<Vec<core::Annotation>> {
+/// What texts say; none when the session component has no answer.
+pub(crate) async fn annotate(config: &str, texts: impl Iterator<Item = &TextInput>) -> Option<Vec<core::Annotation>> {
     let texts: Vec<String> = texts.map(|text| text.text.clone()).collect();
     let count = texts.len();
     let annotations = session::annotate(config.to_owned(), texts).await.ok()?;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Switch;
+
 /// The channels of events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -38,7 +40,8 @@ pub struct Events {
     pub age_ms_max: u64,
     /// Channels kept; past it finished ones go first, then those not used for longest; what is followed stays.
     pub channels_max: u32,
-    /// Subscribers at once.
+    /// Subscribers at once; one more is answered 503 with `Retry-After`. Each holds a connection (`http.connections_max`), and no
+    /// request of `http.requests_max`.
     pub subscribers_max: u32,
     /// Bytes that wait for one subscriber; past it progress is left out where a later one replaces it, then the subscriber is
     /// closed, and can resume.
@@ -56,6 +59,9 @@ pub struct Events {
     pub heartbeat_ms: u64,
     /// After how long an `EventSource` that lost its connection is told to try again, ms.
     pub retry_ms: u32,
+    /// Whether server-sent events are compressed for who takes gzip: `on` or `off`. Each event is compressed once for all who
+    /// follow; a connection keeps 12 bytes for it.
+    pub gzip: Switch,
 }
 
 impl Default for Events {
@@ -82,6 +88,7 @@ impl Default for Events {
             file_count_max: 8,
             heartbeat_ms: 15_000,
             retry_ms: 3000,
+            gzip: Switch::On,
         }
     }
 }
@@ -154,7 +161,7 @@ pub struct Auth {
     /// Whether pages of these origins may send cookies.
     pub cors_credentials: bool,
     /// Requests of one user in a second, in the long run; one over it is answered 429 with `Retry-After`. This and the next
-    /// four count in each instance of the gateway component for itself.
+    /// three count in each instance of the gateway component for itself.
     pub requests_per_s: u32,
     /// Requests of one user that may come at once.
     pub requests_burst: u32,
@@ -162,7 +169,7 @@ pub struct Auth {
     pub publishes_per_s: u32,
     /// Events of one user that may come at once.
     pub publishes_burst: u32,
-    /// Subscriptions of one user at once.
+    /// Subscriptions of one user at once, in the whole process; one over it is answered 429 with `Retry-After`.
     pub connections_max: u32,
 }
 

@@ -7,6 +7,7 @@
 mod channels;
 mod load;
 mod manual;
+mod pipelines;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown};
+pub use pipelines::Pipelines;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +40,8 @@ pub struct Config {
     pub events: Events,
     /// Transcript sessions that are stored.
     pub sessions: Sessions,
+    /// Pipelines and their executions.
+    pub pipelines: Pipelines,
     /// Who may ask.
     pub auth: Auth,
     /// Logs.

@@ -48,6 +48,9 @@ pub fn load(
     Ok(config)
 }
 
+/// An event takes 262,144 bytes of data, of which an output may be most.
+const OUTPUT_BYTES_MAX: u64 = 250_000;
+
 /// Values that have the right type and still make no sense.
 fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
@@ -85,6 +88,15 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("sessions.memory_bytes_max", config.sessions.memory_bytes_max),
         ("sessions.checkpoint_ms", config.sessions.checkpoint_ms),
         ("sessions.ended_ttl_ms", config.sessions.ended_ttl_ms),
+        ("pipelines.executions_max", u64::from(config.pipelines.executions_max)),
+        ("pipelines.user_executions_max", u64::from(config.pipelines.user_executions_max)),
+        ("pipelines.input_bytes_max", config.pipelines.input_bytes_max),
+        ("pipelines.output_bytes_max", config.pipelines.output_bytes_max),
+        ("pipelines.outputs_bytes_max", config.pipelines.outputs_bytes_max),
+        ("pipelines.ttl_ms", config.pipelines.ttl_ms),
+        ("pipelines.step_memory_bytes_max", config.pipelines.step_memory_bytes_max),
+        ("pipelines.step_deadline_ms_max", config.pipelines.step_deadline_ms_max),
+        ("pipelines.step_calls_max", u64::from(config.pipelines.step_calls_max)),
         ("auth.ticket_ttl_s", u64::from(config.auth.ticket_ttl_s)),
         ("auth.requests_per_s", u64::from(config.auth.requests_per_s)),
         ("auth.requests_burst", u64::from(config.auth.requests_burst)),
@@ -99,11 +111,18 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         let missing = "auth.dir must name the folder of keys when auth.mode is `required`";
         return Err(ConfigError::Invalid(missing.into()));
     }
+    if config.pipelines.output_bytes_max > OUTPUT_BYTES_MAX {
+        let large =
+            format!("pipelines.output_bytes_max must be at most {OUTPUT_BYTES_MAX}: an event has room for no more");
+        return Err(ConfigError::Invalid(large));
+    }
+    config.pipelines.named_steps().map_err(ConfigError::Invalid)?;
     // They reach the gateway in one variable, separated by spaces.
     let lists = [
         ("auth.issuers", &config.auth.issuers),
         ("auth.audiences", &config.auth.audiences),
         ("auth.cors_origins", &config.auth.cors_origins),
+        ("pipelines.http_allow", &config.pipelines.http_allow),
     ];
     let broken = |items: &[String]| items.iter().any(|item| item.is_empty() || item.contains(char::is_whitespace));
     match lists.iter().find(|(_, items)| broken(items)) {

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -27,6 +28,8 @@ use crate::stall::Unstalled;
 
 /// Streams of one connection of HTTP/2.
 const STREAMS_MAX: u32 = 256;
+/// What the system keeps for a held connection whose client has not acknowledged it; Linux doubles it for its own needs.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// How often a connection of HTTP/2 is asked whether its peer is there.
 const HTTP2_PING: Duration = Duration::from_secs(30);
 
@@ -116,7 +119,10 @@ async fn serve_http1(
                 Pin::new(&mut connection).graceful_shutdown();
             }
             Some(Ok(Some(held))) => {
-                return Some(Becomes::Held(HeldConnection::new(connection.into_parts().io.into_inner(), held)));
+                let stream = connection.into_parts().io.into_inner();
+                // Else the system keeps megabytes for each one that does not read. It is a wish: without it all goes on.
+                let _ = SockRef::from(stream.get_ref()).set_send_buffer_size(SEND_BUFFER_BYTES);
+                return Some(Becomes::Held(HeldConnection::new(stream, held)));
             }
             // After the head of an upgrade the connection is ours.
             Some(Ok(None)) => {

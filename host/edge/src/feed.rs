@@ -15,6 +15,7 @@ use weir_codec::subscription::{Drawing, End, draw_event};
 use weir_core::channel::{Closed, Delivery, Entry};
 use weir_events::Subscription;
 
+use crate::gzip::{self, Gzip};
 use crate::hold::HoldPlace;
 
 /// Most events in one write.
@@ -42,6 +43,8 @@ pub(crate) struct Feed {
     wrote: Instant,
     /// Armed once and looked at when it rings: what is written meanwhile costs no timer of its own.
     timer: Pin<Box<Sleep>>,
+    /// Of a client that reads gzip.
+    gzip: Option<Gzip>,
     _place: HoldPlace,
 }
 
@@ -64,8 +67,22 @@ impl Feed {
             ends,
             wrote: now,
             timer: Box::pin(tokio::time::sleep_until(first)),
+            gzip: None,
             _place: place,
         }
+    }
+
+    /// Whether it can be compressed: what all who follow share is worth it, lines are drawn for each.
+    pub(crate) fn can_gzip(&self) -> bool {
+        self.drawing.framing() == Framing::Sse
+    }
+
+    /// Compresses what comes from now on, and what it begins with.
+    pub(crate) fn gzip(&mut self, first: &[u8]) -> Vec<u8> {
+        let mut begin = Vec::new();
+        Gzip::push_head(&mut begin);
+        self.gzip.insert(Gzip::default()).push(&mut begin, first);
+        begin
     }
 
     /// What there is to write, once there is something, behind so many bytes of room. Not to be called again after the last.
@@ -119,7 +136,7 @@ impl Feed {
             if self.wrote + self.heartbeat <= now {
                 self.wrote = now;
                 let mut bytes = vec![0; room];
-                bytes.extend_from_slice(self.drawing.heartbeat());
+                self.push_own(&mut bytes, |drawing, out| out.extend_from_slice(drawing.heartbeat()));
                 return Poll::Ready(self.piece(bytes, None));
             }
             self.timer.as_mut().reset(next);
@@ -127,22 +144,18 @@ impl Feed {
     }
 
     /// Draws a delivery; says why it is the last, if it is.
-    fn push(&self, out: &mut Vec<u8>, delivery: Delivery) -> Option<End> {
+    fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<End> {
         match delivery {
             Delivery::Event { entry, coalesced } => {
-                self.drawing.push_coalesced(out, coalesced);
-                match self.drawing.framing() {
-                    Framing::Sse => out.extend_from_slice(entry.drawn_once(draw)),
-                    Framing::Ndjson => {
-                        let id = entry.cursor.to_string();
-                        self.drawing.push_event(out, &id, &entry.name, entry.data.as_bytes());
-                    }
+                if coalesced > 0 {
+                    self.push_own(out, |drawing, out| drawing.push_coalesced(out, coalesced));
                 }
+                self.push_entry(out, &entry);
                 entry.finishes.then_some(End::Finished)
             }
             Delivery::Gap(gap) => {
                 let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
-                self.drawing.push_gap(out, &from, &to, unix_ms());
+                self.push_own(out, |drawing, out| drawing.push_gap(out, &from, &to, unix_ms()));
                 None
             }
             Delivery::Closed(Closed::Slow) => Some(End::Slow),
@@ -150,10 +163,34 @@ impl Feed {
         }
     }
 
+    /// An event: as a server-sent event it is drawn, and compressed, once for all who follow.
+    fn push_entry(&mut self, out: &mut Vec<u8>, entry: &Entry) {
+        if self.drawing.framing() == Framing::Ndjson {
+            let id = entry.cursor.to_string();
+            return self.push_own(out, |drawing, out| drawing.push_event(out, &id, &entry.name, entry.data.as_bytes()));
+        }
+        let drawn = entry.drawn_once(draw);
+        match &mut self.gzip {
+            None => out.extend_from_slice(drawn),
+            Some(gzip) => gzip.push_packed(out, drawn, entry.packed_once(|_| gzip::pack(drawn))),
+        }
+    }
+
+    /// What is for this subscriber alone.
+    fn push_own(&mut self, out: &mut Vec<u8>, draw: impl FnOnce(&Drawing, &mut Vec<u8>)) {
+        let Some(gzip) = &mut self.gzip else { return draw(&self.drawing, out) };
+        let mut plain = Vec::new();
+        draw(&self.drawing, &mut plain);
+        gzip.push(out, &plain);
+    }
+
     /// What is written, with why nothing comes after it.
-    fn piece(&self, mut bytes: Vec<u8>, end: Option<End>) -> Piece {
+    fn piece(&mut self, mut bytes: Vec<u8>, end: Option<End>) -> Piece {
         if let Some(end) = end {
-            self.drawing.push_end(&mut bytes, end, unix_ms());
+            self.push_own(&mut bytes, |drawing, out| drawing.push_end(out, end, unix_ms()));
+            if let Some(gzip) = &self.gzip {
+                gzip.push_end(&mut bytes);
+            }
         }
         Piece { bytes, last: end.is_some() }
     }

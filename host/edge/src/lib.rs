@@ -4,7 +4,8 @@
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
 //! - `socket`: WebSockets, which to the component are requests with a line for each message.
 //! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
-//! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed.
+//! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed; `gzip`: the
+//!   same compressed.
 //! - `stall`: clients that do not read.
 //! - [`observe`]: the metrics of the process.
 //!
@@ -14,6 +15,7 @@ mod answer;
 mod body;
 mod connection;
 mod feed;
+mod gzip;
 mod held;
 mod hold;
 pub mod observe;

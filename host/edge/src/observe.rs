@@ -43,6 +43,11 @@ fn describe() {
     describe_gauge!("weir_http_connections_held", "connections held for subscribers, without a guest");
     describe_counter!("weir_http_rejected_total", "requests answered 503 because the server was full");
     describe_histogram!("weir_http_first_byte_seconds", "time from a request's header to its answer's header, seconds");
+    describe_counter!("weir_pipeline_executions_total", "executions that have ended, by how");
+    describe_counter!("weir_pipeline_steps_total", "steps of executions that are over, by how");
+    describe_histogram!("weir_pipeline_seconds", "time from the start of an execution to its completion, seconds");
+    describe_histogram!("weir_pipeline_step_seconds", "completed attempts of steps, by kind, seconds");
+    describe_counter!("weir_step_calls_total", "calls of components that are steps, by step and outcome");
     describe_counter!("weir_gateway_instances_total", "gateway instances made");
     describe_counter!("weir_gateway_instances_lost_total", "gateway instances lost to a trap or a limit");
     describe_counter!("weir_infer_items_total", "items handed to a replica, by model");

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use http::{HeaderValue, Method, Request, Response, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use weir_config::{Config, Http};
+use weir_config::{Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
@@ -19,6 +20,7 @@ use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
 use crate::connection;
+use crate::gzip;
 use crate::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
 use crate::socket::{self, Handshake, Talk};
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     observer: Observer,
     places: Arc<Semaphore>,
     holds: Holds,
+    gzip: bool,
     ids: AtomicU64,
     draining: AtomicBool,
     /// True when WebSockets are to end: nothing else would end them.
@@ -66,6 +69,7 @@ impl Server {
         let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
         let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
         let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
+        let gzip = config.events.gzip == Switch::On;
         let config = config.http.clone();
         let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
@@ -83,6 +87,7 @@ impl Server {
                 observer,
                 places,
                 holds,
+                gzip,
                 ids,
                 draining: AtomicBool::new(false),
                 leaving: watch::Sender::new(false),
@@ -252,12 +257,13 @@ async fn pass(shared: &Shared, mut request: Request<Incoming>, owner: u64, open:
         return open_socket(shared, request, owner, open, id).await;
     }
     let get = request.method() == Method::GET;
+    let gzip = shared.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
             match hold::instruction(&mut head.headers) {
-                Ok(Some(instruction)) if get => hold(shared, instruction, head, body, open, id).await,
+                Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), open, id).await,
                 Ok(_) => {
                     let body = ReplyBody::Streamed { body: Box::new(body), _open: open };
                     Answer::Whole(Response::from_parts(head, body))
@@ -297,8 +303,8 @@ fn failed(error: &gateway::HandleError, id: &str) -> Answer {
 async fn hold(
     shared: &Shared,
     instruction: Instruction,
-    mut head: response::Parts,
-    body: CountedBody,
+    gzip: bool,
+    (mut head, body): (response::Parts, CountedBody),
     open: Option<Open>,
     id: &str,
 ) -> Answer {
@@ -310,8 +316,18 @@ async fn hold(
     match shared.holds.follow(&shared.events, instruction).await {
         // Whoever came to its seat after the others were sent away would stay.
         Ok(_) if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
-        Ok(feed) => {
-            head.headers.remove(http::header::CONTENT_LENGTH);
+        Ok(mut feed) => {
+            head.headers.remove(CONTENT_LENGTH);
+            if shared.gzip {
+                head.headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+            }
+            let first = match gzip && feed.can_gzip() {
+                true => {
+                    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                    feed.gzip(&first).into()
+                }
+                false => first,
+            };
             Answer::Held(Box::new(Held { head, first, feed }))
         }
         Err(problem) => Answer::Whole(answer::refused(&problem, &head.headers, id)),

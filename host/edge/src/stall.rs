@@ -24,6 +24,11 @@ impl<S> Unstalled<S> {
         Self { stream, timeout, stalled: None, flushed: Arc::default() }
     }
 
+    /// The stream itself.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     /// Set whenever its writer has nothing left to write. Who clears it sees whether that has been so since.
     pub(crate) fn flushed(&self) -> Arc<AtomicBool> {
         self.flushed.clone()

@@ -51,7 +51,11 @@ async fn a_callback_that_was_taken_off_is_called_no_more() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let name = channel("workflow:w")?;
     let (sender, receiver) = mpsc::channel();
-    let callback = store.subscribe_callback(&name, Cursor::START, move |_| drop(sender.send(()))).await?;
+    let callback = store
+        .subscribe_callback(&name, Cursor::START, move |_| {
+            let _ = sender.send(());
+        })
+        .await?;
     callback.unsubscribe();
     // The function is dropped with its end of the channel.
     let over = tokio::task::spawn_blocking(move || receiver.recv_timeout(PATIENCE));

@@ -22,4 +22,14 @@ pub mod gateway {
     });
 }
 
+/// A step of a pipeline that is a component, as the host calls it.
+#[allow(missing_docs, clippy::all)]
+pub mod step {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "step-component",
+        exports: { default: async },
+    });
+}
+
 pub use infer::weir::stream::types;

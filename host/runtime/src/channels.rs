@@ -6,6 +6,7 @@ use weir_config::{Events, EventsFallback, EventsStore};
 use weir_core::channel::Retention;
 use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
 
+use crate::reliability;
 use crate::runtime::StartError;
 
 /// Opens the store.
@@ -49,6 +50,9 @@ fn watch(config: &Events, events: &Store) -> Result<(), StartError> {
         let mut names = HashSet::new();
         while let Some(tapped) = tap.next().await {
             let Tapped::Event { channel, entry } = tapped else { continue };
+            if channel.kind() == "pipeline" {
+                reliability::count(&entry.name, &entry.data);
+            }
             let known =
                 names.contains(&entry.name) || names.len() < COUNTED_NAMES_MAX && names.insert(entry.name.clone());
             let name = if known { entry.name.to_string() } else { "other".to_owned() };

@@ -18,7 +18,7 @@ use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
-use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
@@ -26,6 +26,8 @@ use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::call::{Abandon, Call, FromGuest, ToGuest};
 use crate::keeper::{self, Keeper};
 use crate::limits::limits;
+use crate::outgoing::Outgoing;
+use crate::steps::Steps;
 use crate::types::{Item, ModelInfo, Outcome};
 
 /// A request for the gateway.
@@ -44,12 +46,16 @@ pub(crate) struct GatewayConfig {
     /// Time for the head of an answer; the component has limits of its own below this.
     pub(crate) head_timeout: Duration,
     pub(crate) environment: Vec<(String, String)>,
-    /// The folder of keys, which instances see read-only as [`KEYS_DIR`].
-    pub(crate) keys_dir: Option<PathBuf>,
+    /// Folders, and where instances see them, read-only.
+    pub(crate) folders: Vec<(PathBuf, &'static str)>,
+    /// The authorities that the keeper may call.
+    pub(crate) http_allow: Vec<String>,
 }
 
 /// Where an instance sees the folder of keys.
 pub(crate) const KEYS_DIR: &str = "/auth";
+/// Where an instance sees the folder of pipelines.
+pub(crate) const PIPELINES_DIR: &str = "/pipelines";
 
 /// The gateway: hands requests to instances, and makes as many as are needed; what is kept goes to the keeper.
 #[derive(Clone)]
@@ -65,6 +71,7 @@ impl Gateway {
         config: GatewayConfig,
         call: Call,
         events: EventStore,
+        steps: Steps,
         draining: Arc<AtomicBool>,
     ) -> wasmtime::Result<Self> {
         let mut linker = Linker::<GatewayState>::new(engine);
@@ -74,7 +81,7 @@ impl Gateway {
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
         let (keeper_memory_bytes_max, head_timeout) = (config.keeper_memory_bytes_max, config.head_timeout);
-        let maker = Arc::new(Maker { engine: engine.clone(), pre, config, call, events, draining });
+        let maker = Arc::new(Maker { engine: engine.clone(), pre, config, call, events, steps, draining });
         let keeper = Keeper::start(maker.clone(), keeper_memory_bytes_max, head_timeout);
         Ok(Self { handler: ProxyHandler::new(Front(maker)), keeper })
     }
@@ -148,10 +155,11 @@ pub(crate) struct GatewayState {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    hooks: NoOutgoing,
+    hooks: Outgoing,
     limits: StoreLimits,
     call: Call,
     pub(crate) events: EventStore,
+    pub(crate) steps: Steps,
     draining: Arc<AtomicBool>,
     /// The requests of this instance, by the task that answers them; what is over goes when the next one comes.
     requests: HashMap<GuestTaskId, Weak<Counted>>,
@@ -166,22 +174,6 @@ impl WasiView for GatewayState {
 impl WasiHttpView for GatewayState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
-    }
-}
-
-/// The gateway answers requests; it makes none.
-struct NoOutgoing;
-
-type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>);
-
-impl WasiHttpHooks for NoOutgoing {
-    fn send_request(
-        &mut self,
-        _request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _done: Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>,
-    ) -> Box<dyn Future<Output = Result<Sent, wasmtime_wasi_http::Error>> + Send> {
-        Box::new(std::future::ready(Err(wasmtime_wasi_http::Error::HttpRequestDenied)))
     }
 }
 
@@ -225,6 +217,7 @@ pub(crate) struct Maker {
     config: GatewayConfig,
     call: Call,
     events: EventStore,
+    steps: Steps,
     draining: Arc<AtomicBool>,
 }
 
@@ -240,17 +233,20 @@ impl Maker {
         if let Some((name, value)) = told {
             wasi.env(name, value);
         }
-        if let Some(dir) = &self.config.keys_dir {
-            wasi.preopened_dir(dir, KEYS_DIR, FsPerms::ReadOnly)?;
+        for (dir, seen_as) in &self.config.folders {
+            wasi.preopened_dir(dir, seen_as, FsPerms::ReadOnly)?;
         }
+        // Only the keeper runs steps: instances in front call nobody.
+        let allow = if told.is_some() { self.config.http_allow.as_slice() } else { &[] };
         let state = GatewayState {
             table: ResourceTable::new(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
-            hooks: NoOutgoing,
+            hooks: Outgoing::new(allow),
             limits: limits(memory_bytes_max),
             call: self.call.clone(),
             events: self.events.clone(),
+            steps: self.steps.clone(),
             draining: self.draining.clone(),
             requests: HashMap::new(),
         };

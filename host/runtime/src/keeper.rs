@@ -29,7 +29,7 @@ const ENVIRONMENT: (&str, &str) = ("WEIR_KEEPER", "1");
 /// Requests on their way to the instance; what it has is bounded by whoever accepts them.
 const REQUESTS_MAX: usize = 1024;
 /// The keeper is lost when it lets nobody else run for so long.
-const HANG_TIMEOUT: Duration = Duration::from_secs(5);
+const HANG_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it shows that it runs.
 const BEAT: Duration = Duration::from_millis(250);
 /// Between an instance that is lost and the next, when it did not live for as long as the longer one.

@@ -16,6 +16,8 @@
 //! - `keeper`: the one instance that has what outlives a request.
 //! - `channels`: the channel store as the configuration has it, its metrics and its file.
 //! - `events`, `state`: the channel store as gateway instances see it.
+//! - `reliability`: what executions tell, as metrics.
+//! - `steps`: components of the operator's that are steps of pipelines; `outgoing`: whom steps may call.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
 //!
@@ -30,10 +32,13 @@ mod events;
 pub mod gateway;
 mod keeper;
 mod limits;
+mod outgoing;
 pub mod pool;
 mod queue;
+mod reliability;
 pub mod runtime;
 mod state;
+mod steps;
 pub mod stream;
 
 pub use bindings::types;

@@ -19,9 +19,10 @@ use crate::call::{Call, Pools};
 use crate::channels;
 use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
-use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR};
+use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR, PIPELINES_DIR};
 use crate::pool::{Machinery, Pool, PoolConfig, PoolStats};
 use crate::queue::QueueSettings;
+use crate::steps::{Steps, StepsConfig};
 use crate::types::{Failure, ModelInfo, ModelKind};
 
 /// The components that this program was built with.
@@ -380,7 +381,12 @@ fn start_gateway(
         ("WEIR_SESSIONS_ENDED_TTL_MS", config.sessions.ended_ttl_ms.to_string()),
     ];
     let auth = auth(config)?;
-    let environment = environment.into_iter().chain(auth.environment).map(|(name, value)| (name.to_owned(), value));
+    let pipelines = pipelines(config)?;
+    let environment = environment
+        .into_iter()
+        .chain(auth.environment)
+        .chain(pipelines.environment)
+        .map(|(name, value)| (name.to_owned(), value));
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,
@@ -389,15 +395,17 @@ fn start_gateway(
         // The component answers 408 and 504 by itself; this is for one that is stuck.
         head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),
         environment: environment.collect(),
-        keys_dir: auth.keys_dir,
+        folders: auth.folder.into_iter().chain(pipelines.folder).collect(),
+        http_allow: config.pipelines.http_allow.clone(),
     };
-    Gateway::new(host.engine(), &component, gateway, call.clone(), events.clone(), draining.clone())
+    let steps = Steps::new(host.engine(), steps_config(config)?).map_err(|error| StartError::Link("step", error))?;
+    Gateway::new(host.engine(), &component, gateway, call.clone(), events.clone(), steps, draining.clone())
         .map_err(|error| StartError::Link("gateway", error))
 }
 
-/// What the gateway is told of who may ask.
+/// What the gateway is told, with a folder and where it sees it.
 struct Told {
-    keys_dir: Option<PathBuf>,
+    folder: Option<(PathBuf, &'static str)>,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -424,7 +432,37 @@ fn auth(config: &Config) -> Result<Told, StartError> {
         ("WEIR_AUTH_PUBLISHES_BURST", auth.publishes_burst.to_string()),
         ("WEIR_AUTH_CONNECTIONS_MAX", auth.connections_max.to_string()),
     ];
-    Ok(Told { keys_dir: required.then(|| auth.dir.clone()), environment })
+    Ok(Told { folder: required.then(|| (auth.dir.clone(), KEYS_DIR)), environment })
+}
+
+/// What the gateway is told of pipelines.
+fn pipelines(config: &Config) -> Result<Told, StartError> {
+    let pipelines = &config.pipelines;
+    let folder = (!pipelines.dir.as_os_str().is_empty()).then(|| (pipelines.dir.clone(), PIPELINES_DIR));
+    if let Some((dir, _)) = folder.as_ref().filter(|(dir, _)| !dir.is_dir()) {
+        return Err(StartError::Config(format!("pipelines.dir {} is no folder", dir.display())));
+    }
+    let environment = vec![
+        ("WEIR_PIPELINES_DIR", PIPELINES_DIR.to_owned()),
+        ("WEIR_PIPELINES_EXECUTIONS_MAX", pipelines.executions_max.to_string()),
+        ("WEIR_PIPELINES_USER_EXECUTIONS_MAX", pipelines.user_executions_max.to_string()),
+        ("WEIR_PIPELINES_INPUT_BYTES_MAX", pipelines.input_bytes_max.to_string()),
+        ("WEIR_PIPELINES_OUTPUT_BYTES_MAX", pipelines.output_bytes_max.to_string()),
+        ("WEIR_PIPELINES_OUTPUTS_BYTES_MAX", pipelines.outputs_bytes_max.to_string()),
+        ("WEIR_PIPELINES_TTL_MS", pipelines.ttl_ms.to_string()),
+        ("WEIR_PIPELINES_HTTP_ALLOW", pipelines.http_allow.join(" ")),
+    ];
+    Ok(Told { folder, environment })
+}
+
+fn steps_config(config: &Config) -> Result<StepsConfig, StartError> {
+    let pipelines = &config.pipelines;
+    Ok(StepsConfig {
+        files: pipelines.named_steps().map_err(StartError::Config)?,
+        memory_bytes_max: pipelines.step_memory_bytes_max,
+        deadline_ms_max: pipelines.step_deadline_ms_max,
+        calls_max: pipelines.step_calls_max as usize,
+    })
 }
 
 /// Whether only this machine reaches an address. A name counts as what it is, `localhost` or not; it is not looked up.

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, node, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, node, pushpin, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -47,6 +47,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         std::path::absolute(&data).unwrap_or_else(|_| data.into())
     });
     let redis = report.whole("redis", || redis::server(house));
+    let pushpin = report.whole("pushpin", || pushpin::folder(house));
     let readers = node::is_here().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::can_be_had().then(|| report.whole("browser", || browser::browser(house))).flatten();
     let mut test = |name: &str, what: &str, command: &mut Command| {
@@ -54,6 +55,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
         if let Some(redis) = &redis {
             command.env(redis::VARIABLE, redis);
+        }
+        if let Some(pushpin) = &pushpin {
+            command.env(pushpin::VARIABLE, pushpin);
         }
         if let Some(readers) = &readers {
             command.env(node::VARIABLE, readers);

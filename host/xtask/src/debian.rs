@@ -5,6 +5,7 @@
 //! would stand in rustup's way; the linkers come from the toolchain that rustup has put here, and the standard library
 //! is built once from Debian's source of it. Nothing here needs root, and the mirror is the one apt already uses.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -315,6 +316,20 @@ impl<'a> Apt<'a> {
         let listed = sh::answer(&mut list)?;
         let names = listed.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
         Ok(names.filter(|name| *name != of && !name.contains(':')).map(str::to_owned).collect())
+    }
+
+    /// The libraries that packages stand on, and that this machine does not have.
+    pub(crate) fn missing_libraries(&self, of: &[&str]) -> Result<Vec<String>> {
+        let strong =
+            ["--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces"];
+        let listed = sh::answer(self.command("apt-cache").arg("depends").args(strong).arg("--no-enhances").args(of))?;
+        let status = ["--show", "--showformat", "${Package} ${db:Status-Status}\\n"];
+        let here = sh::answer(sh::program(self.house, "dpkg-query").args(status).arg("lib*"))?;
+        let here: BTreeSet<&str> = here.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+        // What takes systemd's place is another name for a library that is wanted anyway.
+        let wanted = |name: &&str| name.starts_with("lib") && !name.starts_with("libelogind") && !here.contains(name);
+        let names: BTreeSet<&str> = listed.lines().filter(wanted).collect();
+        Ok(names.into_iter().map(str::to_owned).collect())
     }
 
     /// The package that `of` depends on whose name begins so.

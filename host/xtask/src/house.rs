@@ -23,6 +23,7 @@ pub(crate) const GUESTS: &[Component] = &[
     Component { package: "nn-probe", name: "nn_probe" },
     Component { package: "infer-stub", name: "infer_stub" },
     Component { package: "events-stub", name: "events_stub" },
+    Component { package: "step-guest", name: "step_guest" },
 ];
 
 /// The crates of the native host. Cargo unites the features of the packages it is asked for, so every host build

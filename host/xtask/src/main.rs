@@ -6,7 +6,8 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
-//! - [`redis`]: a Redis server for the tests; [`browser`]: a Chromium; [`nginx`]: what the fan-out is compared with
+//! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
+//! - [`nginx`]: what the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -22,6 +23,7 @@ mod house;
 mod http;
 mod nginx;
 mod node;
+mod pushpin;
 mod python;
 mod redis;
 #[cfg(test)]
@@ -75,6 +77,7 @@ const TASKS: &[Task] = &[
     },
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
+    Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 

@@ -55,6 +55,7 @@ const RULES: &[Rule] = &[
     Rule { package: "infer-stub", house: &[], others: None },
     // The store's own state machines, so that what stands in for it keeps its promises.
     Rule { package: "events-stub", house: &["weir-core"], others: None },
+    Rule { package: "step-guest", house: &[], others: None },
 ];
 
 /// What only some crates may use: the beginning of a crate's name, and who may.
@@ -66,7 +67,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("redb", &["weir-events"]),
     ("redis", &["weir-events"]),
     ("hyper", &["weir-edge"]),
-    ("wit-bindgen", &["weir-gateway", "weir-infer", "weir-session", "nn-probe", "infer-stub", "events-stub"]),
+    (
+        "wit-bindgen",
+        &["weir-gateway", "weir-infer", "weir-session", "nn-probe", "infer-stub", "events-stub", "step-guest"],
+    ),
     ("wasip3", &["weir-gateway"]),
     ("spin-sdk", &["weir-gateway"]),
     ("tokenizers", &["weir-infer"]),

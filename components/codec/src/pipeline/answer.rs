@@ -1,6 +1,8 @@
 //! What is answered about executions.
 
-use weir_core::pipeline::{Rates, Snapshot, State, Status};
+use std::sync::Arc;
+
+use weir_core::pipeline::{Definition, Rates, Snapshot, State, Status};
 
 use super::{
     event::{timestamp, write_failure, write_pipeline_failure},
@@ -49,6 +51,43 @@ pub fn status_json(status: &Status) -> String {
             None => out.raw("failure", "null"),
         };
         write_links(out, &status.execution_id);
+    })
+}
+
+/// An execution in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub execution_id: Arc<str>,
+    /// The name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// How far it is.
+    pub state: State,
+    /// When it began, in nanoseconds since 1970.
+    pub began_unix_ns: u64,
+}
+
+/// The body of `GET /executions`.
+pub fn executions_json(executions: &[Listed]) -> String {
+    object(|out| {
+        out.array("executions", executions, |out, listed| {
+            out.value("execution_id", &*listed.execution_id).value("pipeline", &*listed.pipeline);
+            out.value("state", listed.state.name()).value("started_at", &timestamp(listed.began_unix_ns));
+            write_links(out, &listed.execution_id);
+        });
+    })
+}
+
+/// The body of `GET /pipelines`: each by its name with its definition, or with none when its file cannot be understood.
+pub fn pipelines_json<'a>(pipelines: impl IntoIterator<Item = (&'a str, Option<&'a Definition>)>) -> String {
+    object(|out| {
+        out.array("pipelines", pipelines, |out, (name, definition)| {
+            out.value("name", name).value("valid", &definition.is_some());
+            let steps = definition.map(Definition::steps).unwrap_or_default();
+            out.array("steps", steps, |out, step| {
+                out.value("id", &*step.task.id).value("kind", step.task.kind.name().name());
+            });
+        });
     })
 }
 

@@ -1,6 +1,6 @@
 //! The nine events as JSON: `event_type`, `execution_id`, `step_id`, `timestamp`, `data`, `metadata`, always all six.
 
-use weir_core::pipeline::{Data, Event, Metadata, PipelineFailure, StepFailure};
+use weir_core::pipeline::{Data, Event, Json, Metadata, PipelineFailure, Sequenced, StepFailure};
 
 use super::writer::{Object, object};
 
@@ -8,11 +8,45 @@ use super::writer::{Object, object};
 ///
 /// `step_id` is null when it is about no step, `metadata` when there is nothing to say. Durations are in milliseconds, exact.
 pub fn to_json(execution_id: &str, event: &Event) -> String {
+    write(execution_id, event, None)
+}
+
+/// An event for its channel: its metadata have its number in the execution as `seq`, so that whoever has the channel's last
+/// event knows how many there are. An output for which an event of `bytes_max` bytes has no room is null; whoever asks for
+/// the execution gets it all the same.
+pub fn numbered_json(execution_id: &str, Sequenced { seq, event }: &Sequenced, bytes_max: usize) -> String {
+    let json = write(execution_id, event, Some(*seq));
+    match &event.data {
+        Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed }
+            if json.len() > bytes_max && *output != Json::null() =>
+        {
+            let (duration_ns, steps_completed, steps_failed) = (*duration_ns, *steps_completed, *steps_failed);
+            let data = Data::PipelineComplete { output: Json::null(), duration_ns, steps_completed, steps_failed };
+            write(execution_id, &Event { data, ..event.clone() }, Some(*seq))
+        }
+        _ => json,
+    }
+}
+
+/// The number that [`numbered_json`] wrote.
+pub fn number(json: &str) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Wire {
+        metadata: Numbered,
+    }
+    #[derive(serde::Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    serde_json::from_str::<Wire>(json).ok().map(|wire| wire.metadata.seq)
+}
+
+fn write(execution_id: &str, event: &Event, seq: Option<u64>) -> String {
     object(|out| {
         out.value("event_type", event.event_type().name()).value("execution_id", execution_id);
         out.value("step_id", &event.step_id.as_deref()).value("timestamp", &timestamp(event.unix_ns));
         out.object("data", |out| write_data(out, &event.data));
-        write_metadata(out, &event.metadata);
+        write_metadata(out, &event.metadata, seq);
     })
 }
 
@@ -60,13 +94,16 @@ pub(super) fn write_pipeline_failure(out: &mut Object<'_>, failure: &PipelineFai
     out.value("compensated", &failure.compensated).value("compensations_failed", &failure.compensations_failed);
 }
 
-fn write_metadata(out: &mut Object<'_>, metadata: &Metadata) {
-    if *metadata == Metadata::default() {
+fn write_metadata(out: &mut Object<'_>, metadata: &Metadata, seq: Option<u64>) {
+    if *metadata == Metadata::default() && seq.is_none() {
         out.raw("metadata", "null");
         return;
     }
     out.object("metadata", |out| {
         let Metadata { attempt, run, resumed, compensates } = metadata;
+        if let Some(seq) = seq {
+            out.value("seq", &seq);
+        }
         for (name, count) in [("attempt", attempt), ("run", run), ("resumed", resumed)] {
             if *count > 0 {
                 out.value(name, count);
@@ -205,5 +242,20 @@ mod tests {
             {"event_type":"pipeline_error","execution_id":"exec_1","step_id":null,"timestamp":"2025-10-22T10:30:00.000Z","data":{"error":"come \"back\"\n","code":"busy","retryable":true,"failed_step":"s","cancelled":false,"compensated":2,"compensations_failed":1,"duration_ms":7},"metadata":null}
             {"event_type":"checkpoint_saved","execution_id":"exec_1","step_id":null,"timestamp":"2025-10-22T10:30:00.000Z","data":{"checkpoint":4,"steps_completed":1},"metadata":null}
         "#]].assert_eq(&lines);
+    }
+
+    #[test]
+    fn the_number_of_an_event_is_in_its_metadata() {
+        let output = Json::from_checked(format!("\"{}\"", "x".repeat(1000)));
+        let data = Data::PipelineComplete { output, duration_ns: 1_000_000, steps_completed: 2, steps_failed: 0 };
+        let event = Event { step_id: None, unix_ns: 0, data, metadata: Metadata::default() };
+        let whole = numbered_json("exec_1", &Sequenced { seq: 7, event: event.clone() }, 2000);
+        assert_eq!(number(&whole), Some(7));
+        assert!(whole.ends_with(r#","metadata":{"seq":7}}"#) && whole.contains("xxx"), "{whole}");
+        let cut = numbered_json("exec_1", &Sequenced { seq: 8, event: event.clone() }, 1000);
+        assert!(cut.contains(r#""output":null"#) && cut.len() <= 1000, "{cut}");
+        assert_eq!(number(&cut), Some(8));
+        assert_eq!(number(&to_json("exec_1", &event)), None);
+        assert_eq!(number("{"), None);
     }
 }

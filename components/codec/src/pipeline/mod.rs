@@ -8,7 +8,8 @@
 //! - [`execution_id`]: ids that cannot be guessed.
 //! - [`answer`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
-//! - [`output`]: what the steps of texts put out.
+//! - [`input`], [`output`]: what the steps of texts take, and what they put out.
+//! - [`route`]: the paths of pipelines and executions.
 //! - [`process_stream`]: `/process-stream` as one such pipeline, drawn in its own dialect.
 
 pub mod answer;
@@ -17,9 +18,11 @@ pub mod definition;
 pub mod event;
 pub mod execution_id;
 pub mod expression;
+pub mod input;
 pub mod output;
 pub mod prefer;
 pub mod process_stream;
 mod reader;
+pub mod route;
 pub mod text;
 mod writer;

@@ -7,6 +7,8 @@
 //! | `sentiment` | `{"overall_sentiment", "chunk_sentiments", "positive_chunks", "negative_chunks"}` | per chunk, in order: `{"progress", "chunk_result": {"chunk", "sentiment", "confidence"}}` |
 //! | `summary` | `{"summary", "compression_ratio"}` | |
 //! | `entities` | `{"entities", "entity_types", "total_entities"}` | |
+//! | `embed` | `{"embeddings": [[…], …], "dimensions"}` | |
+//! | `annotate` | `{"outputs": [{…}, …]}`, a block for each text | |
 
 use std::num::NonZeroUsize;
 
@@ -15,11 +17,18 @@ use weir_core::{
     failure::Failure,
     pipeline::Json,
     process::{Answer, ChunkSentiment, Event, compression, locate, unexpected},
+    session::Annotation,
     tally::{Tally, sentiment_label},
 };
 
 use super::writer::object;
-use crate::event;
+use crate::{
+    event,
+    transcript::{
+        semantic::{Parts, TextInput},
+        stream::blocks_json,
+    },
+};
 
 /// The output of a `chunk` step.
 pub fn chunks(text: &str, chunk_size: u32) -> Json {
@@ -47,6 +56,19 @@ pub fn entities(answer: Result<Answer, Failure>, text: &str) -> Result<Json, Fai
         Ok(Answer::Entities(spans)) => Ok(body(&Event::EntitiesComplete { entities: locate(text, spans)? })),
         other => Err(unexpected(other)),
     }
+}
+
+/// The output of an `embed` step: a vector for each text.
+pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
+    Json::from_checked(object(|out| {
+        out.value("embeddings", vectors).value("dimensions", &vectors.first().map_or(0, Vec::len));
+    }))
+}
+
+/// The output of an `annotate` step: `outputs` as `/v1/annotate` answers them.
+pub fn annotations(parts: Parts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
+    let answer = blocks_json(parts, texts, annotations);
+    Json::from_checked(String::from_utf8(answer).expect("serde_json writes UTF-8, on one line"))
 }
 
 /// A `sentiment` step: answers come in any order, parts leave in the order of the chunks.

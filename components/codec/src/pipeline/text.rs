@@ -19,6 +19,13 @@ pub fn read(body: &[u8]) -> Result<Json, JsonError> {
     compact(text).map(Json::from_checked)
 }
 
+/// A text as a JSON string.
+pub fn string(text: &str) -> Json {
+    let mut out = String::with_capacity(text.len() + 2);
+    super::writer::value(&mut out, text);
+    Json::from_checked(out)
+}
+
 /// A JSON text without white space between its values.
 fn compact(text: &str) -> Result<String, JsonError> {
     let mut compact = String::with_capacity(text.len());

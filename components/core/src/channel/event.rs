@@ -149,7 +149,7 @@ impl Draft {
     /// The event in its place, at a time in milliseconds since 1970.
     pub fn at(self, cursor: Cursor, time_ms: u64) -> Entry {
         let Self { name, data, coalesce, finishes } = self;
-        Entry { cursor, time_ms, name, data, coalesce, finishes, drawn: OnceLock::new() }
+        Entry { cursor, time_ms, name, data, coalesce, finishes, drawn: OnceLock::new(), packed: OnceLock::new() }
     }
 }
 
@@ -174,6 +174,7 @@ pub struct Entry {
     /// True for the last event of the channel.
     pub finishes: bool,
     drawn: OnceLock<Box<[u8]>>,
+    packed: OnceLock<Box<[u8]>>,
 }
 
 impl Entry {
@@ -187,6 +188,11 @@ impl Entry {
     /// is one such drawing, so that everybody has to ask for the same.
     pub fn drawn_once(&self, draw: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
         self.drawn.get_or_init(|| draw(self).into_boxed_slice())
+    }
+
+    /// The same for what is drawn, compressed.
+    pub fn packed_once(&self, pack: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.packed.get_or_init(|| pack(self).into_boxed_slice())
     }
 }
 
@@ -244,5 +250,7 @@ mod tests {
         let entry = Draft::new("e", "1").at(Cursor::new(1, 1), 0);
         assert_eq!(entry.drawn_once(|entry| entry.data.as_bytes().to_vec()), b"1");
         assert_eq!(entry.drawn_once(|_| panic!("drawn twice")), b"1");
+        assert_eq!(entry.packed_once(|_| b"p".to_vec()), b"p");
+        assert_eq!(entry.packed_once(|_| panic!("packed twice")), b"p");
     }
 }

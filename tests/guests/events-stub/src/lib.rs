@@ -13,6 +13,7 @@ mod bindings {
                 import wasi:clocks/system-clock@0.3.0;
                 export weir:%stream/events@0.1.0;
                 export weir:%stream/state@0.1.0;
+                export weir:%stream/steps@0.1.0;
             }
         ",
         path: "../../../wit",
@@ -26,7 +27,7 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 use bindings::{
     exports::weir::stream::{
         events::{Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Guest, Page},
-        state,
+        state, steps,
     },
     wasi::clocks::{monotonic_clock, system_clock},
     wit_stream,
@@ -262,5 +263,13 @@ fn wire(delivery: channel::Delivery) -> Delivery {
         channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
         channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
         channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
+    }
+}
+
+/// A host of this kind runs no components of its operator's.
+impl steps::Guest for Stub {
+    async fn run(name: String, _: String, _: String, _: steps::Limits) -> Result<String, steps::Failure> {
+        let message = format!("this server has no component `{name}`");
+        Err(steps::Failure { code: "unknown_step".to_owned(), message, retryable: false })
     }
 }

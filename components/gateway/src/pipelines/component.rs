@@ -1,0 +1,47 @@
+//! Steps that are components of the operator's: `weir:stream/steps` runs them.
+
+use weir_codec::pipeline::text;
+use weir_core::pipeline::{Json, StepFailure};
+
+use crate::bindings::weir::stream::steps::{self, Limits};
+
+/// Longest message of a failure, in bytes.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Runs a component once. What it puts out must be JSON.
+pub(super) async fn run(
+    name: &str,
+    input: &Json,
+    config: &Json,
+    memory_bytes_max: u64,
+    deadline_ms: u64,
+    bytes_max: usize,
+) -> Result<Json, StepFailure> {
+    let (input, config) = (input.as_str().to_owned(), config.as_str().to_owned());
+    match steps::run(name.to_owned(), input, config, Limits { memory_bytes_max, deadline_ms }).await {
+        Ok(output) if output.len() > bytes_max => {
+            let message = format!("the step put out {} bytes, and may put out {bytes_max}", output.len());
+            Err(StepFailure::last("output_too_large", message))
+        }
+        Ok(output) => text::read(output.as_bytes()).map_err(|error| {
+            StepFailure::last("step_output", cut(&format!("what the step put out is no JSON: {error}")))
+        }),
+        Err(failure) => {
+            let code = if is_code(&failure.code) { &failure.code } else { "step_failed" };
+            let message = cut(&failure.message);
+            Err(match failure.retryable {
+                true => StepFailure::passing(code, message),
+                false => StepFailure::last(code, message),
+            })
+        }
+    }
+}
+
+fn is_code(code: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=64).contains(&code.len()) && code.bytes().all(fits)
+}
+
+fn cut(message: &str) -> String {
+    message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned()
+}

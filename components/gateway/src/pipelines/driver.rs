@@ -1,0 +1,131 @@
+//! Drives an execution: saves what it wants saved, stores what it tells, runs what it starts.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{AbortHandle, Abortable, FusedFuture as _, LocalBoxFuture},
+    stream::FuturesUnordered,
+};
+use weir_codec::pipeline::answer::Listed;
+use weir_core::pipeline::{Batch, Run};
+
+use super::{Pipelines, keep, live::Live, steps};
+use crate::clock::{self, Deadline};
+
+/// Something is due that cannot begin yet: the clock is looked at again so much later. What it waits for wakes the driver.
+const LATER_MS: u64 = 50;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// Runs that go on, and how to give up on each.
+#[derive(Default)]
+struct Runs {
+    running: FuturesUnordered<LocalBoxFuture<'static, Run>>,
+    handles: Vec<(Run, AbortHandle)>,
+}
+
+/// Drives an execution to its end. Nobody waits for this: it ends with the execution, or with the instance.
+pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
+    let mut runs = Runs::default();
+    let mut saving: Option<LocalBoxFuture<'static, u64>> = None;
+    let mut storing: Option<LocalBoxFuture<'static, (Batch, u64)>> = None;
+    let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
+    let mut cancelled = pin!(live.cancelled().fuse());
+    loop {
+        let now = clock::now();
+        let due_ns = {
+            let mut execution = live.execution.borrow_mut();
+            if execution.poll_timeout().is_some_and(|at_ns| at_ns <= now.monotonic_ns) {
+                execution.handle_timer(now);
+            }
+            if saving.is_none()
+                && let Some(checkpoint) = execution.poll_checkpoint(now)
+            {
+                saving = Some(keep::save(pipelines, live.clone(), checkpoint).boxed_local());
+            }
+            while let Some(run) = execution.poll_stop() {
+                runs.stop(run);
+            }
+            while let Some(work) = execution.poll_start(now) {
+                let (handle, registration) = AbortHandle::new_pair();
+                let run = work.run;
+                let step = Abortable::new(steps::run(pipelines, live.clone(), work), registration);
+                runs.handles.push((run, handle));
+                runs.running.push(step.map(move |_| run).boxed_local());
+            }
+            if storing.is_none()
+                && let Some(batch) = execution.poll_events(now)
+            {
+                storing = Some(keep::store(live.clone(), batch).boxed_local());
+            }
+            if execution.is_drained() && saving.is_none() && storing.is_none() {
+                break;
+            }
+            let later_ns = now.monotonic_ns.saturating_add(LATER_MS * NS_PER_MS);
+            execution.poll_timeout().map(|at_ns| if at_ns <= now.monotonic_ns { later_ns } else { at_ns })
+        };
+        if timer.as_ref().map(|(at_ns, _)| *at_ns) != due_ns {
+            timer = due_ns.map(|at_ns| (at_ns, Deadline::at(at_ns).passed().boxed_local()));
+        }
+        let (mut saved, mut stored) = (None, None);
+        let mut changed = pin!(live.changed.wait());
+        poll_fn(|context| {
+            let mut go_on = changed.as_mut().poll(context).is_ready();
+            go_on |= !cancelled.is_terminated() && cancelled.as_mut().poll(context).is_ready();
+            if let Some(future) = &mut saving
+                && let Poll::Ready(number) = future.poll_unpin(context)
+            {
+                (saved, go_on) = (Some(number), true);
+            }
+            if let Some(future) = &mut storing
+                && let Poll::Ready(count) = future.poll_unpin(context)
+            {
+                (stored, go_on) = (Some(count), true);
+            }
+            while let Poll::Ready(Some(run)) = runs.running.poll_next_unpin(context) {
+                runs.handles.retain(|(other, _)| *other != run);
+                go_on = true;
+            }
+            if let Some((_, future)) = &mut timer
+                && future.poll_unpin(context).is_ready()
+            {
+                (timer, go_on) = (None, true);
+            }
+            if go_on { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if let Some(number) = saved {
+            saving = None;
+            live.execution.borrow_mut().handle_checkpoint_saved(number);
+        }
+        if let Some((batch, count)) = stored {
+            storing = None;
+            live.execution.borrow_mut().handle_stored(count);
+            let mut reliability = pipelines.reliability.borrow_mut();
+            for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
+                reliability.handle_event(clock::now().monotonic_ns, &sequenced.event);
+            }
+            live.moved.ring();
+        }
+    }
+    // What still runs has no say any more.
+    drop(runs);
+    keep::end(pipelines, &live).await;
+    let status = live.execution.borrow().status(clock::now().monotonic_ns);
+    let listed = Listed {
+        execution_id: status.execution_id,
+        pipeline: status.pipeline,
+        state: status.state,
+        began_unix_ns: status.began_unix_ns,
+    };
+    pipelines.ended(&live, listed);
+    live.finish();
+}
+
+impl Runs {
+    fn stop(&mut self, run: Run) {
+        if let Some(at) = self.handles.iter().position(|(other, _)| *other == run) {
+            self.handles.swap_remove(at).1.abort();
+        }
+    }
+}

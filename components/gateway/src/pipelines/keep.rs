@@ -1,0 +1,293 @@
+//! What of an execution outlives the process: its checkpoint in `weir:stream/state`, its events in its channel.
+//!
+//! | key | value |
+//! |---|---|
+//! | `execution:ID` | the last checkpoint of one that goes on |
+//! | `ended:ID` | the last checkpoint of one that has ended, for a while |
+//! | `checkpoint:ID.S.N` | the parts of a checkpoint that one value does not hold |
+//! | `start:KEY` | the execution that an `Idempotency-Key` began |
+//!
+//! A value begins with a line `weir-execution VERSION PARTS SLOT OWNER`; with 0 parts the checkpoint follows it. Parts are written
+//! before the value that names them, in one of two slots in turn, so that a crash in between leaves the checkpoint before whole.
+
+use std::rc::Rc;
+
+use weir_codec::{
+    channel::Channel,
+    pipeline::{checkpoint, event},
+};
+use weir_core::pipeline::{Batch, Checkpoint, Definition};
+
+use super::{Pipelines, live::Live};
+use crate::{
+    bindings::weir::stream::{
+        events::{self, Cursor, Event, Failure},
+        state,
+    },
+    clock::{self, Deadline},
+    owners,
+};
+
+/// What a value holds of a checkpoint; the store takes a mebibyte.
+const PART_BYTES: usize = 1_000_000;
+/// Bytes of an event that the store takes, and of all events that are appended together.
+const EVENT_BYTES_MAX: usize = 262_144;
+const APPEND_BYTES_MAX: usize = 1 << 20;
+const APPEND_EVENTS_MAX: usize = 1000;
+const PAGE_EVENTS_MAX: u32 = 1000;
+/// The delays between attempts to save or store, in milliseconds.
+const RETRY_MS: (u64, u64) = (100, 10_000);
+const VERSION: &str = "1";
+
+/// Which of the two places of an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Going,
+    Ended,
+}
+
+impl Place {
+    fn key(self, id: &str) -> String {
+        match self {
+            Self::Going => format!("execution:{id}"),
+            Self::Ended => format!("ended:{id}"),
+        }
+    }
+
+    /// The kind of its keys.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Going => "execution",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What is kept of an execution.
+pub(super) struct Kept {
+    pub(super) owner: String,
+    pub(super) parts: usize,
+    pub(super) definition: Definition,
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// Saves a checkpoint, however long that takes; its number.
+pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoint: Checkpoint) -> u64 {
+    let number = checkpoint.number;
+    let mut delay_ms = RETRY_MS.0;
+    while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
+        eprintln!("a checkpoint of {} was not saved: {failure:?}", checkpoint.execution_id);
+        Deadline::after(clock::now(), delay_ms).passed().await;
+        delay_ms = (delay_ms * 2).min(RETRY_MS.1);
+    }
+    live.checkpoint.replace(Some(checkpoint));
+    number
+}
+
+/// Saves a checkpoint, or not.
+pub(super) async fn try_save(pipelines: &Pipelines, live: &Live, checkpoint: &Checkpoint) -> Result<(), Failure> {
+    let definition = live.execution.borrow().definition().clone();
+    let id = &checkpoint.execution_id;
+    let bytes = checkpoint::encode(checkpoint, &definition);
+    let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
+    let parts = put(Place::Going, id, &live.owner, slot, bytes, None).await?;
+    live.parts.set(live.parts.get().max(parts));
+    // Whose channel it is must be known for as long as there are events in it.
+    if checkpoint.number > 1 && pipelines.settings.auth.required {
+        own(live).await?;
+    }
+    Ok(())
+}
+
+/// Makes the channel of an execution its owner's.
+pub(super) async fn own(live: &Live) -> Result<(), Failure> {
+    let id = live.execution.borrow().id().clone();
+    let channel = Channel::from_name(&format!("pipeline:{id}"));
+    let user = Channel::from_name(&format!("user:{}", live.owner));
+    let Some((channel, user)) = channel.zip(user) else {
+        return Err(Failure::Invalid("the user has no channel".to_owned()));
+    };
+    // Why not is for the log.
+    owners::settle(&channel, &user, clock::now()).await.map_err(|_| Failure::Unavailable(1000))
+}
+
+/// Appends events to the channel; the batch, and how many events the channel holds then.
+pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
+    let id = live.execution.borrow().id().clone();
+    let channel = format!("pipeline:{id}");
+    let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
+    for sequenced in batch.events.iter().take(APPEND_EVENTS_MAX) {
+        let data = event::numbered_json(&id, sequenced, EVENT_BYTES_MAX);
+        if bytes + data.len() > APPEND_BYTES_MAX && !wire.is_empty() {
+            break;
+        }
+        (bytes, seq) = (bytes + data.len(), sequenced.seq);
+        let name = sequenced.event.event_type().name();
+        let step = sequenced.event.step_id.as_deref().unwrap_or_default();
+        let coalesce =
+            (name == "step_progress").then(|| format!("p:{}", step.get(..step.len().min(60)).unwrap_or_default()));
+        wire.push(Event { name: name.to_owned(), data, coalesce, finishes: sequenced.event.is_last() });
+    }
+    let mut delay_ms = RETRY_MS.0;
+    loop {
+        match events::append(channel.clone(), wire.clone()).await {
+            Ok(places) => {
+                live.last.set(places.last().copied().unwrap_or(live.last.get()));
+                live.stored.set(seq);
+                return (batch, seq);
+            }
+            // Its last event is there, so all of them are.
+            Err(Failure::Finished) => {
+                let all = batch.events.last().map_or(seq, |last| last.seq);
+                live.stored.set(all);
+                return (batch, all);
+            }
+            Err(failure) => eprintln!("events of {id} were not stored: {failure:?}"),
+        }
+        Deadline::after(clock::now(), delay_ms).passed().await;
+        delay_ms = (delay_ms * 2).min(RETRY_MS.1);
+        // They may have been stored all the same.
+        if let Ok(stored) = tail(&live).await
+            && stored > 0
+            && wire_begins(&batch) <= stored
+        {
+            return (batch, stored);
+        }
+    }
+}
+
+fn wire_begins(batch: &Batch) -> u64 {
+    batch.events.first().map_or(u64::MAX, |first| first.seq)
+}
+
+/// The number of the last event in the channel, as far as it can be known; 0 when there is none.
+pub(super) async fn tail(live: &Live) -> Result<u64, Failure> {
+    let channel = format!("pipeline:{}", live.execution.borrow().id());
+    let (last, stored) = tail_after(&channel, live.last.get(), live.stored.get()).await?;
+    live.last.set(last);
+    live.stored.set(stored);
+    Ok(stored)
+}
+
+/// The place and the number of the last event of a channel after one that is known.
+pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Result<(Cursor, u64), Failure> {
+    let (mut last, mut stored) = (last, stored);
+    loop {
+        let page = events::read(channel.to_owned(), last, PAGE_EVENTS_MAX).await?;
+        let Some(entry) = page.entries.last() else { return Ok((last, stored)) };
+        last = entry.at;
+        stored = event::number(&entry.event.data).unwrap_or(stored).max(stored);
+    }
+}
+
+/// An execution has ended: it is kept for those who ask, and no longer among those that go on. While the store does not take
+/// it, it stays where it is, and is ended again after a restart.
+pub(super) async fn end(pipelines: &Pipelines, live: &Live) {
+    let Some(mut checkpoint) = live.checkpoint.take() else { return };
+    // Its events are stored.
+    checkpoint.outbox.clear();
+    let definition = live.execution.borrow().definition().clone();
+    let id = checkpoint.execution_id.clone();
+    let bytes = checkpoint::encode(&checkpoint, &definition);
+    let ttl_ms = pipelines.config.ttl_ms;
+    let mut delay_ms = RETRY_MS.0;
+    while let Err(failure) = put(Place::Ended, &id, &live.owner, "e", bytes.clone(), Some(ttl_ms)).await {
+        eprintln!("the end of {id} was not saved: {failure:?}");
+        Deadline::after(clock::now(), delay_ms).passed().await;
+        delay_ms = (delay_ms * 2).min(RETRY_MS.1);
+    }
+    forget(&id, live.parts.get()).await;
+}
+
+/// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
+pub(super) async fn forget(id: &str, parts: usize) {
+    if let Err(failure) = state::delete(Place::Going.key(id)).await {
+        eprintln!("{id} has ended and stays among those that go on: {failure:?}");
+        return;
+    }
+    for (slot, part) in ["a", "b"].into_iter().flat_map(|slot| (0..parts).map(move |part| (slot, part))) {
+        if state::delete(part_key(id, slot, part)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn part_key(id: &str, slot: &str, part: usize) -> String {
+    format!("checkpoint:{id}.{slot}.{part}")
+}
+
+/// Puts a checkpoint in its place; how many parts it has besides.
+async fn put(
+    place: Place,
+    id: &str,
+    owner: &str,
+    slot: &str,
+    bytes: Vec<u8>,
+    ttl_ms: Option<u64>,
+) -> Result<usize, Failure> {
+    let is_small = bytes.len() <= PART_BYTES;
+    let parts = if is_small { 0 } else { bytes.len().div_ceil(PART_BYTES) };
+    if !is_small {
+        for (part, bytes) in bytes.chunks(PART_BYTES).enumerate() {
+            state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms).await?;
+        }
+    }
+    let mut value = head(parts, slot, owner).into_bytes();
+    if is_small {
+        value.extend(bytes);
+    }
+    state::put(place.key(id), value, ttl_ms).await?;
+    Ok(parts)
+}
+
+fn head(parts: usize, slot: &str, owner: &str) -> String {
+    format!("weir-execution {VERSION} {parts} {slot} {owner}\n")
+}
+
+/// The parts, slot and owner of a value, and the rest of it.
+fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
+    let end = value.iter().position(|byte| *byte == b'\n')?;
+    let (line, rest) = value.split_at(end);
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let known = words.next()? == "weir-execution" && words.next()? == VERSION;
+    let (parts, slot, owner) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+    (known && words.next().is_none()).then_some((parts, slot, owner, &rest[1..]))
+}
+
+/// What is kept of an execution in a place.
+pub(super) async fn get(place: Place, id: &str) -> Result<Option<Kept>, Failure> {
+    let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };
+    let damaged = |what: &str| Failure::Other(format!("what is kept of {id} is damaged: {what}"));
+    let (parts, slot, owner, rest) = split(&value).ok_or_else(|| damaged("its first line"))?;
+    let mut whole = Vec::new();
+    if parts * PART_BYTES > checkpoint::CHECKPOINT_BYTES_MAX + PART_BYTES {
+        return Err(damaged("too many parts"));
+    }
+    for part in 0..parts {
+        let part = state::get(part_key(id, slot, part)).await?;
+        whole.extend(part.ok_or_else(|| damaged("a part is missing"))?);
+    }
+    let bytes = if parts == 0 { rest } else { &whole };
+    let (definition, checkpoint) = checkpoint::decode(bytes).map_err(|error| damaged(&error.to_string()))?;
+    Ok(Some(Kept { owner: owner.to_owned(), parts, definition, checkpoint }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_say_what_they_are() {
+        let value = [head(0, "a", "ann@example.org").as_bytes(), b"{\n}"].concat();
+        assert_eq!(split(&value), Some((0, "a", "ann@example.org", b"{\n}".as_slice())));
+        for other in [
+            "",
+            "weir-execution 1 0 a ann",
+            "weir-execution 2 0 a ann\n",
+            "x 1 0 a ann\n",
+            "weir-execution 1 0 a b c\n",
+        ] {
+            assert_eq!(split(other.as_bytes()), None, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Pipelines: [`weir_core::pipeline::Execution`]s driven by the clocks, inference, other services and the operator's components,
+//! kept in `weir:stream/state` and told in channels of their own.
+//!
+//! - `definitions`: the operator's folder of pipelines.
+//! - `routes`: what clients ask.
+//! - `live`: an execution that goes on in this instance, and who waits for it; `driver`: feeds and drains it.
+//! - `keep`: checkpoints and events, where they outlive the process; `resume`: going on from there.
+//! - `steps`: what each kind of step does; `http`, `component`: those that leave Weir.
+//!
+//! Executions belong to an instance, not to a request: they go on when the client has left. Where the host keeps one instance
+//! for them (`WEIR_KEEPER`), that is all there are.
+
+mod component;
+mod definitions;
+mod driver;
+mod http;
+mod keep;
+mod live;
+mod resume;
+mod routes;
+mod steps;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
+
+use spin_sdk::wasip3::spawn;
+use weir_codec::pipeline::answer::Listed;
+use weir_core::pipeline::{Definition, Limits, Reliability, ReliabilityConfig};
+
+use self::live::Live;
+use crate::settings::{Pipelines as Config, Settings};
+
+/// Ended executions that are listed.
+const ENDED_MAX: usize = 1000;
+
+/// The executions of this instance.
+pub(crate) struct Pipelines {
+    config: &'static Config,
+    settings: &'static Settings,
+    definitions: definitions::Definitions,
+    live: RefCell<BTreeMap<Arc<str>, Rc<Live>>>,
+    /// Executions that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
+    starting: Cell<usize>,
+    /// The last that have ended, each with its owner.
+    ended: RefCell<VecDeque<(String, Listed)>>,
+    reliability: RefCell<Reliability>,
+    /// Resuming has begun.
+    woken: Cell<bool>,
+}
+
+impl Pipelines {
+    /// The ones of this instance.
+    pub(crate) fn current() -> Result<&'static Self, &'static str> {
+        thread_local! {
+            static PIPELINES: Cell<Option<&'static Pipelines>> = const { Cell::new(None) };
+        }
+        if let Some(pipelines) = PIPELINES.get() {
+            return Ok(pipelines);
+        }
+        let settings = Settings::current()?;
+        let config = &settings.pipelines;
+        // There is one thread and one of these for as long as the instance lives.
+        let pipelines: &'static Self = Box::leak(Box::new(Self {
+            config,
+            settings,
+            definitions: definitions::Definitions::new(&config.dir),
+            live: RefCell::default(),
+            starting: Cell::new(0),
+            ended: RefCell::default(),
+            reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
+            woken: Cell::new(false),
+        }));
+        PIPELINES.set(Some(pipelines));
+        Ok(pipelines)
+    }
+
+    /// With the first request of the instance that keeps executions: goes on with those that a crash has interrupted.
+    pub(crate) fn wake() {
+        // Settings that cannot be understood are told to whoever asks.
+        let Ok(settings) = Settings::current() else { return };
+        if !settings.keeper {
+            return;
+        }
+        if let Ok(pipelines) = Self::current()
+            && !pipelines.woken.replace(true)
+        {
+            spawn(resume::resume(pipelines));
+        }
+    }
+
+    /// What no definition can change.
+    fn limits(&self) -> Limits {
+        Limits {
+            input_bytes_max: self.config.input_bytes_max,
+            output_bytes_max: self.config.output_bytes_max,
+            outputs_bytes_max: self.config.outputs_bytes_max,
+            buffer_bytes_max: self.config.outputs_bytes_max,
+            ..Limits::default()
+        }
+    }
+
+    /// Lets an execution go on, in the task that calls.
+    fn go(&'static self, live: Live) -> Rc<Live> {
+        let live = Rc::new(live);
+        let id = live.execution.borrow().id().clone();
+        self.live.borrow_mut().insert(id, live.clone());
+        spawn(driver::drive(self, live.clone()));
+        live
+    }
+
+    /// An execution that goes on here.
+    fn find(&self, id: &str) -> Option<Rc<Live>> {
+        self.live.borrow().get(id).cloned()
+    }
+
+    /// It has ended, and is kept where others look.
+    fn ended(&self, live: &Live, listed: Listed) {
+        self.live.borrow_mut().remove(&listed.execution_id);
+        self.list(live.owner.clone(), listed);
+    }
+
+    fn list(&self, owner: String, listed: Listed) {
+        let mut ended = self.ended.borrow_mut();
+        if ended.len() == ENDED_MAX {
+            ended.pop_front();
+        }
+        ended.push_back((owner, listed));
+    }
+
+    fn definition(&self, name: &str) -> Option<Result<Arc<Definition>, ()>> {
+        self.definitions.find(name)
+    }
+}

@@ -1,0 +1,377 @@
+//! What clients ask of pipelines and their executions.
+
+use std::{cell::Cell, rc::Rc};
+
+use spin_sdk::wasip3::http::types;
+use weir_auth::{digest, identity::Identity, refusal, scope::Action};
+use weir_codec::{
+    channel::{Channel, ChannelKind},
+    pipeline::{
+        answer::{self, Listed},
+        definition, execution_id,
+        prefer::Prefer,
+        route::PipelineRoute,
+        text,
+    },
+    problem::Problem,
+    request::{FieldError, FieldReason, RequestError},
+};
+use weir_core::pipeline::{Execution, Json, Rejected, Status};
+
+use super::{
+    Pipelines,
+    keep::{self, Place},
+    live::Live,
+    resume,
+};
+use crate::{
+    Call,
+    access::Access,
+    bindings::weir::stream::{events, state},
+    clock::{self, Deadline},
+    publish,
+    reply::Reply,
+    request_id,
+    settings::Settings,
+};
+
+/// Executions in a list.
+const LISTED_MAX: usize = 100;
+/// Longest `Idempotency-Key`, in bytes.
+const KEY_BYTES_MAX: usize = 255;
+/// How long an execution may take to begin before another request with its `Idempotency-Key` begins it.
+const CLAIM_MS: u64 = 10_000;
+/// How long a request waits for another that begins the same execution, and how often it looks.
+const BEGUN_MS: u64 = 5000;
+const LOOK_MS: u64 = 50;
+/// How long a cancelled execution may take to be over before its client has an answer.
+const CANCEL_MS: u64 = 5000;
+/// When to come back to a server that has all the executions that it may have.
+const BUSY_RETRY_MS: u32 = 1000;
+
+/// What a request with an `Idempotency-Key` is to do.
+enum Begin {
+    /// An execution with this id.
+    New(String),
+    /// Nothing: it has begun.
+    Begun(String),
+}
+
+impl Call<'_> {
+    /// Pipelines and executions, for somebody who was let in.
+    pub(crate) async fn pipelines(
+        &self,
+        route: PipelineRoute,
+        body: types::Request,
+        identity: &Identity,
+    ) -> Result<Reply, Problem> {
+        let pipelines = Pipelines::current().map_err(Problem::internal)?;
+        match route {
+            PipelineRoute::Pipelines => {
+                let all = pipelines.definitions.all();
+                let allowed = all.iter().filter(|(name, _)| self.may_start(identity, name).is_ok());
+                let listed = allowed.map(|(name, definition)| (name.as_str(), definition.as_deref()));
+                Ok(Reply::json(answer::pipelines_json(listed).into_bytes()))
+            }
+            PipelineRoute::Pipeline(name) if self.method.as_str() == "POST" => {
+                self.start(pipelines, &name, body, identity).await
+            }
+            PipelineRoute::Pipeline(name) => {
+                let definition = self.definition(pipelines, &name, identity)?;
+                Ok(Reply::json(definition::to_json(&definition).into_bytes()))
+            }
+            PipelineRoute::Executions => {
+                Ok(Reply::json(answer::executions_json(&list(pipelines, identity)).into_bytes()))
+            }
+            PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
+                self.cancel(pipelines, &id, identity).await
+            }
+            PipelineRoute::Execution(id) => {
+                let status = self.status(pipelines, &id, identity, Action::Read).await?;
+                Ok(Reply::json(answer::status_json(&status).into_bytes()))
+            }
+            PipelineRoute::Reliability => {
+                let snapshot = pipelines.reliability.borrow().snapshot(self.began.monotonic_ns);
+                Ok(Reply::json(answer::reliability_json(&snapshot).into_bytes()))
+            }
+        }
+    }
+
+    /// What is not allowed is not there.
+    fn may_start(&self, identity: &Identity, name: &str) -> Result<(), Problem> {
+        identity.may(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, self.path))
+    }
+
+    fn definition(
+        &self,
+        pipelines: &Pipelines,
+        name: &str,
+        identity: &Identity,
+    ) -> Result<std::sync::Arc<weir_core::pipeline::Definition>, Problem> {
+        self.may_start(identity, name)?;
+        let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(self.path))?;
+        // What is wrong with it is for the log.
+        let detail = "the definition of this pipeline cannot be understood";
+        definition.map_err(|()| Problem::refused(500, "pipeline_invalid", "The pipeline is not valid", detail, None))
+    }
+
+    async fn start(
+        &self,
+        pipelines: &'static Pipelines,
+        name: &str,
+        body: types::Request,
+        identity: &Identity,
+    ) -> Result<Reply, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let definition = self.definition(pipelines, name, identity)?;
+        Access::current()?.publishes(identity, self.began)?;
+        let values: Vec<_> = self.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()).collect();
+        let prefer = Prefer::read(values);
+        let key = self.idempotency_key()?;
+        let input = text::read(&self.json(body, settings).await?).map_err(RequestError::from)?;
+        let bytes_max = pipelines.config.input_bytes_max;
+        if input.bytes() > bytes_max {
+            let detail = format!("the input has {} bytes, and may have {bytes_max}", input.bytes());
+            return Err(Problem::refused(413, "input_too_large", "The input is too large", detail, None));
+        }
+        let _starting = pipelines.reserve(identity.user())?;
+        let id = match key {
+            None => execution_id::from_random(request_id::random()),
+            Some(key) => match self.begin(pipelines, name, &key, &input, identity).await? {
+                Begin::New(id) => id,
+                Begin::Begun(id) => return self.begun(pipelines, &id, name, prefer, identity).await,
+            },
+        };
+        let now = clock::now();
+        let execution = Execution::new(definition, id.clone(), input, pipelines.limits(), request_id::seed(), now);
+        let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
+        let live = Live::new(execution, identity.user().to_owned());
+        if Access::current()?.required() {
+            keep::own(&live).await.map_err(publish::problem)?;
+        }
+        let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
+        let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
+        keep::try_save(pipelines, &live, &checkpoint).await.map_err(publish::problem)?;
+        live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
+        live.checkpoint.replace(Some(checkpoint));
+        let live = pipelines.go(live);
+        self.begun_live(live, &id, name, prefer).await
+    }
+
+    /// Answers for an execution that goes on: with its end, if the client waits and it comes in time.
+    async fn begun_live(&self, live: Rc<Live>, id: &str, name: &str, prefer: Prefer) -> Result<Reply, Problem> {
+        let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
+        if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
+            let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
+            if end.bound(live.clone().ended()).await.is_some() {
+                let status = live.execution.borrow().status(clock::now().monotonic_ns);
+                return Ok(finished(&status, id, prefer));
+            }
+        }
+        Ok(accepted(id, name, prefer))
+    }
+
+    /// Answers for an execution that an earlier request with the same key began.
+    async fn begun(
+        &self,
+        pipelines: &'static Pipelines,
+        id: &str,
+        name: &str,
+        prefer: Prefer,
+        identity: &Identity,
+    ) -> Result<Reply, Problem> {
+        if let Some(live) = pipelines.find(id) {
+            return self.begun_live(live, id, name, prefer).await;
+        }
+        match prefer.wait {
+            Some(_) => Ok(finished(&self.status(pipelines, id, identity, Action::Read).await?, id, prefer)),
+            None => Ok(accepted(id, name, prefer)),
+        }
+    }
+
+    /// `Idempotency-Key`, if the client sends one.
+    fn idempotency_key(&self) -> Result<Option<String>, Problem> {
+        let Some(key) = self.header("idempotency-key") else { return Ok(None) };
+        let fits = key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if key.is_empty() || key.len() > KEY_BYTES_MAX || !fits {
+            let message = format!("`Idempotency-Key` must have 1 to {KEY_BYTES_MAX} visible ASCII characters");
+            let error = FieldError::new("Idempotency-Key", FieldReason::NotAllowed, message);
+            return Err(RequestError::Invalid(vec![error]).into());
+        }
+        Ok(Some(key))
+    }
+
+    /// Whether an execution is to begin, where requests with the same key begin one together. Which one is written down before
+    /// it begins, so that a crash in between leaves nothing that could begin twice.
+    async fn begin(
+        &self,
+        pipelines: &'static Pipelines,
+        name: &str,
+        key: &str,
+        input: &Json,
+        identity: &Identity,
+    ) -> Result<Begin, Problem> {
+        let place = format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
+        let print = digest::of(&[input.as_str().as_bytes()]);
+        let end = Deadline::after(clock::now(), BEGUN_MS);
+        loop {
+            let known = state::get(place.clone()).await.map_err(publish::problem)?;
+            let known = known.and_then(|value| String::from_utf8(value).ok());
+            let known = known.as_deref().and_then(|value| value.split_once(' '));
+            if let Some((id, other)) = known {
+                if other != print {
+                    let detail = "this `Idempotency-Key` was sent with another input";
+                    return Err(Problem::refused(422, "idempotency_key_reused", "The key was used", detail, None));
+                }
+                if exists(pipelines, id).await? {
+                    return Ok(Begin::Begun(id.to_owned()));
+                }
+            }
+            if events::claim(place.clone(), CLAIM_MS).await.map_err(publish::problem)? {
+                let new = || execution_id::from_random(request_id::random());
+                let id = known.map_or_else(new, |(id, _)| id.to_owned());
+                let value = format!("{id} {print}").into_bytes();
+                state::put(place, value, Some(pipelines.config.ttl_ms)).await.map_err(publish::problem)?;
+                return Ok(Begin::New(id));
+            }
+            let now = clock::now();
+            if end.is_past(now) {
+                let detail = "another request with this `Idempotency-Key` is being answered";
+                return Err(Problem::refused(409, "idempotency_key_in_use", "The key is in use", detail, Some(1000)));
+            }
+            Deadline::after(now, LOOK_MS).passed().await;
+        }
+    }
+
+    /// How far an execution is, if this user may do something with it. Another's and a missing one are answered alike, after
+    /// the same questions to the store.
+    async fn status(
+        &self,
+        pipelines: &'static Pipelines,
+        id: &str,
+        identity: &Identity,
+        action: Action,
+    ) -> Result<Status, Problem> {
+        let channel = channel(id)?;
+        let may = |owner: &str| identity.may(action, &channel, Some(owner)).is_ok();
+        if let Some(live) = pipelines.find(id).filter(|live| may(&live.owner)) {
+            return Ok(live.execution.borrow().status(clock::now().monotonic_ns));
+        }
+        for place in [Place::Going, Place::Ended] {
+            let kept = keep::get(place, id).await.map_err(|failure| {
+                eprintln!("{id} is asked for: {failure:?}");
+                publish::problem(failure)
+            })?;
+            if let Some(kept) = kept.filter(|kept| may(&kept.owner)) {
+                let status = resume::status(pipelines, kept);
+                return status.ok_or_else(|| Problem::internal("what is kept of the execution is damaged"));
+            }
+        }
+        Err(Problem::not_found(self.path))
+    }
+
+    async fn cancel(&self, pipelines: &'static Pipelines, id: &str, identity: &Identity) -> Result<Reply, Problem> {
+        let channel = channel(id)?;
+        let may = |live: &Rc<Live>| identity.may(Action::Cancel, &channel, Some(&live.owner)).is_ok();
+        let over = || {
+            let detail = "the execution is over, or what it did is being undone";
+            Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
+        };
+        let Some(live) = pipelines.find(id).filter(may) else {
+            let status = self.status(pipelines, id, identity, Action::Cancel).await?;
+            return match status.output.is_some() || status.failure.is_some() {
+                true => over(),
+                false => {
+                    let detail = "the execution goes on after a restart in a moment";
+                    Err(Problem::refused(503, "execution_resuming", "Not yet", detail, Some(BUSY_RETRY_MS)))
+                }
+            };
+        };
+        if !live.cancel() {
+            return over();
+        }
+        // It is kept a moment later.
+        Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
+        let status = live.execution.borrow().status(clock::now().monotonic_ns);
+        Ok(Reply::json(answer::status_json(&status).into_bytes()))
+    }
+}
+
+impl Pipelines {
+    /// Takes a place among the executions that go on.
+    fn reserve(&'static self, user: &str) -> Result<Starting, Problem> {
+        let live = self.live.borrow();
+        let full = |status, code, detail: &str| {
+            Err(Problem::refused(status, code, "Too many executions", detail, Some(BUSY_RETRY_MS)))
+        };
+        if live.len() + self.starting.get() >= self.config.executions_max {
+            return full(503, "executions_full", "this server has all the executions that it may have");
+        }
+        let own = live.values().filter(|live| live.owner == user).count();
+        if own >= self.config.user_executions_max {
+            return full(429, "too_many_executions", "you have all the executions that you may have");
+        }
+        self.starting.set(self.starting.get() + 1);
+        Ok(Starting(&self.starting))
+    }
+}
+
+/// A place among those that begin, given back when it is dropped.
+struct Starting(&'static Cell<usize>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// The channel of an execution; with the name of a pipeline, what scopes say of starting it.
+fn channel(id: &str) -> Result<Channel, Problem> {
+    Channel::new(ChannelKind::Pipeline, id).map_err(|_| Problem::internal("a name that no channel has"))
+}
+
+/// Whether there is such an execution, whoever's it is.
+async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
+    Ok(pipelines.find(id).is_some()
+        || keep::get(Place::Going, id).await.map_err(publish::problem)?.is_some()
+        || keep::get(Place::Ended, id).await.map_err(publish::problem)?.is_some())
+}
+
+/// The executions that a user may see, the newest first.
+fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
+    let may = |id: &str, owner: &str| {
+        channel(id).is_ok_and(|channel| identity.may(Action::Read, &channel, Some(owner)).is_ok())
+    };
+    let now_ns = clock::now().monotonic_ns;
+    let live = pipelines.live.borrow();
+    let live = live.iter().filter(|(id, live)| may(id, &live.owner)).map(|(_, live)| {
+        let status = live.execution.borrow().status(now_ns);
+        let (execution_id, pipeline) = (status.execution_id, status.pipeline);
+        Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns }
+    });
+    let ended = pipelines.ended.borrow();
+    let ended =
+        ended.iter().filter(|(owner, listed)| may(&listed.execution_id, owner)).map(|(_, listed)| listed.clone());
+    let mut all: Vec<Listed> = live.chain(ended).collect();
+    all.sort_by_key(|listed| std::cmp::Reverse(listed.began_unix_ns));
+    all.truncate(LISTED_MAX);
+    all
+}
+
+/// 202: it goes on.
+fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
+    let reply = Reply::error(202, answer::accepted_json(id, name).into_bytes()).with("location", answer::location(id));
+    match prefer.respond_async && prefer.wait.is_none() {
+        true => reply.with("preference-applied", "respond-async"),
+        false => reply,
+    }
+}
+
+/// 200: it has ended, as somebody waited for.
+fn finished(status: &Status, id: &str, prefer: Prefer) -> Reply {
+    let reply = Reply::json(answer::status_json(status).into_bytes()).with("location", answer::location(id));
+    match prefer.applied() {
+        Some(applied) => reply.with("preference-applied", applied),
+        None => reply,
+    }
+}

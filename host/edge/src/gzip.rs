@@ -1,0 +1,202 @@
+//! A stream in gzip (RFC 1952) that can be read event by event, and costs a connection twelve bytes.
+//!
+//! A compressor that remembers what it has written takes hundreds of kilobytes for each connection. Here every piece is
+//! compressed for itself (RFC 1951: blocks that refer to nothing before them, ending at a byte): an event is compressed once,
+//! whoever follows, and a connection is a sequence of such pieces. It packs less than one long stream would.
+
+use std::cell::RefCell;
+
+use crc32fast::Hasher;
+use flate2::{Compress, Compression, FlushCompress};
+use http::HeaderMap;
+use http::header::ACCEPT_ENCODING;
+
+/// The head of a stream: deflate, no name, no time, of no particular system.
+const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// The last block: it is empty.
+const LAST_BLOCK: [u8; 2] = [3, 0];
+/// Most bytes in a block that is not compressed.
+const STORED_BYTES_MAX: usize = 0xffff;
+/// Shorter pieces are not worth a try.
+const SHORT_BYTES: usize = 48;
+
+/// Whether a client takes gzip (RFC 9110, section 12.5.3). What cannot be understood is not asked for.
+pub(crate) fn is_accepted(headers: &HeaderMap) -> bool {
+    let (mut named, mut any) = (None, None);
+    let lists = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
+    for coding in lists.flat_map(|list| list.split(',')) {
+        let mut parts = coding.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let refused = parts.any(|part| {
+            let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
+            weight.is_some_and(|weight| !weight.parse::<f32>().is_ok_and(|weight| weight > 0.0))
+        });
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            named = Some(!refused);
+        } else if name == "*" {
+            any = Some(!refused);
+        }
+    }
+    named.or(any).unwrap_or(false)
+}
+
+/// What a stream has to remember of what was written: its check, and its length.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gzip {
+    check: Hasher,
+    /// Bytes, modulo 2^32.
+    written: u32,
+}
+
+impl Gzip {
+    /// Appends the head of a stream.
+    pub(crate) fn push_head(out: &mut Vec<u8>) {
+        out.extend_from_slice(&HEAD);
+    }
+
+    /// Appends a piece.
+    pub(crate) fn push(&mut self, out: &mut Vec<u8>, piece: &[u8]) {
+        self.push_packed(out, piece, &pack(piece));
+    }
+
+    /// Appends a piece that [`pack`] has packed.
+    pub(crate) fn push_packed(&mut self, out: &mut Vec<u8>, piece: &[u8], packed: &[u8]) {
+        self.check.update(piece);
+        // A piece has far less than 2^32 bytes, and the length counts modulo that.
+        self.written = self.written.wrapping_add(piece.len() as u32);
+        out.extend_from_slice(packed);
+    }
+
+    /// Appends the end of the stream.
+    pub(crate) fn push_end(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&LAST_BLOCK);
+        out.extend_from_slice(&self.check.clone().finalize().to_le_bytes());
+        out.extend_from_slice(&self.written.to_le_bytes());
+    }
+}
+
+/// A piece as blocks that refer to nothing before them and end at a byte.
+pub(crate) fn pack(piece: &[u8]) -> Vec<u8> {
+    thread_local! {
+        /// One for each thread: it is large, and is begun anew for each piece.
+        static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
+    }
+    let stored_bytes = piece.len() + piece.len().div_ceil(STORED_BYTES_MAX) * 5;
+    if piece.len() >= SHORT_BYTES {
+        let packed = COMPRESS.with_borrow_mut(|compress| {
+            compress.reset();
+            let mut packed = Vec::with_capacity(stored_bytes + 64);
+            let whole = compress.compress_vec(piece, &mut packed, FlushCompress::Sync).is_ok();
+            // Room was left, so all of it is there unless it became longer.
+            (whole && compress.total_in() == piece.len() as u64 && packed.len() < packed.capacity()).then_some(packed)
+        });
+        if let Some(packed) = packed.filter(|packed| packed.len() < stored_bytes) {
+            return packed;
+        }
+    }
+    let mut stored = Vec::with_capacity(stored_bytes);
+    for block in piece.chunks(STORED_BYTES_MAX) {
+        let length = block.len() as u16;
+        stored.push(0);
+        stored.extend_from_slice(&length.to_le_bytes());
+        stored.extend_from_slice(&(!length).to_le_bytes());
+        stored.extend_from_slice(block);
+    }
+    stored
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzDecoder;
+    use flate2::{Decompress, FlushDecompress};
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn accepted(lists: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for list in lists {
+            headers.append(ACCEPT_ENCODING, HeaderValue::from_str(list).unwrap());
+        }
+        is_accepted(&headers)
+    }
+
+    #[test]
+    fn who_takes_it() {
+        for lists in
+            [&["gzip"][..], &["br, GZIP;q=0.5"], &["deflate", "x-gzip"], &["*"], &["br, *;q=0.1"], &["gzip ; q=1.000"]]
+        {
+            assert!(accepted(lists), "{lists:?}");
+        }
+        for lists in [
+            &[][..],
+            &[""],
+            &["identity"],
+            &["gzip;q=0"],
+            &["gzip;q=0.000, *"],
+            &["gzip;q=x"],
+            &["*;q=0"],
+            &["gzipped"],
+        ] {
+            assert!(!accepted(lists), "{lists:?}");
+        }
+    }
+
+    fn pieces() -> Vec<Vec<u8>> {
+        let event = |n: usize| {
+            format!("id: 1-{n}\nevent: workflow_progress\ndata: {{\"step\":\"work\",\"progress\":{n}}}\n\n")
+                .into_bytes()
+        };
+        let mut noise: u32 = 1;
+        let mut random = |bytes: usize| -> Vec<u8> {
+            (0..bytes)
+                .map(|_| {
+                    noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (noise >> 24) as u8
+                })
+                .collect()
+        };
+        vec![
+            event(1),
+            b":\n\n".to_vec(),
+            event(2),
+            event(2),
+            Vec::new(),
+            random(47),
+            random(200_000),
+            vec![b'x'; 300_000],
+            event(3),
+        ]
+    }
+
+    #[test]
+    fn every_piece_can_be_read_when_it_comes_and_all_of_it_at_the_end() {
+        let (mut gzip, mut all) = (Gzip::default(), Vec::new());
+        Gzip::push_head(&mut all);
+        // Behind the head it is deflate, read with no more than what has come.
+        let mut reader = Decompress::new(false);
+        for piece in pieces() {
+            let before = all.len();
+            gzip.push(&mut all, &piece);
+            let mut read = Vec::with_capacity(piece.len() + 1);
+            reader.decompress_vec(&all[before..], &mut read, FlushDecompress::Sync).unwrap();
+            assert!(read == piece, "{} bytes", piece.len());
+        }
+        gzip.push_end(&mut all);
+        let mut whole = Vec::new();
+        GzDecoder::new(&all[..]).read_to_end(&mut whole).unwrap();
+        assert!(whole == pieces().concat());
+    }
+
+    #[test]
+    fn it_is_never_much_longer() {
+        for piece in pieces() {
+            let packed = pack(&piece);
+            assert!(packed.len() <= piece.len() + 5 * piece.len().div_ceil(STORED_BYTES_MAX), "{}", piece.len());
+        }
+        let event = &pieces()[0].repeat(4);
+        assert!(pack(event).len() * 2 < event.len());
+    }
+}

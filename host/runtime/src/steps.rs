@@ -1,0 +1,256 @@
+//! Steps of pipelines that are components of the operator's: `weir:stream/steps` for the gateway, `weir:stream/step` of theirs.
+//!
+//! Every call has an instance and a store of its own, on a task of its own, so that one that traps, spins or eats memory ends
+//! alone. It sees clocks, random numbers and standard error; it has no file, no socket, no environment and no argument. Code
+//! is compiled when it is first asked for, and again when the file has changed: calls that run end on what they began with, and
+//! a file that is no component leaves the one before in place.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
+use wasmtime::component::{Accessor, Component, HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, ResourceLimiter, Store};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::gateway::weir::stream::step_types::{self, Failure};
+use crate::bindings::gateway::weir::stream::steps::{Host, HostWithStore, Limits};
+use crate::bindings::step::StepComponentPre;
+use crate::gateway::GatewayState;
+
+/// How long a file is not looked at again.
+const LOOK: Duration = Duration::from_secs(1);
+/// Longest output, bytes; the gateway has a smaller bound of its own.
+const OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Longest component file, bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Elements of an instance's tables.
+const TABLE_ELEMENTS_MAX: usize = 100_000;
+
+/// Which steps there are, and what a call may take.
+#[derive(Debug, Clone)]
+pub(crate) struct StepsConfig {
+    pub(crate) files: BTreeMap<String, PathBuf>,
+    pub(crate) memory_bytes_max: u64,
+    pub(crate) deadline_ms_max: u64,
+    pub(crate) calls_max: usize,
+}
+
+/// The steps. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Steps(Arc<Inner>);
+
+struct Inner {
+    engine: Engine,
+    linker: Linker<StepState>,
+    config: StepsConfig,
+    known: BTreeMap<String, Mutex<Known>>,
+    places: Arc<Semaphore>,
+}
+
+/// A step as its file was when it was last looked at.
+#[derive(Default)]
+struct Known {
+    looked: Option<Instant>,
+    stamp: Option<(SystemTime, u64)>,
+    code: Option<StepComponentPre<StepState>>,
+}
+
+impl Steps {
+    pub(crate) fn new(engine: &Engine, config: StepsConfig) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<StepState>::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        let known = config.files.keys().map(|name| (name.clone(), Mutex::default())).collect();
+        let places = Arc::new(Semaphore::new(config.calls_max));
+        Ok(Self(Arc::new(Inner { engine: engine.clone(), linker, config, known, places })))
+    }
+
+    /// Runs a step once.
+    pub(crate) async fn run(
+        &self,
+        name: String,
+        input: String,
+        config: String,
+        limits: Limits,
+    ) -> Result<String, Failure> {
+        let inner = self.0.clone();
+        let Some(known) = inner.known.get(&name) else {
+            return Err(last("unknown_step", format!("this server has no component `{name}`")));
+        };
+        let began = Instant::now();
+        let deadline = Duration::from_millis(limits.deadline_ms.min(inner.config.deadline_ms_max));
+        let late = || passing("step_deadline", format!("the component did not end within {} ms", deadline.as_millis()));
+        let place = tokio::time::timeout(deadline, inner.places.clone().acquire_owned()).await.map_err(|_| late())?;
+        let code = inner.code(&name, known).await?;
+        // Compiling is not the call's time.
+        let left = deadline.saturating_sub(began.elapsed()).max(deadline / 2);
+        let memory_bytes_max = limits.memory_bytes_max.min(inner.config.memory_bytes_max);
+        let denied = Arc::new(AtomicBool::new(false));
+        let call = call(inner.clone(), code, memory_bytes_max, denied.clone(), input, config);
+        // Dropping this ends the call.
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let _place = place;
+            tokio::time::timeout(left, call).await
+        }));
+        let outcome = match task.await {
+            Ok(Err(_)) => ("deadline", Err(late())),
+            Ok(Ok(Ok(Ok(output)))) if output.len() > OUTPUT_BYTES_MAX => {
+                ("failed", Err(last("step_output", format!("the component put out {} bytes", output.len()))))
+            }
+            Ok(Ok(Ok(Ok(output)))) => ("completed", Ok(output)),
+            Ok(Ok(Ok(Err(failure)))) => ("failed", Err(failure)),
+            Ok(Ok(Err(_))) if denied.load(Ordering::Relaxed) => {
+                let message = format!("the component wanted more than {memory_bytes_max} bytes of memory");
+                ("memory", Err(last("step_memory", message)))
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(step = name, error = format!("{error:#}"), "a component has trapped");
+                ("trapped", Err(passing("step_trapped", "the component has trapped".to_owned())))
+            }
+            Err(error) => {
+                tracing::error!(step = name, %error, "a call of a component is lost");
+                ("trapped", Err(passing("step_trapped", "the call is lost".to_owned())))
+            }
+        };
+        metrics::counter!("weir_step_calls_total", "step" => name, "outcome" => outcome.0).increment(1);
+        outcome.1
+    }
+}
+
+impl Inner {
+    /// The code of a step as its file is now, compiled if it is not yet.
+    async fn code(&self, name: &str, known: &Mutex<Known>) -> Result<StepComponentPre<StepState>, Failure> {
+        let unavailable = || passing("step_unavailable", format!("the component `{name}` cannot be used now"));
+        // Whoever asks meanwhile waits for the same compilation.
+        let mut known = known.lock().await;
+        let fresh = known.looked.is_some_and(|looked| looked.elapsed() < LOOK);
+        if !fresh {
+            known.looked = Some(Instant::now());
+            let path = self.config.files.get(name).ok_or_else(unavailable)?;
+            let stamp = tokio::fs::metadata(path).await.and_then(|meta| Ok((meta.modified()?, meta.len())));
+            match stamp {
+                Ok(stamp) if known.stamp == Some(stamp) => {}
+                Ok(stamp) => match self.compile(path.clone(), stamp.1).await {
+                    Ok(code) => {
+                        tracing::info!(step = name, path = %path.display(), "a component is compiled");
+                        (known.stamp, known.code) = (Some(stamp), Some(code));
+                    }
+                    // It may be half-written: it is tried again when it is looked at again.
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!(step = name, path = %path.display(), error, "a component cannot be used");
+                    }
+                },
+                Err(error) => tracing::warn!(step = name, path = %path.display(), %error, "a component cannot be read"),
+            }
+        }
+        known.code.clone().ok_or_else(unavailable)
+    }
+
+    /// Compiles a file, where it holds up nobody.
+    async fn compile(&self, path: PathBuf, bytes: u64) -> wasmtime::Result<StepComponentPre<StepState>> {
+        if bytes > FILE_BYTES_MAX {
+            wasmtime::bail!("it has {bytes} bytes, and may have {FILE_BYTES_MAX}");
+        }
+        let (engine, linker) = (self.engine.clone(), self.linker.clone());
+        let compile = move || {
+            let component = Component::new(&engine, read(&path)?)?;
+            StepComponentPre::new(linker.instantiate_pre(&component)?)
+        };
+        tokio::task::spawn_blocking(compile).await?
+    }
+}
+
+fn read(path: &Path) -> wasmtime::Result<Vec<u8>> {
+    Ok(std::fs::read(path)?)
+}
+
+/// One call, in an instance of its own. Guests yield to others every tick of the engine's clock, also when they spin.
+async fn call(
+    inner: Arc<Inner>,
+    code: StepComponentPre<StepState>,
+    memory_bytes_max: u64,
+    denied: Arc<AtomicBool>,
+    input: String,
+    config: String,
+) -> wasmtime::Result<Result<String, Failure>> {
+    let memory_bytes_max = usize::try_from(memory_bytes_max).unwrap_or(usize::MAX);
+    let mut wasi = WasiCtx::builder();
+    wasi.inherit_stderr();
+    let limits = Limiter { memory_bytes_max, memory_bytes: 0, denied };
+    let mut store = Store::new(&inner.engine, StepState { table: ResourceTable::new(), wasi: wasi.build(), limits });
+    store.limiter(|state| &mut state.limits);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_async_yield_and_update(1);
+    let instance = code.instantiate_async(&mut store).await?;
+    let run =
+        async |accessor: &Accessor<StepState>| instance.weir_stream_step().call_run(accessor, input, config).await;
+    let answer = store.run_concurrent(run).await??;
+    Ok(answer.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
+}
+
+/// What a call's store holds.
+struct StepState {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    limits: Limiter,
+}
+
+impl WasiView for StepState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Bounds the memory of an instance, all of its memories together, and remembers that it wanted more.
+struct Limiter {
+    memory_bytes_max: usize,
+    memory_bytes: usize,
+    denied: Arc<AtomicBool>,
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let after = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        if after > self.memory_bytes_max {
+            self.denied.store(true, Ordering::Relaxed);
+            return Ok(false);
+        }
+        self.memory_bytes = after;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS_MAX)
+    }
+}
+
+fn last(code: &str, message: String) -> Failure {
+    Failure { code: code.to_owned(), message, retryable: false }
+}
+
+fn passing(code: &str, message: String) -> Failure {
+    Failure { retryable: true, ..last(code, message) }
+}
+
+impl step_types::Host for GatewayState {}
+
+impl Host for GatewayState {}
+
+impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+    async fn run(
+        accessor: &Accessor<GatewayState, Self>,
+        name: String,
+        input: String,
+        config: String,
+        limits: Limits,
+    ) -> wasmtime::Result<Result<String, Failure>> {
+        let steps = accessor.with(|mut access| access.get().steps.clone());
+        Ok(steps.run(name, input, config, limits).await)
+    }
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask pushpin`: Pushpin, a proxy that holds connections as GRIP says, for the tests.
+//!
+//! Debian's, with what it stands on, unpacked into a folder of our own; scripts start it there with its libraries. Nothing is
+//! installed, and nothing runs: the tests start it, with a folder and ports of their own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::args::Args;
+use crate::build::finish;
+use crate::debian::Apt;
+use crate::files::{Key, Stamp, write_if_changed};
+use crate::house::House;
+use crate::sh;
+use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Prints the path of a folder with Debian's Pushpin and its zurl, fetched once and unpacked under target. The test of the
+gateway behind Pushpin finds it in WEIR_TEST_PUSHPIN.";
+
+/// The variable in which tests find it.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_PUSHPIN";
+
+/// The proxy, what it asks servers with, and what it listens with.
+const PACKAGES: [&str; 3] = ["pushpin", "zurl", "condure"];
+/// The programs that tests start.
+const PROGRAMS: [&str; 2] = ["pushpin", "zurl"];
+/// Changes when what this file does changes, so that an older result is made anew.
+const RECIPE: &str = "1";
+
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", folder(house)?.display());
+    Ok(())
+}
+
+/// The folder: `pushpin` and `zurl`, and under `prefix` their configuration as Debian ships it. Fetches it if there is none.
+pub(crate) fn folder(house: &House) -> Result<PathBuf> {
+    let folder = house.keep().join("pushpin");
+    let made = Stamp::new(house, "pushpin", Key::default().text(RECIPE));
+    if made.fresh() && folder.join(PROGRAMS[0]).exists() {
+        return Ok(folder);
+    }
+    let mut step = Step::begin("pushpin", "fetches Debian's Pushpin and unpacks it under target");
+    let version = unpack(house, &folder, &mut step);
+    finish(step, version)?;
+    made.set()?;
+    Ok(folder)
+}
+
+/// Fetches, unpacks, writes the scripts; answers the version.
+fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let apt = Apt::new(house, &folder.join("packages"), None)?;
+    apt.update(step)?;
+    let mut names: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
+    names.extend(apt.missing_libraries(&PACKAGES)?);
+    apt.fetch(step, &names)?;
+    let prefix = folder.join("prefix");
+    apt.unpack(step, &prefix)?;
+    let mut libraries = String::new();
+    for lib in ["usr/lib", "lib"] {
+        // A package may have nothing in one of the two.
+        for entry in fs::read_dir(prefix.join(lib)).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().ends_with("-linux-gnu") {
+                libraries += &format!("{}:", entry.path().display());
+            }
+        }
+    }
+    let bin = prefix.join("usr/bin");
+    for program in PROGRAMS {
+        // `exec`: whoever starts the script has the program's process id. It starts others by their names.
+        let text = format!(
+            "#!/bin/sh\nexport PATH=\"{bin}:$PATH\" LD_LIBRARY_PATH=\"{libraries}$LD_LIBRARY_PATH\"\nexec \"{bin}/{program}\" \"$@\"\n",
+            bin = bin.display(),
+        );
+        let script = folder.join(program);
+        write_if_changed(&script, text.as_bytes())?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    }
+    sh::answer(sh::program(house, folder.join(PROGRAMS[0])).arg("--version"))
+}

@@ -24,7 +24,9 @@ async fn a_browser_gets_every_event_once_through_cut_connections_and_stops_at_th
     server.ready().await?;
     let mut sent = Vec::new();
     for n in 0..EVENTS {
-        let message = format!("{n} a\r\nid: 7\n\ndata: x\r\u{0}\u{feff}\u{2028}é🙂 {}", "y".repeat(n * 13));
+        // A browser reads gzip: what compresses well would be there before the first cut.
+        let noise: String = (0..n * 4).map(|at| format!("{:04x}", (n * 7919 + at * 31_337) % 65_521)).collect();
+        let message = format!("{n} a\r\nid: 7\n\ndata: x\r\u{0}\u{feff}\u{2028}é🙂 {noise}");
         let body = json!({"step": "s", "progress": n, "message": message, "last": n == EVENTS - 1});
         let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
         ensure!(status == 200, "{answer}");
@@ -45,9 +47,11 @@ async fn a_browser_gets_every_event_once_through_cut_connections_and_stops_at_th
         }
     }
     let opened = got["opened"].as_u64().context("a number")?;
-    assert!(opened > 3, "it was cut {opened} times");
-    // The last one was answered 204, and there was none after it.
-    assert_eq!(connections.load(Ordering::Relaxed) as u64, opened + 1, "{}", got["broken"]);
+    assert!(opened > 2, "it was opened {opened} times");
+    // Each that was opened ended, and the one after them was answered 204: it may have gone over the last connection.
+    assert_eq!(got["broken"], json!(opened + 1));
+    let connections = connections.load(Ordering::Relaxed) as u64;
+    assert!((opened..=opened + 1).contains(&connections), "{connections} connections, {opened} opened");
     Ok(())
 }
 

@@ -102,7 +102,7 @@ async fn values_are_bounded(config: EventsConfig) {
     over.push(7);
     assert!(matches!(store.put(&name("k:1"), over, None).await, Err(Error::TooLarge(_))));
     assert_eq!(store.get(&name("k:1")).await, Ok(None));
-    store.put(&name("k:1"), large(), Some(600)).await.unwrap();
+    store.put(&name("k:1"), large(), Some(600_000)).await.unwrap();
     store.put(&name("k:2"), large(), None).await.unwrap();
     // What is put in the place of another takes its room, not more.
     store.put(&name("k:2"), large(), None).await.unwrap();
@@ -110,6 +110,8 @@ async fn values_are_bounded(config: EventsConfig) {
         assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::TooLarge(_))));
         assert_eq!(store.get(&name("k:3")).await, Ok(None));
         assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
+        // What has ended is let go of.
+        store.put(&name("k:1"), large(), Some(50)).await.unwrap();
         until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
         assert_eq!(store.get(&name("k:1")).await, Ok(None));
     }

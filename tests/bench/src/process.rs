@@ -63,6 +63,22 @@ pub(crate) fn cpu_s(pids: &[u32]) -> f64 {
     pids.iter().filter_map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
+/// Processor time of a process and of those that it started and that have ended, s.
+pub(crate) fn cpu_with_ended_s(pid: u32) -> f64 {
+    let fields = stat(pid).unwrap_or_default();
+    let ticks = fields.iter().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok());
+    ticks.sum::<u64>() as f64 / TICKS_PER_SECOND
+}
+
+/// Processor time of everything on the machine since it began, s.
+pub(crate) fn busy_s() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = text.lines().next().unwrap_or_default();
+    let times: Vec<u64> = first.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+    // user, nice, system, (idle, waiting,) interrupts of both kinds.
+    [0, 1, 2, 5, 6].iter().filter_map(|at| times.get(*at)).sum::<u64>() as f64 / TICKS_PER_SECOND
+}
+
 /// The fields of `/proc/PID/stat` from the third on (the state): the name before them may hold anything.
 fn stat(pid: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -85,6 +101,7 @@ mod tests {
         let below = tree(child.id());
         assert_eq!(below.len(), 2, "{below:?}");
         assert!(tree(own).contains(&below[1]));
+        assert!(busy_s() > 0.0 && busy_s() >= cpu_with_ended_s(own) && cpu_with_ended_s(own) >= cpu_s(&[own]));
         assert!(resident_bytes(&below) > 100_000 && began(below[1]).is_some() && alive(below[1]));
         child.kill().unwrap();
         child.wait().unwrap();

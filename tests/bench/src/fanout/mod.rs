@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::corpus::Text;
 use crate::machine::machine;
 use crate::peers::said;
+use crate::process;
 use crate::results::Machine;
 use crate::server::{Running, pinned};
 
@@ -100,6 +101,8 @@ struct Found {
     commands: Vec<(String, String)>,
     rounds: usize,
     seconds: f64,
+    /// What others took of the machine meanwhile, in cores.
+    others_cores: f64,
     cells: Vec<Cell>,
     overhead: Vec<Overhead>,
     took_s: f64,
@@ -110,7 +113,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         (options.rounds, options.idle, options.subscribers, options.seconds) = (1, 500, 50, 2.0);
     }
     ensure!(options.rounds > 0 && options.idle > 0 && options.subscribers >= 10, "too little to measure");
-    let began = Instant::now();
+    let (began, busy_s, own_s) = (Instant::now(), process::busy_s(), process::cpu_with_ended_s(std::process::id()));
     let machine = machine(options.server_core, options.load_core)?;
     files_suffice(options.idle)?;
     let servers = servers::all(&options)?;
@@ -121,6 +124,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         commands: servers.iter().map(|server| (server.spec.title.clone(), server.shown.clone())).collect(),
         rounds: options.rounds,
         seconds: options.seconds,
+        others_cores: 0.0,
         cells: Vec::new(),
         overhead: Vec::new(),
         took_s: 0.0,
@@ -137,6 +141,8 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         }
     }
     found.took_s = began.elapsed().as_secs_f64();
+    let own_s = process::cpu_with_ended_s(std::process::id()) - own_s;
+    found.others_cores = (process::busy_s() - busy_s - own_s).max(0.0) / found.took_s;
     std::fs::write(options.work.join("fanout.json"), serde_json::to_vec_pretty(&found)?)?;
     let text = report::text(&found);
     println!("{text}");

@@ -6,6 +6,8 @@ use super::load::Fanned;
 use super::{Found, SHAPES, Shape};
 use crate::results::median;
 
+/// What others may take of the machine, in cores, before a run says that it was not alone.
+const OTHERS_CORES_MAX: f64 = 0.1;
 /// The goal for an idle connection, bytes.
 const IDLE_BYTES_MAX: f64 = 8.0 * 1024.0;
 /// The goal for the 99th percentile from publishing to receiving, ms.
@@ -45,6 +47,15 @@ fn parts(found: &Found, text: &mut String) -> std::fmt::Result {
         found.took_s / 60.0,
         found.seconds
     )?;
+    // What others take of the cores is in every time.
+    if found.others_cores > OTHERS_CORES_MAX {
+        writeln!(
+            text,
+            "**Others took {:.1} of the machine's {} cores meanwhile.** Times are worth something only beside each other then; memory\n\
+             and counts are not touched by it.\n",
+            found.others_cores, machine.cores
+        )?;
+    }
     goals(found, text)?;
     idle(found, text)?;
     events(found, text)?;

@@ -392,11 +392,14 @@ async fn models_annotate_final_segments() -> Result<()> {
     assert_eq!(finals.len(), 5);
     assert_eq!(finals[0]["sentiment"]["label"], "positive");
     assert_eq!(finals[0]["entities"][0]["word"], "Paris");
-    assert_eq!((&finals[1]["sentiment_error"]["code"], &finals[1]["sentiment"]), (&json!("engine"), &Value::Null));
+    assert_eq!(
+        (&finals[1]["sentiment_error"]["code"], &finals[1]["sentiment"]),
+        (&json!("engine_failed"), &Value::Null)
+    );
     assert_eq!(finals[2]["entities"][0]["word"], "Anna");
     assert_eq!(finals[3]["sentiment"]["label"], "positive");
     let summary = events.iter().find(|event| event["type"] == "summary_due").context("a summary")?;
-    assert_eq!(summary["summary_error"]["code"], "engine");
+    assert_eq!(summary["summary_error"]["code"], "engine_failed");
     assert!(summary["prompt"].as_str().is_some_and(|prompt| prompt.contains("Paris")), "{summary}");
     let channel = replay(&server, &id).await?;
     assert_eq!(channel.iter().map(|event| &event.data).collect::<Vec<_>>(), events.iter().collect::<Vec<_>>());

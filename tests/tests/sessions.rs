@@ -324,6 +324,57 @@ async fn kill_9_loses_and_doubles_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Killed while so much pours in that the channel keeps only the end of it: the session is where it would be all the same.
+#[tokio::test]
+async fn kill_9_in_a_flood_loses_and_doubles_nothing() -> Result<()> {
+    const CHUNKS: usize = 6000;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let chunks = conversation(CHUNKS, &mut Random(3));
+    let config = json!({"summary": {"every_finals": 0, "at_end": false}});
+    let mut server = on_disk(&file)?;
+    server.ready().await?;
+    let id = create(&server, &config).await?;
+    let mut answered = 0;
+    for wanted in [1500, 3500, CHUNKS] {
+        let mut duplex = Duplex::open(&server, &format!("/sessions/{id}/chunks")).await?;
+        let body: String = chunks[answered..].iter().map(|chunk| format!("{chunk}\n")).collect();
+        let raw = &mut duplex.raw;
+        // What is sent and what is read are both more than fits between: side by side.
+        let seen = raw.send_while_reading(body.as_bytes(), &format!(r#""seq":{wanted},"#)).await?;
+        for line in ndjson_of(&seen) {
+            ensure!(line["type"] != "error", "{line}");
+            if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
+                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+            }
+        }
+        if wanted < CHUNKS {
+            server.signal("KILL")?;
+            server.wait().await?;
+            server = on_disk(&file)?;
+            server.ready().await?;
+        }
+    }
+    assert_eq!(answered, CHUNKS);
+    let whole = create(&server, &config).await?;
+    feed(&server, &whole, &chunks).await?;
+    let state = async |id: &str| -> Result<Value> {
+        let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
+        let metrics = &state["metrics"];
+        Ok(json!([
+            state["events"],
+            state["current"],
+            state["seq_last"],
+            metrics["chunks_ingested"],
+            metrics["segments_finalized"]
+        ]))
+    };
+    assert_eq!(state(&id).await?, state(&whole).await?);
+    let (_, context) = get(&server, &format!("/sessions/{id}/context")).await?;
+    assert_eq!(context, get(&server, &format!("/sessions/{whole}/context")).await?.1);
+    Ok(())
+}
+
 /// The whole lines of JSON in an answer that came in chunks and may have been cut.
 fn ndjson_of(answer: &str) -> Vec<Value> {
     answer.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()

@@ -115,6 +115,8 @@ pub struct Telling {
     checkpoint: Option<Vec<u8>>,
     /// All that has come is to be told.
     paused: bool,
+    /// Batches that were taken and not given back.
+    taken: usize,
     line_bytes_max: usize,
     out: Vec<u8>,
     /// Events written, for server-sent events of a session that is not stored.
@@ -137,6 +139,7 @@ impl Telling {
             waiting_bytes: 0,
             checkpoint: None,
             paused: false,
+            taken: 0,
             line_bytes_max: 0,
             out: Vec::new(),
             events: 0,
@@ -228,11 +231,13 @@ impl Telling {
         self.waiting_bytes = self.waiting.iter().map(|told| told.line.len()).sum();
         let checkpoint = if self.waiting.is_empty() { self.checkpoint.take() } else { None };
         self.paused &= !self.waiting.is_empty();
+        self.taken += 1;
         Some(Batch { told, checkpoint })
     }
 
     /// A batch has been stored, where it is to be: it is for the client now. `places` are those of its records.
     pub fn handle_told(&mut self, batch: Batch, places: &[(u64, u64)]) {
+        self.taken = self.taken.saturating_sub(1);
         let mut places = places.iter();
         for told in &batch.told {
             self.events += 1;
@@ -277,6 +282,11 @@ impl Telling {
     /// Bytes that were not taken.
     pub fn output_bytes(&self) -> usize {
         self.out.len()
+    }
+
+    /// True when something was said that is not for the client yet.
+    pub fn is_owing(&self) -> bool {
+        self.taken > 0 || !self.waiting.is_empty()
     }
 
     /// True when all was taken, and no more comes.

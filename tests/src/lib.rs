@@ -3,6 +3,7 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
+pub mod cut;
 mod duplex;
 pub mod follow;
 pub mod texts;

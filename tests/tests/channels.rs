@@ -102,6 +102,29 @@ async fn as_lines_and_of_files() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_file_and_the_metrics_see_every_channel() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.ndjson");
+    let server = Server::start_stub(&["--set", &format!("events.file={}", file.display())])?;
+    server.ready().await?;
+    for n in 0..40 {
+        assert_eq!(progress(&server, &format!("w{}", n % 4), n).await?.0, 200);
+    }
+    let written = async || Ok(ndjson(&std::fs::read_to_string(&file)?)?.len() == 40);
+    until("all is in the file", written).await?;
+    for (n, line) in ndjson(&std::fs::read_to_string(&file)?)?.iter().enumerate() {
+        assert_eq!(
+            (&line["type"], &line["channel"]),
+            (&json!("workflow_progress"), &json!(format!("workflow:w{}", n % 4)))
+        );
+        assert_eq!(line["data"]["message"], format!("n{n}"));
+        assert!(line["id"].is_string() && line["time"].is_u64());
+    }
+    let counted = async || Ok(server.metric("weir_events_published_total").await? == 40.0);
+    until("all are counted", counted).await
+}
+
+#[tokio::test]
 async fn health_asks_and_heartbeats_beat() -> Result<()> {
     let server = Server::start_stub(&["--set", "events.heartbeat_ms=100", "--set", "events.retry_ms=1234"])?;
     server.ready().await?;

@@ -1,13 +1,11 @@
 //! What we write is read back by two readers of server-sent events that are not ours, through connections that are cut anywhere.
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use weir_tests::cut::cutting;
 use weir_tests::follow::post;
 use weir_tests::{PATIENCE, Server, ndjson, root, tool};
 
@@ -39,44 +37,6 @@ async fn two_readers_get_every_event_once_through_cut_connections() -> Result<()
         assert!(connections.load(Ordering::Relaxed) > 3, "{reader} was cut");
     }
     Ok(())
-}
-
-/// Passes connections on to a server, and cuts each after a while: later each time, at any byte.
-async fn cutting(server: String) -> Result<(String, Arc<AtomicUsize>)> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?.to_string();
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = connections.clone();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let nth = counted.fetch_add(1, Ordering::Relaxed);
-            let server = server.clone();
-            tokio::spawn(async move {
-                let mut server = TcpStream::connect(server).await?;
-                let (mut from_client, mut to_client) = client.split();
-                let (mut from_server, mut to_server) = server.split();
-                let down = async {
-                    let mut left = 1500 + nth * 2777;
-                    let mut buffer = [0; 4096];
-                    while left > 0 {
-                        let read = from_server.read(&mut buffer).await?;
-                        if read == 0 {
-                            break;
-                        }
-                        let passed = read.min(left);
-                        to_client.write_all(&buffer[..passed]).await?;
-                        left -= passed;
-                    }
-                    std::io::Result::Ok(())
-                };
-                tokio::select! {
-                    done = down => done,
-                    done = tokio::io::copy(&mut from_client, &mut to_server) => done.map(drop),
-                }
-            });
-        }
-    });
-    Ok((address, connections))
 }
 
 /// The events that a reader gets.

@@ -10,8 +10,10 @@
 //! - [`frame`]: events as NDJSON or SSE; [`sse`]: with ids, retries and comments, for subscriptions.
 //! - [`channel`], [`publish`], [`stream_event`]: the channels of workflows, files and users: their paths, what publishers
 //!   send and what subscribers read; `raw`: JSON that passes through; [`timestamp`]: RFC 3339.
-//! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol.
-//! - [`subscribe`], [`socket`]: where a subscription goes on; what a WebSocket that follows many channels says.
+//! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol;
+//!   [`hold`]: what Weir's own host is told besides.
+//! - [`subscribe`], [`subscription`], [`socket`]: where a subscription goes on, and what its client reads; what a WebSocket that
+//!   follows many channels says.
 //! - [`pipeline`]: definitions, executions and their events, checkpoints, `/process-stream` as a pipeline.
 //! - [`transcript`]: transcript sessions: chunks and their events, configuration, checkpoints, captions.
 //! - [`accept`], [`content_type`]: negotiation.
@@ -29,6 +31,7 @@ pub mod content_type;
 pub mod event;
 pub mod frame;
 pub mod grip;
+pub mod hold;
 pub mod hub;
 pub mod json;
 pub mod lines;
@@ -49,6 +52,7 @@ pub mod socket;
 pub mod sse;
 pub mod stream_event;
 pub mod subscribe;
+pub mod subscription;
 pub mod task;
 pub mod tei;
 pub mod timestamp;

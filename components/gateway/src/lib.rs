@@ -14,6 +14,7 @@
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
+//! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `reply`: responses.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
@@ -26,6 +27,7 @@ mod body;
 mod clock;
 mod dialects;
 mod duplex;
+mod held;
 mod infer;
 mod items;
 mod owners;
@@ -75,7 +77,7 @@ use crate::{
     clock::Deadline,
     items::Plan,
     reply::{Client, Reply},
-    settings::Settings,
+    settings::{Grip, Settings},
     streams::Source,
 };
 
@@ -318,8 +320,13 @@ impl Call<'_> {
             let reply = Reply::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
             return Ok(Answer::Whole(reply));
         }
-        let place = Access::current()?.connect(identity)?;
         let ends_s = identity.ends_s();
+        if settings.grip != Grip::Off {
+            let user = Access::current()?.required().then(|| identity.user().to_owned());
+            let reply = held::answer(channel, after, framing, settings, ends_s, user).await?;
+            return Ok(Answer::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
+        }
+        let place = Access::current()?.connect(identity)?;
         let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));

@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) heartbeat_ms: u64,
     /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 unless told.
     pub(crate) retry_ms: u32,
+    /// `WEIR_GRIP`: who holds connections, `off` unless told.
+    pub(crate) grip: Grip,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
     /// `WEIR_SESSIONS_*`
@@ -42,6 +44,17 @@ pub(crate) struct Sessions {
     pub(crate) channel_events_max: u64,
     /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel keeps, 1048576 unless told.
     pub(crate) channel_bytes_max: u64,
+}
+
+/// Who holds the connections of subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grip {
+    /// `off`: this instance.
+    Off,
+    /// `host`: Weir's own host, which has the channels.
+    Host,
+    /// `proxy`: a proxy in front that speaks GRIP, such as Pushpin, and is fed by whoever publishes.
+    Proxy,
 }
 
 /// Who may ask. Lists are separated by spaces.
@@ -111,6 +124,12 @@ impl Settings {
             entities_model: model("WEIR_STEPS_ENTITIES", "entities")?,
             heartbeat_ms: number("WEIR_EVENTS_HEARTBEAT_MS", 15_000)?,
             retry_ms: u32::try_from(number("WEIR_EVENTS_RETRY_MS", 3000)?).unwrap_or(u32::MAX),
+            grip: match variable("WEIR_GRIP").as_deref() {
+                None | Some("off") => Grip::Off,
+                Some("host") => Grip::Host,
+                Some("proxy") => Grip::Proxy,
+                Some(text) => return Err(format!("`WEIR_GRIP` must be `off`, `host` or `proxy`, and is `{text}`")),
+            },
             auth: Auth::read(&variable)?,
             sessions: Sessions {
                 live_max: number("WEIR_SESSIONS_LIVE_MAX", 100_000)?,
@@ -186,6 +205,7 @@ mod tests {
         assert_eq!(settings.summary_model, "embeddings");
         assert_eq!(settings.entities_model, "entities");
         assert_eq!((settings.heartbeat_ms, settings.retry_ms), (15_000, 3000));
+        assert_eq!(settings.grip, Grip::Off);
         // Nobody is trusted to be on this machine unless the host says so.
         assert!(!settings.auth.required && !settings.auth.loopback && !settings.auth.cors_credentials);
     }
@@ -205,6 +225,7 @@ mod tests {
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", "-1"),
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", ""),
             ("WEIR_STEPS_ENTITIES", " "),
+            ("WEIR_GRIP", "1"),
             ("WEIR_AUTH_MODE", "optional"),
             ("WEIR_AUTH_LOOPBACK", "yes"),
             ("WEIR_AUTH_REQUESTS_PER_S", "0"),

@@ -19,6 +19,7 @@ use weir_codec::{
     socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
     stream_event::{StreamEvent, envelope},
     subscribe::LAST_EVENT_ID,
+    subscription::End,
 };
 use weir_core::{channel, process::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
@@ -32,7 +33,7 @@ use crate::{
     publish,
     reply::Client,
     settings::Settings,
-    subscribe::{self, End, wire_id},
+    subscribe::{self, wire_id},
 };
 
 /// Most channels that one socket follows.

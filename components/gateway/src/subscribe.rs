@@ -1,6 +1,9 @@
 //! A subscription: what a channel has after a cursor, then what comes, as server-sent events or NDJSON, until the channel's
 //! last event, the end of the subscriber's right, or its leaving.
 //!
+//! This is for hosts without an intermediary in front: with one, [`crate::held`] says what it is to do, and nothing of a
+//! subscription stays here.
+//!
 //! Nothing grows: while the client does not take what is written, nothing is read from the store, which bounds what waits.
 
 use std::{future::pending, pin::pin};
@@ -12,16 +15,15 @@ use weir_codec::{
     frame::Framing,
     problem::Problem,
     request::{FieldError, FieldReason, RequestError},
-    sse::{self, SseEvent},
-    stream_event::{StreamEvent, envelope},
     subscribe::{LAST_EVENT_ID, last_event_id},
+    subscription::{Drawing, End},
 };
 use weir_core::channel;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
     access::Connection,
-    bindings::weir::stream::events::{self, Closed, Cursor, Delivery, Entry},
+    bindings::weir::stream::events::{self, Closed, Cursor, Delivery, Entry, Gap},
     clock::{self, Deadline},
     publish,
     reply::Client,
@@ -36,8 +38,7 @@ const NS_PER_MS: u64 = 1_000_000;
 
 /// What somebody follows.
 pub(crate) struct Subscription {
-    channel: Channel,
-    framing: Framing,
+    drawing: Drawing,
     deliveries: StreamReader<Delivery>,
     settings: &'static Settings,
     /// When the right to it ends, in seconds since 1970.
@@ -78,29 +79,7 @@ pub(crate) async fn follow(
     place: Connection,
 ) -> Result<Subscription, Problem> {
     let deliveries = events::follow(channel.to_string(), after).await.map_err(publish::problem)?;
-    Ok(Subscription { channel, framing, deliveries, settings, ends_s, _place: place })
-}
-
-/// Why a subscription ends while its client is there.
-#[derive(Clone, Copy)]
-pub(crate) enum End {
-    Finished,
-    Slow,
-    Lost,
-    Expired,
-}
-
-impl End {
-    /// What its client is told.
-    pub(crate) fn event(self) -> StreamEvent<'static> {
-        let (reason, message, resumable) = match self {
-            Self::Finished => ("finished", "the channel has had its last event", false),
-            Self::Slow => ("slow", "the events came faster than they were read", true),
-            Self::Lost => ("closing", "the server ends the connection", true),
-            Self::Expired => ("expired", "the token of this connection has expired", true),
-        };
-        StreamEvent::Disconnected { reason, message, resumable }
-    }
+    Ok(Subscription { drawing: Drawing::new(channel, framing), deliveries, settings, ends_s, _place: place })
 }
 
 impl Subscription {
@@ -139,16 +118,13 @@ impl Subscription {
 
     async fn write(&mut self, body: &mut BodyWriter<u8>, ends: Option<Deadline>) {
         let mut out = Vec::new();
-        if self.framing == Framing::Sse {
-            sse::push_retry(&mut out, self.settings.retry_ms);
-        }
-        self.push_event(&mut out, &StreamEvent::Connected, None);
+        self.drawing.push_begin(&mut out, self.settings.retry_ms, unix_ms());
         if !send(body, out).await {
             return;
         }
         if let Some(end) = self.pump(body, ends).await {
             let mut out = Vec::new();
-            self.push_event(&mut out, &end.event(), None);
+            self.drawing.push_end(&mut out, end, unix_ms());
             send(body, out).await;
         }
     }
@@ -176,7 +152,7 @@ impl Subscription {
                                 return Some(End::Expired);
                             }
                             if Deadline::after(wrote, heartbeat_ms).is_past(now) {
-                                if !send(body, heartbeat(self.framing)).await {
+                                if !send(body, self.drawing.heartbeat().to_vec()).await {
                                     return None;
                                 }
                                 wrote = clock::now();
@@ -216,59 +192,33 @@ impl Subscription {
     fn push(&self, out: &mut Vec<u8>, delivery: &Delivery) -> Option<End> {
         match delivery {
             Delivery::Entry(entry) => {
-                self.push_entry(out, entry);
+                self.drawing.push_coalesced(out, entry.coalesced);
+                push_entry(&self.drawing, out, entry);
                 entry.event.finishes.then_some(End::Finished)
             }
             Delivery::Gap(gap) => {
-                let (from, to) = (wire_id(&gap.missing_from), wire_id(&gap.missing_to));
-                // Whoever resumes from here has been told.
-                let event = StreamEvent::Gap { missing_from: &from, missing_to: &to };
-                self.push_event(out, &event, Some(&to));
+                push_gap(&self.drawing, out, gap);
                 None
             }
             Delivery::Closed(Closed::Slow) => Some(End::Slow),
             Delivery::Closed(Closed::Lost) => Some(End::Lost),
         }
     }
-
-    fn push_entry(&self, out: &mut Vec<u8>, entry: &Entry) {
-        let id = wire_id(&entry.at);
-        if self.framing == Framing::Sse && entry.coalesced > 0 {
-            let said = format!("{} replaced by later ones", entry.coalesced);
-            sse::push_comment(out, &said);
-        }
-        self.push_frame(out, Some(&id), &entry.event.name, entry.event.data.as_bytes());
-    }
-
-    fn push_event(&self, out: &mut Vec<u8>, event: &StreamEvent<'_>, id: Option<&str>) {
-        let data = event.data(&self.channel, clock::now().unix_ns / NS_PER_MS);
-        self.push_frame(out, id, event.name(), &data);
-    }
-
-    fn push_frame(&self, out: &mut Vec<u8>, id: Option<&str>, name: &str, data: &[u8]) {
-        match self.framing {
-            Framing::Sse => {
-                // What the store has taken as a name breaks no line; what broke one would be left out, not the event.
-                let event = SseEvent::new(data);
-                let event = id.and_then(|id| event.with_id(id).ok()).unwrap_or(event);
-                event.with_name(name).unwrap_or(event).push(out);
-            }
-            Framing::Ndjson => {
-                // Ends of line are white space between JSON's tokens, and nowhere else.
-                let flat: Vec<u8> =
-                    data.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect();
-                out.extend(envelope(&self.channel, id, name, &flat));
-                out.push(b'\n');
-            }
-        }
-    }
 }
 
-fn heartbeat(framing: Framing) -> Vec<u8> {
-    match framing {
-        Framing::Sse => sse::HEARTBEAT.to_vec(),
-        Framing::Ndjson => b"{\"type\":\"heartbeat\"}\n".to_vec(),
-    }
+/// Draws an event of the channel.
+pub(crate) fn push_entry(drawing: &Drawing, out: &mut Vec<u8>, entry: &Entry) {
+    drawing.push_event(out, &wire_id(&entry.at), &entry.event.name, entry.event.data.as_bytes());
+}
+
+/// Draws that events are missing.
+pub(crate) fn push_gap(drawing: &Drawing, out: &mut Vec<u8>, gap: &Gap) {
+    drawing.push_gap(out, &wire_id(&gap.missing_from), &wire_id(&gap.missing_to), unix_ms());
+}
+
+/// The time, in milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    clock::now().unix_ns / NS_PER_MS
 }
 
 /// Sends bytes; false when nobody reads any more.

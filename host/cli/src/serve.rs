@@ -35,7 +35,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
-    let server = Server::bind(config.http.clone(), runtime.clone(), observer).await?;
+    let server = Server::bind(&config, runtime.clone(), observer).await?;
     {
         let mut out = std::io::stdout().lock();
         writeln!(out, "listening on http://{}", server.address())?;

@@ -46,6 +46,12 @@ pub struct Events {
     /// Bytes of what is kept between events, such as checkpoints of executions; of `memory` and `disk`. What does not fit is
     /// refused, nothing is let go of for it; Redis has its own `maxmemory`.
     pub state_bytes_max: u64,
+    /// A file that gets every event published here as a line of JSON; none when empty. Its folder must be there.
+    pub file: PathBuf,
+    /// When the file has so many bytes it is rotated to `FILE.1`, `FILE.2` and so on.
+    pub file_bytes_max: u64,
+    /// Files kept, the newest included.
+    pub file_count_max: u32,
     /// A stream of server-sent events or NDJSON on which nothing was written for so long gets a heartbeat, ms.
     pub heartbeat_ms: u64,
     /// After how long an `EventSource` that lost its connection is told to try again, ms.
@@ -71,6 +77,9 @@ impl Default for Events {
             subscribers_max: 100_000,
             outbox_bytes_max: 256 << 10,
             state_bytes_max: 256 << 20,
+            file: PathBuf::new(),
+            file_bytes_max: 64 << 20,
+            file_count_max: 8,
             heartbeat_ms: 15_000,
             retry_ms: 3000,
         }

@@ -1,8 +1,9 @@
 //! The answers that the host gives by itself.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
 use http::{HeaderMap, Method, Response, StatusCode};
+use weir_codec::problem::{self, Problem};
 
 use crate::body::ReplyBody;
 
@@ -78,6 +79,26 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// A problem of the host's own with an answer that the gateway had given: what that said to the page that asked stays.
+pub(crate) fn refused(problem: &Problem, answered: &HeaderMap, request_id: &str) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::full(Bytes::from(problem.to_json(request_id))));
+    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    let kept = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
+    for (name, value) in answered.iter().filter(|(name, _)| kept(name)) {
+        headers.append(name, value.clone());
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = problem.retry_after_s() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);

@@ -1,7 +1,7 @@
 //! Bodies on their way out.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -10,15 +10,43 @@ use metrics::gauge;
 use tokio::sync::OwnedSemaphorePermit;
 use weir_runtime::gateway::{BodyError, CountedBody};
 
-/// An answer's body: the gateway's stream, or bytes of the host's own.
+use crate::feed::{Feed, Piece};
+
+/// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
 pub(crate) enum ReplyBody {
     Streamed { body: Box<CountedBody>, _open: Option<Open> },
     Full(Full<Bytes>),
+    Held(Box<HeldBody>),
+}
+
+/// Where requests share a connection, one that is held is a body like any other.
+pub(crate) struct HeldBody {
+    first: Option<Bytes>,
+    /// None once it has ended.
+    feed: Option<Feed>,
 }
 
 impl ReplyBody {
     pub(crate) fn full(bytes: Bytes) -> Self {
         Self::Full(Full::new(bytes))
+    }
+
+    pub(crate) fn held(first: Bytes, feed: Feed) -> Self {
+        Self::Held(Box::new(HeldBody { first: Some(first).filter(|first| !first.is_empty()), feed: Some(feed) }))
+    }
+}
+
+impl HeldBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let Some(feed) = &mut self.feed else { return Poll::Ready(None) };
+        let Piece { bytes, last } = ready!(feed.poll_next(cx, 0));
+        if last {
+            self.feed = None;
+        }
+        Poll::Ready(Some(bytes.into()))
     }
 }
 
@@ -30,6 +58,7 @@ impl Body for ReplyBody {
         match &mut *self {
             Self::Streamed { body, .. } => Pin::new(body.as_mut()).poll_frame(cx),
             Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Held(body) => body.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -37,6 +66,7 @@ impl Body for ReplyBody {
         match self {
             Self::Streamed { body, .. } => body.is_end_stream(),
             Self::Full(body) => body.is_end_stream(),
+            Self::Held(body) => body.first.is_none() && body.feed.is_none(),
         }
     }
 
@@ -44,6 +74,7 @@ impl Body for ReplyBody {
         match self {
             Self::Streamed { body, .. } => body.size_hint(),
             Self::Full(body) => body.size_hint(),
+            Self::Held(_) => SizeHint::default(),
         }
     }
 }

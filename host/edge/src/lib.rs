@@ -3,6 +3,8 @@
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
 //! - `socket`: WebSockets, which to the component are requests with a line for each message.
+//! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
+//! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed.
 //! - `stall`: clients that do not read.
 //! - [`observe`]: the metrics of the process.
 //!
@@ -10,6 +12,10 @@
 
 mod answer;
 mod body;
+mod connection;
+mod feed;
+mod held;
+mod hold;
 pub mod observe;
 pub mod server;
 mod socket;

@@ -40,6 +40,7 @@ fn describe() {
     describe_counter!("weir_http_requests_total", "requests answered, by method and status");
     describe_gauge!("weir_http_requests_open", "requests in progress, bodies included");
     describe_gauge!("weir_http_connections_open", "connections held");
+    describe_gauge!("weir_http_connections_held", "connections held for subscribers, without a guest");
     describe_counter!("weir_http_rejected_total", "requests answered 503 because the server was full");
     describe_histogram!("weir_http_first_byte_seconds", "time from a request's header to its answer's header, seconds");
     describe_counter!("weir_gateway_instances_total", "gateway instances made");

@@ -1,30 +1,27 @@
 //! The HTTP listener: accepts connections, bounds them, hands requests to the gateway, and drains at the end.
 
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use weir_config::Http;
+use weir_config::{Config, Http};
+use weir_events::Store;
 use weir_runtime::Runtime;
-use weir_runtime::gateway::{self, BodyError, Gateway};
+use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
 
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
+use crate::connection;
+use crate::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
-use crate::socket::{self, Handshake};
-use crate::stall::Unstalled;
+use crate::socket::{self, Handshake, Talk};
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -49,24 +46,27 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: Http,
+pub(crate) struct Shared {
+    pub(crate) config: Http,
     runtime: Arc<Runtime>,
     gateway: Gateway,
+    events: Store,
     observer: Observer,
     places: Arc<Semaphore>,
+    holds: Holds,
     ids: AtomicU64,
     draining: AtomicBool,
-    /// True when connections that only wait are to end.
-    closing: watch::Sender<bool>,
-    /// True when sockets are to end: nothing else would end them.
-    leaving: watch::Sender<bool>,
+    /// True when WebSockets are to end: nothing else would end them.
+    pub(crate) leaving: watch::Sender<bool>,
 }
 
 impl Server {
     /// Binds the listener.
-    pub async fn bind(config: Http, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
+    pub async fn bind(config: &Config, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
         let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
+        let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
+        let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
+        let config = config.http.clone();
         let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -79,11 +79,12 @@ impl Server {
                 config,
                 runtime,
                 gateway,
+                events,
                 observer,
                 places,
+                holds,
                 ids,
                 draining: AtomicBool::new(false),
-                closing: watch::Sender::new(false),
                 leaving: watch::Sender::new(false),
             }),
         })
@@ -95,26 +96,32 @@ impl Server {
     }
 
     /// Serves until `stop` resolves. Then it says that it is not ready, answers nothing but probes, lets the requests in
-    /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut.
+    /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut, connections that
+    /// were held for subscribers included.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, shared, .. } = self;
         let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
-        let mut tasks = JoinSet::new();
-        accept_until(stop, &listener, &connections, &shared, &mut tasks).await;
+        let (stopping, stopped) = watch::channel(false);
+        let mut tasks = tokio::task::JoinSet::new();
+        accept_until(stop, &listener, &connections, &shared, &stopped, &mut tasks).await;
 
         shared.draining.store(true, Ordering::Relaxed);
         shared.leaving.send_replace(true);
         shared.runtime.drain();
         let bound = Instant::now() + Duration::from_millis(shared.config.drain_timeout_ms);
-        let finished = tokio::time::timeout_at(bound.into(), shared.places.acquire_many(shared.config.requests_max));
-        let finished = async { drop(finished.await) };
-        accept_until(finished, &listener, &connections, &shared, &mut tasks).await;
+        let finished = async {
+            drop(shared.places.acquire_many(shared.config.requests_max).await);
+            shared.holds.none().await;
+        };
+        let finished = async { drop(tokio::time::timeout_at(bound.into(), finished).await) };
+        accept_until(finished, &listener, &connections, &shared, &stopped, &mut tasks).await;
         drop(listener);
 
         let cut = (shared.config.requests_max as usize).saturating_sub(shared.places.available_permits());
+        let cut = cut + shared.holds.open();
         // What is written may still be on its way; connections that only wait are closed.
         let flush = bound.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        shared.closing.send_replace(true);
+        let _ = stopping.send(true);
         let _ = tokio::time::timeout(flush, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
         cut
@@ -127,7 +134,8 @@ async fn accept_until(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     shared: &Arc<Shared>,
-    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+    tasks: &mut tokio::task::JoinSet<()>,
 ) {
     tokio::pin!(end);
     loop {
@@ -139,9 +147,10 @@ async fn accept_until(
         };
         let Some((stream, place)) = accepted else { continue };
         let shared = shared.clone();
+        let stopped = stopped.clone();
         tasks.spawn(async move {
             gauge!("weir_http_connections_open").increment(1);
-            connection(shared, stream).await;
+            connection::serve(shared, stream, stopped).await;
             gauge!("weir_http_connections_open").decrement(1);
             drop(place);
         });
@@ -164,69 +173,40 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream) {
-    // Results are small and each is wanted at once.
-    let _ = stream.set_nodelay(true);
-    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
-    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
-    // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
-    if !matches!(tokio::time::timeout(header_timeout, first_bytes(&stream)).await, Ok(Ok(()))) {
-        return;
-    }
-    let stream = Unstalled::new(stream, Duration::from_millis(shared.config.write_timeout_ms));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
-    let mut closing = shared.closing.subscribe();
-    let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request, owner).await) }
-    });
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = is_true(&mut closing) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+/// What is answered.
+pub(crate) enum Answer {
+    Whole(Response<ReplyBody>),
+    /// Its connection is held, and fed by this host.
+    Held(Box<Held>),
+    /// Its connection becomes a WebSocket when the head is written.
+    Socket(Response<ReplyBody>, Box<Talk>),
+}
+
+impl Answer {
+    /// As one of HTTP; a connection that is held is one request of many that share it.
+    pub(crate) fn into_response(self) -> Response<ReplyBody> {
+        match self {
+            // Only HTTP/1.1 asks for a socket so, and its connection takes the other half.
+            Self::Whole(response) | Self::Socket(response, _) => response,
+            Self::Held(held) => {
+                let Held { head, first, feed } = *held;
+                Response::from_parts(head, ReplyBody::held(first, feed))
+            }
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(error = error.as_ref() as &dyn std::error::Error, "a connection ended early");
     }
-}
 
-/// Resolves when it is true, or nobody can say any more.
-pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
-    let _ = flag.wait_for(|flag| *flag).await;
-}
-
-/// The number of a client, by its address. An IPv6 client has a network of its own.
-fn owner_of(address: IpAddr) -> u64 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => u64::from(address.to_bits()),
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
-    }
-}
-
-/// Waits until it is clear which version of HTTP a connection speaks: HTTP/2 begins with 24 bytes of its own, and
-/// HTTP/1 differs from them early.
-async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let mut buffer = [0; PREFACE.len()];
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let seen = stream.peek(&mut buffer).await?;
-        if seen == 0 || seen == PREFACE.len() || buffer[..seen] != PREFACE[..seen] {
-            return Ok(());
+    fn status(&self) -> http::StatusCode {
+        match self {
+            Self::Whole(response) | Self::Socket(response, _) => response.status(),
+            Self::Held(held) => held.head.status,
         }
-        // The rest of the preface is on its way, and `peek` would return at once until it is here.
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(64));
     }
 }
 
-async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Response<ReplyBody> {
+/// Answers a request of a client.
+pub(crate) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Answer {
     let started = Instant::now();
+    hold::strip(request.headers_mut());
     let method = request.method().clone();
     let id = answer::request_id(request.headers(), || {
         format!("edge-{:x}-{:x}", std::process::id(), shared.ids.fetch_add(1, Ordering::Relaxed))
@@ -235,57 +215,73 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64
     if let Ok(value) = HeaderValue::from_str(&id) {
         request.headers_mut().insert(answer::REQUEST_ID, value);
     }
-    let response = match request.uri().path() {
+    let answer = match request.uri().path() {
         "/metrics" => {
             shared.runtime.report();
-            answer::metrics(&method, || shared.observer.render(), &id)
+            Answer::Whole(answer::metrics(&method, || shared.observer.render(), &id))
         }
         // Probes are answered however busy the server is, and while it drains.
         "/livez" | "/readyz" => pass(shared, request, owner, None, &id).await,
-        _ if shared.draining.load(Ordering::Relaxed) => answer::problem(Trouble::Draining, &id),
+        _ if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, &id)),
         _ => match shared.places.clone().try_acquire_owned() {
             Ok(place) => pass(shared, request, owner, Some(Open::new(place)), &id).await,
             Err(_) => {
                 counter!("weir_http_rejected_total").increment(1);
-                answer::problem(Trouble::Full, &id)
+                Answer::Whole(answer::problem(Trouble::Full, &id))
             }
         },
     };
-    let status = response.status();
+    let status = answer.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
     histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
     tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
-    response
+    answer
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 /// Hands a request to the gateway component.
-async fn pass(
-    shared: &Arc<Shared>,
-    mut request: Request<Incoming>,
-    owner: u64,
-    open: Option<Open>,
-    id: &str,
-) -> Response<ReplyBody> {
+async fn pass(shared: &Shared, mut request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
     name_host(&mut request);
     if socket::asked_for(&request) {
-        let Some((handshake, request)) = Handshake::begin(request) else {
-            return socket::other_version(answer::problem(Trouble::Version, id));
-        };
-        return match shared.gateway.handle(request, owner).await {
-            Ok(response) => handshake.answer(response, open, shared.leaving.subscribe()),
-            Err(error) => failed(&error, id),
-        };
+        return open_socket(shared, request, owner, open, id).await;
     }
+    let get = request.method() == Method::GET;
     let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
     match shared.gateway.handle(request, owner).await {
-        Ok(response) => response.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }),
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            match hold::instruction(&mut head.headers) {
+                Ok(Some(instruction)) if get => hold(shared, instruction, head, body, open, id).await,
+                Ok(_) => {
+                    let body = ReplyBody::Streamed { body: Box::new(body), _open: open };
+                    Answer::Whole(Response::from_parts(head, body))
+                }
+                Err(error) => cannot_hold(&error, id),
+            }
+        }
+        Err(error) => failed(&error, id),
+    }
+}
+
+/// Asks the gateway for both directions of a WebSocket.
+async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+    let Some((handshake, request)) = Handshake::begin(request) else {
+        return Answer::Whole(socket::other_version(answer::problem(Trouble::Version, id)));
+    };
+    match shared.gateway.handle(request, owner).await {
+        Ok(response) => handshake.answer(response, open),
         Err(error) => failed(&error, id),
     }
 }
 
 /// What a client is told when the gateway gave no answer.
-fn failed(error: &gateway::HandleError, id: &str) -> Response<ReplyBody> {
+fn failed(error: &gateway::HandleError, id: &str) -> Answer {
     let trouble = if gateway::is_lost_instance(error) {
         Trouble::Lost
     } else if gateway::is_timeout(error) {
@@ -294,7 +290,37 @@ fn failed(error: &gateway::HandleError, id: &str) -> Response<ReplyBody> {
         Trouble::Failed
     };
     tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
-    answer::problem(trouble, id)
+    Answer::Whole(answer::problem(trouble, id))
+}
+
+/// Holds a connection as the gateway says. The gateway's part of the request is over then, and its place is another's.
+async fn hold(
+    shared: &Shared,
+    instruction: Instruction,
+    mut head: response::Parts,
+    body: CountedBody,
+    open: Option<Open>,
+    id: &str,
+) -> Answer {
+    let first = match hold::first(body).await {
+        Ok(first) => first,
+        Err(error) => return cannot_hold(&error, id),
+    };
+    drop(open);
+    match shared.holds.follow(&shared.events, instruction).await {
+        // Whoever came to its seat after the others were sent away would stay.
+        Ok(_) if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
+        Ok(feed) => {
+            head.headers.remove(http::header::CONTENT_LENGTH);
+            Answer::Held(Box::new(Held { head, first, feed }))
+        }
+        Err(problem) => Answer::Whole(answer::refused(&problem, &head.headers, id)),
+    }
+}
+
+fn cannot_hold(error: &HoldError, id: &str) -> Answer {
+    tracing::error!(%error, request_id = id, "a connection cannot be held as the gateway says");
+    Answer::Whole(answer::problem(Trouble::Failed, id))
 }
 
 /// Puts `Host` where the component sees it: in the target, as HTTP/2 has it. The header itself does not reach it, and without

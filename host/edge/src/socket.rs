@@ -7,13 +7,12 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use metrics::gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
@@ -24,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 use weir_runtime::gateway::{self, CountedBody};
 
 use crate::body::{Open, ReplyBody};
-use crate::server::is_true;
+use crate::server::Answer;
 
 /// Where the paths of sockets begin.
 const PATH: &str = "/ws";
@@ -57,6 +56,7 @@ pub(crate) fn asked_for<B>(request: &Request<B>) -> bool {
     let path = request.uri().path();
     let is_path = path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     is_path
+        && request.version() == Version::HTTP_11
         && request.method() == Method::GET
         && names(request.headers(), &header::CONNECTION, "upgrade")
         && names(request.headers(), &header::UPGRADE, "websocket")
@@ -72,19 +72,17 @@ fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
 /// A socket that is asked for.
 pub(crate) struct Handshake {
     accept: String,
-    upgrade: OnUpgrade,
     to_gateway: mpsc::Sender<Bytes>,
 }
 
 impl Handshake {
     /// Takes a request apart: what the gateway is asked, and what becomes of its answer. None when the version is not ours.
-    pub(crate) fn begin(mut request: Request<Incoming>) -> Option<(Self, gateway::Request)> {
+    pub(crate) fn begin(request: Request<Incoming>) -> Option<(Self, gateway::Request)> {
         let headers = request.headers();
         if headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
             return None;
         }
         let accept = derive_accept_key(headers.get(header::SEC_WEBSOCKET_KEY)?.as_bytes());
-        let upgrade = hyper::upgrade::on(&mut request);
         let (mut parts, _) = request.into_parts();
         for name in OF_THE_HOP {
             parts.headers.remove(name);
@@ -101,18 +99,13 @@ impl Handshake {
             Some((Ok(Frame::data(line)), messages))
         });
         let body = gateway::request_body(StreamBody::new(Box::pin(lines)));
-        Some((Self { accept, upgrade, to_gateway }, Request::from_parts(parts, body)))
+        Some((Self { accept, to_gateway }, Request::from_parts(parts, body)))
     }
 
     /// Turns the gateway's answer into the end of the handshake; one that is no stream of lines goes to the client as it is.
-    pub(crate) fn answer(
-        self,
-        answer: gateway::Response,
-        open: Option<Open>,
-        draining: watch::Receiver<bool>,
-    ) -> Response<ReplyBody> {
+    pub(crate) fn answer(self, answer: gateway::Response, open: Option<Open>) -> Answer {
         if answer.status() != StatusCode::OK {
-            return answer.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open });
+            return Answer::Whole(answer.map(|body| ReplyBody::Streamed { body: Box::new(body), _open: open }));
         }
         let (parts, body) = answer.into_parts();
         let mut response = Response::new(ReplyBody::full(Bytes::new()));
@@ -126,28 +119,39 @@ impl Handshake {
         if let Some(id) = parts.headers.get(crate::answer::REQUEST_ID) {
             headers.insert(crate::answer::REQUEST_ID, id.clone());
         }
-        let Self { upgrade, to_gateway, .. } = self;
-        tokio::spawn(async move {
-            // The handshake may fail on the way; then nothing was ever said.
-            let Ok(upgraded) = upgrade.await else { return };
-            let config = WebSocketConfig::default()
-                .read_buffer_size(READ_BYTES)
-                .write_buffer_size(0)
-                .max_message_size(Some(MESSAGE_BYTES_MAX))
-                .max_frame_size(Some(MESSAGE_BYTES_MAX));
-            let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-            gauge!("weir_websockets_open").increment(1);
-            Talk { socket, body, lines: Lines::default(), heard: Instant::now() }.run(to_gateway, draining).await;
-            gauge!("weir_websockets_open").decrement(1);
-            drop(open);
-        });
-        response
+        Answer::Socket(response, Box::new(Talk { body, to_gateway: self.to_gateway, _open: open }))
+    }
+}
+
+/// What is said over a socket: the gateway's side, until there is a connection for it.
+pub(crate) struct Talk {
+    body: CountedBody,
+    to_gateway: mpsc::Sender<Bytes>,
+    _open: Option<Open>,
+}
+
+impl Talk {
+    /// Talks over a connection until either side has said its last. `read` was read of it before.
+    pub(crate) async fn run<S>(self: Box<Self>, stream: S, read: Bytes, leaving: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let socket = WebSocketStream::from_partially_read(stream, read.to_vec(), Role::Server, Some(config)).await;
+        let Self { body, to_gateway, _open } = *self;
+        gauge!("weir_websockets_open").increment(1);
+        Talking { socket, body, lines: Lines::default(), heard: Instant::now() }.run(to_gateway, leaving).await;
+        gauge!("weir_websockets_open").decrement(1);
     }
 }
 
 /// A socket and the gateway's answer.
-struct Talk {
-    socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>,
+struct Talking<S> {
+    socket: WebSocketStream<S>,
     body: CountedBody,
     lines: Lines,
     /// When the client last said anything.
@@ -162,9 +166,9 @@ enum Over {
     Closing(CloseCode, &'static str),
 }
 
-impl Talk {
-    async fn run(mut self, to_gateway: mpsc::Sender<Bytes>, draining: watch::Receiver<bool>) {
-        match self.talk(to_gateway, draining).await {
+impl<S: AsyncRead + AsyncWrite + Unpin> Talking<S> {
+    async fn run(mut self, to_gateway: mpsc::Sender<Bytes>, leaving: watch::Receiver<bool>) {
+        match self.talk(to_gateway, leaving).await {
             Over::Left => {}
             Over::Closing(code, reason) => {
                 let close = async {
@@ -182,7 +186,7 @@ impl Talk {
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
     }
 
-    async fn talk(&mut self, to_gateway: mpsc::Sender<Bytes>, mut draining: watch::Receiver<bool>) -> Over {
+    async fn talk(&mut self, to_gateway: mpsc::Sender<Bytes>, mut leaving: watch::Receiver<bool>) -> Over {
         let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
         let mut room = None;
         loop {
@@ -243,7 +247,7 @@ impl Talk {
                         return Over::Left;
                     }
                 }
-                () = is_true(&mut draining) => {
+                () = is_true(&mut leaving) => {
                     return Over::Closing(CloseCode::Away, "the server is stopping");
                 }
             }
@@ -311,6 +315,11 @@ impl Lines {
         // What the gateway writes is JSON, and JSON is UTF-8.
         Some(String::from_utf8_lossy(&line).into_owned())
     }
+}
+
+/// Resolves when it is true, or nobody can say any more.
+async fn is_true(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|flag| *flag).await;
 }
 
 /// What a client is told that speaks another version.

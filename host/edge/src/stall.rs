@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,11 +16,17 @@ pub(crate) struct Unstalled<S> {
     timeout: Duration,
     /// Runs while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    flushed: Arc<AtomicBool>,
 }
 
 impl<S> Unstalled<S> {
     pub(crate) fn new(stream: S, timeout: Duration) -> Self {
-        Self { stream, timeout, stalled: None }
+        Self { stream, timeout, stalled: None, flushed: Arc::default() }
+    }
+
+    /// Set whenever its writer has nothing left to write. Who clears it sees whether that has been so since.
+    pub(crate) fn flushed(&self) -> Arc<AtomicBool> {
+        self.flushed.clone()
     }
 
     /// Passes on what a write came to; pending for too long is an error.
@@ -67,7 +75,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        this.flushed.store(true, Ordering::Relaxed);
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

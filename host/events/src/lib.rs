@@ -4,6 +4,8 @@
 //! - [`Subscription`]: what [`Store::follow`] gives: replay, then live
 //! - [`EventsConfig`]: which kind, where, and every bound
 //! - [`Groups`]: several consumers that work one channel together (Redis only)
+//! - [`Callback`]: a subscriber that is a function
+//! - [`Tap`]: everything that is appended, for [`write_events`] (a rotated file) and metrics
 //! - `hub`: the channels in memory and who follows them; the memory store is this and nothing more
 //! - `disk`: the same with a file behind it: places, then one fsync for many, then everybody is told
 //! - `redis`: the same as a mirror of Redis Streams, fed by one blocking read for all followed channels
@@ -25,18 +27,24 @@
 //! # });
 //! ```
 
+mod callback;
 mod clock;
 mod config;
 mod disk;
 mod error;
+mod file;
 mod hub;
 mod memory;
 mod redis;
 mod store;
 mod subscription;
+mod tap;
 
+pub use callback::Callback;
 pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
 pub use error::{Error, OpenError};
+pub use file::{FileConfig, write_events};
 pub use redis::groups::{Groups, Work};
 pub use store::{Health, Stats, Store};
 pub use subscription::Subscription;
+pub use tap::{Tap, Tapped};

@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::redis::Redis;
 use crate::redis::groups::Groups;
 use crate::subscription::Subscription;
+use crate::tap::{Tap, Taps};
 
 /// The most bytes of a value.
 const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -36,6 +37,7 @@ struct Inner {
     config: Arc<EventsConfig>,
     hub: Arc<Hub>,
     kind: Kind,
+    taps: Taps,
 }
 
 #[derive(Debug)]
@@ -100,7 +102,7 @@ impl Store {
             StoreKind::Disk => Kind::Disk(Disk::open(Arc::clone(&config), Arc::clone(&hub)).await?),
             StoreKind::Redis => Kind::Redis(Redis::open(Arc::clone(&config), Arc::clone(&hub))?),
         };
-        let inner = Arc::new(Inner { config, hub, kind });
+        let inner = Arc::new(Inner { config, hub, kind, taps: Taps::default() });
         tokio::spawn(sweep(Arc::downgrade(&inner), Duration::from_millis(inner.config.sweep_ms.max(1))));
         Ok(Self { inner })
     }
@@ -117,12 +119,16 @@ impl Store {
             return Ok(Vec::new());
         }
         let count = events.len() as u64;
+        let tapped = self.inner.taps.keep(&events);
         let cursors = match &self.inner.kind {
             Kind::Memory(memory) => memory.append(channel, events),
             Kind::Disk(disk) => disk.append(channel, events).await,
             Kind::Redis(redis) => redis.append(channel, events).await,
         }?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
+        if let Some(tapped) = tapped {
+            self.inner.taps.appended(channel, tapped, &cursors, now_ms());
+        }
         Ok(cursors)
     }
 
@@ -272,6 +278,11 @@ impl Store {
             Kind::Redis(redis) => Some(redis.groups()),
             Kind::Memory(_) | Kind::Disk(_) => None,
         }
+    }
+
+    /// Sees everything that is appended through this store from now on.
+    pub fn tap(&self) -> Tap {
+        self.inner.taps.tap()
     }
 
     /// Sends every subscriber away with [`weir_core::channel::Closed::Lost`]: they resume elsewhere, or here later.

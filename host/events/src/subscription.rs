@@ -47,18 +47,23 @@ impl Subscription {
         self.take(&mut self.channel.lock())
     }
 
-    /// Adds what there is, up to so many deliveries, to `batch`: for several events in one write. Ready when something was
-    /// added, or with nothing added at the end.
+    /// Adds what there is, up to so many deliveries, to `batch`: for several events in one write. It stops behind the event with
+    /// which they have `bytes_max` together. Ready when something was added, or with nothing added at the end.
     pub fn poll_batch(
         &mut self,
         context: &mut Context<'_>,
         batch: &mut Vec<Delivery>,
         deliveries_max: usize,
+        bytes_max: usize,
     ) -> Poll<()> {
         let mut state = self.channel.lock();
         let before = batch.len();
-        while batch.len() - before < deliveries_max {
+        let mut bytes = 0;
+        while batch.len() - before < deliveries_max && bytes < bytes_max {
             let Some(delivery) = self.take(&mut state) else { break };
+            if let Delivery::Event { entry, .. } = &delivery {
+                bytes += entry.bytes();
+            }
             batch.push(delivery);
         }
         if batch.len() > before || self.over(&state) { Poll::Ready(()) } else { self.wait(&mut state, context) }

@@ -56,7 +56,7 @@ fn idle_subscribers_are_cheap_and_events_are_shared() {
             for number in 0..IDLE {
                 let channel = name(&format!("user:{:012}", if one_channel { 0 } else { number }));
                 let mut subscription = store.follow(&channel, Cursor::START).await.unwrap();
-                assert!(subscription.poll_batch(&mut context, &mut batch, 16).is_pending());
+                assert!(subscription.poll_batch(&mut context, &mut batch, 16, usize::MAX).is_pending());
                 subscriptions.push(subscription);
             }
             let each = (live() - before) / IDLE + size_of_val(&subscriptions[0]);
@@ -70,7 +70,7 @@ fn idle_subscribers_are_cheap_and_events_are_shared() {
         let mut subscriptions = Vec::with_capacity(BUSY);
         for _ in 0..BUSY {
             let mut subscription = store.follow(&channel, Cursor::START).await.unwrap();
-            assert!(subscription.poll_batch(&mut context, &mut batch, 16).is_pending());
+            assert!(subscription.poll_batch(&mut context, &mut batch, 16, usize::MAX).is_pending());
             subscriptions.push(subscription);
         }
         let before = live();

@@ -109,27 +109,14 @@ impl<D> StreamProducer<D> for Following {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
         let mut batch = Vec::new();
-        match self.0.poll_batch(cx, &mut batch, 1) {
+        match self.0.poll_batch(cx, &mut batch, room, HANDED_BYTES_MAX) {
             Poll::Ready(()) if batch.is_empty() => return Poll::Ready(Ok(StreamResult::Dropped)),
             Poll::Ready(()) => {}
             Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
             Poll::Pending => return Poll::Pending,
         }
-        let mut handed: usize = batch.iter().map(bytes).sum();
-        while batch.len() < room && handed < HANDED_BYTES_MAX {
-            let Some(next) = self.0.try_next() else { break };
-            handed += bytes(&next);
-            batch.push(next);
-        }
         destination.set_buffer(batch.into_iter().map(delivery).collect::<Vec<_>>().into());
         Poll::Ready(Ok(StreamResult::Completed))
-    }
-}
-
-fn bytes(delivery: &channel::Delivery) -> usize {
-    match delivery {
-        channel::Delivery::Event { entry, .. } => entry.bytes(),
-        channel::Delivery::Gap(_) | channel::Delivery::Closed(_) => 0,
     }
 }
 

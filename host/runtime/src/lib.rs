@@ -14,6 +14,7 @@
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
 //! - `keeper`: the one instance that has what outlives a request.
+//! - `channels`: the channel store as the configuration has it, its metrics and its file.
 //! - `events`, `state`: the channel store as gateway instances see it.
 //! - [`stream`]: the embedding API, texts in and results by callback.
 //! - [`runtime`]: all of it together.
@@ -22,6 +23,7 @@
 
 pub mod bindings;
 pub mod call;
+mod channels;
 pub mod component;
 pub mod engine;
 mod events;

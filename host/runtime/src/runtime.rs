@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use weir_config::{AuthMode, Config, EventsFallback, EventsStore};
+use weir_config::{AuthMode, Config};
 use weir_core::breaker::BreakerConfig;
-use weir_core::channel::Retention;
 use weir_core::queue::{Aggregation, DropPolicy, QueueConfig, Window};
 use weir_core::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
-use weir_events::{EventsConfig, Fallback, OpenError, RedisConfig, Store, StoreKind};
+use weir_events::{OpenError, Store};
 use weir_nn::model::{ModelDir, ModelError, Task};
 use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};
 
 use crate::call::{Call, Pools};
+use crate::channels;
 use crate::component::{self, ComponentError, Source};
 use crate::engine::Host;
 use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR};
@@ -118,7 +118,7 @@ impl Runtime {
     ///
     /// As [`Runtime::start`]; or the store cannot be opened. Redis need not be there yet.
     pub async fn serve(config: &Config, builtin: Builtin) -> Result<Self, StartError> {
-        let events = Store::open(events_config(&config.events)).await?;
+        let events = channels::open(&config.events).await?;
         Self::start_with(config, builtin, Some(events))
     }
 
@@ -197,19 +197,8 @@ impl Runtime {
         for pool in self.call.pools().values() {
             pool.report();
         }
-        let Some(stats) = self.events().map(Store::stats) else { return };
-        metrics::gauge!("weir_events_channels").set(stats.channels as f64);
-        metrics::gauge!("weir_events_subscribers").set(stats.subscribers as f64);
-        let counters = [
-            ("weir_events_appended_total", stats.appended),
-            ("weir_events_delivered_total", stats.delivered),
-            ("weir_events_coalesced_total", stats.coalesced),
-            ("weir_events_gaps_total", stats.gaps),
-            ("weir_events_closed_slow_total", stats.closed_slow),
-            ("weir_events_evicted_total", stats.evicted),
-        ];
-        for (name, count) in counters {
-            metrics::counter!(name).absolute(count);
+        if let Some(events) = self.events() {
+            channels::report(events);
         }
     }
 }
@@ -381,6 +370,8 @@ fn start_gateway(
         ("WEIR_STEPS_SUMMARY", config.steps.summary.clone()),
         ("WEIR_EVENTS_HEARTBEAT_MS", config.events.heartbeat_ms.to_string()),
         ("WEIR_EVENTS_RETRY_MS", config.events.retry_ms.to_string()),
+        // The edge of this process holds the connections of subscribers.
+        ("WEIR_GRIP", "host".to_owned()),
         ("WEIR_EVENTS_EVENTS_MAX", config.events.events_max.to_string()),
         ("WEIR_EVENTS_BYTES_MAX", config.events.bytes_max.to_string()),
         ("WEIR_SESSIONS_LIVE_MAX", config.sessions.live_max.to_string()),
@@ -441,41 +432,6 @@ fn is_loopback(listen: &str) -> bool {
     match listen.parse::<std::net::SocketAddr>() {
         Ok(address) => address.ip().to_canonical().is_loopback(),
         Err(_) => listen.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
-    }
-}
-
-fn events_config(events: &weir_config::Events) -> EventsConfig {
-    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    let default = EventsConfig::default();
-    EventsConfig {
-        store: match events.store {
-            EventsStore::Memory => StoreKind::Memory,
-            EventsStore::Disk => StoreKind::Disk,
-            EventsStore::Redis => StoreKind::Redis,
-        },
-        path: events.path.clone(),
-        durable: events.durable,
-        redis: RedisConfig {
-            url: events.redis_url.clone(),
-            prefix: events.redis_prefix.clone(),
-            block_ms: events.redis_block_ms,
-            timeout_ms: events.redis_timeout_ms,
-            retry_ms: events.redis_retry_ms,
-            fallback: match events.fallback {
-                EventsFallback::None => Fallback::None,
-                EventsFallback::Memory => Fallback::Memory,
-            },
-        },
-        retention: Retention {
-            events_max: events.events_max as usize,
-            bytes_max: size(events.bytes_max),
-            age_ms_max: events.age_ms_max,
-        },
-        channels_max: events.channels_max as usize,
-        subscribers_max: events.subscribers_max as usize,
-        outbox_bytes_max: size(events.outbox_bytes_max),
-        state_bytes_max: size(events.state_bytes_max),
-        ..default
     }
 }
 

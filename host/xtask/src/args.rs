@@ -21,6 +21,15 @@ impl Args {
         self.rest.len() != before
     }
 
+    /// Takes a word if it comes first.
+    pub(crate) fn word(&mut self, word: &str) -> bool {
+        let first = self.rest.first().is_some_and(|arg| arg == word);
+        if first {
+            self.rest.remove(0);
+        }
+        first
+    }
+
     /// Takes `--name VALUE` or `--name=VALUE` if it is there.
     pub(crate) fn value(&mut self, name: &str) -> Result<Option<String>> {
         let prefix = format!("{name}=");
@@ -76,6 +85,8 @@ mod tests {
         assert_eq!(given.value("--toolchain").unwrap().as_deref(), Some("debian"));
         given.finish().unwrap();
         assert_eq!(args("--n=3").value("--n").unwrap().as_deref(), Some("3"));
+        let mut given = args("fanout --quick fanout");
+        assert!(given.word("fanout") && !given.word("fanout") && given.flag("--quick") && given.word("fanout"));
         let (ours, theirs) = args("--quick -- --minutes 5").split();
         ours.finish().unwrap_err();
         assert_eq!(theirs, ["--minutes", "5"]);

@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: what a user feels first (the start, the first event, the rate of a long text), then Weir beside other
-//! servers ([`compare`]).
+//! servers ([`compare`]); `cargo xtask bench fanout`: subscribers by the thousand ([`fanout`]).
 
 mod compare;
+mod fanout;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -22,6 +23,11 @@ Measures on this machine: from exec to `/readyz` saying yes, from a request to i
 lines per second of `weir run`. Prints medians. Then compares Weir with other servers (tests/bench) and writes
 tests/bench/RESULTS.md with its plots: about 25 minutes, and the first time some more for their Python packages.
 
+`cargo xtask bench fanout` measures channels alone: memory of 10,000 idle subscribers, and the time from publishing to
+receiving for 1,000, beside nginx with nchan (Debian's, fetched and unpacked under target), and writes
+tests/bench/FANOUT.md: about 8 minutes. It takes --quick, --as-built (measures target/release/weir as it is) and -- OPTIONS of
+`weir-bench fanout`.
+
 Options:
   --rounds N     how often each is measured (default 5)
   --quick        a small subset of the comparison: less than three minutes
@@ -36,7 +42,10 @@ const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
 
-pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    if args.word("fanout") {
+        return fanout::task(house, args);
+    }
     let (mut args, more) = args.split();
     let (quick, alone) = (args.flag("--quick"), args.flag("--no-compare"));
     let rounds = match args.value("--rounds")? {

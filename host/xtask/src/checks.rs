@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{build, debian, node, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, node, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -48,6 +48,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     });
     let redis = report.whole("redis", || redis::server(house));
     let readers = node::is_here().then(|| report.whole("npm", || node::ensure(house))).flatten();
+    let browser = browser::can_be_had().then(|| report.whole("browser", || browser::browser(house))).flatten();
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
@@ -56,6 +57,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Some(readers) = &readers {
             command.env(node::VARIABLE, readers);
+        }
+        if let Some(browser) = &browser {
+            command.env(browser::VARIABLE, browser);
         }
         if let Some(data) = &data {
             command.env("WEIR_DATA", data);
@@ -80,6 +84,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if readers.is_none() {
         left_out.extend(node::TESTS);
     }
+    if browser.is_none() {
+        left_out.push(browser::TEST);
+    }
     if nextest && !left_out.is_empty() {
         let tests: Vec<String> = left_out.iter().map(|test| format!("not test({test})")).collect();
         host.args(["-E", &tests.join(" and ")]);
@@ -99,6 +106,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if readers.is_none() {
         report.skipped("npm clients", "Node.js and npm are not here, or their packages were not fetched");
+    }
+    if browser.is_none() {
+        report.skipped("browser", "there is no Chromium here, and no apt to fetch one with");
     }
     if has_subcommand(house, "deny") {
         report.check(

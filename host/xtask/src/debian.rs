@@ -149,24 +149,41 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
 
 /// Writes the `rustc` that finds its own libraries; answers its version.
 fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
-    let libraries = fs::read_dir(usr.join("lib"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
-        .ok_or_else(|| anyhow!("{COMPILER_PACKAGE} brought no libraries"))?;
-    let script = format!(
-        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
-        libraries.display(),
-        usr.join("bin/rustc").display()
-    );
     let path = folder.join("rustc");
-    write_if_changed(&path, script.as_bytes())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    starter(&path, usr.parent().unwrap_or(usr), &usr.join("bin/rustc"))?;
     let version = sh::answer(sh::program(house, &path).arg("--version"))?;
     let number = version.split(' ').nth(1).unwrap_or_default();
     if !at_least(number, RUST_VERSION_MIN) {
         bail!("Debian's {COMPILER_PACKAGE} here is {number}, and Weir needs {RUST_VERSION_MIN}");
     }
     Ok(version)
+}
+
+/// Writes a script that starts a program which was unpacked, with the libraries that came with it. `exec`: whoever starts the
+/// script has the program's process id.
+pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()> {
+    let folders = [prefix.join("usr/lib"), prefix.join("lib")];
+    let mut libraries: Vec<String> = folders
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
+        .map(|path| path.display().to_string())
+        .collect();
+    // Where the sound server's library looks for its other half is the place where Debian installs it.
+    let private: Vec<String> = libraries.iter().map(|folder| format!("{folder}/pulseaudio")).collect();
+    libraries.extend(private.into_iter().filter(|folder| Path::new(folder).is_dir()));
+    if libraries.is_empty() {
+        bail!("the packages of {} brought no libraries", program.display());
+    }
+    let text = format!(
+        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
+        libraries.join(":"),
+        program.display()
+    );
+    write_if_changed(script, text.as_bytes())?;
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).context("cannot make a script of it")
 }
 
 fn library(usr: &Path) -> PathBuf {
@@ -256,6 +273,18 @@ impl<'a> Apt<'a> {
         sh::check(step, self.command("apt-get").arg("download").args(names)).map(drop)
     }
 
+    /// The versions of what was fetched, by package.
+    pub(crate) fn versions(&self) -> Result<Vec<(String, String)>> {
+        let entries = fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let packages = names.filter_map(|name| Some(name.strip_suffix(".deb")?.to_owned()));
+        let parts = packages.filter_map(|name| {
+            let mut parts = name.split('_');
+            Some((parts.next()?.to_owned(), parts.next()?.replace("%3a", ":")))
+        });
+        Ok(parts.collect())
+    }
+
     /// Unpacks what was fetched, and removes the packages.
     pub(crate) fn unpack(&self, step: &mut Step, prefix: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))? {
@@ -276,6 +305,16 @@ impl<'a> Apt<'a> {
         let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
         let named = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(named.filter(|name| !name.starts_with('<') && *name != "libc6").map(str::to_owned).collect())
+    }
+
+    /// The packages that one depends on, and those that these do.
+    pub(crate) fn all_dependencies(&self, of: &str) -> Result<Vec<String>> {
+        let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"];
+        let mut list = self.command("apt-cache");
+        list.args(["depends", "--recurse"]).args(only.map(|kind| format!("--no-{kind}"))).arg(of);
+        let listed = sh::answer(&mut list)?;
+        let names = listed.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+        Ok(names.filter(|name| *name != of && !name.contains(':')).map(str::to_owned).collect())
     }
 
     /// The package that `of` depends on whose name begins so.

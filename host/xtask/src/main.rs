@@ -6,12 +6,13 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
-//! - [`redis`]: a Redis server for the tests
+//! - [`redis`]: a Redis server for the tests; [`browser`]: a Chromium; [`nginx`]: what the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod args;
 mod bench;
+mod browser;
 mod build;
 mod checks;
 mod debian;
@@ -19,6 +20,7 @@ mod demo;
 mod files;
 mod house;
 mod http;
+mod nginx;
 mod node;
 mod python;
 mod redis;
@@ -72,6 +74,7 @@ const TASKS: &[Task] = &[
         run: bench::task,
     },
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
+    Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 

@@ -4,15 +4,14 @@
 //! Nothing is installed, and nothing runs: the tests start it, each for itself.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use crate::args::Args;
 use crate::build::finish;
-use crate::debian::Apt;
-use crate::files::{Key, Stamp, write_if_changed};
+use crate::debian::{Apt, starter};
+use crate::files::{Key, Stamp};
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -67,18 +66,6 @@ fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Resul
     apt.fetch(step, &names)?;
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
-    let libraries = fs::read_dir(prefix.join("usr/lib"))
-        .context("the packages brought no libraries")?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
-        .ok_or_else(|| anyhow!("{TOOLS} brought no libraries"))?;
-    // `exec`: whoever starts the script has the server's process id.
-    let text = format!(
-        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
-        libraries.display(),
-        prefix.join("usr/bin").join(SERVER).display()
-    );
-    write_if_changed(script, text.as_bytes())?;
-    fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+    starter(script, &prefix, &prefix.join("usr/bin").join(SERVER))?;
     sh::answer(sh::program(house, script).arg("--version"))
 }

@@ -35,7 +35,12 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-nn", house: &["weir-core"], others: None },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
     Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-events", "weir-nn"], others: None },
-    Rule { package: "weir-edge", house: &["weir-config", "weir-core", "weir-runtime"], others: None },
+    // Of codec: GRIP, and how events are drawn on a connection that is held.
+    Rule {
+        package: "weir-edge",
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime"],
+        others: None,
+    },
     // Of codec: how captions are read.
     Rule {
         package: "weir",

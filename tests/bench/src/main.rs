@@ -7,13 +7,16 @@
 //! - [`peers`]: the Python environment, the ceiling
 //! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
 //! - [`goals`], [`report`], [`svg`]: RESULTS.md
+//! - [`fanout`]: subscribers by the thousand, and FANOUT.md
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod corpus;
+mod fanout;
 mod goals;
 mod histogram;
 mod http;
 mod load;
+mod machine;
 mod orchestrate;
 mod peers;
 mod plan;
@@ -105,6 +108,12 @@ enum Command {
     Sessions(sessions::Options),
     /// The whole comparison: servers, rounds, RESULTS.md.
     Run(Box<plan::Options>),
+    /// Subscribers by the thousand, beside nginx with nchan: FANOUT.md.
+    Fanout(Box<fanout::Options>),
+    /// The load of `fanout`: subscribers and publishers of one server.
+    Fan(fanout::load::Fan),
+    /// The load of `fanout`: the same work as a stream and as one answer.
+    Overhead(fanout::overhead::Work),
     /// RESULTS.md again, from the results of a run.
     Report {
         #[arg(long, default_value = "target/bench/results.json")]
@@ -169,6 +178,7 @@ fn main() -> Result<()> {
     let command = Cli::parse().command;
     match command {
         Command::Run(options) => return orchestrate::run(*options),
+        Command::Fanout(options) => return fanout::run(*options),
         Command::Transcript(options) => {
             println!("{}", transcript::run(&options)?);
             return Ok(());
@@ -225,8 +235,12 @@ async fn generate(command: Command) -> Result<serde_json::Value> {
             let within = load::compare::difference(&alone, &together);
             json!({"scores": alone, "together": finite(within), "with": others})
         }
+        Command::Fan(fan) => json!(fanout::load::run(fan).await?),
+        Command::Overhead(work) => json!(fanout::overhead::run(work).await?),
         Command::Sessions(options) => sessions::run(options).await?,
-        Command::Run(_) | Command::Report { .. } | Command::Transcript(_) => unreachable!("answered before"),
+        Command::Run(_) | Command::Fanout(_) | Command::Report { .. } | Command::Transcript(_) => {
+            unreachable!("answered before")
+        }
     })
 }
 

@@ -1,0 +1,93 @@
+//! A subscription that an intermediary in front holds: the answer says what it is to do (GRIP), and is over at once.
+//!
+//! Weir's own host has the channels: it is told after which place to follow, on which terms, and does the rest. A proxy such
+//! as Pushpin knows only what is published to it: what the channel has already is in the answer, and what comes is held for.
+
+use std::time::Duration;
+
+use weir_codec::{
+    channel::Channel,
+    frame::Framing,
+    grip::{Hold, HoldChannel, HoldMode, KEEP_ALIVE_S_MAX, KeepAlive},
+    hold::{self, HEARTBEAT_MS_MAX, Terms},
+    problem::Problem,
+    subscription::{Drawing, End},
+};
+use weir_core::channel;
+
+use crate::{
+    bindings::weir::stream::events::{self, Cursor},
+    publish,
+    reply::Reply,
+    settings::{Grip, Settings},
+    subscribe::{push_entry, push_gap, unix_ms},
+};
+
+/// Events in one page.
+const PAGE_EVENTS: u32 = 1000;
+/// Bytes of what a channel has already from which an answer takes no more: the client comes again for the rest.
+const REPLAY_BYTES_MAX: usize = 1 << 20;
+
+/// The answer to a subscriber whose connection is held for it.
+pub(crate) async fn answer(
+    channel: Channel,
+    after: Cursor,
+    framing: Framing,
+    settings: &Settings,
+    ends_s: Option<u64>,
+    user: Option<String>,
+) -> Result<Reply, Problem> {
+    let drawing = Drawing::new(channel.clone(), framing);
+    let mut body = Vec::new();
+    drawing.push_begin(&mut body, settings.retry_ms, unix_ms());
+    let keep_alive = KeepAlive {
+        data: drawing.heartbeat().to_vec(),
+        timeout: Duration::from_secs(settings.heartbeat_ms.div_ceil(1000).min(KEEP_ALIVE_S_MAX)),
+    };
+    let waits = settings.grip == Grip::Host || replay(&channel, after, &drawing, &mut body).await?;
+    let mut reply = Reply::ok(framing.content_type(), body);
+    if !waits {
+        return Ok(reply);
+    }
+    let hold = Hold {
+        mode: HoldMode::Stream,
+        // What comes next is said by the terms, or by what is published: a proxy takes a place only with a link to ask at.
+        channels: vec![HoldChannel { name: channel.to_string(), prev_id: None }],
+        keep_alive: Some(keep_alive),
+        link: None,
+        status: None,
+    };
+    for (name, value) in hold.to_headers().map_err(|error| Problem::internal(&error.to_string()))? {
+        reply = reply.with(name, value);
+    }
+    if settings.grip == Grip::Host {
+        let after = channel::Cursor::new(after.epoch, after.seq);
+        let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
+        let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
+        reply = reply.with(hold::HEADER, terms.to_header());
+    }
+    Ok(reply)
+}
+
+/// Draws what a channel has after a place. Returns whether to wait for more: not when the channel is finished, nor
+/// when there is so much that the client has to come again for the rest.
+async fn replay(channel: &Channel, mut after: Cursor, drawing: &Drawing, body: &mut Vec<u8>) -> Result<bool, Problem> {
+    loop {
+        let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(publish::problem)?;
+        if let Some(gap) = &page.gap {
+            push_gap(drawing, body, gap);
+        }
+        page.entries.iter().for_each(|entry| push_entry(drawing, body, entry));
+        if page.ended {
+            drawing.push_end(body, End::Finished, unix_ms());
+            return Ok(false);
+        }
+        if page.entries.is_empty() && page.gap.is_none() {
+            return Ok(true);
+        }
+        if body.len() >= REPLAY_BYTES_MAX {
+            return Ok(false);
+        }
+        after = page.next;
+    }
+}

@@ -1,0 +1,156 @@
+//! A connection of HTTP/1.1 that is held: once its answer is decided, the machinery for requests is let go of, with its
+//! buffers, and what is left is a socket, a feed, and nothing in between.
+//!
+//! It carries this one answer and is closed at its end (`Connection: close`).
+
+use std::fmt::Write as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::{HeaderValue, response};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::feed::{Feed, Piece};
+use crate::hold::Held;
+
+/// The room before a chunk for its size: eight digits and an end of line.
+const SIZE_ROOM: usize = 10;
+/// Reads of what a client sends that has nothing more to say, until others have their turn.
+const IGNORED_READS: usize = 16;
+
+/// Writes an answer and feeds its connection, until it ends or its client leaves.
+pub(crate) struct HeldConnection<S> {
+    stream: S,
+    feed: Feed,
+    /// What is being written, from `at` on.
+    out: Vec<u8>,
+    at: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// `out` is the last that is written.
+    Ending,
+    /// All is written.
+    Closing,
+}
+
+impl<S> HeldConnection<S> {
+    pub(crate) fn new(stream: S, held: Held) -> Self {
+        let Held { head, first, feed } = held;
+        let mut out = draw_head(head);
+        if !first.is_empty() {
+            out.extend_from_slice(format!("{:x}\r\n", first.len()).as_bytes());
+            out.extend_from_slice(&first);
+            out.extend_from_slice(b"\r\n");
+        }
+        Self { stream, feed, out, at: 0, state: State::Open }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
+    /// Writes what is to be written.
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.at < self.out.len() {
+            let written = match Pin::new(&mut self.stream).poll_write(cx, &self.out[self.at..]) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => {
+                    ready!(self.feed.poll_overdue(cx));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the right to it has ended")));
+                }
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.at += written;
+        }
+        // A connection at rest keeps no buffer.
+        self.out = Vec::new();
+        self.at = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what comes next from the feed, as a chunk.
+    fn poll_next_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Piece { mut bytes, last } = ready!(self.feed.poll_next(cx, SIZE_ROOM));
+        let size = format!("{:x}\r\n", bytes.len() - SIZE_ROOM);
+        // A piece has far less than 2^32 bytes, and so its size at most eight digits.
+        self.at = SIZE_ROOM.saturating_sub(size.len());
+        bytes[self.at..SIZE_ROOM].copy_from_slice(size.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+        if last {
+            bytes.extend_from_slice(b"0\r\n\r\n");
+            self.state = State::Ending;
+        }
+        self.out = bytes;
+        Poll::Ready(())
+    }
+
+    /// Ready when the client has left. Whatever else it sends is not read as a request: the connection has one answer.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..IGNORED_READS {
+            let mut ignored = [0; 256];
+            let mut buffer = ReadBuf::new(&mut ignored);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for HeldConnection<S> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.poll_left(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if this.state == State::Closing {
+                return Pin::new(&mut this.stream).poll_shutdown(cx);
+            }
+            ready!(this.poll_write_out(cx))?;
+            match this.state {
+                State::Open => ready!(this.poll_next_chunk(cx)),
+                State::Ending | State::Closing => this.state = State::Closing,
+            }
+        }
+    }
+}
+
+/// The head of an answer that has no known length and is the last of its connection.
+fn draw_head(head: response::Parts) -> Vec<u8> {
+    let response::Parts { status, mut headers, .. } = head;
+    for name in [CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING] {
+        headers.remove(name);
+    }
+    let mut text = String::new();
+    // A string takes every write.
+    let _ = write!(text, "HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
+    let mut out = text.into_bytes();
+    let mut push = |name: &str, value: &[u8]| {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    };
+    for (name, value) in &headers {
+        push(name.as_str(), value.as_bytes());
+    }
+    if !headers.contains_key(DATE) {
+        push(DATE.as_str(), httpdate::fmt_http_date(SystemTime::now()).as_bytes());
+    }
+    push(TRANSFER_ENCODING.as_str(), HeaderValue::from_static("chunked").as_bytes());
+    push(CONNECTION.as_str(), HeaderValue::from_static("close").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    out
+}

@@ -1,0 +1,58 @@
+//! A subscriber that is a function, for programs that embed the store.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokio::task::JoinHandle;
+use weir_core::channel::{ChannelName, Cursor, Delivery};
+
+use crate::error::Error;
+use crate::store::Store;
+
+/// A function that is called with what a channel has; dropping this ends it.
+#[derive(Debug)]
+pub struct Callback {
+    task: JoinHandle<()>,
+}
+
+impl Callback {
+    /// Ends it. A call in progress runs to its end.
+    pub fn unsubscribe(self) {}
+
+    /// True when no more calls come: the channel had its last event, the subscriber was too slow, or the function panicked.
+    pub fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+impl Drop for Callback {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Store {
+    /// Calls a function with every event of a channel after a cursor, in order, until the channel's last event or
+    /// [`Delivery::Closed`]. It has a task of its own: one that is slow or panics concerns nobody else. It should not block. Must be
+    /// called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::follow`].
+    pub async fn subscribe_callback(
+        &self,
+        channel: &ChannelName,
+        after: Cursor,
+        mut callback: impl FnMut(Delivery) + Send + 'static,
+    ) -> Result<Callback, Error> {
+        let mut subscription = self.follow(channel, after).await?;
+        let task = tokio::spawn(async move {
+            while let Some(delivery) = subscription.next().await {
+                if catch_unwind(AssertUnwindSafe(|| callback(delivery))).is_err() {
+                    tracing::error!(channel = %subscription.channel(), "a callback panicked; it is called no more");
+                    return;
+                }
+            }
+        });
+        Ok(Callback { task })
+    }
+}

@@ -1,0 +1,95 @@
+//! The channel store as the configuration has it, and who looks at all of it: metrics, and a file.
+
+use std::collections::HashSet;
+
+use weir_config::{Events, EventsFallback, EventsStore};
+use weir_core::channel::Retention;
+use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
+
+use crate::runtime::StartError;
+
+/// Opens the store.
+pub(crate) async fn open(config: &Events) -> Result<Store, StartError> {
+    let events = Store::open(events_config(config)).await?;
+    watch(config, &events)?;
+    Ok(events)
+}
+
+/// Brings what is counted in the store to the metrics.
+pub(crate) fn report(events: &Store) {
+    let stats = events.stats();
+    metrics::gauge!("weir_events_channels").set(stats.channels as f64);
+    metrics::gauge!("weir_events_subscribers").set(stats.subscribers as f64);
+    let counters = [
+        ("weir_events_appended_total", stats.appended),
+        ("weir_events_delivered_total", stats.delivered),
+        ("weir_events_coalesced_total", stats.coalesced),
+        ("weir_events_gaps_total", stats.gaps),
+        ("weir_events_closed_slow_total", stats.closed_slow),
+        ("weir_events_evicted_total", stats.evicted),
+    ];
+    for (name, count) in counters {
+        metrics::counter!(name).absolute(count);
+    }
+}
+
+/// Most names of events that have a counter of their own; publishers cannot make more.
+const COUNTED_NAMES_MAX: usize = 64;
+
+/// Lets the metrics see every event, and the file where there is one.
+fn watch(config: &Events, events: &Store) -> Result<(), StartError> {
+    if !config.file.as_os_str().is_empty() {
+        let (path, bytes_max, files_max) = (config.file.clone(), config.file_bytes_max, config.file_count_max);
+        weir_events::write_events(FileConfig { path, bytes_max, files_max }, events.tap()).map_err(|error| {
+            StartError::Config(format!("events.file {} cannot be written: {error}", config.file.display()))
+        })?;
+    }
+    let mut tap = events.tap();
+    tokio::spawn(async move {
+        let mut names = HashSet::new();
+        while let Some(tapped) = tap.next().await {
+            let Tapped::Event { channel, entry } = tapped else { continue };
+            let known =
+                names.contains(&entry.name) || names.len() < COUNTED_NAMES_MAX && names.insert(entry.name.clone());
+            let name = if known { entry.name.to_string() } else { "other".to_owned() };
+            metrics::counter!("weir_events_published_total", "kind" => channel.kind().to_owned(), "event" => name)
+                .increment(1);
+        }
+    });
+    Ok(())
+}
+
+fn events_config(events: &Events) -> EventsConfig {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let default = EventsConfig::default();
+    EventsConfig {
+        store: match events.store {
+            EventsStore::Memory => StoreKind::Memory,
+            EventsStore::Disk => StoreKind::Disk,
+            EventsStore::Redis => StoreKind::Redis,
+        },
+        path: events.path.clone(),
+        durable: events.durable,
+        redis: RedisConfig {
+            url: events.redis_url.clone(),
+            prefix: events.redis_prefix.clone(),
+            block_ms: events.redis_block_ms,
+            timeout_ms: events.redis_timeout_ms,
+            retry_ms: events.redis_retry_ms,
+            fallback: match events.fallback {
+                EventsFallback::None => Fallback::None,
+                EventsFallback::Memory => Fallback::Memory,
+            },
+        },
+        retention: Retention {
+            events_max: events.events_max as usize,
+            bytes_max: size(events.bytes_max),
+            age_ms_max: events.age_ms_max,
+        },
+        channels_max: events.channels_max as usize,
+        subscribers_max: events.subscribers_max as usize,
+        outbox_bytes_max: size(events.outbox_bytes_max),
+        state_bytes_max: size(events.state_bytes_max),
+        ..default
+    }
+}

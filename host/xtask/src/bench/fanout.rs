@@ -1,0 +1,36 @@
+//! `cargo xtask bench fanout`: subscribers by the thousand, beside nginx with nchan, by `weir-bench fanout` (tests/bench).
+
+use anyhow::Result;
+
+use crate::args::Args;
+use crate::house::House;
+use crate::{build, nginx, setup};
+
+/// Builds what is measured and the load, fetches what it is compared with, and runs it.
+pub(super) fn task(house: &House, args: Args) -> Result<()> {
+    let (mut args, more) = args.split();
+    let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
+    args.finish()?;
+    if !as_built {
+        setup::ensure(house)?;
+        build::components(house, false)?;
+        build::weir(house)?;
+    }
+    let program = super::compare::generator(house)?;
+    let nginx = nginx::folder(house)?;
+    let mut words = vec!["fanout".to_owned()];
+    for (name, path) in [
+        ("--root", house.root.clone()),
+        ("--weir", house.weir()),
+        ("--work", house.target.join("bench")),
+        ("--to", house.root.join("tests/bench")),
+        ("--nginx", nginx),
+    ] {
+        words.extend([name.to_owned(), path.display().to_string()]);
+    }
+    if quick {
+        words.push("--quick".to_owned());
+    }
+    words.extend(more);
+    super::compare::start(house, &program, &words)
+}

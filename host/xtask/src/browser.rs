@@ -1,0 +1,101 @@
+//! `cargo xtask browser`: a headless Chromium for the tests.
+//!
+//! The one on the PATH, or else Debian's, unpacked into a folder of our own and started by a script that finds its libraries.
+//! Nothing is installed, and nothing runs: the test starts it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::args::Args;
+use crate::build::finish;
+use crate::debian::{Apt, starter};
+use crate::files::{Key, Stamp};
+use crate::house::House;
+use crate::sh;
+use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Prints the path of a Chromium that runs without a screen: the one on the PATH, or Debian's chromium-headless-shell, fetched once
+(about 150 MB) and unpacked under target. The end-to-end test with a browser finds it in WEIR_TEST_BROWSER.";
+
+/// The variable in which tests find it.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_BROWSER";
+/// The test that needs it.
+pub(crate) const TEST: &str = "a_browser_gets_every_event_once_through_cut_connections_and_stops_at_the_end";
+
+/// Names that it has elsewhere.
+const ON_PATH: [&str; 4] = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];
+const PACKAGE: &str = "chromium-headless-shell";
+/// What it reads when it starts; of what this depends on it needs nothing.
+const DATA_PACKAGE: &str = "chromium-common";
+/// The C library is the machine's; graphics drivers and the installer's libraries serve no page without a screen.
+const LEFT_OUT: [&str; 10] = [
+    "libc6",
+    "libc-",
+    "libcrypt1",
+    "libgl",
+    "libllvm",
+    "libz3",
+    "libelf",
+    "libdebian-installer",
+    "libnewt",
+    "libslang",
+];
+/// Changes when what this file does changes, so that an older result is made anew.
+const RECIPE: &str = "1";
+
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", browser(house)?.display());
+    Ok(())
+}
+
+/// Whether there is one, or where one comes from.
+pub(crate) fn can_be_had() -> bool {
+    on_path(&ON_PATH).is_some() || on_path(&["apt-get"]).is_some() && on_path(&["dpkg-deb"]).is_some()
+}
+
+/// A Chromium; fetches it if there is none.
+pub(crate) fn browser(house: &House) -> Result<PathBuf> {
+    if let Some(found) = on_path(&ON_PATH) {
+        return Ok(found);
+    }
+    let folder = house.keep().join("browser");
+    let script = folder.join(PACKAGE);
+    let made = Stamp::new(house, "browser", Key::default().text(RECIPE));
+    if made.fresh() && script.exists() {
+        return Ok(script);
+    }
+    let mut step = Step::begin("browser", "fetches Debian's Chromium and unpacks it under target");
+    let version = unpack(house, &folder, &script, &mut step);
+    finish(step, version)?;
+    made.set()?;
+    Ok(script)
+}
+
+fn on_path(names: &[&str]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let files = std::env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    files.into_iter().find(|file| file.is_file())
+}
+
+/// Fetches, unpacks, writes the script that starts it; answers its version.
+fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let apt = Apt::new(house, &folder.join("packages"), None)?;
+    apt.update(step)?;
+    let mut names = vec![PACKAGE.to_owned(), DATA_PACKAGE.to_owned()];
+    let needed = |name: &String| {
+        (name.starts_with("lib") || name == "zlib1g") && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix))
+    };
+    names.extend(apt.all_dependencies(PACKAGE)?.into_iter().filter(needed));
+    apt.fetch(step, &names)?;
+    let prefix = folder.join("prefix");
+    apt.unpack(step, &prefix)?;
+    starter(script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE))?;
+    sh::answer(sh::program(house, script).arg("--version"))
+}

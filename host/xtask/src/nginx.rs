@@ -1,0 +1,64 @@
+//! nginx with nchan for the fan-out measurement: Debian's, unpacked into a folder of our own. Nothing is installed, and nothing
+//! runs: the measurement starts it with a configuration of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::build::finish;
+use crate::debian::{Apt, starter};
+use crate::files::{Key, Stamp, write_if_changed};
+use crate::house::House;
+use crate::ui::Step;
+
+const SERVER: &str = "nginx";
+const MODULE: &str = "libnginx-mod-nchan";
+/// The folder that the module wants at the start, and what takes its place: one in the folder that nginx is started for. The module's
+/// directive for it (`nchan_message_temp_path`) is refused as a duplicate wherever it stands.
+const FOLDER: &[u8] = b"/var/lib/nginx/body\0";
+const FOLDER_HERE: &[u8] = b"nchan-messages/////\0";
+/// Changes when what this file does changes, so that an older result is made anew.
+const RECIPE: &str = "1";
+
+/// The folder with `nginx`, `module.so` and `versions`; fetched when it is not there.
+pub(crate) fn folder(house: &House) -> Result<PathBuf> {
+    let folder = house.keep().join(SERVER);
+    let made = Stamp::new(house, SERVER, Key::default().text(RECIPE));
+    if made.fresh() && folder.join("module.so").exists() {
+        return Ok(folder);
+    }
+    let mut step = Step::begin(SERVER, "fetches Debian's nginx and nchan and unpacks them under target");
+    let versions = unpack(house, &folder, &mut step);
+    finish(step, versions)?;
+    made.set()?;
+    Ok(folder)
+}
+
+/// Fetches and unpacks; answers the versions.
+fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let apt = Apt::new(house, &folder.join("packages"), None)?;
+    apt.update(step)?;
+    let mut names = vec![SERVER.to_owned(), MODULE.to_owned()];
+    let library = |name: &String| name.starts_with("lib") || name == "zlib1g";
+    names.extend(apt.dependencies(SERVER)?.into_iter().filter(library));
+    apt.fetch(step, &names)?;
+    let mut versions = apt.versions()?;
+    versions.retain(|(name, _)| name == SERVER || name == MODULE);
+    versions.sort();
+    let lines: Vec<String> = versions.into_iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let prefix = folder.join("prefix");
+    apt.unpack(step, &prefix)?;
+    let module = prefix.join("usr/lib/nginx/modules/ngx_nchan_module.so");
+    let mut code = fs::read(&module).with_context(|| format!("{MODULE} brought no {}", module.display()))?;
+    let places: Vec<usize> = (0..code.len()).filter(|at| code[*at..].starts_with(FOLDER)).collect();
+    ensure!(places.len() == 1, "{MODULE} names its folder {} times", places.len());
+    code[places[0]..places[0] + FOLDER_HERE.len()].copy_from_slice(FOLDER_HERE);
+    write_if_changed(&folder.join("module.so"), &code)?;
+    write_if_changed(&folder.join("versions"), lines.join("\n").as_bytes())?;
+    starter(&folder.join(SERVER), &prefix, &prefix.join("usr/sbin/nginx"))?;
+    Ok(lines.join(", "))
+}

@@ -1,0 +1,223 @@
+//! `weir-bench fanout`: what it costs to be followed. Weir beside nginx with nchan: memory of idle subscribers, time from publishing
+//! to receiving, and what streaming adds to the same work. Writes FANOUT.md.
+
+mod decoder;
+pub(crate) mod load;
+pub(crate) mod overhead;
+mod report;
+mod servers;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::Text;
+use crate::machine::machine;
+use crate::peers::said;
+use crate::results::Machine;
+use crate::server::{Running, pinned};
+
+use load::{Dialect, Fanned};
+use overhead::Overhead;
+
+/// What is measured, and with what.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// The program to measure.
+    #[arg(long, default_value = "target/release/weir")]
+    weir: PathBuf,
+    /// A folder with `nginx`, `module.so` (nchan) and `versions`; without it Weir is measured alone.
+    #[arg(long)]
+    nginx: Option<PathBuf>,
+    #[arg(long, default_value = ".")]
+    root: PathBuf,
+    #[arg(long, default_value = "target/bench")]
+    work: PathBuf,
+    /// The folder of FANOUT.md.
+    #[arg(long, default_value = "tests/bench")]
+    to: PathBuf,
+    /// Rounds; the order of the servers changes from one to the next (ABBA).
+    #[arg(long, default_value_t = 4)]
+    rounds: usize,
+    /// Idle subscribers.
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
+    /// Subscribers to whom events go.
+    #[arg(long, default_value_t = 1_000)]
+    subscribers: usize,
+    /// How long events go in each shape, s.
+    #[arg(long, default_value_t = 8.0)]
+    seconds: f64,
+    /// One more argument of `weir serve`.
+    #[arg(long, allow_hyphen_values = true)]
+    weir_arg: Vec<String>,
+    /// One round with fewer subscribers: a minute. It writes no FANOUT.md.
+    #[arg(long)]
+    quick: bool,
+    #[arg(long)]
+    server_core: Option<usize>,
+    #[arg(long)]
+    load_core: Option<usize>,
+}
+
+/// How events go to subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Shape {
+    channels: usize,
+    /// Events a second on each channel.
+    rate: f64,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape { channels: 1, rate: 10.0 },
+    Shape { channels: 1, rate: 100.0 },
+    Shape { channels: 10, rate: 10.0 },
+    Shape { channels: 10, rate: 100.0 },
+];
+/// Channels over which idle subscribers are spread.
+const IDLE_CHANNELS: usize = 100;
+
+/// One measurement of one server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Cell {
+    server: String,
+    round: usize,
+    /// None: idle.
+    shape: Option<Shape>,
+    fanned: Fanned,
+}
+
+/// All that a run found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Found {
+    machine: Machine,
+    versions: Vec<String>,
+    /// Names and titles, in the order of the report.
+    servers: Vec<(String, String)>,
+    commands: Vec<(String, String)>,
+    rounds: usize,
+    seconds: f64,
+    cells: Vec<Cell>,
+    overhead: Vec<Overhead>,
+    took_s: f64,
+}
+
+pub(crate) fn run(mut options: Options) -> Result<()> {
+    if options.quick {
+        (options.rounds, options.idle, options.subscribers, options.seconds) = (1, 500, 50, 2.0);
+    }
+    ensure!(options.rounds > 0 && options.idle > 0 && options.subscribers >= 10, "too little to measure");
+    let began = Instant::now();
+    let machine = machine(options.server_core, options.load_core)?;
+    files_suffice(options.idle)?;
+    let servers = servers::all(&options)?;
+    let mut found = Found {
+        machine,
+        versions: versions(&options)?,
+        servers: servers.iter().map(|server| (server.spec.name.clone(), server.spec.title.clone())).collect(),
+        commands: servers.iter().map(|server| (server.spec.title.clone(), server.shown.clone())).collect(),
+        rounds: options.rounds,
+        seconds: options.seconds,
+        cells: Vec::new(),
+        overhead: Vec::new(),
+        took_s: 0.0,
+    };
+    for round in 0..options.rounds {
+        let mut order: Vec<&servers::Server> = servers.iter().collect();
+        // ABBA.
+        if round % 4 == 1 || round % 4 == 2 {
+            order.reverse();
+        }
+        for server in order {
+            println!("round {} of {}: {}", round + 1, options.rounds, server.spec.title);
+            visit(&options, server, round, &mut found).with_context(|| server.spec.title.clone())?;
+        }
+    }
+    found.took_s = began.elapsed().as_secs_f64();
+    std::fs::write(options.work.join("fanout.json"), serde_json::to_vec_pretty(&found)?)?;
+    let text = report::text(&found);
+    println!("{text}");
+    if options.quick {
+        return Ok(());
+    }
+    let path = options.to.join("FANOUT.md");
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// All measurements of one server in one round: idle subscribers and events each with a server of their own.
+fn visit(options: &Options, server: &servers::Server, round: usize, found: &mut Found) -> Result<()> {
+    let start = || {
+        let probe = Text { text: "A good day.".to_owned(), tokens: 4 };
+        Running::start(&server.spec, found.machine.server_core, &options.work, &options.root, &probe)
+    };
+    let running = start()?;
+    let core = found.machine.load_core;
+    let fan = |running: &Running, subscribers: usize, shape: Option<Shape>, name: &str| -> Result<Fanned> {
+        let Shape { channels, rate } = shape.unwrap_or(Shape { channels: IDLE_CHANNELS.min(subscribers), rate: 0.0 });
+        let numbers = [running.pid() as usize, subscribers, channels].map(|number| number.to_string());
+        let dialect = if server.dialect == Dialect::Weir { "weir" } else { "nchan" };
+        let (address, rate, seconds) = (running.address.to_string(), rate.to_string(), options.seconds.to_string());
+        let words =
+            ["--address", &address, "--dialect", dialect, "--name", name, "--rate", &rate, "--seconds", &seconds];
+        let more = ["--pid", &numbers[0], "--subscribers", &numbers[1], "--channels", &numbers[2]];
+        child(core, "fan", words.into_iter().chain(more))
+    };
+    // What the server makes for the first that come belongs to no connection.
+    fan(&running, 50, None, "warm")?;
+    let fanned = fan(&running, options.idle, None, "idle")?;
+    let of = |shape, fanned| Cell { server: server.spec.name.clone(), round, shape, fanned };
+    found.cells.push(of(None, fanned));
+    drop(running);
+    let running = start()?;
+    fan(&running, 50, None, "warm")?;
+    for (at, shape) in SHAPES.into_iter().enumerate() {
+        let fanned = fan(&running, options.subscribers, Some(shape), &format!("s{at}-"))?;
+        found.cells.push(of(Some(shape), fanned));
+    }
+    if server.dialect == Dialect::Weir {
+        let (address, seconds) = (running.address.to_string(), options.seconds.to_string());
+        found.overhead.push(child(core, "overhead", ["--address", &address, "--seconds", &seconds].into_iter())?);
+    }
+    let panics = running.panics();
+    ensure!(panics.is_empty(), "its log has: {}", panics.join(" | "));
+    Ok(())
+}
+
+/// Runs this program as the load, on a core of its own.
+fn child<'a, T: serde::de::DeserializeOwned>(
+    core: usize,
+    command: &str,
+    words: impl Iterator<Item = &'a str>,
+) -> Result<T> {
+    let own = std::env::current_exe().context("where is this program?")?;
+    let mut line = vec![own.display().to_string(), command.to_owned()];
+    line.extend(words.map(str::to_owned));
+    let answer = said(&mut pinned(core, &line)).with_context(|| command.to_owned())?;
+    serde_json::from_str(&answer).context("the load's answer")
+}
+
+/// The system's own limit must let both sides have a file for each connection.
+fn files_suffice(connections: usize) -> Result<()> {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let hard: usize = line.split_whitespace().nth(1).and_then(|hard| hard.parse().ok()).unwrap_or(usize::MAX);
+    ensure!(hard >= connections + 500, "a process may open {hard} files here: too few for {connections} connections");
+    Ok(())
+}
+
+fn versions(options: &Options) -> Result<Vec<String>> {
+    let mut versions = vec![said(Command::new(absolute(&options.weir)?).arg("--version"))?.trim().to_owned()];
+    if let Some(folder) = &options.nginx {
+        let of_packages =
+            std::fs::read_to_string(folder.join("versions")).context("the versions of nginx and nchan")?;
+        versions.extend(of_packages.lines().map(str::to_owned));
+    }
+    Ok(versions)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
+}

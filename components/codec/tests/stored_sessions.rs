@@ -40,12 +40,14 @@ impl Life {
 }
 
 fn ask() -> SessionAsk {
-    SessionAsk::from_json(br#"{"max_gap_sec":1.0,"summary":{"every_finals":2},"context":{"max_segments":3}}"#).unwrap()
+    SessionAsk::from_json(br#"{"max_gap_sec":1.0,"summary":{"every_finals":2},"context":{"max_segments":3}}"#)
+        .expect("it is as it was made")
 }
 
 /// The rules of the one configuration, which sessions share as they do in the component.
 fn rules() -> Arc<SessionRules> {
-    static RULES: LazyLock<Arc<SessionRules>> = LazyLock::new(|| SessionRules::new(ask().config).unwrap());
+    static RULES: LazyLock<Arc<SessionRules>> =
+        LazyLock::new(|| SessionRules::new(ask().config).expect("it is as it was made"));
     RULES.clone()
 }
 
@@ -53,14 +55,14 @@ fn rules() -> Arc<SessionRules> {
 fn create(store: &mut Store) {
     let ask = ask();
     let session = Session::new(rules(), 0);
-    let bytes = checkpoint::encode(&ask, &session.checkpoint(0).unwrap());
+    let bytes = checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made"));
     store.kept = stored::encode(&Head::new(None, 0, &ask), &bytes);
 }
 
 /// The session of a store: from its checkpoint, carried on by its channel.
 fn open(store: &Store) -> (SessionAsk, Head, Session) {
-    let (head, bytes) = stored::decode(&store.kept).unwrap();
-    let (ask, mut session) = checkpoint::decode(bytes, |_| Ok((ask(), rules())), 0).unwrap();
+    let (head, bytes) = stored::decode(&store.kept).expect("it is as it was made");
+    let (ask, mut session) = checkpoint::decode(bytes, |_| Ok((ask(), rules())), 0).expect("it is as it was made");
     for line in &store.channel[head.after.1 as usize..] {
         if let Some(event) = stored_event(line.as_bytes()) {
             session.handle_stored(0, event);
@@ -85,7 +87,7 @@ fn feed(
         for (at, line) in (1..).zip(piece) {
             say(&mut session, &mut telling, at, line);
         }
-        telling.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).unwrap()));
+        telling.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made")));
         while let Some(mut batch) = telling.poll_batch() {
             life.step()?;
             store.channel.extend(batch.records().into_iter().map(|record| record.data));
@@ -104,7 +106,7 @@ fn feed(
 }
 
 fn say(session: &mut Session, telling: &mut Telling, at: u64, line: &str) {
-    let input = read(line.as_bytes()).unwrap();
+    let input = read(line.as_bytes()).expect("it is as it was made");
     let taken = match input.body {
         Body::Chunk(chunk) => session.handle_chunk(0, input.seq, chunk),
         Body::End => session.handle_end(0, input.seq),
@@ -116,14 +118,14 @@ fn say(session: &mut Session, telling: &mut Telling, at: u64, line: &str) {
     }
     match taken {
         Ok(Taken::New) => {}
-        Ok(Taken::Repeated { seq_last }) => telling.handle_repeated(input.seq.unwrap(), seq_last),
+        Ok(Taken::Repeated { seq_last }) => telling.handle_repeated(input.seq.expect("it is as it was made"), seq_last),
         Err(error) => telling.handle_refusal(at, &Refusal::from(&error)),
     }
 }
 
 fn answer(telling: &mut Telling, batch: Batch, seen: &mut Vec<String>) {
     telling.handle_told(batch, &[]);
-    let out = String::from_utf8(telling.poll_output().unwrap_or_default()).unwrap();
+    let out = String::from_utf8(telling.poll_output().unwrap_or_default()).expect("it is as it was made");
     seen.extend(out.lines().map(str::to_owned));
 }
 
@@ -148,7 +150,7 @@ fn lines() -> impl Strategy<Value = Vec<String>> {
 }
 
 fn seq(line: &str) -> Option<usize> {
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).expect("it is as it was made");
     Some(line["seq"].as_u64()? as usize)
 }
 

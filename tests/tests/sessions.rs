@@ -9,7 +9,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use weir_tests::follow::{Event, Follower};
 use weir_tests::texts::Random;
-use weir_tests::{Duplex, Server, ndjson, root, until};
+use weir_tests::{Duplex, Raw, Server, ndjson, root, until};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -212,6 +212,46 @@ async fn the_newer_of_two_feeders_takes_over() -> Result<()> {
     new.raw.read_until("\r\n0\r\n\r\n").await?;
     end(&server, &id).await?;
     agrees(&replay(&server, &id).await?, &reference(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?)
+}
+
+/// A feeder whose client does not read what it is answered is taken over all the same, at once.
+#[tokio::test]
+async fn a_feeder_that_does_not_read_is_taken_over() -> Result<()> {
+    const CHUNKS: usize = 20_000;
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let id = create(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
+    let path = format!("/sessions/{id}/chunks");
+    let mut old = Duplex::send_head(Raw::connect_small(&server).await?, &path).await?;
+    let chunks = conversation(CHUNKS, &mut Random(5));
+    let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
+    // It is not read from either, once much is unsent.
+    let sending = tokio::spawn(async move {
+        let sent = old.send(body.as_bytes()).await;
+        (old, sent)
+    });
+    let fed = async || -> Result<u64> {
+        Ok(get(&server, &format!("/sessions/{id}")).await?.1["seq_last"].as_u64().unwrap_or(0))
+    };
+    let before = std::cell::Cell::new(0);
+    until("at a halt", || async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = fed().await?;
+        Ok(now > 0 && before.replace(now) == now)
+    })
+    .await?;
+    let began = Instant::now();
+    let from = fed().await? as usize;
+    assert!(from < CHUNKS, "all of it was taken");
+    let mut events = Vec::new();
+    for chunks in chunks[from..].chunks(4000) {
+        events.extend(feed(&server, &id, chunks).await?);
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(events.iter().all(|event| event["type"] != "error"));
+    assert_eq!(fed().await?, CHUNKS as u64);
+    sending.abort();
+    Ok(())
 }
 
 /// Two clients submit the same chunks and take the session from each other all the time: nothing is lost, nothing is doubled.

@@ -2,7 +2,7 @@
 //! client.
 //!
 //! It does no IO. Whoever drives it hands over what the session says, takes a [`Batch`] when there is one, has its
-//! [`Batch::questions`] answered, appends its [`Batch::records`] where the session is stored, and gives it back with
+//! [`Telling::questions`] answered, appends its [`Batch::records`] where the session is stored, and gives it back with
 //! [`Telling::handle_told`]; only then is it for the client. All that one input led to is in one batch, so that what is stored are
 //! whole inputs.
 

@@ -299,6 +299,40 @@ impl Raw {
         Ok(String::from_utf8_lossy(&self.read).into_owned())
     }
 
+    /// Sends a body as one chunk after another while it reads until the text contains `needle`; what is left to send then is not sent.
+    /// Returns all that was read.
+    pub async fn send_while_reading(&mut self, body: &[u8], needle: &str) -> Result<String> {
+        let (mut read, mut write) = self.stream.split();
+        let sending = async {
+            for piece in body.chunks(8192) {
+                let size = format!("{:x}\r\n", piece.len());
+                write.write_all(&[size.as_bytes(), piece, b"\r\n"].concat()).await?;
+            }
+            std::future::pending::<Result<String>>().await
+        };
+        let all = &mut self.read;
+        let reading = async {
+            let (mut buffer, mut from) = (vec![0; 1 << 16], 0);
+            loop {
+                if all[from..].windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                    return Ok(String::from_utf8_lossy(all).into_owned());
+                }
+                from = all.len().saturating_sub(needle.len());
+                match read.read(&mut buffer).await? {
+                    0 => bail!("the connection ended before {needle:?}"),
+                    count => all.extend_from_slice(&buffer[..count]),
+                }
+            }
+        };
+        let either = async {
+            tokio::select! {
+                sent = sending => sent,
+                seen = reading => seen,
+            }
+        };
+        tokio::time::timeout(PATIENCE, either).await.with_context(|| format!("no {needle:?} in time"))?
+    }
+
     /// Reads to the end of an answer that comes in chunks, or of the connection; returns what came since what was read last.
     pub async fn read_to_end_of_answer(&mut self) -> Result<String> {
         let from = self.read.len();

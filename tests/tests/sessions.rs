@@ -9,7 +9,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use weir_tests::follow::{Event, Follower};
 use weir_tests::texts::Random;
-use weir_tests::{Duplex, Server, ndjson, root, until};
+use weir_tests::{Duplex, Raw, Server, ndjson, root, until};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -214,6 +214,46 @@ async fn the_newer_of_two_feeders_takes_over() -> Result<()> {
     agrees(&replay(&server, &id).await?, &reference(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?)
 }
 
+/// A feeder whose client does not read what it is answered is taken over all the same, at once.
+#[tokio::test]
+async fn a_feeder_that_does_not_read_is_taken_over() -> Result<()> {
+    const CHUNKS: usize = 20_000;
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let id = create(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
+    let path = format!("/sessions/{id}/chunks");
+    let mut old = Duplex::send_head(Raw::connect_small(&server).await?, &path).await?;
+    let chunks = conversation(CHUNKS, &mut Random(5));
+    let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
+    // It is not read from either, once much is unsent.
+    let sending = tokio::spawn(async move {
+        let sent = old.send(body.as_bytes()).await;
+        (old, sent)
+    });
+    let fed = async || -> Result<u64> {
+        Ok(get(&server, &format!("/sessions/{id}")).await?.1["seq_last"].as_u64().unwrap_or(0))
+    };
+    let before = std::cell::Cell::new(0);
+    until("at a halt", || async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = fed().await?;
+        Ok(now > 0 && before.replace(now) == now)
+    })
+    .await?;
+    let began = Instant::now();
+    let from = fed().await? as usize;
+    assert!(from < CHUNKS, "all of it was taken");
+    let mut events = Vec::new();
+    for chunks in chunks[from..].chunks(4000) {
+        events.extend(feed(&server, &id, chunks).await?);
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(events.iter().all(|event| event["type"] != "error"));
+    assert_eq!(fed().await?, CHUNKS as u64);
+    sending.abort();
+    Ok(())
+}
+
 /// Two clients submit the same chunks and take the session from each other all the time: nothing is lost, nothing is doubled.
 #[tokio::test]
 async fn feeders_that_fight_lose_and_double_nothing() -> Result<()> {
@@ -324,6 +364,57 @@ async fn kill_9_loses_and_doubles_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Killed while so much pours in that the channel keeps only the end of it: the session is where it would be all the same.
+#[tokio::test]
+async fn kill_9_in_a_flood_loses_and_doubles_nothing() -> Result<()> {
+    const CHUNKS: usize = 6000;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let chunks = conversation(CHUNKS, &mut Random(3));
+    let config = json!({"summary": {"every_finals": 0, "at_end": false}});
+    let mut server = on_disk(&file)?;
+    server.ready().await?;
+    let id = create(&server, &config).await?;
+    let mut answered = 0;
+    for wanted in [1500, 3500, CHUNKS] {
+        let mut duplex = Duplex::open(&server, &format!("/sessions/{id}/chunks")).await?;
+        let body: String = chunks[answered..].iter().map(|chunk| format!("{chunk}\n")).collect();
+        let raw = &mut duplex.raw;
+        // What is sent and what is read are both more than fits between: side by side.
+        let seen = raw.send_while_reading(body.as_bytes(), &format!(r#""seq":{wanted},"#)).await?;
+        for line in ndjson_of(&seen) {
+            ensure!(line["type"] != "error", "{line}");
+            if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
+                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+            }
+        }
+        if wanted < CHUNKS {
+            server.signal("KILL")?;
+            server.wait().await?;
+            server = on_disk(&file)?;
+            server.ready().await?;
+        }
+    }
+    assert_eq!(answered, CHUNKS);
+    let whole = create(&server, &config).await?;
+    feed(&server, &whole, &chunks).await?;
+    let state = async |id: &str| -> Result<Value> {
+        let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
+        let metrics = &state["metrics"];
+        Ok(json!([
+            state["events"],
+            state["current"],
+            state["seq_last"],
+            metrics["chunks_ingested"],
+            metrics["segments_finalized"]
+        ]))
+    };
+    assert_eq!(state(&id).await?, state(&whole).await?);
+    let (_, context) = get(&server, &format!("/sessions/{id}/context")).await?;
+    assert_eq!(context, get(&server, &format!("/sessions/{whole}/context")).await?.1);
+    Ok(())
+}
+
 /// The whole lines of JSON in an answer that came in chunks and may have been cut.
 fn ndjson_of(answer: &str) -> Vec<Value> {
     answer.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
@@ -392,11 +483,14 @@ async fn models_annotate_final_segments() -> Result<()> {
     assert_eq!(finals.len(), 5);
     assert_eq!(finals[0]["sentiment"]["label"], "positive");
     assert_eq!(finals[0]["entities"][0]["word"], "Paris");
-    assert_eq!((&finals[1]["sentiment_error"]["code"], &finals[1]["sentiment"]), (&json!("engine"), &Value::Null));
+    assert_eq!(
+        (&finals[1]["sentiment_error"]["code"], &finals[1]["sentiment"]),
+        (&json!("engine_failed"), &Value::Null)
+    );
     assert_eq!(finals[2]["entities"][0]["word"], "Anna");
     assert_eq!(finals[3]["sentiment"]["label"], "positive");
     let summary = events.iter().find(|event| event["type"] == "summary_due").context("a summary")?;
-    assert_eq!(summary["summary_error"]["code"], "engine");
+    assert_eq!(summary["summary_error"]["code"], "engine_failed");
     assert!(summary["prompt"].as_str().is_some_and(|prompt| prompt.contains("Paris")), "{summary}");
     let channel = replay(&server, &id).await?;
     assert_eq!(channel.iter().map(|event| &event.data).collect::<Vec<_>>(), events.iter().collect::<Vec<_>>());

@@ -53,8 +53,7 @@ impl Outgoing for Telling {
     }
 
     fn is_owing(&self) -> bool {
-        // A session answers at once.
-        false
+        self.is_owing()
     }
 
     fn is_done(&self) -> bool {

@@ -1,8 +1,10 @@
 //! `cargo xtask bench`: what a user feels first (the start, the first event, the rate of a long text), then Weir beside other
-//! servers ([`compare`]); `cargo xtask bench fanout`: subscribers by the thousand ([`fanout`]).
+//! servers ([`compare`]); `cargo xtask bench fanout`: subscribers by the thousand ([`fanout`]); `cargo xtask bench
+//! sessions`: transcripts ([`sessions`]).
 
 mod compare;
 mod fanout;
+mod sessions;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -28,6 +30,9 @@ receiving for 1,000, beside nginx with nchan (Debian's, fetched and unpacked und
 tests/bench/FANOUT.md: about 8 minutes. It takes --quick, --as-built (measures target/release/weir as it is) and -- OPTIONS of
 `weir-bench fanout`.
 
+`cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of feeding them, then
+chunks a second through one request of `/v1/transcript` and of a session: about two minutes. It takes --quick and --as-built.
+
 Options:
   --rounds N     how often each is measured (default 5)
   --quick        a small subset of the comparison: less than three minutes
@@ -45,6 +50,9 @@ const RUN_LINES: usize = 1_000;
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if args.word("fanout") {
         return fanout::task(house, args);
+    }
+    if args.word("sessions") {
+        return sessions::task(house, args);
     }
     let (mut args, more) = args.split();
     let (quick, alone) = (args.flag("--quick"), args.flag("--no-compare"));

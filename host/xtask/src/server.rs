@@ -84,6 +84,11 @@ impl Server {
         bail!("weir was not ready after {} s", START_MAX.as_secs())
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to end (SIGTERM) and waits for it.
     pub(crate) fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();

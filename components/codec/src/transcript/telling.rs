@@ -2,11 +2,11 @@
 //! client.
 //!
 //! It does no IO. Whoever drives it hands over what the session says, takes a [`Batch`] when there is one, has its
-//! [`Batch::questions`] answered, appends its [`Batch::records`] where the session is stored, and gives it back with
+//! [`Telling::questions`] answered, appends its [`Batch::records`] where the session is stored, and gives it back with
 //! [`Telling::handle_told`]; only then is it for the client. All that one input led to is in one batch, so that what is stored are
 //! whole inputs.
 
-use std::{io::Write as _, mem};
+use std::{collections::VecDeque, io::Write as _, mem};
 
 use weir_core::session::Event;
 
@@ -39,6 +39,14 @@ struct Told {
     is_event: bool,
     /// The next belongs to the same input.
     more: bool,
+}
+
+/// What waits to be told, in its order.
+#[derive(Debug)]
+enum Waiting {
+    Told(Told),
+    /// The session as it is after what stands before, and before what stands behind.
+    Checkpoint(Vec<u8>),
 }
 
 /// An event that models are asked about, until they have answered.
@@ -110,11 +118,11 @@ pub struct Telling {
     entities: bool,
     framing: Framing,
     stored: bool,
-    waiting: Vec<Told>,
-    waiting_bytes: usize,
-    checkpoint: Option<Vec<u8>>,
+    waiting: VecDeque<Waiting>,
     /// All that has come is to be told.
     paused: bool,
+    /// Batches that were taken and not given back.
+    taken: usize,
     line_bytes_max: usize,
     out: Vec<u8>,
     /// Events written, for server-sent events of a session that is not stored.
@@ -133,10 +141,9 @@ impl Telling {
             entities,
             framing,
             stored: false,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
-            checkpoint: None,
+            waiting: VecDeque::new(),
             paused: false,
+            taken: 0,
             line_bytes_max: 0,
             out: Vec::new(),
             events: 0,
@@ -177,7 +184,7 @@ impl Telling {
 
     /// The session as it is after all that it has said.
     pub fn handle_checkpoint(&mut self, bytes: Vec<u8>) {
-        self.checkpoint = Some(bytes);
+        self.waiting.push_back(Waiting::Checkpoint(bytes));
     }
 
     /// Nothing more comes for now: what waits is told.
@@ -198,41 +205,53 @@ impl Telling {
     }
 
     fn push(&mut self, told: Told) {
-        self.waiting_bytes += told.line.len();
         self.line_bytes_max = self.line_bytes_max.max(told.line.len());
-        self.waiting.push(told);
+        self.waiting.push_back(Waiting::Told(told));
     }
 
     /// The next batch: what came before a checkpoint or a pause, or as much as one batch may have.
     pub fn poll_batch(&mut self) -> Option<Batch> {
-        let full = self.waiting.len() >= BATCH_EVENTS || self.waiting_bytes >= BATCH_BYTES;
-        if !full && !self.paused && self.checkpoint.is_none() {
-            return None;
-        }
         let (mut count, mut bytes, mut whole) = (0, 0, 0);
-        for told in &self.waiting {
+        let mut ready = None;
+        for waiting in &self.waiting {
+            let Waiting::Told(told) = waiting else {
+                ready = Some(count);
+                break;
+            };
             (count, bytes) = (count + 1, bytes + told.line.len());
             if !told.more {
                 whole = count;
                 if count >= BATCH_EVENTS || bytes >= BATCH_BYTES {
+                    ready = Some(count);
                     break;
                 }
             }
         }
-        if whole == 0 && self.checkpoint.is_none() {
+        let paused = (self.paused && whole > 0).then_some(whole);
+        let Some(count) = ready.or(paused) else {
             self.paused = false;
             return None;
-        }
-        let rest = self.waiting.split_off(whole);
-        let told = mem::replace(&mut self.waiting, rest);
-        self.waiting_bytes = self.waiting.iter().map(|told| told.line.len()).sum();
-        let checkpoint = if self.waiting.is_empty() { self.checkpoint.take() } else { None };
-        self.paused &= !self.waiting.is_empty();
+        };
+        let told = self.waiting.drain(..count).filter_map(|waiting| match waiting {
+            Waiting::Told(told) => Some(told),
+            Waiting::Checkpoint(_) => None,
+        });
+        let told = told.collect();
+        let checkpoint = match self.waiting.pop_front() {
+            Some(Waiting::Checkpoint(bytes)) => Some(bytes),
+            Some(other) => {
+                self.waiting.push_front(other);
+                None
+            }
+            None => None,
+        };
+        self.taken += 1;
         Some(Batch { told, checkpoint })
     }
 
     /// A batch has been stored, where it is to be: it is for the client now. `places` are those of its records.
     pub fn handle_told(&mut self, batch: Batch, places: &[(u64, u64)]) {
+        self.taken = self.taken.saturating_sub(1);
         let mut places = places.iter();
         for told in &batch.told {
             self.events += 1;
@@ -262,9 +281,9 @@ impl Telling {
     /// The session says no more to this client.
     pub fn handle_end(&mut self) {
         if let Some(refusal) = self.closing.take() {
-            self.handle_refusal(0, &refusal);
-            let told = self.waiting.split_off(self.waiting.len() - 1);
-            self.handle_told(Batch { told, checkpoint: None }, &[]);
+            let line = EventLine::Error { error: &refusal, line: None };
+            let told = Told { name: line.name(), line: text(&line), asked: None, is_event: false, more: false };
+            self.handle_told(Batch { told: vec![told], checkpoint: None }, &[]);
         }
         self.done = true;
     }
@@ -277,6 +296,11 @@ impl Telling {
     /// Bytes that were not taken.
     pub fn output_bytes(&self) -> usize {
         self.out.len()
+    }
+
+    /// True when something was said that is not for the client yet.
+    pub fn is_owing(&self) -> bool {
+        self.taken > 0 || !self.waiting.is_empty()
     }
 
     /// True when all was taken, and no more comes.
@@ -504,6 +528,36 @@ mod tests {
 
         "#]],
         );
+    }
+
+    /// What comes behind a checkpoint is not in it, be it that half of what an input led to has come.
+    #[test]
+    fn a_checkpoint_has_what_came_before_it() {
+        let ask = SessionAsk::from_json(b"{}").unwrap();
+        let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
+        let partial = |text: &str| {
+            Event::Partial(weir_core::session::Segment {
+                start: 0.0,
+                end: 0.0,
+                text: text.to_owned(),
+                speaker_id: None,
+            })
+        };
+        telling.handle_event(partial("a"), Some(1), Some(1), false);
+        telling.handle_checkpoint(b"1".to_vec());
+        telling.handle_event(partial("b"), Some(2), Some(2), true);
+        let batch = telling.poll_batch().unwrap();
+        assert_eq!((batch.records().len(), batch.checkpoint.as_deref()), (1, Some(b"1".as_slice())));
+        assert!(telling.poll_batch().is_none());
+        telling.handle_event(partial("c"), Some(3), Some(2), false);
+        assert!(telling.poll_batch().is_none());
+        telling.handle_checkpoint(b"2".to_vec());
+        telling.handle_checkpoint(b"3".to_vec());
+        let batch = telling.poll_batch().unwrap();
+        assert_eq!((batch.records().len(), batch.checkpoint.as_deref()), (2, Some(b"2".as_slice())));
+        let batch = telling.poll_batch().unwrap();
+        assert_eq!((batch.is_empty(), batch.checkpoint.as_deref()), (true, Some(b"3".as_slice())));
+        assert!(telling.poll_batch().is_none());
     }
 
     /// Whatever the size of a batch, what one input led to is in one.

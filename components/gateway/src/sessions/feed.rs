@@ -33,7 +33,7 @@ use crate::{
     bindings::weir::stream::session::{Input, InputBody, Output},
     body::{Arriving, Piece},
     clock::{self, Deadline},
-    duplex::Duplex,
+    duplex::{Duplex, OUT_BYTES_MAX},
     reply::Client,
     signal::Gate,
     transcript,
@@ -131,11 +131,11 @@ impl Feed<'_> {
             let (broken, ()) = join(self.bring(source, inputs), self.receive(outputs)).await;
             self.received.set(true);
             self.put.notify();
+            if self.ends && broken.is_none() && !self.cut.get() {
+                self.end().await;
+            }
             if let Some(refusal) = broken {
                 self.duplex.session.borrow_mut().handle_broken(refusal);
-            }
-            if self.ends && !self.cut.get() {
-                self.end().await;
             }
             self.duplex.session.borrow_mut().handle_end();
             self.duplex.changed();
@@ -143,6 +143,8 @@ impl Feed<'_> {
         join(talk, self.put_now_and_then()).await;
         // What the end has changed.
         self.put_at_last().await;
+        // Whoever waits for the session need not wait until this client has read its answers.
+        self.lease.release();
         self.storing.keeping.evict();
     }
 
@@ -177,6 +179,8 @@ impl Feed<'_> {
                 Either::Right((Either::Right(_), _)) => Stop::Wanted,
             }
         };
+        // What waits for room in the client waits no more where the session is wanted.
+        self.duplex.room.notify();
         inputs.write_one(asked(InputBody::Checkpoint)).await;
         match stop {
             Stop::Over(broken) => broken,
@@ -251,14 +255,13 @@ impl Feed<'_> {
             if !matches!(read, StreamResult::Complete(_)) {
                 return;
             }
-            if !self.cut.get() && !self.lease.is_wanted() {
-                self.duplex.room.until(|| self.has_room()).await;
-            }
+            self.duplex.room.until(|| self.has_room()).await;
         }
     }
 
     fn has_room(&self) -> bool {
-        self.cut.get() || self.duplex.session.borrow().output_bytes() < crate::duplex::OUT_BYTES_MAX
+        let unsent = self.duplex.session.borrow().output_bytes();
+        unsent < OUT_BYTES_MAX || self.cut.get() || self.lease.is_wanted()
     }
 
     /// Stores what the session says, then hands it to the client.
@@ -298,6 +301,10 @@ impl Feed<'_> {
         telling.handle_pause();
         let Some(batch) = telling.poll_batch() else { return };
         let checkpoint = self.checkpoint.take();
+        if checkpoint.is_empty() {
+            // It could not be stored, which was told.
+            return;
+        }
         match self.storing.end(&batch, checkpoint).await {
             Ok(places) => self.duplex.session.borrow_mut().handle_told(batch, &places),
             Err(problem) => {

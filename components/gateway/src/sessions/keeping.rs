@@ -69,7 +69,7 @@ pub(crate) struct Lease {
     pub(crate) entry: Rc<Entry>,
     number: u64,
     stop: RefCell<Option<StreamReader<u8>>>,
-    _released: StreamWriter<u8>,
+    released: RefCell<Option<StreamWriter<u8>>>,
 }
 
 impl Keeping {
@@ -269,7 +269,12 @@ impl Entry {
             let number = state.leases;
             (number, state.last.replace(Tail { number, _stop: stop, released }))
         };
-        let lease = Lease { entry: self.clone(), number, stop: RefCell::new(Some(told)), _released: releases };
+        let lease = Lease {
+            entry: self.clone(),
+            number,
+            stop: RefCell::new(Some(told)),
+            released: RefCell::new(Some(releases)),
+        };
         if let Some(Tail { mut released, _stop, .. }) = before {
             drop(_stop);
             // It is never written to: this resolves when it is dropped.
@@ -288,6 +293,17 @@ impl Lease {
         }
     }
 
+    /// Lets go of it: whoever waits for it has it now.
+    pub(crate) fn release(&self) {
+        let last = {
+            let mut state = self.entry.state.borrow_mut();
+            let is_last = state.last.as_ref().is_some_and(|last| last.number == self.number);
+            if is_last { state.last.take() } else { None }
+        };
+        drop(last);
+        drop(self.released.take());
+    }
+
     /// Another wants the session.
     pub(crate) fn is_wanted(&self) -> bool {
         self.entry.state.borrow().leases != self.number
@@ -296,9 +312,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut state = self.entry.state.borrow_mut();
-        if state.last.as_ref().is_some_and(|last| last.number == self.number) {
-            state.last = None;
-        }
+        self.release();
     }
 }

@@ -27,6 +27,8 @@ use crate::{
 
 /// How often all are looked at.
 const TICK_MS: u64 = 1000;
+/// How long after one could not be looked at it is tried again.
+const RETRY_MS: u64 = 10_000;
 
 /// Looks after the sessions of this instance, if nobody does.
 pub(crate) fn begin(keeping: &'static Keeping) {
@@ -77,8 +79,10 @@ async fn sweep(keeping: &'static Keeping) {
             _ => Ok(()),
         };
         if let Err(problem) = result {
-            // It is tried again at the next look.
             eprintln!("session {}: {}", entry.channel.id(), problem.detail);
+            if entry.phase() == Phase::Open {
+                entry.set_due(now_ms.saturating_add(RETRY_MS));
+            }
         }
     }
     keeping.evict();

@@ -1,0 +1,40 @@
+//! `cargo xtask bench sessions`: transcripts through one stream and 10,000 stored sessions at once, by `weir-bench transcript` and
+//! `weir-bench sessions` (tests/bench).
+
+use anyhow::Result;
+
+use crate::args::Args;
+use crate::house::House;
+use crate::server::Server;
+use crate::{build, setup};
+
+/// Sessions that live at once; each has a channel, and so has its owner.
+const SESSIONS: u32 = 10_000;
+const SECONDS: u32 = 60;
+const SECONDS_QUICK: u32 = 5;
+
+/// Builds what is measured and the load, and runs it.
+pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
+    let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
+    args.finish()?;
+    if !as_built {
+        setup::ensure(house)?;
+        build::components(house, false)?;
+        build::weir(house)?;
+    }
+    let program = super::compare::generator(house)?;
+    let channels = format!("events.channels_max={}", 4 * SESSIONS);
+    let server = Server::start(house, &["--set", &channels])?;
+    let address = server.address.to_string();
+    let (pid, seconds) = (server.id().to_string(), if quick { SECONDS_QUICK } else { SECONDS }.to_string());
+    let (chunks, sessions) = (if quick { "100000" } else { "500000" }, SESSIONS.to_string());
+    for words in [
+        vec!["sessions", "--address", &address, "--sessions", &sessions, "--seconds", &seconds, "--pid", &pid],
+        vec!["transcript", "--address", &address, "--chunks", chunks],
+        vec!["transcript", "--address", &address, "--chunks", chunks, "--stored"],
+    ] {
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        super::compare::start(house, &program, &words)?;
+    }
+    server.stop()
+}

@@ -4,6 +4,7 @@
 //! transcript sessions. One instance serves many
 //! requests at once: nothing here blocks, and nothing is shared but the settings.
 //!
+//! - `found`: which part answers a path.
 //! - `body`: request bodies, bounded in bytes and time.
 //! - `process`: the two routes that take a text apart.
 //! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
@@ -28,6 +29,7 @@ mod body;
 mod clock;
 mod dialects;
 mod duplex;
+mod found;
 mod held;
 mod infer;
 mod items;
@@ -57,11 +59,10 @@ use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope:
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
-    channel::{Channel, ChannelKind, ChannelRoute},
+    channel::{Channel, ChannelRoute},
     content_type,
     frame::Framing,
     models, output,
-    pipeline::route::PipelineRoute,
     problem::Problem,
     publish::TicketBody,
     query::Query,
@@ -69,7 +70,7 @@ use weir_codec::{
     route::{self, HUB_PREFIX, Route},
     stream_event::{ServiceHealth, health_json, ticket_json},
     task::Task,
-    transcript::{config::SessionAsk, route::SessionRoute, stream::read_texts},
+    transcript::{config::SessionAsk, stream::read_texts},
 };
 use weir_core::process::Now;
 
@@ -78,6 +79,7 @@ use crate::{
     bindings::weir::stream::events,
     body::Arriving,
     clock::Deadline,
+    found::Found,
     items::Plan,
     pipelines::Pipelines,
     reply::{Client, Reply},
@@ -133,60 +135,6 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         .with("cache-control", "no-store")
         .with(request_id::HEADER, call.request_id)
         .into_response(parts.method == Method::HEAD)
-}
-
-/// What answers a path.
-enum Found {
-    Own(Route),
-    Channels(ChannelRoute),
-    Sessions(SessionRoute),
-    Pipelines(PipelineRoute),
-}
-
-impl Found {
-    fn at(path: &str) -> Result<Self, Problem> {
-        if let Some(route) = Route::find(path) {
-            return Ok(Self::Own(route));
-        }
-        if let Some(route) = SessionRoute::find(path)? {
-            return Ok(Self::Sessions(route));
-        }
-        if let Some(route) = PipelineRoute::find(path) {
-            return Ok(Self::Pipelines(route));
-        }
-        match ChannelRoute::find(path)? {
-            // A socket of a session brings chunks: it is a request that feeds it.
-            Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
-                Ok(Self::Sessions(SessionRoute::Chunks(channel)))
-            }
-            Some(route) => Ok(Self::Channels(route)),
-            None => Err(Problem::not_found(path)),
-        }
-    }
-
-    fn takes(&self, method: &str) -> bool {
-        let posts = match self {
-            Self::Own(route) => route.posts(),
-            Self::Channels(route) => route.posts(),
-            Self::Sessions(route) => return route.takes(method),
-            Self::Pipelines(route) => return route.takes(method),
-        };
-        if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
-    }
-
-    fn allow(&self) -> &'static str {
-        match self {
-            Self::Own(route) => route.allow(),
-            Self::Channels(route) => route.allow(),
-            Self::Sessions(route) => route.allow(),
-            Self::Pipelines(route) => route.allow(),
-        }
-    }
-
-    /// Whether a path is that of a socket; to us such a path takes `POST`.
-    fn is_socket(path: &str) -> bool {
-        path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
 }
 
 enum Answer {

@@ -309,7 +309,7 @@ async fn gzip_is_read_event_by_event() -> Result<()> {
             break end;
         }
     };
-    let wire: usize = end.strip_prefix("whole ").with_context(|| format!("{end}"))?.parse()?;
+    let wire: usize = end.strip_prefix("whole ").with_context(|| end.clone())?.parse()?;
     assert!(wire * 5 < bytes, "{wire} bytes for {bytes}");
     assert!(reader.wait()?.success());
     // Who does not ask for it, or for lines, gets it plain, and caches are told.

@@ -21,11 +21,23 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     let mut config = arguments.setup.load(&more)?;
     add_models(&mut config, &arguments.models)?;
     logs::start(&config.log)?;
+    allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
     let code = runtime.block_on(serve(config))?;
     // Replicas are threads in the middle of a computation: there is nothing to wait for.
     runtime.shutdown_background();
     Ok(code)
+}
+
+/// Asks the system for as many open files as it allows: each connection is one.
+fn allow_files(http: &weir_config::Http) {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) if files < u64::from(http.connections_max) => {
+            tracing::warn!(files, "the system allows fewer open files than http.connections_max");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {

@@ -54,7 +54,7 @@ pub struct Config {
 pub struct Http {
     /// Address to listen on; port 0 takes a free one.
     pub listen: String,
-    /// Connections held at once; one more waits in the kernel's queue.
+    /// Connections at once, those of subscribers among them; one more waits in the kernel's queue.
     pub connections_max: u32,
     /// Requests answered at once, each counted until its body ends; one more is answered 503 with `Retry-After`.
     pub requests_max: u32,
@@ -76,7 +76,7 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".into(),
-            connections_max: 8192,
+            connections_max: 16_384,
             requests_max: 1024,
             body_bytes_max: 1 << 20,
             header_timeout_ms: 10_000,

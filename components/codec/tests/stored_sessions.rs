@@ -83,13 +83,13 @@ fn feed(
     head.after.1 = store.channel.len() as u64;
     let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
     let mut count = 0;
-    for (at, line) in (1..).zip(lines) {
-        say(&mut session, &mut telling, at, line);
-        if at as usize % piece == 0 || at as usize == lines.len() {
+    for (at, line) in (1_usize..).zip(lines) {
+        say(&mut session, &mut telling, at as u64, line);
+        if at.is_multiple_of(piece) || at == lines.len() {
             telling.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made")));
         }
         // What the session says runs ahead of what is stored.
-        if at as usize % ahead != 0 && (at as usize) < lines.len() {
+        if !at.is_multiple_of(ahead) && at < lines.len() {
             continue;
         }
         while let Some(mut batch) = telling.poll_batch() {

@@ -177,7 +177,7 @@ async fn chunks_go_in_and_events_come_out() -> Result<()> {
     let id = session["session_id"].as_str().or(session["id"].as_str()).context("an id")?;
     let mut socket = Socket::connected(&server, &format!("/ws/session/{id}")).await?;
     let mut heard = Vec::new();
-    for (start, speaker) in [(0.0, "ann"), (1.0, "ann"), (2.0, "bob")] {
+    for (start, speaker) in [(0.5, "ann"), (1.5, "ann"), (2.5, "bob")] {
         let chunk = json!({"start": start, "end": start + 1.0, "text": "we will cancel", "speaker_id": speaker});
         socket.say(&chunk).await?;
         let event = socket.message().await?;

@@ -72,7 +72,7 @@ use weir_codec::{
     task::Task,
     transcript::{config::SessionAsk, stream::read_texts},
 };
-use weir_core::process::Now;
+use weir_core::{pipeline::TIMEOUT_MS_MAX, process::Now};
 
 use crate::{
     access::{Access, Asking},
@@ -81,7 +81,7 @@ use crate::{
     clock::Deadline,
     found::Found,
     items::Plan,
-    pipelines::Pipelines,
+    pipelines::{Inside, Pipelines},
     reply::{Client, Reply},
     settings::{Grip, Settings},
     streams::Source,
@@ -356,9 +356,13 @@ impl Call<'_> {
         let framing = accept::framing(self.header("accept").as_deref())
             .ok_or_else(|| Problem::not_acceptable(&["application/x-ndjson", "text/event-stream"]))?;
         let request = self.process_request(body, settings).await?;
-        let (response, client) = self.streaming(framing)?;
         let began = self.began;
-        spawn(async move { process::stream(request, framing, settings, began, client).await });
+        // A step ends with the request, which ends first.
+        let timeout_ms = settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX);
+        let inside = Inside::begin(&request.into_stream(), timeout_ms, began);
+        let inside = inside.map_err(|error| Problem::internal(&error))?;
+        let (response, client) = self.streaming(framing)?;
+        spawn(async move { process::stream(inside, framing, settings, began, client).await });
         Ok(response)
     }
 

@@ -1,11 +1,7 @@
-//! `POST /process-stream` and `POST /process-batch`: a [`Process`] driven by the clocks, inference and the client.
+//! `POST /process-stream`: a pipeline, drawn in a dialect of its own; `POST /process-batch`: a [`Process`], the same work with one
+//! answer.
 
-use std::{
-    cell::{Cell, RefCell},
-    future::pending,
-    ops::ControlFlow,
-    pin::pin,
-};
+use std::{cell::RefCell, future::pending, ops::ControlFlow, pin::pin};
 
 use futures::future::{Either, select};
 use spin_sdk::wasip3::{
@@ -13,22 +9,19 @@ use spin_sdk::wasip3::{
     wit_bindgen::{StreamResult, StreamWriter},
 };
 use weir_codec::{
-    event::{self, BatchAnswer},
-    frame::Framing,
-    problem::Problem,
-    request::ProcessRequest,
+    event::BatchAnswer, frame::Framing, pipeline::process_stream::Line, problem::Problem, request::ProcessRequest,
 };
 use weir_core::{
     failure::Failure,
-    process::{Event, Now, Process},
+    process::{Now, Process},
 };
 
 use crate::{
     clock::{self, Deadline},
     infer,
+    pipelines::Inside,
     reply::Client,
     settings::Settings,
-    signal::Signal,
 };
 
 /// While there is nothing to write, the client is looked after this often.
@@ -58,23 +51,22 @@ pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: N
     }
 }
 
-/// Writes the events of a request until the last, or until the client is gone.
+/// Runs the pipeline of a request and writes its events until the last, or until the client is gone.
 ///
 /// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
 /// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
 /// the streams to inference are dropped and with them the work that is left.
-pub(crate) async fn stream(request: ProcessRequest, framing: Framing, settings: &Settings, began: Now, client: Client) {
+pub(crate) async fn stream(inside: Inside, framing: Framing, settings: &Settings, began: Now, client: Client) {
     let Client { mut body, trailers, sent } = client;
-    let process = RefCell::new(Process::new(request.into_stream(), began));
     let mut drawing = Drawing { framing, events: 0 };
     // Owns the body: it ends with this.
     let whole = Box::pin(async move {
         let mut first = Vec::new();
-        if let Some(event) = process.borrow_mut().poll_event(clock::now()) {
-            drawing.draw(&event, &mut first);
+        while let Some(line) = inside.next_line() {
+            drawing.draw(&line, &mut first);
         }
         if is_taken(&mut body, first).await {
-            rest(&process, &mut drawing, settings, began, &mut body).await;
+            rest(&inside, &mut drawing, settings, began, &mut body).await;
         }
     });
     // A client may leave while there is nothing to write.
@@ -92,42 +84,26 @@ pub(crate) async fn stream(request: ProcessRequest, framing: Framing, settings: 
 }
 
 /// Everything after the first event.
-async fn rest(
-    process: &RefCell<Process>,
-    drawing: &mut Drawing,
-    settings: &Settings,
-    began: Now,
-    client: &mut StreamWriter<u8>,
-) {
-    let changed = Signal::default();
-    let aborted = Cell::new(None);
+async fn rest(inside: &Inside, drawing: &mut Drawing, settings: &Settings, began: Now, client: &mut StreamWriter<u8>) {
     let work = pin!(async {
-        let exchange = infer::exchange(process, settings, || {
-            changed.notify();
-            ControlFlow::Continue(())
-        });
         let timeout_ms = settings.request_timeout_ms;
-        if Deadline::after(began, timeout_ms).bound(exchange).await.is_none() {
-            aborted.set(process.borrow_mut().handle_abort(Failure::RequestTimeout { timeout_ms }));
-            changed.notify();
+        if Deadline::after(began, timeout_ms).bound(inside.run()).await.is_none() {
+            inside.abort(&Failure::RequestTimeout { timeout_ms });
         }
     });
     let write = pin!(async {
         let mut probe = Deadline::after(clock::now(), PROBE_MS);
         loop {
             let mut out = Vec::new();
-            while let Some(event) = process.borrow_mut().poll_event(clock::now()) {
-                drawing.draw(&event, &mut out);
-            }
-            if let Some(event) = aborted.take() {
-                drawing.draw(&event, &mut out);
+            while let Some(line) = inside.next_line() {
+                drawing.draw(&line, &mut out);
             }
             if out.is_empty() {
-                if process.borrow().is_done() {
+                if inside.is_over() {
                     return;
                 }
                 // Answers that do not come next change something and give nothing to write.
-                if probe.bound(changed.wait()).await.is_some() {
+                if probe.bound(inside.told()).await.is_some() {
                     continue;
                 }
             }
@@ -159,8 +135,8 @@ struct Drawing {
 }
 
 impl Drawing {
-    fn draw(&mut self, event: &Event, out: &mut Vec<u8>) {
+    fn draw(&mut self, line: &Line, out: &mut Vec<u8>) {
         self.events += 1;
-        self.framing.push(out, self.events, event::status(event), &event::to_json(event));
+        self.framing.push(out, self.events, &line.status, line.json.as_bytes());
     }
 }

@@ -1,6 +1,11 @@
 //! Drives an execution: saves what it wants saved, stores what it tells, runs what it starts.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -8,7 +13,10 @@ use futures::{
     stream::FuturesUnordered,
 };
 use weir_codec::pipeline::answer::Listed;
-use weir_core::pipeline::{Batch, Run};
+use weir_core::{
+    pipeline::{Batch, Execution, Run},
+    process::Now,
+};
 
 use super::{Pipelines, keep, live::Live, steps};
 use crate::clock::{self, Deadline};
@@ -19,7 +27,7 @@ const NS_PER_MS: u64 = 1_000_000;
 
 /// Runs that go on, and how to give up on each.
 #[derive(Default)]
-struct Runs {
+pub(super) struct Runs {
     running: FuturesUnordered<LocalBoxFuture<'static, Run>>,
     handles: Vec<(Run, AbortHandle)>,
 }
@@ -43,16 +51,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
             {
                 saving = Some(keep::save(pipelines, live.clone(), checkpoint).boxed_local());
             }
-            while let Some(run) = execution.poll_stop() {
-                runs.stop(run);
-            }
-            while let Some(work) = execution.poll_start(now) {
-                let (handle, registration) = AbortHandle::new_pair();
-                let run = work.run;
-                let step = Abortable::new(steps::run(pipelines, live.clone(), work), registration);
-                runs.handles.push((run, handle));
-                runs.running.push(step.map(move |_| run).boxed_local());
-            }
+            runs.stop_and_start_of(&mut execution, pipelines, &live, now);
             if storing.is_none()
                 && let Some(batch) = execution.poll_events(now)
             {
@@ -82,10 +81,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
             {
                 (stored, go_on) = (Some(count), true);
             }
-            while let Poll::Ready(Some(run)) = runs.running.poll_next_unpin(context) {
-                runs.handles.retain(|(other, _)| *other != run);
-                go_on = true;
-            }
+            go_on |= runs.poll_ended(context);
             if let Some((_, future)) = &mut timer
                 && future.poll_unpin(context).is_ready()
             {
@@ -123,6 +119,42 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
 }
 
 impl Runs {
+    /// Gives up the runs that are to stop, and begins those that can. Whether any has begun.
+    pub(super) fn stop_and_start(&mut self, pipelines: &'static Pipelines, live: &Rc<Live>, now: Now) -> bool {
+        self.stop_and_start_of(&mut live.execution.borrow_mut(), pipelines, live, now)
+    }
+
+    fn stop_and_start_of(
+        &mut self,
+        execution: &mut Execution,
+        pipelines: &'static Pipelines,
+        live: &Rc<Live>,
+        now: Now,
+    ) -> bool {
+        while let Some(run) = execution.poll_stop() {
+            self.stop(run);
+        }
+        let before = self.handles.len();
+        while let Some(work) = execution.poll_start(now) {
+            let (handle, registration) = AbortHandle::new_pair();
+            let run = work.run;
+            let step = Abortable::new(steps::run(pipelines, live.clone(), work), registration);
+            self.handles.push((run, handle));
+            self.running.push(step.map(move |_| run).boxed_local());
+        }
+        self.handles.len() > before
+    }
+
+    /// Lets the runs go on. Whether any has ended.
+    pub(super) fn poll_ended(&mut self, context: &mut Context<'_>) -> bool {
+        let mut ended = false;
+        while let Poll::Ready(Some(run)) = self.running.poll_next_unpin(context) {
+            self.handles.retain(|(other, _)| *other != run);
+            ended = true;
+        }
+        ended
+    }
+
     fn stop(&mut self, run: Run) {
         if let Some(at) = self.handles.iter().position(|(other, _)| *other == run) {
             self.handles.swap_remove(at).1.abort();

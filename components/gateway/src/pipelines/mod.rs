@@ -4,6 +4,7 @@
 //! - `definitions`: the operator's folder of pipelines.
 //! - `routes`: what clients ask.
 //! - `live`: an execution that goes on in this instance, and who waits for it; `driver`: feeds and drains it.
+//! - `inside`: one that is told to a client and kept nowhere, which is what `/process-stream` is.
 //! - `keep`: checkpoints and events, where they outlive the process; `resume`: going on from there.
 //! - `steps`: what each kind of step does; `http`, `component`: those that leave Weir.
 //!
@@ -14,6 +15,7 @@ mod component;
 mod definitions;
 mod driver;
 mod http;
+mod inside;
 mod keep;
 mod live;
 mod resume;
@@ -31,6 +33,7 @@ use spin_sdk::wasip3::spawn;
 use weir_codec::pipeline::answer::Listed;
 use weir_core::pipeline::{Definition, Limits, Reliability, ReliabilityConfig};
 
+pub(crate) use self::inside::Inside;
 use self::live::Live;
 use crate::settings::{Pipelines as Config, Settings};
 

@@ -47,6 +47,16 @@ const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
 
+/// Builds what is measured, unless it is to be measured as it is, and the load; answers the load's program.
+fn built(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
+    if !as_built {
+        setup::ensure(house)?;
+        build::components(house, false)?;
+        build::weir(house)?;
+    }
+    compare::generator(house)
+}
+
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if args.word("fanout") {
         return fanout::task(house, args);

@@ -4,19 +4,14 @@ use anyhow::Result;
 
 use crate::args::Args;
 use crate::house::House;
-use crate::{build, nginx, setup};
+use crate::nginx;
 
 /// Builds what is measured and the load, fetches what it is compared with, and runs it.
 pub(super) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    if !as_built {
-        setup::ensure(house)?;
-        build::components(house, false)?;
-        build::weir(house)?;
-    }
-    let program = super::compare::generator(house)?;
+    let program = super::built(house, as_built)?;
     let nginx = nginx::folder(house)?;
     let mut words = vec!["fanout".to_owned()];
     for (name, path) in [

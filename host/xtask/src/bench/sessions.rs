@@ -6,7 +6,6 @@ use anyhow::Result;
 use crate::args::Args;
 use crate::house::House;
 use crate::server::Server;
-use crate::{build, setup};
 
 /// Sessions that live at once; each has a channel, and so has its owner.
 const SESSIONS: u32 = 10_000;
@@ -17,12 +16,7 @@ const SECONDS_QUICK: u32 = 5;
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    if !as_built {
-        setup::ensure(house)?;
-        build::components(house, false)?;
-        build::weir(house)?;
-    }
-    let program = super::compare::generator(house)?;
+    let program = super::built(house, as_built)?;
     let channels = format!("events.channels_max={}", 4 * SESSIONS);
     let server = Server::start(house, &["--set", &channels])?;
     let address = server.address.to_string();

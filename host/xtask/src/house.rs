@@ -40,6 +40,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-events",
     "weir-gateway",
     "weir-infer",
+    "weir-kernels",
     "weir-session",
     "xtask",
 ];

@@ -18,6 +18,8 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule { package: "weir-core", house: &[], others: Some(&["thiserror"]) },
+    // Used by the native host and, compiled to wasm, by components.
+    Rule { package: "weir-kernels", house: &[], others: Some(&[]) },
     Rule {
         package: "weir-codec",
         house: &["weir-core"],

@@ -1,0 +1,41 @@
+//! Transformer kernels: products over packed weights, attention by text, layer normalization, softmax and the activation
+//! functions, and an [`Encoder`] made of them. No IO, no threads, no dependency but `std`.
+//!
+//! # Instruction sets
+//! Every kernel is written once, in safe code, over the vector operations of a private trait, and compiled once for each
+//! instruction set. [`Isa::best`] chooses one when the program starts; [`Isa::available`] lists what this processor can run, so that
+//! tests compare them all. `unsafe` occurs in the file of an instruction set and nowhere else.
+//!
+//! # Batch invariance
+//! A batch never changes a result, bit for bit. Each element of a product is one sum in the order of the inner dimension,
+//! whatever rows stand beside it; attention, normalization and quantization read one text or one row. Results differ
+//! between instruction sets (which round and fuse differently), never between batches.
+//!
+//! # Precision
+//! [`Precision::F32`] multiplies f32 by f32. [`Precision::Int8`] multiplies activations quantized to u8, with a scale and a zero point
+//! for each row (token), by i8 weights with a scale for each column, and sums in i32: the integer sums are exact, so they are the same
+//! on every instruction set. One scale for a whole batch would let one text change the result of another.
+
+mod aligned;
+mod attention;
+mod encoder;
+mod isa;
+mod math;
+mod matrix;
+mod normalize;
+mod portable;
+mod product;
+mod rows;
+mod simd;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+pub use encoder::{
+    Activation, Embeddings, Encoder, EncoderConfig, EncoderError, EncoderWeights, LayerWeights, Linear, Norm, Scratch,
+    Table, Texts,
+};
+pub use isa::{Isa, UnknownIsa};
+pub use matrix::{Matrix, Precision, Values};
+pub use product::Epilogue;
+pub use rows::Rows;

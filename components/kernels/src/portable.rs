@@ -1,0 +1,154 @@
+//! Vectors of four lanes in plain Rust: what every processor can run. The compiler makes of them what the target's baseline has.
+
+use std::array::from_fn;
+
+use crate::simd::{Kernel, Simd};
+
+/// The instruction set that every processor has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+type F32 = [f32; 4];
+type I32 = [i32; 4];
+
+impl Simd for Portable {
+    const LANES: usize = 4;
+    const ROWS: usize = 6;
+    const GROUP: usize = 2;
+
+    type F32 = F32;
+    type I32 = I32;
+    /// Pairs of i16, one after the other: the form in which compilers know the sum of two products (SSE2 has an instruction for it).
+    type Factors = [i16; 8];
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> F32 {
+        [value; 4]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> F32 {
+        from_fn(|lane| from[..4][lane])
+    }
+
+    #[inline(always)]
+    fn store(self, value: F32, to: &mut [f32]) {
+        to[..4].copy_from_slice(&value);
+    }
+
+    #[inline(always)]
+    fn add(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| a[lane] + b[lane])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| a[lane] - b[lane])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| a[lane] * b[lane])
+    }
+
+    #[inline(always)]
+    fn div(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| a[lane] / b[lane])
+    }
+
+    #[inline(always)]
+    fn max(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: F32, b: F32) -> F32 {
+        from_fn(|lane| if a[lane] < b[lane] { a[lane] } else { b[lane] })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: F32, b: F32, c: F32) -> F32 {
+        // `f32::mul_add` is a call of the C library where the baseline has no such instruction.
+        from_fn(|lane| a[lane] * b[lane] + c[lane])
+    }
+
+    #[inline(always)]
+    fn round(self, a: F32) -> F32 {
+        // Adding and subtracting 1.5 * 2^23 leaves no fraction bits; past 2^22 there are none to lose but the last.
+        const SHIFT: f32 = 12_582_912.0;
+        from_fn(|lane| if a[lane].abs() < 4_194_304.0 { (a[lane] + SHIFT) - SHIFT } else { a[lane].round_ties_even() })
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: F32) -> F32 {
+        from_fn(|lane| f32::from_bits(((n[lane] as i32 + 127) << 23) as u32))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: F32) -> f32 {
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+
+    #[inline(always)]
+    fn greatest(self, a: F32) -> f32 {
+        a[0].max(a[1]).max(a[2].max(a[3]))
+    }
+
+    #[inline(always)]
+    fn least(self, a: F32) -> f32 {
+        a[0].min(a[1]).min(a[2].min(a[3]))
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> I32 {
+        [value; 4]
+    }
+
+    #[inline(always)]
+    fn load_i32(self, from: &[i32]) -> I32 {
+        from_fn(|lane| from[..4][lane])
+    }
+
+    #[inline(always)]
+    fn sub_i32(self, a: I32, b: I32) -> I32 {
+        from_fn(|lane| a[lane].wrapping_sub(b[lane]))
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: I32, b: I32) -> I32 {
+        from_fn(|lane| a[lane].wrapping_mul(b[lane]))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: I32) -> F32 {
+        from_fn(|lane| a[lane] as f32)
+    }
+
+    #[inline(always)]
+    fn splat_group(self, word: i32) -> [i16; 8] {
+        let pair = [word as i16, (word >> 16) as i16];
+        from_fn(|index| pair[index % 2])
+    }
+
+    #[inline(always)]
+    fn load_weights(self, from: &[i8]) -> [i16; 8] {
+        let from = &from[..8];
+        from_fn(|index| i16::from(from[index]))
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: I32, activations: [i16; 8], weights: [i16; 8]) -> I32 {
+        let product = |index: usize| i32::from(activations[index]) * i32::from(weights[index]);
+        from_fn(|lane| sum[lane] + (product(2 * lane) + product(2 * lane + 1)))
+    }
+
+    #[inline(always)]
+    fn group_word(self, activations: &[u8]) -> i32 {
+        i32::from(activations[0]) | i32::from(activations[1]) << 16
+    }
+}

@@ -88,9 +88,15 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     };
     tokio::select! {
         cut = serving => {
-            runtime.close().await;
+            let closed = runtime.close().await;
+            if let Err(error) = &closed {
+                let path = config.events.path.display();
+                tracing::error!(%path, %error, "the channel store could not be written at the end: events may be lost");
+            }
             if cut > 0 {
                 tracing::warn!(requests = cut, "cut after http.drain_timeout_ms");
+            }
+            if cut > 0 || closed.is_err() {
                 return Ok(ExitCode::FAILURE);
             }
             tracing::info!("stopped");

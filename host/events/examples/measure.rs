@@ -45,14 +45,14 @@ async fn measure(what: &str, config: EventsConfig) -> Result<()> {
             at(0.99),
             at(1.0)
         );
-        store.close().await;
+        store.close().await?;
     }
     let store = Store::open(config).await?;
     for (publishers, batch) in [(1, 1), (PUBLISHERS, 1), (PUBLISHERS, 16)] {
         let rate = rate(&store, publishers, batch).await?;
         println!("{what}: {publishers} publishers, {batch} events an append: {rate:.0} events/s");
     }
-    store.close().await;
+    store.close().await?;
     Ok(())
 }
 

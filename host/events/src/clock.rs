@@ -1,44 +1,282 @@
-//! The wall clock, and the epochs that are taken from it.
+//! Times, and the epochs that are taken from them.
+//!
+//! A store has two clocks. The wall clock (milliseconds since 1970) is shown with events and may be set at any time. The store
+//! clock measures ages and ends: it begins at the wall clock, runs by the monotonic clock, and goes on from where it was when the
+//! store is opened again. So setting the wall clock, in either direction, makes nothing older and hides nothing.
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use weir_core::channel::Values;
+use weir_core::channel::{Cursor, Values};
+
+use crate::error::lock;
 
 /// Low bits of an epoch that tell processes apart.
 const RANDOM_BITS: u32 = 16;
+/// The greatest wall clock time that fits an epoch.
+const WALL_MS_MAX: u64 = (1 << (64 - RANDOM_BITS)) - 1;
+/// How far epochs are reserved in advance: so many milliseconds of the wall clock, and so many epochs.
+const RESERVED_MS: u64 = 86_400_000;
+const RESERVED: u64 = 1 << 20;
 
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+/// Where times come from; tests have one that they set.
+pub(crate) trait TimeSource: Send + Sync + fmt::Debug {
+    /// Milliseconds since 1970 by the wall clock.
+    fn wall_ms(&self) -> u64;
+    /// Milliseconds since some moment of this process, by a clock that nobody sets.
+    fn monotonic_ms(&self) -> u64;
+    /// How long the machine has been up, where the system says so.
+    fn uptime(&self) -> Option<Uptime>;
 }
 
-/// When a value ends that is put now, in milliseconds since 1970; one without a time to live never does.
-pub(crate) fn end_ms(now_ms: u64, ttl_ms: Option<u64>) -> u64 {
-    ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| now_ms.saturating_add(ttl_ms))
+/// How long the machine has been up: the clock that goes on when a process is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Uptime {
+    /// Which start of the machine.
+    pub(crate) boot: u64,
+    /// Since that start, in milliseconds.
+    pub(crate) ms: u64,
 }
 
-/// An epoch that no channel had before: later than all that this process gave out, later than those of earlier
-/// processes as far as the clock was not set back, and not that of another process that began one in the same millisecond.
-pub(crate) fn fresh_epoch() -> u64 {
-    static LATEST: AtomicU64 = AtomicU64::new(0);
-    let random = RandomState::new().hash_one(0) & ((1 << RANDOM_BITS) - 1);
-    let wanted = now_ms() << RANDOM_BITS | random;
-    let before = LATEST
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |latest| Some(wanted.max(latest + 1)))
-        .unwrap_or_default();
-    wanted.max(before + 1)
+/// The clocks of this machine.
+#[derive(Debug)]
+struct System {
+    began: Instant,
+}
+
+impl TimeSource for System {
+    fn wall_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn uptime(&self) -> Option<Uptime> {
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+        let seconds: f64 = uptime.split(' ').next()?.parse().ok()?;
+        let id = boot.iter().fold(0_u64, |id, byte| id.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte));
+        Some(Uptime { boot: id, ms: (seconds * 1_000.0) as u64 })
+    }
+}
+
+/// A moment of the store clock, as a file remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) store_ms: u64,
+    pub(crate) uptime: Option<Uptime>,
+}
+
+/// The clocks of a store, and the epochs that it gave out.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    source: Arc<dyn TimeSource>,
+    /// What the store clock is ahead of the monotonic clock.
+    offset_ms: Mutex<u64>,
+    epoch_latest: AtomicU64,
+    /// Epochs taken from the wall clock lie at or below this.
+    epoch_max: AtomicU64,
+}
+
+impl Clock {
+    pub(crate) fn system() -> Self {
+        Self::new(Arc::new(System { began: Instant::now() }))
+    }
+
+    pub(crate) fn new(source: Arc<dyn TimeSource>) -> Self {
+        let offset_ms = source.wall_ms().saturating_sub(source.monotonic_ms());
+        Self {
+            source,
+            offset_ms: Mutex::new(offset_ms),
+            epoch_latest: AtomicU64::new(0),
+            epoch_max: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Milliseconds since 1970 by the wall clock.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.source.wall_ms()
+    }
+
+    /// Milliseconds of the store clock.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.source.monotonic_ms().saturating_add(*lock(&self.offset_ms))
+    }
+
+    /// Now, as a file should remember it.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { store_ms: self.now_ms(), uptime: self.source.uptime() }
+    }
+
+    /// Goes on from a moment that a file remembers. The time since then counts where the machine has been up all the time; across
+    /// a start of the machine only the wall clock could say how long it was, and that may have been set.
+    pub(crate) fn resume(&self, from: Moment) {
+        let since_ms = match (from.uptime, self.source.uptime()) {
+            (Some(then), Some(now)) if then.boot == now.boot => now.ms.saturating_sub(then.ms),
+            _ => 0,
+        };
+        self.begin_at(from.store_ms.saturating_add(since_ms));
+    }
+
+    /// Sets the store clock.
+    pub(crate) fn begin_at(&self, store_ms: u64) {
+        *lock(&self.offset_ms) = store_ms.saturating_sub(self.source.monotonic_ms());
+    }
+
+    /// When something ends that is put now, by the store clock; without a time to live it never does.
+    pub(crate) fn end_ms(&self, ttl_ms: Option<u64>) -> u64 {
+        ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| self.now_ms().saturating_add(ttl_ms))
+    }
+
+    /// An epoch that no channel had before: later than all that this store gave out or saw ([`Self::observe_epoch`]), whatever
+    /// became of the wall clock, and not that of another process that began one in the same millisecond.
+    pub(crate) fn fresh_epoch(&self) -> u64 {
+        let random = RandomState::new().hash_one(0) & ((1 << RANDOM_BITS) - 1);
+        let wanted = (self.wall_ms().min(WALL_MS_MAX) << RANDOM_BITS) | random;
+        let wanted = if wanted <= self.epoch_max.load(Ordering::Relaxed) { wanted } else { 0 };
+        let next = |latest: u64| wanted.max(latest.saturating_add(1));
+        let update = |latest| Some(next(latest));
+        let before = self.epoch_latest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        next(before.unwrap_or_default())
+    }
+
+    /// Makes all later epochs come after this one.
+    pub(crate) fn observe_epoch(&self, epoch: u64) {
+        self.epoch_latest.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// The latest epoch that was given out or observed.
+    pub(crate) fn epoch_latest(&self) -> u64 {
+        self.epoch_latest.load(Ordering::Relaxed)
+    }
+
+    /// The bound of epochs to reserve in a file, so that the next process begins behind all that this one gives out; none where what
+    /// is reserved reaches far enough.
+    pub(crate) fn epochs_to_reserve(&self) -> Option<u64> {
+        let wanted = |ms: u64, count: u64| {
+            let by_wall = self.wall_ms().saturating_add(ms).min(WALL_MS_MAX) << RANDOM_BITS;
+            by_wall.max(self.epoch_latest()).saturating_add(count)
+        };
+        let reserved = self.epoch_max.load(Ordering::Relaxed);
+        let short = reserved == u64::MAX || reserved < wanted(RESERVED_MS / 2, RESERVED / 2);
+        short.then(|| wanted(RESERVED_MS, RESERVED))
+    }
+
+    /// Says that epochs are reserved up to this bound.
+    pub(crate) fn epochs_reserved(&self, epoch_max: u64) {
+        self.epoch_max.store(epoch_max, Ordering::Relaxed);
+    }
+
+    /// The place before the first event of a channel that the store does not know.
+    pub(crate) fn beginning(&self) -> Cursor {
+        Cursor::new(self.fresh_epoch(), 0)
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Clocks that a test sets.
+    #[derive(Debug, Default)]
+    pub(crate) struct Set {
+        pub(crate) wall_ms: AtomicU64,
+        pub(crate) monotonic_ms: AtomicU64,
+        pub(crate) boot: AtomicU64,
+    }
+
+    impl TimeSource for Set {
+        fn wall_ms(&self) -> u64 {
+            self.wall_ms.load(Ordering::Relaxed)
+        }
+
+        fn monotonic_ms(&self) -> u64 {
+            self.monotonic_ms.load(Ordering::Relaxed)
+        }
+
+        fn uptime(&self) -> Option<Uptime> {
+            Some(Uptime { boot: self.boot.load(Ordering::Relaxed), ms: self.monotonic_ms() })
+        }
+    }
+
+    impl Set {
+        pub(crate) fn at(wall_ms: u64) -> Arc<Self> {
+            Arc::new(Self { wall_ms: AtomicU64::new(wall_ms), ..Self::default() })
+        }
+
+        /// Both clocks run.
+        pub(crate) fn pass(&self, ms: u64) {
+            self.wall_ms.fetch_add(ms, Ordering::Relaxed);
+            self.monotonic_ms.fetch_add(ms, Ordering::Relaxed);
+        }
+
+        /// Somebody sets the wall clock.
+        pub(crate) fn set(&self, wall_ms: u64) {
+            self.wall_ms.store(wall_ms, Ordering::Relaxed);
+        }
+    }
 
     #[test]
     fn epochs_grow() {
-        let epochs: Vec<u64> = (0..1_000).map(|_| fresh_epoch()).collect();
+        let clock = Clock::system();
+        let epochs: Vec<u64> = (0..1_000).map(|_| clock.fresh_epoch()).collect();
         assert!(epochs.is_sorted_by(|a, b| a < b));
         assert!(epochs[0] >> RANDOM_BITS >= 1_600_000_000_000);
+    }
+
+    #[test]
+    fn epochs_grow_when_the_wall_clock_is_set_back_or_far_ahead() {
+        let source = Set::at(1_700_000_000_000);
+        let clock = Clock::new(source.clone());
+        let mut latest = clock.fresh_epoch();
+        for wall_ms in [0, 1_600_000_000_000, u64::MAX, 0, 1_700_000_000_001] {
+            source.set(wall_ms);
+            let epoch = clock.fresh_epoch();
+            assert!(epoch > latest, "{epoch} after {latest}");
+            latest = epoch;
+        }
+    }
+
+    #[test]
+    fn epochs_stay_within_what_is_reserved() {
+        let source = Set::at(1_700_000_000_000);
+        let clock = Clock::new(source.clone());
+        let reserved = clock.epochs_to_reserve().expect("nothing is reserved yet");
+        clock.epochs_reserved(reserved);
+        assert_eq!(clock.epochs_to_reserve(), None);
+        source.set(1_900_000_000_000);
+        assert!(clock.fresh_epoch() <= reserved);
+        assert!(clock.epochs_to_reserve() > Some(reserved));
+    }
+
+    #[test]
+    fn the_store_clock_runs_by_the_monotonic_clock_alone() {
+        let source = Set::at(1_000_000);
+        let clock = Clock::new(source.clone());
+        source.pass(500);
+        source.set(9_000_000);
+        assert_eq!(clock.now_ms(), 1_000_500);
+        source.set(0);
+        source.pass(500);
+        assert_eq!((clock.now_ms(), clock.wall_ms()), (1_001_000, 500));
+    }
+
+    #[test]
+    fn time_between_two_processes_counts_where_the_machine_stayed_up() {
+        let source = Set::at(1_000_000);
+        let moment = Clock::new(source.clone()).moment();
+        source.pass(700);
+        source.set(5);
+        let next = Clock::new(source.clone());
+        next.resume(moment);
+        assert_eq!(next.now_ms(), 1_000_700);
+        source.boot.store(1, Ordering::Relaxed);
+        next.resume(moment);
+        assert_eq!(next.now_ms(), 1_000_000);
     }
 }

@@ -1,13 +1,26 @@
 //! A file that gets every event as a line of JSON, rotated by size.
 //!
-//! A line: `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970; where events were missed,
+//! A line: `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970; where events are missing,
 //! `{"type":"gap","missed":N}`. `FILE` is the newest; when it is full it becomes `FILE.1`, that `FILE.2`, and so on.
+//!
+//! The file has whole lines only: after a write that failed, for instance on a full disk, it is cut back to the last whole line, and
+//! the next line that can be written says how many events are missing. A line that a crash has torn is cut off when the file is
+//! opened, and counts as one.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::tap::{Tap, Tapped};
+
+/// How long after a failed write the next is tried, where no event comes before.
+const RETRY: Duration = Duration::from_millis(200);
+/// Bytes from which lines are written, though more wait.
+const WRITE_BYTES: usize = 64 * 1024;
+/// Bytes read at once to find the last whole line.
+const READ_BYTES: u64 = 64 * 1024;
 
 /// Where events are written, and how much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,95 +34,287 @@ pub struct FileConfig {
 }
 
 /// Opens the file and writes what a tap gives to it, on a thread of its own, until the store is gone. What cannot be written is
-/// logged, and slows down nobody.
+/// logged and counted, and slows down nobody.
 ///
 /// # Errors
 ///
 /// The file cannot be opened, or no thread started.
 pub fn write_events(config: FileConfig, tap: Tap) -> io::Result<()> {
-    let rotated = Rotated::open(config)?;
-    std::thread::Builder::new().name("weir-events-file".into()).spawn(move || run(rotated, tap)).map(drop)
+    let lines = Lines::open(Rotated::open(config)?)?;
+    std::thread::Builder::new().name("weir-events-file".into()).spawn(move || run(lines, tap)).map(drop)
 }
 
-fn run(mut rotated: Rotated, mut tap: Tap) {
+fn run(mut lines: Lines<Rotated>, mut tap: Tap) {
     let mut failing = false;
-    let mut next = tap.blocking_next();
-    while let Some(tapped) = next {
-        let mut written = rotated.write(&line(&tapped));
-        next = tap.try_next();
-        if next.is_none() {
-            // Nothing waits: what is written can be read.
-            written = written.and_then(|()| rotated.flush());
-            next = tap.blocking_next();
+    while let Some(tapped) = next(&mut tap, lines.missed > 0) {
+        let mut written = Ok(());
+        // What waits shares a write.
+        let mut more = Some(tapped);
+        while let Some(tapped) = more {
+            if let Wake::Tapped(tapped) = tapped {
+                written = lines.add(&tapped).and(written);
+            }
+            more = tap.try_next().map(Wake::Tapped);
         }
-        match written {
-            Ok(()) => failing = false,
-            Err(error) => {
-                if !failing {
-                    tracing::error!(file = %rotated.config.path.display(), %error, "events cannot be written");
-                }
+        match lines.flush().and(written) {
+            Ok(()) if failing => {
+                tracing::info!(file = %lines.files.config.path.display(), "events are written to events.file again");
+                failing = false;
+            }
+            Ok(()) => {}
+            Err(error) if !failing => {
+                let file = lines.files.config.path.display();
+                tracing::error!(%file, %error, "events cannot be written to events.file and are counted until they can");
                 failing = true;
             }
+            Err(_) => {}
+        }
+    }
+    // The last chance to write that events are missing.
+    if let Err(error) = lines.flush() {
+        tracing::error!(%error, missed = lines.missed, "events are missing at the end of events.file");
+    }
+}
+
+/// Why the thread of the file works.
+enum Wake {
+    Tapped(Tapped),
+    /// It is time to try again.
+    Retry,
+}
+
+/// The next thing to do; none when the store is gone. While events are missing, it does not wait for the next event to write so.
+fn next(tap: &mut Tap, missing: bool) -> Option<Wake> {
+    if !missing {
+        return tap.blocking_next().map(Wake::Tapped);
+    }
+    match tap.try_next() {
+        Some(tapped) => Some(Wake::Tapped(tapped)),
+        None if tap.is_closed() => None,
+        None => {
+            std::thread::sleep(RETRY);
+            Some(tap.try_next().map_or(Wake::Retry, Wake::Tapped))
         }
     }
 }
 
-fn line(tapped: &Tapped) -> String {
-    match tapped {
-        // A name and a channel have no character that JSON escapes; ends of line in data are white space.
-        Tapped::Event { channel, entry } => format!(
-            "{{\"type\":\"{}\",\"id\":\"{}\",\"channel\":\"{channel}\",\"time\":{},\"data\":{}}}\n",
-            entry.name,
-            entry.cursor,
-            entry.time_ms,
-            entry.data.replace(['\n', '\r'], " "),
-        ),
-        Tapped::Missed(missed) => format!("{{\"type\":\"gap\",\"missed\":{missed}}}\n"),
+fn line(channel: &str, entry: &weir_core::channel::Entry) -> String {
+    // A name and a channel have no character that JSON escapes; ends of line in data are white space.
+    format!(
+        "{{\"type\":\"{}\",\"id\":\"{}\",\"channel\":\"{channel}\",\"time\":{},\"data\":{}}}\n",
+        entry.name,
+        entry.cursor,
+        entry.time_ms,
+        entry.data.replace(['\n', '\r'], " "),
+    )
+}
+
+/// Files of lines, of which the newest is written.
+trait Files {
+    /// The most bytes of a file, one larger line apart.
+    fn bytes_max(&self) -> u64;
+    /// Begins a new file, and removes the oldest where there are too many.
+    fn rotate(&mut self) -> io::Result<()>;
+    /// Appends bytes to the newest file, as many as it takes.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Cuts the newest file.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+    /// How many bytes of the newest file are whole lines, and how many it has.
+    fn lengths(&mut self) -> io::Result<(u64, u64)>;
+}
+
+/// Whole lines for a file.
+struct Lines<F> {
+    files: F,
+    /// Bytes of the newest file that are whole lines.
+    length: u64,
+    /// True when the newest file has a part of a line behind them, which is cut off first.
+    torn: bool,
+    waiting: Vec<String>,
+    waiting_bytes: usize,
+    /// Events that are missing before those that wait.
+    missed: u64,
+}
+
+impl<F: Files> Lines<F> {
+    fn open(mut files: F) -> io::Result<Self> {
+        let (length, all) = files.lengths()?;
+        let torn = all > length;
+        let mut lines = Self { files, length, torn, waiting: Vec::new(), waiting_bytes: 0, missed: u64::from(torn) };
+        if torn {
+            tracing::warn!(bytes = all - length, "events.file ends with a part of a line, which is removed");
+            // Where it cannot be now, it is with the first event.
+            let _ = lines.flush();
+        }
+        Ok(lines)
+    }
+
+    /// Adds what a tap gave, and writes what waits when that is much.
+    fn add(&mut self, tapped: &Tapped) -> io::Result<()> {
+        match tapped {
+            Tapped::Event { channel, entry } => {
+                let line = line(channel.as_str(), entry);
+                self.waiting_bytes += line.len();
+                self.waiting.push(line);
+                if self.waiting_bytes >= WRITE_BYTES { self.flush() } else { Ok(()) }
+            }
+            Tapped::Missed(missed) => {
+                // What waits came before.
+                let written = self.flush();
+                self.missed = self.missed.saturating_add(*missed);
+                written
+            }
+        }
+    }
+
+    /// Writes what waits, behind the number of events that are missing. What cannot be written is counted and not kept.
+    fn flush(&mut self) -> io::Result<()> {
+        self.waiting_bytes = 0;
+        let mut lines: VecDeque<String> = std::mem::take(&mut self.waiting).into();
+        let gap = self.missed > 0;
+        if gap {
+            lines.push_front(format!("{{\"type\":\"gap\",\"missed\":{}}}\n", self.missed));
+        }
+        let before = lines.len();
+        while !lines.is_empty() {
+            let (written, outcome) = self.write_some(lines.make_contiguous());
+            lines.drain(..written);
+            if let Err(error) = outcome {
+                let gap_waits = gap && lines.len() == before;
+                let missed = (lines.len() - usize::from(gap_waits)) as u64;
+                self.missed = if gap_waits { self.missed.saturating_add(missed) } else { missed };
+                return Err(error);
+            }
+        }
+        self.missed = 0;
+        Ok(())
+    }
+
+    /// Writes as many lines as the newest file has room for, and at least one. Returns how many are in it, and whether all went well.
+    fn write_some(&mut self, lines: &[String]) -> (usize, io::Result<()>) {
+        let bytes_max = self.files.bytes_max();
+        let first = lines.first().map_or(0, |line| line.len() as u64);
+        let ready = self.mend().and_then(|()| {
+            if self.length > 0 && self.length + first > bytes_max {
+                self.files.rotate()?;
+                self.length = 0;
+            }
+            Ok(())
+        });
+        if ready.is_err() {
+            return (0, ready);
+        }
+        let mut batch = Vec::new();
+        let mut ends = Vec::new();
+        for line in lines {
+            if !batch.is_empty() && self.length + (batch.len() + line.len()) as u64 > bytes_max {
+                break;
+            }
+            batch.extend(line.as_bytes());
+            ends.push(batch.len());
+        }
+        let mut written = 0;
+        let outcome = loop {
+            match self.files.append(&batch[written..]) {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+            if written >= batch.len() {
+                break Ok(());
+            }
+        };
+        let whole = ends.iter().take_while(|end| **end <= written).count();
+        let bytes = if whole == 0 { 0 } else { ends[whole - 1] };
+        self.length += bytes as u64;
+        if outcome.is_err() {
+            // A write that fails may have written something, too.
+            self.torn = true;
+            let _ = self.mend();
+        }
+        (whole, outcome)
+    }
+
+    /// Cuts off a part of a line.
+    fn mend(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.files.cut(self.length)?;
+            self.torn = false;
+        }
+        Ok(())
     }
 }
 
 struct Rotated {
     config: FileConfig,
-    file: BufWriter<File>,
-    bytes: u64,
+    /// None after the newest file was renamed, until there is a new one.
+    file: Option<File>,
 }
 
 impl Rotated {
     fn open(config: FileConfig) -> io::Result<Self> {
-        let file = append_to(&config.path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { config, file: BufWriter::new(file), bytes })
+        let file = Some(append_to(&config.path)?);
+        Ok(Self { config, file })
     }
 
-    fn write(&mut self, line: &str) -> io::Result<()> {
-        if self.bytes > 0 && self.bytes + line.len() as u64 > self.config.bytes_max {
-            self.rotate()?;
-        }
-        self.file.write_all(line.as_bytes())?;
-        self.bytes += line.len() as u64;
-        Ok(())
+    fn file(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => append_to(&self.config.path)?,
+        };
+        Ok(self.file.insert(file))
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+impl Files for Rotated {
+    fn bytes_max(&self) -> u64 {
+        self.config.bytes_max
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        self.file.flush()?;
-        let path = &self.config.path;
-        for older in (1..self.config.files_max).rev() {
-            let from = if older == 1 { path.clone() } else { numbered(path, older - 1) };
-            match fs::rename(from, numbered(path, older)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        // Where only the new file could not be opened, nothing is renamed again.
+        if self.file.is_some() {
+            let path = &self.config.path;
+            for older in (1..self.config.files_max).rev() {
+                let from = if older == 1 { path.clone() } else { numbered(path, older - 1) };
+                match fs::rename(from, numbered(path, older)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
+            if self.config.files_max <= 1 {
+                fs::remove_file(path)?;
+            }
+            self.file = None;
         }
-        if self.config.files_max <= 1 {
-            fs::remove_file(path)?;
+        self.file().map(drop)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file()?.write(bytes)
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.file()?.set_len(length)
+    }
+
+    fn lengths(&mut self) -> io::Result<(u64, u64)> {
+        let mut file = File::open(&self.config.path)?;
+        let all = file.metadata()?.len();
+        let mut end = all;
+        let mut bytes = Vec::new();
+        while end > 0 {
+            let start = end.saturating_sub(READ_BYTES);
+            file.seek(SeekFrom::Start(start))?;
+            bytes.clear();
+            (&mut file).take(end - start).read_to_end(&mut bytes)?;
+            if let Some(at) = bytes.iter().rposition(|byte| *byte == b'\n') {
+                return Ok((start + at as u64 + 1, all));
+            }
+            end = start;
         }
-        self.file = BufWriter::new(append_to(path)?);
-        self.bytes = 0;
-        Ok(())
+        Ok((0, all))
     }
 }
 
@@ -121,4 +326,177 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use weir_core::channel::{Cursor, Draft};
+
+    /// Files in memory whose operations fail when they should.
+    #[derive(Default)]
+    struct Failing {
+        files: Vec<Vec<u8>>,
+        bytes_max: u64,
+        operations: usize,
+        /// The operations that fail.
+        failing: std::ops::Range<usize>,
+        /// True when a write that fails has written a part.
+        halves: bool,
+    }
+
+    impl Failing {
+        fn fails(&mut self) -> bool {
+            self.operations += 1;
+            self.failing.contains(&(self.operations - 1))
+        }
+    }
+
+    impl Files for Failing {
+        fn bytes_max(&self) -> u64 {
+            self.bytes_max
+        }
+
+        fn rotate(&mut self) -> io::Result<()> {
+            if self.fails() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.files.push(Vec::new());
+            Ok(())
+        }
+
+        fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let fails = self.fails();
+            let newest = self.files.last_mut().expect("there is a file");
+            let taken = if fails && !self.halves { 0 } else { bytes.len().div_ceil(2) };
+            newest.extend(&bytes[..taken]);
+            if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
+        }
+
+        fn cut(&mut self, length: u64) -> io::Result<()> {
+            if self.fails() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.files.last_mut().expect("there is a file").truncate(length as usize);
+            Ok(())
+        }
+
+        fn lengths(&mut self) -> io::Result<(u64, u64)> {
+            Ok((0, 0))
+        }
+    }
+
+    fn event(number: u64) -> Tapped {
+        let entry = Draft::new("e", number.to_string()).at(Cursor::new(1, number), 0);
+        Tapped::Event { channel: "user:u".parse().unwrap(), entry: Arc::new(entry) }
+    }
+
+    /// The numbers that the lines of files have, with so many zeros as a gap says are missing.
+    fn numbers(files: &[Vec<u8>]) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        for file in files {
+            let text = std::str::from_utf8(file).unwrap();
+            assert!(text.is_empty() || text.ends_with('\n'), "a part of a line: {text:?}");
+            for line in text.lines() {
+                if let Some(missed) = line.strip_prefix("{\"type\":\"gap\",\"missed\":") {
+                    let missed: usize = missed.strip_suffix('}').unwrap().parse().unwrap();
+                    numbers.extend(std::iter::repeat_n(0, missed));
+                } else {
+                    assert!(line.starts_with("{\"type\":\"e\",") && line.ends_with('}'), "{line}");
+                    let data = line.rsplit_once("\"data\":").unwrap().1;
+                    numbers.push(data.strip_suffix('}').unwrap().parse().unwrap());
+                }
+            }
+        }
+        numbers
+    }
+
+    #[test]
+    fn failed_writes_leave_whole_lines_and_say_how_many_events_are_missing() {
+        const EVENTS: u64 = 40;
+        for (bytes_max, halves, group) in [(1_000, true, 1), (1_000, false, 3), (u64::MAX, true, 7), (300, true, 5)] {
+            for first in 0..60 {
+                for count in [1, 2, 3, 7, 20] {
+                    let failing = first..first + count;
+                    let files = Failing { files: vec![Vec::new()], bytes_max, halves, failing, operations: 0 };
+                    let mut lines = Lines::open(files).unwrap();
+                    for number in 1..=EVENTS {
+                        let _ = lines.add(&event(number));
+                        if number % group == 0 {
+                            let _ = lines.flush();
+                        }
+                    }
+                    while lines.flush().is_err() {}
+                    let written = numbers(&lines.files.files);
+                    // Each is there, or one of a number that is missing in its place.
+                    assert_eq!(written.len(), EVENTS as usize, "{written:?}");
+                    assert!(
+                        written.iter().zip(1..).all(|(found, number)| *found == number || *found == 0),
+                        "{written:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn missed_events_of_the_tap_add_up_with_those_that_were_not_written() {
+        let files = Failing { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..Failing::default() };
+        let mut lines = Lines::open(files).unwrap();
+        assert!(lines.add(&event(1)).is_ok() && lines.flush().is_err());
+        assert!(lines.add(&Tapped::Missed(5)).is_err());
+        while lines.flush().is_err() {}
+        lines.add(&event(7)).unwrap();
+        lines.flush().unwrap();
+        assert_eq!(numbers(&lines.files.files), [0, 0, 0, 0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn torn_line_is_cut_off_when_the_file_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.ndjson");
+        let long = "x".repeat(READ_BYTES as usize * 2);
+        for (before, torn, lines) in [("", "{\"ty", 1), ("{}\n", "{\"type", 2), ("{}\n", &*long, 2), ("{}\n", "", 1)] {
+            fs::write(&path, format!("{before}{torn}")).unwrap();
+            let config = FileConfig { path: path.clone(), bytes_max: 1_000_000, files_max: 2 };
+            let mut opened = Lines::open(Rotated::open(config).unwrap()).unwrap();
+            opened.add(&event(1)).unwrap();
+            opened.flush().unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(text.lines().count(), lines + 1, "{text}");
+            assert!(text.starts_with(before) && text.ends_with("\"data\":1}\n"));
+            assert_eq!(text.contains("{\"type\":\"gap\",\"missed\":1}\n"), !torn.is_empty());
+        }
+    }
+
+    #[test]
+    fn new_file_that_cannot_be_opened_pushes_out_no_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.ndjson");
+        for (name, text) in
+            [("events.ndjson", "newest\n"), ("events.ndjson.1", "older\n"), ("events.ndjson.2", "oldest\n")]
+        {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        let config = FileConfig { path: path.clone(), bytes_max: 10, files_max: 4 };
+        let mut lines = Lines::open(Rotated::open(config).unwrap()).unwrap();
+        // The name of the new file leads nowhere.
+        let target = folder.path().join("missing/target");
+        lines.add(&event(1)).unwrap();
+        lines.files.rotate().unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        lines.files.file = None;
+        for _ in 0..5 {
+            assert!(lines.files.rotate().is_err());
+        }
+        for (number, text) in [(1, "newest\n"), (2, "older\n"), (3, "oldest\n")] {
+            assert_eq!(fs::read_to_string(numbered(&path, number)).unwrap(), text);
+        }
+        fs::create_dir(folder.path().join("missing")).unwrap();
+        lines.length = 0;
+        lines.flush().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+    }
 }

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use weir_core::channel::{ChannelName, Closed, Cursor, Draft, Entry, Log, Subscriber};
 
-use crate::clock::fresh_epoch;
+use crate::clock::Clock;
 use crate::config::StoreKind;
 use crate::error::{Error, lock};
 
@@ -60,15 +60,16 @@ impl State {
     }
 
     /// Gives events their places.
-    pub(crate) fn stamp(&mut self, drafts: Vec<Draft>, now_ms: u64) -> Result<Vec<Arc<Entry>>, Error> {
+    pub(crate) fn stamp(&mut self, drafts: Vec<Draft>, clock: &Clock) -> Result<Vec<Arc<Entry>>, Error> {
         if self.sealed {
             return Err(Error::Finished);
         }
+        let (wall_ms, stored_ms) = (clock.wall_ms(), clock.now_ms());
         let stamp = |draft: Draft| {
             let cursor = self.next;
             self.next = cursor.next();
             self.sealed |= draft.finishes;
-            Arc::new(draft.at(cursor, now_ms))
+            Arc::new(draft.at(cursor, wall_ms).stored_at(stored_ms))
         };
         Ok(drafts.into_iter().map(stamp).collect())
     }
@@ -303,9 +304,4 @@ impl Hub {
         }
         Ok(())
     }
-}
-
-/// The place before the first event of a channel that nobody remembers.
-pub(crate) fn beginning() -> Cursor {
-    Cursor::new(fresh_epoch(), 0)
 }

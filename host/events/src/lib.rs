@@ -28,6 +28,7 @@
 //! ```
 
 mod callback;
+mod claims;
 mod clock;
 mod config;
 mod disk;

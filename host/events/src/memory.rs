@@ -2,27 +2,29 @@
 
 use std::sync::{Arc, Mutex};
 
-use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page, Values};
+use weir_core::channel::{ChannelName, Cursor, Draft, Log, Page, Values};
 
-use crate::clock::{end_ms, now_ms};
+use crate::claims::{ClaimEnd, Claims};
+use crate::clock::Clock;
 use crate::config::EventsConfig;
 use crate::error::{Error, lock};
-use crate::hub::{Hub, State, beginning, wake};
+use crate::hub::{Hub, State, wake};
 use crate::subscription::Subscription;
 
 #[derive(Debug)]
 pub(crate) struct Memory {
     config: Arc<EventsConfig>,
+    clock: Arc<Clock>,
     hub: Arc<Hub>,
     claims: Mutex<Claims>,
     values: Mutex<Values<Arc<[u8]>>>,
 }
 
 impl Memory {
-    pub(crate) fn new(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Self {
         let claims = Mutex::new(Claims::new(config.claims_max));
         let values = Mutex::new(Values::new(config.state_bytes_max));
-        Self { config, hub, claims, values }
+        Self { config, clock, hub, claims, values }
     }
 
     pub(crate) fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
@@ -32,7 +34,7 @@ impl Memory {
             if state.gone {
                 continue;
             }
-            let entries = state.stamp(std::mem::take(&mut drafts), now_ms())?;
+            let entries = state.stamp(std::mem::take(&mut drafts), &self.clock)?;
             state.log_and_offer(&entries);
             wake(state);
             return Ok(entries.iter().map(|entry| entry.cursor).collect());
@@ -43,7 +45,7 @@ impl Memory {
         match self.hub.resident(name) {
             Some(channel) => {
                 let mut state = channel.lock();
-                state.log.expire(now_ms());
+                state.log.expire(self.clock.now_ms());
                 state.log.read(after, limit, self.config.page_bytes_max)
             }
             None => self.empty().log.read(after, limit, self.config.page_bytes_max),
@@ -53,7 +55,7 @@ impl Memory {
     pub(crate) fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
         loop {
             let channel = self.hub.insert(name, || self.empty())?;
-            channel.lock().log.expire(now_ms());
+            channel.lock().log.expire(self.clock.now_ms());
             if let Some(subscription) = self.hub.subscribe(&channel, after)? {
                 return Ok(subscription);
             }
@@ -61,19 +63,20 @@ impl Memory {
     }
 
     pub(crate) fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
-        Ok(lock(&self.claims).claim(key, now_ms(), ttl_ms)?)
+        let end = ClaimEnd::after(&self.clock, ttl_ms);
+        Ok(lock(&self.claims).claim(key, end, &self.clock)?)
     }
 
     pub(crate) fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
-        let (now_ms, bytes) = (now_ms(), value.len());
+        let (now_ms, bytes) = (self.clock.now_ms(), value.len());
         let mut values = lock(&self.values);
         values.expire(now_ms);
-        values.put(key, value.into(), bytes, end_ms(now_ms, ttl_ms))?;
+        values.put(key, value.into(), bytes, self.clock.end_ms(ttl_ms))?;
         Ok(())
     }
 
     pub(crate) fn get(&self, key: &ChannelName) -> Option<Vec<u8>> {
-        let value = lock(&self.values).value(key, now_ms()).map(Arc::clone)?;
+        let value = lock(&self.values).value(key, self.clock.now_ms()).map(Arc::clone)?;
         Some(value.to_vec())
     }
 
@@ -82,16 +85,16 @@ impl Memory {
     }
 
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
-        let keys = lock(&self.values).keys(kind, after, limit, now_ms());
+        let keys = lock(&self.values).keys(kind, after, limit, self.clock.now_ms());
         keys.iter().map(ToString::to_string).collect()
     }
 
     pub(crate) fn sweep(&self) {
-        lock(&self.claims).expire(now_ms());
-        lock(&self.values).expire(now_ms());
+        lock(&self.claims).expire(&self.clock);
+        lock(&self.values).expire(self.clock.now_ms());
     }
 
     fn empty(&self) -> State {
-        State::new(Log::new(self.config.retention, beginning()))
+        State::new(Log::new(self.config.retention, self.clock.beginning()))
     }
 }

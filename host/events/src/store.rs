@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weir_core::channel::{ChannelName, Cursor, Draft, Page};
 
-use crate::clock::now_ms;
+use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::Disk;
 use crate::error::{Error, OpenError};
@@ -35,6 +35,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     config: Arc<EventsConfig>,
+    clock: Arc<Clock>,
     hub: Arc<Hub>,
     kind: Kind,
     taps: Taps,
@@ -88,7 +89,7 @@ impl Store {
     ///
     /// The file cannot be opened, or the address is not one.
     pub async fn open(config: EventsConfig) -> Result<Self, OpenError> {
-        let config = Arc::new(config);
+        let (config, clock) = (Arc::new(config), Arc::new(Clock::system()));
         let resident_max = match config.store {
             // What is followed is in memory too, one channel each at most.
             StoreKind::Disk => config.resident_channels_max.saturating_add(config.subscribers_max),
@@ -98,11 +99,11 @@ impl Store {
         let hub = Hub::new(resident_max, config.subscribers_max, config.outbox_bytes_max, config.store);
         let hub = Arc::new(hub);
         let kind = match config.store {
-            StoreKind::Memory => Kind::Memory(Memory::new(Arc::clone(&config), Arc::clone(&hub))),
-            StoreKind::Disk => Kind::Disk(Disk::open(Arc::clone(&config), Arc::clone(&hub)).await?),
-            StoreKind::Redis => Kind::Redis(Redis::open(Arc::clone(&config), Arc::clone(&hub))?),
+            StoreKind::Memory => Kind::Memory(Memory::new(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub))),
+            StoreKind::Disk => Kind::Disk(Disk::open(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub)).await?),
+            StoreKind::Redis => Kind::Redis(Redis::open(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub))?),
         };
-        let inner = Arc::new(Inner { config, hub, kind, taps: Taps::default() });
+        let inner = Arc::new(Inner { config, clock, hub, kind, taps: Taps::default() });
         tokio::spawn(sweep(Arc::downgrade(&inner), Duration::from_millis(inner.config.sweep_ms.max(1))));
         Ok(Self { inner })
     }
@@ -127,7 +128,7 @@ impl Store {
         }?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
         if let Some(tapped) = tapped {
-            self.inner.taps.appended(channel, tapped, &cursors, now_ms());
+            self.inner.taps.appended(channel, tapped, &cursors, self.inner.clock.wall_ms());
         }
         Ok(cursors)
     }
@@ -164,7 +165,8 @@ impl Store {
     /// # Errors
     ///
     /// A key of no or more than 256 bytes, a time of 0 or past the bound, or the store cannot be asked now. After
-    /// [`Error::Unavailable`] the claim may be held all the same; nobody has it then.
+    /// [`Error::Unavailable`] this caller does not have the claim. Disk: the next one may get it; Redis, and disk after a crash: it may
+    /// be held until its time has passed.
     pub async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
         if key.is_empty() || key.len() > CLAIM_KEY_BYTES_MAX {
             return Err(Error::Invalid(format!("a key to claim has 1 to {CLAIM_KEY_BYTES_MAX} bytes")));
@@ -291,11 +293,15 @@ impl Store {
     }
 
     /// Closes every subscription and writes what is to be written. Appends fail from then on (disk).
-    pub async fn close(&self) {
+    ///
+    /// # Errors
+    ///
+    /// The last commit failed: without `durable`, events that were answered may be lost.
+    pub async fn close(&self) -> Result<(), Error> {
         self.inner.hub.close_all();
         match &self.inner.kind {
             Kind::Disk(disk) => disk.close().await,
-            Kind::Memory(_) | Kind::Redis(_) => {}
+            Kind::Memory(_) | Kind::Redis(_) => Ok(()),
         }
     }
 }
@@ -305,7 +311,7 @@ async fn sweep(store: Weak<Inner>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = store.upgrade() else { return };
-        inner.hub.sweep(now_ms());
+        inner.hub.sweep(inner.clock.now_ms());
         match &inner.kind {
             Kind::Memory(memory) => memory.sweep(),
             Kind::Disk(disk) => disk.sweep().await,

@@ -48,6 +48,11 @@ impl Tap {
         }
     }
 
+    /// True when the store is gone: nothing comes but what waits already.
+    pub fn is_closed(&self) -> bool {
+        self.receiver.is_closed()
+    }
+
     /// The next event, for a thread of its own; none when the store is gone.
     pub fn blocking_next(&mut self) -> Option<Tapped> {
         match self.receiver.blocking_recv() {

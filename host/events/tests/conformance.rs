@@ -14,6 +14,7 @@ conformance!(
     places_are_a_sequence_and_pages_follow_each_other,
     an_unknown_channel_is_empty,
     what_is_not_retained_is_a_gap,
+    extreme_cursors_are_read_and_followed,
     a_busy_channel_takes_nothing_from_another,
     bytes_and_age_bound_a_channel_too,
     replay_goes_over_into_live_without_a_seam,
@@ -109,6 +110,33 @@ async fn what_is_not_retained_is_a_gap(config: EventsConfig) {
         let page = store.read(&channel, foreign, 100).await.unwrap();
         assert_eq!(page.gap.unwrap().missing_from, foreign.next());
         assert_eq!(page.next, places[24]);
+    }
+}
+
+async fn extreme_cursors_are_read_and_followed(config: EventsConfig) {
+    let store = open(config).await;
+    let channel = name("workflow:a");
+    let epoch = store.append(&channel, numbered([1])).await.unwrap()[0].epoch;
+    let ends = [0, 1, u64::MAX / 2, u64::MAX - 1, u64::MAX];
+    let cursors = ends.iter().flat_map(|epoch| ends.map(|seq| Cursor::new(*epoch, seq)));
+    let near = [0, u64::MAX - 1, u64::MAX].map(|seq| Cursor::new(epoch, seq));
+    for (number, cursor) in (2..).zip(cursors.chain(near)) {
+        // Also of a channel that has nothing.
+        for channel in [&channel, &name("workflow:none")] {
+            let page = store.read(channel, cursor, 10).await.unwrap_or_else(|error| panic!("{cursor}: {error}"));
+            assert!(cursor == Cursor::START || page.gap.is_some() || page.next.epoch == epoch, "{cursor}");
+            drop(store.follow(channel, cursor).await.unwrap_or_else(|error| panic!("{cursor}: {error}")));
+        }
+        let mut follower = store.follow(&channel, cursor).await.unwrap();
+        while follower.try_next().is_some() {}
+        store.append(&channel, numbered([number])).await.unwrap();
+        loop {
+            match next(&mut follower).await {
+                Some(Delivery::Event { entry, .. }) if *entry.data == *number.to_string() => break,
+                Some(Delivery::Event { .. } | Delivery::Gap(_)) => {}
+                other => panic!("{cursor}: {other:?}"),
+            }
+        }
     }
 }
 
@@ -358,6 +386,6 @@ async fn it_says_how_it_is(config: EventsConfig) {
     for expected in 0..3 {
         assert_eq!(number(&mut follower).await, expected);
     }
-    store.close().await;
+    store.close().await.unwrap();
     assert_eq!(next(&mut follower).await, Some(Delivery::Closed(Closed::Lost)));
 }

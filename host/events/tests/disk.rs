@@ -131,7 +131,7 @@ async fn kill_9_loses_nothing_that_was_answered_or_seen() {
             }
             said.extend(kept.into_iter().map(|(cursor, data)| ((channel.to_owned(), cursor), data)));
         }
-        store.close().await;
+        store.close().await.unwrap();
     }
 }
 
@@ -155,7 +155,7 @@ async fn without_fsync_kill_9_is_a_gap_and_no_place_is_used_again() {
         }
         assert_eq!((seen.gaps.len(), seen.numbers), (1, vec![round as u64]));
         drop(follower);
-        store.close().await;
+        store.close().await.unwrap();
     }
 }
 
@@ -176,7 +176,7 @@ async fn a_file_that_was_closed_goes_on_where_it_was() {
             assert!(last == Cursor::START || last.leads_to(places[0]));
             last = places[1];
             assert_eq!(store.claim("once", 60_000).await, Ok(round == 0));
-            store.close().await;
+            store.close().await.unwrap();
             assert!(store.append(&channel, numbered([9])).await.unwrap_err().retryable());
         }
     }
@@ -187,7 +187,7 @@ async fn a_finished_channel_stays_finished() {
     let folder = TempDir::new().unwrap();
     let store = open(disk(folder.path())).await;
     let place = store.append(&name("pipeline:p"), vec![Draft::new("done", "1").finishing()]).await.unwrap()[0];
-    store.close().await;
+    store.close().await.unwrap();
     let store = open(disk(folder.path())).await;
     assert_eq!(store.append(&name("pipeline:p"), numbered([2])).await, Err(weir_events::Error::Finished));
     assert!(store.read(&name("pipeline:p"), place, 1).await.unwrap().ended);
@@ -201,7 +201,7 @@ async fn an_event_that_was_damaged_is_missing_and_said_to_be() {
     let data = |number: u64| format!("\"marker-{number}-{}\"", "x".repeat(50));
     let drafts = (0..5).map(|number| Draft::new("e", data(number))).collect();
     let places = store.append(&channel, drafts).await.unwrap();
-    store.close().await;
+    store.close().await.unwrap();
     let file = folder.path().join("events.redb");
     let mut bytes = std::fs::read(&file).unwrap();
     let marker = b"marker-2-x";
@@ -248,7 +248,7 @@ async fn goes_on_when_the_disk_has_room_again() {
     let told = gap(&mut follower).await;
     assert_eq!(Some(told.missing_from), answered.last().map(|last| last.next()));
     assert_eq!(number(&mut follower).await, 7);
-    store.close().await;
+    store.close().await.unwrap();
     let store = open(config(Path::new(&folder), true)).await;
     let (_, events) = contents(&store, "user:u").await;
     assert!(answered.iter().all(|place| events.iter().any(|(kept, _)| kept == place)));
@@ -283,7 +283,7 @@ async fn a_file_has_one_store_and_what_is_none_is_refused() {
     let config = disk(&folder.path().join("deep/er"));
     let store = open(config.clone()).await;
     assert!(matches!(Store::open(config.clone()).await, Err(OpenError::Database { .. })));
-    store.close().await;
+    store.close().await.unwrap();
     std::fs::write(&config.path, "no database at all, but long enough to be looked at".repeat(200)).unwrap();
     assert!(matches!(Store::open(config).await, Err(OpenError::Database { .. })));
 }

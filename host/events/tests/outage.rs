@@ -375,3 +375,49 @@ async fn a_stream_holds_no_more_than_its_bound_and_entries_of_others_are_holes()
     let page = store.read(&channel, places[99], 10).await.unwrap();
     assert_eq!((page.gap.map(|gap| gap.missing_to), page.next), (Some(place.previous()), place));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channel_that_begins_before_what_followers_saw_reaches_them_behind_a_gap() {
+    let mut server = RedisServer::start();
+    let store = open(server.config()).await;
+    let channel = name("workflow:w");
+    store.append(&channel, numbered(0..3)).await.unwrap();
+    let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
+    for expected in 0..3 {
+        assert_eq!(number(&mut follower).await, expected);
+    }
+    assert_eq!(follower.try_next(), None);
+    // The server loses all of it, and an instance whose clock is behind publishes first.
+    server.kill();
+    server.start_again();
+    let mut connection = server.connection().await;
+    for (seq, data) in [(1, "7"), (2, "8")] {
+        let mut add = redis::cmd("XADD");
+        add.arg("pip-ai:workflow:w").arg(format!("5-{seq}")).arg("event").arg("e").arg("data").arg(data);
+        add.arg("time").arg(1).arg("coalesce").arg("").arg("finish").arg("0");
+        let _: String = add.query_async(&mut connection).await.unwrap();
+    }
+    let told = gap(&mut follower).await;
+    assert_eq!(told.missing_to, Cursor::new(5, 0));
+    assert_eq!((number(&mut follower).await, number(&mut follower).await), (7, 8));
+    append_again(&store, "workflow:w", 9).await;
+    assert!(gap(&mut follower).await.missing_from == Cursor::new(5, 3));
+    assert_eq!(number(&mut follower).await, 9);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entry_of_others_at_the_end_of_the_sequence_begins_an_epoch() {
+    let server = RedisServer::start();
+    let store = open(server.config()).await;
+    let channel = name("workflow:w");
+    let place = store.append(&channel, numbered([0])).await.unwrap()[0];
+    let mut follower = store.follow(&channel, place).await.unwrap();
+    let mut add = redis::cmd("XADD");
+    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", place.epoch, u64::MAX)).arg("who").arg("other");
+    let _: String = add.query_async(&mut server.connection().await).await.unwrap();
+    let next = store.append(&channel, numbered([1])).await.unwrap()[0];
+    assert!(next.epoch > place.epoch && next.seq == 1);
+    assert_eq!(gap(&mut follower).await.missing_to, next.previous());
+    assert_eq!(number(&mut follower).await, 1);
+    assert_eq!(store.read(&channel, Cursor::new(place.epoch, u64::MAX), 9).await.unwrap().entries.len(), 1);
+}

@@ -151,7 +151,7 @@ async fn a_file_that_was_closed_has_its_values() {
         store.put(&name("k:ends"), vec![3], Some(1_500)).await.unwrap();
         store.put(&name("k:lives"), vec![4], Some(60_000)).await.unwrap();
         store.delete(&name("k:deleted")).await.unwrap();
-        store.close().await;
+        store.close().await.unwrap();
         assert!(store.put(&name("k:late"), Vec::new(), None).await.unwrap_err().retryable());
         assert!(store.get(&name("k:stays")).await.unwrap_err().retryable());
         let store = open(config).await;
@@ -173,7 +173,7 @@ async fn a_value_that_was_damaged_is_said_to_be() {
     let mark = b"a value to be found in the file";
     store.put(&name("k:damaged"), mark.to_vec(), None).await.unwrap();
     store.put(&name("k:good"), b"good".to_vec(), None).await.unwrap();
-    store.close().await;
+    store.close().await.unwrap();
     let path = folder.path().join("events.redb");
     let mut bytes = std::fs::read(&path).unwrap();
     let places: Vec<usize> = (0..bytes.len() - mark.len()).filter(|at| bytes[*at..].starts_with(mark)).collect();
@@ -275,7 +275,7 @@ async fn kill_9_takes_back_nothing_that_was_answered() {
             let listed = store.keys("k", "", 10).await.unwrap().contains(&format!("k:{writer}"));
             assert_eq!(listed, value.is_some());
         }
-        store.close().await;
+        store.close().await.unwrap();
     }
 }
 
@@ -290,7 +290,7 @@ async fn without_fsync_kill_9_brings_back_a_whole_value_of_before() {
             let turn = u64::from_le_bytes(*value.first_chunk().unwrap());
             assert!(turn <= asked && value_of(turn) == Some(value));
         }
-        store.close().await;
+        store.close().await.unwrap();
     }
 }
 

@@ -187,9 +187,14 @@ impl Runtime {
     }
 
     /// Writes what is to be written of the channels. Nothing can be published any more.
-    pub async fn close(&self) {
-        if let Some(events) = self.events() {
-            events.close().await;
+    ///
+    /// # Errors
+    ///
+    /// The last commit of the channel store failed: events and state that were answered may be lost.
+    pub async fn close(&self) -> Result<(), weir_events::Error> {
+        match self.events() {
+            Some(events) => events.close().await,
+            None => Ok(()),
         }
     }
 

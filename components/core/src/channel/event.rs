@@ -149,7 +149,17 @@ impl Draft {
     /// The event in its place, at a time in milliseconds since 1970.
     pub fn at(self, cursor: Cursor, time_ms: u64) -> Entry {
         let Self { name, data, coalesce, finishes } = self;
-        Entry { cursor, time_ms, name, data, coalesce, finishes, drawn: OnceLock::new(), packed: OnceLock::new() }
+        Entry {
+            cursor,
+            time_ms,
+            stored_ms: time_ms,
+            name,
+            data,
+            coalesce,
+            finishes,
+            drawn: OnceLock::new(),
+            packed: OnceLock::new(),
+        }
     }
 }
 
@@ -165,6 +175,9 @@ pub struct Entry {
     pub cursor: Cursor,
     /// When it was appended, in milliseconds since 1970.
     pub time_ms: u64,
+    /// When it was appended by the clock that ages are measured with, in milliseconds. A store uses a clock that nobody sets, so
+    /// that setting the wall clock makes no event older.
+    pub stored_ms: u64,
     /// What happened.
     pub name: Box<str>,
     /// The event as JSON text.
@@ -178,6 +191,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The same event, whose age is measured from `stored_ms`.
+    #[must_use]
+    pub fn stored_at(self, stored_ms: u64) -> Self {
+        Self { stored_ms, ..self }
+    }
+
     /// What it counts against bounds, in bytes.
     pub fn bytes(&self) -> usize {
         let key = self.coalesce.as_ref().map_or(0, |key| key.len());

@@ -116,7 +116,7 @@ impl Log {
         true
     }
 
-    /// Lets go of what is too old. Returns true when something went.
+    /// Removes events that are too old, at a time of the clock of [`Entry::stored_ms`]. Returns true when something was removed.
     pub fn expire(&mut self, now_ms: u64) -> bool {
         let before = self.entries.len();
         while self.entries.front().is_some_and(|entry| expired(entry, now_ms, self.retention.age_ms_max)) {
@@ -208,9 +208,9 @@ fn seek(after: Cursor, first: Option<Cursor>, last: Cursor) -> Seek {
     Seek { position, gap }
 }
 
-/// True when an event is past its age. A clock that was set back makes nothing older.
+/// True when an event is past its age, by the clock of [`Entry::stored_ms`].
 fn expired(entry: &Entry, now_ms: u64, age_ms_max: u64) -> bool {
-    now_ms.saturating_sub(entry.time_ms) > age_ms_max
+    now_ms.saturating_sub(entry.stored_ms) > age_ms_max
 }
 
 #[cfg(test)]

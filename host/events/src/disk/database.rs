@@ -1,170 +1,146 @@
-//! The file: tables, what is known of each channel, and what one commit changes.
+//! The file, and what is known of it in memory. After a failed commit the two may differ; [`Database::recover`] makes them one.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use weir_core::channel::{ChannelName, Cursor, Entry};
+use redb::{Durability, ReadableDatabase};
+use weir_core::channel::{ChannelName, Cursor, Entry, Log};
 
-use crate::clock::now_ms;
+use crate::clock::Clock;
 use crate::config::EventsConfig;
+use crate::disk::tables::{self, Change, EVENTS, Held, Meta, Metas, VALUES};
 use crate::disk::{RETRY_AFTER_MS, record};
 use crate::error::{Error, OpenError, lock};
 
-/// By the channel's number, epoch and sequence.
-const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
-/// By the channel's name: number, epoch, sequence, flags, time of the newest event in milliseconds since 1970.
-const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
-/// By the key: when it ends, in milliseconds since 1970.
-const CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
-/// By the key: what is kept between events.
-const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
-/// By the key: how many bytes its value has, and when it ends, in milliseconds since 1970. It is read whole when the file is opened.
-const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
-/// The file itself.
-const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
+/// Opens or creates the file. Tests have one whose storage fails.
+#[derive(Clone)]
+pub(crate) struct Opener(Arc<dyn Fn() -> Result<redb::Database, redb::Error> + Send + Sync>);
 
-/// How the file was left.
-const LEFT: &str = "left";
-/// Every answered event is in it.
-const LEFT_WHOLE: u64 = 0;
-/// Events may have been seen that are not in it.
-const LEFT_OPEN: u64 = 1;
+impl Opener {
+    pub(crate) fn new(open: impl Fn() -> Result<redb::Database, redb::Error> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(open))
+    }
 
-const FINISHED: u64 = 1;
-const BROKEN: u64 = 2;
-
-/// What is known of a channel that is on the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) id: u64,
-    /// The newest event.
-    pub(crate) last: Cursor,
-    pub(crate) finished: bool,
-    /// True when events after the newest may have been seen: the next one begins an epoch.
-    pub(crate) broken: bool,
-    /// When the newest event was appended, in milliseconds since 1970.
-    pub(crate) time_ms: u64,
-    /// The oldest event that is on the disk, or before it.
-    first: Cursor,
-    /// True when no events are on the disk.
-    empty: bool,
+    /// Opens the file at a path.
+    pub(crate) fn path(path: &Path) -> Self {
+        let path = path.to_owned();
+        Self::new(move || Ok(redb::Database::create(&path)?))
+    }
 }
 
-/// What one commit changes.
-#[derive(Debug, Default)]
-pub(crate) struct Change {
-    pub(crate) appends: Vec<Append>,
-    /// Keys and ends.
-    pub(crate) claims: Vec<(Box<str>, u64)>,
-    pub(crate) ended_claims: Vec<Arc<str>>,
-    /// Values to put and, where there is none, to delete, in this order.
-    pub(crate) values: Vec<(Arc<str>, Option<Put>)>,
-    /// Channels that go as a whole.
-    pub(crate) forgotten: Vec<ChannelName>,
-    /// Channels whose events all go.
-    pub(crate) emptied: Vec<ChannelName>,
-    /// True when the commit must be on the disk when it is done, whatever the configuration.
-    pub(crate) flush: bool,
-    pub(crate) closes: bool,
-}
-
-#[derive(Debug)]
-pub(crate) struct Put {
-    pub(crate) record: Vec<u8>,
-    pub(crate) end_ms: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Append {
-    pub(crate) name: ChannelName,
-    pub(crate) entries: Vec<Arc<Entry>>,
-    /// The oldest event to keep.
-    pub(crate) first: Cursor,
+impl fmt::Debug for Opener {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Opener")
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Database {
-    path: PathBuf,
+    opener: Opener,
     durable: bool,
-    file: Mutex<Option<Arc<redb::Database>>>,
-    channels: Mutex<HashMap<ChannelName, Meta>>,
+    clock: Arc<Clock>,
+    /// None while it cannot be opened, and after it was closed.
+    file: RwLock<Option<redb::Database>>,
+    known: Mutex<Known>,
+}
+
+/// What is known of the file.
+#[derive(Debug, Default)]
+struct Known {
+    channels: Metas,
+    /// The number of the next new channel. It never goes back, whatever becomes of commits.
+    next_id: u64,
+    /// Channels and keys of which the file may not have what was answered, or have what was not: they are not read until the file
+    /// is recovered.
+    unsettled: HashSet<Box<str>>,
 }
 
 impl Database {
-    /// Opens or makes the file, and reads what it knows of channels; answers what else it holds, too.
-    pub(crate) fn open(config: &EventsConfig) -> Result<(Self, Held), OpenError> {
-        let path = config.path.clone();
-        let shown = path.display().to_string();
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: shown.clone(), source })?;
+    /// Opens or creates the file, and reads what it knows of channels; returns what else it holds, too.
+    pub(crate) fn open(config: &EventsConfig, opener: Opener, clock: Arc<Clock>) -> Result<(Self, Held), OpenError> {
+        let shown = || config.path.display().to_string();
+        if let Some(folder) = config.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: shown(), source })?;
         }
         let open = || -> Result<_, redb::Error> {
-            let file = redb::Database::create(&path)?;
-            let begun = begin(&file, config.durable)?;
-            Ok((file, begun))
+            let file = (opener.0)()?;
+            let transaction = file.begin_write()?;
+            let held = tables::begin(&transaction, config.durable, &clock)?;
+            transaction.commit()?;
+            Ok((file, held))
         };
-        let (file, (channels, held)) =
-            open().map_err(|error| OpenError::Database { path: shown, source: Box::new(error) })?;
-        let file = Mutex::new(Some(Arc::new(file)));
-        Ok((Self { path, durable: config.durable, file, channels: Mutex::new(channels) }, held))
+        let (file, mut held) =
+            open().map_err(|error| OpenError::Database { path: shown(), source: Box::new(error) })?;
+        let known =
+            Known { channels: std::mem::take(&mut held.channels), next_id: held.next_id, unsettled: HashSet::new() };
+        let (file, known) = (RwLock::new(Some(file)), Mutex::new(known));
+        Ok((Self { opener, durable: config.durable, clock, file, known }, held))
     }
 
     pub(crate) fn knows(&self, name: &ChannelName) -> bool {
-        lock(&self.channels).contains_key(name)
-    }
-
-    pub(crate) fn meta(&self, name: &ChannelName) -> Option<Meta> {
-        lock(&self.channels).get(name).copied()
+        lock(&self.known).channels.contains_key(name)
     }
 
     /// How many channels are on the disk.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.channels).len()
+        lock(&self.known).channels.len()
     }
 
     /// Finished channels first, then the longest unused.
     pub(crate) fn least_needed(&self) -> Vec<ChannelName> {
         let mut all: Vec<(bool, u64, ChannelName)> = {
-            let channels = lock(&self.channels);
-            channels.iter().map(|(name, meta)| (!meta.finished, meta.time_ms, name.clone())).collect()
+            let channels = &lock(&self.known).channels;
+            channels.iter().map(|(name, meta)| (!meta.finished, meta.stored_ms, name.clone())).collect()
         };
         all.sort_unstable();
         all.into_iter().map(|(_, _, name)| name).collect()
     }
 
-    /// Channels whose newest event is older than a time, finished ones and others; at most so many.
-    pub(crate) fn older(&self, time_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
-        let channels = lock(&self.channels);
-        let old = channels.iter().filter(|(_, meta)| meta.time_ms < time_ms && (meta.finished || !meta.empty));
+    /// Channels whose newest event was stored before a time, finished ones and others; at most `count_max`.
+    pub(crate) fn older(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
+        let channels = &lock(&self.known).channels;
+        let old = channels.iter().filter(|(_, meta)| meta.stored_ms < stored_ms && (meta.finished || !meta.empty));
         let (finished, others): (Vec<_>, Vec<_>) = old.take(count_max).partition(|(_, meta)| meta.finished);
         let names = |list: Vec<(&ChannelName, &Meta)>| list.into_iter().map(|(name, _)| name.clone()).collect();
         (names(finished), names(others))
     }
 
-    /// All events of a channel that read back, in order.
-    pub(crate) fn entries(&self, id: u64) -> Result<Vec<Entry>, Error> {
-        let file = self.file().ok_or_else(super::closed)?;
+    /// A channel and all its events that read back; none where it is not on the disk.
+    pub(crate) fn load(&self, name: &ChannelName, empty: impl Fn(Cursor) -> Log) -> Result<Option<(Meta, Log)>, Error> {
+        let (file, meta) = self.settled(name)?;
+        let (Some(file), Some(meta)) = (file.as_ref(), meta) else { return Ok(None) };
         let read = || -> Result<Vec<Entry>, redb::Error> {
             let events = file.begin_read()?.open_table(EVENTS)?;
             let mut entries = Vec::new();
-            for row in events.range((id, 0, 0)..=(id, u64::MAX, u64::MAX))? {
+            for row in events.range((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX))? {
                 let (key, value) = row?;
-                let (_, epoch, seq) = key.value();
-                match record::decode(id, Cursor { epoch, seq }, value.value()) {
+                let (id, epoch, seq) = key.value();
+                match record::decode(id, name, Cursor { epoch, seq }, value.value()) {
                     Some(entry) => entries.push(entry),
                     None => tracing::error!(epoch, seq, "an event on the disk does not read back and is missing"),
                 }
             }
             Ok(entries)
         };
-        read().map_err(|error| Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS))
+        let entries = read().map_err(|error| unreadable(&error))?;
+        let mut log = empty(entries.first().map_or(meta.last, |first| first.cursor.previous()));
+        for entry in entries {
+            log.push(Arc::new(entry));
+        }
+        // Where the newest events are not readable, what comes next follows them, and readers see the hole.
+        log.skip_to(meta.last);
+        if meta.finished {
+            log.finish();
+        }
+        Ok(Some((meta, log)))
     }
 
     /// The value under a key, if there is one that has not ended.
     pub(crate) fn value(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
-        let file = self.file().ok_or_else(super::closed)?;
+        let (file, _) = self.settled(key)?;
+        let Some(file) = file.as_ref() else { return Err(super::closed()) };
         let read = || -> Result<_, redb::Error> {
             let values = file.begin_read()?.open_table(VALUES)?;
             let row = values.get(key.as_str())?;
@@ -172,213 +148,154 @@ impl Database {
         };
         match read() {
             Ok(None) => Ok(None),
-            Ok(Some(Some((end_ms, value)))) => Ok((end_ms > now_ms()).then_some(value)),
+            Ok(Some(Some((end_ms, value)))) => Ok((end_ms > self.clock.now_ms()).then_some(value)),
             Ok(Some(None)) => Err(Error::Other(format!("the value of {key} does not read back"))),
-            Err(error) => Err(Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS)),
+            Err(error) => Err(unreadable(&error)),
         }
     }
 
-    /// Makes a change: all of it or nothing.
-    pub(crate) fn commit(&self, change: &Change) -> Result<(), redb::Error> {
-        let file = match self.file() {
-            Some(file) => file,
-            // After a failure the file is opened anew.
-            None => {
-                let file = Arc::new(redb::Database::create(&self.path)?);
-                *lock(&self.file) = Some(Arc::clone(&file));
-                file
-            }
+    /// Makes a change, all of it or nothing, as the commit of this number. `unflushed` are those before it that may not be on the
+    /// disk. Returns true when this one and all before it are.
+    pub(crate) fn commit(
+        &self,
+        change: &Change,
+        number: u64,
+        unflushed: &[(u64, Change)],
+    ) -> Result<bool, redb::Error> {
+        let durable = self.durable || change.flush || change.closes || change.epoch_max.is_some();
+        let write = || -> Result<_, redb::Error> {
+            let file = self.reading();
+            let file = file.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+            let mut transaction = file.begin_write()?;
+            transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
+            let (mut known, mut next_id) = self.known_of(change);
+            tables::apply(&transaction, change, &mut known, &mut next_id)?;
+            // Before it is tried: a number that may be in the file is not given again.
+            lock(&self.known).next_id = next_id;
+            tables::stamp(&transaction, number, self.clock.moment())?;
+            transaction.commit()?;
+            Ok(known)
         };
-        let made = self.write(&file, change);
-        if made.is_err() || change.closes {
-            *lock(&self.file) = None;
-        }
-        let metas = made?;
-        let mut channels = lock(&self.channels);
-        for name in &change.forgotten {
-            channels.remove(name);
-        }
-        channels.extend(metas);
-        Ok(())
-    }
-
-    fn file(&self) -> Option<Arc<redb::Database>> {
-        lock(&self.file).as_ref().map(Arc::clone)
-    }
-
-    fn write(&self, file: &redb::Database, change: &Change) -> Result<Vec<(ChannelName, Meta)>, redb::Error> {
-        let mut transaction = file.begin_write()?;
-        let durable = self.durable || change.flush || change.closes;
-        transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
-        let metas = self.change(&transaction, change)?;
-        transaction.commit()?;
-        Ok(metas)
-    }
-
-    fn change(&self, transaction: &WriteTransaction, change: &Change) -> Result<Vec<(ChannelName, Meta)>, redb::Error> {
-        let mut known = lock(&self.channels).clone_of(change);
-        let mut events = transaction.open_table(EVENTS)?;
-        let mut channels = transaction.open_table(CHANNELS)?;
-        for name in &change.forgotten {
-            if let Some(meta) = known.remove(name) {
-                events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
-                channels.remove(name.as_str())?;
-            }
-        }
-        for name in &change.emptied {
-            if let Some(meta) = known.get_mut(name) {
-                events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
-                meta.empty = true;
-            }
-        }
-        let mut next_id = None;
-        for Append { name, entries, first } in &change.appends {
-            let Some(newest) = entries.last() else { continue };
-            let id = match known.get(name) {
-                Some(meta) => meta.id,
-                None => {
-                    let mut store = transaction.open_table(STORE)?;
-                    let id = match next_id {
-                        Some(id) => id,
-                        None => store.get("next_id")?.map_or(1, |id| id.value()),
-                    };
-                    next_id = Some(id + 1);
-                    store.insert("next_id", id + 1)?;
-                    id
+        match write() {
+            Ok(changed) => {
+                let mut known = lock(&self.known);
+                for name in &change.forgotten {
+                    known.channels.remove(name);
                 }
-            };
-            let on_disk = known.get(name).map_or(*first, |meta| meta.first);
-            if on_disk < *first {
-                events.retain_in((id, 0, 0)..(id, first.epoch, first.seq), |_, _| false)?;
+                known.channels.extend(changed);
             }
-            for entry in entries {
-                let Cursor { epoch, seq } = entry.cursor;
-                events.insert((id, epoch, seq), record::encode(id, entry).as_slice())?;
+            Err(error) => {
+                self.unsettle(unflushed.iter().map(|(_, change)| change).chain([change]));
+                self.open_to_read();
+                return Err(error);
             }
-            let meta = Meta {
-                id,
-                last: newest.cursor,
-                finished: newest.finishes,
-                broken: false,
-                time_ms: newest.time_ms,
-                first: *first,
-                empty: false,
-            };
-            channels.insert(name.as_str(), meta.row())?;
-            known.insert(name.clone(), meta);
         }
-        let mut claims = transaction.open_table(CLAIMS)?;
-        for (key, end_ms) in &change.claims {
-            claims.insert(&**key, end_ms)?;
+        if let Some(epoch_max) = change.epoch_max {
+            self.clock.epochs_reserved(epoch_max);
         }
-        for key in &change.ended_claims {
-            claims.remove(&**key)?;
+        if change.closes
+            && let Some(Err(error)) = self.writing().take().map(redb::Database::close)
+        {
+            // The commit is on the disk; what the file is closed with only makes the next start faster.
+            tracing::warn!(%error, "the channel store was not closed cleanly");
         }
-        if !change.values.is_empty() {
-            let (mut values, mut keys) = (transaction.open_table(VALUES)?, transaction.open_table(VALUE_KEYS)?);
-            for (key, put) in &change.values {
-                match put {
-                    Some(Put { record, end_ms }) => {
-                        values.insert(&**key, record.as_slice())?;
-                        keys.insert(&**key, (record.len() as u64, *end_ms))?;
-                    }
-                    None => {
-                        values.remove(&**key)?;
-                        keys.remove(&**key)?;
-                    }
+        Ok(durable)
+    }
+
+    /// Makes the file have what was answered, after a failed commit: opens it anew, where its last commit is what the disk has,
+    /// and writes again those of `changes` (with the numbers of their commits) that it does not have, with `ended_claims` removed.
+    /// Then memory is what the file says. Returns what the file holds; [`Held::commit`] is the newest commit that it has now.
+    pub(crate) fn recover(&self, changes: &[(u64, Change)], ended_claims: &[Arc<str>]) -> Result<Held, redb::Error> {
+        let mut file = self.writing();
+        // The file is locked until it is closed.
+        drop(file.take());
+        let recover = || -> Result<_, redb::Error> {
+            let opened = (self.opener.0)()?;
+            let mut transaction = opened.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            let Held { mut commit, mut channels, mut next_id, .. } = tables::read(&transaction)?;
+            next_id = next_id.max(lock(&self.known).next_id);
+            for (number, change) in changes {
+                if *number > commit {
+                    tables::apply(&transaction, change, &mut channels, &mut next_id)?;
+                    commit = *number;
                 }
             }
+            lock(&self.known).next_id = next_id;
+            let ended = Change { ended_claims: ended_claims.to_vec(), ..Change::default() };
+            tables::apply(&transaction, &ended, &mut channels, &mut next_id)?;
+            // Not a number of its own: where this fails, the next attempt must see whether the failed commit is in the file.
+            tables::stamp(&transaction, commit, self.clock.moment())?;
+            let held = tables::read(&transaction)?;
+            transaction.commit()?;
+            Ok((opened, Held { channels, ..held }))
+        };
+        match recover() {
+            Ok((opened, mut held)) => {
+                let mut known = lock(&self.known);
+                known.channels = std::mem::take(&mut held.channels);
+                known.unsettled.clear();
+                *file = Some(opened);
+                Ok(held)
+            }
+            Err(error) => {
+                drop(file);
+                self.unsettle(changes.iter().map(|(_, change)| change));
+                self.open_to_read();
+                Err(error)
+            }
         }
-        if change.closes {
-            transaction.open_table(STORE)?.insert(LEFT, LEFT_WHOLE)?;
-        }
-        Ok(known.into_iter().collect())
-    }
-}
-
-impl Meta {
-    fn row(&self) -> (u64, u64, u64, u64, u64) {
-        let flags = (u64::from(self.finished) * FINISHED) | (u64::from(self.broken) * BROKEN);
-        (self.id, self.last.epoch, self.last.seq, flags, self.time_ms)
     }
 
-    fn from_row((id, epoch, seq, flags, time_ms): (u64, u64, u64, u64, u64)) -> Self {
-        Self {
-            id,
-            last: Cursor { epoch, seq },
-            finished: flags & FINISHED != 0,
-            broken: flags & BROKEN != 0,
-            time_ms,
-            first: Cursor::START,
-            empty: false,
-        }
-    }
-}
-
-/// What a change needs to know.
-trait CloneOf {
-    fn clone_of(&self, change: &Change) -> HashMap<ChannelName, Meta>;
-}
-
-impl CloneOf for HashMap<ChannelName, Meta> {
-    fn clone_of(&self, change: &Change) -> HashMap<ChannelName, Meta> {
+    /// What a change needs to know.
+    fn known_of(&self, change: &Change) -> (Metas, u64) {
         let appended = change.appends.iter().map(|append| &append.name);
         let names = appended.chain(&change.forgotten).chain(&change.emptied);
-        names.filter_map(|name| Some((name.clone(), *self.get(name)?))).collect()
+        let known = lock(&self.known);
+        let metas = names.filter_map(|name| Some((name.clone(), *known.channels.get(name)?))).collect();
+        (metas, known.next_id)
+    }
+
+    /// Says that the file may not have what these changes made.
+    fn unsettle<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) {
+        let mut known = lock(&self.known);
+        for change in changes {
+            let appended = change.appends.iter().map(|append| &append.name);
+            let channels = appended.chain(&change.forgotten).chain(&change.emptied).map(ChannelName::as_str);
+            let keys = change.values.iter().map(|(key, _)| &**key);
+            known.unsettled.extend(channels.chain(keys).map(Box::from));
+        }
+    }
+
+    /// Opens the file anew where it can be, so that what is settled is read until it is recovered.
+    fn open_to_read(&self) {
+        let mut file = self.writing();
+        drop(file.take());
+        *file = (self.opener.0)().ok();
+    }
+
+    /// The file, and what is known of a channel or key in it, where both are one.
+    fn settled(
+        &self,
+        name: &ChannelName,
+    ) -> Result<(RwLockReadGuard<'_, Option<redb::Database>>, Option<Meta>), Error> {
+        let file = self.reading();
+        let known = lock(&self.known);
+        if file.is_none() || known.unsettled.contains(name.as_str()) {
+            return Err(super::closed());
+        }
+        Ok((file, known.channels.get(name).copied()))
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, Option<redb::Database>> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> RwLockWriteGuard<'_, Option<redb::Database>> {
+        self.file.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A key, how many bytes its value has, and when it ends.
-pub(crate) type KeyRow = (ChannelName, usize, u64);
-
-/// What the file holds besides channels.
-#[derive(Debug, Default)]
-pub(crate) struct Held {
-    /// Keys and ends.
-    pub(crate) claims: Vec<(String, u64)>,
-    pub(crate) values: Vec<KeyRow>,
-}
-
-/// Reads what is in the file, and says in it that it is open.
-fn begin(file: &redb::Database, durable: bool) -> Result<(HashMap<ChannelName, Meta>, Held), redb::Error> {
-    let transaction = file.begin_write()?;
-    let (mut known, mut held) = (HashMap::new(), Held::default());
-    {
-        transaction.open_table(EVENTS)?;
-        let mut store = transaction.open_table(STORE)?;
-        let broken = store.get(LEFT)?.is_some_and(|left| left.value() == LEFT_OPEN);
-        store.insert(LEFT, if durable { LEFT_WHOLE } else { LEFT_OPEN })?;
-        let mut channels = transaction.open_table(CHANNELS)?;
-        for row in channels.iter()? {
-            let (name, row) = row?;
-            match name.value().parse::<ChannelName>() {
-                Ok(name) => drop(known.insert(name, Meta::from_row(row.value()))),
-                Err(_) => tracing::error!("a channel on the disk has no proper name and is left alone"),
-            }
-        }
-        if broken {
-            for (name, meta) in &mut known {
-                meta.broken = true;
-                channels.insert(name.as_str(), meta.row())?;
-            }
-        }
-        let now_ms = now_ms();
-        let mut claims = transaction.open_table(CLAIMS)?;
-        claims.retain(|_, end_ms| end_ms > now_ms)?;
-        for row in claims.iter()? {
-            let (key, end_ms) = row?;
-            held.claims.push((key.value().to_owned(), end_ms.value()));
-        }
-        transaction.open_table(VALUES)?;
-        for row in transaction.open_table(VALUE_KEYS)?.iter()? {
-            let (key, row) = row?;
-            let (bytes, end_ms) = row.value();
-            match key.value().parse::<ChannelName>() {
-                Ok(key) => held.values.push((key, usize::try_from(bytes).unwrap_or(usize::MAX), end_ms)),
-                Err(_) => tracing::error!("a value on the disk has no proper key and is left alone"),
-            }
-        }
-    }
-    transaction.commit()?;
-    Ok((known, held))
+fn unreadable(error: &redb::Error) -> Error {
+    Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS)
 }

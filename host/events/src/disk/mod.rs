@@ -9,21 +9,27 @@
 
 mod database;
 mod record;
+mod recovery;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod values;
 mod writer;
 
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
-use weir_core::channel::{ChannelName, Claims, Cursor, Draft, Log, Page};
+use weir_core::channel::{ChannelName, Cursor, Draft, Log, Page};
 
-use crate::clock::{end_ms, fresh_epoch, now_ms};
+use crate::claims::{ClaimEnd, Claims};
+use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
-use crate::disk::database::{Database, Meta};
+use crate::disk::database::{Database, Opener};
+use crate::disk::tables::Meta;
 use crate::disk::values::Kept;
-use crate::disk::writer::{Job, Status, Writer};
+use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
-use crate::hub::{Channel, Hub, State, beginning};
+use crate::hub::{Channel, Hub, State};
 use crate::store::Health;
 use crate::subscription::Subscription;
 
@@ -33,40 +39,52 @@ pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 #[derive(Debug)]
 pub(crate) struct Disk {
     config: Arc<EventsConfig>,
+    clock: Arc<Clock>,
     hub: Arc<Hub>,
     database: Arc<Database>,
     jobs: mpsc::Sender<Job>,
     status: Arc<Status>,
-    claims: Mutex<Claims>,
+    claims: Arc<Mutex<Claims>>,
     kept: Arc<Kept>,
     /// Held while a channel is brought into memory, so that it comes once.
     loading: tokio::sync::Mutex<()>,
 }
 
 impl Disk {
-    pub(crate) async fn open(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Result<Self, OpenError> {
-        let for_database = Arc::clone(&config);
-        let opened = tokio::task::spawn_blocking(move || Database::open(&for_database)).await;
+    pub(crate) async fn open(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Result<Self, OpenError> {
+        let opener = Opener::path(&config.path);
+        Self::open_with(config, clock, hub, opener).await
+    }
+
+    /// Opens the file that an opener gives.
+    async fn open_with(
+        config: Arc<EventsConfig>,
+        clock: Arc<Clock>,
+        hub: Arc<Hub>,
+        opener: Opener,
+    ) -> Result<Self, OpenError> {
+        let (for_database, its_clock) = (Arc::clone(&config), Arc::clone(&clock));
+        let opened = tokio::task::spawn_blocking(move || Database::open(&for_database, opener, its_clock)).await;
         let (database, held) = match opened {
             Ok(opened) => opened?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let database = Arc::new(database);
         let mut claims = Claims::new(config.claims_max);
-        held.claims.iter().for_each(|(key, end_ms)| claims.restore(key, *end_ms));
+        held.claims.iter().for_each(|(key, end)| claims.restore(key, *end));
         let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
-        let kept = Arc::new(Kept::new(config.state_bytes_max, &held.values));
-        let status = Arc::new(Status::default());
-        let writer = Writer::new(
-            Arc::clone(&config),
-            Arc::clone(&hub),
-            Arc::clone(&database),
-            Arc::clone(&kept),
-            Arc::clone(&status),
-        );
-        writer.start(queue).map_err(OpenError::Thread)?;
+        let shared = Shared {
+            kept: Arc::new(Kept::new(config.state_bytes_max, &held.values, Arc::clone(&clock))),
+            config,
+            clock,
+            hub,
+            database: Arc::new(database),
+            claims: Arc::new(Mutex::new(claims)),
+            status: Arc::new(Status::default()),
+        };
+        Writer::new(shared.clone(), held.commit).start(queue).map_err(OpenError::Thread)?;
+        let Shared { config, clock, hub, database, kept, claims, status } = shared;
         let loading = tokio::sync::Mutex::new(());
-        Ok(Self { config, hub, database, jobs, status, claims: Mutex::new(claims), kept, loading })
+        Ok(Self { config, clock, hub, database, jobs, status, claims, kept, loading })
     }
 
     pub(crate) async fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
@@ -79,7 +97,7 @@ impl Disk {
             if state.gone {
                 continue;
             }
-            let entries = state.stamp(std::mem::take(&mut drafts), now_ms())?;
+            let entries = state.stamp(std::mem::take(&mut drafts), &self.clock)?;
             state.pending += 1;
             permit.send(Job::Append { channel: Arc::clone(&channel), entries, answer });
             break;
@@ -90,18 +108,18 @@ impl Disk {
     pub(crate) async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let bytes_max = self.config.page_bytes_max;
         if self.hub.resident(name).is_none() && !self.database.knows(name) {
-            return Ok(Log::new(self.config.retention, beginning()).read(after, limit, bytes_max));
+            return Ok(Log::new(self.config.retention, self.clock.beginning()).read(after, limit, bytes_max));
         }
         let channel = self.channel(name).await?;
         let mut state = channel.lock();
-        state.log.expire(now_ms());
+        state.log.expire(self.clock.now_ms());
         Ok(state.log.read(after, limit, bytes_max))
     }
 
     pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
         loop {
             let channel = self.channel(name).await?;
-            channel.lock().log.expire(now_ms());
+            channel.lock().log.expire(self.clock.now_ms());
             if let Some(subscription) = self.hub.subscribe(&channel, after)? {
                 return Ok(subscription);
             }
@@ -111,18 +129,17 @@ impl Disk {
     pub(crate) async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
         let (answer, answered) = oneshot::channel();
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
-        let now_ms = now_ms();
-        if !lock(&self.claims).claim(key, now_ms, ttl_ms)? {
+        let end = ClaimEnd::after(&self.clock, ttl_ms);
+        if !lock(&self.claims).claim(key, end, &self.clock)? {
             return Ok(false);
         }
-        permit.send(Job::Claim { key: key.into(), end_ms: now_ms.saturating_add(ttl_ms), answer });
-        // One that could not be written stays held: it may be on the disk, and then nobody may have it.
+        permit.send(Job::Claim { key: key.into(), end, answer });
         answered.await.map_err(|_| closed())?.map(|()| true)
     }
 
     pub(crate) async fn put(&self, key: &ChannelName, value: &[u8], ttl_ms: Option<u64>) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
-        let end_ms = end_ms(now_ms(), ttl_ms);
+        let end_ms = self.clock.end_ms(ttl_ms);
         let record = record::encode_value(key, end_ms, value);
         let put = Job::Put { key: key.clone(), record, end_ms, answer };
         self.jobs.send(put).await.map_err(|_| closed())?;
@@ -151,16 +168,17 @@ impl Disk {
     }
 
     pub(crate) fn health(&self) -> Health {
-        let detail = self.status.failure();
+        let stopped = || self.jobs.is_closed().then(|| "the channel store is closed".to_owned());
+        let detail = self.status.failure().or_else(stopped);
         Health { store: StoreKind::Disk, ok: detail.is_none(), fallback: false, detail }
     }
 
     /// Deletes what is too old, and flushes where nothing else does.
     pub(crate) async fn sweep(&self) {
-        let ended = lock(&self.claims).expire(now_ms());
         // A writer that has as much to do as it may have does this the next time.
         let Ok(permit) = self.jobs.try_reserve() else { return };
-        permit.send(Job::Sweep { now_ms: now_ms(), claims: ended });
+        let claims = lock(&self.claims).expire(&self.clock);
+        permit.send(Job::Sweep { now_ms: self.clock.now_ms(), claims });
         // Channels in memory that nobody follows are kept on the disk; those that were not used the longest go.
         while self.hub.len() > self.config.resident_channels_max {
             if !self.hub.shrink() {
@@ -169,12 +187,11 @@ impl Disk {
         }
     }
 
-    pub(crate) async fn close(&self) {
+    /// Writes what is to be written, and closes the file.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
-        if self.jobs.send(Job::Close { answer }).await.is_ok() {
-            // The writer is gone when this fails, which is what was asked for.
-            let _ = answered.await;
-        }
+        self.jobs.send(Job::Close { answer }).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
     }
 
     /// The channel, in memory.
@@ -186,38 +203,26 @@ impl Disk {
         if let Some(channel) = self.hub.resident(name) {
             return Ok(channel);
         }
-        let state = match self.database.meta(name) {
-            None => State::new(Log::new(self.config.retention, beginning())),
-            Some(meta) => self.load(meta).await?,
-        };
+        let loaded = if self.database.knows(name) { self.load(name).await? } else { None };
+        let state = loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention, self.clock.beginning())));
         self.hub.insert(name, || state)
     }
 
-    async fn load(&self, meta: Meta) -> Result<State, Error> {
-        let database = Arc::clone(&self.database);
-        let loaded = tokio::task::spawn_blocking(move || database.entries(meta.id)).await;
-        let entries = match loaded {
-            Ok(entries) => entries?,
+    async fn load(&self, name: &ChannelName) -> Result<Option<State>, Error> {
+        let (database, retention, name) = (Arc::clone(&self.database), self.config.retention, name.clone());
+        let load = move || database.load(&name, |before| Log::new(retention, before));
+        let loaded = match tokio::task::spawn_blocking(load).await {
+            Ok(loaded) => loaded?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let before = entries.first().map_or(meta.last, |first| first.cursor.previous());
-        let mut log = Log::new(self.config.retention, before);
-        for entry in entries {
-            log.push(Arc::new(entry));
-        }
-        if log.last() < meta.last {
-            // The newest events are not readable: what comes next follows them, and readers see the hole.
-            log.skip_to(meta.last);
-        }
-        log.expire(now_ms());
-        if meta.finished {
-            log.finish();
-        }
+        let Some((Meta { last, broken, .. }, mut log)) = loaded else { return Ok(None) };
+        log.expire(self.clock.now_ms());
         let mut state = State::new(log);
-        if meta.broken {
-            state.next = Cursor::new(fresh_epoch(), 1);
+        if broken {
+            self.clock.observe_epoch(last.epoch);
+            state.next = Cursor::new(self.clock.fresh_epoch(), 1);
         }
-        Ok(state)
+        Ok(Some(state))
     }
 }
 

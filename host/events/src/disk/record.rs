@@ -1,36 +1,47 @@
-//! Events and values as bytes. A record that does not read back is missing, and its readers are told.
+//! Events and values as bytes. A record that does not read back is missing, and its readers get a gap.
 
 use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
 
 const FINISHES: u8 = 1;
 const COALESCES: u8 = 2;
+/// The record has the time of the store clock, and its checksum is over the channel's name too. Those of earlier versions do not.
+const STORED: u8 = 4;
 
-/// Checksum (8), time (8), flags (1), length of the name (1), of the key (1), name, key, data. The checksum is over the place
-/// and all that follows, so that a record in the wrong place does not read back either.
-pub(crate) fn encode(id: u64, entry: &Entry) -> Vec<u8> {
+/// Checksum (8), time (8), flags (1), length of the name (1), of the key (1), time by the store clock (8), name, key, data. The
+/// checksum is over the channel, the place and all that follows, so that a record in the wrong place does not read back either.
+pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     let key = entry.coalesce.as_deref().unwrap_or_default();
-    let flags = (u8::from(entry.finishes) * FINISHES) | (u8::from(entry.coalesce.is_some()) * COALESCES);
-    let mut bytes = Vec::with_capacity(19 + entry.name.len() + key.len() + entry.data.len());
+    let flags = (u8::from(entry.finishes) * FINISHES) | (u8::from(entry.coalesce.is_some()) * COALESCES) | STORED;
+    let mut bytes = Vec::with_capacity(27 + entry.name.len() + key.len() + entry.data.len());
     bytes.extend([0; 8]);
     bytes.extend(entry.time_ms.to_le_bytes());
     // Names and keys have at most 64 bytes.
     bytes.extend([flags, entry.name.len() as u8, key.len() as u8]);
+    bytes.extend(entry.stored_ms.to_le_bytes());
     bytes.extend(entry.name.as_bytes());
     bytes.extend(key.as_bytes());
     bytes.extend(entry.data.as_bytes());
-    let sum = checksum(id, entry.cursor, &bytes[8..]);
+    let sum = checksum(seed(id, channel), entry.cursor, &bytes[8..]);
     bytes[..8].copy_from_slice(&sum.to_le_bytes());
     bytes
 }
 
 /// Reads a record back; none when it is not what was written there.
-pub(crate) fn decode(id: u64, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
+pub(crate) fn decode(id: u64, channel: &ChannelName, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
-    if u64::from_le_bytes(*sum) != checksum(id, cursor, rest) {
+    let stored = rest.get(8)? & STORED != 0;
+    if u64::from_le_bytes(*sum) != checksum(if stored { seed(id, channel) } else { id }, cursor, rest) {
         return None;
     }
     let (time_ms, rest) = rest.split_first_chunk::<8>()?;
+    let time_ms = u64::from_le_bytes(*time_ms);
     let ([flags, name_len, key_len], rest) = rest.split_first_chunk::<3>()?;
+    let (stored_ms, rest) = if stored {
+        let (stored_ms, rest) = rest.split_first_chunk::<8>()?;
+        (u64::from_le_bytes(*stored_ms), rest)
+    } else {
+        (time_ms, rest)
+    };
     let (name, rest) = rest.split_at_checked(usize::from(*name_len))?;
     let (key, data) = rest.split_at_checked(usize::from(*key_len))?;
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Box::from);
@@ -40,7 +51,12 @@ pub(crate) fn decode(id: u64, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
         coalesce: if flags & COALESCES == 0 { None } else { Some(text(key)?) },
         finishes: flags & FINISHES != 0,
     };
-    Some(draft.at(cursor, u64::from_le_bytes(*time_ms)))
+    Some(draft.at(cursor, time_ms).stored_at(stored_ms))
+}
+
+/// What the checksums of a channel begin with.
+fn seed(id: u64, channel: &ChannelName) -> u64 {
+    checksum(id, Cursor::START, channel.as_str().as_bytes())
 }
 
 /// A value: checksum (8), end (8), value. The checksum is over the key and all that follows.
@@ -81,7 +97,7 @@ fn checksum(id: u64, cursor: Cursor, bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn entries() -> Vec<Entry> {
@@ -89,20 +105,46 @@ mod tests {
         vec![
             Draft::new("a", "").at(cursor, 0),
             Draft::new("step_progress", r#"{"progress":0.5,"message":"ä"}"#).coalescing("k").at(cursor, u64::MAX),
-            Draft::new("x".repeat(64), "d".repeat(70_000)).finishing().at(cursor, 1),
+            Draft::new("x".repeat(64), "d".repeat(70_000)).finishing().at(cursor, 1).stored_at(2),
         ]
+    }
+
+    fn channel(name: &str) -> ChannelName {
+        name.parse().unwrap()
     }
 
     #[test]
     fn records_read_back() {
         for entry in entries() {
-            assert_eq!(decode(3, entry.cursor, &encode(3, &entry)), Some(entry));
+            let read = decode(3, &channel("user:a"), entry.cursor, &encode(3, &channel("user:a"), &entry));
+            assert_eq!(read.as_ref().map(|read| read.stored_ms), Some(entry.stored_ms));
+            assert_eq!(read, Some(entry));
         }
+    }
+
+    /// An event as version 0.1 wrote it.
+    pub(crate) fn earlier(id: u64, cursor: Cursor, time_ms: u64) -> Vec<u8> {
+        let mut bytes = vec![0; 8];
+        bytes.extend(time_ms.to_le_bytes());
+        bytes.extend([0, 1, 0]);
+        bytes.extend(b"adata");
+        let sum = checksum(id, cursor, &bytes[8..]);
+        bytes[..8].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn record_of_an_earlier_version_reads_back() {
+        let cursor = Cursor::new(7, 9);
+        let bytes = earlier(3, cursor, 5);
+        let entry = Draft::new("a", "data").at(cursor, 5);
+        assert_eq!(decode(3, &channel("user:a"), cursor, &bytes), Some(entry));
+        assert_eq!(decode(4, &channel("user:a"), cursor, &bytes), None);
     }
 
     #[test]
     fn values_read_back_and_damaged_or_misplaced_ones_do_not() {
-        let (key, other): (ChannelName, ChannelName) = ("session:a".parse().unwrap(), "session:b".parse().unwrap());
+        let (key, other) = (channel("session:a"), channel("session:b"));
         for value in [&b""[..], b"abc", &[7; 1_000]] {
             let bytes = encode_value(&key, 9, value);
             assert_eq!(decode_value(&key, &bytes), Some((9, value)));
@@ -118,16 +160,18 @@ mod tests {
 
     #[test]
     fn a_changed_torn_or_misplaced_record_does_not() {
+        let own = channel("user:a");
         for entry in entries() {
-            let bytes = encode(3, &entry);
+            let bytes = encode(3, &own, &entry);
             for at in (0..bytes.len()).take(200) {
                 let mut changed = bytes.clone();
                 changed[at] ^= 1 << (at % 8);
-                assert_eq!(decode(3, entry.cursor, &changed), None);
-                assert_eq!(decode(3, entry.cursor, &bytes[..at]), None);
+                assert_eq!(decode(3, &own, entry.cursor, &changed), None);
+                assert_eq!(decode(3, &own, entry.cursor, &bytes[..at]), None);
             }
-            assert_eq!(decode(4, entry.cursor, &bytes), None);
-            assert_eq!(decode(3, entry.cursor.next(), &bytes), None);
+            assert_eq!(decode(4, &own, entry.cursor, &bytes), None);
+            assert_eq!(decode(3, &channel("user:b"), entry.cursor, &bytes), None);
+            assert_eq!(decode(3, &own, entry.cursor.next(), &bytes), None);
         }
     }
 }

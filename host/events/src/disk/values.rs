@@ -1,16 +1,18 @@
-//! Which keys have a value on the disk. Only the writer changes this, with what it is about to commit; what cannot be committed
-//! it takes back.
+//! Which keys have a value on the disk. Only the writer changes this, with what it is about to commit. It restores what cannot be
+//! committed, and reads all of it again when the file was recovered.
 
 use std::sync::{Arc, Mutex};
 
 use weir_core::channel::{ChannelName, Value, Values};
 
-use crate::clock::now_ms;
-use crate::disk::database::{Change, KeyRow, Put};
+use crate::clock::Clock;
+use crate::disk::tables::{Change, KeyRow, Put};
 use crate::error::{Error, lock};
 
 #[derive(Debug)]
 pub(crate) struct Kept {
+    clock: Arc<Clock>,
+    bytes_max: usize,
     values: Mutex<Values<()>>,
 }
 
@@ -19,18 +21,25 @@ pub(crate) struct Kept {
 pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
 
 impl Kept {
-    pub(crate) fn new(bytes_max: usize, rows: &[KeyRow]) -> Self {
-        let mut values = Values::new(bytes_max);
+    pub(crate) fn new(bytes_max: usize, rows: &[KeyRow], clock: Arc<Clock>) -> Self {
+        let kept = Self { clock, bytes_max, values: Mutex::new(Values::new(bytes_max)) };
+        kept.replace(rows);
+        kept
+    }
+
+    /// Holds what the file has, and nothing else.
+    pub(crate) fn replace(&self, rows: &[KeyRow]) {
+        let mut values = Values::new(self.bytes_max);
         rows.iter().for_each(|(key, bytes, end_ms)| values.restore(key, (), *bytes, *end_ms));
-        Self { values: Mutex::new(values) }
+        *lock(&self.values) = values;
     }
 
     pub(crate) fn has(&self, key: &ChannelName) -> bool {
-        lock(&self.values).value(key, now_ms()).is_some()
+        lock(&self.values).value(key, self.clock.now_ms()).is_some()
     }
 
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
-        let keys = lock(&self.values).keys(kind, after, limit, now_ms());
+        let keys = lock(&self.values).keys(kind, after, limit, self.clock.now_ms());
         keys.iter().map(ToString::to_string).collect()
     }
 
@@ -43,7 +52,7 @@ impl Kept {
         record: Vec<u8>,
         end_ms: u64,
     ) -> Result<(), Error> {
-        self.expire(change, undo, now_ms());
+        self.expire(change, undo, self.clock.now_ms());
         let before = lock(&self.values).put(key, (), record.len(), end_ms)?;
         let key: Arc<str> = key.as_str().into();
         undo.0.push((Arc::clone(&key), before));

@@ -1,13 +1,20 @@
-//! The thread that writes: what waits while it commits shares the next commit.
+//! The thread that writes: jobs that wait while it commits share the next commit.
+//!
+//! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every job is
+//! refused, and the store says that it is not well.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
 use weir_core::channel::{ChannelName, Cursor, Entry};
 
+use crate::claims::{ClaimEnd, Claims};
+use crate::clock::Clock;
 use crate::config::EventsConfig;
 use crate::disk::RETRY_AFTER_MS;
-use crate::disk::database::{Append, Change, Database};
+use crate::disk::database::Database;
+use crate::disk::recovery::Recovery;
+use crate::disk::tables::{Append, Change};
 use crate::disk::values::{Kept, Undo};
 use crate::error::{Error, lock};
 use crate::hub::{Channel, Hub, wake};
@@ -17,7 +24,7 @@ const GROUP_JOBS_MAX: usize = 4_096;
 /// The most channels that one sweep deletes.
 const SWEEP_CHANNELS_MAX: usize = 256;
 
-type Answer<T> = oneshot::Sender<Result<T, Error>>;
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -28,8 +35,8 @@ pub(crate) enum Job {
         answer: Answer<Vec<Cursor>>,
     },
     Claim {
-        key: Box<str>,
-        end_ms: u64,
+        key: Arc<str>,
+        end: ClaimEnd,
         answer: Answer<()>,
     },
     /// A value that is written already as it is on the disk.
@@ -43,17 +50,17 @@ pub(crate) enum Job {
         key: ChannelName,
         answer: Answer<()>,
     },
-    /// Deletes what is too old, and flushes.
+    /// Deletes what is too old, flushes, and recovers the file.
     Sweep {
         now_ms: u64,
         claims: Vec<Arc<str>>,
     },
     Close {
-        answer: oneshot::Sender<()>,
+        answer: Answer<()>,
     },
 }
 
-/// What is the matter with the file.
+/// Why the file cannot be written.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
     failure: Mutex<Option<String>>,
@@ -63,139 +70,190 @@ impl Status {
     pub(crate) fn failure(&self) -> Option<String> {
         lock(&self.failure).clone()
     }
+
+    fn set(&self, failure: Option<String>) {
+        *lock(&self.failure) = failure;
+    }
+}
+
+/// What the writer shares with the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<EventsConfig>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) database: Arc<Database>,
+    pub(crate) kept: Arc<Kept>,
+    pub(crate) claims: Arc<Mutex<Claims>>,
+    pub(crate) status: Arc<Status>,
 }
 
 pub(crate) struct Writer {
-    config: Arc<EventsConfig>,
-    hub: Arc<Hub>,
-    database: Arc<Database>,
-    kept: Arc<Kept>,
-    status: Arc<Status>,
-    /// When the file was last flushed, in milliseconds since 1970.
+    shared: Shared,
+    recovery: Recovery,
+    /// When the file was last flushed, by the store clock.
     flushed_ms: u64,
-    /// True when something was written since.
-    dirty: bool,
+    /// Claims to be removed from the file with the next commit.
+    ended_claims: Vec<Arc<str>>,
+}
+
+/// Jobs that wait for one commit.
+#[derive(Default)]
+struct Group {
+    change: Change,
+    appends: Vec<(Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>)>,
+    claims: Vec<(Arc<str>, Answer<()>)>,
+    values: Vec<Answer<()>>,
+    undo: Undo,
+    close: Option<Answer<()>>,
 }
 
 impl Writer {
-    pub(crate) fn new(
-        config: Arc<EventsConfig>,
-        hub: Arc<Hub>,
-        database: Arc<Database>,
-        kept: Arc<Kept>,
-        status: Arc<Status>,
-    ) -> Self {
-        Self { config, hub, database, kept, status, flushed_ms: 0, dirty: false }
+    /// A writer of a file whose newest commit has a number.
+    pub(crate) fn new(shared: Shared, commit: u64) -> Self {
+        let recovery = Recovery::new(commit, Arc::clone(&shared.clock));
+        Self { shared, recovery, flushed_ms: 0, ended_claims: Vec::new() }
     }
 
     pub(crate) fn start(mut self, mut queue: mpsc::Receiver<Job>) -> std::io::Result<()> {
         let run = move || {
             while let Some(first) = queue.blocking_recv() {
-                if self.work(first, &mut queue) {
+                let jobs = gather(first, &mut queue, self.shared.config.group_bytes_max);
+                if self.work(jobs) {
+                    queue.close();
+                    // Jobs that came after the end are answered by being dropped.
+                    while queue.try_recv().is_ok() {}
                     return;
                 }
             }
             // The store was dropped.
-            let _ = self.commit(&Change { closes: true, ..Change::default() });
+            let (answer, _) = oneshot::channel();
+            self.work(vec![Job::Close { answer }]);
         };
         std::thread::Builder::new().name("weir-events".to_owned()).spawn(run).map(drop)
     }
 
     /// Writes a group of jobs; true when the last of them closed the file.
-    fn work(&mut self, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
-        let mut change = Change::default();
-        let (mut appends, mut done, mut undo, mut closing) = (Vec::new(), Vec::new(), Undo::default(), None);
-        let (mut bytes, mut jobs, mut next) = (0_usize, 0, Some(first));
-        while let Some(job) = next {
-            jobs += 1;
-            match job {
-                Job::Append { channel, entries, answer } => {
-                    bytes += entries.iter().map(|entry| entry.bytes()).sum::<usize>();
-                    appends.push((channel, entries, answer));
-                }
-                Job::Claim { key, end_ms, answer } => {
-                    bytes += key.len();
-                    change.claims.push((key, end_ms));
-                    // A ticket that was used stays used, whatever the configuration says of events.
-                    change.flush = true;
-                    done.push(answer);
-                }
-                Job::Put { key, record, end_ms, answer } => {
-                    bytes += record.len();
-                    match self.kept.put(&mut change, &mut undo, &key, record, end_ms) {
-                        Ok(()) => done.push(answer),
-                        Err(error) => drop(answer.send(Err(error))),
-                    }
-                }
-                Job::Delete { key, answer } => {
-                    self.kept.delete(&mut change, &mut undo, &key);
-                    done.push(answer);
-                }
-                Job::Sweep { now_ms, claims } => {
-                    self.kept.expire(&mut change, &mut undo, now_ms);
-                    self.sweep(&mut change, now_ms, claims);
-                }
-                Job::Close { answer } => {
-                    change.closes = true;
-                    closing = Some(answer);
-                    break;
-                }
+    fn work(&mut self, jobs: Vec<Job>) -> bool {
+        let closes = matches!(jobs.last(), Some(Job::Close { .. }));
+        if let Err(error) = self.recover(closes) {
+            for job in jobs {
+                self.refuse(job, &error);
             }
-            let room = bytes < self.config.group_bytes_max && jobs < GROUP_JOBS_MAX;
-            next = if room { queue.try_recv().ok() } else { None };
+            return closes;
         }
-        let mut written = Vec::new();
+        let mut group = Group::default();
+        let mut appends = Vec::new();
+        for job in jobs {
+            self.take(job, &mut group, &mut appends);
+        }
         for (channel, entries, answer) in appends {
-            match self.place(&mut change, &channel, &entries) {
-                Ok(()) => written.push((channel, entries, answer)),
+            match self.place(&mut group.change, &channel, &entries) {
+                Ok(()) => group.appends.push((channel, entries, answer)),
                 Err(error) => {
                     give_up(&channel, &entries);
                     let _ = answer.send(Err(error));
                 }
             }
         }
-        let made = self.commit(&change);
-        for (channel, entries, answer) in written {
-            // A publisher that does not wait any more is no reason to stop: its events are in.
-            let _ = answer.send(match &made {
-                Ok(()) => {
-                    let mut state = channel.lock();
-                    state.pending -= 1;
-                    state.log_and_offer(&entries);
-                    wake(state);
-                    Ok(entries.iter().map(|entry| entry.cursor).collect())
-                }
-                Err(error) => {
-                    give_up(&channel, &entries);
-                    Err(error.clone())
-                }
-            });
+        if !group.change.is_empty() {
+            group.change.ended_claims.append(&mut self.ended_claims);
         }
-        if made.is_err() {
-            self.kept.undo(undo);
+        let Group { change, appends, claims, values, undo, close } = group;
+        let Err(error) = self.commit(change) else {
+            for (channel, entries, answer) in appends {
+                let places = entries.iter().map(|entry| entry.cursor).collect();
+                publish(&channel, &entries);
+                // A publisher that does not wait any more is no reason to stop: its events are in.
+                let _ = answer.send(Ok(places));
+            }
+            for answer in claims.into_iter().map(|(_, answer)| answer).chain(values).chain(close) {
+                let _ = answer.send(Ok(()));
+            }
+            return closes;
+        };
+        self.shared.kept.undo(undo);
+        for (channel, entries, answer) in appends {
+            self.recovery.undecided(channel, entries);
+            let _ = answer.send(Err(error.clone()));
         }
-        for answer in done {
-            let _ = answer.send(made.clone());
+        for (key, answer) in claims {
+            self.release(key);
+            let _ = answer.send(Err(error.clone()));
         }
-        if let Some(answer) = closing {
-            queue.close();
-            // What came after the end is answered by being dropped.
-            while queue.try_recv().is_ok() {}
-            let _ = answer.send(());
-            return true;
+        for answer in values.into_iter().chain(close) {
+            let _ = answer.send(Err(error.clone()));
         }
-        false
+        closes
+    }
+
+    fn take(
+        &mut self,
+        job: Job,
+        group: &mut Group,
+        appends: &mut Vec<(Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>)>,
+    ) {
+        let (kept, change) = (&self.shared.kept, &mut group.change);
+        match job {
+            Job::Append { channel, entries, answer } => appends.push((channel, entries, answer)),
+            Job::Claim { key, end, answer } => {
+                change.claims.push((Arc::clone(&key), end));
+                // A ticket that was used stays used, whatever the configuration says of events.
+                change.flush = true;
+                group.claims.push((key, answer));
+            }
+            Job::Put { key, record, end_ms, answer } => match kept.put(change, &mut group.undo, &key, record, end_ms) {
+                Ok(()) => group.values.push(answer),
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Job::Delete { key, answer } => {
+                kept.delete(change, &mut group.undo, &key);
+                group.values.push(answer);
+            }
+            Job::Sweep { now_ms, claims } => {
+                kept.expire(change, &mut group.undo, now_ms);
+                self.sweep(change, now_ms, claims);
+            }
+            Job::Close { answer } => {
+                change.closes = true;
+                group.close = Some(answer);
+            }
+        }
+    }
+
+    /// Answers a job that was not tried.
+    fn refuse(&mut self, job: Job, error: &Error) {
+        match job {
+            Job::Append { channel, entries, answer } => {
+                give_up(&channel, &entries);
+                let _ = answer.send(Err(error.clone()));
+            }
+            Job::Claim { key, answer, .. } => {
+                self.release(key);
+                let _ = answer.send(Err(error.clone()));
+            }
+            Job::Sweep { claims, .. } => self.ended_claims.extend(claims),
+            Job::Put { answer, .. } | Job::Delete { answer, .. } | Job::Close { answer } => {
+                let _ = answer.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Releases a claim that was not committed: its caller does not have it, so the next one may.
+    fn release(&mut self, key: Arc<str>) {
+        lock(&self.shared.claims).release(&key);
+        // It may be in the file all the same.
+        self.ended_claims.push(key);
     }
 
     /// Adds an append to the change, making room for its channel where it is new.
     fn place(&self, change: &mut Change, channel: &Arc<Channel>, entries: &[Arc<Entry>]) -> Result<(), Error> {
-        let name = &channel.name;
-        let new =
-            |change: &Change| !self.database.knows(name) && change.appends.iter().all(|other| other.name != *name);
-        if new(change) {
-            let added = change.appends.iter().filter(|append| !self.database.knows(&append.name)).count();
-            let channels = self.database.len() + added - change.forgotten.len().min(self.database.len());
-            if channels >= self.config.channels_max.max(1) {
+        let (name, database) = (&channel.name, &self.shared.database);
+        let known = database.knows(name) && !change.forgotten.contains(name);
+        if !known && change.appends.iter().all(|other| other.name != *name) {
+            let added = change.appends.iter().filter(|append| !database.knows(&append.name)).count();
+            let channels = database.len() + added - change.forgotten.len().min(database.len());
+            if channels >= self.shared.config.channels_max.max(1) {
                 self.make_room(change)?;
             }
         }
@@ -210,18 +268,19 @@ impl Writer {
 
     /// Lets go of channels that nobody follows.
     fn make_room(&self, change: &mut Change) -> Result<(), Error> {
-        let wanted = (self.config.channels_max / 64).max(1);
+        let wanted = (self.shared.config.channels_max / 64).max(1);
+        let hub = &self.shared.hub;
         let before = change.forgotten.len();
-        for name in self.database.least_needed() {
+        for name in self.shared.database.least_needed() {
             if change.forgotten.len() - before == wanted {
                 break;
             }
-            if !change.forgotten.contains(&name) && self.hub.forget(&name, |_| true) {
+            if !change.forgotten.contains(&name) && hub.forget(&name, |_| true) {
                 change.forgotten.push(name);
             }
         }
         let gone = change.forgotten.len() - before;
-        self.hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
+        hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
         if gone == 0 {
             return Err(Error::unavailable("every channel that fits is followed", RETRY_AFTER_MS));
         }
@@ -230,46 +289,93 @@ impl Writer {
 
     fn sweep(&mut self, change: &mut Change, now_ms: u64, claims: Vec<Arc<str>>) {
         change.ended_claims.extend(claims);
-        let old_ms = now_ms.saturating_sub(self.config.retention.age_ms_max);
-        let (finished, others) = self.database.older(old_ms, SWEEP_CHANNELS_MAX);
-        let busy = |change: &Change, name: &weir_core::channel::ChannelName| {
-            change.appends.iter().any(|append| append.name == *name)
-        };
+        let Shared { config, clock, hub, database, .. } = &self.shared;
+        let old_ms = now_ms.saturating_sub(config.retention.age_ms_max);
+        let (finished, others) = database.older(old_ms, SWEEP_CHANNELS_MAX);
+        let busy = |change: &Change, name: &ChannelName| change.appends.iter().any(|append| append.name == *name);
         for name in finished {
-            if !busy(change, &name) && !change.forgotten.contains(&name) && self.hub.forget(&name, |_| true) {
+            if !busy(change, &name) && !change.forgotten.contains(&name) && hub.forget(&name, |_| true) {
                 change.forgotten.push(name);
             }
         }
         change.emptied.extend(others);
-        if self.dirty && now_ms.saturating_sub(self.flushed_ms) >= self.config.flush_ms {
+        change.epoch_max = clock.epochs_to_reserve();
+        if self.recovery.unflushed() && now_ms.saturating_sub(self.flushed_ms) >= config.flush_ms {
             change.flush = true;
             self.flushed_ms = now_ms;
         }
     }
 
-    fn commit(&mut self, change: &Change) -> Result<(), Error> {
-        let nothing = change.appends.is_empty()
-            && change.claims.is_empty()
-            && change.values.is_empty()
-            && change.ended_claims.is_empty()
-            && change.forgotten.is_empty()
-            && change.emptied.is_empty();
-        if nothing && !change.flush && !change.closes {
+    fn commit(&mut self, change: Change) -> Result<(), Error> {
+        if change.is_empty() {
             return Ok(());
         }
-        let made = self.database.commit(change);
-        self.dirty = if change.flush { false } else { self.dirty || !self.config.durable };
-        *lock(&self.status.failure) =
-            made.as_ref().err().map(|error| format!("the channel store cannot be written: {error}"));
-        made.map_err(|error| {
-            tracing::error!(%error, "the channel store cannot be written");
-            Error::unavailable("the channel store cannot be written", RETRY_AFTER_MS)
-        })
+        let made = self.recovery.commit(&self.shared.database, change);
+        made.map_err(|error| self.failed(&error))
+    }
+
+    /// Recovers the file, where a commit failed; at once where this is the last chance, and else when it is due.
+    fn recover(&mut self, at_once: bool) -> Result<(), Error> {
+        if !self.recovery.needed() {
+            return Ok(());
+        }
+        if !at_once && !self.recovery.due() {
+            return Err(unavailable());
+        }
+        match self.recovery.recover(&self.shared.database, &self.ended_claims) {
+            Ok(values) => {
+                self.ended_claims.clear();
+                self.shared.kept.replace(&values);
+                self.shared.status.set(None);
+                tracing::info!("the channel store can be written again");
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn failed(&self, error: &redb::Error) -> Error {
+        let reason = format!("the channel store cannot be written: {error}");
+        if self.shared.status.failure().as_ref() != Some(&reason) {
+            tracing::error!(path = %self.shared.config.path.display(), %error, "the channel store cannot be written");
+        }
+        self.shared.status.set(Some(reason));
+        unavailable()
     }
 }
 
-/// Events that could not be written: their places stay empty.
-fn give_up(channel: &Channel, entries: &[Arc<Entry>]) {
+fn unavailable() -> Error {
+    Error::unavailable("the channel store cannot be written", RETRY_AFTER_MS)
+}
+
+/// Jobs that share a commit: the first, and what waits behind it as far as it fits. A job that closes is the last.
+fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<Job> {
+    let (mut jobs, mut bytes, mut next) = (Vec::new(), 0_usize, Some(first));
+    while let Some(job) = next {
+        bytes += match &job {
+            Job::Append { entries, .. } => entries.iter().map(|entry| entry.bytes()).sum(),
+            Job::Claim { key, .. } => key.len(),
+            Job::Put { record, .. } => record.len(),
+            Job::Delete { .. } | Job::Sweep { .. } | Job::Close { .. } => 0,
+        };
+        let closes = matches!(job, Job::Close { .. });
+        jobs.push(job);
+        let room = bytes < bytes_max && jobs.len() < GROUP_JOBS_MAX && !closes;
+        next = if room { queue.try_recv().ok() } else { None };
+    }
+    jobs
+}
+
+/// Gives followers events that are written.
+pub(crate) fn publish(channel: &Channel, entries: &[Arc<Entry>]) {
+    let mut state = channel.lock();
+    state.pending -= 1;
+    state.log_and_offer(entries);
+    wake(state);
+}
+
+/// Events that were not written: their places stay empty.
+pub(crate) fn give_up(channel: &Channel, entries: &[Arc<Entry>]) {
     let mut state = channel.lock();
     state.pending -= 1;
     if entries.iter().any(|entry| entry.finishes) {

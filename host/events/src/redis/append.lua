@@ -42,9 +42,11 @@ end
 -- Somebody else may have added entries to the stream: their places are holes in the sequence.
 if redis.call('EXISTS', stream) == 1 then
   local taken_epoch, taken_seq = latest()
-  if taken_epoch == epoch then
+  -- Sequences have more digits than a number of Lua holds exactly, too: one that is near its end is left.
+  local near_end = #taken_seq > 15
+  if taken_epoch == epoch and not near_end then
     seq = math.max(seq, tonumber(taken_seq))
-  elseif later(taken_epoch, epoch) then
+  elseif taken_epoch == epoch or later(taken_epoch, epoch) then
     if not later(fresh, taken_epoch) then return { 'epoch', taken_epoch } end
     epoch, seq = fresh, 0
   end

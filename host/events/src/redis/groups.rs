@@ -127,7 +127,7 @@ impl Groups {
 }
 
 fn work(entries: &[StreamId]) -> Vec<Work> {
-    let work = |entry: &StreamId| Some(Work { cursor: entry.id.parse().ok()?, entry: event(entry) });
+    let work = |entry: &StreamId| Some(Work { cursor: entry.id.parse().ok()?, entry: event(entry, |time_ms| time_ms) });
     entries.iter().filter_map(work).collect()
 }
 

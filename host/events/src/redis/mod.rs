@@ -23,7 +23,7 @@ use redis::streams::StreamRangeReply;
 use tokio::sync::Notify;
 use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Log, Page, page};
 
-use crate::clock::{fresh_epoch, now_ms};
+use crate::clock::Clock;
 use crate::config::{EventsConfig, Fallback, StoreKind};
 use crate::error::{Error, OpenError};
 use crate::hub::{Channel, Hub, State, wake};
@@ -33,6 +33,8 @@ use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
 use crate::store::Health;
 use crate::subscription::Subscription;
 
+/// Epochs from here on are not ours: somebody else wrote them.
+const EPOCH_END: u64 = 1 << 62;
 /// How long a channel's place is remembered after its events are gone, in milliseconds.
 const REMEMBERED_MS: u64 = 86_400_000;
 
@@ -46,6 +48,7 @@ pub(crate) struct Redis {
 #[derive(Debug)]
 pub(crate) struct Shared {
     config: Arc<EventsConfig>,
+    clock: Arc<Clock>,
     hub: Arc<Hub>,
     link: Arc<Link>,
     append: Script,
@@ -57,12 +60,13 @@ pub(crate) struct Shared {
 }
 
 impl Redis {
-    pub(crate) fn open(config: Arc<EventsConfig>, hub: Arc<Hub>) -> Result<Self, OpenError> {
+    pub(crate) fn open(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
         let making = tokio::sync::Mutex::new(());
         let kept = state::State::new();
-        let shared = Arc::new(Shared { config, hub, link, append, kept, followed: Notify::new(), making });
+        let followed = Notify::new();
+        let shared = Arc::new(Shared { config, clock, hub, link, append, kept, followed, making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
         Ok(Self { shared, reader })
     }
@@ -90,7 +94,7 @@ impl Redis {
     pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
         loop {
             let channel = self.shared.mirror(name).await?;
-            channel.lock().log.expire(now_ms());
+            channel.lock().log.expire(self.shared.clock.now_ms());
             match self.shared.hub.subscribe(&channel, after) {
                 Ok(Some(subscription)) => {
                     self.shared.followed.notify_one();
@@ -163,14 +167,17 @@ impl Shared {
     }
 
     async fn append(&self, name: &ChannelName, drafts: &[Draft]) -> Result<Vec<Cursor>, Error> {
-        let mut epoch = fresh_epoch();
+        let mut epoch = self.clock.fresh_epoch();
         // Another instance's clock may be ahead, and then the epoch is that one's next; another may take that too, once.
         for _ in 0..4 {
             let answer: Vec<String> =
                 self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch).await }).await?;
             let number = |at: usize| answer.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
             match answer.first().map(String::as_str) {
-                Some("ok") => return Ok((number(2)..=number(3)).map(|seq| Cursor::new(number(1), seq)).collect()),
+                Some("ok") => {
+                    self.observe(number(1));
+                    return Ok((number(2)..=number(3)).map(|seq| Cursor::new(number(1), seq)).collect());
+                }
                 Some("finished") => return Err(Error::Finished),
                 Some("epoch") => epoch = epoch.max(number(1).saturating_add(1)),
                 _ => break,
@@ -210,9 +217,10 @@ impl Shared {
             }
             if !state.astray || state.next.epoch <= state.source.epoch {
                 state.astray = true;
-                state.next = Cursor::new(fresh_epoch().max(state.log.last().epoch + 1), 1);
+                let after = state.log.last().epoch.saturating_add(1);
+                state.next = Cursor::new(self.clock.fresh_epoch().max(after), 1);
             }
-            let entries = state.stamp(drafts.take().unwrap_or_default(), now_ms())?;
+            let entries = state.stamp(drafts.take().unwrap_or_default(), &self.clock)?;
             state.log_and_offer(&entries);
             wake(state);
             return Ok(entries.iter().map(|entry| entry.cursor).collect());
@@ -221,35 +229,50 @@ impl Shared {
 
     /// A page from Redis itself.
     async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
-        let oldest_ms = now_ms().saturating_sub(self.config.retention.age_ms_max);
         let mut from = if after == Cursor::START { "-".to_owned() } else { beyond(after) };
         // What is too old is let go of by the next append; until then it is passed over.
-        let (entries, known) = loop {
-            let (entries, known) = self.range(name, &from, limit).await?;
+        let (entries, known, oldest_ms) = loop {
+            let Range { entries, known, now_ms } = self.range(name, &from, limit).await?;
+            // By the server's clock, which gave the events their times: ours may be set to another time.
+            let oldest_ms = now_ms.saturating_sub(self.config.retention.age_ms_max);
             match entries.last() {
                 Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
-                _ => break (entries, known),
+                _ => break (entries, known, oldest_ms),
             }
         };
         let last = known.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
         if known.last == Cursor::START && entries.is_empty() {
             // Nobody knows the channel.
-            let last = if after == Cursor::START { Cursor::START } else { Cursor::new(fresh_epoch(), 0) };
+            let last = if after == Cursor::START { Cursor::START } else { self.clock.beginning() };
             return Ok(page(after, last, false, std::iter::empty(), limit, 0));
         }
-        let entries = entries.into_iter().filter(|entry| entry.time_ms >= oldest_ms);
+        let entries = entries.into_iter().filter(|entry| entry.cursor > after && entry.time_ms >= oldest_ms);
         Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
     }
 
     /// Entries of a stream, and what is known of it, as of one moment.
-    async fn range(&self, name: &ChannelName, from: &str, count: usize) -> Result<(Vec<Arc<Entry>>, Known), Error> {
+    async fn range(&self, name: &ChannelName, from: &str, count: usize) -> Result<Range, Error> {
         let mut ask = redis::pipe();
         ask.atomic();
         ask.cmd("XRANGE").arg(self.key(name)).arg(from).arg("+").arg("COUNT").arg(count);
         ask.cmd("HMGET").arg(self.meta_key(name)).arg("epoch").arg("seq").arg("finished");
-        let (range, fields): (StreamRangeReply, Fields) =
+        ask.cmd("TIME");
+        let (range, fields, (seconds, micros)): (StreamRangeReply, Fields, (u64, u64)) =
             self.link.ask(|mut live| async move { ask.query_async(&mut live.connection).await }).await?;
-        Ok((range.ids.iter().filter_map(event).collect(), Known::from_fields(fields)))
+        let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
+        let known = Known::from_fields(fields);
+        self.observe(known.last.epoch);
+        // Ages are measured by our store clock from here on.
+        let here_ms = self.clock.now_ms();
+        let stored_ms = |time_ms: u64| here_ms.saturating_sub(now_ms.saturating_sub(time_ms));
+        Ok(Range { entries: range.ids.iter().filter_map(|entry| event(entry, stored_ms)).collect(), known, now_ms })
+    }
+
+    /// Makes later epochs of this process come after one that was seen.
+    fn observe(&self, epoch: u64) {
+        if epoch < EPOCH_END {
+            self.clock.observe_epoch(epoch);
+        }
     }
 
     /// The mirror of a channel, made where there is none or where it went astray.
@@ -283,7 +306,8 @@ impl Shared {
         if !state.astray {
             return Ok(());
         }
-        let source = state.source;
+        // A server that lost what it had may go on before the place that was read.
+        let source = if log.last() < state.source { Cursor::START } else { state.source };
         let fresh: Vec<Arc<Entry>> = log.all_after(source).map(Arc::clone).collect();
         // The log holds what came before, so that those who replay find it; what is new is offered.
         let mut before =
@@ -305,17 +329,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Reads a channel from its beginning where the server, after a start, has not what was read of it: with an earlier epoch its
+    /// entries would never be seen.
+    async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
+        let Range { known, .. } = self.range(&channel.name, "-", 1).await?;
+        let mut state = channel.lock();
+        if known.last < state.source {
+            state.source = Cursor::START;
+        }
+        Ok(())
+    }
+
     /// All that Redis has of a channel.
     async fn load(&self, name: &ChannelName) -> Result<Log, Error> {
         // An append may be let in whole before the rest is trimmed; the script does both at once.
-        let (entries, known) = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
+        let Range { entries, known, .. } = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
         let before = entries.first().map_or(known.last, |first| first.cursor.previous());
         let mut log = Log::new(self.config.retention, before);
         for entry in entries {
             log.push(entry);
         }
         log.skip_to(known.last);
-        log.expire(now_ms());
+        log.expire(self.clock.now_ms());
         if known.finished {
             log.finish();
         }
@@ -330,7 +365,19 @@ impl Shared {
     }
 }
 
-/// Where a range begins that is after a place.
-fn beyond(place: Cursor) -> String {
-    format!("({}-{}", place.epoch, place.seq)
+/// Entries of a stream as of one moment.
+struct Range {
+    entries: Vec<Arc<Entry>>,
+    known: Known,
+    /// The server's clock.
+    now_ms: u64,
+}
+
+/// The first id after a place; nothing is after the greatest, which stands for itself. Redis refuses a range that begins behind it.
+fn beyond(Cursor { epoch, seq }: Cursor) -> String {
+    match (seq.checked_add(1), epoch.checked_add(1)) {
+        (Some(seq), _) => format!("{epoch}-{seq}"),
+        (None, Some(epoch)) => format!("{epoch}-0"),
+        (None, None) => format!("{epoch}-{seq}"),
+    }
 }

@@ -21,22 +21,29 @@ const NUDGE_MS: u64 = 5;
 
 /// Feeds the mirrors for as long as it runs; a lost connection is made again every `retry_ms`.
 pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut run = None;
     loop {
         while shared.hub.len() == 0 {
             shared.followed.notified().await;
         }
-        let Err(error) = feed(&shared).await;
+        let Err(error) = feed(&shared, &mut run).await;
         tracing::debug!(%error, "channels are not followed for now");
         tokio::time::sleep(Duration::from_millis(shared.link.config.retry_ms.max(1))).await;
     }
 }
 
-/// Feeds the mirrors until the connection is lost.
-async fn feed(shared: &Shared) -> Result<Infallible, Error> {
+/// Feeds the mirrors until the connection is lost. `known_run` is the run of the server that they were fed from before.
+async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infallible, Error> {
     // A read takes as long as it blocks; that and the bound of any other answer is when the connection is given up.
     let block_ms = shared.link.config.block_ms.max(1);
     let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
-    let Live { mut connection, .. } = shared.link.connect(Some(answer_max)).await?;
+    let Live { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
+    if known_run.as_ref().is_some_and(|known| *known != run) {
+        for channel in shared.hub.all() {
+            shared.rewind(&channel).await?;
+        }
+    }
+    *known_run = Some(run);
     let client: u64 = ask(shared, redis::cmd("CLIENT").arg("ID"), &mut connection).await?;
     loop {
         let mut streams = Vec::new();
@@ -70,7 +77,7 @@ async fn feed(shared: &Shared) -> Result<Infallible, Error> {
             // The answer names the streams that have something, in the order of the question.
             let found = streams[answered..].iter().find(|(channel, _)| shared.key(&channel.name) == stream.key);
             if let Some((channel, _)) = found {
-                take(channel, &stream.ids);
+                take(channel, &stream.ids, shared.clock.now_ms());
             }
         }
     }
@@ -102,13 +109,17 @@ async fn interruptible(
     }
 }
 
-fn take(channel: &Channel, entries: &[redis::streams::StreamId]) {
+fn take(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     let mut state = channel.lock();
     if state.astray {
         // It is made anew, from what it had of Redis before.
         return;
     }
-    let events: Vec<_> = entries.iter().filter_map(event).collect();
+    let events: Vec<_> = entries.iter().filter_map(|entry| event(entry, |_| now_ms)).collect();
+    if let Some(first) = events.first().filter(|first| first.cursor <= state.log.last()) {
+        // The server lost what it had, and goes on before it: readers get a gap, whatever the order of the epochs.
+        state.log.restart(first.cursor.previous());
+    }
     state.log_and_offer(&events);
     // What is no event of ours is passed over; the places show that it was there.
     if let Some(last) = entries.last().and_then(|entry| entry.id.parse().ok()) {

@@ -22,8 +22,9 @@ pub(crate) fn claim_key(prefix: &str, key: &str) -> String {
     format!("{prefix}@@claim:{key}")
 }
 
-/// The event of an entry; none when somebody else wrote it and it is none.
-pub(crate) fn event(entry: &StreamId) -> Option<Arc<Entry>> {
+/// The event of an entry; none when somebody else wrote it and it is none. `stored_ms` converts the server's time of an event to
+/// the store clock.
+pub(crate) fn event(entry: &StreamId, stored_ms: impl Fn(u64) -> u64) -> Option<Arc<Entry>> {
     let cursor = entry.id.parse().ok()?;
     let text = |field: &str| -> Option<String> {
         entry.map.get(field).and_then(|value: &Value| String::from_redis_value_ref(value).ok())
@@ -35,7 +36,8 @@ pub(crate) fn event(entry: &StreamId) -> Option<Arc<Entry>> {
         coalesce: (!key.is_empty()).then(|| key.into()),
         finishes: text("finish").as_deref() == Some("1"),
     };
-    Some(Arc::new(draft.at(cursor, text("time")?.parse().ok()?)))
+    let time_ms = text("time")?.parse().ok()?;
+    Some(Arc::new(draft.at(cursor, time_ms).stored_at(stored_ms(time_ms))))
 }
 
 /// What the meta key of a channel says.

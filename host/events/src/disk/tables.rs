@@ -1,0 +1,348 @@
+//! The tables of the file, what is read from them when it is opened, and what one change writes.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use weir_core::channel::{ChannelName, Cursor, Entry};
+
+use crate::claims::ClaimEnd;
+use crate::clock::{Clock, Moment, Uptime};
+use crate::disk::record;
+
+/// By the channel's number, epoch and sequence.
+pub(crate) const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
+/// By the channel's name: number, epoch, sequence, flags, time of the newest event by the store clock.
+const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
+/// By the key: the end by the wall clock. Files of earlier versions have it.
+const WALL_CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
+/// By the key: the end by the store clock and by the wall clock.
+const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_ends");
+/// By the key: what is kept between events.
+pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
+/// By the key: how many bytes its value has, and when it ends by the store clock. It is read whole when the file is opened.
+const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
+/// The file itself.
+const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
+
+/// The number of the next new channel: no number is given to two channels.
+const NEXT_ID: &str = "next_id";
+/// The number of the newest commit in the file.
+const COMMIT: &str = "commit";
+/// Epochs up to this one may have been given out.
+const EPOCH_MAX: &str = "epoch_max";
+/// The store clock at the newest commit, and the machine's uptime at that moment.
+const STORE_MS: &str = "store_ms";
+const BOOT: &str = "boot";
+const UPTIME_MS: &str = "uptime_ms";
+/// How the file was left.
+const LEFT: &str = "left";
+/// Every answered event is in it.
+const LEFT_WHOLE: u64 = 0;
+/// Events may have been seen that are not in it.
+const LEFT_OPEN: u64 = 1;
+
+const FINISHED: u64 = 1;
+const BROKEN: u64 = 2;
+
+/// What is known of a channel that is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) id: u64,
+    /// The newest event.
+    pub(crate) last: Cursor,
+    pub(crate) finished: bool,
+    /// True when events after the newest may have been seen: the next one begins an epoch.
+    pub(crate) broken: bool,
+    /// When the newest event was appended, by the store clock.
+    pub(crate) stored_ms: u64,
+    /// The oldest event that is on the disk, or before it.
+    first: Cursor,
+    /// True when no events are on the disk.
+    pub(crate) empty: bool,
+}
+
+/// What is known of all channels on the disk.
+pub(crate) type Metas = HashMap<ChannelName, Meta>;
+
+/// What one commit changes.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) appends: Vec<Append>,
+    /// Claims that have ended or were released. They are removed before [`Self::claims`] are added.
+    pub(crate) ended_claims: Vec<Arc<str>>,
+    pub(crate) claims: Vec<(Arc<str>, ClaimEnd)>,
+    /// Values to put and, where there is none, to delete, in this order.
+    pub(crate) values: Vec<(Arc<str>, Option<Put>)>,
+    /// Channels that are removed as a whole.
+    pub(crate) forgotten: Vec<ChannelName>,
+    /// Channels whose events are all removed.
+    pub(crate) emptied: Vec<ChannelName>,
+    /// Epochs to reserve.
+    pub(crate) epoch_max: Option<u64>,
+    /// True when the commit must be on the disk when it is done, whatever the configuration.
+    pub(crate) flush: bool,
+    pub(crate) closes: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) record: Vec<u8>,
+    pub(crate) end_ms: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(crate) name: ChannelName,
+    pub(crate) entries: Vec<Arc<Entry>>,
+    /// The oldest event to keep.
+    pub(crate) first: Cursor,
+}
+
+impl Change {
+    /// True when there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appends.is_empty()
+            && self.claims.is_empty()
+            && self.values.is_empty()
+            && self.ended_claims.is_empty()
+            && self.forgotten.is_empty()
+            && self.emptied.is_empty()
+            && self.epoch_max.is_none()
+            && !self.flush
+            && !self.closes
+    }
+
+    /// Bytes that it takes in memory, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        let entries = self.appends.iter().flat_map(|append| &append.entries).map(|entry| entry.bytes()).sum::<usize>();
+        let values =
+            self.values.iter().map(|(key, put)| 64 + key.len() + put.as_ref().map_or(0, |put| put.record.len()));
+        entries + values.sum::<usize>() + 64 * (self.claims.len() + self.forgotten.len() + self.emptied.len())
+    }
+}
+
+impl Meta {
+    fn row(&self) -> (u64, u64, u64, u64, u64) {
+        let flags = (u64::from(self.finished) * FINISHED) | (u64::from(self.broken) * BROKEN);
+        (self.id, self.last.epoch, self.last.seq, flags, self.stored_ms)
+    }
+
+    fn from_row((id, epoch, seq, flags, stored_ms): (u64, u64, u64, u64, u64)) -> Self {
+        Self {
+            id,
+            last: Cursor { epoch, seq },
+            finished: flags & FINISHED != 0,
+            broken: flags & BROKEN != 0,
+            stored_ms,
+            first: Cursor::START,
+            empty: false,
+        }
+    }
+}
+
+/// A key, how many bytes its value has, and when it ends.
+pub(crate) type KeyRow = (ChannelName, usize, u64);
+
+/// What the file holds besides events.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) channels: Metas,
+    pub(crate) claims: Vec<(String, ClaimEnd)>,
+    pub(crate) values: Vec<KeyRow>,
+    /// The number of the newest commit.
+    pub(crate) commit: u64,
+    pub(crate) next_id: u64,
+}
+
+/// Takes a file into use: sets the clock by it, reads what it holds, mends what it finds, and says in it that it is open.
+pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<Held, redb::Error> {
+    let mut held = read(transaction)?;
+    let mut store = transaction.open_table(STORE)?;
+    let number = |key: &str| -> Result<Option<u64>, redb::Error> { Ok(store.get(key)?.map(|value| value.value())) };
+    match number(STORE_MS)? {
+        Some(store_ms) => {
+            let uptime = number(BOOT)?.zip(number(UPTIME_MS)?).map(|(boot, ms)| Uptime { boot, ms });
+            clock.resume(Moment { store_ms, uptime });
+        }
+        None => {
+            let newest_ms = held.channels.values().map(|meta| meta.stored_ms).max().unwrap_or_default();
+            clock.begin_at(clock.wall_ms().max(newest_ms));
+        }
+    }
+    held.channels.values().for_each(|meta| clock.observe_epoch(meta.last.epoch));
+    clock.observe_epoch(number(EPOCH_MAX)?.unwrap_or_default());
+    let broken = number(LEFT)? == Some(LEFT_OPEN);
+    store.insert(LEFT, if durable { LEFT_WHOLE } else { LEFT_OPEN })?;
+    if let Some(epoch_max) = clock.epochs_to_reserve() {
+        store.insert(EPOCH_MAX, epoch_max)?;
+        clock.epochs_reserved(epoch_max);
+    }
+    drop(store);
+    separate(transaction, &mut held)?;
+    if broken {
+        let mut channels = transaction.open_table(CHANNELS)?;
+        for (name, meta) in &mut held.channels {
+            meta.broken = true;
+            channels.insert(name.as_str(), meta.row())?;
+        }
+    }
+    let mut claims = transaction.open_table(CLAIMS)?;
+    for row in transaction.open_table(WALL_CLAIMS)?.iter()? {
+        let (key, end_ms) = row?;
+        let end = ClaimEnd { store_ms: end_ms.value(), wall_ms: end_ms.value() };
+        claims.insert(key.value(), (end.store_ms, end.wall_ms))?;
+        held.claims.push((key.value().to_owned(), end));
+    }
+    transaction.delete_table(WALL_CLAIMS)?;
+    for (key, _) in held.claims.extract_if(.., |(_, end)| end.passed(clock)) {
+        claims.remove(&*key)?;
+    }
+    Ok(held)
+}
+
+/// Reads all but events and values.
+pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> {
+    let mut held = Held::default();
+    transaction.open_table(EVENTS)?;
+    transaction.open_table(VALUES)?;
+    let store = transaction.open_table(STORE)?;
+    held.commit = store.get(COMMIT)?.map_or(0, |number| number.value());
+    held.next_id = store.get(NEXT_ID)?.map_or(1, |number| number.value());
+    for row in transaction.open_table(CHANNELS)?.iter()? {
+        let (name, row) = row?;
+        match name.value().parse::<ChannelName>() {
+            Ok(name) => drop(held.channels.insert(name, Meta::from_row(row.value()))),
+            Err(_) => tracing::error!("a channel on the disk has no valid name and is ignored"),
+        }
+    }
+    for row in transaction.open_table(CLAIMS)?.iter()? {
+        let (key, row) = row?;
+        let (store_ms, wall_ms) = row.value();
+        held.claims.push((key.value().to_owned(), ClaimEnd { store_ms, wall_ms }));
+    }
+    for row in transaction.open_table(VALUE_KEYS)?.iter()? {
+        let (key, row) = row?;
+        let (bytes, end_ms) = row.value();
+        match key.value().parse::<ChannelName>() {
+            Ok(key) => held.values.push((key, usize::try_from(bytes).unwrap_or(usize::MAX), end_ms)),
+            Err(_) => tracing::error!("a value on the disk has no valid key and is ignored"),
+        }
+    }
+    Ok(held)
+}
+
+/// Gives channels that share a number new ones, without their events: nobody knows whose they are. An earlier version could give
+/// a number twice after a failed commit.
+fn separate(transaction: &WriteTransaction, held: &mut Held) -> Result<(), redb::Error> {
+    let mut seen = HashSet::new();
+    let shared: HashSet<u64> = held.channels.values().map(|meta| meta.id).filter(|id| !seen.insert(*id)).collect();
+    let next_id = held.channels.values().map(|meta| meta.id.saturating_add(1)).fold(held.next_id, u64::max);
+    let mut events = transaction.open_table(EVENTS)?;
+    let mut channels = transaction.open_table(CHANNELS)?;
+    held.next_id = next_id;
+    for id in &shared {
+        tracing::error!(id, "channels on the disk share a number: their events are removed");
+        events.retain_in((*id, 0, 0)..=(*id, u64::MAX, u64::MAX), |_, _| false)?;
+    }
+    for (name, meta) in held.channels.iter_mut().filter(|(_, meta)| shared.contains(&meta.id)) {
+        (meta.id, meta.broken, meta.empty) = (held.next_id, true, true);
+        held.next_id += 1;
+        channels.insert(name.as_str(), meta.row())?;
+    }
+    transaction.open_table(STORE)?.insert(NEXT_ID, held.next_id)?;
+    Ok(())
+}
+
+/// Writes which commit this is, and when it is.
+pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) -> Result<(), redb::Error> {
+    let mut store = transaction.open_table(STORE)?;
+    store.insert(COMMIT, commit)?;
+    store.insert(STORE_MS, now.store_ms)?;
+    if let Some(Uptime { boot, ms }) = now.uptime {
+        store.insert(BOOT, boot)?;
+        store.insert(UPTIME_MS, ms)?;
+    }
+    Ok(())
+}
+
+/// Writes a change. `known` has the channels that it names, and is changed as they are; `next_id` is the number of the next new
+/// channel.
+pub(crate) fn apply(
+    transaction: &WriteTransaction,
+    change: &Change,
+    known: &mut Metas,
+    next_id: &mut u64,
+) -> Result<(), redb::Error> {
+    let mut events = transaction.open_table(EVENTS)?;
+    let mut channels = transaction.open_table(CHANNELS)?;
+    let mut store = transaction.open_table(STORE)?;
+    for name in &change.forgotten {
+        if let Some(meta) = known.remove(name) {
+            events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
+            channels.remove(name.as_str())?;
+        }
+    }
+    for name in &change.emptied {
+        if let Some(meta) = known.get_mut(name) {
+            events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
+            meta.empty = true;
+        }
+    }
+    let first_id = *next_id;
+    for Append { name, entries, first } in &change.appends {
+        let Some(newest) = entries.last() else { continue };
+        let (id, on_disk) = known.get(name).map_or((*next_id, *first), |meta| (meta.id, meta.first));
+        *next_id = (*next_id).max(id + 1);
+        if on_disk < *first {
+            events.retain_in((id, 0, 0)..(id, first.epoch, first.seq), |_, _| false)?;
+        }
+        for entry in entries {
+            let Cursor { epoch, seq } = entry.cursor;
+            events.insert((id, epoch, seq), record::encode(id, name, entry).as_slice())?;
+        }
+        let meta = Meta {
+            id,
+            last: newest.cursor,
+            finished: newest.finishes,
+            broken: false,
+            stored_ms: newest.stored_ms,
+            first: *first,
+            empty: false,
+        };
+        channels.insert(name.as_str(), meta.row())?;
+        known.insert(name.clone(), meta);
+    }
+    if *next_id != first_id {
+        store.insert(NEXT_ID, *next_id)?;
+    }
+    let mut claims = transaction.open_table(CLAIMS)?;
+    for key in &change.ended_claims {
+        claims.remove(&**key)?;
+    }
+    for (key, end) in &change.claims {
+        claims.insert(&**key, (end.store_ms, end.wall_ms))?;
+    }
+    if !change.values.is_empty() {
+        let (mut values, mut keys) = (transaction.open_table(VALUES)?, transaction.open_table(VALUE_KEYS)?);
+        for (key, put) in &change.values {
+            match put {
+                Some(Put { record, end_ms }) => {
+                    values.insert(&**key, record.as_slice())?;
+                    keys.insert(&**key, (record.len() as u64, *end_ms))?;
+                }
+                None => {
+                    values.remove(&**key)?;
+                    keys.remove(&**key)?;
+                }
+            }
+        }
+    }
+    if let Some(epoch_max) = change.epoch_max {
+        store.insert(EPOCH_MAX, epoch_max)?;
+    }
+    if change.closes {
+        store.insert(LEFT, LEFT_WHOLE)?;
+    }
+    Ok(())
+}

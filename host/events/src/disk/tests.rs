@@ -1,0 +1,83 @@
+//! The disk store over storage that fails: at every operation, once or until it is healed, followed by a crash or not.
+
+mod drive;
+mod faults;
+mod times;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weir_core::channel::{ChannelName, Cursor, Draft, Retention};
+
+use super::Disk;
+use super::database::Opener;
+use crate::clock::Clock;
+use crate::clock::tests::Set;
+use crate::config::{EventsConfig, StoreKind};
+use crate::error::Error;
+use crate::hub::Hub;
+use drive::Drive;
+
+fn name(text: &str) -> ChannelName {
+    text.parse().unwrap()
+}
+
+fn config(durable: bool) -> EventsConfig {
+    EventsConfig {
+        store: StoreKind::Disk,
+        path: "events.redb".into(),
+        durable,
+        retention: Retention { events_max: 1_000, ..Retention::default() },
+        flush_ms: 0,
+        ..EventsConfig::default()
+    }
+}
+
+/// A store whose file is on a drive.
+async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
+    let config = Arc::new(config);
+    let hub = Arc::new(Hub::new(10_000, 100, config.outbox_bytes_max, StoreKind::Disk));
+    let drive = drive.clone();
+    let opener = Opener::new(move || drive.open());
+    Disk::open_with(config, Arc::new(Clock::new(source.clone())), hub, opener).await.unwrap()
+}
+
+fn draft(data: &str) -> Vec<Draft> {
+    vec![Draft::new("e", data)]
+}
+
+/// All events of a channel that a reader gets from a place on: their places and data. Between two that do not follow each other
+/// there was a gap.
+async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<Vec<(Cursor, String)>, Error> {
+    let (mut cursor, mut events) = (after, Vec::new());
+    loop {
+        let page = store.read(channel, cursor, 1_000).await?;
+        let mut before = page.gap.map_or(cursor, |gap| gap.missing_to);
+        for entry in &page.entries {
+            assert!(
+                before == Cursor::START || before.leads_to(entry.cursor),
+                "a hole without a gap: {before} {}",
+                entry.cursor
+            );
+            before = entry.cursor;
+            events.push((entry.cursor, entry.data.to_string()));
+        }
+        if page.next == cursor || page.entries.is_empty() {
+            return Ok(events);
+        }
+        cursor = page.next;
+    }
+}
+
+/// All that was ever answered or read: one place, one event.
+#[derive(Debug, Default)]
+struct History(BTreeMap<(ChannelName, Cursor), String>);
+
+impl History {
+    fn saw(&mut self, channel: &ChannelName, place: Cursor, data: &str) {
+        let owner = data.split(' ').next();
+        assert_eq!(owner, Some(channel.as_str()), "{channel} has an event of another channel");
+        let before = self.0.insert((channel.clone(), place), data.to_owned());
+        assert!(before.as_deref().is_none_or(|before| before == data), "{channel} {place}: {before:?}, then {data}");
+    }
+}

@@ -1,0 +1,236 @@
+//! Whatever fails: nobody reads another's events, no place is given twice, what was answered is there, and memory and the file agree.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::join_all;
+use weir_core::channel::{ChannelName, Cursor};
+
+use super::drive::{Drive, Fault};
+use super::{History, config, contents, draft, name, open};
+use crate::clock::tests::Set;
+use crate::disk::Disk;
+
+const USERS: usize = 6;
+const ROUNDS: usize = 4;
+
+/// What users asked for, and what was answered.
+#[derive(Debug, Default)]
+struct Users {
+    history: History,
+    /// Events that were answered, by channel.
+    answered: BTreeMap<ChannelName, Vec<Cursor>>,
+    /// By key: the value that was answered last, and those that were tried since.
+    values: BTreeMap<ChannelName, Vec<Option<String>>>,
+    /// Claims that were answered with true.
+    claimed: Vec<String>,
+    tried: usize,
+    /// Events that were answered with an error.
+    refused: usize,
+}
+
+impl Users {
+    fn channels(user: usize) -> [ChannelName; 2] {
+        [name(&format!("user:u{user}")), name(&format!("owner-user:u{user}"))]
+    }
+
+    /// Each user appends to its channel and to its owner record, puts and deletes a value, and claims. The later users are new in each
+    /// round.
+    async fn round(&mut self, store: &Disk, round: usize) {
+        let (fresh, tried) = (USERS * (round + 1), self.tried);
+        self.tried += 1;
+        let users = (0..USERS).chain(fresh..fresh + USERS);
+        let asked = users.map(|user| async move {
+            let key = name(&format!("state:u{user}"));
+            let value = (!(user + tried).is_multiple_of(4)).then(|| format!("{key} {tried}"));
+            let mut appended = Vec::new();
+            for channel in Self::channels(user) {
+                let data = format!("{channel} {tried}");
+                let places = store.append(&channel, draft(&data)).await;
+                appended.push((channel, data, places));
+            }
+            let put = match &value {
+                Some(value) => store.put(&key, value.as_bytes(), None).await,
+                None => store.delete(&key).await,
+            };
+            let claim = format!("claim:{user}:{tried}");
+            let claimed = store.claim(&claim, 60_000).await;
+            (appended, (key, value, put), (claim, claimed))
+        });
+        for (appended, (key, value, put), (claim, claimed)) in join_all(asked).await {
+            for (channel, data, places) in appended {
+                match places {
+                    Ok(places) => {
+                        self.history.saw(&channel, places[0], &data);
+                        self.answered.entry(channel).or_default().push(places[0]);
+                    }
+                    Err(error) => {
+                        assert!(error.retryable(), "{error}");
+                        self.refused += 1;
+                    }
+                }
+            }
+            let values = self.values.entry(key).or_insert_with(|| vec![None]);
+            if put.is_ok() {
+                values.clear();
+            }
+            values.push(value);
+            match claimed {
+                Ok(claimed) => {
+                    assert!(claimed, "{claim} was claimed by nobody else");
+                    self.claimed.push(claim);
+                }
+                Err(error) => assert!(error.retryable(), "{error}"),
+            }
+        }
+    }
+
+    /// Everybody reads everything of their own. `whole`: nothing that was answered may be missing.
+    async fn read(&mut self, store: &Disk, whole: bool) -> BTreeMap<ChannelName, Vec<(Cursor, String)>> {
+        let mut all = BTreeMap::new();
+        for channel in (0..USERS * (ROUNDS + 4)).flat_map(Self::channels) {
+            let events = contents(store, &channel, Cursor::START).await.unwrap();
+            events.iter().for_each(|(place, data)| self.history.saw(&channel, *place, data));
+            for place in self.answered.get(&channel).into_iter().flatten().filter(|_| whole) {
+                assert!(events.iter().any(|(kept, _)| kept == place), "{channel} {place} was answered and is gone");
+                // A reader that resumes misses nothing, either.
+                let rest = contents(store, &channel, *place).await.unwrap();
+                assert!(rest.iter().eq(events.iter().filter(|(kept, _)| kept > place)));
+            }
+            all.insert(channel, events);
+        }
+        for (key, possible) in self.values.iter().filter(|_| whole) {
+            let value = store.get(key).await.unwrap().map(|value| String::from_utf8(value).unwrap());
+            assert!(possible.contains(&value), "{key} has {value:?}, which is none of {possible:?}");
+        }
+        for claim in &self.claimed {
+            assert_eq!(store.claim(claim, 60_000).await, Ok(false), "{claim} was given twice");
+        }
+        all
+    }
+}
+
+/// Waits until the store takes events again, as its sweeps and publishers find out.
+async fn recovered(store: &Disk, source: &Arc<Set>) {
+    for _ in 0..100 {
+        source.pass(1_000);
+        store.sweep().await;
+        // A value that comes behind the sweep in the queue.
+        if store.delete(&name("probe:p")).await.is_ok() && store.health().ok {
+            return;
+        }
+    }
+    panic!("the store does not recover: {:?}", store.health());
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The drive is healed, and the store is closed.
+    Close,
+    /// The drive is healed, the store goes on, and the power is cut.
+    Crash,
+    /// The drive is not healed before the store is closed.
+    CloseFailing,
+}
+
+/// Runs users against a store whose drive fails; returns false when no operation failed, since there were not as many.
+async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
+    let (mut drive, source) = (Drive::default(), Set::at(1_700_000_000_000));
+    let mut users = Users::default();
+    let mut store = open(config(durable), &drive, &source).await;
+    users.round(&store, 0).await;
+    store.sweep().await;
+    drive.fail(after, fault);
+    for round in 1..ROUNDS {
+        users.round(&store, round).await;
+        source.pass(1_000);
+        store.sweep().await;
+    }
+    let mut whole = true;
+    if end == End::CloseFailing {
+        let lasting = matches!(fault, Fault::Full | Fault::Gone);
+        let closed = store.close().await;
+        let failed = drive.heal();
+        assert!(!lasting || users.refused == 0 || closed.is_err(), "the store says that all is well");
+        whole = durable || closed.is_ok();
+        if failed == 0 {
+            return false;
+        }
+    } else {
+        if drive.heal() == 0 {
+            return false;
+        }
+        recovered(&store, &source).await;
+        let before = users.read(&store, true).await;
+        users.round(&store, ROUNDS).await;
+        users.read(&store, true).await;
+        assert!(before.values().any(|events| !events.is_empty()));
+        if end == End::Close {
+            let memory = users.read(&store, true).await;
+            assert_eq!(store.close().await, Ok(()));
+            drop(store);
+            store = open(config(durable), &drive, &source).await;
+            assert_eq!(users.read(&store, true).await, memory, "memory and the file do not agree");
+        } else {
+            whole = durable;
+        }
+    }
+    if end != End::Close {
+        drive = drive.crash(after as u64);
+        store = open(config(durable), &drive, &source).await;
+    }
+    // In the next process, too.
+    for round in 1..3 {
+        users.read(&store, whole).await;
+        if !whole {
+            users.answered.clear();
+            users.values.clear();
+            whole = true;
+        }
+        users.round(&store, ROUNDS + round).await;
+    }
+    assert_eq!(store.close().await, Ok(()));
+    true
+}
+
+fn every_fault(durable: bool, fault: Fault, end: End) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // At every operation at first, where files are created and grow; then at every few.
+    let mut after = 0;
+    while runtime.block_on(run(durable, after, fault, end)) {
+        after += 1 + after / 40;
+    }
+    assert!(after > 20, "only {after} operations");
+}
+
+macro_rules! faults {
+    ($($test:ident: $durable:literal, $fault:ident, $end:ident;)+) => {$(
+        #[test]
+        fn $test() {
+            every_fault($durable, Fault::$fault, End::$end);
+        }
+    )+};
+}
+
+faults!(
+    durable_store_survives_one_failure_and_close: true, Once, Close;
+    durable_store_survives_one_failure_and_crash: true, Once, Crash;
+    durable_store_survives_half_a_write_and_close: true, OnceHalf, Close;
+    durable_store_survives_half_a_write_and_crash: true, OnceHalf, Crash;
+    durable_store_survives_a_full_disk_and_close: true, Full, Close;
+    durable_store_survives_a_full_disk_and_crash: true, Full, Crash;
+    durable_store_survives_a_lost_disk_and_close: true, Gone, Close;
+    durable_store_survives_a_lost_disk_and_crash: true, Gone, Crash;
+    durable_store_reports_a_full_disk_at_its_end: true, Full, CloseFailing;
+    durable_store_reports_a_lost_disk_at_its_end: true, Gone, CloseFailing;
+    store_survives_one_failure_and_close: false, Once, Close;
+    store_survives_one_failure_and_crash: false, Once, Crash;
+    store_survives_half_a_write_and_close: false, OnceHalf, Close;
+    store_survives_half_a_write_and_crash: false, OnceHalf, Crash;
+    store_survives_a_full_disk_and_close: false, Full, Close;
+    store_survives_a_full_disk_and_crash: false, Full, Crash;
+    store_survives_a_lost_disk_and_close: false, Gone, Close;
+    store_survives_a_lost_disk_and_crash: false, Gone, Crash;
+    store_reports_a_full_disk_at_its_end: false, Full, CloseFailing;
+    store_reports_a_lost_disk_at_its_end: false, Gone, CloseFailing;
+);

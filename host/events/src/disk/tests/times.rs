@@ -1,0 +1,175 @@
+//! A clock that is set, and files of earlier versions.
+
+use redb::TableDefinition;
+use weir_core::channel::{Cursor, Delivery};
+
+use super::drive::Drive;
+use super::{History, config, contents, draft, name, open};
+use crate::clock::tests::Set;
+use crate::config::EventsConfig;
+
+const NOON: u64 = 1_700_000_000_000;
+const YEAR_MS: u64 = 31_536_000_000;
+
+/// Where somebody may set a clock to.
+const SET: [u64; 5] = [0, NOON - YEAR_MS, NOON - 5_000, NOON + 3 * YEAR_MS, u64::MAX / 2];
+
+#[tokio::test]
+async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_followers() {
+    for durable in [true, false] {
+        for wall_ms in SET {
+            let (drive, source) = (Drive::default(), Set::at(NOON));
+            let mut history = History::default();
+            let channel = name("user:u");
+            let store = open(config(durable), &drive, &source).await;
+            let mut cursor = Cursor::START;
+            for number in 0..20 {
+                let data = format!("user:u {number}");
+                cursor = store.append(&channel, draft(&data)).await.unwrap()[0];
+                history.saw(&channel, cursor, &data);
+            }
+            source.set(wall_ms);
+            let drive = drive.crash(wall_ms);
+            for round in 0..3_u64 {
+                let store = open(config(durable), &drive, &source).await;
+                let mut follower = store.follow(&channel, cursor).await.unwrap();
+                let data = format!("user:u after {round}");
+                let place = store.append(&channel, draft(&data)).await.unwrap()[0];
+                history.saw(&channel, place, &data);
+                let mut gap = false;
+                loop {
+                    match follower.try_next() {
+                        Some(Delivery::Gap(_)) => gap = true,
+                        Some(Delivery::Event { entry, .. }) if entry.cursor == place => break,
+                        other => panic!("{wall_ms}, round {round}: {other:?} instead of an event"),
+                    }
+                }
+                assert!(gap || durable || cursor.leads_to(place), "what was lost is no gap");
+                for (place, data) in contents(&store, &channel, Cursor::START).await.unwrap() {
+                    history.saw(&channel, place, &data);
+                }
+                cursor = place;
+                drop(follower);
+                store.close().await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn clock_that_is_set_expires_and_hides_nothing() {
+    for durable in [true, false] {
+        for wall_ms in SET {
+            let (drive, source) = (Drive::default(), Set::at(NOON));
+            let channel = name("user:u");
+            let mut store = open(config(durable), &drive, &source).await;
+            store.append(&channel, draft("user:u 1")).await.unwrap();
+            store.put(&name("state:s"), b"value", Some(600_000)).await.unwrap();
+            assert_eq!(store.claim("ticket", 60_000).await, Ok(true));
+            for restarts in 0..3 {
+                source.set(wall_ms);
+                source.pass(1_000);
+                store.hub.sweep(store.clock.now_ms());
+                store.sweep().await;
+                let events = contents(&store, &channel, Cursor::START).await.unwrap();
+                assert_eq!(events.len(), 1, "set to {wall_ms}, {restarts} restarts");
+                assert_eq!(store.get(&name("state:s")).await, Ok(Some(b"value".to_vec())));
+                assert_eq!(store.keys("state", "", 10), ["state:s"]);
+                assert_eq!(store.claim("ticket", 60_000).await, Ok(false));
+                store.close().await.unwrap();
+                // The machine may have been started again, too.
+                source.boot.store(restarts % 2, std::sync::atomic::Ordering::Relaxed);
+                store = open(config(durable), &drive, &source).await;
+            }
+            // Time that passes ends all of it, whatever the wall clock says.
+            source.set(NOON);
+            source.pass(4_000_000);
+            store.hub.sweep(store.clock.now_ms());
+            assert_eq!(contents(&store, &channel, Cursor::START).await.unwrap(), []);
+            assert_eq!(store.get(&name("state:s")).await, Ok(None));
+            assert_eq!(store.claim("ticket", 60_000).await, Ok(true));
+        }
+    }
+}
+
+#[tokio::test]
+async fn channel_that_was_removed_begins_behind_what_was_seen_of_it_though_the_clock_is_set_back() {
+    let (drive, source) = (Drive::default(), Set::at(NOON));
+    let bounded = EventsConfig { channels_max: 2, ..config(false) };
+    let store = open(bounded.clone(), &drive, &source).await;
+    let first = store.append(&name("user:a"), draft("user:a 1")).await.unwrap()[0];
+    for other in ["user:b", "user:c", "user:d"] {
+        source.pass(1);
+        store.append(&name(other), draft("x")).await.unwrap();
+    }
+    source.set(1_000);
+    let drive = drive.crash(1);
+    let store = open(bounded, &drive, &source).await;
+    let again = store.append(&name("user:a"), draft("user:a 2")).await.unwrap()[0];
+    assert!(again > first, "{again} after {first}");
+}
+
+/// A file as version 0.1 wrote it.
+fn earlier_file(drive: &Drive, channels: &[(&str, u64)], next_id: u64) {
+    const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
+    const CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
+    const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
+    const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
+    let file = drive.open().unwrap();
+    let transaction = file.begin_write().unwrap();
+    {
+        let mut rows = transaction.open_table(CHANNELS).unwrap();
+        for (channel, id) in channels {
+            rows.insert(*channel, (*id, 7, 1, 0, NOON - 1_000)).unwrap();
+        }
+        let mut events = transaction.open_table(EVENTS).unwrap();
+        for (_, id) in channels {
+            events
+                .insert((*id, 7, 1), &crate::disk::record::tests::earlier(*id, Cursor::new(7, 1), NOON - 1_000)[..])
+                .unwrap();
+        }
+        transaction.open_table(CLAIMS).unwrap().insert("ticket", NOON + 60_000).unwrap();
+        transaction.open_table(STORE).unwrap().insert("next_id", next_id).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[tokio::test]
+async fn file_of_an_earlier_version_is_read_and_continued() {
+    let (drive, source) = (Drive::default(), Set::at(NOON));
+    earlier_file(&drive, &[("user:a", 1), ("user:b", 2)], 3);
+    for _ in 0..2 {
+        let store = open(config(true), &drive, &source).await;
+        for channel in ["user:a", "user:b"] {
+            let events = contents(&store, &name(channel), Cursor::START).await.unwrap();
+            assert_eq!(events, [(Cursor::new(7, 1), "data".to_owned())]);
+        }
+        assert_eq!(store.claim("ticket", 1_000).await, Ok(false));
+        store.close().await.unwrap();
+    }
+    let store = open(config(true), &drive, &source).await;
+    assert_eq!(store.append(&name("user:a"), draft("2")).await, Ok(vec![Cursor::new(7, 2)]));
+    assert_eq!(contents(&store, &name("user:a"), Cursor::START).await.unwrap().len(), 2);
+    assert_eq!(contents(&store, &name("user:b"), Cursor::START).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn channels_that_share_a_number_in_an_earlier_file_are_separated_without_their_events() {
+    let (drive, source) = (Drive::default(), Set::at(NOON));
+    earlier_file(&drive, &[("user:a", 5), ("user:b", 5), ("user:c", 6)], 2);
+    let store = open(config(true), &drive, &source).await;
+    for (channel, events) in [("user:a", 0), ("user:b", 0), ("user:c", 1)] {
+        assert_eq!(contents(&store, &name(channel), Cursor::START).await.unwrap().len(), events);
+        // A reader that has seen the event gets a gap, and the next is its own.
+        let place = store.append(&name(channel), draft(channel)).await.unwrap()[0];
+        let rest = contents(&store, &name(channel), Cursor::new(7, 1)).await.unwrap();
+        assert_eq!(rest, [(place, channel.to_owned())]);
+    }
+    let new = store.append(&name("user:d"), draft("user:d")).await.unwrap()[0];
+    assert_eq!(contents(&store, &name("user:d"), Cursor::START).await.unwrap(), [(new, "user:d".to_owned())]);
+    store.close().await.unwrap();
+    let store = open(config(true), &drive, &source).await;
+    for (channel, events) in [("user:a", 1), ("user:b", 1), ("user:c", 2), ("user:d", 1)] {
+        assert_eq!(contents(&store, &name(channel), Cursor::START).await.unwrap().len(), events);
+    }
+}

@@ -38,7 +38,8 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
     let block_ms = shared.link.config.block_ms.max(1);
     let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
     let Live { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
-    if known_run.as_ref().is_some_and(|known| *known != run) {
+    // Mirrors may have been made from another run before this connection was.
+    if known_run.as_ref() != Some(&run) {
         for channel in shared.hub.all() {
             shared.rewind(&channel).await?;
         }

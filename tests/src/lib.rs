@@ -67,6 +67,8 @@ pub struct Server {
     child: Child,
     address: String,
     log: Arc<Mutex<String>>,
+    /// Shown for `/metrics`.
+    token: Option<String>,
 }
 
 impl Server {
@@ -121,7 +123,7 @@ impl Server {
         }
         drop(found);
         match address.recv_timeout(PATIENCE) {
-            Ok(address) => Ok(Self { child, address, log }),
+            Ok(address) => Ok(Self { child, address, log, token: None }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -129,6 +131,12 @@ impl Server {
                 bail!("{program} did not say where it listens; it said:\n{log}")
             }
         }
+    }
+
+    /// The same, whose metrics are read with a token.
+    pub fn with_token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
     }
 
     /// `host:port`.
@@ -185,7 +193,11 @@ impl Server {
     }
 
     async fn sum(&self, wanted: impl Fn(&str) -> bool) -> Result<f64> {
-        let text = reqwest::get(self.url("/metrics")).await?.text().await?;
+        let mut request = reqwest::Client::new().get(self.url("/metrics"));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let text = request.send().await?.error_for_status()?.text().await?;
         let values = text.lines().filter_map(|line| {
             let (key, value) = line.rsplit_once(' ')?;
             wanted(key).then(|| value.parse::<f64>().ok())?
@@ -259,7 +271,7 @@ impl Raw {
     /// Sends a POST of JSON, without reading anything.
     pub async fn send_post(&mut self, path: &str, body: &str) -> Result<()> {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: weir\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         self.send(head.as_bytes()).await?;

@@ -192,7 +192,7 @@ async fn outcomes_leave_before_the_last_line_arrives() -> Result<()> {
     duplex.end().await?;
     duplex.raw.read_until(r#"{"done":true,"ok":5,"failed":0}"#).await?;
     // The connection serves on.
-    duplex.raw.send(b"GET /livez HTTP/1.1\r\nHost: weir\r\n\r\n").await?;
+    duplex.raw.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
     duplex.raw.read_until("alive").await?;
 
     // HTTP/2 the same.
@@ -227,8 +227,7 @@ async fn a_client_that_waits_to_be_asked_is_asked() -> Result<()> {
     let server = Server::start_stub(&[])?;
     server.ready().await?;
     let mut raw = Raw::connect(&server).await?;
-    let head =
-        "POST /v1/classify HTTP/1.1\r\nHost: weir\r\nExpect: 100-continue\r\nContent-Type: application/x-ndjson\r\n";
+    let head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: application/x-ndjson\r\n";
     raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).await?;
     let seen = raw.read_until("\r\n\r\n").await?;
     assert!(seen.starts_with("HTTP/1.1 100"), "{seen}");

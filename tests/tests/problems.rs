@@ -103,7 +103,7 @@ async fn a_body_that_does_not_come_is_408() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=200"])?;
     server.ready().await?;
     let mut raw = Raw::connect(&server).await?;
-    raw.send(b"POST /process-stream HTTP/1.1\r\nHost: weir\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"te").await?;
+    raw.send(b"POST /process-stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"te").await?;
     let answer = raw.read_until("body_timeout").await?;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     Ok(())

@@ -23,7 +23,6 @@
 
 pub mod api_key;
 mod base64url;
-pub mod cors;
 pub mod credential;
 pub mod digest;
 pub mod guard;
@@ -36,3 +35,5 @@ pub mod limits;
 pub mod refusal;
 pub mod scope;
 pub mod ticket;
+
+pub use weir_codec::cors;

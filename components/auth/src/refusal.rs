@@ -4,8 +4,8 @@ use weir_codec::problem::Problem;
 use weir_core::quota::{ConnectionRefused, Limited};
 
 use crate::{
-    cors::OriginRefused, credential::CredentialError, guard::EntryError, identity::NotFound, jwt::TokenError,
-    limits::LimitError, ticket::TicketError,
+    credential::CredentialError, guard::EntryError, identity::NotFound, jwt::TokenError, limits::LimitError,
+    ticket::TicketError,
 };
 
 const UNAUTHORIZED: &str = "Authentication is needed";
@@ -49,12 +49,6 @@ impl From<CredentialError> for Problem {
             _ => (400, "invalid_credentials", "The credentials cannot be read"),
         };
         Self::refused(status, code, title, error.to_string(), None)
-    }
-}
-
-impl From<OriginRefused> for Problem {
-    fn from(error: OriginRefused) -> Self {
-        Self::refused(403, "origin_not_allowed", FORBIDDEN, error.to_string(), None)
     }
 }
 
@@ -106,7 +100,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::{api_key::UnknownKey, jws::JwsError};
+    use crate::{api_key::UnknownKey, cors::OriginRefused, jws::JwsError};
 
     #[test]
     fn problems() {
@@ -123,7 +117,7 @@ mod tests {
             CredentialError::InUrl { parameter: "token" }.into(),
             CredentialError::Scheme.into(),
             CredentialError::CookieTwice.into(),
-            OriginRefused::Null.into(),
+            OriginRefused::NotAllowed { origin: "https://b.example".into() }.into(),
             LimitError::Target { bytes_max: 9 }.into(),
             LimitError::Headers { headers_max: 9 }.into(),
             LimitError::HeaderCharacter.into(),
@@ -159,7 +153,7 @@ mod tests {
             400 token_in_url: a token must not be part of a URL, as `token` is: send it in `Authorization`, or ask for a ticket
             401 invalid_token: `Authorization` must be of the scheme Bearer [Bearer realm="weir", error="invalid_token"]
             400 invalid_credentials: the cookie __Host-weir appears twice, or with spaces about its name
-            403 origin_not_allowed: pages without an origin of their own may not ask
+            403 origin_not_allowed: pages of `https://b.example` may not send requests; add it to auth.cors_origins (WEIR_AUTH_CORS_ORIGINS) to allow them
             414 target_too_long: path and query may have at most 9 bytes
             431 headers_too_large: a request may have at most 9 headers
             400 invalid_header: a header has a control character, or a name that is none

@@ -5,6 +5,8 @@
 
 use thiserror::Error;
 
+use crate::problem::Problem;
+
 /// Most origins in the list.
 pub const ORIGINS_MAX: usize = 64;
 /// Most bytes in an origin.
@@ -46,20 +48,35 @@ pub enum CorsError {
 }
 
 /// A page that is not allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OriginRefused {
     /// `Origin: null`, which can be anybody's.
-    #[error("pages without an origin of their own may not ask")]
+    #[error(
+        "a page without an origin of its own (`Origin: null`: a file, a sandboxed frame) may not send requests; serve it from an origin that is in auth.cors_origins"
+    )]
     Null,
     /// An origin that is not in the list.
-    #[error("pages of this origin may not ask")]
-    NotAllowed,
+    #[error(
+        "pages of `{origin}` may not send requests; add it to auth.cors_origins (WEIR_AUTH_CORS_ORIGINS) to allow them"
+    )]
+    NotAllowed {
+        /// The origin, shortened.
+        origin: Box<str>,
+    },
     /// The cookie is all that a request shows, and nothing says that one of our own pages has sent it.
-    #[error("a request with the cookie alone must come from a page that is allowed, and say so")]
+    #[error(
+        "a request with the cookie alone must come from a page that is allowed, and say so: its origin must be in auth.cors_origins and auth.cors_credentials must be true"
+    )]
     Cookie,
     /// A preflight without a method.
     #[error("a preflight names the method that it asks for")]
     Preflight,
+}
+
+impl From<OriginRefused> for Problem {
+    fn from(error: OriginRefused) -> Self {
+        Self::refused(403, "origin_not_allowed", "Not allowed", error.to_string(), None)
+    }
 }
 
 /// What a request says about the page that it comes from.
@@ -146,7 +163,7 @@ impl Cors {
         ("vary", "origin".to_owned())
     }
 
-    /// Asks where a request was sent from that shows the cookie alone ([`crate::credential::Credentials::is_cookie_alone`]):
+    /// Asks where a request was sent from that shows the cookie alone (`Credentials::is_cookie_alone` of `weir-auth`):
     /// browsers send cookies with whatever any page makes them send. `changes` is true for all but `GET` and `HEAD`,
     /// and for a WebSocket.
     ///
@@ -169,13 +186,17 @@ impl Cors {
             Some(origin) if self.lists(origin) => Ok(Some(origin.to_owned())),
             Some(origin) if is_own(origin, page.host) => Ok(None),
             Some(origin) if self.any && is_origin(origin) => Ok(Some("*".to_owned())),
-            Some(_) => Err(OriginRefused::NotAllowed),
+            Some(origin) => Err(OriginRefused::NotAllowed { origin: quote(origin) }),
         }
     }
 
     fn lists(&self, origin: &str) -> bool {
         self.origins.iter().any(|listed| listed == origin)
     }
+}
+
+fn quote(origin: &str) -> Box<str> {
+    origin.chars().filter(|c| !c.is_control()).take(ORIGIN_BYTES_MAX).collect()
 }
 
 /// Whether an origin is that of the server itself. Which scheme a proxy has ended is not known here, so both count.
@@ -283,7 +304,12 @@ mod tests {
             vary: origin
         "#]],
         );
-        check(cors.answer(&page("null")), expect!["pages without an origin of their own may not ask"]);
+        check(
+            cors.answer(&page("null")),
+            expect![
+                "a page without an origin of its own (`Origin: null`: a file, a sandboxed frame) may not send requests; serve it from an origin that is in auth.cors_origins"
+            ],
+        );
         for origin in [
             "https://b.example",
             "http://a.example",
@@ -295,7 +321,11 @@ mod tests {
             "https://a.example, https://b.example",
             "http://weir.example:8081",
         ] {
-            assert_eq!(cors.answer(&page(origin)), Err(OriginRefused::NotAllowed), "{origin}");
+            assert_eq!(
+                cors.answer(&page(origin)),
+                Err(OriginRefused::NotAllowed { origin: origin.into() }),
+                "{origin}"
+            );
         }
         let any = Cors::new(&["*"], false).unwrap();
         check(
@@ -306,8 +336,9 @@ mod tests {
                 access-control-expose-headers: location, retry-after, x-request-id
             "#]],
         );
-        check(any.answer(&page("NULL")), expect!["pages without an origin of their own may not ask"]);
-        assert_eq!(Cors::default().answer(&page("https://b.example")), Err(OriginRefused::NotAllowed));
+        assert_eq!(any.answer(&page("NULL")), Err(OriginRefused::Null));
+        let refused = OriginRefused::NotAllowed { origin: "https://b.example".into() };
+        assert_eq!(Cors::default().answer(&page("https://b.example")), Err(refused));
     }
 
     #[test]
@@ -329,7 +360,9 @@ mod tests {
         );
         check(
             cors.preflight(&page("https://b.example"), Some("POST"), "POST"),
-            expect!["pages of this origin may not ask"],
+            expect![
+                "pages of `https://b.example` may not send requests; add it to auth.cors_origins (WEIR_AUTH_CORS_ORIGINS) to allow them"
+            ],
         );
     }
 

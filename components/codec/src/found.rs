@@ -1,6 +1,6 @@
 //! Which part of the gateway answers a path.
 
-use weir_codec::{
+use crate::{
     channel::{ChannelKind, ChannelRoute},
     pipeline::route::PipelineRoute,
     problem::Problem,
@@ -9,15 +9,25 @@ use weir_codec::{
 };
 
 /// What answers a path.
-pub(crate) enum Found {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Texts, models, probes and documents.
     Own(Route),
+    /// Channels and tickets.
     Channels(ChannelRoute),
+    /// Stored sessions.
     Sessions(SessionRoute),
+    /// Pipelines and executions.
     Pipelines(PipelineRoute),
 }
 
 impl Found {
-    pub(crate) fn at(path: &str) -> Result<Self, Problem> {
+    /// What answers a path in its normal form ([`crate::target::normalize_path`]).
+    ///
+    /// # Errors
+    ///
+    /// Nothing does, or the id in it is not fit.
+    pub fn at(path: &str) -> Result<Self, Problem> {
         if let Some(route) = Route::find(path) {
             return Ok(Self::Own(route));
         }
@@ -37,7 +47,8 @@ impl Found {
         }
     }
 
-    pub(crate) fn takes(&self, method: &str) -> bool {
+    /// Whether it takes a method.
+    pub fn takes(&self, method: &str) -> bool {
         let posts = match self {
             Self::Own(route) => route.posts(),
             Self::Channels(route) => route.posts(),
@@ -47,7 +58,8 @@ impl Found {
         if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
     }
 
-    pub(crate) fn allow(&self) -> &'static str {
+    /// The value of `Allow`.
+    pub fn allow(&self) -> &'static str {
         match self {
             Self::Own(route) => route.allow(),
             Self::Channels(route) => route.allow(),
@@ -57,7 +69,7 @@ impl Found {
     }
 
     /// Whether a path is that of a socket; to us such a path takes `POST`.
-    pub(crate) fn is_socket(path: &str) -> bool {
+    pub fn is_socket(path: &str) -> bool {
         path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }

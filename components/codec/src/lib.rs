@@ -19,7 +19,8 @@
 //! - [`accept`], [`content_type`]: negotiation.
 //! - [`problem`]: RFC 9457 problem details.
 //! - [`models`]: what is served, and readiness.
-//! - [`route`], [`request_id`]: paths with their methods, and `X-Request-Id`.
+//! - [`host`], [`cors`]: the name that a request is for, and the page that it comes from.
+//! - [`found`], [`target`], [`route`], [`request_id`]: percent-encoding, paths with their methods, and `X-Request-Id`.
 //!
 //! The feature `schema` derives JSON Schema for all of it and adds `openapi`, which writes the gateway's
 //! `openapi.json`; the component itself is built without.
@@ -28,10 +29,13 @@ pub mod accept;
 pub mod ask;
 pub mod channel;
 pub mod content_type;
+pub mod cors;
 pub mod event;
+pub mod found;
 pub mod frame;
 pub mod grip;
 pub mod hold;
+pub mod host;
 pub mod hub;
 pub mod json;
 pub mod lines;
@@ -53,6 +57,7 @@ pub mod sse;
 pub mod stream_event;
 pub mod subscribe;
 pub mod subscription;
+pub mod target;
 pub mod task;
 pub mod tei;
 pub mod timestamp;

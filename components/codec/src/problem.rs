@@ -55,6 +55,10 @@ pub enum More {
     Allow(&'static str),
     /// The media types that could have been asked for.
     Available(&'static [&'static str]),
+    /// The media types that the body could have had, for `Accept` (RFC 9110, section 15.5.16).
+    Accepted(&'static [&'static str]),
+    /// The codings that the body could have had, for `Accept-Encoding`.
+    Codings(&'static str),
 }
 
 /// A problem as clients see it.
@@ -95,7 +99,7 @@ pub struct Wire<'a> {
     /// The models and whether each is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<ModelState<'a>>>,
-    /// The media types that could have been asked for.
+    /// The media types that could have been asked for (406), or that the body could have had (415).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available: Option<&'static [&'static str]>,
 }
@@ -137,31 +141,38 @@ impl Problem {
         Self::new(413, "body_too_large", "The body is too large", detail)
     }
 
-    /// 415.
-    pub fn unsupported_media_type(got: &str) -> Self {
-        let detail = format!("the body must be `application/json` in UTF-8, not `{}`", quote(got));
-        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
-    }
-
-    /// 415: of a path that takes streams too.
-    pub fn unsupported_item_type(got: &str) -> Self {
-        let got = quote(got);
-        let detail = format!("the body must be `application/json` or `application/x-ndjson` in UTF-8, not `{got}`");
-        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
-    }
-
-    /// 415: of a path that takes lines.
-    pub fn unsupported_line_type(got: &str, plain: bool) -> Self {
-        let (got, plain) = (quote(got), if plain { ", `text/plain`" } else { "" });
-        let detail =
-            format!("the body must be `application/x-ndjson`{plain} or `application/json` in UTF-8, not `{got}`");
-        Self::new(415, "unsupported_media_type", "Unsupported media type", detail)
+    /// 415: the body has none of these media types. `got` is its `Content-Type`; none when it has no such header.
+    pub fn unsupported_media_type(got: Option<&str>, accepted: &'static [&'static str]) -> Self {
+        let (last, others) = accepted.split_last().unwrap_or((&"", &[]));
+        let others: String = others.iter().map(|name| format!("`{name}`, ")).collect();
+        let list = match others.strip_suffix(", ") {
+            Some(others) => format!("{others} or `{last}`"),
+            None => format!("`{last}`"),
+        };
+        let detail = match got.filter(|got| !got.is_empty()) {
+            Some(got) => format!("the body must be {list} in UTF-8, not `{}`", quote(got)),
+            None => format!("the body must be {list} in UTF-8, and the request has no `Content-Type`"),
+        };
+        let problem = Self::new(415, "unsupported_media_type", "Unsupported media type", detail);
+        Self { more: More::Accepted(accepted), ..problem }
     }
 
     /// 415.
     pub fn unsupported_encoding(got: &str) -> Self {
         let detail = format!("the body must come without `Content-Encoding`, not as `{}`", quote(got));
-        Self::new(415, "unsupported_content_encoding", "Unsupported content encoding", detail)
+        let problem = Self::new(415, "unsupported_content_encoding", "Unsupported content encoding", detail);
+        Self { more: More::Codings("identity"), ..problem }
+    }
+
+    /// 501: the body comes in a transfer coding besides `chunked` (RFC 9112, section 6.1).
+    pub fn unsupported_transfer_coding(got: &str) -> Self {
+        let detail = format!("`Transfer-Encoding` must be `chunked` alone, not `{}`", quote(got));
+        Self::new(501, "unsupported_transfer_coding", "Unsupported transfer coding", detail)
+    }
+
+    /// 400: the request asks for a WebSocket as RFC 6455, section 4.2.1, does not allow.
+    pub fn invalid_handshake(what: &str) -> Self {
+        Self::new(400, "invalid_handshake", "The WebSocket handshake is not valid", what)
     }
 
     /// 400: the connection brought less than was announced.
@@ -267,6 +278,21 @@ impl Problem {
         }
     }
 
+    /// The headers that belong to it, besides `Content-Type`.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::new();
+        match self.more {
+            More::Allow(allow) => headers.push(("allow", allow.to_owned())),
+            More::Accepted(types) => headers.push(("accept", types.join(", "))),
+            More::Codings(codings) => headers.push(("accept-encoding", codings.to_owned())),
+            _ => {}
+        }
+        if let Some(seconds) = self.retry_after_s() {
+            headers.push(("retry-after", seconds.to_string()));
+        }
+        headers
+    }
+
     /// The body.
     pub fn to_json(&self, request_id: &str) -> Vec<u8> {
         let mut wire = Wire {
@@ -286,12 +312,12 @@ impl Problem {
             available: None,
         };
         match &self.more {
-            More::None | More::Allow(_) => {}
+            More::None | More::Allow(_) | More::Codings(_) => {}
             More::Fields(errors) => wire.errors = Some(errors),
             More::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
             More::Step(step) => wire.step = Some(step_name(*step)),
             More::Models(models) => wire.models = Some(states(models)),
-            More::Available(types) => wire.available = Some(types),
+            More::Available(types) | More::Accepted(types) => wire.available = Some(types),
         }
         json(&wire)
     }
@@ -399,11 +425,18 @@ mod tests {
             {"type":"urn:weir:problem:body-incomplete","title":"The body is incomplete","status":400,"detail":"the body ended before all of it had arrived","code":"body_incomplete","request_id":"r-1","retryable":false}"#]],
         );
         check(
-            &Problem::unsupported_media_type("text/plain"),
+            &Problem::unsupported_media_type(Some("text/plain"), &["application/json"]),
             expect![[r#"
             415 allow=None retry-after=None
-            {"type":"urn:weir:problem:unsupported-media-type","title":"Unsupported media type","status":415,"detail":"the body must be `application/json` in UTF-8, not `text/plain`","code":"unsupported_media_type","request_id":"r-1","retryable":false}"#]],
+            {"type":"urn:weir:problem:unsupported-media-type","title":"Unsupported media type","status":415,"detail":"the body must be `application/json` in UTF-8, not `text/plain`","code":"unsupported_media_type","request_id":"r-1","retryable":false,"available":["application/json"]}"#]],
         );
+        let several = Problem::unsupported_media_type(None, &["a/b", "c/d", "e/f"]);
+        assert_eq!(
+            several.detail,
+            "the body must be `a/b`, `c/d` or `e/f` in UTF-8, and the request has no `Content-Type`"
+        );
+        assert_eq!(several.headers(), [("accept", "a/b, c/d, e/f".to_owned())]);
+        assert_eq!(Problem::unsupported_encoding("gzip").headers(), [("accept-encoding", "identity".to_owned())]);
         check(
             &Problem::unsupported_encoding("gzip"),
             expect![[r#"

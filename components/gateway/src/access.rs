@@ -23,7 +23,7 @@ use weir_auth::{
     scope::Action,
     ticket::TicketKeys,
 };
-use weir_codec::{channel::Channel, problem::Problem};
+use weir_codec::{channel::Channel, host::HostNames, problem::Problem};
 use weir_core::{
     process::Now,
     quota::{Connections, Quota, QuotaConfig},
@@ -74,6 +74,8 @@ impl Asking<'_> {
 pub(crate) struct Access {
     settings: &'static Auth,
     cors: Cors,
+    /// The names that requests may be for; none where every name may be.
+    host_names: Option<HostNames>,
     loaded: RefCell<Loaded>,
     requests: RefCell<Quota>,
     publishes: RefCell<Quota>,
@@ -101,7 +103,13 @@ impl Access {
     }
 
     fn new() -> Result<Self, String> {
-        let settings = &Settings::current().map_err(str::to_owned)?.auth;
+        let all = Settings::current().map_err(str::to_owned)?;
+        let settings = &all.auth;
+        let hosts: Vec<&str> = all.hosts.iter().map(String::as_str).collect();
+        let host_names = HostNames::new(&hosts).map_err(|error| format!("`WEIR_HTTP_HOSTS`: {error}"))?;
+        // Where a token is asked for, a page that came here by a name of its own has none to show. Where everybody may
+        // come, only the operator knows the names.
+        let is_checked = !settings.required && (settings.loopback || !host_names.is_empty());
         let origins: Vec<&str> = settings.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, settings.cors_credentials).map_err(|error| error.to_string())?;
         let quota = |rate: Rate| {
@@ -112,6 +120,7 @@ impl Access {
         Ok(Self {
             settings,
             cors,
+            host_names: is_checked.then_some(host_names),
             loaded: RefCell::default(),
             requests: quota(settings.requests),
             publishes: quota(settings.publishes),
@@ -122,6 +131,14 @@ impl Access {
     /// Whether requests show who sends them.
     pub(crate) fn required(&self) -> bool {
         self.settings.required
+    }
+
+    /// Checks the host that the request is for.
+    pub(crate) fn check_host(&self, asking: &Asking<'_>) -> Result<(), Problem> {
+        match &self.host_names {
+            Some(names) => Ok(names.check(asking.host)?),
+            None => Ok(()),
+        }
     }
 
     /// The headers for the answer to a page of another origin.
@@ -145,7 +162,9 @@ impl Access {
             self.cors.check_cookie(&asking.page(), asking.changes)?;
         }
         let now_s = now.unix_ns / NS_PER_S;
-        let identity = match guard.enter(&shown, asking.path, asking.host, now_s)? {
+        // A name that the operator allows counts as one of loopback.
+        let host = if self.host_names.is_some() { None } else { asking.host };
+        let identity = match guard.enter(&shown, asking.path, host, now_s)? {
             Entry::Known(identity) => identity,
             Entry::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
@@ -181,7 +200,7 @@ impl Access {
             if loaded.guard.is_none() || loaded.stamps != stamps {
                 let guard = self.load();
                 if let Err(error) = &guard {
-                    eprintln!("nobody is let in: {error}");
+                    eprintln!("error: nobody is let in: {error}");
                 }
                 loaded.guard = Some(guard.map(Rc::new));
                 loaded.stamps = stamps;

@@ -4,7 +4,6 @@
 //! transcript sessions. One instance serves many
 //! requests at once: nothing here blocks, and nothing is shared but the settings.
 //!
-//! - `found`: which part answers a path.
 //! - `body`: request bodies, bounded in bytes and time.
 //! - `process`: the two routes that take a text apart.
 //! - `items`, `streams`: the routes that work text by text, answered whole and as a stream.
@@ -18,6 +17,7 @@
 //! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
+//! - `wording`: errors of bindings as text.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
 //! Imports `wasi:*` and `weir:stream/*`, nothing else.
@@ -29,7 +29,6 @@ mod body;
 mod clock;
 mod dialects;
 mod duplex;
-mod found;
 mod held;
 mod infer;
 mod items;
@@ -46,6 +45,9 @@ mod sockets;
 mod streams;
 mod subscribe;
 mod transcript;
+mod wording;
+
+use std::borrow::Cow;
 
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
@@ -61,14 +63,16 @@ use weir_codec::{
     ask::Ask,
     channel::{Channel, ChannelRoute},
     content_type,
+    found::Found,
     frame::Framing,
-    models, output,
+    host, models, output,
     problem::Problem,
     publish::TicketBody,
     query::Query,
     request::{FieldError, FieldReason, ProcessRequest, RequestError},
     route::{self, HUB_PREFIX, Route},
     stream_event::{ServiceHealth, health_json, ticket_json},
+    target,
     task::Task,
     transcript::{config::SessionAsk, stream::read_texts},
 };
@@ -79,7 +83,6 @@ use crate::{
     bindings::weir::stream::events,
     body::Arriving,
     clock::Deadline,
-    found::Found,
     items::Plan,
     pipelines::{Inside, Pipelines},
     reply::{Client, Reply},
@@ -96,6 +99,12 @@ const MODELS_TIMEOUT_MS: u64 = 5000;
 const STORE_TIMEOUT_MS: u64 = 5000;
 /// Answered whatever the settings and the models say.
 const LIVEZ: &str = "/livez";
+/// Answered by a host that has metrics, which asks here who may read them: 204 for one who may.
+const METRICS: &str = "/metrics";
+/// The media types of a body that is read whole.
+const JSON: [&str; 1] = ["application/json"];
+/// The media types of a body of lines, or of one of them.
+pub(crate) const LINES_OR_JSON: [&str; 2] = ["application/x-ndjson", "application/json"];
 
 #[http_service]
 async fn handle(request: Request) -> Result<Response, ErrorCode> {
@@ -103,7 +112,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
     Pipelines::wake();
     let (parts, mut body) = request.into_parts();
     let mut call = Call {
-        path: parts.uri.path(),
+        path: parts.uri.path().into(),
         query: parts.uri.query().unwrap_or_default(),
         host: parts.uri.authority().map(|authority| authority.as_str()),
         method: &parts.method,
@@ -121,7 +130,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         Ok(Answer::Streaming(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
         Err(problem) => {
-            let reply = Reply::problem(&problem, Route::find(call.path), &call.request_id);
+            let reply = Reply::problem(&problem, Route::find(&call.path), &call.request_id);
             match refusal::challenge(&problem) {
                 Some(challenge) => reply.with("www-authenticate", challenge),
                 None => reply,
@@ -144,7 +153,8 @@ enum Answer {
 
 /// A request without its body.
 struct Call<'a> {
-    path: &'a str,
+    /// In its normal form.
+    path: Cow<'a, str>,
     /// Without the question mark.
     query: &'a str,
     /// `Host` or `:authority`
@@ -160,39 +170,53 @@ struct Call<'a> {
 impl Call<'_> {
     /// Looks at the head of the request: its bounds, and the page that it comes from.
     fn enter(&mut self) -> Result<(), Problem> {
+        if let Cow::Owned(normal) = target::normalize_path(&self.path)? {
+            self.path = Cow::Owned(normal);
+        }
+        target::check_query(self.query)?;
+        let hosts = self.headers.get_all("host").iter().map(|host| host.as_bytes());
+        // Hosts other than ours may leave both out.
+        self.host = host::of_request(self.host, hosts, false)?;
         if self.path == LIVEZ {
             return Ok(());
         }
         let access = Access::current()?;
         let asking = self.asking();
-        let target = format!("{}?{}", self.path, self.query);
-        Limits::default().check_head(&target, asking.headers.iter().copied())?;
         let page = access.page(&asking);
+        let target = format!("{}?{}", self.path, self.query);
+        let checked = Limits::default().check_head(&target, asking.headers.iter().copied());
+        let checked = checked.map_err(Problem::from).and_then(|()| access.check_host(&asking));
         // Caches must not give to one page what was answered to another.
-        let page = page.inspect_err(|_| self.page = vec![cors::Cors::vary()])?;
+        let (page, refused) =
+            page.map_or_else(|refused| (vec![cors::Cors::vary()], Err(refused)), |page| (page, Ok(())));
         self.page = page;
-        Ok(())
+        refused?;
+        checked
     }
 
     /// What the request says of who sends it.
     fn asking(&self) -> Asking<'_> {
         let headers: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let host = self.headers.get("host").and_then(|host| host.to_str().ok());
         let changes = !matches!(*self.method, Method::GET | Method::HEAD);
-        Asking { headers, path: self.path, query: self.query, host: self.host.or(host), changes }
+        Asking { headers, path: &self.path, query: self.query, host: self.host, changes }
     }
 
     async fn answer(&mut self, body: types::Request) -> Result<Answer, Problem> {
-        if self.method == Method::OPTIONS && matches!(self.path, "*" | "/*") {
+        if self.method == Method::OPTIONS && matches!(&*self.path, "*" | "/*") {
             sessions::wake();
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
-        let found = Found::at(self.path)?;
+        let settings = Settings::current().map_err(Problem::internal)?;
+        if self.path == METRICS && settings.grip == Grip::Host {
+            Access::current()?.identify(&self.asking(), self.began).await?;
+            return Ok(Answer::Whole(Reply::empty()));
+        }
+        let found = Found::at(&self.path)?;
         match self.method.as_str() {
-            "GET" if Found::is_socket(self.path) => return Err(Problem::upgrade_required(self.path)),
+            "GET" if Found::is_socket(&self.path) => return Err(Problem::upgrade_required(&self.path)),
             method if found.takes(method) => {}
             "OPTIONS" => return self.options(found.allow()).map(Answer::Whole),
-            method => return Err(Problem::method_not_allowed(method, self.path, found.allow())),
+            method => return Err(Problem::method_not_allowed(method, &self.path, found.allow())),
         }
         match found {
             Found::Own(route) => self.own(route, body).await,
@@ -207,7 +231,7 @@ impl Call<'_> {
 
     /// The methods of a path; for a page that asks before it asks, what it may send.
     fn options(&mut self, allow: &'static str) -> Result<Reply, Problem> {
-        let preflight = match self.path {
+        let preflight = match &*self.path {
             LIVEZ => None,
             _ => Access::current()?.preflight(&self.asking(), allow)?,
         };
@@ -263,7 +287,7 @@ impl Call<'_> {
                 let settings = Settings::current().map_err(Problem::internal)?;
                 let body = self.json(body, settings).await?;
                 // The time of the event is when all of it is here.
-                publish::publish(&route, &body, &identity, self.path, clock::now()).await.map(Answer::Whole)
+                publish::publish(&route, &body, &identity, &self.path, clock::now()).await.map(Answer::Whole)
             }
             ChannelRoute::Tickets => {
                 let settings = Settings::current().map_err(Problem::internal)?;
@@ -272,7 +296,7 @@ impl Call<'_> {
             }
             ChannelRoute::Socket(channel) => self.socket(Some(channel), identity, body).await,
             ChannelRoute::Sockets => self.socket(None, identity, body).await,
-            ChannelRoute::Health => Err(Problem::not_found(self.path)),
+            ChannelRoute::Health => Err(Problem::not_found(&self.path)),
         }
     }
 
@@ -280,7 +304,7 @@ impl Call<'_> {
     async fn subscribe(&self, channel: Channel, identity: &Identity) -> Result<Answer, Problem> {
         const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
         let settings = Settings::current().map_err(Problem::internal)?;
-        access::may(identity, Action::Read, &channel, self.path).await?;
+        access::may(identity, Action::Read, &channel, &self.path).await?;
         let framing =
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
@@ -314,18 +338,18 @@ impl Call<'_> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let content_type = self.header("content-type");
         if !content_type::is_ndjson(content_type.as_deref()) {
-            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), false));
+            return Err(Problem::unsupported_media_type(content_type.as_deref(), &["application/x-ndjson"]));
         }
         self.encoding()?;
         let first = match first {
             None => None,
             Some(channel) => {
-                access::may(&identity, Action::Read, &channel, self.path).await?;
+                access::may(&identity, Action::Read, &channel, &self.path).await?;
                 Some((channel, subscribe::cursor(None, self.query)?))
             }
         };
         let place = Access::current()?.connect(&identity)?;
-        let socket = sockets::Socket { identity, path: self.path.to_owned(), settings, _place: place };
+        let socket = sockets::Socket { identity, path: self.path.clone().into_owned(), settings, _place: place };
         let body = self.arriving(body, settings).await?;
         let (response, client) = self.streaming(Framing::Ndjson)?;
         let began = self.began;
@@ -340,6 +364,8 @@ impl Call<'_> {
             return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
         }
         let TicketBody { path, scopes } = TicketBody::from_json(body)?;
+        // A ticket is compared with the normal form of the path that it opens.
+        let path = target::normalize_path(&path)?;
         let limit = scopes.map(|scopes| Scopes::read(scopes.iter().map(String::as_str))).transpose();
         let limit = limit.map_err(|error| {
             let error = FieldError::new("scope", FieldReason::NotAllowed, format!("`scope`: {error}"));
@@ -396,7 +422,7 @@ impl Call<'_> {
         let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let body = self.json(body, settings).await.map_err(|problem| match problem.code {
             "unsupported_media_type" => {
-                Problem::unsupported_item_type(&self.header("content-type").unwrap_or_default())
+                Problem::unsupported_media_type(self.header("content-type").as_deref(), &FORMS[..2])
             }
             _ => problem,
         })?;
@@ -421,7 +447,7 @@ impl Call<'_> {
         let content_type = self.header("content-type");
         // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
         if !content_type::is_ndjson(content_type.as_deref()) && !content_type::is_json(content_type.as_deref()) {
-            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), false));
+            return Err(Problem::unsupported_media_type(content_type.as_deref(), &LINES_OR_JSON));
         }
         self.encoding()?;
         let body = self.arriving(body, settings).await?;
@@ -450,7 +476,8 @@ impl Call<'_> {
             return Ok(Answer::Streaming(response));
         }
         if !content_type::is_json(content_type.as_deref()) {
-            return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), true));
+            const FORMS: [&str; 3] = ["application/x-ndjson", "text/plain", "application/json"];
+            return Err(Problem::unsupported_media_type(content_type.as_deref(), &FORMS));
         }
         if !accept::json(accepted.as_deref()) {
             return Err(Problem::not_acceptable(&["application/json"]));
@@ -495,25 +522,27 @@ impl Call<'_> {
             (request_id::HEADER, self.request_id.clone()),
         ];
         headers.extend(self.page.iter().cloned());
-        reply::streaming(&headers).map_err(|error| Problem::internal(&format!("{error:?}")))
+        reply::streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }
 
     /// A body of JSON: its type, its size.
     async fn json(&self, body: types::Request, settings: &Settings) -> Result<Vec<u8>, Problem> {
         let content_type = self.header("content-type");
         if !content_type::is_json(content_type.as_deref()) {
-            return Err(Problem::unsupported_media_type(content_type.as_deref().unwrap_or_default()));
+            return Err(Problem::unsupported_media_type(content_type.as_deref(), &JSON));
         }
         self.encoding()?;
         let announced = self.header("content-length").and_then(|length| length.trim().parse().ok());
         body::read(body, announced, settings, self.began).await
     }
 
-    /// Bodies come as they are.
+    /// Bodies come as they are. An empty list of codings is none.
     fn encoding(&self) -> Result<(), Problem> {
-        match self.header("content-encoding").filter(|name| !name.eq_ignore_ascii_case("identity")) {
-            Some(encoding) => Err(Problem::unsupported_encoding(&encoding)),
-            None => Ok(()),
+        let Some(encoding) = self.header("content-encoding") else { return Ok(()) };
+        let is_none = |name: &str| name.is_empty() || name.eq_ignore_ascii_case("identity");
+        match encoding.split(',').map(str::trim).all(is_none) {
+            true => Ok(()),
+            false => Err(Problem::unsupported_encoding(&encoding)),
         }
     }
 

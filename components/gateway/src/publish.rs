@@ -105,6 +105,19 @@ fn is_key(text: &str) -> bool {
     text.len() <= KEY_BYTES_MAX && text.bytes().all(good)
 }
 
+/// Why the store did not do something, for the log.
+pub(crate) fn reason(failure: &Failure) -> String {
+    match failure {
+        Failure::Invalid(reason) => format!("the event is not valid: {reason}"),
+        Failure::Finished => "the channel is finished".to_owned(),
+        Failure::TooLarge(reason) => format!("the event is too large: {reason}"),
+        Failure::Unavailable(retry_after_ms) => {
+            format!("the channel store cannot answer now; the next attempt may be made in {retry_after_ms} ms")
+        }
+        Failure::Other(reason) => format!("the channel store failed: {reason}"),
+    }
+}
+
 /// What the store did not do, for a client.
 pub(crate) fn problem(failure: Failure) -> Problem {
     match failure {

@@ -69,11 +69,8 @@ impl Reply {
                 Self { status: problem.status, ..Self::ok(problem::CONTENT_TYPE, body) }
             }
         };
-        if let Some(allow) = problem.allow() {
-            reply = reply.with("allow", allow);
-        }
-        if let Some(seconds) = problem.retry_after_s() {
-            reply = reply.with("retry-after", seconds.to_string());
+        for (name, value) in problem.headers() {
+            reply = reply.with(name, value);
         }
         reply
     }

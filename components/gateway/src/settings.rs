@@ -5,6 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 /// The gateway's settings.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// `WEIR_HTTP_HOSTS`: names that requests may be for besides loopback's, separated by spaces, where nobody is asked for a token.
+    pub(crate) hosts: Vec<String>,
     /// `WEIR_HTTP_BODY_BYTES_MAX`: most bytes in a body, 1048576 unless told.
     pub(crate) body_bytes_max: u64,
     /// `WEIR_HTTP_BODY_TIMEOUT_MS`: how long a body may take to arrive, 30000 unless told.
@@ -141,6 +143,11 @@ impl Settings {
             Some(text) => Ok(text.trim().to_owned()),
         };
         Ok(Self {
+            hosts: variable("WEIR_HTTP_HOSTS")
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(str::to_owned)
+                .collect(),
             body_bytes_max: number("WEIR_HTTP_BODY_BYTES_MAX", 1_048_576)?,
             body_timeout_ms: number("WEIR_HTTP_BODY_TIMEOUT_MS", 30_000)?,
             request_timeout_ms: number("WEIR_HTTP_REQUEST_TIMEOUT_MS", 60_000)?,

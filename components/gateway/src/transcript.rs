@@ -90,7 +90,9 @@ pub(crate) async fn open(ask: &SessionAsk) -> Result<Opened, Problem> {
     let (inputs, reader) = wit_stream::new::<Input>();
     match session::run(Start::Config(config(ask)), reader).await {
         Ok(outputs) => Ok(Opened { inputs, outputs }),
-        Err(failure) => Err(Problem::internal(&format!("the session did not begin: {failure:?}"))),
+        Err(failure) => {
+            Err(Problem::internal(&format!("the session did not begin: {}", crate::wording::in_words(&failure))))
+        }
     }
 }
 

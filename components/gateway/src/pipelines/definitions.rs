@@ -75,7 +75,10 @@ impl Definitions {
             let known = before.remove(name).filter(|known| known.stamp == stamp);
             let known = known.unwrap_or_else(|| {
                 let definition = read(&path, name, stamp.1).map(Arc::new);
-                Known { stamp, definition: definition.map_err(|error| eprintln!("the pipeline `{name}`: {error}")) }
+                Known {
+                    stamp,
+                    definition: definition.map_err(|error| eprintln!("warn: the pipeline `{name}`: {error}")),
+                }
             });
             now.insert(name.to_owned(), known);
         }

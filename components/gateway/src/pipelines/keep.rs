@@ -25,7 +25,7 @@ use crate::{
         state,
     },
     clock::{self, Deadline},
-    owners,
+    owners, publish,
 };
 
 /// What a value holds of a checkpoint; the store takes a mebibyte.
@@ -76,7 +76,7 @@ pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoi
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
-        eprintln!("a checkpoint of {} was not saved: {failure:?}", checkpoint.execution_id);
+        eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, publish::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
@@ -142,7 +142,7 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
                 live.stored.set(all);
                 return (batch, all);
             }
-            Err(failure) => eprintln!("events of {id} were not stored: {failure:?}"),
+            Err(failure) => eprintln!("warn: events of {id} were not stored: {}", publish::reason(&failure)),
         }
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
@@ -192,7 +192,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) {
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = put(Place::Ended, &id, &live.owner, "e", bytes.clone(), Some(ttl_ms)).await {
-        eprintln!("the end of {id} was not saved: {failure:?}");
+        eprintln!("warn: the end of {id} was not saved: {}", publish::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
@@ -202,7 +202,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) {
 /// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
 pub(super) async fn forget(id: &str, parts: usize) {
     if let Err(failure) = state::delete(Place::Going.key(id)).await {
-        eprintln!("{id} has ended and stays among those that go on: {failure:?}");
+        eprintln!("warn: {id} has ended and stays among those that go on: {}", publish::reason(&failure));
         return;
     }
     for (slot, part) in ["a", "b"].into_iter().flat_map(|slot| (0..parts).map(move |part| (slot, part))) {

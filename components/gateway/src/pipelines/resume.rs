@@ -17,7 +17,7 @@ use crate::{
         state,
     },
     clock::{self, Deadline},
-    request_id,
+    publish, request_id,
 };
 
 /// Executions that are read at once.
@@ -39,7 +39,7 @@ async fn each_key(pipelines: &'static Pipelines, place: Place) {
         let keys = match state::keys(place.kind().to_owned(), after.clone(), KEYS_MAX).await {
             Ok(keys) => keys,
             Err(failure) => {
-                eprintln!("what was interrupted is not known yet: {failure:?}");
+                eprintln!("warn: what was interrupted is not known yet: {}", publish::reason(&failure));
                 Deadline::after(clock::now(), RETRY_MS).passed().await;
                 continue;
             }
@@ -74,11 +74,11 @@ async fn go_on(pipelines: &'static Pipelines, id: &str) {
             }
             Ok(None) => return,
             Err(failure @ Failure::Unavailable(_)) => {
-                eprintln!("{id} does not go on yet: {failure:?}");
+                eprintln!("warn: {id} does not go on yet: {}", publish::reason(&failure));
                 Deadline::after(clock::now(), RETRY_MS).passed().await;
             }
             Err(failure) => {
-                eprintln!("{id} cannot go on: {failure:?}");
+                eprintln!("warn: {id} cannot go on: {}", publish::reason(&failure));
                 return;
             }
         }

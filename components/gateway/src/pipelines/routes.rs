@@ -99,7 +99,7 @@ impl Call<'_> {
 
     /// What is not allowed is not there.
     fn may_start(&self, identity: &Identity, name: &str) -> Result<(), Problem> {
-        identity.may(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, self.path))
+        identity.may(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
     }
 
     fn definition(
@@ -109,7 +109,7 @@ impl Call<'_> {
         identity: &Identity,
     ) -> Result<std::sync::Arc<weir_core::pipeline::Definition>, Problem> {
         self.may_start(identity, name)?;
-        let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(self.path))?;
+        let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
         // What is wrong with it is for the log.
         let detail = "the definition of this pipeline cannot be understood";
         definition.map_err(|()| Problem::refused(500, "pipeline_invalid", "The pipeline is not valid", detail, None))
@@ -259,7 +259,7 @@ impl Call<'_> {
         }
         for place in [Place::Going, Place::Ended] {
             let kept = keep::get(place, id).await.map_err(|failure| {
-                eprintln!("{id} is asked for: {failure:?}");
+                eprintln!("warn: {id} is asked for: {}", publish::reason(&failure));
                 publish::problem(failure)
             })?;
             if let Some(kept) = kept.filter(|kept| may(&kept.owner)) {
@@ -267,7 +267,7 @@ impl Call<'_> {
                 return status.ok_or_else(|| Problem::internal("what is kept of the execution is damaged"));
             }
         }
-        Err(Problem::not_found(self.path))
+        Err(Problem::not_found(&self.path))
     }
 
     async fn cancel(&self, pipelines: &'static Pipelines, id: &str, identity: &Identity) -> Result<Reply, Problem> {

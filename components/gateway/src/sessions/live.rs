@@ -109,7 +109,9 @@ async fn run(start: Start) -> Result<(StreamWriter<Input>, StreamReader<Output>)
     let (inputs, reader) = wit_stream::new::<Input>();
     match session::run(start, reader).await {
         Ok(outputs) => Ok((inputs, outputs)),
-        Err(failure) => Err(Problem::internal(&format!("the session did not begin: {failure:?}"))),
+        Err(failure) => {
+            Err(Problem::internal(&format!("the session did not begin: {}", crate::wording::in_words(&failure))))
+        }
     }
 }
 

@@ -46,7 +46,7 @@ use self::{
     live::now_ms,
 };
 use crate::{
-    Answer, Call, STREAM_FORMS,
+    Answer, Call, LINES_OR_JSON, STREAM_FORMS,
     access::Access,
     bindings::weir::stream::{
         events::{self, Event, Failure},
@@ -98,7 +98,7 @@ pub(crate) async fn answer(call: &Call<'_>, route: SessionRoute, body: types::Re
             let content_type = call.header("content-type");
             // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
             if !content_type::is_ndjson(content_type.as_deref()) && !content_type::is_json(content_type.as_deref()) {
-                return Err(Problem::unsupported_line_type(&content_type.unwrap_or_default(), false));
+                return Err(Problem::unsupported_media_type(content_type.as_deref(), &LINES_OR_JSON));
             }
             call.encoding()?;
             let body = call.arriving(body, keeping.settings).await?;
@@ -122,8 +122,8 @@ async fn find(
 ) -> Result<Rc<Entry>, Problem> {
     let entry = keeping.find(channel.id()).await?.filter(|entry| !entry.is_deleted());
     let owner = entry.as_ref().and_then(|entry| entry.head().owner);
-    identity.may(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, call.path))?;
-    entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, call.path))
+    identity.may(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, &call.path))?;
+    entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, &call.path))
 }
 
 /// A session that begins.

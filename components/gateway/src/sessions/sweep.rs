@@ -50,14 +50,14 @@ pub(crate) async fn restore(keeping: &'static Keeping) {
         let found = match store::after(last.as_ref()).await {
             Ok(found) => found,
             Err(problem) => {
-                eprintln!("stored sessions cannot be listed: {}", problem.detail);
+                eprintln!("warn: stored sessions cannot be listed: {}", problem.detail);
                 Deadline::after(clock::now(), TICK_MS).passed().await;
                 continue;
             }
         };
         for channel in &found {
             if let Err(problem) = keeping.find(channel.id()).await {
-                eprintln!("session {}: {}", channel.id(), problem.detail);
+                eprintln!("warn: session {}: {}", channel.id(), problem.detail);
             }
         }
         begin(keeping);
@@ -79,7 +79,7 @@ async fn sweep(keeping: &'static Keeping) {
             _ => Ok(()),
         };
         if let Err(problem) = result {
-            eprintln!("session {}: {}", entry.channel.id(), problem.detail);
+            eprintln!("warn: session {}: {}", entry.channel.id(), problem.detail);
             if entry.phase() == Phase::Open {
                 entry.set_due(now_ms.saturating_add(RETRY_MS));
             }

@@ -1,4 +1,4 @@
-//! ONNX Runtime as the engine of the whole path: the same components, the same answers.
+//! Other engines for the whole path: the same components, the same answers.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -33,15 +33,18 @@ fn run(engine: &str, texts: &str) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn both_engines_give_the_same_answers() -> Result<()> {
+fn all_engines_give_the_same_answers() -> Result<()> {
     let mut random = Random(11);
     let texts: String = (0..80).map(|index| random.text(1 + index % 40) + "\n").collect();
-    let (tract, onnxruntime) = (run("tract", &texts)?, run("onnxruntime", &texts)?);
-    ensure!(tract.len() == 80 && onnxruntime.len() == 80);
-    for (one, other) in tract.iter().zip(&onnxruntime) {
-        let score = |line: &Value| line["score"].as_f64().context("a score");
-        ensure!(one["label"] == other["label"], "{one} and {other}");
-        ensure!((score(one)? - score(other)?).abs() < 1e-4, "{one} and {other}");
+    let tract = run("tract", &texts)?;
+    for engine in ["onnxruntime", "builtin"] {
+        let answers = run(engine, &texts)?;
+        ensure!(tract.len() == 80 && answers.len() == 80, "{engine}: {} answers", answers.len());
+        for (one, other) in tract.iter().zip(&answers) {
+            let score = |line: &Value| line["score"].as_f64().context("a score");
+            ensure!(one["label"] == other["label"], "{engine}: {one} and {other}");
+            ensure!((score(one)? - score(other)?).abs() < 1e-4, "{engine}: {one} and {other}");
+        }
     }
     Ok(())
 }

@@ -98,7 +98,8 @@ pub struct Models {
     pub names: Vec<String>,
     /// Replicas of each model, each with a thread; 0: one for each core.
     pub replicas: u32,
-    /// The engine that runs a model: `tract`, or `onnxruntime` (`weir models engine onnxruntime` fetches it).
+    /// The engine that runs a model: `tract`; `builtin` (Weir's own kernels: encoders exported as the models that ship, and the same
+    /// bits in every batch); or `onnxruntime` (`weir models engine onnxruntime` fetches it).
     pub engine: String,
     /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
     pub plans_max: u32,

@@ -19,11 +19,14 @@ pub enum Engine {
     /// ONNX Runtime, on the CPU: a shared library that is loaded when a graph first asks for it, see
     /// [`library_folders`](crate::library_folders).
     OnnxRuntime,
+    /// The kernels of this project: encoders of the BERT family that were exported with several texts end to end, on the CPU, part of
+    /// this binary. It refuses every other graph.
+    Builtin,
 }
 
 /// The name of no engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no engine named {0:?}; the engines are: tract, onnxruntime")]
+#[error("there is no engine named {0:?}; the engines are: tract, onnxruntime, builtin")]
 pub struct UnknownEngine(String);
 
 impl FromStr for Engine {
@@ -33,6 +36,7 @@ impl FromStr for Engine {
         match name {
             "tract" => Ok(Self::Tract),
             "onnxruntime" => Ok(Self::OnnxRuntime),
+            "builtin" => Ok(Self::Builtin),
             _ => Err(UnknownEngine(name.to_owned())),
         }
     }
@@ -42,7 +46,7 @@ impl Engine {
     /// Whether texts laid end to end are cheaper for it than padded ones, where a model has a graph for that.
     pub fn prefers_packed(self) -> bool {
         match self {
-            Self::Tract => true,
+            Self::Tract | Self::Builtin => true,
             Self::OnnxRuntime => false,
         }
     }
@@ -51,7 +55,7 @@ impl Engine {
     pub fn plans_shapes(self) -> bool {
         match self {
             Self::Tract => true,
-            Self::OnnxRuntime => false,
+            Self::OnnxRuntime | Self::Builtin => false,
         }
     }
 
@@ -59,7 +63,7 @@ impl Engine {
     /// the run to end.
     pub fn batch_tokens(self) -> u32 {
         match self {
-            Self::Tract | Self::OnnxRuntime => 128,
+            Self::Tract | Self::OnnxRuntime | Self::Builtin => 128,
         }
     }
 }
@@ -69,6 +73,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Self::Tract => "tract",
             Self::OnnxRuntime => "onnxruntime",
+            Self::Builtin => "builtin",
         })
     }
 }

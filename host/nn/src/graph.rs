@@ -7,6 +7,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::builtin::Builtin;
 use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::onnxruntime::OnnxRuntime;
@@ -33,6 +34,7 @@ pub(crate) fn backend(engine: Engine) -> &'static dyn Backend {
     match engine {
         Engine::Tract => &Tract,
         Engine::OnnxRuntime => &OnnxRuntime,
+        Engine::Builtin => &Builtin,
     }
 }
 

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod builtin;
 mod engine;
 mod error;
 mod fit;

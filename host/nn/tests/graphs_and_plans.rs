@@ -63,7 +63,7 @@ fn the_registry_says_what_is_wrong() {
     assert!(registry.remove("m") && !registry.remove("m"));
     assert_eq!(
         "onnx".parse::<Engine>().unwrap_err().to_string(),
-        "there is no engine named \"onnx\"; the engines are: tract, onnxruntime"
+        "there is no engine named \"onnx\"; the engines are: tract, onnxruntime, builtin"
     );
     assert_eq!("tract".parse::<Engine>().unwrap().to_string(), "tract");
 }

@@ -34,7 +34,7 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
-    Rule { package: "weir-nn", house: &["weir-core"], others: None },
+    Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
     Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-events", "weir-nn"], others: None },
     // Of codec: GRIP, and how events are drawn on a connection that is held.

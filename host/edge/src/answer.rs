@@ -1,14 +1,18 @@
 //! The answers that the host gives by itself.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
+use http::{HeaderMap, Response, StatusCode, Version};
+use weir_codec::cors::Headers;
 use weir_codec::problem::{self, Problem};
 
 use crate::body::ReplyBody;
 
 /// The header that names a request in logs and answers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The path of the metrics, which the host answers.
+pub(crate) const METRICS: &str = "/metrics";
 
 /// What went wrong before or behind the gateway component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +21,6 @@ pub(crate) enum Trouble {
     Full,
     /// The server is stopping.
     Draining,
-    /// The path has no such method.
-    Method,
     /// A WebSocket of another version.
     Version,
     /// The instance that had the request was lost.
@@ -44,7 +46,6 @@ impl Trouble {
                 "the server is stopping: it finishes what it has and takes nothing new",
                 true,
             ),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "`/metrics` takes GET, HEAD", false),
             Self::Version => {
                 (StatusCode::UPGRADE_REQUIRED, "upgrade_required", "WebSockets are served in version 13", false)
             }
@@ -86,19 +87,27 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
     response
 }
 
-/// A problem of the host's own with an answer that the gateway had given: what that said to the page that asked stays.
+/// A problem with an answer that the gateway had given: what that said to the page that asked stays.
 pub(crate) fn refused(problem: &Problem, answered: &HeaderMap, request_id: &str) -> Response<ReplyBody> {
+    let mut response = of_problem(problem, request_id);
+    let kept = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
+    for (name, value) in answered.iter().filter(|(name, _)| kept(name)) {
+        response.headers_mut().append(name, value.clone());
+    }
+    response
+}
+
+/// A problem of the host's own.
+pub(crate) fn of_problem(problem: &Problem, request_id: &str) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::full(Bytes::from(problem.to_json(request_id))));
     *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    let kept = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
-    for (name, value) in answered.iter().filter(|(name, _)| kept(name)) {
-        headers.append(name, value.clone());
-    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(seconds) = problem.retry_after_s() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    for (name, value) in problem.headers() {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);
@@ -106,16 +115,39 @@ pub(crate) fn refused(problem: &Problem, answered: &HeaderMap, request_id: &str)
     response
 }
 
-/// `/metrics`.
-pub(crate) fn metrics(method: &Method, text: impl FnOnce() -> String, request_id: &str) -> Response<ReplyBody> {
-    if method != Method::GET && method != Method::HEAD {
-        let mut response = problem(Trouble::Method, request_id);
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
+/// As [`of_problem`], for a request whose end cannot be known: HTTP/1.1 closes the connection behind the answer.
+pub(crate) fn of_last_problem(problem: &Problem, version: Version, request_id: &str) -> Response<ReplyBody> {
+    let mut response = of_problem(problem, request_id);
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let mut response = Response::new(ReplyBody::full(Bytes::from(text())));
+    response
+}
+
+/// The methods of a path, for a preflight or for who asks without being a page.
+pub(crate) fn methods(allow: &'static str, page: &Headers, request_id: &str) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(ALLOW, HeaderValue::from_static(allow));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in page {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(*name, value);
+        }
+    }
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// `/metrics`, for who may read them.
+pub(crate) fn metrics(text: String, request_id: &str) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::full(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);
     }

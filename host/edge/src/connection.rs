@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Version};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,6 +21,8 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::body::ReplyBody;
+use crate::head::{Answering, HeadTimed};
 use crate::held::HeldConnection;
 use crate::hold::Held;
 use crate::server::{Answer, Shared, answer};
@@ -79,13 +82,17 @@ async fn serve_http1(
     mut stopped: watch::Receiver<bool>,
 ) -> Option<Becomes> {
     let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
+    let idle_timeout = Duration::from_millis(shared.config.idle_timeout_ms);
     let desk = Arc::new(Desk { held: Mutex::new(None), talk: Mutex::new(None), flushed: stream.flushed() });
     let takes = desk.clone();
+    let stream = HeadTimed::new(stream, header_timeout);
+    let heads = stream.heads();
     let service = service_fn(move |request: Request<Incoming>| {
         let (shared, desk) = (shared.clone(), desk.clone());
+        let answering = heads.complete();
         async move {
             let chunked = request.version() == Version::HTTP_11;
-            match answer(&shared, request, owner).await {
+            let response = match answer(&shared, request, owner).await {
                 Answer::Held(held) if chunked => {
                     desk.put(*held);
                     // The connection is taken away from under this request.
@@ -93,14 +100,16 @@ async fn serve_http1(
                 }
                 Answer::Socket(response, talk) => {
                     desk.put_talk(talk);
-                    Ok(response)
+                    response
                 }
-                answer => Ok::<_, Infallible>(answer.into_response()),
-            }
+                answer => answer.into_response(),
+            };
+            Ok::<_, Infallible>(response.map(|body| AnsweringBody { body, _answering: answering }))
         }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout).half_close(false);
+    // hyper's timer runs from the end of an answer, through the silence and the next head; the head alone is timed by the stream.
+    builder.timer(TokioTimer::new()).header_read_timeout(idle_timeout.max(header_timeout)).half_close(false);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut told = false;
     loop {
@@ -119,7 +128,7 @@ async fn serve_http1(
                 Pin::new(&mut connection).graceful_shutdown();
             }
             Some(Ok(Some(held))) => {
-                let stream = connection.into_parts().io.into_inner();
+                let stream = connection.into_parts().io.into_inner().into_inner();
                 // Else the system keeps megabytes for each one that does not read. It is a wish: without it all goes on.
                 let _ = SockRef::from(stream.get_ref()).set_send_buffer_size(SEND_BUFFER_BYTES);
                 return Some(Becomes::Held(HeldConnection::new(stream, held)));
@@ -128,7 +137,11 @@ async fn serve_http1(
             Some(Ok(None)) => {
                 let talk = takes.take_talk()?;
                 let parts = connection.into_parts();
-                return Some(Becomes::Socket { stream: parts.io.into_inner(), read: parts.read_buf, talk });
+                return Some(Becomes::Socket {
+                    stream: parts.io.into_inner().into_inner(),
+                    read: parts.read_buf,
+                    talk,
+                });
             }
             Some(Err(error)) => {
                 log(&error);
@@ -164,6 +177,29 @@ async fn serve_http2(shared: Arc<Shared>, stream: Stream, owner: u64, mut stoppe
 
 fn log(error: &hyper::Error) {
     tracing::debug!(error = error as &dyn std::error::Error, "a connection ended early");
+}
+
+/// The body of an answer, which ends the time of its request.
+struct AnsweringBody {
+    body: ReplyBody,
+    _answering: Answering,
+}
+
+impl Body for AnsweringBody {
+    type Data = Bytes;
+    type Error = <ReplyBody as Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Where an answer is left whose connection is to be held, or is to become a socket.

@@ -2,11 +2,12 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
 //! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
+//! - `entry`: what is checked of every request: its host, its path, the page that it comes from.
 //! - `socket`: WebSockets, which to the component are requests with a line for each message.
 //! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
 //! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed; `gzip`: the
 //!   same compressed.
-//! - `stall`: clients that do not read.
+//! - `stall`: clients that do not read; `head`: clients that do not send.
 //! - [`observe`]: the metrics of the process.
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
@@ -14,8 +15,10 @@
 mod answer;
 mod body;
 mod connection;
+mod entry;
 mod feed;
 mod gzip;
+mod head;
 mod held;
 mod hold;
 pub mod observe;
@@ -23,5 +26,6 @@ pub mod server;
 mod socket;
 mod stall;
 
+pub use entry::EntryError;
 pub use observe::{Observer, ObserverError};
 pub use server::{ServeError, Server};

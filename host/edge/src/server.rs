@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, VARY};
-use http::{HeaderValue, Method, Request, Response, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use weir_config::{Config, Http, Switch};
+use weir_codec::cors::{Headers, OriginRefused};
+use weir_codec::problem::Problem;
+use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
@@ -20,10 +22,11 @@ use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
 use crate::connection;
+use crate::entry::{self, Entry, EntryError};
 use crate::gzip;
 use crate::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
-use crate::socket::{self, Handshake, Talk};
+use crate::socket::{self, Handshake, HandshakeError, Talk};
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,9 @@ pub enum ServeError {
     /// The runtime was started without a gateway.
     #[error("the runtime was started without a gateway")]
     NoGateway,
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Setting(#[from] EntryError),
 }
 
 /// A listener that is bound and not yet serving.
@@ -54,6 +60,9 @@ pub(crate) struct Shared {
     gateway: Gateway,
     events: Store,
     observer: Observer,
+    entry: Entry,
+    /// Whether requests show who sends them.
+    needs_token: bool,
     places: Arc<Semaphore>,
     holds: Holds,
     gzip: bool,
@@ -70,10 +79,13 @@ impl Server {
         let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
         let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
         let gzip = config.events.gzip == Switch::On;
+        let needs_token = config.auth.mode == AuthMode::Required;
+        let all = config;
         let config = config.http.clone();
         let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let entry = Entry::new(all, address.ip().to_canonical().is_loopback())?;
         let places = Arc::new(Semaphore::new(config.requests_max as usize));
         let ids = AtomicU64::new(0);
         Ok(Self {
@@ -85,6 +97,8 @@ impl Server {
                 gateway,
                 events,
                 observer,
+                entry,
+                needs_token,
                 places,
                 holds,
                 gzip,
@@ -200,7 +214,14 @@ impl Answer {
         }
     }
 
-    fn status(&self) -> http::StatusCode {
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Whole(response) | Self::Socket(response, _) => response.headers_mut(),
+            Self::Held(held) => &mut held.head.headers,
+        }
+    }
+
+    fn status(&self) -> StatusCode {
         match self {
             Self::Whole(response) | Self::Socket(response, _) => response.status(),
             Self::Held(held) => held.head.status,
@@ -220,28 +241,78 @@ pub(crate) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>,
     if let Ok(value) = HeaderValue::from_str(&id) {
         request.headers_mut().insert(answer::REQUEST_ID, value);
     }
-    let answer = match request.uri().path() {
-        "/metrics" => {
-            shared.runtime.report();
-            Answer::Whole(answer::metrics(&method, || shared.observer.render(), &id))
-        }
-        // Probes are answered however busy the server is, and while it drains.
-        "/livez" | "/readyz" => pass(shared, request, owner, None, &id).await,
-        _ if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, &id)),
-        _ => match shared.places.clone().try_acquire_owned() {
-            Ok(place) => pass(shared, request, owner, Some(Open::new(place)), &id).await,
-            Err(_) => {
-                counter!("weir_http_rejected_total").increment(1);
-                Answer::Whole(answer::problem(Trouble::Full, &id))
-            }
-        },
+    let version = request.version();
+    let admitted = shared.entry.admit(&mut request);
+    let page = shared.entry.page(&request);
+    let mut answer = match admitted {
+        Ok(()) => route(shared, request, owner, &page, &id).await,
+        Err(problem) => Answer::Whole(answer::of_last_problem(&problem, version, &id)),
     };
+    entry::add_page(answer.headers_mut(), &page);
     let status = answer.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
     histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
     tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
     answer
+}
+
+/// Finds what answers a request whose head is in order.
+async fn route(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    owner: u64,
+    page: &Result<Headers, OriginRefused>,
+    id: &str,
+) -> Answer {
+    if let Some(preflight) = shared.entry.preflight(&request) {
+        return Answer::Whole(match preflight {
+            Ok((allow, headers)) => answer::methods(allow, &headers, id),
+            Err(problem) => answer::of_problem(&problem, id),
+        });
+    }
+    match request.uri().path() {
+        answer::METRICS => metrics(shared, request, owner, page, id).await,
+        // Probes are answered however busy the server is, and while it drains.
+        "/livez" | "/readyz" => pass(shared, request, owner, None, id).await,
+        _ if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
+        _ => match shared.places.clone().try_acquire_owned() {
+            Ok(place) => pass(shared, request, owner, Some(Open::new(place)), id).await,
+            Err(_) => {
+                counter!("weir_http_rejected_total").increment(1);
+                Answer::Whole(answer::problem(Trouble::Full, id))
+            }
+        },
+    }
+}
+
+/// Answers `/metrics`. Who may read them is the gateway's to say: it has the keys.
+async fn metrics(
+    shared: &Shared,
+    request: Request<Incoming>,
+    owner: u64,
+    page: &Result<Headers, OriginRefused>,
+    id: &str,
+) -> Answer {
+    if let Err(refused) = page {
+        return Answer::Whole(answer::of_problem(&refused.clone().into(), id));
+    }
+    match *request.method() {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS => return Answer::Whole(answer::methods(entry::METRICS_ALLOW, &Headers::new(), id)),
+        ref method => {
+            let problem = Problem::method_not_allowed(method.as_str(), answer::METRICS, entry::METRICS_ALLOW);
+            return Answer::Whole(answer::of_problem(&problem, id));
+        }
+    }
+    if shared.needs_token {
+        let answer = pass(shared, request, owner, None, id).await;
+        if answer.status() != StatusCode::NO_CONTENT {
+            return answer;
+        }
+    }
+    shared.runtime.report();
+    Answer::Whole(answer::metrics(shared.observer.render(), id))
 }
 
 impl Shared {
@@ -251,9 +322,8 @@ impl Shared {
 }
 
 /// Hands a request to the gateway component.
-async fn pass(shared: &Shared, mut request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
-    name_host(&mut request);
-    if socket::asked_for(&request) {
+async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+    if socket::is_handshake(&request) {
         return open_socket(shared, request, owner, open, id).await;
     }
     let get = request.method() == Method::GET;
@@ -277,8 +347,16 @@ async fn pass(shared: &Shared, mut request: Request<Incoming>, owner: u64, open:
 
 /// Asks the gateway for both directions of a WebSocket.
 async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
-    let Some((handshake, request)) = Handshake::begin(request) else {
-        return Answer::Whole(socket::other_version(answer::problem(Trouble::Version, id)));
+    let version = request.version();
+    let (handshake, request) = match Handshake::begin(request) {
+        Ok(begun) => begun,
+        Err(HandshakeError::Version) => {
+            return Answer::Whole(socket::other_version(answer::problem(Trouble::Version, id)));
+        }
+        Err(error) => {
+            let problem = Problem::invalid_handshake(&error.to_string());
+            return Answer::Whole(answer::of_last_problem(&problem, version, id));
+        }
     };
     match shared.gateway.handle(request, owner).await {
         Ok(response) => handshake.answer(response, open),
@@ -337,24 +415,6 @@ async fn hold(
 fn cannot_hold(error: &HoldError, id: &str) -> Answer {
     tracing::error!(%error, request_id = id, "a connection cannot be held as the gateway says");
     Answer::Whole(answer::problem(Trouble::Failed, id))
-}
-
-/// Puts `Host` where the component sees it: in the target, as HTTP/2 has it. The header itself does not reach it, and without
-/// it a name that was made to lead here could not be told from this machine's own.
-fn name_host<B>(request: &mut Request<B>) {
-    if request.uri().authority().is_some() {
-        return;
-    }
-    let Some(host) = request.headers().get(http::header::HOST) else { return };
-    let authority = http::uri::Authority::try_from(host.as_bytes());
-    // What is no name is a name that is nobody's.
-    let authority = authority.unwrap_or_else(|_| http::uri::Authority::from_static("host.invalid"));
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(http::uri::Scheme::HTTP);
-    parts.authority = Some(authority);
-    if let Ok(uri) = http::Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
-    }
 }
 
 /// Methods that clients invent must not become labels.

@@ -20,13 +20,12 @@ use tokio_tungstenite::tungstenite::error::Error as SocketError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use weir_codec::found::Found;
 use weir_runtime::gateway::{self, CountedBody};
 
 use crate::body::{Open, ReplyBody};
 use crate::server::Answer;
 
-/// Where the paths of sockets begin.
-const PATH: &str = "/ws";
 /// The most bytes in a message of the client's; the gateway's bound for what it says is below this.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Messages on their way to the gateway.
@@ -51,16 +50,84 @@ const OF_THE_HOP: [HeaderName; 9] = [
     header::EXPECT,
 ];
 
-/// Whether a request asks for a WebSocket. One that asks badly is answered by the gateway, as any other.
-pub(crate) fn asked_for<B>(request: &Request<B>) -> bool {
-    let path = request.uri().path();
-    let is_path = path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    is_path
-        && request.version() == Version::HTTP_11
+/// Whether a request asks for a WebSocket, well or badly. What is none to us goes to the gateway, as any other.
+pub(crate) fn is_handshake<B>(request: &Request<B>) -> bool {
+    Found::is_socket(request.uri().path())
         && request.method() == Method::GET
-        && names(request.headers(), &header::CONNECTION, "upgrade")
-        && names(request.headers(), &header::UPGRADE, "websocket")
-        && request.headers().contains_key(header::SEC_WEBSOCKET_KEY)
+        && request.version() < Version::HTTP_2
+        && (names(request.headers(), &header::UPGRADE, "websocket")
+            || request.headers().contains_key(header::SEC_WEBSOCKET_KEY))
+}
+
+/// Why a handshake is refused (RFC 6455, section 4.2.1).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    /// HTTP/1.0 has no upgrades.
+    #[error("a WebSocket needs HTTP/1.1")]
+    Http,
+    /// `Upgrade` does not name it.
+    #[error("`Upgrade` must name `websocket`")]
+    Upgrade,
+    /// `Connection` does not name the header of its hop.
+    #[error("`Connection` must name `upgrade`")]
+    Connection,
+    /// A body behind the head would be read as frames.
+    #[error("a WebSocket handshake has no body")]
+    Body,
+    /// A header that must be there once is missing or there more often.
+    #[error("`{name}` must be there once, and is there {count} times")]
+    Count {
+        /// The header.
+        name: &'static str,
+        /// How often it is there.
+        count: usize,
+    },
+    /// The key is not 16 bytes.
+    #[error("`Sec-WebSocket-Key` must be 16 bytes in base64, which is 24 characters and ends in `==`")]
+    Key,
+    /// The version is not 13.
+    #[error("WebSockets are served in version 13")]
+    Version,
+}
+
+/// Checks a handshake; the value of `Sec-WebSocket-Accept`.
+fn accept_of<B>(request: &Request<B>) -> Result<String, HandshakeError> {
+    let headers = request.headers();
+    if request.version() != Version::HTTP_11 {
+        return Err(HandshakeError::Http);
+    }
+    if !names(headers, &header::UPGRADE, "websocket") {
+        return Err(HandshakeError::Upgrade);
+    }
+    if !names(headers, &header::CONNECTION, "upgrade") {
+        return Err(HandshakeError::Connection);
+    }
+    let is_zero = |length: &HeaderValue| length.as_bytes() == b"0";
+    if headers.contains_key(header::TRANSFER_ENCODING) || !headers.get_all(header::CONTENT_LENGTH).iter().all(is_zero) {
+        return Err(HandshakeError::Body);
+    }
+    if once(headers, &header::SEC_WEBSOCKET_VERSION, "Sec-WebSocket-Version")? != b"13" {
+        return Err(HandshakeError::Version);
+    }
+    let key = once(headers, &header::SEC_WEBSOCKET_KEY, "Sec-WebSocket-Key")?;
+    match is_key(key) {
+        true => Ok(derive_accept_key(key)),
+        false => Err(HandshakeError::Key),
+    }
+}
+
+fn once<'h>(headers: &'h HeaderMap, name: &HeaderName, shown: &'static str) -> Result<&'h [u8], HandshakeError> {
+    let values: Vec<_> = headers.get_all(name).iter().collect();
+    match values.as_slice() {
+        [value] => Ok(value.as_bytes().trim_ascii()),
+        values => Err(HandshakeError::Count { name: shown, count: values.len() }),
+    }
+}
+
+/// Whether a key is 16 bytes in base64. The four bits that mean nothing in it may be anything (RFC 4648, section 3.5).
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24 && key.strip_suffix(b"==").is_some_and(|digits| digits.iter().all(is_digit))
 }
 
 /// Whether a list in a header has a word.
@@ -76,13 +143,9 @@ pub(crate) struct Handshake {
 }
 
 impl Handshake {
-    /// Takes a request apart: what the gateway is asked, and what becomes of its answer. None when the version is not ours.
-    pub(crate) fn begin(request: Request<Incoming>) -> Option<(Self, gateway::Request)> {
-        let headers = request.headers();
-        if headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
-            return None;
-        }
-        let accept = derive_accept_key(headers.get(header::SEC_WEBSOCKET_KEY)?.as_bytes());
+    /// Checks a handshake and takes its request apart: what the gateway is asked, and what becomes of its answer.
+    pub(crate) fn begin(request: Request<Incoming>) -> Result<(Self, gateway::Request), HandshakeError> {
+        let accept = accept_of(&request)?;
         let (mut parts, _) = request.into_parts();
         for name in OF_THE_HOP {
             parts.headers.remove(name);
@@ -99,7 +162,7 @@ impl Handshake {
             Some((Ok(Frame::data(line)), messages))
         });
         let body = gateway::request_body(StreamBody::new(Box::pin(lines)));
-        Some((Self { accept, to_gateway }, Request::from_parts(parts, body)))
+        Ok((Self { accept, to_gateway }, Request::from_parts(parts, body)))
     }
 
     /// Turns the gateway's answer into the end of the handshake; one that is no stream of lines goes to the client as it is.
@@ -349,17 +412,68 @@ mod tests {
         assert_eq!(lines.next_line(), None);
     }
 
+    const KEY: (&str, &str) = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    const VERSION: (&str, &str) = ("sec-websocket-version", "13");
+    const UPGRADE: (&str, &str) = ("upgrade", "websocket");
+    const CONNECTION: (&str, &str) = ("connection", "upgrade");
+
+    fn request(path: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let request = headers.iter().fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
+        request.body(()).expect("a request")
+    }
+
     #[test]
-    fn only_an_upgrade_of_a_socket_is_one() {
-        let request = |path: &str, connection: &str, upgrade: &str| {
-            let request = Request::get(path).header("connection", connection).header("upgrade", upgrade);
-            request.header("sec-websocket-key", "k").body(()).expect("a request")
+    fn only_a_request_that_means_a_socket_is_a_handshake() {
+        assert!(is_handshake(&request("/ws", &[UPGRADE])));
+        assert!(is_handshake(&request("/ws/workflow/1", &[("upgrade", "h2c, WebSocket")])));
+        assert!(is_handshake(&request("/ws", &[KEY])));
+        assert!(!is_handshake(&request("/ws", &[("upgrade", "h2c")])));
+        assert!(!is_handshake(&request("/ws", &[])));
+        assert!(!is_handshake(&request("/wsx", &[UPGRADE, KEY])));
+        assert!(!is_handshake(&request("/stream/workflow/1", &[UPGRADE, KEY])));
+    }
+
+    #[test]
+    fn good_handshake_is_accepted_as_the_rfc_has_it() {
+        let accept = accept_of(&request("/ws", &[CONNECTION, UPGRADE, VERSION, KEY]));
+        assert_eq!(accept.as_deref(), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        let firefox = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket"), VERSION, KEY];
+        assert!(accept_of(&request("/ws", &firefox)).is_ok());
+        let empty = [CONNECTION, UPGRADE, VERSION, KEY, ("content-length", "0")];
+        assert!(accept_of(&request("/ws", &empty)).is_ok());
+    }
+
+    #[test]
+    fn bad_handshake_is_refused_for_what_is_wrong() {
+        let check = |headers: &[(&str, &str)], want: HandshakeError| {
+            assert_eq!(accept_of(&request("/ws", headers)), Err(want), "{headers:?}");
         };
-        assert!(asked_for(&request("/ws", "keep-alive, Upgrade", "WebSocket")));
-        assert!(asked_for(&request("/ws/workflow/1", "upgrade", "websocket")));
-        assert!(!asked_for(&request("/wsx", "upgrade", "websocket")));
-        assert!(!asked_for(&request("/stream/workflow/1", "upgrade", "websocket")));
-        assert!(!asked_for(&request("/ws", "close", "websocket")));
-        assert!(!asked_for(&request("/ws", "upgrade", "h2c")));
+        for key in [
+            "x",
+            "",
+            "dGhlIHNhbXBsZSBub25jZQ=",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZXh4",
+            "dGhlIHNhbXBsZSBub25jZQ=x",
+        ] {
+            check(&[CONNECTION, UPGRADE, VERSION, ("sec-websocket-key", key)], HandshakeError::Key);
+        }
+        check(&[CONNECTION, UPGRADE, VERSION, ("sec-websocket-key", "dGhlIHNhbXBsZSBub25!ZQ==")], HandshakeError::Key);
+        let count = |name, count| HandshakeError::Count { name, count };
+        check(&[CONNECTION, UPGRADE, VERSION], count("Sec-WebSocket-Key", 0));
+        check(&[CONNECTION, UPGRADE, VERSION, KEY, KEY], count("Sec-WebSocket-Key", 2));
+        check(&[CONNECTION, UPGRADE, KEY], count("Sec-WebSocket-Version", 0));
+        check(&[CONNECTION, UPGRADE, KEY, VERSION, VERSION], count("Sec-WebSocket-Version", 2));
+        for version in ["8", "", "013", "13, 8", "x"] {
+            check(&[CONNECTION, UPGRADE, KEY, ("sec-websocket-version", version)], HandshakeError::Version);
+        }
+        check(&[UPGRADE, VERSION, KEY], HandshakeError::Connection);
+        check(&[("connection", "close"), UPGRADE, VERSION, KEY], HandshakeError::Connection);
+        check(&[CONNECTION, VERSION, KEY], HandshakeError::Upgrade);
+        check(&[CONNECTION, UPGRADE, VERSION, KEY, ("content-length", "5")], HandshakeError::Body);
+        check(&[CONNECTION, UPGRADE, VERSION, KEY, ("transfer-encoding", "chunked")], HandshakeError::Body);
+        let mut old = request("/ws", &[CONNECTION, UPGRADE, VERSION, KEY]);
+        *old.version_mut() = Version::HTTP_10;
+        assert_eq!(accept_of(&old), Err(HandshakeError::Http));
     }
 }

@@ -368,6 +368,7 @@ fn start_gateway(
     let source = source("gateway", &config.gateway.component, builtin.gateway)?;
     let component = component::load(host.engine(), &source)?;
     let environment = [
+        ("WEIR_HTTP_HOSTS", config.http.hosts.join(" ")),
         ("WEIR_HTTP_BODY_BYTES_MAX", config.http.body_bytes_max.to_string()),
         ("WEIR_HTTP_BODY_TIMEOUT_MS", config.http.body_timeout_ms.to_string()),
         ("WEIR_HTTP_REQUEST_TIMEOUT_MS", config.http.request_timeout_ms.to_string()),

@@ -1,0 +1,298 @@
+//! What is checked of the head of every request, whatever answers it: its transfer coding, its host, its path, and the page that it
+//! comes from. The gateway component checks the same where it runs under another host.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use http::header::{
+    ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING, VARY,
+};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{Method, Request, Version};
+use weir_codec::cors::{Cors, CorsError, Headers, OriginRefused, Page};
+use weir_codec::found::Found;
+use weir_codec::host::{self, HostNames, HostNamesError};
+use weir_codec::problem::Problem;
+use weir_codec::target;
+use weir_config::{AuthMode, Config};
+
+use crate::answer::METRICS;
+
+/// Origins and hosts that were refused and are in the log; more are not logged.
+const LOGGED_MAX: usize = 32;
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// `http.hosts`
+    #[error("http.hosts: {0}")]
+    Hosts(#[from] HostNamesError),
+    /// `auth.cors_origins`
+    #[error("auth.cors_origins: {0}")]
+    Origins(#[from] CorsError),
+}
+
+/// The checks of a request's head.
+pub(crate) struct Entry {
+    /// The names that requests may be for; none where every name may be.
+    host_names: Option<HostNames>,
+    cors: Cors,
+    /// What was refused and is in the log.
+    logged: Mutex<BTreeSet<String>>,
+}
+
+impl Entry {
+    /// `is_loopback` is true where only this machine reaches the listener.
+    pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, EntryError> {
+        let names: Vec<&str> = config.http.hosts.iter().map(String::as_str).collect();
+        let names = HostNames::new(&names)?;
+        // A page that came here by a name of its own has no token to show. Where others than this machine may come without
+        // one, only the operator knows the names.
+        let is_checked = config.auth.mode == AuthMode::None && (is_loopback || !names.is_empty());
+        let origins: Vec<&str> = config.auth.cors_origins.iter().map(String::as_str).collect();
+        let cors = Cors::new(&origins, config.auth.cors_credentials)?;
+        Ok(Self { host_names: is_checked.then_some(names), cors, logged: Mutex::default() })
+    }
+
+    /// Checks a request's head and brings its target into the form that routes are found by: a path in normal form, and the host
+    /// as its authority, where the component sees it.
+    pub(crate) fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
+        check_transfer_coding(request.headers())?;
+        let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
+        let authority = request.uri().authority().map(Authority::as_str);
+        let host = host::of_request(authority, hosts, request.version() > Version::HTTP_10)?.map(str::to_owned);
+        let path = target::normalize_path(request.uri().path())?.into_owned();
+        target::check_query(request.uri().query().unwrap_or_default())?;
+        if let Some(names) = &self.host_names
+            && let Err(refused) = names.check(host.as_deref())
+        {
+            if self.is_new(&refused.host) {
+                tracing::warn!("a request was refused: {refused}");
+            }
+            return Err(refused.into());
+        }
+        set_target(request, host.as_deref(), &path)
+    }
+
+    /// The headers of every answer to the page that a request comes from.
+    pub(crate) fn page<B>(&self, request: &Request<B>) -> Result<Headers, OriginRefused> {
+        let answer = self.cors.answer(&page(request));
+        if let Err(refused @ OriginRefused::NotAllowed { origin }) = &answer
+            && self.is_new(origin)
+        {
+            tracing::warn!("a request was refused: {refused}");
+        }
+        answer
+    }
+
+    /// The answer to a preflight (the Fetch standard, section 3.2.2); none when the request is none. It costs no component, so it is
+    /// given however busy the server is: a page that gets none cannot read why its request was refused.
+    pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Result<(&'static str, Headers), Problem>> {
+        let headers = request.headers();
+        if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
+            return None;
+        }
+        let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
+        let allow = match request.uri().path() {
+            METRICS => Ok(METRICS_ALLOW),
+            path => Found::at(path).map(|found| found.allow()),
+        };
+        Some(allow.and_then(|allow| {
+            let headers = self.cors.preflight(&page(request), Some(method), allow)?;
+            Ok((allow, headers))
+        }))
+    }
+
+    /// Whether something is to be logged: once each, and no more than the bound, since clients choose what it is.
+    fn is_new(&self, what: &str) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        logged.len() < LOGGED_MAX && logged.insert(what.to_owned())
+    }
+}
+
+/// The methods of `/metrics`.
+pub(crate) const METRICS_ALLOW: &str = "GET, HEAD, OPTIONS";
+
+/// Adds the headers for a page to an answer that has none of them.
+pub(crate) fn add_page(headers: &mut HeaderMap, page: &Result<Headers, OriginRefused>) {
+    let vary = [Cors::vary()];
+    for (name, value) in page.as_deref().unwrap_or(&vary) {
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) else {
+            continue;
+        };
+        if name == VARY {
+            let names = |list: &HeaderValue| {
+                let list = list.to_str().unwrap_or_default().to_ascii_lowercase();
+                list.split(',').any(|name| matches!(name.trim(), "origin" | "*"))
+            };
+            if !headers.get_all(VARY).iter().any(names) {
+                headers.append(name, value);
+            }
+        } else if !headers.contains_key(&name) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The page that a request comes from.
+fn page<B>(request: &Request<B>) -> Page<'_> {
+    // What is no UTF-8 is no origin of anybody: it is refused as an empty one is.
+    let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = request.uri().authority().map(Authority::as_str).or(text("host"));
+    Page { origin: text("origin"), host, fetch_site: text("sec-fetch-site") }
+}
+
+/// `chunked` is the one transfer coding that is undone here; a body in another would reach the component still coded.
+fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let lists = headers.get_all(TRANSFER_ENCODING).iter();
+    let lists: Vec<_> = lists.map(|list| String::from_utf8_lossy(list.as_bytes())).collect();
+    let list = lists.join(", ");
+    let codings: Vec<&str> = list.split(',').map(str::trim).filter(|coding| !coding.is_empty()).collect();
+    match codings.as_slice() {
+        [] if lists.is_empty() => Ok(()),
+        [coding] if coding.eq_ignore_ascii_case("chunked") => Ok(()),
+        _ => Err(Problem::unsupported_transfer_coding(&list)),
+    }
+}
+
+fn set_target<B>(request: &mut Request<B>, host: Option<&str>, path: &str) -> Result<(), Problem> {
+    let uri = request.uri();
+    let (Some(host), false) = (host, uri.authority().is_some() && uri.path() == path) else { return Ok(()) };
+    // The target of `OPTIONS *` and of CONNECT is no path.
+    if !path.starts_with('/') && path != "*" {
+        return Ok(());
+    }
+    let unreadable = || Problem::refused(400, "invalid_url", "The URL cannot be read", "the URL cannot be read", None);
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let query = parts.path_and_query.as_ref().and_then(PathAndQuery::query);
+    let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| unreadable())?);
+    parts.scheme.get_or_insert(Scheme::HTTP);
+    parts.authority = Some(Authority::try_from(host).map_err(|_| unreadable())?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| unreadable())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(change: impl FnOnce(&mut Config)) -> Entry {
+        let mut config = Config::default();
+        change(&mut config);
+        Entry::new(&config, true).expect("a configuration")
+    }
+
+    fn request(target: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let request = Request::get(target);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).expect("a request")
+    }
+
+    fn code(entry: &Entry, mut request: Request<()>) -> (u16, &'static str) {
+        entry.admit(&mut request).map_or_else(|problem| (problem.status, problem.code), |()| (200, ""))
+    }
+
+    #[test]
+    fn host_of_another_name_is_refused_on_every_path() {
+        let entry = entry(|config| config.http.hosts = vec!["weir.internal".to_owned()]);
+        for path in ["/", "/livez", "/metrics", "/v1/models", "/v1/classify", "/stream/workflow/w", "/nowhere"] {
+            for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "0.0.0.0:8080"] {
+                assert_eq!(code(&entry, request(path, &[("host", host)])), (403, "host_not_allowed"), "{path} {host}");
+            }
+            for host in ["localhost", "127.0.0.1:8080", "[::1]:1", "a.localhost", "weir.internal:80"] {
+                assert_eq!(code(&entry, request(path, &[("host", host)])), (200, ""), "{path} {host}");
+            }
+        }
+        let absolute = request("http://evil.example/metrics", &[("host", "localhost")]);
+        assert_eq!(code(&entry, absolute), (400, "invalid_host"));
+        let absolute = request("http://evil.example/metrics", &[]);
+        assert_eq!(code(&entry, absolute), (403, "host_not_allowed"));
+    }
+
+    #[test]
+    fn host_that_is_missing_or_there_twice_is_refused_with_or_without_authentication() {
+        let open = entry(|_| {});
+        let closed = entry(|config| config.auth.mode = AuthMode::Required);
+        for entry in [&open, &closed] {
+            assert_eq!(code(entry, request("/livez", &[])), (400, "invalid_host"));
+            let twice = [("host", "localhost"), ("host", "localhost")];
+            assert_eq!(code(entry, request("/livez", &twice)), (400, "invalid_host"));
+            assert_eq!(code(entry, request("/livez", &[("host", "a b")])), (400, "invalid_host"));
+            let mut old = request("/livez", &[]);
+            *old.version_mut() = Version::HTTP_10;
+            assert_eq!(code(entry, old), (200, ""));
+        }
+        assert_eq!(code(&closed, request("/livez", &[("host", "weir.example")])), (200, ""));
+    }
+
+    #[test]
+    fn transfer_codings_besides_chunked_are_refused() {
+        let entry = entry(|_| {});
+        let with = |lists: &[&'static str]| {
+            let mut headers = vec![("host", "localhost")];
+            headers.extend(lists.iter().map(|list| ("transfer-encoding", *list)));
+            code(&entry, request("/", &headers))
+        };
+        assert_eq!(with(&["Chunked"]), (200, ""));
+        for lists in [&["gzip, chunked"][..], &["chunked, chunked"], &["gzip", "chunked"], &["identity"], &[""], &["x"]]
+        {
+            assert_eq!(with(lists), (501, "unsupported_transfer_coding"), "{lists:?}");
+        }
+    }
+
+    #[test]
+    fn target_has_a_normal_path_and_the_host() {
+        let entry = entry(|_| {});
+        let mut request = request("/%6Detrics?a=%20", &[("host", "localhost:8080")]);
+        entry.admit(&mut request).expect("admitted");
+        assert_eq!(request.uri().to_string(), "http://localhost:8080/metrics?a=%20");
+        for target in ["/a%zz", "/%", "/%ff", "/?a=%zz", "/?a=%ff"] {
+            let request = super::tests::request(target, &[("host", "localhost")]);
+            assert_eq!(code(&entry, request), (400, "invalid_url"), "{target}");
+        }
+    }
+
+    #[test]
+    fn page_headers_are_added_once() {
+        let entry = entry(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
+        let from = |origin| request("/", &[("host", "localhost"), ("origin", origin)]);
+        let page = entry.page(&from("https://app.example"));
+        let mut headers = HeaderMap::new();
+        headers.append(VARY, HeaderValue::from_static("accept, Origin"));
+        add_page(&mut headers, &page);
+        add_page(&mut headers, &page);
+        assert_eq!(headers["access-control-allow-origin"], "https://app.example");
+        assert_eq!(headers.get_all(VARY).iter().count(), 1);
+        let mut refused = HeaderMap::new();
+        add_page(&mut refused, &entry.page(&from("https://evil.example")));
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[VARY], "origin");
+    }
+
+    #[test]
+    fn preflight_names_the_methods_of_its_path() {
+        let entry = entry(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
+        let ask = |path: &str| {
+            let headers = [("origin", "https://app.example"), ("access-control-request-method", "POST")];
+            let mut request = request(path, &headers);
+            *request.method_mut() = Method::OPTIONS;
+            entry.preflight(&request).expect("a preflight").map(|(allow, _)| allow).map_err(|problem| problem.status)
+        };
+        assert_eq!(ask("/metrics"), Ok("GET, HEAD, OPTIONS"));
+        assert_eq!(ask("/livez"), Ok("GET, HEAD, OPTIONS"));
+        assert_eq!(ask("/v1/classify"), Ok("POST, OPTIONS"));
+        assert_eq!(ask("/sessions/a"), Ok("GET, HEAD, DELETE, OPTIONS"));
+        assert_eq!(ask("/nowhere"), Err(404));
+        assert!(entry.preflight(&request("/", &[("origin", "https://app.example")])).is_none());
+    }
+
+    #[test]
+    fn refusals_are_logged_once_each_and_no_more_than_the_bound() {
+        let entry = entry(|_| {});
+        assert!(entry.is_new("a"));
+        assert!(!entry.is_new("a"));
+        let logged = (0..1000).filter(|n| entry.is_new(&n.to_string())).count();
+        assert_eq!(logged, LOGGED_MAX - 1);
+    }
+}

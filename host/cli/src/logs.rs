@@ -1,20 +1,63 @@
 //! Logs on standard error.
 
-use std::io::IsTerminal;
+mod line;
+mod repeats;
 
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, filter::FilterExt, fmt};
 use weir_config::{Log, LogFormat};
+
+use line::Lines;
+use repeats::Repeats;
+
+/// A crate of wasmtime's that warns of every body that a client breaks off or writes wrongly. The client is answered, and who runs
+/// the server can do nothing about it.
+const NOISY: &str = "wasmtime_wasi_http";
+
+/// Whether all that is written to standard error is to be JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging as configured.
 pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.level)
-        .map_err(|error| anyhow::anyhow!("log.level {:?} is not understood: {error}", log.level))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+    let mut filter = EnvFilter::try_new(&log.level)
+        .map_err(|error| anyhow::anyhow!("log.level \"{}\" is not understood: {error}", log.level))?;
+    if !log.level.contains(NOISY) {
+        filter = filter.add_directive(format!("{NOISY}=error").parse()?);
+    }
+    let filter = filter.and(Repeats::default());
+    let is_terminal = std::io::stderr().is_terminal();
+    let layer = fmt::layer().with_writer(std::io::stderr);
     match log.format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => {
+            let lines = Lines { is_terminal, colors: is_terminal && wants_colors() };
+            tracing_subscriber::registry().with(layer.event_format(lines).with_filter(filter)).init();
+        }
+        LogFormat::Json => {
+            JSON.store(true, Ordering::Relaxed);
+            tracing_subscriber::registry().with(layer.json().with_filter(filter)).init();
+            std::panic::set_hook(Box::new(|panic| {
+                let place = panic.location().map_or_else(String::new, ToString::to_string);
+                tracing::error!(place, "a thread has panicked: {}", panic.payload_as_str().unwrap_or("no message"));
+            }));
+        }
     }
     Ok(())
+}
+
+/// Writes why the program ends, in the form of the log where there is one that programs read.
+pub(crate) fn last_error(error: &anyhow::Error) {
+    match JSON.load(Ordering::Relaxed) {
+        true => tracing::error!("{error:#}"),
+        false => eprintln!("weir: {error:#}"),
+    }
+}
+
+/// <https://no-color.org>, and terminals that have none.
+fn wants_colors() -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }

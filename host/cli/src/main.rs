@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         // A reader that went away (`weir … | head`) is no failure of ours to report.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("weir: {error:#}");
+            logs::last_error(&error);
             ExitCode::from(2)
         }
     }

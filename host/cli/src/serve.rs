@@ -61,7 +61,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         let runtime = runtime.clone();
         tokio::spawn(async move {
             match runtime.settled(&model.name).await {
-                Ok(()) => tracing::info!(model = model.name, after_ms = began.elapsed().as_millis(), "ready"),
+                Ok(()) => tracing::info!(model = model.name, after_ms = began.elapsed().as_millis() as u64, "ready"),
                 Err(reason) => tracing::error!(model = model.name, reason, "cannot answer"),
             }
         });

@@ -182,7 +182,7 @@ impl NnView<'_> {
         match result {
             Ok(value) => Ok(Ok(value)),
             Err(error) => {
-                tracing::debug!(code = ?error.code, %error, "wasi:nn call refused");
+                tracing::debug!(%error, "wasi:nn call refused");
                 Ok(Err(self.push(ErrorHandle(error))?))
             }
         }

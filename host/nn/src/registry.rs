@@ -131,7 +131,8 @@ impl Registry {
         let file = onnx_file(&entry.path)?;
         let graph = Graph::load(name, GraphSource::File(&file), entry.engine, &self.config)?;
         let ms = started.elapsed().as_millis() as u64;
-        tracing::info!(name, engine = %entry.engine, file = %file.display(), ms, "graph loaded");
+        tracing::info!(name, engine = %entry.engine, ms, "graph loaded");
+        tracing::debug!(name, file = %file.display(), "graph loaded from");
         Ok(Arc::new(graph))
     }
 }

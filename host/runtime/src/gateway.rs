@@ -24,6 +24,7 @@ use weir_events::Store as EventStore;
 use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::call::{Abandon, Call, FromGuest, ToGuest};
+use crate::guest_log::GuestLog;
 use crate::keeper::{self, Keeper};
 use crate::limits::limits;
 use crate::outgoing::Outgoing;
@@ -229,7 +230,8 @@ impl Maker {
         told: Option<(&str, &str)>,
     ) -> wasmtime::Result<(Store<GatewayState>, Service)> {
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stderr().envs(&self.config.environment);
+        let component = if told.is_some() { "keeper" } else { "gateway" };
+        wasi.stderr(GuestLog::of(component, "")).envs(&self.config.environment);
         if let Some((name, value)) = told {
             wasi.env(name, value);
         }

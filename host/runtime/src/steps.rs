@@ -21,6 +21,7 @@ use crate::bindings::gateway::weir::stream::step_types::{self, Failure};
 use crate::bindings::gateway::weir::stream::steps::{Host, HostWithStore, Limits};
 use crate::bindings::step::StepComponentPre;
 use crate::gateway::GatewayState;
+use crate::guest_log::GuestLog;
 
 /// How long a file is not looked at again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -91,7 +92,8 @@ impl Steps {
         let left = deadline.saturating_sub(began.elapsed()).max(deadline / 2);
         let memory_bytes_max = limits.memory_bytes_max.min(inner.config.memory_bytes_max);
         let denied = Arc::new(AtomicBool::new(false));
-        let call = call(inner.clone(), code, memory_bytes_max, denied.clone(), input, config);
+        let log = GuestLog::of_step(&name);
+        let call = call(inner.clone(), code, memory_bytes_max, denied.clone(), log, (input, config));
         // Dropping this ends the call.
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let _place = place;
@@ -176,12 +178,12 @@ async fn call(
     code: StepComponentPre<StepState>,
     memory_bytes_max: u64,
     denied: Arc<AtomicBool>,
-    input: String,
-    config: String,
+    log: GuestLog,
+    (input, config): (String, String),
 ) -> wasmtime::Result<Result<String, Failure>> {
     let memory_bytes_max = usize::try_from(memory_bytes_max).unwrap_or(usize::MAX);
     let mut wasi = WasiCtx::builder();
-    wasi.inherit_stderr();
+    wasi.stderr(log);
     let limits = Limiter { memory_bytes_max, memory_bytes: 0, denied };
     let mut store = Store::new(&inner.engine, StepState { table: ResourceTable::new(), wasi: wasi.build(), limits });
     store.limiter(|state| &mut state.limits);

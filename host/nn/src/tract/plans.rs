@@ -164,7 +164,8 @@ impl Plans {
                         Ok(Err(error)) => super::chain(&error),
                         _ => "a panic".to_owned(),
                     };
-                    tracing::warn!(?shape, reason, "no plan of its own for this shape");
+                    let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
+                    tracing::warn!(shape = sizes.join("x"), reason, "no plan of its own for this shape");
                     book.refused.put(shape, ());
                 }
             }

@@ -10,6 +10,7 @@ use weir_nn::{Names, NnCtx, NnView, Registry};
 
 use super::PoolConfig;
 use crate::bindings::infer::InferExportsPre;
+use crate::guest_log::GuestLog;
 use crate::limits::limits;
 
 /// What a replica needs to make an instance.
@@ -38,7 +39,7 @@ impl Machinery {
     pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
         let name = &pool.name;
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stderr().envs(&pool.environment);
+        wasi.stderr(GuestLog::of("infer", name)).envs(&pool.environment);
         wasi.preopened_dir(&pool.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
         let state = InferState {
             table: ResourceTable::new(),

@@ -8,7 +8,7 @@ use crate::{
     lines::Line,
     output::{Id, ItemError},
     query,
-    request::{FieldError, FieldReason, RequestError},
+    request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
     task::{Parameters, Task, unknown},
     tree::Node,
 };
@@ -24,8 +24,6 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 pub(crate) const VALUES_MAX: usize = 8 * INPUTS_MAX;
 /// Most JSON values in a line.
 const LINE_VALUES_MAX: usize = 64;
-/// Most mistakes that are told at once.
-const ERRORS_MAX: usize = 32;
 
 /// A text and what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +86,8 @@ pub(crate) fn finish<T>(request: T, mut errors: Vec<FieldError>) -> Result<T, Re
     if errors.is_empty() {
         return Ok(request);
     }
-    errors.truncate(ERRORS_MAX);
+    // One more than is shown says that there are more.
+    errors.truncate(ERRORS_MAX + 1);
     Err(RequestError::Invalid(errors))
 }
 
@@ -126,7 +125,7 @@ pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -
     let mut inputs = Vec::with_capacity(nodes.len());
     for (at, node) in nodes.into_iter().enumerate() {
         inputs.extend(input(node, task, Place::At(at), errors));
-        if errors.len() >= ERRORS_MAX {
+        if errors.len() > ERRORS_MAX {
             break;
         }
     }
@@ -311,11 +310,11 @@ mod tests {
         let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(INPUTS_MAX));
         check(&many, Task::Embed, expect!["`inputs` must have a length of 0 to 1024, and is 1025"]);
         let wrong = format!(r#"{{"inputs":[{}1]}}"#, "1,".repeat(999));
-        let Err(RequestError::Invalid(errors)) = Ask::from_json(wrong.as_bytes(), Task::Embed, query::Query::default())
-        else {
-            panic!("it is wrong");
-        };
-        assert_eq!(errors.len(), ERRORS_MAX);
+        let error = Ask::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
+        let body = crate::problem::Problem::from(error).to_json("r-1");
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errors"].as_array().map(Vec::len), Some(ERRORS_MAX));
+        assert_eq!(body["errors_truncated"], true);
     }
 
     fn line(content: &[u8], want: Expect) {

@@ -21,6 +21,7 @@
 //! - [`models`]: what is served, and readiness.
 //! - [`host`], [`cors`]: the name that a request is for, and the page that it comes from.
 //! - [`found`], [`target`], [`route`], [`request_id`]: percent-encoding, paths with their methods, and `X-Request-Id`.
+//! - [`retry_after`]: `Retry-After` of other services.
 //!
 //! The feature `schema` derives JSON Schema for all of it and adds `openapi`, which writes the gateway's
 //! `openapi.json`; the component itself is built without.
@@ -50,6 +51,7 @@ pub mod query;
 mod raw;
 pub mod request;
 pub mod request_id;
+pub mod retry_after;
 pub mod route;
 pub mod session;
 pub mod socket;

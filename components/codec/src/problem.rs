@@ -7,7 +7,7 @@ use crate::{
     event::{json, step_name},
     json::JsonError,
     models::{Model, ModelState, states},
-    request::{FieldError, RequestError},
+    request::{ERRORS_MAX, FieldError, RequestError},
 };
 
 /// The `Content-Type` of a problem.
@@ -84,9 +84,12 @@ pub struct Wire<'a> {
     /// When to try again, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u32>,
-    /// The fields that are wrong.
+    /// The fields that are wrong, at most 32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<&'a [FieldError]>,
+    /// True when more fields are wrong than `errors` lists.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub errors_truncated: bool,
     /// The line of the body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
@@ -305,6 +308,7 @@ impl Problem {
             retryable: self.retry_after_ms.is_some(),
             retry_after_ms: self.retry_after_ms,
             errors: None,
+            errors_truncated: false,
             line: None,
             column: None,
             step: None,
@@ -313,7 +317,10 @@ impl Problem {
         };
         match &self.more {
             More::None | More::Allow(_) | More::Codings(_) => {}
-            More::Fields(errors) => wire.errors = Some(errors),
+            More::Fields(errors) => {
+                wire.errors = Some(&errors[..errors.len().min(ERRORS_MAX)]);
+                wire.errors_truncated = errors.len() > ERRORS_MAX;
+            }
             More::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
             More::Step(step) => wire.step = Some(step_name(*step)),
             More::Models(models) => wire.models = Some(states(models)),

@@ -6,7 +6,7 @@ use crate::{
     channel::{Channel, ChannelKind, check_id},
     json::{Fields, Shape, read_object},
     raw::{Raw, member},
-    request::{FieldError, FieldReason, RequestError},
+    request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
     task::unknown,
 };
 
@@ -242,8 +242,7 @@ impl<'b> Reader<'b> {
 
     /// Says that what was not taken is not known.
     fn close(mut self, known: &[&str]) -> Result<(), RequestError> {
-        const TOLD_MAX: usize = 16;
-        self.errors.extend(self.fields.into_keys().take(TOLD_MAX).map(|field| unknown(field, known)));
+        self.errors.extend(self.fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, known)));
         match self.errors.is_empty() {
             true => Ok(()),
             false => Err(RequestError::Invalid(self.errors)),

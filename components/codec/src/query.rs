@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    request::{FieldError, FieldReason, RequestError},
+    request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
     task::{MODEL_BYTES_MAX, Parameters, Task, unknown},
 };
 
@@ -17,7 +17,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads a query string without its `?`; all that is wrong is listed.
+    /// Reads a query string without its `?`; what is wrong is listed, up to one more than [`ERRORS_MAX`].
     pub fn read(query: &str, task: Task) -> Result<Self, RequestError> {
         let mut read = Self::default();
         let mut errors = Vec::new();
@@ -25,6 +25,9 @@ impl Query {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if let Err(error) = read.take(&decode(name), decode(value), task) {
                 errors.push(error);
+            }
+            if errors.len() > ERRORS_MAX {
+                break;
             }
         }
         match errors.is_empty() {
@@ -140,6 +143,16 @@ mod tests {
         );
         let many = "ignore_labels=O&".repeat(65);
         check(&many, Task::Tokens, expect!["`ignore_labels` must have a length of 0 to 64, and is 65"]);
+    }
+
+    #[test]
+    fn query_of_8_kb_with_an_error_in_each_parameter_has_a_short_answer() {
+        for task in [Task::Classify, Task::Tokens, Task::Embed] {
+            let error = Query::read(&"a&".repeat(4096), task).unwrap_err();
+            assert!(error.to_string().ends_with("; there are more errors than these 32"), "{error}");
+            let body = String::from_utf8(crate::problem::Problem::from(error).to_json("r-1")).unwrap();
+            assert!(body.len() < 32 * 1024 && body.contains(r#""errors_truncated":true"#), "{} bytes", body.len());
+        }
     }
 
     #[test]

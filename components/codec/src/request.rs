@@ -84,13 +84,17 @@ impl ProcessRequest {
     }
 }
 
+/// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
+pub const ERRORS_MAX: usize = 32;
+
 /// Why a body is not a request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RequestError {
     /// It cannot be read.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// It can be read and its fields are wrong; all of them are listed.
+    /// It can be read and its fields are wrong. All of them are listed, but answers show [`ERRORS_MAX`] and say that there are more;
+    /// readers stop when they have found one more than that.
     #[error("{}", summary(.0))]
     Invalid(Vec<FieldError>),
 }
@@ -173,7 +177,12 @@ impl FieldError {
 }
 
 fn summary(errors: &[FieldError]) -> String {
-    errors.iter().map(|error| &*error.message).collect::<Vec<_>>().join("; ")
+    let mut messages: Vec<&str> = errors.iter().take(ERRORS_MAX).map(|error| &*error.message).collect();
+    let more = format!("there are more errors than these {ERRORS_MAX}");
+    if errors.len() > ERRORS_MAX {
+        messages.push(&more);
+    }
+    messages.join("; ")
 }
 
 fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {

@@ -4,8 +4,7 @@
 use crate::{
     channel::Channel,
     json::{Shape, read_object},
-    request::{FieldError, FieldReason, RequestError},
-    sse::NAME_BYTES_MAX,
+    request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
     task::unknown,
 };
 
@@ -71,16 +70,14 @@ impl SocketMessage {
             let message = "`channel` must be a kind and an id, such as `workflow:42`".to_owned();
             errors.push(FieldError::new("channel", FieldReason::NotAllowed, message));
         }
-        if let Some(cursor) = &cursor {
-            let fit = cursor.len() <= NAME_BYTES_MAX && cursor.bytes().all(|byte| byte.is_ascii_graphic());
-            if !fit || !subscribes {
-                let message = "`last_event_id` must be the id of an event, and is for subscribing".to_owned();
+        if cursor.is_some() {
+            if !subscribes {
+                let message = "`last_event_id` is for `subscribe` only".to_owned();
                 errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
             }
         }
         let known = ["type", "channel", "last_event_id"];
-        const TOLD_MAX: usize = 16;
-        errors.extend(fields.into_keys().take(TOLD_MAX).map(|field| unknown(field, &known)));
+        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &known)));
         match channel {
             Some(channel) if errors.is_empty() => Ok(match subscribes {
                 true => Self::Subscribe { channel, last_event_id: cursor },
@@ -145,7 +142,7 @@ mod tests {
         check(
             r#"{"type":"follow","channel":"workflow","last_event_id":"a\r\n","x":1}"#,
             expect![
-                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` must be the id of an event, and is for subscribing; `x` is not known here; there are type, channel, last_event_id"
+                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` is for `subscribe` only; `x` is not known here; there are type, channel, last_event_id"
             ],
         );
         check(

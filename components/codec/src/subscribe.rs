@@ -3,42 +3,48 @@
 //! `Last-Event-ID` is what a browser sends by itself when it connects again; `last_event_id` in the query is for the first
 //! connection. A browser that connects again sends both, and the query is old by then: the header counts.
 
+use std::borrow::Cow;
+
+use weir_core::channel::Cursor;
+
 use crate::{
     query::decode,
     request::{FieldError, FieldReason, RequestError},
-    sse::NAME_BYTES_MAX,
 };
 
 /// The query parameter.
 pub const LAST_EVENT_ID: &str = "last_event_id";
 
-/// The id of the last event that a client has, by the header `Last-Event-ID` and the query without its question mark; none
-/// for one that has none, or says so with an empty one. Other parameters are passed over: they are others' concern.
+/// Where a client resumes, by the header `Last-Event-ID` and the query without its question mark; at the beginning where neither
+/// says, or with an empty id. Other parameters are passed over: they are others' concern.
+///
+/// An id that is none of ours is [`Cursor::UNKNOWN`] and no error: a browser sends what it got last, from whichever server that
+/// was, and an `EventSource` that is answered with an error ends for good.
 ///
 /// # Errors
 ///
-/// An id is too long or has characters that ids of events have not; the parameter is there twice.
-pub fn last_event_id(header: Option<&[u8]>, query: &str) -> Result<Option<String>, RequestError> {
-    let mut asked = None;
-    for pair in query.split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if decode(name) == LAST_EVENT_ID && asked.replace(decode(value)).is_some() {
-            return Err(wrong("must be given once"));
-        }
-    }
+/// There is no header, and the parameter is there twice.
+pub fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, RequestError> {
     let id = match header {
-        Some(header) => std::str::from_utf8(header).map_err(|_| wrong("must be the id of an event"))?.trim().into(),
-        None => asked.unwrap_or_default(),
+        Some(header) => String::from_utf8_lossy(header),
+        None => last_event_id(query)?.unwrap_or_default(),
     };
-    if id.len() > NAME_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(wrong("must be the id of an event"));
-    }
-    Ok(Some(id.into_owned()).filter(|id| !id.is_empty()))
+    Ok(match id.trim() {
+        "" => Cursor::START,
+        id => Cursor::from_id(id),
+    })
 }
 
-fn wrong(what: &str) -> RequestError {
-    let message = format!("`{LAST_EVENT_ID}` {what}");
-    RequestError::Invalid(vec![FieldError::new(LAST_EVENT_ID, FieldReason::NotAllowed, message)])
+fn last_event_id(query: &str) -> Result<Option<Cow<'_, str>>, RequestError> {
+    let mut id = None;
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if decode(name) == LAST_EVENT_ID && id.replace(decode(value)).is_some() {
+            let message = format!("`{LAST_EVENT_ID}` must be given once");
+            return Err(RequestError::Invalid(vec![FieldError::new(LAST_EVENT_ID, FieldReason::NotAllowed, message)]));
+        }
+    }
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -48,38 +54,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_to_go_on() {
+    fn header_counts_before_the_query() {
+        let place = Cursor::new;
         for (header, query, want) in [
-            (None, "", None),
-            (None, "last_event_id=e-7", Some("e-7")),
-            (None, "ticket=x&last%5Fevent_id=e%2D7&y", Some("e-7")),
-            (Some("e-9"), "last_event_id=e-7", Some("e-9")),
-            (Some(" e-9 "), "", Some("e-9")),
-            // A browser that was told to forget.
-            (Some(""), "last_event_id=e-7", None),
-            (None, "last_event_id=", None),
+            (None, "", Cursor::START),
+            (None, "last_event_id=5-7", place(5, 7)),
+            (None, "ticket=x&last%5Fevent_id=5%2D7&y", place(5, 7)),
+            (Some("5-9"), "last_event_id=5-7", place(5, 9)),
+            (Some(" 5-9 "), "", place(5, 9)),
+            // An empty id makes a browser forget the last one.
+            (Some(""), "last_event_id=5-7", Cursor::START),
+            (None, "last_event_id=", Cursor::START),
+            // A query that could not be read before is no reason to end a browser that connects again.
+            (Some("5-9"), "last_event_id=1-1&last_event_id=1-1", place(5, 9)),
         ] {
-            let found = last_event_id(header.map(str::as_bytes), query);
-            assert_eq!(found, Ok(want.map(str::to_owned)), "{header:?} {query}");
+            assert_eq!(cursor(header.map(str::as_bytes), query), Ok(want), "{header:?} {query}");
         }
     }
 
     #[test]
-    fn what_is_refused() {
-        let told = |header: Option<&[u8]>, query: &str| last_event_id(header, query).unwrap_err().to_string();
-        assert_eq!(told(None, "last_event_id=1&last_event_id=1"), "`last_event_id` must be given once");
-        for header in [&b"a b"[..], b"a\r\nb", b"\xff", b"a\0", "é".as_bytes(), &[b'x'; 257]] {
-            assert_eq!(told(Some(header), ""), "`last_event_id` must be the id of an event");
+    fn foreign_id_is_an_unknown_cursor() {
+        let ids: [&[u8]; 9] =
+            [b"a b", b"a\r\nb", b"\xff", b"a\0", "é".as_bytes(), &[b'x'; 257], b"1609459200000", b"0-0-0", b"-1"];
+        for id in ids {
+            assert_eq!(cursor(Some(id), ""), Ok(Cursor::UNKNOWN), "{id:?}");
         }
-        assert_eq!(told(None, "last_event_id=a%0ab"), "`last_event_id` must be the id of an event");
+        assert_eq!(cursor(None, "last_event_id=a%0ab"), Ok(Cursor::UNKNOWN));
+    }
+
+    #[test]
+    fn parameter_given_twice_is_refused() {
+        let error = cursor(None, "last_event_id=1-1&last_event_id=1-1").unwrap_err();
+        assert_eq!(error.to_string(), "`last_event_id` must be given once");
     }
 
     proptest! {
         #[test]
-        fn no_request_can_hurt(header in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), query in "\\PC{0,30}") {
-            if let Ok(Some(id)) = last_event_id(header.as_deref(), &query) {
-                prop_assert!(id.bytes().all(|byte| byte.is_ascii_graphic()));
-            }
+        fn header_of_any_bytes_is_answered(header in prop::collection::vec(any::<u8>(), 0..20), query in "\\PC{0,30}") {
+            prop_assert!(cursor(Some(&header), &query).is_ok());
+            let _ = cursor(None, &query);
         }
     }
 }

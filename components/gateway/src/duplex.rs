@@ -15,6 +15,7 @@ use spin_sdk::wasip3::{
     http::types::ErrorCode,
     wit_bindgen::{StreamResult, StreamWriter as BodyWriter},
 };
+use weir_codec::output::ItemError;
 use weir_core::process::Now;
 
 use crate::{
@@ -26,6 +27,10 @@ use crate::{
 
 /// Unsent bytes from which nothing more is brought.
 pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
+/// An answer may have so many bytes for each byte of its body, and so many besides. What is generated from a body without the work of a
+/// model would otherwise be a way to make this server send a hundred times of what a client sends.
+const ANSWER_BYTES_PER_BYTE: u64 = 32;
+const ANSWER_BYTES_FREE: u64 = 1 << 20;
 /// The clock is looked at this often, and while there is nothing to write, the client.
 const TICK_MS: u64 = 500;
 
@@ -52,6 +57,9 @@ pub(crate) struct Duplex<'a, S> {
     pub(crate) room: Gate,
     /// The client should be looked after.
     probe: Cell<bool>,
+    /// Bytes of the body that have arrived, and bytes of the answer that were sent.
+    body_bytes: Cell<u64>,
+    sent_bytes: Cell<u64>,
     /// When something last arrived or was answered.
     active_ns: Cell<u64>,
     /// While the client is written to: since when it has taken nothing.
@@ -69,6 +77,8 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
             changed: Signal::default(),
             room: Gate::default(),
             probe: Cell::new(false),
+            body_bytes: Cell::new(0),
+            sent_bytes: Cell::new(0),
             active_ns: Cell::new(began.monotonic_ns),
             writing_since_ns: Cell::new(None),
             probing_since_ns: Cell::new(None),
@@ -103,6 +113,31 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
     /// There may be something to write.
     pub(crate) fn changed(&self) {
         self.changed.notify();
+    }
+
+    /// So many bytes of the body have arrived just now.
+    pub(crate) fn arrived(&self, bytes: usize) {
+        self.body_bytes.set(self.body_bytes.get().saturating_add(bytes as u64));
+        self.touch();
+    }
+
+    /// Why the answer is cut here, where it has become too large for its body.
+    pub(crate) fn answer_too_large(&self) -> Option<ItemError> {
+        let unsent = self.session.borrow().output_bytes() as u64;
+        self.too_large("the answer has", self.sent_bytes.get().saturating_add(unsent))
+    }
+
+    /// Why the answer is cut here, where so many bytes of it have become too many for its body.
+    pub(crate) fn too_large(&self, what: &str, bytes: u64) -> Option<ItemError> {
+        let body_bytes = self.body_bytes.get();
+        let bytes_max = body_bytes.saturating_mul(ANSWER_BYTES_PER_BYTE).saturating_add(ANSWER_BYTES_FREE);
+        (bytes > bytes_max).then(|| {
+            let message = format!(
+                "{what} {bytes} bytes for {body_bytes} bytes of the body, and may have {bytes_max}: the rest of the body is not \
+                 answered; send longer lines, or ask for less of each"
+            );
+            ItemError::new("answer_too_large", message)
+        })
     }
 
     /// Something has arrived or was answered just now.
@@ -142,6 +177,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
 
     /// Sends bytes; false when nobody reads any more.
     async fn send(&self, client: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
+        self.sent_bytes.set(self.sent_bytes.get().saturating_add(bytes.len() as u64));
         self.writing_since_ns.set(Some(clock::now().monotonic_ns));
         let (mut result, mut left) = client.write(bytes).await;
         while matches!(result, StreamResult::Complete(_)) && left.remaining() > 0 {

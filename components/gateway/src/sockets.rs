@@ -18,10 +18,9 @@ use weir_codec::{
     problem::Problem,
     socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
     stream_event::{StreamEvent, envelope},
-    subscribe::LAST_EVENT_ID,
     subscription::End,
 };
-use weir_core::{channel, process::Now};
+use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
@@ -224,13 +223,9 @@ impl Conversation<'_> {
                 self.tell(&channel, &event, None);
             }
             Ok(SocketMessage::Subscribe { channel, last_event_id }) => {
-                let after = last_event_id.as_deref().map_or(Ok(channel::Cursor::START), str::parse);
-                match after {
-                    Ok(channel::Cursor { epoch, seq }) => self.subscribe(channel, Cursor { epoch, seq }).await,
-                    Err(error) => {
-                        let message = format!("`{LAST_EVENT_ID}`: {error}");
-                        self.say(error_json("invalid_message", &message, Some(&channel), false));
-                    }
+                match subscribe::cursor(Some(last_event_id.unwrap_or_default().as_bytes()), "") {
+                    Ok(after) => self.subscribe(channel, after).await,
+                    Err(problem) => self.refuse(&channel, &problem),
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! Nothing grows: who brings something waits while much is unsent ([`OUT_BYTES_MAX`]) or owed ([`OPEN_MAX`]), so a
 //! client that does not read is not read from either.
 
-use std::pin::pin;
+use std::{cell::Cell, pin::pin};
 
 use futures::future::{Either, select};
 use weir_codec::{
@@ -58,7 +58,8 @@ pub(crate) async fn stream(
     began: Now,
     client: Client,
 ) {
-    let stream = Stream { duplex: Duplex::new(Session::new(plan.task, framing), settings, began), plan, settings };
+    let duplex = Duplex::new(Session::new(plan.task, framing), settings, began);
+    let stream = Stream { duplex, plan, settings, errors_bytes: Cell::new(0) };
     stream.duplex.serve(stream.work(source, began), client).await;
 }
 
@@ -85,6 +86,8 @@ struct Stream<'a> {
     duplex: Duplex<'a, Session>,
     plan: Plan,
     settings: &'a Settings,
+    /// Bytes of the answers to lines that are no items.
+    errors_bytes: Cell<u64>,
 }
 
 impl Stream<'_> {
@@ -133,9 +136,13 @@ impl Stream<'_> {
         loop {
             self.room().await;
             let Piece { bytes, more } = body.piece(room).await;
-            self.duplex.touch();
+            self.duplex.arrived(bytes.len());
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
+                // Results are paid for by the work of a model; errors are not.
+                if let Some(error) = self.duplex.too_large("the errors have", self.errors_bytes.get()) {
+                    return Some(error);
+                }
                 let items = self.take_lines(&mut lines, &mut rest);
                 if !self.hand_over(items, &mut writer).await {
                     return Some(lost());
@@ -171,7 +178,13 @@ impl Stream<'_> {
     }
 
     fn take_line(&self, line: &Line<'_>) -> Option<Item> {
-        let (index, input) = self.duplex.session.borrow_mut().handle_line(line)?;
+        let mut session = self.duplex.session.borrow_mut();
+        let before = session.output_bytes();
+        let Some((index, input)) = session.handle_line(line) else {
+            let bytes = session.output_bytes().saturating_sub(before) as u64;
+            self.errors_bytes.set(self.errors_bytes.get().saturating_add(bytes));
+            return None;
+        };
         Some(self.plan.item(index, input))
     }
 

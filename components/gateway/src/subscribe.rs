@@ -14,8 +14,7 @@ use weir_codec::{
     channel::Channel,
     frame::Framing,
     problem::Problem,
-    request::{FieldError, FieldReason, RequestError},
-    subscribe::{LAST_EVENT_ID, last_event_id},
+    subscribe as resume,
     subscription::{Drawing, End},
 };
 use weir_core::channel;
@@ -46,16 +45,10 @@ pub(crate) struct Subscription {
     _place: Connection,
 }
 
-/// Where a subscription goes on, by `Last-Event-ID` or the query; at the beginning where neither says.
+/// Where a subscription resumes, by `Last-Event-ID` or the query.
 pub(crate) fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, Problem> {
-    let place = match last_event_id(header, query)? {
-        None => channel::Cursor::START,
-        Some(id) => id.parse::<channel::Cursor>().map_err(|error| {
-            let message = format!("`{LAST_EVENT_ID}`: {error}");
-            RequestError::Invalid(vec![FieldError::new(LAST_EVENT_ID, FieldReason::NotAllowed, message)])
-        })?,
-    };
-    Ok(Cursor { epoch: place.epoch, seq: place.seq })
+    let channel::Cursor { epoch, seq } = resume::cursor(header, query)?;
+    Ok(Cursor { epoch, seq })
 }
 
 /// The id of an event on the wire.

@@ -150,9 +150,12 @@ async fn feed_lines(
     loop {
         duplex.unsent_few().await;
         let Piece { bytes, more } = body.piece(room).await;
-        duplex.touch();
+        duplex.arrived(bytes.len());
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
+            if let Some(error) = duplex.answer_too_large() {
+                return Some(error.into());
+            }
             let mut taken = Vec::new();
             while taken.len() < INPUTS_MAX
                 && let Some(line) = lines.next_line(&mut rest)
@@ -162,6 +165,7 @@ async fn feed_lines(
             if !taken.is_empty() && !inputs.write_all(taken).await.is_empty() {
                 return Some(lost());
             }
+            duplex.unsent_few().await;
         }
         room = bytes;
         if !more {
@@ -338,9 +342,12 @@ async fn annotate_lines(duplex: &Duplex<'_, Annotating>, mut body: Arriving, con
     loop {
         duplex.unsent_few().await;
         let Piece { bytes, more } = body.piece(room).await;
-        duplex.touch();
+        duplex.arrived(bytes.len());
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
+            if let Some(error) = duplex.answer_too_large() {
+                return Some(error.into());
+            }
             let mut places = Vec::new();
             while places.len() < PLACES_MAX
                 && duplex.session.borrow().output_bytes() < OUT_BYTES_MAX

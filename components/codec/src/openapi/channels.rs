@@ -48,9 +48,15 @@ fn problems(method: &str, path: &str) -> &'static [(&'static str, &'static str)]
     match (method, path) {
         (_, "/stream/health") => &[],
         (_, "/tickets") => &[WHO, ("422", "The fields are wrong, or the ticket would be too long"), OFTEN],
-        ("GET", _) => {
-            &[WHO, PLACE, THERE, ("406", "Neither form is accepted"), ("422", "The id or cursor is none"), OFTEN, STORE]
-        }
+        ("GET", _) => &[
+            WHO,
+            PLACE,
+            THERE,
+            ("406", "Neither form is accepted"),
+            ("422", "The id is none, or the cursor is given twice"),
+            OFTEN,
+            STORE,
+        ],
         _ => &[
             ("400", "The body cannot be read"),
             WHO,
@@ -79,7 +85,8 @@ fn subscribe(path: &str) -> Value {
         "summary": format!("Follow the channel of a {name}"),
         "parameters": [
             { "name": "Last-Event-ID", "in": "header", "schema": { "type": "string" },
-              "description": "The id of the last event that the client has: what follows it comes next" },
+              "description": "The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is \
+                              answered with a `gap`, then all that is kept" },
             { "name": LAST_EVENT_ID, "in": "query", "schema": { "type": "string" },
               "description": "The same for a first connection; the header counts where both are there" },
             { "name": "ticket", "in": "query", "schema": { "type": "string" },

@@ -3,13 +3,10 @@
 use std::borrow::Cow;
 
 use crate::{
-    request::{FieldError, FieldReason},
+    request::{ERRORS_MAX, FieldError, FieldReason},
     task::unknown,
     tree::Node,
 };
-
-/// Most mistakes that are told of one body.
-const ERRORS_MAX: usize = 32;
 
 /// The mistakes so far.
 #[derive(Debug, Default)]
@@ -17,7 +14,8 @@ pub(super) struct Errors(Vec<FieldError>);
 
 impl Errors {
     pub(super) fn push(&mut self, error: FieldError) {
-        if self.0.len() < ERRORS_MAX {
+        // One more than is shown says that there are more.
+        if self.0.len() <= ERRORS_MAX {
             self.0.push(error);
         }
     }

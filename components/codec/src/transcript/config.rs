@@ -10,7 +10,7 @@ use super::{fields::Fields, semantic::Parts};
 use crate::{
     json::JsonError,
     query::decode,
-    request::{FieldError, FieldReason, RequestError},
+    request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
     task::unknown,
     tree::Node,
 };
@@ -137,6 +137,9 @@ impl SessionAsk {
             if let Err(error) = ask.take_text(&name, &value) {
                 errors.push(error);
             }
+            if errors.len() > ERRORS_MAX {
+                break;
+            }
         }
         ask.checked(errors)
     }
@@ -151,6 +154,7 @@ impl SessionAsk {
         let others: Vec<FieldError> = named
             .filter(|name| !name.is_empty() && *name != "annotate")
             .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
+            .take(ERRORS_MAX + 1)
             .collect();
         if !others.is_empty() {
             return Err(RequestError::Invalid(others));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    request::{FieldError, FieldReason},
+    request::{ERRORS_MAX, FieldError, FieldReason},
     task::unknown,
     tree::Node,
 };
@@ -121,7 +121,7 @@ impl<'a, 'e> Fields<'a, 'e> {
 
     /// Notes what is left as unknown.
     pub(super) fn rest(&mut self, known: &[&str]) {
-        for (key, _) in std::mem::take(&mut self.members) {
+        for (key, _) in std::mem::take(&mut self.members).into_iter().take(ERRORS_MAX + 1) {
             self.errors.push(unknown(format!("{}{key}", self.place), known));
         }
     }

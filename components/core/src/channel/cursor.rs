@@ -21,9 +21,25 @@ impl Cursor {
     /// Before whatever is retained: `0` on the wire.
     pub const START: Self = Self { epoch: 0, seq: 0 };
 
+    /// The cursor of a reader whose last event is not one of this channel: the reader gets a gap, then all that is retained.
+    /// No channel has the epoch 0.
+    pub const UNKNOWN: Self = Self { epoch: 0, seq: 1 };
+
     /// The place of an event.
     pub const fn new(epoch: u64, seq: u64) -> Self {
         Self { epoch, seq }
+    }
+
+    /// The cursor of a reader that names `id` as its last event: [`Self::UNKNOWN`] where that is no place at all.
+    ///
+    /// A browser sends the id that it got last, from whichever server that was, and stops for good at an error.
+    pub fn from_id(id: &str) -> Self {
+        id.parse().unwrap_or(Self::UNKNOWN)
+    }
+
+    /// True for a cursor that no channel gives out and that is not the beginning.
+    pub fn is_unknown(self) -> bool {
+        self.epoch == 0 && self.seq > 0
     }
 
     /// The place after this one, in the same epoch.
@@ -78,7 +94,8 @@ fn number(text: &str) -> Result<u64, CursorError> {
 ///
 /// Within one epoch it is so many numbers, although a crash may leave numbers that no event ever had. Across epochs it is
 /// the rest of the one and the beginning of the other; `missing_to` has sequence 0 when the other begins with what follows.
-/// A reader that resumes from `missing_to` gets what comes after the gap.
+/// A reader that resumes from `missing_to` gets what comes after the gap. `missing_from` is [`Cursor::START`] for a reader whose
+/// cursor is no place of any channel. Where a reader's cursor lies past the channel, `missing_to` lies before `missing_from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The first place that is missing.
@@ -90,8 +107,9 @@ pub struct Gap {
 impl Gap {
     /// What lies between two places; none when the one leads to the other, or is [`Cursor::START`], which leads to anything.
     pub fn between(seen: Cursor, next: Cursor) -> Option<Self> {
-        (seen != Cursor::START && !seen.leads_to(next))
-            .then(|| Self { missing_from: seen.next(), missing_to: next.previous() })
+        let missing_from = if seen.is_unknown() { Cursor::START } else { seen.next() };
+        (seen != Cursor::START && (seen.is_unknown() || !seen.leads_to(next)))
+            .then(|| Self { missing_from, missing_to: next.previous() })
     }
 }
 
@@ -130,6 +148,19 @@ mod tests {
         assert_eq!(Gap::between(at(1, 4), at(1, 5)), None);
         assert_eq!(Gap::between(at(1, 4), at(1, 9)), Some(Gap { missing_from: at(1, 5), missing_to: at(1, 8) }));
         assert_eq!(Gap::between(at(1, 4), at(2, 1)), Some(Gap { missing_from: at(1, 5), missing_to: at(2, 0) }));
+    }
+
+    #[test]
+    fn id_that_is_no_place_gives_the_unknown_cursor() {
+        assert_eq!((Cursor::from_id("12-7"), Cursor::from_id("0")), (Cursor::new(12, 7), Cursor::START));
+        for id in ["", "x", "e-7", "1-2-3", "18446744073709551616-1", "\u{fffd}", "01-1", "0-5"] {
+            assert!(Cursor::from_id(id).is_unknown(), "{id:?}");
+        }
+        let next = Cursor::new(3, 9);
+        let gap = Gap { missing_from: Cursor::START, missing_to: Cursor::new(3, 8) };
+        assert_eq!(Gap::between(Cursor::UNKNOWN, next), Some(gap));
+        // Even where the numbers happen to touch.
+        assert!(Gap::between(Cursor::UNKNOWN, Cursor::UNKNOWN.next()).is_some());
     }
 
     proptest! {

@@ -137,11 +137,16 @@ impl Log {
 
     /// Where a reader begins that has seen everything up to `after`, in O(log n).
     ///
-    /// [`Cursor::START`] begins with what is retained and misses nothing. A cursor that lies past the newest event is not of
-    /// this channel's life: its reader gets only what comes from now on, and is told that it misses all up to here.
+    /// [`Cursor::START`] begins with what is retained and misses nothing. A cursor past the newest event was not given out by
+    /// this channel: its reader gets a gap from the beginning, then everything that is retained.
     pub fn seek(&self, after: Cursor) -> Seek {
-        let first = self.entries.get(self.index(after)).map(|entry| entry.cursor);
+        let first = self.after(self.resolve(after)).map(|entry| entry.cursor);
         seek(after, first, self.last)
+    }
+
+    /// The cursor itself, or [`Cursor::UNKNOWN`] for one that this channel has not given out.
+    pub fn resolve(&self, after: Cursor) -> Cursor {
+        resolve(after, self.last)
     }
 
     /// The first event retained after a place, in O(log n).
@@ -156,7 +161,8 @@ impl Log {
 
     /// The part of the channel after a place: at most `limit` events, and not many more than `bytes_max` bytes.
     pub fn read(&self, after: Cursor, limit: usize, bytes_max: usize) -> Page {
-        page(after, self.last, self.finished, self.all_after(after).map(Arc::clone), limit, bytes_max)
+        let entries = self.all_after(self.resolve(after)).map(Arc::clone);
+        page(after, self.last, self.finished, entries, limit, bytes_max)
     }
 
     fn index(&self, after: Cursor) -> usize {
@@ -170,8 +176,14 @@ impl Log {
     }
 }
 
+/// The cursor itself, or [`Cursor::UNKNOWN`] for one past the newest event of a channel.
+pub fn resolve(after: Cursor, last: Cursor) -> Cursor {
+    if after > last { Cursor::UNKNOWN } else { after }
+}
+
 /// The part of a channel after a place, from the events that a store has after it: at most `limit`, and none that would make
-/// it more than `bytes_max` bytes except the first. It ends before a hole; the next one begins with the gap.
+/// it more than `bytes_max` bytes except the first. It ends before a hole; the next one begins with the gap. The events of
+/// a cursor past the newest event are those after what [`resolve`] makes of it.
 pub fn page(
     after: Cursor,
     last: Cursor,
@@ -257,8 +269,17 @@ mod tests {
         assert_eq!(log.seek(at(1, 1)), Seek { position: at(3, 0), gap: gap((1, 2), (3, 0)) });
         assert_eq!(log.seek(at(2, 7)), Seek { position: at(3, 0), gap: gap((2, 8), (3, 0)) });
         // Cursors that this channel has not given, or not yet.
-        assert_eq!(log.seek(at(3, 9)), Seek { position: at(3, 2), gap: gap((3, 10), (3, 2)) });
-        assert_eq!(log.seek(at(9, 1)), Seek { position: at(3, 2), gap: gap((9, 2), (3, 2)) });
+        for (foreign, from) in [
+            (at(3, 9), (3, 10)),
+            (at(9, 1), (9, 2)),
+            (at(9, u64::MAX), (9, u64::MAX)),
+            (Cursor::UNKNOWN, (0, 0)),
+            (at(0, 7), (0, 0)),
+        ] {
+            assert_eq!(log.seek(foreign), Seek { position: at(1, 0), gap: gap(from, (1, 0)) }, "{foreign}");
+            let page = log.read(foreign, 10, 10_000);
+            assert_eq!((page.gap, page.entries.len(), page.next), (gap(from, (1, 0)), 1, at(1, 1)), "{foreign}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod values;
 pub use claims::{Claims, ClaimsFull};
 pub use cursor::{Cursor, CursorError, Gap};
 pub use event::{Draft, Entry, EventError, EventLimits};
-pub use log::{Log, Page, Retention, Seek, page};
+pub use log::{Log, Page, Retention, Seek, page, resolve};
 pub use name::{ChannelName, Kind, NameError};
 pub use outbox::{Item, Outbox};
 pub use subscriber::{Closed, Delivery, Subscriber};

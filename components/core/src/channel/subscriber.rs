@@ -58,6 +58,8 @@ pub struct Subscriber {
     tail: Cursor,
     /// The place up to which the reader was given everything, or told that it is missing.
     delivered: Cursor,
+    /// The reader's cursor, where the channel has not given it out, until the reader is told.
+    foreign: Option<Cursor>,
     outbox: Outbox,
     outbox_bytes_max: usize,
 }
@@ -65,10 +67,13 @@ pub struct Subscriber {
 impl Subscriber {
     /// A reader that has seen everything up to `after`, whose outbox holds at most so many bytes.
     pub fn new(after: Cursor, outbox_bytes_max: usize, log: &Log) -> Self {
+        // A cursor that the channel has not given out must not be taken for one that it gives out later.
+        let foreign = Some(after).filter(|_| log.resolve(after) != after);
+        let after = log.resolve(after);
         // From the beginning is from what there is now; what goes away before it is read is missing.
         let tail = if after == Cursor::START { log.seek(after).position } else { after };
         let state = State::Replay { until: log.last() };
-        Self { state, tail, delivered: tail, outbox: Outbox::default(), outbox_bytes_max }
+        Self { state, tail, delivered: tail, foreign, outbox: Outbox::default(), outbox_bytes_max }
     }
 
     /// Where it would resume.
@@ -151,7 +156,10 @@ impl Subscriber {
     /// The next delivery from the log, as long as there is one up to `until`.
     fn replay(&mut self, log: &Log, until: Cursor) -> Option<Delivery> {
         let seek = log.seek(self.tail);
-        if let Some(gap) = seek.gap {
+        if let Some(mut gap) = seek.gap {
+            if let Some(foreign) = self.foreign.take() {
+                gap.missing_from = foreign.next();
+            }
             self.tail = seek.position;
             self.delivered = seek.position;
             return Some(Delivery::Gap(gap));
@@ -282,6 +290,39 @@ mod tests {
         assert!(channel.readers[slow].ended());
         let again = channel.follow(channel.readers[slow].delivered(), 4);
         assert_eq!(channel.drain(again), [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn reader_with_a_foreign_cursor_gets_a_gap_and_all_that_is_retained() {
+        for foreign in [at(9), Cursor::new(7, 1), Cursor::UNKNOWN] {
+            let mut channel = Channel::new(3);
+            channel.events(4);
+            let reader = channel.follow(foreign, 10);
+            let missing_from = if foreign.is_unknown() { Cursor::START } else { foreign.next() };
+            let gap = Gap { missing_from, missing_to: at(1) };
+            assert_eq!(channel.poll(reader), Some(Delivery::Gap(gap)), "{foreign}");
+            assert_eq!(channel.drain(reader), [2, 3, 4], "{foreign}");
+            channel.events(1);
+            assert_eq!(channel.drain(reader), [5], "{foreign}");
+        }
+    }
+
+    #[test]
+    fn reader_with_a_foreign_cursor_of_an_empty_channel_gets_one_gap() {
+        let mut channel = Channel::new(5);
+        let reader = channel.follow(at(1), 10);
+        assert!(matches!(channel.poll(reader), Some(Delivery::Gap(_))));
+        channel.events(2);
+        assert_eq!(channel.drain(reader), [1, 2]);
+    }
+
+    #[test]
+    fn foreign_cursor_that_the_channel_gives_out_later_is_a_gap_all_the_same() {
+        let mut channel = Channel::new(5);
+        let reader = channel.follow(at(1), 10);
+        channel.events(2);
+        assert!(matches!(channel.poll(reader), Some(Delivery::Gap(_))));
+        assert_eq!(channel.drain(reader), [1, 2]);
     }
 
     #[test]

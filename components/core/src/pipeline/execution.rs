@@ -492,8 +492,9 @@ impl Execution {
             Some(slot) if may_retry => slot.retry.next_delay_ns(&retry, random),
             _ => None,
         };
-        let asked_ns = u64::from(failure.retry_after_ms.unwrap_or(0)) * NS_PER_MS;
-        let retry_in_ns = delay_ns.map(|delay_ns| delay_ns.max(asked_ns));
+        // A service may ask for any time; the definition bounds how long an execution waits.
+        let asked_ms = failure.retry_after_ms.unwrap_or(0).min(retry.backoff_ms_max);
+        let retry_in_ns = delay_ns.map(|delay_ns| delay_ns.max(u64::from(asked_ms) * NS_PER_MS));
         self.tell_of(now, run, Data::StepError { kind, failure: failure.clone(), retry_in_ns, duration_ns });
         if let Some(delay_ns) = retry_in_ns {
             if is_step {

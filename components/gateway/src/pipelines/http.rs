@@ -9,13 +9,15 @@ use spin_sdk::wasip3::{
     wit_bindgen::StreamResult,
     wit_future, wit_stream,
 };
-use weir_codec::pipeline::text;
+use weir_codec::{pipeline::text, retry_after};
 use weir_core::pipeline::{Json, Method, StepFailure};
 
 use super::steps::Step;
+use crate::clock;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
+const NS_PER_MS: u64 = 1_000_000;
 /// Statuses after which the same request may succeed: RFC 9110, RFC 6585 and RFC 8470.
 const PASSING: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 
@@ -33,14 +35,11 @@ pub(super) async fn call(
     }
     let request = request(url, method, headers, body, &step.key)?;
     let response = client::send(request).await.map_err(|error| unreachable(&error))?;
-    let (status, retry_after_s) = (response.get_status_code(), retry_after_s(&response));
+    let (status, retry_after_ms) = (response.get_status_code(), retry_after_ms(&response));
     if !(200..300).contains(&status) {
         let failure = format!("the service answered {status}");
         return Err(match PASSING.contains(&status) {
-            true => StepFailure {
-                retry_after_ms: retry_after_s.map(|seconds| seconds.saturating_mul(1000)),
-                ..StepFailure::passing("http_status", failure)
-            },
+            true => StepFailure { retry_after_ms, ..StepFailure::passing("http_status", failure) },
             false => StepFailure::last("http_status", failure),
         });
     }
@@ -125,8 +124,8 @@ fn header(response: &types::Response, name: &str) -> Option<String> {
     String::from_utf8(value).ok()
 }
 
-fn retry_after_s(response: &types::Response) -> Option<u32> {
-    header(response, "retry-after")?.trim().parse().ok()
+fn retry_after_ms(response: &types::Response) -> Option<u32> {
+    retry_after::retry_after_ms(&header(response, "retry-after")?, clock::now().unix_ns / NS_PER_MS)
 }
 
 fn is_json(response: &types::Response) -> bool {

@@ -199,9 +199,12 @@ impl Feed<'_> {
         loop {
             self.duplex.unsent_few().await;
             let Piece { bytes, more } = body.piece(room).await;
-            self.duplex.touch();
+            self.duplex.arrived(bytes.len());
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
+                if let Some(error) = self.duplex.answer_too_large() {
+                    return Some(error.into());
+                }
                 let mut taken = Vec::with_capacity(INPUTS_MAX + 1);
                 // What is kept of the channel must reach back to the last checkpoint.
                 let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);

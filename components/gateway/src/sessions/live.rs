@@ -79,7 +79,9 @@ pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Probl
                     });
                 }
             }
-            let stored = page.entries.into_iter().map(|stored| asked(InputBody::Stored(stored.event.data)));
+            // A store that lost the newest events gives out again what the checkpoint has already.
+            let new = page.entries.into_iter().filter(|stored| (stored.at.epoch, stored.at.seq) > (epoch, seq));
+            let stored = new.map(|stored| asked(InputBody::Stored(stored.event.data)));
             if !inputs.write_all(stored.collect()).await.is_empty() {
                 return Err(lost());
             }

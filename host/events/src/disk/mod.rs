@@ -217,12 +217,12 @@ impl Disk {
         };
         let Some((Meta { last, broken, .. }, mut log)) = loaded else { return Ok(None) };
         log.expire(self.clock.now_ms());
-        let mut state = State::new(log);
         if broken {
             self.clock.observe_epoch(last.epoch);
-            state.next = Cursor::new(self.clock.fresh_epoch(), 1);
+            // The log may have lost its end: the cursors of those who saw it must lie before what comes.
+            log.skip_to(Cursor::new(self.clock.fresh_epoch(), 0));
         }
-        Ok(Some(state))
+        Ok(Some(State::new(log)))
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use redis::Script;
 use redis::streams::StreamRangeReply;
 use tokio::sync::Notify;
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Log, Page, page};
+use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Log, Page, page, resolve};
 
 use crate::clock::Clock;
 use crate::config::{EventsConfig, Fallback, StoreKind};
@@ -92,6 +92,7 @@ impl Redis {
     }
 
     pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+        self.shared.catch_up(name, after).await?;
         loop {
             let channel = self.shared.mirror(name).await?;
             channel.lock().log.expire(self.shared.clock.now_ms());
@@ -227,9 +228,22 @@ impl Shared {
         }
     }
 
+    /// Brings the mirror of a channel up to date where a reader has seen more than it holds: another instance may have been ahead.
+    async fn catch_up(&self, name: &ChannelName, after: Cursor) -> Result<(), Error> {
+        let channel = self.mirror(name).await?;
+        {
+            let mut state = channel.lock();
+            if after.is_unknown() || after <= state.log.last() {
+                return Ok(());
+            }
+            state.astray = true;
+        }
+        self.mirror(name).await.map(drop)
+    }
+
     /// A page from Redis itself.
     async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
-        let mut from = if after == Cursor::START { "-".to_owned() } else { beyond(after) };
+        let (mut from, mut is_known) = (first_after(after), true);
         // What is too old is let go of by the next append; until then it is passed over.
         let (entries, known, oldest_ms) = loop {
             let Range { entries, known, now_ms } = self.range(name, &from, limit).await?;
@@ -237,6 +251,10 @@ impl Shared {
             let oldest_ms = now_ms.saturating_sub(self.config.retention.age_ms_max);
             match entries.last() {
                 Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
+                // The cursor is not of this channel: all that is retained comes after the gap.
+                None if is_known && known.last != Cursor::START && resolve(after, known.last) != after => {
+                    (from, is_known) = (first_after(Cursor::UNKNOWN), false);
+                }
                 _ => break (entries, known, oldest_ms),
             }
         };
@@ -371,6 +389,11 @@ struct Range {
     known: Known,
     /// The server's clock.
     now_ms: u64,
+}
+
+/// Where the range of a reader begins.
+fn first_after(after: Cursor) -> String {
+    if after == Cursor::START || after.is_unknown() { "-".to_owned() } else { beyond(after) }
 }
 
 /// The first id after a place; nothing is after the greatest, which stands for itself. Redis refuses a range that begins behind it.

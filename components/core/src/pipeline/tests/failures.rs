@@ -52,6 +52,25 @@ fn what_may_pass_is_tried_again_and_then_it_is_for_good() {
 }
 
 #[test]
+fn service_that_asks_for_a_longer_wait_than_the_bound_gets_the_bound() {
+    let mut step = annotate("a");
+    step.task.retry = RetryConfig {
+        policy: RetryPolicy::FixedDelay,
+        max_attempts: 3,
+        backoff_ms_max: 2000,
+        ..RetryConfig::default()
+    };
+    let mut world = World::new(draft(vec![step]), "0");
+    let mut now_ms = 0;
+    for (asked_ms, wait_ms) in [(u32::MAX, 2000), (2001, 2000)] {
+        let run = world.start_one(at(now_ms)).run;
+        world.fail(at(now_ms), run, StepFailure { retry_after_ms: Some(asked_ms), ..passing() });
+        now_ms += wait_ms;
+        assert_eq!(world.execution.poll_timeout(), Some(now_ms * MS));
+    }
+}
+
+#[test]
 fn a_run_that_takes_too_long_is_stopped() {
     let mut step = annotate("a");
     step.task.timeout_ms = 50;

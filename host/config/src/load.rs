@@ -58,6 +58,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("http.requests_max", u64::from(config.http.requests_max)),
         ("http.body_bytes_max", config.http.body_bytes_max),
         ("http.header_timeout_ms", config.http.header_timeout_ms),
+        ("http.idle_timeout_ms", config.http.idle_timeout_ms),
         ("http.body_timeout_ms", config.http.body_timeout_ms),
         ("http.request_timeout_ms", config.http.request_timeout_ms),
         ("models.plans_max", u64::from(config.models.plans_max)),
@@ -297,7 +298,7 @@ mod tests {
             "[http]\nlistn = 'x'\n",
             &[],
             expect![
-                "http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `write_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
+                "http.listn: unknown field: found `listn`, expected one of `listen`, `hosts`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `idle_timeout_ms`, `body_timeout_ms`, `write_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
             ],
         );
         error(

@@ -139,6 +139,11 @@ impl Server {
         self
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `host:port`.
     pub fn address(&self) -> &str {
         &self.address

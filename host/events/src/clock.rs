@@ -45,6 +45,16 @@ pub(crate) struct Uptime {
 #[derive(Debug)]
 struct System {
     began: Instant,
+    boot: Option<u64>,
+}
+
+impl System {
+    fn new() -> Self {
+        let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok();
+        let hash =
+            |id: Vec<u8>| id.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte));
+        Self { began: Instant::now(), boot: id.map(hash) }
+    }
 }
 
 impl TimeSource for System {
@@ -57,11 +67,9 @@ impl TimeSource for System {
     }
 
     fn uptime(&self) -> Option<Uptime> {
-        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
         let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
         let seconds: f64 = uptime.split(' ').next()?.parse().ok()?;
-        let id = boot.iter().fold(0_u64, |id, byte| id.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte));
-        Some(Uptime { boot: id, ms: (seconds * 1_000.0) as u64 })
+        Some(Uptime { boot: self.boot?, ms: (seconds * 1_000.0) as u64 })
     }
 }
 
@@ -85,7 +93,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn system() -> Self {
-        Self::new(Arc::new(System { began: Instant::now() }))
+        Self::new(Arc::new(System::new()))
     }
 
     pub(crate) fn new(source: Arc<dyn TimeSource>) -> Self {
@@ -165,6 +173,11 @@ impl Clock {
         let reserved = self.epoch_max.load(Ordering::Relaxed);
         let short = reserved == u64::MAX || reserved < wanted(RESERVED_MS / 2, RESERVED / 2);
         short.then(|| wanted(RESERVED_MS, RESERVED))
+    }
+
+    /// The bound of the epochs that are reserved.
+    pub(crate) fn epoch_max(&self) -> u64 {
+        self.epoch_max.load(Ordering::Relaxed)
     }
 
     /// Says that epochs are reserved up to this bound.

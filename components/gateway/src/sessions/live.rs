@@ -4,6 +4,7 @@ use weir_codec::{
     problem::Problem,
     transcript::{config::SessionAsk, stored::Phase},
 };
+use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::keeping::{Entry, Keeping};
@@ -32,9 +33,14 @@ pub(crate) struct Live {
     pub(crate) finished: Option<Phase>,
 }
 
-/// Wall-clock time, in milliseconds since 1970.
+/// Milliseconds since 1970, as the wall clock was when it was first asked and by the monotonic clock since: a wall clock that is set
+/// meanwhile expires no session.
 pub(crate) fn now_ms() -> u64 {
-    clock::now().unix_ns / NS_PER_MS
+    thread_local! {
+        static BEGAN: Now = clock::now();
+    }
+    let passed_ns = |began: &Now| clock::now().monotonic_ns.saturating_sub(began.monotonic_ns);
+    BEGAN.with(|began| began.unix_ns.saturating_add(passed_ns(began)) / NS_PER_MS)
 }
 
 /// An input that is no line.

@@ -1,8 +1,6 @@
 //! The file, and what is known of it in memory. After a failed commit the two may differ; [`Database::recover`] makes them one.
 
 use std::collections::HashSet;
-use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::{Durability, ReadableDatabase};
@@ -10,31 +8,10 @@ use weir_core::channel::{ChannelName, Cursor, Entry, Log};
 
 use crate::clock::Clock;
 use crate::config::EventsConfig;
+use crate::disk::storage::Opener;
 use crate::disk::tables::{self, Change, EVENTS, Held, Meta, Metas, VALUES};
 use crate::disk::{RETRY_AFTER_MS, record};
 use crate::error::{Error, OpenError, lock};
-
-/// Opens or creates the file. Tests have one whose storage fails.
-#[derive(Clone)]
-pub(crate) struct Opener(Arc<dyn Fn() -> Result<redb::Database, redb::Error> + Send + Sync>);
-
-impl Opener {
-    pub(crate) fn new(open: impl Fn() -> Result<redb::Database, redb::Error> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(open))
-    }
-
-    /// Opens the file at a path.
-    pub(crate) fn path(path: &Path) -> Self {
-        let path = path.to_owned();
-        Self::new(move || Ok(redb::Database::create(&path)?))
-    }
-}
-
-impl fmt::Debug for Opener {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Opener")
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -65,7 +42,7 @@ impl Database {
             std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: shown(), source })?;
         }
         let open = || -> Result<_, redb::Error> {
-            let file = (opener.0)()?;
+            let file = opener.open()?;
             let transaction = file.begin_write()?;
             let held = tables::begin(&transaction, config.durable, &clock)?;
             transaction.commit()?;
@@ -210,7 +187,7 @@ impl Database {
         // The file is locked until it is closed.
         drop(file.take());
         let recover = || -> Result<_, redb::Error> {
-            let opened = (self.opener.0)()?;
+            let opened = self.opener.open()?;
             let mut transaction = opened.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             let Held { mut commit, mut channels, mut next_id, .. } = tables::read(&transaction)?;
@@ -224,6 +201,8 @@ impl Database {
             lock(&self.known).next_id = next_id;
             let ended = Change { ended_claims: ended_claims.to_vec(), ..Change::default() };
             tables::apply(&transaction, &ended, &mut channels, &mut next_id)?;
+            // The file may be another one, where somebody has removed it.
+            tables::mark_open(&transaction, self.durable, &self.clock)?;
             // Not a number of its own: where this fails, the next attempt must see whether the failed commit is in the file.
             tables::stamp(&transaction, commit, self.clock.moment())?;
             let held = tables::read(&transaction)?;
@@ -271,7 +250,7 @@ impl Database {
     fn open_to_read(&self) {
         let mut file = self.writing();
         drop(file.take());
-        *file = (self.opener.0)().ok();
+        *file = self.opener.open().ok();
     }
 
     /// The file, and what is known of a channel or key in it, where both are one.

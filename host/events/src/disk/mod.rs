@@ -10,6 +10,7 @@
 mod database;
 mod record;
 mod recovery;
+mod storage;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,8 @@ use weir_core::channel::{ChannelName, Cursor, Draft, Log, Page};
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
-use crate::disk::database::{Database, Opener};
+use crate::disk::database::Database;
+use crate::disk::storage::Opener;
 use crate::disk::tables::Meta;
 use crate::disk::values::Kept;
 use crate::disk::writer::{Job, Shared, Status, Writer};

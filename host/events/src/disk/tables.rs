@@ -158,7 +158,7 @@ pub(crate) struct Held {
 /// Takes a file into use: sets the clock by it, reads what it holds, mends what it finds, and says in it that it is open.
 pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<Held, redb::Error> {
     let mut held = read(transaction)?;
-    let mut store = transaction.open_table(STORE)?;
+    let store = transaction.open_table(STORE)?;
     let number = |key: &str| -> Result<Option<u64>, redb::Error> { Ok(store.get(key)?.map(|value| value.value())) };
     match number(STORE_MS)? {
         Some(store_ms) => {
@@ -173,12 +173,11 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
     held.channels.values().for_each(|meta| clock.observe_epoch(meta.last.epoch));
     clock.observe_epoch(number(EPOCH_MAX)?.unwrap_or_default());
     let broken = number(LEFT)? == Some(LEFT_OPEN);
-    store.insert(LEFT, if durable { LEFT_WHOLE } else { LEFT_OPEN })?;
+    drop(store);
     if let Some(epoch_max) = clock.epochs_to_reserve() {
-        store.insert(EPOCH_MAX, epoch_max)?;
         clock.epochs_reserved(epoch_max);
     }
-    drop(store);
+    mark_open(transaction, durable, clock)?;
     separate(transaction, &mut held)?;
     if broken {
         let mut channels = transaction.open_table(CHANNELS)?;
@@ -199,6 +198,14 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
         claims.remove(&*key)?;
     }
     Ok(held)
+}
+
+/// Writes that the file is open, and which epochs may be given out.
+pub(crate) fn mark_open(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<(), redb::Error> {
+    let mut store = transaction.open_table(STORE)?;
+    store.insert(LEFT, if durable { LEFT_WHOLE } else { LEFT_OPEN })?;
+    store.insert(EPOCH_MAX, clock.epoch_max())?;
+    Ok(())
 }
 
 /// Reads all but events and values.

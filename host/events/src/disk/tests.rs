@@ -10,7 +10,7 @@ use std::sync::Arc;
 use weir_core::channel::{ChannelName, Cursor, Draft, Retention};
 
 use super::Disk;
-use super::database::Opener;
+use super::storage::Opener;
 use crate::clock::Clock;
 use crate::clock::tests::Set;
 use crate::config::{EventsConfig, StoreKind};
@@ -38,7 +38,7 @@ async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
     let config = Arc::new(config);
     let hub = Arc::new(Hub::new(10_000, 100, config.outbox_bytes_max, StoreKind::Disk));
     let drive = drive.clone();
-    let opener = Opener::new(move || drive.open());
+    let opener = Opener::new(move || drive.backend());
     Disk::open_with(config, Arc::new(Clock::new(source.clone())), hub, opener).await.unwrap()
 }
 

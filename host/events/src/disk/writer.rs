@@ -97,11 +97,14 @@ pub(crate) struct Writer {
     ended_claims: Vec<Arc<str>>,
 }
 
+/// Events that have their places, and who waits for them to be written.
+type PendingAppend = (Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>);
+
 /// Jobs that wait for one commit.
 #[derive(Default)]
 struct Group {
     change: Change,
-    appends: Vec<(Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>)>,
+    appends: Vec<PendingAppend>,
     claims: Vec<(Arc<str>, Answer<()>)>,
     values: Vec<Answer<()>>,
     undo: Undo,
@@ -187,12 +190,7 @@ impl Writer {
         closes
     }
 
-    fn take(
-        &mut self,
-        job: Job,
-        group: &mut Group,
-        appends: &mut Vec<(Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>)>,
-    ) {
+    fn take(&mut self, job: Job, group: &mut Group, appends: &mut Vec<PendingAppend>) {
         let (kept, change) = (&self.shared.kept, &mut group.change);
         match job {
             Job::Append { channel, entries, answer } => appends.push((channel, entries, answer)),

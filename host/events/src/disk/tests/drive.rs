@@ -83,9 +83,9 @@ impl State {
 
 impl Drive {
     /// Opens the file on it.
-    pub(crate) fn open(&self) -> Result<redb::Database, redb::Error> {
+    pub(crate) fn backend(&self) -> Result<Box<dyn StorageBackend>, redb::Error> {
         self.operation(false, |_, fault| if fault.is_some() { Err(failure()) } else { Ok(()) })?;
-        Ok(redb::Builder::new().create_with_backend(Backend(self.clone()))?)
+        Ok(Box::new(Backend(self.clone())))
     }
 
     fn operation<T>(
@@ -98,8 +98,7 @@ impl Drive {
             return Err(failure());
         }
         match state.operation(writes) {
-            Some(Fault::OnceHalf) => operate(&mut state, Some(Fault::OnceHalf)),
-            Some(_) => Err(failure()),
+            Some(fault) => operate(&mut state, Some(fault)),
             None => operate(&mut state, None),
         }
     }
@@ -165,10 +164,12 @@ impl StorageBackend for Backend {
     fn sync_data(&self) -> io::Result<()> {
         self.0.operation(true, |state, fault| {
             if fault.is_some() {
+                // As Linux does: what could not be written counts as written, and is read until the next start.
+                state.unsynced.clear();
                 return Err(failure());
             }
-            state.unsynced.clear();
-            state.durable = state.cached.clone();
+            let State { durable, unsynced, .. } = state;
+            unsynced.drain(..).for_each(|write| write.apply(durable));
             Ok(())
         })
     }
@@ -176,7 +177,8 @@ impl StorageBackend for Backend {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.0.operation(true, |state, fault| {
             if fault.is_some() {
-                state.write(Write::At(offset, data[..data.len() / 2].to_vec()));
+                let half = if fault == Some(Fault::OnceHalf) { data.len() / 2 } else { 0 };
+                state.write(Write::At(offset, data[..half].to_vec()));
                 return Err(failure());
             }
             state.write(Write::At(offset, data.to_vec()));

@@ -7,6 +7,7 @@ use super::drive::Drive;
 use super::{History, config, contents, draft, name, open};
 use crate::clock::tests::Set;
 use crate::config::EventsConfig;
+use crate::disk::storage::Opener;
 
 const NOON: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 31_536_000_000;
@@ -115,7 +116,8 @@ fn earlier_file(drive: &Drive, channels: &[(&str, u64)], next_id: u64) {
     const CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
     const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
     const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
-    let file = drive.open().unwrap();
+    let drive = drive.clone();
+    let file = Opener::new(move || drive.backend()).open().unwrap();
     let transaction = file.begin_write().unwrap();
     {
         let mut rows = transaction.open_table(CHANNELS).unwrap();

@@ -22,7 +22,9 @@ fn bounded(settings: &[&str]) -> Result<Server> {
     command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(weir_tests::weir()?);
     command.args(["serve", "--listen", "127.0.0.1:0", "--set", "models.replicas=1"]);
     command.args(["--component", &format!("infer={}", stub.display())]).arg("--models-dir").arg(weir_tests::models());
-    settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
     Server::spawn(command, "listening on http://")
 }
 
@@ -145,6 +147,8 @@ async fn disk_that_is_full_at_the_end_is_a_failure_and_a_gap_afterwards() -> Res
         server.ready().await?;
         bound_files(&server, &std::fs::metadata(&file)?.len().to_string())?;
         publish_until_refused(&server, &mut answered).await?;
+        // Not even what the file has room for can be written.
+        bound_files(&server, "0")?;
         server.signal("TERM")?;
         assert_eq!(server.wait().await?.code(), Some(1), "{}", server.log());
         assert!(server.log().contains("the channel store could not be written at the end"), "{}", server.log());

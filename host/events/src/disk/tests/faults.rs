@@ -162,9 +162,12 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         }
         recovered(&store, &source).await;
         let before = users.read(&store, true).await;
-        users.round(&store, ROUNDS).await;
-        users.read(&store, true).await;
         assert!(before.values().any(|events| !events.is_empty()));
+        // Every other time nothing is written behind the recovery that would hide what it left out.
+        if after.is_multiple_of(2) {
+            users.round(&store, ROUNDS).await;
+            users.read(&store, true).await;
+        }
         if end == End::Close {
             let memory = users.read(&store, true).await;
             assert_eq!(store.close().await, Ok(()));

@@ -264,7 +264,10 @@ impl Shared {
             let last = if after == Cursor::START { Cursor::START } else { self.clock.beginning() };
             return Ok(page(after, last, false, std::iter::empty(), limit, 0));
         }
-        let entries = entries.into_iter().filter(|entry| entry.cursor > after && entry.time_ms >= oldest_ms);
+        // A range that begins with the greatest place may have the entry that the reader has.
+        let all = after.is_unknown() || !is_known;
+        let news = |entry: &Arc<Entry>| (all || entry.cursor > after) && entry.time_ms >= oldest_ms;
+        let entries = entries.into_iter().filter(news);
         Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
     }
 

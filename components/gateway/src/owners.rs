@@ -14,8 +14,9 @@ use crate::{
 
 /// A record older than this is written again.
 const REFRESH_MS: u64 = 600_000;
-/// How long others may not write the first record after one has begun to.
-const CLAIM_MS: u64 = 60_000;
+/// How long others may not write the first record after one has begun to. Where it could not be written, for instance on a full disk, the
+/// channel takes no events for this long.
+const CLAIM_MS: u64 = 5_000;
 /// Records read at once: an hour's, where events are kept as long as they are unless told.
 const RECORDS_MAX: u32 = 64;
 
@@ -29,10 +30,11 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, now: Now) -> Resul
     let mut known = read(channel).await?;
     if known.is_none() {
         let first = events::claim(format!("owner:{channel}"), CLAIM_MS).await.map_err(publish::problem)?;
-        if first {
+        // Also by the one who claimed: a record that failed may be there all the same.
+        known = read(channel).await?;
+        if first && known.is_none() {
             return write(channel, user.id()).await;
         }
-        known = read(channel).await?;
     }
     match known {
         Some(owner) if now.unix_ns / 1_000_000 >= owner.written_ms.saturating_add(REFRESH_MS) => {

@@ -58,7 +58,7 @@ async fn the_inference_api_in_its_own_shapes() -> Result<()> {
     assert_eq!((status.as_u16(), answer), (200, json!([[label]])));
     let (_, answer) = post(&server, "/models/sentiment", &json!({"inputs": ["good", "good"]})).await?;
     assert_eq!(answer, json!([[label], [label]]));
-    let entity = json!({"entity_group": "PER", "score": 0.75, "word": "Ann", "start": 0, "end": 3});
+    let entity = json!({"entity_group": "PER", "score": 0.75, "word": "Ann", "text": "Ann", "start": 0, "end": 3});
     let (_, answer) = post(&server, "/models/entities", &json!({"inputs": "Ann"})).await?;
     assert_eq!(answer, json!([entity]));
     let (_, answer) = post(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
@@ -119,6 +119,58 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
     let broken = broken.send().await?;
     assert_eq!(broken.status(), 400);
     assert_eq!(broken.json::<Value>().await?["error_type"], "Validation");
+    Ok(())
+}
+
+/// A long text is cut at the side that the request names, in every dialect.
+#[tokio::test]
+async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
+    let server = Server::start(&[])?;
+    server.ready().await?;
+    let text = format!("I love this so much, it is wonderful! {} I hate this, it is awful!", "word ".repeat(2000));
+    let label = |answer: &Value| -> Option<Value> {
+        let best = answer.pointer("/outputs/0/0").or(answer.pointer("/0/0")).or(answer.pointer("/0"))?;
+        best.get("label").cloned()
+    };
+    for (path, beside) in
+        [("/v1/classify", "truncation"), ("/models/sentiment", "truncation"), ("/predict", "truncate")]
+    {
+        let mut labels = Vec::new();
+        for side in ["left", "Right"] {
+            let parameters = json!({beside: true, "truncation_direction": side});
+            let body = match path {
+                "/predict" => json!({"inputs": text, "truncate": true, "truncation_direction": side}),
+                _ => json!({"inputs": text, "parameters": parameters}),
+            };
+            let (status, answer) = post(&server, path, &body).await?;
+            assert_eq!(status, 200, "{path}: {answer}");
+            labels.push(answer);
+        }
+        assert_ne!(label(&labels[0]).context("a label")?, Value::Null, "{path}");
+        assert_ne!(labels[0], labels[1], "{path}: both sides give the same");
+        let body = json!({"inputs": "a", "parameters": {"truncation_direction": "up"}, "truncation_direction": "up"});
+        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert!([400, 422].contains(&answer.status().as_u16()), "{path}");
+        assert!(answer.text().await?.contains("must be one of left, right"), "{path}");
+    }
+    let (_, left) =
+        post(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true, "truncation_direction": "left"}))
+            .await?;
+    let (_, right) = post(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true})).await?;
+    assert_ne!(left, right);
+    let talk = "so we went there and we had some tea and talked about the weather and ";
+    let names = format!("Angela Merkel came to Berlin {}", talk.repeat(60));
+    let found = async |parameters: Value| {
+        post(&server, "/models/entities", &json!({"inputs": names, "parameters": parameters})).await
+    };
+    assert_eq!(found(json!({"truncation_direction": "left"})).await?.1, json!([]));
+    assert_eq!(found(json!({})).await?.1[0]["text"], "Angela Merkel");
+    // With a stride all of it is read, in windows.
+    let names = format!("{}then Angela Merkel from Berlin came and said hello {}", talk.repeat(40), talk.repeat(30));
+    let (status, answer) =
+        post(&server, "/models/entities", &json!({"inputs": names, "parameters": {"stride": 64}})).await?;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer[0]["text"], "Angela Merkel", "{answer}");
     Ok(())
 }
 

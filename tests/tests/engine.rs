@@ -104,7 +104,7 @@ async fn compare_mixtures(engine: &str, difference_max: f32) -> Result<()> {
 }
 
 /// Every token by itself, so that each has its score.
-const TOKENS: TokenOptions = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new() };
+const TOKENS: TokenOptions = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
 
 /// A copy of a toy model whose word `poison` has an id beyond the graph's table.
 fn poisoned(into: &Path) -> Result<Model> {

@@ -123,7 +123,7 @@ async fn no_client_says_what_is_held() -> Result<()> {
     assert_eq!(follower.placed().await?.id, mine);
     // What is no subscription is not held.
     let answer = private(Client::new().get(server.url("/livez"))).send().await?;
-    assert_eq!((answer.status().as_u16(), answer.text().await?.as_str()), (200, r#"{"status":"alive"}"#));
+    assert_eq!((answer.status().as_u16(), answer.text().await?.as_str()), (200, "{\"status\":\"alive\"}\n"));
     let answer = private(Client::new().head(server.url("/stream/workflow/w"))).send().await?;
     assert_eq!((answer.status().as_u16(), answer.bytes().await?.len()), (200, 0));
     held(&server, 1).await

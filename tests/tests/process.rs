@@ -75,12 +75,71 @@ async fn a_batch_is_one_answer_of_the_same_work() -> Result<()> {
         list.as_array().into_iter().flatten().map(|entity| entity["text"].clone()).collect()
     };
     assert_eq!(texts(&batch["entities"]), texts(&of("entities_complete")?["entities"]));
+    for entity in batch["entities"].as_array().context("entities")? {
+        let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
+        assert_eq!(entity["text"], code_points(TEXT, start, end));
+    }
     assert!(batch["sentiment"]["label"].is_string() && batch["sentiment"]["confidence"].is_f64(), "{batch}");
     assert!(batch["processing_time"].as_f64().context("a number")? > 0.0);
 
     let body = json!({"text": "far too short for it", "include_sentiment": false, "include_entities": false});
     let batch: Value = client.post(server.url("/process-batch")).json(&body).send().await?.json().await?;
     assert_eq!(batch.as_object().context("an object")?.keys().collect::<Vec<_>>(), ["processing_time"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn unknown_field_is_refused_with_the_nearest_that_is_known() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    for path in ["/process-stream", "/process-batch"] {
+        let body = json!({"text": "ten points and more", "include_entity": true});
+        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert_eq!(answer.status(), 422, "{path}");
+        let problem: Value = answer.json().await?;
+        assert_eq!(
+            (&problem["errors"][0]["field"], &problem["errors"][0]["reason"]),
+            (&json!("include_entity"), &json!("unknown"))
+        );
+        let detail = problem["detail"].as_str().context("a detail")?;
+        assert!(detail.contains("did you mean `include_entities`?"), "{detail}");
+    }
+    Ok(())
+}
+
+/// Whole answers of JSON, of the gateway and of the host, end with a line end; scores are the shortest decimals of their f32 in
+/// every form of answer.
+#[tokio::test]
+async fn json_answers_end_with_a_line_end_and_scores_have_one_form() -> Result<()> {
+    let server = Server::start(&[])?;
+    server.ready().await?;
+    let client = reqwest::Client::new();
+    for path in ["/", "/livez", "/readyz", "/v1/models", "/openapi.json", "/stream/health", "/nowhere", "/v1/classify"]
+    {
+        let answer = client.get(server.url(path)).send().await?;
+        let length = answer.content_length();
+        let body = answer.text().await?;
+        assert!(body.ends_with("}\n") && !body.ends_with("\n\n"), "{path}: {body:?}");
+        assert_eq!(length, Some(body.len() as u64), "{path}");
+    }
+    let text = "What a wonderful evening it was!";
+    let mut scores = Vec::new();
+    for (path, body) in [
+        ("/v1/classify", json!({"inputs": text})),
+        ("/models/sentiment", json!({"inputs": text})),
+        ("/predict", json!({"inputs": text})),
+        ("/process-batch", json!({"text": text, "include_summary": false})),
+        ("/process-stream", json!({"text": text, "include_summary": false})),
+    ] {
+        let body = client.post(server.url(path)).json(&body).send().await?.text().await?;
+        assert!(body.ends_with('\n'), "{path}: {body:?}");
+        let name = if path.starts_with("/process") { "\"confidence\":" } else { "\"score\":" };
+        let score = body.split(name).nth(1).context("a score")?;
+        let score = score.split([',', '}']).next().context("a number")?.to_owned();
+        assert_eq!(score.parse::<f32>()?.to_string(), score, "{path}");
+        scores.push(score);
+    }
+    assert!(scores.iter().all(|score| *score == scores[0]), "{scores:?}");
     Ok(())
 }
 

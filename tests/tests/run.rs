@@ -42,7 +42,10 @@ fn sentiment_in_order_and_bad_lines_in_place() -> Result<()> {
     for (index, line) in lines.iter().enumerate() {
         assert_eq!(line["index"], index);
     }
-    assert_eq!(lines[2]["error"]["code"], "invalid_input");
+    // As the same lines have over HTTP.
+    let refused = |line: &Value| (line["error"]["code"].clone(), line["error"]["line"].clone());
+    assert_eq!(refused(&lines[2]), ("invalid_item".into(), 3.into()));
+    assert_eq!(refused(&lines[3]), ("not_utf8".into(), 4.into()));
     Ok(())
 }
 
@@ -165,10 +168,8 @@ fn what_is_wrong_in_a_transcript_is_told_and_the_rest_goes_on() -> Result<()> {
     let output = run(&["--task", "transcript", file.to_str().context("a path")?], b"")?;
     assert_eq!(output.status.code(), Some(1));
     let events = lines(&output)?;
-    assert_eq!(
-        events.last().map(|event| (&event["error"]["code"], &event["line"])),
-        Some((&"invalid_cue".into(), &3.into()))
-    );
+    // A cue that cannot be read is answered in its place, as a line is.
+    assert_eq!((&events[0]["error"]["code"], &events[0]["line"]), (&"invalid_cue".into(), &3.into()));
     assert!(told(&output)?.iter().any(|(kind, text, _)| kind == "final_segment" && text == "kept"));
     mistake(
         &["--task", "transcript", "--model", "sentiment"],
@@ -182,6 +183,108 @@ fn what_is_wrong_in_a_transcript_is_told_and_the_rest_goes_on() -> Result<()> {
             weir: standard input: max_gap_sec must be a finite number of at least 0, and is -1
         "#]],
     )
+}
+
+#[test]
+fn captions_are_recognized_by_their_content() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let srt = "1\n00:00:01,000 --> 00:00:02,000\nO&#39;Neil\n\nspoke\n2\n00:00:09,000 --> 00:00:10,000\nb\n";
+    let vtt = "WEBVTT\n\nNOTE\n00:01.000 --> 00:05.000\n<v Ann&eacute;e>a &quot;b&quot;\n \nc\n\n00:02.000 --> 00:03.000\n<v Bob>crosstalk\n";
+    let json = "\u{feff}{\"start\":0,\"end\":0.30000000000000004,\"text\":\"a\"}\r\n\r\n{\"start\":0.3,\"end\":1,\"text\":\"b\"}\n";
+    let utf16 =
+        |text: &str| [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let said = |output: &Output| -> Result<Vec<String>> {
+        Ok(told(output)?.into_iter().map(|(kind, text, _)| format!("{kind} {text}")).collect())
+    };
+    for (name, file, want) in [
+        ("a.vtt", srt.as_bytes().to_vec(), ["final_segment O&#39;Neil spoke", "final_segment b"].as_slice()),
+        ("b.txt", utf16(srt), ["final_segment O&#39;Neil spoke", "final_segment b"].as_slice()),
+        ("c.srt", vtt.as_bytes().to_vec(), ["final_segment a \"b\" c", "final_segment crosstalk"].as_slice()),
+        ("d.srt", json.as_bytes().to_vec(), ["final_segment a b"].as_slice()),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &file)?;
+        let output = run(&["--task", "transcript", "--quiet", path.to_str().context("a path")?], b"")?;
+        assert!(output.status.success(), "{name}: {output:?}");
+        assert_eq!(said(&output)?, want, "{name}");
+        let output = run(&["--task", "transcript", "--quiet"], &file)?;
+        assert_eq!(said(&output)?, want, "{name} from a pipe");
+    }
+    Ok(())
+}
+
+#[test]
+fn captions_in_another_encoding_are_refused_and_the_next_file_is_read() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (latin1, good) = (dir.path().join("latin1.srt"), dir.path().join("good.srt"));
+    std::fs::write(&latin1, b"1\n00:00:01,000 --> 00:00:02,000\ncaf\xe9\n")?;
+    std::fs::write(&good, "1\n00:00:01,000 --> 00:00:02,000\ngood\n")?;
+    let (latin1, good) = (latin1.to_str().context("a path")?, good.to_str().context("a path")?);
+    let output = run(&["--task", "transcript", "--quiet", latin1, good], b"")?;
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("latin1.srt: line 3: byte 0xE9 is not UTF-8"), "{stderr}");
+    assert_eq!(told(&output)?.len(), 1, "{output:?}");
+    Ok(())
+}
+
+/// A pipe whose first read has one byte, and one that is opened by name.
+#[test]
+fn pipes_are_read_once_and_however_slowly_they_begin() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let vtt = "WEBVTT\n\n00:01.000 --> 00:02.000\nslow\n";
+    for (task, file, at) in [("transcript", vtt, 1), ("sentiment", "I love it\n", 4)] {
+        let pipe = dir.path().join(task);
+        anyhow::ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "there is no mkfifo");
+        let path = pipe.clone();
+        // Opening a pipe to write waits for its reader; a second reader would find it closed, or wait for ever.
+        let writing = std::thread::spawn(move || -> std::io::Result<()> {
+            let mut pipe = std::fs::OpenOptions::new().write(true).open(path)?;
+            pipe.write_all(&file.as_bytes()[..at])?;
+            pipe.flush()?;
+            std::thread::yield_now();
+            pipe.write_all(&file.as_bytes()[at..])
+        });
+        let output = run(&["--task", task, "--quiet", pipe.to_str().context("a path")?], b"")?;
+        writing.join().expect("it does not panic")?;
+        assert!(output.status.success(), "{output:?}");
+        assert!(!lines(&output)?.is_empty(), "{output:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn lines_of_files_are_read_as_over_http() -> Result<()> {
+    let input = "\u{feff}{\"text\":\"I love it\",\"id\":\"x\",\"stars\":5}\r\n\r\n \n\"I hate \\\"it\\\"\"\n\"Wonderful,\" she said.\n";
+    let output = run(&["--task", "entities", "--quiet"], input.as_bytes())?;
+    assert!(output.status.success(), "{output:?}");
+    let lines = lines(&output)?;
+    let places: Vec<(&Value, &Value)> = lines.iter().map(|line| (&line["index"], &line["id"])).collect();
+    assert_eq!(places, [(&0.into(), &"x".into()), (&1.into(), &Value::Null), (&2.into(), &Value::Null)]);
+    Ok(())
+}
+
+#[test]
+fn names_in_long_speech_are_found_whole() -> Result<()> {
+    let mut input: String = [0, 100, 505, 506, 507, 510]
+        .iter()
+        .map(|words| format!("{}and then Angela Merkel from Sevastopol came\n", "tea ".repeat(*words)))
+        .collect();
+    let talk = "so we went there and we had some tea and talked about the weather and ";
+    input += &format!("{}then Angela Merkel from Berlin came and said hello {}\n", talk.repeat(40), talk.repeat(30));
+    let output = run(&["--task", "entities", "--quiet"], input.as_bytes())?;
+    assert!(output.status.success(), "{output:?}");
+    for line in lines(&output)? {
+        let persons: Vec<&Value> = line["entities"]
+            .as_array()
+            .context("a list")?
+            .iter()
+            .filter(|entity| entity["entity_group"] == "PER")
+            .map(|entity| &entity["text"])
+            .collect();
+        assert_eq!(persons, ["Angela Merkel"], "{line}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -185,6 +185,88 @@ async fn what_is_wrong_is_answered_in_its_place() -> Result<()> {
     Ok(())
 }
 
+/// Captions over HTTP: overlapping cues in the order of their start, errors with the line of the file, and encodings that are read or
+/// refused.
+#[tokio::test]
+async fn captions_are_read_as_they_are() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let long = "x".repeat(8193);
+    let vtt = format!(
+        "\u{feff}WEBVTT\r\n\r\n00:04.000 --> 00:09.000\r\n<v Bo>second\r\n\r\n00:01.000 --> 00:06.000\r\n<v O&#39;Neil>first\r\n\r\n\
+         00:10.000 --> soon\r\nlost\r\n\r\n00:11.000 --> 00:12.000\r\n{long}\r\n\r\n00:13.000 --> 00:13.500\r\n<v Bo>third\r\n"
+    );
+    let want = [
+        "final_segment first O'Neil 1 6",
+        "invalid_cue line 9",
+        "text_too_long line 12",
+        "final_segment second Bo 4 9",
+        "final_segment third Bo 13 13.5",
+    ];
+    let utf16: Vec<u8> = vtt.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for (content_type, body) in [
+        ("text/vtt", vtt.clone().into_bytes()),
+        ("application/x-subrip", vtt.clone().into_bytes()),
+        ("text/vtt; charset=utf-16", utf16),
+    ] {
+        let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", content_type);
+        let answer = request.body(body).send().await?;
+        ensure!(answer.status() == 200, "{}", answer.text().await?);
+        let mut seen: Vec<String> = Vec::new();
+        for event in ndjson(&answer.text().await?)? {
+            let segment = &event["segment"];
+            match event["type"].as_str() {
+                Some("final_segment") => seen.push(format!(
+                    "final_segment {} {} {} {}",
+                    segment["text"].as_str().unwrap_or_default(),
+                    segment["speaker_id"].as_str().unwrap_or_default(),
+                    segment["start"].as_f64().context("a start")?,
+                    segment["end"].as_f64().context("an end")?,
+                )),
+                Some("error") => {
+                    let code = event["error"]["code"].as_str().unwrap_or_default();
+                    seen.push(format!("{code} line {}", event["line"]));
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(seen, want, "{content_type}");
+    }
+    for (content_type, body, status, code) in [
+        ("text/vtt", b"WEBVTT\n\n00:01.000 --> 00:02.000\ncaf\xe9\n".to_vec(), 400, "not_utf8"),
+        ("text/vtt; charset=iso-8859-1", b"WEBVTT\n".to_vec(), 415, "unsupported_media_type"),
+        ("text/srt", vec![b'1'; 2 << 20], 413, "body_too_large"),
+    ] {
+        let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", content_type);
+        let answer = request.body(body).send().await?;
+        assert_eq!(answer.status().as_u16(), status, "{content_type}");
+        let problem: Value = answer.json().await?;
+        assert_eq!(problem["code"], code, "{problem}");
+        if code == "not_utf8" {
+            assert_eq!(problem["line"], 4, "{problem}");
+        }
+    }
+    Ok(())
+}
+
+/// Noise of rounding is no disorder, and chunks may overlap where the request says so.
+#[tokio::test]
+async fn chunks_overlap_where_the_request_says_so() -> Result<()> {
+    let server = Server::start_stub(&[])?;
+    server.ready().await?;
+    let noise = "{\"start\":0,\"end\":0.30000000000000004,\"text\":\"a\"}\n{\"start\":0.3,\"end\":1,\"text\":\"b\"}\n";
+    let events = lines(&server, "/v1/transcript", NDJSON, noise.to_owned()).await?;
+    assert_eq!(events.last().context("an event")?["segment"]["text"], "a b");
+    let chunks = [
+        json!({"start": 0, "end": 5, "text": "a", "speaker_id": "x"}),
+        json!({"start": 1, "end": 2, "text": "b", "speaker_id": "y"}),
+    ];
+    let refused = |events: &[Value]| events.iter().filter(|event| event["type"] == "error").count();
+    assert_eq!(refused(&lines(&server, "/v1/transcript", NDJSON, body(&chunks)).await?), 1);
+    assert_eq!(refused(&lines(&server, "/v1/transcript?overlap=true", NDJSON, body(&chunks)).await?), 0);
+    Ok(())
+}
+
 #[tokio::test]
 async fn texts_are_annotated_in_every_form() -> Result<()> {
     let server = Server::start_stub(&[])?;

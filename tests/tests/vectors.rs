@@ -87,7 +87,7 @@ fn task(parameters: &Value) -> Result<Task> {
         };
         let labels = parameters["ignore_labels"].as_array().context("labels")?;
         let ignore_labels = labels.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        return Ok(Task::Tokens(TokenOptions { aggregation, ignore_labels }));
+        return Ok(Task::Tokens(TokenOptions { aggregation, ignore_labels, stride: None }));
     }
     let Some(top_k) = parameters.get("top_k") else { return Ok(Task::Embed(EmbedOptions { normalize: true })) };
     let activation = match parameters["function_to_apply"].as_str() {

@@ -24,6 +24,8 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 pub(crate) const VALUES_MAX: usize = 8 * INPUTS_MAX;
 /// Most JSON values in a line.
 const LINE_VALUES_MAX: usize = 64;
+/// Most JSON values in a line of a file, whose objects may hold more than an input.
+const FILE_LINE_VALUES_MAX: usize = 16 << 10;
 
 /// A text and what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +143,8 @@ enum Place {
     At(usize),
     /// It is a line.
     Line,
+    /// It is a line of a file, whose objects may have other fields.
+    FileLine,
 }
 
 impl Place {
@@ -150,8 +154,8 @@ impl Place {
             (Self::One, name) => format!("inputs.{name}").into(),
             (Self::At(at), "") => format!("inputs[{at}]").into(),
             (Self::At(at), name) => format!("inputs[{at}].{name}").into(),
-            (Self::Line, "") => "line".into(),
-            (Self::Line, name) => name.into(),
+            (Self::Line | Self::FileLine, "") => "line".into(),
+            (Self::Line | Self::FileLine, name) => name.into(),
         }
     }
 }
@@ -186,9 +190,12 @@ fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>)
             ("text_pair", other) if task == Task::Classify => {
                 errors.push(FieldError::wrong_type(place.field("text_pair"), "string", other.name()));
             }
+            // A pair that is not read would be half of an input.
+            (key, _) if matches!(place, Place::FileLine) && key != "text_pair" => {}
+            ("text_pair", Node::Null) => {}
             (key, _) => {
                 let field = match place {
-                    Place::Line => key.to_owned(),
+                    Place::Line | Place::FileLine => key.to_owned(),
                     place => format!("{}.{key}", place.field("")),
                 };
                 errors.push(unknown(field, known));
@@ -207,29 +214,70 @@ fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>)
     Ok(Input { text, text_pair, id })
 }
 
-/// Reads a line of a stream: a string, or an object with `text`. What is wrong is told with the id, if that can be read.
-pub fn read_line(line: &Line<'_>, task: Task) -> Result<Input, (Option<Id>, ItemError)> {
-    let number = line.number;
-    let wrong = |code, message: String| {
-        let message = format!("line {number}: {message}");
-        ItemError { line: Some(number), ..ItemError::new(code, message) }
-    };
-    let Some(content) = line.content else {
-        return Err((None, wrong("line_too_long", format!("it has more than {LINE_BYTES_MAX} bytes"))));
-    };
-    let node = Node::read(content, LINE_VALUES_MAX).map_err(|error| {
-        let (code, message) = explain(&error);
-        (None, wrong(code, message))
-    })?;
-    let mut errors = Vec::new();
-    input(node, task, Place::Line, &mut errors).map_err(|id| {
-        // What is no input has an error; the first says enough.
-        let (field, message) = match errors.into_iter().next() {
-            Some(error) => (Some(error.field), error.message.into()),
-            None => (None, "it is no item".to_owned()),
+/// How lines are read. Blank ones and ends of line are the matter of [`crate::lines::Lines`], for streams and files alike.
+#[derive(Debug, Clone, Copy)]
+pub struct LineRules {
+    task: Task,
+    is_file: bool,
+    bytes_max: usize,
+}
+
+impl LineRules {
+    /// Of a stream over HTTP: each line is JSON, a string or an object with `text` and no field that is not known.
+    pub fn stream(task: Task) -> Self {
+        Self { task, is_file: false, bytes_max: LINE_BYTES_MAX }
+    }
+
+    /// Of a file, with lines of at most so many bytes. Besides what a stream may have, a line that begins with neither a brace nor a
+    /// quoted string is a text as it stands, and objects may have fields that mean nothing here, as those of data sets do.
+    pub fn file(task: Task, bytes_max: usize) -> Self {
+        Self { task, is_file: true, bytes_max }
+    }
+
+    /// Reads a line. What is wrong is returned with the id, if that can be read.
+    ///
+    /// # Errors
+    ///
+    /// The line is too long, not UTF-8, not JSON where it must be, or no input.
+    pub fn read(self, line: &Line<'_>) -> Result<Input, (Option<Id>, ItemError)> {
+        let number = line.number;
+        let wrong = |code, message: String| {
+            let message = format!("line {number}: {message}");
+            ItemError { line: Some(number), ..ItemError::new(code, message) }
         };
-        (id, ItemError { field, ..wrong("invalid_item", message) })
-    })
+        let Some(content) = line.content else {
+            return Err((None, wrong("line_too_long", format!("it has more than {} bytes", self.bytes_max))));
+        };
+        if self.is_file && content.contains(&0) {
+            let message = "it has a NUL character (U+0000), as text in UTF-16 has; save the file as UTF-8".to_owned();
+            return Err((None, wrong("not_utf8", message)));
+        }
+        let plain = |text: &str| Ok(Input { text: text.to_owned(), text_pair: None, id: None });
+        let values_max = if self.is_file { FILE_LINE_VALUES_MAX } else { LINE_VALUES_MAX };
+        let node = match std::str::from_utf8(content) {
+            Ok(text) if self.is_file && !text.trim_start().starts_with(['{', '"']) => return plain(text),
+            // One who begins to speak: "Hello," she said.
+            Ok(text) if self.is_file && text.trim_start().starts_with('"') => match Node::read(content, 1) {
+                Ok(node) => Ok(node),
+                Err(_) => return plain(text),
+            },
+            _ => Node::read(content, values_max),
+        };
+        let node = node.map_err(|error| {
+            let (code, message) = explain(&error);
+            (None, wrong(code, message))
+        })?;
+        let mut errors = Vec::new();
+        let place = if self.is_file { Place::FileLine } else { Place::Line };
+        input(node, self.task, place, &mut errors).map_err(|id| {
+            // What is no input has an error; the first says enough.
+            let (field, message) = match errors.into_iter().next() {
+                Some(error) => (Some(error.field), error.message.into()),
+                None => (None, "it is no item".to_owned()),
+            };
+            (id, ItemError { field, ..wrong("invalid_item", message) })
+        })
+    }
 }
 
 /// An error of the reader in the words of a line.
@@ -271,21 +319,21 @@ mod tests {
             r#"{"inputs":"a"}"#,
             Task::Classify,
             expect![[
-                r#"[Input { text: "a", text_pair: None, id: None }] None Parameters { top_k: None, activation: None, truncation: None, aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
+                r#"[Input { text: "a", text_pair: None, id: None }] None Parameters { top_k: None, activation: None, truncation: None, truncation_direction: None, stride: None, aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
             ]],
         );
         check(
             r#"{"inputs":["a",{"text":"b","text_pair":"c","id":7}],"model":"m","parameters":{"top_k":1,"function_to_apply":"sigmoid","truncation":true}}"#,
             Task::Classify,
             expect![[
-                r#"[Input { text: "a", text_pair: None, id: None }, Input { text: "b", text_pair: Some("c"), id: Some(Number(7)) }] Some("m") Parameters { top_k: Some(1), activation: Some(Sigmoid), truncation: Some(true), aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
+                r#"[Input { text: "a", text_pair: None, id: None }, Input { text: "b", text_pair: Some("c"), id: Some(Number(7)) }] Some("m") Parameters { top_k: Some(1), activation: Some(Sigmoid), truncation: Some(true), truncation_direction: None, stride: None, aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
             ]],
         );
         check(
             r#"{"inputs":{"text":"b","id":"x"},"model":null,"parameters":{"ignore_labels":["O"],"aggregation_strategy":"first"}}"#,
             Task::Tokens,
             expect![[
-                r#"[Input { text: "b", text_pair: None, id: Some(Text("x")) }] None Parameters { top_k: None, activation: None, truncation: None, aggregation: Some(First), ignore_labels: Some(["O"]), normalize: None, timeout_ms: None }"#
+                r#"[Input { text: "b", text_pair: None, id: Some(Text("x")) }] None Parameters { top_k: None, activation: None, truncation: None, truncation_direction: None, stride: None, aggregation: Some(First), ignore_labels: Some(["O"]), normalize: None, timeout_ms: None }"#
             ]],
         );
     }
@@ -296,7 +344,7 @@ mod tests {
             r#"{"inputs":[1,{"text":2},{"text":"a","pair":"b"},{}],"model":5,"parameters":{"top_k":-1,"normalize":true},"options":{}}"#,
             Task::Classify,
             expect![
-                "`inputs[0]` must be a string or object, and is an integer; `inputs[1].text` must be a string, and is an integer; `inputs[2].pair` is not known here; there are text, text_pair, id; `inputs[3].text` is required; `model` must be a string, and is an integer; `parameters.top_k` must be 1 to 4294967295, and is -1; `parameters.normalize` is not known here; there are top_k, function_to_apply, truncation, timeout_ms; `options` is not known here; there are inputs, model, parameters"
+                "`inputs[0]` must be a string or object, and is an integer; `inputs[1].text` must be a string, and is an integer; `inputs[2].pair` is not known here; there are text, text_pair, id; `inputs[3].text` is required; `model` must be a string, and is an integer; `parameters.top_k` must be 1 to 4294967295, and is -1; `parameters.normalize` is not known here; there are top_k, function_to_apply, truncation, truncation_direction, timeout_ms; `options` is not known here; there are inputs, model, parameters"
             ],
         );
         check("{}", Task::Embed, expect!["`inputs` is required"]);
@@ -318,7 +366,7 @@ mod tests {
     }
 
     fn line(content: &[u8], want: Expect) {
-        want.assert_eq(&match read_line(&Line { number: 9, content: Some(content) }, Task::Classify) {
+        want.assert_eq(&match LineRules::stream(Task::Classify).read(&Line { number: 9, content: Some(content) }) {
             Ok(input) => format!("{input:?}"),
             Err((id, error)) => format!("{id:?} {}", serde_json::to_string(&error).expect("JSON")),
         });
@@ -379,15 +427,48 @@ mod tests {
                 r#"Some(Text("x")) {"code":"invalid_item","message":"line 9: `text` must be a string, and is an integer","retryable":false,"field":"text","line":9}"#
             ]],
         );
-        let (_, error) = read_line(&Line { number: 2, content: None }, Task::Embed).expect_err("it is too long");
+        let (_, error) =
+            LineRules::stream(Task::Embed).read(&Line { number: 2, content: None }).expect_err("it is too long");
         assert_eq!((error.code, error.line), ("line_too_long", Some(2)));
+    }
+
+    #[test]
+    fn lines_of_a_file_are_texts_strings_or_objects() {
+        let check = |content: &[u8], task, want: Result<&str, &str>| {
+            let read = LineRules::file(task, 100).read(&Line { number: 1, content: Some(content) });
+            let got = match &read {
+                Ok(input) => Ok(input.text.as_str()),
+                Err((_, error)) => Err(error.code),
+            };
+            assert_eq!(got, want, "{}", String::from_utf8_lossy(content));
+        };
+        check(b" plain [1] ", Task::Embed, Ok(" plain [1] "));
+        check(b"5", Task::Embed, Ok("5"));
+        check(br#""a \u00e9 \"quoted\" text""#, Task::Embed, Ok("a é \"quoted\" text"));
+        check(br#""Hello," she said."#, Task::Embed, Ok(r#""Hello," she said."#));
+        check(br#"{"text":"a","label":"x","meta":{"n":[1,2]}}"#, Task::Embed, Ok("a"));
+        check(br#"{"text":"a","text_pair":null}"#, Task::Embed, Ok("a"));
+        check(br#"{"text":"a","text_pair":"b"}"#, Task::Embed, Err("invalid_item"));
+        check(br#"{"text":"a","text_pair":"b"}"#, Task::Classify, Ok("a"));
+        check(br#"{"label":"x"}"#, Task::Classify, Err("invalid_item"));
+        check(br#"{"text":1}"#, Task::Classify, Err("invalid_item"));
+        check(b"{not json", Task::Classify, Err("malformed_json"));
+        check(b"caf\xe9", Task::Classify, Err("not_utf8"));
+        check(b"c\0a\0f\0", Task::Classify, Err("not_utf8"));
+        let many = format!(r#"{{"text":"a","list":[{}1]}}"#, "1,".repeat(10_000));
+        check(many.as_bytes(), Task::Classify, Ok("a"));
+        let error =
+            LineRules::file(Task::Embed, 7).read(&Line { number: 3, content: None }).expect_err("it is too long");
+        assert_eq!(error.1.message, "line 3: it has more than 7 bytes");
     }
 
     proptest! {
         #[test]
         fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Ask::from_json(&body, Task::Classify, query::Query::default());
-            let _ = read_line(&Line { number: 1, content: Some(&body) }, Task::Tokens);
+            for rules in [LineRules::stream(Task::Tokens), LineRules::file(Task::Classify, 100)] {
+                let _ = rules.read(&Line { number: 1, content: Some(&body) });
+            }
         }
     }
 }

@@ -23,6 +23,32 @@ pub fn is_plain(content_type: Option<&str>) -> bool {
     content_type.map(read).is_some_and(|(essence, utf8)| utf8 && essence == "text/plain")
 }
 
+/// True when a body with this `Content-Type` is captions, WebVTT or SubRip; which of them, and whether they are in UTF-8 or UTF-16, the
+/// body says.
+pub fn is_captions(content_type: Option<&str>) -> bool {
+    let Some(value) = content_type else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let names = [
+        "text/vtt",
+        "application/x-subrip",
+        "application/x-srt",
+        "application/srt",
+        "text/srt",
+        "text/x-srt",
+        "text/x-subrip",
+    ];
+    names.contains(&essence.as_str()) && (read(value).1 || has_charset(value, "utf-16"))
+}
+
+/// Whether the `charset` begins with a name: `utf-16` is `utf-16le` and `utf-16be` too.
+fn has_charset(value: &str, name: &str) -> bool {
+    value.split(';').skip(1).any(|parameter| {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let value = value.trim().trim_matches('"').to_ascii_lowercase();
+        key.trim().eq_ignore_ascii_case("charset") && value.starts_with(name)
+    })
+}
+
 /// The media type without its parameters, in small letters, and whether its text is in UTF-8.
 fn read(value: &str) -> (String, bool) {
     let mut parts = value.split(';').map(str::trim);
@@ -39,7 +65,7 @@ fn read(value: &str) -> (String, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_json, is_ndjson, is_plain};
+    use super::{is_captions, is_json, is_ndjson, is_plain};
 
     #[test]
     fn json_and_its_kin() {
@@ -57,6 +83,21 @@ mod tests {
             (Some(""), false),
         ] {
             assert_eq!(is_json(value), want, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn captions() {
+        for (value, want) in [
+            (None, false),
+            (Some("text/vtt"), true),
+            (Some("Text/VTT; charset=UTF-8"), true),
+            (Some("application/x-subrip"), true),
+            (Some("text/srt;charset=\"utf-16le\""), true),
+            (Some("text/vtt; charset=latin1"), false),
+            (Some("text/plain"), false),
+        ] {
+            assert_eq!(is_captions(value), want, "{value:?}");
         }
     }
 

@@ -120,12 +120,12 @@ pub struct WireChunk<'a> {
     /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
     pub sentiment: &'a str,
     /// The score of the label.
-    pub confidence: f64,
+    pub confidence: f32,
 }
 
 impl<'a> From<&'a ChunkSentiment> for WireChunk<'a> {
     fn from(chunk: &'a ChunkSentiment) -> Self {
-        Self { chunk: chunk.chunk, sentiment: &chunk.sentiment, confidence: f64::from(chunk.confidence) }
+        Self { chunk: chunk.chunk, sentiment: &chunk.sentiment, confidence: chunk.confidence }
     }
 }
 
@@ -284,7 +284,7 @@ pub struct BatchSentiment {
     /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
     pub label: String,
     /// The score of the label.
-    pub confidence: f64,
+    pub confidence: f32,
 }
 
 /// An entity of a text.
@@ -295,6 +295,10 @@ pub struct BatchEntity {
     pub text: String,
     /// Its label.
     pub label: String,
+    /// First code point of the span.
+    pub start: u32,
+    /// Code point after the span.
+    pub end: u32,
 }
 
 impl BatchAnswer {
@@ -302,13 +306,12 @@ impl BatchAnswer {
     pub fn handle_event(&mut self, event: Event) -> Result<(), (Option<Step>, Failure)> {
         match event {
             Event::SentimentProgress { result, .. } => {
-                let confidence = f64::from(result.confidence);
-                self.sentiment = Some(BatchSentiment { label: result.sentiment, confidence });
+                self.sentiment = Some(BatchSentiment { label: result.sentiment, confidence: result.confidence });
             }
             Event::SummarizationComplete { summary, .. } => self.summary = Some(summary),
             Event::EntitiesComplete { entities } => {
-                let brief = |Entity { text, label, .. }| BatchEntity { text, label };
-                self.entities = Some(entities.into_iter().map(brief).collect());
+                let entity = |Entity { text, label, start, end }| BatchEntity { text, label, start, end };
+                self.entities = Some(entities.into_iter().map(entity).collect());
             }
             Event::Completed { elapsed_ns, .. } => self.processing_time = seconds(elapsed_ns),
             Event::StepError { step, failure } => return Err((Some(step), failure)),
@@ -414,12 +417,12 @@ mod tests {
             &Event::Processing(Step::Sentiment),
             expect![[r#"{"status":"sentiment_processing","message":"Analyzing sentiment..."}"#]],
         );
-        // A score is the f64 of the model's f32.
+        // A score is the shortest decimal that reads back as the model's f32.
         let result = chunk(1, "POSITIVE", 0.999_865_65);
         check(
             &Event::SentimentProgress { result, chunks: 3 },
             expect![[
-                r#"{"status":"sentiment_progress","progress":0.3333333333333333,"chunk_result":{"chunk":1,"sentiment":"POSITIVE","confidence":0.9998656511306763}}"#
+                r#"{"status":"sentiment_progress","progress":0.3333333333333333,"chunk_result":{"chunk":1,"sentiment":"POSITIVE","confidence":0.99986565}}"#
             ]],
         );
         check(
@@ -525,7 +528,7 @@ mod tests {
         ] {
             assert!(answer.handle_event(event).is_ok());
         }
-        expect![[r#"{"sentiment":{"label":"NEUTRAL","confidence":0.10000000149011612},"summary":"Short.","entities":[{"text":"Zoë","label":"PER"}],"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
+        expect![[r#"{"sentiment":{"label":"NEUTRAL","confidence":0.1},"summary":"Short.","entities":[{"text":"Zoë","label":"PER","start":0,"end":3}],"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
         let event = Event::StepError { step: Step::Entities, failure: Failure::DeadlineExceeded };
         assert_eq!(answer.handle_event(event), Err((Some(Step::Entities), Failure::DeadlineExceeded)));
     }

@@ -41,6 +41,7 @@ pub mod hub;
 pub mod json;
 pub mod lines;
 pub mod models;
+mod nearest;
 #[cfg(feature = "schema")]
 pub mod openapi;
 pub mod output;

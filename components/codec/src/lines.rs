@@ -1,7 +1,11 @@
 //! NDJSON in: bytes as they arrive, cut into lines.
 //!
-//! Lines end with LF or CR LF; the last needs no end. A line that lies whole in one piece is borrowed from it; only
-//! what is begun is copied. A line over the bound is not kept: its end is looked for and it is told once.
+//! Lines end with LF or CR LF; the last needs no end. A byte order mark before the first is skipped. A line that lies whole in one
+//! piece is borrowed from it; only what is begun is copied. A line over the bound is not kept: its end is looked for and it is told
+//! once.
+
+/// The byte order mark of UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A line that is not blank, or too long to say.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,18 +28,21 @@ pub struct Lines {
     too_long: bool,
     /// How many lines have ended.
     ended: u64,
+    /// Bytes of a byte order mark that came first; none once it is known whether there is one.
+    marked: Option<usize>,
 }
 
 impl Lines {
     /// Lines of at most so many bytes, without their ends.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, begun: Vec::new(), given: false, too_long: false, ended: 0 }
+        Self { bytes_max, begun: Vec::new(), given: false, too_long: false, ended: 0, marked: Some(0) }
     }
 
     /// The next line that ends in `bytes`, from which it is taken. None when no line ends there any more: all bytes
     /// are taken then, and `bytes` is empty.
     pub fn next_line<'s, 'b: 's>(&'s mut self, bytes: &mut &'b [u8]) -> Option<Line<'s>> {
         self.forget();
+        self.skip_mark(bytes);
         loop {
             let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
                 self.keep(std::mem::take(bytes));
@@ -70,6 +77,9 @@ impl Lines {
     /// The line that has begun and will not end: what comes after the last LF.
     pub fn last_line(&mut self) -> Option<Line<'_>> {
         self.forget();
+        if let Some(seen @ 1..) = self.marked.take() {
+            self.begun.extend_from_slice(&MARK[..seen]);
+        }
         if std::mem::take(&mut self.too_long) {
             self.ended += 1;
             return Some(Line { number: self.ended, content: None });
@@ -79,6 +89,20 @@ impl Lines {
         }
         self.ended += 1;
         Some(self.give(self.ended))
+    }
+
+    /// Takes a byte order mark from the beginning of the first bytes; part of one is the beginning of a line.
+    fn skip_mark(&mut self, bytes: &mut &[u8]) {
+        while let Some(seen) = self.marked {
+            let Some((first, rest)) = bytes.split_first() else { return };
+            if *first == MARK[seen] {
+                *bytes = rest;
+                self.marked = Some(seen + 1).filter(|seen| *seen < MARK.len());
+            } else {
+                self.begun.extend_from_slice(&MARK[..seen]);
+                self.marked = None;
+            }
+        }
     }
 
     /// Gives out what has been collected.
@@ -181,8 +205,19 @@ mod tests {
         check(&["   ", "   ", "\n1"], &[(1, None), (2, Some("1"))]);
     }
 
+    #[test]
+    fn a_byte_order_mark_is_skipped_before_the_first_line_alone() {
+        check(&["\u{feff}1234\n\u{feff}\n"], &[(1, Some("1234")), (2, Some("\u{feff}"))]);
+        check(&["\u{feff}\r\n\u{feff}"], &[(2, Some("\u{feff}"))]);
+        check(&["\u{feff}\u{feff}"], &[(1, Some("\u{feff}"))]);
+        assert_eq!(cut(&[b"\xef", b"\xbb", b"\xbfa"], 1), [(1, Some(b"a".to_vec()))]);
+        assert_eq!(cut(&[b"\xef", b"\xbba"], 4), [(1, Some(b"\xef\xbba".to_vec()))]);
+        assert_eq!(cut(&[b"\xef\xbb"], 4), [(1, Some(b"\xef\xbb".to_vec()))]);
+    }
+
     /// What `Lines` should find, by looking at all of it.
     fn reference(all: &[u8], bytes_max: usize) -> Vec<Owned> {
+        let all = all.strip_prefix(MARK).unwrap_or(all);
         let mut found = Vec::new();
         for (number, line) in (1..).zip(all.split(|&byte| byte == b'\n')) {
             let line = without_cr(line);
@@ -197,9 +232,11 @@ mod tests {
         #[test]
         fn pieces_do_not_matter(
             all in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a'), Just(b'{')], 0..80),
+            mark in 0..=MARK.len(),
             cuts in proptest::collection::vec(0usize..80, 0..12),
             bytes_max in 1usize..8,
         ) {
+            let all = [&MARK[..mark], &all].concat();
             let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(all.len())).collect();
             cuts.sort_unstable();
             let mut pieces = Vec::new();

@@ -32,6 +32,8 @@ pub struct Entity {
     pub index: Option<u32>,
     /// The tokens of it, joined.
     pub word: String,
+    /// The span itself, as the text has it.
+    pub text: String,
     /// First code point of the span.
     pub start: u32,
     /// Code point after the span.
@@ -39,10 +41,11 @@ pub struct Entity {
 }
 
 impl Entity {
-    /// An entity; one with the index of its token is that token alone.
-    pub fn new(label: String, score: f32, index: Option<u32>, word: String, span: (u32, u32)) -> Self {
+    /// An entity; one with the index of its token is that token alone. `words` are its tokens, joined, and its text.
+    pub fn new(label: String, score: f32, index: Option<u32>, words: (String, String), span: (u32, u32)) -> Self {
         let (entity_group, entity) = if index.is_some() { (None, Some(label)) } else { (Some(label), None) };
-        Self { entity_group, entity, score, index, word, start: span.0, end: span.1 }
+        let (word, text) = words;
+        Self { entity_group, entity, score, index, word, text, start: span.0, end: span.1 }
     }
 }
 

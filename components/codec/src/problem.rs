@@ -8,6 +8,7 @@ use crate::{
     json::JsonError,
     models::{Model, ModelState, states},
     request::{ERRORS_MAX, FieldError, RequestError},
+    transcript::captions::EncodingError,
 };
 
 /// The `Content-Type` of a problem.
@@ -47,6 +48,8 @@ pub enum More {
         /// From 1, in bytes.
         column: usize,
     },
+    /// The line of the body, from 1.
+    Line(usize),
     /// The step that failed.
     Step(Step),
     /// The models and which of them cannot answer.
@@ -158,6 +161,12 @@ impl Problem {
         };
         let problem = Self::new(415, "unsupported_media_type", "Unsupported media type", detail);
         Self { more: More::Accepted(accepted), ..problem }
+    }
+
+    /// 400: captions are in an encoding that is not read.
+    pub fn not_text(error: &EncodingError) -> Self {
+        let problem = Self::new(400, "not_utf8", "The body is not UTF-8", format!("line {}: {error}", error.line));
+        Self { more: More::Line(usize::try_from(error.line).unwrap_or(usize::MAX)), ..problem }
     }
 
     /// 415.
@@ -322,6 +331,7 @@ impl Problem {
                 wire.errors_truncated = errors.len() > ERRORS_MAX;
             }
             More::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
+            More::Line(line) => wire.line = Some(*line),
             More::Step(step) => wire.step = Some(step_name(*step)),
             More::Models(models) => wire.models = Some(states(models)),
             More::Available(types) | More::Accepted(types) => wire.available = Some(types),

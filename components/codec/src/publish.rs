@@ -450,7 +450,7 @@ mod tests {
         workflow(
             r#"{"step":"","progress":101,"message":1,"metadata":[],"error":false,"canceled":"no","user_id":"a b","mesage":""}"#,
             expect![
-                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here; there are step, progress, message, metadata, error, canceled, result, user_id, last, event"
+                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here (did you mean `message`?); there are step, progress, message, metadata, error, canceled, result, user_id, last, event"
             ],
         );
         workflow(

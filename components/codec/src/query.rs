@@ -138,7 +138,7 @@ mod tests {
             "top_k=0&function_to_apply=tanh&truncation=yes&normalize=true&model=&timeout_ms=",
             Task::Classify,
             expect![
-                "`top_k` must be 1 to 4294967295, and is 0; `function_to_apply` must be one of softmax, sigmoid, none; `truncation` must be a boolean, and is a string; `normalize` is not known here; there are model, top_k, function_to_apply, truncation, timeout_ms; `model` must have a length in bytes of 1 to 256, and is 0; `timeout_ms` must be an integer, and is a string"
+                "`top_k` must be 1 to 4294967295, and is 0; `function_to_apply` must be one of softmax, sigmoid, none; `truncation` must be a boolean, and is a string; `normalize` is not known here; there are model, top_k, function_to_apply, truncation, truncation_direction, timeout_ms; `model` must have a length in bytes of 1 to 256, and is 0; `timeout_ms` must be an integer, and is a string"
             ],
         );
         let many = "ignore_labels=O&".repeat(65);

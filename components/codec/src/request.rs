@@ -5,7 +5,11 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 use weir_core::{chunk::code_points, process};
 
-use crate::json::{Fields, JsonError, Shape, read_object, with_article};
+use crate::{
+    ask,
+    json::{Fields, JsonError, Shape, read_object, with_article},
+    task::unknown,
+};
 
 /// Fewest code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;
@@ -18,10 +22,10 @@ pub const CHUNK_SIZE_MAX: i64 = 500;
 /// Code points in a chunk when the request does not say.
 pub const CHUNK_SIZE_DEFAULT: i64 = 200;
 
-/// A text and what is asked of it. Unknown fields are accepted and ignored: a client may send one body to several
-/// versions of the service.
+/// A text and what is asked of it. Other fields are refused: one that is misspelled would ask for something else than was meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
 pub struct ProcessRequest {
     /// The text, counted in Unicode code points. It must not contain U+0000.
     #[cfg_attr(feature = "schema", schemars(length(min = TEXT_CODE_POINTS_MIN, max = TEXT_CODE_POINTS_MAX)))]
@@ -39,6 +43,9 @@ pub struct ProcessRequest {
     #[cfg_attr(feature = "schema", schemars(range(min = CHUNK_SIZE_MIN, max = CHUNK_SIZE_MAX), default = "chunk_size_default"))]
     pub chunk_size: u32,
 }
+
+/// The fields of a request.
+const FIELDS: [&str; 5] = ["text", "include_sentiment", "include_summary", "include_entities", "chunk_size"];
 
 #[cfg(feature = "schema")]
 fn yes() -> bool {
@@ -60,10 +67,8 @@ impl ProcessRequest {
         let include_summary = flag(&mut fields, "include_summary", true, &mut errors);
         let include_entities = flag(&mut fields, "include_entities", false, &mut errors);
         let chunk_size = chunk_size(&mut fields, &mut errors);
-        match errors.is_empty() {
-            true => Ok(Self { text, include_sentiment, include_summary, include_entities, chunk_size }),
-            false => Err(RequestError::Invalid(errors)),
-        }
+        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &FIELDS)));
+        ask::finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size }, errors)
     }
 
     /// The process that streams: the text in chunks.
@@ -279,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn every_field_and_one_that_is_not_known() {
+    fn every_field() {
         check(
             r#"{"text":"ten points","include_sentiment":false,"include_summary":false,"include_entities":true,
-                "chunk_size":50.0,"model":"other"}"#,
+                "chunk_size":50.0}"#,
             expect![[r#"
                 ProcessRequest {
                     text: "ten points",
@@ -292,6 +297,28 @@ mod tests {
                     chunk_size: 50,
                 }"#]],
         );
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_with_the_nearest_that_is_known() {
+        let check = |body: &str, want: &str| {
+            let error = ProcessRequest::from_json(body.as_bytes()).expect_err("a field is not known");
+            assert_eq!(error.to_string(), want);
+        };
+        let known = "there are text, include_sentiment, include_summary, include_entities, chunk_size";
+        check(
+            r#"{"text":"ten points","include_entity":true}"#,
+            &format!("`include_entity` is not known here (did you mean `include_entities`?); {known}"),
+        );
+        check(r#"{"text":"ten points","model":null}"#, &format!("`model` is not known here; {known}"));
+        check(
+            r#"{"texts":"ten points"}"#,
+            &format!("`text` is required; `texts` is not known here (did you mean `text`?); {known}"),
+        );
+        let many: String = (0..1000).map(|at| format!(r#","field{at}":1"#)).collect();
+        let body = format!(r#"{{"text":"ten points"{many}}}"#);
+        let Err(RequestError::Invalid(errors)) = ProcessRequest::from_json(body.as_bytes()) else { panic!("{body}") };
+        assert!(errors.len() < 100 && errors.iter().all(|error| error.reason == FieldReason::Unknown));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use weir_core::failure::Failure;
 
 use crate::{
-    ask::{Input, read_line},
+    ask::{Input, LineRules},
     event::json,
     frame::Framing,
     lines::Line,
@@ -55,7 +55,7 @@ impl Session {
 
     /// Takes a line. Returns the text on it and its index, or none when the line is wrong, which is said.
     pub fn handle_line(&mut self, line: &Line<'_>) -> Option<(u64, Input)> {
-        match read_line(line, self.task) {
+        match LineRules::stream(self.task).read(line) {
             Ok(input) => Some(self.handle_input(input)),
             Err((id, error)) => {
                 let index = self.next_index();
@@ -236,8 +236,8 @@ mod tests {
         let mut session = Session::new(Task::Tokens, Framing::Ndjson);
         let (first, _) = line(&mut session, 1, r#""a""#).expect("a text");
         let (second, _) = line(&mut session, 2, r#""b""#).expect("a text");
-        let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), "Ann".to_owned(), (0, 3));
-        let group = Entity::new("PER".to_owned(), 0.5, None, "Ann".to_owned(), (0, 3));
+        let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), ("ann".to_owned(), "Ann".to_owned()), (0, 3));
+        let group = Entity::new("PER".to_owned(), 0.5, None, ("ann".to_owned(), "Ann".to_owned()), (0, 3));
         session.handle_outcome(second, Ok(Output::Entities(vec![entity, group])));
         session.handle_lost(&Failure::Unavailable("gone".to_owned()));
         session.handle_end(None);
@@ -245,7 +245,7 @@ mod tests {
         check(
             &mut session,
             expect![[r#"
-            {"index":1,"entities":[{"entity":"B-PER","score":0.5,"index":3,"word":"Ann","start":0,"end":3},{"entity_group":"PER","score":0.5,"word":"Ann","start":0,"end":3}]}
+            {"index":1,"entities":[{"entity":"B-PER","score":0.5,"index":3,"word":"ann","text":"Ann","start":0,"end":3},{"entity_group":"PER","score":0.5,"word":"ann","text":"Ann","start":0,"end":3}]}
             {"index":0,"error":{"code":"model_unavailable","message":"the model cannot answer now: gone","retryable":true,"retry_after_ms":1000}}
             {"done":true,"ok":1,"failed":1}
         "#]],

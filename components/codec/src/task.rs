@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
+    nearest::nearest,
     request::{FieldError, FieldReason},
     tree::Node,
 };
@@ -36,6 +37,15 @@ pub enum Activation {
     None,
 }
 
+/// A side of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Its beginning.
+    Left,
+    /// Its end.
+    Right,
+}
+
 /// How tokens become entities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregation {
@@ -60,6 +70,10 @@ pub struct Parameters {
     pub activation: Option<Activation>,
     /// `truncation`, or `truncate` of embeddings: whether a text that is too long is cut.
     pub truncation: Option<bool>,
+    /// `truncation_direction`: at which side.
+    pub truncation_direction: Option<Side>,
+    /// Tokens that windows over a long text have in common; none: it is cut.
+    pub stride: Option<u32>,
     /// `aggregation_strategy`
     pub aggregation: Option<Aggregation>,
     /// Labels left out.
@@ -74,9 +88,11 @@ impl Task {
     /// The parameters that it takes.
     pub fn parameters(self) -> &'static [&'static str] {
         match self {
-            Self::Classify => &["top_k", "function_to_apply", "truncation", "timeout_ms"],
-            Self::Tokens => &["aggregation_strategy", "ignore_labels", "truncation", "timeout_ms"],
-            Self::Embed => &["normalize", "truncate", "timeout_ms"],
+            Self::Classify => &["top_k", "function_to_apply", "truncation", "truncation_direction", "timeout_ms"],
+            Self::Tokens => {
+                &["aggregation_strategy", "ignore_labels", "stride", "truncation", "truncation_direction", "timeout_ms"]
+            }
+            Self::Embed => &["normalize", "truncate", "truncation_direction", "timeout_ms"],
         }
     }
 
@@ -115,6 +131,11 @@ impl Parameters {
         match name {
             "top_k" => self.top_k = Some(count(field, value)?),
             "timeout_ms" => self.timeout_ms = Some(count(field, value)?),
+            "stride" => self.stride = Some(count(field, value)?),
+            "truncation_direction" => {
+                self.truncation_direction =
+                    Some(choice(field, value, &[("left", Side::Left), ("right", Side::Right)])?);
+            }
             "truncation" | "truncate" => self.truncation = Some(flag(field, value)?),
             "normalize" => self.normalize = Some(flag(field, value)?),
             "function_to_apply" => {
@@ -147,7 +168,7 @@ impl Parameters {
                 all.push(text.into_owned());
                 Node::Array(all.into_iter().map(|label| Node::Text(Cow::Owned(label))).collect())
             }
-            "top_k" | "timeout_ms" => text.parse().map_or_else(|_| Node::Text(text), Node::Integer),
+            "top_k" | "timeout_ms" | "stride" => text.parse().map_or_else(|_| Node::Text(text), Node::Integer),
             "truncation" | "truncate" | "normalize" => match &*text {
                 "true" => Node::Bool(true),
                 "false" => Node::Bool(false),
@@ -159,13 +180,18 @@ impl Parameters {
     }
 }
 
-/// There is no such field; those that there are.
+/// There is no such field; the one that was likely meant, and those that there are.
 pub(crate) fn unknown(field: impl Into<Box<str>>, known: &[&str]) -> FieldError {
     let field = field.into();
     let shown: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
     let message = match known {
         [] => format!("`{shown}` is not known here"),
-        known => format!("`{shown}` is not known here; there are {}", known.join(", ")),
+        known => {
+            // Of `parameters.top_k` the last part is the name.
+            let name = shown.rsplit_once('.').map_or(shown.as_str(), |(_, name)| name);
+            let meant = nearest(name, known).map(|known| format!(" (did you mean `{known}`?)")).unwrap_or_default();
+            format!("`{shown}` is not known here{meant}; there are {}", known.join(", "))
+        }
     };
     FieldError::new(shown, FieldReason::Unknown, message)
 }

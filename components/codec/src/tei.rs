@@ -20,7 +20,7 @@ pub struct PredictRequest {
     pub inputs: Vec<Input>,
     /// There is one text or pair, and not a list of them.
     pub single: bool,
-    /// What is asked: `raw_scores` and `truncate`, both false unless told.
+    /// What is asked: `raw_scores` and `truncate`, both false unless told, and `truncation_direction`.
     pub parameters: Parameters,
 }
 
@@ -48,10 +48,10 @@ impl PredictRequest {
                 (key @ ("truncate" | "raw_scores"), other) => {
                     errors.push(FieldError::wrong_type(key.to_owned(), "boolean", other.name()));
                 }
-                ("truncation_direction", Node::Text(side)) if side.eq_ignore_ascii_case("right") => {}
-                ("truncation_direction", _) => {
-                    let message = "`truncation_direction` must be right: texts are cut at their end".to_owned();
-                    errors.push(FieldError::new("truncation_direction", FieldReason::NotAllowed, message));
+                ("truncation_direction", node) => {
+                    if let Err(error) = parameters.take("truncation_direction", "truncation_direction".into(), node) {
+                        errors.push(error);
+                    }
                 }
                 _ => {}
             }
@@ -171,6 +171,7 @@ mod tests {
     use weir_core::failure::Failure;
 
     use super::*;
+    use crate::task::Side;
 
     fn check(body: &str, want: Expect) {
         want.assert_eq(&match PredictRequest::from_json(body.as_bytes()) {
@@ -195,15 +196,17 @@ mod tests {
             r#"{"inputs":[["a"],["b","c"]],"truncate":true,"truncation_direction":"Right"}"#,
             expect![[r#"[("a", None), ("b", Some("c"))] false None Some(true)"#]],
         );
+        let left = PredictRequest::from_json(br#"{"inputs":"a","truncation_direction":"Left"}"#).expect("a request");
+        assert_eq!(left.parameters.truncation_direction, Some(Side::Left));
         for wrong in [r#"["a","b","c"]"#, r#"[["a"],"b"]"#, r#"["a",["b"]]"#, "[]", "[[]]", "[1]", "null", "{}"] {
             let body = format!(r#"{{"inputs":{wrong}}}"#);
             let error = PredictRequest::from_json(body.as_bytes()).expect_err(wrong);
             assert!(error.to_string().contains("a pair of strings"), "{wrong}: {error}");
         }
         check(
-            r#"{"truncate":1,"raw_scores":"no","truncation_direction":"left"}"#,
+            r#"{"truncate":1,"raw_scores":"no","truncation_direction":"up"}"#,
             expect![
-                "`truncate` must be a boolean, and is an integer; `raw_scores` must be a boolean, and is a string; `truncation_direction` must be right: texts are cut at their end; `inputs` is required"
+                "`truncate` must be a boolean, and is an integer; `raw_scores` must be a boolean, and is a string; `truncation_direction` must be one of left, right; `inputs` is required"
             ],
         );
     }

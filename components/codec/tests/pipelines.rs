@@ -249,7 +249,7 @@ fn mistakes_are_told_with_their_paths() {
             `steps[4].compensation[0].after` is not known here
             there are id, kind, input, timeout_ms, retry, expression
             `steps[5]` must be an object, and is an integer
-            `step` is not known here
+            `step` is not known here (did you mean `steps`?)
             there are name, streaming, parallel_max, steps"#]],
     );
     check(

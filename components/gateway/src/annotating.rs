@@ -84,7 +84,7 @@ fn item(id: u64, question: &Question, settings: &Settings) -> Item {
         }
         Asked::Entities => {
             let ignore_labels = vec!["O".to_owned()];
-            let options = wire::TokenOptions { aggregation: wire::Aggregation::First, ignore_labels };
+            let options = wire::TokenOptions { aggregation: wire::Aggregation::First, ignore_labels, stride: None };
             (&settings.entities_model, wire::Overflow::Split, wire::Task::Tokens(options))
         }
         Asked::Summary => {

@@ -109,7 +109,8 @@ pub(crate) fn item(work: Work<'_>, settings: &Settings) -> Item {
         Step::Entities => {
             // A word takes the label of its first piece. `simple` would let the pieces of a word disagree and cut a
             // name in two; `average` would weigh the B- of the first piece against the I- of the others.
-            let options = TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()] };
+            let options =
+                TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()], stride: None };
             (&settings.entities_model, Overflow::Split, Task::Tokens(options))
         }
     };

@@ -7,7 +7,7 @@ use weir_codec::{
     ask::Input,
     output::{Entity, ItemError, Label, Output},
     problem::Problem,
-    task::{Activation, Aggregation, Parameters, Task},
+    task::{Activation, Aggregation, Parameters, Side, Task},
 };
 use weir_core::{failure::Failure, process::Now};
 use wit_bindgen::rt::async_support::StreamResult;
@@ -82,17 +82,22 @@ impl Plan {
                     Aggregation::Max => wire::Aggregation::Max,
                 };
                 let ignore_labels = parameters.ignore_labels.clone().unwrap_or_else(|| vec!["O".to_owned()]);
-                wire::Task::Tokens(wire::TokenOptions { aggregation, ignore_labels })
+                wire::Task::Tokens(wire::TokenOptions { aggregation, ignore_labels, stride: parameters.stride })
             }
             Task::Embed => wire::Task::Embed(wire::EmbedOptions { normalize: parameters.normalize.unwrap_or(true) }),
         };
-        let cuts = parameters.cuts(self.task);
+        let overflow = match parameters.truncation_direction {
+            _ if parameters.stride.is_some() && self.task == Task::Tokens => wire::Overflow::Split,
+            _ if !parameters.cuts(self.task) => wire::Overflow::Fail,
+            Some(Side::Left) => wire::Overflow::TruncateLeft,
+            Some(Side::Right) | None => wire::Overflow::Truncate,
+        };
         Item {
             id,
             model: self.model.clone(),
             text: input.text,
             text_pair: input.text_pair,
-            overflow: if cuts { wire::Overflow::Truncate } else { wire::Overflow::Fail },
+            overflow,
             deadline_ms: self.deadline_ms,
             when_full: self.when_full,
             task,
@@ -113,7 +118,7 @@ pub(crate) fn output(result: Result<wire::Output, Failure>) -> Result<Output, Fa
             Ok(Output::Labels(labels.into_iter().map(label).collect()))
         }
         wire::Output::Entities(entities) => {
-            let entity = |e: wire::Entity| Entity::new(e.label, e.score, e.index, e.word, (e.start, e.end));
+            let entity = |e: wire::Entity| Entity::new(e.label, e.score, e.index, (e.word, e.text), (e.start, e.end));
             Ok(Output::Entities(entities.into_iter().map(entity).collect()))
         }
         wire::Output::Embedding(embedding) => Ok(Output::Embedding(embedding)),

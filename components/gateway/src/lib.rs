@@ -103,6 +103,8 @@ const LIVEZ: &str = "/livez";
 const METRICS: &str = "/metrics";
 /// The media types of a body that is read whole.
 const JSON: [&str; 1] = ["application/json"];
+/// The media types of a transcript: lines, or captions.
+const TRANSCRIPTS: [&str; 4] = ["application/x-ndjson", "application/json", "text/vtt", "application/x-subrip"];
 /// The media types of a body of lines, or of one of them.
 pub(crate) const LINES_OR_JSON: [&str; 2] = ["application/x-ndjson", "application/json"];
 
@@ -443,18 +445,29 @@ impl Call<'_> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let framing =
             accept::framing(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
-        let ask = SessionAsk::from_query(self.query)?;
+        let mut ask = SessionAsk::from_query(self.query)?;
         let content_type = self.header("content-type");
+        let is_captions = content_type::is_captions(content_type.as_deref());
         // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
-        if !content_type::is_ndjson(content_type.as_deref()) && !content_type::is_json(content_type.as_deref()) {
-            return Err(Problem::unsupported_media_type(content_type.as_deref(), &LINES_OR_JSON));
+        if !is_captions
+            && !content_type::is_ndjson(content_type.as_deref())
+            && !content_type::is_json(content_type.as_deref())
+        {
+            return Err(Problem::unsupported_media_type(content_type.as_deref(), &TRANSCRIPTS));
         }
         self.encoding()?;
-        let body = self.arriving(body, settings).await?;
+        let source = match is_captions {
+            true => {
+                // Two people may speak at once.
+                ask.config.overlap = true;
+                transcript::Source::captions(&self.whole(body, settings).await?)?
+            }
+            false => transcript::Source::Lines(self.arriving(body, settings).await?),
+        };
         let opened = transcript::open(&ask).await?;
         let (response, client) = self.streaming(framing)?;
         let began = self.began;
-        spawn(async move { transcript::stream(body, opened, ask, framing, settings, began, client).await });
+        spawn(async move { transcript::stream(source, opened, ask, framing, settings, began, client).await });
         Ok(response)
     }
 
@@ -532,6 +545,11 @@ impl Call<'_> {
             return Err(Problem::unsupported_media_type(content_type.as_deref(), &JSON));
         }
         self.encoding()?;
+        self.whole(body, settings).await
+    }
+
+    /// A body of any type, read whole.
+    async fn whole(&self, body: types::Request, settings: &Settings) -> Result<Vec<u8>, Problem> {
         let announced = self.header("content-length").and_then(|length| length.trim().parse().ok());
         body::read(body, announced, settings, self.began).await
     }

@@ -86,6 +86,13 @@ impl Reply {
         if head || self.body.is_empty() {
             return Ok(respond(self.status, &self.headers, None)?.0);
         }
+        // A terminal begins its next line after the answer.
+        let is_json = |(name, value): &(&str, String)| {
+            *name == "content-type" && ["application/json", problem::CONTENT_TYPE].contains(&value.as_str())
+        };
+        if self.headers.iter().any(is_json) && !self.body.ends_with(b"\n") {
+            self.body.to_mut().push(b'\n');
+        }
         self.headers.push(("content-length", self.body.len().to_string()));
         let (mut writer, reader) = wit_stream::new();
         let (response, ..) = respond(self.status, &self.headers, Some(reader))?;

@@ -10,6 +10,7 @@ use weir_codec::{
     output::ItemError,
     problem::Problem,
     transcript::{
+        captions::{self, CaptionError, Captions, Cue},
         config::SessionAsk,
         input::{Body, Refusal, read_line},
         semantic::TextInput,
@@ -100,9 +101,33 @@ pub(crate) fn config(ask: &SessionAsk) -> String {
     String::from_utf8(ask.to_json()).expect("JSON is UTF-8")
 }
 
+/// Where the inputs of a session come from.
+pub(crate) enum Source {
+    /// Lines of a body that arrives.
+    Lines(Arriving),
+    /// Captions that were read.
+    Captions(Vec<Input>),
+}
+
+impl Source {
+    /// The cues of captions, each with its line, and those that cannot be read as refusals.
+    pub(crate) fn captions(body: &[u8]) -> Result<Self, Problem> {
+        let text = captions::decode(body).map_err(|error| Problem::not_text(&error))?;
+        let cues = captions::read(&text, Captions::of_text(&text));
+        let input = |cue| match cue {
+            Ok(Cue { line, chunk }) => Input { line, seq: None, body: InputBody::Chunk(chunk_of(chunk)) },
+            Err(CaptionError { line, reason }) => {
+                let refusal = session::Refusal { code: "invalid_cue".into(), field: None, message: reason.to_string() };
+                Input { line, seq: None, body: InputBody::Refused(refusal) }
+            }
+        };
+        Ok(Self::Captions(cues.into_iter().map(input).collect()))
+    }
+}
+
 /// Streams the events of a session until all is said or the client is gone.
 pub(crate) async fn stream(
-    body: Arriving,
+    source: Source,
     opened: Opened,
     ask: SessionAsk,
     framing: Framing,
@@ -113,7 +138,7 @@ pub(crate) async fn stream(
     let duplex = Duplex::new(Telling::one_shot(Annotate::from(&ask), framing), settings, began);
     let work = async {
         let Opened { inputs, outputs } = opened;
-        let feed = pin!(feed(&duplex, body, inputs, settings));
+        let feed = pin!(feed(&duplex, source, inputs, settings));
         let receive = pin!(receive(&duplex, &ask, outputs, settings));
         // The session says no more when nothing more comes, or when it is lost.
         match select(feed, receive).await {
@@ -126,11 +151,14 @@ pub(crate) async fn stream(
     duplex.serve(work, client).await;
 }
 
-/// Brings the lines of a body, and at its end the end of the session.
-async fn feed(duplex: &Duplex<'_, Telling>, body: Arriving, mut inputs: StreamWriter<Input>, settings: &Settings) {
-    let broken = match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
-        Either::Left((broken, _)) => broken,
-        Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
+/// Brings the inputs, and after them the end of the session.
+async fn feed(duplex: &Duplex<'_, Telling>, source: Source, mut inputs: StreamWriter<Input>, settings: &Settings) {
+    let broken = match source {
+        Source::Lines(body) => match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
+            Either::Left((broken, _)) => broken,
+            Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
+        },
+        Source::Captions(cues) => feed_cues(duplex, cues, &mut inputs).await,
     };
     if let Some(refusal) = broken {
         duplex.session.borrow_mut().handle_broken(refusal);
@@ -180,14 +208,36 @@ async fn feed_lines(
     inputs.write_one(last).await.map(|_| lost())
 }
 
+/// Brings cues. Returns why no more come, unless all have.
+async fn feed_cues(
+    duplex: &Duplex<'_, Telling>,
+    cues: Vec<Input>,
+    inputs: &mut StreamWriter<Input>,
+) -> Option<Refusal> {
+    let mut cues = cues.into_iter();
+    loop {
+        duplex.unsent_few().await;
+        let some: Vec<Input> = cues.by_ref().take(INPUTS_MAX).collect();
+        if some.is_empty() {
+            return None;
+        }
+        if !inputs.write_all(some).await.is_empty() {
+            return Some(lost());
+        }
+    }
+}
+
+fn chunk_of(chunk: core::Chunk) -> Chunk {
+    let core::Chunk { start, end, text, speaker_id } = chunk;
+    Chunk { start, end, text, speaker_id }
+}
+
 /// What is on a line, for the session: it answers what is refused here too, in its place.
 pub(crate) fn input(line: &Line<'_>) -> Input {
     let (seq, body) = match read_line(line) {
         Ok(input) => {
             let body = match input.body {
-                Body::Chunk(core::Chunk { start, end, text, speaker_id }) => {
-                    InputBody::Chunk(Chunk { start, end, text, speaker_id })
-                }
+                Body::Chunk(chunk) => InputBody::Chunk(chunk_of(chunk)),
                 Body::End => InputBody::End,
             };
             (input.seq, body)

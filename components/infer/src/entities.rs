@@ -1,43 +1,19 @@
 //! Token logits into labelled spans, as the token-classification pipeline of transformers 4.57 does it.
 
+use std::ops::Range;
+
 use crate::classify::softmax;
+use crate::code_points::CodePoints;
 use crate::tokenize::{ModelTokenizer, Sequence};
 use crate::types::{Aggregation, Entity, Failure, TokenOptions};
+use crate::windows::{Overlap, Reading};
 
-/// A text with the byte of each of its code points, so that offsets in code points can be looked up.
-pub struct CodePoints {
-    text: String,
-    /// The first byte of each code point, and the length of the text.
-    bytes: Vec<usize>,
-}
-
-impl CodePoints {
-    /// Indexes a text.
-    pub fn new(text: String) -> Self {
-        let bytes = text.char_indices().map(|(byte, _)| byte).chain([text.len()]).collect();
-        Self { text, bytes }
-    }
-
-    /// The text.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// The code point that starts at `byte`, which is a boundary.
-    pub fn at_byte(&self, byte: usize) -> usize {
-        self.bytes.partition_point(|&start| start < byte)
-    }
-
-    /// The code points from `start` to before `end`, or what of them the text has.
-    pub fn slice(&self, start: usize, end: usize) -> &str {
-        let last = self.bytes.len() - 1;
-        let end = end.min(last);
-        &self.text[self.bytes[start.min(end)]..self.bytes[end]]
-    }
-}
+/// The label of tokens that belong to no entity.
+const OUTSIDE: &str = "O";
 
 /// A token with its scores.
-struct Token {
+#[derive(Default)]
+pub struct Token {
     word: String,
     scores: Vec<f32>,
     index: usize,
@@ -56,19 +32,18 @@ struct Labelled {
     end: usize,
 }
 
-/// The spans that a model found in one sequence.
+/// Reads the tokens of one sequence with their scores.
 ///
 /// `sequence` was made from the part of `text` that begins at the code point `base`; `logits` is
 /// `[tokens or more, labels]`, row by row. Offsets in the result are those of `text`.
-pub fn find_entities(
+pub fn read_tokens(
     text: &CodePoints,
     base: usize,
     sequence: &Sequence,
     logits: &[f32],
     labels: &[String],
     tokenizer: &ModelTokenizer,
-    options: &TokenOptions,
-) -> Result<Vec<Entity>, Failure> {
+) -> Result<Vec<Token>, Failure> {
     if labels.is_empty() || logits.len() < sequence.ids.len() * labels.len() {
         return Err(Failure::Engine(format!(
             "{} logits are not {} labels for each of {} tokens",
@@ -86,6 +61,17 @@ pub fn find_entities(
         }
         tokens.push(token);
     }
+    Ok(tokens)
+}
+
+/// The spans that a model found among the tokens of a text.
+pub fn find_entities(
+    text: &CodePoints,
+    tokens: Vec<Token>,
+    labels: &[String],
+    tokenizer: &ModelTokenizer,
+    options: &TokenOptions,
+) -> Result<Vec<Entity>, Failure> {
     let spans = match options.aggregation {
         Aggregation::None | Aggregation::Simple => tokens.into_iter().map(label_token).collect(),
         Aggregation::First | Aggregation::Average | Aggregation::Max => {
@@ -93,11 +79,60 @@ pub fn find_entities(
         }
     };
     let mut entities = match options.aggregation {
-        Aggregation::None => spans.into_iter().map(|span| entity_of(span, labels)).collect(),
-        _ => group(spans, labels, tokenizer)?,
+        Aggregation::None => spans.into_iter().map(|span| entity_of(text, span, labels)).collect(),
+        _ => group(text, spans, labels, tokenizer)?,
     };
     entities.retain(|entity| !options.ignore_labels.contains(&entity.label));
     Ok(entities)
+}
+
+/// The tokens of a text that was read in windows, each as the window read it that read it best. `windows` are the ranges of the
+/// windows among the tokens, and `read` what was read in each.
+pub fn merge_windows(
+    windows: &[Range<usize>],
+    mut read: Vec<Vec<Token>>,
+    labels: &[String],
+    aggregation: Aggregation,
+    stride: usize,
+) -> Result<Vec<Token>, Failure> {
+    if windows.len() < 2 {
+        return Ok(read.pop().unwrap_or_default());
+    }
+    if windows.iter().zip(&read).any(|(window, tokens)| window.len() != tokens.len()) {
+        return Err(Failure::Other("the windows of a text do not have its tokens".to_owned()));
+    }
+    let count = windows.last().map_or(0, |window| window.end);
+    let mut continues_word = vec![false; count];
+    for (window, tokens) in windows.iter().zip(&read) {
+        for (at, token) in window.clone().zip(tokens) {
+            continues_word[at] = token.continues_word;
+        }
+    }
+    let readings: Vec<Vec<Reading>> = read.iter().map(|tokens| readings(tokens, labels, aggregation)).collect();
+    let chosen = Overlap { windows, readings: &readings, continues_word: &continues_word, stride }.choose();
+    let leading = read[0].first().map_or(0, |token| token.index);
+    let take = |(at, window): (usize, usize)| {
+        // As if the text had been one sequence.
+        Token { index: leading + at, ..std::mem::take(&mut read[window][at - windows[window].start]) }
+    };
+    Ok(chosen.into_iter().enumerate().map(take).collect())
+}
+
+/// What a window says of its tokens: a label for each, or for each word where words have one.
+fn readings(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<Reading> {
+    let by_word = !matches!(aggregation, Aggregation::None | Aggregation::Simple);
+    let labelled: Vec<(usize, f32)> = tokens
+        .chunk_by(|_, next| by_word && next.continues_word)
+        .flat_map(|word| std::iter::repeat_n(label_word(word, aggregation), word.len()))
+        .collect();
+    let mut previous = None;
+    let reading = |(label, score): (usize, f32)| {
+        let (begins, entity) = read_label(&labels[label]);
+        let continues = entity != OUTSIDE && !begins && previous == Some(entity);
+        previous = Some(entity);
+        Reading { score, continues }
+    };
+    labelled.into_iter().map(reading).collect()
 }
 
 fn read_token(
@@ -110,18 +145,13 @@ fn read_token(
 ) -> Token {
     let id = sequence.ids[index];
     let (start, end) = sequence.offsets[index];
-    let surface = text.slice(base + start, base + end);
-    let mut word = tokenizer.token(id);
-    let continues_word = if tokenizer.is_unknown(id) {
-        word = surface.to_owned();
-        false
-    } else if tokenizer.marks_subwords() {
-        word.chars().count() != surface.chars().count()
-    } else {
-        // Without marks, a token continues a word when there is no space at its start or right before it.
-        start > 0 && !text.slice(base + start - 1, base + start + 1).contains(' ')
+    let (start, end) = (base + start, base + end);
+    let word = match tokenizer.is_unknown(id) {
+        true => text.slice(start, end).to_owned(),
+        false => tokenizer.token(id),
     };
-    Token { word, scores, index, start: base + start, end: base + end, continues_word }
+    let continues_word = start > base && tokenizer.continues_word(id, text, start, end);
+    Token { word, scores, index, start, end, continues_word }
 }
 
 /// The first of the highest scores.
@@ -144,20 +174,25 @@ fn label_words(
     tokens
         .chunk_by(|_, next| next.continues_word)
         .map(|word| {
-            let (label, score) = match aggregation {
-                Aggregation::Average => best(&mean_scores(word)),
-                Aggregation::Max => word
-                    .iter()
-                    .map(|token| best(&token.scores))
-                    .reduce(|max, next| if next.1 > max.1 { next } else { max })
-                    .unwrap_or_default(),
-                Aggregation::None | Aggregation::Simple | Aggregation::First => best(&word[0].scores),
-            };
+            let (label, score) = label_word(word, aggregation);
             let joined = join(word.iter().map(|token| token.word.clone()).collect(), tokenizer)?;
             let (start, end) = (word[0].start, word[word.len() - 1].end);
             Ok(Labelled { label, score, index: word[0].index, word: joined, start, end })
         })
         .collect()
+}
+
+/// The label of a word, chosen from the scores of its tokens, of which there is one at least.
+fn label_word(word: &[Token], aggregation: Aggregation) -> (usize, f32) {
+    match aggregation {
+        Aggregation::Average => best(&mean_scores(word)),
+        Aggregation::Max => word
+            .iter()
+            .map(|token| best(&token.scores))
+            .reduce(|max, next| if next.1 > max.1 { next } else { max })
+            .unwrap_or_default(),
+        Aggregation::None | Aggregation::Simple | Aggregation::First => best(&word[0].scores),
+    }
 }
 
 /// The mean score of each label over the tokens of a word.
@@ -170,7 +205,12 @@ fn mean_scores(word: &[Token]) -> Vec<f32> {
 }
 
 /// Joins neighbours of the same entity; a `B-` label begins a new one.
-fn group(spans: Vec<Labelled>, labels: &[String], tokenizer: &ModelTokenizer) -> Result<Vec<Entity>, Failure> {
+fn group(
+    text: &CodePoints,
+    spans: Vec<Labelled>,
+    labels: &[String],
+    tokenizer: &ModelTokenizer,
+) -> Result<Vec<Entity>, Failure> {
     spans
         .chunk_by(|previous, next| {
             let (begins, entity) = read_label(&labels[next.label]);
@@ -182,8 +222,9 @@ fn group(spans: Vec<Labelled>, labels: &[String], tokenizer: &ModelTokenizer) ->
             // Not what `read_label` gives: the group is named by what follows the first hyphen, whatever precedes it.
             let label = label.split_once('-').map_or(label.as_str(), |(_, entity)| entity).to_owned();
             let word = join(spans.iter().map(|span| span.word.clone()).collect(), tokenizer)?;
-            let (start, end) = (spans[0].start as u32, spans[spans.len() - 1].end as u32);
-            Ok(Entity { label, score, index: None, word, start, end })
+            let (start, end) = (spans[0].start, spans[spans.len() - 1].end);
+            let text = text.slice(start, end).to_owned();
+            Ok(Entity { label, score, index: None, word, text, start: start as u32, end: end as u32 })
         })
         .collect()
 }
@@ -197,11 +238,12 @@ fn read_label(label: &str) -> (bool, &str) {
     }
 }
 
-fn entity_of(span: Labelled, labels: &[String]) -> Entity {
+fn entity_of(text: &CodePoints, span: Labelled, labels: &[String]) -> Entity {
     Entity {
         label: labels[span.label].clone(),
         score: span.score,
         index: Some(span.index as u32),
+        text: text.slice(span.start, span.end).to_owned(),
         word: span.word,
         start: span.start as u32,
         end: span.end as u32,

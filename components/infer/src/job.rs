@@ -1,17 +1,24 @@
 //! One item: what its text needs computed, and how the results become its outcome.
 
 use crate::classify::label_scores;
+use crate::code_points::CodePoints;
 use crate::config::ModelConfig;
 use crate::embed::{normalize, pool};
-use crate::entities::{CodePoints, find_entities};
+use crate::entities::{Token, find_entities, merge_windows, read_tokens};
 use crate::sentences::split_sentences;
 use crate::summarize;
-use crate::tokenize::{ModelTokenizer, Sequence, TokenizeError};
+use crate::tokenize::{Keep, ModelTokenizer, Sequence, TokenizeError};
 use crate::types::{
-    ClassifyOptions, Entity, Failure, Item, ModelKind, Output, Overflow, SummaryOptions, Task, TokenOptions, TooLong,
+    ClassifyOptions, Failure, Item, ModelKind, Output, Overflow, SummaryOptions, Task, TokenOptions, TooLong,
 };
+use std::ops::Range;
 use std::rc::Rc;
 use weir_core::summary::SummaryBounds;
+
+/// Windows have this part of the longest text in common, where the caller does not say.
+const STRIDE_PARTS: usize = 4;
+/// Windows may have this part of the longest text in common: more would read every token many times.
+const STRIDE_PARTS_MIN: usize = 2;
 
 /// The longest text that is read.
 pub const TEXT_BYTES_MAX: usize = 1_000_000;
@@ -55,10 +62,10 @@ enum Work {
     Tokens {
         text: CodePoints,
         options: TokenOptions,
-        /// The first code point of each part.
-        bases: Vec<usize>,
-        /// The entities of each part.
-        found: Vec<Vec<Entity>>,
+        stride: usize,
+        sections: Vec<Section>,
+        /// For each part its section, and its window in that.
+        places: Vec<(usize, usize)>,
     },
     Embed {
         normalize: bool,
@@ -70,6 +77,16 @@ enum Work {
         bounds: SummaryBounds,
         vectors: Vec<Vec<f32>>,
     },
+}
+
+/// A sentence or a whole text, read in one window or several.
+struct Section {
+    /// Its first code point.
+    base: usize,
+    /// The ranges of the windows among its tokens.
+    windows: Vec<Range<usize>>,
+    /// What was read in each window.
+    read: Vec<Vec<Token>>,
 }
 
 /// Checks an item and tokenizes it.
@@ -101,6 +118,11 @@ fn check(item: &Item, kind: ModelKind) -> Result<(), Failure> {
     if kind != wanted {
         let (wanted, kind) = (kind_name(wanted), kind_name(kind));
         return invalid(format!("{task} needs a {wanted} model, and {} is a {kind} model", item.model));
+    }
+    if let Task::Tokens(TokenOptions { stride: Some(_), .. }) = item.task
+        && item.overflow != Overflow::Split
+    {
+        return invalid("a stride is of windows, and this text is not split: use split".to_owned());
     }
     if item.text_pair.is_some() && !matches!(item.task, Task::Classify(_)) {
         return invalid(format!("{task} takes one text, not a pair"));
@@ -163,11 +185,19 @@ fn one_sequence(
     overflow: Overflow,
     tokenizer: &ModelTokenizer,
 ) -> Result<Sequence, Failure> {
-    let tokenized = tokenizer.tokenize(text, pair).map_err(unreadable)?;
+    let tokenized = tokenizer.tokenize(text, pair, keep(overflow)).map_err(unreadable)?;
     if overflow == Overflow::Fail {
         fits(tokenized.tokens_total, tokenizer)?;
     }
     Ok(tokenized.sequence)
+}
+
+/// Which part of a text is read that is too long.
+fn keep(overflow: Overflow) -> Keep {
+    match overflow {
+        Overflow::TruncateLeft => Keep::End,
+        Overflow::Truncate | Overflow::Fail | Overflow::Split => Keep::Beginning,
+    }
 }
 
 fn fits(tokens: usize, tokenizer: &ModelTokenizer) -> Result<(), Failure> {
@@ -184,24 +214,42 @@ fn tokens_work(
     options: TokenOptions,
     tokenizer: &ModelTokenizer,
 ) -> Result<(Work, Vec<Sequence>), Failure> {
-    let (text, bases, parts) = if overflow == Overflow::Split {
-        let ranges = split_sentences(&text);
+    let stride_max = tokenizer.room() / STRIDE_PARTS_MIN;
+    let stride = match options.stride {
+        Some(stride) if stride as usize > stride_max => {
+            let reason = format!("stride is {stride} and may be {stride_max}, half of the tokens that the model takes");
+            return Err(Failure::InvalidInput(reason));
+        }
+        Some(stride) => stride as usize,
+        None => tokenizer.room() / STRIDE_PARTS,
+    };
+    let (mut sections, mut places, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut add = |base: usize, windows: Vec<(Range<usize>, Sequence)>| {
+        let section = sections.len();
+        places.extend((0..windows.len()).map(|window| (section, window)));
+        let (windows, sequences): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
+        parts.extend(sequences);
+        let read = windows.iter().map(|_| Vec::new()).collect();
+        sections.push(Section { base, windows, read });
+    };
+    let text = if overflow == Overflow::Split {
+        let ranges = match options.stride {
+            // Nothing but white space has no tokens.
+            Some(_) => std::iter::once(0..text.len()).filter(|_| !text.trim().is_empty()).collect(),
+            None => split_sentences(&text),
+        };
         let text = CodePoints::new(text);
-        let (mut bases, mut parts) = (Vec::new(), Vec::new());
         for range in ranges {
             let base = text.at_byte(range.start);
-            for piece in tokenizer.tokenize_pieces(&text.text()[range]).map_err(unreadable)? {
-                bases.push(base);
-                parts.push(piece);
-            }
+            add(base, tokenizer.tokenize_windows(&text.text()[range], stride).map_err(unreadable)?);
         }
-        (text, bases, parts)
+        text
     } else {
         let sequence = one_sequence(&text, None, overflow, tokenizer)?;
-        (CodePoints::new(text), vec![0], vec![sequence])
+        add(0, vec![(0..sequence.ids.len(), sequence)]);
+        CodePoints::new(text)
     };
-    let found = vec![Vec::new(); parts.len()];
-    Ok((Work::Tokens { text, options, bases, found }, parts))
+    Ok((Work::Tokens { text, options, stride, sections, places }, parts))
 }
 
 /// The sentences to embed or, for a text of at most one sentence, the summary itself.
@@ -219,7 +267,11 @@ fn summary_work(
             fits(ends.len() + tokenizer.tokens_max() - tokenizer.room(), tokenizer)?;
         }
         if ends.len() > tokenizer.room() {
-            text = &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])];
+            text = match keep(overflow) {
+                Keep::Beginning => &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])],
+                // After the last token that is cut off.
+                Keep::End => &text[text.ceil_char_boundary(ends[ends.len() - tokenizer.room() - 1])..],
+            };
         }
     }
     let sentences = summarize::sentences_of(text);
@@ -229,7 +281,7 @@ fn summary_work(
     }
     let (mut lengths, mut parts) = (Vec::new(), Vec::new());
     for sentence in &sentences {
-        let tokenized = tokenizer.tokenize(sentence, None).map_err(unreadable)?;
+        let tokenized = tokenizer.tokenize(sentence, None, Keep::Beginning).map_err(unreadable)?;
         lengths.push(tokenized.tokens_total + tokenizer.room() - tokenizer.tokens_max());
         parts.push(tokenized.sequence);
     }
@@ -268,15 +320,16 @@ impl Job {
                 let scores = label_scores(output.values, &config.labels, activation, options.top_k)?;
                 Ok(Some(Output::Labels(scores)))
             }
-            Work::Tokens { text, options, bases, found } => {
+            Work::Tokens { text, sections, places, .. } => {
                 expect_rank(output, 2)?;
                 if output.shape[1] != config.labels.len() {
                     let (given, named) = (output.shape[1], config.labels.len());
                     let text = format!("the graph scores {given} labels and the configuration names {named}");
                     return Err(Failure::Engine(text));
                 }
-                found[part] =
-                    find_entities(text, bases[part], sequence, output.values, &config.labels, tokenizer, options)?;
+                let (section, window) = places[part];
+                let Section { base, read, .. } = &mut sections[section];
+                read[window] = read_tokens(text, *base, sequence, output.values, &config.labels, tokenizer)?;
                 Ok(None)
             }
             Work::Embed { normalize: scaled } => {
@@ -295,7 +348,15 @@ impl Job {
 
     fn finish(&mut self) -> Result<Output, Failure> {
         match &mut self.work {
-            Work::Tokens { found, .. } => Ok(Output::Entities(std::mem::take(found).into_iter().flatten().collect())),
+            Work::Tokens { text, options, stride, sections, .. } => {
+                let ModelFiles { config, tokenizer } = &*self.files;
+                let mut entities = Vec::new();
+                for Section { windows, read, .. } in std::mem::take(sections) {
+                    let tokens = merge_windows(&windows, read, &config.labels, options.aggregation, *stride)?;
+                    entities.extend(find_entities(text, tokens, &config.labels, tokenizer, options)?);
+                }
+                Ok(Output::Entities(entities))
+            }
             Work::Summarize { sentences, lengths, bounds, vectors } => {
                 summarize::compose(sentences, vectors, lengths, *bounds, &self.files.tokenizer)
                     .map(Output::Summary)

@@ -26,6 +26,7 @@ pub mod bindings {
 pub use bindings::weir::stream::types;
 
 pub mod classify;
+pub mod code_points;
 pub mod config;
 pub mod embed;
 pub mod entities;
@@ -34,6 +35,7 @@ pub mod sentences;
 pub mod settings;
 pub mod summarize;
 pub mod tokenize;
+pub mod windows;
 
 #[cfg(target_arch = "wasm32")]
 mod graph;

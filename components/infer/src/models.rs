@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::graph::Graph;
 use crate::job::ModelFiles;
-use crate::tokenize::ModelTokenizer;
+use crate::tokenize::{Keep, ModelTokenizer};
 use crate::types::{Failure, ModelInfo, ModelKind};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +112,10 @@ fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
     let bytes = bytes.ok_or_else(|| unavailable("no tokenizer.json".to_owned()))?;
     let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| unavailable(error.to_string()))?;
     drop(bytes);
-    let sample = tokenizer.tokenize(SAMPLE_TEXT, None).map_err(|error| unavailable(error.to_string()))?.sequence;
+    let sample = tokenizer
+        .tokenize(SAMPLE_TEXT, None, Keep::Beginning)
+        .map_err(|error| unavailable(error.to_string()))?
+        .sequence;
     let files = ModelFiles { config, tokenizer };
     let graph = Graph::load(name, &files, &sample).map_err(|error| unavailable(error.to_string()))?;
     Ok(Rc::new(Model { files: Rc::new(files), graph }))

@@ -4,11 +4,23 @@
 //! second. The special tokens are added here, after truncation, so that one pass over the text gives both the sequence
 //! and its full length.
 
+use crate::code_points::CodePoints;
 use crate::config::ModelConfig;
+use crate::windows::{self, Boundary};
+use std::ops::Range;
 use thiserror::Error;
 use tokenizers::tokenizer::{Decoder, PostProcessor};
-use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::utils::truncation::{TruncationDirection, truncate_encodings};
 use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, TruncationParams};
+
+/// Which part of a text is kept when it is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Its beginning.
+    Beginning,
+    /// Its end.
+    End,
+}
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
@@ -133,14 +145,18 @@ impl ModelTokenizer {
         }
     }
 
-    /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off: of a pair, from the
-    /// longer text first.
-    pub fn tokenize(&self, text: &str, pair: Option<&str>) -> Result<Tokenized, TokenizeError> {
+    /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off at the side that `keep` leaves: of a
+    /// pair, from the longer text first.
+    pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: Keep) -> Result<Tokenized, TokenizeError> {
         let text = self.bare(text)?;
         let pair = pair.map(|pair| self.bare(pair)).transpose()?;
         let added = self.added_tokens(pair.is_some());
         let tokens_total = text.len() + pair.as_ref().map_or(0, Encoding::len) + added;
-        let room = TruncationParams { max_length: self.tokens_max - added, ..TruncationParams::default() };
+        let direction = match keep {
+            Keep::Beginning => TruncationDirection::Right,
+            Keep::End => TruncationDirection::Left,
+        };
+        let room = TruncationParams { max_length: self.tokens_max - added, direction, ..TruncationParams::default() };
         let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;
         // What was cut off is kept as overflow; the post-processor would combine every piece with every other.
         drop(text.take_overflowing());
@@ -148,12 +164,48 @@ impl ModelTokenizer {
         Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
     }
 
-    /// A text as one sequence or, when it is over the model's maximum, as several, cut between tokens.
-    pub fn tokenize_pieces(&self, text: &str) -> Result<Vec<Sequence>, TokenizeError> {
-        let room = TruncationParams { max_length: self.room(), ..TruncationParams::default() };
-        let (mut first, _) = truncate_encodings(self.bare(text)?, None, &room).map_err(TokenizeError::Encode)?;
-        let rest = first.take_overflowing();
-        std::iter::once(first).chain(rest).map(|piece| self.finish(piece, None)).collect()
+    /// A text as one sequence or, when it is over the model's maximum, as windows that overlap by `stride` tokens and are cut between
+    /// words. Each with its range among the tokens of the text.
+    pub fn tokenize_windows(&self, text: &str, stride: usize) -> Result<Vec<(Range<usize>, Sequence)>, TokenizeError> {
+        let bare = self.bare(text)?;
+        if bare.len() <= self.room() {
+            return Ok(vec![(0..bare.len(), self.finish(bare, None)?)]);
+        }
+        let windows = windows::windows(&self.boundaries(&bare, text), self.room(), stride);
+        let sequence = |window: Range<usize>| Ok((window.clone(), self.finish(part_of(&bare, window), None)?));
+        windows.into_iter().map(sequence).collect()
+    }
+
+    /// How well a text can be cut before each of its tokens.
+    fn boundaries(&self, bare: &Encoding, text: &str) -> Vec<Boundary> {
+        let text = CodePoints::new(text.to_owned());
+        let mut previous_end = 0;
+        let tokens = bare.get_ids().iter().zip(bare.get_offsets());
+        let boundary = |(&id, &(start, end)): (&u32, &(usize, usize))| {
+            // Some tokenizers count the space before a word as part of it.
+            let before = text.slice(previous_end.min(start), (start + 1).min(end.max(start)));
+            let is_spaced = before.contains(char::is_whitespace);
+            previous_end = end;
+            match is_spaced || start == 0 {
+                true => Boundary::Space,
+                false if self.continues_word(id, &text, start, end) => Boundary::Inside,
+                false => Boundary::Word,
+            }
+        };
+        tokens.map(boundary).collect()
+    }
+
+    /// Whether a token, which stands for the code points from `start` to before `end`, continues a word, as the token-classification
+    /// pipeline of transformers decides it.
+    pub fn continues_word(&self, id: u32, text: &CodePoints, start: usize, end: usize) -> bool {
+        if self.is_unknown(id) {
+            return false;
+        }
+        if self.marks_subwords {
+            return self.token(id).chars().count() != text.slice(start, end).chars().count();
+        }
+        // Without marks, a token continues a word when there is no space at its start or right before it.
+        start > 0 && !text.slice(start - 1, start + 1).contains(' ')
     }
 
     /// How many tokens a text has, without special tokens.
@@ -199,4 +251,19 @@ impl ModelTokenizer {
             special: encoding.get_special_tokens_mask().iter().map(|&mark| mark != 0).collect(),
         })
     }
+}
+
+/// Some of the tokens of an encoding without special tokens.
+fn part_of(encoding: &Encoding, tokens: Range<usize>) -> Encoding {
+    Encoding::new(
+        encoding.get_ids()[tokens.clone()].to_vec(),
+        encoding.get_type_ids()[tokens.clone()].to_vec(),
+        encoding.get_tokens()[tokens.clone()].to_vec(),
+        encoding.get_word_ids()[tokens.clone()].to_vec(),
+        encoding.get_offsets()[tokens.clone()].to_vec(),
+        encoding.get_special_tokens_mask()[tokens.clone()].to_vec(),
+        encoding.get_attention_mask()[tokens].to_vec(),
+        Vec::new(),
+        Default::default(),
+    )
 }

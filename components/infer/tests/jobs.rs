@@ -3,11 +3,12 @@
 // A test that cannot go on says so by panicking.
 #![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
 use std::path::Path;
 use std::rc::Rc;
 use weir_infer::config::ModelConfig;
 use weir_infer::job::{ModelFiles, Prepared, RowOutput, TEXT_BYTES_MAX, prepare};
-use weir_infer::tokenize::{ModelTokenizer, Sequence};
+use weir_infer::tokenize::{Keep, ModelTokenizer, Sequence};
 use weir_infer::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Entity, Failure, Item, Output, Overflow, SummaryOptions, Task,
     TokenOptions, TooLong, WhenFull,
@@ -44,7 +45,7 @@ fn classify() -> Task {
 }
 
 fn tokens() -> Task {
-    Task::Tokens(TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()] })
+    Task::Tokens(TokenOptions { aggregation: Aggregation::First, ignore_labels: vec!["O".to_owned()], stride: None })
 }
 
 fn embed() -> Task {
@@ -96,7 +97,7 @@ fn hashed(_: usize, sequence: &Sequence) -> (Vec<f32>, Vec<usize>) {
 }
 
 fn ids(text: &str, files: &ModelFiles) -> Vec<u32> {
-    let sequence = files.tokenizer.tokenize(text, None).unwrap().sequence;
+    let sequence = files.tokenizer.tokenize(text, None, Keep::Beginning).unwrap().sequence;
     sequence.ids.iter().zip(&sequence.special).filter(|(_, special)| !**special).map(|(&id, _)| id).collect()
 }
 
@@ -188,6 +189,134 @@ fn a_sentence_over_the_maximum_is_read_in_pieces() {
     let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
     let found = entities(run(split, &files, persons(ids("paris", &files))));
     assert_eq!(found.iter().map(|entity| surface(text, entity)).collect::<Vec<_>>(), ["paris", "paris"]);
+}
+
+/// A graph that knows "angela berlin" by what stands beside it: a name at the edge of its window is taken for something else, and
+/// with a better score than a name has.
+fn names_in_context(ids: [u32; 2]) -> impl Fn(usize, &Sequence) -> (Vec<f32>, Vec<usize>) {
+    move |_, sequence| {
+        let at = |index: usize| sequence.ids.get(index).copied();
+        let known = |index: usize| index > 1 && index + 2 < sequence.ids.len();
+        let logits = (0..sequence.ids.len()).flat_map(|index| {
+            let before = index.checked_sub(1).and_then(at);
+            match at(index) {
+                Some(id) if id == ids[0] && known(index) && at(index + 1) == Some(ids[1]) => [0.0, 5.0, 0.0],
+                Some(id) if id == ids[1] && known(index) && before == Some(ids[0]) => [0.0, 0.0, 5.0],
+                Some(id) if ids.contains(&id) => [0.0, 9.0, 0.0],
+                _ => [5.0, 0.0, 0.0],
+            }
+        });
+        (logits.collect(), vec![sequence.ids.len(), 3])
+    }
+}
+
+const CONFIG_NAMES: &str =
+    r#"{"architectures":["BertForTokenClassification"],"id2label":{"0":"O","1":"B-PER","2":"I-PER"}}"#;
+
+/// One name in speech without punctuation, wherever it stands, is found once and whole.
+#[test]
+fn name_in_a_long_text_is_found_whole_at_every_position() {
+    let files = model(CONFIG_NAMES, 26);
+    let ids = <[u32; 2]>::try_from(ids("angela berlin", &model(CONFIG_NAMES, 512))).unwrap();
+    for before in 0..80 {
+        let text = format!("{}Angela Berlin{}", "tea ".repeat(before), " and tokenization".repeat(80 - before));
+        for aggregation in [Aggregation::Simple, Aggregation::First, Aggregation::Average, Aggregation::Max] {
+            for stride in [None, Some(8), Some(12)] {
+                let task = Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride });
+                let split = Item { overflow: Overflow::Split, ..item(&text, task) };
+                let found = entities(run(split, &files, names_in_context(ids)));
+                let texts: Vec<&str> = found.iter().map(|entity| entity.text.as_str()).collect();
+                // Right at the beginning and the end of all of it nothing stands beside the name.
+                if (1..80).contains(&before) {
+                    assert_eq!(texts, ["Angela Berlin"], "{before} {aggregation:?} {stride:?}");
+                    assert_eq!(surface(&text, &found[0]), "Angela Berlin");
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    static NAME: [u32; 2] = ids("angela berlin", &model(CONFIG_NAMES, 512)).try_into().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Names at random places in speech without punctuation are found once and whole, each where it stands.
+    #[test]
+    fn names_in_speech_are_found_whole_wherever_they_stand(
+        words in proptest::collection::vec(
+            prop_oneof![4 => Just("tea"), 4 => Just("of"), 2 => Just("tokenization"), 1 => Just("kindheartedness"), 2 => Just("Angela Berlin")],
+            1..200,
+        ),
+        aggregation in prop_oneof![Just(Aggregation::Simple), Just(Aggregation::First), Just(Aggregation::Average), Just(Aggregation::Max)],
+        tokens_max in 20usize..60,
+        stride in proptest::option::of(6u32..9),
+    ) {
+        let ids = NAME.with(|ids| *ids);
+        // Something stands beside every name.
+        let text = format!("tea {} tea", words.join(" tea "));
+        let task = Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride });
+        let split = Item { overflow: Overflow::Split, ..item(&text, task) };
+        let found = entities(run(split, &model(CONFIG_NAMES, tokens_max), names_in_context(ids)));
+        let places: Vec<u32> = found.iter().map(|entity| entity.start).collect();
+        let want: Vec<u32> = text.match_indices("Angela").map(|(at, _)| at as u32).collect();
+        prop_assert_eq!(places, want);
+        prop_assert!(found.iter().all(|entity| entity.text == "Angela Berlin" && surface(&text, entity) == entity.text));
+    }
+}
+
+/// Without an aggregation each token stands once, with its index in the whole text, and none splits a word.
+#[test]
+fn tokens_of_a_long_text_stand_once_and_windows_split_no_word() {
+    let files = model(CONFIG_NAMES, 20);
+    let text = "tea tokenization kindheartedness of a merkel ".repeat(12);
+    let want = ids(&text, &model(CONFIG_NAMES, 512));
+    let options = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: Some(5) };
+    let split = Item { overflow: Overflow::Split, ..item(&text, Task::Tokens(options)) };
+    let found = entities(run(split, &files, |_, sequence| {
+        let first = sequence.special.iter().position(|special| !special).unwrap();
+        assert!(!files.tokenizer.token(sequence.ids[first]).starts_with("##"), "a window begins within a word");
+        (vec![0.0; sequence.ids.len() * 3], vec![sequence.ids.len(), 3])
+    }));
+    let indexes: Vec<u32> = found.iter().filter_map(|entity| entity.index).collect();
+    assert_eq!(indexes, (1..=want.len() as u32).collect::<Vec<_>>());
+    let words: Vec<String> = want.iter().map(|&id| files.tokenizer.token(id)).collect();
+    assert_eq!(found.iter().map(|entity| entity.word.clone()).collect::<Vec<_>>(), words);
+    assert!(found.iter().all(|entity| surface(&text, entity) == entity.text));
+}
+
+#[test]
+fn stride_over_half_of_the_model_is_refused() {
+    let files = model(CONFIG_TOKENS, 22);
+    let ask = |stride, overflow| {
+        let options = TokenOptions { aggregation: Aggregation::First, ignore_labels: Vec::new(), stride: Some(stride) };
+        run(Item { overflow, ..item("a text", Task::Tokens(options)) }, &files, persons(Vec::new()))
+    };
+    assert!(ask(10, Overflow::Split).is_ok());
+    let Err(Failure::InvalidInput(reason)) = ask(11, Overflow::Split) else { panic!("it is too much") };
+    assert!(reason.contains("stride is 11 and may be 10"), "{reason}");
+    assert!(matches!(ask(1, Overflow::Truncate), Err(Failure::InvalidInput(_))));
+}
+
+#[test]
+fn text_that_is_cut_on_the_left_keeps_its_end() {
+    let files = model(CONFIG_TOKENS, 7);
+    let text = "paris two three four five six paris";
+    let left = Item { overflow: Overflow::TruncateLeft, ..item(text, tokens()) };
+    let found = entities(run(left, &files, persons(ids("paris", &files))));
+    assert_eq!(found.iter().map(|entity| (entity.start, entity.text.as_str())).collect::<Vec<_>>(), [(30, "paris")]);
+    let labels = model(CONFIG_LABELS, 8);
+    let left = Item { overflow: Overflow::TruncateLeft, ..item("a b c d e f g h i", classify()) };
+    let Prepared::Compute(_, sequences) = prepare(left, &labels) else { panic!("nothing to compute") };
+    let kept: Vec<String> = sequences[0].ids.iter().map(|&id| labels.tokenizer.token(id)).collect();
+    assert_eq!(kept.join(" "), "[CLS] d e f g h i [SEP]");
+    let vectors = model(CONFIG_VECTORS, 16);
+    let text = "The first sentence is here. The second one is here. The third lies beyond the end.";
+    let left = Item { overflow: Overflow::TruncateLeft, ..item(text, summarize(1, 100)) };
+    let kept = summary(run(left, &vectors, hashed));
+    assert!(kept.contains("beyond") && !kept.contains("first"), "{kept}");
 }
 
 #[test]

@@ -83,6 +83,7 @@ fn item_of(line: &Value, files: &ModelFiles) -> Item {
                 Some(labels) => labels.iter().map(|label| label.as_str().unwrap().to_owned()).collect(),
                 None => vec!["O".to_owned()],
             },
+            stride: None,
         }),
         ModelKind::FeatureExtraction => {
             Task::Embed(EmbedOptions { normalize: parameters["normalize"].as_bool().unwrap_or(false) })

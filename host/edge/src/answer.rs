@@ -73,7 +73,7 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
         "request_id": request_id,
         "retryable": retryable,
     });
-    let mut response = Response::new(ReplyBody::full(Bytes::from(body.to_string())));
+    let mut response = Response::new(ReplyBody::full(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -99,7 +99,9 @@ pub(crate) fn refused(problem: &Problem, answered: &HeaderMap, request_id: &str)
 
 /// A problem of the host's own.
 pub(crate) fn of_problem(problem: &Problem, request_id: &str) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::full(Bytes::from(problem.to_json(request_id))));
+    let mut body = problem.to_json(request_id);
+    body.push(b'\n');
+    let mut response = Response::new(ReplyBody::full(Bytes::from(body)));
     *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));

@@ -408,7 +408,7 @@ impl Pool {
         let task = match self.config.info.kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
             ModelKind::TokenClassification => {
-                Task::Tokens(TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new() })
+                Task::Tokens(TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None })
             }
             ModelKind::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
         };

@@ -154,9 +154,11 @@ impl TextStream {
         let kind = info.map(|info| info.kind).ok_or_else(|| unusable("it is gone".into()))?;
         let task = match kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
-            ModelKind::TokenClassification => {
-                Task::Tokens(TokenOptions { aggregation: Grouping::First, ignore_labels: vec!["O".into()] })
-            }
+            ModelKind::TokenClassification => Task::Tokens(TokenOptions {
+                aggregation: Grouping::First,
+                ignore_labels: vec!["O".into()],
+                stride: None,
+            }),
             ModelKind::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
         };
         // The seed of the jitter: two streams should not retry in step.

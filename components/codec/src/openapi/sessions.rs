@@ -144,6 +144,10 @@ fn config() -> Value {
     };
     object(json!({
         "max_gap_sec": number(1.0, "A pause of more seconds ends a segment"),
+        "overlap": {
+            "type": "boolean", "default": false,
+            "description": "Chunks may start while the segment in flight lasts, not before it starts",
+        },
         "annotate": {
             "type": "array", "items": { "enum": ["keywords", "intent", "sentiment", "entities"] },
             "default": ["keywords", "intent"],

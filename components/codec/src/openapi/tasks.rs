@@ -59,6 +59,17 @@ enum FunctionToApply {
     None,
 }
 
+/// A side of a text, in any case.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum TruncationDirection {
+    /// The beginning is cut off.
+    Left,
+    /// The end is cut off.
+    Right,
+}
+
 /// How tokens become entities, as in the token-classification pipeline of transformers.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
@@ -90,6 +101,9 @@ struct ClassifyParameters {
     /// Cut a text of more tokens than the model takes; else it fails with `too_long`.
     #[schemars(default)]
     truncation: bool,
+    /// The side at which it is cut; `right`, the end, when absent.
+    #[schemars(default)]
+    truncation_direction: Option<TruncationDirection>,
     /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
@@ -109,6 +123,13 @@ struct TokensParameters {
     /// Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
     #[schemars(default = "yes")]
     truncation: bool,
+    /// The side at which it is cut; `right`, the end, when absent.
+    #[schemars(default)]
+    truncation_direction: Option<TruncationDirection>,
+    /// Read a longer text whole, in windows with at least so many tokens in common; at most half of what the model takes. It is not
+    /// cut then.
+    #[schemars(default, range(min = 1))]
+    stride: Option<u32>,
     /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
@@ -125,6 +146,9 @@ struct EmbedParameters {
     /// Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
     #[schemars(default = "yes")]
     truncate: bool,
+    /// The side at which it is cut; `right`, the end, when absent.
+    #[schemars(default)]
+    truncation_direction: Option<TruncationDirection>,
     /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
@@ -237,9 +261,9 @@ struct PredictRequest {
     /// Cut a text of more tokens than the model takes.
     #[schemars(default)]
     truncate: bool,
-    /// `right`: texts are cut at their end.
+    /// The side at which it is cut; `right`, the end, when absent.
     #[schemars(default)]
-    truncation_direction: Option<String>,
+    truncation_direction: Option<TruncationDirection>,
 }
 
 /// An answer in the dialect of text-embeddings-inference.

@@ -27,7 +27,7 @@ enum LineDoc {
 #[schemars(deny_unknown_fields, rename = "Chunk")]
 #[allow(dead_code)]
 struct ChunkDoc {
-    /// In seconds; not before the end of the segment in flight.
+    /// In seconds; not before the end of the segment in flight, or with `overlap` not before its start.
     start: f64,
     /// In seconds; not before `start`.
     end: f64,
@@ -129,7 +129,11 @@ pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &
 /// What a path takes.
 pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     if route == Route::Transcript {
-        return lines(schemas);
+        let mut content = lines(schemas);
+        for captions in ["text/vtt", "application/x-subrip"] {
+            content[captions] = json!({ "schema": { "type": "string" } });
+        }
+        return content;
     }
     let mut content = json_of(schemas.sent::<AnnotateRequest>());
     content["application/x-ndjson"] = json!({ "schema": schemas.sent::<TextDoc>() });
@@ -160,6 +164,11 @@ pub(super) fn parameters(route: Route) -> Value {
     let whole = |min: u32, default: u32| json!({ "type": "integer", "minimum": min, "default": default });
     json!([
         parameter("max_gap_sec", number(1.0), "A pause of more seconds ends a segment"),
+        parameter(
+            "overlap",
+            json!({ "type": "boolean", "default": false }),
+            "Chunks may start while the segment in flight lasts, not before it starts; captions may in any case",
+        ),
         annotate,
         parameter("max_segments", whole(1, 10), "Most segments in the context of a summary"),
         parameter("max_time_sec", number(120.0), "Most seconds that the context spans"),

@@ -72,6 +72,7 @@ impl SessionAsk {
     fn read(&mut self, fields: &mut Fields<'_, '_>) {
         let config = &mut self.config;
         fields.number("max_gap_sec", &mut config.max_gap_sec);
+        fields.flag("overlap", &mut config.overlap);
         if let Some(names) = fields.names("annotate") {
             self.annotate(names.iter().map(String::as_str), |message| {
                 fields.refuse("annotate", FieldReason::NotAllowed, message);
@@ -175,6 +176,7 @@ impl SessionAsk {
         let config = &mut self.config;
         match name {
             "max_gap_sec" => config.max_gap_sec = parse(name, value, "number")?,
+            "overlap" => config.overlap = parse(name, value, "boolean")?,
             "max_segments" => config.context.max_segments = parse(name, value, "integer")?,
             "max_time_sec" => config.context.max_time_sec = parse(name, value, "number")?,
             "summary_every" => config.summary.every_finals = parse(name, value, "integer")?,
@@ -237,9 +239,10 @@ impl SessionAsk {
     }
 }
 
-const FIELDS: [&str; 9] =
-    ["max_gap_sec", "annotate", "keywords", "actions", "context", "summary", "routing", "idle", "limits"];
-const QUERY: [&str; 6] = ["max_gap_sec", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
+const FIELDS: [&str; 10] =
+    ["max_gap_sec", "overlap", "annotate", "keywords", "actions", "context", "summary", "routing", "idle", "limits"];
+const QUERY: [&str; 7] =
+    ["max_gap_sec", "overlap", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
 
 /// What core says of a configuration, by field.
 fn wrong(error: &ConfigError) -> FieldError {
@@ -265,6 +268,7 @@ impl Serialize for Groups<'_> {
 #[derive(Serialize)]
 struct Wire<'a> {
     max_gap_sec: f64,
+    overlap: bool,
     annotate: Vec<&'static str>,
     keywords: Groups<'a>,
     actions: Groups<'a>,
@@ -311,7 +315,7 @@ struct Limits {
 
 impl<'a> Wire<'a> {
     fn new(ask: &'a SessionAsk) -> Self {
-        let SessionConfig { max_gap_sec, annotate, routing, context, summary, idle, limits } = &ask.config;
+        let SessionConfig { max_gap_sec, overlap, annotate, routing, context, summary, idle, limits } = &ask.config;
         let asked = [
             ("keywords", annotate.keywords),
             ("intent", annotate.intent),
@@ -323,6 +327,7 @@ impl<'a> Wire<'a> {
         let actions = annotate.actions.iter().map(|rule| (rule.pattern.as_str(), rule.phrases.as_slice()));
         Self {
             max_gap_sec: *max_gap_sec,
+            overlap: *overlap,
             annotate: asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect(),
             keywords: Groups(groups.collect()),
             actions: Groups(actions.collect()),
@@ -353,7 +358,7 @@ mod tests {
 
     #[test]
     fn every_knob_reads_back() {
-        let body = r#"{"max_gap_sec":0.5,"annotate":["intent","entities"],"keywords":{"outage":["down","is slow"]},"actions":{},
+        let body = r#"{"max_gap_sec":0.5,"overlap":true,"annotate":["intent","entities"],"keywords":{"outage":["down","is slow"]},"actions":{},
             "context":{"max_segments":3,"max_time_sec":60},"summary":{"every_finals":0,"at_end":false},
             "routing":{"question":5,"action_item":4,"decision":3,"general":2,"queued_max":9},
             "idle":{"expire_ms":1000,"warn_ms":10},"limits":{"text_bytes_max":10,"speaker_bytes_max":11,"segment_bytes_max":12}}"#;
@@ -368,8 +373,9 @@ mod tests {
 
     #[test]
     fn queries() {
-        let ask = SessionAsk::from_query("max_gap_sec=0&annotate=keywords%2Cintent&summary_every=2").unwrap();
-        assert_eq!((ask.config.max_gap_sec, ask.config.summary.every_finals), (0.0, 2));
+        let ask =
+            SessionAsk::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2").unwrap();
+        assert_eq!((ask.config.max_gap_sec, ask.config.summary.every_finals, ask.config.overlap), (0.0, 2, true));
         assert_eq!(ask.parts(), Parts::ALL);
         assert_eq!(SessionAsk::from_query("annotate=none").unwrap().parts(), Parts { keywords: false, intent: false });
         let check = |query: &str, want: Expect| want.assert_eq(&SessionAsk::from_query(query).unwrap_err().to_string());
@@ -377,7 +383,7 @@ mod tests {
         check(
             "max_gap_sec=x&gap=1&annotate=mood",
             expect![
-                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
+                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
             ],
         );
         check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);
@@ -396,7 +402,7 @@ mod tests {
         check(
             r#"{"max_gap_sec":"1","annotate":["keywords",3],"context":{"max_segments":1.5,"size":1},"idle":[],"keywords":{"a":"b"},"mode":1}"#,
             expect![
-                "`max_gap_sec` must be a number, and is a string; `annotate[1]` must be a string, and is an integer; `keywords.a` must be an array, and is a string; `context.max_segments` must be an integer, and is a number; `context.size` is not known here; there are max_segments, max_time_sec; `idle` must be an object, and is an array; `mode` is not known here; there are max_gap_sec, annotate, keywords, actions, context, summary, routing, idle, limits"
+                "`max_gap_sec` must be a number, and is a string; `annotate[1]` must be a string, and is an integer; `keywords.a` must be an array, and is a string; `context.max_segments` must be an integer, and is a number; `context.size` is not known here; there are max_segments, max_time_sec; `idle` must be an object, and is an array; `mode` is not known here; there are max_gap_sec, overlap, annotate, keywords, actions, context, summary, routing, idle, limits"
             ],
         );
         check(

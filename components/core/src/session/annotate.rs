@@ -14,12 +14,14 @@
 //! reported `pattern` is the name that the original gives it, which still shows its optional apostrophe. The original's last four
 //! patterns (`i will send` and the like) can never be the first to fit, so they are not here.
 //!
-//! Of sessions two more differences stand here, so that there is one table:
+//! Of sessions four more differences stand here, so that there is one table:
 //!
 //! | input | original | here | reason | test |
 //! |---|---|---|---|---|
 //! | a segment that would pass `segment_bytes_max` | grows without a bound | final, and a new one begins | everything is bounded | `a_segment_is_bounded` |
 //! | times that are infinite or no number | taken | refused | JSON cannot say them, and no order holds among them | `what_is_wrong_leaves_the_state_alone` |
+//! | a time up to a microsecond before the one that it may not precede | refused | taken | recognizers compute times, and rounding loses speech | `noise_of_rounding_is_no_disorder` |
+//! | a chunk that starts while the segment in flight lasts | refused | taken where `overlap` is set | captions may overlap | `overlapping_chunks_are_taken_in_order_of_start` |
 
 use std::sync::Arc;
 

@@ -76,6 +76,8 @@ impl Default for SessionLimits {
 pub struct SessionConfig {
     /// The same speaker's next chunk belongs to the segment when it starts at most so many seconds after its end.
     pub max_gap_sec: f64,
+    /// Chunks may start while the segment in flight lasts, as when two people speak at once; they come in the order of their start.
+    pub overlap: bool,
     /// What is found in final segments.
     pub annotate: AnnotateConfig,
     /// Where final segments go.
@@ -94,6 +96,7 @@ impl Default for SessionConfig {
     fn default() -> Self {
         Self {
             max_gap_sec: 1.0,
+            overlap: false,
             annotate: AnnotateConfig::default(),
             routing: RoutingConfig::default(),
             context: ContextConfig::default(),

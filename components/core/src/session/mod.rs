@@ -6,7 +6,7 @@
 //! annotated ([`annotate`]), get an [`Intent`], go to the queue of their [`Workflow`] and enter the [`ContextWindow`]; every few of
 //! them a summary is due, which is told with its prompt as data.
 //!
-//! Times of chunks are seconds and compared as the original compares them; `now` is nanoseconds of any clock that does not go
+//! Times of chunks are seconds and compared as the original compares them, but that a microsecond is no difference; `now` is nanoseconds of any clock that does not go
 //! back.
 //!
 //! Events that chunks make are numbered from 1 without a gap, and the same chunks make the same events with the same numbers:
@@ -480,7 +480,7 @@ impl Session {
         if bytes > speaker_bytes_max {
             return Err(ChunkError::SpeakerTooLong { bytes, bytes_max: speaker_bytes_max });
         }
-        self.segmenter.check(chunk)
+        self.segmenter.check(chunk, self.rules.config.overlap)
     }
 
     fn active(&mut self, now_ns: u64, seq: Option<u64>) {

@@ -47,7 +47,7 @@ pub enum ChunkError {
     /// It ends before it starts.
     #[error("Chunk end must be >= start")]
     EndBeforeStart,
-    /// It starts before the segment in flight ends.
+    /// It starts before the segment in flight ends; where chunks may overlap, before that segment starts.
     #[error("Chunks must arrive in non-decreasing time order")]
     OutOfOrder {
         /// Where the segment in flight ends, in seconds.
@@ -104,6 +104,9 @@ impl ChunkError {
     }
 }
 
+/// Times this close are equal, seconds: recognizers compute times, and `0.1 + 0.2` starts after `0.3` ends by less.
+const NOISE_SEC: f64 = 1e-6;
+
 /// The segment in flight.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Segmenter {
@@ -111,18 +114,21 @@ pub(super) struct Segmenter {
 }
 
 impl Segmenter {
-    /// Whether a chunk may come now, as the original checks it and in its order.
-    pub(super) fn check(&self, chunk: &Chunk) -> Result<(), ChunkError> {
+    /// Whether a chunk may come now, as the original checks it and in its order, but for [`NOISE_SEC`]. With `overlap` it may start
+    /// while the segment in flight lasts, and not before that one starts.
+    pub(super) fn check(&self, chunk: &Chunk, overlap: bool) -> Result<(), ChunkError> {
         for (field, value) in [("start", chunk.start), ("end", chunk.end)] {
             if !value.is_finite() {
                 return Err(ChunkError::NotFinite { field });
             }
         }
-        if chunk.end < chunk.start {
+        if chunk.end < chunk.start - NOISE_SEC {
             return Err(ChunkError::EndBeforeStart);
         }
         match &self.current {
-            Some(current) if chunk.start < current.end => Err(ChunkError::OutOfOrder { current_end: current.end }),
+            Some(current) if chunk.start < if overlap { current.start } else { current.end } - NOISE_SEC => {
+                Err(ChunkError::OutOfOrder { current_end: current.end })
+            }
             _ => Ok(()),
         }
     }
@@ -134,7 +140,8 @@ impl Segmenter {
             && chunk.start - current.end <= max_gap_sec
             && current.text.len() + 1 + chunk.text.len() <= segment_bytes_max
         {
-            current.end = chunk.end;
+            // One that overlaps may end before, and noise may.
+            current.end = current.end.max(chunk.end);
             if !chunk.text.is_empty() {
                 if !current.text.is_empty() && !current.text.ends_with(' ') {
                     current.text.push(' ');
@@ -144,6 +151,6 @@ impl Segmenter {
             return None;
         }
         let Chunk { start, end, text, speaker_id } = chunk;
-        self.current.replace(Segment { start, end, text, speaker_id })
+        self.current.replace(Segment { start, end: end.max(start), text, speaker_id })
     }
 }

@@ -86,6 +86,51 @@ fn what_is_wrong_leaves_the_state_alone() {
     assert_eq!(session.handle_chunk(0, Some(2), chunk(2.0, 3.0, "c", None)), Ok(Taken::New));
 }
 
+/// `0.1 + 0.2` is above `0.3`: a recognizer that adds up durations must not lose speech.
+#[test]
+fn noise_of_rounding_is_no_disorder() {
+    let mut session = session(|_| {});
+    session.handle_chunk(0, None, chunk(0.0, 0.1 + 0.2, "a", None)).unwrap();
+    session.handle_chunk(0, None, chunk(0.3, 0.3 - 1e-13, "b", None)).unwrap();
+    session.handle_chunk(0, None, chunk(0.3 - 1e-13, 0.5, "c", Some("x"))).unwrap();
+    session.handle_chunk(0, None, chunk(1.7e9, 1.7e9, "d", None)).unwrap();
+    let finals: Vec<_> = drain(&mut session)
+        .into_iter()
+        .filter_map(|output| match output.event {
+            Event::Final(kept) => Some((kept.segment.start, kept.segment.end, kept.segment.text.clone())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(finals, [(0.0, 0.1 + 0.2, "a b".to_owned()), (0.3 - 1e-13, 0.5, "c".to_owned())]);
+    let error = session.handle_chunk(0, None, chunk(1.7e9 - 1e-4, 1.7e9, "e", None)).unwrap_err();
+    assert_eq!(error.rule(), "out_of_order");
+    // A segment in flight never ends before it starts.
+    let mut session = self::session(|_| {});
+    session.handle_chunk(0, None, chunk(0.3, 0.3 - 1e-13, "a", None)).unwrap();
+    assert_eq!(session.current().map(|segment| (segment.start, segment.end)), Some((0.3, 0.3)));
+}
+
+#[test]
+fn overlapping_chunks_are_taken_in_order_of_start() {
+    let mut session = session(|config| config.overlap = true);
+    session.handle_chunk(0, None, chunk(0.0, 9.0, "a", Some("x"))).unwrap();
+    session.handle_chunk(0, None, chunk(2.0, 3.0, "b", Some("x"))).unwrap();
+    session.handle_chunk(0, None, chunk(4.0, 6.0, "c", Some("y"))).unwrap();
+    let error = session.handle_chunk(0, None, chunk(3.9, 8.0, "d", Some("x"))).unwrap_err();
+    assert_eq!(error.rule(), "out_of_order");
+    session.handle_chunk(0, None, chunk(4.0, 8.0, "d", Some("x"))).unwrap();
+    session.handle_end(0, None).unwrap();
+    let finals: Vec<_> = drain(&mut session)
+        .into_iter()
+        .filter_map(|output| match output.event {
+            Event::Final(kept) => Some((kept.segment.start, kept.segment.end, kept.segment.text.clone())),
+            _ => None,
+        })
+        .collect();
+    let want = [(0.0, 9.0, "a b"), (4.0, 6.0, "c"), (4.0, 8.0, "d")];
+    assert_eq!(finals, want.map(|(start, end, text)| (start, end, text.to_owned())));
+}
+
 #[test]
 fn a_segment_is_bounded() {
     let mut session = session(|config| {

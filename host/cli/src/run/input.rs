@@ -1,48 +1,53 @@
-//! Lines of files, as inputs.
+//! Lines of files, as inputs: cut and read as lines of a stream over HTTP are.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Deserialize;
+use weir_codec::ask::{Input, LineRules};
+use weir_codec::lines::{self, Lines};
+use weir_codec::output::{Id, ItemError};
+use weir_codec::task::Task;
 
 /// The longest line, bytes: the longest text that a model is given, as JSON escapes may write it.
-const LINE_BYTES_MAX: u64 = 6_000_000;
+const LINE_BYTES_MAX: usize = 6_000_000;
+/// How much of a file is read at once, bytes.
+const READ_BYTES: usize = 1 << 16;
 
 /// One line of the input.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {
     /// An input.
-    Text { text: String, text_pair: Option<String> },
-    /// A line that is no input, and why.
-    Bad(String),
+    Input(Input),
+    /// A line that is no input, its id if that can be read, and why.
+    Refused(Option<Id>, ItemError),
     /// The input could not be read any further, and why.
     Broken(String),
 }
 
-/// Reads files one after another.
+/// Reads files one after another. Blank lines are skipped.
 pub(crate) struct Reader {
+    rules: LineRules,
     /// The files still to be read, last first.
     files: Vec<PathBuf>,
-    current: Option<(String, Box<dyn BufRead + Send>)>,
+    current: Option<OpenFile>,
     bytes_total: Option<u64>,
+}
+
+/// A file that is being read.
+struct OpenFile {
+    name: String,
+    source: Box<dyn BufRead + Send>,
+    lines: Lines,
 }
 
 impl Reader {
     /// Checks that every file can be read, before anything runs.
-    pub(crate) fn open(files: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut bytes_total = Some(0);
-        for path in files.iter().filter(|path| !is_stdin(path)) {
-            let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            let meta = file.metadata().with_context(|| format!("{} cannot be read", path.display()))?;
-            anyhow::ensure!(!meta.is_dir(), "{} is a folder", path.display());
-            bytes_total = bytes_total.filter(|_| meta.is_file()).map(|total: u64| total + meta.len());
-        }
-        if files.iter().any(|path| is_stdin(path)) {
-            bytes_total = None;
-        }
-        Ok(Self { files: files.iter().rev().cloned().collect(), current: None, bytes_total })
+    pub(crate) fn open(files: &[PathBuf], task: Task) -> anyhow::Result<Self> {
+        let bytes_total = check(files)?;
+        let rules = LineRules::file(task, LINE_BYTES_MAX);
+        Ok(Self { rules, files: files.iter().rev().cloned().collect(), current: None, bytes_total })
     }
 
     /// How long all files are together, when that can be known.
@@ -50,93 +55,97 @@ impl Reader {
         self.bytes_total
     }
 
-    /// The next line, and how many bytes it took; `None` at the end of the last file.
+    /// The next line, and how many bytes were read for it; `None` at the end of the last file.
     pub(crate) fn next(&mut self) -> Option<(Line, u64)> {
+        let mut read = 0;
         loop {
             if self.current.is_none() {
                 let path = self.files.pop()?;
-                match open(&path) {
-                    Ok(reader) => self.current = Some((path.display().to_string(), reader)),
+                match OpenFile::open(&path) {
+                    Ok(file) => self.current = Some(file),
                     Err(error) => {
-                        return Some((Line::Broken(format!("{} cannot be read: {error}", path.display())), 0));
+                        return Some((Line::Broken(format!("{} cannot be read: {error}", path.display())), read));
                     }
                 }
             }
-            let Some((name, reader)) = &mut self.current else { continue };
-            match read_line(reader.as_mut()) {
+            let Some(file) = &mut self.current else { continue };
+            match file.next(self.rules, &mut read) {
+                Ok(Some(line)) => return Some((line, read)),
                 Ok(None) => self.current = None,
-                Ok(Some(line)) => return Some(line),
                 Err(error) => {
-                    let line = Line::Broken(format!("{name} cannot be read: {error}"));
+                    let line = Line::Broken(format!("{} cannot be read: {error}", file.name));
                     self.current = None;
-                    return Some((line, 0));
+                    return Some((line, read));
                 }
             }
         }
     }
+}
+
+/// Checks that every file can be read. Returns how long they are together, when that can be known.
+///
+/// Only regular files are opened for it: opening a pipe takes its writer from whoever reads it later.
+pub(super) fn check(files: &[PathBuf]) -> anyhow::Result<Option<u64>> {
+    let mut bytes_total = Some(0);
+    for path in files {
+        if is_stdin(path) {
+            bytes_total = None;
+            continue;
+        }
+        let unreadable = || format!("{} cannot be read", path.display());
+        let meta = std::fs::metadata(path).with_context(unreadable)?;
+        anyhow::ensure!(!meta.is_dir(), "{} is a folder", path.display());
+        if meta.is_file() {
+            File::open(path).with_context(unreadable)?;
+        }
+        bytes_total = bytes_total.filter(|_| meta.is_file()).map(|total: u64| total + meta.len());
+    }
+    Ok(bytes_total)
 }
 
 fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-fn open(path: &Path) -> std::io::Result<Box<dyn BufRead + Send>> {
-    if is_stdin(path) {
-        return Ok(Box::new(BufReader::new(std::io::stdin())));
+impl OpenFile {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let source: Box<dyn BufRead + Send> = match is_stdin(path) {
+            true => Box::new(BufReader::new(std::io::stdin())),
+            false => Box::new(BufReader::with_capacity(READ_BYTES, File::open(path)?)),
+        };
+        Ok(Self::new(path.display().to_string(), source))
     }
-    Ok(Box::new(BufReader::with_capacity(1 << 16, File::open(path)?)))
-}
 
-fn read_line(reader: &mut dyn BufRead) -> std::io::Result<Option<(Line, u64)>> {
-    let mut bytes = Vec::new();
-    let mut read = reader.take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut bytes)? as u64;
-    if read == 0 {
-        return Ok(None);
+    fn new(name: String, source: Box<dyn BufRead + Send>) -> Self {
+        Self { name, source, lines: Lines::new(LINE_BYTES_MAX) }
     }
-    if read > LINE_BYTES_MAX && bytes.last() != Some(&b'\n') {
-        read += skip_line(reader)?;
-        return Ok(Some((Line::Bad(format!("the line is longer than {LINE_BYTES_MAX} bytes")), read)));
-    }
-    Ok(Some((parse(&bytes), read)))
-}
 
-/// Skips the rest of a line; says how many bytes that was.
-fn skip_line(reader: &mut dyn BufRead) -> std::io::Result<u64> {
-    let mut skipped = 0;
-    loop {
-        let buffer = reader.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(skipped);
-        }
-        let end = buffer.iter().position(|&byte| byte == b'\n');
-        let count = end.map_or(buffer.len(), |end| end + 1);
-        reader.consume(count);
-        skipped += count as u64;
-        if end.is_some() {
-            return Ok(skipped);
+    /// The next line, or none at the end. What was read is added to `read`.
+    fn next(&mut self, rules: LineRules, read: &mut u64) -> std::io::Result<Option<Line>> {
+        loop {
+            let bytes = match self.source.fill_buf() {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                bytes => bytes?,
+            };
+            if bytes.is_empty() {
+                return Ok(self.lines.last_line().map(|line| parse(rules, &line)));
+            }
+            let mut rest = bytes;
+            let line = self.lines.next_line(&mut rest).map(|line| parse(rules, &line));
+            let taken = bytes.len() - rest.len();
+            self.source.consume(taken);
+            *read += taken as u64;
+            if line.is_some() {
+                return Ok(line);
+            }
         }
     }
 }
 
-/// A line that is a JSON object must have `text`; anything else is a text as it stands.
-fn parse(bytes: &[u8]) -> Line {
-    #[derive(Deserialize)]
-    struct Object {
-        text: String,
-        text_pair: Option<String>,
-    }
-    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => return Line::Bad(format!("the line is not UTF-8 (at byte {})", error.valid_up_to())),
-    };
-    if !text.trim_start().starts_with('{') {
-        return Line::Text { text: text.to_string(), text_pair: None };
-    }
-    match serde_json::from_str::<Object>(text) {
-        Ok(Object { text, text_pair }) => Line::Text { text, text_pair },
-        Err(error) => Line::Bad(format!("the line is no JSON object with a string `text`: {error}")),
+fn parse(rules: LineRules, line: &lines::Line<'_>) -> Line {
+    match rules.read(line) {
+        Ok(input) => Line::Input(input),
+        Err((id, error)) => Line::Refused(id, error),
     }
 }
 
@@ -145,29 +154,50 @@ mod tests {
     use super::*;
 
     fn text(text: &str) -> Line {
-        Line::Text { text: text.into(), text_pair: None }
+        Line::Input(Input { text: text.into(), text_pair: None, id: None })
+    }
+
+    /// The lines of a file that comes in pieces of so many bytes, and all that was read for them.
+    fn read(file: &[u8], piece_bytes: usize) -> (Vec<Line>, u64) {
+        let source = BufReader::with_capacity(piece_bytes, std::io::Cursor::new(file.to_vec()));
+        let mut file = OpenFile::new("file".into(), Box::new(source));
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(line) = file.next(LineRules::file(Task::Classify, LINE_BYTES_MAX), &mut bytes).unwrap() {
+            found.push(line);
+        }
+        (found, bytes)
     }
 
     #[test]
-    fn lines_are_texts_or_objects() {
-        assert_eq!(parse(b"plain\r\n"), text("plain"));
-        assert_eq!(parse(b"\n"), text(""));
-        assert_eq!(parse(br#"{"text":"a","label":"x"}"#), text("a"));
-        let pair = Line::Text { text: "a".into(), text_pair: Some("b".into()) };
-        assert_eq!(parse(br#" {"text":"a","text_pair":"b"}"#), pair);
-        for bad in [&b"{\"text\":1}"[..], b"{}", b"{not json", b"\xff\xfe"] {
-            assert!(matches!(parse(bad), Line::Bad(_)), "{bad:?}");
+    fn byte_order_mark_and_blank_lines_are_skipped() {
+        let file = b"\xef\xbb\xbf{\"text\":\"a\"}\r\n\n \t\r\n\"b\"\n\nplain\r\n\xef\xbb\xbf";
+        for piece_bytes in [1, 2, 7, 1000] {
+            let (found, bytes) = read(file, piece_bytes);
+            assert_eq!(found, [text("a"), text("b"), text("plain"), text("\u{feff}")]);
+            assert_eq!(bytes, file.len() as u64);
         }
     }
 
     #[test]
-    fn an_endless_line_is_one_bad_line() {
-        let mut long = vec![b'x'; LINE_BYTES_MAX as usize + 10];
+    fn refused_lines_have_the_number_of_the_file() {
+        let (found, _) = read(b"\na\n\n{\"text\":1}\n\xff\n", 3);
+        let numbers: Vec<Option<u64>> = found
+            .iter()
+            .map(|line| match line {
+                Line::Refused(_, error) => error.line,
+                _ => None,
+            })
+            .collect();
+        assert_eq!(numbers, [None, Some(4), Some(5)]);
+    }
+
+    #[test]
+    fn endless_line_is_one_refused_line() {
+        let mut long = vec![b'x'; LINE_BYTES_MAX + 10];
         long.extend(b"\nnext\nlast");
-        let mut reader: &[u8] = &long;
-        assert!(matches!(read_line(&mut reader).unwrap(), Some((Line::Bad(_), n)) if n == LINE_BYTES_MAX + 11));
-        assert_eq!(read_line(&mut reader).unwrap(), Some((text("next"), 5)));
-        assert_eq!(read_line(&mut reader).unwrap(), Some((text("last"), 4)));
-        assert_eq!(read_line(&mut reader).unwrap(), None);
+        let (found, bytes) = read(&long, READ_BYTES);
+        assert!(matches!(&found[0], Line::Refused(None, error) if error.code == "line_too_long"), "{:?}", found[0]);
+        assert_eq!(found[1..], [text("next"), text("last")]);
+        assert_eq!(bytes, long.len() as u64);
     }
 }

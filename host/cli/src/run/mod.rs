@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
+use weir_codec::ask::Input;
+use weir_codec::output::Id;
 use weir_runtime::types::{
     self, ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Outcome, Overflow, SummaryOptions, TokenOptions,
     WhenFull,
@@ -69,6 +71,15 @@ impl Work {
         }
     }
 
+    /// The task over HTTP whose lines have the same fields.
+    fn input_task(self) -> weir_codec::task::Task {
+        match self {
+            Self::Sentiment => weir_codec::task::Task::Classify,
+            Self::Entities => weir_codec::task::Task::Tokens,
+            Self::Embed | Self::Summary => weir_codec::task::Task::Embed,
+        }
+    }
+
     /// The model that ships for it.
     fn shipped(self) -> &'static str {
         match self {
@@ -107,7 +118,7 @@ fn shown(dir: &std::path::Path) -> String {
 }
 
 async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
-    let mut reader = Reader::open(&arguments.files)?;
+    let mut reader = Reader::open(&arguments.files, work.input_task())?;
     let runtime = Runtime::start(&config, BUILTIN)?;
     runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
     fits(work, model, &runtime)?;
@@ -119,7 +130,8 @@ async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &s
     let (rendered, results) = mpsc::channel(256);
     let window = Arc::new(tokio::sync::Semaphore::new(WINDOW_LINES));
 
-    let collect = tokio::spawn(collect(outcomes, form, rendered.clone()));
+    let ids = Arc::new(Ids::default());
+    let collect = tokio::spawn(collect(outcomes, form, ids.clone(), rendered.clone()));
     let places = window.clone();
     let (lines, read) = mpsc::channel(256);
     let reading = tokio::task::spawn_blocking(move || {
@@ -129,7 +141,8 @@ async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &s
             }
         }
     });
-    let feed = tokio::spawn(feed(read, Feed { sender, request, rendered, window: places, progress: progress.clone() }));
+    let to = Feed { sender, request, rendered, ids, window: places, progress: progress.clone() };
+    let feed = tokio::spawn(feed(read, to));
     let printed = print(results, &window, &progress).await;
     // A reader that has gone leaves the others waiting: they end with the runtime.
     let (printed, failed) = printed?;
@@ -178,7 +191,10 @@ impl Request {
                     Aggregation::Average => types::Aggregation::Average,
                     Aggregation::Max => types::Aggregation::Max,
                 };
-                (Overflow::Split, types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()] }))
+                (
+                    Overflow::Split,
+                    types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()], stride: None }),
+                )
             }
             Work::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
             Work::Summary => {
@@ -208,22 +224,44 @@ struct Feed {
     sender: CallSender,
     request: Request,
     rendered: mpsc::Sender<Rendered>,
+    ids: Arc<Ids>,
     window: Arc<tokio::sync::Semaphore>,
     progress: Arc<Progress>,
 }
 
+/// The ids that inputs have, by the index of the input, until its result is rendered.
+#[derive(Default)]
+struct Ids(Mutex<BTreeMap<u64, Id>>);
+
+impl Ids {
+    fn add(&self, index: u64, id: Id) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(index, id);
+    }
+
+    fn take(&self, index: u64) -> Option<Id> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&index)
+    }
+}
+
 /// Sends the lines to the model; answers bad ones itself. Returns how many there were.
 async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
-    let Feed { sender, request, rendered, window, progress } = to;
+    let Feed { sender, request, rendered, ids, window, progress } = to;
     let mut index = 0;
     while let Some((line, bytes)) = lines.recv().await {
         let Ok(place) = window.clone().acquire_owned().await else { return index };
         place.forget();
         progress.read(bytes);
         let sent = match line {
-            Line::Text { text, text_pair } => sender.send(request.item(index, text, text_pair)).await.is_ok(),
-            Line::Bad(reason) => rendered.send(Rendered::failure(index, &Failure::InvalidInput(reason))).await.is_ok(),
-            Line::Broken(reason) => rendered.send(Rendered::failure(index, &Failure::Other(reason))).await.is_ok(),
+            Line::Input(Input { text, text_pair, id }) => {
+                if let Some(id) = id {
+                    ids.add(index, id);
+                }
+                sender.send(request.item(index, text, text_pair)).await.is_ok()
+            }
+            Line::Refused(id, error) => rendered.send(Rendered::refused(index, id, &error)).await.is_ok(),
+            Line::Broken(reason) => {
+                rendered.send(Rendered::failure(index, None, &Failure::Other(reason))).await.is_ok()
+            }
         };
         if !sent {
             return index;
@@ -234,11 +272,12 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
 }
 
 /// Renders outcomes as they come.
-async fn collect(mut outcomes: Outcomes, form: Form, rendered: mpsc::Sender<Rendered>) {
-    while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
+async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<Rendered>) {
+    while let Some(Outcome { id: index, result, .. }) = outcomes.recv().await {
+        let id = ids.take(index);
         let line = match result {
-            Ok(output) => form.render(id, output),
-            Err(failure) => Rendered::failure(id, &failure),
+            Ok(output) => form.render(index, id, output),
+            Err(failure) => Rendered::failure(index, id, &failure),
         };
         if rendered.send(line).await.is_err() {
             return;

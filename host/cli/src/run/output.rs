@@ -1,6 +1,7 @@
 //! Results as JSON lines.
 
 use serde::Serialize;
+use weir_codec::output::{Id, ItemError};
 use weir_runtime::runtime::{failure_code, failure_text};
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
@@ -25,28 +26,41 @@ pub(crate) struct Rendered {
     pub(crate) failed: bool,
 }
 
+/// What every line has: its place among the inputs, and the id that the input has.
+#[derive(Serialize)]
+struct About {
+    index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Id>,
+}
+
+#[derive(Serialize)]
+struct Line<T> {
+    #[serde(flatten)]
+    about: About,
+    #[serde(flatten)]
+    body: T,
+}
+
 #[derive(Serialize)]
 struct Best<'a> {
-    index: u64,
     label: &'a str,
-    score: f64,
+    score: f32,
 }
 
 #[derive(Serialize)]
 struct Scores<'a> {
-    index: u64,
     scores: Vec<Score<'a>>,
 }
 
 #[derive(Serialize)]
 struct Score<'a> {
     label: &'a str,
-    score: f64,
+    score: f32,
 }
 
 #[derive(Serialize)]
 struct Entities<'a> {
-    index: u64,
     entities: Vec<Span<'a>>,
 }
 
@@ -56,29 +70,27 @@ struct Span<'a> {
     entity_group: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     entity: Option<&'a str>,
-    score: f64,
+    score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<u32>,
     word: &'a str,
+    text: &'a str,
     start: u32,
     end: u32,
 }
 
 #[derive(Serialize)]
-struct Embedding {
-    index: u64,
-    embedding: Vec<f64>,
+struct Embedding<'a> {
+    embedding: &'a [f32],
 }
 
 #[derive(Serialize)]
 struct Summary<'a> {
-    index: u64,
     summary: &'a str,
 }
 
 #[derive(Serialize)]
 struct Failed<'a> {
-    index: u64,
     error: Reason<'a>,
 }
 
@@ -86,6 +98,10 @@ struct Failed<'a> {
 struct Reason<'a> {
     code: &'a str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
 }
 
 impl Form {
@@ -97,33 +113,42 @@ impl Form {
         }
     }
 
-    pub(crate) fn render(self, index: u64, output: Output) -> Rendered {
+    pub(crate) fn render(self, index: u64, id: Option<Id>, output: Output) -> Rendered {
+        let about = About { index, id };
         let json = match &output {
             Output::Labels(labels) => match labels.first() {
-                Some(LabelScore { label, score }) if self == Self::Label => {
-                    json(&Best { index, label, score: f64::from(*score) })
-                }
-                _ => json(&Scores { index, scores: labels.iter().map(score).collect() }),
+                Some(LabelScore { label, score }) if self == Self::Label => line(about, Best { label, score: *score }),
+                _ => line(about, Scores { scores: labels.iter().map(score).collect() }),
             },
-            Output::Entities(entities) => json(&Entities { index, entities: entities.iter().map(span).collect() }),
-            Output::Embedding(vector) => {
-                json(&Embedding { index, embedding: vector.iter().copied().map(f64::from).collect() })
-            }
-            Output::Summary(summary) => json(&Summary { index, summary }),
+            Output::Entities(entities) => line(about, Entities { entities: entities.iter().map(span).collect() }),
+            Output::Embedding(embedding) => line(about, Embedding { embedding }),
+            Output::Summary(summary) => line(about, Summary { summary }),
         };
         Rendered { index, json, failed: false }
     }
 }
 
 impl Rendered {
-    pub(crate) fn failure(index: u64, failure: &Failure) -> Self {
-        let error = Reason { code: failure_code(failure), message: &failure_text(failure) };
-        Self { index, json: json(&Failed { index, error }), failed: true }
+    /// An input without a result.
+    pub(crate) fn failure(index: u64, id: Option<Id>, failure: &Failure) -> Self {
+        let message = failure_text(failure);
+        let reason = Reason { code: failure_code(failure), message: &message, field: None, line: None };
+        Self::failed(About { index, id }, reason)
+    }
+
+    /// A line that is no input.
+    pub(crate) fn refused(index: u64, id: Option<Id>, error: &ItemError) -> Self {
+        let ItemError { code, message, field, line, .. } = error;
+        Self::failed(About { index, id }, Reason { code, message, field: field.as_deref(), line: *line })
+    }
+
+    fn failed(about: About, error: Reason<'_>) -> Self {
+        Self { index: about.index, json: line(about, Failed { error }), failed: true }
     }
 }
 
 fn score(label: &LabelScore) -> Score<'_> {
-    Score { label: &label.label, score: f64::from(label.score) }
+    Score { label: &label.label, score: label.score }
 }
 
 fn span(entity: &Entity) -> Span<'_> {
@@ -132,16 +157,17 @@ fn span(entity: &Entity) -> Span<'_> {
     Span {
         entity_group: grouped.then_some(label),
         entity: (!grouped).then_some(label),
-        score: f64::from(entity.score),
+        score: entity.score,
         token: entity.index,
         word: &entity.word,
+        text: &entity.text,
         start: entity.start,
         end: entity.end,
     }
 }
 
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("records of strings and numbers can be written")
+fn line(about: About, body: impl Serialize) -> String {
+    serde_json::to_string(&Line { about, body }).expect("records of strings and numbers can be written")
 }
 
 #[cfg(test)]
@@ -151,16 +177,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_are_the_f64_of_the_f32() {
+    fn score_is_the_shortest_decimal_of_its_f32() {
         let labels = Output::Labels(vec![LabelScore { label: "positive".into(), score: 0.999_865_65 }]);
-        let line = Form::Label.render(0, labels);
-        expect![[r#"{"index":0,"label":"positive","score":0.9998656511306763}"#]].assert_eq(&line.json);
+        let line = Form::Label.render(0, None, labels);
+        expect![[r#"{"index":0,"label":"positive","score":0.99986565}"#]].assert_eq(&line.json);
+        let line = Form::Plain.render(1, Some(Id::Number(7)), Output::Embedding(vec![0.1, -1e-9]));
+        expect![[r#"{"index":1,"id":7,"embedding":[0.1,-1e-9]}"#]].assert_eq(&line.json);
     }
 
     #[test]
-    fn a_failure_is_a_line() {
-        let line = Rendered::failure(3, &Failure::UnknownModel("x".into()));
+    fn failure_is_a_line() {
+        let line = Rendered::failure(3, None, &Failure::UnknownModel("x".into()));
         expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named \"x\" is served here"}}"#]]
+            .assert_eq(&line.json);
+        let error = ItemError { line: Some(9), ..ItemError::new("not_utf8", "line 9: it is not UTF-8") };
+        let line = Rendered::refused(4, Some(Id::Text("a".into())), &error);
+        expect![[r#"{"index":4,"id":"a","error":{"code":"not_utf8","message":"line 9: it is not UTF-8","line":9}}"#]]
             .assert_eq(&line.json);
     }
 }

@@ -13,9 +13,9 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
-use weir_codec::transcript::captions::{self, Captions};
+use weir_codec::transcript::captions::{Content, sniff};
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, Gateway};
 
@@ -23,12 +23,18 @@ use super::progress::Progress;
 use crate::arguments::Run;
 use crate::{BUILTIN, logs};
 
-/// The longest captions file, bytes: it is read as a whole.
+/// The longest captions file, bytes: the gateway reads it whole.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
+/// Memory for the component that reads them, bytes.
+const CAPTIONS_MEMORY_BYTES: u64 = 1 << 30;
+/// How much of a file is read at most to see whether it is captions, bytes.
+const SNIFFED_BYTES_MAX: usize = 64 << 10;
 /// How much of a transcript is handed over at once, bytes.
 const PART_BYTES: usize = 16 << 10;
 /// A line is handed over in parts of this size: how long it may be is the gateway's to say.
 const LINE_PART_BYTES: u64 = 64 << 10;
+/// Statuses that say what is wrong with a file: it is not text, or too long.
+const FAULTS_OF_A_FILE: [u16; 2] = [400, 413];
 /// How long standard input may say nothing, ms.
 const PATIENCE_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -47,6 +53,10 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     config.http.listen = weir_config::Config::default().http.listen;
     // Who types has time.
     config.http.body_timeout_ms = PATIENCE_MS;
+    // Captions are read whole, from a program that may take its time too.
+    config.http.request_timeout_ms = PATIENCE_MS;
+    config.http.body_bytes_max = CAPTIONS_BYTES_MAX;
+    config.gateway.memory_bytes_max = config.gateway.memory_bytes_max.max(CAPTIONS_MEMORY_BYTES);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(run(arguments, &config));
     // Instances that wait for more end with the process, and have nothing to say about it.
@@ -55,17 +65,14 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
 }
 
 async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<ExitCode> {
-    let reader = super::input::Reader::open(&arguments.files)?;
-    let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
+    let bytes_total = super::input::check(&arguments.files)?;
+    let progress = Arc::new(Progress::new(arguments.quiet, bytes_total));
     let runtime = Runtime::serve(config, BUILTIN).await?;
     let gateway = runtime.gateway().context("the runtime has no gateway")?;
     let mut failed = false;
     for file in &arguments.files {
         let one = transcript(gateway, file, arguments.max_gap_sec, &progress);
-        failed |= one.await.with_context(|| match file.as_os_str() == "-" {
-            true => "standard input".to_owned(),
-            false => file.display().to_string(),
-        })?;
+        failed |= one.await.with_context(|| shown(file))?;
     }
     progress.finish();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -78,21 +85,37 @@ async fn transcript(
     max_gap_sec: Option<f64>,
     progress: &Arc<Progress>,
 ) -> anyhow::Result<bool> {
+    let path = file.to_owned();
+    let Source { reader, content } =
+        tokio::task::spawn_blocking(move || Source::open(&path)).await.context("opening")??;
     let (to, lines) = mpsc::channel(16);
-    let (path, progress) = (file.to_owned(), progress.clone());
-    let reading = tokio::task::spawn_blocking(move || read(&path, &To { lines: to, progress }));
+    let to = To { lines: to, progress: progress.clone() };
+    let reading = tokio::task::spawn_blocking(move || match content {
+        Content::Captions => read_captions(reader, &to),
+        Content::Lines => read_lines(reader, &to),
+    });
 
     let query = max_gap_sec.map(|seconds| format!("?max_gap_sec={seconds}")).unwrap_or_default();
+    let content_type = match content {
+        Content::Captions => "text/vtt",
+        Content::Lines => "application/x-ndjson",
+    };
     let request = http::Request::post(format!("http://localhost/v1/transcript{query}"))
-        .header("content-type", "application/x-ndjson")
+        .header("content-type", content_type)
         .body(gateway::request_body(Lines(lines)))?;
     let response = gateway.handle(request, 0).await.map_err(|error| anyhow::anyhow!("{error:#}"))?;
     let status = response.status();
     let mut body = response.into_body();
     if !status.is_success() {
         let said = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        // Why the file could not be read says more than what the gateway made of the part that it got.
+        reading.await.context("reading")??;
         let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
-        anyhow::bail!("{}", problem["detail"].as_str().unwrap_or("it was refused"));
+        let detail = problem["detail"].as_str().unwrap_or("it was refused");
+        // A fault of this file; the others are read. Anything else is a fault of the command line.
+        anyhow::ensure!(FAULTS_OF_A_FILE.contains(&status.as_u16()), "{detail}");
+        eprintln!("weir: {}: {detail}", shown(file));
+        return Ok(true);
     }
     let mut out = Events { out: std::io::stdout(), begun: Vec::new(), failed: false };
     while let Some(frame) = body.frame().await {
@@ -101,37 +124,74 @@ async fn transcript(
             out.write(&bytes)?;
         }
     }
-    for error in reading.await.context("reading")?? {
-        out.write(format!("{error}\n").as_bytes())?;
-    }
+    reading.await.context("reading")??;
     Ok(out.failed)
 }
 
-/// Where lines go.
+/// A file as messages name it.
+fn shown(file: &Path) -> String {
+    match file.as_os_str() == "-" {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    }
+}
+
+type Reader = BufReader<Box<dyn Read + Send>>;
+
+/// A file that was opened, and what it holds.
+struct Source {
+    reader: Reader,
+    content: Content,
+}
+
+impl Source {
+    /// Opens a file once, for a pipe can be read only once, and reads as much as shows what it holds.
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
+            true => Box::new(std::io::stdin()),
+            false => Box::new(File::open(path)?),
+        };
+        let mut begin = Vec::new();
+        let content = loop {
+            let length = begin.len();
+            if length >= SNIFFED_BYTES_MAX {
+                break Content::Lines;
+            }
+            if let Some(content) = sniff(&begin, false) {
+                break content;
+            }
+            begin.resize(SNIFFED_BYTES_MAX, 0);
+            let read = loop {
+                match source.read(&mut begin[length..]) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    read => break read?,
+                }
+            };
+            begin.truncate(length + read);
+            if read == 0 {
+                break sniff(&begin, true).unwrap_or(Content::Lines);
+            }
+        };
+        anyhow::ensure!(
+            content == Content::Captions || !begin.starts_with(b"\xff\xfe") && !begin.starts_with(b"\xfe\xff"),
+            "it is UTF-16; lines of JSON are UTF-8"
+        );
+        let whole: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(begin).chain(source));
+        Ok(Self { reader: BufReader::with_capacity(PART_BYTES, whole), content })
+    }
+}
+
+/// Where the bytes of a file go.
 struct To {
     lines: mpsc::Sender<Bytes>,
     progress: Arc<Progress>,
 }
 
-/// Reads a transcript: captions by their times, anything else as lines of JSON. Returns what is to be said of captions that
-/// cannot be read.
-fn read(path: &Path, to: &To) -> anyhow::Result<Vec<String>> {
-    let source: Box<dyn Read> = match path.as_os_str() == "-" {
-        true => Box::new(std::io::stdin()),
-        false => Box::new(File::open(path)?),
-    };
-    let mut reader = BufReader::with_capacity(PART_BYTES, source);
-    let begin = String::from_utf8_lossy(reader.fill_buf()?).into_owned();
-    match Captions::of_file(&path.display().to_string(), &begin) {
-        None => read_lines(&mut reader, to).map(|()| Vec::new()),
-        Some(format) => read_captions(&mut reader, format, to),
-    }
-}
-
-fn read_lines(reader: &mut BufReader<Box<dyn Read>>, to: &To) -> anyhow::Result<()> {
+/// Hands over lines as they come. A reader that is gone has said why.
+fn read_lines(mut reader: Reader, to: &To) -> anyhow::Result<()> {
     let mut part = Vec::with_capacity(PART_BYTES);
     loop {
-        let read = reader.take(LINE_PART_BYTES).read_until(b'\n', &mut part)?;
+        let read = (&mut reader).take(LINE_PART_BYTES).read_until(b'\n', &mut part)?;
         to.progress.read(read as u64);
         to.progress.done();
         // Lines that are there go together; none waits for one that is not.
@@ -145,36 +205,21 @@ fn read_lines(reader: &mut BufReader<Box<dyn Read>>, to: &To) -> anyhow::Result<
     }
 }
 
-fn read_captions(reader: &mut dyn Read, format: Captions, to: &To) -> anyhow::Result<Vec<String>> {
-    let mut bytes = Vec::new();
-    reader.take(CAPTIONS_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    anyhow::ensure!(bytes.len() as u64 <= CAPTIONS_BYTES_MAX, "captions longer than {CAPTIONS_BYTES_MAX} bytes");
-    let text = String::from_utf8_lossy(&bytes);
-    let (mut part, mut errors) = (Vec::with_capacity(PART_BYTES), Vec::new());
-    for cue in captions::read(&text, format) {
-        match cue {
-            Ok(chunk) => {
-                let line = json!({
-                    "start": chunk.start, "end": chunk.end, "text": chunk.text, "speaker_id": chunk.speaker_id
-                });
-                serde_json::to_writer(&mut part, &line)?;
-                part.push(b'\n');
-            }
-            Err(error) => {
-                // In the order of the fields that the gateway's events have.
-                let said = json!({"code": "invalid_cue", "message": error.reason.to_string()});
-                errors.push(format!(r#"{{"type":"error","error":{said},"line":{}}}"#, error.line));
-            }
+/// Hands over captions, which the gateway reads as a whole.
+fn read_captions(mut reader: Reader, to: &To) -> anyhow::Result<()> {
+    loop {
+        let part = reader.fill_buf()?.to_vec();
+        let read = part.len();
+        reader.consume(read);
+        if read == 0 {
+            return Ok(());
         }
-        to.progress.read(0);
+        to.progress.read(read as u64);
         to.progress.done();
-        if part.len() >= PART_BYTES && to.lines.blocking_send(Bytes::from(std::mem::take(&mut part))).is_err() {
-            return Ok(errors);
+        if to.lines.blocking_send(Bytes::from(part)).is_err() {
+            return Ok(());
         }
     }
-    // A reader that is gone has said why.
-    let _ = to.lines.blocking_send(Bytes::from(part));
-    Ok(errors)
 }
 
 /// The body of the request.

@@ -172,5 +172,6 @@ fn capitals(text: &str) -> Vec<Entity> {
 }
 
 fn entity(label: &str, word: String, start: usize, end: usize) -> Entity {
-    Entity { label: label.to_owned(), score: 0.75, index: None, word, start: start as u32, end: end as u32 }
+    let text = word.clone();
+    Entity { label: label.to_owned(), score: 0.75, index: None, word, text, start: start as u32, end: end as u32 }
 }

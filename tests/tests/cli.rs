@@ -106,6 +106,7 @@ fn mistakes_are_one_sentence() -> Result<()> {
     let taken = held.local_addr()?.to_string();
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
+    let shipped = models().display().to_string();
     for (arguments, part) in [
         (vec!["serve", "--listen", &taken, "--models-dir", &empty], "cannot listen on"),
         (vec!["serve", "--listen", "nonsense", "--models-dir", &empty], "cannot listen on nonsense"),
@@ -117,12 +118,93 @@ fn mistakes_are_one_sentence() -> Result<()> {
         (vec!["serve", "--set", "http.requests_max=0"], "http.requests_max must be at least 1"),
         (vec!["serve", "--set", "log.level=!!"], "log.level"),
         (vec!["models", "pull", "nonsense", "--models-dir", &empty], "nonsense"),
+        (vec!["serve", "--listen", &taken, "--models-dir", &empty], "is in use; stop the program"),
+        (vec!["serve", "--listen", "70000"], "ports are 0 to 65535"),
+        (vec!["serve", "--set", "log.level=loud"], "use error, warn, info, debug, trace or off"),
+        (vec!["serve", "--set", "http.request_max=5"], "did you mean `http.requests_max`?"),
+        (vec!["serve", "--set", "requests_max=5"], "did you mean `http.requests_max`?"),
+        (
+            vec!["serve", "--set", "models.names=[\"nope\"]", "--models-dir", &shipped],
+            "it has embeddings, entities, sentiment",
+        ),
     ] {
         let output = call(&arguments)?;
         let (_, err) = said(&output);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
         assert!(err.contains(part) && err.lines().count() == 1, "{arguments:?}: {err}");
     }
+    Ok(())
+}
+
+#[test]
+fn flag_that_is_a_key_of_the_configuration_is_suggested() -> Result<()> {
+    let output = call(&["serve", "--requests-max", "5"])?;
+    let (_, err) = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains("did you mean `--set http.requests_max=VALUE`?"), "{err}");
+    Ok(())
+}
+
+/// `weir config > weir.toml; weir serve --config weir.toml`.
+#[tokio::test]
+async fn printed_configuration_is_one_that_the_server_takes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("weir.toml");
+    std::fs::write(&file, call(&["config"])?.stdout)?;
+    let server = weir_tests::Server::start(&["--config", &file.display().to_string()])?;
+    server.ready().await
+}
+
+#[tokio::test]
+async fn port_alone_is_one_of_the_loopback_address() -> Result<()> {
+    for prefix in ["", ":"] {
+        // Another program may take the port between the two: then the next one is tried.
+        let started = (0..10).find_map(|_| {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+            let server = weir_tests::Server::start(&["--listen", &format!("{prefix}{port}")]).ok()?;
+            (server.address() == format!("127.0.0.1:{port}")).then_some(server)
+        });
+        assert!(started.is_some(), "`{prefix}PORT` is not listened on");
+    }
+    Ok(())
+}
+
+#[test]
+fn failed_start_leaves_no_file() -> Result<()> {
+    let held = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = held.local_addr()?.to_string();
+    let dir = tempfile::tempdir()?;
+    let store = format!("events.path={}", dir.path().join("new/store.redb").display());
+    let events = format!("events.file={}", dir.path().join("events.ndjson").display());
+    let with_store = ["--set", "events.store=disk", "--set", &store, "--set", &events];
+    for arguments in [
+        vec!["--listen", &taken],
+        vec!["--listen", "127.0.0.1:0", "--component", "gateway=/nowhere.wasm"],
+        vec!["--listen", "127.0.0.1:0", "--set", "pipelines.dir=/nowhere"],
+        vec!["--listen", "127.0.0.1:0", "--model", "x=/nowhere"],
+    ] {
+        let output = call(&[["serve"].as_slice(), &arguments, &with_store].concat())?;
+        let (_, err) = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+        let left: Vec<_> = std::fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.is_empty(), "{arguments:?} left {left:?}");
+    }
+    Ok(())
+}
+
+/// What a server on an address that others can reach refuses is said at the start, with the remedy.
+#[tokio::test]
+async fn open_address_without_authentication_is_warned_of() -> Result<()> {
+    let server = weir_tests::Server::start(&["--listen", "0.0.0.0:0"])?;
+    server.ready().await?;
+    let log = server.log();
+    assert!(
+        log.contains("sessions, pipelines and executions are refused") && log.contains("auth.mode=required"),
+        "{log}"
+    );
+    let server = weir_tests::Server::start(&[])?;
+    server.ready().await?;
+    assert!(!server.log().contains("auth.mode=required"), "{}", server.log());
     Ok(())
 }
 

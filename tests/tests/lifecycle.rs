@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::{Raw, Server, statuses, until};
 
@@ -122,14 +122,74 @@ async fn a_lost_infer_instance_is_made_anew_and_its_items_are_answered() -> Resu
 }
 
 #[tokio::test]
-async fn without_models_it_is_ready_at_once() -> Result<()> {
+async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
-    let server = Server::start(&["--models-dir", &empty])?;
+    let client = reqwest::Client::new();
+    // No model at all; one step without its model; a model that cannot do its step.
+    for (arguments, keys) in [
+        (vec!["--models-dir", &empty], vec!["steps.sentiment", "steps.summary", "steps.entities"]),
+        (vec!["--set", "models.names=[\"sentiment\", \"embeddings\"]"], vec!["steps.entities"]),
+        (vec!["--set", "steps.summary=nope"], vec!["steps.summary"]),
+        (vec!["--set", "steps.sentiment=entities"], vec!["steps.sentiment"]),
+    ] {
+        let server = Server::start(&arguments)?;
+        let not_ready = |answer: &Value| answer["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
+        until("said what is missing", || async {
+            let answer = client.get(server.url("/readyz")).send().await?;
+            Ok(answer.status() == 503 && not_ready(&answer.json().await?))
+        })
+        .await?;
+        let answer: Value = client.get(server.url("/readyz")).send().await?.json().await?;
+        let detail = answer["detail"].as_str().unwrap_or_default();
+        for key in ["steps.sentiment", "steps.summary", "steps.entities"] {
+            assert_eq!(detail.contains(key), keys.contains(&key), "{key}: {detail}");
+        }
+        assert_eq!(answer["retryable"], false, "{answer}");
+        let health: Value = client.get(server.url("/stream/health")).send().await?.json().await?;
+        assert!(health.to_string().contains(keys[0]), "{health}");
+        assert!(server.log().contains(keys[0]), "{}", server.log());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn failed_steps_are_named_in_the_last_event() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let empty = dir.path().display().to_string();
+    let off = ["--set", "steps.sentiment=", "--set", "steps.entities=", "--set", "steps.summary="];
+    let server = Server::start(&[["--models-dir", &empty].as_slice(), &off].concat())?;
     server.ready().await?;
-    let body = json!({"text": "nobody is here to read it", "include_summary": false});
+    let body = json!({"text": "nobody is here to read it", "include_summary": false, "include_entities": true});
     let client = reqwest::Client::new();
     let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     assert!(answer.contains("sentiment_error") && answer.contains("unknown_model"), "{answer}");
+    let events = weir_tests::ndjson(&answer)?;
+    let last = events.last().context("no event")?;
+    assert_eq!(last["status"], "completed");
+    assert_eq!(last["message"], "Processing ended; failed: sentiment, entities");
+    assert_eq!(last["failed_steps"], json!(["sentiment", "entities"]));
+    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(answer.status(), 500);
+    Ok(())
+}
+
+/// A classifier whose `config.json` is replaced by an empty list is refused at the start, not served as embeddings.
+#[tokio::test]
+async fn a_configuration_that_is_no_object_ends_the_start() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for file in std::fs::read_dir(weir_tests::models().join("sentiment"))? {
+        let file = file?;
+        std::fs::copy(file.path(), dir.path().join(file.file_name()))?;
+    }
+    std::fs::write(dir.path().join("config.json"), "[]")?;
+    let model = format!("mine={}", dir.path().display());
+    let output = tokio::process::Command::new(weir_tests::weir()?)
+        .args(["serve", "--listen", "127.0.0.1:0", "--model", &model])
+        .output()
+        .await?;
+    let error = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("config.json: a list, where a JSON object is required"), "{error}");
     Ok(())
 }

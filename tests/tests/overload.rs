@@ -66,13 +66,17 @@ async fn press(server: &Server, clients: usize, requests: usize) -> Result<(Vec<
     Ok((became, most))
 }
 
-const ROOM: [&str; 8] = [
+const ROOM: [&str; 12] = [
     "--set",
     "infer.queue_items_max=160",
     "--set",
     "infer.caller_items_max=1000",
     "--set",
     "models.names=[\"sentiment\"]",
+    "--set",
+    "steps.entities=",
+    "--set",
+    "steps.summary=",
     "--set",
     "models.replicas=1",
 ];

@@ -532,6 +532,8 @@ async fn without_authentication_channels_are_for_this_machine() -> Result<()> {
     open.ready().await?;
     let (status, answer) = post(&open, "/stream/publish/workflow/w", &step(None)).await?;
     assert_eq!((status, &answer["code"]), (403, &json!("auth_not_configured")));
+    let detail = answer["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("http.listen") && detail.contains("auth.mode"), "{detail}");
     assert_eq!(reqwest::get(open.url("/stream/workflow/w")).await?.status(), 403);
     assert_eq!(post(&open, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);
     Ok(())

@@ -97,7 +97,10 @@ pub enum Wire<'a> {
     /// The last event: every step has been completed or has failed.
     Completed {
         /// For people.
-        message: &'static str,
+        message: String,
+        /// The steps that failed, by the names that their events begin with; absent when none did.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        failed_steps: Vec<&'static str>,
         /// Seconds from the request to this event.
         total_processing_time: f64,
         /// Seconds since 1970.
@@ -250,13 +253,23 @@ fn wire<'a>(event: &'a Event, found: &'a WireEntities<'a>) -> Wire<'a> {
         Event::StepError { step: Step::Sentiment, failure } => Wire::SentimentError(failure.into()),
         Event::StepError { step: Step::Summarization, failure } => Wire::SummarizationError(failure.into()),
         Event::StepError { step: Step::Entities, failure } => Wire::EntitiesError(failure.into()),
-        Event::Completed { elapsed_ns, unix_ns } => Wire::Completed {
-            message: "All processing complete!",
+        Event::Completed { failed, elapsed_ns, unix_ns } => Wire::Completed {
+            message: completion(failed),
+            failed_steps: failed.iter().copied().map(step_name).collect(),
             total_processing_time: seconds(*elapsed_ns),
             timestamp: seconds(*unix_ns),
         },
         Event::Error(failure) => Wire::Error(failure.into()),
     }
+}
+
+/// What the last event says to people.
+fn completion(failed: &[Step]) -> String {
+    if failed.is_empty() {
+        return "All processing complete!".to_owned();
+    }
+    let names: Vec<&str> = failed.iter().copied().map(step_name).collect();
+    format!("Processing ended; failed: {}", names.join(", "))
 }
 
 /// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
@@ -506,9 +519,19 @@ mod tests {
             ]],
         );
         check(
-            &Event::Completed { elapsed_ns: 1_250_000_000, unix_ns: 1_700_000_001_500_000_000 },
+            &Event::Completed { failed: vec![], elapsed_ns: 1_250_000_000, unix_ns: 1_700_000_001_500_000_000 },
             expect![[
                 r#"{"status":"completed","message":"All processing complete!","total_processing_time":1.25,"timestamp":1700000001.5}"#
+            ]],
+        );
+        check(
+            &Event::Completed {
+                failed: vec![Step::Sentiment, Step::Summarization],
+                elapsed_ns: 1_250_000_000,
+                unix_ns: 1_700_000_001_500_000_000,
+            },
+            expect![[
+                r#"{"status":"completed","message":"Processing ended; failed: sentiment, summarization","failed_steps":["sentiment","summarization"],"total_processing_time":1.25,"timestamp":1700000001.5}"#
             ]],
         );
     }
@@ -516,7 +539,7 @@ mod tests {
     #[test]
     fn a_batch_has_what_was_asked_for() {
         let mut answer = BatchAnswer::default();
-        let ok = answer.handle_event(Event::Completed { elapsed_ns: 500_000_000, unix_ns: 0 });
+        let ok = answer.handle_event(Event::Completed { failed: vec![], elapsed_ns: 500_000_000, unix_ns: 0 });
         assert!(ok.is_ok());
         expect![[r#"{"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
         for event in [

@@ -50,6 +50,7 @@ pub mod problem;
 pub mod publish;
 pub mod query;
 mod raw;
+pub mod readiness;
 pub mod request;
 pub mod request_id;
 pub mod retry_after;

@@ -236,6 +236,12 @@ impl Problem {
         Self { retry_after_ms: Some(1000), more: More::Models(models), ..problem }
     }
 
+    /// 503: steps have no model that can do them. Only another configuration helps, so there is no `Retry-After`.
+    pub fn steps_not_ready(unmet: &[String], models: Vec<Model>) -> Self {
+        let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: {}", unmet.join("; ")));
+        Self { more: More::Models(models), ..problem }
+    }
+
     /// 503: what channels are kept in cannot take events.
     pub fn store_not_ready(detail: &str) -> Self {
         let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: the channel store: {detail}"));
@@ -548,6 +554,12 @@ mod tests {
             expect![[r#"
             503 allow=None retry-after=Some(1)
             {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"the models did not say in time whether they are ready","code":"not_ready","request_id":"r-1","retryable":true,"retry_after_ms":1000,"models":[]}"#]],
+        );
+        check(
+            &Problem::steps_not_ready(&["steps.sentiment is `x`, which is not served".to_owned()], Vec::new()),
+            expect![[r#"
+            503 allow=None retry-after=None
+            {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"not ready: steps.sentiment is `x`, which is not served","code":"not_ready","request_id":"r-1","retryable":false,"models":[]}"#]],
         );
         let text = |body| String::from_utf8(body).expect("UTF-8");
         expect![[r#"{"status":"ready","models":[{"name":"a","ready":true}]}"#]]

@@ -9,7 +9,7 @@ pub enum Failure {
     #[error("the model refused its input: {0}")]
     InvalidInput(String),
     /// No model of this name is served; retrying cannot help.
-    #[error("no model named `{0}` is served")]
+    #[error("{}", unknown_model(.0))]
     UnknownModel(String),
     /// More tokens than the model takes; retrying cannot help.
     #[error("the text has {tokens} tokens and the model takes {tokens_max}")]
@@ -55,6 +55,14 @@ pub enum Failure {
     /// Anything else; retrying cannot help.
     #[error("{0}")]
     Other(String),
+}
+
+fn unknown_model(name: &str) -> String {
+    match name {
+        // The configuration has an empty name for a step that is switched off.
+        "" => "this server has no model for this step".to_owned(),
+        name => format!("no model named `{name}` is served"),
+    }
 }
 
 /// What a client that did not say when should wait before it tries again.

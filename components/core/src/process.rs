@@ -168,6 +168,8 @@ pub enum Event {
     },
     /// Nothing more will come.
     Completed {
+        /// The steps that failed, in the order of their errors.
+        failed: Vec<Step>,
         /// Since the beginning.
         elapsed_ns: u64,
         /// Nanoseconds since 1970.
@@ -205,6 +207,8 @@ pub struct Process {
     /// Sentiments already told.
     told: Vec<ChunkSentiment>,
     tally: Tally,
+    /// The steps that failed so far.
+    failed: Vec<Step>,
 }
 
 impl Process {
@@ -228,6 +232,7 @@ impl Process {
             stage: Stage::Start,
             told: Vec::new(),
             tally: Tally::default(),
+            failed: Vec::new(),
             chunks,
             request,
         };
@@ -303,7 +308,8 @@ impl Process {
                 Stage::Complete => {
                     self.stage = Stage::Done;
                     let elapsed_ns = now.monotonic_ns.saturating_sub(self.began_ns);
-                    return Some(Event::Completed { elapsed_ns, unix_ns: now.unix_ns });
+                    let failed = std::mem::take(&mut self.failed);
+                    return Some(Event::Completed { failed, elapsed_ns, unix_ns: now.unix_ns });
                 }
                 Stage::Done => return None,
             }
@@ -323,7 +329,12 @@ impl Process {
             },
         };
         self.stage = after(step);
-        Some(event.unwrap_or_else(|failure| Event::StepError { step, failure }))
+        Some(event.unwrap_or_else(|failure| self.step_failed(step, failure)))
+    }
+
+    fn step_failed(&mut self, step: Step, failure: Failure) -> Event {
+        self.failed.push(step);
+        Event::StepError { step, failure }
     }
 
     fn poll_sentiment(&mut self) -> Option<Event> {
@@ -343,7 +354,7 @@ impl Process {
             }
             other => {
                 self.stage = after(Step::Sentiment);
-                Some(Event::StepError { step: Step::Sentiment, failure: unexpected(other) })
+                Some(self.step_failed(Step::Sentiment, unexpected(other)))
             }
         }
     }
@@ -551,7 +562,7 @@ mod tests {
         let Event::SentimentComplete { overall, chunks, tally } = &rest[1] else { panic!("{rest:?}") };
         assert_eq!((*overall, chunks.len()), ("NEUTRAL", 3));
         assert_eq!(*tally, Tally { positive: 1, negative: 1 });
-        assert_eq!(rest[2], Event::Completed { elapsed_ns: 1_250_000_000, unix_ns: at(1250).unix_ns });
+        assert_eq!(rest[2], Event::Completed { failed: vec![], elapsed_ns: 1_250_000_000, unix_ns: at(1250).unix_ns });
     }
 
     #[test]
@@ -579,6 +590,8 @@ mod tests {
             ]
         );
         assert_eq!(events[5], Event::StepError { step: Step::Sentiment, failure });
+        let Some(Event::Completed { failed, .. }) = events.last() else { panic!("{events:?}") };
+        assert_eq!(*failed, [Step::Sentiment, Step::Summarization]);
     }
 
     #[test]

@@ -221,7 +221,9 @@ impl Access {
                 403,
                 "auth_not_configured",
                 "Not allowed",
-                "without authentication channels are served on a loopback address only",
+                "this server listens on an address that other machines can reach (http.listen) and has no authentication, so \
+                 channels, sessions, pipelines and executions are refused; set auth.mode to \"required\" and auth.dir to a \
+                 folder of keys, or listen on 127.0.0.1",
                 None,
             )),
         }

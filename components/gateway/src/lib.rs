@@ -69,6 +69,7 @@ use weir_codec::{
     problem::Problem,
     publish::TicketBody,
     query::Query,
+    readiness::StepModels,
     request::{FieldError, FieldReason, ProcessRequest, RequestError},
     route::{self, HUB_PREFIX, Route},
     stream_event::{ServiceHealth, health_json, ticket_json},
@@ -585,6 +586,10 @@ async fn readyz(began: Now) -> Result<Reply, Problem> {
     if !models.iter().all(|model| model.ready) {
         return Err(Problem::not_ready(models));
     }
+    let unmet = unmet_steps(&models)?;
+    if !unmet.is_empty() {
+        return Err(Problem::steps_not_ready(&unmet, models));
+    }
     // Without authentication and off loopback there are no channels to be ready for, which is no fault.
     let access = Access::current()?;
     if access.required() {
@@ -594,6 +599,17 @@ async fn readyz(began: Now) -> Result<Reply, Problem> {
         Ok(_) => Ok(Reply::json(models::ready_json(&models))),
         Err(detail) => Err(Problem::store_not_ready(&detail)),
     }
+}
+
+/// What is wrong with the models that the configuration names for the steps.
+fn unmet_steps(models: &[models::Model]) -> Result<Vec<String>, Problem> {
+    let settings = Settings::current().map_err(Problem::internal)?;
+    let steps = StepModels {
+        sentiment: &settings.sentiment_model,
+        summary: &settings.summary_model,
+        entities: &settings.entities_model,
+    };
+    Ok(steps.unmet(models))
 }
 
 /// How the channel store is, or why it takes no events.
@@ -621,8 +637,10 @@ async fn health(began: Now) -> Result<Reply, Problem> {
     let inference = match models {
         Ok(models) => {
             let waiting: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
-            let detail = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
-            ServiceHealth { name: "inference".to_owned(), healthy: waiting.is_empty(), detail }
+            let waiting = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
+            let problems: Vec<String> = waiting.into_iter().chain(unmet_steps(&models)?).collect();
+            let detail = (!problems.is_empty()).then(|| problems.join("; "));
+            ServiceHealth { name: "inference".to_owned(), healthy: problems.is_empty(), detail }
         }
         Err(problem) => ServiceHealth { name: "inference".to_owned(), healthy: false, detail: Some(problem.detail) },
     };

@@ -13,11 +13,11 @@ pub(crate) struct Settings {
     pub(crate) body_timeout_ms: u64,
     /// `WEIR_HTTP_REQUEST_TIMEOUT_MS`: how long a request may take, 60000 unless told.
     pub(crate) request_timeout_ms: u64,
-    /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` unless told.
+    /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` unless told; empty: the step is switched off.
     pub(crate) sentiment_model: String,
-    /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` unless told.
+    /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` unless told; empty: the step is switched off.
     pub(crate) summary_model: String,
-    /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` unless told.
+    /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` unless told; empty: the step is switched off.
     pub(crate) entities_model: String,
     /// `WEIR_EVENTS_HEARTBEAT_MS`: after how long without a write a subscriber gets a heartbeat, 15000 unless told.
     pub(crate) heartbeat_ms: u64,
@@ -139,7 +139,11 @@ impl Settings {
         };
         let model = |name: &str, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
-            Some(text) if text.trim().is_empty() => Err(format!("`{name}` must name a model, and is empty")),
+            // The step is switched off. White space alone is more likely a mistake.
+            Some(text) if text.is_empty() => Ok(text),
+            Some(text) if text.trim().is_empty() => {
+                Err(format!("`{name}` must name a model, or be empty to switch the step off, and is white space"))
+            }
             Some(text) => Ok(text.trim().to_owned()),
         };
         Ok(Self {
@@ -273,6 +277,7 @@ mod tests {
         let settings = read(&[("WEIR_HTTP_BODY_BYTES_MAX", " 7 "), ("WEIR_STEPS_SUMMARY", "mini")]);
         let settings = settings.expect("both can be understood");
         assert_eq!((settings.body_bytes_max, settings.summary_model.as_str()), (7, "mini"));
+        assert_eq!(read(&[("WEIR_STEPS_ENTITIES", "")]).expect("a step that is off").entities_model, "");
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
+    /// A file is JSON and no object. Deriving `Deserialize` would accept a list, and read `[]` as a file that sets nothing.
+    #[error("{0} must be a JSON object")]
+    NoObject(&'static str),
     /// `id2label` is not a list of labels for the ids from 0 on.
     #[error("id2label in config.json does not name the ids from 0 to {0}")]
     Labels(usize),
@@ -174,7 +177,10 @@ impl ModelConfig {
 }
 
 fn parse_json<'a, T: Deserialize<'a>>(file: &'static str, bytes: &'a [u8]) -> Result<T, ConfigError> {
-    serde_json::from_slice(bytes).map_err(|source| ConfigError::Json { file, source })
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let begins_object = text.iter().find(|byte| !byte.is_ascii_whitespace()).is_none_or(|&byte| byte == b'{');
+    let parsed = serde_json::from_slice(text).map_err(|source| ConfigError::Json { file, source });
+    if begins_object { parsed } else { parsed.and(Err(ConfigError::NoObject(file))) }
 }
 
 /// The task is in the name of the architecture (`BertForSequenceClassification`).
@@ -282,6 +288,23 @@ mod tests {
     fn labels_with_a_gap_are_refused() {
         let config = br#"{"architectures":["XForSequenceClassification"],"id2label":{"0":"a","2":"b"}}"#;
         assert!(matches!(ModelConfig::parse(config, None, None, None), Err(ConfigError::Labels(1))));
+    }
+
+    #[test]
+    fn json_that_is_no_object_is_refused_in_every_file() {
+        let config: &[u8] = br#"{"architectures":["XForSequenceClassification"]}"#;
+        for json in [b"[]".as_slice(), b" [ ]", b"\xEF\xBB\xBF[]"] {
+            for (file, parsed) in [
+                ("config.json", ModelConfig::parse(json, None, None, None)),
+                ("tokenizer_config.json", ModelConfig::parse(config, Some(json), None, None)),
+                ("sentence_bert_config.json", ModelConfig::parse(config, None, Some(json), None)),
+                ("1_Pooling/config.json", ModelConfig::parse(config, None, None, Some(json))),
+            ] {
+                assert_eq!(parsed.unwrap_err().to_string(), format!("{file} must be a JSON object"));
+            }
+        }
+        let marked = [b"\xEF\xBB\xBF", config].concat();
+        assert_eq!(ModelConfig::parse(&marked, None, None, None).unwrap().kind, ModelKind::TextClassification);
     }
 
     #[test]

@@ -30,6 +30,12 @@ pub(crate) enum GraphError {
     /// The result is not of the shape that was asked for.
     #[error("the graph gives {0}")]
     Shape(String),
+    /// The graph is a classifier's, and `config.json` names none.
+    #[error(
+        "the graph gives logits, as classifiers do, and architectures in config.json names no …ForSequenceClassification \
+         or …ForTokenClassification"
+    )]
+    Classifier,
 }
 
 impl GraphError {
@@ -109,11 +115,23 @@ impl Graph {
         for inputs in Inputs::candidates(files.config.uses_types) {
             loaded.inputs = inputs;
             match loaded.compute(&[sample], sample.ids.len()) {
-                Ok(_) => return Ok(loaded),
+                Ok(output) => {
+                    loaded.check_width(&output, files.config.labels.len())?;
+                    return Ok(loaded);
+                }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
         Err(first_error.unwrap_or_else(|| GraphError::Shape("nothing".to_owned())))
+    }
+
+    /// A classifier gives one number for each label; found when it is loaded, so that it is never called ready otherwise.
+    fn check_width(&self, output: &BatchOutput, labels: usize) -> Result<(), GraphError> {
+        let width = output.row(0).shape.last().copied().unwrap_or_default();
+        if self.kind == ModelKind::FeatureExtraction || width == labels {
+            return Ok(());
+        }
+        Err(GraphError::Shape(format!("{width} logits for each text or token, and config.json names {labels} labels")))
     }
 
     /// How it takes several sequences.
@@ -133,6 +151,9 @@ impl Graph {
         };
         let outputs = self.context.compute(inputs).map_err(|error| GraphError::nn("computing", &error))?;
         let (name, tensor) = self.choose(outputs).ok_or_else(|| GraphError::Shape("no output".to_owned()))?;
+        if self.kind == ModelKind::FeatureExtraction && name == "logits" {
+            return Err(GraphError::Classifier);
+        }
         let read = Read { name: &name, tensor: &tensor, rows, length };
         match self.inputs {
             Inputs::Padded { .. } => read.padded(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_config::{Config, Model};
 
@@ -24,6 +25,12 @@ pub(crate) enum Command {
     Models(Models),
     /// Print every key of the configuration with its default and meaning
     Config(Manual),
+    /// Print what a shell completes command lines with
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What every command that runs models takes.
@@ -45,8 +52,8 @@ pub(crate) struct Setup {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
+    /// Address to listen on, or a port of 127.0.0.1; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", alias = "port")]
     pub(crate) listen: Option<String>,
     /// Serve a model from a folder under a name; can be repeated
     #[arg(long = "model", value_name = "NAME=DIR")]
@@ -221,6 +228,20 @@ pub(crate) fn beside_program() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let dir = program.parent()?.join("models");
     dir.is_dir().then_some(dir)
+}
+
+/// Ends the program as clap does. A flag that there is not may be a key of the configuration: then the way to set it is named.
+pub(crate) fn exit(error: &clap::Error) -> ! {
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag.trim_start_matches('-'),
+        _ => error.exit(),
+    };
+    let name = flag.split('=').next().unwrap_or(flag);
+    let Some(key) = weir_config::suggest_key(name).filter(|key| key.contains('.')) else { error.exit() };
+    // A reader of standard error that is gone is told nothing.
+    let _ = error.print();
+    eprintln!("\n  tip: did you mean `--set {key}=VALUE`?");
+    std::process::exit(error.exit_code())
 }
 
 fn key_value(flag: &str, pair: &str) -> anyhow::Result<(String, String)> {

@@ -6,22 +6,28 @@ mod manual;
 mod models;
 mod run;
 mod serve;
+mod start_files;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::arguments::{Arguments, Command};
 
 include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => arguments::exit(&error),
+    };
     let result = match arguments.command {
         Command::Serve(serve) => serve::main(&serve),
         Command::Run(run) => run::main(&run),
         Command::Models(models) => models::main(&models),
         Command::Config(config) => manual::main(&config),
+        Command::Completions { shell } => completions(shell),
     };
     match result {
         Ok(code) => code,
@@ -32,6 +38,14 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    // Written whole: a reader that is gone would end the writer of the script with a panic.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

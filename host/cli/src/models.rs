@@ -66,6 +66,12 @@ fn check(root: Option<&Path>, names: &[String], engine: Engine) -> anyhow::Resul
     for dir in dirs {
         match model::check(&dir, engine) {
             Ok(report) => describe(&mut out, &dir, &report)?,
+            Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
+                let root = root.unwrap_or(Path::new("."));
+                let names = names_in(root);
+                writeln!(out, "{}: there is no such directory, and {} has {names}", dir.display(), root.display())?;
+                code = ExitCode::FAILURE;
+            }
             Err(error) => {
                 writeln!(out, "{}: {error}", dir.display())?;
                 code = ExitCode::FAILURE;
@@ -73,6 +79,12 @@ fn check(root: Option<&Path>, names: &[String], engine: Engine) -> anyhow::Resul
         }
     }
     Ok(code)
+}
+
+/// The names of the models in a folder, for a message.
+pub(crate) fn names_in(root: &Path) -> String {
+    let names: Vec<String> = model::list(root).into_iter().flatten().map(|listed| listed.name).collect();
+    if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
 }
 
 fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {

@@ -7,10 +7,15 @@ use std::time::Instant;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use weir_edge::{Observer, Server};
+use weir_codec::models::Model;
+use weir_codec::readiness::StepModels;
+use weir_config::AuthMode;
+use weir_edge::{Listener, Observer, Server};
 use weir_runtime::Runtime;
+use weir_runtime::types::{ModelInfo, ModelKind};
 
 use crate::arguments::{Serve, add_models};
+use crate::start_files::NewFiles;
 use crate::{BUILTIN, logs};
 
 pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
@@ -40,22 +45,60 @@ fn allow_files(http: &weir_config::Http) {
     }
 }
 
+/// What is wrong with the models that the configuration names for the steps; `/readyz` says the same.
+fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> {
+    let kind = |kind| match kind {
+        ModelKind::TextClassification => "text-classification",
+        ModelKind::TokenClassification => "token-classification",
+        ModelKind::FeatureExtraction => "feature-extraction",
+    };
+    let model = |info: &ModelInfo| Model {
+        name: info.name.clone(),
+        kind: kind(info.kind),
+        labels: Vec::new(),
+        tokens_max: info.tokens_max,
+        ready: info.ready,
+    };
+    let models: Vec<Model> = models.iter().map(model).collect();
+    StepModels { sentiment: &steps.sentiment, summary: &steps.summary, entities: &steps.entities }.unmet(&models)
+}
+
 async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let observer = Observer::install()?;
     // Before anything can go wrong, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
-    let server = Server::bind(&config, runtime.clone(), observer).await?;
+    // Before a file is made: an address that is taken is the likeliest reason for a start to fail.
+    let listener = Listener::bind(&config.http.listen).await?;
+    let address = listener.address();
+    let new_files = NewFiles::of(&config.events);
+    let runtime = match Runtime::serve(&config, BUILTIN).await {
+        Ok(runtime) => Arc::new(runtime),
+        Err(error) => {
+            new_files.remove();
+            return Err(error.into());
+        }
+    };
+    let server = Server::new(&config, listener, runtime.clone(), observer)?;
     {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "listening on http://{}", server.address())?;
+        writeln!(out, "listening on http://{address}")?;
         out.flush()?;
+    }
+    if !address.ip().to_canonical().is_loopback() && config.auth.mode == AuthMode::None {
+        tracing::warn!(
+            %address,
+            "other machines can reach this address and there is no authentication: channels, sessions, pipelines and \
+             executions are refused (403), models answer anybody; set auth.mode=required and auth.dir, or listen on 127.0.0.1"
+        );
     }
     let models = runtime.models();
     if models.is_empty() {
         tracing::warn!(dir = %config.models.dir.display(), "no models: give a folder with --models-dir or --model NAME=DIR");
+    }
+    for unmet in unmet_steps(&config.steps, &models) {
+        tracing::warn!("not ready: {unmet}");
     }
     for model in models {
         let runtime = runtime.clone();

@@ -8,6 +8,8 @@ mod channels;
 mod load;
 mod manual;
 mod pipelines;
+mod suggest;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use load::{ConfigError, load};
-pub use manual::{Key, keys, table_markdown};
+pub use manual::{Key, keys, table_markdown, template};
 pub use pipelines::Pipelines;
+pub use suggest::suggest_key;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -52,7 +55,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// Address to listen on; port 0 takes a free one.
+    /// Address to listen on, `ADDRESS:PORT`; a port alone (`8081`) is one of 127.0.0.1, and port 0 takes a free one.
     pub listen: String,
     /// Names besides `localhost` and loopback addresses that requests may be for (`Host`), such as `weir.internal`; `*` for all. Where
     /// `auth.mode` is `none` and the address is a loopback one, others are answered 403: the name may be of a page that was made to
@@ -146,11 +149,11 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Steps {
-    /// Model of the sentiment step: text classification.
+    /// Model of the sentiment step: text classification. Empty: the step is switched off. While a model is named here and not served, `/readyz` says so.
     pub sentiment: String,
-    /// Model of the entities step: token classification.
+    /// Model of the entities step: token classification. Empty: the step is switched off.
     pub entities: String,
-    /// Model of the summary step: sentence embeddings.
+    /// Model of the summary step: sentence embeddings. Empty: the step is switched off.
     pub summary: String,
 }
 
@@ -344,7 +347,7 @@ pub enum Switch {
 pub struct Log {
     /// `text` or `json`.
     pub format: LogFormat,
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,weir_edge=debug`.
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as `info,weir_edge=debug`.
     pub level: String,
 }
 

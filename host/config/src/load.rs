@@ -8,7 +8,8 @@ use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
 use crate::manual::leaves;
-use crate::{AuthMode, Config};
+use crate::suggest::{is_key, suggest, suggest_key};
+use crate::{AuthMode, Config, values};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +21,12 @@ pub enum ConfigError {
     #[error("{0}")]
     Invalid(String),
     /// The environment names a key that does not exist.
-    #[error("{name} in the environment is not a key of the configuration (`weir config` lists them)")]
+    #[error("{name} in the environment is not a key of the configuration (`weir config` lists them){meant}")]
     UnknownVariable {
         /// The variable.
         name: String,
+        /// A question after the variable that was probably meant; empty when none is near.
+        meant: String,
     },
 }
 
@@ -42,8 +45,13 @@ pub fn load(
         figment = figment.merge(Toml::file_exact(path));
     }
     figment = figment.merge(Pairs::environment(environment)?);
-    figment = figment.merge(Pairs { source: "flag", pairs: overrides.to_vec() });
-    let config: Config = figment.extract().map_err(|error| ConfigError::Invalid(one_line(error)))?;
+    if let Some((key, _)) = overrides.iter().find(|(key, _)| !is_key(key)) {
+        return Err(ConfigError::Invalid(format!("{key} is not a key of the configuration; {}", meant(key, &[]))));
+    }
+    figment = figment.merge(Pairs { source: "command line", pairs: overrides.to_vec() });
+    let mut config: Config = figment.extract().map_err(|error| ConfigError::Invalid(one_line(error)))?;
+    config.http.listen = values::listen(&config.http.listen).map_err(ConfigError::Invalid)?;
+    values::check_log_level(&config.log.level).map_err(ConfigError::Invalid)?;
     check(&config)?;
     Ok(config)
 }
@@ -136,17 +144,33 @@ fn check(config: &Config) -> Result<(), ConfigError> {
 fn one_line(error: figment::Error) -> String {
     let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
     let key = first.path.join(".");
+    if let figment::error::Kind::UnknownField(_, siblings) = &first.kind {
+        return format!("{key} is not a key of the configuration{}; {}", place(&first), meant(&key, siblings));
+    }
     // "found `x`, expected `one of `a`, `b```": the quotes inside the quotes say nothing.
     let said = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
-    let place = first
-        .metadata
-        .as_ref()
-        .map(|m| match &m.source {
-            Some(source) => format!(" (in {source})"),
-            None => format!(" (in the {})", m.name),
-        })
-        .unwrap_or_default();
+    let place = place(&first);
+    // The parser of TOML draws the line below its message.
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     if key.is_empty() { format!("{said}{place}") } else { format!("{key}: {said}{place}") }
+}
+
+/// What to write in place of a key that there is not. `siblings` are the keys of its section.
+fn meant(key: &str, siblings: &[&str]) -> String {
+    match suggest_key(key) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None if siblings.is_empty() => "`weir config` lists the keys".to_owned(),
+        None => format!("there are `{}`", siblings.join("`, `")),
+    }
+}
+
+/// Where a value came from.
+fn place(error: &figment::Error) -> String {
+    let Some(metadata) = &error.metadata else { return String::new() };
+    match &metadata.source {
+        Some(source) => format!(" (in {source})"),
+        None => format!(" (in the {})", metadata.name),
+    }
 }
 
 /// Keys and values from outside a file. Values are read as the type of the key's default where they can be.
@@ -171,7 +195,12 @@ impl Pairs {
                 Some(key) => pairs.push((key.clone(), value)),
                 // Only names that can be nothing but a mistyped key: others may belong to tools around us.
                 None if sections.iter().any(|s| name.starts_with(s.as_str())) => {
-                    return Err(ConfigError::UnknownVariable { name });
+                    let variables: Vec<String> = known.iter().map(|key| variable(key)).collect();
+                    let typed = name.to_lowercase();
+                    let lower: Vec<String> = variables.iter().map(|variable| variable.to_lowercase()).collect();
+                    let meant = suggest(&typed, lower.iter().map(String::as_str)).map(str::to_uppercase);
+                    let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+                    return Err(ConfigError::UnknownVariable { name, meant });
                 }
                 None => {}
             }
@@ -196,30 +225,26 @@ impl Provider for Pairs {
 
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         let mut root = Dict::new();
+        let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
         for (key, text) in &self.pairs {
             let value: Value = match text.parse() {
                 Ok(value) => value,
                 Err(never) => match never {},
             };
-            let strings = [
-                "dir",
-                "listen",
-                "component",
-                "path",
-                "level",
-                "sentiment",
-                "entities",
-                "summary",
-                "engine",
-                "redis_url",
-                "redis_prefix",
-            ];
-            let last = key.rsplit('.').next().unwrap_or(key);
-            let value = if strings.contains(&last) { Value::from(text.clone()) } else { value };
+            // What is a text by default is one whatever it looks like: a folder may be called `7`.
+            let is_text = match default_of(&defaults, key) {
+                Some(default) => default.is_string(),
+                None => key.starts_with("model.") && (key.ends_with(".path") || key.ends_with(".engine")),
+            };
+            let value = if is_text { Value::from(text.clone()) } else { value };
             insert(&mut root, key, value);
         }
         Ok(Profile::Default.collect(root))
     }
+}
+
+fn default_of<'a>(defaults: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    key.split('.').try_fold(defaults, |value, part| value.get(part))
 }
 
 fn insert(dict: &mut Dict, key: &str, value: Value) {
@@ -293,13 +318,54 @@ mod tests {
     }
 
     #[test]
+    fn mistyped_flag_names_the_key_that_was_meant() {
+        let set = |key: &str, value: &str| load(None, [], &[(key.into(), value.into())]).map_err(|e| e.to_string());
+        expect!["requests_max is not a key of the configuration; did you mean `http.requests_max`?"]
+            .assert_eq(&set("requests_max", "1").unwrap_err());
+        expect!["htp.requests_max is not a key of the configuration; did you mean `http.requests_max`?"]
+            .assert_eq(&set("htp.requests_max", "1").unwrap_err());
+        assert!(set("log.level", "loud").unwrap_err().starts_with("log.level `loud` is not a level"));
+        assert_eq!(set("http.listen", "8081").unwrap().http.listen, "127.0.0.1:8081");
+    }
+
+    #[test]
+    fn text_that_looks_like_a_number_is_a_text_where_texts_are_expected() {
+        for key in ["events.file", "auth.dir", "events.path", "models.dir", "pipelines.dir", "events.redis_prefix"] {
+            load(None, [], &[(key.into(), "7".into())]).unwrap();
+        }
+        let config = load(None, [], &[("model.x.path".into(), "7".into())]).unwrap();
+        assert_eq!(config.model["x"].path, PathBuf::from("7"));
+    }
+
+    #[test]
+    fn template_is_a_configuration_file_with_the_defaults() {
+        let file = file(&crate::template());
+        assert_eq!(load(Some(file.path()), [], &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn file_that_is_no_toml_is_refused_in_one_line() {
+        let file = file("[http\nlisten = 1");
+        let message = load(Some(file.path()), [], &[]).unwrap_err().to_string();
+        assert!(!message.contains('\n') && message.contains("line 1"), "{message}");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         error(
             "[http]\nlistn = 'x'\n",
             &[],
-            expect![
-                "http.listn: unknown field: found `listn`, expected one of `listen`, `hosts`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `idle_timeout_ms`, `body_timeout_ms`, `write_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in FILE)"
-            ],
+            expect!["http.listn is not a key of the configuration (in FILE); did you mean `http.listen`?"],
+        );
+        error(
+            "[log]\ncolour = 'x'\n",
+            &[],
+            expect!["log.colour is not a key of the configuration (in FILE); there are `format`, `level`"],
+        );
+        error(
+            "[model.mine]\npth = 'x'\n",
+            &[],
+            expect!["model.mine.pth is not a key of the configuration (in FILE); did you mean `model.mine.path`?"],
         );
         error(
             "[http]\nrequests_max = 'many'\n",
@@ -310,7 +376,9 @@ mod tests {
         error(
             "",
             &[("WEIR_HTTP_LISTN", "x")],
-            expect!["WEIR_HTTP_LISTN in the environment is not a key of the configuration (`weir config` lists them)"],
+            expect![
+                "WEIR_HTTP_LISTN in the environment is not a key of the configuration (`weir config` lists them); did you mean WEIR_HTTP_LISTEN?"
+            ],
         );
         error(
             "[log]\nformat = 'xml'\n",

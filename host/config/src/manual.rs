@@ -55,6 +55,27 @@ pub fn table_markdown() -> String {
     table
 }
 
+/// A configuration file that sets every key to its default. What has no default is a comment.
+pub fn template() -> String {
+    let mut text = String::from("# Every key, with its default. In the environment http.listen is WEIR_HTTP_LISTEN.\n");
+    let mut section = String::new();
+    for key in keys() {
+        let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
+        // A section of which NAME is to be replaced must not stand there as it is.
+        let comment = if head.contains("NAME") { "# " } else { "" };
+        if head != section {
+            section = head.to_owned();
+            text.push_str(&format!("\n{comment}[{section}]\n"));
+        }
+        text.push_str(&format!("# {}\n", key.meaning));
+        match key.default.as_str() {
+            "" => text.push_str(&format!("# {leaf} = …\n")),
+            default => text.push_str(&format!("{comment}{leaf} = {default}\n")),
+        }
+    }
+    text
+}
+
 fn code(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("`{text}`") }
 }

@@ -28,4 +28,4 @@ mod stall;
 
 pub use entry::EntryError;
 pub use observe::{Observer, ObserverError};
-pub use server::{ServeError, Server};
+pub use server::{Listener, ServeError, Server};

@@ -32,7 +32,7 @@ use crate::socket::{self, Handshake, HandshakeError, Talk};
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}: {}", remedy(address, source))]
     Listen {
         /// The address as configured.
         address: String,
@@ -47,10 +47,52 @@ pub enum ServeError {
     Setting(#[from] EntryError),
 }
 
-/// A listener that is bound and not yet serving.
+/// What a person can do about an address that cannot be listened on.
+fn remedy(address: &str, error: &std::io::Error) -> String {
+    let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "port {port} is in use; stop the program that listens there, or take another port with --listen (port 0 takes a \
+             free one)"
+        ),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("this user may not listen on port {port}; take one from 1024 on with --listen")
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; 127.0.0.1 is always there, and 0.0.0.0 means all that it has".to_owned()
+        }
+        _ => "--listen takes another address".to_owned(),
+    }
+}
+
+/// A socket that listens. Connections wait in the kernel until a [`Server`] serves them.
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens on an address, `http.listen`.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, not one of this machine, or not for this user.
+    pub async fn bind(listen: &str) -> Result<Self, ServeError> {
+        let failed = |source| ServeError::Listen { address: listen.to_owned(), source };
+        let socket = TcpListener::bind(listen).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// A server that is not yet serving.
 pub struct Server {
     listener: TcpListener,
-    address: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -73,8 +115,17 @@ pub(crate) struct Shared {
 }
 
 impl Server {
-    /// Binds the listener.
-    pub async fn bind(config: &Config, runtime: Arc<Runtime>, observer: Observer) -> Result<Self, ServeError> {
+    /// Makes a server of its parts.
+    ///
+    /// # Errors
+    ///
+    /// The runtime has no gateway.
+    pub fn new(
+        config: &Config,
+        listener: Listener,
+        runtime: Arc<Runtime>,
+        observer: Observer,
+    ) -> Result<Self, ServeError> {
         let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
         let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
         let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
@@ -82,15 +133,11 @@ impl Server {
         let needs_token = config.auth.mode == AuthMode::Required;
         let all = config;
         let config = config.http.clone();
-        let failed = |source| ServeError::Listen { address: config.listen.clone(), source };
-        let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let entry = Entry::new(all, address.ip().to_canonical().is_loopback())?;
+        let entry = Entry::new(all, listener.address.ip().to_canonical().is_loopback())?;
         let places = Arc::new(Semaphore::new(config.requests_max as usize));
         let ids = AtomicU64::new(0);
         Ok(Self {
-            listener,
-            address,
+            listener: listener.socket,
             shared: Arc::new(Shared {
                 config,
                 runtime,
@@ -109,16 +156,11 @@ impl Server {
         })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Serves until `stop` resolves. Then it says that it is not ready, answers nothing but probes, lets the requests in
     /// progress finish within `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut, connections that
     /// were held for subscribers included.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { listener, shared, .. } = self;
+        let Self { listener, shared } = self;
         let connections = Arc::new(Semaphore::new(shared.config.connections_max as usize));
         let (stopping, stopped) = watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();

@@ -104,10 +104,7 @@ fn what_is_wrong_with_a_directory() {
 
     check_config("", expect!["DIR: config.json is not valid JSON: EOF while parsing a value at line 1 column 0"]);
     check_config("{\n \"a\":1,\n}", expect!["DIR: config.json is not valid JSON: trailing comma at line 3 column 1"]);
-    check_config(
-        "[1]",
-        expect!["DIR: config.json is not valid JSON: invalid type: integer `1`, expected a string at line 1 column 2"],
-    );
+    check_config("[1]", expect!["DIR: config.json: a list, where a JSON object is required"]);
     check_config(
         r#"{"id2label":["a"]}"#,
         expect!["DIR: config.json is not valid JSON: invalid type: sequence, expected a map at line 1 column 12"],
@@ -139,6 +136,47 @@ fn what_is_wrong_with_a_directory() {
     check_config(
         r#"{"function_to_apply":"guess"}"#,
         expect![[r#"DIR: config.json: function_to_apply: "guess" is none of sigmoid, softmax, none"#]],
+    );
+}
+
+#[test]
+fn json_that_is_no_object_is_refused_in_every_file() {
+    for (json, kind) in
+        [("[]", "a list"), ("null", "null"), (" \n[ ]", "a list"), ("\"x\"", "a string"), ("1", "a number")]
+    {
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            write(
+                dir.path(),
+                &[("config.json", BERT), ("tokenizer.json", "{}"), ("model.onnx", "graph"), (file, json)],
+            );
+            assert_eq!(describe(dir.path()), format!("DIR: {file}: {kind}, where a JSON object is required"));
+        }
+    }
+    check_config("[", expect!["DIR: config.json is not valid JSON: EOF while parsing a list at line 1 column 1"]);
+}
+
+#[test]
+fn configuration_without_an_architecture_is_refused() {
+    for config in ["{}", r#"{"architectures":[]}"#, r#"{"architectures":null,"id2label":{"0":"a"}}"#] {
+        check_config(
+            config,
+            expect![[
+                r#"DIR: config.json: architectures is missing, and the model's task is read from it: ["…ForSequenceClassification"], ["…ForTokenClassification"], or ["…Model"] for embeddings"#
+            ]],
+        );
+    }
+    check_config(
+        r#"{"architectures":["XForSequenceClassification"],"num_labels":0}"#,
+        expect!["DIR: config.json: num_labels: 0, and a classifier has at least one label"],
+    );
+}
+
+#[test]
+fn byte_order_mark_is_skipped() {
+    check_config(
+        &format!("\u{feff}{BERT}"),
+        expect![[r#"text-classification "bert" ["negative", "neutral", "positive"] None None tokens_max 512 pad 0"#]],
     );
 }
 
@@ -184,6 +222,14 @@ fn check_runs_the_graph_and_compares_it_with_the_configuration() {
             r#"DIR: model.onnx: output "logits" has dimensions [1, 2], but a text-classification model with 3 labels ends in 3"#
         ]],
     );
+    write(dir.path(), &[("config.json", r#"{"architectures":["BertModel"]}"#)]);
+    with(
+        classifier(3, 1.0),
+        expect![[
+            r#"DIR: model.onnx: output "logits" is a classifier's, and architectures in config.json names no …ForSequenceClassification or …ForTokenClassification"#
+        ]],
+    );
+    write(dir.path(), &[("config.json", BERT)]);
     with(
         classifier(3, f32::NAN),
         expect![[r#"DIR: model.onnx: output "logits" is not a finite number in the trial run"#]],

@@ -52,10 +52,12 @@ pub enum StartError {
         source: ModelError,
     },
     /// A name from the configuration has no folder.
-    #[error("models.names has {name:?}, and {dir} has no such folder")]
+    #[error("models.names has {name:?}, and {dir} has no such folder; it has {}", served(.names))]
     NoSuchModel {
         /// The name.
         name: String,
+        /// The models that there are.
+        names: Vec<String>,
         /// `models.dir`.
         dir: PathBuf,
     },
@@ -87,6 +89,10 @@ pub enum StartError {
     /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Threads(std::io::Error),
+}
+
+fn served(names: &[String]) -> String {
+    if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
 }
 
 /// The native host: models with their replicas, and the gateway.
@@ -524,7 +530,9 @@ fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
             if path.is_dir() {
                 Ok((name.clone(), path))
             } else {
-                Err(StartError::NoSuchModel { name: name.clone(), dir: dir.clone() })
+                let listed = weir_nn::model::list(dir).unwrap_or_default();
+                let names = listed.into_iter().map(|listed| listed.name).collect();
+                Err(StartError::NoSuchModel { name: name.clone(), names, dir: dir.clone() })
             }
         });
         return named.collect();
@@ -537,10 +545,11 @@ fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-        if let Some(name) = name.filter(|name| !name.starts_with('.'))
-            && path.join("config.json").is_file()
-        {
+        let Some(name) = name.filter(|name| !name.starts_with('.')) else { continue };
+        if path.join("config.json").is_file() {
             folders.push((name, path));
+        } else if path.join("model.onnx").is_file() {
+            tracing::warn!(folder = %path.display(), "this folder has model.onnx and no config.json, and is not served");
         }
     }
     Ok(folders)

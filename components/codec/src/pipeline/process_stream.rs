@@ -84,6 +84,8 @@ pub struct Renderer {
     parts: u64,
     is_chunking: bool,
     is_over: bool,
+    /// Which of [`TOLD`] failed.
+    failed: [bool; TOLD.len()],
 }
 
 impl Renderer {
@@ -92,7 +94,15 @@ impl Renderer {
         let has = |id: &str| definition.steps().iter().any(|step| *step.task.id == *id);
         let steps = TOLD.map(|(id, _)| has(id).then(VecDeque::new));
         let text_length = code_points(&request.text);
-        Self { text_length, steps, telling: None, parts: 0, is_chunking: false, is_over: false }
+        Self {
+            text_length,
+            steps,
+            telling: None,
+            parts: 0,
+            is_chunking: false,
+            is_over: false,
+            failed: [false; TOLD.len()],
+        }
     }
 
     /// Draws an event, which may be none, or several that have waited for it.
@@ -108,7 +118,9 @@ impl Renderer {
             }
             (Data::PipelineComplete { duration_ns, .. }, _) => {
                 self.is_over = true;
-                let completed = process::Event::Completed { elapsed_ns: *duration_ns, unix_ns: said.unix_ns };
+                let failed = TOLD.iter().zip(self.failed).filter_map(|((_, step), failed)| failed.then_some(*step));
+                let failed = failed.collect();
+                let completed = process::Event::Completed { failed, elapsed_ns: *duration_ns, unix_ns: said.unix_ns };
                 lines.push(drawn(&completed));
             }
             (Data::PipelineError { failure, .. }, _) => {
@@ -138,7 +150,10 @@ impl Renderer {
                 with_status(&format!("{name}_progress"), output)
             }
             Data::StepComplete { output, .. } => with_status(&format!("{name}_complete"), output),
-            Data::StepError { failure, retry_in_ns: None, .. } => failed(&format!("{name}_error"), failure),
+            Data::StepError { failure, retry_in_ns: None, .. } => {
+                self.failed[at] = true;
+                failed(&format!("{name}_error"), failure)
+            }
             _ => return,
         };
         let is_last = !matches!(data, Data::StepOutput { .. });

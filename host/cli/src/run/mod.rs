@@ -111,10 +111,9 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
 
 fn shown(dir: &std::path::Path) -> String {
     if dir.as_os_str().is_empty() {
-        "any models folder (none was given or found)".into()
-    } else {
-        dir.display().to_string()
+        return "any models folder (none was given or found): give one with --models-dir".into();
     }
+    format!("{}, which has {}", dir.display(), crate::models::names_in(dir))
 }
 
 async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {

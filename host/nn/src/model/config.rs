@@ -128,6 +128,14 @@ impl Config {
         }
     }
 
+    /// Checks that the task is named: without `architectures` a classifier would be served as an embedding model.
+    pub(super) fn has_architecture(&self) -> Result<(), String> {
+        let named = self.architectures.iter().flatten().any(|name| !name.is_empty());
+        let missing = "architectures is missing, and the model's task is read from it: \
+                       [\"…ForSequenceClassification\"], [\"…ForTokenClassification\"], or [\"…Model\"] for embeddings";
+        if named { Ok(()) } else { Err(missing.to_owned()) }
+    }
+
     /// The labels in the order of their ids; as transformers does, `LABEL_0`, `LABEL_1` when there are none.
     pub(super) fn labels(&self, task: Task) -> Result<Vec<String>, String> {
         if task == Task::FeatureExtraction {
@@ -146,6 +154,9 @@ impl Config {
             }
         } else {
             let count = self.num_labels.unwrap_or(2);
+            if count == 0 {
+                return Err("num_labels: 0, and a classifier has at least one label".to_owned());
+            }
             if count > LABELS_MAX as u64 {
                 return Err(format!("num_labels: {count} is more than {LABELS_MAX}"));
             }

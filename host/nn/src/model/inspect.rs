@@ -142,6 +142,20 @@ fn trial(graph: &Arc<Graph>) -> Result<Vec<(String, Tensor)>, String> {
     run.map_err(|e| format!("the trial run failed: {e}"))
 }
 
+/// The output names from which a text's vector is read.
+const VECTOR_OUTPUTS: [&str; 2] = ["sentence_embedding", "last_hidden_state"];
+
+/// Refuses a classifier's graph whose `config.json` names no classifier.
+fn no_classifier(outputs: &[(String, Tensor)]) -> Result<(), String> {
+    let has = |name: &str| outputs.iter().any(|(output, _)| output == name);
+    if !has("logits") || VECTOR_OUTPUTS.iter().any(|name| has(name)) {
+        return Ok(());
+    }
+    Err("output \"logits\" is a classifier's, and architectures in config.json names no …ForSequenceClassification or \
+         …ForTokenClassification"
+        .to_owned())
+}
+
 /// Does what the graph computes fit what the configuration says?
 fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     for (name, output) in outputs {
@@ -154,7 +168,7 @@ fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     let rank = match model.task {
         Task::TextClassification => 2,
         Task::TokenClassification => 3,
-        Task::FeatureExtraction => return Ok(()),
+        Task::FeatureExtraction => return no_classifier(outputs),
     };
     let logits = outputs.iter().find(|(name, _)| name == "logits").or(outputs.first());
     match logits {

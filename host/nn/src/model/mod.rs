@@ -114,7 +114,7 @@ impl ModelDir {
         let contradiction =
             |reason: String| ModelError::Contradiction { dir: path.to_owned(), file: "config.json".to_owned(), reason };
         let task = config.task();
-        Ok(Self {
+        let opened = Self {
             path: path.to_owned(),
             task,
             labels: config.labels(task).map_err(contradiction)?,
@@ -122,10 +122,12 @@ impl ModelDir {
             function_to_apply: config.function_to_apply().map_err(contradiction)?,
             tokens_max: config::tokens_max(&config, &tokenizer_config, &sentences).map_err(contradiction)?,
             pad_token_id: config::pad_token_id(&config, &tokenizer_config).map_err(contradiction)?,
-            model_type: config.model_type.unwrap_or_default(),
+            model_type: config.model_type.clone().unwrap_or_default(),
             tokenizer,
             onnx,
-        })
+        };
+        config.has_architecture().map_err(contradiction)?;
+        Ok(opened)
     }
 }
 
@@ -159,7 +161,29 @@ fn optional_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Resu
     if bytes.len() as u64 > JSON_BYTES_MAX {
         return Err(unreadable(std::io::Error::other(format!("it has more than {JSON_BYTES_MAX} bytes"))));
     }
+    let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
     let invalid =
         |e: serde_json::Error| ModelError::Json { dir: dir.to_owned(), file: file.to_owned(), reason: e.to_string() };
-    serde_json::from_slice(&bytes).map(Some).map_err(invalid)
+    // Deriving `Deserialize` accepts a list in place of an object, and `[]` would be a file that sets nothing.
+    if let Some(other) = not_an_object(text) {
+        let _: serde::de::IgnoredAny = serde_json::from_slice(text).map_err(invalid)?;
+        let reason = format!("{other}, where a JSON object is required");
+        return Err(ModelError::Contradiction { dir: dir.to_owned(), file: file.to_owned(), reason });
+    }
+    serde_json::from_slice(text).map(Some).map_err(invalid)
+}
+
+/// What some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// The kind of JSON value that a text begins with, unless it is an object.
+fn not_an_object(text: &[u8]) -> Option<&'static str> {
+    match text.iter().find(|byte| !byte.is_ascii_whitespace())? {
+        b'{' => None,
+        b'[' => Some("a list"),
+        b'"' => Some("a string"),
+        b'n' => Some("null"),
+        b't' | b'f' => Some("a boolean"),
+        _ => Some("a number"),
+    }
 }

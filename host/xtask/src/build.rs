@@ -1,7 +1,6 @@
 //! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -10,17 +9,17 @@ use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 
 use crate::args::Args;
-use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
+use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
     COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SHIPPED_MODELS, WASM_TARGET,
 };
 use crate::sh;
 use crate::ui::Step;
-use crate::{debian, setup};
+use crate::{debian, first_build, setup};
 
 pub(crate) const USAGE: &str = "\
 Leaves target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the
-models that ship linked beside it (target/release/models).
+models that ship beside it (target/release/models).
 
 Options:
   --components   stop after the components' .wasm files
@@ -41,6 +40,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
 /// Builds the components, and the guests if asked, for wasm32-wasip2; leaves them in target/components, those of
 /// [`PLUGS`] also inside the one that they are plugged into.
 pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
+    first_build::announce(house);
     let plugs = PLUGS.iter().map(|(plug, _)| plug);
     let what: Vec<&Component> = COMPONENTS.iter().chain(plugs).chain(GUESTS.iter().filter(|_| guests)).collect();
     let names: Vec<&str> = what.iter().map(|component| component.name).collect();
@@ -94,34 +94,30 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     finish(step, precompiled.map(|changed| news(&changed, "in target/components")))?;
 
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
-    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| link_models(house));
+    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house));
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
 }
 
-/// Puts the shipped models where `weir` looks by default: `models` beside the program. Links, one per model, so that
-/// what `weir models pull` adds there stays out of the sources.
-fn link_models(house: &House) -> Result<Vec<String>> {
+/// Puts the shipped models where `weir` looks by default: `models` beside the program. Copies, so that the folder can be moved
+/// and what `weir models pull` adds there stays out of the sources.
+fn copy_models(house: &House) -> Result<Vec<String>> {
     let folder = house.target.join("release").join("models");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_symlink() && !path.exists() {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
+    let names = shipped_models(house)?;
+    for name in &names {
+        copy_tree(&house.root.join(SHIPPED_MODELS).join(name), &folder.join(name))?;
     }
-    let mut names = Vec::new();
+    Ok(names)
+}
+
+/// The names of the models that ship.
+pub(crate) fn shipped_models(house: &House) -> Result<Vec<String>> {
     let shipped = house.root.join(SHIPPED_MODELS);
+    let mut names = Vec::new();
     for entry in fs::read_dir(&shipped).with_context(|| format!("cannot read {}", shipped.display()))? {
-        let model = entry?.path();
-        let Some(name) = model.file_name().and_then(|name| name.to_str()) else { continue };
-        if !model.join("config.json").exists() {
-            continue;
+        let entry = entry?;
+        if entry.path().join("config.json").exists() {
+            names.extend(entry.file_name().to_str().map(str::to_owned));
         }
-        let link = folder.join(name);
-        if !link.exists() {
-            symlink(&model, &link).with_context(|| format!("cannot link {}", link.display()))?;
-        }
-        names.push(name.to_owned());
     }
     names.sort();
     Ok(names)
@@ -130,7 +126,11 @@ fn link_models(house: &House) -> Result<Vec<String>> {
 /// `cargo COMMAND` for the host's packages in the release profile: one set, so that nothing compiles twice.
 pub(crate) fn host_cargo(house: &House, subcommand: &str) -> Command {
     let mut command = sh::cargo(house);
-    command.args(subcommand.split(' ')).arg("--release").env("WEIR_EMBED_DIR", house.components());
+    command.args(subcommand.split(' ')).arg("--release");
+    if subcommand == "build" {
+        sh::show_progress(&mut command);
+    }
+    command.env("WEIR_EMBED_DIR", house.components());
     packages(&mut command, HOST_PACKAGES.iter().copied());
     command
 }
@@ -139,6 +139,9 @@ pub(crate) fn host_cargo(house: &House, subcommand: &str) -> Command {
 pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
     let mut command = sh::cargo(house);
     command.arg(subcommand).args(["--profile", COMPONENT_PROFILE, "--target", WASM_TARGET]);
+    if subcommand == "build" {
+        sh::show_progress(&mut command);
+    }
     if let Some(rustc) = debian::chosen(house) {
         command.env("RUSTC", rustc);
     }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, node, pushpin, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, dist, node, pushpin, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -41,6 +41,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     lints(house, &mut report)?;
     documentation(house, &mut report)?;
     report.whole("wit", || wit::check(house));
+    report.whole("dist", || dist::check(house));
 
     let data = std::env::var_os("WEIR_DATA").map(|data| {
         // The tests run in their packages' folders, so a relative path would lead each elsewhere.

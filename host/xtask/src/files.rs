@@ -33,6 +33,29 @@ pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     write_if_changed(to, &content)
 }
 
+/// Copies a folder with what is in it, each file with [`copy_if_changed`]. Links are followed: what arrives are files.
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    // A link in this place would lead the copies back to what they are made of.
+    if to.is_symlink() {
+        fs::remove_file(to).with_context(|| format!("cannot remove {}", to.display()))?;
+    }
+    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name() else { continue };
+        let target = to.join(name);
+        if path.is_dir() {
+            copy_tree(&path, &target)?;
+        } else {
+            if target.is_symlink() {
+                fs::remove_file(&target).with_context(|| format!("cannot remove {}", target.display()))?;
+            }
+            copy_if_changed(&path, &target)?;
+        }
+    }
+    Ok(())
+}
+
 /// The hash of a set of strings and files, for a [`Stamp`].
 #[derive(Clone, Default)]
 pub(crate) struct Key(Sha256);
@@ -105,6 +128,21 @@ mod tests {
         assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
         assert!(write_if_changed(&file, b"two").unwrap());
         assert_eq!(fs::read(&file).unwrap(), b"two");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn copied_tree_has_files_where_there_were_links() {
+        let folder = scratch("tree");
+        let (from, to) = (folder.join("from"), folder.join("to"));
+        fs::create_dir_all(from.join("deep")).unwrap();
+        fs::write(folder.join("shared"), "weights").unwrap();
+        std::os::unix::fs::symlink(folder.join("shared"), from.join("deep/link")).unwrap();
+        // As an earlier build left it: a link to the whole folder.
+        std::os::unix::fs::symlink(&from, &to).unwrap();
+        copy_tree(&from, &to).unwrap();
+        assert!(!to.is_symlink() && !to.join("deep/link").is_symlink());
+        assert_eq!(fs::read_to_string(to.join("deep/link")).unwrap(), "weights");
         fs::remove_dir_all(folder).unwrap();
     }
 

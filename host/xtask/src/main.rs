@@ -5,6 +5,7 @@
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
+//! - [`first_build`]: how long the first build takes, said before it; [`dist`]: the archive to give away
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: what the fan-out is compared with
@@ -18,7 +19,9 @@ mod build;
 mod checks;
 mod debian;
 mod demo;
+mod dist;
 mod files;
+mod first_build;
 mod house;
 mod http;
 mod nginx;
@@ -61,6 +64,7 @@ const TASKS: &[Task] = &[
         usage: build::USAGE,
         run: build::task,
     },
+    Task { name: "dist", about: "build, then pack an archive that runs anywhere", usage: dist::USAGE, run: dist::task },
     Task { name: "serve", about: "build, then run `weir serve`", usage: server::USAGE, run: server::task },
     Task {
         name: "demo",

@@ -61,6 +61,24 @@ pub(crate) fn cargo(house: &House) -> Command {
     command
 }
 
+/// Lets cargo say how far a build is although it writes to no terminal: [`run`] reads it.
+pub(crate) fn show_progress(command: &mut Command) {
+    command.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", PROGRESS_COLUMNS);
+}
+
+/// Wide enough for the names of what is being compiled.
+const PROGRESS_COLUMNS: &str = "160";
+
+/// `Building [====>   ] 231/316: tract-core, redb` as `231 of 316, now tract-core, redb`; none for another line.
+fn progress(line: &str) -> Option<String> {
+    let (_, rest) = line.trim().strip_prefix("Building [")?.split_once("] ")?;
+    let (counts, names) = rest.split_once(':').unwrap_or((rest, ""));
+    let (done, all) = counts.trim().split_once('/')?;
+    let (done, all): (u32, u32) = (done.parse().ok()?, all.parse().ok()?);
+    let names = names.trim().trim_end_matches(['.', ',']);
+    Some(if names.is_empty() { format!("{done} of {all}") } else { format!("{done} of {all}, now {names}") })
+}
+
 /// Runs a program to its end, showing its lines in `step`.
 pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -77,7 +95,6 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
         forward(stderr, sender);
     }
     let mut kept = VecDeque::new();
-    let mut crates = 0_usize;
     let mut message = String::new();
     loop {
         let line = match lines.recv_timeout(TICK) {
@@ -88,11 +105,15 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
             }
             Err(RecvTimeoutError::Disconnected) => break,
         };
+        if let Some(progress) = progress(&line) {
+            message = progress;
+            step.at(&message);
+            continue;
+        }
         let shown = line.trim();
-        if shown.starts_with("Compiling ") || shown.starts_with("Checking ") {
-            crates += 1;
-            message = format!("{shown} ({crates})");
-        } else if !shown.is_empty() {
+        // While cargo counts, the names of single crates say less.
+        let is_crate = shown.starts_with("Compiling ") || shown.starts_with("Checking ");
+        if !shown.is_empty() && !(is_crate && message.contains(" of ")) {
             message = shown.to_owned();
         }
         step.at(&message);
@@ -142,16 +163,36 @@ fn shown(command: &Command) -> String {
     line
 }
 
+/// Sends what a program writes, line by line. Progress is drawn over itself, so a carriage return ends a line too, as soon as
+/// it is there.
 fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
     thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n') {
-            let Ok(line) = line else { break };
-            if to.send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()).is_err() {
-                break;
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        let mut after_return = false;
+        loop {
+            let Ok(bytes) = from.fill_buf() else { break };
+            let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let (is_last, is_return) = (bytes.is_empty(), end.is_some_and(|at| bytes[at] == b'\r'));
+            line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+            let used = end.map_or(bytes.len(), |at| at + 1);
+            from.consume(used);
+            if end.is_some() || is_last {
+                let text = String::from_utf8_lossy(&line).replace(ERASE_LINE, "");
+                // A line feed after a carriage return ends no other line.
+                let is_nothing = text.is_empty() && (is_return || is_last || after_return);
+                if !is_nothing && to.send(text).is_err() || is_last {
+                    break;
+                }
+                line.clear();
+                after_return = is_return;
             }
         }
     });
 }
+
+/// What cargo writes before it draws its progress again.
+const ERASE_LINE: &str = "\u{1b}[K";
 
 #[cfg(test)]
 mod tests {
@@ -164,6 +205,27 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("out") && text.contains("err") && text.ends_with("exit 3` failed"), "{text}");
         step.done("failed as it should");
+    }
+
+    #[test]
+    fn lines_end_at_line_feeds_and_carriage_returns() {
+        let (sender, lines) = channel();
+        forward(std::io::Cursor::new(b"one\r\x1b[Ktwo\r\n\nthree\nend".to_vec()), sender);
+        let lines: Vec<String> = lines.iter().collect();
+        assert_eq!(lines, ["one", "two", "", "three", "end"]);
+    }
+
+    #[test]
+    fn progress_of_cargo_is_read() {
+        let read = |line| progress(line);
+        assert_eq!(
+            read("    Building [=======>   ] 231/316: tract-core, redb").as_deref(),
+            Some("231 of 316, now tract-core, redb")
+        );
+        assert_eq!(read("Building [>  ] 0/9").as_deref(), Some("0 of 9"));
+        assert_eq!(read("Building [>  ] 0/9: weir(bin)...").as_deref(), Some("0 of 9, now weir(bin)"));
+        assert_eq!(read("   Compiling tract-core v0.23.9"), None);
+        assert_eq!(read("Building [what"), None);
     }
 
     #[test]

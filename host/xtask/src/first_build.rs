@@ -1,0 +1,77 @@
+//! What a person is told before the first build, which is the long one.
+
+use std::path::Path;
+
+use crate::house::House;
+use crate::sh;
+
+/// What the first build of `weir` and its components computes, in seconds of one core of a small virtual machine.
+const FIRST_BUILD_CPU_S: u64 = 1_500;
+/// What it leaves in the target folder, megabytes.
+const FIRST_BUILD_MB: u64 = 1_900;
+
+/// Says how long the first build takes and what room it needs; nothing where there has been one.
+pub(crate) fn announce(house: &House) {
+    if house.weir().exists() {
+        return;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    eprintln!("{}", announcement(cores, &house.target, free_mb(house)));
+}
+
+fn announcement(cores: u64, target: &Path, free_mb: Option<u64>) -> String {
+    let minutes = FIRST_BUILD_CPU_S.div_ceil(cores * 60);
+    let gigabytes = |mb: u64| format!("{}.{} GB", mb / 1000, mb % 1000 / 100);
+    let free = match free_mb {
+        Some(free) if free < FIRST_BUILD_MB => {
+            format!("; only {} are free there, which is too little", gigabytes(free))
+        }
+        Some(free) => format!(", where {} are free", gigabytes(free)),
+        None => String::new(),
+    };
+    let plural = if cores == 1 { "core" } else { "cores" };
+    format!(
+        "The first build takes about {minutes} min on this machine's {cores} {plural} (longer where they are slow or busy) and \
+         {} in {}{free}. Later builds compile what has changed.",
+        gigabytes(FIRST_BUILD_MB),
+        target.display()
+    )
+}
+
+/// Megabytes that are free where the target folder lies or will lie, as `df` says; none where it does not.
+fn free_mb(house: &House) -> Option<u64> {
+    let there = house.target.ancestors().find(|folder| folder.exists())?;
+    let said = sh::answer(sh::program(house, "df").args(["-Pk"]).arg(there)).ok()?;
+    free_of(&said)
+}
+
+/// The fourth column of the last line of `df -Pk`, as megabytes.
+fn free_of(said: &str) -> Option<u64> {
+    let kilobytes: u64 = said.lines().last()?.split_whitespace().nth(3)?.parse().ok()?;
+    Some(kilobytes * 1024 / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcement_names_time_and_room() {
+        let said = announcement(2, Path::new("/t"), Some(58_300));
+        assert!(
+            said.contains(&format!("about {} min on this machine's 2 cores", FIRST_BUILD_CPU_S.div_ceil(120))),
+            "{said}"
+        );
+        assert!(said.contains("in /t, where 58.3 GB are free"), "{said}");
+        let said = announcement(1, Path::new("/t"), Some(700));
+        assert!(said.contains("1 core ") && said.contains("only 0.7 GB are free there, which is too little"), "{said}");
+        assert!(announcement(64, Path::new("/t"), None).contains("about 1 min"));
+    }
+
+    #[test]
+    fn free_room_is_read_from_df() {
+        let said = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 100 50 2000000 50% /";
+        assert_eq!(free_of(said), Some(2048));
+        assert_eq!(free_of(""), None);
+    }
+}

@@ -95,7 +95,12 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     }
     let models = runtime.models();
     if models.is_empty() {
-        tracing::warn!(dir = %config.models.dir.display(), "no models: give a folder with --models-dir or --model NAME=DIR");
+        let dir = &config.models.dir;
+        let place = match dir.as_os_str().is_empty() {
+            true => "there is no folder `models` beside the program".to_owned(),
+            false => format!("{} has none", dir.display()),
+        };
+        tracing::warn!("no models: {place}; give a folder with --models-dir, or one model with --model NAME=DIR");
     }
     for unmet in unmet_steps(&config.steps, &models) {
         tracing::warn!("not ready: {unmet}");

@@ -8,6 +8,7 @@ mod duplex;
 pub mod follow;
 pub mod pipelines;
 pub mod texts;
+pub mod tokens;
 
 pub use duplex::Duplex;
 

@@ -1,14 +1,14 @@
 //! Who may see what, over real sockets: forged and stale tokens, another's ids, replayed tickets, injections, bounds.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use weir_tests::follow::{Follower, post};
-use weir_tests::{Raw, Server, tool, until};
+use weir_tests::tokens::token;
+use weir_tests::{Raw, Server, until};
 
 /// Keys whose hashes are in the file: of two users without scopes, and of a worker that publishes for all.
 const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
@@ -26,7 +26,7 @@ const SECRET: &str = "a shared secret that is long enough for HS256";
 /// A server that asks everybody, with its keys in a folder.
 fn guarded(dir: &Path, more: &[&str]) -> Result<Server> {
     std::fs::write(dir.join("api_keys"), API_KEYS)?;
-    std::fs::write(dir.join("token_keys"), SECRET)?;
+    std::fs::write(dir.join("token_secrets"), SECRET)?;
     std::fs::write(dir.join("ticket_secrets"), "another secret, for tickets, also long enough\n")?;
     let keys = format!("auth.dir={}", dir.display());
     let mut arguments = vec![
@@ -47,20 +47,6 @@ fn guarded(dir: &Path, more: &[&str]) -> Result<Server> {
 
 fn now_s() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
-}
-
-/// A JSON Web Token by an implementation that is not ours.
-fn token(header: &Value, claims: &Value, secret: &str) -> Result<String> {
-    const SIGN: &str = "
-import sys, hmac, hashlib, base64
-b64 = lambda data: base64.urlsafe_b64encode(data).rstrip(b'=')
-signed = b64(sys.argv[1].encode()) + b'.' + b64(sys.argv[2].encode())
-print((signed + b'.' + b64(hmac.new(sys.argv[3].encode(), signed, hashlib.sha256).digest())).decode(), end='')
-";
-    let mut command = Command::new(tool("WEIR_TEST_PYTHON")?);
-    let output = command.args(["-c", SIGN, &header.to_string(), &claims.to_string(), secret]).output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn claims(user: &str, ttl_s: u64) -> Result<Value> {

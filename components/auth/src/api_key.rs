@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use thiserror::Error;
 use weir_codec::channel::check_id;
+use weir_core::text_file::{self, TextFileError};
 
 use crate::{
     base64url,
@@ -57,9 +58,12 @@ pub fn is_key(text: &str) -> bool {
 /// Why a file of records cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecordError {
-    /// It is too large, has too many records, or is no UTF-8.
-    #[error("a file of API keys is UTF-8 of at most {FILE_BYTES_MAX} bytes and {RECORDS_MAX} keys")]
-    File,
+    /// It is too large, or has too many records.
+    #[error("a file of API keys has at most {FILE_BYTES_MAX} bytes and {RECORDS_MAX} keys")]
+    TooLarge,
+    /// It is not UTF-8 text.
+    #[error(transparent)]
+    Text(#[from] TextFileError),
     /// A line has not name, user, hash and scopes.
     #[error("line {line}: a record is `NAME USER sha256:HEX SCOPE…`")]
     Record {
@@ -117,9 +121,9 @@ impl ApiKeys {
     /// See [`RecordError`].
     pub fn from_file(contents: &[u8]) -> Result<Self, RecordError> {
         if contents.len() > FILE_BYTES_MAX {
-            return Err(RecordError::File);
+            return Err(RecordError::TooLarge);
         }
-        let text = std::str::from_utf8(contents).map_err(|_| RecordError::File)?;
+        let text = text_file::text(contents)?;
         let mut records: Vec<Record> = Vec::new();
         let (mut names, mut hashes) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
         for (at, content) in text.lines().enumerate() {
@@ -133,7 +137,7 @@ impl ApiKeys {
                 return Err(RecordError::Twice { line });
             }
             if records.len() == RECORDS_MAX {
-                return Err(RecordError::File);
+                return Err(RecordError::TooLarge);
             }
             records.push(record);
         }
@@ -247,9 +251,15 @@ mod tests {
     }
 
     #[test]
-    fn records_that_are_refused() {
+    fn wrong_records_are_refused_by_line() {
         let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
         check(&file(&[("a", &one, "admin"), ("b", &two, "")]), expect!["2 keys"]);
+        check(
+            &format!("\u{feff}# keys\r\n\r\n{}", file(&[("a", &one, "admin")]).replace('\n', "\r\n")),
+            expect!["1 keys"],
+        );
+        check(&format!("\u{feff}{}", file(&[("a", &one, "admin")])), expect!["1 keys"]);
+        check("a\0 \0a", expect!["the file is UTF-16 or binary; save it as UTF-8 text"]);
         check("a ann", expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
         check(&format!("\na a;b {}", one.hash), expect!["line 2: a record is `NAME USER sha256:HEX SCOPE…`"]);
         check("a ann sha256:00", expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
@@ -285,7 +295,7 @@ mod tests {
         }
 
         #[test]
-        fn no_file_can_hurt(contents in "([a-z#é ]{0,5}(sha256:)?[0-9a-f]{0,64}[ \n]){0,6}") {
+        fn any_file_is_read_or_refused(contents in "([a-z#é ]{0,5}(sha256:)?[0-9a-f]{0,64}[ \n]){0,6}") {
             let _ = ApiKeys::from_file(contents.as_bytes());
         }
     }

@@ -8,14 +8,12 @@ use p256::ecdsa::signature::Verifier as _;
 use sha2::Sha256;
 use thiserror::Error;
 
-use crate::jwks::{self, JwksError};
+use crate::key_file;
 
 /// Fewest bytes in a shared secret: as many as the hash has (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
 /// Most bytes in a shared secret.
 pub const SECRET_BYTES_MAX: usize = 1024;
-/// Most bytes in a file of keys.
-pub const FILE_BYTES_MAX: usize = 256 * 1024;
 /// Most keys that are valid at once.
 pub const KEYS_MAX: usize = 32;
 /// Most bytes in a `kid`.
@@ -33,13 +31,19 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name in a token's `alg`.
-    pub const fn name(self) -> &'static str {
+    /// Whether a token's or a JWK's `alg` names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037) and
+    /// `Ed25519` (RFC 9864).
+    pub fn is_named(self, alg: &str) -> bool {
         match self {
-            Self::Hs256 => "HS256",
-            Self::Es256 => "ES256",
-            Self::EdDsa => "EdDSA",
+            Self::Hs256 => alg == "HS256",
+            Self::Es256 => alg == "ES256",
+            Self::EdDsa => matches!(alg, "EdDSA" | "Ed25519"),
         }
+    }
+
+    /// The algorithm that an `alg` names.
+    pub fn from_name(alg: &str) -> Option<Self> {
+        [Self::Hs256, Self::Es256, Self::EdDsa].into_iter().find(|algorithm| algorithm.is_named(alg))
     }
 }
 
@@ -57,30 +61,59 @@ enum Material {
     EdDsa(Box<ed25519_dalek::VerifyingKey>),
 }
 
-/// Why a file has no keys for us.
+/// Why a key, or a set of keys, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum KeyError {
-    /// It is too large.
-    #[error("a file of keys may have at most {FILE_BYTES_MAX} bytes, and has {bytes}")]
-    TooLarge {
-        /// How many it has.
-        bytes: usize,
-    },
     /// A shared secret is too short to be safe, or too long.
     #[error("a shared secret must have {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, and has {bytes}")]
     SecretLength {
-        /// How many it has.
+        /// Its length.
         bytes: usize,
     },
-    /// A PEM file that cannot be read, or of a kind that is not known.
-    #[error("the PEM is no public key of P-256 or Ed25519")]
-    Pem,
+    /// A shared secret that is a key in some encoding. Public keys are known to everybody.
+    #[error("the shared secret is a public or private key ({form}), which must not be used as a secret")]
+    SecretIsKey {
+        /// The form of the key.
+        form: &'static str,
+    },
+    /// A PEM block without the line that ends it.
+    #[error("the block has no `-----END …-----` line of the same label")]
+    PemEnd,
+    /// A PEM block that is not base64.
+    #[error("the block is not base64")]
+    PemEncoding,
+    /// A PEM block of something other than a public key.
+    #[error("the block is a `{0}`; only `PUBLIC KEY` is read")]
+    PemLabel(Box<str>),
+    /// A public key of another type.
+    #[error("the public key is neither P-256 (ES256) nor Ed25519 (EdDSA)")]
+    Type,
     /// A private key, which does not belong here.
-    #[error("the file has a private key; tokens are verified with the public one")]
+    #[error("this is a private key; tokens are verified with the public one")]
     Private,
     /// A public key with which anybody can sign.
     #[error("the public key is weak: its order is small")]
     Weak,
+    /// A member of a JWK has the wrong type, length or encoding, or is missing.
+    #[error("`{0}` is missing or wrong")]
+    Member(&'static str),
+    /// An item of a JWKS is not an object.
+    #[error("a key must be an object")]
+    NotAnObject,
+    /// The `alg` of a JWK is not an algorithm of its type.
+    #[error("`alg` is not the algorithm of the key")]
+    Algorithm,
+    /// A JWK has a `kty` or `crv` that is not supported.
+    #[error("`{member}` `{value}` is not supported; P-256 (ES256), Ed25519 (EdDSA) and `oct` (HS256) are")]
+    Unsupported {
+        /// `kty` or `crv`.
+        member: &'static str,
+        /// Its value, shortened.
+        value: Box<str>,
+    },
+    /// A JWK is for something other than verifying signatures, by its `use` or `key_ops`.
+    #[error("the key is not for verifying signatures (`use`, `key_ops`)")]
+    OtherUse,
     /// A `kid` is empty or too long.
     #[error("a `kid` must have 1 to {KEY_ID_BYTES_MAX} bytes")]
     Id,
@@ -90,12 +123,9 @@ pub enum KeyError {
     /// There are too many keys.
     #[error("there may be at most {KEYS_MAX} keys")]
     TooMany,
-    /// There is no key that can be used.
+    /// There is no key.
     #[error("there is no key that can be used to verify tokens")]
     None,
-    /// A JWKS that cannot be read.
-    #[error(transparent)]
-    Jwks(#[from] JwksError),
 }
 
 impl Key {
@@ -103,29 +133,29 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// It is too short or too long.
+    /// It is too short, too long, or a key in some encoding.
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
-        match secret.len() {
-            SECRET_BYTES_MIN..=SECRET_BYTES_MAX => Ok(Self { id: None, material: Material::Hs256(secret.into()) }),
-            bytes => Err(KeyError::SecretLength { bytes }),
+        if !(SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len()) {
+            return Err(KeyError::SecretLength { bytes: secret.len() });
+        }
+        match key_file::key_form(secret, key_file::ENCODINGS_MAX) {
+            Some(form) => Err(KeyError::SecretIsKey { form }),
+            None => Ok(Self { id: None, material: Material::Hs256(secret.into()) }),
         }
     }
 
-    /// A public key as `SubjectPublicKeyInfo` in PEM (RFC 7468, section 13): of P-256 for ES256, of Ed25519 for EdDSA.
+    /// A public key as `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1.2.7): of P-256 for ES256, of Ed25519 for EdDSA.
     ///
     /// # Errors
     ///
-    /// It is no such key, a private one, or a weak one.
-    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        if pem.contains("PRIVATE KEY-----") {
-            return Err(KeyError::Private);
-        }
-        if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_pem(pem) {
+    /// It is another key, or a weak one.
+    pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+        if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_der(der) {
             return Ok(Self { id: None, material: Material::Es256(Box::new(key)) });
         }
-        match ed25519_dalek::VerifyingKey::from_public_key_pem(pem) {
+        match ed25519_dalek::VerifyingKey::from_public_key_der(der) {
             Ok(key) => Self::ed25519(&key.to_bytes()),
-            Err(_) => Err(KeyError::Pem),
+            Err(_) => Err(KeyError::Type),
         }
     }
 
@@ -171,6 +201,21 @@ impl Key {
         }
     }
 
+    /// Whether this is a shared secret whose bytes are a public key, as it is or encoded.
+    fn is_secret_of(&self, public: &Self) -> bool {
+        let Material::Hs256(secret) = &self.material else { return false };
+        let known = match &public.material {
+            Material::Hs256(_) => return false,
+            Material::Es256(key) => key.to_encoded_point(false).as_bytes().to_vec(),
+            Material::EdDsa(key) => key.to_bytes().to_vec(),
+        };
+        // A coordinate alone, or the whole point.
+        let is_part =
+            |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && known.windows(bytes.len()).any(|part| part == bytes);
+        let decodings = std::str::from_utf8(secret).map(key_file::decodings).unwrap_or_default();
+        is_part(secret) || decodings.iter().any(|bytes| is_part(bytes))
+    }
+
     /// Whether a signature is this key's.
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.material {
@@ -203,7 +248,7 @@ impl KeySet {
     ///
     /// # Errors
     ///
-    /// It is empty, too large, or two keys have the same id.
+    /// It is empty, too large, two keys have the same id, or one is a shared secret that is the public key of another.
     pub fn new(keys: Vec<Key>) -> Result<Self, KeyError> {
         match keys.len() {
             0 => return Err(KeyError::None),
@@ -216,31 +261,11 @@ impl KeySet {
             {
                 return Err(KeyError::SameId(id.clone()));
             }
+            if keys.iter().any(|public| key.is_secret_of(public)) {
+                return Err(KeyError::SecretIsKey { form: "the value of a public key of this server" });
+            }
         }
         Ok(Self { keys })
-    }
-
-    /// The keys of a file: a JWKS (its first character is `{`), public keys in PEM, or else one shared secret, whose last
-    /// end of line is not part of it.
-    ///
-    /// # Errors
-    ///
-    /// See [`KeyError`].
-    pub fn from_file(contents: &[u8]) -> Result<Self, KeyError> {
-        if contents.len() > FILE_BYTES_MAX {
-            return Err(KeyError::TooLarge { bytes: contents.len() });
-        }
-        let text = contents.trim_ascii();
-        if text.starts_with(b"{") {
-            return Self::new(jwks::read(text)?);
-        }
-        if text.starts_with(b"-----BEGIN") {
-            let text = std::str::from_utf8(text).map_err(|_| KeyError::Pem)?;
-            return Self::new(pem_blocks(text).map(Key::from_pem).collect::<Result<_, _>>()?);
-        }
-        let secret = contents.strip_suffix(b"\n").unwrap_or(contents);
-        let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
-        Self::new(vec![Key::from_secret(secret)?])
     }
 
     /// The keys.
@@ -256,68 +281,12 @@ pub(crate) fn mac(secret: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
     mac
 }
 
-/// The blocks of a PEM file, each with its two lines of dashes.
-fn pem_blocks(text: &str) -> impl Iterator<Item = &str> {
-    const BEGIN: &str = "-----BEGIN";
-    text.match_indices(BEGIN).map(move |(at, _)| {
-        let rest = &text[at..];
-        let end = rest[BEGIN.len()..].find(BEGIN).map_or(rest.len(), |end| end + BEGIN.len());
-        rest[..end].trim_end()
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use expect_test::{Expect, expect};
-    use proptest::prelude::*;
-
     use super::*;
 
-    const P256_PEM: &str = include_str!("../tests/keys/p256.pub.pem");
-    const ED25519_PEM: &str = include_str!("../tests/keys/ed25519.pub.pem");
-
-    fn check(contents: &[u8], want: Expect) {
-        want.assert_eq(&match KeySet::from_file(contents) {
-            Ok(set) => format!("{:?}", set.keys()),
-            Err(error) => error.to_string(),
-        });
-    }
-
     #[test]
-    fn files() {
-        check(&[b'x'; 32], expect!["[Key { id: None, algorithm: Hs256, .. }]"]);
-        check(P256_PEM.as_bytes(), expect!["[Key { id: None, algorithm: Es256, .. }]"]);
-        check(
-            format!("{ED25519_PEM}\n{P256_PEM}").as_bytes(),
-            expect!["[Key { id: None, algorithm: EdDsa, .. }, Key { id: None, algorithm: Es256, .. }]"],
-        );
-        check(b" {\"keys\":[]} ", expect!["there is no key that can be used to verify tokens"]);
-    }
-
-    #[test]
-    fn files_that_are_refused() {
-        check(b"", expect!["a shared secret must have 32 to 1024 bytes, and has 0"]);
-        check(&[b'x'; 31], expect!["a shared secret must have 32 to 1024 bytes, and has 31"]);
-        check(
-            b"0123456789abcdef0123456789abcde\r\n",
-            expect!["a shared secret must have 32 to 1024 bytes, and has 31"],
-        );
-        check(&vec![b'x'; FILE_BYTES_MAX + 1], expect!["a file of keys may have at most 262144 bytes, and has 262145"]);
-        check(
-            b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
-            expect!["the PEM is no public key of P-256 or Ed25519"],
-        );
-        check(
-            include_bytes!("../tests/keys/p256.pem"),
-            expect!["the file has a private key; tokens are verified with the public one"],
-        );
-        check(include_bytes!("../tests/keys/rsa.pub.pem"), expect!["the PEM is no public key of P-256 or Ed25519"]);
-        check(include_bytes!("../tests/keys/p384.pub.pem"), expect!["the PEM is no public key of P-256 or Ed25519"]);
-        check(&P256_PEM.repeat(KEYS_MAX + 1).into_bytes(), expect!["there may be at most 32 keys"]);
-    }
-
-    #[test]
-    fn ids() {
+    fn key_ids_that_are_wrong_or_repeated_are_refused() {
         let key = |id: &str| Key::from_secret(&[7; 32]).unwrap().with_id(id);
         assert_eq!(key("").unwrap_err(), KeyError::Id);
         assert_eq!(key(&"x".repeat(257)).unwrap_err(), KeyError::Id);
@@ -326,13 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn secret_is_not_part_of_the_debug_form() {
         let key = Key::from_secret(b"0123456789abcdef0123456789abcdef").unwrap();
         assert_eq!(format!("{key:?}"), "Key { id: None, algorithm: Hs256, .. }");
     }
 
     #[test]
-    fn weak_keys() {
+    fn keys_of_small_order_are_refused() {
         // The points of small order (RFC 7748, section 6, and their other encodings): with the first, every signature fits.
         let mut one = [0; 32];
         one[0] = 1;
@@ -345,11 +314,29 @@ mod tests {
         assert!(Key::p256(&[1; 32], &[1; 32]).is_none());
     }
 
-    proptest! {
-        #[test]
-        fn no_file_can_hurt(contents in prop::collection::vec(any::<u8>(), 0..80), begin in 0usize..3) {
-            let begin: &[u8] = [&b""[..], b"-----BEGIN PUBLIC KEY-----\n", b"{\"keys\":["][begin];
-            let _ = KeySet::from_file(&[begin, &contents].concat());
+    #[test]
+    fn secret_that_is_the_value_of_a_public_key_is_refused() {
+        let key = Key::from_der(
+            &[
+                &hex("302a300506032b6570032100")[..],
+                &hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"),
+            ]
+            .concat(),
+        )
+        .unwrap();
+        for secret in [
+            hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"),
+            b"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a".to_vec(),
+            b"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo".to_vec(),
+            b"11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=".to_vec(),
+        ] {
+            let secret = Key::from_secret(&secret).unwrap();
+            let set = KeySet::new(vec![secret, key.clone()]);
+            assert!(matches!(set, Err(KeyError::SecretIsKey { .. })), "{set:?}");
         }
+    }
+
+    fn hex(digits: &str) -> Vec<u8> {
+        key_file::decodings(digits).pop().unwrap()
     }
 }

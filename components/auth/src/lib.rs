@@ -6,7 +6,7 @@
 //! 1. [`limits`]: its head and body are within bounds.
 //! 2. [`cors`]: a page of another origin may ask; a preflight is answered.
 //! 3. [`credential`]: what it shows: a bearer token in a header or a cookie, or a ticket. A token in a URL is refused.
-//! 4. [`guard`]: whose that is, by [`jwt`] (with [`key`] and [`jws`]), [`api_key`] or [`ticket`]; or nobody's, on
+//! 4. [`guard`]: whose that is, by [`jwt`] (with [`key_file`], [`key`] and [`jws`]), [`api_key`] or [`ticket`]; or nobody's, on
 //!    loopback only.
 //! 5. [`identity`]: whether that user may do this, by being the owner or by a [`scope`].
 //!
@@ -31,7 +31,9 @@ pub mod jwks;
 pub mod jws;
 pub mod jwt;
 pub mod key;
+pub mod key_file;
 pub mod limits;
+mod pem;
 pub mod refusal;
 pub mod scope;
 pub mod ticket;

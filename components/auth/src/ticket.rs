@@ -13,11 +13,13 @@ use std::fmt;
 use hmac::Mac as _;
 use thiserror::Error;
 use weir_codec::channel::check_id;
+use weir_core::text_file::without_bom;
 
 use crate::{
     base64url,
     identity::Identity,
     key::{KeyError, SECRET_BYTES_MAX, SECRET_BYTES_MIN, mac},
+    key_file::{ENCODINGS_MAX, key_form},
     scope::Scopes,
 };
 
@@ -101,12 +103,15 @@ impl TicketKeys {
     ///
     /// # Errors
     ///
-    /// There is none, there are too many, or one is too short or too long.
+    /// There is none, there are too many, or one is too short, too long, or a public key.
     pub fn new(secrets: &[&[u8]], ttl_s: u64) -> Result<Self, KeyError> {
         match secrets.len() {
             0 => return Err(KeyError::None),
             1..=SECRETS_MAX => {}
             _ => return Err(KeyError::TooMany),
+        }
+        if let Some(form) = secrets.iter().find_map(|secret| key_form(secret, ENCODINGS_MAX)) {
+            return Err(KeyError::SecretIsKey { form });
         }
         let fits = |secret: &&[u8]| (SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len());
         if let Some(secret) = secrets.iter().find(|secret| !fits(secret)) {
@@ -114,6 +119,17 @@ impl TicketKeys {
         }
         let secrets = secrets.iter().map(|secret| Box::from(*secret)).collect();
         Ok(Self { secrets, ttl_s: ttl_s.clamp(1, TTL_S_MAX) })
+    }
+
+    /// Reads the file `ticket_secrets`: a secret on each line, white space around it apart. See [`Self::new`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Self::new`].
+    pub fn from_file(contents: &[u8], ttl_s: u64) -> Result<Self, KeyError> {
+        let lines = without_bom(contents).split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let secrets: Vec<&[u8]> = lines.filter(|line| !line.is_empty()).collect();
+        Self::new(&secrets, ttl_s)
     }
 
     /// A ticket for somebody and a path, good from `now_s`, in seconds since 1970. `limit` are the scopes that it was asked
@@ -319,6 +335,16 @@ mod tests {
         let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], NOW_S).unwrap();
         let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
         assert_eq!(identity.limit, Some(Scopes::default()));
+    }
+
+    #[test]
+    fn file_of_secrets_is_read_with_a_byte_order_mark_and_windows_line_ends() {
+        let (first, second) = ("the first secret of two, of 32 bytes", "the second secret of two, of 32 bytes");
+        let unix = TicketKeys::from_file(format!("{first}\n{second}\n").as_bytes(), 30).unwrap();
+        let windows = TicketKeys::from_file(format!("\u{feff}{first}\r\n\r\n{second}\r\n").as_bytes(), 30).unwrap();
+        assert_eq!(unix.secrets, windows.secrets);
+        let jwk = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        assert_eq!(TicketKeys::from_file(jwk.as_bytes(), 30).unwrap_err(), KeyError::SecretIsKey { form: "JWK" });
     }
 
     #[test]

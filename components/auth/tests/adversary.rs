@@ -15,6 +15,7 @@ use weir_auth::{
     jws::JwsError,
     jwt::{LEEWAY_S_DEFAULT, RulesError, TokenError, TokenRules, Verifier},
     key::{Key, KeySet},
+    key_file,
     scope::{Action, Scopes},
     ticket::{TicketError, TicketKeys},
 };
@@ -68,12 +69,16 @@ fn headed(header: &str) -> String {
     token(header, CLAIMS, |message| hs256(message, SECRET))
 }
 
+fn public(pem: &str) -> Key {
+    key_file::read_keys(pem.as_bytes()).unwrap().keys.remove(0)
+}
+
 fn keys() -> KeySet {
     let key = |key: Key, id| key.with_id(id).unwrap();
     KeySet::new(vec![
         key(Key::from_secret(SECRET).unwrap(), "hs"),
-        key(Key::from_pem(P256_PUBLIC).unwrap(), "es"),
-        key(Key::from_pem(ED25519_PUBLIC).unwrap(), "ed"),
+        key(public(P256_PUBLIC), "es"),
+        key(public(ED25519_PUBLIC), "ed"),
     ])
     .unwrap()
 }
@@ -106,6 +111,9 @@ fn tokens_of_each_algorithm_are_taken() {
         token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, eddsa),
         // Without `kid`, the key is found by its algorithm.
         token(r#"{"alg":"EdDSA"}"#, CLAIMS, eddsa),
+        // The other name of EdDSA with Ed25519 (RFC 9864).
+        token(r#"{"alg":"Ed25519","kid":"ed"}"#, CLAIMS, eddsa),
+        token(r#"{"alg":"Ed25519"}"#, CLAIMS, eddsa),
     ] {
         let identity = verify(&token).unwrap();
         assert_eq!((identity.user(), identity.ends_s()), ("ann", Some(NOW_S + 600)));
@@ -117,9 +125,10 @@ fn tokens_of_each_algorithm_are_taken() {
 fn no_algorithm_is_no_token() {
     const ALGORITHM: TokenError = TokenError::Jws(JwsError::Algorithm);
     let (header, claims) = (base64url(r#"{"alg":"none"}"#), base64url(CLAIMS));
-    for none in
-        ["none", "None", "NONE", "nOnE", "none ", "", "null", "HS256 ", "hs256", "HS512", "RS256", "ES384", "ES256K"]
-    {
+    for none in [
+        "none", "None", "NONE", "nOnE", "none ", "", "null", "HS256 ", "hs256", "HS512", "RS256", "ES384", "ES256K",
+        "Ed448", "ed25519",
+    ] {
         let header = format!(r#"{{"alg":"{none}"}}"#);
         for signature in [&b""[..], b"x", &[0; 32], &[0; 64]] {
             assert_eq!(refused(&token(&header, CLAIMS, |_| signature.to_vec())), ALGORITHM, "{none}");
@@ -158,8 +167,12 @@ fn a_public_key_is_no_secret() {
             }
         }
     }
+    for kid in ["hs", "es"] {
+        let header = format!(r#"{{"alg":"Ed25519","kid":"{kid}"}}"#);
+        assert_eq!(refused(&token(&header, CLAIMS, eddsa)), TokenError::Jws(JwsError::Algorithm));
+    }
     // And a set of public keys alone takes no HS256 at all.
-    let public = KeySet::new(vec![Key::from_pem(P256_PUBLIC).unwrap()]).unwrap();
+    let public = KeySet::new(vec![public(P256_PUBLIC)]).unwrap();
     let verifier = Verifier::new(public, rules()).unwrap();
     let forged = token(r#"{"alg":"HS256"}"#, CLAIMS, |message| hs256(message, P256_PUBLIC.as_bytes()));
     assert_eq!(verifier.verify(&forged, NOW_S), Err(TokenError::Jws(JwsError::Algorithm)));

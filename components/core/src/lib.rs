@@ -18,6 +18,7 @@
 //! - [`quota`]: how often somebody may ask, and how many connections may be open.
 //! - [`session`]: chunks of a transcript in, segments and what they say out.
 //! - [`random`]: a seeded generator.
+//! - [`text_file`]: text files of the operator: UTF-8, with or without a byte order mark.
 
 pub mod backpressure;
 pub mod batch;
@@ -38,3 +39,4 @@ pub mod session;
 pub mod stream;
 pub mod summary;
 pub mod tally;
+pub mod text_file;

@@ -1,25 +1,26 @@
 //! Who asks, and whether they may: `weir-auth` with this host's clock, files and store.
 //!
-//! Rates and connections are counted in this instance. Keys are read from a folder and looked at again once a second; while
-//! a file cannot be understood nobody is let in, for it may be the one that takes somebody's right away.
+//! Rates and connections are counted in this instance. Keys are read from a folder and looked at again once a second. While a
+//! file cannot be understood every request is refused, since that file may be the one that takes a right away; the log and
+//! `/readyz` say which file and why.
 
 use std::{
     cell::{OnceCell, RefCell},
-    fs, io,
+    fmt, fs, io,
     path::Path,
     rc::Rc,
     time::SystemTime,
 };
 
 use weir_auth::{
-    api_key::ApiKeys,
+    api_key::{ApiKeys, RecordError},
     cors::{Cors, Headers, Page},
     credential::Credentials,
-    guard::{Entry, Guard},
+    guard::{Entry, Guard, GuardError},
     identity::Identity,
     jwt::{TokenRules, Verifier},
     key::KeySet,
-    refusal,
+    key_file, refusal,
     scope::Action,
     ticket::TicketKeys,
 };
@@ -42,7 +43,11 @@ const USERS_MAX: usize = 10_000;
 /// Subscriptions in one instance, whoever has them; the host bounds the requests of an instance below this.
 const CONNECTIONS_MAX: usize = 100_000;
 /// The files of the folder of keys.
-const FILES: [&str; 3] = ["token_keys", "api_keys", "ticket_secrets"];
+const FILES: [&str; 4] = [TOKEN_KEYS, TOKEN_SECRETS, API_KEYS, TICKET_SECRETS];
+const TOKEN_KEYS: &str = "token_keys";
+const TOKEN_SECRETS: &str = "token_secrets";
+const API_KEYS: &str = "api_keys";
+const TICKET_SECRETS: &str = "ticket_secrets";
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// What a request says of who sends it.
@@ -85,12 +90,37 @@ pub(crate) struct Access {
 /// The guard as the files were when they were last read.
 #[derive(Default)]
 struct Loaded {
-    guard: Option<Result<Rc<Guard>, String>>,
+    guard: Option<Result<Rc<Guard>, LoadError>>,
     looked_ns: u64,
     stamps: Vec<Option<(SystemTime, u64)>>,
 }
 
+/// Why the files of keys cannot be used.
+#[derive(Debug, Clone)]
+struct LoadError {
+    /// For the operator's log.
+    reason: String,
+    /// For everybody who asks `/readyz`: it repeats nothing of a file.
+    public: String,
+}
+
+impl From<String> for LoadError {
+    fn from(reason: String) -> Self {
+        Self { public: reason.clone(), reason }
+    }
+}
+
 impl Access {
+    /// Reads the keys, so that what is wrong with them is in the log when the server starts.
+    pub(crate) fn wake(now: Now) {
+        // Settings that cannot be understood are in the answer to every request.
+        if let Ok(access) = Self::current()
+            && access.required()
+        {
+            let _logged = access.guard(now.monotonic_ns);
+        }
+    }
+
     /// The one of this instance.
     pub(crate) fn current() -> Result<&'static Self, Problem> {
         thread_local! {
@@ -200,7 +230,7 @@ impl Access {
             if loaded.guard.is_none() || loaded.stamps != stamps {
                 let guard = self.load();
                 if let Err(error) = &guard {
-                    eprintln!("error: nobody is let in: {error}");
+                    eprintln!("error: auth.dir: every request is refused: {}", error.reason);
                 }
                 loaded.guard = Some(guard.map(Rc::new));
                 loaded.stamps = stamps;
@@ -209,14 +239,9 @@ impl Access {
         }
         match &loaded.guard {
             Some(Ok(guard)) => Ok(guard.clone()),
-            // What is wrong with the keys is for the log.
-            _ if self.required() => Err(Problem::refused(
-                503,
-                "auth_unavailable",
-                "Nobody can be let in",
-                "the keys of this server cannot be read",
-                Some(1000),
-            )),
+            _ if self.required() => {
+                Err(keys_unavailable("the keys of this server cannot be read; `GET /readyz` says why".to_owned()))
+            }
             _ => Err(Problem::refused(
                 403,
                 "auth_not_configured",
@@ -229,31 +254,69 @@ impl Access {
         }
     }
 
-    fn load(&self) -> Result<Guard, String> {
+    /// Whether requests can be authenticated, with the reason if not.
+    pub(crate) fn check_keys(&self, now_ns: u64) -> Result<(), Problem> {
+        let problem = match self.guard(now_ns) {
+            Ok(_) => return Ok(()),
+            Err(problem) => problem,
+        };
+        match &self.loaded.borrow().guard {
+            Some(Err(error)) => Err(keys_unavailable(format!("auth.dir: {}", error.public))),
+            _ => Err(problem),
+        }
+    }
+
+    fn load(&self) -> Result<Guard, LoadError> {
         let auth = self.settings;
         if !auth.required {
-            return Guard::open(auth.loopback).map_err(|error| error.to_string());
+            return Guard::open(auth.loopback).map_err(|error| error.to_string().into());
         }
-        let [keys, api_keys, secrets] = FILES.map(|file| read(&auth.dir.join(file)));
-        let rules =
-            || TokenRules { issuers: auth.issuers.clone(), audiences: auth.audiences.clone(), leeway_s: auth.leeway_s };
-        let tokens = keys?
-            .map(|keys| {
-                let keys = KeySet::from_file(&keys).map_err(|error| format!("{}: {error}", FILES[0]))?;
-                Verifier::new(keys, rules()).map_err(|error| error.to_string())
-            })
-            .transpose()?;
-        let api_keys = api_keys?
-            .map(|records| ApiKeys::from_file(&records).map_err(|error| format!("{}: {error}", FILES[1])))
-            .transpose()?;
-        let tickets = secrets?
-            .map(|secrets| {
-                let lines = secrets.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-                let lines: Vec<&[u8]> = lines.filter(|line| !line.is_empty()).collect();
-                TicketKeys::new(&lines, auth.ticket_ttl_s).map_err(|error| format!("{}: {error}", FILES[2]))
-            })
-            .transpose()?;
-        Guard::closed(tokens, api_keys, tickets).map_err(|error| error.to_string())
+        let contents = |file: &str| read(&auth.dir.join(file));
+        let in_file = |file: &'static str| move |error: &dyn fmt::Display| format!("{file}: {error}");
+        let mut keys = Vec::new();
+        if let Some(contents) = contents(TOKEN_KEYS)? {
+            let file = key_file::read_keys(&contents).map_err(|error| in_file(TOKEN_KEYS)(&error))?;
+            for skipped in &file.skipped {
+                eprintln!("warn: auth.dir: {TOKEN_KEYS}: a key is not used: {skipped}");
+            }
+            keys.extend(file.keys);
+        }
+        if let Some(contents) = contents(TOKEN_SECRETS)? {
+            keys.extend(key_file::read_secrets(&contents).map_err(|error| in_file(TOKEN_SECRETS)(&error))?);
+        }
+        let tokens = match keys.is_empty() {
+            true => None,
+            false => {
+                let keys = KeySet::new(keys).map_err(|error| format!("{TOKEN_KEYS} and {TOKEN_SECRETS}: {error}"))?;
+                let (issuers, audiences) = (auth.issuers.clone(), auth.audiences.clone());
+                let rules = TokenRules { issuers, audiences, leeway_s: auth.leeway_s };
+                Some(Verifier::new(keys, rules).map_err(|error| error.to_string())?)
+            }
+        };
+        let api_keys = match contents(API_KEYS)? {
+            None => None,
+            Some(contents) => Some(ApiKeys::from_file(&contents).map_err(|error| {
+                let reason = in_file(API_KEYS)(&error);
+                match error {
+                    // It repeats a word of the file.
+                    RecordError::Scope { line, .. } => {
+                        LoadError { reason, public: format!("{API_KEYS}: line {line}: a scope is not valid") }
+                    }
+                    _ => reason.into(),
+                }
+            })?),
+        };
+        let tickets = match contents(TICKET_SECRETS)? {
+            None => None,
+            Some(contents) => {
+                let keys = TicketKeys::from_file(&contents, auth.ticket_ttl_s);
+                Some(keys.map_err(|error| in_file(TICKET_SECRETS)(&error))?)
+            }
+        };
+        Guard::closed(tokens, api_keys, tickets).map_err(|error| match error {
+            GuardError::NoKeys => format!("there is no key in {TOKEN_KEYS}, {TOKEN_SECRETS} or {API_KEYS}").into(),
+            other => other.to_string().into(),
+        })
     }
 
     fn rate(&self, quota: &RefCell<Quota>, identity: &Identity, now: Now) -> Result<(), Problem> {
@@ -287,6 +350,10 @@ pub(crate) async fn may(identity: &Identity, action: Action, channel: &Channel, 
     }
     let owner = owners::find(channel).await?;
     identity.may(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, path))
+}
+
+fn keys_unavailable(detail: String) -> Problem {
+    Problem::refused(503, "auth_unavailable", "Nobody can be let in", detail, Some(1000))
 }
 
 /// Whether a file is still the one that was read.

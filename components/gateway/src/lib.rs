@@ -207,6 +207,7 @@ impl Call<'_> {
     async fn answer(&mut self, body: types::Request) -> Result<Answer, Problem> {
         if self.method == Method::OPTIONS && matches!(&*self.path, "*" | "/*") {
             sessions::wake();
+            Access::wake(self.began);
             return Ok(Answer::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
         }
         let settings = Settings::current().map_err(Problem::internal)?;
@@ -593,7 +594,7 @@ async fn readyz(began: Now) -> Result<Reply, Problem> {
     // Without authentication and off loopback there are no channels to be ready for, which is no fault.
     let access = Access::current()?;
     if access.required() {
-        access.guard(began.monotonic_ns)?;
+        access.check_keys(began.monotonic_ns)?;
     }
     match store(began).await {
         Ok(_) => Ok(Reply::json(models::ready_json(&models))),

@@ -144,9 +144,10 @@ pub struct Auth {
     /// `none`: nobody is asked who they are; channels are then served on a loopback address only. `required`: every request but
     /// probes, `/`, `/openapi.json` and `/stream/health` shows a token, an API key or a ticket.
     pub mode: AuthMode,
-    /// Folder with the files `token_keys` (a JWKS, public keys in PEM, or a shared secret), `api_keys` (lines `NAME USER
-    /// sha256:HEX SCOPE…`) and `ticket_secrets` (a line each, the first signs); each may be absent. A file that changes is
-    /// read again within a second; while one cannot be understood, nobody is let in.
+    /// Folder with the files `token_keys` (public keys: a JWKS, a JWK or PEM), `token_secrets` (shared secrets for HS256, one per
+    /// line), `api_keys` (lines `NAME USER sha256:HEX SCOPE…`) and `ticket_secrets` (a line each, the first signs); each may be
+    /// absent. A file that changes is read again within a second; while one cannot be understood, every request is refused, and
+    /// the log and `/readyz` say why. A key of `token_keys` that cannot be used is skipped beside one that can.
     pub dir: PathBuf,
     /// Issuers whose tokens are taken (`iss`).
     pub issuers: Vec<String>,

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use reqwest::Client;
 use serde_json::{Value, json};
+use weir_tests::pipelines::{Folder, run};
 use weir_tests::tokens::token;
 use weir_tests::{Server, root, until};
 
@@ -143,4 +144,73 @@ async fn key_that_is_not_understood_is_skipped_beside_a_usable_one() -> Result<(
         Ok((0..3).all(|key| log.contains(&format!("a key is not used: key {key} of the JWKS: "))))
     })
     .await
+}
+
+#[tokio::test]
+async fn pipeline_with_byte_order_mark_and_windows_line_ends_runs() -> Result<()> {
+    let folder = Folder::new(&[])?;
+    let definition = "\u{feff}{\r\n  \"name\": \"windows\",\r\n  \"steps\": [{\"id\": \"a\", \"kind\": \"map\", \"expression\": \"'ok'\"}]\r\n}\r\n";
+    folder.put_text("windows", definition)?;
+    let server = Server::start_stub(&folder.arguments())?;
+    server.ready().await?;
+    assert_eq!(run(&server, "windows", &json!({})).await?["output"], "ok");
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer() -> Result<()> {
+    let folder = Folder::new(&[])?;
+    folder.put_text("torn", "{\n  \"name\": \"torn\",")?;
+    folder.put_text("members", r#"{"name": "members", "steps": [{"id": "a", "kind": "mop"}], "step": 1}"#)?;
+    folder.put_text("has space", "{}")?;
+    let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(folder.path().join("utf16.json"), utf16)?;
+    let steps = format!("pipelines.steps=[\"own={}\"]", folder.path().join("missing.wasm").display());
+    let server = Server::start_stub(&[&folder.arguments()[..], &["--set", &steps]].concat())?;
+    // Nobody has asked yet.
+    for name in ["torn.json", "members.json", "has space", "utf16.json", "missing.wasm"] {
+        until(&format!("the log names {name}"), || async { Ok(server.log().contains(name)) }).await?;
+    }
+    server.ready().await?;
+    let list: Value = reqwest::get(server.url("/pipelines")).await?.json().await?;
+    let list = list["pipelines"].as_array().context("a list")?;
+    assert_eq!(list.len(), 3, "{list:?}");
+    for pipeline in list {
+        assert_eq!(pipeline["valid"], json!(false), "{pipeline}");
+        let error = pipeline["error"].as_str().context("an error")?;
+        let name = pipeline["name"].as_str().context("a name")?;
+        let path = format!("/pipelines/{name}");
+        let started = Client::new().post(server.url(&path)).json(&json!({})).send().await?;
+        for answer in [started, reqwest::get(server.url(&path)).await?] {
+            assert_eq!(answer.status(), 503, "{name}");
+            let body: Value = answer.json().await?;
+            assert_eq!(body["code"], "pipeline_invalid", "{body}");
+            ensure!(body["detail"].as_str().is_some_and(|detail| detail.contains(error)), "{error}: {body}");
+            match name {
+                "torn" => assert_eq!(body["line"], 2, "{body}"),
+                "members" => {
+                    let fields: Vec<&Value> =
+                        body["errors"].as_array().context("errors")?.iter().map(|error| &error["field"]).collect();
+                    assert_eq!(fields, ["steps[0].kind", "step"], "{body}");
+                    assert_eq!(pipeline["errors"], body["errors"]);
+                }
+                _ => ensure!(error.contains("UTF-16"), "{error}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn key_files_with_byte_order_mark_and_windows_line_ends_are_read() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    std::fs::write(dir.path().join("api_keys"), windows(&format!("# keys\n{API_KEYS}")))?;
+    std::fs::write(dir.path().join("token_secrets"), windows(&format!("{SECRET}\n")))?;
+    std::fs::write(dir.path().join("ticket_secrets"), windows("another secret, for tickets, also long enough\n"))?;
+    let server = guarded(dir.path())?;
+    server.ready().await?;
+    assert_eq!(classify(&server, ANN).await?, 200);
+    assert_eq!(classify(&server, &signed_with(SECRET)?).await?, 200);
+    Ok(())
 }

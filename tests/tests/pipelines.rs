@@ -288,8 +288,8 @@ async fn definitions_are_the_operators_and_are_read_again() -> Result<()> {
     let shown: Value = reqwest::get(server.url("/pipelines/one")).await?.json().await?;
     assert_eq!((&shown["name"], &shown["steps"][0]["expression"]), (&json!("one"), &json!("'old'")));
     let torn = start(&server, "torn", &json!({}), &[]).await?;
-    assert_eq!((torn.status().as_u16(), torn.json::<Value>().await?["code"].clone()), (500, json!("pipeline_invalid")));
-    until("in the log", || async { Ok(server.log().contains("the pipeline `torn`")) }).await?;
+    assert_eq!((torn.status().as_u16(), torn.json::<Value>().await?["code"].clone()), (503, json!("pipeline_invalid")));
+    until("in the log", || async { Ok(server.log().contains("torn.json is not a pipeline")) }).await?;
     assert_eq!(run(&server, "one", &json!({})).await?["output"], "old");
     folder.put("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
     until("read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;

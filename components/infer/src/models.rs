@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use weir_core::text_file::without_bom;
+
 /// Where the model directories are, read-only.
 const MODELS_DIR: &str = "/models";
 /// The longest name of a model.
@@ -145,7 +147,8 @@ fn read_file(directory: &Path, file: &str) -> Result<Option<Vec<u8>>, String> {
         Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
             Err(format!("{file} has {} bytes, more than {FILE_BYTES_MAX}", metadata.len()))
         }
-        Ok(_) => std::fs::read(&path).map(Some).map_err(unreadable),
+        // Editors write a byte order mark, which JSON does not have.
+        Ok(_) => std::fs::read(&path).map(|bytes| Some(without_bom(&bytes).to_vec())).map_err(unreadable),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(error)),
     }

@@ -42,6 +42,10 @@ pub fn load(
         if !path.is_file() {
             return Err(ConfigError::Unreadable(path.to_path_buf()));
         }
+        let contents = std::fs::read(path).map_err(|_| ConfigError::Unreadable(path.to_path_buf()))?;
+        // The reader of TOML accepts a byte order mark, and has no sentence for UTF-16.
+        weir_core::text_file::text(&contents)
+            .map_err(|error| ConfigError::Invalid(format!("configuration file {}: {error}", path.display())))?;
         figment = figment.merge(Toml::file_exact(path));
     }
     figment = figment.merge(Pairs::environment(environment)?);
@@ -348,6 +352,15 @@ mod tests {
         let file = file("[http\nlisten = 1");
         let message = load(Some(file.path()), [], &[]).unwrap_err().to_string();
         assert!(!message.contains('\n') && message.contains("line 1"), "{message}");
+    }
+
+    #[test]
+    fn file_with_byte_order_mark_and_windows_line_ends_is_read() {
+        let file = file("\u{feff}[http]\r\nlisten = '127.0.0.1:1'\r\n\r\n# a comment\r\nrequests_max = 5\r\n");
+        let config = load(Some(file.path()), [], &[]).unwrap();
+        assert_eq!((config.http.listen.as_str(), config.http.requests_max), ("127.0.0.1:1", 5));
+        let utf16: String = "[http]\n".chars().flat_map(|character| [character, '\0']).collect();
+        error(&utf16, &[], expect!["configuration file FILE: the file is UTF-16 or binary; save it as UTF-8 text"]);
     }
 
     #[test]

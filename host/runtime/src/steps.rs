@@ -6,6 +6,7 @@
 //! a file that is no component leaves the one before in place.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +67,13 @@ impl Steps {
         let mut linker = Linker::<StepState>::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        for (name, path) in &config.files {
+            // It is read when it is first asked for, and may be put there until then.
+            if let Err(reason) = inspect(path) {
+                let step = name.as_str();
+                tracing::warn!(step, path = %path.display(), reason, "a file of pipelines.steps cannot be used; put a component there");
+            }
+        }
         let known = config.files.keys().map(|name| (name.clone(), Mutex::default())).collect();
         let places = Arc::new(Semaphore::new(config.calls_max));
         Ok(Self(Arc::new(Inner { engine: engine.clone(), linker, config, known, places })))
@@ -165,6 +173,26 @@ impl Inner {
             StepComponentPre::new(linker.instantiate_pre(&component)?)
         };
         tokio::task::spawn_blocking(compile).await?
+    }
+}
+
+/// Whether a file may be a component, by its size and its first bytes.
+fn inspect(path: &Path) -> Result<(), String> {
+    /// The magic number, the version and the layer of a component in the binary format.
+    const COMPONENT: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+    let mut file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
+        return Err("it is not a file".to_owned());
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("it has {} bytes, and may have at most {FILE_BYTES_MAX}", metadata.len()));
+    }
+    let mut begin = [0; COMPONENT.len()];
+    match file.read_exact(&mut begin) {
+        Ok(()) if begin == COMPONENT => Ok(()),
+        Ok(()) if begin.starts_with(b"\0asm") => Err("it is a core module, not a component".to_owned()),
+        Ok(()) | Err(_) => Err("it is not a WebAssembly component".to_owned()),
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use weir_core::pipeline::{NAME_BYTES_MAX, State, StepState};
 
 use super::{Schemas, problem};
-use crate::pipeline::route::PIPELINE_ROUTES;
+use crate::{pipeline::route::PIPELINE_ROUTES, request::FieldError};
 
 /// What can go wrong on a path.
 type Problems = &'static [(&'static str, &'static str)];
@@ -13,12 +13,13 @@ const WHO: (&str, &str) = ("401", "The request does not show who sends it");
 const PLACE: (&str, &str) = ("403", "Without authentication executions are served on a loopback address only");
 const THERE: (&str, &str) = ("404", "There is no such thing, or not for this user");
 const OFTEN: (&str, &str) = ("429", "This user asks too often, see `Retry-After`");
+const INVALID: (&str, &str) = ("503", "The definition cannot be used, for the reasons in `detail` and `errors`");
 const STORE: (&str, &str) = ("503", "The store cannot answer now, see `Retry-After`");
 
 /// Adds the paths.
 pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     for (method, path) in PIPELINE_ROUTES {
-        let (mut operation, problems) = operation(method, path);
+        let (mut operation, problems) = operation(method, path, schemas);
         if let Some(name) = path.split(['{', '}']).nth(1) {
             let schema = match name {
                 "name" => {
@@ -41,18 +42,22 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     }
 }
 
-fn operation(method: &str, path: &str) -> (Value, Problems) {
+fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problems) {
     match (method, path) {
         ("GET", "/pipelines") => {
             let step = object(&[("id", text()), ("kind", text())]);
-            let pipeline = object(&[("name", text()), ("valid", json!({ "type": "boolean" })), ("steps", array(step))]);
+            let mut pipeline =
+                object(&[("name", text()), ("valid", json!({ "type": "boolean" })), ("steps", array(step))]);
+            // Only of one that is not valid.
+            pipeline["properties"]["error"] = text();
+            pipeline["properties"]["errors"] = array(schemas.answered::<FieldError>());
             let list = object(&[("pipelines", array(pipeline))]);
             (read("pipelines", "The pipelines that this user may start", list), &[WHO, PLACE, OFTEN])
         }
         ("POST", _) => (start(), START_PROBLEMS),
         ("GET", "/pipelines/{name}") => {
             let definition = json!({ "type": "object", "description": "Every member, also those with defaults" });
-            (read("pipeline", "The definition of a pipeline", definition), &[WHO, PLACE, THERE, OFTEN])
+            (read("pipeline", "The definition of a pipeline", definition), &[WHO, PLACE, THERE, OFTEN, INVALID])
         }
         ("GET", "/executions") => {
             let listed = object(&[
@@ -108,8 +113,10 @@ const START_PROBLEMS: Problems = &[
     ("415", "The body is not JSON in UTF-8"),
     ("422", "The `Idempotency-Key` is none, or was sent with another input"),
     ("429", "This user asks too often, or has all the executions that a user may have, see `Retry-After`"),
-    ("500", "The definition of the pipeline cannot be understood"),
-    ("503", "The server has all the executions that it may have, or the store cannot answer now, see `Retry-After`"),
+    (
+        "503",
+        "The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has all the executions that it may have, or the store cannot answer now, see `Retry-After`",
+    ),
 ];
 
 fn start() -> Value {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use weir_core::pipeline::{Definition, Rates, Snapshot, State, Status};
 
 use super::{
+    definition_file::DefinitionFault,
     event::{timestamp, write_failure, write_pipeline_failure},
     writer::{Object, object},
 };
@@ -78,15 +79,20 @@ pub fn executions_json(executions: &[Listed]) -> String {
     })
 }
 
-/// The body of `GET /pipelines`: each by its name with its definition, or with none when its file cannot be understood.
-pub fn pipelines_json<'a>(pipelines: impl IntoIterator<Item = (&'a str, Option<&'a Definition>)>) -> String {
+/// The body of `GET /pipelines`: each by its name with its definition, or with the reasons why its file cannot be used.
+pub fn pipelines_json<'a>(
+    pipelines: impl IntoIterator<Item = (&'a str, Result<&'a Definition, &'a DefinitionFault>)>,
+) -> String {
     object(|out| {
         out.array("pipelines", pipelines, |out, (name, definition)| {
-            out.value("name", name).value("valid", &definition.is_some());
+            out.value("name", name).value("valid", &definition.is_ok());
             let steps = definition.map(Definition::steps).unwrap_or_default();
             out.array("steps", steps, |out, step| {
                 out.value("id", &*step.task.id).value("kind", step.task.kind.name().name());
             });
+            if let Err(fault) = definition {
+                out.value("error", &fault.detail).value("errors", &fault.errors);
+            }
         });
     })
 }

@@ -1,6 +1,7 @@
 //! Pipelines on the wire.
 //!
 //! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
+//! - [`definition_file`]: the file of a pipeline, or what is wrong with it.
 //! - [`text`]: any JSON, checked and put on one line.
 //! - [`expression`]: the language of `map`, of `input` and of an HTTP body.
 //! - [`event`]: the nine events.
@@ -15,6 +16,7 @@
 pub mod answer;
 pub mod checkpoint;
 pub mod definition;
+pub mod definition_file;
 pub mod event;
 pub mod execution_id;
 pub mod expression;

@@ -1,20 +1,23 @@
 //! The operator's pipelines: a read-only folder with a file `NAME.json` for each. Looked at again once a second; a file that changes
-//! is read again, and an execution goes on with the definition that it began with.
+//! is read again, and an execution goes on with the definition that it began with. What is wrong with a file is logged once, when
+//! it is read, and is in every answer about the pipeline.
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::SystemTime,
 };
 
 use weir_codec::pipeline::{
-    definition::{self, DEFINITION_BYTES_MAX},
+    definition::DEFINITION_BYTES_MAX,
+    definition_file::{self, DefinitionFault},
     route::is_name,
 };
-use weir_core::pipeline::Definition;
+use weir_core::pipeline::{Definition, NAME_BYTES_MAX};
 
 use crate::clock;
 
@@ -28,32 +31,38 @@ pub(super) struct Definitions {
     dir: PathBuf,
     looked_ns: Cell<Option<u64>>,
     known: RefCell<BTreeMap<String, Known>>,
+    /// The files whose names are not those of pipelines.
+    ignored: RefCell<BTreeSet<String>>,
 }
 
 struct Known {
     stamp: (SystemTime, u64),
-    definition: Result<Arc<Definition>, ()>,
+    definition: Loaded,
 }
+
+/// A definition, or why its file cannot be used.
+pub(super) type Loaded = Result<Arc<Definition>, Rc<DefinitionFault>>;
 
 impl Definitions {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), looked_ns: Cell::new(None), known: RefCell::default() }
+        Self { dir: dir.to_owned(), looked_ns: Cell::new(None), known: RefCell::default(), ignored: RefCell::default() }
     }
 
-    /// A pipeline; an error when its file cannot be understood, which the log says more about.
-    pub(super) fn find(&self, name: &str) -> Option<Result<Arc<Definition>, ()>> {
+    /// A pipeline, or why its file cannot be used.
+    pub(super) fn find(&self, name: &str) -> Option<Loaded> {
         self.look();
         self.known.borrow().get(name).map(|known| known.definition.clone())
     }
 
     /// All of them, by name.
-    pub(super) fn all(&self) -> Vec<(String, Option<Arc<Definition>>)> {
+    pub(super) fn all(&self) -> Vec<(String, Loaded)> {
         self.look();
         let known = self.known.borrow();
-        known.iter().map(|(name, known)| (name.clone(), known.definition.clone().ok())).collect()
+        known.iter().map(|(name, known)| (name.clone(), known.definition.clone())).collect()
     }
 
-    fn look(&self) {
+    /// Reads what has changed, if the last look is long enough ago.
+    pub(super) fn look(&self) {
         let now_ns = clock::now().monotonic_ns;
         if self.looked_ns.get().is_some_and(|looked_ns| now_ns.saturating_sub(looked_ns) < RELOAD_NS) {
             return;
@@ -66,6 +75,7 @@ impl Definitions {
             let (path, file) = (entry.path(), entry.file_name());
             let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".json")) else { continue };
             if !is_name(name) || now.len() == PIPELINES_MAX {
+                self.ignore(name);
                 continue;
             }
             let Some(stamp) = fs::metadata(&path).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len())))
@@ -75,27 +85,37 @@ impl Definitions {
             let known = before.remove(name).filter(|known| known.stamp == stamp);
             let known = known.unwrap_or_else(|| {
                 let definition = read(&path, name, stamp.1).map(Arc::new);
-                Known {
-                    stamp,
-                    definition: definition.map_err(|error| eprintln!("warn: the pipeline `{name}`: {error}")),
-                }
+                let definition = definition.map_err(|fault| {
+                    eprintln!("warn: pipelines.dir: {name}.json is not a pipeline that can be started: {fault}");
+                    Rc::new(fault)
+                });
+                Known { stamp, definition }
             });
             now.insert(name.to_owned(), known);
         }
         self.known.replace(now);
     }
+
+    /// Logs once that a file is not read.
+    fn ignore(&self, name: &str) {
+        let mut ignored = self.ignored.borrow_mut();
+        if ignored.len() < PIPELINES_MAX && ignored.insert(name.to_owned()) {
+            let why = if is_name(name) {
+                format!("there are more than {PIPELINES_MAX} pipelines")
+            } else {
+                format!("a name has 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ - and, not first, dots")
+            };
+            eprintln!("warn: pipelines.dir: {name:?}.json is not read: {why}");
+        }
+    }
 }
 
-fn read(path: &Path, name: &str, bytes: u64) -> Result<Definition, String> {
+fn read(path: &Path, name: &str, bytes: u64) -> Result<Definition, DefinitionFault> {
     if bytes > DEFINITION_BYTES_MAX as u64 {
-        return Err(format!("its file has {bytes} bytes, and may have {DEFINITION_BYTES_MAX}"));
+        return Err(definition_file::too_large(bytes));
     }
-    let contents = fs::read(path).map_err(|error| error.to_string())?;
-    let definition = definition::read(&contents).map_err(|error| error.to_string())?;
-    match definition.name() == name {
-        true => Ok(definition),
-        false => Err(format!("its name in the file is `{}`", definition.name())),
-    }
+    let contents = fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+    definition_file::read(&contents, name)
 }
 
 #[cfg(test)]
@@ -103,17 +123,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_definition_of_its_name() {
+    fn file_with_another_name_or_no_definition_is_a_fault() {
         let path = std::env::temp_dir().join(format!("weir-definition-{}.json", std::process::id()));
         let check = |contents: &str, name: &str| {
             fs::write(&path, contents).unwrap();
-            read(&path, name, contents.len() as u64).map(|definition| definition.name().to_owned())
+            read(&path, name, contents.len() as u64)
+                .map(|definition| definition.name().to_owned())
+                .map_err(|fault| fault.to_string())
         };
         let good = r#"{"name": "p", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#;
         assert_eq!(check(good, "p"), Ok("p".to_owned()));
         assert!(check(good, "q").unwrap_err().contains("`p`"));
         assert!(check("{", "p").is_err());
-        assert!(read(&path, "p", u64::MAX).unwrap_err().contains("bytes"));
+        assert!(read(&path, "p", u64::MAX).unwrap_err().detail.contains("bytes"));
         fs::remove_file(&path).unwrap();
     }
 }

@@ -31,7 +31,7 @@ use std::{
 
 use spin_sdk::wasip3::spawn;
 use weir_codec::pipeline::answer::Listed;
-use weir_core::pipeline::{Definition, Limits, Reliability, ReliabilityConfig};
+use weir_core::pipeline::{Limits, Reliability, ReliabilityConfig};
 
 pub(crate) use self::inside::Inside;
 use self::live::Live;
@@ -91,6 +91,8 @@ impl Pipelines {
         if let Ok(pipelines) = Self::current()
             && !pipelines.woken.replace(true)
         {
+            // What is wrong with a definition is in the log when the server starts.
+            pipelines.definitions.look();
             spawn(resume::resume(pipelines));
         }
     }
@@ -134,7 +136,7 @@ impl Pipelines {
         ended.push_back((owner, listed));
     }
 
-    fn definition(&self, name: &str) -> Option<Result<Arc<Definition>, ()>> {
+    fn definition(&self, name: &str) -> Option<definitions::Loaded> {
         self.definitions.find(name)
     }
 }

@@ -70,7 +70,8 @@ impl Call<'_> {
             PipelineRoute::Pipelines => {
                 let all = pipelines.definitions.all();
                 let allowed = all.iter().filter(|(name, _)| self.may_start(identity, name).is_ok());
-                let listed = allowed.map(|(name, definition)| (name.as_str(), definition.as_deref()));
+                let listed =
+                    allowed.map(|(name, definition)| (name.as_str(), definition.as_deref().map_err(|fault| &**fault)));
                 Ok(Reply::json(answer::pipelines_json(listed).into_bytes()))
             }
             PipelineRoute::Pipeline(name) if self.method.as_str() == "POST" => {
@@ -110,9 +111,7 @@ impl Call<'_> {
     ) -> Result<std::sync::Arc<weir_core::pipeline::Definition>, Problem> {
         self.may_start(identity, name)?;
         let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
-        // What is wrong with it is for the log.
-        let detail = "the definition of this pipeline cannot be understood";
-        definition.map_err(|()| Problem::refused(500, "pipeline_invalid", "The pipeline is not valid", detail, None))
+        definition.map_err(|fault| fault.problem(name))
     }
 
     async fn start(

@@ -97,6 +97,8 @@ impl Evaluation {
                 }
                 Cow::Owned(Value::Array(all))
             }
+            // A multi-select has nothing to select from in null.
+            Node::List(_) | Node::Object(_) if input.is_null() => Cow::Owned(Value::Null),
             Node::List(nodes) => {
                 let mut items = Vec::with_capacity(nodes.len());
                 for node in nodes {
@@ -188,6 +190,13 @@ impl Evaluation {
         Ok(())
     }
 
+    /// Whether two values are equal: numbers by their value, so `1` and `1.0` are equal at every level. Looking at all of the
+    /// left one is paid for.
+    pub(super) fn is_equal(&mut self, left: &Value, right: &Value) -> Result<bool, EvaluationError> {
+        self.pay(left)?;
+        Ok(is_equal(left, right))
+    }
+
     fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Result<Value, EvaluationError> {
         let order = match (left, right) {
             (Value::Number(left), Value::Number(right)) => order(left, right),
@@ -199,9 +208,7 @@ impl Evaluation {
         };
         let is = match comparison {
             Comparison::Equal | Comparison::NotEqual => {
-                // Looking at all of the smaller one is paid for.
-                self.pay(left)?;
-                let is_equal = order.map_or_else(|| left == right, Ordering::is_eq);
+                let is_equal = self.is_equal(left, right)?;
                 return Ok(Value::Bool(is_equal == (comparison == Comparison::Equal)));
             }
             Comparison::Less => order.map(Ordering::is_lt),
@@ -210,6 +217,21 @@ impl Evaluation {
             Comparison::GreaterOrEqual => order.map(Ordering::is_ge),
         };
         Ok(is.map_or(Value::Null, Value::Bool))
+    }
+}
+
+/// Whether two values are equal, as [`Evaluation::is_equal`] says.
+pub(super) fn is_equal(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => order(left, right).is_some_and(Ordering::is_eq),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| is_equal(left, right))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            left.len() == right.len()
+                && left.iter().all(|(key, left)| right.get(key).is_some_and(|right| is_equal(left, right)))
+        }
+        _ => left == right,
     }
 }
 

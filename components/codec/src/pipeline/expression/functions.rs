@@ -6,7 +6,7 @@ use serde_json::{Number, Value};
 
 use super::{
     EvaluationError,
-    evaluate::{Evaluation, number, order, type_name, wrong_type},
+    evaluate::{Evaluation, is_equal, number, order, type_name, wrong_type},
 };
 
 macro_rules! functions {
@@ -130,7 +130,7 @@ impl Evaluation {
                 }
                 Value::Array(items) => {
                     self.pay(first)?;
-                    items.contains(second).into()
+                    items.iter().any(|item| is_equal(item, second)).into()
                 }
                 other => return Err(wrong_type(name, "a string or an array", other)),
             },

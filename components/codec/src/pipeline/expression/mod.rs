@@ -4,11 +4,14 @@
 //! projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`), objects
 //! (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`, parentheses and
 //! functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %` (JEP-16) and the string
-//! functions `lower upper trim split replace` (JEP-14). Left out: slices, `.*` (use `values(@)`), and functions by expression
-//! other than `map`.
+//! functions `lower upper trim split replace` (JEP-14).
 //!
-//! Departures: comparison orders strings as well as numbers; `merge`'s last argument wins; the keys of an object that is
-//! built come sorted; whole numbers stay exact up to 64 bits.
+//! `tests/compliance.rs` runs the compliance suite of JMESPath and lists what is left out: slices, the values of an object by
+//! `*` (use `values(@)`), and functions by expression other than `map` (`sort_by`, `max_by`, `min_by`).
+//!
+//! Beyond the standard: comparison orders strings as well as numbers; the keys of an object that is built come sorted; whole
+//! numbers stay exact up to 64 bits. Numbers are equal by their value, `1` and `1.0`, at every level. A list or an object that
+//! is built from null is null.
 //!
 //! There are no loops but those over the items of arrays, and no recursion. An evaluation has a budget: [`Bounds`].
 

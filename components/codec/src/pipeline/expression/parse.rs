@@ -61,6 +61,8 @@ pub(super) enum Operator {
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
     Name(String),
+    /// A name in double quotes, which is a field and never a function.
+    QuotedName(String),
     Literal(Value),
     Number(i64),
     Sign(&'static str),
@@ -133,7 +135,7 @@ fn tokens(text: &str) -> Result<Vec<(Token, usize)>, ParseError> {
                 let length = quoted(rest, first).ok_or_else(|| wrong("a quote without its end"))?;
                 let inner = &rest[1..length - 1];
                 let token = match first {
-                    '"' => serde_json::from_str(&rest[..length]).map(Token::Name),
+                    '"' => serde_json::from_str(&rest[..length]).map(Token::QuotedName),
                     '\'' => Ok(Token::Literal(Value::String(inner.replace("\\'", "'")))),
                     _ => serde_json::from_str(&inner.replace("\\`", "`")).map(Token::Literal),
                 };
@@ -208,7 +210,7 @@ impl Parser {
         match self.peek() {
             Token::End => self.error("an unexpected end"),
             Token::Sign(sign) => self.error(&format!("an unexpected `{sign}`")),
-            Token::Name(_) => self.error("an unexpected name"),
+            Token::Name(_) | Token::QuotedName(_) => self.error("an unexpected name"),
             Token::Literal(_) => self.error("an unexpected literal"),
             Token::Number(_) => self.error("an unexpected number; literal numbers stand between backticks"),
         }
@@ -256,6 +258,10 @@ impl Parser {
                 let quoted = self.next;
                 self.next += 1;
                 if self.takes("(") { self.call(&name, quoted) } else { Ok(Parsed::leaf(Node::Field(name))) }
+            }
+            Token::QuotedName(name) => {
+                self.next += 1;
+                Ok(Parsed::leaf(Node::Field(name)))
             }
             Token::Sign("@") => {
                 self.next += 1;
@@ -348,7 +354,7 @@ impl Parser {
 
     fn after_dot(&mut self) -> Step {
         match self.peek() {
-            Token::Name(_) | Token::Sign("{") => self.prefix(),
+            Token::Name(_) | Token::QuotedName(_) | Token::Sign("{") => self.prefix(),
             Token::Sign("[") => self.list(),
             _ => self.unexpected(),
         }
@@ -397,7 +403,7 @@ impl Parser {
         self.expect("{")?;
         let (mut members, mut depth) = (Vec::new(), 0);
         loop {
-            let Token::Name(name) = self.peek().clone() else { return self.unexpected() };
+            let (Token::Name(name) | Token::QuotedName(name)) = self.peek().clone() else { return self.unexpected() };
             self.next += 1;
             self.expect(":")?;
             let member = self.expression(0)?;

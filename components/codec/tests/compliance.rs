@@ -1,0 +1,92 @@
+//! The compliance suite of JMESPath (`tests/jmespath`), every case of it: what is left out or differs on purpose is listed here.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use weir_codec::pipeline::expression::{Bounds, Expression};
+use weir_core::pipeline::Json;
+
+/// What this language leaves out or does differently, and how many cases of the suite show it.
+const DEPARTURES: &[(&str, usize)] = &[(BY_EXPRESSION, 15), (OBJECT_WILDCARD, 40), (SLICE, 37)];
+
+const BY_EXPRESSION: &str = "left out: functions by expression other than `map`: `sort_by`, `max_by`, `min_by`";
+const OBJECT_WILDCARD: &str = "left out: the values of an object by `*`; `values(@)` gives them";
+const SLICE: &str = "left out: slices";
+
+/// Why a case is not expected to have the result of the suite.
+fn departure(file: &str, expression: &str) -> Option<&'static str> {
+    let is_any = |parts: &[&str]| parts.iter().any(|part| expression.contains(part));
+    if is_any(&["sort_by(", "max_by(", "min_by("]) {
+        Some(BY_EXPRESSION)
+    } else if expression.replace("[*]", "").contains('*') || expression == "foo.[*]" {
+        Some(OBJECT_WILDCARD)
+    } else if file == "slice" {
+        Some(SLICE)
+    } else {
+        None
+    }
+}
+
+/// The result of an expression; none for an error of any kind.
+fn evaluate(expression: &str, given: &Value) -> Option<Value> {
+    let expression = Expression::parse(expression).ok()?;
+    let result = expression.evaluate(&Json::from_checked(given.to_string()), Bounds::default()).ok()?;
+    Some(serde_json::from_str(result.as_str()).unwrap())
+}
+
+/// Whether two values are equal, numbers by their value: the suite writes `5` for a result of `5.0`.
+fn is_equal(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => left.as_f64() == right.as_f64(),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| is_equal(left, right))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            left.len() == right.len()
+                && left.iter().all(|(key, value)| right.get(key).is_some_and(|other| is_equal(value, other)))
+        }
+        _ => left == right,
+    }
+}
+
+#[test]
+fn every_case_has_the_result_of_the_suite_or_a_listed_reason() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/jmespath");
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    assert_eq!(files.len(), 15);
+    let (mut cases, mut wrong, mut departures) = (0, Vec::new(), BTreeMap::new());
+    for path in files {
+        let file = path.file_stem().unwrap().to_str().unwrap();
+        let suites: Vec<Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for suite in &suites {
+            for case in suite["cases"].as_array().unwrap() {
+                cases += 1;
+                let expression = case["expression"].as_str().unwrap();
+                let got = evaluate(expression, &suite["given"]);
+                let wanted = case.get("result");
+                let is_right = match (&got, wanted) {
+                    (Some(got), Some(wanted)) => is_equal(got, wanted),
+                    (None, None) => true,
+                    _ => false,
+                };
+                match departure(file, expression) {
+                    // A case with a reason may be right by chance, an error most of all.
+                    Some(reason) if !is_right => *departures.entry(reason).or_insert(0) += 1,
+                    None if !is_right => {
+                        let wanted = wanted.map_or("an error".to_owned(), Value::to_string);
+                        let got = got.map_or("an error".to_owned(), |got| got.to_string());
+                        wrong.push(format!("{file}: {expression}\n    gives {got}\n    not   {wanted}"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(departures, DEPARTURES.iter().copied().collect());
+}

@@ -6,7 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`first_build`]: how long the first build takes, said before it; [`dist`]: the archive to give away
-//! - [`demo`], [`checks`] (`cargo xtask test`), [`mod@bench`]: what people run
+//! - [`demo`], [`checks`] (`cargo xtask test`), [`fuzz`], [`mod@bench`]: what people run
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: what the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
@@ -22,6 +22,7 @@ mod demo;
 mod dist;
 mod files;
 mod first_build;
+mod fuzz;
 mod house;
 mod http;
 mod nginx;
@@ -79,6 +80,7 @@ const TASKS: &[Task] = &[
         usage: bench::USAGE,
         run: bench::task,
     },
+    Task { name: "fuzz", about: "execute the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
     Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },

@@ -52,6 +52,12 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
     // Light: a client of any server, it knows neither wasmtime nor an engine.
     Rule { package: "weir-bench", house: &[], others: Some(&["anyhow", "clap", "serde", "serde_json", "tokio"]) },
+    // Of nn: the tensors, with a feature that no build of the workspace turns on.
+    Rule {
+        package: "weir-fuzz",
+        house: &["weir-auth", "weir-codec", "weir-core", "weir-nn"],
+        others: Some(&["serde_json"]),
+    },
     Rule { package: "xtask", house: &[], others: None },
     Rule { package: "nn-probe", house: &[], others: None },
     Rule { package: "infer-stub", house: &[], others: None },

@@ -1,0 +1,36 @@
+//! A short run of every target, the same on every machine; `cargo xtask fuzz` is the long one.
+
+#![allow(clippy::unwrap_used)]
+
+use weir_fuzz::{run::run, targets::TARGETS};
+
+/// Executions of each target: seconds in all, in the development profile too.
+const EXECUTIONS: u64 = 3000;
+
+#[test]
+fn every_target_holds_its_properties_in_a_short_run() {
+    for target in TARGETS {
+        let report = run(target, 1, EXECUTIONS);
+        assert_eq!(report.failure.map(|input| String::from_utf8_lossy(&input).into_owned()), None, "{}", target.name);
+        assert_eq!(report.executions, EXECUTIONS, "{}", target.name);
+    }
+}
+
+#[test]
+fn inputs_to_begin_with_are_accepted_by_their_target() {
+    for target in TARGETS {
+        let accepted = target.inputs.iter().filter(|input| (target.function)(input)).count();
+        assert!(accepted > 0, "{} accepts none of its inputs: it tests nothing but refusals", target.name);
+    }
+}
+
+#[test]
+fn every_target_is_one_of_cargo_fuzz_too() {
+    let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    for name in TARGETS.iter().map(|target| target.name) {
+        let file = std::fs::read_to_string(fuzz.join(format!("fuzz_targets/{name}.rs"))).unwrap();
+        assert!(file.contains(&format!("targets::{name}(data)")), "{name}");
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
+    }
+}

@@ -12,6 +12,7 @@
 //! - `sessions`: transcript sessions that are stored; `annotating`: what models say of their segments.
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
+//! - `lease`: what this instance owns among those that share a store.
 //! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
@@ -32,6 +33,7 @@ mod duplex;
 mod held;
 mod infer;
 mod items;
+mod lease;
 mod owners;
 mod pipelines;
 mod process;

@@ -12,7 +12,7 @@ use weir_core::process::Now;
 use crate::{
     access::Access,
     bindings::weir::stream::events::{self, Event, Failure},
-    owners,
+    lease, owners,
     reply::Reply,
     subscribe,
 };
@@ -94,7 +94,7 @@ async fn append(
 
 /// Appends one event; its id on the wire.
 async fn place(channel: &Channel, event: Event) -> Result<String, Problem> {
-    let places = events::append(channel.to_string(), vec![event]).await.map_err(problem)?;
+    let places = events::append(channel.to_string(), vec![event], None).await.map_err(problem)?;
     let place = places.first().ok_or_else(|| Problem::internal("the store gave no place"))?;
     Ok(subscribe::wire_id(place))
 }
@@ -126,6 +126,7 @@ pub(crate) fn problem(failure: Failure) -> Problem {
             let detail = "the channel has its last event; nothing can be published to it";
             Problem::refused(409, "channel_finished", "The channel is finished", detail, None)
         }
+        Failure::Fenced => lease::owned_elsewhere(1000),
         Failure::TooLarge(text) => Problem::refused(413, "event_too_large", "The event is too large", text, None),
         Failure::Unavailable(retry_after_ms) => Problem::refused(
             503,

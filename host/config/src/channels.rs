@@ -49,6 +49,9 @@ pub struct Events {
     /// Bytes of what is kept between events, such as checkpoints of executions; of `memory` and `disk`. What does not fit is
     /// refused, nothing is let go of for it; Redis has its own `maxmemory`.
     pub state_bytes_max: u64,
+    /// Within how long another instance takes over the executions and stored sessions of one that has died, ms; 1000 to 3600000. An instance that
+    /// is stopped for longer than three quarters of it loses them to others that share the store.
+    pub lease_ms: u64,
     /// A file that gets every event published here as a line of JSON; none when empty. Its folder must be there.
     pub file: PathBuf,
     /// When the file has so many bytes it is rotated to `FILE.1`, `FILE.2` and so on.
@@ -83,6 +86,7 @@ impl Default for Events {
             subscribers_max: 100_000,
             outbox_bytes_max: 256 << 10,
             state_bytes_max: 256 << 20,
+            lease_ms: 10_000,
             file: PathBuf::new(),
             file_bytes_max: 64 << 20,
             file_count_max: 8,

@@ -62,6 +62,8 @@ pub fn load(
 
 /// An event takes 262,144 bytes of data, of which an output may be most.
 const OUTPUT_BYTES_MAX: u64 = 250_000;
+/// What `events.lease_ms` may be: long enough to be renewed, and at most what the store takes.
+const LEASE_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
 
 /// Values that have the right type and still make no sense.
 fn check(config: &Config) -> Result<(), ConfigError> {
@@ -119,6 +121,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     ];
     if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
         return Err(ConfigError::Invalid(format!("{key} must be at least 1")));
+    }
+    let lease_ms = config.events.lease_ms;
+    if !LEASE_MS.contains(&lease_ms) {
+        let (least, most) = (LEASE_MS.start(), LEASE_MS.end());
+        return Err(ConfigError::Invalid(format!("events.lease_ms is {lease_ms}, and must be {least} to {most}")));
     }
     if config.auth.mode == AuthMode::Required && config.auth.dir.as_os_str().is_empty() {
         let missing = "auth.dir must name the folder of keys when auth.mode is `required`";
@@ -386,6 +393,7 @@ mod tests {
             expect![[r#"http.requests_max: invalid type: found string "many", expected u32 (in FILE)"#]],
         );
         error("[http]\nrequests_max = 0\n", &[], expect!["http.requests_max must be at least 1"]);
+        error("[events]\nlease_ms = 999\n", &[], expect!["events.lease_ms is 999, and must be 1000 to 3600000"]);
         error(
             "",
             &[("WEIR_HTTP_LISTN", "x")],

@@ -14,6 +14,10 @@ pub enum Error {
     /// The channel's last event is in; retrying cannot help.
     #[error("the channel is finished")]
     Finished,
+    /// The lease of the write's fence is not held any more: another has acquired it, or it was released. Nothing was written, and
+    /// retrying cannot help.
+    #[error("the lease is not held any more; nothing was written")]
+    Fenced,
     /// Less would have been taken; retrying the same cannot help.
     #[error("{0}")]
     TooLarge(String),

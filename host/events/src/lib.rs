@@ -2,6 +2,7 @@
 //!
 //! - [`Store`]: append, read, follow and claim, and what is kept between events, over one of three kinds
 //! - [`Subscription`]: what [`Store::follow`] gives: replay, then live
+//! - [`Store::acquire`], [`Fence`]: leases, and the token that what is owned is written with
 //! - [`EventsConfig`]: which kind, where, and every bound
 //! - [`Groups`]: several consumers that work one channel together (Redis only)
 //! - [`Callback`]: a subscriber that is a function
@@ -35,6 +36,7 @@ mod disk;
 mod error;
 mod file;
 mod hub;
+mod lease;
 mod memory;
 mod redis;
 mod store;
@@ -45,7 +47,9 @@ pub use callback::Callback;
 pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
 pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
+pub use lease::Acquisition;
 pub use redis::groups::{Groups, Work};
 pub use store::{Health, Stats, Store};
 pub use subscription::Subscription;
 pub use tap::{Tap, Tapped};
+pub use weir_core::channel::Fence;

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Log, Page, Values};
+use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Log, Page, Values};
 
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
 use crate::config::EventsConfig;
 use crate::error::{Error, lock};
 use crate::hub::{Hub, State, wake};
+use crate::lease::LocalLeases;
 use crate::subscription::Subscription;
 
 #[derive(Debug)]
@@ -18,16 +19,24 @@ pub(crate) struct Memory {
     hub: Arc<Hub>,
     claims: Mutex<Claims>,
     values: Mutex<Values<Arc<[u8]>>>,
+    pub(crate) leases: LocalLeases,
 }
 
 impl Memory {
     pub(crate) fn new(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Self {
         let claims = Mutex::new(Claims::new(config.claims_max));
         let values = Mutex::new(Values::new(config.state_bytes_max));
-        Self { config, clock, hub, claims, values }
+        let leases = LocalLeases::new(&clock);
+        Self { config, clock, hub, claims, values, leases }
     }
 
-    pub(crate) fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+    pub(crate) fn append(
+        &self,
+        name: &ChannelName,
+        mut drafts: Vec<Draft>,
+        fence: Option<&Fence>,
+    ) -> Result<Vec<Cursor>, Error> {
+        let _owned = self.leases.check(fence)?;
         loop {
             let channel = self.hub.insert(name, || self.empty())?;
             let mut state = channel.lock();
@@ -67,7 +76,14 @@ impl Memory {
         Ok(lock(&self.claims).claim(key, end, &self.clock)?)
     }
 
-    pub(crate) fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
+    pub(crate) fn put(
+        &self,
+        key: &ChannelName,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+        fence: Option<&Fence>,
+    ) -> Result<(), Error> {
+        let _owned = self.leases.check(fence)?;
         let (now_ms, bytes) = (self.clock.now_ms(), value.len());
         let mut values = lock(&self.values);
         values.expire(now_ms);
@@ -80,8 +96,10 @@ impl Memory {
         Some(value.to_vec())
     }
 
-    pub(crate) fn delete(&self, key: &ChannelName) {
+    pub(crate) fn delete(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
+        let _owned = self.leases.check(fence)?;
         lock(&self.values).delete(key);
+        Ok(())
     }
 
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
@@ -92,6 +110,7 @@ impl Memory {
     pub(crate) fn sweep(&self) {
         lock(&self.claims).expire(&self.clock);
         lock(&self.values).expire(self.clock.now_ms());
+        self.leases.sweep();
     }
 
     fn empty(&self) -> State {

@@ -4,13 +4,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Page};
+use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Page};
 
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::Disk;
 use crate::error::{Error, OpenError};
 use crate::hub::Hub;
+use crate::lease::Acquisition;
 use crate::memory::Memory;
 use crate::redis::Redis;
 use crate::redis::groups::Groups;
@@ -23,6 +24,10 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 const VALUE_TTL_MS_MAX: u64 = 315_360_000_000;
 /// The most keys in one answer.
 const KEYS_MAX: usize = 1_000;
+/// The longest that a lease may last without being renewed, in milliseconds: an hour.
+const LEASE_TTL_MS_MAX: u64 = 3_600_000;
+/// The most bytes of an owner's name.
+const OWNER_BYTES_MAX: usize = 128;
 /// The most bytes of a key to claim.
 const CLAIM_KEY_BYTES_MAX: usize = 256;
 
@@ -115,6 +120,20 @@ impl Store {
     ///
     /// After [`Error::Unavailable`] the events may be in all the same: a retry may double them.
     pub async fn append(&self, channel: &ChannelName, events: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+        self.append_fenced(channel, events, None).await
+    }
+
+    /// [`Store::append`], refused when the lease is not held any more. Memory never stands in for Redis then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`], and those of [`Store::append`].
+    pub async fn append_fenced(
+        &self,
+        channel: &ChannelName,
+        events: Vec<Draft>,
+        fence: Option<&Fence>,
+    ) -> Result<Vec<Cursor>, Error> {
         Draft::check_all(&events, &self.inner.config.limits)?;
         if events.is_empty() {
             return Ok(Vec::new());
@@ -122,9 +141,9 @@ impl Store {
         let count = events.len() as u64;
         let tapped = self.inner.taps.keep(&events);
         let cursors = match &self.inner.kind {
-            Kind::Memory(memory) => memory.append(channel, events),
-            Kind::Disk(disk) => disk.append(channel, events).await,
-            Kind::Redis(redis) => redis.append(channel, events).await,
+            Kind::Memory(memory) => memory.append(channel, events, fence),
+            Kind::Disk(disk) => disk.append(channel, events, fence).await,
+            Kind::Redis(redis) => redis.append(channel, events, fence).await,
         }?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
         if let Some(tapped) = tapped {
@@ -190,6 +209,21 @@ impl Store {
     /// A value or all of them past the bound, a time of 0 or past ten years, or the store cannot be asked now: nothing stands in
     /// for it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        self.put_fenced(key, value, ttl_ms, None).await
+    }
+
+    /// [`Store::put`], refused when the lease is not held any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`], and those of [`Store::put`].
+    pub async fn put_fenced(
+        &self,
+        key: &ChannelName,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+        fence: Option<&Fence>,
+    ) -> Result<(), Error> {
         if value.len() > VALUE_BYTES_MAX {
             return Err(Error::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
         }
@@ -197,9 +231,9 @@ impl Store {
             return Err(Error::Invalid(format!("a value lives for 1 to {VALUE_TTL_MS_MAX} ms")));
         }
         match &self.inner.kind {
-            Kind::Memory(memory) => memory.put(key, value, ttl_ms),
-            Kind::Disk(disk) => disk.put(key, &value, ttl_ms).await,
-            Kind::Redis(redis) => redis.put(key, &value, ttl_ms).await,
+            Kind::Memory(memory) => memory.put(key, value, ttl_ms, fence),
+            Kind::Disk(disk) => disk.put(key, &value, ttl_ms, fence).await,
+            Kind::Redis(redis) => redis.put(key, &value, ttl_ms, fence).await,
         }
     }
 
@@ -222,13 +256,69 @@ impl Store {
     ///
     /// The store cannot be asked now; retrying is safe.
     pub async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
+        self.delete_fenced(key, None).await
+    }
+
+    /// [`Store::delete`], refused when the lease is not held any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`], and those of [`Store::delete`].
+    pub async fn delete_fenced(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
         match &self.inner.kind {
-            Kind::Memory(memory) => {
-                memory.delete(key);
-                Ok(())
-            }
-            Kind::Disk(disk) => disk.delete(key).await,
-            Kind::Redis(redis) => redis.delete(key).await,
+            Kind::Memory(memory) => memory.delete(key, fence),
+            Kind::Disk(disk) => disk.delete(key, fence).await,
+            Kind::Redis(redis) => redis.delete(key, fence).await,
+        }
+    }
+
+    /// Acquires the lease of a key for an owner, for so many milliseconds. The key needs no value. Later writes that carry its token are
+    /// refused once another owner has acquired it, and what was written before is seen by every later [`Store::get`] and
+    /// [`Store::read`] of its owner. The same owner gets a new token, and its earlier one is refused then.
+    ///
+    /// Time is the store's own: a monotonic clock of this process, or the clock of the Redis server.
+    ///
+    /// # Errors
+    ///
+    /// A time of 0 or past the bound, an owner of no or more than 128 bytes, or the store cannot be asked now: nothing stands in for
+    /// it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same owner is safe.
+    pub async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
+        if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
+            let bytes = owner.len();
+            return Err(Error::Invalid(format!("an owner has 1 to {OWNER_BYTES_MAX} bytes, and this one has {bytes}")));
+        }
+        check_lease_ttl(ttl_ms)?;
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.leases.acquire(key, owner, ttl_ms, || ()),
+            Kind::Disk(disk) => disk.acquire(key, owner, ttl_ms).await,
+            Kind::Redis(redis) => redis.acquire(key, owner, ttl_ms).await,
+        }
+    }
+
+    /// Makes a lease last so many milliseconds from now. It succeeds after its end too, unless another has acquired it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`] where it is lost for good, a time of 0 or past the bound, or the store cannot be asked now.
+    pub async fn renew(&self, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
+        check_lease_ttl(ttl_ms)?;
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.leases.renew(fence, ttl_ms),
+            Kind::Disk(disk) => disk.leases.renew(fence, ttl_ms),
+            Kind::Redis(redis) => redis.renew(fence, ttl_ms).await,
+        }
+    }
+
+    /// Ends a lease now, so that others need not wait. Until another acquires it, its last owner can renew it for a minute.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`] where it was not held any more, or the store cannot be asked now: then it ends by itself.
+    pub async fn release(&self, fence: &Fence) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::Memory(memory) => memory.leases.release(fence),
+            Kind::Disk(disk) => disk.leases.release(fence),
+            Kind::Redis(redis) => redis.release(fence).await,
         }
     }
 
@@ -301,9 +391,20 @@ impl Store {
         self.inner.hub.close_all();
         match &self.inner.kind {
             Kind::Disk(disk) => disk.close().await,
-            Kind::Memory(_) | Kind::Redis(_) => Ok(()),
+            Kind::Redis(redis) => {
+                redis.close().await;
+                Ok(())
+            }
+            Kind::Memory(_) => Ok(()),
         }
     }
+}
+
+fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
+    if ttl_ms == 0 || ttl_ms > LEASE_TTL_MS_MAX {
+        return Err(Error::Invalid(format!("a lease lasts 1 to {LEASE_TTL_MS_MAX} ms, and not {ttl_ms}")));
+    }
+    Ok(())
 }
 
 /// Lets go of what is too old, as long as the store is there.

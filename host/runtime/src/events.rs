@@ -9,7 +9,7 @@ use weir_core::channel::{self, ChannelName, Draft};
 use weir_events::{Error, Store, StoreKind, Subscription};
 
 use crate::bindings::gateway::weir::stream::events::{
-    Closed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Host, HostWithStore, Page,
+    Closed, Condition, Cursor, Delivery, Entry, Event, Failure, Fence, Gap, Host, HostWithStore, Page,
 };
 use crate::gateway::GatewayState;
 
@@ -25,11 +25,16 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         accessor: &Accessor<GatewayState, Self>,
         channel: String,
         events: Vec<Event>,
+        lease: Option<Fence>,
     ) -> wasmtime::Result<Result<Vec<Cursor>, Failure>> {
         let store = store(accessor);
         let Some(name) = name(&channel) else { return Ok(Err(no_name(&channel))) };
         let drafts = events.into_iter().map(draft).collect();
-        let places = store.append(&name, drafts).await;
+        let fence = match lease.map(fence).transpose() {
+            Ok(fence) => fence,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        let places = store.append_fenced(&name, drafts, fence.as_ref()).await;
         Ok(places.map(|places| places.into_iter().map(cursor).collect()).map_err(failure))
     }
 
@@ -129,6 +134,14 @@ pub(crate) fn no_name(text: &str) -> Failure {
     Failure::Invalid(why.unwrap_or_default())
 }
 
+/// The fence of a write.
+pub(crate) fn fence(lease: Fence) -> Result<weir_events::Fence, Failure> {
+    match name(&lease.key) {
+        Some(key) => Ok(weir_events::Fence { key, token: lease.token }),
+        None => Err(no_name(&lease.key)),
+    }
+}
+
 fn place(cursor: Cursor) -> channel::Cursor {
     channel::Cursor::new(cursor.epoch, cursor.seq)
 }
@@ -186,6 +199,7 @@ pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Invalid(text) => Failure::Invalid(text),
         Error::Finished => Failure::Finished,
+        Error::Fenced => Failure::Fenced,
         Error::TooLarge(text) => Failure::TooLarge(text),
         Error::Unavailable { reason, retry_after_ms } => {
             tracing::warn!(reason, "the channel store does not answer");

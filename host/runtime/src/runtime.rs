@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use weir_config::{AuthMode, Config};
+use weir_config::{AuthMode, Config, EventsStore};
 use weir_core::breaker::BreakerConfig;
 use weir_core::queue::{Aggregation, DropPolicy, QueueConfig, Window};
 use weir_core::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
@@ -223,6 +223,12 @@ impl Drop for Runtime {
     }
 }
 
+/// A name that no other instance has: what this one acquires leases under.
+fn instance_name() -> String {
+    let half = |seed: u64| std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), seed);
+    format!("{:016x}{:016x}-{}", half(0), half(1), std::process::id())
+}
+
 fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
     let models = models(config)?;
     let mut pools = Pools::new();
@@ -387,6 +393,10 @@ fn start_gateway(
         ("WEIR_GRIP", "host".to_owned()),
         ("WEIR_EVENTS_EVENTS_MAX", config.events.events_max.to_string()),
         ("WEIR_EVENTS_BYTES_MAX", config.events.bytes_max.to_string()),
+        ("WEIR_LEASE_MS", config.events.lease_ms.to_string()),
+        ("WEIR_INSTANCE", instance_name()),
+        // The file of `disk` and the memory of a process belong to one instance.
+        ("WEIR_EVENTS_SHARED", (config.events.store == EventsStore::Redis).to_string()),
         ("WEIR_SESSIONS_LIVE_MAX", config.sessions.live_max.to_string()),
         ("WEIR_SESSIONS_MEMORY_BYTES_MAX", config.sessions.memory_bytes_max.to_string()),
         ("WEIR_SESSIONS_CHECKPOINT_MS", config.sessions.checkpoint_ms.to_string()),

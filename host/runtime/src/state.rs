@@ -2,9 +2,9 @@
 
 use wasmtime::component::{Accessor, HasSelf};
 
-use crate::bindings::gateway::weir::stream::events::Failure;
-use crate::bindings::gateway::weir::stream::state::{Host, HostWithStore};
-use crate::events::{failure, name, no_name, store};
+use crate::bindings::gateway::weir::stream::events::{Failure, Fence};
+use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithStore};
+use crate::events::{failure, fence, name, no_name, store};
 use crate::gateway::GatewayState;
 
 impl Host for GatewayState {}
@@ -15,10 +15,14 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         key: String,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
+        lease: Option<Fence>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
         let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
-        Ok(store.put(&name, value, ttl_ms).await.map_err(failure))
+        match lease.map(fence).transpose() {
+            Ok(fence) => Ok(store.put_fenced(&name, value, ttl_ms, fence.as_ref()).await.map_err(failure)),
+            Err(invalid) => Ok(Err(invalid)),
+        }
     }
 
     async fn get(
@@ -30,10 +34,17 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         Ok(store.get(&name).await.map_err(failure))
     }
 
-    async fn delete(accessor: &Accessor<GatewayState, Self>, key: String) -> wasmtime::Result<Result<(), Failure>> {
+    async fn delete(
+        accessor: &Accessor<GatewayState, Self>,
+        key: String,
+        lease: Option<Fence>,
+    ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
         let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
-        Ok(store.delete(&name).await.map_err(failure))
+        match lease.map(fence).transpose() {
+            Ok(fence) => Ok(store.delete_fenced(&name, fence.as_ref()).await.map_err(failure)),
+            Err(invalid) => Ok(Err(invalid)),
+        }
     }
 
     async fn keys(
@@ -43,5 +54,40 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         limit: u32,
     ) -> wasmtime::Result<Result<Vec<String>, Failure>> {
         Ok(store(accessor).keys(&kind, &after, limit as usize).await.map_err(failure))
+    }
+
+    async fn acquire(
+        accessor: &Accessor<GatewayState, Self>,
+        key: String,
+        owner: String,
+        ttl_ms: u64,
+    ) -> wasmtime::Result<Result<Acquisition, Failure>> {
+        let store = store(accessor);
+        let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
+        let acquired = store.acquire(&name, &owner, ttl_ms).await.map_err(failure);
+        Ok(acquired.map(|acquired| match acquired {
+            weir_events::Acquisition::Acquired(token) => Acquisition::Acquired(token),
+            weir_events::Acquisition::Held { remaining_ms } => Acquisition::Held(remaining_ms),
+        }))
+    }
+
+    async fn renew(
+        accessor: &Accessor<GatewayState, Self>,
+        lease: Fence,
+        ttl_ms: u64,
+    ) -> wasmtime::Result<Result<(), Failure>> {
+        let store = store(accessor);
+        match fence(lease) {
+            Ok(fence) => Ok(store.renew(&fence, ttl_ms).await.map_err(failure)),
+            Err(invalid) => Ok(Err(invalid)),
+        }
+    }
+
+    async fn release(accessor: &Accessor<GatewayState, Self>, lease: Fence) -> wasmtime::Result<Result<(), Failure>> {
+        let store = store(accessor);
+        match fence(lease) {
+            Ok(fence) => Ok(store.release(&fence).await.map_err(failure)),
+            Err(invalid) => Ok(Err(invalid)),
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
 //! - [`Claims`]: keys that exactly one caller gets.
+//! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
 //! - [`Values`]: what is to be kept between events, one value under one key.
 //!
 //! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
@@ -22,6 +23,7 @@
 mod claims;
 mod cursor;
 mod event;
+mod lease;
 mod log;
 mod name;
 mod outbox;
@@ -33,6 +35,7 @@ mod values;
 pub use claims::{Claims, ClaimsFull};
 pub use cursor::{Cursor, CursorError, Gap};
 pub use event::{Draft, Entry, EventError, EventLimits};
+pub use lease::{AcquireError, EXPIRED_MS, Fence, Fenced, Leases, RELEASED_MS};
 pub use log::{Log, Page, Retention, Seek, page, resolve};
 pub use name::{ChannelName, Kind, NameError};
 pub use outbox::{Item, Outbox};

@@ -18,7 +18,12 @@ use weir_core::{
     process::Now,
 };
 
-use super::{Pipelines, keep, live::Live, steps};
+use super::{
+    Pipelines,
+    keep::{self, Lost},
+    live::Live,
+    steps,
+};
 use crate::clock::{self, Deadline};
 
 /// Something is due that cannot begin yet: the clock is looked at again so much later. What it waits for wakes the driver.
@@ -35,11 +40,15 @@ pub(super) struct Runs {
 /// Drives an execution to its end. Nobody waits for this: it ends with the execution, or with the instance.
 pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
     let mut runs = Runs::default();
-    let mut saving: Option<LocalBoxFuture<'static, u64>> = None;
-    let mut storing: Option<LocalBoxFuture<'static, (Batch, u64)>> = None;
+    let mut saving: Option<LocalBoxFuture<'static, Result<u64, Lost>>> = None;
+    let mut storing: Option<LocalBoxFuture<'static, Result<(Batch, u64), Lost>>> = None;
     let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
     let mut cancelled = pin!(live.cancelled().fuse());
+    let mut lease = pin!(live.keep_lease().fuse());
     loop {
+        if live.is_lost() {
+            break;
+        }
         let now = clock::now();
         let due_ns = {
             let mut execution = live.execution.borrow_mut();
@@ -71,15 +80,18 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
         poll_fn(|context| {
             let mut go_on = changed.as_mut().poll(context).is_ready();
             go_on |= !cancelled.is_terminated() && cancelled.as_mut().poll(context).is_ready();
+            go_on |= !lease.is_terminated() && lease.as_mut().poll(context).is_ready();
             if let Some(future) = &mut saving
                 && let Poll::Ready(number) = future.poll_unpin(context)
             {
-                (saved, go_on) = (Some(number), true);
+                saving = None;
+                (saved, go_on) = (number.ok(), true);
             }
             if let Some(future) = &mut storing
                 && let Poll::Ready(count) = future.poll_unpin(context)
             {
-                (stored, go_on) = (Some(count), true);
+                storing = None;
+                (stored, go_on) = (count.ok(), true);
             }
             go_on |= runs.poll_ended(context);
             if let Some((_, future)) = &mut timer
@@ -91,11 +103,9 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
         })
         .await;
         if let Some(number) = saved {
-            saving = None;
             live.execution.borrow_mut().handle_checkpoint_saved(number);
         }
         if let Some((batch, count)) = stored {
-            storing = None;
             live.execution.borrow_mut().handle_stored(count);
             let mut reliability = pipelines.reliability.borrow_mut();
             for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
@@ -105,8 +115,12 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
         }
     }
     // What still runs has no say any more.
-    drop(runs);
-    keep::end(pipelines, &live).await;
+    drop((runs, saving, storing));
+    if live.is_lost() || keep::end(pipelines, &live).await.is_err() {
+        eprintln!("{} is owned by another instance now", live.execution.borrow().id());
+        pipelines.abandon(&live);
+        return;
+    }
     let status = live.execution.borrow().status(clock::now().monotonic_ns);
     let listed = Listed {
         execution_id: status.execution_id,
@@ -116,6 +130,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
     };
     pipelines.ended(&live, listed);
     live.finish();
+    live.release().await;
 }
 
 impl Runs {
@@ -135,7 +150,9 @@ impl Runs {
             self.stop(run);
         }
         let before = self.handles.len();
-        while let Some(work) = execution.poll_start(now) {
+        while live.is_owned(now)
+            && let Some(work) = execution.poll_start(now)
+        {
             let (handle, registration) = AbortHandle::new_pair();
             let run = work.run;
             let step = Abortable::new(steps::run(pipelines, live.clone(), work), registration);

@@ -32,7 +32,7 @@ impl Inside {
         let execution = execution.map_err(|error| error.to_string())?;
         let inside = Self {
             pipelines,
-            live: Rc::new(Live::new(execution, String::new())),
+            live: Rc::new(Live::new(execution, String::new(), None)),
             renderer: RefCell::new(renderer),
             lines: RefCell::default(),
             told: Signal::default(),

@@ -7,6 +7,8 @@
 //! | `checkpoint:ID.S.N` | the parts of a checkpoint that one value does not hold |
 //! | `start:KEY` | the execution that an `Idempotency-Key` began |
 //!
+//! Every write carries the lease of `execution:ID`, which the instance that runs the execution holds.
+//!
 //! A value begins with a line `weir-execution VERSION PARTS SLOT OWNER`; with 0 parts the checkpoint follows it. Parts are written
 //! before the value that names them, in one of two slots in turn, so that a crash in between leaves the checkpoint before whole.
 
@@ -47,7 +49,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    fn key(self, id: &str) -> String {
+    pub(super) fn key(self, id: &str) -> String {
         match self {
             Self::Going => format!("execution:{id}"),
             Self::Ended => format!("ended:{id}"),
@@ -71,17 +73,25 @@ pub(super) struct Kept {
     pub(super) checkpoint: Checkpoint,
 }
 
+/// Another instance owns the execution: nothing of it may be kept from here.
+#[derive(Debug)]
+pub(super) struct Lost;
+
 /// Saves a checkpoint, however long that takes; its number.
-pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoint: Checkpoint) -> u64 {
+pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoint: Checkpoint) -> Result<u64, Lost> {
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
+        if let Failure::Fenced = failure {
+            live.lose();
+            return Err(Lost);
+        }
         eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, publish::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
     live.checkpoint.replace(Some(checkpoint));
-    number
+    Ok(number)
 }
 
 /// Saves a checkpoint, or not.
@@ -90,7 +100,7 @@ pub(super) async fn try_save(pipelines: &Pipelines, live: &Live, checkpoint: &Ch
     let id = &checkpoint.execution_id;
     let bytes = checkpoint::encode(checkpoint, &definition);
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
-    let parts = put(Place::Going, id, &live.owner, slot, bytes, None).await?;
+    let parts = put(Place::Going, id, live, slot, bytes, None).await?;
     live.parts.set(live.parts.get().max(parts));
     // Whose channel it is must be known for as long as there are events in it.
     if checkpoint.number > 1 && pipelines.settings.auth.required {
@@ -112,7 +122,7 @@ pub(super) async fn own(live: &Live) -> Result<(), Failure> {
 }
 
 /// Appends events to the channel; the batch, and how many events the channel holds then.
-pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
+pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), Lost> {
     let id = live.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
@@ -130,17 +140,21 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
     }
     let mut delay_ms = RETRY_MS.0;
     loop {
-        match events::append(channel.clone(), wire.clone()).await {
+        match events::append(channel.clone(), wire.clone(), live.fence()).await {
             Ok(places) => {
                 live.last.set(places.last().copied().unwrap_or(live.last.get()));
                 live.stored.set(seq);
-                return (batch, seq);
+                return Ok((batch, seq));
             }
             // Its last event is there, so all of them are.
             Err(Failure::Finished) => {
                 let all = batch.events.last().map_or(seq, |last| last.seq);
                 live.stored.set(all);
-                return (batch, all);
+                return Ok((batch, all));
+            }
+            Err(Failure::Fenced) => {
+                live.lose();
+                return Err(Lost);
             }
             Err(failure) => eprintln!("warn: events of {id} were not stored: {}", publish::reason(&failure)),
         }
@@ -151,7 +165,7 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> (Batch, u64) {
             && stored > 0
             && wire_begins(&batch) <= stored
         {
-            return (batch, stored);
+            return Ok((batch, stored));
         }
     }
 }
@@ -182,8 +196,8 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
 
 /// An execution has ended: it is kept for those who ask, and no longer among those that go on. While the store does not take
 /// it, it stays where it is, and is ended again after a restart.
-pub(super) async fn end(pipelines: &Pipelines, live: &Live) {
-    let Some(mut checkpoint) = live.checkpoint.take() else { return };
+pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> {
+    let Some(mut checkpoint) = live.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
     checkpoint.outbox.clear();
     let definition = live.execution.borrow().definition().clone();
@@ -191,22 +205,28 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) {
     let bytes = checkpoint::encode(&checkpoint, &definition);
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
-    while let Err(failure) = put(Place::Ended, &id, &live.owner, "e", bytes.clone(), Some(ttl_ms)).await {
+    while let Err(failure) = put(Place::Ended, &id, live, "e", bytes.clone(), Some(ttl_ms)).await {
+        if let Failure::Fenced = failure {
+            live.lose();
+            return Err(Lost);
+        }
         eprintln!("warn: the end of {id} was not saved: {}", publish::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
-    forget(&id, live.parts.get()).await;
+    forget(&id, live).await;
+    Ok(())
 }
 
 /// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
-pub(super) async fn forget(id: &str, parts: usize) {
-    if let Err(failure) = state::delete(Place::Going.key(id)).await {
+async fn forget(id: &str, live: &Live) {
+    let parts = live.parts.get();
+    if let Err(failure) = state::delete(Place::Going.key(id), live.fence()).await {
         eprintln!("warn: {id} has ended and stays among those that go on: {}", publish::reason(&failure));
         return;
     }
     for (slot, part) in ["a", "b"].into_iter().flat_map(|slot| (0..parts).map(move |part| (slot, part))) {
-        if state::delete(part_key(id, slot, part)).await.is_err() {
+        if state::delete(part_key(id, slot, part), live.fence()).await.is_err() {
             return;
         }
     }
@@ -220,7 +240,7 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
 async fn put(
     place: Place,
     id: &str,
-    owner: &str,
+    live: &Live,
     slot: &str,
     bytes: Vec<u8>,
     ttl_ms: Option<u64>,
@@ -229,14 +249,14 @@ async fn put(
     let parts = if is_small { 0 } else { bytes.len().div_ceil(PART_BYTES) };
     if !is_small {
         for (part, bytes) in bytes.chunks(PART_BYTES).enumerate() {
-            state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms).await?;
+            state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, live.fence()).await?;
         }
     }
-    let mut value = head(parts, slot, owner).into_bytes();
+    let mut value = head(parts, slot, &live.owner).into_bytes();
     if is_small {
         value.extend(bytes);
     }
-    state::put(place.key(id), value, ttl_ms).await?;
+    state::put(place.key(id), value, ttl_ms, live.fence()).await?;
     Ok(parts)
 }
 

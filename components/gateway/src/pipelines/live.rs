@@ -5,19 +5,28 @@ use std::{
     rc::Rc,
 };
 
-use weir_core::pipeline::{Checkpoint, Execution, Json, Rejected, Run, StepFailure};
+use weir_core::{
+    pipeline::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
+    process::Now,
+};
 
 use crate::{
-    bindings::weir::stream::events::Cursor,
-    clock,
+    bindings::weir::stream::events::{Cursor, Fence},
+    clock::{self, Deadline},
+    lease::StoreLease,
     signal::{Bell, Signal},
 };
+
+/// How long after a lease could not be renewed it is tried again, in milliseconds.
+const RENEW_MS: u64 = 100;
 
 /// An execution, shared by its driver, its steps and who asks for it.
 pub(super) struct Live {
     pub(super) execution: RefCell<Execution>,
     /// The user who began it.
     pub(super) owner: String,
+    /// None where nothing of it is kept.
+    lease: Option<StoreLease>,
     /// The checkpoint that was saved last.
     pub(super) checkpoint: RefCell<Option<Checkpoint>>,
     /// How many values that checkpoint lies in.
@@ -36,10 +45,11 @@ pub(super) struct Live {
 
 impl Live {
     /// Nothing of it is kept yet.
-    pub(super) fn new(execution: Execution, owner: String) -> Self {
+    pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
         Self {
             execution: RefCell::new(execution),
             owner,
+            lease,
             checkpoint: RefCell::new(None),
             parts: Cell::new(0),
             last: Cell::new(Cursor { epoch: 0, seq: 0 }),
@@ -49,6 +59,58 @@ impl Live {
             cancelled: Cell::new(false),
             moved: Bell::default(),
             over: Cell::new(false),
+        }
+    }
+
+    /// What every write of it carries.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        self.lease.as_ref().map(StoreLease::fence)
+    }
+
+    /// Steps may begin: no other instance can have taken it over.
+    pub(super) fn is_owned(&self, now: Now) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.is_fresh(now))
+    }
+
+    /// Another instance has taken it over: nothing that is done here has an effect any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lease.as_ref().is_some_and(StoreLease::is_lost)
+    }
+
+    /// A write was refused. The driver ends.
+    pub(super) fn lose(&self) {
+        if let Some(lease) = &self.lease {
+            lease.lose();
+        }
+        self.changed.notify();
+    }
+
+    /// Resolves when a step may call another service; never where the execution is lost, which drops its steps.
+    pub(super) async fn owned(&self) {
+        while !self.is_owned(clock::now()) {
+            match &self.lease {
+                Some(lease) if !lease.is_lost() && lease.renew().await.is_ok() => {}
+                Some(lease) if !lease.is_lost() => Deadline::after(clock::now(), RENEW_MS).passed().await,
+                _ => {
+                    self.changed.notify();
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Keeps the lease, and resolves when it is lost.
+    pub(super) async fn keep_lease(&self) {
+        match &self.lease {
+            Some(lease) => lease.keep(|| self.changed.notify()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Others may have it.
+    pub(super) async fn release(&self) {
+        if let Some(lease) = &self.lease {
+            lease.release().await;
         }
     }
 

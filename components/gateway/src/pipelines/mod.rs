@@ -24,7 +24,7 @@ mod steps;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     sync::Arc,
 };
@@ -51,6 +51,10 @@ pub(crate) struct Pipelines {
     /// The last that have ended, each with its owner.
     ended: RefCell<VecDeque<(String, Listed)>>,
     reliability: RefCell<Reliability>,
+    /// Executions that are being opened here, so that each is opened once.
+    opening: RefCell<BTreeSet<String>>,
+    /// Executions that cannot be resumed, and why is in the log.
+    damaged: RefCell<BTreeSet<String>>,
     /// Resuming has begun.
     woken: Cell<bool>,
 }
@@ -75,6 +79,8 @@ impl Pipelines {
             starting: Cell::new(0),
             ended: RefCell::default(),
             reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
+            opening: RefCell::default(),
+            damaged: RefCell::default(),
             woken: Cell::new(false),
         }));
         PIPELINES.set(Some(pipelines));
@@ -122,10 +128,33 @@ impl Pipelines {
         self.live.borrow().get(id).cloned()
     }
 
+    /// There are as many as may be.
+    fn is_full(&self) -> bool {
+        self.live.borrow().len() + self.starting.get() >= self.config.executions_max
+    }
+
     /// It has ended, and is kept where others look.
     fn ended(&self, live: &Live, listed: Listed) {
         self.live.borrow_mut().remove(&listed.execution_id);
         self.list(live.owner.clone(), listed);
+    }
+
+    /// Another instance has taken it over.
+    fn abandon(&self, live: &Rc<Live>) {
+        let id = live.execution.borrow().id().clone();
+        let mut all = self.live.borrow_mut();
+        if all.get(&id).is_some_and(|other| Rc::ptr_eq(other, live)) {
+            all.remove(&id);
+        }
+        drop(all);
+        live.finish();
+    }
+
+    /// Marks an execution as being opened; none where it is already, or goes on here. An instance that acquired a lease twice would
+    /// refuse its own writes.
+    fn open(&'static self, id: &str) -> Option<Opening> {
+        let is_new = self.find(id).is_none() && self.opening.borrow_mut().insert(id.to_owned());
+        is_new.then(|| Opening { pipelines: self, id: id.to_owned() })
     }
 
     fn list(&self, owner: String, listed: Listed) {
@@ -138,5 +167,17 @@ impl Pipelines {
 
     fn definition(&self, name: &str) -> Option<definitions::Loaded> {
         self.definitions.find(name)
+    }
+}
+
+/// An execution that is being opened in this instance.
+struct Opening {
+    pipelines: &'static Pipelines,
+    id: String,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.pipelines.opening.borrow_mut().remove(&self.id);
     }
 }

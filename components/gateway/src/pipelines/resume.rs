@@ -1,6 +1,6 @@
-//! Going on with what a crash has interrupted.
+//! Resumes executions that have no owner: what a crash has interrupted, here or in another instance.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use futures::{StreamExt as _, stream};
 use weir_codec::pipeline::answer::Listed;
@@ -17,6 +17,7 @@ use crate::{
         state,
     },
     clock::{self, Deadline},
+    lease::{self, StoreLease},
     publish, request_id,
 };
 
@@ -26,11 +27,30 @@ const READ_AT_ONCE: usize = 8;
 const KEYS_MAX: u32 = 500;
 /// How long to wait for a store that does not answer.
 const RETRY_MS: u64 = 500;
+/// Most executions that are remembered as damaged.
+const DAMAGED_MAX: usize = 1000;
 
-/// Goes on with every execution that was going on, and lists those that have ended. New ones may begin meanwhile.
+/// The result of opening an execution.
+pub(super) enum Opened {
+    /// It goes on here.
+    Live(Rc<Live>),
+    /// Another instance owns it, for so many milliseconds unless it renews its lease.
+    Elsewhere(u64),
+    /// It is being opened here.
+    Opening,
+    /// It is not among those that go on.
+    Gone,
+}
+
+/// Resumes every execution that has no owner, lists those that have ended, and then looks again and again for executions whose owner
+/// has died. New ones may begin meanwhile.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
     each_key(pipelines, Place::Going).await;
     each_key(pipelines, Place::Ended).await;
+    loop {
+        Deadline::after(clock::now(), lease::scan_ms()).passed().await;
+        each_key(pipelines, Place::Going).await;
+    }
 }
 
 async fn each_key(pipelines: &'static Pipelines, place: Place) {
@@ -61,33 +81,65 @@ async fn each_key(pipelines: &'static Pipelines, place: Place) {
     }
 }
 
-/// Goes on with one; what is damaged is told in the log and left where it is.
+/// Resumes one where it has no owner and there is room; what is damaged is reported once in the log and left where it is.
 async fn go_on(pipelines: &'static Pipelines, id: &str) {
-    loop {
-        if pipelines.find(id).is_some() {
-            return;
+    if pipelines.is_full() || pipelines.damaged.borrow().contains(id) {
+        return;
+    }
+    match open(pipelines, id).await {
+        Ok(_) => {}
+        // The next look tries again.
+        Err(failure @ Failure::Unavailable(_)) => {
+            eprintln!("warn: {id} is not resumed yet: {}", publish::reason(&failure));
         }
-        match read(pipelines, id).await {
-            Ok(Some(live)) => {
-                pipelines.go(live);
-                return;
+        Err(failure) => {
+            eprintln!("warn: {id} cannot be resumed: {}", publish::reason(&failure));
+            let mut damaged = pipelines.damaged.borrow_mut();
+            if damaged.len() >= DAMAGED_MAX {
+                damaged.clear();
             }
-            Ok(None) => return,
-            Err(failure @ Failure::Unavailable(_)) => {
-                eprintln!("warn: {id} does not go on yet: {}", publish::reason(&failure));
-                Deadline::after(clock::now(), RETRY_MS).passed().await;
-            }
-            Err(failure) => {
-                eprintln!("warn: {id} cannot go on: {}", publish::reason(&failure));
-                return;
-            }
+            damaged.insert(id.to_owned());
         }
     }
 }
 
-async fn read(pipelines: &'static Pipelines, id: &str) -> Result<Option<Live>, Failure> {
+/// Resumes an execution here, unless another instance owns it.
+pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Opened, Failure> {
+    let found = || pipelines.find(id).map(Opened::Live);
+    let Some(_opening) = pipelines.open(id) else { return Ok(found().unwrap_or(Opened::Opening)) };
+    let lease = match lease::acquire(Place::Going.key(id)).await? {
+        Ok(lease) => lease,
+        Err(remaining_ms) => return Ok(Opened::Elsewhere(remaining_ms)),
+    };
+    // What the owner before has written is there, and it can write no more.
+    let kept = match read(id).await {
+        Ok(Some(kept)) => kept,
+        nothing => {
+            lease.release().await;
+            return nothing.map(|_| Opened::Gone);
+        }
+    };
+    match live(pipelines, kept, lease) {
+        Ok(live) => Ok(Opened::Live(pipelines.go(live))),
+        Err((lease, failure)) => {
+            lease.release().await;
+            Err(failure)
+        }
+    }
+}
+
+/// The last checkpoint of an execution, the place of the last event in its channel, and how many events that has.
+async fn read(id: &str) -> Result<Option<(Kept, Cursor, u64)>, Failure> {
     let Some(kept) = keep::get(Place::Going, id).await? else { return Ok(None) };
     let (last, stored) = keep::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
+    Ok(Some((kept, last, stored)))
+}
+
+fn live(
+    pipelines: &'static Pipelines,
+    (kept, last, stored): (Kept, Cursor, u64),
+    lease: StoreLease,
+) -> Result<Live, (StoreLease, Failure)> {
     let Kept { owner, parts, definition, checkpoint } = kept;
     let definition = Arc::new(definition);
     let resume = |events_stored| {
@@ -100,13 +152,16 @@ async fn read(pipelines: &'static Pipelines, id: &str) -> Result<Option<Live>, F
         Err(ResumeError::EventsLost { events_known, .. }) => resume(events_known),
         other => other,
     };
-    let execution = resumed.map_err(|error| Failure::Other(error.to_string()))?;
-    let live = Live::new(execution, owner);
+    let execution = match resumed {
+        Ok(execution) => execution,
+        Err(error) => return Err((lease, Failure::Other(error.to_string()))),
+    };
+    let live = Live::new(execution, owner, Some(lease));
     live.checkpoint.replace(Some(checkpoint));
     live.parts.set(parts);
     live.last.set(last);
     live.stored.set(stored);
-    Ok(Some(live))
+    Ok(live)
 }
 
 /// Lists one that has ended.

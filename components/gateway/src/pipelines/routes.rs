@@ -22,14 +22,14 @@ use super::{
     Pipelines,
     keep::{self, Place},
     live::Live,
-    resume,
+    resume::{self, Opened},
 };
 use crate::{
     Call,
     access::Access,
     bindings::weir::stream::{events, state},
     clock::{self, Deadline},
-    publish,
+    lease, publish,
     reply::Reply,
     request_id,
     settings::Settings,
@@ -144,13 +144,22 @@ impl Call<'_> {
         let now = clock::now();
         let execution = Execution::new(definition, id.clone(), input, pipelines.limits(), request_id::seed(), now);
         let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
-        let live = Live::new(execution, identity.user().to_owned());
+        // Whoever looks for executions without an owner must not find this one before it goes on.
+        let _opening = pipelines.open(&id);
+        let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(publish::problem)? {
+            Ok(lease) => lease,
+            Err(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
+        };
+        let live = Live::new(execution, identity.user().to_owned(), Some(lease));
         if Access::current()?.required() {
             keep::own(&live).await.map_err(publish::problem)?;
         }
         let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
         let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
-        keep::try_save(pipelines, &live, &checkpoint).await.map_err(publish::problem)?;
+        if let Err(failure) = keep::try_save(pipelines, &live, &checkpoint).await {
+            live.release().await;
+            return Err(publish::problem(failure));
+        }
         live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
         live.checkpoint.replace(Some(checkpoint));
         let live = pipelines.go(live);
@@ -162,7 +171,8 @@ impl Call<'_> {
         let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
         if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
-            if end.bound(live.clone().ended()).await.is_some() {
+            // Where another instance has taken it over, its end comes there.
+            if end.bound(live.clone().ended()).await.is_some() && !live.is_lost() {
                 let status = live.execution.borrow().status(clock::now().monotonic_ns);
                 return Ok(finished(&status, id, prefer));
             }
@@ -182,10 +192,13 @@ impl Call<'_> {
         if let Some(live) = pipelines.find(id) {
             return self.begun_live(live, id, name, prefer).await;
         }
-        match prefer.wait {
-            Some(_) => Ok(finished(&self.status(pipelines, id, identity, Action::Read).await?, id, prefer)),
-            None => Ok(accepted(id, name, prefer)),
+        if prefer.wait.is_some() {
+            let status = self.status(pipelines, id, identity, Action::Read).await?;
+            if is_over(&status) {
+                return Ok(finished(&status, id, prefer));
+            }
         }
+        Ok(accepted(id, name, prefer))
     }
 
     /// `Idempotency-Key`, if the client sends one.
@@ -230,7 +243,7 @@ impl Call<'_> {
                 let new = || execution_id::from_random(request_id::random());
                 let id = known.map_or_else(new, |(id, _)| id.to_owned());
                 let value = format!("{id} {print}").into_bytes();
-                state::put(place, value, Some(pipelines.config.ttl_ms)).await.map_err(publish::problem)?;
+                state::put(place, value, Some(pipelines.config.ttl_ms), None).await.map_err(publish::problem)?;
                 return Ok(Begin::New(id));
             }
             let now = clock::now();
@@ -276,21 +289,38 @@ impl Call<'_> {
             let detail = "the execution is over, or what it did is being undone";
             Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
         };
-        let Some(live) = pipelines.find(id).filter(may) else {
-            let status = self.status(pipelines, id, identity, Action::Cancel).await?;
-            return match status.output.is_some() || status.failure.is_some() {
-                true => over(),
-                false => {
-                    let detail = "the execution goes on after a restart in a moment";
-                    Err(Problem::refused(503, "execution_resuming", "Not yet", detail, Some(BUSY_RETRY_MS)))
+        let live = match pipelines.find(id).filter(may) {
+            Some(live) => live,
+            None => {
+                let status = self.status(pipelines, id, identity, Action::Cancel).await?;
+                if is_over(&status) {
+                    return over();
                 }
-            };
+                match resume::open(pipelines, id).await.map_err(publish::problem)? {
+                    Opened::Live(live) => live,
+                    Opened::Elsewhere(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
+                    Opened::Opening => {
+                        let detail = "the execution is being resumed after a restart";
+                        return Err(Problem::refused(
+                            503,
+                            "execution_resuming",
+                            "Not yet",
+                            detail,
+                            Some(BUSY_RETRY_MS),
+                        ));
+                    }
+                    Opened::Gone => return over(),
+                }
+            }
         };
         if !live.cancel() {
             return over();
         }
         // It is kept a moment later.
         Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
+        if live.is_lost() {
+            return Err(lease::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
+        }
         let status = live.execution.borrow().status(clock::now().monotonic_ns);
         Ok(Reply::json(answer::status_json(&status).into_bytes()))
     }
@@ -303,7 +333,7 @@ impl Pipelines {
         let full = |status, code, detail: &str| {
             Err(Problem::refused(status, code, "Too many executions", detail, Some(BUSY_RETRY_MS)))
         };
-        if live.len() + self.starting.get() >= self.config.executions_max {
+        if self.is_full() {
             return full(503, "executions_full", "this server has all the executions that it may have");
         }
         let own = live.values().filter(|live| live.owner == user).count();
@@ -322,6 +352,11 @@ impl Drop for Starting {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
+}
+
+/// It has ended, one way or the other.
+fn is_over(status: &Status) -> bool {
+    status.output.is_some() || status.failure.is_some()
 }
 
 /// The channel of an execution; with the name of a pipeline, what scopes say of starting it.

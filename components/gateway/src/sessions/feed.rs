@@ -34,6 +34,7 @@ use crate::{
     body::{Arriving, Piece},
     clock::{self, Deadline},
     duplex::{Duplex, OUT_BYTES_MAX},
+    lease::owned_elsewhere,
     reply::Client,
     signal::Gate,
     transcript,
@@ -140,12 +141,32 @@ impl Feed<'_> {
             self.duplex.session.borrow_mut().handle_end();
             self.duplex.changed();
         };
-        join(talk, self.put_now_and_then()).await;
+        let kept = pin!(self.keep_lease());
+        let talk = pin!(join(talk, self.put_now_and_then()));
+        // The lease ends with the talk, or the talk soon after the lease.
+        if let Either::Right(((), talk)) = select(talk, kept).await {
+            talk.await;
+        }
         // What the end has changed.
         self.put_at_last().await;
+        if !self.lease.is_wanted() {
+            self.lease.entry.release_owned().await;
+        }
         // Whoever waits for the session need not wait until this client has read its answers.
         self.lease.release();
         self.storing.keeping.evict();
+    }
+
+    /// Keeps the session owned. When another instance has it, the client is told and nothing more is brought.
+    async fn keep_lease(&self) {
+        let Some(owned) = self.lease.entry.owned() else { return };
+        owned.keep(|| ()).await;
+        self.lease.entry.disown();
+        let problem = owned_elsewhere(0);
+        let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
+        self.duplex.session.borrow_mut().handle_broken(refusal);
+        self.cut();
+        self.put.notify();
     }
 
     /// Nothing more is brought.
@@ -271,7 +292,9 @@ impl Feed<'_> {
     async fn store(&self, mut batch: Batch) -> Result<(), Problem> {
         if self.storing.must_put() {
             self.put.notify();
-            self.put.until(|| !self.storing.must_put() || self.put_error.borrow().is_some()).await;
+            let entry = &self.lease.entry;
+            let is_lost = || entry.owned().is_none();
+            self.put.until(|| !self.storing.must_put() || self.put_error.borrow().is_some() || is_lost()).await;
             if let Some(problem) = self.put_error.take() {
                 return Err(problem);
             }

@@ -2,6 +2,9 @@
 //!
 //! A [`Lease`] is had by one at a time: whoever asks for it tells the one before to stop, and has it when that one has let go.
 //! So the newest feeder wins, and nothing of two is ever in the channel side by side.
+//!
+//! Where instances share a store, who holds a session also owns it there ([`StoreLease`]) before it changes anything, and reads it again
+//! if another instance has owned it since. A session at rest is owned by nobody.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -20,7 +23,12 @@ use weir_codec::{
 };
 
 use super::store;
-use crate::settings::Settings;
+use crate::{
+    bindings::weir::stream::events::{Failure, Fence},
+    lease::{self, StoreLease},
+    publish,
+    settings::Settings,
+};
 
 /// What is counted for an entry besides its checkpoint, in bytes.
 const ENTRY_BYTES: usize = 400;
@@ -54,6 +62,8 @@ struct State {
     /// The last who asked for it.
     last: Option<Tail>,
     leases: u64,
+    /// What this instance owned the session by last: where nobody else has owned it since, it can be renewed.
+    owned: Option<Rc<StoreLease>>,
     deleted: bool,
 }
 
@@ -114,7 +124,8 @@ impl Keeping {
         self.bytes.set(self.bytes.get() + ENTRY_BYTES + checkpoint.len());
         let due_ms = head.due_ms();
         let checkpoint = Some(checkpoint.into_boxed_slice());
-        let state = State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, deleted: false };
+        let state =
+            State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, owned: None, deleted: false };
         let entry = Rc::new(Entry { channel: channel.clone(), state: RefCell::new(state) });
         entries.insert(channel.id().into(), entry.clone());
         entry
@@ -133,6 +144,80 @@ impl Keeping {
         let entry = self.insert(channel, head, checkpoint.to_vec(), false, false);
         self.evict();
         Ok(Some(entry))
+    }
+
+    /// Owns a session that is held, so that this instance alone changes it. Where another has owned it since, it is read again. None
+    /// where it is gone.
+    pub(crate) async fn own(&self, entry: &Entry) -> Result<Option<Rc<StoreLease>>, Problem> {
+        if let Some(owned) = entry.owned() {
+            match owned.renew().await {
+                Ok(()) => return Ok(Some(owned)),
+                Err(Failure::Fenced) => entry.disown(),
+                Err(failure) => return Err(publish::problem(failure)),
+            }
+        }
+        let acquired = lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)?;
+        let owned = Rc::new(acquired.map_err(lease::owned_elsewhere)?);
+        match store::get(&entry.channel).await {
+            Ok(Some(bytes)) => self.replace(entry, &bytes)?,
+            Ok(None) => {
+                owned.release().await;
+                self.remove(entry);
+                return Ok(None);
+            }
+            Err(problem) => {
+                owned.release().await;
+                return Err(problem);
+            }
+        }
+        entry.state.borrow_mut().owned = Some(owned.clone());
+        Ok(Some(owned))
+    }
+
+    /// Owns a session that begins.
+    pub(crate) async fn own_new(&self, entry: &Entry) -> Result<(), Problem> {
+        let acquired = lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)?;
+        entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(lease::owned_elsewhere)?));
+        Ok(())
+    }
+
+    /// Reads a session at rest again, which another instance may have changed. False where it is gone.
+    pub(crate) async fn refresh(&self, entry: &Entry) -> Result<bool, Problem> {
+        let version = || {
+            let state = entry.state.borrow();
+            (state.last.is_none() && !state.dirty && !state.deleted).then_some(state.leases)
+        };
+        let before = version();
+        if !self.settings.shared || before.is_none() {
+            return Ok(true);
+        }
+        let bytes = store::get(&entry.channel).await?;
+        if version() != before {
+            // It was held here meanwhile, so what is in memory is newer.
+            return Ok(true);
+        }
+        match bytes {
+            Some(bytes) => self.replace(entry, &bytes)?,
+            None => self.remove(entry),
+        }
+        Ok(!entry.is_deleted())
+    }
+
+    /// Makes a session what the store has.
+    fn replace(&self, entry: &Entry, bytes: &[u8]) -> Result<(), Problem> {
+        let (head, checkpoint) = stored::decode(bytes).map_err(|error| Problem::internal(&error.to_string()))?;
+        let mut state = entry.state.borrow_mut();
+        let same = |known: &Head| (known.after, known.kept_ms, known.phase) == (head.after, head.kept_ms, head.phase);
+        if same(&state.head) && state.checkpoint.is_some() && !state.dirty {
+            return Ok(());
+        }
+        let before = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
+        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(before));
+        state.due_ms = head.due_ms();
+        (state.head, state.checkpoint) = (head, Some(checkpoint.into()));
+        // What came after the checkpoint may be in the channel.
+        (state.dirty, state.clean) = (false, false);
+        Ok(())
     }
 
     /// The checkpoint of a session, from memory or from the store.
@@ -160,33 +245,59 @@ impl Keeping {
 
     /// Puts a session into the store as it is now. False when the store did not take it.
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
-        let (bytes, ttl_ms) = {
+        let (bytes, ttl_ms, fence) = {
             let mut state = entry.state.borrow_mut();
+            let Some(fence) = state.owned.as_ref().map(|owned| owned.fence()) else {
+                // Another instance owns it, and has what was appended to the channel.
+                state.dirty = false;
+                return Ok(());
+            };
             let Some(checkpoint) = state.checkpoint.as_ref().filter(|_| state.dirty && !state.deleted) else {
                 return Ok(());
             };
             let bytes = stored::encode(&state.head, checkpoint);
             let ttl_ms = (state.head.phase != Phase::Open).then_some(self.settings.sessions.ended_ttl_ms);
             state.dirty = false;
-            (bytes, ttl_ms)
+            (bytes, ttl_ms, fence)
         };
-        let result = store::put(&entry.channel, bytes, ttl_ms).await;
-        if result.is_err() {
-            entry.state.borrow_mut().dirty = true;
+        match store::put(&entry.channel, bytes, ttl_ms, fence).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Fenced) => {
+                entry.disown();
+                Err(publish::problem(Failure::Fenced))
+            }
+            Err(failure) => {
+                entry.state.borrow_mut().dirty = true;
+                Err(publish::problem(failure))
+            }
         }
-        result
     }
 
     /// Forgets a session.
     pub(crate) async fn forget(&self, entry: &Entry) -> Result<(), Problem> {
+        let Some(fence) = entry.fence() else { return Err(publish::problem(Failure::Fenced)) };
         entry.state.borrow_mut().deleted = true;
-        store::delete(&entry.channel).await?;
+        match store::delete(&entry.channel, fence).await {
+            Ok(()) => {}
+            Err(Failure::Fenced) => {
+                entry.state.borrow_mut().deleted = false;
+                entry.disown();
+                return Err(publish::problem(Failure::Fenced));
+            }
+            Err(failure) => return Err(publish::problem(failure)),
+        }
+        self.remove(entry);
+        Ok(())
+    }
+
+    /// Takes a session that the store does not have any more out of memory.
+    fn remove(&self, entry: &Entry) {
+        entry.state.borrow_mut().deleted = true;
         let mut entries = self.entries.borrow_mut();
         if entries.remove(entry.channel.id()).is_some() {
             let bytes = entry.state.borrow().checkpoint.as_ref().map_or(0, |bytes| bytes.len());
             self.bytes.set(self.bytes.get().saturating_sub(bytes + ENTRY_BYTES));
         }
-        Ok(())
     }
 
     /// Lets checkpoints go that the store has, until what is in memory is within its bound.
@@ -219,6 +330,36 @@ impl Entry {
     /// How far it is.
     pub(crate) fn phase(&self) -> Phase {
         self.state.borrow().head.phase
+    }
+
+    /// What this instance owned it by last.
+    pub(crate) fn owned(&self) -> Option<Rc<StoreLease>> {
+        self.state.borrow().owned.clone()
+    }
+
+    /// What writes of it carry.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        self.state.borrow().owned.as_ref().map(|owned| owned.fence())
+    }
+
+    /// Another instance has owned it since: what is in memory is not what the session is.
+    pub(crate) fn disown(&self) {
+        let mut state = self.state.borrow_mut();
+        if let Some(owned) = state.owned.take() {
+            owned.lose();
+        }
+        (state.dirty, state.clean) = (false, false);
+    }
+
+    /// Lets other instances have it, where the store has all of it and nobody here waits for it.
+    pub(crate) async fn release_owned(&self) {
+        let owned = {
+            let state = self.state.borrow();
+            state.owned.clone().filter(|_| !state.dirty)
+        };
+        if let Some(owned) = owned {
+            owned.release().await;
+        }
     }
 
     /// Somebody holds it.

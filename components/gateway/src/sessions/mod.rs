@@ -83,14 +83,16 @@ pub(crate) async fn answer(call: &Call<'_>, route: SessionRoute, body: types::Re
         SessionRoute::All => create(call, keeping, &identity, body).await.map(Answer::Whole),
         SessionRoute::One(channel) if call.method.as_str() == "DELETE" => {
             let entry = find(call, keeping, &identity, Action::Cancel, &channel).await?;
-            delete(keeping, &entry).await.map(Answer::Whole)
+            delete(call, keeping, &entry).await.map(Answer::Whole)
         }
         SessionRoute::One(channel) => {
             let entry = find(call, keeping, &identity, Action::Read, &channel).await?;
+            refresh(call, keeping, &entry).await?;
             state(keeping, &entry).await.map(Answer::Whole)
         }
         SessionRoute::Context(channel) => {
             let entry = find(call, keeping, &identity, Action::Read, &channel).await?;
+            refresh(call, keeping, &entry).await?;
             context(call, keeping, &entry).await.map(Answer::Whole)
         }
         SessionRoute::Chunks(channel) => {
@@ -126,6 +128,18 @@ async fn find(
     entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, &call.path))
 }
 
+/// What is asked for may be newer in the store than here.
+async fn refresh(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry) -> Result<(), Problem> {
+    match keeping.refresh(entry).await? {
+        true => Ok(()),
+        false => Err(gone(call)),
+    }
+}
+
+fn gone(call: &Call<'_>) -> Problem {
+    refusal::not_found(weir_auth::identity::NotFound, call.path)
+}
+
 /// A session that begins.
 async fn create(
     call: &Call<'_>,
@@ -151,11 +165,16 @@ async fn create(
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &ask);
     let entry = keeping.insert(channel, head, checkpoint, true, true);
-    if let Err(problem) = keeping.put(&entry).await {
+    let put = match keeping.own_new(&entry).await {
+        Ok(()) => keeping.put(&entry).await,
+        Err(problem) => Err(problem),
+    };
+    if let Err(problem) = put {
         // Who is told that there is none must not find one later.
         let _ = keeping.forget(&entry).await;
         return Err(problem);
     }
+    entry.release_owned().await;
     keeping.evict();
     sweep::begin(keeping);
     Ok(Reply::created(stored::created_json(&id)).with("location", format!("/sessions/{id}")))
@@ -201,6 +220,7 @@ async fn feed(
         owners::settle(&entry.channel, &user, clock::now()).await?;
     }
     let lease = entry.lease().await;
+    keeping.own(entry).await?.ok_or_else(|| gone(call))?;
     let live = live::open(keeping, entry).await?;
     // It may have ended while this waited.
     open_for_input(entry)?;
@@ -244,16 +264,18 @@ async fn context(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry) -> R
 }
 
 /// Ends a session at once, with all that is known of it but its channel.
-async fn delete(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<Reply, Problem> {
+async fn delete(call: &Call<'_>, keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<Reply, Problem> {
     let lease = entry.lease().await;
+    let owned = keeping.own(entry).await?.ok_or_else(|| gone(call))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
-    match events::append(entry.channel.to_string(), vec![event]).await {
+    match events::append(entry.channel.to_string(), vec![event], Some(owned.fence())).await {
         // It has its last event already where the session has ended, or was being deleted when this server was.
         Ok(_) | Err(Failure::Finished) => {}
         Err(failure) => return Err(publish::problem(failure)),
     }
     keeping.forget(entry).await?;
+    owned.release().await;
     drop(lease);
     Ok(Reply::empty())
 }

@@ -2,14 +2,20 @@
 
 use weir_codec::{channel::Channel, problem::Problem};
 
-use crate::{bindings::weir::stream::state, publish};
+use crate::{
+    bindings::weir::stream::{
+        events::{Failure, Fence},
+        state,
+    },
+    publish,
+};
 
 /// Keys that are read at once.
 const KEYS: u32 = 500;
 
 /// Keeps a session, for ever or so many milliseconds.
-pub(super) async fn put(channel: &Channel, bytes: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Problem> {
-    state::put(channel.to_string(), bytes, ttl_ms).await.map_err(publish::problem)
+pub(super) async fn put(channel: &Channel, bytes: Vec<u8>, ttl_ms: Option<u64>, fence: Fence) -> Result<(), Failure> {
+    state::put(channel.to_string(), bytes, ttl_ms, Some(fence)).await
 }
 
 /// What is kept of a session.
@@ -18,8 +24,8 @@ pub(super) async fn get(channel: &Channel) -> Result<Option<Vec<u8>>, Problem> {
 }
 
 /// Keeps nothing of a session any more.
-pub(super) async fn delete(channel: &Channel) -> Result<(), Problem> {
-    state::delete(channel.to_string()).await.map_err(publish::problem)
+pub(super) async fn delete(channel: &Channel, fence: Fence) -> Result<(), Failure> {
+    state::delete(channel.to_string(), Some(fence)).await
 }
 
 /// The sessions that are kept, after one: some of them, in order.

@@ -128,9 +128,15 @@ impl<'a> Storing<'a> {
         let (count, bytes) = (events.len() as u64, events.iter().map(|event| event.data.len() as u64).sum::<u64>());
         // Until the checkpoint says so, and for ever if it fails, the channel may have more than the checkpoint.
         self.entry.unclean();
-        let places = match events::append(self.entry.channel.to_string(), events).await {
+        // Without a lease another instance has taken the session over.
+        let Some(fence) = self.entry.fence() else { return Err(publish::problem(Failure::Fenced)) };
+        let places = match events::append(self.entry.channel.to_string(), events, Some(fence)).await {
             Ok(places) => places,
             Err(Failure::Finished) => return Err(finished()),
+            Err(Failure::Fenced) => {
+                self.entry.disown();
+                return Err(publish::problem(Failure::Fenced));
+            }
             Err(failure) => return Err(publish::problem(failure)),
         };
         let (events, all) = self.appended.get();

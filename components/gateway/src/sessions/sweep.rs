@@ -43,8 +43,19 @@ pub(crate) fn begin(keeping: &'static Keeping) {
     }
 }
 
-/// Takes in all sessions that the store has, so that they are looked after again.
+/// Takes in all sessions that the store has, so that they are looked after again; where other instances share it, again and again, for
+/// they may have died.
 pub(crate) async fn restore(keeping: &'static Keeping) {
+    loop {
+        restore_once(keeping).await;
+        if !keeping.settings.shared {
+            return;
+        }
+        Deadline::after(clock::now(), keeping.settings.lease_ms).passed().await;
+    }
+}
+
+async fn restore_once(keeping: &'static Keeping) {
     let mut last = None;
     loop {
         let found = match store::after(last.as_ref()).await {
@@ -74,18 +85,43 @@ async fn sweep(keeping: &'static Keeping) {
     for entry in keeping.all().into_iter().filter(rests) {
         let result = match entry.phase() {
             Phase::Open if entry.is_due(now_ms) => look(keeping, &entry).await,
-            Phase::Expired | Phase::Ended if is_over(keeping, &entry, now_ms) => keeping.forget(&entry).await,
-            _ if entry.is_dirty() => keeping.put(&entry).await,
+            Phase::Expired | Phase::Ended if is_over(keeping, &entry, now_ms) => forget(keeping, &entry).await,
+            _ if entry.is_dirty() => put(keeping, &entry).await,
             _ => Ok(()),
         };
         if let Err(problem) = result {
-            eprintln!("warn: session {}: {}", entry.channel.id(), problem.detail);
+            // Another instance may be at it, which is no fault.
+            if problem.status != 409 {
+                eprintln!("warn: session {}: {}", entry.channel.id(), problem.detail);
+            }
             if entry.phase() == Phase::Open {
                 entry.set_due(now_ms.saturating_add(RETRY_MS));
             }
         }
     }
     keeping.evict();
+}
+
+/// Forgets a session that has ended.
+async fn forget(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+    let lease = entry.lease().await;
+    let Some(owned) = keeping.own(entry).await? else { return Ok(()) };
+    let forgotten = match is_over(keeping, entry, now_ms()) {
+        true => keeping.forget(entry).await,
+        false => Ok(()),
+    };
+    owned.release().await;
+    drop(lease);
+    forgotten
+}
+
+/// Puts what the store has not taken yet.
+async fn put(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+    keeping.put(entry).await?;
+    if !entry.is_held() {
+        entry.release_owned().await;
+    }
+    Ok(())
 }
 
 fn is_over(keeping: &Keeping, entry: &Entry, now_ms: u64) -> bool {
@@ -95,6 +131,18 @@ fn is_over(keeping: &Keeping, entry: &Entry, now_ms: u64) -> bool {
 /// Tells a session what time it is.
 async fn look(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
+    let Some(_owned) = keeping.own(entry).await? else { return Ok(()) };
+    let looked = look_owned(keeping, entry).await;
+    entry.release_owned().await;
+    drop(lease);
+    looked
+}
+
+async fn look_owned(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+    // Another instance may have fed it since.
+    if entry.phase() != Phase::Open || !entry.is_due(now_ms()) {
+        return keeping.put(entry).await;
+    }
     let Live { mut inputs, mut outputs, after, finished } = live::open(keeping, entry).await?;
     if finished.is_some() {
         return keeping.put(entry).await;
@@ -123,9 +171,7 @@ async fn look(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Proble
         entry.set_due(now_ms().saturating_add(TICK_MS));
         return Ok(());
     }
-    storing.put().await?;
-    drop(lease);
-    Ok(())
+    storing.put().await
 }
 
 /// Nothing was said but a checkpoint.

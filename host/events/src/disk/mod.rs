@@ -20,7 +20,7 @@ mod writer;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
-use weir_core::channel::{ChannelName, Cursor, Draft, Log, Page};
+use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Log, Page};
 
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
@@ -32,6 +32,7 @@ use crate::disk::values::Kept;
 use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
+use crate::lease::{Acquisition, LocalLeases};
 use crate::store::Health;
 use crate::subscription::Subscription;
 
@@ -48,6 +49,7 @@ pub(crate) struct Disk {
     status: Arc<Status>,
     claims: Arc<Mutex<Claims>>,
     kept: Arc<Kept>,
+    pub(crate) leases: LocalLeases,
     /// Held while a channel is brought into memory, so that it comes once.
     loading: tokio::sync::Mutex<()>,
 }
@@ -86,15 +88,22 @@ impl Disk {
         Writer::new(shared.clone(), held.commit).start(queue).map_err(OpenError::Thread)?;
         let Shared { config, clock, hub, database, kept, claims, status } = shared;
         let loading = tokio::sync::Mutex::new(());
-        Ok(Self { config, clock, hub, database, jobs, status, claims, kept, loading })
+        let leases = LocalLeases::new(&clock);
+        Ok(Self { config, clock, hub, database, jobs, status, claims, kept, leases, loading })
     }
 
-    pub(crate) async fn append(&self, name: &ChannelName, mut drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+    pub(crate) async fn append(
+        &self,
+        name: &ChannelName,
+        mut drafts: Vec<Draft>,
+        fence: Option<&Fence>,
+    ) -> Result<Vec<Cursor>, Error> {
         let (answer, answered) = oneshot::channel();
         // The place in the queue comes first, so that events are written in the order of their places.
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         loop {
             let channel = self.channel(name).await?;
+            let _owned = self.leases.check(fence)?;
             let mut state = channel.lock();
             if state.gone {
                 continue;
@@ -139,12 +148,18 @@ impl Disk {
         answered.await.map_err(|_| closed())?.map(|()| true)
     }
 
-    pub(crate) async fn put(&self, key: &ChannelName, value: &[u8], ttl_ms: Option<u64>) -> Result<(), Error> {
+    pub(crate) async fn put(
+        &self,
+        key: &ChannelName,
+        value: &[u8],
+        ttl_ms: Option<u64>,
+        fence: Option<&Fence>,
+    ) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         let end_ms = self.clock.end_ms(ttl_ms);
         let record = record::encode_value(key, end_ms, value);
         let put = Job::Put { key: key.clone(), record, end_ms, answer };
-        self.jobs.send(put).await.map_err(|_| closed())?;
+        self.send(put, fence).await?;
         answered.await.map_err(|_| closed())?
     }
 
@@ -159,10 +174,29 @@ impl Disk {
         }
     }
 
-    pub(crate) async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Delete { key: key.clone(), answer }).await.map_err(|_| closed())?;
+        self.send(Job::Delete { key: key.clone(), answer }, fence).await?;
         answered.await.map_err(|_| closed())?
+    }
+
+    /// Acquires a lease once all writes that were checked before are on the disk, so that the new owner reads them.
+    pub(crate) async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
+        let (answer, answered) = oneshot::channel();
+        let permit = self.jobs.reserve().await.map_err(|_| closed())?;
+        let acquired = self.leases.acquire(key, owner, ttl_ms, || permit.send(Job::Barrier { answer }))?;
+        if let Acquisition::Acquired(_) = acquired {
+            answered.await.map_err(|_| closed())??;
+        }
+        Ok(acquired)
+    }
+
+    /// Gives the writer a job. A fenced one is checked and ordered in one step, before any later acquisition.
+    async fn send(&self, job: Job, fence: Option<&Fence>) -> Result<(), Error> {
+        let permit = self.jobs.reserve().await.map_err(|_| closed())?;
+        let _owned = self.leases.check(fence)?;
+        permit.send(job);
+        Ok(())
     }
 
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
@@ -177,6 +211,7 @@ impl Disk {
 
     /// Deletes what is too old, and flushes where nothing else does.
     pub(crate) async fn sweep(&self) {
+        self.leases.sweep();
         // A writer that has as much to do as it may have does this the next time.
         let Ok(permit) = self.jobs.try_reserve() else { return };
         let claims = lock(&self.claims).expire(&self.clock);

@@ -50,6 +50,10 @@ pub(crate) enum Job {
         key: ChannelName,
         answer: Answer<()>,
     },
+    /// Answers when everything before it is written.
+    Barrier {
+        answer: Answer<()>,
+    },
     /// Deletes what is too old, flushes, and recovers the file.
     Sweep {
         now_ms: u64,
@@ -204,6 +208,7 @@ impl Writer {
                 Ok(()) => group.values.push(answer),
                 Err(error) => drop(answer.send(Err(error))),
             },
+            Job::Barrier { answer } => group.values.push(answer),
             Job::Delete { key, answer } => {
                 kept.delete(change, &mut group.undo, &key);
                 group.values.push(answer);

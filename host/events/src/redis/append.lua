@@ -1,11 +1,13 @@
 -- Appends events to a stream, all or none, and lets go of what retention does not keep.
--- KEYS: the stream, and what is known of it beside its entries.
+-- KEYS: the stream, what is known of it beside its entries, and, where the append is fenced, the lease.
 -- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
--- how long the rest is remembered in ms, then for each event: name, data, coalescing key, 1 when it finishes.
--- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, or { 'epoch', latest epoch } where a later fresh one is needed.
+-- how long the rest is remembered in ms, the token of the lease or an empty text, then for each event: name, data, coalescing key, 1 when it finishes.
+-- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } where a later fresh one is needed.
 local stream, known = KEYS[1], KEYS[2]
 local run, fresh, keeps = ARGV[1], ARGV[2], ARGV[3] == '1'
 local events_max, bytes_max, age_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+if ARGV[8] ~= '' and redis.call('HGET', KEYS[3], 'token') ~= ARGV[8] then return { 'fenced' } end
 
 -- Epochs have more digits than a number of Lua holds.
 local function later(a, b)
@@ -24,7 +26,7 @@ end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local count = (#ARGV - 7) / 4
+local count = (#ARGV - 8) / 4
 local finished = '0'
 
 local function add(id, name, data, key, finishes)
@@ -53,7 +55,7 @@ if redis.call('EXISTS', stream) == 1 then
 end
 local first = seq + 1
 for i = 0, count - 1 do
-  local at = 8 + i * 4
+  local at = 9 + i * 4
   local name, data, key, finishes = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   seq = seq + 1
   local id = epoch .. '-' .. string.format('%.0f', seq)

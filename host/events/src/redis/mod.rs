@@ -11,6 +11,7 @@
 //! back the mirror is made anew from it, and who followed sees a gap where what only we had was.
 
 pub(crate) mod groups;
+mod lease;
 mod link;
 mod reader;
 mod state;
@@ -21,13 +22,15 @@ use std::sync::Arc;
 use redis::Script;
 use redis::streams::StreamRangeReply;
 use tokio::sync::Notify;
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Log, Page, page, resolve};
+use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Fence, Log, Page, page, resolve};
 
 use crate::clock::Clock;
 use crate::config::{EventsConfig, Fallback, StoreKind};
 use crate::error::{Error, OpenError};
 use crate::hub::{Channel, Hub, State, wake};
+use crate::lease::Acquisition;
 use crate::redis::groups::Groups;
+use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
 use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
 use crate::store::Health;
@@ -53,6 +56,7 @@ pub(crate) struct Shared {
     link: Arc<Link>,
     append: Script,
     kept: state::State,
+    leases: RedisLeases,
     /// Says that another channel is followed.
     followed: Notify,
     /// Held while a mirror is made, so that each is made once.
@@ -64,17 +68,25 @@ impl Redis {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
         let making = tokio::sync::Mutex::new(());
-        let kept = state::State::new();
+        let (kept, leases) = (state::State::new(), RedisLeases::new());
         let followed = Notify::new();
-        let shared = Arc::new(Shared { config, clock, hub, link, append, kept, followed, making });
+        let shared = Arc::new(Shared { config, clock, hub, link, append, kept, leases, followed, making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
         Ok(Self { shared, reader })
     }
 
-    pub(crate) async fn append(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
-        let appended = self.shared.append(name, &drafts).await;
+    pub(crate) async fn append(
+        &self,
+        name: &ChannelName,
+        drafts: Vec<Draft>,
+        fence: Option<&Fence>,
+    ) -> Result<Vec<Cursor>, Error> {
+        let appended = self.shared.append(name, &drafts, fence).await;
         match appended {
-            Err(Error::Unavailable { .. }) if self.shared.falls_back() => self.shared.append_here(name, drafts),
+            // Only Redis knows who has a lease.
+            Err(Error::Unavailable { .. }) if self.shared.falls_back() && fence.is_none() => {
+                self.shared.append_here(name, drafts)
+            }
             appended => appended,
         }
     }
@@ -118,16 +130,38 @@ impl Redis {
         Ok(set.is_some())
     }
 
-    pub(crate) async fn put(&self, key: &ChannelName, value: &[u8], ttl_ms: Option<u64>) -> Result<(), Error> {
-        self.shared.kept.put(&self.shared.link, key, value, ttl_ms).await
+    pub(crate) async fn put(
+        &self,
+        key: &ChannelName,
+        value: &[u8],
+        ttl_ms: Option<u64>,
+        fence: Option<&Fence>,
+    ) -> Result<(), Error> {
+        self.shared.kept.put(&self.shared.link, key, value, ttl_ms, fence).await
     }
 
     pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
         state::value(&self.shared.link, key).await
     }
 
-    pub(crate) async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
-        self.shared.kept.delete(&self.shared.link, key).await
+    pub(crate) async fn delete(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
+        self.shared.kept.delete(&self.shared.link, key, fence).await
+    }
+
+    pub(crate) async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
+        self.shared.leases.acquire(&self.shared.link, key, owner, ttl_ms).await
+    }
+
+    pub(crate) async fn renew(&self, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
+        self.shared.leases.renew(&self.shared.link, fence, ttl_ms).await
+    }
+
+    pub(crate) async fn release(&self, fence: &Fence) -> Result<(), Error> {
+        self.shared.leases.release(&self.shared.link, fence).await
+    }
+
+    pub(crate) async fn close(&self) {
+        self.shared.leases.release_all(&self.shared.link).await;
     }
 
     pub(crate) async fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
@@ -167,12 +201,12 @@ impl Shared {
         meta_key(&self.link.config.prefix, name)
     }
 
-    async fn append(&self, name: &ChannelName, drafts: &[Draft]) -> Result<Vec<Cursor>, Error> {
+    async fn append(&self, name: &ChannelName, drafts: &[Draft], fence: Option<&Fence>) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
         // Another instance's clock may be ahead, and then the epoch is that one's next; another may take that too, once.
         for _ in 0..4 {
             let answer: Vec<String> =
-                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch).await }).await?;
+                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch, fence).await }).await?;
             let number = |at: usize| answer.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
             match answer.first().map(String::as_str) {
                 Some("ok") => {
@@ -180,6 +214,7 @@ impl Shared {
                     return Ok((number(2)..=number(3)).map(|seq| Cursor::new(number(1), seq)).collect());
                 }
                 Some("finished") => return Err(Error::Finished),
+                Some("fenced") => return Err(Error::Fenced),
                 Some("epoch") => epoch = epoch.max(number(1).saturating_add(1)),
                 _ => break,
             }
@@ -193,13 +228,15 @@ impl Shared {
         name: &ChannelName,
         drafts: &[Draft],
         epoch: u64,
+        fence: Option<&Fence>,
     ) -> Result<Vec<String>, redis::RedisError> {
         let retention = self.config.retention;
         let mut call = self.append.prepare_invoke();
-        call.key(self.key(name)).key(self.meta_key(name));
+        let (lease, token) = fence_arguments(&self.link, fence);
+        call.key(self.key(name)).key(self.meta_key(name)).key(lease);
         call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
         call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
-        call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS));
+        call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS)).arg(token);
         for draft in drafts {
             call.arg(&*draft.name).arg(&*draft.data);
             call.arg(draft.coalesce.as_deref().unwrap_or_default()).arg(u8::from(draft.finishes));

@@ -1,8 +1,11 @@
 -- Puts a value under a key, and the key among those of its kind.
--- KEYS: the value, the keys of the kind by name, those of them that end by their end.
--- ARGV: the key, the value, how long it stays in ms or 0 for as long as it is not deleted.
+-- KEYS: the value, the keys of the kind by name, those of them that end by their end, and, where the put is fenced, the lease.
+-- ARGV: the key, the value, how long it stays in ms or 0 for as long as it is not deleted, the token of the lease or an empty text.
+-- Returns 1, or 0 where the token is not the newest.
 local value, names, ends = KEYS[1], KEYS[2], KEYS[3]
 local key, ttl = ARGV[1], tonumber(ARGV[3])
+
+if ARGV[4] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[4] then return 0 end
 
 -- Keys whose values ended go from the lists bit by bit: each put takes away more than it can add.
 local time = redis.call('TIME')
@@ -20,3 +23,4 @@ else
   redis.call('ZREM', ends, key)
 end
 redis.call('ZADD', names, 0, key)
+return 1

@@ -3,21 +3,24 @@
 //! are keys of anybody, and gives no order to page in.
 
 use redis::Script;
-use weir_core::channel::ChannelName;
+use weir_core::channel::{ChannelName, Fence};
 
 use crate::error::Error;
+use crate::redis::lease::fence_arguments;
 use crate::redis::link::Link;
 
 /// The scripts of it.
 #[derive(Debug)]
 pub(crate) struct State {
     put: Script,
+    delete: Script,
     keys: Script,
 }
 
 impl State {
     pub(crate) fn new() -> Self {
-        Self { put: Script::new(include_str!("put.lua")), keys: Script::new(include_str!("keys.lua")) }
+        let (put, delete) = (Script::new(include_str!("put.lua")), Script::new(include_str!("delete.lua")));
+        Self { put, delete, keys: Script::new(include_str!("keys.lua")) }
     }
 
     pub(crate) async fn put(
@@ -26,20 +29,23 @@ impl State {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
+        fence: Option<&Fence>,
     ) -> Result<(), Error> {
         let mut put = self.put.prepare_invoke();
         put.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind()));
-        put.arg(key.as_str()).arg(value).arg(ttl_ms.unwrap_or(0));
-        link.ask(|mut live| async move { put.invoke_async(&mut live.connection).await }).await
+        let (lease, token) = fence_arguments(link, fence);
+        put.key(lease).arg(key.as_str()).arg(value).arg(ttl_ms.unwrap_or(0)).arg(token);
+        let done: u8 = link.ask(|mut live| async move { put.invoke_async(&mut live.connection).await }).await?;
+        if done == 0 { Err(Error::Fenced) } else { Ok(()) }
     }
 
-    pub(crate) async fn delete(&self, link: &Link, key: &ChannelName) -> Result<(), Error> {
-        let mut delete = redis::pipe();
-        delete.atomic();
-        delete.cmd("DEL").arg(value_key(link, key)).ignore();
-        delete.cmd("ZREM").arg(names_key(link, key.kind())).arg(key.as_str()).ignore();
-        delete.cmd("ZREM").arg(ends_key(link, key.kind())).arg(key.as_str()).ignore();
-        link.ask(|mut live| async move { delete.query_async(&mut live.connection).await }).await
+    pub(crate) async fn delete(&self, link: &Link, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
+        let (lease, token) = fence_arguments(link, fence);
+        let mut delete = self.delete.prepare_invoke();
+        delete.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind())).key(lease);
+        delete.arg(key.as_str()).arg(token);
+        let done: u8 = link.ask(|mut live| async move { delete.invoke_async(&mut live.connection).await }).await?;
+        if done == 0 { Err(Error::Fenced) } else { Ok(()) }
     }
 
     pub(crate) async fn keys(&self, link: &Link, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {

@@ -26,18 +26,21 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use bindings::{
     exports::weir::stream::{
-        events::{Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Gap, Guest, Page},
+        events::{Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Fence, Gap, Guest, Page},
         state, steps,
     },
     wasi::clocks::{monotonic_clock, system_clock},
     wit_stream,
 };
-use weir_core::channel::{self, ChannelName, Claims, Draft, EventLimits, Log, Retention, Subscriber, Values};
+use weir_core::channel::{
+    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, Subscriber, Values,
+};
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
 const LOOK_NS: u64 = 20_000_000;
 const CHANNELS_MAX: usize = 1000;
 const CLAIMS_MAX: usize = 1000;
+const LEASES_MAX: usize = 10_000;
 const OUTBOX_BYTES_MAX: usize = 256 << 10;
 const STATE_BYTES_MAX: usize = 64 << 20;
 const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -54,6 +57,7 @@ struct State {
     channels: BTreeMap<ChannelName, Channel>,
     claims: Option<Claims>,
     values: Option<Values<Vec<u8>>>,
+    leases: Option<Leases>,
     followers: u64,
 }
 
@@ -65,8 +69,9 @@ struct Stub;
 bindings::export!(Stub with_types_in bindings);
 
 impl Guest for Stub {
-    async fn append(channel: String, events: Vec<Event>) -> Result<Vec<Cursor>, Failure> {
+    async fn append(channel: String, events: Vec<Event>, fence: Option<Fence>) -> Result<Vec<Cursor>, Failure> {
         let name = name(&channel)?;
+        check(fence)?;
         let drafts: Vec<Draft> = events.into_iter().map(draft).collect();
         Draft::check_all(&drafts, &EventLimits::default()).map_err(|error| match error.too_large() {
             true => Failure::TooLarge(error.to_string()),
@@ -145,8 +150,9 @@ impl Guest for Stub {
 }
 
 impl state::Guest for Stub {
-    async fn put(key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Failure> {
+    async fn put(key: String, value: Vec<u8>, ttl_ms: Option<u64>, fence: Option<Fence>) -> Result<(), Failure> {
         let key = name(&key)?;
+        check(fence)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(Failure::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
         }
@@ -166,8 +172,9 @@ impl state::Guest for Stub {
         Ok(values(|values| values.value(&key, now_ms()).cloned()))
     }
 
-    async fn delete(key: String) -> Result<(), Failure> {
+    async fn delete(key: String, fence: Option<Fence>) -> Result<(), Failure> {
         let key = name(&key)?;
+        check(fence)?;
         values(|values| values.delete(&key));
         Ok(())
     }
@@ -177,6 +184,43 @@ impl state::Guest for Stub {
         let limit = (limit as usize).min(PAGE_EVENTS_MAX);
         Ok(values(|values| values.keys(&kind, &after, limit, now_ms()).iter().map(ToString::to_string).collect()))
     }
+
+    async fn acquire(key: String, owner: String, ttl_ms: u64) -> Result<state::Acquisition, Failure> {
+        let key = name(&key)?;
+        match leases(|leases| leases.acquire(&key, &owner, clock_ms(), ttl_ms)) {
+            Ok(token) => Ok(state::Acquisition::Acquired(token)),
+            Err(AcquireError::Held { remaining_ms }) => Ok(state::Acquisition::Held(remaining_ms)),
+            Err(AcquireError::Full { .. }) => Err(Failure::Unavailable(1000)),
+        }
+    }
+
+    async fn renew(fence: Fence, ttl_ms: u64) -> Result<(), Failure> {
+        let fence = self::fence(fence)?;
+        leases(|leases| leases.renew(&fence, clock_ms(), ttl_ms)).map_err(|_| Failure::Fenced)
+    }
+
+    async fn release(fence: Fence) -> Result<(), Failure> {
+        let fence = self::fence(fence)?;
+        leases(|leases| leases.release(&fence, clock_ms())).map_err(|_| Failure::Fenced)
+    }
+}
+
+/// Whether a write may be made.
+fn check(fence: Option<Fence>) -> Result<(), Failure> {
+    let Some(fence) = fence.map(self::fence).transpose()? else { return Ok(()) };
+    leases(|leases| leases.check(&fence)).map_err(|_| Failure::Fenced)
+}
+
+fn fence(fence: Fence) -> Result<channel::Fence, Failure> {
+    Ok(channel::Fence { key: name(&fence.key)?, token: fence.token })
+}
+
+fn leases<T>(act: impl FnOnce(&mut Leases) -> T) -> T {
+    STATE.with_borrow_mut(|state| act(state.leases.get_or_insert_with(|| Leases::new(LEASES_MAX, 0))))
+}
+
+fn clock_ms() -> u64 {
+    monotonic_clock::now() / 1_000_000
 }
 
 fn values<T>(act: impl FnOnce(&mut Values<Vec<u8>>) -> T) -> T {

@@ -1,0 +1,267 @@
+//! Leases with fencing tokens: one owner at a time for a key, and a store that refuses the writes of earlier owners.
+//!
+//! A lease ends by the clock, but safety does not depend on the clock. Every acquisition has a greater token than those before it, and
+//! a write carries the token of its owner: the store refuses it unless that token is the newest of its key. An owner that was paused
+//! past the end of its lease can therefore change nothing after another has acquired it (Kleppmann, "How to do distributed
+//! locking", 2016; Gray and Cheriton, "Leases", 1989).
+//!
+//! An expired lease that nobody else has acquired can still be renewed, with the same token: then nobody wrote in between.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use super::ChannelName;
+
+/// How long a released lease is remembered, so that its last owner can renew it, in milliseconds.
+pub const RELEASED_MS: u64 = 60_000;
+/// How long a lease is remembered after its end, in milliseconds.
+pub const EXPIRED_MS: u64 = 86_400_000;
+/// How often expired leases are looked for, in milliseconds.
+const EXPIRE_EVERY_MS: u64 = 10_000;
+
+/// What a write carries to show that its author still owns a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Fence {
+    /// The key of the lease, which need not be the key that is written.
+    pub key: ChannelName,
+    /// The token that the acquisition returned.
+    pub token: u64,
+}
+
+/// Why a lease was not acquired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum AcquireError {
+    /// Another owner has it.
+    #[error("another owner has the lease, for {remaining_ms} ms unless it is renewed")]
+    Held {
+        /// When it ends unless its owner renews it.
+        remaining_ms: u64,
+    },
+    /// There is no room for another lease.
+    #[error("{leases_max} leases are held, and no more fit")]
+    Full {
+        /// The bound.
+        leases_max: usize,
+    },
+}
+
+/// The token is not the newest of its key: the lease was released, forgotten, or acquired again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the lease is not held any more")]
+pub struct Fenced;
+
+#[derive(Debug, Clone)]
+struct Lease {
+    token: u64,
+    owner: Box<str>,
+    end_ms: u64,
+    forget_ms: u64,
+}
+
+/// Leases of one process. Times are milliseconds of a clock that never goes back.
+#[derive(Debug)]
+pub struct Leases {
+    leases_max: usize,
+    leases: HashMap<ChannelName, Lease>,
+    last_token: u64,
+    expire_at_ms: u64,
+}
+
+impl Leases {
+    /// No leases, and room for so many. Tokens begin after `last_token`, which must not be below any token of an earlier process.
+    pub fn new(leases_max: usize, last_token: u64) -> Self {
+        Self { leases_max: leases_max.max(1), leases: HashMap::new(), last_token, expire_at_ms: 0 }
+    }
+
+    /// Leases remembered, expired ones included.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// True when none is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Acquires the lease of a key for an owner; its token. An owner that has it already gets a new token, and loses the earlier one.
+    ///
+    /// # Errors
+    ///
+    /// Another owner has it, or there is no room.
+    pub fn acquire(&mut self, key: &ChannelName, owner: &str, now_ms: u64, ttl_ms: u64) -> Result<u64, AcquireError> {
+        match self.leases.get(key) {
+            Some(lease) if *lease.owner != *owner && lease.end_ms > now_ms => {
+                return Err(AcquireError::Held { remaining_ms: lease.end_ms - now_ms });
+            }
+            Some(_) => {}
+            None if self.leases.len() >= self.leases_max => {
+                self.expire_at_ms = 0;
+                self.expire(now_ms);
+                if self.leases.len() >= self.leases_max {
+                    return Err(AcquireError::Full { leases_max: self.leases_max });
+                }
+            }
+            None => self.expire(now_ms),
+        }
+        self.last_token += 1;
+        let (end_ms, forget_ms) = ends(now_ms, ttl_ms);
+        let lease = Lease { token: self.last_token, owner: owner.into(), end_ms, forget_ms };
+        self.leases.insert(key.clone(), lease);
+        Ok(self.last_token)
+    }
+
+    /// Makes a lease last so long from now.
+    ///
+    /// # Errors
+    ///
+    /// It is not held with this token any more.
+    pub fn renew(&mut self, fence: &Fence, now_ms: u64, ttl_ms: u64) -> Result<(), Fenced> {
+        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(Fenced)?;
+        (lease.end_ms, lease.forget_ms) = ends(now_ms, ttl_ms);
+        Ok(())
+    }
+
+    /// Ends a lease now. Until another owner acquires it, its token stays good for a while.
+    ///
+    /// # Errors
+    ///
+    /// It is not held with this token any more.
+    pub fn release(&mut self, fence: &Fence, now_ms: u64) -> Result<(), Fenced> {
+        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(Fenced)?;
+        (lease.end_ms, lease.forget_ms) = (now_ms, now_ms.saturating_add(RELEASED_MS));
+        Ok(())
+    }
+
+    /// Checks that a write may be made.
+    ///
+    /// # Errors
+    ///
+    /// The lease is not held with this token any more.
+    pub fn check(&self, fence: &Fence) -> Result<(), Fenced> {
+        match self.leases.get(&fence.key) {
+            Some(lease) if lease.token == fence.token => Ok(()),
+            _ => Err(Fenced),
+        }
+    }
+
+    /// Forgets leases that ended long ago. Cheap to call often.
+    pub fn expire(&mut self, now_ms: u64) {
+        if now_ms >= self.expire_at_ms {
+            self.expire_at_ms = now_ms.saturating_add(EXPIRE_EVERY_MS);
+            self.leases.retain(|_, lease| lease.forget_ms > now_ms);
+        }
+    }
+}
+
+fn ends(now_ms: u64, ttl_ms: u64) -> (u64, u64) {
+    let end_ms = now_ms.saturating_add(ttl_ms);
+    (end_ms, end_ms.saturating_add(EXPIRED_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(text: &str) -> ChannelName {
+        text.parse().unwrap()
+    }
+
+    fn fence(token: u64) -> Fence {
+        Fence { key: key("execution:x"), token }
+    }
+
+    #[test]
+    fn lease_held_by_another_is_refused_until_it_ends() {
+        let mut leases = Leases::new(10, 0);
+        let first = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
+        let held = |remaining_ms| Err(AcquireError::Held { remaining_ms });
+        assert_eq!(leases.acquire(&key("execution:x"), "b", 30, 100), held(70));
+        leases.renew(&fence(first), 90, 100).unwrap();
+        assert_eq!(leases.acquire(&key("execution:x"), "b", 189, 100), held(1));
+        let second = leases.acquire(&key("execution:x"), "b", 190, 100).unwrap();
+        assert!(second > first);
+        assert_eq!(leases.renew(&fence(first), 191, 100), Err(Fenced));
+        assert_eq!((leases.check(&fence(first)), leases.check(&fence(second))), (Err(Fenced), Ok(())));
+    }
+
+    #[test]
+    fn expired_lease_that_nobody_acquired_is_renewed_with_its_token() {
+        let mut leases = Leases::new(10, 0);
+        let token = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
+        assert_eq!(leases.check(&fence(token)), Ok(()));
+        assert_eq!(leases.renew(&fence(token), 5_000, 100), Ok(()));
+        assert!(leases.acquire(&key("execution:x"), "b", 5_099, 100).is_err());
+    }
+
+    #[test]
+    fn released_lease_is_free_at_once() {
+        let mut leases = Leases::new(10, 0);
+        let token = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
+        leases.release(&fence(token), 10).unwrap();
+        leases.renew(&fence(token), 20, 100).unwrap();
+        leases.release(&fence(token), 30).unwrap();
+        leases.acquire(&key("execution:x"), "b", 30, 100).unwrap();
+        assert_eq!(leases.release(&fence(token), 40), Err(Fenced));
+    }
+
+    #[test]
+    fn same_owner_gets_a_new_token_and_loses_the_earlier_one() {
+        let mut leases = Leases::new(10, 7);
+        let first = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
+        let second = leases.acquire(&key("execution:x"), "a", 1, 100).unwrap();
+        assert_eq!((first, second), (8, 9));
+        assert_eq!(leases.check(&fence(first)), Err(Fenced));
+    }
+
+    #[test]
+    fn leases_are_bounded_and_forgotten() {
+        let mut leases = Leases::new(1, 0);
+        let token = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
+        assert_eq!(leases.acquire(&key("execution:y"), "a", 1, 100), Err(AcquireError::Full { leases_max: 1 }));
+        leases.release(&fence(token), 10).unwrap();
+        leases.acquire(&key("execution:y"), "a", 10 + RELEASED_MS, 100).unwrap();
+        assert_eq!(leases.check(&fence(token)), Err(Fenced));
+    }
+
+    proptest! {
+        // Whatever the order of acquisitions, renewals and releases: at most one token of a key is good, it is the newest, and a
+        // key changes its owner only when the lease has ended.
+        #[test]
+        fn only_the_newest_token_is_good(ops in prop::collection::vec((0u8..3, 0u8..3, 0u64..60, 1u64..80), 0..200)) {
+            let mut leases = Leases::new(10, 0);
+            let (mut now, mut end) = (0, 0);
+            let mut tokens: Vec<(u64, u8)> = Vec::new();
+            for (op, owner, wait, ttl) in ops {
+                now += wait;
+                let mine = tokens.iter().rev().find(|(_, by)| *by == owner).map(|(token, _)| *token);
+                let newest = tokens.last().copied();
+                match op {
+                    0 => match leases.acquire(&key("execution:x"), &owner.to_string(), now, ttl) {
+                        Ok(token) => {
+                            prop_assert!(newest.is_none_or(|(last, by)| token > last && (by == owner || end <= now)));
+                            tokens.push((token, owner));
+                            end = now + ttl;
+                        }
+                        Err(_) => prop_assert!(end > now && newest.is_some_and(|(_, by)| by != owner)),
+                    },
+                    op => if let Some(mine) = mine {
+                        let good = newest.is_some_and(|(token, _)| token == mine);
+                        let done = match op {
+                            1 => leases.renew(&fence(mine), now, ttl),
+                            _ => leases.release(&fence(mine), now),
+                        };
+                        prop_assert_eq!(done.is_ok(), good);
+                        if good {
+                            end = if op == 1 { now + ttl } else { now };
+                        }
+                    },
+                }
+                for (token, _) in &tokens {
+                    prop_assert_eq!(leases.check(&fence(*token)).is_ok(), Some(*token) == tokens.last().map(|(t, _)| *t));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+-- Acquires, renews or releases a lease by the server's clock.
+-- KEYS: the lease, the newest token of all leases.
+-- ARGV: `acquire`, `renew` or `release`; the owner that acquires, or else the token; how long the lease lasts in ms; how long it
+-- is remembered after its end and after its release, in ms.
+-- Returns { 'ok', token }, { 'held', ms until it ends }, or { 'fenced', 0 } where the token is not the newest.
+local lease, newest = KEYS[1], KEYS[2]
+local action, who, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = math.floor(now_us / 1000)
+
+local function text(number) return string.format('%.0f', number) end
+
+local function last_from_now(ms)
+  redis.call('HSET', lease, 'end', text(now + ms), 'ttl', text(ms))
+  redis.call('PEXPIRE', lease, text(ms + tonumber(ARGV[4])))
+end
+
+if action == 'acquire' then
+  local held = redis.call('HMGET', lease, 'owner', 'end', 'ttl')
+  if held[1] and held[1] ~= who then
+    local left, most = tonumber(held[2]) - now, tonumber(held[3])
+    if left > most then
+      -- The clock was set back. The lease ends no later than it would from now.
+      redis.call('HSET', lease, 'end', text(now + most))
+      left = most
+    end
+    if left > 0 then return { 'held', left } end
+  end
+  -- Greater than all tokens before it, also where the server has lost the newest one.
+  local token = math.max(tonumber(redis.call('GET', newest) or '0') + 1, now_us)
+  redis.call('SET', newest, text(token))
+  redis.call('HSET', lease, 'token', text(token), 'owner', who)
+  last_from_now(ttl)
+  return { 'ok', token }
+end
+
+if redis.call('HGET', lease, 'token') ~= who then return { 'fenced', 0 } end
+if action == 'renew' then
+  last_from_now(ttl)
+else
+  redis.call('HSET', lease, 'end', text(now), 'ttl', '0')
+  redis.call('PEXPIRE', lease, ARGV[5])
+end
+return { 'ok', 0 }

@@ -1,0 +1,103 @@
+//! Leases in Redis: a hash for each key, the newest token of all, and scripts that go by the server's clock.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redis::Script;
+use weir_core::channel::{ChannelName, EXPIRED_MS, Fence, RELEASED_MS};
+
+use crate::error::{Error, lock};
+use crate::lease::Acquisition;
+use crate::redis::link::Link;
+
+#[derive(Debug)]
+pub(crate) struct RedisLeases {
+    script: Script,
+    /// Leases acquired here and not given up, so that they can be released when the store is closed.
+    held: Mutex<HashMap<ChannelName, u64>>,
+    closed: AtomicBool,
+}
+
+impl RedisLeases {
+    pub(crate) fn new() -> Self {
+        Self { script: Script::new(include_str!("lease.lua")), held: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
+    pub(crate) async fn acquire(
+        &self,
+        link: &Link,
+        key: &ChannelName,
+        owner: &str,
+        ttl_ms: u64,
+    ) -> Result<Acquisition, Error> {
+        let (outcome, number) = self.run(link, "acquire", key, owner, ttl_ms).await?;
+        if outcome == "held" {
+            return Ok(Acquisition::Held { remaining_ms: number });
+        }
+        lock(&self.held).insert(key.clone(), number);
+        Ok(Acquisition::Acquired(number))
+    }
+
+    pub(crate) async fn renew(&self, link: &Link, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
+        let (outcome, _) = self.run(link, "renew", &fence.key, &fence.token.to_string(), ttl_ms).await?;
+        if outcome == "fenced" {
+            self.forget(fence);
+            return Err(Error::Fenced);
+        }
+        lock(&self.held).insert(fence.key.clone(), fence.token);
+        Ok(())
+    }
+
+    pub(crate) async fn release(&self, link: &Link, fence: &Fence) -> Result<(), Error> {
+        let (outcome, _) = self.run(link, "release", &fence.key, &fence.token.to_string(), 0).await?;
+        self.forget(fence);
+        if outcome == "fenced" { Err(Error::Fenced) } else { Ok(()) }
+    }
+
+    /// Releases what is held here, so that others need not wait for its end. Best effort: it ends by itself otherwise.
+    pub(crate) async fn release_all(&self, link: &Link) {
+        self.closed.store(true, Ordering::Relaxed);
+        let held: Vec<Fence> =
+            lock(&self.held).iter().map(|(key, token)| Fence { key: key.clone(), token: *token }).collect();
+        for fence in held {
+            if let Err(Error::Unavailable { .. }) = self.release(link, &fence).await {
+                return;
+            }
+        }
+    }
+
+    fn forget(&self, fence: &Fence) {
+        let mut held = lock(&self.held);
+        if held.get(&fence.key) == Some(&fence.token) {
+            held.remove(&fence.key);
+        }
+    }
+
+    async fn run(
+        &self,
+        link: &Link,
+        action: &str,
+        key: &ChannelName,
+        who: &str,
+        ttl_ms: u64,
+    ) -> Result<(String, u64), Error> {
+        if action != "release" && self.closed.load(Ordering::Relaxed) {
+            return Err(Error::unavailable("the channel store is closed", 1_000));
+        }
+        let mut call = self.script.prepare_invoke();
+        call.key(lease_key(link, key)).key(format!("{}@@lease-token", link.config.prefix));
+        call.arg(action).arg(who).arg(ttl_ms).arg(EXPIRED_MS).arg(RELEASED_MS);
+        link.ask(|mut live| async move { call.invoke_async(&mut live.connection).await }).await
+    }
+}
+
+/// The lease of a key: what a fenced write compares its token with.
+pub(crate) fn lease_key(link: &Link, key: &ChannelName) -> String {
+    format!("{}@@lease:{key}", link.config.prefix)
+}
+
+/// The key and the token that a script checks a write by; two empty texts where the write is not fenced.
+pub(crate) fn fence_arguments(link: &Link, fence: Option<&Fence>) -> (String, String) {
+    fence.map_or_else(Default::default, |fence| (lease_key(link, &fence.key), fence.token.to_string()))
+}

@@ -7,6 +7,7 @@ pub mod cut;
 mod duplex;
 pub mod follow;
 pub mod pipelines;
+pub mod redis;
 pub mod texts;
 pub mod tokens;
 

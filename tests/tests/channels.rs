@@ -1,14 +1,14 @@
 //! Channels end to end: published over HTTP, followed over HTTP, across restarts, crashes and slow readers.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::follow::{Event, Follower, post};
-use weir_tests::{Raw, Server, ndjson, tool, until};
+use weir_tests::redis::Redis;
+use weir_tests::{Raw, Server, ndjson, until};
 
 async fn progress(server: &Server, id: &str, percent: u32) -> Result<(u16, Value)> {
     let body = json!({"step": "work", "progress": percent % 100, "message": format!("n{percent}")});
@@ -349,54 +349,6 @@ async fn who_follows_is_sent_away_when_the_server_stops() -> Result<()> {
     assert_eq!(follower.next().await?, None);
     assert!(server.wait().await?.success(), "{}", server.log());
     Ok(())
-}
-
-/// A Redis server that the test starts and stops.
-struct Redis {
-    child: Child,
-    port: u16,
-    program: PathBuf,
-    dir: tempfile::TempDir,
-}
-
-impl Redis {
-    fn start() -> Result<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let (program, dir) = (tool("WEIR_TEST_REDIS")?, tempfile::tempdir()?);
-        let child = Self::spawn(&program, port, dir.path())?;
-        Ok(Self { child, port, program, dir })
-    }
-
-    fn spawn(program: &Path, port: u16, dir: &Path) -> Result<Child> {
-        let mut command = Command::new(program);
-        command.args(["--port", &port.to_string(), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]);
-        command.arg("--dir").arg(dir).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(command.spawn()?)
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    fn again(&mut self) -> Result<()> {
-        self.child = Self::spawn(&self.program, self.port, self.dir.path())?;
-        Ok(())
-    }
-
-    fn weir(&self, more: &[&str]) -> Result<Server> {
-        let url = format!("events.redis_url=redis://127.0.0.1:{}/0", self.port);
-        let mut arguments = vec!["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
-        arguments.extend(more);
-        Server::start_stub(&arguments)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.stop();
-    }
 }
 
 async fn published(server: &Server, id: &str, n: u32) -> Result<()> {

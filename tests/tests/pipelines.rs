@@ -1,6 +1,7 @@
 //! Pipelines end to end: what is told, what is answered, what goes wrong.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method};
@@ -451,5 +452,65 @@ async fn many_at_once() -> Result<()> {
         check_whole(&all)?;
         assert_eq!(all.last().map(|event| event.name.as_str()), Some("pipeline_complete"));
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn user_with_little_work_waits_for_slices_of_another_not_for_all_of_it() -> Result<()> {
+    const EXECUTIONS: usize = 40;
+    // Most of the budget of one evaluation: two passes over as many numbers as an input may have.
+    let step = |n: usize| {
+        let expression = "[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]";
+        json!({"id": format!("s{n}"), "kind": "map", "input": "input", "expression": expression})
+    };
+    let steps = |count: usize| (0..count).map(step).collect::<Value>();
+    let folder = Folder::new(&[
+        ("one", steps(1)),
+        ("heavy", steps(6)),
+        ("mood", json!([{"id": "light", "kind": "map", "expression": "@"}])),
+    ])?;
+    let keys = tempfile::tempdir()?;
+    std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
+    let dir = format!("auth.dir={}", keys.path().display());
+    let server = stub(&folder, &["--set", "auth.mode=required", "--set", &dir])?;
+    server.ready().await?;
+    let client = Client::new();
+    let numbers: Value = (0..100_000).map(|n| n % 10).collect();
+    let ask = |name: &str, key: &str, input: &Value| {
+        client.post(server.url(&format!("/pipelines/{name}"))).bearer_auth(key).json(input)
+    };
+    let wait = async |name: &str, key: &str, input: &Value| -> Result<Duration> {
+        let began = Instant::now();
+        let answer: Value = ask(name, key, input).header("prefer", "wait").send().await?.json().await?;
+        ensure!(answer["state"] == "completed", "{answer}");
+        Ok(began.elapsed())
+    };
+    // What one piece of heavy work takes when nothing else is done, on this machine.
+    let mut alone = Vec::new();
+    for _ in 0..3 {
+        alone.push(wait("one", ANN, &numbers).await?);
+    }
+    let alone = alone.into_iter().max().context("three")?;
+    let begin = async || -> Result<String> {
+        let answer = ask("heavy", ANN, &numbers).send().await?;
+        ensure!(answer.status() == 202, "{}", answer.status());
+        Ok(answer.json::<Value>().await?["execution_id"].as_str().context("an id")?.to_owned())
+    };
+    let ids = futures::future::try_join_all((0..EXECUTIONS).map(|_| begin())).await?;
+    let mut waited = Vec::new();
+    for _ in 0..3 {
+        waited.push(wait("mood", BOB, &json!("x")).await?);
+    }
+    waited.sort_unstable();
+    // The heavy work goes on, so each of these was done in its midst.
+    let list: Value = client.get(server.url("/executions")).bearer_auth(ANN).send().await?.json().await?;
+    let running = list["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "running").count();
+    ensure!(running > 0, "the heavy work was over too soon to show anything");
+    ensure!(waited[1] < alone * 10, "{waited:?}, and one heavy step alone takes {alone:?}");
+    for id in &ids {
+        let url = server.url(&format!("/executions/{id}"));
+        client.delete(url).bearer_auth(ANN).send().await?;
+    }
+    assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
 }

@@ -17,6 +17,7 @@
 //! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
 //! - [`quota`]: how often somebody may ask, and how many connections may be open.
 //! - [`session`]: chunks of a transcript in, segments and what they say out.
+//! - [`turns`]: whose bounded slice of work runs next on one thread, fair by user.
 //! - [`random`]: a seeded generator.
 //! - [`text_file`]: text files of the operator: UTF-8, with or without a byte order mark.
 
@@ -40,3 +41,4 @@ pub mod stream;
 pub mod summary;
 pub mod tally;
 pub mod text_file;
+pub mod turns;

@@ -19,6 +19,7 @@
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
 //! - `reply`: responses.
 //! - `wording`: errors of bindings as text.
+//! - `turns`: whose slice of work runs next in this instance.
 //! - `settings`, `clock`, `request_id`: the environment; `signal`: how parts of a task wait for each other.
 //!
 //! Imports `wasi:*` and `weir:stream/*`, nothing else.
@@ -47,6 +48,7 @@ mod sockets;
 mod streams;
 mod subscribe;
 mod transcript;
+mod turns;
 mod wording;
 
 use std::borrow::Cow;

@@ -101,7 +101,7 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
 }
 
 const CANCEL_PROBLEMS: Problems =
-    &[WHO, PLACE, THERE, ("409", "It is over, or what it did is being undone"), OFTEN, STORE];
+    &[WHO, PLACE, THERE, ("409", "It is over, what it did is being undone, or another instance owns it"), OFTEN, STORE];
 
 const START_PROBLEMS: Problems = &[
     ("400", "The body is no JSON"),

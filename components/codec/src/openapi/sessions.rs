@@ -54,7 +54,7 @@ fn problems(method: &str, path: &str) -> Vec<(&'static str, &'static str)> {
         problems.push(("406", "No form of the answer is accepted"));
     }
     if method == "POST" {
-        problems.push(("409", "The session has ended or expired"));
+        problems.push(("409", "The session has ended or expired, or another instance owns it"));
     }
     if path.ends_with("/chunks") {
         problems.push(("415", "The body is neither lines of JSON nor JSON"));

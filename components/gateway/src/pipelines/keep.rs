@@ -27,7 +27,7 @@ use crate::{
         state,
     },
     clock::{self, Deadline},
-    owners, publish,
+    owners, publish, turns,
 };
 
 /// What a value holds of a checkpoint; the store takes a mebibyte.
@@ -98,7 +98,7 @@ pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoi
 pub(super) async fn try_save(pipelines: &Pipelines, live: &Live, checkpoint: &Checkpoint) -> Result<(), Failure> {
     let definition = live.execution.borrow().definition().clone();
     let id = &checkpoint.execution_id;
-    let bytes = checkpoint::encode(checkpoint, &definition);
+    let bytes = turns::run(&live.owner, || checkpoint::encode(checkpoint, &definition)).await;
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
     let parts = put(Place::Going, id, live, slot, bytes, None).await?;
     live.parts.set(live.parts.get().max(parts));
@@ -126,6 +126,7 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), 
     let id = live.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
+    let turn = turns::take(&live.owner).await;
     for sequenced in batch.events.iter().take(APPEND_EVENTS_MAX) {
         let data = event::numbered_json(&id, sequenced, EVENT_BYTES_MAX);
         if bytes + data.len() > APPEND_BYTES_MAX && !wire.is_empty() {
@@ -138,6 +139,7 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), 
             (name == "step_progress").then(|| format!("p:{}", step.get(..step.len().min(60)).unwrap_or_default()));
         wire.push(Event { name: name.to_owned(), data, coalesce, finishes: sequenced.event.is_last() });
     }
+    drop(turn);
     let mut delay_ms = RETRY_MS.0;
     loop {
         match events::append(channel.clone(), wire.clone(), live.fence()).await {
@@ -202,7 +204,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> 
     checkpoint.outbox.clear();
     let definition = live.execution.borrow().definition().clone();
     let id = checkpoint.execution_id.clone();
-    let bytes = checkpoint::encode(&checkpoint, &definition);
+    let bytes = turns::run(&live.owner, || checkpoint::encode(&checkpoint, &definition)).await;
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = put(Place::Ended, &id, live, "e", bytes.clone(), Some(ttl_ms)).await {
@@ -288,7 +290,8 @@ pub(super) async fn get(place: Place, id: &str) -> Result<Option<Kept>, Failure>
         whole.extend(part.ok_or_else(|| damaged("a part is missing"))?);
     }
     let bytes = if parts == 0 { rest } else { &whole };
-    let (definition, checkpoint) = checkpoint::decode(bytes).map_err(|error| damaged(&error.to_string()))?;
+    let decoded = turns::run(owner, || checkpoint::decode(bytes)).await;
+    let (definition, checkpoint) = decoded.map_err(|error| damaged(&error.to_string()))?;
     Ok(Some(Kept { owner: owner.to_owned(), parts, definition, checkpoint }))
 }
 

@@ -33,6 +33,7 @@ use crate::{
     reply::Reply,
     request_id,
     settings::Settings,
+    turns,
 };
 
 /// Executions in a list.
@@ -89,7 +90,8 @@ impl Call<'_> {
             }
             PipelineRoute::Execution(id) => {
                 let status = self.status(pipelines, &id, identity, Action::Read).await?;
-                Ok(Reply::json(answer::status_json(&status).into_bytes()))
+                let body = turns::run(identity.user(), || answer::status_json(&status).into_bytes()).await;
+                Ok(Reply::json(body))
             }
             PipelineRoute::Reliability => {
                 let snapshot = pipelines.reliability.borrow().snapshot(self.began.monotonic_ns);
@@ -127,7 +129,8 @@ impl Call<'_> {
         let values: Vec<_> = self.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()).collect();
         let prefer = Prefer::read(values);
         let key = self.idempotency_key()?;
-        let input = text::read(&self.json(body, settings).await?).map_err(RequestError::from)?;
+        let body = self.json(body, settings).await?;
+        let input = turns::run(identity.user(), || text::read(&body)).await.map_err(RequestError::from)?;
         let bytes_max = pipelines.config.input_bytes_max;
         if input.bytes() > bytes_max {
             let detail = format!("the input has {} bytes, and may have {bytes_max}", input.bytes());

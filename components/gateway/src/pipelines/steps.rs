@@ -30,11 +30,11 @@ use crate::{
     clock,
     infer::{OUTCOMES_MAX, answer, failure, item},
     settings::Settings,
-    transcript,
+    transcript, turns,
 };
 
-/// Most texts that are annotated at once.
-const ANNOTATED_MAX: usize = 1024;
+/// Most texts that are annotated in one turn.
+const ANNOTATED_MAX: usize = 64;
 
 /// Runs a step, or a compensation, once and tells how it went.
 pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<Live>, work: Work) {
@@ -69,19 +69,19 @@ impl Step<'_> {
     async fn run(&self, inputs: &Inputs) -> Result<Json, StepFailure> {
         let input = match &self.task.input {
             None => inputs.default_json(),
-            Some(expression) => self.evaluate(expression, &inputs.context_json())?,
+            Some(expression) => self.evaluate(expression, &inputs.context_json()).await?,
         };
         match &self.task.kind {
             Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(wrong)?, *chunk_size)),
-            Kind::Map { expression } => self.evaluate(expression, &input),
-            Kind::Annotate => annotate(&input).await,
+            Kind::Map { expression } => self.evaluate(expression, &input).await,
+            Kind::Annotate => annotate(&self.live.owner, &input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
             Kind::Summary { model } => self.summary(&input, model.as_deref()).await,
             Kind::Entities { model } => self.entities(&input, model.as_deref()).await,
             Kind::Embed { model, normalize } => self.embed(&input, model.as_deref(), *normalize).await,
             Kind::Http { url, method, headers, body } => {
                 let body = match body {
-                    Some(expression) => Some(self.evaluate(expression, &input)?),
+                    Some(expression) => Some(self.evaluate(expression, &input).await?),
                     None => (*method != weir_core::pipeline::Method::Get).then_some(input),
                 };
                 http::call(self, url, *method, headers, body).await
@@ -93,7 +93,12 @@ impl Step<'_> {
         }
     }
 
-    fn evaluate(&self, expression: &str, over: &Json) -> Result<Json, StepFailure> {
+    /// One slice of work: the budget of an evaluation bounds it.
+    async fn evaluate(&self, expression: &str, over: &Json) -> Result<Json, StepFailure> {
+        turns::run(&self.live.owner, || self.evaluate_now(expression, over)).await
+    }
+
+    fn evaluate_now(&self, expression: &str, over: &Json) -> Result<Json, StepFailure> {
         let failed = |error: String| StepFailure::last("expression_failed", error);
         // It was one when the definition was read.
         let expression = Expression::parse(expression).map_err(|error| failed(error.to_string()))?;
@@ -204,7 +209,7 @@ impl Step<'_> {
     }
 }
 
-async fn annotate(input: &Json) -> Result<Json, StepFailure> {
+async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
     let texts = input::texts(input).map_err(wrong)?;
     let ask = SessionAsk::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
     let texts: Vec<TextInput> =
@@ -212,7 +217,10 @@ async fn annotate(input: &Json) -> Result<Json, StepFailure> {
     let config = transcript::config(&ask);
     let mut annotations = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ANNOTATED_MAX) {
+        // The session component computes and waits for nobody.
+        let turn = turns::take(user).await;
         let some = transcript::annotate(&config, texts.iter()).await;
+        drop(turn);
         annotations
             .extend(some.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
     }

@@ -37,7 +37,7 @@ use crate::{
     lease::owned_elsewhere,
     reply::Client,
     signal::Gate,
-    transcript,
+    transcript, turns,
 };
 
 /// Most inputs after which a checkpoint is asked for.
@@ -48,6 +48,8 @@ const EVENTS_BYTES: usize = 128 << 10;
 const OUTPUTS_MAX: usize = 256;
 /// How long after the store has not taken a session it is asked again.
 const RETRY_MS: u64 = 500;
+/// How long a turn may be held while the session takes what was brought, in milliseconds.
+const TURN_MS: u64 = 5;
 /// How often it is asked at the end.
 const PUTS_MAX: u32 = 3;
 
@@ -82,6 +84,8 @@ struct Feed<'a> {
     put: Gate,
     /// Why the store did not take the session.
     put_error: RefCell<Option<Problem>>,
+    /// The half that brings lines has the turn.
+    has_turn: Cell<bool>,
     /// Bytes of the longest event of late.
     line_bytes: Cell<usize>,
     /// The last checkpoint, for the end.
@@ -110,6 +114,7 @@ pub(crate) async fn feed(
         received: Cell::new(false),
         put: Gate::default(),
         put_error: RefCell::default(),
+        has_turn: Cell::new(false),
         line_bytes: Cell::new(0),
         checkpoint: RefCell::default(),
         ends: matches!(source, Source::End),
@@ -215,6 +220,7 @@ impl Feed<'_> {
 
     /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
     async fn bring_lines(&self, mut body: Arriving, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
+        let user = self.user();
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut room = Vec::new();
         loop {
@@ -226,6 +232,9 @@ impl Feed<'_> {
                 if let Some(error) = self.duplex.answer_too_large() {
                     return Some(error.into());
                 }
+                // A turn for what comes together: its lines here, and what the session makes of them as far as that is quick.
+                let turn = turns::take(&user).await;
+                self.has_turn.set(true);
                 let mut taken = Vec::with_capacity(INPUTS_MAX + 1);
                 // What is kept of the channel must reach back to the last checkpoint.
                 let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
@@ -238,10 +247,23 @@ impl Feed<'_> {
                     // The answers to what came together are held back until the checkpoint is there: whoever has them and asks
                     // for the session sees them.
                     taken.push(asked(InputBody::Checkpoint));
-                    if !inputs.write_all(taken).await.is_empty() {
+                    let end = Deadline::after(clock::now(), TURN_MS);
+                    let written = inputs.write_all(taken);
+                    let left = match select(pin!(written), pin!(end.passed())).await {
+                        Either::Left((left, _)) => left,
+                        // It waits for whoever reads the answers.
+                        Either::Right(((), written)) => {
+                            drop(turn);
+                            self.has_turn.set(false);
+                            written.await
+                        }
+                    };
+                    self.has_turn.set(false);
+                    if !left.is_empty() {
                         return Some(transcript::lost());
                     }
                 }
+                self.has_turn.set(false);
             }
             room = bytes;
             if !more {
@@ -258,12 +280,16 @@ impl Feed<'_> {
 
     /// Brings what the session says, until it says no more or it cannot be stored.
     async fn receive(&self, mut outputs: StreamReader<Output>) {
+        let user = self.user();
         let mut room = Vec::with_capacity(OUTPUTS_MAX);
         loop {
             let (read, mut said) = outputs.read(room).await;
+            // Where this feed has the turn, so that the session gets on, this is part of it.
+            let turn = if self.has_turn.get() { None } else { Some(turns::take(&user).await) };
             for output in said.drain(..) {
                 transcript::tell(&mut self.duplex.session.borrow_mut(), output);
             }
+            drop(turn);
             room = said;
             loop {
                 let batch = self.duplex.session.borrow_mut().poll_batch();
@@ -313,6 +339,11 @@ impl Feed<'_> {
         self.duplex.changed();
         self.put.notify();
         Ok(())
+    }
+
+    /// Whose session it is: users take turns.
+    fn user(&self) -> String {
+        self.lease.entry.head().owner.map(String::from).unwrap_or_default()
     }
 
     /// What knows what models are asked.

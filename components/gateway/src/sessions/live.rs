@@ -16,7 +16,7 @@ use crate::{
         },
         wit_stream,
     },
-    clock, publish,
+    clock, publish, turns,
 };
 
 /// Events of a channel that are read at once.
@@ -57,9 +57,11 @@ pub(crate) async fn begin(ask: &SessionAsk) -> Result<Vec<u8>, Problem> {
     }
 }
 
-/// What a session at rest answers.
-pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody) -> Result<OutputBody, Problem> {
+/// What a session at rest answers to a user.
+pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody, user: &str) -> Result<OutputBody, Problem> {
     let bytes = keeping.checkpoint(entry).await?;
+    // The session component computes and waits for nobody.
+    let _turn = turns::take(user).await;
     answer(Start::Checkpoint(rested(entry, bytes)), body).await
 }
 

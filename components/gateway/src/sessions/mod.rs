@@ -88,12 +88,12 @@ pub(crate) async fn answer(call: &Call<'_>, route: SessionRoute, body: types::Re
         SessionRoute::One(channel) => {
             let entry = find(call, keeping, &identity, Action::Read, &channel).await?;
             refresh(call, keeping, &entry).await?;
-            state(keeping, &entry).await.map(Answer::Whole)
+            state(keeping, &entry, identity.user()).await.map(Answer::Whole)
         }
         SessionRoute::Context(channel) => {
             let entry = find(call, keeping, &identity, Action::Read, &channel).await?;
             refresh(call, keeping, &entry).await?;
-            context(call, keeping, &entry).await.map(Answer::Whole)
+            context(call, keeping, &entry, identity.user()).await.map(Answer::Whole)
         }
         SessionRoute::Chunks(channel) => {
             let entry = find(call, keeping, &identity, Action::Publish, &channel).await?;
@@ -241,8 +241,8 @@ fn open_for_input(entry: &Entry) -> Result<(), Problem> {
 }
 
 /// What a session is.
-async fn state(keeping: &'static Keeping, entry: &Entry) -> Result<Reply, Problem> {
-    match live::ask(keeping, entry, InputBody::State).await? {
+async fn state(keeping: &'static Keeping, entry: &Entry, user: &str) -> Result<Reply, Problem> {
+    match live::ask(keeping, entry, InputBody::State, user).await? {
         OutputBody::State(state) => {
             let body = stored::session_json(entry.channel.id(), &entry.head(), entry.is_held(), &state);
             Ok(Reply::json(body))
@@ -252,11 +252,11 @@ async fn state(keeping: &'static Keeping, entry: &Entry) -> Result<Reply, Proble
 }
 
 /// What a language model is shown: text, or JSON.
-async fn context(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry) -> Result<Reply, Problem> {
+async fn context(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry, user: &str) -> Result<Reply, Problem> {
     const FORMS: [&str; 2] = ["application/json", "text/plain"];
     let accepted = call.header("accept");
     let plain = accept::plain_text(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
-    match live::ask(keeping, entry, InputBody::Context).await? {
+    match live::ask(keeping, entry, InputBody::Context, user).await? {
         OutputBody::Context((text, _)) if plain => Ok(Reply::ok("text/plain; charset=utf-8", text.into_bytes())),
         OutputBody::Context((_, json)) => Ok(Reply::json(json.into_bytes())),
         _ => Err(Problem::internal("the session answered something else")),

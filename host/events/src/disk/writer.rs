@@ -236,7 +236,7 @@ impl Writer {
                 let _ = answer.send(Err(error.clone()));
             }
             Job::Sweep { claims, .. } => self.ended_claims.extend(claims),
-            Job::Put { answer, .. } | Job::Delete { answer, .. } | Job::Close { answer } => {
+            Job::Put { answer, .. } | Job::Delete { answer, .. } | Job::Barrier { answer } | Job::Close { answer } => {
                 let _ = answer.send(Err(error.clone()));
             }
         }
@@ -359,7 +359,7 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<
             Job::Append { entries, .. } => entries.iter().map(|entry| entry.bytes()).sum(),
             Job::Claim { key, .. } => key.len(),
             Job::Put { record, .. } => record.len(),
-            Job::Delete { .. } | Job::Sweep { .. } | Job::Close { .. } => 0,
+            Job::Delete { .. } | Job::Barrier { .. } | Job::Sweep { .. } | Job::Close { .. } => 0,
         };
         let closes = matches!(job, Job::Close { .. });
         jobs.push(job);

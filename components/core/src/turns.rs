@@ -1,0 +1,232 @@
+//! Turns on one thread, fair by user: which of those who wait runs next, for one bounded slice of work.
+//!
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) over the time that slices took: a user's next slice starts, on a virtual
+//! clock, when its last one ended or now, whichever is later, and the earliest start goes first. One user's work therefore waits for
+//! at most the slice that runs and one slice of each other user, however many tasks these have.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Who waits, and who has the turn. Tickets are answered by [`Turns::request`].
+#[derive(Debug, Default)]
+pub struct Turns {
+    users: HashMap<Arc<str>, User>,
+    /// The start of the next slice of each user that waits, on the virtual clock; then the order in which they came.
+    next: BTreeSet<(u64, u64, Arc<str>)>,
+    /// The ticket that has the turn, and its user.
+    running: Option<(u64, Arc<str>)>,
+    /// The virtual clock: the start of the slice that runs or ran last.
+    clock_ns: u64,
+    last_ticket: u64,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    /// When its last slice ended, on the virtual clock.
+    end_ns: u64,
+    waiting: VecDeque<u64>,
+}
+
+impl Turns {
+    /// Nobody waits.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits for a turn; the ticket.
+    pub fn request(&mut self, user: &str) -> u64 {
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let user: Arc<str> = match self.users.get_key_value(user) {
+            Some((user, _)) => Arc::clone(user),
+            None => user.into(),
+        };
+        let entry = self.users.entry(Arc::clone(&user)).or_default();
+        entry.waiting.push_back(ticket);
+        // A user that runs is next again when it is known how long its slice took.
+        let runs = self.running.as_ref().is_some_and(|(_, running)| *running == user);
+        if entry.waiting.len() == 1 && !runs {
+            self.next.insert((entry.end_ns.max(self.clock_ns), ticket, user));
+        }
+        ticket
+    }
+
+    /// Gives the turn to who is next, where nobody has it; the ticket.
+    pub fn poll(&mut self) -> Option<u64> {
+        if self.running.is_some() {
+            return None;
+        }
+        let (start_ns, ticket, user) = self.next.pop_first()?;
+        self.clock_ns = start_ns;
+        if let Some(entry) = self.users.get_mut(&user) {
+            entry.waiting.pop_front();
+            // The time that the slice takes is not known yet: the next one of this user waits until it is.
+            entry.end_ns = start_ns;
+        }
+        self.running = Some((ticket, user));
+        Some(ticket)
+    }
+
+    /// A ticket is given up: its slice is over after so long, or it does not wait any more.
+    pub fn finish(&mut self, ticket: u64, took_ns: u64) {
+        match self.running.take_if(|(running, _)| *running == ticket) {
+            Some((_, user)) => {
+                let Some(entry) = self.users.get_mut(&user) else { return };
+                entry.end_ns = self.clock_ns.saturating_add(took_ns);
+                match entry.waiting.front() {
+                    Some(first) => drop(self.next.insert((entry.end_ns, *first, user))),
+                    None => self.forget(),
+                }
+            }
+            None => self.cancel(ticket),
+        }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.users.values().map(|user| user.waiting.len()).sum()
+    }
+
+    /// True when nobody waits or has the turn.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_none() && self.next.is_empty()
+    }
+
+    fn cancel(&mut self, ticket: u64) {
+        let found = self.users.iter_mut().find_map(|(user, entry)| {
+            let at = entry.waiting.iter().position(|other| *other == ticket)?;
+            entry.waiting.remove(at);
+            Some((Arc::clone(user), at, entry.waiting.front().copied(), entry.end_ns))
+        });
+        // Where it was the first of its user and that user does not run, the next one takes its place.
+        let Some((user, 0, first, _)) = found else { return };
+        let Some(key) = self.next.iter().find(|(_, other, _)| *other == ticket).cloned() else { return };
+        self.next.remove(&key);
+        if let Some(first) = first {
+            self.next.insert((key.0, first, user));
+        }
+    }
+
+    /// Forgets users who neither wait nor have used more than the clock says.
+    fn forget(&mut self) {
+        let clock_ns = self.clock_ns;
+        if self.next.is_empty() {
+            // Nobody waits, so nobody is behind anybody.
+            self.users.clear();
+        } else if self.users.len() > 2 * self.next.len() + 16 {
+            self.users.retain(|_, user| !user.waiting.is_empty() || user.end_ns > clock_ns);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn user_with_one_task_goes_before_the_second_slice_of_another() {
+        let mut turns = Turns::new();
+        let heavy: Vec<u64> = (0..100).map(|_| turns.request("heavy")).collect();
+        assert_eq!(turns.poll(), Some(heavy[0]));
+        assert_eq!(turns.poll(), None);
+        let light = turns.request("light");
+        turns.finish(heavy[0], 50);
+        assert_eq!(turns.poll(), Some(light));
+        turns.finish(light, 1);
+        assert_eq!(turns.poll(), Some(heavy[1]));
+    }
+
+    #[test]
+    fn users_share_time_not_slices() {
+        let mut turns = Turns::new();
+        let (mut long, mut short) = (0, 0);
+        (0..100).for_each(|_| drop((turns.request("long"), turns.request("short"))));
+        for _ in 0..66 {
+            let ticket = turns.poll().unwrap();
+            let took_ns = if ticket % 2 == 1 { 30 } else { 10 };
+            *(if took_ns == 30 { &mut long } else { &mut short }) += took_ns;
+            turns.finish(ticket, took_ns);
+        }
+        assert!(u64::abs_diff(long, short) <= 30, "{long} and {short}");
+    }
+
+    #[test]
+    fn idle_user_saves_nothing_up() {
+        let mut turns = Turns::new();
+        (0..10).for_each(|_| drop(turns.request("busy")));
+        for _ in 0..5 {
+            let ticket = turns.poll().unwrap();
+            turns.finish(ticket, 10);
+        }
+        // One that comes late does not get all the time that it did not use.
+        let late: Vec<u64> = (0..5).map(|_| turns.request("late")).collect();
+        let mut order = Vec::new();
+        while let Some(ticket) = turns.poll() {
+            order.push(late.contains(&ticket));
+            turns.finish(ticket, 10);
+        }
+        assert_eq!(order.iter().take(4).filter(|is_late| **is_late).count(), 2, "{order:?}");
+    }
+
+    #[test]
+    fn ticket_that_is_given_up_holds_nobody_up() {
+        let mut turns = Turns::new();
+        let (first, second, third) = (turns.request("a"), turns.request("a"), turns.request("b"));
+        turns.finish(first, 0);
+        assert_eq!(turns.poll(), Some(second));
+        turns.finish(third, 0);
+        turns.finish(second, 1);
+        assert_eq!(turns.poll(), None);
+        assert!(turns.is_empty() && turns.len() == 0);
+    }
+
+    proptest! {
+        // Whatever comes and goes: every ticket that is not given up gets its turn once, one at a time, and a user that waits gets one
+        // before any other user has had two more slices of the same length.
+        #[test]
+        fn every_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {
+            let mut turns = Turns::new();
+            let mut waiting: Vec<(u64, u8)> = Vec::new();
+            let mut running: Option<u64> = None;
+            let mut passed: HashMap<u8, HashMap<u8, u32>> = HashMap::new();
+            for (op, user) in ops {
+                match op {
+                    0 => waiting.push((turns.request(&user.to_string()), user)),
+                    1 => {
+                        if let Some(ticket) = running.take() {
+                            turns.finish(ticket, 10);
+                        }
+                        if let Some(ticket) = turns.poll() {
+                            let at = waiting.iter().position(|(other, _)| *other == ticket);
+                            prop_assert!(at.is_some(), "a turn twice, or one that was given up");
+                            let (_, user) = waiting.remove(at.unwrap());
+                            running = Some(ticket);
+                            passed.remove(&user);
+                            for (_, other) in &waiting {
+                                if *other != user && !passed.contains_key(other) {
+                                    passed.insert(*other, HashMap::new());
+                                }
+                            }
+                            for (_, by) in passed.iter_mut().filter(|(other, _)| **other != user) {
+                                let count = by.entry(user).or_insert(0);
+                                *count += 1;
+                                prop_assert!(*count <= 2, "passed {count} times");
+                            }
+                        } else {
+                            prop_assert!(waiting.is_empty());
+                        }
+                    }
+                    _ => if let Some(at) = waiting.iter().position(|(_, other)| *other == user) {
+                        let (ticket, _) = waiting.remove(at);
+                        turns.finish(ticket, 0);
+                        if !waiting.iter().any(|(_, other)| *other == user) {
+                            passed.remove(&user);
+                        }
+                    },
+                }
+                prop_assert_eq!(turns.len(), waiting.len());
+            }
+        }
+    }
+}

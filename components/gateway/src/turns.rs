@@ -1,0 +1,74 @@
+//! Turns on the one thread of this instance: work that takes a while is done in bounded slices, and users take turns by the time that
+//! their slices took.
+//!
+//! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests run, and then
+//! waits for its turn. Work that is short for every input needs no turn.
+
+use std::{cell::RefCell, collections::HashMap};
+
+use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
+use weir_core::turns::Turns;
+use wit_bindgen::rt::async_support::yield_async;
+
+use crate::clock;
+
+#[derive(Default)]
+struct Queue {
+    turns: Turns,
+    /// Dropping a writer wakes the task that reads from the other end: a task of a component does not wake another otherwise.
+    waiting: HashMap<u64, StreamWriter<u8>>,
+}
+
+thread_local! {
+    static QUEUE: RefCell<Queue> = RefCell::default();
+}
+
+/// The turn of a task, until it is dropped. It is not held across an await that depends on a client or a service.
+pub(crate) struct Turn {
+    ticket: u64,
+    began_ns: u64,
+}
+
+/// Waits for the turn of one of this user's tasks.
+pub(crate) async fn take(user: &str) -> Turn {
+    yield_async().await;
+    let mut waiting = None;
+    let ticket = QUEUE.with_borrow_mut(|queue| {
+        let ticket = queue.turns.request(user);
+        if queue.turns.poll() != Some(ticket) {
+            let (writer, reader) = wit_stream::new::<u8>();
+            queue.waiting.insert(ticket, writer);
+            waiting = Some(reader);
+        }
+        ticket
+    });
+    // From here on the ticket is given up when the task is.
+    let mut turn = Turn { ticket, began_ns: 0 };
+    if let Some(mut reader) = waiting {
+        // Nothing is ever written.
+        reader.read(Vec::with_capacity(1)).await;
+    }
+    turn.began_ns = clock::now().monotonic_ns;
+    turn
+}
+
+/// Does a slice of work in the turn of a user.
+pub(crate) async fn run<T>(user: &str, slice: impl FnOnce() -> T) -> T {
+    let _turn = take(user).await;
+    slice()
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let took_ns = match self.began_ns {
+            0 => 0,
+            began_ns => clock::now().monotonic_ns.saturating_sub(began_ns),
+        };
+        let next = QUEUE.with_borrow_mut(|queue| {
+            queue.waiting.remove(&self.ticket);
+            queue.turns.finish(self.ticket, took_ns);
+            queue.turns.poll().and_then(|ticket| queue.waiting.remove(&ticket))
+        });
+        drop(next);
+    }
+}

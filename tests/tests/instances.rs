@@ -40,8 +40,12 @@ impl Service {
                     let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
                     let head = loop {
                         let text = String::from_utf8_lossy(&read).into_owned();
-                        if text.contains("\r\n\r\n") {
-                            break text;
+                        // The body too: a socket that is closed before it is read is reset, and the answer with it.
+                        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                            if body.len() >= length.and_then(|length| length.parse().ok()).unwrap_or(0) {
+                                break text;
+                            }
                         }
                         match socket.read(&mut buffer).await {
                             Ok(0) | Err(_) => return,

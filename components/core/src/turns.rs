@@ -74,7 +74,9 @@ impl Turns {
                 let Some(entry) = self.users.get_mut(&user) else { return };
                 entry.end_ns = self.clock_ns.saturating_add(took_ns);
                 match entry.waiting.front() {
-                    Some(first) => drop(self.next.insert((entry.end_ns, *first, user))),
+                    Some(first) => {
+                        self.next.insert((entry.end_ns, *first, user));
+                    }
                     None => self.forget(),
                 }
             }
@@ -141,7 +143,10 @@ mod tests {
     fn users_share_time_not_slices() {
         let mut turns = Turns::new();
         let (mut long, mut short) = (0, 0);
-        (0..100).for_each(|_| drop((turns.request("long"), turns.request("short"))));
+        for _ in 0..100 {
+            turns.request("long");
+            turns.request("short");
+        }
         for _ in 0..66 {
             let ticket = turns.poll().unwrap();
             let took_ns = if ticket % 2 == 1 { 30 } else { 10 };
@@ -154,7 +159,9 @@ mod tests {
     #[test]
     fn idle_user_saves_nothing_up() {
         let mut turns = Turns::new();
-        (0..10).for_each(|_| drop(turns.request("busy")));
+        for _ in 0..10 {
+            turns.request("busy");
+        }
         for _ in 0..5 {
             let ticket = turns.poll().unwrap();
             turns.finish(ticket, 10);

@@ -25,6 +25,7 @@ use weir_codec::{
 use super::store;
 use crate::{
     bindings::weir::stream::events::{Failure, Fence},
+    clock::{self, Deadline},
     lease::{self, StoreLease},
     publish,
     settings::Settings,
@@ -32,6 +33,10 @@ use crate::{
 
 /// What is counted for an entry besides its checkpoint, in bytes.
 const ENTRY_BYTES: usize = 400;
+/// How long a request waits for another instance that has just answered one and releases the session, in milliseconds.
+pub(crate) const PATIENCE_MS: u64 = 500;
+/// How often it looks, in milliseconds.
+const LOOK_MS: u64 = 25;
 
 /// The sessions of this instance.
 pub(crate) struct Keeping {
@@ -147,8 +152,8 @@ impl Keeping {
     }
 
     /// Owns a session that is held, so that this instance alone changes it. Where another has owned it since, it is read again. None
-    /// where it is gone.
-    pub(crate) async fn own(&self, entry: &Entry) -> Result<Option<Rc<StoreLease>>, Problem> {
+    /// where it is gone. Another instance that is about to release it is waited for, `patience_ms` at most.
+    pub(crate) async fn own(&self, entry: &Entry, patience_ms: u64) -> Result<Option<Rc<StoreLease>>, Problem> {
         if let Some(owned) = entry.owned() {
             match owned.renew().await {
                 Ok(()) => return Ok(Some(owned)),
@@ -156,8 +161,14 @@ impl Keeping {
                 Err(failure) => return Err(publish::problem(failure)),
             }
         }
-        let acquired = lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)?;
-        let owned = Rc::new(acquired.map_err(lease::owned_elsewhere)?);
+        let end = Deadline::after(clock::now(), patience_ms);
+        let owned = loop {
+            match lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)? {
+                Ok(owned) => break Rc::new(owned),
+                Err(remaining_ms) if end.is_past(clock::now()) => return Err(lease::owned_elsewhere(remaining_ms)),
+                Err(_) => Deadline::after(clock::now(), LOOK_MS).passed().await,
+            }
+        };
         match store::get(&entry.channel).await {
             Ok(Some(bytes)) => self.replace(entry, &bytes)?,
             Ok(None) => {

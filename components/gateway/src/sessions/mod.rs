@@ -42,7 +42,7 @@ use weir_codec::{
 
 use self::{
     feed::Source,
-    keeping::{Entry, Keeping},
+    keeping::{Entry, Keeping, PATIENCE_MS},
     live::now_ms,
 };
 use crate::{
@@ -220,7 +220,7 @@ async fn feed(
         owners::settle(&entry.channel, &user, clock::now()).await?;
     }
     let lease = entry.lease().await;
-    keeping.own(entry).await?.ok_or_else(|| gone(call))?;
+    keeping.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
     let live = live::open(keeping, entry).await?;
     // It may have ended while this waited.
     open_for_input(entry)?;
@@ -266,7 +266,7 @@ async fn context(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry, user
 /// Ends a session at once, with all that is known of it but its channel.
 async fn delete(call: &Call<'_>, keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<Reply, Problem> {
     let lease = entry.lease().await;
-    let owned = keeping.own(entry).await?.ok_or_else(|| gone(call))?;
+    let owned = keeping.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
     match events::append(entry.channel.to_string(), vec![event], Some(owned.fence())).await {

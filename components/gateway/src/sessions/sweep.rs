@@ -105,7 +105,7 @@ async fn sweep(keeping: &'static Keeping) {
 /// Forgets a session that has ended.
 async fn forget(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(owned) = keeping.own(entry).await? else { return Ok(()) };
+    let Some(owned) = keeping.own(entry, 0).await? else { return Ok(()) };
     let forgotten = match is_over(keeping, entry, now_ms()) {
         true => keeping.forget(entry).await,
         false => Ok(()),
@@ -131,7 +131,7 @@ fn is_over(keeping: &Keeping, entry: &Entry, now_ms: u64) -> bool {
 /// Tells a session what time it is.
 async fn look(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(_owned) = keeping.own(entry).await? else { return Ok(()) };
+    let Some(_owned) = keeping.own(entry, 0).await? else { return Ok(()) };
     let looked = look_owned(keeping, entry).await;
     entry.release_owned().await;
     drop(lease);

@@ -475,7 +475,7 @@ async fn user_with_little_work_waits_for_slices_of_another_not_for_all_of_it() -
     let server = stub(&folder, &["--set", "auth.mode=required", "--set", &dir])?;
     server.ready().await?;
     let client = Client::new();
-    let numbers: Value = (0..100_000).map(|n| n % 10).collect();
+    let numbers: Value = (0..95_000).map(|n| n % 10).collect();
     let ask = |name: &str, key: &str, input: &Value| {
         client.post(server.url(&format!("/pipelines/{name}"))).bearer_auth(key).json(input)
     };

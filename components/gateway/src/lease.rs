@@ -15,7 +15,7 @@ use crate::{
         state::{self, Acquisition},
     },
     clock::{self, Deadline},
-    request_id,
+    publish, request_id,
     settings::Settings,
 };
 
@@ -125,7 +125,7 @@ impl StoreLease {
                 Err(Failure::Fenced) => {}
                 Err(failure) if !is_reported => {
                     is_reported = true;
-                    eprintln!("the lease of {} was not renewed: {failure:?}", self.fence.key);
+                    eprintln!("warn: the lease of {} was not renewed: {}", self.fence.key, publish::reason(&failure));
                 }
                 Err(_) => {}
             }

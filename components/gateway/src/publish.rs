@@ -110,6 +110,7 @@ pub(crate) fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Invalid(reason) => format!("the event is not valid: {reason}"),
         Failure::Finished => "the channel is finished".to_owned(),
+        Failure::Fenced => "another instance owns it".to_owned(),
         Failure::TooLarge(reason) => format!("the event is too large: {reason}"),
         Failure::Unavailable(retry_after_ms) => {
             format!("the channel store cannot answer now; the next attempt may be made in {retry_after_ms} ms")

@@ -184,7 +184,7 @@ async fn two_stores_on_one_redis_share_leases_and_close_releases_them() {
     let key = name("execution:x");
     let fence = acquired(&a, &key, "a", LONG_MS).await;
     assert!(matches!(b.acquire(&key, "b", LONG_MS).await, Ok(Acquisition::Held { .. })));
-    a.close().await;
+    a.close().await.unwrap();
     let taken = acquired(&b, &key, "b", LONG_MS).await;
     assert_eq!(a.append_fenced(&name("pipeline:x"), numbered([1]), Some(&fence)).await, Err(Error::Fenced));
     assert_eq!(

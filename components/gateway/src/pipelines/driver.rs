@@ -117,7 +117,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
     // What still runs has no say any more.
     drop((runs, saving, storing));
     if live.is_lost() || keep::end(pipelines, &live).await.is_err() {
-        eprintln!("{} is owned by another instance now", live.execution.borrow().id());
+        eprintln!("warn: {} is owned by another instance now", live.execution.borrow().id());
         pipelines.abandon(&live);
         return;
     }

@@ -98,10 +98,10 @@ impl Turns {
         let found = self.users.iter_mut().find_map(|(user, entry)| {
             let at = entry.waiting.iter().position(|other| *other == ticket)?;
             entry.waiting.remove(at);
-            Some((Arc::clone(user), at, entry.waiting.front().copied(), entry.end_ns))
+            Some((Arc::clone(user), at, entry.waiting.front().copied()))
         });
         // Where it was the first of its user and that user does not run, the next one takes its place.
-        let Some((user, 0, first, _)) = found else { return };
+        let Some((user, 0, first)) = found else { return };
         let Some(key) = self.next.iter().find(|(_, other, _)| *other == ticket).cloned() else { return };
         self.next.remove(&key);
         if let Some(first) = first {

@@ -302,7 +302,7 @@ impl Keeping {
     }
 
     /// Takes a session that the store does not have any more out of memory.
-    fn remove(&self, entry: &Entry) {
+    pub(crate) fn remove(&self, entry: &Entry) {
         entry.state.borrow_mut().deleted = true;
         let mut entries = self.entries.borrow_mut();
         if entries.remove(entry.channel.id()).is_some() {

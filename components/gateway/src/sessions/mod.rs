@@ -137,7 +137,7 @@ async fn refresh(call: &Call<'_>, keeping: &'static Keeping, entry: &Entry) -> R
 }
 
 fn gone(call: &Call<'_>) -> Problem {
-    refusal::not_found(weir_auth::identity::NotFound, call.path)
+    refusal::not_found(weir_auth::identity::NotFound, &call.path)
 }
 
 /// A session that begins.
@@ -165,10 +165,11 @@ async fn create(
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &ask);
     let entry = keeping.insert(channel, head, checkpoint, true, true);
-    let put = match keeping.own_new(&entry).await {
-        Ok(()) => keeping.put(&entry).await,
-        Err(problem) => Err(problem),
-    };
+    if let Err(problem) = keeping.own_new(&entry).await {
+        keeping.remove(&entry);
+        return Err(problem);
+    }
+    let put = keeping.put(&entry).await;
     if let Err(problem) = put {
         // Who is told that there is none must not find one later.
         let _ = keeping.forget(&entry).await;

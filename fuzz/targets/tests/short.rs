@@ -5,7 +5,7 @@
 use weir_fuzz::{run::run, targets::TARGETS};
 
 /// Executions of each target: seconds in all, in the development profile too.
-const EXECUTIONS: u64 = 3000;
+const EXECUTIONS: u64 = 1000;
 
 #[test]
 fn every_target_holds_its_properties_in_a_short_run() {

@@ -85,7 +85,7 @@ async fn whoever_leaves_a_quiet_subscription_is_noticed_at_once() -> Result<()> 
 
 #[tokio::test]
 async fn subscribers_have_a_bound_of_their_own() -> Result<()> {
-    let server = Server::start_stub(&["--set", "events.subscribers_max=2"])?;
+    let server = Server::start_stub(&["--set", "events.subscribers_max=2", "--set", "http.client_share_percent=100"])?;
     server.ready().await?;
     let mut followers = Vec::new();
     for _ in 0..2 {

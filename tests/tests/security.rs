@@ -343,6 +343,31 @@ async fn each_user_has_a_share() -> Result<()> {
 }
 
 #[tokio::test]
+async fn user_over_its_share_of_places_is_refused_and_another_at_the_same_address_is_served() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &["--set", "http.requests_max=4"])?;
+    server.ready().await?;
+    let open = async |key: &str| {
+        let mut raw = Raw::connect(&server).await?;
+        let head = format!(
+            "POST /v1/classify HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n",
+            server.address()
+        );
+        raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).await?;
+        let head = raw.read_until("\r\n\r\n").await?;
+        anyhow::ensure!(!head.contains("weir-user"), "{head}");
+        Ok::<_, anyhow::Error>((head[..12].to_owned(), raw))
+    };
+    let (first, second) = (open(ANN).await?, open(ANN).await?);
+    assert_eq!((first.0.as_str(), second.0.as_str()), ("HTTP/1.1 200", "HTTP/1.1 200"));
+    assert_eq!(open(ANN).await?.0, "HTTP/1.1 429");
+    let other = open(BOB).await?;
+    assert_eq!(other.0, "HTTP/1.1 200");
+    drop(first);
+    until("room again", || async { Ok(open(ANN).await?.0 == "HTTP/1.1 200") }).await
+}
+
+#[tokio::test]
 async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let one_each = ["--set", "auth.connections_max=3", "--set", "gateway.instance_requests_max=1"];

@@ -10,6 +10,9 @@ use crate::{channel::check_id, frame::Framing};
 
 /// The header of the terms.
 pub const HEADER: &str = "weir-hold";
+/// The header of an answer that names the user whom the gateway has identified: the host counts the request for the user from
+/// then on, and no longer for the address. Private too.
+pub const USER_HEADER: &str = "weir-user";
 /// What the headers that are between a gateway and its intermediary begin with, [`HEADER`] apart.
 pub const GRIP_PREFIX: &str = "grip-";
 /// Longest time between two signs of life, in milliseconds.
@@ -17,7 +20,7 @@ pub const HEARTBEAT_MS_MAX: u64 = 3_600_000;
 
 /// True for a header that no client may send and none may see. The name is in lower case.
 pub fn is_private(header: &str) -> bool {
-    header == HEADER || header.starts_with(GRIP_PREFIX)
+    header == HEADER || header == USER_HEADER || header.starts_with(GRIP_PREFIX)
 }
 
 /// On which terms a connection is held.

@@ -115,10 +115,12 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
         self.changed.notify();
     }
 
-    /// So many bytes of the body have arrived just now.
-    pub(crate) fn arrived(&self, bytes: usize) {
-        self.body_bytes.set(self.body_bytes.get().saturating_add(bytes as u64));
-        self.touch();
+    /// A piece of the body has arrived just now. White space alone is no activity: a client that sends nothing else is idle.
+    pub(crate) fn arrived(&self, piece: &[u8]) {
+        self.body_bytes.set(self.body_bytes.get().saturating_add(piece.len() as u64));
+        if !piece.iter().all(u8::is_ascii_whitespace) {
+            self.touch();
+        }
     }
 
     /// Why the answer is cut here, where it has become too large for its body.

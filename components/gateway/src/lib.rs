@@ -53,6 +53,8 @@ mod wording;
 
 use std::borrow::Cow;
 
+use std::cell::RefCell;
+
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
     http_service,
@@ -69,6 +71,7 @@ use weir_codec::{
     content_type,
     found::Found,
     frame::Framing,
+    hold::USER_HEADER,
     host, models, output,
     problem::Problem,
     publish::TicketBody,
@@ -126,6 +129,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         headers: &parts.headers,
         request_id: request_id::of(&parts.headers),
         page: Vec::new(),
+        user: RefCell::default(),
         began,
     };
     let answer = match (call.enter(), body.take_unstarted()) {
@@ -133,6 +137,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         (Ok(()), None) => Err(Problem::internal("the body was taken before it was read")),
         (Err(problem), _) => Err(problem),
     };
+    let user = call.user_header();
     let mut reply = match answer {
         Ok(Answer::Streaming(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
@@ -144,7 +149,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
             }
         }
     };
-    for (name, value) in call.page {
+    for (name, value) in call.page.into_iter().chain(user) {
         reply = reply.with(name, value);
     }
     reply
@@ -171,6 +176,8 @@ struct Call<'a> {
     request_id: String,
     /// The headers of every answer, for the page that the request comes from.
     page: cors::Headers,
+    /// Who was identified, for the host that counts the requests of users.
+    user: RefCell<Option<String>>,
     began: Now,
 }
 
@@ -201,6 +208,23 @@ impl Call<'_> {
         checked
     }
 
+    /// Finds out who sends the request.
+    async fn identify(&self) -> Result<Identity, Problem> {
+        let access = Access::current()?;
+        let identity = access.identify(&self.asking(), self.began).await?;
+        if access.required() {
+            *self.user.borrow_mut() = Some(identity.user().to_owned());
+        }
+        Ok(identity)
+    }
+
+    /// The header that names the user to the host that holds connections; no other intermediary would take it out.
+    fn user_header(&self) -> Option<(&'static str, String)> {
+        let user = self.user.borrow().clone()?;
+        let is_host = Settings::current().is_ok_and(|settings| matches!(settings.grip, Grip::Host));
+        is_host.then_some((USER_HEADER, user))
+    }
+
     /// What the request says of who sends it.
     fn asking(&self) -> Asking<'_> {
         let headers: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
@@ -216,7 +240,7 @@ impl Call<'_> {
         }
         let settings = Settings::current().map_err(Problem::internal)?;
         if self.path == METRICS && settings.grip == Grip::Host {
-            Access::current()?.identify(&self.asking(), self.began).await?;
+            self.identify().await?;
             return Ok(Answer::Whole(Reply::empty()));
         }
         let found = Found::at(&self.path)?;
@@ -231,7 +255,7 @@ impl Call<'_> {
             Found::Channels(route) => self.channels(route, body).await,
             Found::Sessions(route) => sessions::answer(self, route, body).await,
             Found::Pipelines(route) => {
-                let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+                let identity = self.identify().await?;
                 self.pipelines(route, body, &identity).await.map(Answer::Whole)
             }
         }
@@ -253,7 +277,7 @@ impl Call<'_> {
     async fn own(&self, route: Route, body: types::Request) -> Result<Answer, Problem> {
         let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
         if !open && Access::current()?.required() {
-            Access::current()?.identify(&self.asking(), self.began).await?;
+            self.identify().await?;
         }
         let reply = match route {
             Route::ProcessStream => return self.process_stream(body).await.map(Answer::Streaming),
@@ -288,7 +312,7 @@ impl Call<'_> {
         if route == ChannelRoute::Health {
             return health(self.began).await.map(Answer::Whole);
         }
-        let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+        let identity = self.identify().await?;
         match route {
             ChannelRoute::Subscribe(channel) => self.subscribe(channel, &identity).await,
             ChannelRoute::PublishWorkflow(_) | ChannelRoute::PublishAnalysis(_) | ChannelRoute::PublishUser(_) => {
@@ -541,6 +565,7 @@ impl Call<'_> {
             (request_id::HEADER, self.request_id.clone()),
         ];
         headers.extend(self.page.iter().cloned());
+        headers.extend(self.user_header());
         reply::streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }
 

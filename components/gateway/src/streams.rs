@@ -136,7 +136,7 @@ impl Stream<'_> {
         loop {
             self.room().await;
             let Piece { bytes, more } = body.piece(room).await;
-            self.duplex.arrived(bytes.len());
+            self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
                 // Results are paid for by the work of a model; errors are not.

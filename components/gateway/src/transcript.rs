@@ -178,7 +178,7 @@ async fn feed_lines(
     loop {
         duplex.unsent_few().await;
         let Piece { bytes, more } = body.piece(room).await;
-        duplex.arrived(bytes.len());
+        duplex.arrived(&bytes);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             if let Some(error) = duplex.answer_too_large() {
@@ -392,7 +392,7 @@ async fn annotate_lines(duplex: &Duplex<'_, Annotating>, mut body: Arriving, con
     loop {
         duplex.unsent_few().await;
         let Piece { bytes, more } = body.piece(room).await;
-        duplex.arrived(bytes.len());
+        duplex.arrived(&bytes);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             if let Some(error) = duplex.answer_too_large() {

@@ -65,15 +65,21 @@ pub struct Http {
     pub connections_max: u32,
     /// Requests answered at once, each counted until its body ends; one more is answered 503 with `Retry-After`.
     pub requests_max: u32,
+    /// The most that one client may hold of the connections, the requests (WebSockets and streams among them), the anonymous
+    /// subscriptions and the bytes of request bodies that there may be at once, in percent; one more request is answered 429
+    /// with `Retry-After`, one more connection is closed. A client is an address, and its user once it is identified: what a
+    /// user holds no longer counts for the address. Behind a proxy all have one address: `100` there, if there are no users.
+    pub client_share_percent: u32,
     /// Longest request body, bytes; a longer one is answered 413.
     pub body_bytes_max: u64,
-    /// Time for a request's header to arrive, from its first byte, ms; of a new connection, from its start.
+    /// Time for a request's header to arrive, from its first byte, ms; of a new connection, from its start. On HTTP/2 too.
     pub header_timeout_ms: u64,
-    /// How long a connection of HTTP/1.1 is kept open between two requests, ms.
+    /// How long a connection is kept open between two requests, ms.
     pub idle_timeout_ms: u64,
     /// Time for a request's body to arrive, ms; a slower one is answered 408.
     pub body_timeout_ms: u64,
-    /// Time in which a client must take something of what is written to it, ms; else its connection is cut.
+    /// Time in which a client must take something of what is written to it, ms; else its connection is cut, or on HTTP/2 its
+    /// stream is reset.
     pub write_timeout_ms: u64,
     /// Time for a whole request, ms; a stream that is still going ends with an error event.
     pub request_timeout_ms: u64,
@@ -88,6 +94,7 @@ impl Default for Http {
             hosts: Vec::new(),
             connections_max: 16_384,
             requests_max: 1024,
+            client_share_percent: 50,
             body_bytes_max: 1 << 20,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
@@ -173,8 +180,13 @@ pub struct Gateway {
     pub instance_requests_max: u32,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
+    /// Bytes of request bodies that one instance has at once, as their requests announce them; a request waits until there is
+    /// room, and is answered 503 with `Retry-After` when there is none for long. An instance needs a few times as much memory.
+    pub body_bytes_max: u64,
     /// Memory of the keeper, the one instance that has executions and stored sessions, bytes.
     pub keeper_memory_bytes_max: u64,
+    /// Bytes of request bodies that the keeper has at once; as `body_bytes_max`.
+    pub keeper_body_bytes_max: u64,
     /// An instance without requests is let go after this long, ms.
     pub idle_timeout_ms: u64,
 }
@@ -185,7 +197,9 @@ impl Default for Gateway {
             component: PathBuf::new(),
             instance_requests_max: 128,
             memory_bytes_max: 256 << 20,
+            body_bytes_max: 32 << 20,
             keeper_memory_bytes_max: 1 << 30,
+            keeper_body_bytes_max: 64 << 20,
             idle_timeout_ms: 60_000,
         }
     }

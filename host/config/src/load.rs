@@ -70,6 +70,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
         ("http.connections_max", u64::from(config.http.connections_max)),
         ("http.requests_max", u64::from(config.http.requests_max)),
+        ("http.client_share_percent", u64::from(config.http.client_share_percent)),
         ("http.body_bytes_max", config.http.body_bytes_max),
         ("http.header_timeout_ms", config.http.header_timeout_ms),
         ("http.idle_timeout_ms", config.http.idle_timeout_ms),
@@ -78,6 +79,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("models.plans_max", u64::from(config.models.plans_max)),
         ("models.tensor_bytes_max", config.models.tensor_bytes_max),
         ("gateway.instance_requests_max", u64::from(config.gateway.instance_requests_max)),
+        ("gateway.body_bytes_max", config.gateway.body_bytes_max),
+        ("gateway.keeper_body_bytes_max", config.gateway.keeper_body_bytes_max),
         ("infer.queue_items_max", u64::from(config.infer.queue_items_max)),
         ("infer.queue_tokens_max", u64::from(config.infer.queue_tokens_max)),
         ("infer.caller_items_max", u64::from(config.infer.caller_items_max)),
@@ -126,6 +129,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !LEASE_MS.contains(&lease_ms) {
         let (least, most) = (LEASE_MS.start(), LEASE_MS.end());
         return Err(ConfigError::Invalid(format!("events.lease_ms is {lease_ms}, and must be {least} to {most}")));
+    }
+    if config.http.client_share_percent > 100 {
+        let share = config.http.client_share_percent;
+        return Err(ConfigError::Invalid(format!("http.client_share_percent {share} is not a share; use 1 to 100")));
     }
     if config.auth.mode == AuthMode::Required && config.auth.dir.as_os_str().is_empty() {
         let missing = "auth.dir must name the folder of keys when auth.mode is `required`";

@@ -7,6 +7,7 @@ use weir_codec::cors::Headers;
 use weir_codec::problem::{self, Problem};
 
 use crate::body::ReplyBody;
+use crate::share::Permit;
 
 /// The header that names a request in logs and answers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -19,6 +20,8 @@ pub(crate) const METRICS: &str = "/metrics";
 pub(crate) enum Trouble {
     /// As many requests are open as the configuration allows.
     Full,
+    /// The client holds all of it that one client may.
+    ClientShare,
     /// The server is stopping.
     Draining,
     /// A WebSocket of another version.
@@ -38,6 +41,12 @@ impl Trouble {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
                 "the server has as many requests open as it is configured to take; retry later",
+                true,
+            ),
+            Self::ClientShare => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "client_share",
+                "the client has as much open as `http.client_share_percent` lets one client have; finish some of it, then retry",
                 true,
             ),
             Self::Draining => (
@@ -78,7 +87,7 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
@@ -145,8 +154,8 @@ pub(crate) fn methods(allow: &'static str, page: &Headers, request_id: &str) -> 
 }
 
 /// `/metrics`, for who may read them.
-pub(crate) fn metrics(text: String, request_id: &str) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::full(Bytes::from(text)));
+pub(crate) fn metrics(text: String, request_id: &str, permit: Permit) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::full_with(Bytes::from(text), permit));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -7,15 +7,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use metrics::gauge;
-use tokio::sync::OwnedSemaphorePermit;
 use weir_runtime::gateway::{BodyError, CountedBody};
 
 use crate::feed::{Feed, Piece};
+use crate::share::{ClientKey, Permit, Refused};
 
 /// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
 pub(crate) enum ReplyBody {
     Streamed { body: Box<CountedBody>, _open: Option<Open> },
-    Full(Full<Bytes>),
+    Full { body: Full<Bytes>, _permit: Option<Permit> },
     Held(Box<HeldBody>),
 }
 
@@ -28,7 +28,12 @@ pub(crate) struct HeldBody {
 
 impl ReplyBody {
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self::Full(Full::new(bytes))
+        Self::Full { body: Full::new(bytes), _permit: None }
+    }
+
+    /// Bytes that hold a permit until they are sent.
+    pub(crate) fn full_with(bytes: Bytes, permit: Permit) -> Self {
+        Self::Full { body: Full::new(bytes), _permit: Some(permit) }
     }
 
     pub(crate) fn held(first: Bytes, feed: Feed) -> Self {
@@ -57,7 +62,7 @@ impl Body for ReplyBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Streamed { body, .. } => Pin::new(body.as_mut()).poll_frame(cx),
-            Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Full { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Held(body) => body.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
@@ -65,7 +70,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Streamed { body, .. } => body.is_end_stream(),
-            Self::Full(body) => body.is_end_stream(),
+            Self::Full { body, .. } => body.is_end_stream(),
             Self::Held(body) => body.first.is_none() && body.feed.is_none(),
         }
     }
@@ -73,7 +78,7 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Streamed { body, .. } => body.size_hint(),
-            Self::Full(body) => body.size_hint(),
+            Self::Full { body, .. } => body.size_hint(),
             Self::Held(_) => SizeHint::default(),
         }
     }
@@ -81,13 +86,20 @@ impl Body for ReplyBody {
 
 /// One open request: it holds its place until its answer's body has ended.
 pub(crate) struct Open {
-    _place: OwnedSemaphorePermit,
+    permit: Permit,
 }
 
 impl Open {
-    pub(crate) fn new(place: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(permit: Permit) -> Self {
         gauge!("weir_http_requests_open").increment(1);
-        Self { _place: place }
+        Self { permit }
+    }
+}
+
+impl Open {
+    /// Counts it for a user from now on, when the user has room in its share.
+    pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
+        self.permit.assign(client)
     }
 }
 

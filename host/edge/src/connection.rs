@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -14,9 +14,9 @@ use bytes::Bytes;
 use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -25,30 +25,26 @@ use crate::body::ReplyBody;
 use crate::head::{Answering, HeadTimed};
 use crate::held::HeldConnection;
 use crate::hold::Held;
+use crate::http2;
 use crate::server::{Answer, Shared, answer};
 use crate::socket::Talk;
 use crate::stall::Unstalled;
 
-/// Streams of one connection of HTTP/2.
-const STREAMS_MAX: u32 = 256;
 /// What the system keeps for a held connection whose client has not acknowledged it; Linux doubles it for its own needs.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// How often a connection of HTTP/2 is asked whether its peer is there.
-const HTTP2_PING: Duration = Duration::from_secs(30);
 
 type Stream = Unstalled<TcpStream>;
 
 /// Serves a connection until it ends; it takes no new request once `stopped` says true.
-pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, stopped: watch::Receiver<bool>) {
+pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, owner: u64, stopped: watch::Receiver<bool>) {
     // Results are small and each is wanted at once.
     let _ = stream.set_nodelay(true);
-    let owner = stream.peer_addr().map_or(0, |address| owner_of(address.ip()));
     // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
     let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
     let Ok(Ok(http2)) = tokio::time::timeout(header_timeout, is_http2(&stream)).await else { return };
     let stream = Unstalled::new(stream, Duration::from_millis(shared.config.write_timeout_ms));
     if http2 {
-        return Box::pin(serve_http2(shared, stream, owner, stopped)).await;
+        return Box::pin(http2::serve(shared, stream, owner, stopped)).await;
     }
     let leaving = shared.leaving.subscribe();
     // Boxed and let go of: what it takes to read requests is not kept while the connection is held.
@@ -151,30 +147,6 @@ async fn serve_http1(
     }
 }
 
-async fn serve_http2(shared: Arc<Shared>, stream: Stream, owner: u64, mut stopped: watch::Receiver<bool>) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, request, owner).await.into_response()) }
-    });
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).keep_alive_interval(HTTP2_PING);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut told = false;
-    let ended = loop {
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped), if !told => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            ended = connection.as_mut() => break ended,
-        }
-    };
-    if let Err(error) = ended {
-        log(&error);
-    }
-}
-
 fn log(error: &hyper::Error) {
     tracing::debug!(error = error as &dyn std::error::Error, "a connection ended early");
 }
@@ -234,7 +206,7 @@ impl Desk {
 }
 
 /// The number of a client, by its address. An IPv6 client has a network of its own.
-fn owner_of(address: IpAddr) -> u64 {
+pub(crate) fn owner_of(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()),
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64,

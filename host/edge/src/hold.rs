@@ -16,9 +16,10 @@ use weir_codec::problem::Problem;
 use weir_core::channel::ChannelName;
 use weir_core::quota::{ConnectionRefused, Connections};
 use weir_events::{Error, Store};
-use weir_runtime::gateway::CountedBody;
+use weir_runtime::gateway::{BodyError, CountedBody};
 
 use crate::feed::Feed;
+use crate::share::{Permit, Refused, SharedPool};
 
 /// Most bytes in what an answer that is to be held begins with.
 const FIRST_BYTES_MAX: usize = 64 * 1024;
@@ -54,6 +55,9 @@ pub(crate) enum HoldError {
     /// A hold without terms, or one of several channels, for one answer, or of no channel of ours.
     #[error("this host holds streams of one channel, on terms that `weir-hold` gives")]
     Other,
+    /// The instance was lost before it had said what the stream begins with.
+    #[error("the instance that had the request was lost")]
+    Lost,
     /// What the answer begins with did not come.
     #[error("what the stream begins with did not come: {0}")]
     First(String),
@@ -84,7 +88,10 @@ pub(crate) async fn first(body: CountedBody) -> Result<Bytes, HoldError> {
     let whole = Limited::new(body, FIRST_BYTES_MAX).collect();
     match tokio::time::timeout(FIRST_TIMEOUT, whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) => Err(HoldError::First(error.to_string())),
+        Ok(Err(error)) => match error.downcast_ref::<BodyError>() {
+            Some(BodyError::HttpResponseIncomplete) => Err(HoldError::Lost),
+            _ => Err(HoldError::First(error.to_string())),
+        },
         Err(_) => Err(HoldError::First("not in time".to_owned())),
     }
 }
@@ -102,13 +109,16 @@ pub(crate) struct Held {
 pub(crate) struct Holds {
     held_max: u32,
     places: Arc<Semaphore>,
+    /// Of those whose client is known by its address alone.
+    anonymous: Arc<SharedPool>,
     users: Arc<Mutex<Connections>>,
 }
 
 impl Holds {
-    /// At most `held_max`, and `user_max` of each user.
-    pub(crate) fn new(held_max: u32, user_max: u32) -> Self {
+    /// At most `held_max`, `user_max` of each user, and of each client without a user a share in percent.
+    pub(crate) fn new(held_max: u32, client_share_percent: u32, user_max: u32) -> Self {
         Self {
+            anonymous: SharedPool::new(held_max, client_share_percent),
             held_max,
             places: Arc::new(Semaphore::new(held_max as usize)),
             users: Arc::new(Mutex::new(Connections::new(user_max as usize, usize::MAX))),
@@ -116,9 +126,9 @@ impl Holds {
     }
 
     /// Follows what the gateway says, if there is room and the store can.
-    pub(crate) async fn follow(&self, store: &Store, instruction: Instruction) -> Result<Feed, Problem> {
+    pub(crate) async fn follow(&self, store: &Store, instruction: Instruction, client: u64) -> Result<Feed, Problem> {
         let Instruction { channel, terms } = instruction;
-        let place = self.take(terms.user.as_deref()).map_err(|refused| no_room(&refused))?;
+        let place = self.take(terms.user.as_deref(), client).map_err(|refused| no_room(&refused))?;
         let name: ChannelName =
             channel.to_string().parse().map_err(|_| Problem::internal("a channel that has no name in the store"))?;
         let subscription = store.follow(&name, terms.after).await.map_err(not_followed)?;
@@ -135,30 +145,39 @@ impl Holds {
         drop(self.places.acquire_many(self.held_max).await);
     }
 
-    fn take(&self, user: Option<&str>) -> Result<HoldPlace, ConnectionRefused> {
+    fn take(&self, user: Option<&str>, client: u64) -> Result<HoldPlace, ConnectionRefused> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| ConnectionRefused::Total)?;
         let user = match user {
             Some(user) => {
                 self.users.lock().unwrap_or_else(PoisonError::into_inner).open(user)?;
-                Some((user.into(), self.users.clone()))
+                Holder::User(user.into(), self.users.clone())
             }
-            None => None,
+            None => Holder::Address(self.anonymous.try_take(client).map_err(|refused| match refused {
+                Refused::Total => ConnectionRefused::Total,
+                Refused::Client => ConnectionRefused::User { connections_max: self.anonymous.client_max() },
+            })?),
         };
         gauge!("weir_http_connections_held").increment(1);
-        Ok(HoldPlace { _place: place, user })
+        Ok(HoldPlace { _place: place, holder: user })
     }
 }
 
 /// A place among the connections that are held.
 pub(crate) struct HoldPlace {
     _place: OwnedSemaphorePermit,
-    user: Option<(Box<str>, Arc<Mutex<Connections>>)>,
+    holder: Holder,
+}
+
+/// Whose share a held connection is of.
+enum Holder {
+    User(Box<str>, Arc<Mutex<Connections>>),
+    Address(#[expect(dead_code, reason = "it is held until it is dropped")] Permit),
 }
 
 impl Drop for HoldPlace {
     fn drop(&mut self) {
         gauge!("weir_http_connections_held").decrement(1);
-        if let Some((user, users)) = &self.user {
+        if let Holder::User(user, users) = &self.holder {
             users.lock().unwrap_or_else(PoisonError::into_inner).close(user);
         }
     }
@@ -252,16 +271,16 @@ mod tests {
 
     #[tokio::test]
     async fn places_are_counted_and_given_back() {
-        let holds = Holds::new(3, 2);
-        let ann = [holds.take(Some("ann")).unwrap(), holds.take(Some("ann")).unwrap()];
-        assert_eq!(holds.take(Some("ann")).err(), Some(ConnectionRefused::User { connections_max: 2 }));
+        let holds = Holds::new(3, 100, 2);
+        let ann = [holds.take(Some("ann"), 1).unwrap(), holds.take(Some("ann"), 1).unwrap()];
+        assert_eq!(holds.take(Some("ann"), 1).err(), Some(ConnectionRefused::User { connections_max: 2 }));
         // A refusal takes no place from others.
         assert_eq!(holds.open(), 2);
-        let nobody = holds.take(None).unwrap();
-        assert_eq!(holds.take(Some("bob")).err(), Some(ConnectionRefused::Total));
+        let nobody = holds.take(None, 1).unwrap();
+        assert_eq!(holds.take(Some("bob"), 1).err(), Some(ConnectionRefused::Total));
         drop((ann, nobody));
         assert_eq!(holds.open(), 0);
         holds.none().await;
-        assert!(holds.take(Some("ann")).is_ok());
+        assert!(holds.take(Some("ann"), 1).is_ok());
     }
 }

@@ -7,6 +7,8 @@
 //! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
 //! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed; `gzip`: the
 //!   same compressed.
+//! - `http2`: a connection of HTTP/2, stream by stream; `header_watch`: its header timeout.
+//! - `share`: what clients share, and how much of it one may have.
 //! - `stall`: clients that do not read; `head`: clients that do not send.
 //! - [`observe`]: the metrics of the process.
 //!
@@ -19,10 +21,13 @@ mod entry;
 mod feed;
 mod gzip;
 mod head;
+mod header_watch;
 mod held;
 mod hold;
+mod http2;
 pub mod observe;
 pub mod server;
+mod share;
 mod socket;
 mod stall;
 

@@ -5,19 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, response};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
 use metrics::{counter, gauge, histogram};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use weir_codec::content_type;
 use weir_codec::cors::{Headers, OriginRefused};
+use weir_codec::hold::USER_HEADER;
 use weir_codec::problem::Problem;
 use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
-use weir_runtime::gateway::{self, BodyError, CountedBody, Gateway};
+use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError, CountedBody, Gateway};
 
 use crate::answer::{self, Trouble};
 use crate::body::{Open, ReplyBody};
@@ -26,7 +29,18 @@ use crate::entry::{self, Entry, EntryError};
 use crate::gzip;
 use crate::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
+use crate::share::{ClientKey, Permit, Refused, SharedPool};
 use crate::socket::{self, Handshake, HandshakeError, Talk};
+
+/// Probes that a component has at once: more than any prober sends.
+const PROBES_MAX: u32 = 64;
+/// The most that a probe is answered with, and the time that it may take.
+const PROBE_BYTES_MAX: usize = 1 << 20;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers of `/metrics` on their way.
+const SCRAPES_MAX: u32 = 16;
+/// What an instance keeps of a body that it reads line by line: the longest line, and what is read ahead.
+const STREAMED_BYTES: u64 = 256 << 10;
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +119,12 @@ pub(crate) struct Shared {
     entry: Entry,
     /// Whether requests show who sends them.
     needs_token: bool,
-    places: Arc<Semaphore>,
+    connections: Arc<SharedPool>,
+    places: Arc<SharedPool>,
+    /// Those of `/livez` and `/readyz` that a component has.
+    probes: Arc<SharedPool>,
+    /// Answers of `/metrics` that are not sent yet.
+    scrapes: Arc<SharedPool>,
     holds: Holds,
     gzip: bool,
     ids: AtomicU64,
@@ -128,13 +147,16 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let gateway = runtime.gateway().cloned().ok_or(ServeError::NoGateway)?;
         let events = runtime.events().cloned().ok_or(ServeError::NoGateway)?;
-        let holds = Holds::new(config.events.subscribers_max, config.auth.connections_max);
+        let share = config.http.client_share_percent;
+        let holds = Holds::new(config.events.subscribers_max, share, config.auth.connections_max);
         let gzip = config.events.gzip == Switch::On;
         let needs_token = config.auth.mode == AuthMode::Required;
         let all = config;
         let config = config.http.clone();
         let entry = Entry::new(all, listener.address.ip().to_canonical().is_loopback())?;
-        let places = Arc::new(Semaphore::new(config.requests_max as usize));
+        let connections = SharedPool::new(config.connections_max, share);
+        let places = SharedPool::new(config.requests_max, share);
+        let (probes, scrapes) = (SharedPool::new(PROBES_MAX, share), SharedPool::new(SCRAPES_MAX, share));
         let ids = AtomicU64::new(0);
         Ok(Self {
             listener: listener.socket,
@@ -146,7 +168,10 @@ impl Server {
                 observer,
                 entry,
                 needs_token,
+                connections,
                 places,
+                probes,
+                scrapes,
                 holds,
                 gzip,
                 ids,
@@ -171,15 +196,14 @@ impl Server {
         shared.runtime.drain();
         let bound = Instant::now() + Duration::from_millis(shared.config.drain_timeout_ms);
         let finished = async {
-            drop(shared.places.acquire_many(shared.config.requests_max).await);
+            shared.places.none().await;
             shared.holds.none().await;
         };
         let finished = async { drop(tokio::time::timeout_at(bound.into(), finished).await) };
         accept_until(finished, &listener, &connections, &shared, &stopped, &mut tasks).await;
         drop(listener);
 
-        let cut = (shared.config.requests_max as usize).saturating_sub(shared.places.available_permits());
-        let cut = cut + shared.holds.open();
+        let cut = shared.places.taken() + shared.holds.open();
         // What is written may still be on its way; connections that only wait are closed.
         let flush = bound.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
         let _ = stopping.send(true);
@@ -207,13 +231,19 @@ async fn accept_until(
             accepted = accept(listener, connections) => accepted,
         };
         let Some((stream, place)) = accepted else { continue };
+        let client = stream.peer_addr().map_or(0, |address| connection::owner_of(address.ip()));
+        // One that the client has no right to is closed at once: to answer it, its request would have to be read.
+        let Ok(permit) = shared.connections.try_take(client) else {
+            counter!("weir_http_connections_refused_total").increment(1);
+            continue;
+        };
         let shared = shared.clone();
         let stopped = stopped.clone();
         tasks.spawn(async move {
             gauge!("weir_http_connections_open").increment(1);
-            connection::serve(shared, stream, stopped).await;
+            connection::serve(shared, stream, client, stopped).await;
             gauge!("weir_http_connections_open").decrement(1);
-            drop(place);
+            drop((place, permit));
         });
     }
 }
@@ -272,7 +302,11 @@ impl Answer {
 }
 
 /// Answers a request of a client.
-pub(crate) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>, owner: u64) -> Answer {
+pub(crate) async fn answer<B>(shared: &Arc<Shared>, mut request: Request<B>, owner: u64) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
     let started = Instant::now();
     hold::strip(request.headers_mut());
     let method = request.method().clone();
@@ -300,13 +334,17 @@ pub(crate) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>,
 }
 
 /// Finds what answers a request whose head is in order.
-async fn route(
+async fn route<B>(
     shared: &Arc<Shared>,
-    request: Request<Incoming>,
+    request: Request<B>,
     owner: u64,
     page: &Result<Headers, OriginRefused>,
     id: &str,
-) -> Answer {
+) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
     if let Some(preflight) = shared.entry.preflight(&request) {
         return Answer::Whole(match preflight {
             Ok((allow, headers)) => answer::methods(allow, &headers, id),
@@ -316,26 +354,30 @@ async fn route(
     match request.uri().path() {
         answer::METRICS => metrics(shared, request, owner, page, id).await,
         // Probes are answered however busy the server is, and while it drains.
-        "/livez" | "/readyz" => pass(shared, request, owner, None, id).await,
+        "/livez" | "/readyz" => match shared.probes.try_take(owner) {
+            Ok(permit) => probe(shared, request, owner, permit, id).await,
+            Err(refused) => refuse(refused, id),
+        },
         _ if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
-        _ => match shared.places.clone().try_acquire_owned() {
-            Ok(place) => pass(shared, request, owner, Some(Open::new(place)), id).await,
-            Err(_) => {
-                counter!("weir_http_rejected_total").increment(1);
-                Answer::Whole(answer::problem(Trouble::Full, id))
-            }
+        _ => match shared.places.try_take(owner) {
+            Ok(permit) => pass(shared, request, owner, Some(Open::new(permit)), id).await,
+            Err(refused) => refuse(refused, id),
         },
     }
 }
 
 /// Answers `/metrics`. Who may read them is the gateway's to say: it has the keys.
-async fn metrics(
+async fn metrics<B>(
     shared: &Shared,
-    request: Request<Incoming>,
+    request: Request<B>,
     owner: u64,
     page: &Result<Headers, OriginRefused>,
     id: &str,
-) -> Answer {
+) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
     if let Err(refused) = page {
         return Answer::Whole(answer::of_problem(&refused.clone().into(), id));
     }
@@ -347,6 +389,10 @@ async fn metrics(
             return Answer::Whole(answer::of_problem(&problem, id));
         }
     }
+    let permit = match shared.scrapes.try_take(owner) {
+        Ok(permit) => permit,
+        Err(refused) => return refuse(refused, id),
+    };
     if shared.needs_token {
         let answer = pass(shared, request, owner, None, id).await;
         if answer.status() != StatusCode::NO_CONTENT {
@@ -354,7 +400,7 @@ async fn metrics(
         }
     }
     shared.runtime.report();
-    Answer::Whole(answer::metrics(shared.observer.render(), id))
+    Answer::Whole(answer::metrics(shared.observer.render(), id, permit))
 }
 
 impl Shared {
@@ -363,19 +409,61 @@ impl Shared {
     }
 }
 
+/// What a client is told that there is no room for.
+fn refuse(refused: Refused, id: &str) -> Answer {
+    counter!("weir_http_rejected_total").increment(1);
+    let trouble = match refused {
+        Refused::Total => Trouble::Full,
+        Refused::Client => Trouble::ClientShare,
+    };
+    Answer::Whole(answer::problem(trouble, id))
+}
+
+/// Answers a probe. Its answer is small and is taken from the component whole, so that a client that does not read it keeps
+/// no place among the probes.
+async fn probe<B>(shared: &Shared, request: Request<B>, owner: u64, permit: Permit, id: &str) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let Answer::Whole(response) = pass(shared, request, owner, None, id).await else {
+        return Answer::Whole(answer::problem(Trouble::Failed, id));
+    };
+    let (head, body) = response.into_parts();
+    let whole = tokio::time::timeout(PROBE_TIMEOUT, Limited::new(body, PROBE_BYTES_MAX).collect()).await;
+    drop(permit);
+    match whole {
+        Ok(Ok(whole)) => Answer::Whole(Response::from_parts(head, ReplyBody::full(whole.to_bytes()))),
+        Ok(Err(_)) => Answer::Whole(answer::problem(Trouble::Lost, id)),
+        Err(_) => Answer::Whole(answer::problem(Trouble::Stuck, id)),
+    }
+}
+
 /// Hands a request to the gateway component.
-async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+async fn pass<B>(shared: &Shared, mut request: Request<B>, owner: u64, mut open: Option<Open>, id: &str) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let bytes = body_bytes(&request, shared.config.body_bytes_max);
+    request.extensions_mut().insert(bytes);
     if socket::is_handshake(&request) {
         return open_socket(shared, request, owner, open, id).await;
     }
     let get = request.method() == Method::GET;
     let gzip = shared.gzip && gzip::is_accepted(request.headers());
-    let request = request.map(|body| gateway::request_body(body.map_err(BodyError::Hyper)));
+    let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
+            if let Some(user) = head.headers.remove(USER_HEADER)
+                && let (Some(open), Ok(user)) = (&mut open, user.to_str())
+                && let Err(refused) = open.assign(ClientKey::User(user.into()))
+            {
+                return refuse(refused, id);
+            }
             match hold::instruction(&mut head.headers) {
-                Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), open, id).await,
+                Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), (open, owner), id).await,
                 Ok(_) => {
                     let body = ReplyBody::Streamed { body: Box::new(body), _open: open };
                     Answer::Whole(Response::from_parts(head, body))
@@ -388,7 +476,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Opt
 }
 
 /// Asks the gateway for both directions of a WebSocket.
-async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+async fn open_socket<B>(shared: &Shared, request: Request<B>, owner: u64, mut open: Option<Open>, id: &str) -> Answer {
     let version = request.version();
     let (handshake, request) = match Handshake::begin(request) {
         Ok(begun) => begun,
@@ -401,14 +489,31 @@ async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, op
         }
     };
     match shared.gateway.handle(request, owner).await {
-        Ok(response) => handshake.answer(response, open),
+        Ok(mut response) => {
+            if let Some(user) = response.headers_mut().remove(USER_HEADER)
+                && let (Some(open), Ok(user)) = (&mut open, user.to_str())
+                && let Err(refused) = open.assign(ClientKey::User(user.into()))
+            {
+                return refuse(refused, id);
+            }
+            handshake.answer(response, open)
+        }
         Err(error) => failed(&error, id),
     }
 }
 
 /// What a client is told when the gateway gave no answer.
 fn failed(error: &gateway::HandleError, id: &str) -> Answer {
-    let trouble = if gateway::is_lost_instance(error) {
+    let trouble = if let Some(refused) = gateway::admission_error(error) {
+        counter!("weir_http_rejected_total").increment(1);
+        return Answer::Whole(answer::problem(
+            match refused {
+                AdmissionError::Full => Trouble::Full,
+                AdmissionError::ClientShare => Trouble::ClientShare,
+            },
+            id,
+        ));
+    } else if gateway::is_lost_instance(error) {
         Trouble::Lost
     } else if gateway::is_timeout(error) {
         Trouble::Stuck
@@ -425,15 +530,16 @@ async fn hold(
     instruction: Instruction,
     gzip: bool,
     (mut head, body): (response::Parts, CountedBody),
-    open: Option<Open>,
+    (open, owner): (Option<Open>, u64),
     id: &str,
 ) -> Answer {
     let first = match hold::first(body).await {
         Ok(first) => first,
+        Err(HoldError::Lost) => return Answer::Whole(answer::problem(Trouble::Lost, id)),
         Err(error) => return cannot_hold(&error, id),
     };
     drop(open);
-    match shared.holds.follow(&shared.events, instruction).await {
+    match shared.holds.follow(&shared.events, instruction, owner).await {
         // Whoever came to its seat after the others were sent away would stay.
         Ok(_) if shared.is_draining() => Answer::Whole(answer::problem(Trouble::Draining, id)),
         Ok(mut feed) => {
@@ -457,6 +563,22 @@ async fn hold(
 fn cannot_hold(error: &HoldError, id: &str) -> Answer {
     tracing::error!(%error, request_id = id, "a connection cannot be held as the gateway says");
     Answer::Whole(answer::problem(Trouble::Failed, id))
+}
+
+/// What a request's body takes of an instance's memory. One of JSON is read whole; others are read line by line.
+fn body_bytes<B: Body>(request: &Request<B>, bytes_max: u64) -> BodyBytes {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let bytes_max = match content_type {
+        Some(_) if !content_type::is_json(content_type) => bytes_max.min(STREAMED_BYTES),
+        _ => bytes_max,
+    };
+    let body = request.body();
+    match body.size_hint().exact() {
+        _ if body.is_end_stream() => BodyBytes(0),
+        // What is longer than a body may be is refused before it is read.
+        Some(bytes) => BodyBytes(bytes.min(bytes_max)),
+        None => BodyBytes(bytes_max),
+    }
 }
 
 /// Methods that clients invent must not become labels.

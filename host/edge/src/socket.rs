@@ -10,7 +10,6 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
 use metrics::gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -144,7 +143,7 @@ pub(crate) struct Handshake {
 
 impl Handshake {
     /// Checks a handshake and takes its request apart: what the gateway is asked, and what becomes of its answer.
-    pub(crate) fn begin(request: Request<Incoming>) -> Result<(Self, gateway::Request), HandshakeError> {
+    pub(crate) fn begin<B>(request: Request<B>) -> Result<(Self, gateway::Request), HandshakeError> {
         let accept = accept_of(&request)?;
         let (mut parts, _) = request.into_parts();
         for name in OF_THE_HOP {

@@ -3,20 +3,16 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
 use wasmtime::component::{Accessor, Component, GuestTaskId, HasSelf, Linker, ResourceTable, StreamReader};
-use wasmtime::{AsContextMut, Engine, Store, StoreContextMut, StoreLimits};
+use wasmtime::{AsContextMut, Engine, Store, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
-};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use weir_events::Store as EventStore;
@@ -25,6 +21,8 @@ use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::call::{Abandon, Call, FromGuest, ToGuest};
 use crate::guest_log::GuestLog;
+use crate::instances::admission::{InstanceBounds, Occupancy, RequestQueue, Reservation};
+use crate::instances::front::Front;
 use crate::keeper::{self, Keeper};
 use crate::limits::limits;
 use crate::outgoing::Outgoing;
@@ -41,8 +39,16 @@ pub type Response = http::Response<CountedBody>;
 #[derive(Debug, Clone)]
 pub(crate) struct GatewayConfig {
     pub(crate) instance_requests_max: usize,
+    /// Most instances in front.
+    pub(crate) instances_max: usize,
     pub(crate) memory_bytes_max: u64,
+    /// Bytes of request bodies that one instance in front has at once.
+    pub(crate) body_bytes_max: u64,
     pub(crate) keeper_memory_bytes_max: u64,
+    /// The same for the keeper.
+    pub(crate) keeper_body_bytes_max: u64,
+    /// Of the bytes of bodies in all instances, what one client may have.
+    pub(crate) client_share_percent: u32,
     pub(crate) idle_timeout: Duration,
     /// Time for the head of an answer; the component has limits of its own below this.
     pub(crate) head_timeout: Duration,
@@ -61,7 +67,7 @@ pub(crate) const PIPELINES_DIR: &str = "/pipelines";
 /// The gateway: hands requests to instances, and makes as many as are needed; what is kept goes to the keeper.
 #[derive(Clone)]
 pub struct Gateway {
-    handler: ProxyHandler<Front>,
+    front: Front,
     keeper: Keeper,
 }
 
@@ -81,43 +87,69 @@ impl Gateway {
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
-        let (keeper_memory_bytes_max, head_timeout) = (config.keeper_memory_bytes_max, config.head_timeout);
+        let share = |bytes: u64| bytes.saturating_mul(u64::from(config.client_share_percent)) / 100;
+        let front = InstanceBounds {
+            requests_max: config.instance_requests_max,
+            body_bytes_max: config.body_bytes_max,
+            client_body_bytes_max: share(config.body_bytes_max.saturating_mul(config.instances_max as u64)),
+        };
+        let keeper = InstanceBounds {
+            // Whoever accepts requests bounds them.
+            requests_max: usize::MAX,
+            body_bytes_max: config.keeper_body_bytes_max,
+            client_body_bytes_max: share(config.keeper_body_bytes_max),
+        };
         let maker = Arc::new(Maker { engine: engine.clone(), pre, config, call, events, steps, draining });
-        let keeper = Keeper::start(maker.clone(), keeper_memory_bytes_max, head_timeout);
-        Ok(Self { handler: ProxyHandler::new(Front(maker)), keeper })
+        let keeper = Keeper::start(maker.clone(), RequestQueue::new(keeper));
+        Ok(Self { front: Front::new(maker, RequestQueue::new(front)), keeper })
     }
 
-    /// Answers a request. There is no backpressure here: the caller bounds how many it has open.
-    /// `owner` says whose it is: owners have a share of each queue.
-    pub async fn handle(&self, request: Request, owner: u64) -> wasmtime::Result<Response> {
-        let counted = Arc::new(Counted { owner, instance: OnceLock::new(), calls: Mutex::default() });
+    /// Answers a request of a client, which has a share of each queue. [`BodyBytes`] among its extensions says what its body
+    /// takes of an instance's memory. The caller bounds how many requests it has open; one that no instance has room for is
+    /// refused.
+    pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
+        let body_bytes = body_bytes(&mut request);
+        let open = Arc::new(OpenRequest::new(client));
         let response = match keeper::keeps(request.uri().path()) {
-            true => self.keeper.handle(request).await?,
-            false => self.handler.handle(counted.clone(), request).await?,
+            true => self.keeper.handle(request, open.clone(), body_bytes).await?,
+            false => self.front.handle(request, open.clone(), body_bytes).await?,
         };
-        Ok(response.map(|body| CountedBody { body, _counted: counted }))
+        Ok(response.map(|body| CountedBody { body, open, has_ended: false }))
     }
 }
 
 /// One request, from its start until its answer's body has ended or nobody waits for it any more: then it no longer counts
 /// among those of its instance, and the calls that it made are given up.
-struct Counted {
-    owner: u64,
-    instance: OnceLock<Arc<AtomicUsize>>,
+pub(crate) struct OpenRequest {
+    /// Whose it is.
+    pub(crate) client: u64,
+    instance: OnceLock<Arc<Occupancy>>,
+    reservation: OnceLock<Arc<Reservation>>,
     calls: Mutex<Vec<Abandon>>,
 }
 
-impl Counted {
-    fn begin(&self, open: &Arc<AtomicUsize>) {
-        open.fetch_add(1, Ordering::Relaxed);
-        let _ = self.instance.set(open.clone());
+impl OpenRequest {
+    pub(crate) fn new(client: u64) -> Self {
+        Self { client, instance: OnceLock::new(), reservation: OnceLock::new(), calls: Mutex::default() }
+    }
+
+    /// Counts it among the requests of an instance.
+    pub(crate) fn begin(&self, instance: Arc<Occupancy>, reservation: Arc<Reservation>) {
+        instance.begin_request();
+        let _ = self.reservation.set(reservation);
+        let _ = self.instance.set(instance);
+    }
+
+    /// Whether an instance has it.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.instance.get().is_some()
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        if let Some(open) = self.instance.get() {
-            open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(instance) = self.instance.get() {
+            instance.end_request();
         }
         for call in self.calls.get_mut().unwrap_or_else(PoisonError::into_inner) {
             call.now();
@@ -125,10 +157,12 @@ impl Drop for Counted {
     }
 }
 
-/// The body of an answer, which keeps its request counted.
+/// The body of an answer, which keeps its request counted. It ends with an error when its instance was lost before the guest
+/// had written all of it.
 pub struct CountedBody {
     body: WasiBody,
-    _counted: Arc<Counted>,
+    open: Arc<OpenRequest>,
+    has_ended: bool,
 }
 
 impl Body for CountedBody {
@@ -139,11 +173,23 @@ impl Body for CountedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() {
+            self.has_ended = true;
+            // The streams of an instance that is lost end with its store, and look as if the guest had ended them.
+            if self.open.instance.get().is_some_and(|instance| instance.is_lost()) {
+                return Poll::Ready(Some(Err(wasmtime_wasi_http::Error::HttpResponseIncomplete)));
+            }
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        // A body that seems to have ended may be one whose instance was lost: only `poll_frame` tells them apart.
+        self.has_ended || (self.body.is_end_stream() && self.body.size_hint().exact() == Some(0))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -163,7 +209,15 @@ pub(crate) struct GatewayState {
     pub(crate) steps: Steps,
     draining: Arc<AtomicBool>,
     /// The requests of this instance, by the task that answers them; what is over goes when the next one comes.
-    requests: HashMap<GuestTaskId, Weak<Counted>>,
+    requests: HashMap<GuestTaskId, Weak<OpenRequest>>,
+}
+
+impl GatewayState {
+    /// Ties a task of the guest to the request that it answers.
+    pub(crate) fn add_request(&mut self, task: GuestTaskId, request: &Arc<OpenRequest>) {
+        self.requests.retain(|_, request| request.strong_count() > 0);
+        self.requests.insert(task, Arc::downgrade(request));
+    }
 }
 
 impl WasiView for GatewayState {
@@ -191,7 +245,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             let callers: Vec<GuestTaskId> = access.as_context_mut().async_call_stack()?.collect();
             let requests = &access.get().requests;
             let request = callers.iter().find_map(|task| requests.get(task)?.upgrade());
-            let owner = request.as_ref().map_or(0, |request| request.owner);
+            let owner = request.as_ref().map_or(0, |request| request.client);
             let (sender, outcomes) = access.get().call.open_for(owner);
             if let Some(request) = request {
                 request.calls.lock().unwrap_or_else(PoisonError::into_inner).push(outcomes.abandon());
@@ -223,6 +277,14 @@ pub(crate) struct Maker {
 }
 
 impl Maker {
+    pub(crate) fn config(&self) -> &GatewayConfig {
+        &self.config
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// An instance in a store of its own, with what its environment has besides the configuration.
     pub(crate) async fn store(
         &self,
@@ -261,103 +323,18 @@ impl Maker {
     }
 }
 
-/// Makes the instances in front, which come and go.
-struct Front(Arc<Maker>);
+/// What a request's body takes of an instance's memory at most: an extension of a request, for a host that knows how its
+/// kind is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyBytes(pub u64);
 
-impl HandlerState for Front {
-    type StoreData = GatewayState;
-    type WorkerExpiration = Expiration;
-    type WorkerState = Worker;
+/// What a body without an announced length takes of an instance's memory, when the host says nothing.
+const UNKNOWN_BODY_BYTES: u64 = 256 << 10;
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<GatewayState, Expiration, Worker>> {
-        let config = &self.0.config;
-        let (store, service) = self.0.store(config.memory_bytes_max, None).await?;
-        metrics::counter!("weir_gateway_instances_total").increment(1);
-        let open = Arc::new(AtomicUsize::new(0));
-        Ok(Instance {
-            store,
-            proxy: wasmtime_wasi_http::handler::Proxy::P3(service),
-            view: GatewayState::http,
-            expiration: Expiration {
-                idle_timeout: config.idle_timeout,
-                head_timeout: config.head_timeout,
-                timer: None,
-            },
-            state: Worker {
-                open,
-                requests_max: config.instance_requests_max,
-                head_timeout: config.head_timeout,
-                draining: self.0.draining.clone(),
-            },
-        })
-    }
-}
-
-/// When an instance is let go: idle for long, or a request in it stuck past every limit.
-struct Expiration {
-    idle_timeout: Duration,
-    head_timeout: Duration,
-    timer: Option<(Instant, Pin<Box<Sleep>>)>,
-}
-
-impl WorkerExpiration for Expiration {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        let limit = match status {
-            WorkerStatus::Idle => self.idle_timeout,
-            // Twice: the request's own limit comes first, and others in the instance may have begun later.
-            WorkerStatus::Requests => self.head_timeout * 2,
-            // Streams may be long; their ends are the component's and the client's matter.
-            WorkerStatus::PostReturn => return Poll::Pending,
-        };
-        let end = start + limit;
-        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != end) {
-            self.timer = Some((end, Box::pin(tokio::time::sleep_until(end.into()))));
-        }
-        if let Some((_, timer)) = &mut self.timer {
-            ready!(timer.as_mut().poll(cx));
-        }
-        Poll::Ready(())
-    }
-}
-
-/// One instance.
-struct Worker {
-    open: Arc<AtomicUsize>,
-    requests_max: usize,
-    head_timeout: Duration,
-    draining: Arc<AtomicBool>,
-}
-
-impl WorkerState for Worker {
-    type StoreData = GatewayState;
-    type RequestData = Arc<Counted>;
-
-    fn should_accept_request(&self, _concurrent: usize, _total: usize) -> ShouldAccept {
-        if self.open.load(Ordering::Relaxed) < self.requests_max { ShouldAccept::Yes } else { ShouldAccept::No }
-    }
-
-    fn on_request_start(
-        &self,
-        mut store: StoreContextMut<'_, GatewayState>,
-        data: Arc<Counted>,
-        task: GuestTaskId,
-    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
-        data.begin(&self.open);
-        let requests = &mut store.data_mut().requests;
-        requests.retain(|_, request| request.strong_count() > 0);
-        requests.insert(task, Arc::downgrade(&data));
-        Box::pin(tokio::time::sleep(self.head_timeout))
-    }
-
-    fn drop(&self, store: Store<GatewayState>, result: wasmtime::Result<()>) {
-        // The end of the process drops instances where they stand: that is no loss to report.
-        if let Err(error) = result
-            && !self.draining.load(Ordering::Relaxed)
-        {
-            tracing::error!(error = format!("{error:#}"), "a gateway instance is lost");
-            metrics::counter!("weir_gateway_instances_lost_total").increment(1);
-        }
-        drop(store);
+fn body_bytes(request: &mut Request) -> u64 {
+    match request.extensions_mut().remove::<BodyBytes>() {
+        Some(BodyBytes(bytes)) => bytes,
+        None => request.body().size_hint().exact().unwrap_or(UNKNOWN_BODY_BYTES),
     }
 }
 
@@ -370,12 +347,18 @@ where
     body.boxed_unsync()
 }
 
+pub use crate::instances::admission::AdmissionError;
 pub use wasmtime::Error as HandleError;
 pub use wasmtime_wasi_http::Error as BodyError;
 
 /// Whether `handle` failed because the instance trapped, so that the same request may well succeed.
 pub fn is_lost_instance(error: &wasmtime::Error) -> bool {
     error.is::<wasmtime_wasi_http::handler::TrapOrPanicError>()
+}
+
+/// Why no instance took a request, when that is why `handle` failed.
+pub fn admission_error(error: &wasmtime::Error) -> Option<AdmissionError> {
+    error.downcast_ref().copied()
 }
 
 /// Whether `handle` failed because no answer came in time.

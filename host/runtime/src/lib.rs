@@ -13,6 +13,7 @@
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
+//! - `instances`: how requests get to instances, and how many there are.
 //! - `keeper`: the one instance that has what outlives a request.
 //! - `channels`: the channel store as the configuration has it, its metrics and its file.
 //! - `events`, `state`: the channel store as gateway instances see it.
@@ -31,6 +32,7 @@ pub mod engine;
 mod events;
 pub mod gateway;
 mod guest_log;
+mod instances;
 mod keeper;
 mod limits;
 mod outgoing;

@@ -411,8 +411,12 @@ fn start_gateway(
         .map(|(name, value)| (name.to_owned(), value));
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
+        instances_max: config.http.requests_max.div_ceil(config.gateway.instance_requests_max) as usize,
         memory_bytes_max: config.gateway.memory_bytes_max,
+        body_bytes_max: config.gateway.body_bytes_max,
         keeper_memory_bytes_max: config.gateway.keeper_memory_bytes_max,
+        keeper_body_bytes_max: config.gateway.keeper_body_bytes_max,
+        client_share_percent: config.http.client_share_percent,
         idle_timeout: Duration::from_millis(config.gateway.idle_timeout_ms),
         // The component answers 408 and 504 by itself; this is for one that is stuck.
         head_timeout: Duration::from_millis(config.http.body_timeout_ms + config.http.request_timeout_ms + 5_000),

@@ -226,7 +226,7 @@ impl Feed<'_> {
         loop {
             self.duplex.unsent_few().await;
             let Piece { bytes, more } = body.piece(room).await;
-            self.duplex.arrived(bytes.len());
+            self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
                 if let Some(error) = self.duplex.answer_too_large() {

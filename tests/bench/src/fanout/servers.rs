@@ -19,6 +19,7 @@ const WEIR: [&str; 12] = [
     "models.replicas=1",
     "http.connections_max=20000",
     "http.requests_max=20000",
+    "http.client_share_percent=100",
     "gateway.instance_requests_max=1024",
     "events.subscribers_max=100000",
     "auth.connections_max=100000",

@@ -1,0 +1,195 @@
+//! The header timeout of HTTP/2: a header block that has begun must be whole within `http.header_timeout_ms`. The frames are
+//! followed from outside, because h2 does not say that it waits for the rest of one.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// The bytes that a connection begins with (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
+/// The bytes before a frame's payload (section 4.1).
+const FRAME_HEADER_BYTES: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// A stream in whose input no header block takes too long.
+pub(crate) struct HeaderWatch<S> {
+    stream: S,
+    timeout: Duration,
+    frames: Frames,
+    /// Runs while a header block is incomplete.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> HeaderWatch<S> {
+    /// Watches a connection from its first byte.
+    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
+        Self { stream, timeout, frames: Frames::default(), late: None }
+    }
+}
+
+/// Follows frames, and remembers nothing but where it is.
+#[derive(Debug)]
+struct Frames {
+    /// Bytes to pass over: the preface, or the payload of a frame.
+    skip: usize,
+    /// A frame's header, as far as it has come.
+    header: [u8; FRAME_HEADER_BYTES],
+    header_bytes: usize,
+    /// A header block has begun.
+    in_block: bool,
+    /// The frame that is passed over is the last of its block.
+    ends_block: bool,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        let header = [0; FRAME_HEADER_BYTES];
+        Self { skip: PREFACE_BYTES, header, header_bytes: 0, in_block: false, ends_block: false }
+    }
+}
+
+impl Frames {
+    /// Follows what has come; true when at the end of it a header block is incomplete.
+    fn push(&mut self, mut bytes: &[u8]) -> bool {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            if self.skip == 0 && self.ends_block {
+                (self.in_block, self.ends_block) = (false, false);
+            }
+            if bytes.is_empty() {
+                return self.in_block;
+            }
+            let taken = (FRAME_HEADER_BYTES - self.header_bytes).min(bytes.len());
+            self.header[self.header_bytes..self.header_bytes + taken].copy_from_slice(&bytes[..taken]);
+            self.header_bytes += taken;
+            bytes = &bytes[taken..];
+            if self.header_bytes == FRAME_HEADER_BYTES {
+                self.header_bytes = 0;
+                let [a, b, c, kind, flags, ..] = self.header;
+                self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                if kind == HEADERS || (kind == CONTINUATION && self.in_block) {
+                    self.in_block = true;
+                    self.ends_block = flags & END_HEADERS != 0;
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HeaderWatch<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            let was_in_block = this.frames.in_block;
+            match this.frames.push(&buf.filled()[before..]) {
+                false => this.late = None,
+                // One that goes on has the time from its beginning.
+                true if was_in_block && this.late.is_some() => {}
+                true => this.late = Some(Box::pin(tokio::time::sleep(this.timeout))),
+            }
+        }
+        if let Some(late) = &mut this.late
+            && late.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a header block is not complete in time")));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for HeaderWatch<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1];
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    #[test]
+    fn header_block_is_incomplete_until_its_last_frame_is_whole() {
+        let mut all = vec![b'p'; PREFACE_BYTES];
+        all.extend(frame(4, 0, &[0; 6]));
+        let begins = all.len() + FRAME_HEADER_BYTES;
+        all.extend(frame(HEADERS, 0, b"abc"));
+        all.extend(frame(CONTINUATION, 0, b""));
+        all.extend(frame(CONTINUATION, END_HEADERS, b"de"));
+        let ends = all.len();
+        all.extend(frame(0, 1, &[HEADERS; 20]));
+        all.extend(frame(HEADERS, END_HEADERS, b"x"));
+        let last = all.len();
+        // Whole, and byte by byte.
+        assert!(!Frames::default().push(&all));
+        let mut frames = Frames::default();
+        for (at, byte) in all.iter().enumerate() {
+            let seen = at + 1;
+            let open = (begins..ends).contains(&seen) || (last - 1..last).contains(&seen);
+            assert_eq!(frames.push(&[*byte]), open, "after {seen} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn header_block_that_does_not_end_is_an_error() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let mut watch = HeaderWatch::new(ours, Duration::from_secs(10));
+        theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
+        theirs.write_all(&frame(HEADERS, 0, b"abc")).await.unwrap();
+        let mut bytes = Vec::new();
+        let error = watch.read_to_end(&mut bytes).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_between_requests_has_no_header_timeout() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let mut watch = HeaderWatch::new(ours, Duration::from_secs(10));
+        theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
+        theirs.write_all(&frame(HEADERS, END_HEADERS, b"abc")).await.unwrap();
+        let writing = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            drop(theirs);
+        });
+        let mut bytes = Vec::new();
+        watch.read_to_end(&mut bytes).await.unwrap();
+        writing.await.unwrap();
+    }
+}

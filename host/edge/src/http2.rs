@@ -1,0 +1,303 @@
+//! One connection of HTTP/2. Its streams are watched one by one: a stream whose client takes nothing of its answer for
+//! `http.write_timeout_ms` is reset, whatever the other streams and the socket do.
+//!
+//! h2 is driven without hyper between: hyper hands a body to h2 in frames of the body's size and says nothing of what the
+//! peer has taken of them.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Ping, Reason, RecvStream, SendStream};
+use http::header::{self, CONTENT_LENGTH, DATE, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use metrics::counter;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use weir_runtime::gateway::BodyError;
+
+use crate::body::ReplyBody;
+use crate::header_watch::HeaderWatch;
+use crate::server::{Answer, Shared, answer};
+
+/// Streams of one connection.
+const STREAMS_MAX: u32 = 256;
+/// What a client may send of one body before it is read.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// What a client may send of all bodies of a connection before they are read.
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What waits for the socket, of one stream.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// Bytes of a request's header.
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// How often a peer is asked whether it is there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the end of a connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Headers of one hop, which HTTP/2 does not have (RFC 9113, section 8.2.2).
+const HOP_BY_HOP_HEADERS: [HeaderName; 5] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Serves a connection until it ends; it takes no new request once `stopped` says true.
+pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, client: u64, mut stopped: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
+    let idle_timeout = Duration::from_millis(shared.config.idle_timeout_ms);
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX);
+    let handshake = builder.handshake::<_, Bytes>(HeaderWatch::new(stream, header_timeout));
+    let Ok(Ok(mut connection)) = tokio::time::timeout(header_timeout, handshake).await else { return };
+    let mut pings = connection.ping_pong();
+    let mut pinged: Option<Instant> = None;
+    let mut next_ping = Instant::now() + PING_INTERVAL;
+    let mut streams = JoinSet::new();
+    let mut is_stopping = false;
+    // The first request has as long as any header; later ones as long as the connection may idle.
+    let mut idle_until = Instant::now() + header_timeout;
+    loop {
+        let is_idle = streams.is_empty();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped), if !is_stopping => {
+                is_stopping = true;
+                connection.graceful_shutdown();
+            }
+            Some(_) = streams.join_next(), if !is_idle => {
+                if streams.is_empty() {
+                    idle_until = Instant::now() + idle_timeout;
+                }
+            }
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let (shared, timeout) = (shared.clone(), Duration::from_millis(shared.config.write_timeout_ms));
+                    streams.spawn(async move { serve_stream(&shared, request, respond, client, timeout).await });
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+                    return;
+                }
+                None => return,
+            },
+            pong = poll_fn(|cx| poll_pong(&mut pings, cx)), if pinged.is_some() => match pong {
+                Ok(()) => (pinged, next_ping) = (None, Instant::now() + PING_INTERVAL),
+                Err(_) => pinged = None,
+            },
+            () = tokio::time::sleep_until(pinged.map_or(next_ping, |at| at + PONG_TIMEOUT)) => match pinged {
+                Some(_) => return tracing::debug!("a connection ended early: its peer does not answer a ping"),
+                None => {
+                    next_ping = Instant::now() + PING_INTERVAL;
+                    let sent = pings.as_mut().is_some_and(|pings| pings.send_ping(Ping::opaque()).is_ok());
+                    pinged = sent.then(Instant::now);
+                }
+            },
+            () = tokio::time::sleep_until(idle_until), if is_idle && !is_stopping => {
+                is_stopping = true;
+                connection.graceful_shutdown();
+                idle_until = Instant::now() + CLOSE_TIMEOUT;
+            }
+            // A peer that does not close when it is asked to.
+            () = tokio::time::sleep_until(idle_until + CLOSE_TIMEOUT), if is_idle && is_stopping => return,
+        }
+    }
+}
+
+fn poll_pong(pings: &mut Option<h2::PingPong>, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    match pings {
+        Some(pings) => pings.poll_pong(cx).map_ok(drop),
+        None => Poll::Pending,
+    }
+}
+
+/// Answers the request of one stream.
+async fn serve_stream(
+    shared: &Arc<Shared>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    client: u64,
+    write_timeout: Duration,
+) {
+    let is_head = request.method() == Method::HEAD;
+    let request = request.map(RequestBody::new_unsized);
+    let request = {
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        request.map(|body| body.with_length(length))
+    };
+    // Boxed as a trait object: as a part of this future its type is deeper than the compiler follows.
+    let answering: Pin<Box<dyn Future<Output = Answer> + Send + '_>> = Box::pin(answer(shared, request, client));
+    let answered = tokio::select! {
+        answered = answering => answered,
+        // The client has cancelled the request.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let (mut head, mut body) = answered.into_response().into_parts();
+    complete_head(&mut head.headers, &body);
+    let has_body = !is_head && !body.is_end_stream();
+    let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), !has_body) else { return };
+    if !has_body {
+        return;
+    }
+    match send_body(&mut stream, &mut body, write_timeout).await {
+        Ok(()) | Err(SendError::Gone) => {}
+        Err(SendError::Stalled) => {
+            counter!("weir_http_stalled_total").increment(1);
+            stream.send_reset(Reason::CANCEL);
+        }
+        Err(SendError::Cut(error)) => {
+            tracing::debug!(%error, "an answer is cut short");
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+/// Adds to a head what a server has to say, and takes out what HTTP/2 has no place for.
+fn complete_head(headers: &mut HeaderMap, body: &ReplyBody) {
+    for name in HOP_BY_HOP_HEADERS {
+        headers.remove(name);
+    }
+    if let Some(bytes) = body.size_hint().exact().filter(|bytes| *bytes > 0) {
+        headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes));
+    }
+    if !headers.contains_key(DATE)
+        && let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now()))
+    {
+        headers.insert(DATE, date);
+    }
+}
+
+/// Why the rest of an answer is not sent.
+enum SendError {
+    /// The client has cancelled the stream, or is gone.
+    Gone,
+    /// The client takes nothing.
+    Stalled,
+    /// The answer ends early.
+    Cut(BodyError),
+}
+
+/// Sends a body. Nothing is handed to h2 but what the client has room for, so that what it takes shows here.
+async fn send_body(
+    stream: &mut SendStream<Bytes>,
+    body: &mut ReplyBody,
+    write_timeout: Duration,
+) -> Result<(), SendError> {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)) => frame,
+            _ = poll_fn(|cx| stream.poll_reset(cx)) => return Err(SendError::Gone),
+        };
+        let frame = match frame {
+            None => return stream.send_data(Bytes::new(), true).map_err(|_| SendError::Gone),
+            Some(Err(error)) => return Err(SendError::Cut(error)),
+            Some(Ok(frame)) => frame,
+        };
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => return stream.send_trailers(trailers).map_err(|_| SendError::Gone),
+                Err(_) => continue,
+            },
+        };
+        while !data.is_empty() {
+            let room = room(stream, data.len(), write_timeout).await?;
+            let piece = data.split_to(room.min(data.len()));
+            let is_last = data.is_empty() && body.is_end_stream();
+            stream.send_data(piece, is_last).map_err(|_| SendError::Gone)?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until the client takes more, and says how much.
+async fn room(stream: &mut SendStream<Bytes>, wanted: usize, write_timeout: Duration) -> Result<usize, SendError> {
+    stream.reserve_capacity(wanted);
+    let waiting = async {
+        loop {
+            match stream.capacity() {
+                0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Err(SendError::Gone),
+                },
+                room => return Ok(room),
+            }
+        }
+    };
+    tokio::time::timeout(write_timeout, waiting).await.unwrap_or(Err(SendError::Stalled))
+}
+
+/// The body of a request.
+pub(crate) struct RequestBody {
+    stream: RecvStream,
+    length: Option<u64>,
+    has_data: bool,
+}
+
+impl RequestBody {
+    fn new_unsized(stream: RecvStream) -> Self {
+        Self { stream, length: None, has_data: true }
+    }
+
+    fn with_length(self, length: Option<u64>) -> Self {
+        Self { length, ..self }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.has_data {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // It fails when the stream is over, and then nothing more is wanted.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(_)) => return Poll::Ready(Some(Err(BodyError::ConnectionTerminated))),
+                None => self.has_data = false,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            Ok(None) => Poll::Ready(None),
+            Err(_) => Poll::Ready(Some(Err(BodyError::ConnectionTerminated))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.length {
+            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            Some(length) => SizeHint::with_exact(length),
+            None => SizeHint::default(),
+        }
+    }
+}

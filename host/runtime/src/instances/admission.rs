@@ -1,0 +1,414 @@
+//! Requests that wait for an instance of the gateway component, and what each instance has at once.
+//!
+//! Instances pull: a request is taken by the first instance that has room for it, in the number of its requests and in the
+//! bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a guest that
+//! runs out of memory traps and ends every request that it has.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use futures::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::handler::TrapOrPanicError;
+
+use crate::gateway::{OpenRequest, Request};
+
+/// An instance's answer to a request.
+pub(crate) type Answer = wasmtime::Result<http::Response<WasiBody>>;
+
+/// How long a request waits for an instance that has room for it.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a request that waits looks whether another instance is to be started for it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Why no instance took a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AdmissionError {
+    /// The instances have as many bytes of bodies, or as many requests, as they may.
+    #[error("no instance of the gateway had room for the request within {} s", ADMISSION_TIMEOUT.as_secs())]
+    Full,
+    /// The client has its share of the bytes of bodies.
+    #[error("the client holds its share of the bytes of request bodies")]
+    ClientShare,
+}
+
+/// What one instance may have at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InstanceBounds {
+    pub(crate) requests_max: usize,
+    /// Bytes of request bodies, as announced. A single body is taken whatever its size.
+    pub(crate) body_bytes_max: u64,
+    /// Of these in all instances, the bytes that one client may have.
+    pub(crate) client_body_bytes_max: u64,
+}
+
+/// What one instance has.
+pub(crate) struct Occupancy {
+    queue: Arc<RequestQueue>,
+    requests: AtomicUsize,
+    body_bytes: AtomicU64,
+    /// Set before the store of an instance that trapped or hung is dropped.
+    lost: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Occupancy {
+    /// Requests whose answers have not ended.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begin_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_request(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+        self.queue.wake();
+    }
+
+    /// Wakes the caller when a request has ended or waits.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.waker.register(cx.waker());
+    }
+
+    pub(crate) fn mark_lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether the instance trapped or hung: the streams that it had have ended early.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+}
+
+/// A request that waits.
+struct Waiting {
+    request: Request,
+    open: Arc<OpenRequest>,
+    answer: oneshot::Sender<Answer>,
+    body_bytes: u64,
+    since: Instant,
+}
+
+/// A request that an instance has taken.
+pub(crate) struct Taken {
+    pub(crate) request: Request,
+    pub(crate) open: Arc<OpenRequest>,
+    pub(crate) answer: oneshot::Sender<Answer>,
+    /// To be held for as long as the guest may have the body in its memory.
+    pub(crate) reservation: Arc<Reservation>,
+}
+
+/// The requests that wait for one kind of instance.
+pub(crate) struct RequestQueue {
+    bounds: InstanceBounds,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    instances: Vec<Weak<Occupancy>>,
+    /// Bytes that are reserved, by client.
+    client_bytes: HashMap<u64, u64>,
+}
+
+impl RequestQueue {
+    pub(crate) fn new(bounds: InstanceBounds) -> Arc<Self> {
+        Arc::new(Self { bounds, state: Mutex::default() })
+    }
+
+    /// Adds an instance.
+    pub(crate) fn register(self: &Arc<Self>) -> Arc<Occupancy> {
+        let occupancy = Arc::new(Occupancy {
+            queue: self.clone(),
+            requests: AtomicUsize::new(0),
+            body_bytes: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        let mut state = self.lock();
+        state.instances.retain(|instance| instance.strong_count() > 0);
+        state.instances.push(Arc::downgrade(&occupancy));
+        occupancy
+    }
+
+    /// Hands a request to the first instance that has room for it, and waits for its answer. `look` runs at once and now and
+    /// then while the request waits.
+    pub(crate) async fn submit(
+        &self,
+        request: Request,
+        open: Arc<OpenRequest>,
+        body_bytes: u64,
+        look: impl Fn(),
+    ) -> Answer {
+        let (answer, mut answered) = oneshot::channel();
+        let since = Instant::now();
+        let client = open.client;
+        self.lock().waiting.push_back(Waiting { request, open: open.clone(), answer, body_bytes, since });
+        self.wake();
+        while !open.is_taken() {
+            look();
+            tokio::select! {
+                answer = &mut answered => return answer.map_err(|_| TrapOrPanicError)?,
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+            if since.elapsed() > ADMISSION_TIMEOUT && !open.is_taken() {
+                let over = self.lock().is_over_share(client, body_bytes, &self.bounds);
+                return Err(if over { AdmissionError::ClientShare } else { AdmissionError::Full }.into());
+            }
+        }
+        answered.await.map_err(|_| TrapOrPanicError)?
+    }
+
+    /// The next request that an instance has room for.
+    pub(crate) fn poll_take(self: &Arc<Self>, instance: &Arc<Occupancy>, cx: &mut Context<'_>) -> Poll<Taken> {
+        instance.register(cx);
+        if instance.requests() >= self.bounds.requests_max {
+            return Poll::Pending;
+        }
+        let mut state = self.lock();
+        // Requests that nobody waits for any more.
+        state.waiting.retain(|waiting| !waiting.answer.is_canceled());
+        let taken_bytes = instance.body_bytes.load(Ordering::Relaxed);
+        let fits = |waiting: &Waiting| {
+            let fits = taken_bytes == 0
+                || waiting.body_bytes == 0
+                || taken_bytes.saturating_add(waiting.body_bytes) <= self.bounds.body_bytes_max;
+            fits && !state.is_over_share(waiting.open.client, waiting.body_bytes, &self.bounds)
+        };
+        let Some(at) = state.waiting.iter().position(fits) else { return Poll::Pending };
+        let Some(Waiting { request, open, answer, body_bytes, .. }) = state.waiting.remove(at) else {
+            return Poll::Pending;
+        };
+        instance.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
+        *state.client_bytes.entry(open.client).or_default() += body_bytes;
+        drop(state);
+        let reservation = Arc::new(Reservation {
+            instance: instance.clone(),
+            client: open.client,
+            bytes: AtomicU64::new(body_bytes),
+        });
+        open.begin(instance.clone(), reservation.clone());
+        let request = request.map(|body| Measured { body, reservation: reservation.clone(), bytes: 0 }.boxed_unsync());
+        Poll::Ready(Taken { request, open, answer, reservation })
+    }
+
+    /// Whether another instance would help: a request has waited for so long, or every instance has all that it may.
+    pub(crate) fn wants_another(&self, waited: Duration) -> bool {
+        let state = self.lock();
+        let waits = |waiting: &&Waiting| {
+            !waiting.answer.is_canceled() && !state.is_over_share(waiting.open.client, waiting.body_bytes, &self.bounds)
+        };
+        let Some(oldest) = state.waiting.iter().find(waits) else { return false };
+        let full = |instance: Arc<Occupancy>| instance.requests() >= self.bounds.requests_max;
+        oldest.since.elapsed() >= waited || state.instances.iter().filter_map(Weak::upgrade).all(full)
+    }
+
+    /// Answers everything that waits with an error: there is no instance, and none can be made.
+    pub(crate) fn fail(&self, error: &wasmtime::Error) {
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        for waiting in waiting {
+            let _ = waiting.answer.send(Err(wasmtime::format_err!("{error:#}")));
+        }
+    }
+
+    /// Lets every instance look at what waits.
+    fn wake(&self) {
+        let instances: Vec<_> = self.lock().instances.iter().filter_map(Weak::upgrade).collect();
+        for instance in instances {
+            instance.waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives bytes back that were reserved.
+    fn release(&self, instance: &Occupancy, client: u64, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        instance.body_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let mut state = self.lock();
+        if let Some(reserved) = state.client_bytes.get_mut(&client) {
+            *reserved = reserved.saturating_sub(bytes);
+            if *reserved == 0 {
+                state.client_bytes.remove(&client);
+            }
+        }
+        drop(state);
+        self.wake();
+    }
+}
+
+impl State {
+    fn is_over_share(&self, client: u64, body_bytes: u64, bounds: &InstanceBounds) -> bool {
+        let reserved = self.client_bytes.get(&client).copied().unwrap_or(0);
+        reserved > 0 && body_bytes > 0 && reserved.saturating_add(body_bytes) > bounds.client_body_bytes_max
+    }
+}
+
+/// Bytes of a body that an instance has, or is going to have.
+pub(crate) struct Reservation {
+    instance: Arc<Occupancy>,
+    client: u64,
+    bytes: AtomicU64,
+}
+
+impl Reservation {
+    /// Gives back what is more than the body turned out to have.
+    fn shrink_to(&self, bytes: u64) {
+        let before = self.bytes.fetch_min(bytes, Ordering::Relaxed);
+        self.instance.queue.release(&self.instance, self.client, before.saturating_sub(bytes));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.instance.queue.release(&self.instance, self.client, *self.bytes.get_mut());
+    }
+}
+
+/// A request's body on its way to the guest.
+struct Measured {
+    body: WasiBody,
+    reservation: Arc<Reservation>,
+    bytes: u64,
+}
+
+impl Body for Measured {
+    type Data = Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Err(_)) | None => this.reservation.shrink_to(this.bytes),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::task::noop_waker_ref;
+    use http_body_util::Empty;
+
+    use super::*;
+
+    const BOUNDS: InstanceBounds = InstanceBounds { requests_max: 3, body_bytes_max: 100, client_body_bytes_max: 150 };
+
+    fn request() -> Request {
+        let body = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
+        http::Request::post("http://localhost/").body(body).unwrap()
+    }
+
+    /// Puts a request into the queue; it waits for as long as the receiver is kept.
+    fn push(queue: &RequestQueue, client: u64, body_bytes: u64) -> oneshot::Receiver<Answer> {
+        let (answer, answered) = oneshot::channel();
+        let (open, since) = (Arc::new(OpenRequest::new(client)), Instant::now());
+        queue.lock().waiting.push_back(Waiting { request: request(), open, answer, body_bytes, since });
+        answered
+    }
+
+    fn take(queue: &Arc<RequestQueue>, instance: &Arc<Occupancy>) -> Option<Taken> {
+        match queue.poll_take(instance, &mut Context::from_waker(noop_waker_ref())) {
+            Poll::Ready(taken) => Some(taken),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn bodies_over_the_bound_wait_until_others_are_released() {
+        let queue = RequestQueue::new(BOUNDS);
+        let instance = queue.register();
+        let _answers = [push(&queue, 1, 60), push(&queue, 2, 60), push(&queue, 3, 40), push(&queue, 4, 0)];
+        let first = take(&queue, &instance).unwrap();
+        // The second has no room; one behind it that has room does not wait for it.
+        let third = take(&queue, &instance).unwrap();
+        assert_eq!((first.open.client, third.open.client), (1, 3));
+        assert_eq!(instance.body_bytes.load(Ordering::Relaxed), 100);
+        let fourth = take(&queue, &instance).unwrap();
+        assert_eq!(fourth.open.client, 4, "a request without a body needs no bytes");
+        // Three requests are all that it takes.
+        drop(first);
+        drop(fourth);
+        let second = take(&queue, &instance).unwrap();
+        assert_eq!(second.open.client, 2);
+        drop((second, third));
+        assert_eq!((instance.body_bytes.load(Ordering::Relaxed), instance.requests()), (0, 0));
+        assert!(queue.lock().client_bytes.is_empty());
+    }
+
+    #[test]
+    fn body_larger_than_the_bound_is_taken_alone() {
+        let queue = RequestQueue::new(BOUNDS);
+        let instance = queue.register();
+        let _answers = [push(&queue, 1, 1000), push(&queue, 2, 1)];
+        let alone = take(&queue, &instance).unwrap();
+        assert!(take(&queue, &instance).is_none());
+        drop(alone);
+        assert!(take(&queue, &instance).is_some());
+    }
+
+    #[test]
+    fn client_over_its_share_of_bytes_waits_and_others_pass() {
+        let queue = RequestQueue::new(BOUNDS);
+        let instances = [queue.register(), queue.register(), queue.register()];
+        let _answers = [push(&queue, 1, 90), push(&queue, 1, 60), push(&queue, 1, 1), push(&queue, 2, 90)];
+        let first = take(&queue, &instances[0]).unwrap();
+        let second = take(&queue, &instances[1]).unwrap();
+        let other = take(&queue, &instances[2]).unwrap();
+        assert_eq!(other.open.client, 2);
+        assert!(take(&queue, &instances[2]).is_none(), "150 bytes are its share");
+        assert!(!queue.wants_another(Duration::ZERO), "another instance gives it no more");
+        drop(first);
+        assert!(take(&queue, &instances[2]).is_some());
+        drop((second, other));
+    }
+
+    #[test]
+    fn body_that_ends_early_gives_back_the_rest() {
+        let queue = RequestQueue::new(BOUNDS);
+        let instance = queue.register();
+        let _answers = [push(&queue, 1, 100), push(&queue, 2, 90)];
+        let mut first = take(&queue, &instance).unwrap();
+        assert!(take(&queue, &instance).is_none());
+        let mut cx = Context::from_waker(noop_waker_ref());
+        assert!(matches!(Pin::new(first.request.body_mut()).poll_frame(&mut cx), Poll::Ready(None)));
+        assert!(take(&queue, &instance).is_some(), "the first body had no bytes");
+    }
+
+    #[test]
+    fn request_whose_client_left_is_not_taken() {
+        let queue = RequestQueue::new(BOUNDS);
+        let instance = queue.register();
+        drop(push(&queue, 1, 1));
+        assert!(take(&queue, &instance).is_none());
+        assert!(queue.lock().waiting.is_empty());
+    }
+}

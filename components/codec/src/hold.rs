@@ -10,6 +10,8 @@ use crate::{channel::check_id, frame::Framing};
 
 /// The header of the terms.
 pub const HEADER: &str = "weir-hold";
+/// The header that names the user whose connection an answer is, for a host that counts them: a WebSocket, or what stands for one.
+pub const USER_HEADER: &str = "weir-user";
 /// What the headers that are between a gateway and its intermediary begin with, [`HEADER`] apart.
 pub const GRIP_PREFIX: &str = "grip-";
 /// Longest time between two signs of life, in milliseconds.
@@ -17,7 +19,7 @@ pub const HEARTBEAT_MS_MAX: u64 = 3_600_000;
 
 /// True for a header that no client may send and none may see. The name is in lower case.
 pub fn is_private(header: &str) -> bool {
-    header == HEADER || header.starts_with(GRIP_PREFIX)
+    header == HEADER || header == USER_HEADER || header.starts_with(GRIP_PREFIX)
 }
 
 /// On which terms a connection is held.
@@ -137,7 +139,7 @@ mod tests {
 
     #[test]
     fn private_headers() {
-        for header in ["weir-hold", "grip-hold", "grip-channel", "grip-sig"] {
+        for header in ["weir-hold", "weir-user", "grip-hold", "grip-channel", "grip-sig"] {
             assert!(is_private(header), "{header}");
         }
         for header in ["weir-holder", "grip", "x-grip-hold", "content-type"] {

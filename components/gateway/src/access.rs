@@ -33,7 +33,7 @@ use weir_core::{
 use crate::{
     bindings::weir::stream::events,
     owners, publish,
-    settings::{Auth, Rate, Settings},
+    settings::{Auth, Grip, Rate, Settings},
 };
 
 /// How long what was read of the keys is not looked at again.
@@ -211,10 +211,10 @@ impl Access {
         self.rate(&self.publishes, identity, now)
     }
 
-    /// Takes a place among the subscriptions of a user.
-    pub(crate) fn connect(&'static self, identity: &Identity) -> Result<Connection, Problem> {
+    /// Takes a place among the connections of a user. Weir's own host counts them itself, in the whole process.
+    pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<Connection, Problem> {
         // Where nobody is asked, all are the same user, and the host's bounds are the only ones.
-        let user = self.required().then(|| identity.user().to_owned());
+        let user = (self.required() && grip != Grip::Host).then(|| identity.user().to_owned());
         if let Some(user) = &user {
             self.connections.borrow_mut().open(user).map_err(|error| refusal::connection_refused(&error))?;
         }

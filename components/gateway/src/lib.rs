@@ -51,7 +51,7 @@ mod transcript;
 mod turns;
 mod wording;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cell::OnceCell};
 
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
@@ -69,7 +69,7 @@ use weir_codec::{
     content_type,
     found::Found,
     frame::Framing,
-    host, models, output,
+    hold, host, models, output,
     problem::Problem,
     publish::TicketBody,
     query::Query,
@@ -127,6 +127,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         request_id: request_id::of(&parts.headers),
         page: Vec::new(),
         began,
+        user: OnceCell::new(),
     };
     let answer = match (call.enter(), body.take_unstarted()) {
         (Ok(()), Some(body)) => call.answer(body).await,
@@ -172,6 +173,8 @@ struct Call<'a> {
     /// The headers of every answer, for the page that the request comes from.
     page: cors::Headers,
     began: Now,
+    /// Who sends it, once that is known.
+    user: OnceCell<String>,
 }
 
 impl Call<'_> {
@@ -283,12 +286,22 @@ impl Call<'_> {
         Ok(Answer::Whole(reply))
     }
 
+    /// Who sends the request. A ticket is used up by it.
+    async fn identify(&self) -> Result<Identity, Problem> {
+        let access = Access::current()?;
+        let identity = access.identify(&self.asking(), self.began).await?;
+        if access.required() {
+            let _ = self.user.set(identity.user().to_owned());
+        }
+        Ok(identity)
+    }
+
     /// Channels: who asks is asked first, whatever they ask for.
     async fn channels(&self, route: ChannelRoute, body: types::Request) -> Result<Answer, Problem> {
         if route == ChannelRoute::Health {
             return health(self.began).await.map(Answer::Whole);
         }
-        let identity = Access::current()?.identify(&self.asking(), self.began).await?;
+        let identity = self.identify().await?;
         match route {
             ChannelRoute::Subscribe(channel) => self.subscribe(channel, &identity).await,
             ChannelRoute::PublishWorkflow(_) | ChannelRoute::PublishAnalysis(_) | ChannelRoute::PublishUser(_) => {
@@ -329,7 +342,7 @@ impl Call<'_> {
             let reply = held::answer(channel, after, framing, settings, ends_s, user).await?;
             return Ok(Answer::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
         }
-        let place = Access::current()?.connect(identity)?;
+        let place = Access::current()?.connect(identity, settings.grip)?;
         let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));
@@ -356,7 +369,7 @@ impl Call<'_> {
                 Some((channel, subscribe::cursor(None, self.query)?))
             }
         };
-        let place = Access::current()?.connect(&identity)?;
+        let place = Access::current()?.connect(&identity, settings.grip)?;
         let socket = sockets::Socket { identity, path: self.path.clone().into_owned(), settings, _place: place };
         let body = self.arriving(body, settings).await?;
         let (response, client) = self.streaming(Framing::Ndjson)?;
@@ -541,6 +554,10 @@ impl Call<'_> {
             (request_id::HEADER, self.request_id.clone()),
         ];
         headers.extend(self.page.iter().cloned());
+        let grip = Settings::current().map_err(Problem::internal)?.grip;
+        if let Some(user) = self.user.get().filter(|_| grip == Grip::Host && Found::is_socket(&self.path)) {
+            headers.push((hold::USER_HEADER, user.clone()));
+        }
         reply::streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }
 

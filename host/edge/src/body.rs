@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use weir_runtime::gateway::{BodyError, CountedBody};
 
 use crate::feed::{Feed, Piece};
+use crate::hold::UserPlace;
 
 /// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
 pub(crate) enum ReplyBody {
@@ -82,12 +83,19 @@ impl Body for ReplyBody {
 /// One open request: it holds its place until its answer's body has ended.
 pub(crate) struct Open {
     _place: OwnedSemaphorePermit,
+    /// Where it is a connection that counts as one of a user's.
+    user: Option<UserPlace>,
 }
 
 impl Open {
     pub(crate) fn new(place: OwnedSemaphorePermit) -> Self {
         gauge!("weir_http_requests_open").increment(1);
-        Self { _place: place }
+        Self { _place: place, user: None }
+    }
+
+    /// It is a connection of a user's.
+    pub(crate) fn connected(&mut self, place: UserPlace) {
+        self.user = Some(place);
     }
 }
 

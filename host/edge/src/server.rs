@@ -364,7 +364,7 @@ impl Shared {
 }
 
 /// Hands a request to the gateway component.
-async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, mut open: Option<Open>, id: &str) -> Answer {
     if socket::is_handshake(&request) {
         return open_socket(shared, request, owner, open, id).await;
     }
@@ -374,6 +374,9 @@ async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Opt
     match shared.gateway.handle(request, owner).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
+            if let Err(answer) = count(shared, &mut head, &mut open, id) {
+                return answer;
+            }
             match hold::instruction(&mut head.headers) {
                 Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), open, id).await,
                 Ok(_) => {
@@ -388,7 +391,13 @@ async fn pass(shared: &Shared, request: Request<Incoming>, owner: u64, open: Opt
 }
 
 /// Asks the gateway for both directions of a WebSocket.
-async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, open: Option<Open>, id: &str) -> Answer {
+async fn open_socket(
+    shared: &Shared,
+    request: Request<Incoming>,
+    owner: u64,
+    mut open: Option<Open>,
+    id: &str,
+) -> Answer {
     let version = request.version();
     let (handshake, request) = match Handshake::begin(request) {
         Ok(begun) => begun,
@@ -401,8 +410,26 @@ async fn open_socket(shared: &Shared, request: Request<Incoming>, owner: u64, op
         }
     };
     match shared.gateway.handle(request, owner).await {
-        Ok(response) => handshake.answer(response, open),
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            match count(shared, &mut head, &mut open, id) {
+                Ok(()) => handshake.answer(Response::from_parts(head, body), open),
+                Err(answer) => answer,
+            }
+        }
         Err(error) => failed(&error, id),
+    }
+}
+
+/// Counts an answer as a connection of the user whom the gateway names, or answers that the user has too many.
+fn count(shared: &Shared, head: &mut response::Parts, open: &mut Option<Open>, id: &str) -> Result<(), Answer> {
+    let (Some(user), Some(open)) = (hold::user(&mut head.headers), open) else { return Ok(()) };
+    match shared.holds.connect(&user) {
+        Ok(place) => {
+            open.connected(place);
+            Ok(())
+        }
+        Err(refused) => Err(Answer::Whole(answer::refused(&hold::no_room(&refused), &head.headers, id))),
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn wake() {
 
 /// Answers a path of the sessions.
 pub(crate) async fn answer(call: &Call<'_>, route: SessionRoute, body: types::Request) -> Result<Answer, Problem> {
-    let identity = Access::current()?.identify(&call.asking(), call.began).await?;
+    let identity = call.identify().await?;
     let keeping = Keeping::current()?;
     match route {
         SessionRoute::All => create(call, keeping, &identity, body).await.map(Answer::Whole),

@@ -13,7 +13,7 @@
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `lease`: what this instance owns among those that share a store.
-//! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
+//! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs; `existence`: whether it exists.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
@@ -31,6 +31,7 @@ mod body;
 mod clock;
 mod dialects;
 mod duplex;
+mod existence;
 mod held;
 mod infer;
 mod items;
@@ -61,7 +62,7 @@ use spin_sdk::{
         spawn,
     },
 };
-use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Action, scope::Scopes};
+use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Scopes};
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
@@ -325,7 +326,7 @@ impl Call<'_> {
     async fn subscribe(&self, channel: Channel, identity: &Identity) -> Result<Answer, Problem> {
         const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
         let settings = Settings::current().map_err(Problem::internal)?;
-        access::may(identity, Action::Read, &channel, &self.path).await?;
+        existence::may_follow(identity, &channel, &self.path).await?;
         let framing =
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
@@ -365,7 +366,7 @@ impl Call<'_> {
         let first = match first {
             None => None,
             Some(channel) => {
-                access::may(&identity, Action::Read, &channel, &self.path).await?;
+                existence::may_follow(&identity, &channel, &self.path).await?;
                 Some((channel, subscribe::cursor(None, self.query)?))
             }
         };

@@ -32,7 +32,7 @@ use weir_core::{
 
 use crate::{
     bindings::weir::stream::events,
-    owners, publish,
+    claims, owners, publish,
     settings::{Auth, Grip, Rate, Settings},
 };
 
@@ -199,7 +199,10 @@ impl Access {
             Entry::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
                 let first = events::claim(format!("ticket:{}", unclaimed.id()), ttl_ms).await;
-                unclaimed.claimed(first.map_err(publish::problem)?)?
+                let first = first.map_err(publish::problem)?;
+                // Asked after the claim: a store that loses its claims in between has no label, or another one.
+                let label = claims::find_label().await?.unwrap_or_default();
+                unclaimed.claimed(first, &label)?
             }
         };
         self.rate(&self.requests, &identity, now)?;

@@ -13,7 +13,8 @@
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `lease`: what this instance owns among those that share a store.
-//! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs; `existence`: whether it exists.
+//! - `access`: who asks, and whether they may; `claims`: which claims the store remembers; `owners`: to whom a channel belongs;
+//!   `existence`: whether it exists.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
@@ -28,6 +29,7 @@ mod access;
 mod annotating;
 mod bindings;
 mod body;
+mod claims;
 mod clock;
 mod dialects;
 mod duplex;
@@ -314,7 +316,7 @@ impl Call<'_> {
             ChannelRoute::Tickets => {
                 let settings = Settings::current().map_err(Problem::internal)?;
                 let body = self.json(body, settings).await?;
-                self.ticket(&body, &identity).map(Answer::Whole)
+                self.ticket(&body, &identity).await.map(Answer::Whole)
             }
             ChannelRoute::Socket(channel) => self.socket(Some(channel), identity, body).await,
             ChannelRoute::Sockets => self.socket(None, identity, body).await,
@@ -380,7 +382,7 @@ impl Call<'_> {
     }
 
     /// A ticket for a page that cannot send a header.
-    fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
+    async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
         let access = Access::current()?;
         if !access.required() {
             return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
@@ -395,7 +397,8 @@ impl Call<'_> {
         })?;
         let now = clock::now();
         let guard: std::rc::Rc<guard::Guard> = access.guard(now.monotonic_ns)?;
-        let issued = guard.issue_ticket(identity, &path, limit, &request_id::random(), now.unix_ns / 1_000_000_000)?;
+        let (random, now_s) = (request_id::random(), now.unix_ns / 1_000_000_000);
+        let issued = guard.issue_ticket(identity, &path, limit, &random, &claims::label().await?, now_s)?;
         Ok(Reply::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
     }
 

@@ -92,10 +92,6 @@ async fn as_lines_and_of_files() -> Result<()> {
     assert_eq!(lines[2]["data"]["result"]["label"], "invoice");
     assert_eq!(lines[2]["channel"], "file:f.pdf");
     assert!(lines[2]["id"].is_string() && lines[0]["id"].is_null());
-    // Of a kind that nothing is published to over HTTP: it is empty, and followed all the same.
-    for path in ["/stream/pipeline/e1", "/stream/session/s1"] {
-        assert_eq!(Follower::open(&server, path, None).await?.event().await?.name, "connected");
-    }
     let answer = Client::new().get(server.url("/stream/file/f.pdf")).header("accept", "image/png").send().await?;
     assert_eq!(answer.status(), 406);
     Ok(())

@@ -151,10 +151,11 @@ impl Guard {
         path: &str,
         limit: Option<Scopes>,
         random: &[u8; ID_RANDOM_BYTES],
+        claims_label: &str,
         now_s: u64,
     ) -> Result<Issued, EntryError> {
         let keys = self.tickets.as_ref().ok_or(EntryError::NotTaken("tickets"))?;
-        Ok(keys.issue(identity, path, limit, random, now_s)?)
+        Ok(keys.issue(identity, path, limit, random, claims_label, now_s)?)
     }
 
     fn known(&self, token: &str, now_s: u64) -> Result<Identity, EntryError> {

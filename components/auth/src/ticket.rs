@@ -3,10 +3,11 @@
 //!
 //! A ticket is signed and says all that is needed, so any instance can check it; that it is used once only a store that all
 //! instances share can tell. [`TicketKeys::verify`] therefore gives an [`Unclaimed`], which becomes an identity only by
-//! [`Unclaimed::claimed`]: with the store's answer to `claim(id, ttl)`.
+//! [`Unclaimed::claimed`]: with the store's answer to `claim(id, ttl)`, and the label of the store's claims. A ticket carries the
+//! label of its time, so that it is not good again after the store has lost its claims.
 //!
 //! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of all before). The fields are lines: id, user, path,
-//! expiry, end of the identity, scopes, limit.
+//! expiry, end of the identity, scopes, limit, label of the store's claims.
 
 use std::fmt;
 
@@ -64,6 +65,9 @@ pub enum TicketError {
     /// It has been used.
     #[error("the ticket has been used")]
     Used,
+    /// The store has lost its claims since the ticket was issued, so it cannot tell whether it was used.
+    #[error("the ticket was issued before the channel store was restarted; ask for another")]
+    Stale,
 }
 
 /// The secrets that tickets are signed with: the first signs, all verify.
@@ -95,6 +99,7 @@ pub struct Unclaimed {
     id: String,
     expires_s: u64,
     identity: Identity,
+    claims_label: String,
 }
 
 impl TicketKeys {
@@ -133,7 +138,7 @@ impl TicketKeys {
     }
 
     /// A ticket for somebody and a path, good from `now_s`, in seconds since 1970. `limit` are the scopes that it was asked
-    /// with: it opens nothing beyond them. The random bytes must come from the system's generator.
+    /// with: it opens nothing beyond them. The random bytes must come from the system's generator. `claims_label` is the store's.
     ///
     /// A ticket is never good for longer than what it was asked with, and neither is what it opens.
     ///
@@ -146,9 +151,13 @@ impl TicketKeys {
         path: &str,
         limit: Option<Scopes>,
         random: &[u8; ID_RANDOM_BYTES],
+        claims_label: &str,
         now_s: u64,
     ) -> Result<Issued, TicketError> {
         let fit = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
+        if claims_label.contains('\n') {
+            return Err(TicketError::Forged);
+        }
         if path.len() > PATH_BYTES_MAX || !path.starts_with('/') || !path.bytes().all(fit) {
             return Err(TicketError::Path);
         }
@@ -160,7 +169,7 @@ impl TicketKeys {
         }
         let limit = limit.map_or_else(String::new, |limit| format!("={limit}"));
         let (id, user, scopes) = (base64url::encode(random), &identity.user, &identity.scopes);
-        let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{ends_s}\n{scopes}\n{limit}");
+        let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{ends_s}\n{scopes}\n{limit}\n{claims_label}");
         let signed = format!("{VERSION}{}", base64url::encode(fields.as_bytes()));
         let secret = self.secrets.first().ok_or(TicketError::Forged)?;
         let signature = mac(secret, &[DOMAIN, signed.as_bytes()]).finalize().into_bytes();
@@ -217,19 +226,24 @@ impl Unclaimed {
     }
 
     /// Whose it is, if the store says that it was claimed for the first time. A store that cannot be asked has not said so.
+    /// `claims_label` is the label of the store's claims, asked for after the claim.
     ///
     /// # Errors
     ///
-    /// It was claimed before.
-    pub fn claimed(self, first: bool) -> Result<Identity, TicketError> {
-        if first { Ok(self.identity) } else { Err(TicketError::Used) }
+    /// It was claimed before, or may have been: the store's claims are others than when it was issued.
+    pub fn claimed(self, first: bool, claims_label: &str) -> Result<Identity, TicketError> {
+        match first {
+            false => Err(TicketError::Used),
+            true if self.claims_label != claims_label => Err(TicketError::Stale),
+            true => Ok(self.identity),
+        }
     }
 }
 
 /// Reads the fields of a ticket that we have signed.
 fn read(fields: &str) -> Option<(Unclaimed, &str)> {
     let lines: Vec<&str> = fields.split('\n').collect();
-    let [id, user, path, expires_s, ends_s, scopes, limit] = lines[..] else { return None };
+    let [id, user, path, expires_s, ends_s, scopes, limit, claims_label] = lines[..] else { return None };
     check_id(user).ok()?;
     let read_scopes = |text: &str| Scopes::read(text.split(' ').filter(|scope| !scope.is_empty())).ok();
     let ends_s = match ends_s {
@@ -241,7 +255,8 @@ fn read(fields: &str) -> Option<(Unclaimed, &str)> {
         None => None,
     };
     let identity = Identity { user: user.into(), scopes: read_scopes(scopes)?, limit, ends_s };
-    Some((Unclaimed { id: id.to_owned(), expires_s: expires_s.parse().ok()?, identity }, path))
+    let (id, claims_label) = (id.to_owned(), claims_label.to_owned());
+    Some((Unclaimed { id, expires_s: expires_s.parse().ok()?, identity, claims_label }, path))
 }
 
 #[cfg(test)]
@@ -251,6 +266,7 @@ mod tests {
     use super::*;
 
     const PATH: &str = "/stream/workflow/42";
+    const LABEL: &str = "1f-2";
     const NOW_S: u64 = 1_800_000_000;
 
     fn keys() -> TicketKeys {
@@ -263,19 +279,19 @@ mod tests {
     }
 
     fn issue(identity: &Identity) -> String {
-        keys().issue(identity, PATH, None, &[9; 16], NOW_S).unwrap().ticket
+        keys().issue(identity, PATH, None, &[9; 16], LABEL, NOW_S).unwrap().ticket
     }
 
     #[test]
     fn a_ticket_opens_its_path_once() {
-        let issued = keys().issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap();
+        let issued = keys().issue(&ann(None), PATH, None, &[9; 16], LABEL, NOW_S).unwrap();
         assert_eq!(issued.expires_s, NOW_S + 30);
         assert!(issued.ticket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
         let unclaimed = keys().verify(&issued.ticket, PATH, NOW_S + 29).unwrap();
         assert_eq!(unclaimed.id(), "CQkJCQkJCQkJCQkJCQkJCQ");
         assert_eq!(unclaimed.claim_ttl_s(NOW_S + 29), 2);
-        assert_eq!(unclaimed.clone().claimed(true), Ok(ann(None)));
-        assert_eq!(unclaimed.claimed(false), Err(TicketError::Used));
+        assert_eq!(unclaimed.clone().claimed(true, LABEL), Ok(ann(None)));
+        assert_eq!(unclaimed.claimed(false, LABEL), Err(TicketError::Used));
     }
 
     #[test]
@@ -316,9 +332,9 @@ mod tests {
 
     #[test]
     fn what_is_opened_ends_when_what_it_was_asked_with_ends() {
-        let issued = keys().issue(&ann(Some(NOW_S + 10)), PATH, None, &[9; 16], NOW_S).unwrap();
+        let issued = keys().issue(&ann(Some(NOW_S + 10)), PATH, None, &[9; 16], LABEL, NOW_S).unwrap();
         assert_eq!(issued.expires_s, NOW_S + 10);
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
         assert_eq!(identity.ends_s(), Some(NOW_S + 10));
         assert!(keys().verify(&issued.ticket, PATH, NOW_S + 10).is_err());
     }
@@ -326,14 +342,14 @@ mod tests {
     #[test]
     fn scopes_limit_what_is_opened() {
         let limit = Some(Scopes::read(["read:workflow:42"]).unwrap());
-        let issued = keys().issue(&ann(None), PATH, limit.clone(), &[9; 16], NOW_S).unwrap();
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        let issued = keys().issue(&ann(None), PATH, limit.clone(), &[9; 16], LABEL, NOW_S).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
         assert_eq!(identity.limit, limit);
-        let again = keys().issue(&identity, PATH, None, &[9; 16], NOW_S);
+        let again = keys().issue(&identity, PATH, None, &[9; 16], LABEL, NOW_S);
         assert_eq!(again, Err(TicketError::Limited));
         // Asked with no scope at all, it opens nothing.
-        let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], NOW_S).unwrap();
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true).unwrap();
+        let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], LABEL, NOW_S).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
         assert_eq!(identity.limit, Some(Scopes::default()));
     }
 
@@ -348,11 +364,19 @@ mod tests {
     }
 
     #[test]
+    fn ticket_issued_before_the_store_lost_its_claims_is_refused() {
+        let unclaimed = keys().verify(&issue(&ann(None)), PATH, NOW_S).unwrap();
+        assert_eq!(unclaimed.clone().claimed(true, "1f-3"), Err(TicketError::Stale));
+        assert_eq!(unclaimed.clone().claimed(false, "1f-3"), Err(TicketError::Used));
+        assert_eq!(unclaimed.claimed(true, LABEL), Ok(ann(None)));
+    }
+
+    #[test]
     fn secrets_are_rotated() {
         let (old, new): (&[u8], &[u8]) = (&[7; 32], &[8; 32]);
         let both = TicketKeys::new(&[new, old], 30).unwrap();
         assert!(both.verify(&issue(&ann(None)), PATH, NOW_S).is_ok());
-        let fresh = both.issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap().ticket;
+        let fresh = both.issue(&ann(None), PATH, None, &[9; 16], LABEL, NOW_S).unwrap().ticket;
         assert!(keys().verify(&fresh, PATH, NOW_S).is_err());
         assert_eq!(TicketKeys::new(&[], 30).unwrap_err(), KeyError::None);
         assert_eq!(TicketKeys::new(&[new; 5], 30).unwrap_err(), KeyError::TooMany);
@@ -361,19 +385,19 @@ mod tests {
         // A time that makes no sense is cut.
         for (ttl_s, want) in [(0, 1), (u64::MAX, TTL_S_MAX)] {
             let keys = TicketKeys::new(&[new], ttl_s).unwrap();
-            assert_eq!(keys.issue(&ann(None), PATH, None, &[9; 16], NOW_S).unwrap().expires_s, NOW_S + want);
+            assert_eq!(keys.issue(&ann(None), PATH, None, &[9; 16], LABEL, NOW_S).unwrap().expires_s, NOW_S + want);
         }
     }
 
     #[test]
     fn what_is_not_issued() {
         for path in ["", "stream", "/a?b", "/a\nb", "/a b", "/é", &format!("/{}", "x".repeat(512))] {
-            assert_eq!(keys().issue(&ann(None), path, None, &[9; 16], NOW_S), Err(TicketError::Path), "{path}");
+            assert_eq!(keys().issue(&ann(None), path, None, &[9; 16], LABEL, NOW_S), Err(TicketError::Path), "{path}");
         }
         let many: Vec<String> = (0..60).map(|at| format!("read:workflow:{at:040}")).collect();
         let scopes = Scopes::read(many.iter().map(String::as_str)).unwrap();
         let identity = Identity { scopes, ..ann(None) };
-        assert_eq!(keys().issue(&identity, PATH, None, &[9; 16], NOW_S), Err(TicketError::TooLong));
+        assert_eq!(keys().issue(&identity, PATH, None, &[9; 16], LABEL, NOW_S), Err(TicketError::TooLong));
     }
 
     proptest! {
@@ -392,8 +416,8 @@ mod tests {
             prop_assume!(check_id(&user).is_ok());
             let identity = Identity { user: user.into(), ..ann(ends_s) };
             let limit = limit.map(|limit| Scopes::read(limit.iter().map(String::as_str)).expect("scopes"));
-            let issued = keys().issue(&identity, &path, limit.clone(), &[9; 16], NOW_S).expect("it is short");
-            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").claimed(true).expect("first");
+            let issued = keys().issue(&identity, &path, limit.clone(), &[9; 16], LABEL, NOW_S).expect("it is short");
+            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").claimed(true, LABEL).expect("first");
             prop_assert_eq!(opened, Identity { limit, ..identity });
         }
     }

@@ -21,6 +21,7 @@ use weir_auth::{
 };
 use weir_codec::channel::Channel;
 
+const LABEL: &str = "1f-2";
 const NOW_S: u64 = 1_800_000_000;
 const SECRET: &[u8] = b"an HS256 secret of the tests, long enough";
 const P256: &str = include_str!("keys/p256.pem");
@@ -495,7 +496,7 @@ fn enter(guard: &Guard, headers: &[(&str, &str)], query: &str) -> Result<Entry, 
 fn user(entry: Entry) -> String {
     match entry {
         Entry::Known(identity) => identity.user().to_owned(),
-        Entry::Ticket(unclaimed) => unclaimed.claimed(true).unwrap().user().to_owned(),
+        Entry::Ticket(unclaimed) => unclaimed.claimed(true, LABEL).unwrap().user().to_owned(),
     }
 }
 
@@ -525,7 +526,7 @@ fn two_users_in_one_request() {
     let both = [("authorization", bearer.as_str()), ("cookie", cookie.as_str())];
     assert_eq!(enter(&guard, &both, ""), Err(EntryError::TwoUsers));
     let Ok(Entry::Known(identity)) = enter(&guard, &both[1..], "") else { panic!("bob is known") };
-    let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], NOW_S).unwrap().ticket;
+    let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let query = format!("ticket={ticket}");
     assert_eq!(enter(&guard, &both[..1], &query), Err(EntryError::TwoUsers));
     assert_eq!(user(enter(&guard, &both[1..], &query).unwrap()), "bob");
@@ -540,7 +541,7 @@ fn tickets_are_for_one_path_once() {
     let Door { guard, bob, .. } = door();
     let bearer = format!("Bearer {bob}");
     let Ok(Entry::Known(identity)) = enter(&guard, &[("authorization", &bearer)], "") else { panic!("bob is known") };
-    let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], NOW_S).unwrap().ticket;
+    let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let query = format!("ticket={ticket}");
     // A store that has seen the id says so.
     let mut claims = std::collections::BTreeSet::new();
@@ -548,12 +549,12 @@ fn tickets_are_for_one_path_once() {
         Entry::Known(identity) => Ok(identity),
         Entry::Ticket(unclaimed) => {
             let first = claims.insert(unclaimed.id().to_owned());
-            Ok::<_, EntryError>(unclaimed.claimed(first)?)
+            Ok::<_, EntryError>(unclaimed.claimed(first, LABEL)?)
         }
     };
     assert_eq!(open(&query).unwrap(), identity);
     assert_eq!(open(&query), Err(EntryError::Ticket(TicketError::Used)));
-    let elsewhere = guard.issue_ticket(&identity, "/stream/workflow/43", None, &[7; 16], NOW_S).unwrap().ticket;
+    let elsewhere = guard.issue_ticket(&identity, "/stream/workflow/43", None, &[7; 16], LABEL, NOW_S).unwrap().ticket;
     assert_eq!(open(&format!("ticket={elsewhere}")), Err(EntryError::Ticket(TicketError::OtherPath)));
     let late = guard.enter(&Credentials::find([], &query).unwrap(), PATH, None, NOW_S + 30);
     assert_eq!(late, Err(EntryError::Ticket(TicketError::Expired)));
@@ -698,9 +699,9 @@ fn a_limited_ticket_opens_no_more_than_it_says() {
     let bearer = format!("Bearer {ann}");
     let Ok(Entry::Known(ann)) = enter(&guard, &[("authorization", &bearer)], "") else { panic!("ann is known") };
     let limit = Some(Scopes::read(["read:workflow:42"]).unwrap());
-    let ticket = guard.issue_ticket(&ann, PATH, limit, &[6; 16], NOW_S).unwrap().ticket;
+    let ticket = guard.issue_ticket(&ann, PATH, limit, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let Ok(Entry::Ticket(unclaimed)) = enter(&guard, &[], &format!("ticket={ticket}")) else { panic!("a ticket") };
-    let opened = unclaimed.claimed(true).unwrap();
+    let opened = unclaimed.claimed(true, LABEL).unwrap();
     let channel = |name: &str| Channel::from_name(name).unwrap();
     assert_eq!(opened.may(Action::Read, &channel("workflow:42"), Some("ann")), Ok(()));
     assert_eq!(opened.may(Action::Publish, &channel("workflow:42"), Some("ann")), Err(NotFound));

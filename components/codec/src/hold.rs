@@ -11,7 +11,7 @@ use crate::{channel::check_id, frame::Framing};
 /// The header of the terms.
 pub const HEADER: &str = "weir-hold";
 /// The header of an answer that names the user whom the gateway has identified: the host counts the request for the user from
-/// then on, and no longer for the address. Private too.
+/// then on, and no longer for the address; and its WebSockets among the connections of the user. Private too.
 pub const USER_HEADER: &str = "weir-user";
 /// What the headers that are between a gateway and its intermediary begin with, [`HEADER`] apart.
 pub const GRIP_PREFIX: &str = "grip-";
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn private_headers() {
-        for header in ["weir-hold", "grip-hold", "grip-channel", "grip-sig"] {
+        for header in ["weir-hold", "weir-user", "grip-hold", "grip-channel", "grip-sig"] {
             assert!(is_private(header), "{header}");
         }
         for header in ["weir-holder", "grip", "x-grip-hold", "content-type"] {

@@ -32,8 +32,8 @@ use weir_core::{
 
 use crate::{
     bindings::weir::stream::events,
-    owners, publish,
-    settings::{Auth, Rate, Settings},
+    claims, owners, publish,
+    settings::{Auth, Grip, Rate, Settings},
 };
 
 /// How long what was read of the keys is not looked at again.
@@ -199,7 +199,10 @@ impl Access {
             Entry::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
                 let first = events::claim(format!("ticket:{}", unclaimed.id()), ttl_ms).await;
-                unclaimed.claimed(first.map_err(publish::problem)?)?
+                let first = first.map_err(publish::problem)?;
+                // Asked after the claim: a store that loses its claims in between has no label, or another one.
+                let label = claims::find_label().await?.unwrap_or_default();
+                unclaimed.claimed(first, &label)?
             }
         };
         self.rate(&self.requests, &identity, now)?;
@@ -211,10 +214,10 @@ impl Access {
         self.rate(&self.publishes, identity, now)
     }
 
-    /// Takes a place among the subscriptions of a user.
-    pub(crate) fn connect(&'static self, identity: &Identity) -> Result<Connection, Problem> {
+    /// Takes a place among the connections of a user. Weir's own host counts them itself, in the whole process.
+    pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<Connection, Problem> {
         // Where nobody is asked, all are the same user, and the host's bounds are the only ones.
-        let user = self.required().then(|| identity.user().to_owned());
+        let user = (self.required() && grip != Grip::Host).then(|| identity.user().to_owned());
         if let Some(user) = &user {
             self.connections.borrow_mut().open(user).map_err(|error| refusal::connection_refused(&error))?;
         }

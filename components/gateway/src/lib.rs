@@ -13,7 +13,8 @@
 //! - `duplex`: the client's side of a stream in both directions.
 //! - `infer`: the gateway's side of `weir:stream/infer`.
 //! - `lease`: what this instance owns among those that share a store.
-//! - `access`: who asks, and whether they may; `owners`: to whom a channel belongs.
+//! - `access`: who asks, and whether they may; `claims`: which claims the store remembers; `owners`: to whom a channel belongs;
+//!   `existence`: whether it exists.
 //! - `publish`, `subscribe`, `sockets`: what goes into channels, and what comes out of them, one by one or many at once.
 //! - `held`: a subscription where an intermediary in front holds the connection.
 //! - `pipelines`: executions of pipelines, which outlive the requests that begin them.
@@ -28,9 +29,11 @@ mod access;
 mod annotating;
 mod bindings;
 mod body;
+mod claims;
 mod clock;
 mod dialects;
 mod duplex;
+mod existence;
 mod held;
 mod infer;
 mod items;
@@ -51,9 +54,7 @@ mod transcript;
 mod turns;
 mod wording;
 
-use std::borrow::Cow;
-
-use std::cell::RefCell;
+use std::{borrow::Cow, cell::RefCell};
 
 use spin_sdk::{
     http::{HeaderMap, Method, Request},
@@ -63,7 +64,7 @@ use spin_sdk::{
         spawn,
     },
 };
-use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Action, scope::Scopes};
+use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Scopes};
 use weir_codec::{
     accept::{self, Answer as Form},
     ask::Ask,
@@ -208,7 +209,7 @@ impl Call<'_> {
         checked
     }
 
-    /// Finds out who sends the request.
+    /// Finds out who sends the request. A ticket is used up by it.
     async fn identify(&self) -> Result<Identity, Problem> {
         let access = Access::current()?;
         let identity = access.identify(&self.asking(), self.began).await?;
@@ -324,7 +325,7 @@ impl Call<'_> {
             ChannelRoute::Tickets => {
                 let settings = Settings::current().map_err(Problem::internal)?;
                 let body = self.json(body, settings).await?;
-                self.ticket(&body, &identity).map(Answer::Whole)
+                self.ticket(&body, &identity).await.map(Answer::Whole)
             }
             ChannelRoute::Socket(channel) => self.socket(Some(channel), identity, body).await,
             ChannelRoute::Sockets => self.socket(None, identity, body).await,
@@ -336,7 +337,7 @@ impl Call<'_> {
     async fn subscribe(&self, channel: Channel, identity: &Identity) -> Result<Answer, Problem> {
         const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
         let settings = Settings::current().map_err(Problem::internal)?;
-        access::may(identity, Action::Read, &channel, &self.path).await?;
+        existence::may_follow(identity, &channel, &self.path).await?;
         let framing =
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
@@ -353,7 +354,7 @@ impl Call<'_> {
             let reply = held::answer(channel, after, framing, settings, ends_s, user).await?;
             return Ok(Answer::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
         }
-        let place = Access::current()?.connect(identity)?;
+        let place = Access::current()?.connect(identity, settings.grip)?;
         let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));
@@ -376,11 +377,11 @@ impl Call<'_> {
         let first = match first {
             None => None,
             Some(channel) => {
-                access::may(&identity, Action::Read, &channel, &self.path).await?;
+                existence::may_follow(&identity, &channel, &self.path).await?;
                 Some((channel, subscribe::cursor(None, self.query)?))
             }
         };
-        let place = Access::current()?.connect(&identity)?;
+        let place = Access::current()?.connect(&identity, settings.grip)?;
         let socket = sockets::Socket { identity, path: self.path.clone().into_owned(), settings, _place: place };
         let body = self.arriving(body, settings).await?;
         let (response, client) = self.streaming(Framing::Ndjson)?;
@@ -390,7 +391,7 @@ impl Call<'_> {
     }
 
     /// A ticket for a page that cannot send a header.
-    fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
+    async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
         let access = Access::current()?;
         if !access.required() {
             return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
@@ -405,7 +406,8 @@ impl Call<'_> {
         })?;
         let now = clock::now();
         let guard: std::rc::Rc<guard::Guard> = access.guard(now.monotonic_ns)?;
-        let issued = guard.issue_ticket(identity, &path, limit, &request_id::random(), now.unix_ns / 1_000_000_000)?;
+        let (random, now_s) = (request_id::random(), now.unix_ns / 1_000_000_000);
+        let issued = guard.issue_ticket(identity, &path, limit, &random, &claims::label().await?, now_s)?;
         Ok(Reply::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
     }
 

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use weir_auth::{identity::Identity, scope::Action};
+use weir_auth::identity::Identity;
 use weir_codec::{
     channel::Channel,
     lines::{Line, Lines},
@@ -24,12 +24,12 @@ use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
-    access::{self, Connection},
+    access::Connection,
     bindings::weir::stream::events::{self, Closed, Cursor, Delivery},
     body::{Arriving, Piece},
     clock::{self, Deadline},
     duplex::{Duplex, Outgoing},
-    publish,
+    existence, publish,
     reply::Client,
     settings::Settings,
     subscribe::{self, wire_id},
@@ -232,7 +232,7 @@ impl Conversation<'_> {
     }
 
     async fn subscribe(&mut self, channel: Channel, after: Cursor) {
-        match access::may(&self.socket.identity, Action::Read, &channel, &self.socket.path).await {
+        match existence::may_follow(&self.socket.identity, &channel, &self.socket.path).await {
             Ok(()) => self.follow(channel, after).await,
             Err(problem) => self.refuse(&channel, &problem),
         }

@@ -10,6 +10,7 @@ use metrics::gauge;
 use weir_runtime::gateway::{BodyError, CountedBody};
 
 use crate::feed::{Feed, Piece};
+use crate::hold::UserPlace;
 use crate::share::{ClientKey, Permit, Refused};
 
 /// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
@@ -87,16 +88,21 @@ impl Body for ReplyBody {
 /// One open request: it holds its place until its answer's body has ended.
 pub(crate) struct Open {
     permit: Permit,
+    /// Where it is a connection that counts as one of a user's.
+    user: Option<UserPlace>,
 }
 
 impl Open {
     pub(crate) fn new(permit: Permit) -> Self {
         gauge!("weir_http_requests_open").increment(1);
-        Self { permit }
+        Self { permit, user: None }
     }
-}
 
-impl Open {
+    /// It is a connection of a user's.
+    pub(crate) fn connected(&mut self, place: UserPlace) {
+        self.user = Some(place);
+    }
+
     /// Counts it for a user from now on, when the user has room in its share.
     pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
         self.permit.assign(client)

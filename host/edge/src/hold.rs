@@ -36,6 +36,11 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// The user whose connection an answer is, where the gateway names one; takes it out of the head.
+pub(crate) fn user(headers: &mut HeaderMap) -> Option<String> {
+    headers.remove(hold::USER_HEADER)?.to_str().ok().map(str::to_owned)
+}
+
 /// What the gateway says about a connection.
 #[derive(Debug)]
 pub(crate) struct Instruction {
@@ -145,46 +150,58 @@ impl Holds {
         drop(self.places.acquire_many(self.held_max).await);
     }
 
+    /// Counts a connection of a user's that is not held but passed on: a WebSocket. All kinds have one bound.
+    pub(crate) fn connect(&self, user: &str) -> Result<UserPlace, ConnectionRefused> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).open(user)?;
+        Ok(UserPlace { user: user.into(), users: self.users.clone() })
+    }
+
     fn take(&self, user: Option<&str>, client: u64) -> Result<HoldPlace, ConnectionRefused> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| ConnectionRefused::Total)?;
         let user = match user {
-            Some(user) => {
-                self.users.lock().unwrap_or_else(PoisonError::into_inner).open(user)?;
-                Holder::User(user.into(), self.users.clone())
-            }
+            Some(user) => Holder::User(self.connect(user)?),
             None => Holder::Address(self.anonymous.try_take(client).map_err(|refused| match refused {
                 Refused::Total => ConnectionRefused::Total,
                 Refused::Client => ConnectionRefused::User { connections_max: self.anonymous.client_max() },
             })?),
         };
         gauge!("weir_http_connections_held").increment(1);
-        Ok(HoldPlace { _place: place, holder: user })
+        Ok(HoldPlace { _place: place, _holder: user })
     }
 }
 
 /// A place among the connections that are held.
 pub(crate) struct HoldPlace {
     _place: OwnedSemaphorePermit,
-    holder: Holder,
+    _holder: Holder,
 }
 
 /// Whose share a held connection is of.
 enum Holder {
-    User(Box<str>, Arc<Mutex<Connections>>),
+    User(#[expect(dead_code, reason = "it is held until it is dropped")] UserPlace),
     Address(#[expect(dead_code, reason = "it is held until it is dropped")] Permit),
 }
 
 impl Drop for HoldPlace {
     fn drop(&mut self) {
         gauge!("weir_http_connections_held").decrement(1);
-        if let Holder::User(user, users) = &self.holder {
-            users.lock().unwrap_or_else(PoisonError::into_inner).close(user);
-        }
+    }
+}
+
+/// A place among the connections of a user, of whichever kind.
+pub(crate) struct UserPlace {
+    user: Box<str>,
+    users: Arc<Mutex<Connections>>,
+}
+
+impl Drop for UserPlace {
+    fn drop(&mut self) {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).close(&self.user);
     }
 }
 
 /// As the gateway says it where it follows by itself.
-fn no_room(refused: &ConnectionRefused) -> Problem {
+pub(crate) fn no_room(refused: &ConnectionRefused) -> Problem {
     let (status, code, title) = match refused {
         ConnectionRefused::User { .. } => (429, "too_many_connections", "Too many connections"),
         ConnectionRefused::Total => (503, "connections_full", "There are too many connections"),
@@ -267,6 +284,29 @@ mod tests {
         ] {
             assert!(read(headers).0.is_err(), "{headers:?}");
         }
+    }
+
+    #[test]
+    fn connections_of_a_user_are_counted_together_whatever_their_kind() {
+        let holds = Holds::new(10, 100, 2);
+        let (held, socket) = (holds.take(Some("ann"), 1).unwrap(), holds.connect("ann").unwrap());
+        let full = Some(ConnectionRefused::User { connections_max: 2 });
+        assert_eq!((holds.connect("ann").err(), holds.take(Some("ann"), 1).err()), (full, full));
+        // A socket is no connection that the host holds.
+        assert_eq!(holds.open(), 1);
+        drop(socket);
+        let held = (held, holds.take(Some("ann"), 1).unwrap());
+        assert_eq!(holds.connect("ann").err(), full);
+        drop(held);
+        assert!(holds.connect("ann").is_ok() && holds.open() == 0);
+    }
+
+    #[test]
+    fn user_of_a_connection_is_taken_out_of_the_head() {
+        let mut headers = HeaderMap::new();
+        headers.insert("weir-user", HeaderValue::from_static("ann"));
+        assert_eq!((user(&mut headers).as_deref(), headers.len()), (Some("ann"), 0));
+        assert_eq!(user(&mut headers), None);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use weir_codec::content_type;
 use weir_codec::cors::{Headers, OriginRefused};
-use weir_codec::hold::USER_HEADER;
+use weir_codec::found::Found;
 use weir_codec::problem::Problem;
 use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
@@ -451,16 +451,14 @@ where
         return open_socket(shared, request, owner, open, id).await;
     }
     let get = request.method() == Method::GET;
+    let is_socket = Found::is_socket(request.uri().path());
     let gzip = shared.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
-            if let Some(user) = head.headers.remove(USER_HEADER)
-                && let (Some(open), Ok(user)) = (&mut open, user.to_str())
-                && let Err(refused) = open.assign(ClientKey::User(user.into()))
-            {
-                return refuse(refused, id);
+            if let Err(answer) = count(shared, &mut head, &mut open, is_socket, id) {
+                return answer;
             }
             match hold::instruction(&mut head.headers) {
                 Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), (open, owner), id).await,
@@ -489,17 +487,35 @@ async fn open_socket<B>(shared: &Shared, request: Request<B>, owner: u64, mut op
         }
     };
     match shared.gateway.handle(request, owner).await {
-        Ok(mut response) => {
-            if let Some(user) = response.headers_mut().remove(USER_HEADER)
-                && let (Some(open), Ok(user)) = (&mut open, user.to_str())
-                && let Err(refused) = open.assign(ClientKey::User(user.into()))
-            {
-                return refuse(refused, id);
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            match count(shared, &mut head, &mut open, true, id) {
+                Ok(()) => handshake.answer(Response::from_parts(head, body), open),
+                Err(answer) => answer,
             }
-            handshake.answer(response, open)
         }
         Err(error) => failed(&error, id),
     }
+}
+
+/// Counts a request for the user whom the gateway names in its answer, and a WebSocket among the connections of the user; or
+/// answers that the user has too many.
+fn count(
+    shared: &Shared,
+    head: &mut response::Parts,
+    open: &mut Option<Open>,
+    is_socket: bool,
+    id: &str,
+) -> Result<(), Answer> {
+    let (Some(user), Some(open)) = (hold::user(&mut head.headers), open) else { return Ok(()) };
+    open.assign(ClientKey::User(user.as_str().into())).map_err(|refused| refuse(refused, id))?;
+    if is_socket {
+        let place = shared.holds.connect(&user);
+        let place =
+            place.map_err(|refused| Answer::Whole(answer::refused(&hold::no_room(&refused), &head.headers, id)))?;
+        open.connected(place);
+    }
+    Ok(())
 }
 
 /// What a client is told when the gateway gave no answer.

@@ -276,6 +276,16 @@ fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
     (known && words.next().is_none()).then_some((parts, slot, owner, &rest[1..]))
 }
 
+/// Whether the store has an execution.
+pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
+    for place in [Place::Going, Place::Ended] {
+        if state::get(place.key(id)).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What is kept of an execution in a place.
 pub(super) async fn get(place: Place, id: &str) -> Result<Option<Kept>, Failure> {
     let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };

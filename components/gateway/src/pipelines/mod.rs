@@ -35,7 +35,10 @@ use weir_core::pipeline::{Limits, Reliability, ReliabilityConfig};
 
 pub(crate) use self::inside::Inside;
 use self::live::Live;
-use crate::settings::{Pipelines as Config, Settings};
+use crate::{
+    bindings::weir::stream::events::Failure,
+    settings::{Pipelines as Config, Settings},
+};
 
 /// Ended executions that are listed.
 const ENDED_MAX: usize = 1000;
@@ -163,6 +166,11 @@ impl Pipelines {
             ended.pop_front();
         }
         ended.push_back((owner, listed));
+    }
+
+    /// Whether an execution is kept, in memory or in the store.
+    pub(crate) async fn exists(&self, id: &str) -> Result<bool, Failure> {
+        Ok(self.find(id).is_some() || keep::exists(id).await?)
     }
 
     fn definition(&self, name: &str) -> Option<definitions::Loaded> {

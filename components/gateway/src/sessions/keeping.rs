@@ -136,6 +136,11 @@ impl Keeping {
         entry
     }
 
+    /// Whether the session of an id was deleted; none where this instance has no such session in memory.
+    pub(crate) fn is_deleted(&self, id: &str) -> Option<bool> {
+        self.entries.borrow().get(id).map(|entry| entry.is_deleted())
+    }
+
     /// The session of an id, from memory or from the store.
     pub(crate) async fn find(&self, id: &str) -> Result<Option<Rc<Entry>>, Problem> {
         let known = self.entries.borrow().get(id).cloned();

@@ -140,6 +140,14 @@ fn gone(call: &Call<'_>) -> Problem {
     refusal::not_found(weir_auth::identity::NotFound, &call.path)
 }
 
+/// Whether a session of a channel is kept, in memory or in the store.
+pub(crate) async fn exists(channel: &Channel) -> Result<bool, Problem> {
+    if let Some(is_deleted) = Keeping::current()?.is_deleted(channel.id()) {
+        return Ok(!is_deleted);
+    }
+    Ok(store::get(channel).await?.is_some())
+}
+
 /// A session that begins.
 async fn create(
     call: &Call<'_>,

@@ -1,0 +1,47 @@
+//! The label of the claims that the store remembers.
+//!
+//! A ticket carries the label of its time. The label is kept in `weir:stream/state`, where the store loses it together with the
+//! claims: a memory store that was restarted has another one, so a ticket that was used before the restart is refused after it.
+
+use weir_codec::{problem::Problem, request_id::uuid};
+
+use crate::{
+    bindings::weir::stream::{
+        events::{self, Failure},
+        state,
+    },
+    publish, request_id,
+};
+
+/// The key of the label, and of the claim of the instance that makes it. It is no channel, so no client can follow it.
+const KEY: &str = "tickets:label";
+/// How long one instance has to make the label, in milliseconds.
+const CLAIM_MS: u64 = 5000;
+const RETRY_AFTER_MS: u32 = 1000;
+
+/// The label; none where no ticket was issued since the store began.
+pub(crate) async fn find_label() -> Result<Option<String>, Problem> {
+    let value = state::get(KEY.to_owned()).await.map_err(publish::problem)?;
+    // A value that is no text is not one that was made here.
+    value
+        .map(|bytes| String::from_utf8(bytes).map_err(|_| Problem::internal("the label of the claims is no text")))
+        .transpose()
+}
+
+/// The label, made where there is none.
+pub(crate) async fn label() -> Result<String, Problem> {
+    if let Some(label) = find_label().await? {
+        return Ok(label);
+    }
+    let first = events::claim(KEY.to_owned(), CLAIM_MS).await.map_err(publish::problem)?;
+    // Another instance may have made it since, also one whose claim has ended.
+    match find_label().await? {
+        Some(label) => Ok(label),
+        None if first => {
+            let label = uuid(u128::from_be_bytes(request_id::random()));
+            state::put(KEY.to_owned(), label.clone().into_bytes(), None).await.map_err(publish::problem)?;
+            Ok(label)
+        }
+        None => Err(publish::problem(Failure::Unavailable(RETRY_AFTER_MS))),
+    }
+}

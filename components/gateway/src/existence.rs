@@ -1,0 +1,51 @@
+//! Whether a channel exists, for those who follow it.
+//!
+//! Weir knows this of the sessions and executions that it keeps. The channels of workflows, files and users belong to things
+//! outside of it, which may begin at any time, so these can always be followed.
+
+use weir_auth::{
+    identity::{Identity, NotFound},
+    refusal,
+    scope::Action,
+};
+use weir_codec::{
+    channel::{Channel, ChannelKind},
+    problem::Problem,
+};
+
+use crate::{
+    access,
+    bindings::weir::stream::events::{self, Cursor},
+    pipelines::Pipelines,
+    publish, sessions,
+};
+
+/// The place before the oldest event.
+const START: Cursor = Cursor { epoch: 0, seq: 0 };
+
+/// Checks that a user may follow a channel, and that it exists.
+///
+/// Permission is checked first: who may not follow a channel gets the same answer whether it exists or not.
+pub(crate) async fn may_follow(identity: &Identity, channel: &Channel, path: &str) -> Result<(), Problem> {
+    access::may(identity, Action::Read, channel, path).await?;
+    if exists(channel).await? { Ok(()) } else { Err(refusal::not_found(NotFound, path)) }
+}
+
+/// Whether a session or an execution has the channel: one that is kept, or one whose events are.
+async fn exists(channel: &Channel) -> Result<bool, Problem> {
+    let is_kept = match channel.kind() {
+        ChannelKind::Workflow | ChannelKind::File | ChannelKind::User => true,
+        ChannelKind::Session => sessions::exists(channel).await?,
+        ChannelKind::Pipeline => {
+            let pipelines = Pipelines::current().map_err(Problem::internal)?;
+            pipelines.exists(channel.id()).await.map_err(publish::problem)?
+        }
+    };
+    Ok(is_kept || has_events(channel).await?)
+}
+
+/// Whether the channel has events, or had some that are not retained.
+async fn has_events(channel: &Channel) -> Result<bool, Problem> {
+    let page = events::read(channel.to_string(), START, 1).await.map_err(publish::problem)?;
+    Ok(!page.entries.is_empty() || page.ended || page.next.seq > 0)
+}

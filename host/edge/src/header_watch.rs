@@ -167,10 +167,10 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn header_block_that_does_not_end_is_an_error() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut watch = HeaderWatch::new(ours, Duration::from_secs(10));
+        let mut watch = HeaderWatch::new(ours, Duration::from_millis(30));
         theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
         theirs.write_all(&frame(HEADERS, 0, b"abc")).await.unwrap();
         let mut bytes = Vec::new();
@@ -178,14 +178,14 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn connection_between_requests_has_no_header_timeout() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut watch = HeaderWatch::new(ours, Duration::from_secs(10));
+        let mut watch = HeaderWatch::new(ours, Duration::from_millis(30));
         theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
         theirs.write_all(&frame(HEADERS, END_HEADERS, b"abc")).await.unwrap();
         let writing = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(100)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
             drop(theirs);
         });
         let mut bytes = Vec::new();

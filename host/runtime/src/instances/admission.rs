@@ -191,7 +191,9 @@ impl RequestQueue {
             return Poll::Pending;
         };
         instance.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
-        *state.client_bytes.entry(open.client).or_default() += body_bytes;
+        if body_bytes > 0 {
+            *state.client_bytes.entry(open.client).or_default() += body_bytes;
+        }
         drop(state);
         let reservation = Arc::new(Reservation {
             instance: instance.clone(),

@@ -491,26 +491,30 @@ async fn user_with_little_work_waits_for_slices_of_another_not_for_all_of_it() -
         alone.push(wait("one", ANN, &numbers).await?);
     }
     let alone = alone.into_iter().max().context("three")?;
-    let begin = async || -> Result<String> {
-        let answer = ask("heavy", ANN, &numbers).send().await?;
-        ensure!(answer.status() == 202, "{}", answer.status());
-        Ok(answer.json::<Value>().await?["execution_id"].as_str().context("an id")?.to_owned())
-    };
-    let ids = futures::future::try_join_all((0..EXECUTIONS).map(|_| begin())).await?;
+    let heavy = futures::future::try_join_all((0..EXECUTIONS).map(|_| async {
+        // Where the machine is slow it goes on after the answer, which is fine.
+        let answer = ask("heavy", ANN, &numbers).header("prefer", "wait").send().await?;
+        ensure!(answer.status().is_success(), "{}", answer.status());
+        Ok(())
+    }));
+    let mut heavy = std::pin::pin!(heavy);
     let mut waited = Vec::new();
-    for _ in 0..3 {
-        waited.push(wait("mood", BOB, &json!("x")).await?);
+    let input = json!("x");
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut heavy => {
+                done?;
+                break;
+            }
+            // Dropped where the heavy work ends first: then it shows nothing.
+            light = wait("mood", BOB, &input) => waited.push(light?),
+        }
     }
+    ensure!(waited.len() >= 3, "only {waited:?} in the midst of the heavy work; one heavy step alone takes {alone:?}");
     waited.sort_unstable();
-    // The heavy work goes on, so each of these was done in its midst.
-    let list: Value = client.get(server.url("/executions")).bearer_auth(ANN).send().await?.json().await?;
-    let running = list["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "running").count();
-    ensure!(running > 0, "the heavy work was over too soon to show anything");
-    ensure!(waited[1] < alone * 10, "{waited:?}, and one heavy step alone takes {alone:?}");
-    for id in &ids {
-        let url = server.url(&format!("/executions/{id}"));
-        client.delete(url).bearer_auth(ANN).send().await?;
-    }
+    let median = waited[waited.len() / 2];
+    ensure!(median < alone * 10, "{waited:?}, and one heavy step alone takes {alone:?}");
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
 }

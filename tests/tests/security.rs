@@ -215,6 +215,51 @@ async fn what_is_anothers_is_not_there() -> Result<()> {
 }
 
 #[tokio::test]
+async fn channel_in_use_keeps_its_owner_whatever_others_begin() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = format!("events.path={}", dir.path().join("events.redb").display());
+    for store in ["memory", "disk"] {
+        let store = format!("events.store={store}");
+        let more =
+            ["--set", "events.channels_max=6", "--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path];
+        let server = guarded(dir.path(), &more)?;
+        server.ready().await?;
+        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("ann"))).await?, 200);
+        let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        follower.placed().await?;
+        for id in 0..100 {
+            let path = format!("/stream/publish/workflow/bobs-{id}");
+            assert_eq!(publish(&server, &path, WORKER, &step(Some("bob"))).await?, 200);
+        }
+        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("worker"))).await?, 200);
+        assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/w", WORKER)).await?, 404);
+        let mut again = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        again.placed().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn publisher_without_read_scope_does_not_own_a_past_by_naming_itself() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[])?;
+    server.ready().await?;
+    let worker = step(Some("worker"));
+    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &step(None)).await?, 200);
+    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &worker).await?, 200);
+    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
+    // A channel that it begins is its own, and one that has a past may still be given to the user whom it is about.
+    assert_eq!(publish(&server, "/stream/publish/workflow/new", WORKER, &worker).await?, 200);
+    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
+    follower.placed().await?;
+    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &step(Some("ann"))).await?, 200);
+    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/past", ANN).send().await?, None)?;
+    follower.placed().await?;
+    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_ticket_opens_one_path_once() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &[])?;

@@ -1,64 +1,56 @@
-//! To whom a channel belongs: the first user that was named with an event of it. Kept as events of a channel of its own, so
-//! that it is where the events are, as durable and as widely known.
+//! Channel ownership: a channel belongs to the first user that was named with an event of it. The owner is an event of a channel of its own,
+//! `owner-KIND:ID`, so that it is where the events are, as durable and as widely known. The store keeps that record as long as the
+//! channel has events or followers, and removes it with the channel.
 //!
-//! A record is written again while events come, or it would go before they do; the first that is still kept counts, and
-//! exactly one publisher writes the first.
+//! The first record counts, and exactly one publisher writes it.
 
 use weir_codec::{channel::Channel, problem::Problem};
-use weir_core::process::Now;
 
 use crate::{
     bindings::weir::stream::events::{self, Cursor, Event},
     publish,
 };
 
-/// A record older than this is written again.
-const REFRESH_MS: u64 = 600_000;
-/// How long others may not write the first record after one has begun to. Where it could not be written, for instance on a full disk, the
+/// How long others may not write the record after one has begun to. Where it could not be written, for instance on a full disk, the
 /// channel takes no events for this long.
 const CLAIM_MS: u64 = 5_000;
-/// Records read at once: an hour's, where events are kept as long as they are unless told.
-const RECORDS_MAX: u32 = 64;
+const START: Cursor = Cursor { epoch: 0, seq: 0 };
+
+/// Whether a user may become the owner of a channel that has events already, and so read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// The user owns the past, too.
+    Owned,
+    /// A channel that has events stays without an owner.
+    Withheld,
+}
 
 /// The user to whom a channel belongs.
 pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
-    Ok(read(channel).await?.map(|owner| owner.user))
+    let page = events::read(name(channel), START, 1).await.map_err(publish::problem)?;
+    Ok(page.entries.first().map(|record| record.event.data.trim_matches('"').to_owned()))
 }
 
 /// Makes a channel a user's, if it is nobody's yet.
-pub(crate) async fn settle(channel: &Channel, user: &Channel, now: Now) -> Result<(), Problem> {
-    let mut known = read(channel).await?;
-    if known.is_none() {
-        let first = events::claim(format!("owner:{channel}"), CLAIM_MS).await.map_err(publish::problem)?;
-        // Also by the one who claimed: a record that failed may be there all the same.
-        known = read(channel).await?;
-        if first && known.is_none() {
-            return write(channel, user.id()).await;
-        }
+pub(crate) async fn settle(channel: &Channel, user: &Channel, past: Past) -> Result<(), Problem> {
+    if find(channel).await?.is_some() || (past == Past::Withheld && has_events(channel).await?) {
+        return Ok(());
     }
-    match known {
-        Some(owner) if now.unix_ns / 1_000_000 >= owner.written_ms.saturating_add(REFRESH_MS) => {
-            write(channel, &owner.user).await
-        }
-        Some(_) => Ok(()),
-        // Another has begun to, and will be done before long.
-        None => Err(publish::problem(events::Failure::Unavailable(1000))),
+    let first = events::claim(format!("owner:{channel}"), CLAIM_MS).await.map_err(publish::problem)?;
+    // Also by the one who claimed: a record that failed may be there all the same.
+    if find(channel).await?.is_some() {
+        return Ok(());
     }
+    if first {
+        return write(channel, user.id()).await;
+    }
+    // Another has begun to, and will be done before long.
+    Err(publish::problem(events::Failure::Unavailable(1000)))
 }
 
-struct Owner {
-    user: String,
-    /// When it was last written.
-    written_ms: u64,
-}
-
-async fn read(channel: &Channel) -> Result<Option<Owner>, Problem> {
-    let page = events::read(name(channel), Cursor { epoch: 0, seq: 0 }, RECORDS_MAX).await.map_err(publish::problem)?;
-    let owner = |(first, last): (&events::Entry, &events::Entry)| Owner {
-        user: first.event.data.trim_matches('"').to_owned(),
-        written_ms: last.time_ms,
-    };
-    Ok(page.entries.first().zip(page.entries.last()).map(owner))
+async fn has_events(channel: &Channel) -> Result<bool, Problem> {
+    let page = events::read(channel.to_string(), START, 1).await.map_err(publish::problem)?;
+    Ok(!page.entries.is_empty())
 }
 
 async fn write(channel: &Channel, user: &str) -> Result<(), Problem> {

@@ -1,6 +1,6 @@
 //! What publishers send, on its way into the store.
 
-use weir_auth::{identity::Identity, refusal};
+use weir_auth::{identity::Identity, refusal, scope::Action};
 use weir_codec::{
     channel::{Channel, ChannelRoute},
     problem::Problem,
@@ -67,7 +67,11 @@ async fn append(
         granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
     }
     if let Some(user) = user.as_ref().filter(|_| access.required()) {
-        owners::settle(channel, user, now).await?;
+        // A publisher who may not read a channel does not get to see its past by naming itself.
+        let names_other = user.id() != identity.user();
+        let reads = names_other || identity.may(Action::Read, channel, None).is_ok();
+        let past = if reads { owners::Past::Owned } else { owners::Past::Withheld };
+        owners::settle(channel, user, past).await?;
     }
     let data = event.data(channel, now.unix_ns / 1_000_000);
     let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is no UTF-8"))?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use weir_core::channel::{EventLimits, Retention};
+use weir_core::channel::{ChannelName, EventLimits, Retention};
 
 /// Where channels are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,8 @@ pub struct EventsConfig {
     /// The bounds of one append.
     pub limits: EventLimits,
     /// The most channels, in memory and on disk. Beyond it those go that nobody follows: finished ones first, then the least
-    /// recently used. Memory is bounded by this times `retention.bytes_max`.
+    /// recently used. Memory is bounded by this times `retention.bytes_max`. The record of a channel's owner does not count: it stays as long
+    /// as the channel has events or followers, and goes with it.
     pub channels_max: usize,
     /// Of the disk store: the most channels that are in memory as well, besides those that are followed.
     pub resident_channels_max: usize,
@@ -113,6 +114,14 @@ impl Default for EventsConfig {
             flush_ms: 1_000,
             sweep_ms: 1_000,
         }
+    }
+}
+
+impl EventsConfig {
+    /// How much of a channel is kept. An owner record does not age: it goes with its channel.
+    pub(crate) fn retention_of(&self, name: &ChannelName) -> Retention {
+        let age_ms_max = if name.is_owner_record() { u64::MAX } else { self.retention.age_ms_max };
+        Retention { age_ms_max, ..self.retention }
     }
 }
 

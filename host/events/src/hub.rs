@@ -137,10 +137,21 @@ pub(crate) struct Counters {
     pub(crate) subscribers: AtomicUsize,
 }
 
+/// Channels by name.
+type Channels = HashMap<ChannelName, Arc<Channel>>;
+
+/// The channels that are in memory, under one lock.
+#[derive(Debug, Default)]
+struct Residents {
+    channels: Channels,
+    /// Owner records, where memory is all that keeps them: they give way to none but each other, and go with their channels.
+    records: Channels,
+}
+
 /// All channels that are in memory.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    channels: Mutex<HashMap<ChannelName, Arc<Channel>>>,
+    residents: Mutex<Residents>,
     channels_max: usize,
     subscribers_max: usize,
     outbox_bytes_max: usize,
@@ -152,7 +163,7 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(channels_max: usize, subscribers_max: usize, outbox_bytes_max: usize, keeps: StoreKind) -> Self {
         Self {
-            channels: Mutex::new(HashMap::new()),
+            residents: Mutex::new(Residents::default()),
             channels_max: channels_max.max(1),
             subscribers_max,
             outbox_bytes_max,
@@ -164,49 +175,59 @@ impl Hub {
 
     /// The channel, if it is in memory.
     pub(crate) fn resident(&self, name: &ChannelName) -> Option<Arc<Channel>> {
-        let channel = lock(&self.channels).get(name).map(Arc::clone)?;
+        let mut residents = lock(&self.residents);
+        let channel = self.of(&mut residents, name).get(name).map(Arc::clone)?;
         self.touch(&channel);
+        // A channel whose owner is asked for is about to be used.
+        if let Some(owned) = name.owned().and_then(|owned| residents.channels.get(&owned)) {
+            self.touch(owned);
+        }
         Some(channel)
+    }
+
+    /// True when somebody follows the channel, or events of it are on their way.
+    pub(crate) fn in_use(&self, name: &ChannelName) -> bool {
+        let mut residents = lock(&self.residents);
+        self.of(&mut residents, name).get(name).is_some_and(|channel| !channel.lock().idle())
     }
 
     /// The channel that is in memory, or a new one with this log.
     pub(crate) fn insert(&self, name: &ChannelName, make: impl FnOnce() -> State) -> Result<Arc<Channel>, Error> {
-        let mut channels = lock(&self.channels);
+        let mut residents = lock(&self.residents);
+        let channels = self.of(&mut residents, name);
         if let Some(channel) = channels.get(name) {
             self.touch(channel);
             return Ok(Arc::clone(channel));
         }
         if channels.len() >= self.channels_max {
-            self.make_room(&mut channels)?;
+            if self.is_apart(name) {
+                self.make_room_for_record(&mut residents)?;
+            } else {
+                self.make_room(&mut residents)?;
+            }
         }
         let channel = Arc::new(Channel { name: name.clone(), used: AtomicU64::new(0), state: Mutex::new(make()) });
         self.touch(&channel);
-        channels.insert(name.clone(), Arc::clone(&channel));
+        self.of(&mut residents, name).insert(name.clone(), Arc::clone(&channel));
         Ok(channel)
     }
 
     /// All channels as of now.
     pub(crate) fn all(&self) -> Vec<Arc<Channel>> {
-        lock(&self.channels).values().map(Arc::clone).collect()
+        let residents = lock(&self.residents);
+        residents.channels.values().chain(residents.records.values()).map(Arc::clone).collect()
     }
 
     /// How many channels are in memory.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.channels).len()
+        let residents = lock(&self.residents);
+        residents.channels.len() + residents.records.len()
     }
 
     /// Lets a channel go, where nobody follows it and nothing is on its way. Returns false where it stays.
     pub(crate) fn forget(&self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
-        let mut channels = lock(&self.channels);
-        let Some(channel) = channels.get(name) else { return true };
-        let mut state = channel.lock();
-        if !state.idle() || !if_so(&state) {
-            return false;
-        }
-        state.gone = true;
-        drop(state);
-        channels.remove(name);
-        true
+        let mut residents = lock(&self.residents);
+        release(self.of(&mut residents, name), name, if_so)
     }
 
     /// Seats a reader that has seen everything up to `after`. None when the channel is gone.
@@ -265,9 +286,31 @@ impl Hub {
         }
     }
 
+    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor followers. A younger one
+    /// may be of a channel whose first event is on its way.
+    pub(crate) fn sweep_records(&self, now_ms: u64, age_ms_max: u64) {
+        let mut residents = lock(&self.residents);
+        let Residents { channels, records } = &mut *residents;
+        let old: Vec<ChannelName> = records.keys().filter(|name| !is_owning(channels, name)).cloned().collect();
+        for name in old {
+            let written_ms = |state: &State| state.log.first().map_or(0, |record| record.stored_ms);
+            release(records, &name, |state| now_ms.saturating_sub(written_ms(state)) > age_ms_max);
+        }
+    }
+
     /// Lets some that nobody follows go from memory, where they are kept elsewhere. Returns false when there is none.
     pub(crate) fn shrink(&self) -> bool {
-        self.make_room(&mut lock(&self.channels)).is_ok()
+        self.make_room(&mut lock(&self.residents)).is_ok()
+    }
+
+    /// True for owner records where memory is all that keeps them.
+    fn is_apart(&self, name: &ChannelName) -> bool {
+        self.keeps == StoreKind::Memory && name.is_owner_record()
+    }
+
+    /// The map that a channel belongs to.
+    fn of<'a>(&self, residents: &'a mut Residents, name: &ChannelName) -> &'a mut Channels {
+        if self.is_apart(name) { &mut residents.records } else { &mut residents.channels }
     }
 
     fn touch(&self, channel: &Channel) {
@@ -276,7 +319,8 @@ impl Hub {
 
     /// Lets go of some that nobody follows: finished ones first, then the least recently used. A sixty-fourth at once, so that
     /// looking at all of them costs each new channel little.
-    fn make_room(&self, channels: &mut HashMap<ChannelName, Arc<Channel>>) -> Result<(), Error> {
+    fn make_room(&self, residents: &mut Residents) -> Result<(), Error> {
+        let Residents { channels, records } = residents;
         let mut idle: Vec<(bool, u64, ChannelName)> = Vec::new();
         for channel in channels.values() {
             let state = channel.lock();
@@ -286,15 +330,12 @@ impl Hub {
         }
         idle.sort_unstable();
         let before = channels.len();
-        for (_, _, name) in idle.into_iter().take((self.channels_max / 64).max(1)) {
-            if let Some(channel) = channels.get(&name) {
-                let mut state = channel.lock();
-                if !state.idle() {
-                    continue;
-                }
-                state.gone = true;
+        for (_, _, name) in idle.into_iter().take(self.at_once()) {
+            if release(channels, &name, |_| true)
+                && let Some(record) = name.owner_record()
+            {
+                release(records, &record, |_| true);
             }
-            channels.remove(&name);
         }
         if self.keeps == StoreKind::Memory {
             self.counters.evicted.fetch_add((before - channels.len()) as u64, Ordering::Relaxed);
@@ -304,4 +345,46 @@ impl Hub {
         }
         Ok(())
     }
+
+    /// Lets go of the least recently used owner records whose channels are not there. Where every record has its channel, there are
+    /// as many channels as there may be, and some of them go with their records.
+    fn make_room_for_record(&self, residents: &mut Residents) -> Result<(), Error> {
+        let Residents { channels, records } = residents;
+        let alone = records.values().filter(|record| !is_owning(channels, &record.name));
+        let mut alone: Vec<_> =
+            alone.map(|record| (record.used.load(Ordering::Relaxed), record.name.clone())).collect();
+        alone.sort_unstable();
+        let before = records.len();
+        for (_, name) in alone.into_iter().take(self.at_once()) {
+            release(records, &name, |_| true);
+        }
+        if records.len() == before { self.make_room(residents) } else { Ok(()) }
+    }
+
+    /// How many channels make room at once.
+    fn at_once(&self) -> usize {
+        (self.channels_max / 64).max(1)
+    }
+}
+
+/// True when the channel of an owner record has events or followers.
+fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
+    let owned = record.owned().and_then(|owned| channels.get(&owned));
+    owned.is_some_and(|channel| {
+        let state = channel.lock();
+        !state.idle() || !state.log.is_empty()
+    })
+}
+
+/// Removes a channel, where nobody follows it and nothing is on its way. Returns false where it stays.
+fn release(channels: &mut Channels, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
+    let Some(channel) = channels.get(name) else { return true };
+    let mut state = channel.lock();
+    if !state.idle() || !if_so(&state) {
+        return false;
+    }
+    state.gone = true;
+    drop(state);
+    channels.remove(name);
+    true
 }

@@ -38,7 +38,7 @@ impl Memory {
     ) -> Result<Vec<Cursor>, Error> {
         let _owned = self.leases.check(fence)?;
         loop {
-            let channel = self.hub.insert(name, || self.empty())?;
+            let channel = self.hub.insert(name, || self.empty(name))?;
             let mut state = channel.lock();
             if state.gone {
                 continue;
@@ -57,13 +57,13 @@ impl Memory {
                 state.log.expire(self.clock.now_ms());
                 state.log.read(after, limit, self.config.page_bytes_max)
             }
-            None => self.empty().log.read(after, limit, self.config.page_bytes_max),
+            None => self.empty(name).log.read(after, limit, self.config.page_bytes_max),
         }
     }
 
     pub(crate) fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
         loop {
-            let channel = self.hub.insert(name, || self.empty())?;
+            let channel = self.hub.insert(name, || self.empty(name))?;
             channel.lock().log.expire(self.clock.now_ms());
             if let Some(subscription) = self.hub.subscribe(&channel, after)? {
                 return Ok(subscription);
@@ -108,12 +108,13 @@ impl Memory {
     }
 
     pub(crate) fn sweep(&self) {
+        self.hub.sweep_records(self.clock.now_ms(), self.config.retention.age_ms_max);
         lock(&self.claims).expire(&self.clock);
         lock(&self.values).expire(self.clock.now_ms());
         self.leases.sweep();
     }
 
-    fn empty(&self) -> State {
-        State::new(Log::new(self.config.retention, self.clock.beginning()))
+    fn empty(&self, name: &ChannelName) -> State {
+        State::new(Log::new(self.config.retention_of(name), self.clock.beginning()))
     }
 }

@@ -416,7 +416,7 @@ async fn sweep(store: Weak<Inner>, every: Duration) {
         match &inner.kind {
             Kind::Memory(memory) => memory.sweep(),
             Kind::Disk(disk) => disk.sweep().await,
-            Kind::Redis(_) => {}
+            Kind::Redis(redis) => redis.sweep().await,
         }
     }
 }

@@ -29,6 +29,9 @@ named! {
     }
 }
 
+/// What the kinds of owner records begin with.
+const OWNER_KIND_PREFIX: &str = "owner-";
+
 /// Why a text names no channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NameError {
@@ -87,6 +90,21 @@ impl ChannelName {
         self.parts().1
     }
 
+    /// The channel that records who owns this one, `owner-KIND:ID`; none where the kind is too long for that.
+    pub fn owner_record(&self) -> Option<Self> {
+        Self::new(&format!("{OWNER_KIND_PREFIX}{}", self.kind()), self.id()).ok()
+    }
+
+    /// True when the channel records who owns another one.
+    pub fn is_owner_record(&self) -> bool {
+        self.text.starts_with(OWNER_KIND_PREFIX)
+    }
+
+    /// The channel whose owner this one records; none where it is no owner record.
+    pub fn owned(&self) -> Option<Self> {
+        self.text.strip_prefix(OWNER_KIND_PREFIX).and_then(|name| name.parse().ok())
+    }
+
     fn parts(&self) -> (&str, &str) {
         self.text.split_once(':').unwrap_or((&self.text, ""))
     }
@@ -132,6 +150,17 @@ mod tests {
         assert_eq!((name.kind(), name.id()), ("user", "auth0|a:b@c"));
         assert_eq!(name, ChannelName::of(Kind::User, "auth0|a:b@c").unwrap());
         assert_eq!(ChannelName::new("my-kind2", "x").unwrap().to_string(), "my-kind2:x");
+    }
+
+    #[test]
+    fn owner_record_leads_back_to_its_channel() {
+        let name: ChannelName = "workflow:a:b".parse().unwrap();
+        let record = name.owner_record().unwrap();
+        assert_eq!((record.as_str(), record.is_owner_record()), ("owner-workflow:a:b", true));
+        assert_eq!(record.owned(), Some(name.clone()));
+        assert_eq!((name.is_owner_record(), name.owned()), (false, None));
+        let long = ChannelName::new(&"k".repeat(KIND_BYTES_MAX), "x").unwrap();
+        assert_eq!(long.owner_record(), None);
     }
 
     #[test]

@@ -118,7 +118,7 @@ pub(super) async fn own(live: &Live) -> Result<(), Failure> {
         return Err(Failure::Invalid("the user has no channel".to_owned()));
     };
     // Why not is for the log.
-    owners::settle(&channel, &user, clock::now()).await.map_err(|_| Failure::Unavailable(1000))
+    owners::settle(&channel, &user, owners::Past::Owned).await.map_err(|_| Failure::Unavailable(1000))
 }
 
 /// Appends events to the channel; the batch, and how many events the channel holds then.

@@ -53,7 +53,7 @@ use crate::{
         session::{InputBody, OutputBody},
     },
     body::Arriving,
-    clock, owners, publish,
+    owners, publish,
     reply::Reply,
     request_id,
 };
@@ -169,7 +169,7 @@ async fn create(
     let checkpoint = live::begin(&ask).await?;
     let owner = access.required().then(|| identity.user());
     if let Some(user) = owner.and_then(user_channel) {
-        owners::settle(&channel, &user, clock::now()).await?;
+        owners::settle(&channel, &user, owners::Past::Owned).await?;
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &ask);
     let entry = keeping.insert(channel, head, checkpoint, true, true);
@@ -226,7 +226,7 @@ async fn feed(
     open_for_input(entry)?;
     let user = entry.head().owner.as_deref().and_then(user_channel);
     if let Some(user) = user {
-        owners::settle(&entry.channel, &user, clock::now()).await?;
+        owners::settle(&entry.channel, &user, owners::Past::Owned).await?;
     }
     let lease = entry.lease().await;
     keeping.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;

@@ -27,11 +27,35 @@ pub(crate) struct Database {
 #[derive(Debug, Default)]
 struct Known {
     channels: Metas,
+    /// How many of the channels are owner records.
+    records: usize,
     /// The number of the next new channel. It never goes back, whatever becomes of commits.
     next_id: u64,
     /// Channels and keys of which the file may not have what was answered, or have what was not: they are not read until the file
     /// is recovered.
     unsettled: HashSet<Box<str>>,
+}
+
+impl Known {
+    fn replace(&mut self, channels: Metas) {
+        self.records = channels.keys().filter(|name| name.is_owner_record()).count();
+        self.channels = channels;
+    }
+
+    fn remove(&mut self, name: &ChannelName) {
+        if self.channels.remove(name).is_some() {
+            self.records -= usize::from(name.is_owner_record());
+        }
+    }
+
+    fn extend(&mut self, channels: Metas) {
+        for (name, meta) in channels {
+            let is_record = name.is_owner_record();
+            if self.channels.insert(name, meta).is_none() {
+                self.records += usize::from(is_record);
+            }
+        }
+    }
 }
 
 impl Database {
@@ -50,8 +74,8 @@ impl Database {
         };
         let (file, mut held) =
             open().map_err(|error| OpenError::Database { path: shown(), source: Box::new(error) })?;
-        let known =
-            Known { channels: std::mem::take(&mut held.channels), next_id: held.next_id, unsettled: HashSet::new() };
+        let mut known = Known { next_id: held.next_id, ..Known::default() };
+        known.replace(std::mem::take(&mut held.channels));
         let (file, known) = (RwLock::new(Some(file)), Mutex::new(known));
         Ok((Self { opener, durable: config.durable, clock, file, known }, held))
     }
@@ -60,25 +84,36 @@ impl Database {
         lock(&self.known).channels.contains_key(name)
     }
 
-    /// How many channels are on the disk.
-    pub(crate) fn len(&self) -> usize {
-        lock(&self.known).channels.len()
+    /// How many channels are on the disk, owner records apart; or how many owner records.
+    pub(crate) fn count(&self, records: bool) -> usize {
+        let known = lock(&self.known);
+        if records { known.records } else { known.channels.len() - known.records }
     }
 
-    /// Finished channels first, then the longest unused.
+    /// Channels that are no owner records: finished ones first, then the longest unused.
     pub(crate) fn least_needed(&self) -> Vec<ChannelName> {
-        let mut all: Vec<(bool, u64, ChannelName)> = {
-            let channels = &lock(&self.known).channels;
-            channels.iter().map(|(name, meta)| (!meta.finished, meta.stored_ms, name.clone())).collect()
-        };
-        all.sort_unstable();
-        all.into_iter().map(|(_, _, name)| name).collect()
+        let known = lock(&self.known);
+        let channels = known.channels.iter().filter(|(name, _)| !name.is_owner_record());
+        in_order(channels.map(|(name, meta)| (meta.finished, meta.stored_ms, name.clone())))
     }
 
-    /// Channels whose newest event was stored before a time, finished ones and others; at most `count_max`.
+    /// Owner records that were written before a time and whose channels are not on the disk or have no events there, in the order
+    /// of their age; where `missing` is true, only those whose channels are not on the disk.
+    pub(crate) fn records_without_events(&self, stored_ms: u64, missing: bool) -> Vec<ChannelName> {
+        let known = lock(&self.known);
+        let old = known.channels.iter().filter(|(name, meta)| name.is_owner_record() && meta.stored_ms < stored_ms);
+        let alone = old.filter(|(name, _)| {
+            let owned = name.owned().and_then(|owned| known.channels.get(&owned));
+            owned.is_none_or(|meta| meta.empty && !missing)
+        });
+        in_order(alone.map(|(name, meta)| (false, meta.stored_ms, name.clone())))
+    }
+
+    /// Channels whose newest event was stored before a time, finished ones and others, without owner records; at most `count_max`.
     pub(crate) fn older(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let channels = &lock(&self.known).channels;
-        let old = channels.iter().filter(|(_, meta)| meta.stored_ms < stored_ms && (meta.finished || !meta.empty));
+        let is_old = |meta: &Meta| meta.stored_ms < stored_ms && (meta.finished || !meta.empty);
+        let old = channels.iter().filter(|(name, meta)| !name.is_owner_record() && is_old(meta));
         let (finished, others): (Vec<_>, Vec<_>) = old.take(count_max).partition(|(_, meta)| meta.finished);
         let names = |list: Vec<(&ChannelName, &Meta)>| list.into_iter().map(|(name, _)| name.clone()).collect();
         (names(finished), names(others))
@@ -157,9 +192,9 @@ impl Database {
             Ok(changed) => {
                 let mut known = lock(&self.known);
                 for name in &change.forgotten {
-                    known.channels.remove(name);
+                    known.remove(name);
                 }
-                known.channels.extend(changed);
+                known.extend(changed);
             }
             Err(error) => {
                 self.unsettle(unflushed.iter().map(|(_, change)| change).chain([change]));
@@ -212,7 +247,7 @@ impl Database {
         match recover() {
             Ok((opened, mut held)) => {
                 let mut known = lock(&self.known);
-                known.channels = std::mem::take(&mut held.channels);
+                known.replace(std::mem::take(&mut held.channels));
                 known.unsettled.clear();
                 *file = Some(opened);
                 Ok(held)
@@ -273,6 +308,13 @@ impl Database {
     fn writing(&self) -> RwLockWriteGuard<'_, Option<redb::Database>> {
         self.file.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Names of channels, given whether each is finished and when it was used: finished ones first, then the longest unused.
+fn in_order(channels: impl Iterator<Item = (bool, u64, ChannelName)>) -> Vec<ChannelName> {
+    let mut all: Vec<_> = channels.map(|(finished, used_ms, name)| (!finished, used_ms, name)).collect();
+    all.sort_unstable();
+    all.into_iter().map(|(_, _, name)| name).collect()
 }
 
 fn unreadable(error: &redb::Error) -> Error {

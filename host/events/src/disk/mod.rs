@@ -119,7 +119,7 @@ impl Disk {
     pub(crate) async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let bytes_max = self.config.page_bytes_max;
         if self.hub.resident(name).is_none() && !self.database.knows(name) {
-            return Ok(Log::new(self.config.retention, self.clock.beginning()).read(after, limit, bytes_max));
+            return Ok(Log::new(self.config.retention_of(name), self.clock.beginning()).read(after, limit, bytes_max));
         }
         let channel = self.channel(name).await?;
         let mut state = channel.lock();
@@ -241,12 +241,13 @@ impl Disk {
             return Ok(channel);
         }
         let loaded = if self.database.knows(name) { self.load(name).await? } else { None };
-        let state = loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention, self.clock.beginning())));
+        let state =
+            loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention_of(name), self.clock.beginning())));
         self.hub.insert(name, || state)
     }
 
     async fn load(&self, name: &ChannelName) -> Result<Option<State>, Error> {
-        let (database, retention, name) = (Arc::clone(&self.database), self.config.retention, name.clone());
+        let (database, retention, name) = (Arc::clone(&self.database), self.config.retention_of(name), name.clone());
         let load = move || database.load(&name, |before| Log::new(retention, before));
         let loaded = match tokio::task::spawn_blocking(load).await {
             Ok(loaded) => loaded?,

@@ -254,10 +254,17 @@ impl Writer {
         let (name, database) = (&channel.name, &self.shared.database);
         let known = database.knows(name) && !change.forgotten.contains(name);
         if !known && change.appends.iter().all(|other| other.name != *name) {
-            let added = change.appends.iter().filter(|append| !database.knows(&append.name)).count();
-            let channels = database.len() + added - change.forgotten.len().min(database.len());
+            let records = name.is_owner_record();
+            let alike = |other: &ChannelName| other.is_owner_record() == records;
+            let added = change.appends.iter().filter(|append| alike(&append.name) && !database.knows(&append.name));
+            let forgotten = change.forgotten.iter().filter(|other| alike(other)).count();
+            let channels = (database.count(records) + added.count()).saturating_sub(forgotten);
             if channels >= self.shared.config.channels_max.max(1) {
-                self.make_room(change)?;
+                if records {
+                    self.make_room_for_record(change)?;
+                } else {
+                    self.make_room(change)?;
+                }
             }
         }
         let first = {
@@ -269,20 +276,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets go of channels that nobody follows.
+    /// Lets go of channels that nobody follows, and of the records of their owners.
     fn make_room(&self, change: &mut Change) -> Result<(), Error> {
-        let wanted = (self.shared.config.channels_max / 64).max(1);
         let hub = &self.shared.hub;
-        let before = change.forgotten.len();
+        let mut gone = 0;
         for name in self.shared.database.least_needed() {
-            if change.forgotten.len() - before == wanted {
+            if gone == self.at_once() {
                 break;
             }
-            if !change.forgotten.contains(&name) && hub.forget(&name, |_| true) {
-                change.forgotten.push(name);
+            if self.forget(change, &name) {
+                gone += 1;
             }
         }
-        let gone = change.forgotten.len() - before;
         hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
         if gone == 0 {
             return Err(Error::unavailable("every channel that fits is followed", RETRY_AFTER_MS));
@@ -290,15 +295,66 @@ impl Writer {
         Ok(())
     }
 
+    /// Lets go of owner records whose channels are not there. Where every record has its channel, there are as many channels as there may
+    /// be, and some of them go with their records.
+    fn make_room_for_record(&self, change: &mut Change) -> Result<(), Error> {
+        let mut gone = 0;
+        for name in self.shared.database.records_without_events(u64::MAX, true) {
+            if gone == self.at_once() {
+                break;
+            }
+            if !self.owned_in_use(change, &name) && self.forget(change, &name) {
+                gone += 1;
+            }
+        }
+        if gone == 0 { self.make_room(change) } else { Ok(()) }
+    }
+
+    /// Removes a channel and the record of its owner with the change, unless somebody follows it, events of it are on their way, or it
+    /// goes already. Returns true where it goes now.
+    fn forget(&self, change: &mut Change, name: &ChannelName) -> bool {
+        let Shared { hub, database, .. } = &self.shared;
+        let is_new = |change: &Change, name: &ChannelName| {
+            !change.forgotten.contains(name) && change.appends.iter().all(|append| append.name != *name)
+        };
+        if !is_new(change, name) || !hub.forget(name, |_| true) {
+            return false;
+        }
+        change.forgotten.push(name.clone());
+        if let Some(record) = name.owner_record()
+            && database.knows(&record)
+            && is_new(change, &record)
+            && hub.forget(&record, |_| true)
+        {
+            change.forgotten.push(record);
+        }
+        true
+    }
+
+    /// True when the channel of an owner record is followed, or has events on their way.
+    fn owned_in_use(&self, change: &Change, record: &ChannelName) -> bool {
+        record.owned().is_some_and(|owned| {
+            self.shared.hub.in_use(&owned) || change.appends.iter().any(|append| append.name == owned)
+        })
+    }
+
+    /// How many channels make room at once.
+    fn at_once(&self) -> usize {
+        (self.shared.config.channels_max / 64).max(1)
+    }
+
     fn sweep(&mut self, change: &mut Change, now_ms: u64, claims: Vec<Arc<str>>) {
         change.ended_claims.extend(claims);
-        let Shared { config, clock, hub, database, .. } = &self.shared;
+        let Shared { config, clock, database, .. } = &self.shared;
         let old_ms = now_ms.saturating_sub(config.retention.age_ms_max);
         let (finished, others) = database.older(old_ms, SWEEP_CHANNELS_MAX);
-        let busy = |change: &Change, name: &ChannelName| change.appends.iter().any(|append| append.name == *name);
         for name in finished {
-            if !busy(change, &name) && !change.forgotten.contains(&name) && hub.forget(&name, |_| true) {
-                change.forgotten.push(name);
+            self.forget(change, &name);
+        }
+        // A younger record may be of a channel whose first event is on its way.
+        for record in database.records_without_events(old_ms, false).into_iter().take(SWEEP_CHANNELS_MAX) {
+            if !self.owned_in_use(change, &record) {
+                self.forget(change, &record);
             }
         }
         change.emptied.extend(others);

@@ -1,5 +1,6 @@
 -- Appends events to a stream, all or none, and lets go of what retention does not keep.
--- KEYS: the stream, what is known of it beside its entries, and, where the append is fenced, the lease.
+-- KEYS: the stream, what is known of it beside its entries, the lease where the append is fenced, and the same two of the record of the
+-- channel's owner, which stays as long as the channel.
 -- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
 -- how long the rest is remembered in ms, the token of the lease or an empty text, then for each event: name, data, coalescing key, 1 when it finishes.
 -- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } where a later fresh one is needed.
@@ -89,4 +90,6 @@ redis.call('HSET', known, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'ru
   'bytes', string.format('%.0f', bytes))
 redis.call('PEXPIRE', stream, ARGV[6])
 redis.call('PEXPIRE', known, ARGV[7])
+redis.call('PEXPIRE', KEYS[#KEYS - 1], ARGV[6])
+redis.call('PEXPIRE', KEYS[#KEYS], ARGV[7])
 return { 'ok', epoch, string.format('%.0f', first), string.format('%.0f', seq) }

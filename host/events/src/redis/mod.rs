@@ -18,6 +18,7 @@ mod state;
 mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use redis::Script;
 use redis::streams::StreamRangeReply;
@@ -40,11 +41,16 @@ use crate::subscription::Subscription;
 const EPOCH_END: u64 = 1 << 62;
 /// How long a channel's place is remembered after its events are gone, in milliseconds.
 const REMEMBERED_MS: u64 = 86_400_000;
+/// How often the owner record of a followed channel is renewed in the time that it lasts, and how many with one command.
+const RENEWALS: u64 = 4;
+const RENEWED_AT_ONCE: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Redis {
     shared: Arc<Shared>,
     reader: tokio::task::JoinHandle<()>,
+    /// When owner records of followed channels were last renewed, by the store clock.
+    renewed_ms: AtomicU64,
 }
 
 /// What the store and its reader share.
@@ -72,7 +78,7 @@ impl Redis {
         let followed = Notify::new();
         let shared = Arc::new(Shared { config, clock, hub, link, append, kept, leases, followed, making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
-        Ok(Self { shared, reader })
+        Ok(Self { shared, reader, renewed_ms: AtomicU64::new(0) })
     }
 
     pub(crate) async fn append(
@@ -177,6 +183,32 @@ impl Redis {
         Health { store: StoreKind::Redis, ok: detail.is_none() || fallback, fallback, detail }
     }
 
+    /// Makes the owner records of channels that are followed here last, however long nothing is published to them.
+    pub(crate) async fn sweep(&self) {
+        let Shared { config, clock, hub, link, .. } = &*self.shared;
+        let (now_ms, age_ms_max) = (clock.now_ms(), config.retention.age_ms_max.max(1));
+        if now_ms.saturating_sub(self.renewed_ms.load(Ordering::Relaxed)) < age_ms_max / RENEWALS {
+            return;
+        }
+        let followed = hub.all().into_iter().filter(|channel| !channel.lock().idle());
+        let records: Vec<ChannelName> = followed.filter_map(|channel| channel.name.owner_record()).collect();
+        for some in records.chunks(RENEWED_AT_ONCE) {
+            let mut renew = redis::pipe();
+            for record in some {
+                renew.cmd("PEXPIRE").arg(self.shared.key(record)).arg(age_ms_max).ignore();
+                let remembered_ms = age_ms_max.saturating_add(REMEMBERED_MS);
+                renew.cmd("PEXPIRE").arg(self.shared.meta_key(record)).arg(remembered_ms).ignore();
+            }
+            let renewed: Result<(), Error> =
+                link.ask(|mut live| async move { renew.query_async(&mut live.connection).await }).await;
+            if renewed.is_err() {
+                // The next sweep tries again.
+                return;
+            }
+        }
+        self.renewed_ms.store(now_ms, Ordering::Relaxed);
+    }
+
     pub(crate) fn groups(&self) -> Groups {
         Groups::new(Arc::clone(&self.shared.link))
     }
@@ -234,6 +266,9 @@ impl Shared {
         let mut call = self.append.prepare_invoke();
         let (lease, token) = fence_arguments(&self.link, fence);
         call.key(self.key(name)).key(self.meta_key(name)).key(lease);
+        // A kind that is too long for a record has none, and the keys of the channel itself stand in.
+        let record = name.owner_record().unwrap_or_else(|| name.clone());
+        call.key(self.key(&record)).key(self.meta_key(&record));
         call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
         call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
         call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS)).arg(token);
@@ -285,7 +320,7 @@ impl Shared {
         let (entries, known, oldest_ms) = loop {
             let Range { entries, known, now_ms } = self.range(name, &from, limit).await?;
             // By the server's clock, which gave the events their times: ours may be set to another time.
-            let oldest_ms = now_ms.saturating_sub(self.config.retention.age_ms_max);
+            let oldest_ms = now_ms.saturating_sub(self.config.retention_of(name).age_ms_max);
             match entries.last() {
                 Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
                 // The cursor is not of this channel: all that is retained comes after the gap.

@@ -46,12 +46,12 @@ impl Users {
             let mut appended = Vec::new();
             for channel in Self::channels(user) {
                 let data = format!("{channel} {tried}");
-                let places = store.append(&channel, draft(&data)).await;
+                let places = store.append(&channel, draft(&data), None).await;
                 appended.push((channel, data, places));
             }
             let put = match &value {
-                Some(value) => store.put(&key, value.as_bytes(), None).await,
-                None => store.delete(&key).await,
+                Some(value) => store.put(&key, value.as_bytes(), None, None).await,
+                None => store.delete(&key, None).await,
             };
             let claim = format!("claim:{user}:{tried}");
             let claimed = store.claim(&claim, 60_000).await;
@@ -116,7 +116,7 @@ async fn recovered(store: &Disk, source: &Arc<Set>) {
         source.pass(1_000);
         store.sweep().await;
         // A value that comes behind the sweep in the queue.
-        if store.delete(&name("probe:p")).await.is_ok() && store.health().ok {
+        if store.delete(&name("probe:p"), None).await.is_ok() && store.health().ok {
             return;
         }
     }

@@ -27,6 +27,9 @@ pub(crate) struct Database {
 #[derive(Debug, Default)]
 struct Known {
     channels: Metas,
+    /// Channels that the commit under way removes. Nobody reads them from the file any more, or a reader could bring one back into memory
+    /// that is on the disk no longer.
+    leaving: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
     /// The number of the next new channel. It never goes back, whatever becomes of commits.
@@ -81,7 +84,18 @@ impl Database {
     }
 
     pub(crate) fn knows(&self, name: &ChannelName) -> bool {
-        lock(&self.known).channels.contains_key(name)
+        let known = lock(&self.known);
+        known.channels.contains_key(name) && !known.leaving.contains(name)
+    }
+
+    /// Says that the next commit removes a channel, or that it does not.
+    pub(crate) fn leave(&self, name: &ChannelName, leaves: bool) {
+        let mut known = lock(&self.known);
+        if leaves {
+            known.leaving.insert(name.clone());
+        } else {
+            known.leaving.remove(name);
+        }
     }
 
     /// How many channels are on the disk, owner records apart; or how many owner records.
@@ -191,12 +205,14 @@ impl Database {
         match write() {
             Ok(changed) => {
                 let mut known = lock(&self.known);
+                known.leaving.clear();
                 for name in &change.forgotten {
                     known.remove(name);
                 }
                 known.extend(changed);
             }
             Err(error) => {
+                lock(&self.known).leaving.clear();
                 self.unsettle(unflushed.iter().map(|(_, change)| change).chain([change]));
                 self.open_to_read();
                 return Err(error);
@@ -298,7 +314,7 @@ impl Database {
         if file.is_none() || known.unsettled.contains(name.as_str()) {
             return Err(super::closed());
         }
-        Ok((file, known.channels.get(name).copied()))
+        Ok((file, known.channels.get(name).filter(|_| !known.leaving.contains(name)).copied()))
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, Option<redb::Database>> {

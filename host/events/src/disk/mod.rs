@@ -241,9 +241,15 @@ impl Disk {
             return Ok(channel);
         }
         let loaded = if self.database.knows(name) { self.load(name).await? } else { None };
+        let on_disk = loaded.is_some();
         let state =
             loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention_of(name), self.clock.beginning())));
-        self.hub.insert(name, || state)
+        let channel = self.hub.insert(name, || state)?;
+        if on_disk && !self.database.knows(name) {
+            // It was removed meanwhile: those who have it ask again.
+            self.hub.forget(name, |_| true);
+        }
+        Ok(channel)
     }
 
     async fn load(&self, name: &ChannelName) -> Result<Option<State>, Error> {

@@ -317,14 +317,22 @@ impl Writer {
         let is_new = |change: &Change, name: &ChannelName| {
             !change.forgotten.contains(name) && change.appends.iter().all(|append| append.name != *name)
         };
-        if !is_new(change, name) || !hub.forget(name, |_| true) {
+        let release = |name: &ChannelName| {
+            database.leave(name, true);
+            let released = hub.forget(name, |_| true);
+            if !released {
+                database.leave(name, false);
+            }
+            released
+        };
+        if !is_new(change, name) || !release(name) {
             return false;
         }
         change.forgotten.push(name.clone());
         if let Some(record) = name.owner_record()
             && database.knows(&record)
             && is_new(change, &record)
-            && hub.forget(&record, |_| true)
+            && release(&record)
         {
             change.forgotten.push(record);
         }

@@ -70,11 +70,9 @@ impl SocketMessage {
             let message = "`channel` must be a kind and an id, such as `workflow:42`".to_owned();
             errors.push(FieldError::new("channel", FieldReason::NotAllowed, message));
         }
-        if cursor.is_some() {
-            if !subscribes {
-                let message = "`last_event_id` is for `subscribe` only".to_owned();
-                errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
-            }
+        if cursor.is_some() && !subscribes {
+            let message = "`last_event_id` is for `subscribe` only".to_owned();
+            errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
         }
         let known = ["type", "channel", "last_event_id"];
         errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &known)));

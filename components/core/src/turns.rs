@@ -185,7 +185,8 @@ mod tests {
         turns.finish(third, 0);
         turns.finish(second, 1);
         assert_eq!(turns.poll(), None);
-        assert!(turns.is_empty() && turns.len() == 0);
+        assert!(turns.is_empty());
+        assert_eq!(turns.len(), 0);
     }
 
     proptest! {

@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn short_text_is_one_window() {
-        assert_eq!(windows(&[Space; 8], 8, 2), [0..8]);
-        assert_eq!(windows(&[], 8, 2), [0..0]);
+        assert_eq!(windows(&[Space; 8], 8, 2), vec![0..8; 1]);
+        assert_eq!(windows(&[], 8, 2), vec![0..0; 1]);
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
         let shown = line.trim();
         // While cargo counts, the names of single crates say less.
         let is_crate = shown.starts_with("Compiling ") || shown.starts_with("Checking ");
-        if !shown.is_empty() && !(is_crate && message.contains(" of ")) {
+        if !shown.is_empty() && (!is_crate || !message.contains(" of ")) {
             message = shown.to_owned();
         }
         step.at(&message);
@@ -170,8 +170,7 @@ fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
         let mut after_return = false;
-        loop {
-            let Ok(bytes) = from.fill_buf() else { break };
+        while let Ok(bytes) = from.fill_buf() {
             let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
             let (is_last, is_return) = (bytes.is_empty(), end.is_some_and(|at| bytes[at] == b'\r'));
             line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);

@@ -240,7 +240,7 @@ fn public_key_in_the_file_of_secrets_is_refused() {
         expect!["line 1 resembles a public or private key (PEM); a public key belongs in the file `token_keys`"],
     );
     check_secrets(
-        format!("{{\n  \"kty\": \"OKP\",\n  \"crv\": \"Ed25519\"\n}}"),
+        "{\n  \"kty\": \"OKP\",\n  \"crv\": \"Ed25519\"\n}",
         expect!["line 2 resembles a public or private key (JWK); a public key belongs in the file `token_keys`"],
     );
     check_secrets(

@@ -15,7 +15,7 @@ pub(super) struct Server {
 }
 
 /// What `weir serve` is told besides its defaults: bounds for so many subscribers of one user.
-const WEIR: [&str; 12] = [
+const WEIR: [&str; 13] = [
     "models.replicas=1",
     "http.connections_max=20000",
     "http.requests_max=20000",

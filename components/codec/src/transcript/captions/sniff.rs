@@ -17,7 +17,7 @@ pub enum Content {
 pub fn sniff(bytes: &[u8], whole: bool) -> Option<Content> {
     let undecided = whole.then_some(Content::Lines);
     // Part of a byte order mark, or of the first characters of UTF-16.
-    if bytes.len() < 4 && !(bytes.starts_with(b"{") && !bytes.contains(&0)) {
+    if bytes.len() < 4 && (!bytes.starts_with(b"{") || bytes.contains(&0)) {
         return undecided;
     }
     let (encoding, rest) = Encoding::of(bytes);

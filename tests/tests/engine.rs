@@ -58,6 +58,7 @@ async fn answer_of_the_builtin_engine_has_the_same_bits_in_every_batch() -> Resu
 }
 
 /// Compares the numbers of texts alone with those in 1,300 mixtures.
+#[expect(clippy::print_stdout, reason = "the figures of a run, which the test runner shows on demand")]
 async fn compare_mixtures(engine: &str, difference_max: f32) -> Result<()> {
     for (model, mixtures) in [("sentiment", 1000), ("entities", 150), ("embeddings", 150)] {
         let mut config = sentiment();

@@ -240,7 +240,7 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
     const ROUNDS: usize = 6;
     let shared = Shared::new(STEPS).await?;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut instances = vec![shared.instance().await?, shared.instance().await?];
+    let mut instances = [shared.instance().await?, shared.instance().await?];
     let mut ids = Vec::new();
     for n in 0..EXECUTIONS {
         ids.push(begin(&instances[n % 2], "calls", &json!({"n": n})).await?);

@@ -17,6 +17,7 @@ use weir_codec::content_type;
 use weir_codec::cors::{Headers, OriginRefused};
 use weir_codec::found::Found;
 use weir_codec::problem::Problem;
+use weir_codec::target;
 use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
@@ -451,14 +452,15 @@ where
         return open_socket(shared, request, owner, open, id).await;
     }
     let get = request.method() == Method::GET;
-    let is_socket = Found::is_socket(request.uri().path());
+    // Lines in both directions, in the place of a WebSocket. The gateway finds its routes by the normal form of the path.
+    let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| Found::is_socket(&path));
     let gzip = shared.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
     match shared.gateway.handle(request, owner).await {
         Ok(response) => {
             let (mut head, body) = response.into_parts();
-            if let Err(answer) = count(shared, &mut head, &mut open, is_socket, id) {
-                return answer;
+            if let Some(refusal) = count(shared, &mut head, &mut open, is_socket, id) {
+                return refusal;
             }
             match hold::instruction(&mut head.headers) {
                 Ok(Some(instruction)) if get => hold(shared, instruction, gzip, (head, body), (open, owner), id).await,
@@ -490,32 +492,35 @@ async fn open_socket<B>(shared: &Shared, request: Request<B>, owner: u64, mut op
         Ok(response) => {
             let (mut head, body) = response.into_parts();
             match count(shared, &mut head, &mut open, true, id) {
-                Ok(()) => handshake.answer(Response::from_parts(head, body), open),
-                Err(answer) => answer,
+                None => handshake.answer(Response::from_parts(head, body), open),
+                Some(refusal) => refusal,
             }
         }
         Err(error) => failed(&error, id),
     }
 }
 
-/// Counts a request for the user whom the gateway names in its answer, and a WebSocket among the connections of the user; or
-/// answers that the user has too many.
+/// Counts a request for the user whom the gateway names in its answer, and a WebSocket among the connections of the user. Where
+/// the user has too many, returns the refusal.
 fn count(
     shared: &Shared,
     head: &mut response::Parts,
     open: &mut Option<Open>,
     is_socket: bool,
     id: &str,
-) -> Result<(), Answer> {
-    let (Some(user), Some(open)) = (hold::user(&mut head.headers), open) else { return Ok(()) };
-    open.assign(ClientKey::User(user.as_str().into())).map_err(|refused| refuse(refused, id))?;
-    if is_socket {
-        let place = shared.holds.connect(&user);
-        let place =
-            place.map_err(|refused| Answer::Whole(answer::refused(&hold::no_room(&refused), &head.headers, id)))?;
-        open.connected(place);
+) -> Option<Answer> {
+    let (Some(user), Some(open)) = (hold::user(&mut head.headers), open) else { return None };
+    if let Err(refused) = open.assign(ClientKey::User(user.as_str().into())) {
+        return Some(refuse(refused, id));
     }
-    Ok(())
+    // An error ends the request, and is no connection.
+    if is_socket && head.status.is_success() {
+        match shared.holds.connect(&user) {
+            Ok(place) => open.connected(place),
+            Err(refused) => return Some(Answer::Whole(answer::refused(&hold::no_room(&refused), &head.headers, id))),
+        }
+    }
+    None
 }
 
 /// What a client is told when the gateway gave no answer.

@@ -398,7 +398,7 @@ async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Re
         ("/process-batch", "application/json"),
         ("/v1/classify", "application/json, application/x-ndjson"),
         ("/v1/annotate", "application/x-ndjson, text/plain, application/json"),
-        ("/v1/transcript", "application/x-ndjson, application/json"),
+        ("/v1/transcript", "application/x-ndjson, application/json, text/vtt, application/x-subrip"),
         ("/stream/publish/workflow/w", "application/json"),
         ("/ws", "application/x-ndjson"),
     ] {

@@ -1,7 +1,6 @@
 //! Pipelines end to end: what is told, what is answered, what goes wrong.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method};
@@ -452,69 +451,5 @@ async fn many_at_once() -> Result<()> {
         check_whole(&all)?;
         assert_eq!(all.last().map(|event| event.name.as_str()), Some("pipeline_complete"));
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn user_with_little_work_waits_for_slices_of_another_not_for_all_of_it() -> Result<()> {
-    const EXECUTIONS: usize = 40;
-    // Most of the budget of one evaluation: two passes over as many numbers as an input may have.
-    let step = |n: usize| {
-        let expression = "[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]";
-        json!({"id": format!("s{n}"), "kind": "map", "input": "input", "expression": expression})
-    };
-    let steps = |count: usize| (0..count).map(step).collect::<Value>();
-    let folder = Folder::new(&[
-        ("one", steps(1)),
-        ("heavy", steps(6)),
-        ("mood", json!([{"id": "light", "kind": "map", "expression": "@"}])),
-    ])?;
-    let keys = tempfile::tempdir()?;
-    std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
-    let dir = format!("auth.dir={}", keys.path().display());
-    let server = stub(&folder, &["--set", "auth.mode=required", "--set", &dir])?;
-    server.ready().await?;
-    let client = Client::new();
-    let numbers: Value = (0..95_000).map(|n| n % 10).collect();
-    let ask = |name: &str, key: &str, input: &Value| {
-        client.post(server.url(&format!("/pipelines/{name}"))).bearer_auth(key).json(input)
-    };
-    let wait = async |name: &str, key: &str, input: &Value| -> Result<Duration> {
-        let began = Instant::now();
-        let answer: Value = ask(name, key, input).header("prefer", "wait").send().await?.json().await?;
-        ensure!(answer["state"] == "completed", "{answer}");
-        Ok(began.elapsed())
-    };
-    // What one piece of heavy work takes when nothing else is done, on this machine.
-    let mut alone = Vec::new();
-    for _ in 0..3 {
-        alone.push(wait("one", ANN, &numbers).await?);
-    }
-    let alone = alone.into_iter().max().context("three")?;
-    let heavy = futures::future::try_join_all((0..EXECUTIONS).map(|_| async {
-        // Where the machine is slow it goes on after the answer, which is fine.
-        let answer = ask("heavy", ANN, &numbers).header("prefer", "wait").send().await?;
-        ensure!(answer.status().is_success(), "{}", answer.status());
-        Ok(())
-    }));
-    let mut heavy = std::pin::pin!(heavy);
-    let mut waited = Vec::new();
-    let input = json!("x");
-    loop {
-        tokio::select! {
-            biased;
-            done = &mut heavy => {
-                done?;
-                break;
-            }
-            // Dropped where the heavy work ends first: then it shows nothing.
-            light = wait("mood", BOB, &input) => waited.push(light?),
-        }
-    }
-    ensure!(waited.len() >= 3, "only {waited:?} in the midst of the heavy work; one heavy step alone takes {alone:?}");
-    waited.sort_unstable();
-    let median = waited[waited.len() / 2];
-    ensure!(median < alone * 10, "{waited:?}, and one heavy step alone takes {alone:?}");
-    assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
 }

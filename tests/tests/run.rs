@@ -336,7 +336,7 @@ fn mistakes_are_one_sentence() -> Result<()> {
     mistake(
         &["--task", "embed", "--set", "http.listn=1"],
         expect![[r#"
-            weir: http.listn: unknown field: found `listn`, expected one of `listen`, `connections_max`, `requests_max`, `body_bytes_max`, `header_timeout_ms`, `body_timeout_ms`, `write_timeout_ms`, `request_timeout_ms`, `drain_timeout_ms` (in the flag)
+            weir: http.listn is not a key of the configuration; did you mean `http.listen`?
         "#]],
     )?;
     mistake(

@@ -68,7 +68,7 @@ async fn full_disk_makes_the_server_unready_and_loses_and_mixes_up_nothing() -> 
             publish_until_refused(&server, &mut answered).await?;
             assert_eq!(readiness(&server).await?, 503);
             bound_files(&server, "unlimited")?;
-            // Also where nobody publishes.
+            // Also where no publisher is active.
             server.ready().await?;
             let (status, _) = post(&server, "/stream/publish/user/new", &json!({"message": "new"})).await?;
             assert_eq!(status, 200);

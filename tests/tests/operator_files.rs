@@ -167,7 +167,7 @@ async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer()
     std::fs::write(folder.path().join("utf16.json"), utf16)?;
     let steps = format!("pipelines.steps=[\"own={}\"]", folder.path().join("missing.wasm").display());
     let server = Server::start_stub(&[&folder.arguments()[..], &["--set", &steps]].concat())?;
-    // Nobody has asked yet.
+    // No request has been made yet.
     for name in ["torn.json", "members.json", "has space", "utf16.json", "missing.wasm"] {
         until(&format!("the log names {name}"), || async { Ok(server.log().contains(name)) }).await?;
     }

@@ -1,6 +1,6 @@
 //! The operator's files of keys: public keys in `token_keys`, shared secrets in `token_secrets`.
 //!
-//! A public key must never become a shared secret: it is known to everybody, and whoever knows the secret of HS256 signs as any
+//! A public key must never become a shared secret: it is known to everybody, and a client that knows the secret of HS256 can sign as any
 //! user. So a secret is one only where it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of secrets
 //! with anything that resembles a public key is refused.
 //!

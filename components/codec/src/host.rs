@@ -83,7 +83,7 @@ pub fn of_request<'h>(
     }
 }
 
-/// The names that requests may be for on a server that asks nobody for a token: `localhost`, loopback addresses, and these.
+/// The names that requests may be for on a server that requires no token: `localhost`, loopback addresses, and these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostNames {
     names: Vec<String>,

@@ -28,7 +28,7 @@ struct User {
 }
 
 impl Turns {
-    /// Nobody waits.
+    /// An empty queue.
     pub fn new() -> Self {
         Self::default()
     }
@@ -51,7 +51,7 @@ impl Turns {
         ticket
     }
 
-    /// Gives the turn to who is next, where nobody has it; the ticket.
+    /// Gives the turn to the next ticket, unless one has it; returns the ticket.
     pub fn poll(&mut self) -> Option<u64> {
         if self.running.is_some() {
             return None;
@@ -89,7 +89,7 @@ impl Turns {
         self.users.values().map(|user| user.waiting.len()).sum()
     }
 
-    /// True when nobody waits or has the turn.
+    /// True when no ticket waits or has the turn.
     pub fn is_empty(&self) -> bool {
         self.running.is_none() && self.next.is_empty()
     }
@@ -113,7 +113,7 @@ impl Turns {
     fn forget(&mut self) {
         let clock_ns = self.clock_ns;
         if self.next.is_empty() {
-            // Nobody waits, so nobody is behind anybody.
+            // No ticket waits, so no user is behind another.
             self.users.clear();
         } else if self.users.len() > 2 * self.next.len() + 16 {
             self.users.retain(|_, user| !user.waiting.is_empty() || user.end_ns > clock_ns);

@@ -151,7 +151,7 @@ impl StoreLease {
     }
 }
 
-/// 409: another instance owns it, and its lease ends in so many milliseconds unless it is renewed.
+/// 409: another instance owns it, and its lease ends in the given number of milliseconds unless it is renewed.
 pub(crate) fn owned_elsewhere(remaining_ms: u64) -> Problem {
     let retry_after_ms = u32::try_from(remaining_ms.clamp(1, RETRY_MS_MAX)).unwrap_or(u32::MAX);
     let detail = "another instance works on it now; try again later, or at that instance";

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 /// The gateway's settings.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `WEIR_HTTP_HOSTS`: names that requests may be for besides loopback's, separated by spaces, where nobody is asked for a token.
+    /// `WEIR_HTTP_HOSTS`: names that requests may be for besides loopback's, separated by spaces, where no token is required.
     pub(crate) hosts: Vec<String>,
     /// `WEIR_HTTP_BODY_BYTES_MAX`: most bytes in a body, 1048576 unless told.
     pub(crate) body_bytes_max: u64,

@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //! Every intrinsic here needs AVX2 and FMA, and nothing else but, for loads and stores, memory that the slices have been checked to
-//! cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so whoever has one runs on a processor with both. None of the pointers
+//! cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so code that holds one runs on a processor with both. None of the pointers
 //! that are read or written needs an alignment (`loadu`, `storeu`).
 
 use std::arch::x86_64::*;

@@ -238,7 +238,7 @@ pub(crate) fn exit(error: &clap::Error) -> ! {
     };
     let name = flag.split('=').next().unwrap_or(flag);
     let Some(key) = weir_config::suggest_key(name).filter(|key| key.contains('.')) else { error.exit() };
-    // A reader of standard error that is gone is told nothing.
+    // A closed standard error is ignored.
     let _ = error.print();
     eprintln!("\n  tip: did you mean `--set {key}=VALUE`?");
     std::process::exit(error.exit_code())

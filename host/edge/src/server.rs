@@ -410,7 +410,7 @@ impl Shared {
     }
 }
 
-/// What a client is told that there is no room for.
+/// The refusal for a client that there is no room for.
 fn refuse(refused: Refused, id: &str) -> Answer {
     counter!("weir_http_rejected_total").increment(1);
     let trouble = match refused {

@@ -26,7 +26,7 @@ const RESERVED: u64 = 1 << 20;
 pub(crate) trait TimeSource: Send + Sync + fmt::Debug {
     /// Milliseconds since 1970 by the wall clock.
     fn wall_ms(&self) -> u64;
-    /// Milliseconds since some moment of this process, by a clock that nobody sets.
+    /// Milliseconds since some moment of this process, by a clock that is never set.
     fn monotonic_ms(&self) -> u64;
     /// How long the machine has been up, where the system says so.
     fn uptime(&self) -> Option<Uptime>;

@@ -376,7 +376,7 @@ fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
     })
 }
 
-/// Removes a channel, where nobody follows it and nothing is on its way. Returns false where it stays.
+/// Removes a channel that has no followers and no pending writes. Returns false where it stays.
 fn release(channels: &mut Channels, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
     let Some(channel) = channels.get(name) else { return true };
     let mut state = channel.lock();

@@ -179,7 +179,7 @@ impl Store {
         }
     }
 
-    /// Claims a key for so many milliseconds: true for exactly one caller, false for all others until the time has passed.
+    /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
     ///
     /// # Errors
     ///
@@ -272,7 +272,7 @@ impl Store {
         }
     }
 
-    /// Acquires the lease of a key for an owner, for so many milliseconds. The key needs no value. Later writes that carry its token are
+    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later writes that carry its token are
     /// refused once another owner has acquired it, and what was written before is seen by every later [`Store::get`] and
     /// [`Store::read`] of its owner. The same owner gets a new token, and its earlier one is refused then.
     ///
@@ -295,7 +295,7 @@ impl Store {
         }
     }
 
-    /// Makes a lease last so many milliseconds from now. It succeeds after its end too, unless another has acquired it.
+    /// Makes a lease last the given number of milliseconds from now. It succeeds after its end too, unless another has acquired it.
     ///
     /// # Errors
     ///

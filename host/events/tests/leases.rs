@@ -88,7 +88,7 @@ async fn expired_lease_is_renewed_unless_another_has_acquired_it(config: EventsC
     let key = name("session:x");
     let fence = acquired(&store, &key, "a", 1).await;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    // Nobody has written since, so it is as good as before.
+    // No other owner has written since, so the lease is valid as before.
     store.put_fenced(&key, b"1".to_vec(), None, Some(&fence)).await.unwrap();
     store.renew(&fence, LONG_MS).await.unwrap();
     assert!(matches!(store.acquire(&key, "b", LONG_MS).await, Ok(Acquisition::Held { .. })));

@@ -1,4 +1,4 @@
-//! What a person is told before the first build, which is the long one.
+//! The estimate that is printed before the first build, which takes the longest.
 
 use std::path::Path;
 

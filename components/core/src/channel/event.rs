@@ -175,7 +175,7 @@ pub struct Entry {
     pub cursor: Cursor,
     /// When it was appended, in milliseconds since 1970.
     pub time_ms: u64,
-    /// When it was appended by the clock that ages are measured with, in milliseconds. A store uses a clock that nobody sets, so
+    /// When it was appended by the clock that ages are measured with, in milliseconds. A store uses a clock that is never set, so
     /// that setting the wall clock makes no event older.
     pub stored_ms: u64,
     /// What happened.

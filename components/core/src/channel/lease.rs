@@ -5,7 +5,7 @@
 //! past the end of its lease can therefore change nothing after another has acquired it (Kleppmann, "How to do distributed
 //! locking", 2016; Gray and Cheriton, "Leases", 1989).
 //!
-//! An expired lease that nobody else has acquired can still be renewed, with the same token: then nobody wrote in between.
+//! An expired lease that no other owner has acquired can still be renewed, with the same token: no other owner has written since.
 
 use std::collections::HashMap;
 
@@ -69,7 +69,7 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// No leases, and room for so many. Tokens begin after `last_token`, which must not be below any token of an earlier process.
+    /// No leases, and room for `leases_max`. Tokens begin after `last_token`, which must not be below any token of an earlier process.
     pub fn new(leases_max: usize, last_token: u64) -> Self {
         Self { leases_max: leases_max.max(1), leases: HashMap::new(), last_token, expire_at_ms: 0 }
     }

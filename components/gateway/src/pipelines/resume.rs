@@ -32,9 +32,9 @@ const DAMAGED_MAX: usize = 1000;
 
 /// The result of opening an execution.
 pub(super) enum Opened {
-    /// It goes on here.
+    /// It runs in this instance.
     Live(Rc<Live>),
-    /// Another instance owns it, for so many milliseconds unless it renews its lease.
+    /// Another instance owns it, until its lease ends, in the given number of milliseconds unless it renews it.
     Elsewhere(u64),
     /// It is being opened here.
     Opening,

@@ -217,7 +217,7 @@ async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
     let config = transcript::config(&ask);
     let mut annotations = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ANNOTATED_MAX) {
-        // The session component computes and waits for nobody.
+        // The session component computes without waiting.
         let turn = turns::take(user).await;
         let some = transcript::annotate(&config, texts.iter()).await;
         drop(turn);

@@ -251,7 +251,7 @@ impl Feed<'_> {
                     let written = inputs.write_all(taken);
                     let left = match select(pin!(written), pin!(end.passed())).await {
                         Either::Left((left, _)) => left,
-                        // It waits for whoever reads the answers.
+                        // It waits for the reader of the answers.
                         Either::Right(((), written)) => {
                             drop(turn);
                             self.has_turn.set(false);

@@ -4,7 +4,7 @@
 //! So the newest feeder wins, and nothing of two is ever in the channel side by side.
 //!
 //! Where instances share a store, who holds a session also owns it there ([`StoreLease`]) before it changes anything, and reads it again
-//! if another instance has owned it since. A session at rest is owned by nobody.
+//! if another instance has owned it since. A session at rest has no owner.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},

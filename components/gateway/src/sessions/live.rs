@@ -60,7 +60,7 @@ pub(crate) async fn begin(ask: &SessionAsk) -> Result<Vec<u8>, Problem> {
 /// What a session at rest answers to a user.
 pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody, user: &str) -> Result<OutputBody, Problem> {
     let bytes = keeping.checkpoint(entry).await?;
-    // The session component computes and waits for nobody.
+    // The session component computes without waiting.
     let _turn = turns::take(user).await;
     answer(Start::Checkpoint(rested(entry, bytes)), body).await
 }

@@ -276,7 +276,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets go of channels that nobody follows, and of the records of their owners.
+    /// Removes channels without followers, and the records of their owners.
     fn make_room(&self, change: &mut Change) -> Result<(), Error> {
         let hub = &self.shared.hub;
         let mut gone = 0;

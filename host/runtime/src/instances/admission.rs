@@ -177,7 +177,7 @@ impl RequestQueue {
             return Poll::Pending;
         }
         let mut state = self.lock();
-        // Requests that nobody waits for any more.
+        // Requests whose clients have disconnected.
         state.waiting.retain(|waiting| !waiting.answer.is_canceled());
         let taken_bytes = instance.body_bytes.load(Ordering::Relaxed);
         let fits = |waiting: &Waiting| {

@@ -387,22 +387,25 @@ async fn each_user_has_a_share() -> Result<()> {
     until("room again", || async { Ok(status(ask(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
 }
 
+/// A classify stream whose body stays open: the status line that it got, and its connection.
+async fn open_stream(server: &Server, key: &str) -> Result<(String, Raw)> {
+    let mut raw = Raw::connect(server).await?;
+    let head = format!(
+        "POST /v1/classify HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n",
+        server.address()
+    );
+    raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).await?;
+    let head = raw.read_until("\r\n\r\n").await?;
+    anyhow::ensure!(!head.contains("weir-user"), "{head}");
+    Ok((head[..12].to_owned(), raw))
+}
+
 #[tokio::test]
 async fn user_over_its_share_of_places_is_refused_and_another_at_the_same_address_is_served() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &["--set", "http.requests_max=4"])?;
     server.ready().await?;
-    let open = async |key: &str| {
-        let mut raw = Raw::connect(&server).await?;
-        let head = format!(
-            "POST /v1/classify HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson\r\n",
-            server.address()
-        );
-        raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).await?;
-        let head = raw.read_until("\r\n\r\n").await?;
-        anyhow::ensure!(!head.contains("weir-user"), "{head}");
-        Ok::<_, anyhow::Error>((head[..12].to_owned(), raw))
-    };
+    let open = async |key: &str| open_stream(&server, key).await;
     let (first, second) = (open(ANN).await?, open(ANN).await?);
     assert_eq!((first.0.as_str(), second.0.as_str()), ("HTTP/1.1 200", "HTTP/1.1 200"));
     assert_eq!(open(ANN).await?.0, "HTTP/1.1 429");
@@ -420,9 +423,13 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
         guarded(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())?;
     server.ready().await?;
     let follow = || ask(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
-    // All at once, so that several instances answer.
-    let answers = futures::future::try_join_all((0..20).map(|_| follow())).await?;
+    // An open stream occupies an instance that takes one request at a time, so subscriptions after it come from another.
+    let mut answers = vec![follow().await?];
+    let busy = open_stream(&server, BOB).await?;
+    answers.push(follow().await?);
+    assert_eq!(busy.0, "HTTP/1.1 200");
     assert!(server.metric("weir_gateway_instances_total").await? > 1.0);
+    answers.extend(futures::future::try_join_all((0..18).map(|_| follow())).await?);
     let (held, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
     assert_eq!((held.len(), refused.len()), (3, 17));
     for answer in refused {

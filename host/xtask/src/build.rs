@@ -11,7 +11,7 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
-    COMPONENT_PROFILE, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SHIPPED_MODELS, WASM_TARGET,
+    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SHIPPED_MODELS, WASM_TARGET,
 };
 use crate::sh;
 use crate::ui::Step;
@@ -138,7 +138,10 @@ pub(crate) fn host_cargo(house: &House, subcommand: &str) -> Command {
 /// `cargo COMMAND` for the components, with the toolchain that `setup` chose.
 pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
     let mut command = sh::cargo(house);
-    command.arg(subcommand).args(["--profile", COMPONENT_PROFILE, "--target", WASM_TARGET]);
+    command.arg(subcommand).args(["--release", "--target", WASM_TARGET]);
+    for setting in COMPONENT_CONFIG {
+        command.args(["--config", setting]);
+    }
     if subcommand == "build" {
         sh::show_progress(&mut command);
     }

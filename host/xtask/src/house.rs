@@ -49,8 +49,9 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
 /// The folder of the models that ship, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";
 
-/// The profile of the components (see the workspace's Cargo.toml).
-pub(crate) const COMPONENT_PROFILE: &str = "component";
+/// What the components add to the release profile: small output of one codegen unit. Settings of the same profile rather than
+/// a profile of their own, so that the proc macros of both builds are the same artifacts.
+pub(crate) const COMPONENT_CONFIG: [&str; 2] = ["profile.release.lto=true", "profile.release.codegen-units=1"];
 
 /// The target of the components.
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
@@ -59,7 +60,7 @@ impl Component {
     /// Where cargo leaves it.
     pub(crate) fn built(&self, house: &House) -> PathBuf {
         let file = format!("{}.wasm", self.package.replace('-', "_"));
-        house.target.join(WASM_TARGET).join(COMPONENT_PROFILE).join(file)
+        house.target.join(WASM_TARGET).join("release").join(file)
     }
 
     /// Where the host, the tests and everybody else find it.

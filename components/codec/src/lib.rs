@@ -10,8 +10,8 @@
 //! - [`frame`]: events as NDJSON or SSE; [`sse`]: with ids, retries and comments, for subscriptions.
 //! - [`channel`], [`publish`], [`stream_event`]: the channels of workflows, files and users: their paths, what publishers
 //!   send and what subscribers read; `raw`: JSON that passes through; [`timestamp`]: RFC 3339.
-//! - [`grip`], [`websocket_events`]: the guest decides and the host holds: the Generic Realtime Intermediary Protocol;
-//!   [`hold`]: what Weir's own host is told besides.
+//! - [`grip`]: the Generic Realtime Intermediary Protocol: the guest decides and the host holds; [`hold`]: what Weir's own
+//!   host is told besides.
 //! - [`subscribe`], [`subscription`], [`socket`]: where a subscription goes on, and what its client reads; what a WebSocket that
 //!   follows many channels says.
 //! - [`pipeline`]: definitions, executions and their events, checkpoints, `/process-stream` as a pipeline.
@@ -67,4 +67,3 @@ pub mod tei;
 pub mod timestamp;
 pub mod transcript;
 pub mod tree;
-pub mod websocket_events;

@@ -96,15 +96,6 @@ impl Task {
         }
     }
 
-    /// The name of its result in a line.
-    pub fn result_name(self) -> &'static str {
-        match self {
-            Self::Classify => "scores",
-            Self::Tokens => "entities",
-            Self::Embed => "embedding",
-        }
-    }
-
     /// The task of a model of this kind.
     pub fn of_kind(kind: &str) -> Option<Self> {
         Some(match kind {

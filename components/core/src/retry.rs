@@ -172,11 +172,6 @@ impl RetryBudget {
         rest.is_some()
     }
 
-    /// Whole retries that could be made at once.
-    pub fn retries_saved(&self) -> u64 {
-        self.balance / PARTS_PER_RETRY
-    }
-
     fn fill(&mut self, now: u64) {
         let elapsed_ns = now.saturating_sub(self.filled_ns);
         self.filled_ns = self.filled_ns.max(now);

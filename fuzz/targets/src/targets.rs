@@ -37,7 +37,6 @@ use weir_codec::{
         input,
     },
     tree::Node,
-    websocket_events,
 };
 
 /// A function over any bytes.
@@ -139,7 +138,6 @@ pub const TARGETS: &[Target] = &[
             b"grip-hold: stream\ngrip-channel: a; prev-id=1-1, b\ngrip-keep-alive: \\n\\n; format=cstring; timeout=20\ngrip-link: </stream/workflow/1>; rel=next",
             b"grip-hold: response\ngrip-channel: a\ngrip-timeout: 5",
             b"after=1-1; framing=sse; heartbeat-ms=15000; ends-s=1800000000; user=ann",
-            b"OPEN\r\nTEXT 5\r\nhello\r\nCLOSE 2\r\n\x03\xe8\r\nDISCONNECT\r\n",
         ],
     },
     Target {
@@ -373,12 +371,6 @@ pub fn grip(data: &[u8]) -> bool {
     if let Ok(terms) = Terms::from_header(data) {
         accepted = true;
         assert_eq!(Terms::from_header(terms.to_header().as_bytes()), Ok(terms));
-    }
-    if let Ok(events) = websocket_events::read(data, 1 << 16) {
-        accepted |= !events.is_empty();
-        let mut out = Vec::new();
-        events.iter().for_each(|event| websocket_events::push(&mut out, event));
-        assert_eq!(websocket_events::read(&out, 1 << 16), Ok(events));
     }
     accepted
 }

@@ -109,8 +109,3 @@ pub fn final_prompt(context: &str, keywords: &[Arc<str>]) -> String {
          1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n"
     )
 }
-
-/// Asks for the answer to a question.
-pub fn question_prompt(question: &str) -> String {
-    format!("Answer this question from the conversation:\nQ: {question}\nA:")
-}

@@ -55,7 +55,7 @@ pub use self::{
         ConfigError, ContextConfig, IdleConfig, SEGMENTS_MAX, SPEAKER_BYTES_MAX, SessionConfig, SessionLimits,
         SessionRules, SummaryConfig, TEXT_BYTES_MAX,
     },
-    context::{ContextWindow, SummaryDue, SummaryKind, final_prompt, incremental_prompt, question_prompt},
+    context::{ContextWindow, SummaryDue, SummaryKind, final_prompt, incremental_prompt},
     intent::Intent,
     metrics::{Counters, Latency, Metrics},
     route::{RoutingConfig, WORKFLOWS, Workflow},

@@ -104,15 +104,6 @@ pub enum PushError<T> {
     NotRunning(T),
 }
 
-impl<T> PushError<T> {
-    /// The item.
-    pub fn into_item(self) -> T {
-        match self {
-            Self::Full(item) | Self::NotRunning(item) => item,
-        }
-    }
-}
-
 /// An attempt at an item, for inference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt<T> {

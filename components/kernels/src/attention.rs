@@ -5,10 +5,11 @@ use std::ops::Range;
 use crate::aligned::Aligned;
 use crate::normalize::softmax;
 use crate::product::{by_rows, sums};
+use crate::relative::ScoreTerm;
 use crate::rows::{Block, blocks};
 use crate::simd::{Kernel, Simd, store_tail};
 
-/// For each text and head: `softmax(factor Q Kᵀ) V`.
+/// For each text and head: `softmax(factor Q Kᵀ + term) V`.
 pub(crate) struct Attention<'a> {
     /// `[tokens, 3 heads head_size]`: queries, keys and values beside each other.
     pub(crate) qkv: &'a [f32],
@@ -18,6 +19,8 @@ pub(crate) struct Attention<'a> {
     pub(crate) head_size: usize,
     /// What scores are multiplied by: `1 / sqrt(head_size)`, or 1 where the queries have it already.
     pub(crate) factor: f32,
+    /// What is added to the scores.
+    pub(crate) term: Option<&'a mut dyn ScoreTerm>,
     /// `[tokens, heads head_size]`
     pub(crate) out: &'a mut [f32],
     pub(crate) buffers: &'a mut Buffers,
@@ -43,7 +46,7 @@ impl Kernel for Attention<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { qkv, texts, heads, head_size, factor, out, buffers } = self;
+        let Self { qkv, texts, heads, head_size, factor, mut term, out, buffers } = self;
         let width = 2 * S::LANES;
         let hidden = heads * head_size;
         for text in texts {
@@ -61,6 +64,9 @@ impl Kernel for Attention<'_> {
                     |which: usize| (which * hidden + head * head_size)..(which * hidden + (head + 1) * head_size);
                 let of = Head { simd, tokens, head_size, columns: head * head_size..(head + 1) * head_size, hidden };
                 let rows = || text_qkv.chunks_exact(row);
+                if let Some(term) = &mut term {
+                    term.begin(text, head);
+                }
                 of.pack_keys(rows().map(|row| &row[part(1)]), &mut buffers.keys);
                 of.pack_values(rows().map(|row| &row[part(2)]), &mut buffers.values);
                 for block in blocks(tokens, S::ROWS) {
@@ -71,7 +77,7 @@ impl Kernel for Attention<'_> {
                             *to = *value * factor;
                         }
                     }
-                    by_rows!(block.count, attend::<S>(&of, block, buffers, text_out));
+                    by_rows!(block.count, attend::<S>(&of, block, term.as_deref(), buffers, text_out));
                 }
             }
         }
@@ -123,7 +129,13 @@ impl<S: Simd> Head<S> {
 
 /// The results of a block of queries.
 #[inline(always)]
-fn attend<S: Simd, const R: usize>(head: &Head<S>, block: Block, buffers: &mut Buffers, out: &mut [f32]) {
+fn attend<S: Simd, const R: usize>(
+    head: &Head<S>,
+    block: Block,
+    term: Option<&dyn ScoreTerm>,
+    buffers: &mut Buffers,
+    out: &mut [f32],
+) {
     let Head { simd, tokens, head_size, hidden, .. } = *head;
     let width = 2 * S::LANES;
     let stride = tokens.next_multiple_of(width);
@@ -140,6 +152,9 @@ fn attend<S: Simd, const R: usize>(head: &Head<S>, block: Block, buffers: &mut B
     let shares = &mut buffers.shares[..R * tokens];
     for (query, row) in scores.chunks_exact_mut(stride).enumerate() {
         let row = &mut row[..tokens];
+        if let Some(term) = term {
+            term.add(block.first + query, row);
+        }
         softmax(simd, row);
         for (to, share) in shares.iter_mut().skip(query).step_by(R).zip(row) {
             *to = *share;

@@ -11,7 +11,9 @@ pub use crate::math::Activation;
 use crate::matrix::{INNER_MAX, Matrix, Precision, Values};
 use crate::normalize::LayerNorm;
 use crate::product::Epilogue;
+use crate::relative::{self, Bias, Disentangled, LayerDistances, OwnedRelative, PackedDistances, Relative, ScoreTerm};
 use crate::rows::Rows;
+use crate::table::{Table, Words};
 
 /// The numbers of an encoder's shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,26 +52,12 @@ pub struct Norm<'a> {
     pub bias: &'a [f32],
 }
 
-/// A table of embeddings `[rows, hidden]` as a file stores it.
-#[derive(Clone, Copy, Debug)]
-pub enum Table<'a> {
-    /// The rows.
-    F32(&'a [f32]),
-    /// The rows in integers, and the factor `[rows]` of each.
-    I8 {
-        /// The integers.
-        values: &'a [i8],
-        /// The factors.
-        scales: &'a [f32],
-    },
-}
-
 /// The embeddings as a file stores them.
 #[derive(Clone, Copy, Debug)]
 pub struct Embeddings<'a> {
     /// By token id.
     pub words: Table<'a>,
-    /// `[positions, hidden]`
+    /// `[positions, hidden]`; empty where a model has none, whose texts are then bounded by [`Variant::tokens_max`].
     pub positions: &'a [f32],
     /// `[types, hidden]`; empty where a model has none.
     pub types: &'a [f32],
@@ -96,6 +84,20 @@ pub struct LayerWeights<'a> {
     pub output: Linear<'a>,
     /// After the feed-forward network's residual connection.
     pub output_norm: Norm<'a>,
+}
+
+/// What some architectures have beside BERT's encoder.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variant<'a> {
+    /// From the normalized embeddings to `hidden`, where they are of another width: ELECTRA, ALBERT.
+    pub projection: Option<Linear<'a>>,
+    /// The layers that a text passes where they are more than those with weights: the first weights then serve the first layers, and so
+    /// on. ALBERT.
+    pub layers: Option<usize>,
+    /// How attention depends on distances: MPNet, DeBERTa.
+    pub relative: Relative<'a>,
+    /// The longest text where there are no position embeddings.
+    pub tokens_max: usize,
 }
 
 /// All weights of an encoder as a file stores them.
@@ -186,19 +188,18 @@ pub struct Encoder {
     positions: Vec<f32>,
     types: Vec<f32>,
     norm: OwnedNorm,
+    projection: Option<Matrix>,
+    relative: OwnedRelative,
+    tokens_max: usize,
+    /// The layers that a text passes, where they are not those with weights.
+    passes: Option<usize>,
     layers: Vec<Layer>,
 }
 
 #[derive(Debug)]
-enum Words {
-    F32(Vec<f32>),
-    I8 { values: Vec<i8>, scales: Vec<f32> },
-}
-
-#[derive(Debug)]
-struct OwnedNorm {
-    gain: Vec<f32>,
-    bias: Vec<f32>,
+pub(crate) struct OwnedNorm {
+    pub(crate) gain: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 #[derive(Debug)]
@@ -210,22 +211,39 @@ struct Layer {
     intermediate: Matrix,
     output: Matrix,
     output_norm: OwnedNorm,
+    distances: PackedDistances,
 }
 
 /// Memory that one caller computes in; it grows to the largest batch that it has seen.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// `[tokens, hidden]`: the states.
-    states: Aligned<f32>,
+    pub(crate) states: Aligned<f32>,
     /// `[tokens, 3 hidden]`
-    qkv: Aligned<f32>,
+    pub(crate) qkv: Aligned<f32>,
     /// `[tokens, hidden]`
-    context: Aligned<f32>,
+    pub(crate) context: Aligned<f32>,
     /// `[tokens, intermediate]`
-    wide: Aligned<f32>,
-    rows: Rows,
-    attention: Buffers,
-    texts: Vec<Range<usize>>,
+    pub(crate) wide: Aligned<f32>,
+    /// `[tokens, intermediate]`, in networks that are gated.
+    pub(crate) gate: Aligned<f32>,
+    /// `[tokens, hidden]`, where states are normalized before they are used.
+    pub(crate) normalized: Aligned<f32>,
+    pub(crate) rows: Rows,
+    pub(crate) attention: Buffers,
+    distances: relative::Buffers,
+    pub(crate) texts: Vec<Range<usize>>,
+}
+
+impl Scratch {
+    pub(crate) fn set_texts(&mut self, texts: &Texts<'_>) {
+        self.texts.clear();
+        let mut start = 0;
+        self.texts.extend(texts.lengths.iter().map(|length| {
+            start += length;
+            start - length..start
+        }));
+    }
 }
 
 impl Encoder {
@@ -239,7 +257,22 @@ impl Encoder {
         config: EncoderConfig,
         weights: &EncoderWeights<'_>,
     ) -> Result<Self, EncoderError> {
-        let EncoderConfig { hidden, heads, intermediate, .. } = config;
+        let mut encoder = Self::without_layers(isa, config, &weights.embeddings, Variant::default())?;
+        weights.layers.iter().try_for_each(|layer| encoder.push_layer(precision, layer, None))?;
+        Ok(encoder)
+    }
+
+    /// An encoder that has no layer yet.
+    ///
+    /// # Errors
+    /// When a tensor has not the length that the configuration gives it, or the configuration is not possible.
+    pub fn without_layers(
+        isa: Isa,
+        config: EncoderConfig,
+        embeddings: &Embeddings<'_>,
+        variant: Variant<'_>,
+    ) -> Result<Self, EncoderError> {
+        let EncoderConfig { hidden, heads, intermediate, first_position, .. } = config;
         if hidden == 0 || heads == 0 || hidden % heads != 0 {
             return Err(EncoderError::Config(format!("{heads} heads cannot share a hidden size of {hidden}")));
         }
@@ -248,38 +281,68 @@ impl Encoder {
                 "hidden size {hidden} and intermediate size {intermediate} must be within 1 to {INNER_MAX}"
             )));
         }
-        let Embeddings { words, positions, types, norm } = weights.embeddings;
-        let words = match words {
-            Table::F32(values) => {
-                table("word embeddings", values.len(), hidden)?;
-                Words::F32(values.to_vec())
-            }
-            Table::I8 { values, scales } => {
-                length("word embeddings", values.len(), scales.len() * hidden)?;
-                Words::I8 { values: values.to_vec(), scales: scales.to_vec() }
+        let Embeddings { words, positions, types, norm } = *embeddings;
+        let width = if variant.projection.is_some() { norm.gain.len() } else { hidden };
+        if width == 0 || width > INNER_MAX {
+            return Err(EncoderError::Config(format!("an embedding size of {width} is not within 1 to {INNER_MAX}")));
+        }
+        let words = Words::new(words, width).map_err(|(len, expected)| EncoderError::Length {
+            name: "word embeddings".to_owned(),
+            len,
+            expected,
+        })?;
+        table("position embeddings", positions.len(), width)?;
+        let tokens_max = match positions.len() / width {
+            0 => variant.tokens_max,
+            rows if rows > first_position => rows - first_position,
+            rows => {
+                let reason = format!("the first position, {first_position}, is not in a table of {rows}");
+                return Err(EncoderError::Config(reason));
             }
         };
-        table("position embeddings", positions.len(), hidden)?;
-        if positions.len() / hidden <= config.first_position {
-            return Err(EncoderError::Config(format!(
-                "the first position, {}, is not in a table of {}",
-                config.first_position,
-                positions.len() / hidden
-            )));
+        if tokens_max == 0 {
+            return Err(EncoderError::Config("it has no positions, and no bound for the length of a text".to_owned()));
         }
-        table("token type embeddings", types.len(), hidden)?;
-        let layers = weights.layers.iter().enumerate();
+        table("token type embeddings", types.len(), width)?;
+        let projection = variant.projection.map(|linear| {
+            check_linear("", "embedding projection", &linear, width, hidden)?;
+            Ok(Matrix::pack(isa, Precision::F32, width, &[(linear.values, linear.bias)]))
+        });
         Ok(Self {
             isa,
             config,
             words,
             positions: positions.to_vec(),
             types: types.to_vec(),
-            norm: OwnedNorm::new("embeddings", norm, hidden)?,
-            layers: layers
-                .map(|(index, layer)| Layer::new(isa, precision, &config, index, layer))
-                .collect::<Result<_, _>>()?,
+            norm: OwnedNorm::new("embeddings", norm, width)?,
+            projection: projection.transpose()?,
+            relative: OwnedRelative::new(variant.relative, heads, tokens_max)?,
+            tokens_max,
+            passes: variant.layers,
+            layers: Vec::new(),
         })
+    }
+
+    /// Packs a layer after those that it has. `distances` are those of a layer with disentangled attention.
+    ///
+    /// # Errors
+    /// When a tensor has not the length that the configuration gives it.
+    pub fn push_layer(
+        &mut self,
+        precision: Precision,
+        weights: &LayerWeights<'_>,
+        distances: Option<LayerDistances<'_>>,
+    ) -> Result<(), EncoderError> {
+        let mut layer = Layer::new(self.isa, precision, &self.config, self.layers.len(), weights)?;
+        if let (Some(distances), OwnedRelative::Disentangled { span, .. }) = (distances, &self.relative) {
+            let EncoderConfig { hidden, heads, .. } = self.config;
+            for values in [distances.keys, distances.queries].into_iter().flatten() {
+                length(&format!("layer {}: distances", self.layers.len()), values.len(), span * hidden)?;
+            }
+            layer.distances = PackedDistances::pack(self.isa, &distances, heads, hidden / heads, *span);
+        }
+        self.layers.push(layer);
+        Ok(())
     }
 
     /// Its shape.
@@ -289,17 +352,13 @@ impl Encoder {
 
     /// The longest text that it takes, in tokens.
     pub fn tokens_max(&self) -> usize {
-        self.positions.len() / self.config.hidden - self.config.first_position
+        self.tokens_max
     }
 
-    /// Bytes that its weights take in memory.
+    /// Bytes that its weights take in memory; a shared table does not count.
     pub fn bytes(&self) -> usize {
-        let words = match &self.words {
-            Words::F32(values) => 4 * values.len(),
-            Words::I8 { values, scales } => values.len() + 4 * scales.len(),
-        };
         let layers = self.layers.iter().map(Layer::bytes).sum::<usize>();
-        words + 4 * (self.positions.len() + self.types.len()) + layers
+        self.words.bytes() + 4 * (self.positions.len() + self.types.len()) + layers
     }
 
     /// The last states `[tokens, hidden]` of all texts, end to end.
@@ -307,94 +366,82 @@ impl Encoder {
     /// # Errors
     /// When a text is empty or too long, an id is not in its table, or the lengths do not add up.
     pub fn states<'a>(&self, texts: Texts<'_>, scratch: &'a mut Scratch) -> Result<&'a [f32], EncoderError> {
-        self.check(&texts)?;
-        let EncoderConfig { hidden, heads, intermediate, score_factor, .. } = self.config;
+        let width = self.norm.gain.len();
+        // A model without token types takes type 0.
+        check_texts(&texts, self.words.rows(width), (self.types.len() / width).max(1), self.tokens_max)?;
+        scratch.set_texts(&texts);
+        let EncoderConfig { hidden, intermediate, .. } = self.config;
         let tokens = texts.ids.len();
-        let Scratch { states, qkv, context, wide, rows, attention, texts: ranges } = scratch;
-        ranges.clear();
-        let mut start = 0;
-        ranges.extend(texts.lengths.iter().map(|length| {
-            start += length;
-            start - length..start
-        }));
+        let Scratch { states, qkv, context, wide, rows, texts: ranges, .. } = scratch;
         states.resize(tokens * hidden);
         qkv.resize(tokens * 3 * hidden);
         context.resize(tokens * hidden);
         wide.resize(tokens * intermediate);
-        self.embed(&texts, ranges, states);
-        for layer in &self.layers {
-            layer.qkv.multiply(states, Epilogue::Store, qkv, rows);
-            self.isa.run(Attention {
-                qkv,
-                texts: ranges,
-                heads,
-                head_size: hidden / heads,
-                factor: score_factor,
-                out: context,
-                buffers: attention,
-            });
+        if let Some(projection) = &self.projection {
+            // No layer has used the memory yet.
+            context.resize(tokens * width);
+            self.embed(&texts, ranges, context);
+            projection.multiply(context, Epilogue::Store, states, rows);
+            context.resize(tokens * hidden);
+        } else {
+            self.embed(&texts, ranges, states);
+        }
+        for layer in self.passes() {
+            layer.qkv.multiply(&scratch.states, Epilogue::Store, &mut scratch.qkv, &mut scratch.rows);
+            self.attend(layer, scratch);
+            let Scratch { states, context, wide, rows, .. } = scratch;
             layer.attention_output.multiply(context, Epilogue::Add, states, rows);
             self.normalize(states, &layer.attention_norm);
             layer.intermediate.multiply(states, Epilogue::Activate(self.config.activation), wide, rows);
             layer.output.multiply(wide, Epilogue::Add, states, rows);
             self.normalize(states, &layer.output_norm);
         }
-        Ok(states)
+        Ok(&scratch.states)
     }
 
-    fn check(&self, texts: &Texts<'_>) -> Result<(), EncoderError> {
-        let (tokens, ids) = (texts.lengths.iter().fold(0, |sum: usize, len| sum.saturating_add(*len)), texts.ids.len());
-        if tokens != ids {
-            return Err(EncoderError::Lengths { tokens, ids });
-        }
-        if !texts.types.is_empty() && texts.types.len() != ids {
-            return Err(EncoderError::Lengths { tokens, ids: texts.types.len() });
-        }
-        if texts.lengths.contains(&0) {
-            return Err(EncoderError::EmptyText);
-        }
-        let tokens_max = self.tokens_max();
-        if let Some(tokens) = texts.lengths.iter().copied().find(|tokens| *tokens > tokens_max) {
-            return Err(EncoderError::TextTooLong { tokens, tokens_max });
-        }
-        let within = |kind, ids: &[u32], rows: usize| match ids.iter().find(|id| **id as usize >= rows) {
-            Some(id) => Err(EncoderError::Id { kind, id: *id, rows }),
-            None => Ok(()),
+    /// The layers in the order in which a text passes them.
+    fn passes(&self) -> impl Iterator<Item = &Layer> {
+        let count = self.passes.unwrap_or(self.layers.len());
+        (0..count).map(move |pass| &self.layers[pass * self.layers.len() / count])
+    }
+
+    fn attend(&self, layer: &Layer, scratch: &mut Scratch) {
+        let EncoderConfig { hidden, heads, score_factor: factor, .. } = self.config;
+        let head_size = hidden / heads;
+        let Scratch { qkv, context, attention, distances, texts, .. } = scratch;
+        let mut bias;
+        let mut disentangled;
+        let term: Option<&mut dyn ScoreTerm> = match &self.relative {
+            OwnedRelative::None => None,
+            OwnedRelative::Bias { values, tokens_max } => {
+                bias = Bias { values, tokens_max: *tokens_max, head: 0 };
+                Some(&mut bias)
+            }
+            OwnedRelative::Disentangled { rows, span } => {
+                let (layer, rows, span) = (&layer.distances, rows, *span);
+                disentangled = Disentangled { layer, qkv, hidden, head_size, factor, rows, span, buffers: distances };
+                Some(&mut disentangled)
+            }
         };
-        let hidden = self.config.hidden;
-        let words = match &self.words {
-            Words::F32(values) => values.len() / hidden,
-            Words::I8 { scales, .. } => scales.len(),
-        };
-        within("token", texts.ids, words)?;
-        // A model without token types takes type 0.
-        within("token type", texts.types, (self.types.len() / hidden).max(1))
+        self.isa.run(Attention { qkv, texts, heads, head_size, factor, term, out: context, buffers: attention });
     }
 
     /// The normalized sums of word, position and type embeddings.
     fn embed(&self, texts: &Texts<'_>, ranges: &[Range<usize>], states: &mut [f32]) {
-        let EncoderConfig { hidden, first_position, .. } = self.config;
-        let row = |table: &'_ [f32], index: usize| -> Range<usize> {
-            debug_assert!((index + 1) * hidden <= table.len());
-            index * hidden..(index + 1) * hidden
+        let (width, first_position) = (self.norm.gain.len(), self.config.first_position);
+        let add = |state: &mut [f32], table: &[f32], row: usize| {
+            let row = &table[row * width..][..width];
+            state.iter_mut().zip(row).for_each(|(to, value)| *to += value);
         };
         for range in ranges {
             for (index, token) in range.clone().enumerate() {
-                let state = &mut states[token * hidden..][..hidden];
-                let id = texts.ids[token] as usize;
-                match &self.words {
-                    Words::F32(values) => state.copy_from_slice(&values[row(values, id)]),
-                    Words::I8 { values, scales } => {
-                        let values = &values[id * hidden..][..hidden];
-                        state.iter_mut().zip(values).for_each(|(to, value)| *to = f32::from(*value) * scales[id]);
-                    }
+                let state = &mut states[token * width..][..width];
+                self.words.read(texts.ids[token] as usize, state);
+                if !self.positions.is_empty() {
+                    add(state, &self.positions, first_position + index);
                 }
-                let position = &self.positions[row(&self.positions, first_position + index)];
-                state.iter_mut().zip(position).for_each(|(to, value)| *to += value);
                 if !self.types.is_empty() {
-                    let kind = texts.types.get(token).map_or(0, |kind| *kind as usize);
-                    let kind = &self.types[row(&self.types, kind)];
-                    state.iter_mut().zip(kind).for_each(|(to, value)| *to += value);
+                    add(state, &self.types, texts.types.get(token).map_or(0, |kind| *kind as usize));
                 }
             }
         }
@@ -416,15 +463,7 @@ impl Layer {
     ) -> Result<Self, EncoderError> {
         let EncoderConfig { hidden, intermediate, .. } = *config;
         let linear = |name: &str, linear: &Linear<'_>, inner: usize, columns: usize| {
-            let values = match linear.values {
-                Values::F32(values) | Values::F32Transposed(values) => values.len(),
-                Values::I8 { values, scales } => {
-                    length(&format!("layer {index}: scales of {name}"), scales.len(), columns)?;
-                    values.len()
-                }
-            };
-            length(&format!("layer {index}: {name}"), values, inner * columns)?;
-            length(&format!("layer {index}: bias of {name}"), linear.bias.len(), columns)
+            check_linear(&format!("layer {index}: "), name, linear, inner, columns)
         };
         let parts = [("query", &weights.query), ("key", &weights.key), ("value", &weights.value)];
         for (name, part) in parts {
@@ -445,20 +484,82 @@ impl Layer {
             intermediate: pack(hidden, &[&weights.intermediate]),
             output: pack(intermediate, &[&weights.output]),
             output_norm: norm("output", weights.output_norm)?,
+            distances: PackedDistances::default(),
         })
     }
 
     fn bytes(&self) -> usize {
-        [&self.qkv, &self.attention_output, &self.intermediate, &self.output].into_iter().map(Matrix::bytes).sum()
+        let matrices = [&self.qkv, &self.attention_output, &self.intermediate, &self.output];
+        matrices.into_iter().map(Matrix::bytes).sum::<usize>() + self.distances.bytes()
     }
 }
 
 impl OwnedNorm {
-    fn new(name: &str, norm: Norm<'_>, hidden: usize) -> Result<Self, EncoderError> {
+    pub(crate) fn new(name: &str, norm: Norm<'_>, hidden: usize) -> Result<Self, EncoderError> {
         length(&format!("{name} normalization gain"), norm.gain.len(), hidden)?;
         length(&format!("{name} normalization bias"), norm.bias.len(), hidden)?;
         Ok(Self { gain: norm.gain.to_vec(), bias: norm.bias.to_vec() })
     }
+}
+
+impl OwnedRelative {
+    fn new(relative: Relative<'_>, heads: usize, tokens_max: usize) -> Result<Self, EncoderError> {
+        let distances = 2 * tokens_max - 1;
+        Ok(match relative {
+            Relative::None => Self::None,
+            Relative::Bias(values) => {
+                length("bias of distances", values.len(), heads * distances)?;
+                Self::Bias { values: values.to_vec(), tokens_max }
+            }
+            Relative::Disentangled { rows, span } => {
+                length("rows of distances", rows.len(), distances)?;
+                if rows.iter().any(|row| *row as usize >= span) {
+                    return Err(EncoderError::Config(format!("a distance is not among {span} embeddings")));
+                }
+                Self::Disentangled { rows: rows.to_vec(), span }
+            }
+        })
+    }
+}
+
+/// Checks a batch before anything is computed.
+pub(crate) fn check_texts(
+    texts: &Texts<'_>,
+    words: usize,
+    types: usize,
+    tokens_max: usize,
+) -> Result<(), EncoderError> {
+    let (tokens, ids) = (texts.lengths.iter().fold(0, |sum: usize, len| sum.saturating_add(*len)), texts.ids.len());
+    if tokens != ids {
+        return Err(EncoderError::Lengths { tokens, ids });
+    }
+    if !texts.types.is_empty() && texts.types.len() != ids {
+        return Err(EncoderError::Lengths { tokens, ids: texts.types.len() });
+    }
+    if texts.lengths.contains(&0) {
+        return Err(EncoderError::EmptyText);
+    }
+    if let Some(tokens) = texts.lengths.iter().copied().find(|tokens| *tokens > tokens_max) {
+        return Err(EncoderError::TextTooLong { tokens, tokens_max });
+    }
+    let within = |kind, ids: &[u32], rows: usize| match ids.iter().find(|id| **id as usize >= rows) {
+        Some(id) => Err(EncoderError::Id { kind, id: *id, rows }),
+        None => Ok(()),
+    };
+    within("token", texts.ids, words)?;
+    within("token type", texts.types, types)
+}
+
+pub(crate) fn check_linear(name: &str, linear: &Linear<'_>, inner: usize, columns: usize) -> Result<(), EncoderError> {
+    let values = match linear.values {
+        Values::F32(values) | Values::F32Transposed(values) => values.len(),
+        Values::I8 { values, scales } => {
+            length(&format!("{scope}scales of {name}"), scales.len(), columns)?;
+            values.len()
+        }
+    };
+    length(&format!("{scope}{name}"), values, inner * columns)?;
+    length(&format!("{scope}bias of {name}"), linear.bias.len(), columns)
 }
 
 fn length(name: &str, len: usize, expected: usize) -> Result<(), EncoderError> {

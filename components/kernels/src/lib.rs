@@ -22,20 +22,26 @@ mod encoder;
 mod isa;
 mod math;
 mod matrix;
+mod modern;
 mod normalize;
 mod portable;
 mod product;
+mod relative;
 mod rows;
 mod simd;
+mod table;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
 pub use encoder::{
     Activation, Embeddings, Encoder, EncoderConfig, EncoderError, EncoderWeights, LayerWeights, Linear, Norm, Scratch,
-    Table, Texts,
+    Texts, Variant,
 };
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Matrix, Precision, Values};
+pub use modern::{ModernConfig, ModernEncoder, ModernLayerWeights};
 pub use product::Epilogue;
+pub use relative::{LayerDistances, Relative};
 pub use rows::Rows;
+pub use table::{Table, TableRows};

@@ -550,7 +550,14 @@ pub(crate) fn check_texts(
     within("token type", texts.types, types)
 }
 
-pub(crate) fn check_linear(name: &str, linear: &Linear<'_>, inner: usize, columns: usize) -> Result<(), EncoderError> {
+/// `scope` comes before the name of the part in an error.
+pub(crate) fn check_linear(
+    scope: &str,
+    name: &str,
+    linear: &Linear<'_>,
+    inner: usize,
+    columns: usize,
+) -> Result<(), EncoderError> {
     let values = match linear.values {
         Values::F32(values) | Values::F32Transposed(values) => values.len(),
         Values::I8 { values, scales } => {

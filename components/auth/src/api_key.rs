@@ -9,7 +9,7 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use thiserror::Error;
-use weir_codec::channel::check_id;
+use weir_codec::channels::route::check_id;
 use weir_core::text_file::{self, TextFileError};
 
 use crate::{

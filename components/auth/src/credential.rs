@@ -4,7 +4,7 @@
 //! `Referer` (RFC 6750, section 5.3). A ticket is good once and for seconds, which is why it may stand there.
 
 use thiserror::Error;
-use weir_codec::query::decode;
+use weir_codec::inference::query::decode;
 
 use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
 

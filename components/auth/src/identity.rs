@@ -1,7 +1,7 @@
 //! Who asks, and what that one may do.
 
 use thiserror::Error;
-use weir_codec::channel::{Channel, ChannelKind};
+use weir_codec::channels::route::{Channel, ChannelKind};
 
 use crate::scope::{Action, Scopes};
 

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use thiserror::Error;
-use weir_codec::tree::Node;
+use weir_codec::json::tree::Node;
 
 use crate::{
     base64url,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use thiserror::Error;
-use weir_codec::{channel::check_id, tree::Node};
+use weir_codec::{channels::route::check_id, json::tree::Node};
 
 use crate::{
     identity::Identity,

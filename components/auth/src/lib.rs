@@ -38,4 +38,4 @@ pub mod refusal;
 pub mod scope;
 pub mod ticket;
 
-pub use weir_codec::cors;
+pub use weir_codec::http::cors;

@@ -1,6 +1,6 @@
 //! All that goes wrong here, as a problem of RFC 9457, with the headers that belong to it.
 
-use weir_codec::problem::Problem;
+use weir_codec::http::problem::Problem;
 use weir_core::quota::{ConnectionRefused, Limited};
 
 use crate::{

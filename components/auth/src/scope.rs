@@ -13,7 +13,7 @@
 use std::fmt;
 
 use thiserror::Error;
-use weir_codec::channel::{Channel, ChannelKind, check_id};
+use weir_codec::channels::route::{Channel, ChannelKind, check_id};
 
 /// Most scopes that somebody has; a token with more is refused.
 pub const SCOPES_MAX: usize = 64;

@@ -13,7 +13,7 @@ use std::fmt;
 
 use hmac::Mac as _;
 use thiserror::Error;
-use weir_codec::channel::check_id;
+use weir_codec::channels::route::check_id;
 use weir_core::text_file::without_bom;
 
 use crate::{

@@ -19,7 +19,7 @@ use weir_auth::{
     scope::{Action, Scopes},
     ticket::{TicketError, TicketKeys},
 };
-use weir_codec::channel::Channel;
+use weir_codec::channels::route::Channel;
 
 const LABEL: &str = "1f-2";
 const NOW_S: u64 = 1_800_000_000;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use weir_codec::pipeline::expression::{Bounds, Expression};
+use weir_codec::pipelines::expression::{Bounds, Expression};
 use weir_core::pipeline::Json;
 
 /// What this language leaves out or does differently, and how many cases of the suite show it.

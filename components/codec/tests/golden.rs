@@ -9,8 +9,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde_json::{Value, json};
 use weir_codec::{
-    lines::{Line, Lines},
-    transcript::{
+    http::lines::{Line, Lines},
+    transcripts::{
         checkpoint,
         config::SessionAsk,
         event::EventLine,

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use serde_json::{Value, json};
 use weir_codec::{
-    channel::CHANNEL_ROUTES, openapi::document, pipeline::route::PIPELINE_ROUTES, route::ROUTES,
-    transcript::route::SESSION_ROUTES,
+    channels::route::CHANNEL_ROUTES, http::route::ROUTES, openapi::document, pipelines::route::PIPELINE_ROUTES,
+    transcripts::route::SESSION_ROUTES,
 };
 
 fn file() -> PathBuf {

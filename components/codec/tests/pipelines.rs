@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use expect_test::expect;
 use proptest::prelude::*;
-use weir_codec::pipeline::{
-    answer, checkpoint, definition, event, execution_id,
+use weir_codec::pipelines::{
+    checkpoint, definition, event, execution, execution_id,
     expression::{Bounds, Expression},
     text,
 };
@@ -86,7 +86,7 @@ impl World {
     }
 
     fn status(&self) -> String {
-        answer::status_json(&self.execution.status(now(self.ms).monotonic_ns))
+        execution::status_json(&self.execution.status(now(self.ms).monotonic_ns))
     }
 
     fn lines(&self) -> String {
@@ -124,7 +124,7 @@ fn a_review_from_text_to_report() {
     expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"review","state":"completed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":4,"events":17,"resumed":0,"steps":[{"id":"chunk","state":"completed","attempts":1},{"id":"sentiment","state":"completed","attempts":1},{"id":"summary","state":"failed","attempts":1,"error":"too short","code":"too_short","retryable":false},{"id":"entities","state":"completed","attempts":1},{"id":"report","state":"completed","attempts":1}],"output":{"in_short":"too short to sum up","names":["Ann"],"share_positive":1,"verdict":"POSITIVE"},"failure":null,"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&world.status());
     let mut reliability = Reliability::new(ReliabilityConfig::default());
     world.channel.iter().for_each(|sequenced| reliability.handle_event(0, &sequenced.event));
-    expect![[r#"{"total":{"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2},"window":{"seconds":300,"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2}}"#]].assert_eq(&answer::reliability_json(&reliability.snapshot(0)));
+    expect![[r#"{"total":{"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2},"window":{"seconds":300,"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2}}"#]].assert_eq(&execution::reliability_json(&reliability.snapshot(0)));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn an_order_that_is_killed_and_then_undone() {
         {"event_type":"pipeline_error","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0,"duration_ms":203},"metadata":{"resumed":2}}
     "#]].assert_eq(&world.lines());
     expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"failed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":203,"events":22,"resumed":2,"steps":[{"id":"read","state":"completed","attempts":0},{"id":"reserve","state":"completed","attempts":0},{"id":"mood","state":"completed","attempts":0},{"id":"score","state":"failed","attempts":0,"error":"the component trapped","code":"trapped","retryable":false}],"output":null,"failure":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0},"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&world.status());
-    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"running","links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&answer::accepted_json(world.execution.id(), "order"));
+    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"running","links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&execution::accepted_json(world.execution.id(), "order"));
     // A checkpoint of the end, too, reads back the same.
     let (definition, decoded) = checkpoint::decode(&world.saved).expect("a checkpoint");
     assert_eq!(checkpoint::encode(&decoded, &definition), world.saved);

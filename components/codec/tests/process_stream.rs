@@ -4,12 +4,10 @@
 use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc};
 
 use proptest::prelude::*;
-use weir_codec::{
-    event,
-    pipeline::{
-        output::{self, Say, Sentiments},
-        process_stream::{self, Renderer},
-    },
+use weir_codec::pipelines::{
+    output::{self, Say, Sentiments},
+    process_event,
+    process_stream::{self, Renderer},
 };
 use weir_core::{
     failure::Failure,
@@ -118,7 +116,7 @@ impl Pipeline {
 
 fn lines(process: &mut Process, now: Now) -> Vec<String> {
     let events = std::iter::from_fn(|| process.poll_event(now));
-    events.map(|said| String::from_utf8(event::to_json(&said)).expect("UTF-8")).collect()
+    events.map(|said| String::from_utf8(process_event::to_json(&said)).expect("UTF-8")).collect()
 }
 
 fn failures() -> impl Strategy<Value = Failure> {
@@ -195,7 +193,7 @@ proptest! {
                 let failure = Failure::RequestTimeout { timeout_ms: 5 };
                 pipeline.cancel(now(ms), &failure);
                 if let Some(last) = process.handle_abort(failure) {
-                    want.push(String::from_utf8(event::to_json(&last)).expect("UTF-8"));
+                    want.push(String::from_utf8(process_event::to_json(&last)).expect("UTF-8"));
                 }
                 break;
             }

@@ -8,10 +8,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::Value;
 use weir_codec::{
-    channel::Channel,
-    publish::WorkflowBody,
-    sse::{self, SseEvent},
-    stream_event::StreamEvent,
+    channels::{event::StreamEvent, publish::WorkflowBody, route::Channel},
+    http::sse::{self, SseEvent},
 };
 
 /// What a reader of a stream has seen.

@@ -8,13 +8,13 @@ use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use weir_codec::{
-    frame::Framing,
-    transcript::{
+    http::framing::Framing,
+    transcripts::{
         checkpoint,
         config::SessionAsk,
         input::{Body, Refusal, read},
+        outbox::{Batch, Telling},
         stored::{self, Head, stored_event},
-        telling::{Batch, Telling},
     },
 };
 use weir_core::session::{Session, SessionRules, Taken};

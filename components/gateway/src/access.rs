@@ -24,7 +24,10 @@ use weir_auth::{
     scope::Action,
     ticket::TicketKeys,
 };
-use weir_codec::{channel::Channel, host::HostNames, problem::Problem};
+use weir_codec::{
+    channels::route::Channel,
+    http::{host::HostNames, problem::Problem},
+};
 use weir_core::{
     process::Now,
     quota::{Connections, Quota, QuotaConfig},

@@ -4,8 +4,8 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::{
-    output::{Entity, ItemError, Label, Output},
-    transcript::telling::{Answer, Asked, Question},
+    inference::output::{Entity, ItemError, Label, Output},
+    transcripts::outbox::{Answer, Asked, Question},
 };
 use weir_core::failure::Failure;
 use wit_bindgen::rt::async_support::StreamResult;

@@ -5,7 +5,7 @@ use spin_sdk::wasip3::{
     wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult},
     wit_future,
 };
-use weir_codec::problem::Problem;
+use weir_codec::http::problem::Problem;
 use weir_core::process::Now;
 
 use crate::{clock::Deadline, settings::Settings};

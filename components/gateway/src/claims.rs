@@ -3,7 +3,7 @@
 //! A ticket carries the label of its time. The label is kept in `weir:stream/state`, where the store loses it together with the
 //! claims: a memory store that was restarted has another one, so a ticket that was used before the restart is refused after it.
 
-use weir_codec::{problem::Problem, request_id::uuid};
+use weir_codec::http::{problem::Problem, request_id::uuid};
 
 use crate::{
     bindings::weir::stream::{

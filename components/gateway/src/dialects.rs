@@ -3,10 +3,12 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use weir_codec::{
-    hub::{self, HubRequest, Target},
-    problem::Problem,
-    task::Task,
-    tei::{self, PredictRequest},
+    http::problem::Problem,
+    inference::{
+        hub::{self, HubRequest, Target},
+        task::Task,
+        tei::{self, PredictRequest},
+    },
 };
 use weir_core::{failure::Failure, process::Now};
 

@@ -15,7 +15,7 @@ use spin_sdk::wasip3::{
     http::types::ErrorCode,
     wit_bindgen::{StreamResult, StreamWriter as BodyWriter},
 };
-use weir_codec::output::ItemError;
+use weir_codec::inference::output::ItemError;
 use weir_core::process::Now;
 
 use crate::{

@@ -9,8 +9,8 @@ use weir_auth::{
     scope::Action,
 };
 use weir_codec::{
-    channel::{Channel, ChannelKind},
-    problem::Problem,
+    channels::route::{Channel, ChannelKind},
+    http::problem::Problem,
 };
 
 use crate::{

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use weir_codec::{
-    channel::Channel,
-    frame::Framing,
-    grip::{Hold, HoldChannel, HoldMode, KEEP_ALIVE_S_MAX, KeepAlive},
-    hold::{self, HEARTBEAT_MS_MAX, Terms},
-    problem::Problem,
-    subscription::{Drawing, End},
+    channels::{
+        grip::{Hold, HoldChannel, HoldMode, KEEP_ALIVE_S_MAX, KeepAlive},
+        hold::{self, HEARTBEAT_MS_MAX, Terms},
+        route::Channel,
+        subscription::{Drawing, End},
+    },
+    http::{framing::Framing, problem::Problem},
 };
 use weir_core::channel;
 

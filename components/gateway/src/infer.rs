@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ops::ControlFlow, pin::pin};
 
 use futures::future::{Either, select};
-use weir_codec::models::Model;
+use weir_codec::inference::models::Model;
 use weir_core::{
     failure::Failure,
     process::{Answer, Process, Span, Step, Work},

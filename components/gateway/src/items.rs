@@ -4,10 +4,12 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::{
-    ask::Input,
-    output::{Entity, ItemError, Label, Output},
-    problem::Problem,
-    task::{Activation, Aggregation, Parameters, Side, Task},
+    http::problem::Problem,
+    inference::{
+        output::{Entity, ItemError, Label, Output},
+        request::Input,
+        task::{Activation, Aggregation, Parameters, Side, Task},
+    },
 };
 use weir_core::{failure::Failure, process::Now};
 use wit_bindgen::rt::async_support::StreamResult;

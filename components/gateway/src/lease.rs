@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 
-use weir_codec::problem::Problem;
+use weir_codec::http::problem::Problem;
 use weir_core::process::Now;
 
 use crate::{

@@ -66,24 +66,25 @@ use spin_sdk::{
 };
 use weir_auth::{cors, guard, identity::Identity, limits::Limits, refusal, scope::Scopes};
 use weir_codec::{
-    accept::{self, Answer as Form},
-    ask::Ask,
-    channel::{Channel, ChannelRoute},
-    content_type,
-    found::Found,
-    frame::Framing,
-    hold::USER_HEADER,
-    host, models, output,
-    problem::Problem,
-    publish::TicketBody,
-    query::Query,
-    readiness::StepModels,
-    request::{FieldError, FieldReason, ProcessRequest, RequestError},
-    route::{self, HUB_PREFIX, Route},
-    stream_event::{ServiceHealth, health_json, ticket_json},
-    target,
-    task::Task,
-    transcript::{config::SessionAsk, stream::read_texts},
+    channels::{
+        event::{ServiceHealth, health_json, ticket_json},
+        hold::USER_HEADER,
+        publish::TicketBody,
+        route::{Channel, ChannelRoute},
+    },
+    http::{
+        accept::{self, Answer as Form},
+        content_type,
+        framing::Framing,
+        host,
+        problem::Problem,
+        route::{self, HUB_PREFIX, Route},
+        router::Found,
+        target,
+    },
+    inference::{models, output, query::Query, readiness::StepModels, request::Ask, task::Task},
+    pipelines::process_request::{FieldError, FieldReason, ProcessRequest, RequestError},
+    transcripts::{annotate_stream::read_texts, config::SessionAsk},
 };
 use weir_core::{pipeline::TIMEOUT_MS_MAX, process::Now};
 

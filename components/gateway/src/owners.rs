@@ -4,7 +4,7 @@
 //!
 //! The first record counts, and exactly one publisher writes it.
 
-use weir_codec::{channel::Channel, problem::Problem};
+use weir_codec::{channels::route::Channel, http::problem::Problem};
 
 use crate::{
     bindings::weir::stream::events::{self, Cursor, Event},

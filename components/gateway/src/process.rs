@@ -9,7 +9,8 @@ use spin_sdk::wasip3::{
     wit_bindgen::{StreamResult, StreamWriter},
 };
 use weir_codec::{
-    event::BatchAnswer, frame::Framing, pipeline::process_stream::Line, problem::Problem, request::ProcessRequest,
+    http::{framing::Framing, problem::Problem},
+    pipelines::{process_event::BatchAnswer, process_request::ProcessRequest, process_stream::Line},
 };
 use weir_core::{
     failure::Failure,

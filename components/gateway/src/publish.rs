@@ -2,10 +2,12 @@
 
 use weir_auth::{identity::Identity, refusal, scope::Action};
 use weir_codec::{
-    channel::{Channel, ChannelRoute},
-    problem::Problem,
-    publish::{Notification, Progress, WorkflowBody, user_channel},
-    stream_event::{StreamEvent, published_json},
+    channels::{
+        event::{StreamEvent, published_json},
+        publish::{Notification, Progress, WorkflowBody, user_channel},
+        route::{Channel, ChannelRoute},
+    },
+    http::problem::Problem,
 };
 use weir_core::process::Now;
 

@@ -9,10 +9,11 @@ use spin_sdk::wasip3::{
     wit_future, wit_stream,
 };
 use weir_codec::{
-    hub,
-    problem::{self, Problem},
-    route::Route,
-    tei,
+    http::{
+        problem::{self, Problem},
+        route::Route,
+    },
+    inference::{hub, tei},
 };
 
 /// A response before it is one of `wasi:http`.

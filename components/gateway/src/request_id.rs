@@ -1,8 +1,8 @@
 //! The id of a request.
 
 use spin_sdk::{http::HeaderMap, wasip3::random::random};
-pub(crate) use weir_codec::request_id::HEADER;
-use weir_codec::request_id::{is_fit, uuid};
+pub(crate) use weir_codec::http::request_id::HEADER;
+use weir_codec::http::request_id::{is_fit, uuid};
 
 /// The client's when it is fit, else a new one.
 pub(crate) fn of(headers: &HeaderMap) -> String {

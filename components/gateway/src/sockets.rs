@@ -13,12 +13,16 @@ use std::{
 
 use weir_auth::identity::Identity;
 use weir_codec::{
-    channel::Channel,
-    lines::{Line, Lines},
-    problem::Problem,
-    socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
-    stream_event::{StreamEvent, envelope},
-    subscription::End,
+    channels::{
+        event::{StreamEvent, envelope},
+        route::Channel,
+        socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
+        subscription::End,
+    },
+    http::{
+        lines::{Line, Lines},
+        problem::Problem,
+    },
 };
 use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};

@@ -10,11 +10,15 @@ use std::{cell::Cell, pin::pin};
 
 use futures::future::{Either, select};
 use weir_codec::{
-    ask::{Input, LINE_BYTES_MAX},
-    frame::Framing,
-    lines::{Line, Lines},
-    output::ItemError,
-    session::Session,
+    http::{
+        framing::Framing,
+        lines::{Line, Lines},
+    },
+    inference::{
+        item_stream::Session,
+        output::ItemError,
+        request::{Input, LINE_BYTES_MAX},
+    },
 };
 use weir_core::{failure::Failure, process::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};

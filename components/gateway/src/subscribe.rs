@@ -11,11 +11,12 @@ use std::{future::pending, pin::pin};
 use futures::future::{Either, select};
 use spin_sdk::wasip3::{http::types::ErrorCode, wit_bindgen::StreamWriter as BodyWriter};
 use weir_codec::{
-    channel::Channel,
-    frame::Framing,
-    problem::Problem,
-    subscribe as resume,
-    subscription::{Drawing, End},
+    channels::{
+        route::Channel,
+        subscribe as resume,
+        subscription::{Drawing, End},
+    },
+    http::{framing::Framing, problem::Problem},
 };
 use weir_core::channel;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};

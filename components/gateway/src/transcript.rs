@@ -4,19 +4,20 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::{
-    ask::LINE_BYTES_MAX,
-    frame::Framing,
-    lines::{Line, Lines},
-    output::ItemError,
-    problem::Problem,
-    transcript::{
+    http::{
+        framing::Framing,
+        lines::{Line, Lines},
+        problem::Problem,
+    },
+    inference::{output::ItemError, request::LINE_BYTES_MAX},
+    transcripts::{
+        annotate_stream::{Annotating, Place, blocks_json},
         captions::{self, CaptionError, Captions, Cue},
         config::SessionAsk,
         input::{Body, Refusal, read_line},
+        outbox::Telling,
         semantic::TextInput,
         stored::Annotate,
-        stream::{Annotating, Place, blocks_json},
-        telling::Telling,
     },
 };
 use weir_core::{

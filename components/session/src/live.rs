@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_codec::transcript::{
+use weir_codec::transcripts::{
     checkpoint,
     config::SessionAsk,
     event::{context_json, state_json},

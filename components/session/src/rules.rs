@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use weir_codec::{request::RequestError, transcript::config::SessionAsk};
+use weir_codec::{pipelines::process_request::RequestError, transcripts::config::SessionAsk};
 use weir_core::session::SessionRules;
 
 /// Configurations that are kept.

@@ -10,33 +10,29 @@ use weir_auth::{
     ticket::TicketKeys,
 };
 use weir_codec::{
-    accept, ask,
-    channel::{Channel, ChannelRoute},
-    grip::Hold,
-    hold::Terms,
-    hub::HubRequest,
-    lines::Lines,
-    pipeline::{
+    channels::{
+        grip::Hold,
+        hold::Terms,
+        publish::{Notification, Progress, TicketBody, WorkflowBody},
+        route::{Channel, ChannelRoute},
+        socket::SocketMessage,
+        subscribe,
+    },
+    http::{accept, lines::Lines, route::Route, sse::SseEvent},
+    inference::{hub::HubRequest, query::Query, request, task::Task, tei::PredictRequest},
+    json::tree::Node,
+    pipelines::{
         checkpoint, definition, definition_file,
         expression::{Bounds, Expression},
+        process_request::ProcessRequest,
         route::PipelineRoute,
         text,
     },
-    publish::{Notification, Progress, TicketBody, WorkflowBody},
-    query::Query,
-    request::ProcessRequest,
-    route::Route,
-    socket::SocketMessage,
-    sse::SseEvent,
-    subscribe,
-    task::Task,
-    tei::PredictRequest,
-    transcript::{
+    transcripts::{
         captions::{self, Captions},
         config::SessionAsk,
         input,
     },
-    tree::Node,
 };
 
 /// A function over any bytes.
@@ -159,7 +155,7 @@ const TASKS: [Task; 3] = [Task::Classify, Task::Tokens, Task::Embed];
 pub fn json_requests(data: &[u8]) -> bool {
     let mut accepted = ProcessRequest::from_json(data).is_ok();
     for task in TASKS {
-        accepted |= ask::Ask::from_json(data, task, Query::default()).is_ok();
+        accepted |= request::Ask::from_json(data, task, Query::default()).is_ok();
         accepted |= HubRequest::from_json(data, task).is_ok();
     }
     accepted |= PredictRequest::from_json(data).is_ok();
@@ -200,10 +196,10 @@ pub fn ndjson(data: &[u8]) -> bool {
     let mut accepted = false;
     for (number, content) in &all {
         assert!(content.as_ref().is_none_or(|content| content.len() <= LINE_BYTES_MAX));
-        let line = || weir_codec::lines::Line { number: *number, content: content.as_deref() };
+        let line = || weir_codec::http::lines::Line { number: *number, content: content.as_deref() };
         for task in TASKS {
-            accepted |= ask::LineRules::stream(task).read(&line()).is_ok();
-            let _ = ask::LineRules::file(task, LINE_BYTES_MAX).read(&line());
+            accepted |= request::LineRules::stream(task).read(&line()).is_ok();
+            let _ = request::LineRules::file(task, LINE_BYTES_MAX).read(&line());
         }
         accepted |= input::read_line(&line()).is_ok();
     }
@@ -377,7 +373,7 @@ pub fn grip(data: &[u8]) -> bool {
 
 /// Checkpoints as a store gives them back.
 pub fn checkpoints(data: &[u8]) -> bool {
-    use weir_codec::transcript::checkpoint as session;
+    use weir_codec::transcripts::checkpoint as session;
     let _ = session::decode(data, session::own_rules, 0);
     if let Ok((definition, read)) = checkpoint::decode(data) {
         let bytes = checkpoint::encode(&read, &definition);

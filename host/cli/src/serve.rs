@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use weir_codec::models::Model;
-use weir_codec::readiness::StepModels;
+use weir_codec::inference::models::Model;
+use weir_codec::inference::readiness::StepModels;
 use weir_config::AuthMode;
 use weir_edge::{Listener, Observer, Server};
 use weir_runtime::Runtime;

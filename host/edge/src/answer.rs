@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
 use http::{HeaderMap, Response, StatusCode, Version};
-use weir_codec::cors::Headers;
-use weir_codec::problem::{self, Problem};
+use weir_codec::http::cors::Headers;
+use weir_codec::http::problem::{self, Problem};
 
 use crate::body::ReplyBody;
 use crate::share::Permit;

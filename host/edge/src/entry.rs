@@ -9,11 +9,11 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version};
-use weir_codec::cors::{Cors, CorsError, Headers, OriginRefused, Page};
-use weir_codec::found::Found;
-use weir_codec::host::{self, HostNames, HostNamesError};
-use weir_codec::problem::Problem;
-use weir_codec::target;
+use weir_codec::http::cors::{Cors, CorsError, Headers, OriginRefused, Page};
+use weir_codec::http::host::{self, HostNames, HostNamesError};
+use weir_codec::http::problem::Problem;
+use weir_codec::http::router::Found;
+use weir_codec::http::target;
 use weir_config::{AuthMode, Config};
 
 use crate::answer::METRICS;

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, Sleep};
-use weir_codec::channel::Channel;
-use weir_codec::frame::Framing;
-use weir_codec::hold::Terms;
-use weir_codec::subscription::{Drawing, End, draw_event};
+use weir_codec::channels::hold::Terms;
+use weir_codec::channels::route::Channel;
+use weir_codec::channels::subscription::{Drawing, End, draw_event};
+use weir_codec::http::framing::Framing;
 use weir_core::channel::{Closed, Delivery, Entry};
 use weir_events::Subscription;
 

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::error::Error as SocketError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
-use weir_codec::found::Found;
+use weir_codec::http::router::Found;
 use weir_runtime::gateway::{self, CountedBody};
 
 use crate::body::{Open, ReplyBody};

@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{Schemas, problem};
-use crate::{
-    channel::{CHANNEL_ROUTES, ChannelKind, ID_BYTES_MAX},
+use crate::channels::{
+    event::events_of,
     publish::{LEVELS, MESSAGE_CODE_POINTS_MAX, NAME_CODE_POINTS_MAX, TEMPORAL_STATUSES},
-    stream_event::events_of,
+    route::{CHANNEL_ROUTES, ChannelKind, ID_BYTES_MAX},
     subscribe::LAST_EVENT_ID,
 };
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use weir_core::pipeline::{NAME_BYTES_MAX, State, StepState};
 
 use super::{Schemas, problem};
-use crate::{pipeline::route::PIPELINE_ROUTES, request::FieldError};
+use crate::pipelines::{process_request::FieldError, route::PIPELINE_ROUTES};
 
 /// What can go wrong on a path.
 type Problems = &'static [(&'static str, &'static str)];

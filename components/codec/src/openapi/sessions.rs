@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Schemas, json_of, problem, transcript};
 use crate::{
-    channel::ID_BYTES_MAX,
-    transcript::{
+    channels::route::ID_BYTES_MAX,
+    transcripts::{
         event::{ContextWire, EventLine, StateWire},
         route::SESSION_ROUTES,
         stored::SessionCreated,

@@ -5,12 +5,14 @@ use serde_json::{Value, json};
 
 use super::{BATCH_PROBLEMS, BODY_PROBLEMS, Schemas, json_of};
 use crate::{
-    ask::{ID_BYTES_MAX, INPUTS_MAX, LINE_BYTES_MAX},
-    hub::HubError,
-    output::{DoneLine, Entity, Id, ItemError, ItemLine, Label},
-    route::Route,
-    task::{IGNORE_LABELS_MAX, MODEL_BYTES_MAX, Task},
-    tei::{PredictError, Prediction},
+    http::route::Route,
+    inference::{
+        hub::HubError,
+        output::{DoneLine, Entity, Id, ItemError, ItemLine, Label},
+        request::{ID_BYTES_MAX, INPUTS_MAX, LINE_BYTES_MAX},
+        task::{IGNORE_LABELS_MAX, MODEL_BYTES_MAX, Task},
+        tei::{PredictError, Prediction},
+    },
 };
 
 /// A text, or an object with one. A line of an NDJSON body is one of these too.

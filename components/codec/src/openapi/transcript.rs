@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use super::{Schemas, json_of};
 use crate::{
-    route::Route,
-    transcript::{
+    http::route::Route,
+    transcripts::{
+        annotate_stream::TEXTS_MAX,
         event::EventLine,
         semantic::{SPEAKER_BYTES_MAX, Semantic, SemanticLine, TEXT_BYTES_MAX},
-        stream::TEXTS_MAX,
     },
 };
 

@@ -1,6 +1,6 @@
 //! Steps that are components of the operator's: `weir:stream/steps` runs them.
 
-use weir_codec::pipeline::text;
+use weir_codec::pipelines::text;
 use weir_core::pipeline::{Json, StepFailure};
 
 use crate::bindings::weir::stream::steps::{self, Limits};

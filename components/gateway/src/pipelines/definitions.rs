@@ -12,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use weir_codec::pipeline::{
+use weir_codec::pipelines::{
     definition::DEFINITION_BYTES_MAX,
     definition_file::{self, DefinitionFault},
     route::is_name,

@@ -12,7 +12,7 @@ use futures::{
     future::{AbortHandle, Abortable, FusedFuture as _, LocalBoxFuture},
     stream::FuturesUnordered,
 };
-use weir_codec::pipeline::answer::Listed;
+use weir_codec::pipelines::execution::Listed;
 use weir_core::{
     pipeline::{Batch, Execution, Run},
     process::Now,

@@ -9,7 +9,7 @@ use spin_sdk::wasip3::{
     wit_bindgen::StreamResult,
     wit_future, wit_stream,
 };
-use weir_codec::{pipeline::text, retry_after};
+use weir_codec::{http::retry_after, pipelines::text};
 use weir_core::pipeline::{Json, Method, StepFailure};
 
 use super::steps::Step;

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
-use weir_codec::pipeline::process_stream::{self, Line, Renderer};
+use weir_codec::pipelines::process_stream::{self, Line, Renderer};
 use weir_core::{
     failure::Failure,
     pipeline::{Execution, Limits, StepFailure},

@@ -15,8 +15,8 @@
 use std::rc::Rc;
 
 use weir_codec::{
-    channel::Channel,
-    pipeline::{checkpoint, event},
+    channels::route::Channel,
+    pipelines::{checkpoint, event},
 };
 use weir_core::pipeline::{Batch, Checkpoint, Definition};
 

@@ -30,7 +30,7 @@ use std::{
 };
 
 use spin_sdk::wasip3::spawn;
-use weir_codec::pipeline::answer::Listed;
+use weir_codec::pipelines::execution::Listed;
 use weir_core::pipeline::{Limits, Reliability, ReliabilityConfig};
 
 pub(crate) use self::inside::Inside;

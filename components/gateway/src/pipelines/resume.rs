@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use futures::{StreamExt as _, stream};
-use weir_codec::pipeline::answer::Listed;
+use weir_codec::pipelines::execution::Listed;
 use weir_core::pipeline::{Execution, ResumeError};
 
 use super::{

@@ -5,16 +5,17 @@ use std::{cell::Cell, rc::Rc};
 use spin_sdk::wasip3::http::types;
 use weir_auth::{digest, identity::Identity, refusal, scope::Action};
 use weir_codec::{
-    channel::{Channel, ChannelKind},
-    pipeline::{
-        answer::{self, Listed},
-        definition, execution_id,
+    channels::route::{Channel, ChannelKind},
+    http::problem::Problem,
+    pipelines::{
+        definition,
+        execution::{self, Listed},
+        execution_id,
         prefer::Prefer,
+        process_request::{FieldError, FieldReason, RequestError},
         route::PipelineRoute,
         text,
     },
-    problem::Problem,
-    request::{FieldError, FieldReason, RequestError},
 };
 use weir_core::pipeline::{Execution, Json, Rejected, Status};
 
@@ -73,7 +74,7 @@ impl Call<'_> {
                 let allowed = all.iter().filter(|(name, _)| self.may_start(identity, name).is_ok());
                 let listed =
                     allowed.map(|(name, definition)| (name.as_str(), definition.as_deref().map_err(|fault| &**fault)));
-                Ok(Reply::json(answer::pipelines_json(listed).into_bytes()))
+                Ok(Reply::json(execution::pipelines_json(listed).into_bytes()))
             }
             PipelineRoute::Pipeline(name) if self.method.as_str() == "POST" => {
                 self.start(pipelines, &name, body, identity).await
@@ -83,19 +84,19 @@ impl Call<'_> {
                 Ok(Reply::json(definition::to_json(&definition).into_bytes()))
             }
             PipelineRoute::Executions => {
-                Ok(Reply::json(answer::executions_json(&list(pipelines, identity)).into_bytes()))
+                Ok(Reply::json(execution::executions_json(&list(pipelines, identity)).into_bytes()))
             }
             PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
                 self.cancel(pipelines, &id, identity).await
             }
             PipelineRoute::Execution(id) => {
                 let status = self.status(pipelines, &id, identity, Action::Read).await?;
-                let body = turns::run(identity.user(), || answer::status_json(&status).into_bytes()).await;
+                let body = turns::run(identity.user(), || execution::status_json(&status).into_bytes()).await;
                 Ok(Reply::json(body))
             }
             PipelineRoute::Reliability => {
                 let snapshot = pipelines.reliability.borrow().snapshot(self.began.monotonic_ns);
-                Ok(Reply::json(answer::reliability_json(&snapshot).into_bytes()))
+                Ok(Reply::json(execution::reliability_json(&snapshot).into_bytes()))
             }
         }
     }
@@ -325,7 +326,7 @@ impl Call<'_> {
             return Err(lease::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
         }
         let status = live.execution.borrow().status(clock::now().monotonic_ns);
-        Ok(Reply::json(answer::status_json(&status).into_bytes()))
+        Ok(Reply::json(execution::status_json(&status).into_bytes()))
     }
 }
 
@@ -397,7 +398,8 @@ fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
 
 /// 202: it goes on.
 fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
-    let reply = Reply::error(202, answer::accepted_json(id, name).into_bytes()).with("location", answer::location(id));
+    let reply =
+        Reply::error(202, execution::accepted_json(id, name).into_bytes()).with("location", execution::location(id));
     match prefer.respond_async && prefer.wait.is_none() {
         true => reply.with("preference-applied", "respond-async"),
         false => reply,
@@ -406,7 +408,7 @@ fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
 
 /// 200: it has ended, as somebody waited for.
 fn finished(status: &Status, id: &str, prefer: Prefer) -> Reply {
-    let reply = Reply::json(answer::status_json(status).into_bytes()).with("location", answer::location(id));
+    let reply = Reply::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));
     match prefer.applied() {
         Some(applied) => reply.with("preference-applied", applied),
         None => reply,

@@ -4,12 +4,12 @@ use std::{ops::ControlFlow, pin::pin, rc::Rc};
 
 use futures::future::{Either, select};
 use weir_codec::{
-    pipeline::{
+    pipelines::{
         expression::{Bounds, Expression},
         input::{self, InputError},
         output::{self, Say, Sentiments},
     },
-    transcript::{config::SessionAsk, semantic::TextInput},
+    transcripts::{config::SessionAsk, semantic::TextInput},
 };
 use weir_core::{
     failure::Failure,

@@ -11,14 +11,11 @@ use std::{
 
 use futures::future::{Either, join, select};
 use weir_codec::{
-    ask::LINE_BYTES_MAX,
-    frame::Framing,
-    lines::Lines,
-    output::ItemError,
-    problem::Problem,
-    transcript::{
+    http::{framing::Framing, lines::Lines, problem::Problem},
+    inference::{output::ItemError, request::LINE_BYTES_MAX},
+    transcripts::{
         input::Refusal,
-        telling::{Batch, Telling},
+        outbox::{Batch, Telling},
     },
 };
 use weir_core::process::Now;

@@ -17,9 +17,9 @@ use spin_sdk::wasip3::{
     wit_stream,
 };
 use weir_codec::{
-    channel::{Channel, ChannelKind},
-    problem::Problem,
-    transcript::stored::{self, Head, Phase},
+    channels::route::{Channel, ChannelKind},
+    http::problem::Problem,
+    transcripts::stored::{self, Head, Phase},
 };
 
 use super::store;

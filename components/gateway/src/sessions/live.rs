@@ -1,8 +1,8 @@
 //! A session that is run: from its checkpoint, carried on by what its channel has since.
 
 use weir_codec::{
-    problem::Problem,
-    transcript::{config::SessionAsk, stored::Phase},
+    http::problem::Problem,
+    transcripts::{config::SessionAsk, stored::Phase},
 };
 use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};

@@ -26,14 +26,13 @@ use spin_sdk::wasip3::{
 };
 use weir_auth::{identity::Identity, refusal, scope::Action};
 use weir_codec::{
-    accept,
-    channel::{Channel, ChannelKind},
-    content_type,
-    problem::Problem,
-    publish::user_channel,
-    request::{FieldError, FieldReason, RequestError},
-    request_id::uuid,
-    transcript::{
+    channels::{
+        publish::user_channel,
+        route::{Channel, ChannelKind},
+    },
+    http::{accept, content_type, problem::Problem, request_id::uuid},
+    pipelines::process_request::{FieldError, FieldReason, RequestError},
+    transcripts::{
         config::SessionAsk,
         route::SessionRoute,
         stored::{self, Head, Phase},

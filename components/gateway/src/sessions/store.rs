@@ -1,6 +1,6 @@
 //! What outlives this instance of a session: `weir:stream/state`, under the name of its channel.
 
-use weir_codec::{channel::Channel, problem::Problem};
+use weir_codec::{channels::route::Channel, http::problem::Problem};
 
 use crate::{
     bindings::weir::stream::{

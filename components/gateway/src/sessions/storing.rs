@@ -3,10 +3,10 @@
 use std::cell::Cell;
 
 use weir_codec::{
-    problem::Problem,
-    transcript::{
+    http::problem::Problem,
+    transcripts::{
+        outbox::{Batch, Record, Telling},
         stored::{Head, Phase},
-        telling::{Batch, Record, Telling},
     },
 };
 

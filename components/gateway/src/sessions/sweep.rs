@@ -5,11 +5,10 @@ use std::rc::Rc;
 
 use spin_sdk::wasip3::spawn;
 use weir_codec::{
-    frame::Framing,
-    problem::Problem,
-    transcript::{
+    http::{framing::Framing, problem::Problem},
+    transcripts::{
+        outbox::{Batch, Telling},
         stored::Phase,
-        telling::{Batch, Telling},
     },
 };
 

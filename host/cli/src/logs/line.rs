@@ -31,7 +31,7 @@ where
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = match self.is_terminal {
             true => time_of_day(now.as_secs()),
-            false => weir_codec::timestamp::rfc3339(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
+            false => weir_codec::http::timestamp::rfc3339(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
         };
         writer.write_str(&line(&time, *level, &words.in_order(), self.is_terminal, self.colors))
     }

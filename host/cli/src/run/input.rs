@@ -5,10 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use weir_codec::ask::{Input, LineRules};
-use weir_codec::lines::{self, Lines};
-use weir_codec::output::{Id, ItemError};
-use weir_codec::task::Task;
+use weir_codec::http::lines::{self, Lines};
+use weir_codec::inference::output::{Id, ItemError};
+use weir_codec::inference::request::{Input, LineRules};
+use weir_codec::inference::task::Task;
 
 /// The longest line, bytes: the longest text that a model is given, as JSON escapes may write it.
 const LINE_BYTES_MAX: usize = 6_000_000;

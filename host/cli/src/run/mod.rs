@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
-use weir_codec::ask::Input;
-use weir_codec::output::Id;
+use weir_codec::inference::output::Id;
+use weir_codec::inference::request::Input;
 use weir_runtime::types::{
     self, ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Outcome, Overflow, SummaryOptions, TokenOptions,
     WhenFull,
@@ -72,11 +72,11 @@ impl Work {
     }
 
     /// The task over HTTP whose lines have the same fields.
-    fn input_task(self) -> weir_codec::task::Task {
+    fn input_task(self) -> weir_codec::inference::task::Task {
         match self {
-            Self::Sentiment => weir_codec::task::Task::Classify,
-            Self::Entities => weir_codec::task::Task::Tokens,
-            Self::Embed | Self::Summary => weir_codec::task::Task::Embed,
+            Self::Sentiment => weir_codec::inference::task::Task::Classify,
+            Self::Entities => weir_codec::inference::task::Task::Tokens,
+            Self::Embed | Self::Summary => weir_codec::inference::task::Task::Embed,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Results as JSON lines.
 
 use serde::Serialize;
-use weir_codec::output::{Id, ItemError};
+use weir_codec::inference::output::{Id, ItemError};
 use weir_runtime::runtime::{failure_code, failure_text};
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 

@@ -15,7 +15,7 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use weir_codec::transcript::captions::{Content, sniff};
+use weir_codec::transcripts::captions::{Content, sniff};
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, Gateway};
 

@@ -1,0 +1,172 @@
+//! What Weir's own host is told besides [`crate::channels::grip`]: the exact terms on which it holds a connection.
+//!
+//! GRIP says which channel to follow; it has no words for the place to go on from, for how long, and for whom. They
+//! are one header more, which the host takes out of every request and every answer: clients neither send nor see it.
+
+use thiserror::Error;
+use weir_core::channel::Cursor;
+
+use crate::{channels::route::check_id, http::framing::Framing};
+
+/// The header of the terms.
+pub const HEADER: &str = "weir-hold";
+/// The header of an answer that names the user whom the gateway has identified: the host counts the request for the user from
+/// then on, and no longer for the address; and its WebSockets among the connections of the user. Private too.
+pub const USER_HEADER: &str = "weir-user";
+/// What the headers that are between a gateway and its intermediary begin with, [`HEADER`] apart.
+pub const GRIP_PREFIX: &str = "grip-";
+/// Longest time between two signs of life, in milliseconds.
+pub const HEARTBEAT_MS_MAX: u64 = 3_600_000;
+
+/// True for a header that no client may send and none may see. The name is in lower case.
+pub fn is_private(header: &str) -> bool {
+    header == HEADER || header == USER_HEADER || header.starts_with(GRIP_PREFIX)
+}
+
+/// On which terms a connection is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// The place of the last event that the client has.
+    pub after: Cursor,
+    /// How the events are drawn.
+    pub framing: Framing,
+    /// After how long without a write a heartbeat is written, in milliseconds: 1 to [`HEARTBEAT_MS_MAX`].
+    pub heartbeat_ms: u64,
+    /// When the client's right ends, in seconds since 1970.
+    pub ends_s: Option<u64>,
+    /// Whose connection it is; none where nobody is asked.
+    pub user: Option<String>,
+}
+
+/// Terms that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("`{HEADER}` does not say on which terms to hold the connection")]
+pub struct TermsError;
+
+impl Terms {
+    /// The value of [`HEADER`].
+    pub fn to_header(&self) -> String {
+        let framing = match self.framing {
+            Framing::Sse => "sse",
+            Framing::Ndjson => "ndjson",
+        };
+        let mut value = format!("after={}; framing={framing}; heartbeat-ms={}", self.after, self.heartbeat_ms);
+        if let Some(ends_s) = self.ends_s {
+            value += &format!("; ends-s={ends_s}");
+        }
+        if let Some(user) = &self.user {
+            value += &format!("; user={user}");
+        }
+        value
+    }
+
+    /// Reads the value of [`HEADER`].
+    ///
+    /// # Errors
+    ///
+    /// It says something else than [`Self::to_header`] does: the answer is to fail rather than to be held otherwise than it
+    /// was meant.
+    pub fn from_header(value: &[u8]) -> Result<Self, TermsError> {
+        let value = std::str::from_utf8(value).map_err(|_| TermsError)?;
+        let mut fields = value.split("; ");
+        let mut field = |name: &str| -> Option<&str> {
+            let mut rest = fields.clone();
+            let value = rest.next()?.strip_prefix(name)?.strip_prefix('=')?;
+            fields = rest;
+            Some(value)
+        };
+        let after = field("after").and_then(|after| after.parse().ok()).ok_or(TermsError)?;
+        let framing = match field("framing") {
+            Some("sse") => Framing::Sse,
+            Some("ndjson") => Framing::Ndjson,
+            _ => return Err(TermsError),
+        };
+        let heartbeat_ms = field("heartbeat-ms").and_then(number).ok_or(TermsError)?;
+        let ends_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
+        let user = field("user").map(str::to_owned);
+        let fit = (1..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms)
+            && user.as_deref().is_none_or(|user| check_id(user).is_ok())
+            && fields.next().is_none();
+        if fit { Ok(Self { after, framing, heartbeat_ms, ends_s, user }) } else { Err(TermsError) }
+    }
+}
+
+/// A number in decimal, without a sign.
+fn number(text: &str) -> Option<u64> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn terms() -> Terms {
+        let (ends_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
+        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, ends_s, user }
+    }
+
+    #[test]
+    fn there_and_back() {
+        let value = terms().to_header();
+        assert_eq!(value, "after=5-7; framing=sse; heartbeat-ms=15000; ends-s=1700000000; user=ann");
+        assert_eq!(Terms::from_header(value.as_bytes()), Ok(terms()));
+        let bare = Terms { after: Cursor::START, framing: Framing::Ndjson, heartbeat_ms: 1, ends_s: None, user: None };
+        assert_eq!(bare.to_header(), "after=0; framing=ndjson; heartbeat-ms=1");
+        assert_eq!(Terms::from_header(bare.to_header().as_bytes()), Ok(bare));
+    }
+
+    #[test]
+    fn what_is_not_exactly_that_is_refused() {
+        for value in [
+            "",
+            "after=5-7",
+            "after=5-7; framing=xml; heartbeat-ms=1",
+            "after=5-7; framing=sse; heartbeat-ms=0",
+            "after=5-7; framing=sse; heartbeat-ms=3600001",
+            "after=5-7; framing=sse; heartbeat-ms=+1",
+            "after=x; framing=sse; heartbeat-ms=1",
+            "framing=sse; after=5-7; heartbeat-ms=1",
+            "after=5-7; framing=sse; heartbeat-ms=1; ends-s=",
+            "after=5-7; framing=sse; heartbeat-ms=1; user=",
+            "after=5-7; framing=sse; heartbeat-ms=1; user=a b",
+            "after=5-7; framing=sse; heartbeat-ms=1; user=ann; user=bob",
+            "after=5-7; framing=sse; heartbeat-ms=1; user=ann; ends-s=1",
+        ] {
+            assert_eq!(Terms::from_header(value.as_bytes()), Err(TermsError), "{value}");
+        }
+    }
+
+    #[test]
+    fn private_headers() {
+        for header in ["weir-hold", "weir-user", "grip-hold", "grip-channel", "grip-sig"] {
+            assert!(is_private(header), "{header}");
+        }
+        for header in ["weir-holder", "grip", "x-grip-hold", "content-type"] {
+            assert!(!is_private(header), "{header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_can_hurt(value in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = Terms::from_header(&value);
+        }
+
+        #[test]
+        fn whatever_is_written_reads_back(
+            after in (0u64..9, 0u64..9),
+            heartbeat_ms in 1..=HEARTBEAT_MS_MAX,
+            ends_s in prop::option::of(any::<u64>()),
+            user in prop::option::of("[a-z0-9:@=|+~-]{1,9}"),
+            sse in any::<bool>(),
+        ) {
+            let after = Cursor::new(after.0, after.1);
+            prop_assume!(after.to_string().parse() == Ok(after));
+            let framing = if sse { Framing::Sse } else { Framing::Ndjson };
+            let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
+            prop_assert_eq!(Terms::from_header(terms.to_header().as_bytes()), Ok(terms));
+        }
+    }
+}

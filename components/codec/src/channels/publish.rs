@@ -1,0 +1,561 @@
+//! What publishers send: the bodies of `POST /stream/publish/…` and of `POST /tickets`.
+//!
+//! Unknown fields are refused: a publisher that misspells one should hear of it, since nobody else would.
+
+use crate::{
+    channels::route::{Channel, ChannelKind, check_id},
+    inference::task::unknown,
+    json::{
+        Fields, Shape,
+        raw::{Raw, member},
+        read_object,
+    },
+    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+};
+
+/// Most code points in a step, a status or a title.
+pub const NAME_CODE_POINTS_MAX: usize = 200;
+/// Most code points in a message or an error.
+pub const MESSAGE_CODE_POINTS_MAX: usize = 10_000;
+/// Most bytes of JSON, without white space, in `metadata`.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of JSON, without white space, in `result`.
+pub const RESULT_BYTES_MAX: usize = 512 * 1024;
+/// Deepest nesting of `metadata` and `result`: readers of the event have a bound too.
+pub const DEPTH_MAX: usize = 64;
+/// Most scopes that a ticket is asked for.
+pub const SCOPES_MAX: usize = 32;
+
+/// The body of `POST /stream/publish/workflow/{id}`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WorkflowBody {
+    /// Without `event`, or with `workflow_progress`.
+    Progress(Progress),
+    /// With `event` `temporal_status`.
+    Temporal(Temporal),
+}
+
+/// Progress of a workflow or of a file's analysis.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// What is being done.
+    pub step: String,
+    /// Percent, 0 to 100.
+    pub progress: f64,
+    /// For people.
+    pub message: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// True when it was given up.
+    pub canceled: Option<bool>,
+    /// An object of the publisher's.
+    pub(crate) metadata: Option<Raw>,
+    /// Any JSON.
+    pub(crate) result: Option<Raw>,
+    /// The user whose channel gets the event too.
+    pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::channels::event::StreamEvent::finishes
+    pub last: Option<bool>,
+}
+
+/// What a workflow engine says of a workflow.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Temporal {
+    /// One of [`TEMPORAL_STATUSES`].
+    pub status: &'static str,
+    /// The run of the workflow.
+    pub run_id: Option<String>,
+    /// For people.
+    pub message: Option<String>,
+    pub(crate) metadata: Option<Raw>,
+    pub(crate) result: Option<Raw>,
+    /// The user whose channel gets the event too.
+    pub user_id: Option<String>,
+    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    ///
+    /// [`StreamEvent::finishes`]: crate::channels::event::StreamEvent::finishes
+    pub last: Option<bool>,
+}
+
+/// The states of a workflow, in the words of Temporal's API.
+pub const TEMPORAL_STATUSES: [&str; 7] =
+    ["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT"];
+
+/// The body of `POST /stream/publish/user/{id}`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notification {
+    /// In a few words.
+    pub title: Option<String>,
+    /// For people.
+    pub message: String,
+    /// One of [`LEVELS`].
+    pub level: &'static str,
+    pub(crate) metadata: Option<Raw>,
+}
+
+/// How much a notification matters; the first unless told.
+pub const LEVELS: [&str; 4] = ["info", "success", "warning", "error"];
+
+/// The body of `POST /tickets`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TicketBody {
+    /// The path that the ticket opens, without a query: one of `/stream/…` or `/ws…`.
+    pub path: String,
+    /// The scopes that it carries; those of the asker when none are named.
+    pub scopes: Option<Vec<String>>,
+}
+
+impl WorkflowBody {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or fields are wrong: all are listed.
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        const EVENTS: [&str; 2] = ["workflow_progress", "temporal_status"];
+        let mut reader = Reader::open(body)?;
+        match reader.choice("event", &EVENTS) {
+            Some("temporal_status") => {
+                let temporal = Temporal {
+                    status: reader.required_choice("status", &TEMPORAL_STATUSES),
+                    run_id: reader.text("run_id", NAME_CODE_POINTS_MAX),
+                    message: reader.text("message", MESSAGE_CODE_POINTS_MAX),
+                    metadata: reader.metadata(),
+                    result: reader.result(),
+                    user_id: reader.user_id(),
+                    last: reader.flag("last"),
+                };
+                let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id", "last"];
+                reader.close(&known).map(|()| Self::Temporal(temporal))
+            }
+            _ => {
+                let progress = reader.progress();
+                let known = [
+                    "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last",
+                    "event",
+                ];
+                reader.close(&known).map(|()| Self::Progress(progress))
+            }
+        }
+    }
+
+    /// The user whose channel gets the event too.
+    pub fn user_id(&self) -> Option<&str> {
+        match self {
+            Self::Progress(progress) => progress.user_id.as_deref(),
+            Self::Temporal(temporal) => temporal.user_id.as_deref(),
+        }
+    }
+}
+
+impl Progress {
+    /// Reads the body of `POST /stream/publish/analysis/{file_id}`.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or fields are wrong: all are listed.
+    pub fn analysis_from_json(body: &[u8]) -> Result<Self, RequestError> {
+        let mut reader = Reader::open(body)?;
+        let progress = reader.progress();
+        let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id", "last"];
+        reader.close(&known).map(|()| progress)
+    }
+
+    /// True when a later event may take its place in a slow reader's buffer: it says how far the work is, and nothing else
+    /// that would be missed.
+    pub fn coalesces(&self) -> bool {
+        self.progress < 100.0
+            && self.error.is_none()
+            && self.canceled != Some(true)
+            && self.result.is_none()
+            && self.last != Some(true)
+    }
+}
+
+impl Notification {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or fields are wrong: all are listed.
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        let mut reader = Reader::open(body)?;
+        let notification = Self {
+            title: reader.text("title", NAME_CODE_POINTS_MAX),
+            message: reader.required_text("message", MESSAGE_CODE_POINTS_MAX),
+            level: reader.choice("level", &LEVELS).unwrap_or(LEVELS[0]),
+            metadata: reader.metadata(),
+        };
+        reader.close(&["title", "message", "level", "metadata"]).map(|()| notification)
+    }
+}
+
+impl TicketBody {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or fields are wrong: all are listed.
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        const PATH_BYTES_MAX: usize = 512;
+        let mut reader = Reader::open(body)?;
+        let path = reader.required_text("path", PATH_BYTES_MAX);
+        let leads = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
+        let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
+        let opens = leads && plain;
+        // An empty one was told of above.
+        if !(path.is_empty() || opens) {
+            let message = "`path` must be a path to follow, such as `/stream/workflow/42`, without a query".to_owned();
+            reader.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));
+        }
+        // A space separates the scopes of a token (RFC 6749, section 3.3), and so it does here.
+        const SCOPES_CODE_POINTS_MAX: usize = 8192;
+        let scopes = reader.text("scope", SCOPES_CODE_POINTS_MAX);
+        let scopes: Option<Vec<String>> =
+            scopes.map(|scopes| scopes.split(' ').filter(|s| !s.is_empty()).map(str::to_owned).collect());
+        if let Some(scopes) = &scopes
+            && scopes.len() > SCOPES_MAX
+        {
+            let bounds = (0, SCOPES_MAX as i64);
+            let error = FieldError::bounded("scope", FieldReason::TooLong, "name", bounds, scopes.len() as i64);
+            reader.errors.push(error);
+        }
+        reader.close(&["path", "scope"]).map(|()| Self { path, scopes })
+    }
+}
+
+/// The channel of a user that an event names; its id was checked when the body was read.
+pub fn user_channel(user_id: &str) -> Option<Channel> {
+    Channel::new(ChannelKind::User, user_id).ok()
+}
+
+/// Takes fields out of an object and collects what is wrong.
+struct Reader<'b> {
+    body: &'b [u8],
+    fields: Fields,
+    errors: Vec<FieldError>,
+}
+
+impl<'b> Reader<'b> {
+    fn open(body: &'b [u8]) -> Result<Self, RequestError> {
+        Ok(Self { body, fields: read_object(body)?, errors: Vec::new() })
+    }
+
+    /// Says that what was not taken is not known.
+    fn close(mut self, known: &[&str]) -> Result<(), RequestError> {
+        self.errors.extend(self.fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, known)));
+        match self.errors.is_empty() {
+            true => Ok(()),
+            false => Err(RequestError::Invalid(self.errors)),
+        }
+    }
+
+    fn progress(&mut self) -> Progress {
+        Progress {
+            step: self.required_text("step", NAME_CODE_POINTS_MAX),
+            progress: self.percent(),
+            message: self.text("message", MESSAGE_CODE_POINTS_MAX),
+            error: self.text("error", MESSAGE_CODE_POINTS_MAX),
+            canceled: self.flag("canceled"),
+            metadata: self.metadata(),
+            result: self.result(),
+            user_id: self.user_id(),
+            last: self.flag("last"),
+        }
+    }
+
+    fn wrong_type(&mut self, field: &'static str, expected: &'static str, got: &Shape) {
+        self.errors.push(FieldError::wrong_type(field, expected, got.name()));
+    }
+
+    fn missing(&mut self, field: &'static str) {
+        self.errors.push(FieldError::new(field, FieldReason::Missing, format!("`{field}` is required")));
+    }
+
+    /// A text; `null` is none.
+    fn text(&mut self, field: &'static str, code_points_max: usize) -> Option<String> {
+        match self.fields.remove(field)? {
+            Shape::Null => None,
+            Shape::String(text) => {
+                let length = text.chars().count();
+                if length > code_points_max {
+                    let bounds = (0, code_points_max as i64);
+                    let what = "have a length in code points of";
+                    let error = FieldError::bounded(field, FieldReason::TooLong, what, bounds, length as i64);
+                    self.errors.push(error);
+                }
+                Some(text)
+            }
+            other => {
+                self.wrong_type(field, "string", &other);
+                None
+            }
+        }
+    }
+
+    fn required_text(&mut self, field: &'static str, code_points_max: usize) -> String {
+        if !self.fields.contains_key(field) {
+            self.missing(field);
+            return String::new();
+        }
+        let errors = self.errors.len();
+        let text = self.text(field, code_points_max);
+        if self.errors.len() == errors && text.as_deref().is_none_or(str::is_empty) {
+            let bounds = (1, code_points_max as i64);
+            let what = "have a length in code points of";
+            self.errors.push(FieldError::bounded(field, FieldReason::TooShort, what, bounds, 0));
+        }
+        text.unwrap_or_default()
+    }
+
+    fn percent(&mut self) -> f64 {
+        const FIELD: &str = "progress";
+        let percent = match self.fields.remove(FIELD) {
+            None => {
+                self.missing(FIELD);
+                return 0.0;
+            }
+            Some(Shape::Integer(percent)) => percent as f64,
+            Some(Shape::Number(percent)) => percent,
+            Some(other) => {
+                self.wrong_type(FIELD, "number", &other);
+                return 0.0;
+            }
+        };
+        if !(0.0..=100.0).contains(&percent) {
+            // A conversion from f64 saturates.
+            let told = if percent > 100.0 { percent.ceil() } else { percent.floor() } as i64;
+            self.errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", (0, 100), told));
+        }
+        percent
+    }
+
+    fn flag(&mut self, field: &'static str) -> Option<bool> {
+        match self.fields.remove(field)? {
+            Shape::Null => None,
+            Shape::Bool(flag) => Some(flag),
+            other => {
+                self.wrong_type(field, "boolean", &other);
+                None
+            }
+        }
+    }
+
+    fn choice(&mut self, field: &'static str, choices: &'static [&'static str]) -> Option<&'static str> {
+        let text = match self.fields.remove(field)? {
+            Shape::Null => return None,
+            Shape::String(text) => text,
+            other => {
+                self.wrong_type(field, "string", &other);
+                return None;
+            }
+        };
+        let choice = choices.iter().find(|choice| **choice == text).copied();
+        if choice.is_none() {
+            let message = format!("`{field}` must be one of {}", choices.join(", "));
+            self.errors.push(FieldError::new(field, FieldReason::NotAllowed, message));
+        }
+        choice
+    }
+
+    fn required_choice(&mut self, field: &'static str, choices: &'static [&'static str]) -> &'static str {
+        if !self.fields.contains_key(field) {
+            self.missing(field);
+        }
+        self.choice(field, choices).unwrap_or_default()
+    }
+
+    fn metadata(&mut self) -> Option<Raw> {
+        match self.fields.get("metadata")? {
+            Shape::Null | Shape::Object => self.raw("metadata", METADATA_BYTES_MAX),
+            _ => {
+                let other = self.fields.remove("metadata")?;
+                self.wrong_type("metadata", "object", &other);
+                None
+            }
+        }
+    }
+
+    fn result(&mut self) -> Option<Raw> {
+        self.raw("result", RESULT_BYTES_MAX)
+    }
+
+    /// A value as it came; `null` is none.
+    fn raw(&mut self, field: &'static str, bytes_max: usize) -> Option<Raw> {
+        if self.fields.remove(field)? == Shape::Null {
+            return None;
+        }
+        let raw = member(self.body, field)?;
+        let mut bounded = |reason, what, max: usize, actual: usize| {
+            self.errors.push(FieldError::bounded(field, reason, what, (0, max as i64), actual as i64));
+        };
+        if raw.text.len() > bytes_max {
+            bounded(FieldReason::TooLong, "have a length in bytes of", bytes_max, raw.text.len());
+        }
+        if raw.depth > DEPTH_MAX {
+            bounded(FieldReason::OutOfRange, "be nested as deep as", DEPTH_MAX, raw.depth);
+        }
+        Some(raw)
+    }
+
+    fn user_id(&mut self) -> Option<String> {
+        const FIELD: &str = "user_id";
+        let user = self.text(FIELD, usize::MAX)?;
+        if let Err(error) = check_id(&user) {
+            self.errors.push(error.of_field(FIELD));
+        }
+        Some(user)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn told<T: std::fmt::Debug>(read: Result<T, RequestError>) -> String {
+        read.map_or_else(|error| error.to_string(), |body| format!("{body:?}"))
+    }
+
+    fn workflow(body: &str, want: Expect) {
+        want.assert_eq(&told(WorkflowBody::from_json(body.as_bytes())));
+    }
+
+    #[test]
+    fn a_workflow_event() {
+        workflow(
+            r#"{"step":"processing","progress":50,"message":"Analyzing document content","metadata":{}}"#,
+            expect![[
+                r#"Progress(Progress { step: "processing", progress: 50.0, message: Some("Analyzing document content"), error: None, canceled: None, metadata: Some(Raw { text: "{}", depth: 1 }), result: None, user_id: None, last: None })"#
+            ]],
+        );
+        workflow(
+            r#"{"event":"temporal_status","status":"COMPLETED","run_id":"r","result":[1.10],"user_id":"ann"}"#,
+            expect![[
+                r#"Temporal(Temporal { status: "COMPLETED", run_id: Some("r"), message: None, metadata: None, result: Some(Raw { text: "[1.10]", depth: 1 }), user_id: Some("ann"), last: None })"#
+            ]],
+        );
+        workflow(
+            r#"{"event":"workflow_progress","step":"s","progress":12.5,"message":null,"metadata":null,"result":null}"#,
+            expect![[
+                r#"Progress(Progress { step: "s", progress: 12.5, message: None, error: None, canceled: None, metadata: None, result: None, user_id: None, last: None })"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_all_told() {
+        workflow("{}", expect!["`step` is required; `progress` is required"]);
+        workflow(
+            r#"{"step":"","progress":101,"message":1,"metadata":[],"error":false,"canceled":"no","user_id":"a b","mesage":""}"#,
+            expect![
+                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is 101; `message` must be a string, and is an integer; `error` must be a string, and is a boolean; `canceled` must be a boolean, and is a string; `metadata` must be an object, and is an array; `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them; `mesage` is not known here (did you mean `message`?); there are step, progress, message, metadata, error, canceled, result, user_id, last, event"
+            ],
+        );
+        workflow(
+            r#"{"step":null,"progress":-0.5}"#,
+            expect![
+                "`step` must have a length in code points of 1 to 200, and is 0; `progress` must be 0 to 100, and is -1"
+            ],
+        );
+        workflow(
+            r#"{"step":"s","progress":1e300}"#,
+            expect!["`progress` must be 0 to 100, and is 9223372036854775807"],
+        );
+        workflow(r#"{"step":"s","progress":"50"}"#, expect!["`progress` must be a number, and is a string"]);
+        workflow(
+            r#"{"event":"temporal_status","status":"running"}"#,
+            expect![
+                "`status` must be one of RUNNING, COMPLETED, FAILED, CANCELED, TERMINATED, CONTINUED_AS_NEW, TIMED_OUT"
+            ],
+        );
+        workflow(
+            r#"{"event":"connected","step":"s","progress":1}"#,
+            expect!["`event` must be one of workflow_progress, temporal_status"],
+        );
+        workflow(
+            r#"{"step":"s","step":"t","progress":1}"#,
+            expect!["the key `step` appears twice, the second time at line 1, column 18"],
+        );
+        let long = format!(r#"{{"step":"{}","progress":1}}"#, "é".repeat(201));
+        workflow(&long, expect!["`step` must have a length in code points of 0 to 200, and is 201"]);
+        let deep = format!(r#"{{"step":"s","progress":1,"metadata":{}1{}}}"#, "{\"a\":".repeat(65), "}".repeat(65));
+        workflow(&deep, expect!["`metadata` must be nested as deep as 0 to 64, and is 65"]);
+        let large = format!(r#"{{"step":"s","progress":1,"metadata":{{"a":"{}"}}}}"#, "x".repeat(METADATA_BYTES_MAX));
+        workflow(&large, expect!["`metadata` must have a length in bytes of 0 to 65536, and is 65544"]);
+    }
+
+    #[test]
+    fn an_analysis_event() {
+        let read = Progress::analysis_from_json(
+            br#"{"step":"text_extraction","progress":25,"message":"Extracting text from PDF","result":{}}"#,
+        );
+        let progress = read.expect("the body of the documentation");
+        assert!(!progress.coalesces(), "a result is never dropped");
+        let read = Progress::analysis_from_json(br#"{"step":"s","progress":99.9,"event":"workflow_progress"}"#);
+        expect![
+            "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id, last"
+        ]
+        .assert_eq(&told(read));
+    }
+
+    #[test]
+    fn which_events_may_be_left_out() {
+        for (body, want) in [
+            (r#"{"step":"s","progress":99.9}"#, true),
+            (r#"{"step":"s","progress":100}"#, false),
+            (r#"{"step":"s","progress":1,"error":"e"}"#, false),
+            (r#"{"step":"s","progress":1,"canceled":true}"#, false),
+            (r#"{"step":"s","progress":1,"canceled":false}"#, true),
+            (r#"{"step":"s","progress":1,"last":true}"#, false),
+        ] {
+            assert_eq!(Progress::analysis_from_json(body.as_bytes()).unwrap().coalesces(), want, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_notification() {
+        expect![[r#"Notification { title: Some("t"), message: "m", level: "warning", metadata: None }"#]]
+            .assert_eq(&told(Notification::from_json(br#"{"title":"t","message":"m","level":"warning"}"#)));
+        expect!["`message` is required; `level` must be one of info, success, warning, error"]
+            .assert_eq(&told(Notification::from_json(br#"{"level":"loud"}"#)));
+    }
+
+    #[test]
+    fn a_ticket() {
+        expect![[r#"TicketBody { path: "/stream/workflow/42", scopes: None }"#]]
+            .assert_eq(&told(TicketBody::from_json(br#"{"path":"/stream/workflow/42"}"#)));
+        expect![[r#"TicketBody { path: "/ws", scopes: Some(["read:user:a", "read:file:b"]) }"#]]
+            .assert_eq(&told(TicketBody::from_json(br#"{"path":"/ws","scope":" read:user:a read:file:b"}"#)));
+        for path in ["/tickets", "/stream/a?x", "stream/", "/wsx", "/stream/a b", "/stream/\\r\\n", "/stream/é"] {
+            let told = told(TicketBody::from_json(format!(r#"{{"path":"{path}"}}"#).as_bytes()));
+            assert!(told.starts_with("`path` must be a path to follow"), "{path}: {told}");
+        }
+        let many = format!(r#"{{"path":"/ws","scope":"{}"}}"#, "a ".repeat(33));
+        expect!["`scope` must name 0 to 32, and is 33"].assert_eq(&told(TicketBody::from_json(many.as_bytes())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(body in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = WorkflowBody::from_json(&body);
+            let _ = TicketBody::from_json(&body);
+        }
+
+        #[test]
+        fn no_values_can_hurt(
+            name in prop::sample::select(vec!["step", "progress", "metadata", "result", "event", "path", "level"]),
+            value in prop::sample::select(vec!["null", "1", "-1e999", "\"\"", "[[]]", "{\"a\":{}}", "true", "\"\\u0000\""]),
+        ) {
+            let body = format!(r#"{{"{name}":{value},"message":"m"}}"#);
+            let _ = WorkflowBody::from_json(body.as_bytes());
+            let _ = Progress::analysis_from_json(body.as_bytes());
+            let _ = Notification::from_json(body.as_bytes());
+            let _ = TicketBody::from_json(body.as_bytes());
+        }
+    }
+}

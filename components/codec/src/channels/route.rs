@@ -1,0 +1,430 @@
+//! Channels: what events belong to, and their names and paths on the wire.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::{
+    inference::query::decode_path,
+    pipelines::process_request::{FieldError, FieldReason, RequestError},
+};
+
+/// Most bytes in the id of a channel or of a user.
+pub const ID_BYTES_MAX: usize = 128;
+/// What an id may have besides ASCII letters and digits. Nothing here needs quoting in a header, a path, a key of Redis or
+/// a file name's encoding; `*`, `;` and `,` mean something in scopes and headers and are left out.
+const ID_PUNCTUATION: &[u8] = b"-_.~:@+=|";
+
+/// The kinds of channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChannelKind {
+    /// A workflow that runs somewhere else and is told about.
+    Workflow,
+    /// The analysis of a file.
+    File,
+    /// All that concerns a user. It belongs to the user whose id it has.
+    User,
+    /// An execution of a pipeline.
+    Pipeline,
+    /// A transcript session.
+    Session,
+}
+
+impl ChannelKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 5] = [Self::Workflow, Self::File, Self::User, Self::Pipeline, Self::Session];
+
+    /// The name in channel names, paths and scopes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Workflow => "workflow",
+            Self::File => "file",
+            Self::User => "user",
+            Self::Pipeline => "pipeline",
+            Self::Session => "session",
+        }
+    }
+
+    /// The kind of exactly this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The field of an event that has the id of its channel.
+    pub const fn id_field(self) -> &'static str {
+        match self {
+            Self::Workflow => "workflow_id",
+            Self::File => "file_id",
+            Self::User => "user_id",
+            Self::Pipeline => "execution_id",
+            Self::Session => "session_id",
+        }
+    }
+}
+
+/// A channel: a kind and an id that is fit. Its name is `kind:id`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Channel {
+    kind: ChannelKind,
+    id: Box<str>,
+}
+
+impl Channel {
+    /// A channel with an id that is fit.
+    ///
+    /// # Errors
+    ///
+    /// The id is empty, too long, has other characters or begins with a dot.
+    pub fn new(kind: ChannelKind, id: &str) -> Result<Self, IdError> {
+        check_id(id)?;
+        Ok(Self { kind, id: id.into() })
+    }
+
+    /// The channel of a name such as `workflow:42`. The id may have colons.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let (kind, id) = name.split_once(':')?;
+        Self::new(ChannelKind::from_name(kind)?, id).ok()
+    }
+
+    /// What it is a channel of.
+    pub fn kind(&self) -> ChannelKind {
+        self.kind
+    }
+
+    /// The id within its kind.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind.name(), self.id)
+    }
+}
+
+/// Why an id is not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum IdError {
+    /// It is empty.
+    #[error("an id must not be empty")]
+    Empty,
+    /// It is too long.
+    #[error("an id may have at most {ID_BYTES_MAX} bytes, and has {bytes}")]
+    TooLong {
+        /// How many it has.
+        bytes: usize,
+    },
+    /// It has a character that an id may not have.
+    #[error("an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte {at} is none of them")]
+    Character {
+        /// From 0, in bytes.
+        at: usize,
+    },
+    /// It begins with a dot, as names do that paths and file systems read as something else.
+    #[error("an id must not begin with a dot")]
+    Dots,
+}
+
+/// Checks an id of a channel or of a user.
+///
+/// # Errors
+///
+/// It is empty, longer than [`ID_BYTES_MAX`], has another character, or begins with a dot.
+pub fn check_id(id: &str) -> Result<(), IdError> {
+    match id.len() {
+        0 => return Err(IdError::Empty),
+        1..=ID_BYTES_MAX => {}
+        bytes => return Err(IdError::TooLong { bytes }),
+    }
+    let fit = |byte: u8| byte.is_ascii_alphanumeric() || ID_PUNCTUATION.contains(&byte);
+    if let Some(at) = id.bytes().position(|byte| !fit(byte)) {
+        return Err(IdError::Character { at });
+    }
+    if id.starts_with('.') {
+        return Err(IdError::Dots);
+    }
+    Ok(())
+}
+
+impl IdError {
+    /// The error as one of a field.
+    pub fn of_field(self, field: &str) -> FieldError {
+        let length = |reason, bytes: usize| {
+            let bounds = (1, ID_BYTES_MAX as i64);
+            FieldError::bounded(field, reason, "have a length in bytes of", bounds, bytes as i64)
+        };
+        match self {
+            Self::Empty => length(FieldReason::TooShort, 0),
+            Self::TooLong { bytes } => length(FieldReason::TooLong, bytes),
+            Self::Character { .. } | Self::Dots => {
+                FieldError::new(field, FieldReason::NotAllowed, format!("`{field}`: {self}"))
+            }
+        }
+    }
+}
+
+/// What answers a path of the channels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelRoute {
+    /// `GET /stream/{workflow|file|user|pipeline|session}/{id}`: server-sent events, or NDJSON by `Accept`.
+    Subscribe(Channel),
+    /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow others too. To the gateway
+    /// a WebSocket is a `POST` of lines.
+    Socket(Channel),
+    /// `GET /ws` with an upgrade: a WebSocket that says itself what it follows. As above.
+    Sockets,
+    /// `POST /stream/publish/workflow/{id}`
+    PublishWorkflow(Channel),
+    /// `POST /stream/publish/analysis/{file_id}`
+    PublishAnalysis(Channel),
+    /// `POST /stream/publish/user/{id}`: a notification.
+    PublishUser(Channel),
+    /// `GET /stream/health`
+    Health,
+    /// `POST /tickets`
+    Tickets,
+}
+
+/// The WebSockets, for the index.
+pub const SOCKET_ROUTES: [(&str, &str); 2] = [("GET", "/ws"), ("GET", "/ws/{kind}/{id}")];
+
+/// Every other path of [`ChannelRoute::find`], with its method, for the index.
+pub const CHANNEL_ROUTES: [(&str, &str); 10] = [
+    ("GET", "/stream/workflow/{id}"),
+    ("GET", "/stream/file/{id}"),
+    ("GET", "/stream/user/{id}"),
+    ("GET", "/stream/pipeline/{execution_id}"),
+    ("GET", "/stream/session/{id}"),
+    ("POST", "/stream/publish/workflow/{id}"),
+    ("POST", "/stream/publish/analysis/{file_id}"),
+    ("POST", "/stream/publish/user/{id}"),
+    ("GET", "/stream/health"),
+    ("POST", "/tickets"),
+];
+
+impl ChannelRoute {
+    /// The route of a path without its query; none when the path is another's.
+    ///
+    /// # Errors
+    ///
+    /// The path is one of these and its id is not fit; the error names the field as the path does.
+    pub fn find(path: &str) -> Result<Option<Self>, RequestError> {
+        match path {
+            "/stream/health" => return Ok(Some(Self::Health)),
+            "/tickets" => return Ok(Some(Self::Tickets)),
+            "/ws" => return Ok(Some(Self::Sockets)),
+            _ => {}
+        }
+        let publish = |rest: &str| match rest.split_once('/') {
+            Some(("workflow", id)) => channel(ChannelKind::Workflow, id).map(|c| c.map(Self::PublishWorkflow)),
+            Some(("analysis", id)) => channel(ChannelKind::File, id).map(|c| c.map(Self::PublishAnalysis)),
+            Some(("user", id)) => channel(ChannelKind::User, id).map(|c| c.map(Self::PublishUser)),
+            _ => Ok(None),
+        };
+        if let Some(rest) = path.strip_prefix("/stream/publish/") {
+            return publish(rest);
+        }
+        if let Some(rest) = path.strip_prefix("/stream/") {
+            return followed(rest).map(|channel| channel.map(Self::Subscribe));
+        }
+        if let Some(rest) = path.strip_prefix("/ws/") {
+            return followed(rest).map(|channel| channel.map(Self::Socket));
+        }
+        Ok(None)
+    }
+
+    /// True when it takes `POST`, false when it takes `GET`.
+    pub fn posts(&self) -> bool {
+        match self {
+            Self::PublishWorkflow(_) | Self::PublishAnalysis(_) | Self::PublishUser(_) | Self::Tickets => true,
+            Self::Socket(_) | Self::Sockets => true,
+            Self::Subscribe(_) | Self::Health => false,
+        }
+    }
+
+    /// The value of `Allow`.
+    pub fn allow(&self) -> &'static str {
+        if self.posts() { "POST, OPTIONS" } else { "GET, HEAD, OPTIONS" }
+    }
+
+    /// The channel that the path names.
+    pub fn channel(&self) -> Option<&Channel> {
+        match self {
+            Self::Subscribe(channel) | Self::Socket(channel) => Some(channel),
+            Self::PublishWorkflow(channel) | Self::PublishAnalysis(channel) | Self::PublishUser(channel) => {
+                Some(channel)
+            }
+            Self::Sockets | Self::Health | Self::Tickets => None,
+        }
+    }
+}
+
+/// The channel of `kind/id`.
+fn followed(rest: &str) -> Result<Option<Channel>, RequestError> {
+    let Some((kind, id)) = rest.split_once('/') else { return Ok(None) };
+    match ChannelKind::from_name(kind) {
+        Some(kind) => channel(kind, id),
+        None => Ok(None),
+    }
+}
+
+/// A channel by the last part of a path. One with another slash in it is no path of ours.
+fn channel(kind: ChannelKind, id: &str) -> Result<Option<Channel>, RequestError> {
+    if id.contains('/') {
+        return Ok(None);
+    }
+    // An escape that is none stays, and `%` is not fit: nothing is read in two ways.
+    match Channel::new(kind, &decode_path(id)) {
+        Ok(channel) => Ok(Some(channel)),
+        Err(error) => Err(RequestError::Invalid(vec![error.of_field(kind.id_field())])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(paths: &[&str], want: Expect) {
+        let mut lines = String::new();
+        for path in paths {
+            let found = match ChannelRoute::find(path) {
+                Ok(None) => "none".to_owned(),
+                Ok(Some(route)) => {
+                    let name = format!("{route:?}");
+                    let name = name.split('(').next().unwrap_or_default();
+                    match route.channel() {
+                        Some(channel) => format!("{name} {channel} ({})", route.allow()),
+                        None => format!("{name} ({})", route.allow()),
+                    }
+                }
+                Err(error) => format!("error: {error}"),
+            };
+            lines += &format!("{path} => {found}\n");
+        }
+        want.assert_eq(&lines);
+    }
+
+    #[test]
+    fn paths() {
+        check(
+            &[
+                "/stream/workflow/42",
+                "/stream/file/a%2Db.txt",
+                "/stream/user/ann@example.org",
+                "/stream/pipeline/0b1c",
+                "/stream/session/s:1",
+                "/ws/pipeline/0b1c",
+                "/ws",
+                "/stream/publish/workflow/42",
+                "/stream/publish/analysis/f",
+                "/stream/publish/user/ann",
+                "/stream/health",
+                "/tickets",
+            ],
+            expect![[r#"
+                /stream/workflow/42 => Subscribe workflow:42 (GET, HEAD, OPTIONS)
+                /stream/file/a%2Db.txt => Subscribe file:a-b.txt (GET, HEAD, OPTIONS)
+                /stream/user/ann@example.org => Subscribe user:ann@example.org (GET, HEAD, OPTIONS)
+                /stream/pipeline/0b1c => Subscribe pipeline:0b1c (GET, HEAD, OPTIONS)
+                /stream/session/s:1 => Subscribe session:s:1 (GET, HEAD, OPTIONS)
+                /ws/pipeline/0b1c => Socket pipeline:0b1c (POST, OPTIONS)
+                /ws => Sockets (POST, OPTIONS)
+                /stream/publish/workflow/42 => PublishWorkflow workflow:42 (POST, OPTIONS)
+                /stream/publish/analysis/f => PublishAnalysis file:f (POST, OPTIONS)
+                /stream/publish/user/ann => PublishUser user:ann (POST, OPTIONS)
+                /stream/health => Health (GET, HEAD, OPTIONS)
+                /tickets => Tickets (POST, OPTIONS)
+            "#]],
+        );
+    }
+
+    #[test]
+    fn paths_of_others() {
+        check(
+            &[
+                "",
+                "/stream",
+                "/stream/",
+                "/stream/workflow",
+                "/stream/workflow/a/b",
+                "/Stream/workflow/a",
+                "/stream/none/a",
+                "/stream/publish/file/a",
+                "/stream/publish/workflow",
+                "/ws/",
+                "/tickets/",
+            ],
+            expect![[r#"
+                 => none
+                /stream => none
+                /stream/ => none
+                /stream/workflow => none
+                /stream/workflow/a/b => none
+                /Stream/workflow/a => none
+                /stream/none/a => none
+                /stream/publish/file/a => none
+                /stream/publish/workflow => none
+                /ws/ => none
+                /tickets/ => none
+            "#]],
+        );
+    }
+
+    #[test]
+    fn ids_that_are_not_fit() {
+        check(
+            &[
+                "/stream/workflow/",
+                "/stream/workflow/..",
+                "/stream/workflow/%2e",
+                "/stream/workflow/a%2Fb",
+                "/stream/workflow/a%0d%0ab",
+                "/stream/workflow/a%00",
+                "/stream/file/*",
+                "/stream/user/a;b",
+                "/stream/user/%zz",
+                "/stream/user/é",
+                "/stream/publish/analysis/a b",
+            ],
+            expect![[r#"
+                /stream/workflow/ => error: `workflow_id` must have a length in bytes of 1 to 128, and is 0
+                /stream/workflow/.. => error: `workflow_id`: an id must not begin with a dot
+                /stream/workflow/%2e => error: `workflow_id`: an id must not begin with a dot
+                /stream/workflow/a%2Fb => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
+                /stream/workflow/a%0d%0ab => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
+                /stream/workflow/a%00 => error: `workflow_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
+                /stream/file/* => error: `file_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 0 is none of them
+                /stream/user/a;b => error: `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
+                /stream/user/%zz => error: `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 0 is none of them
+                /stream/user/é => error: `user_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 0 is none of them
+                /stream/publish/analysis/a b => error: `file_id`: an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte 1 is none of them
+            "#]],
+        );
+        let long = format!("/ws/pipeline/{}", "x".repeat(129));
+        let error = ChannelRoute::find(&long).unwrap_err().to_string();
+        assert_eq!(error, "`execution_id` must have a length in bytes of 1 to 128, and is 129");
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_can_hurt_and_every_channel_has_a_fit_id(path in "/(stream|ws)/(publish/)?[a-z]{0,9}/\\PC{0,20}") {
+            if let Ok(Some(route)) = ChannelRoute::find(&path)
+                && let Some(channel) = route.channel()
+            {
+                prop_assert!(check_id(channel.id()).is_ok());
+                prop_assert_eq!(Channel::from_name(&channel.to_string()), Some(channel.clone()));
+            }
+        }
+
+        #[test]
+        fn a_name_that_is_read_is_written_the_same(name in "(workflow|file|user|x)?:?[a-z:*.; ]{0,8}") {
+            if let Some(channel) = Channel::from_name(&name) {
+                prop_assert_eq!(channel.to_string(), name);
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What the client of a WebSocket says that follows many channels: follow one, from the event behind a cursor, or follow it
+//! no more. What it hears are the envelopes of [`crate::channels::event`].
+
+use crate::{
+    channels::route::Channel,
+    inference::task::unknown,
+    json::{Shape, read_object},
+    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+};
+
+/// Most bytes in a message of the client's.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// A message of the client's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketMessage {
+    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`
+    Subscribe {
+        /// What to follow.
+        channel: Channel,
+        /// The id of the last event that the client has; without one it gets all that is kept.
+        last_event_id: Option<String>,
+    },
+    /// `{"type":"unsubscribe","channel":"workflow:42"}`
+    Unsubscribe {
+        /// What to follow no more.
+        channel: Channel,
+    },
+}
+
+impl SocketMessage {
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON object, or its fields are wrong: all are listed.
+    pub fn from_json(message: &[u8]) -> Result<Self, RequestError> {
+        if message.len() > MESSAGE_BYTES_MAX {
+            let bounds = (0, MESSAGE_BYTES_MAX as i64);
+            let what = "have a length in bytes of";
+            let error = FieldError::bounded("message", FieldReason::TooLong, what, bounds, message.len() as i64);
+            return Err(RequestError::Invalid(vec![error]));
+        }
+        let mut fields = read_object(message)?;
+        let mut errors = Vec::new();
+        let mut text = |field: &'static str, required: bool| match fields.remove(field) {
+            Some(Shape::String(text)) => Some(text),
+            None if !required => None,
+            None => {
+                errors.push(FieldError::new(field, FieldReason::Missing, format!("`{field}` is required")));
+                None
+            }
+            Some(other) => {
+                errors.push(FieldError::wrong_type(field, "string", other.name()));
+                None
+            }
+        };
+        let (kind, name, cursor) = (text("type", true), text("channel", true), text("last_event_id", false));
+        let subscribes = match kind.as_deref() {
+            Some("subscribe") => true,
+            Some("unsubscribe") | None => false,
+            Some(_) => {
+                let message = "`type` must be one of subscribe, unsubscribe".to_owned();
+                errors.push(FieldError::new("type", FieldReason::NotAllowed, message));
+                false
+            }
+        };
+        let channel = name.as_deref().and_then(Channel::from_name);
+        if name.is_some() && channel.is_none() {
+            let message = "`channel` must be a kind and an id, such as `workflow:42`".to_owned();
+            errors.push(FieldError::new("channel", FieldReason::NotAllowed, message));
+        }
+        if cursor.is_some() && !subscribes {
+            let message = "`last_event_id` is for `subscribe` only".to_owned();
+            errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
+        }
+        let known = ["type", "channel", "last_event_id"];
+        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &known)));
+        match channel {
+            Some(channel) if errors.is_empty() => Ok(match subscribes {
+                true => Self::Subscribe { channel, last_event_id: cursor },
+                false => Self::Unsubscribe { channel },
+            }),
+            _ => Err(RequestError::Invalid(errors)),
+        }
+    }
+}
+
+/// The message that something the client said cannot be done: `{"type":"error","error":{"code","message","retryable"}}`, with the channel
+/// where it concerns one.
+pub fn error_json(code: &str, message: &str, channel: Option<&Channel>, retryable: bool) -> Vec<u8> {
+    let mut said = serde_json::json!({
+        "type": "error", "error": { "code": code, "message": message, "retryable": retryable },
+    });
+    if let Some(channel) = channel {
+        said["channel"] = channel.to_string().into();
+    }
+    said.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(message: &str, want: Expect) {
+        want.assert_eq(&match SocketMessage::from_json(message.as_bytes()) {
+            Ok(message) => format!("{message:?}"),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn messages() {
+        check(
+            r#"{"type":"subscribe","channel":"workflow:42","last_event_id":"e-7"}"#,
+            expect![[r#"Subscribe { channel: Channel { kind: Workflow, id: "42" }, last_event_id: Some("e-7") }"#]],
+        );
+        check(
+            r#"{"type":"unsubscribe","channel":"user:ann"}"#,
+            expect![[r#"Unsubscribe { channel: Channel { kind: User, id: "ann" } }"#]],
+        );
+    }
+
+    #[test]
+    fn errors_name_the_channel_that_they_concern() {
+        let channel = Channel::from_name("workflow:42");
+        let said = |channel| String::from_utf8(error_json("not_found", "no \"such\"", channel, false)).expect("UTF-8");
+        expect![[r#"{"channel":"workflow:42","error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
+            .assert_eq(&said(channel.as_ref()));
+        expect![[r#"{"error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
+            .assert_eq(&said(None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_all_told() {
+        check("{}", expect!["`type` is required; `channel` is required"]);
+        check(
+            r#"{"type":"follow","channel":"workflow","last_event_id":"a\r\n","x":1}"#,
+            expect![
+                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` is for `subscribe` only; `x` is not known here; there are type, channel, last_event_id"
+            ],
+        );
+        check(
+            r#"{"type":1,"channel":null}"#,
+            expect!["`type` must be a string, and is an integer; `channel` must be a string, and is null"],
+        );
+        check(&" ".repeat(5000), expect!["`message` must have a length in bytes of 0 to 4096, and is 5000"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(message in "\\PC{0,60}") {
+            let _ = SocketMessage::from_json(message.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! What a client accepts: `Accept`, RFC 9110 section 12.5.1.
+
+use crate::http::framing::Framing;
+
+/// Most media ranges that are read from one `Accept`; the rest is ignored.
+const RANGES_MAX: usize = 128;
+
+/// One media range with its weight.
+#[derive(Debug, Clone, PartialEq)]
+struct Range {
+    kind: String,
+    subtype: String,
+    /// Weight in thousandths, 0 to 1000.
+    weight: u16,
+}
+
+/// The weight of a range that has none, in thousandths.
+const WEIGHT_MAX: u16 = 1000;
+
+/// How well a range fits a media type: exact, all subtypes, everything.
+const EXACT: u8 = 3;
+
+/// The framing of a stream of events: the one the client weighs highest; of those that weigh the same the one that
+/// it names more exactly; NDJSON when that says nothing either. None when it accepts neither.
+///
+/// `application/json` and other names of line-wise JSON select NDJSON: clients that have always read the stream line
+/// by line send it.
+pub fn framing(accept: Option<&str>) -> Option<Framing> {
+    let ndjson =
+        [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl"), ("application", "json")];
+    choose(accept, &[(Framing::Ndjson, &ndjson), (Framing::Sse, &[("text", "event-stream")])])
+}
+
+/// The framing of a subscription: as [`framing`], but server-sent events where the client does not care.
+pub fn subscription(accept: Option<&str>) -> Option<Framing> {
+    let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
+    choose(accept, &[(Framing::Sse, &[("text", "event-stream")]), (Framing::Ndjson, &ndjson)])
+}
+
+/// How the results of a JSON request are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// All at once.
+    Json,
+    /// One by one.
+    Stream(Framing),
+}
+
+/// How the results of a JSON request are sent: all at once, unless the client weighs a stream higher or names one
+/// more exactly. None when it accepts neither.
+pub fn answer(accept: Option<&str>) -> Option<Answer> {
+    let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
+    let offers: [(Answer, &[(&str, &str)]); 3] = [
+        (Answer::Json, &[("application", "json")]),
+        (Answer::Stream(Framing::Ndjson), &ndjson),
+        (Answer::Stream(Framing::Sse), &[("text", "event-stream")]),
+    ];
+    choose(accept, &offers)
+}
+
+/// True when the client takes JSON.
+pub fn json(accept: Option<&str>) -> bool {
+    choose(accept, &[((), &[("application", "json")])]).is_some()
+}
+
+/// Whether an answer that is JSON or plain text is to be text.
+pub fn plain_text(accept: Option<&str>) -> Option<bool> {
+    choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "plain")])])
+}
+
+/// Chooses among offers, each with the media types that name it, the proper one first.
+fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)])]) -> Option<T> {
+    let ranges = parse(accept.unwrap_or("*/*"));
+    // An `Accept` that says nothing readable is treated as absent.
+    if ranges.is_empty() {
+        return offers.first().map(|(offer, _)| *offer);
+    }
+    let mut best: Option<(u16, u8, T)> = None;
+    for (offer, names) in offers {
+        let Some((weight, fit)) = weigh(&ranges, names) else { continue };
+        if weight > 0 && best.is_none_or(|(w, f, _)| (weight, fit) > (w, f)) {
+            best = Some((weight, fit, *offer));
+        }
+    }
+    best.map(|(_, _, offer)| offer)
+}
+
+/// Weight and fit of an offer. Its proper name decides if it is named exactly, then any other name, then wildcards.
+fn weigh(ranges: &[Range], names: &[(&str, &str)]) -> Option<(u16, u8)> {
+    let fits = |name: &(&str, &str)| {
+        ranges.iter().filter_map(|range| fit(range, *name).map(|fit| (fit, range.weight))).max_by_key(|(fit, _)| *fit)
+    };
+    let exact = |name: &(&str, &str)| fits(name).filter(|(fit, _)| *fit == EXACT);
+    let proper = names.first()?;
+    let found = match exact(proper) {
+        Some(found) => Some(found),
+        None => names.iter().filter_map(exact).max_by_key(|(_, weight)| *weight).or_else(|| fits(proper)),
+    };
+    found.map(|(fit, weight)| (weight, fit))
+}
+
+fn fit(range: &Range, (kind, subtype): (&str, &str)) -> Option<u8> {
+    match (range.kind.as_str(), range.subtype.as_str()) {
+        ("*", "*") => Some(1),
+        (k, "*") if k == kind => Some(2),
+        (k, s) if k == kind && s == subtype => Some(EXACT),
+        _ => None,
+    }
+}
+
+/// The ranges that can be read; what cannot is skipped. Parameters other than `q` do not matter to us.
+fn parse(accept: &str) -> Vec<Range> {
+    split_unquoted(accept, b',').take(RANGES_MAX).filter_map(parse_range).collect()
+}
+
+fn parse_range(text: &str) -> Option<Range> {
+    let mut parts = split_unquoted(text, b';').map(str::trim);
+    let essence = parts.next()?;
+    // `*` alone is no media range of RFC 9110; `java.net.HttpURLConnection` sends it for `*/*`.
+    let (kind, subtype) = if essence == "*" { ("*", "*") } else { essence.split_once('/')? };
+    let (kind, subtype) = (kind.trim().to_ascii_lowercase(), subtype.trim().to_ascii_lowercase());
+    if kind.is_empty() || subtype.is_empty() {
+        return None;
+    }
+    let weight = parts.filter_map(|parameter| parameter.split_once('=')).find(|(name, _)| is_weight(name));
+    let weight = weight.and_then(|(_, value)| parse_weight(value)).unwrap_or(WEIGHT_MAX);
+    Some(Range { kind, subtype, weight })
+}
+
+fn is_weight(name: &str) -> bool {
+    name.trim().eq_ignore_ascii_case("q")
+}
+
+/// A weight in thousandths. RFC 9110 allows `0`, `1` and three decimals; clients also send `.2`, quotes, more decimals
+/// and more than 1. None for what is no number: such a weight is ignored.
+fn parse_weight(text: &str) -> Option<u16> {
+    let text = text.trim().trim_matches('"').trim();
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if (whole.is_empty() && decimals.is_empty()) || !is_number(whole) || !is_number(decimals) {
+        return None;
+    }
+    if whole.bytes().any(|digit| digit != b'0') {
+        return Some(WEIGHT_MAX);
+    }
+    let digits = decimals.bytes().chain(std::iter::repeat(b'0')).take(3);
+    let thousandths = digits.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    // A weight that is not 0 accepts, however small it is.
+    let positive = decimals.bytes().any(|digit| digit != b'0');
+    Some(if positive { thousandths.max(1) } else { 0 })
+}
+
+/// The parts of a list between separators that are not in a quoted string (RFC 9110, section 5.6.4).
+fn split_unquoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (mut quoted, mut escaped) = (false, false);
+        for (at, byte) in text.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                byte if byte == separator && !quoted => {
+                    rest = Some(&text[at + 1..]);
+                    return Some(&text[..at]);
+                }
+                _ => {}
+            }
+        }
+        // A quoted string without an end would swallow the rest of the list: its quote is an ordinary character then.
+        if quoted && let Some((part, after)) = text.split_once(char::from(separator)) {
+            rest = Some(after);
+            return Some(part);
+        }
+        rest = None;
+        Some(text)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn framings() {
+        use Framing::{Ndjson, Sse};
+        for (accept, want) in [
+            (None, Some(Ndjson)),
+            (Some(""), Some(Ndjson)),
+            (Some("*/*"), Some(Ndjson)),
+            (Some("application/json"), Some(Ndjson)),
+            (Some("application/x-ndjson"), Some(Ndjson)),
+            (Some("application/*"), Some(Ndjson)),
+            (Some("text/event-stream"), Some(Sse)),
+            (Some("Text/Event-Stream; charset=utf-8"), Some(Sse)),
+            (Some("text/*"), Some(Sse)),
+            (Some("text/event-stream, */*"), Some(Sse)),
+            (Some("text/event-stream, */*;q=0.1"), Some(Sse)),
+            (Some("application/json, text/plain, */*"), Some(Ndjson)),
+            (Some("application/x-ndjson;q=0.5, text/event-stream;q=0.9"), Some(Sse)),
+            (Some("application/x-ndjson;q=0.9, text/event-stream;q=0.5"), Some(Ndjson)),
+            (Some("application/x-ndjson, text/event-stream"), Some(Ndjson)),
+            (Some("application/x-ndjson;q=0, */*"), Some(Sse)),
+            (Some("text/event-stream;q=0, */*;q=0.2"), Some(Ndjson)),
+            (Some("application/json;q=0.3, text/event-stream;q=0.299"), Some(Ndjson)),
+            (Some("text/html"), None),
+            (Some("text/html, image/*"), None),
+            (Some("*/*;q=0"), None),
+            (Some("text/event-stream;q=0"), None),
+            (Some("text/event-stream;q=2, application/json"), Some(Ndjson)),
+            (Some("nonsense"), Some(Ndjson)),
+        ] {
+            assert_eq!(framing(accept), want, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn answers_of_a_json_request() {
+        use Framing::{Ndjson, Sse};
+        for (accept, want) in [
+            (None, Some(Answer::Json)),
+            (Some("*/*"), Some(Answer::Json)),
+            (Some("application/*"), Some(Answer::Json)),
+            (Some("application/json, application/x-ndjson"), Some(Answer::Json)),
+            (Some("application/x-ndjson"), Some(Answer::Stream(Ndjson))),
+            (Some("application/jsonl, */*"), Some(Answer::Stream(Ndjson))),
+            (Some("text/event-stream"), Some(Answer::Stream(Sse))),
+            (Some("application/json;q=0.5, text/event-stream"), Some(Answer::Stream(Sse))),
+            (Some("image/png"), None),
+        ] {
+            assert_eq!(answer(accept), want, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn json_or_nothing() {
+        assert!(json(None));
+        assert!(json(Some("application/*")));
+        assert!(json(Some("text/html, */*;q=0.001")));
+        assert!(!json(Some("text/event-stream")));
+        assert!(!json(Some("application/json;q=0, */*")));
+    }
+
+    /// The default of `java.net.HttpURLConnection`, and what browsers and libraries send.
+    #[test]
+    fn accept_of_real_clients_is_accepted_by_every_reader() {
+        const CLIENTS: [&str; 14] = [
+            "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
+            "*/*;q=.8",
+            "*",
+            "*;q=0.5",
+            " */* ; q = 0.8 ",
+            "*/*; q=\"0.8\"",
+            "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+            "application/json, text/javascript, */*; q=0.01",
+            "image/png,*/*;q=0.0001",
+            "text/plain;title=\"a, b;q=0\", */*",
+            "text/plain;title=\"no end, */*",
+            ", ,*/*,",
+            "*/*;q=abc",
+            "application/json;q=x, application/x-ndjson;q=, text/event-stream;q=-1, text/plain;q=2",
+        ];
+        for accept in CLIENTS {
+            assert!(framing(Some(accept)).is_some(), "{accept}");
+            assert!(subscription(Some(accept)).is_some(), "{accept}");
+            assert!(answer(Some(accept)).is_some(), "{accept}");
+            assert!(json(Some(accept)), "{accept}");
+            assert!(plain_text(Some(accept)).is_some(), "{accept}");
+        }
+    }
+
+    #[test]
+    fn wildcards_behind_many_ranges_are_read() {
+        let accept = format!("{}*/*;q=0.1", "image/x;q=0.9, ".repeat(100));
+        assert_eq!(framing(Some(&accept)), Some(Framing::Ndjson));
+    }
+
+    #[test]
+    fn quoted_separators_end_no_range() {
+        assert_eq!(framing(Some(r#"text/event-stream;a="x,*/*;q=1", application/json;q=0.5"#)), Some(Framing::Sse));
+        assert_eq!(framing(Some(r#"text/event-stream;a="\",";q=0.1, application/json;q=0.5"#)), Some(Framing::Ndjson));
+        assert_eq!(framing(Some(r#"image/png;a="application/json""#)), None);
+    }
+
+    #[test]
+    fn refusals_are_kept_however_they_are_written() {
+        for accept in ["*;q=0", "*/*;q=.0", "*/*;Q=\"0\"", "*/*; q = 0.000", "*/*;q=00", "*/*;q=0;q=1"] {
+            assert_eq!(framing(Some(accept)), None, "{accept}");
+            assert!(!json(Some(accept)), "{accept}");
+        }
+    }
+
+    #[test]
+    fn weights() {
+        for (text, want) in [
+            ("1", Some(1000)),
+            ("1.000", Some(1000)),
+            ("0.5", Some(500)),
+            ("0.05", Some(50)),
+            ("0.", Some(0)),
+            (".2", Some(200)),
+            ("1.001", Some(1000)),
+            ("7", Some(1000)),
+            ("0.1234", Some(123)),
+            ("0.0004", Some(1)),
+            (" \"0.3\" ", Some(300)),
+            ("00.5", Some(500)),
+            ("-1", None),
+            (".", None),
+            ("", None),
+            ("0.+1", None),
+            ("1e3", None),
+        ] {
+            assert_eq!(parse_weight(text), want, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn everything_accepted_last_is_never_refused(ranges in prop::collection::vec("[ -~]{0,12}", 0..8)) {
+            let ranges: Vec<String> = ranges.into_iter().filter(|range| !range.contains(['"', '0'])).collect();
+            let accept = format!("{},*/*", ranges.join(","));
+            prop_assert!(framing(Some(&accept)).is_some(), "{}", accept);
+        }
+
+        #[test]
+        fn no_accept_panics(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
+            let _ = (framing(Some(&accept)), answer(Some(&accept)), plain_text(Some(&accept)));
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! HTTP as the gateway and the edge read and write it: negotiation, targets, framings, problems.
+
+pub mod accept;
+pub mod content_type;
+pub mod cors;
+pub mod framing;
+pub mod host;
+pub mod lines;
+pub mod problem;
+pub mod request_id;
+pub mod retry_after;
+pub mod route;
+pub mod router;
+pub mod sse;
+pub mod target;
+pub mod timestamp;

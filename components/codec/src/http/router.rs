@@ -1,0 +1,74 @@
+//! Which part of the gateway answers a path.
+
+use crate::{
+    channels::route::{ChannelKind, ChannelRoute},
+    http::{problem::Problem, route::Route},
+    pipelines::route::PipelineRoute,
+    transcripts::route::SessionRoute,
+};
+
+/// What answers a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Texts, models, probes and documents.
+    Own(Route),
+    /// Channels and tickets.
+    Channels(ChannelRoute),
+    /// Stored sessions.
+    Sessions(SessionRoute),
+    /// Pipelines and executions.
+    Pipelines(PipelineRoute),
+}
+
+impl Found {
+    /// What answers a path in its normal form ([`crate::http::target::normalize_path`]).
+    ///
+    /// # Errors
+    ///
+    /// Nothing does, or the id in it is not fit.
+    pub fn at(path: &str) -> Result<Self, Problem> {
+        if let Some(route) = Route::find(path) {
+            return Ok(Self::Own(route));
+        }
+        if let Some(route) = SessionRoute::find(path)? {
+            return Ok(Self::Sessions(route));
+        }
+        if let Some(route) = PipelineRoute::find(path) {
+            return Ok(Self::Pipelines(route));
+        }
+        match ChannelRoute::find(path)? {
+            // A socket of a session brings chunks: it is a request that feeds it.
+            Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
+                Ok(Self::Sessions(SessionRoute::Chunks(channel)))
+            }
+            Some(route) => Ok(Self::Channels(route)),
+            None => Err(Problem::not_found(path)),
+        }
+    }
+
+    /// Whether it takes a method.
+    pub fn takes(&self, method: &str) -> bool {
+        let posts = match self {
+            Self::Own(route) => route.posts(),
+            Self::Channels(route) => route.posts(),
+            Self::Sessions(route) => return route.takes(method),
+            Self::Pipelines(route) => return route.takes(method),
+        };
+        if posts { method == "POST" } else { matches!(method, "GET" | "HEAD") }
+    }
+
+    /// The value of `Allow`.
+    pub fn allow(&self) -> &'static str {
+        match self {
+            Self::Own(route) => route.allow(),
+            Self::Channels(route) => route.allow(),
+            Self::Sessions(route) => route.allow(),
+            Self::Pipelines(route) => route.allow(),
+        }
+    }
+
+    /// Whether a path is that of a socket; to us such a path takes `POST`.
+    pub fn is_socket(path: &str) -> bool {
+        path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}

@@ -1,0 +1,224 @@
+//! The dialect of the Hugging Face inference API, as `huggingface_hub.InferenceClient` speaks it: `POST
+//! /models/{name}`, the task decided by the model.
+//!
+//! What a client of many services sends besides (`options`, parameters of other tasks) is accepted and ignored.
+
+use serde::Serialize;
+
+use crate::{
+    http::problem::Problem,
+    inference::{
+        output::Output,
+        query::decode_path,
+        request::{Input, VALUES_MAX, finish, inputs},
+        task::{Aggregation, Parameters, Task},
+    },
+    json::{JsonError, tree::Node},
+    pipelines::{
+        process_event::json,
+        process_request::{FieldError, FieldReason, RequestError},
+    },
+};
+
+/// What the path after `/models/` says: a model, and perhaps the task that a client believes it does
+/// (`NAME/pipeline/TASK`).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The name of the model.
+    pub model: String,
+    /// A kind of model, such as `feature-extraction`.
+    pub pipeline: Option<String>,
+}
+
+impl Target {
+    /// Reads what comes after `/models/`.
+    pub fn read(path: &str) -> Self {
+        match path.rsplit_once("/pipeline/") {
+            Some((model, task)) if !model.is_empty() && !task.contains('/') => {
+                Self { model: decode_path(model).into_owned(), pipeline: Some(decode_path(task).into_owned()) }
+            }
+            _ => Self { model: decode_path(path).into_owned(), pipeline: None },
+        }
+    }
+}
+
+/// A body.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HubRequest {
+    /// The texts.
+    pub inputs: Vec<Input>,
+    /// There is one text, and not in a list.
+    pub single: bool,
+    /// What is asked.
+    pub parameters: Parameters,
+}
+
+impl HubRequest {
+    /// Reads a body. Parameters stand in `parameters`, or beside `inputs`, where clients put those of embeddings.
+    pub fn from_json(body: &[u8], task: Task) -> Result<Self, RequestError> {
+        let members = match Node::read(body, VALUES_MAX)? {
+            Node::Object(members) => members,
+            other => return Err(JsonError::NotAnObject { got: other.name() }.into()),
+        };
+        let mut request = Self { inputs: Vec::new(), single: false, parameters: Parameters::default() };
+        // As that service has it: entities in groups.
+        request.parameters.aggregation = Some(Aggregation::Simple);
+        let (mut errors, mut told) = (Vec::new(), false);
+        for (key, node) in members {
+            match (&*key, node) {
+                ("inputs", node) => {
+                    told = true;
+                    request.single = !matches!(node, Node::Array(_));
+                    request.inputs = inputs(node, task, &mut errors);
+                }
+                ("parameters", Node::Object(members)) => {
+                    for (key, node) in members {
+                        parameter(&mut request.parameters, task, &key, node, &mut errors);
+                    }
+                }
+                ("parameters", Node::Null) => {}
+                ("parameters", other) => errors.push(FieldError::wrong_type("parameters", "object", other.name())),
+                (key, node) => parameter(&mut request.parameters, task, key, node, &mut errors),
+            }
+        }
+        if !told {
+            errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
+        }
+        finish(request, errors)
+    }
+}
+
+fn parameter(into: &mut Parameters, task: Task, key: &str, node: Node<'_>, errors: &mut Vec<FieldError>) {
+    if task.parameters().contains(&key)
+        && let Err(error) = into.take(key, key.to_owned().into(), node)
+    {
+        errors.push(error);
+    }
+}
+
+/// The body of an answer: labels in a list for each text, even for one; entities and embeddings of one text bare, of
+/// a list in a list.
+pub fn answer_json(task: Task, outputs: &[Output], single: bool) -> Vec<u8> {
+    match outputs {
+        [output] if single && task != Task::Classify => json(output),
+        outputs => json(&outputs),
+    }
+}
+
+/// What went wrong, as that service says it.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HubError<'a> {
+    /// What went wrong.
+    pub error: &'a str,
+    /// Seconds until the model may be able to answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimated_time: Option<f64>,
+}
+
+/// The status and the body of a problem in this dialect.
+pub fn error_json(problem: &Problem) -> (u16, Vec<u8>) {
+    let status = match problem.code {
+        "invalid_request" | "invalid_input" | "too_long" => 400,
+        "engine_failed" | "inference_failed" => 500,
+        _ => problem.status,
+    };
+    let loading = matches!(problem.code, "model_unavailable" | "not_ready");
+    let estimated_time = problem.retry_after_ms.filter(|_| loading).map(|ms| f64::from(ms) / 1000.0);
+    (status, json(&HubError { error: &problem.detail, estimated_time }))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use weir_core::failure::Failure;
+
+    use super::*;
+    use crate::inference::output::Label;
+
+    #[test]
+    fn targets() {
+        let check = |path, model: &str, pipeline: Option<&str>| {
+            let target = Target { model: model.to_owned(), pipeline: pipeline.map(str::to_owned) };
+            assert_eq!(Target::read(path), target);
+        };
+        check("sentiment", "sentiment", None);
+        check("org/a%20b", "org/a b", None);
+        check("org/m/pipeline/feature-extraction", "org/m", Some("feature-extraction"));
+        check("/pipeline/x", "/pipeline/x", None);
+    }
+
+    fn check(body: &str, task: Task, want: Expect) {
+        want.assert_eq(&match HubRequest::from_json(body.as_bytes(), task) {
+            Ok(request) => {
+                let texts: Vec<_> = request.inputs.iter().map(|i| (i.text.as_str(), i.text_pair.as_deref())).collect();
+                let p = request.parameters;
+                format!("{texts:?} {} {:?} {:?} {:?}", request.single, p.top_k, p.normalize, p.truncation)
+            }
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn bodies() {
+        check(
+            r#"{"inputs":"a","parameters":{"top_k":2,"stride":3},"options":{"wait_for_model":true}}"#,
+            Task::Classify,
+            expect![[r#"[("a", None)] true Some(2) None None"#]],
+        );
+        check(
+            r#"{"inputs":["a",{"text":"b","text_pair":"c"}]}"#,
+            Task::Classify,
+            expect![[r#"[("a", None), ("b", Some("c"))] false None None None"#]],
+        );
+        check(
+            r#"{"inputs":"a","normalize":true,"truncate":false,"prompt_name":"query"}"#,
+            Task::Embed,
+            expect![[r#"[("a", None)] true None Some(true) Some(false)"#]],
+        );
+        check(
+            r#"{"parameters":{"top_k":"two"}}"#,
+            Task::Classify,
+            expect!["`top_k` must be an integer, and is a string; `inputs` is required"],
+        );
+    }
+
+    #[test]
+    fn answers() {
+        let text = |body| String::from_utf8(body).expect("UTF-8");
+        let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
+        expect![[r#"[[{"label":"good","score":0.5}]]"#]].assert_eq(&text(answer_json(
+            Task::Classify,
+            std::slice::from_ref(&labels),
+            true,
+        )));
+        let embedding = Output::Embedding(vec![0.5]);
+        expect!["[0.5]"].assert_eq(&text(answer_json(Task::Embed, std::slice::from_ref(&embedding), true)));
+        expect!["[[0.5]]"].assert_eq(&text(answer_json(Task::Embed, std::slice::from_ref(&embedding), false)));
+        expect!["[]"].assert_eq(&text(answer_json(Task::Tokens, &[], false)));
+    }
+
+    #[test]
+    fn errors() {
+        let check = |problem: Problem, want: Expect| {
+            let (status, body) = error_json(&problem);
+            want.assert_eq(&format!("{status} {}", String::from_utf8(body).expect("UTF-8")));
+        };
+        check(
+            Problem::item(&Failure::Unavailable("it is loading".to_owned())),
+            expect![[r#"503 {"error":"the model cannot answer now: it is loading","estimated_time":1.0}"#]],
+        );
+        check(
+            Problem::item(&Failure::UnknownModel("m".to_owned())),
+            expect![[r#"404 {"error":"no model named `m` is served"}"#]],
+        );
+        check(
+            Problem::item(&Failure::TooLong { tokens: 9, tokens_max: 8 }),
+            expect![[r#"400 {"error":"the text has 9 tokens and the model takes 8"}"#]],
+        );
+        check(
+            Problem::item(&Failure::Throttled { retry_after_ms: 5 }),
+            expect![[r#"429 {"error":"you have more than your share of the model's queue; retry in 5 ms"}"#]],
+        );
+    }
+}

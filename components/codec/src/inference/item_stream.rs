@@ -1,0 +1,255 @@
+//! A stream of texts in and of results out: which index each has, what is owed, and what is written.
+//!
+//! It does no IO. Whoever drives it hands over lines and outcomes as they come and takes [`Session::poll_output`]; it
+//! holds the ids of the texts that are owed, and what has not been taken.
+
+use std::collections::BTreeMap;
+
+use weir_core::failure::Failure;
+
+use crate::{
+    http::{framing::Framing, lines::Line},
+    inference::{
+        output::{DoneLine, Id, ItemError, ItemLine, Output},
+        request::{Input, LineRules},
+        task::Task,
+    },
+    pipelines::process_event::json,
+};
+
+/// A stream.
+#[derive(Debug)]
+pub struct Session {
+    task: Task,
+    framing: Framing,
+    out: Vec<u8>,
+    /// Events written, for server-sent events.
+    events: u64,
+    /// Texts, and lines that are none, so far.
+    indexes: u64,
+    /// Texts without an outcome, with their ids.
+    open: BTreeMap<u64, Option<Id>>,
+    ok: u64,
+    failed: u64,
+    /// No more texts come.
+    ended: bool,
+    /// The last line was written.
+    done: bool,
+}
+
+impl Session {
+    /// A stream of results of one task.
+    pub fn new(task: Task, framing: Framing) -> Self {
+        Self {
+            task,
+            framing,
+            out: Vec::new(),
+            events: 0,
+            indexes: 0,
+            open: BTreeMap::new(),
+            ok: 0,
+            failed: 0,
+            ended: false,
+            done: false,
+        }
+    }
+
+    /// Takes a line. Returns the text on it and its index, or none when the line is wrong, which is said.
+    pub fn handle_line(&mut self, line: &Line<'_>) -> Option<(u64, Input)> {
+        match LineRules::stream(self.task).read(line) {
+            Ok(input) => Some(self.handle_input(input)),
+            Err((id, error)) => {
+                let index = self.next_index();
+                self.failed += 1;
+                self.write(&ItemLine::new(Some(index), id.as_ref(), Err(&error)));
+                None
+            }
+        }
+    }
+
+    /// Takes a text and gives it its index. Its id stays here.
+    pub fn handle_input(&mut self, mut input: Input) -> (u64, Input) {
+        let index = self.next_index();
+        self.open.insert(index, input.id.take());
+        (index, input)
+    }
+
+    /// Takes what became of a text; one that is not owed is ignored.
+    pub fn handle_outcome(&mut self, index: u64, result: Result<Output, Failure>) {
+        let Some(id) = self.open.remove(&index) else { return };
+        match result {
+            Ok(output) => {
+                self.ok += 1;
+                self.write(&ItemLine::new(Some(index), id.as_ref(), Ok(&output)));
+            }
+            Err(failure) => {
+                self.failed += 1;
+                self.write(&ItemLine::new(Some(index), id.as_ref(), Err(&ItemError::from(&failure))));
+            }
+        }
+    }
+
+    /// No more texts come; why, unless all that was to come has.
+    pub fn handle_end(&mut self, error: Option<&ItemError>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        if let Some(error) = error {
+            self.write(&ItemLine::new(None, None, Err(error)));
+        }
+    }
+
+    /// No more outcomes come: what is owed has failed.
+    pub fn handle_lost(&mut self, failure: &Failure) {
+        while let Some((index, _)) = self.open.first_key_value() {
+            self.handle_outcome(*index, Err(failure.clone()));
+        }
+    }
+
+    /// What is to be written now, if anything. The last line comes when no more texts come and none is owed.
+    pub fn poll_output(&mut self) -> Option<Vec<u8>> {
+        if self.ended && self.open.is_empty() && !self.done {
+            self.done = true;
+            let line = DoneLine { done: true, ok: self.ok, failed: self.failed };
+            self.events += 1;
+            self.framing.push(&mut self.out, self.events, "done", &json(&line));
+        }
+        (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
+    }
+
+    /// How many texts have no outcome.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Bytes that were not taken.
+    pub fn output_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// True when no more texts come.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// True when all was taken, the last line too.
+    pub fn is_done(&self) -> bool {
+        self.done && self.out.is_empty()
+    }
+
+    fn next_index(&mut self) -> u64 {
+        self.indexes += 1;
+        self.indexes - 1
+    }
+
+    fn write(&mut self, line: &ItemLine<'_>) {
+        self.events += 1;
+        let name = if line.error.is_some() { "error" } else { "result" };
+        self.framing.begin(&mut self.out, self.events, name);
+        serde_json::to_writer(&mut self.out, line).expect("lines are made of what JSON can hold");
+        self.framing.end(&mut self.out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::inference::output::{Entity, Label};
+
+    fn take(session: &mut Session) -> String {
+        String::from_utf8(session.poll_output().unwrap_or_default()).expect("UTF-8")
+    }
+
+    fn line(session: &mut Session, number: u64, content: &str) -> Option<(u64, Input)> {
+        session.handle_line(&Line { number, content: Some(content.as_bytes()) })
+    }
+
+    fn check(session: &mut Session, want: Expect) {
+        want.assert_eq(&take(session));
+    }
+
+    fn scores() -> Result<Output, Failure> {
+        Ok(Output::Labels(vec![Label { label: "good".to_owned(), score: 0.75 }]))
+    }
+
+    #[test]
+    fn results_come_as_they_are_made() {
+        let mut session = Session::new(Task::Classify, Framing::Ndjson);
+        assert_eq!(session.poll_output(), None);
+        let (first, input) = line(&mut session, 1, r#"{"text":"a","id":"x"}"#).expect("a text");
+        assert_eq!((first, input.text.as_str()), (0, "a"));
+        assert!(line(&mut session, 3, "nonsense").is_none());
+        let (third, _) = line(&mut session, 4, r#""b""#).expect("a text");
+        assert_eq!((third, session.open()), (2, 2));
+        session.handle_outcome(third, scores());
+        check(
+            &mut session,
+            expect![[r#"
+            {"index":1,"error":{"code":"malformed_json","message":"line 3: it is not JSON: expected ident at column 2","retryable":false,"line":3}}
+            {"index":2,"scores":[{"label":"good","score":0.75}]}
+        "#]],
+        );
+        session.handle_end(None);
+        assert_eq!(session.poll_output(), None);
+        session.handle_outcome(first, Err(Failure::Overloaded { retry_after_ms: 5 }));
+        session.handle_outcome(first, scores());
+        check(
+            &mut session,
+            expect![[r#"
+            {"index":0,"id":"x","error":{"code":"overloaded","message":"the model's queue is full; retry in 5 ms","retryable":true,"retry_after_ms":5}}
+            {"done":true,"ok":1,"failed":2}
+        "#]],
+        );
+        assert!(session.is_done());
+        assert_eq!(session.poll_output(), None);
+    }
+
+    #[test]
+    fn a_stream_that_breaks_says_why_and_then_what_it_did() {
+        let mut session = Session::new(Task::Embed, Framing::Sse);
+        let (index, _) = line(&mut session, 1, r#"{"text":"a","id":-1}"#).expect("a text");
+        session.handle_end(Some(&ItemError::body_incomplete()));
+        session.handle_end(Some(&ItemError::idle(5)));
+        session.handle_outcome(index, Ok(Output::Embedding(vec![0.5, -0.25])));
+        check(
+            &mut session,
+            expect![[r#"
+            id: 1
+            event: error
+            data: {"error":{"code":"body_incomplete","message":"the body ended before all of it had arrived","retryable":false}}
+
+            id: 2
+            event: result
+            data: {"index":0,"id":-1,"embedding":[0.5,-0.25]}
+
+            id: 3
+            event: done
+            data: {"done":true,"ok":1,"failed":0}
+
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_owed_when_inference_ends_has_failed() {
+        let mut session = Session::new(Task::Tokens, Framing::Ndjson);
+        let (first, _) = line(&mut session, 1, r#""a""#).expect("a text");
+        let (second, _) = line(&mut session, 2, r#""b""#).expect("a text");
+        let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), ("ann".to_owned(), "Ann".to_owned()), (0, 3));
+        let group = Entity::new("PER".to_owned(), 0.5, None, ("ann".to_owned(), "Ann".to_owned()), (0, 3));
+        session.handle_outcome(second, Ok(Output::Entities(vec![entity, group])));
+        session.handle_lost(&Failure::Unavailable("gone".to_owned()));
+        session.handle_end(None);
+        assert_eq!(first, 0);
+        check(
+            &mut session,
+            expect![[r#"
+            {"index":1,"entities":[{"entity":"B-PER","score":0.5,"index":3,"word":"ann","text":"Ann","start":0,"end":3},{"entity_group":"PER","score":0.5,"word":"ann","text":"Ann","start":0,"end":3}]}
+            {"index":0,"error":{"code":"model_unavailable","message":"the model cannot answer now: gone","retryable":true,"retry_after_ms":1000}}
+            {"done":true,"ok":1,"failed":1}
+        "#]],
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! What comes back for one text: on a line of a stream, or at its place in a list.
+
+use serde::Serialize;
+use weir_core::failure::Failure;
+
+/// A label and its score.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "LabelScore"))]
+pub struct Label {
+    /// A name from the model's `id2label`.
+    pub label: String,
+    /// After the function that was applied.
+    pub score: f32,
+}
+
+/// A labelled span of a text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "TokenEntity"))]
+pub struct Entity {
+    /// With an aggregation: the group, such as `PER`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entity_group: Option<String>,
+    /// Without one: the label of the token, such as `B-PER`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entity: Option<String>,
+    /// The score of the group or token.
+    pub score: f32,
+    /// Without an aggregation: the index of the token in the sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    /// The tokens of it, joined.
+    pub word: String,
+    /// The span itself, as the text has it.
+    pub text: String,
+    /// First code point of the span.
+    pub start: u32,
+    /// Code point after the span.
+    pub end: u32,
+}
+
+impl Entity {
+    /// An entity; one with the index of its token is that token alone. `words` are its tokens, joined, and its text.
+    pub fn new(label: String, score: f32, index: Option<u32>, words: (String, String), span: (u32, u32)) -> Self {
+        let (entity_group, entity) = if index.is_some() { (None, Some(label)) } else { (Some(label), None) };
+        let (word, text) = words;
+        Self { entity_group, entity, score, index, word, text, start: span.0, end: span.1 }
+    }
+}
+
+/// The result for one text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Output {
+    /// Of `classify`, best first.
+    Labels(Vec<Label>),
+    /// Of `tokens`, in the order of the text.
+    Entities(Vec<Entity>),
+    /// Of `embed`.
+    Embedding(Vec<f32>),
+}
+
+/// What names a text, chosen by the client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(untagged))]
+pub enum Id {
+    /// A string of at most 256 bytes.
+    Text(String),
+    /// A whole number.
+    Number(i64),
+}
+
+/// Why a text has no result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ItemError {
+    /// A constant for programs.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// True when the same text may succeed later.
+    pub retryable: bool,
+    /// When to try again, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u32>,
+    /// The field that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<Box<str>>,
+    /// The line of the body that is wrong, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+}
+
+impl ItemError {
+    /// An error that a retry does not help.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retryable: false, retry_after_ms: None, field: None, line: None }
+    }
+
+    /// The body of a stream ended before all of it had arrived.
+    pub fn body_incomplete() -> Self {
+        Self::new("body_incomplete", "the body ended before all of it had arrived")
+    }
+
+    /// Nothing arrived for too long, and nothing was owed.
+    pub fn idle(timeout_ms: u64) -> Self {
+        let message = format!("nothing arrived for {timeout_ms} ms");
+        Self { retryable: true, retry_after_ms: Some(0), ..Self::new("body_timeout", message) }
+    }
+}
+
+impl From<&Failure> for ItemError {
+    fn from(failure: &Failure) -> Self {
+        let retry_after_ms = failure.retry_after_ms();
+        let retryable = retry_after_ms.is_some();
+        Self { retryable, retry_after_ms, ..Self::new(failure.code(), failure.to_string()) }
+    }
+}
+
+/// One line of a stream, or the data of one server-sent event.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ItemLine<'a> {
+    /// Which text it is about, from 0, in the order of the request; absent when it is about the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// The text's id, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a Id>,
+    /// Of `/v1/classify`: best first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scores: Option<&'a [Label]>,
+    /// Of `/v1/tokens`: in the order of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entities: Option<&'a [Entity]>,
+    /// Of `/v1/embed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<&'a [f32]>,
+    /// Why there is no result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'a ItemError>,
+}
+
+impl<'a> ItemLine<'a> {
+    /// A line about a text.
+    pub fn new(index: Option<u64>, id: Option<&'a Id>, result: Result<&'a Output, &'a ItemError>) -> Self {
+        let mut line = Self { index, id, scores: None, entities: None, embedding: None, error: None };
+        match result {
+            Ok(Output::Labels(labels)) => line.scores = Some(labels),
+            Ok(Output::Entities(entities)) => line.entities = Some(entities),
+            Ok(Output::Embedding(embedding)) => line.embedding = Some(embedding),
+            Err(error) => line.error = Some(error),
+        }
+        line
+    }
+}
+
+/// The last line of a stream.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Done"))]
+pub struct DoneLine {
+    /// True.
+    pub done: bool,
+    /// Texts with a result.
+    pub ok: u64,
+    /// Texts, and lines that are none, with an error.
+    pub failed: u64,
+}
+
+/// One place in the list of an answer: a result, or why there is none.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Place<'a> {
+    Output(&'a Output),
+    Error { error: &'a ItemError },
+}
+
+/// The body of an answer with all results: `{"outputs":[…],"model":…}`.
+pub fn answer_json(outputs: &[Result<Output, ItemError>], model: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        outputs: Vec<Place<'a>>,
+        model: &'a str,
+    }
+    crate::pipelines::process_event::json(&Answer { outputs: outputs.iter().map(place).collect(), model })
+}
+
+fn place(output: &Result<Output, ItemError>) -> Place<'_> {
+    match output {
+        Ok(output) => Place::Output(output),
+        Err(error) => Place::Error { error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_place_for_each_text() {
+        let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
+        let outputs = [Ok(labels), Err(ItemError::from(&Failure::TooLong { tokens: 9, tokens_max: 8 }))];
+        expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]
+            .assert_eq(&String::from_utf8(answer_json(&outputs, "m")).expect("UTF-8"));
+        expect![[r#"{"outputs":[],"model":"m"}"#]].assert_eq(&String::from_utf8(answer_json(&[], "m")).expect("UTF-8"));
+    }
+}

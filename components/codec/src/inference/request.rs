@@ -1,0 +1,475 @@
+//! What is asked item by item: the JSON bodies of `/v1/classify`, `/v1/tokens` and `/v1/embed`, and the lines of a
+//! stream to them.
+
+use std::borrow::Cow;
+
+use crate::{
+    http::lines::Line,
+    inference::{
+        output::{Id, ItemError},
+        query,
+        task::{Parameters, Task, unknown},
+    },
+    json::{JsonError, tree::Node},
+    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+};
+
+/// Most texts in one JSON body.
+pub const INPUTS_MAX: usize = 1024;
+/// Longest id, bytes.
+pub const ID_BYTES_MAX: usize = 256;
+/// Longest line of a stream, bytes: far more than any model reads of a text.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Most JSON values in a body: every input an object, and as much again.
+pub(crate) const VALUES_MAX: usize = 8 * INPUTS_MAX;
+/// Most JSON values in a line.
+const LINE_VALUES_MAX: usize = 64;
+/// Most JSON values in a line of a file, whose objects may hold more than an input.
+const FILE_LINE_VALUES_MAX: usize = 16 << 10;
+
+/// A text and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// The text.
+    pub text: String,
+    /// The second text of a pair.
+    pub text_pair: Option<String>,
+    /// The client's name for it.
+    pub id: Option<Id>,
+}
+
+/// A JSON body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// The texts.
+    pub inputs: Vec<Input>,
+    /// The model; none: the one that is configured for the task.
+    pub model: Option<String>,
+    /// What is asked.
+    pub parameters: Parameters,
+}
+
+impl Ask {
+    /// Reads a body, whose `parameters` go before those of the query string. All that is wrong is listed.
+    pub fn from_json(body: &[u8], task: Task, query: query::Query) -> Result<Self, RequestError> {
+        let members = match Node::read(body, VALUES_MAX)? {
+            Node::Object(members) => members,
+            other => return Err(JsonError::NotAnObject { got: other.name() }.into()),
+        };
+        let mut ask = Self { inputs: Vec::new(), model: query.model, parameters: query.parameters };
+        let (mut errors, mut told) = (Vec::new(), false);
+        for (key, node) in members {
+            match &*key {
+                "inputs" => {
+                    told = true;
+                    ask.inputs = inputs(node, task, &mut errors);
+                }
+                "model" => match node {
+                    Node::Null => {}
+                    Node::Text(name) => match query::model(name.into_owned()) {
+                        Ok(model) => ask.model = Some(model),
+                        Err(error) => errors.push(error),
+                    },
+                    other => errors.push(FieldError::wrong_type("model", "string", other.name())),
+                },
+                "parameters" => parameters(node, task, &mut ask.parameters, &mut errors),
+                _ => errors.push(unknown(key.into_owned(), &["inputs", "model", "parameters"])),
+            }
+        }
+        if !told {
+            errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
+        }
+        finish(ask, errors)
+    }
+}
+
+/// A request, or what is wrong with it.
+pub(crate) fn finish<T>(request: T, mut errors: Vec<FieldError>) -> Result<T, RequestError> {
+    if errors.is_empty() {
+        return Ok(request);
+    }
+    // One more than is shown says that there are more.
+    errors.truncate(ERRORS_MAX + 1);
+    Err(RequestError::Invalid(errors))
+}
+
+fn parameters(node: Node<'_>, task: Task, into: &mut Parameters, errors: &mut Vec<FieldError>) {
+    let members = match node {
+        Node::Null => return,
+        Node::Object(members) => members,
+        other => return errors.push(FieldError::wrong_type("parameters", "object", other.name())),
+    };
+    for (key, node) in members {
+        let field = format!("parameters.{key}");
+        if !task.parameters().contains(&&*key) {
+            errors.push(unknown(field, task.parameters()));
+        } else if let Err(error) = into.take(&key, field.into(), node) {
+            errors.push(error);
+        }
+    }
+}
+
+/// A text, an object with one, or a list of either.
+pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -> Vec<Input> {
+    let nodes = match node {
+        Node::Array(nodes) => nodes,
+        one @ (Node::Text(_) | Node::Object(_)) => return input(one, task, Place::One, errors).into_iter().collect(),
+        other => {
+            errors.push(FieldError::wrong_type("inputs", "string, object or array", other.name()));
+            return Vec::new();
+        }
+    };
+    if nodes.len() > INPUTS_MAX {
+        let (bounds, length) = ((0, INPUTS_MAX as i64), nodes.len() as i64);
+        errors.push(FieldError::bounded("inputs", FieldReason::TooLong, "have a length of", bounds, length));
+        return Vec::new();
+    }
+    let mut inputs = Vec::with_capacity(nodes.len());
+    for (at, node) in nodes.into_iter().enumerate() {
+        inputs.extend(input(node, task, Place::At(at), errors));
+        if errors.len() > ERRORS_MAX {
+            break;
+        }
+    }
+    inputs
+}
+
+/// Where an input stands, for the name of its fields.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// It is `inputs`.
+    One,
+    /// It is an item of `inputs`.
+    At(usize),
+    /// It is a line.
+    Line,
+    /// It is a line of a file, whose objects may have other fields.
+    FileLine,
+}
+
+impl Place {
+    fn field(self, name: &'static str) -> Cow<'static, str> {
+        match (self, name) {
+            (Self::One, "") => "inputs".into(),
+            (Self::One, name) => format!("inputs.{name}").into(),
+            (Self::At(at), "") => format!("inputs[{at}]").into(),
+            (Self::At(at), name) => format!("inputs[{at}].{name}").into(),
+            (Self::Line | Self::FileLine, "") => "line".into(),
+            (Self::Line | Self::FileLine, name) => name.into(),
+        }
+    }
+}
+
+/// One input, or its id if it has one that can be read; what is wrong is in `errors`.
+fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
+    let members = match node {
+        Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
+        Node::Object(members) => members,
+        other => {
+            errors.push(FieldError::wrong_type(place.field(""), "string or object", other.name()));
+            return Err(None);
+        }
+    };
+    let known: &[&str] = if task == Task::Classify { &["text", "text_pair", "id"] } else { &["text", "id"] };
+    let (mut text, mut text_pair, mut id, before) = (None, None, None, errors.len());
+    for (key, node) in members {
+        match (&*key, node) {
+            ("text", Node::Text(value)) => text = Some(value.into_owned()),
+            ("text_pair", Node::Text(value)) if task == Task::Classify => text_pair = Some(value.into_owned()),
+            ("text_pair", Node::Null) if task == Task::Classify => {}
+            ("id", Node::Null) => {}
+            ("id", Node::Integer(number)) => id = Some(Id::Number(number)),
+            ("id", Node::Text(value)) if value.len() <= ID_BYTES_MAX => id = Some(Id::Text(value.into_owned())),
+            ("id", Node::Text(value)) => {
+                let (bounds, length) = ((0, ID_BYTES_MAX as i64), value.len() as i64);
+                let what = "have a length in bytes of";
+                errors.push(FieldError::bounded(place.field("id"), FieldReason::TooLong, what, bounds, length));
+            }
+            ("id", other) => errors.push(FieldError::wrong_type(place.field("id"), "string or integer", other.name())),
+            ("text", other) => errors.push(FieldError::wrong_type(place.field("text"), "string", other.name())),
+            ("text_pair", other) if task == Task::Classify => {
+                errors.push(FieldError::wrong_type(place.field("text_pair"), "string", other.name()));
+            }
+            // A pair that is not read would be half of an input.
+            (key, _) if matches!(place, Place::FileLine) && key != "text_pair" => {}
+            ("text_pair", Node::Null) => {}
+            (key, _) => {
+                let field = match place {
+                    Place::Line | Place::FileLine => key.to_owned(),
+                    place => format!("{}.{key}", place.field("")),
+                };
+                errors.push(unknown(field, known));
+            }
+        }
+    }
+    if errors.len() > before {
+        return Err(id);
+    }
+    let Some(text) = text else {
+        let field = place.field("text");
+        let message = format!("`{field}` is required");
+        errors.push(FieldError::new(field, FieldReason::Missing, message));
+        return Err(id);
+    };
+    Ok(Input { text, text_pair, id })
+}
+
+/// How lines are read. Blank ones and ends of line are the matter of [`crate::http::lines::Lines`], for streams and files alike.
+#[derive(Debug, Clone, Copy)]
+pub struct LineRules {
+    task: Task,
+    is_file: bool,
+    bytes_max: usize,
+}
+
+impl LineRules {
+    /// Of a stream over HTTP: each line is JSON, a string or an object with `text` and no field that is not known.
+    pub fn stream(task: Task) -> Self {
+        Self { task, is_file: false, bytes_max: LINE_BYTES_MAX }
+    }
+
+    /// Of a file, with lines of at most so many bytes. Besides what a stream may have, a line that begins with neither a brace nor a
+    /// quoted string is a text as it stands, and objects may have fields that mean nothing here, as those of data sets do.
+    pub fn file(task: Task, bytes_max: usize) -> Self {
+        Self { task, is_file: true, bytes_max }
+    }
+
+    /// Reads a line. What is wrong is returned with the id, if that can be read.
+    ///
+    /// # Errors
+    ///
+    /// The line is too long, not UTF-8, not JSON where it must be, or no input.
+    pub fn read(self, line: &Line<'_>) -> Result<Input, (Option<Id>, ItemError)> {
+        let number = line.number;
+        let wrong = |code, message: String| {
+            let message = format!("line {number}: {message}");
+            ItemError { line: Some(number), ..ItemError::new(code, message) }
+        };
+        let Some(content) = line.content else {
+            return Err((None, wrong("line_too_long", format!("it has more than {} bytes", self.bytes_max))));
+        };
+        if self.is_file && content.contains(&0) {
+            let message = "it has a NUL character (U+0000), as text in UTF-16 has; save the file as UTF-8".to_owned();
+            return Err((None, wrong("not_utf8", message)));
+        }
+        let plain = |text: &str| Ok(Input { text: text.to_owned(), text_pair: None, id: None });
+        let values_max = if self.is_file { FILE_LINE_VALUES_MAX } else { LINE_VALUES_MAX };
+        let node = match std::str::from_utf8(content) {
+            Ok(text) if self.is_file && !text.trim_start().starts_with(['{', '"']) => return plain(text),
+            // One who begins to speak: "Hello," she said.
+            Ok(text) if self.is_file && text.trim_start().starts_with('"') => match Node::read(content, 1) {
+                Ok(node) => Ok(node),
+                Err(_) => return plain(text),
+            },
+            _ => Node::read(content, values_max),
+        };
+        let node = node.map_err(|error| {
+            let (code, message) = explain(&error);
+            (None, wrong(code, message))
+        })?;
+        let mut errors = Vec::new();
+        let place = if self.is_file { Place::FileLine } else { Place::Line };
+        input(node, self.task, place, &mut errors).map_err(|id| {
+            // What is no input has an error; the first says enough.
+            let (field, message) = match errors.into_iter().next() {
+                Some(error) => (Some(error.field), error.message.into()),
+                None => (None, "it is no item".to_owned()),
+            };
+            (id, ItemError { field, ..wrong("invalid_item", message) })
+        })
+    }
+}
+
+/// An error of the reader in the words of a line.
+pub(crate) fn explain(error: &JsonError) -> (&'static str, String) {
+    match error {
+        JsonError::Empty => ("malformed_json", "it is empty".to_owned()),
+        JsonError::NotUtf8 { at } => ("not_utf8", format!("it is not UTF-8: byte {at} does not fit")),
+        JsonError::Malformed { reason, column, .. } => {
+            ("malformed_json", format!("it is not JSON: {reason} at column {column}"))
+        }
+        JsonError::LoneSurrogate { column, .. } => {
+            ("malformed_json", format!("a `\\u` escape at column {column} is half of a surrogate pair"))
+        }
+        JsonError::TooDeep { column, .. } => ("json_too_deep", format!("it is nested too deeply at column {column}")),
+        JsonError::DuplicateKey { key, column, .. } => {
+            ("duplicate_key", format!("the key `{key}` appears twice, the second time at column {column}"))
+        }
+        JsonError::NotAnObject { got } => ("invalid_item", format!("it is {got}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &str, task: Task, want: Expect) {
+        want.assert_eq(&match Ask::from_json(body.as_bytes(), task, query::Query::default()) {
+            Ok(ask) => format!("{:?} {:?} {:?}", ask.inputs, ask.model, ask.parameters),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn inputs_in_every_form() {
+        check(
+            r#"{"inputs":"a"}"#,
+            Task::Classify,
+            expect![[
+                r#"[Input { text: "a", text_pair: None, id: None }] None Parameters { top_k: None, activation: None, truncation: None, truncation_direction: None, stride: None, aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
+            ]],
+        );
+        check(
+            r#"{"inputs":["a",{"text":"b","text_pair":"c","id":7}],"model":"m","parameters":{"top_k":1,"function_to_apply":"sigmoid","truncation":true}}"#,
+            Task::Classify,
+            expect![[
+                r#"[Input { text: "a", text_pair: None, id: None }, Input { text: "b", text_pair: Some("c"), id: Some(Number(7)) }] Some("m") Parameters { top_k: Some(1), activation: Some(Sigmoid), truncation: Some(true), truncation_direction: None, stride: None, aggregation: None, ignore_labels: None, normalize: None, timeout_ms: None }"#
+            ]],
+        );
+        check(
+            r#"{"inputs":{"text":"b","id":"x"},"model":null,"parameters":{"ignore_labels":["O"],"aggregation_strategy":"first"}}"#,
+            Task::Tokens,
+            expect![[
+                r#"[Input { text: "b", text_pair: None, id: Some(Text("x")) }] None Parameters { top_k: None, activation: None, truncation: None, truncation_direction: None, stride: None, aggregation: Some(First), ignore_labels: Some(["O"]), normalize: None, timeout_ms: None }"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        check(
+            r#"{"inputs":[1,{"text":2},{"text":"a","pair":"b"},{}],"model":5,"parameters":{"top_k":-1,"normalize":true},"options":{}}"#,
+            Task::Classify,
+            expect![
+                "`inputs[0]` must be a string or object, and is an integer; `inputs[1].text` must be a string, and is an integer; `inputs[2].pair` is not known here; there are text, text_pair, id; `inputs[3].text` is required; `model` must be a string, and is an integer; `parameters.top_k` must be 1 to 4294967295, and is -1; `parameters.normalize` is not known here; there are top_k, function_to_apply, truncation, truncation_direction, timeout_ms; `options` is not known here; there are inputs, model, parameters"
+            ],
+        );
+        check("{}", Task::Embed, expect!["`inputs` is required"]);
+        check("[]", Task::Embed, expect!["the body is an array; a JSON object was expected"]);
+        check(r#"{"inputs":null}"#, Task::Embed, expect!["`inputs` must be a string, object or array, and is null"]);
+        check(
+            r#"{"inputs":{"text":"a","text_pair":"b"}}"#,
+            Task::Embed,
+            expect!["`inputs.text_pair` is not known here; there are text, id"],
+        );
+        let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(INPUTS_MAX));
+        check(&many, Task::Embed, expect!["`inputs` must have a length of 0 to 1024, and is 1025"]);
+        let wrong = format!(r#"{{"inputs":[{}1]}}"#, "1,".repeat(999));
+        let error = Ask::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
+        let body = crate::http::problem::Problem::from(error).to_json("r-1");
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errors"].as_array().map(Vec::len), Some(ERRORS_MAX));
+        assert_eq!(body["errors_truncated"], true);
+    }
+
+    fn line(content: &[u8], want: Expect) {
+        want.assert_eq(&match LineRules::stream(Task::Classify).read(&Line { number: 9, content: Some(content) }) {
+            Ok(input) => format!("{input:?}"),
+            Err((id, error)) => format!("{id:?} {}", serde_json::to_string(&error).expect("JSON")),
+        });
+    }
+
+    #[test]
+    fn lines() {
+        line(br#" "a" "#, expect![[r#"Input { text: "a", text_pair: None, id: None }"#]]);
+        line(
+            br#"{"id":"x","text":"a","text_pair":"b"}"#,
+            expect![[r#"Input { text: "a", text_pair: Some("b"), id: Some(Text("x")) }"#]],
+        );
+        line(
+            b"5",
+            expect![[
+                r#"None {"code":"invalid_item","message":"line 9: `line` must be a string or object, and is an integer","retryable":false,"field":"line","line":9}"#
+            ]],
+        );
+        line(
+            b"{\"a",
+            expect![[
+                r#"None {"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#
+            ]],
+        );
+        line(
+            b"\"\xff\"",
+            expect![[
+                r#"None {"code":"not_utf8","message":"line 9: it is not UTF-8: byte 1 does not fit","retryable":false,"line":9}"#
+            ]],
+        );
+        line(
+            br#"{"text":"a","parameters":{}}"#,
+            expect![[
+                r#"None {"code":"invalid_item","message":"line 9: `parameters` is not known here; there are text, text_pair, id","retryable":false,"field":"parameters","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"id":1.5,"text":"a"}"#,
+            expect![[
+                r#"None {"code":"invalid_item","message":"line 9: `id` must be a string or integer, and is a number","retryable":false,"field":"id","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"id":1}"#,
+            expect![[
+                r#"Some(Number(1)) {"code":"invalid_item","message":"line 9: `text` is required","retryable":false,"field":"text","line":9}"#
+            ]],
+        );
+        line(
+            br#"{"text":"a","text":"b"}"#,
+            expect![[
+                r#"None {"code":"duplicate_key","message":"line 9: the key `text` appears twice, the second time at column 18","retryable":false,"line":9}"#
+            ]],
+        );
+        line(
+            br#"{"id":"x","text":1}"#,
+            expect![[
+                r#"Some(Text("x")) {"code":"invalid_item","message":"line 9: `text` must be a string, and is an integer","retryable":false,"field":"text","line":9}"#
+            ]],
+        );
+        let (_, error) =
+            LineRules::stream(Task::Embed).read(&Line { number: 2, content: None }).expect_err("it is too long");
+        assert_eq!((error.code, error.line), ("line_too_long", Some(2)));
+    }
+
+    #[test]
+    fn lines_of_a_file_are_texts_strings_or_objects() {
+        let check = |content: &[u8], task, want: Result<&str, &str>| {
+            let read = LineRules::file(task, 100).read(&Line { number: 1, content: Some(content) });
+            let got = match &read {
+                Ok(input) => Ok(input.text.as_str()),
+                Err((_, error)) => Err(error.code),
+            };
+            assert_eq!(got, want, "{}", String::from_utf8_lossy(content));
+        };
+        check(b" plain [1] ", Task::Embed, Ok(" plain [1] "));
+        check(b"5", Task::Embed, Ok("5"));
+        check(br#""a \u00e9 \"quoted\" text""#, Task::Embed, Ok("a é \"quoted\" text"));
+        check(br#""Hello," she said."#, Task::Embed, Ok(r#""Hello," she said."#));
+        check(br#"{"text":"a","label":"x","meta":{"n":[1,2]}}"#, Task::Embed, Ok("a"));
+        check(br#"{"text":"a","text_pair":null}"#, Task::Embed, Ok("a"));
+        check(br#"{"text":"a","text_pair":"b"}"#, Task::Embed, Err("invalid_item"));
+        check(br#"{"text":"a","text_pair":"b"}"#, Task::Classify, Ok("a"));
+        check(br#"{"label":"x"}"#, Task::Classify, Err("invalid_item"));
+        check(br#"{"text":1}"#, Task::Classify, Err("invalid_item"));
+        check(b"{not json", Task::Classify, Err("malformed_json"));
+        check(b"caf\xe9", Task::Classify, Err("not_utf8"));
+        check(b"c\0a\0f\0", Task::Classify, Err("not_utf8"));
+        let many = format!(r#"{{"text":"a","list":[{}1]}}"#, "1,".repeat(10_000));
+        check(many.as_bytes(), Task::Classify, Ok("a"));
+        let error =
+            LineRules::file(Task::Embed, 7).read(&Line { number: 3, content: None }).expect_err("it is too long");
+        assert_eq!(error.1.message, "line 3: it has more than 7 bytes");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Ask::from_json(&body, Task::Classify, query::Query::default());
+            for rules in [LineRules::stream(Task::Tokens), LineRules::file(Task::Classify, 100)] {
+                let _ = rules.read(&Line { number: 1, content: Some(&body) });
+            }
+        }
+    }
+}

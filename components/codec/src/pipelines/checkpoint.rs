@@ -1,0 +1,378 @@
+//! A checkpoint and its definition as bytes, and back.
+//!
+//! JSON with a version, so that a later Weir can read what an earlier one wrote, and a person can read it too. The definition is
+//! in it: an execution goes on with the one that it began with, whatever has changed since. Bytes from anywhere give a
+//! checkpoint or an error; [`weir_core::pipeline::Execution::resume`] checks the rest.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use thiserror::Error;
+use weir_core::pipeline::{
+    Checkpoint, CheckpointPhase, CheckpointStep, Data, Definition, Event, Json, KindName, Metadata, PipelineFailure,
+    Sequenced, StepFailure,
+};
+
+use super::{definition, execution_id};
+use crate::pipelines::process_request::RequestError;
+
+/// What is written.
+const VERSION: u32 = 1;
+/// Longest encoding that is read, in bytes.
+pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
+
+/// Why bytes are no checkpoint.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// They are more than are read.
+    #[error("a checkpoint of {0} bytes is too large")]
+    TooLarge(usize),
+    /// They are not what was written.
+    #[error("the checkpoint is damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+    /// Another Weir wrote them.
+    #[error("the checkpoint has version {0}, and this reads version {VERSION}")]
+    Version(u32),
+    /// The definition in it is none.
+    #[error("the definition in the checkpoint is wrong: {0}")]
+    Definition(#[from] RequestError),
+    /// A value in it is none.
+    #[error("the checkpoint has a wrong {0}")]
+    Value(&'static str),
+}
+
+/// A checkpoint as bytes.
+pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
+    let wire = Wire {
+        version: VERSION,
+        number: checkpoint.number,
+        execution_id: Cow::Borrowed(&checkpoint.execution_id),
+        definition: definition::to_json(definition).into(),
+        input: value(&checkpoint.input),
+        began_unix_ns: checkpoint.began_unix_ns,
+        unix_ns: checkpoint.unix_ns,
+        elapsed_ns: checkpoint.elapsed_ns,
+        resumes: checkpoint.resumes,
+        runs: checkpoint.runs,
+        steps: checkpoint.steps.iter().map(WireStep::from).collect(),
+        completed: Cow::Borrowed(&checkpoint.completed),
+        phase: WirePhase::from(&checkpoint.phase),
+        compensations_over: checkpoint.compensations_over,
+        compensations_failed: checkpoint.compensations_failed,
+        events_end: checkpoint.events_end,
+        outbox: checkpoint.outbox.iter().map(WireEvent::from).collect(),
+    };
+    crate::pipelines::process_event::json(&wire)
+}
+
+/// Reads what [`encode`] wrote.
+pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    if bytes.len() > CHECKPOINT_BYTES_MAX {
+        return Err(CheckpointError::TooLarge(bytes.len()));
+    }
+    let Head { version } = serde_json::from_slice(bytes)?;
+    if version != VERSION {
+        return Err(CheckpointError::Version(version));
+    }
+    let wire: Wire<'_> = serde_json::from_slice(bytes)?;
+    if !execution_id::is_valid(&wire.execution_id) {
+        return Err(CheckpointError::Value("execution id"));
+    }
+    let definition = definition::read(wire.definition.as_bytes())?;
+    let checkpoint = Checkpoint {
+        number: wire.number,
+        execution_id: wire.execution_id.into(),
+        input: json(wire.input)?,
+        began_unix_ns: wire.began_unix_ns,
+        unix_ns: wire.unix_ns,
+        elapsed_ns: wire.elapsed_ns,
+        resumes: wire.resumes,
+        runs: wire.runs,
+        steps: wire.steps.into_iter().map(WireStep::read).collect::<Result<_, _>>()?,
+        completed: wire.completed.into_owned(),
+        phase: wire.phase.read(),
+        compensations_over: wire.compensations_over,
+        compensations_failed: wire.compensations_failed,
+        events_end: wire.events_end,
+        outbox: wire.outbox.into_iter().map(WireEvent::read).collect::<Result<_, _>>()?,
+    };
+    Ok((definition, checkpoint))
+}
+
+/// JSON values are in it as strings: they are copied, not read again, when it is written.
+type Text<'a> = Cow<'a, str>;
+
+fn value(json: &Json) -> Text<'_> {
+    Cow::Borrowed(json.as_str())
+}
+
+/// A value that was one when it was written. Looked through without keeping anything of it, at any depth.
+fn json(text: Text<'_>) -> Result<Json, CheckpointError> {
+    let is_json = serde_json::from_str::<IgnoredAny>(&text).is_ok();
+    // A line end would end the event that the value is put into.
+    match is_json && text.bytes().all(|byte| byte >= b' ') {
+        true => Ok(Json::from_checked(text)),
+        false => Err(CheckpointError::Value("JSON value")),
+    }
+}
+
+fn shared(text: &Text<'_>) -> Arc<str> {
+    Arc::from(&**text)
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wire<'a> {
+    version: u32,
+    number: u64,
+    execution_id: Text<'a>,
+    definition: Text<'a>,
+    input: Text<'a>,
+    began_unix_ns: u64,
+    unix_ns: u64,
+    elapsed_ns: u64,
+    resumes: u32,
+    runs: u32,
+    steps: Vec<WireStep<'a>>,
+    completed: Cow<'a, [usize]>,
+    phase: WirePhase<'a>,
+    compensations_over: usize,
+    compensations_failed: u32,
+    events_end: u64,
+    outbox: Vec<WireEvent<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum WireStep<'a> {
+    Open,
+    Completed(Text<'a>),
+    Failed(WireFailure<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum WirePhase<'a> {
+    Running,
+    Failing { failure: WireFailure<'a>, step: usize },
+    Completed,
+    Failed(WirePipelineFailure<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireFailure<'a> {
+    code: Text<'a>,
+    message: Text<'a>,
+    retryable: bool,
+    retry_after_ms: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WirePipelineFailure<'a> {
+    failure: WireFailure<'a>,
+    step_id: Option<Text<'a>>,
+    cancelled: bool,
+    compensated: u32,
+    compensations_failed: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireEvent<'a> {
+    seq: u64,
+    step_id: Option<Text<'a>>,
+    unix_ns: u64,
+    data: WireData<'a>,
+    attempt: u32,
+    run: u32,
+    resumed: u32,
+    compensates: Option<Text<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum WireData<'a> {
+    PipelineStart { name: Text<'a>, steps: u32 },
+    StepStart { kind: Text<'a> },
+    StepProgress { progress: f64, message: Text<'a> },
+    StepOutput { index: u64, output: Text<'a> },
+    StepComplete { kind: Text<'a>, output: Text<'a>, duration_ns: u64 },
+    StepError { kind: Text<'a>, failure: WireFailure<'a>, retry_in_ns: Option<u64>, duration_ns: u64 },
+    PipelineComplete { output: Text<'a>, duration_ns: u64, steps_completed: u32, steps_failed: u32 },
+    PipelineError { failure: WirePipelineFailure<'a>, duration_ns: u64 },
+    CheckpointSaved { checkpoint: u64, steps_completed: u32 },
+}
+
+impl<'a> From<&'a CheckpointStep> for WireStep<'a> {
+    fn from(step: &'a CheckpointStep) -> Self {
+        match step {
+            CheckpointStep::Open => Self::Open,
+            CheckpointStep::Completed(output) => Self::Completed(value(output)),
+            CheckpointStep::Failed(failure) => Self::Failed(failure.into()),
+        }
+    }
+}
+
+impl WireStep<'_> {
+    fn read(self) -> Result<CheckpointStep, CheckpointError> {
+        Ok(match self {
+            Self::Open => CheckpointStep::Open,
+            Self::Completed(output) => CheckpointStep::Completed(json(output)?),
+            Self::Failed(failure) => CheckpointStep::Failed(failure.read()),
+        })
+    }
+}
+
+impl<'a> From<&'a CheckpointPhase> for WirePhase<'a> {
+    fn from(phase: &'a CheckpointPhase) -> Self {
+        match phase {
+            CheckpointPhase::Running => Self::Running,
+            CheckpointPhase::Failing { failure, step } => Self::Failing { failure: failure.into(), step: *step },
+            CheckpointPhase::Completed => Self::Completed,
+            CheckpointPhase::Failed(failure) => Self::Failed(failure.into()),
+        }
+    }
+}
+
+impl WirePhase<'_> {
+    fn read(self) -> CheckpointPhase {
+        match self {
+            Self::Running => CheckpointPhase::Running,
+            Self::Failing { failure, step } => CheckpointPhase::Failing { failure: failure.read(), step },
+            Self::Completed => CheckpointPhase::Completed,
+            Self::Failed(failure) => CheckpointPhase::Failed(failure.read()),
+        }
+    }
+}
+
+impl<'a> From<&'a StepFailure> for WireFailure<'a> {
+    fn from(failure: &'a StepFailure) -> Self {
+        let StepFailure { code, message, retryable, retry_after_ms } = failure;
+        let (code, message) = (Cow::Borrowed(&**code), Cow::Borrowed(&**message));
+        Self { code, message, retryable: *retryable, retry_after_ms: *retry_after_ms }
+    }
+}
+
+impl WireFailure<'_> {
+    fn read(self) -> StepFailure {
+        let Self { code, message, retryable, retry_after_ms } = self;
+        StepFailure { code: shared(&code), message: shared(&message), retryable, retry_after_ms }
+    }
+}
+
+impl<'a> From<&'a PipelineFailure> for WirePipelineFailure<'a> {
+    fn from(failure: &'a PipelineFailure) -> Self {
+        Self {
+            failure: (&failure.failure).into(),
+            step_id: failure.step_id.as_deref().map(Cow::Borrowed),
+            cancelled: failure.cancelled,
+            compensated: failure.compensated,
+            compensations_failed: failure.compensations_failed,
+        }
+    }
+}
+
+impl WirePipelineFailure<'_> {
+    fn read(self) -> PipelineFailure {
+        PipelineFailure {
+            failure: self.failure.read(),
+            step_id: self.step_id.as_ref().map(shared),
+            cancelled: self.cancelled,
+            compensated: self.compensated,
+            compensations_failed: self.compensations_failed,
+        }
+    }
+}
+
+impl<'a> From<&'a Sequenced> for WireEvent<'a> {
+    fn from(Sequenced { seq, event }: &'a Sequenced) -> Self {
+        let Metadata { attempt, run, resumed, compensates } = &event.metadata;
+        Self {
+            seq: *seq,
+            step_id: event.step_id.as_deref().map(Cow::Borrowed),
+            unix_ns: event.unix_ns,
+            data: (&event.data).into(),
+            attempt: *attempt,
+            run: *run,
+            resumed: *resumed,
+            compensates: compensates.as_deref().map(Cow::Borrowed),
+        }
+    }
+}
+
+impl WireEvent<'_> {
+    fn read(self) -> Result<Sequenced, CheckpointError> {
+        let Self { seq, step_id, unix_ns, data, attempt, run, resumed, compensates } = self;
+        let metadata = Metadata { attempt, run, resumed, compensates: compensates.as_ref().map(shared) };
+        let event = Event { step_id: step_id.as_ref().map(shared), unix_ns, data: data.read()?, metadata };
+        Ok(Sequenced { seq, event })
+    }
+}
+
+impl<'a> From<&'a Data> for WireData<'a> {
+    fn from(data: &'a Data) -> Self {
+        let name = |kind: &KindName| Cow::Borrowed(kind.name());
+        match data {
+            Data::PipelineStart { name, steps } => Self::PipelineStart { name: Cow::Borrowed(name), steps: *steps },
+            Data::StepStart { kind } => Self::StepStart { kind: name(kind) },
+            Data::StepProgress { progress, message } => {
+                Self::StepProgress { progress: *progress, message: Cow::Borrowed(message) }
+            }
+            Data::StepOutput { index, output } => Self::StepOutput { index: *index, output: value(output) },
+            Data::StepComplete { kind, output, duration_ns } => {
+                Self::StepComplete { kind: name(kind), output: value(output), duration_ns: *duration_ns }
+            }
+            Data::StepError { kind, failure, retry_in_ns, duration_ns } => Self::StepError {
+                kind: name(kind),
+                failure: failure.into(),
+                retry_in_ns: *retry_in_ns,
+                duration_ns: *duration_ns,
+            },
+            Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed } => Self::PipelineComplete {
+                output: value(output),
+                duration_ns: *duration_ns,
+                steps_completed: *steps_completed,
+                steps_failed: *steps_failed,
+            },
+            Data::PipelineError { failure, duration_ns } => {
+                Self::PipelineError { failure: failure.into(), duration_ns: *duration_ns }
+            }
+            Data::CheckpointSaved { checkpoint, steps_completed } => {
+                Self::CheckpointSaved { checkpoint: *checkpoint, steps_completed: *steps_completed }
+            }
+        }
+    }
+}
+
+impl WireData<'_> {
+    fn read(self) -> Result<Data, CheckpointError> {
+        let kind = |name: Text<'_>| KindName::from_name(&name).ok_or(CheckpointError::Value("kind of step"));
+        Ok(match self {
+            Self::PipelineStart { name, steps } => Data::PipelineStart { name: shared(&name), steps },
+            Self::StepStart { kind: name } => Data::StepStart { kind: kind(name)? },
+            Self::StepProgress { progress, message } => Data::StepProgress { progress, message: shared(&message) },
+            Self::StepOutput { index, output } => Data::StepOutput { index, output: json(output)? },
+            Self::StepComplete { kind: name, output, duration_ns } => {
+                Data::StepComplete { kind: kind(name)?, output: json(output)?, duration_ns }
+            }
+            Self::StepError { kind: name, failure, retry_in_ns, duration_ns } => {
+                Data::StepError { kind: kind(name)?, failure: failure.read(), retry_in_ns, duration_ns }
+            }
+            Self::PipelineComplete { output, duration_ns, steps_completed, steps_failed } => {
+                Data::PipelineComplete { output: json(output)?, duration_ns, steps_completed, steps_failed }
+            }
+            Self::PipelineError { failure, duration_ns } => {
+                Data::PipelineError { failure: failure.read(), duration_ns }
+            }
+            Self::CheckpointSaved { checkpoint, steps_completed } => {
+                Data::CheckpointSaved { checkpoint, steps_completed }
+            }
+        })
+    }
+}

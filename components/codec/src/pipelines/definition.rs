@@ -1,0 +1,364 @@
+//! The JSON of a pipeline. Strict: what is not known is a mistake, and every mistake is told with its path.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use weir_core::{
+    pipeline::{
+        COMPENSATIONS_MAX, Definition, DefinitionError, Draft, Json, Kind, KindName, Method, OnError,
+        PARALLEL_MAX_DEFAULT, Place, STEPS_MAX, Step, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
+    },
+    retry::{RetryConfig, RetryPolicy},
+};
+
+use super::{
+    expression::{EXPRESSION_BYTES_MAX, Expression},
+    reader::{Errors, Members},
+    writer::{Object, object},
+};
+use crate::{
+    inference::task::MODEL_BYTES_MAX,
+    json::tree::Node,
+    pipelines::process_request::{CHUNK_SIZE_DEFAULT, FieldError, FieldReason, RequestError},
+};
+
+/// Longest definition, in bytes.
+pub const DEFINITION_BYTES_MAX: usize = 1 << 20;
+/// Most JSON values in a definition.
+const VALUES_MAX: usize = 20_000;
+/// Longest URL, in bytes.
+const URL_BYTES_MAX: usize = 2048;
+/// Longest path of a component, in bytes.
+const PATH_BYTES_MAX: usize = 1024;
+/// Most headers of an HTTP step.
+const HEADERS_MAX: usize = 32;
+/// Longest name or value of a header, in bytes.
+const HEADER_BYTES_MAX: usize = 4096;
+/// Longest text that [`Draft::check`] has to look at, in bytes: it says what is too long.
+const NAME_BYTES_READ: usize = 1024;
+/// The memory of a component whose step does not say, in bytes.
+pub const MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
+/// How long a call of a component may take when its step does not say, in milliseconds.
+pub const DEADLINE_MS_DEFAULT: u64 = 10_000;
+/// Headers that belong to whoever makes the connection.
+const HEADERS_RESERVED: &[&str] =
+    &["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Reads a definition.
+pub fn read(body: &[u8]) -> Result<Definition, RequestError> {
+    let mut errors = Errors::default();
+    let draft = draft(Node::read(body, VALUES_MAX)?, &mut errors);
+    match draft {
+        Some(draft) if errors.is_empty() => draft.check().map_err(|wrong| {
+            let mut errors = Errors::default();
+            wrong.iter().for_each(|wrong| errors.push(field_error(wrong)));
+            RequestError::Invalid(errors.into_vec())
+        }),
+        _ => Err(RequestError::Invalid(errors.into_vec())),
+    }
+}
+
+/// A definition as JSON on one line; [`read`] gives the same definition.
+pub fn to_json(definition: &Definition) -> String {
+    let Draft { name, steps, streaming, parallel_max } = definition.draft();
+    object(|out| {
+        out.value("name", name);
+        out.object("streaming", |out| {
+            let Streaming { enabled, emit_progress, buffer_size, flush_interval_ms } = streaming;
+            out.value("enabled", enabled).value("emit_progress", emit_progress);
+            out.value("buffer_size", buffer_size).value("flush_interval_ms", flush_interval_ms);
+        });
+        out.value("parallel_max", parallel_max);
+        out.array("steps", steps, |out, step| {
+            write_task(out, &step.task);
+            if let Some(after) = &step.after {
+                out.value("after", after);
+            }
+            out.value("on_error", step.on_error.name());
+            if !step.compensation.is_empty() {
+                out.array("compensation", &step.compensation, write_task);
+            }
+        });
+    })
+}
+
+fn draft(node: Node<'_>, errors: &mut Errors) -> Option<Draft> {
+    let mut members = Members::read(String::new(), node, errors)?;
+    let name = members.required("name", NAME_BYTES_READ, errors);
+    let streaming = members.take("streaming").and_then(|node| streaming(node, errors)).unwrap_or_default();
+    let parallel = PARALLEL_MAX_DEFAULT as u64;
+    let parallel_max = members.number("parallel_max", bounds::PARALLEL, parallel, errors) as usize;
+    if !members.has("steps") {
+        members.missing("steps", errors);
+    }
+    let items = members.items("steps", STEPS_MAX, errors);
+    let steps = items.into_iter().flatten().filter_map(|(path, node)| step(path, node, errors)).collect();
+    members.finish(errors);
+    Some(Draft { name: name?, steps, streaming, parallel_max })
+}
+
+fn streaming(node: Node<'_>, errors: &mut Errors) -> Option<Streaming> {
+    let default = Streaming::default();
+    let mut members = Members::read("streaming".to_owned(), node, errors)?;
+    let streaming = Streaming {
+        enabled: members.flag("enabled", default.enabled, errors),
+        emit_progress: members.flag("emit_progress", default.emit_progress, errors),
+        buffer_size: members.number("buffer_size", bounds::BUFFER_SIZE, default.buffer_size as u64, errors) as usize,
+        flush_interval_ms: members.number(
+            "flush_interval_ms",
+            bounds::FLUSH_INTERVAL_MS,
+            default.flush_interval_ms,
+            errors,
+        ),
+    };
+    members.finish(errors);
+    Some(streaming)
+}
+
+fn step(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Step> {
+    let mut members = Members::read(path, node, errors)?;
+    let task = read_task(&mut members, errors);
+    let after = members.items("after", STEPS_MAX, errors).map(|items| {
+        items
+            .into_iter()
+            .filter_map(|(path, node)| match node {
+                Node::Text(id) => Some(id.into_owned()),
+                other => {
+                    errors.push(FieldError::wrong_type(path, "string", other.name()));
+                    None
+                }
+            })
+            .collect()
+    });
+    let on_error = members.choice("on_error", OnError::ALL, OnError::name, Some(OnError::Fail), errors);
+    let compensations = members.items("compensation", COMPENSATIONS_MAX, errors);
+    let compensation = compensations.into_iter().flatten().filter_map(|(path, node)| {
+        let mut members = Members::read(path, node, errors)?;
+        let task = read_task(&mut members, errors);
+        members.finish(errors);
+        task
+    });
+    let compensation = compensation.collect();
+    members.finish(errors);
+    Some(Step { task: task?, after, on_error: on_error?, compensation })
+}
+
+fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> Option<Task> {
+    let id = members.required("id", NAME_BYTES_READ, errors);
+    let name = members.choice("kind", KindName::ALL, KindName::name, None, errors);
+    let input = expression(members, "input", errors);
+    let timeout_ms = members.number("timeout_ms", bounds::TIMEOUT_MS, TIMEOUT_MS_DEFAULT, errors);
+    let retry = retry(members, errors);
+    let kind = name.and_then(|name| kind(name, members, errors));
+    Some(Task { id: id?.into(), kind: kind?, input, retry, timeout_ms })
+}
+
+fn retry(members: &mut Members<'_>, errors: &mut Errors) -> RetryConfig {
+    let default = RetryConfig::default();
+    let path = members.path("retry");
+    let Some(node) = members.take("retry") else { return default };
+    let Some(mut members) = Members::read(path, node, errors) else { return default };
+    let ms = (0, u64::from(u32::MAX));
+    // Every bound is within a u32.
+    let mut number = |name, bounds, default: u32| members.number(name, bounds, u64::from(default), errors) as u32;
+    let max_attempts = number("max_attempts", bounds::MAX_ATTEMPTS, default.max_attempts);
+    let base_backoff_ms = number("base_backoff_ms", ms, default.base_backoff_ms);
+    let backoff_ms_max = number("backoff_ms_max", ms, default.backoff_ms_max);
+    let policy = members.choice("policy", RetryPolicy::ALL, RetryPolicy::name, Some(default.policy), errors);
+    members.finish(errors);
+    let policy = policy.unwrap_or(default.policy);
+    RetryConfig { max_attempts, base_backoff_ms, backoff_ms_max, policy, ..default }
+}
+
+fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Option<Kind> {
+    let mut model = |errors: &mut Errors| members.text("model", MODEL_BYTES_MAX, errors);
+    Some(match name {
+        KindName::Chunk => {
+            let default = CHUNK_SIZE_DEFAULT as u64;
+            Kind::Chunk { chunk_size: members.number("chunk_size", bounds::CHUNK_SIZE, default, errors) as u32 }
+        }
+        KindName::Sentiment => Kind::Sentiment { model: model(errors) },
+        KindName::Entities => Kind::Entities { model: model(errors) },
+        KindName::Summary => Kind::Summary { model: model(errors) },
+        KindName::Embed => Kind::Embed { model: model(errors), normalize: members.flag("normalize", true, errors) },
+        KindName::Annotate => Kind::Annotate,
+        KindName::Map => {
+            let text = members.required("expression", EXPRESSION_BYTES_MAX, errors);
+            Kind::Map { expression: checked(text, &members.path("expression"), errors)? }
+        }
+        KindName::Http => http(members, errors)?,
+        KindName::Component => {
+            let path = members.required("path", PATH_BYTES_MAX, errors);
+            let memory_bytes_max =
+                members.number("memory_bytes_max", bounds::MEMORY_BYTES, MEMORY_BYTES_DEFAULT, errors);
+            let deadline_ms = members.number("deadline_ms", bounds::TIMEOUT_MS, DEADLINE_MS_DEFAULT, errors);
+            let config = members.take("config").map_or_else(Json::null, |node| {
+                let mut text = String::new();
+                node.write(&mut text);
+                Json::from_checked(text)
+            });
+            let place = members.path("path");
+            if path.as_deref().is_some_and(|path| path.is_empty() || path.chars().any(char::is_control)) {
+                errors.tell(&place, FieldReason::NotAllowed, "must be the path of a component");
+            }
+            Kind::Component { path: path?, memory_bytes_max, deadline_ms, config }
+        }
+    })
+}
+
+fn http(members: &mut Members<'_>, errors: &mut Errors) -> Option<Kind> {
+    let url = members.required("url", URL_BYTES_MAX, errors);
+    let method = members.choice("method", Method::ALL, Method::name, Some(Method::Post), errors);
+    let headers = headers(members, errors);
+    let body = expression(members, "body", errors);
+    if url.as_deref().is_some_and(|url| !is_url(url)) {
+        let what = "must be an http or https URL without spaces, user or fragment";
+        errors.tell(&members.path("url"), FieldReason::NotAllowed, what);
+    }
+    Some(Kind::Http { url: url?, method: method?, headers, body })
+}
+
+fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, String)> {
+    let path = members.path("headers");
+    let all = match members.take("headers") {
+        None => return Vec::new(),
+        Some(Node::Object(all)) => all,
+        Some(other) => {
+            errors.push(FieldError::wrong_type(path, "object", other.name()));
+            return Vec::new();
+        }
+    };
+    if all.len() > HEADERS_MAX {
+        let (bounds, count) = ((0, HEADERS_MAX as i64), all.len() as i64);
+        errors.push(FieldError::bounded(path, FieldReason::TooLong, "have a number of members of", bounds, count));
+        return Vec::new();
+    }
+    let mut seen = BTreeMap::new();
+    for (name, value) in all {
+        let lower = name.to_ascii_lowercase();
+        let path = format!("{path}.{}", name.chars().filter(|c| !c.is_control()).take(64).collect::<String>());
+        match value {
+            _ if !is_token(&name) => errors.tell(&path, FieldReason::NotAllowed, "is no name of a header"),
+            _ if HEADERS_RESERVED.contains(&&*lower) => {
+                errors.tell(&path, FieldReason::NotAllowed, "is set by whoever makes the connection");
+            }
+            _ if seen.contains_key(&lower) => errors.tell(&path, FieldReason::NotAllowed, "is given twice"),
+            Node::Text(value) if is_header_value(&value) => {
+                seen.insert(lower, value.into_owned());
+            }
+            Node::Text(_) => errors.tell(&path, FieldReason::NotAllowed, "is no value of a header"),
+            other => errors.push(FieldError::wrong_type(path, "string", other.name())),
+        }
+    }
+    seen.into_iter().collect()
+}
+
+fn expression(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Option<String> {
+    let text = members.text(name, EXPRESSION_BYTES_MAX, errors);
+    checked(text, &members.path(name), errors)
+}
+
+/// The text, if it is an expression.
+fn checked(text: Option<String>, path: &str, errors: &mut Errors) -> Option<String> {
+    let text = text?;
+    match Expression::parse(&text) {
+        Ok(_) => Some(text),
+        Err(error) => {
+            errors.tell(path, FieldReason::NotAllowed, &format!("is no expression: {error}"));
+            None
+        }
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=HEADER_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
+}
+
+/// RFC 9110, section 5.5, without what is not ASCII.
+fn is_header_value(value: &str) -> bool {
+    let fits = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
+    value.len() <= HEADER_BYTES_MAX && value.bytes().all(fits) && value.trim() == value
+}
+
+fn is_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let authority = rest.and_then(|rest| rest.split(['/', '?']).next()).unwrap_or("");
+    let fits = url.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte));
+    !authority.is_empty() && !authority.starts_with(':') && !authority.contains('@') && fits
+}
+
+/// A mistake of the whole with its path.
+fn field_error(wrong: &DefinitionError) -> FieldError {
+    let place = |place: &Place| match place.compensation {
+        None => format!("steps[{}].id", place.step),
+        Some(at) => format!("steps[{}].compensation[{at}].id", place.step),
+    };
+    let (path, reason) = match wrong {
+        DefinitionError::Name { .. } => ("name".to_owned(), FieldReason::NotAllowed),
+        DefinitionError::NoSteps => ("steps".to_owned(), FieldReason::TooShort),
+        DefinitionError::TooManySteps { .. } => ("steps".to_owned(), FieldReason::TooLong),
+        DefinitionError::Id { place: at, .. } | DefinitionError::DuplicateId { place: at, .. } => {
+            (place(at), FieldReason::NotAllowed)
+        }
+        DefinitionError::UnknownAfter { step, index, .. } | DefinitionError::AfterTwice { step, index, .. } => {
+            (format!("steps[{step}].after[{index}]"), FieldReason::NotAllowed)
+        }
+        DefinitionError::Cycle { step, .. } => (format!("steps[{step}].after"), FieldReason::NotAllowed),
+        DefinitionError::OutOfRange { step: None, field, .. } => ((*field).to_owned(), FieldReason::OutOfRange),
+        DefinitionError::OutOfRange { step: Some(step), field, .. } => {
+            (format!("steps[{step}].{field}"), FieldReason::OutOfRange)
+        }
+    };
+    let message = format!("`{path}`: {wrong}");
+    FieldError::new(path, reason, message)
+}
+
+fn write_task(out: &mut Object<'_>, task: &Task) {
+    let Task { id, kind, input, retry, timeout_ms } = task;
+    let id: &Arc<str> = id;
+    out.value("id", &**id).value("kind", kind.name().name());
+    match kind {
+        Kind::Chunk { chunk_size } => {
+            out.value("chunk_size", chunk_size);
+        }
+        Kind::Sentiment { model } | Kind::Entities { model } | Kind::Summary { model } => {
+            write_some(out, "model", model)
+        }
+        Kind::Embed { model, normalize } => {
+            write_some(out, "model", model);
+            out.value("normalize", normalize);
+        }
+        Kind::Annotate => {}
+        Kind::Map { expression } => {
+            out.value("expression", expression);
+        }
+        Kind::Http { url, method, headers, body } => {
+            out.value("url", url).value("method", method.name());
+            if !headers.is_empty() {
+                out.object("headers", |out| {
+                    for (name, value) in headers {
+                        out.value(name, value);
+                    }
+                });
+            }
+            write_some(out, "body", body);
+        }
+        Kind::Component { path, memory_bytes_max, deadline_ms, config } => {
+            out.value("path", path).value("memory_bytes_max", memory_bytes_max).value("deadline_ms", deadline_ms);
+            out.raw("config", config.as_str());
+        }
+    }
+    write_some(out, "input", input);
+    out.value("timeout_ms", timeout_ms);
+    out.object("retry", |out| {
+        out.value("max_attempts", &retry.max_attempts).value("base_backoff_ms", &retry.base_backoff_ms);
+        out.value("backoff_ms_max", &retry.backoff_ms_max).value("policy", retry.policy.name());
+    });
+}
+
+fn write_some(out: &mut Object<'_>, name: &str, value: &Option<String>) {
+    if let Some(value) = value {
+        out.value(name, value);
+    }
+}

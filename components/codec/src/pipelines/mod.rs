@@ -1,0 +1,33 @@
+//! Pipelines on the wire.
+//!
+//! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
+//! - [`definition_file`]: the file of a pipeline, or what is wrong with it.
+//! - [`text`]: any JSON, checked and put on one line.
+//! - [`expression`]: the language of `map`, of `input` and of an HTTP body.
+//! - [`event`]: the nine events.
+//! - [`checkpoint`]: an execution and its definition as bytes, and back.
+//! - [`execution_id`]: ids that cannot be guessed.
+//! - [`execution`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
+//! - [`prefer`]: `Prefer: wait`, RFC 7240.
+//! - [`input`], [`output`]: what the steps of texts take, and what they put out.
+//! - [`route`]: the paths of pipelines and executions.
+//! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_event`]: their events;
+//!   [`process_stream`]: `/process-stream` as a pipeline.
+
+pub mod checkpoint;
+pub mod definition;
+pub mod definition_file;
+pub mod event;
+pub mod execution;
+pub mod execution_id;
+pub mod expression;
+pub mod input;
+pub mod output;
+pub mod prefer;
+pub mod process_event;
+pub mod process_request;
+pub mod process_stream;
+mod reader;
+pub mod route;
+pub mod text;
+mod writer;

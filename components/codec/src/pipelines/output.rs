@@ -1,0 +1,141 @@
+//! What the steps of texts put out. For the steps that `/process-stream` has too, an output is what its events say besides
+//! `status`, byte by byte.
+//!
+//! | step | output | parts |
+//! |---|---|---|
+//! | `chunk` | `{"chunks": ["…", …]}` | |
+//! | `sentiment` | `{"overall_sentiment", "chunk_sentiments", "positive_chunks", "negative_chunks"}` | per chunk, in order: `{"progress", "chunk_result": {"chunk", "sentiment", "confidence"}}` |
+//! | `summary` | `{"summary", "compression_ratio"}` | |
+//! | `entities` | `{"entities", "entity_types", "total_entities"}` | |
+//! | `embed` | `{"embeddings": [[…], …], "dimensions"}` | |
+//! | `annotate` | `{"outputs": [{…}, …]}`, a block for each text | |
+
+use std::num::NonZeroUsize;
+
+use weir_core::{
+    chunk,
+    failure::Failure,
+    pipeline::Json,
+    process::{Answer, ChunkSentiment, Event, compression, locate, unexpected},
+    session::Annotation,
+    tally::{Tally, sentiment_label},
+};
+
+use super::writer::object;
+use crate::{
+    pipelines::process_event,
+    transcripts::{
+        annotate_stream::blocks_json,
+        semantic::{Parts, TextInput},
+    },
+};
+
+/// The output of a `chunk` step.
+pub fn chunks(text: &str, chunk_size: u32) -> Json {
+    let size = NonZeroUsize::new(chunk_size as usize).unwrap_or(NonZeroUsize::MIN);
+    let chunks: Vec<&str> = chunk::split(text, size).collect();
+    Json::from_checked(object(|out| {
+        out.value("chunks", &chunks);
+    }))
+}
+
+/// The output of a `summary` step.
+pub fn summary(answer: Result<Answer, Failure>, text: &str) -> Result<Json, Failure> {
+    match answer {
+        Ok(Answer::Summary(summary)) => {
+            let compression_ratio = compression(&summary, chunk::code_points(text));
+            Ok(body(&Event::SummarizationComplete { summary, compression_ratio }))
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+/// The output of an `entities` step.
+pub fn entities(answer: Result<Answer, Failure>, text: &str) -> Result<Json, Failure> {
+    match answer {
+        Ok(Answer::Entities(spans)) => Ok(body(&Event::EntitiesComplete { entities: locate(text, spans)? })),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// The output of an `embed` step: a vector for each text.
+pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
+    Json::from_checked(object(|out| {
+        out.value("embeddings", vectors).value("dimensions", &vectors.first().map_or(0, Vec::len));
+    }))
+}
+
+/// The output of an `annotate` step: `outputs` as `/v1/annotate` answers them.
+pub fn annotations(parts: Parts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
+    let answer = blocks_json(parts, texts, annotations);
+    Json::from_checked(String::from_utf8(answer).expect("serde_json writes UTF-8, on one line"))
+}
+
+/// A `sentiment` step: answers come in any order, parts leave in the order of the chunks.
+#[derive(Debug)]
+pub struct Sentiments {
+    answers: Vec<Option<Result<Answer, Failure>>>,
+    told: Vec<ChunkSentiment>,
+    tally: Tally,
+    is_over: bool,
+}
+
+/// What a step has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Say {
+    /// A part of its output.
+    Part(Json),
+    /// All of it.
+    Finished(Json),
+    /// Why there is none; nothing follows.
+    Failed(Failure),
+}
+
+impl Sentiments {
+    /// Of so many chunks.
+    pub fn new(chunks: usize) -> Self {
+        let answers = std::iter::repeat_with(|| None).take(chunks).collect();
+        Self { answers, told: Vec::with_capacity(chunks), tally: Tally::default(), is_over: false }
+    }
+
+    /// Takes the answer to a chunk, from 0; others than the first to each are ignored.
+    pub fn handle_answer(&mut self, chunk: usize, answer: Result<Answer, Failure>) {
+        if let Some(slot) = self.answers.get_mut(chunk) {
+            slot.get_or_insert(answer);
+        }
+    }
+
+    /// The next thing to say, or none until another answer comes.
+    pub fn poll(&mut self) -> Option<Say> {
+        let next = self.told.len();
+        if self.is_over {
+            return None;
+        }
+        if next == self.answers.len() {
+            self.is_over = true;
+            let (chunks, tally) = (std::mem::take(&mut self.told), self.tally);
+            return Some(Say::Finished(body(&Event::SentimentComplete { overall: tally.overall(), chunks, tally })));
+        }
+        match self.answers[next].clone()? {
+            Ok(Answer::Label { label, score }) => {
+                let sentiment = sentiment_label(&label);
+                self.tally.record(&sentiment);
+                let result = ChunkSentiment { chunk: next + 1, sentiment, confidence: score };
+                self.told.push(result.clone());
+                Some(Say::Part(body(&Event::SentimentProgress { result, chunks: self.answers.len() })))
+            }
+            other => {
+                self.is_over = true;
+                Some(Say::Failed(unexpected(other)))
+            }
+        }
+    }
+}
+
+/// An event of `/process-stream` without its status.
+fn body(said: &Event) -> Json {
+    let line = String::from_utf8(process_event::to_json(said)).expect("serde_json writes UTF-8");
+    let tag = format!(r#"{{"status":"{}","#, process_event::status(said));
+    let rest = line.strip_prefix(&tag).expect("an event begins with its status, and the events here say more");
+    Json::from_checked(format!("{{{rest}"))
+}

@@ -1,0 +1,608 @@
+//! The body of `POST /process-stream` and `POST /process-batch`.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use weir_core::{chunk::code_points, process};
+
+use crate::{
+    inference::{request, task::unknown},
+    json::{Fields, JsonError, Shape, read_object, with_article},
+};
+
+/// Fewest code points in a text.
+pub const TEXT_CODE_POINTS_MIN: usize = 10;
+/// Most code points in a text.
+pub const TEXT_CODE_POINTS_MAX: usize = 5000;
+/// Fewest code points in a chunk.
+pub const CHUNK_SIZE_MIN: i64 = 50;
+/// Most code points in a chunk.
+pub const CHUNK_SIZE_MAX: i64 = 500;
+/// Code points in a chunk when the request does not say.
+pub const CHUNK_SIZE_DEFAULT: i64 = 200;
+
+/// A text and what is asked of it. Other fields are refused: one that is misspelled would ask for something else than was meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
+pub struct ProcessRequest {
+    /// The text, counted in Unicode code points. It must not contain U+0000.
+    #[cfg_attr(feature = "schema", schemars(length(min = TEXT_CODE_POINTS_MIN, max = TEXT_CODE_POINTS_MAX)))]
+    pub text: String,
+    /// Label each chunk and the whole text.
+    #[cfg_attr(feature = "schema", schemars(default = "yes"))]
+    pub include_sentiment: bool,
+    /// Summarize the text, if it is longer than 100 code points.
+    #[cfg_attr(feature = "schema", schemars(default = "yes"))]
+    pub include_summary: bool,
+    /// Find named entities.
+    #[cfg_attr(feature = "schema", schemars(default))]
+    pub include_entities: bool,
+    /// Code points per chunk.
+    #[cfg_attr(feature = "schema", schemars(range(min = CHUNK_SIZE_MIN, max = CHUNK_SIZE_MAX), default = "chunk_size_default"))]
+    pub chunk_size: u32,
+}
+
+/// The fields of a request.
+const FIELDS: [&str; 5] = ["text", "include_sentiment", "include_summary", "include_entities", "chunk_size"];
+
+#[cfg(feature = "schema")]
+fn yes() -> bool {
+    true
+}
+
+#[cfg(feature = "schema")]
+fn chunk_size_default() -> u32 {
+    CHUNK_SIZE_DEFAULT as u32
+}
+
+impl ProcessRequest {
+    /// Reads a body.
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        let mut fields = read_object(body)?;
+        let mut errors = Vec::new();
+        let text = text(&mut fields, &mut errors);
+        let include_sentiment = flag(&mut fields, "include_sentiment", true, &mut errors);
+        let include_summary = flag(&mut fields, "include_summary", true, &mut errors);
+        let include_entities = flag(&mut fields, "include_entities", false, &mut errors);
+        let chunk_size = chunk_size(&mut fields, &mut errors);
+        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &FIELDS)));
+        request::finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size }, errors)
+    }
+
+    /// The process that streams: the text in chunks.
+    pub fn into_stream(self) -> process::Request {
+        let chunk_size = NonZeroUsize::new(self.chunk_size as usize);
+        process::Request { chunk_size, ..self.into_batch() }
+    }
+
+    /// The process that answers once: the text whole.
+    pub fn into_batch(self) -> process::Request {
+        process::Request {
+            text: self.text,
+            include_sentiment: self.include_sentiment,
+            include_summary: self.include_summary,
+            include_entities: self.include_entities,
+            chunk_size: None,
+        }
+    }
+}
+
+/// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
+pub const ERRORS_MAX: usize = 32;
+
+/// Why a body is not a request.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// It can be read and its fields are wrong. All of them are listed, but answers show [`ERRORS_MAX`] and say that there are more;
+    /// readers stop when they have found one more than that.
+    #[error("{}", summary(.0))]
+    Invalid(Vec<FieldError>),
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct FieldError {
+    /// The field; one of an item is told with its place, as `inputs[3].text`.
+    pub field: Box<str>,
+    /// What is wrong: a constant for programs.
+    pub reason: FieldReason,
+    /// What is wrong: a sentence.
+    pub message: Box<str>,
+    /// Smallest value or length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<i64>,
+    /// Largest value or length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<i64>,
+    /// The value or length that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actual: Option<i64>,
+    /// The type that is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<&'static str>,
+    /// The type that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub got: Option<&'static str>,
+}
+
+/// The ways in which a field can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum FieldReason {
+    /// It is required and absent.
+    Missing,
+    /// It has another type.
+    WrongType,
+    /// It is too short.
+    TooShort,
+    /// It is too long.
+    TooLong,
+    /// It lies outside its bounds.
+    OutOfRange,
+    /// It contains U+0000.
+    ContainsNul,
+    /// There is no such field, or not here.
+    Unknown,
+    /// It is none of the values that it may have.
+    NotAllowed,
+}
+
+impl FieldError {
+    /// A field and what is wrong with it; `message` names the field.
+    pub fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
+        let field = field.into();
+        Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
+    }
+
+    pub(crate) fn wrong_type(field: impl Into<Box<str>>, expected: &'static str, got: &'static str) -> Self {
+        let field = field.into();
+        let message = format!("`{field}` must be {}, and is {}", with_article(expected), with_article(got));
+        Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }
+    }
+
+    pub(crate) fn bounded(
+        field: impl Into<Box<str>>,
+        reason: FieldReason,
+        what: &str,
+        bounds: (i64, i64),
+        actual: i64,
+    ) -> Self {
+        let field = field.into();
+        let (min, max) = bounds;
+        let message = format!("`{field}` must {what} {min} to {max}, and is {actual}");
+        Self { min: Some(min), max: Some(max), actual: Some(actual), ..Self::new(field, reason, message) }
+    }
+}
+
+fn summary(errors: &[FieldError]) -> String {
+    let mut messages: Vec<&str> = errors.iter().take(ERRORS_MAX).map(|error| &*error.message).collect();
+    let more = format!("there are more errors than these {ERRORS_MAX}");
+    if errors.len() > ERRORS_MAX {
+        messages.push(&more);
+    }
+    messages.join("; ")
+}
+
+fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {
+    const FIELD: &str = "text";
+    let text = match fields.remove(FIELD) {
+        Some(Shape::String(text)) => text,
+        Some(other) => {
+            errors.push(FieldError::wrong_type(FIELD, "string", other.name()));
+            return String::new();
+        }
+        None => {
+            errors.push(FieldError::new(FIELD, FieldReason::Missing, "`text` is required".to_owned()));
+            return String::new();
+        }
+    };
+    let length = code_points(&text);
+    let mut wrong_length = |reason| {
+        let bounds = (TEXT_CODE_POINTS_MIN as i64, TEXT_CODE_POINTS_MAX as i64);
+        errors.push(FieldError::bounded(FIELD, reason, "have a length in code points of", bounds, length as i64));
+    };
+    if length < TEXT_CODE_POINTS_MIN {
+        wrong_length(FieldReason::TooShort);
+    } else if length > TEXT_CODE_POINTS_MAX {
+        wrong_length(FieldReason::TooLong);
+    }
+    if let Some(at) = text.chars().position(|c| c == '\0') {
+        let message = format!("`text` must not contain U+0000, and does as code point {at}");
+        let error = FieldError::new(FIELD, FieldReason::ContainsNul, message);
+        errors.push(FieldError { actual: Some(at as i64), ..error });
+    }
+    text
+}
+
+fn flag(fields: &mut Fields, field: &'static str, default: bool, errors: &mut Vec<FieldError>) -> bool {
+    match fields.remove(field) {
+        None => default,
+        Some(Shape::Bool(flag)) => flag,
+        Some(other) => {
+            errors.push(FieldError::wrong_type(field, "boolean", other.name()));
+            default
+        }
+    }
+}
+
+fn chunk_size(fields: &mut Fields, errors: &mut Vec<FieldError>) -> u32 {
+    const FIELD: &str = "chunk_size";
+    let bounds = (CHUNK_SIZE_MIN, CHUNK_SIZE_MAX);
+    match fields.remove(FIELD) {
+        None => CHUNK_SIZE_DEFAULT as u32,
+        Some(Shape::Integer(size)) if (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size) => size as u32,
+        Some(Shape::Integer(size)) => {
+            errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", bounds, size));
+            0
+        }
+        Some(other) => {
+            errors.push(FieldError::wrong_type(FIELD, "integer", other.name()));
+            0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::http::problem::Problem;
+
+    fn check(body: &str, want: Expect) {
+        want.assert_eq(&match ProcessRequest::from_json(body.as_bytes()) {
+            Ok(request) => format!("{request:#?}"),
+            Err(error) => {
+                let problem = Problem::from(error).to_json("r-1");
+                let value: serde_json::Value = serde_json::from_slice(&problem).expect("a problem is JSON");
+                serde_json::to_string_pretty(&value).expect("JSON")
+            }
+        });
+    }
+
+    #[test]
+    fn defaults() {
+        check(
+            r#"{"text":"ten points"}"#,
+            expect![[r#"
+            ProcessRequest {
+                text: "ten points",
+                include_sentiment: true,
+                include_summary: true,
+                include_entities: false,
+                chunk_size: 200,
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn every_field() {
+        check(
+            r#"{"text":"ten points","include_sentiment":false,"include_summary":false,"include_entities":true,
+                "chunk_size":50.0}"#,
+            expect![[r#"
+                ProcessRequest {
+                    text: "ten points",
+                    include_sentiment: false,
+                    include_summary: false,
+                    include_entities: true,
+                    chunk_size: 50,
+                }"#]],
+        );
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_with_the_nearest_that_is_known() {
+        let check = |body: &str, want: &str| {
+            let error = ProcessRequest::from_json(body.as_bytes()).expect_err("a field is not known");
+            assert_eq!(error.to_string(), want);
+        };
+        let known = "there are text, include_sentiment, include_summary, include_entities, chunk_size";
+        check(
+            r#"{"text":"ten points","include_entity":true}"#,
+            &format!("`include_entity` is not known here (did you mean `include_entities`?); {known}"),
+        );
+        check(r#"{"text":"ten points","model":null}"#, &format!("`model` is not known here; {known}"));
+        check(
+            r#"{"texts":"ten points"}"#,
+            &format!("`text` is required; `texts` is not known here (did you mean `text`?); {known}"),
+        );
+        let many: String = (0..1000).map(|at| format!(r#","field{at}":1"#)).collect();
+        let body = format!(r#"{{"text":"ten points"{many}}}"#);
+        let Err(RequestError::Invalid(errors)) = ProcessRequest::from_json(body.as_bytes()) else { panic!("{body}") };
+        assert!(errors.len() < 100 && errors.iter().all(|error| error.reason == FieldReason::Unknown));
+    }
+
+    #[test]
+    fn wrong_types_are_all_told() {
+        check(
+            r#"{"text":["a"],"include_sentiment":"true","include_summary":1,"include_entities":null,"chunk_size":75.5}"#,
+            expect![[r#"
+                {
+                  "code": "invalid_request",
+                  "detail": "`text` must be a string, and is an array; `include_sentiment` must be a boolean, and is a string; `include_summary` must be a boolean, and is an integer; `include_entities` must be a boolean, and is null; `chunk_size` must be an integer, and is a number",
+                  "errors": [
+                    {
+                      "expected": "string",
+                      "field": "text",
+                      "got": "array",
+                      "message": "`text` must be a string, and is an array",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_sentiment",
+                      "got": "string",
+                      "message": "`include_sentiment` must be a boolean, and is a string",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_summary",
+                      "got": "integer",
+                      "message": "`include_summary` must be a boolean, and is an integer",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "boolean",
+                      "field": "include_entities",
+                      "got": "null",
+                      "message": "`include_entities` must be a boolean, and is null",
+                      "reason": "wrong_type"
+                    },
+                    {
+                      "expected": "integer",
+                      "field": "chunk_size",
+                      "got": "number",
+                      "message": "`chunk_size` must be an integer, and is a number",
+                      "reason": "wrong_type"
+                    }
+                  ],
+                  "request_id": "r-1",
+                  "retryable": false,
+                  "status": 422,
+                  "title": "The request is not valid",
+                  "type": "urn:weir:problem:invalid-request"
+                }"#]],
+        );
+    }
+
+    #[test]
+    fn bounds() {
+        check(
+            r#"{"text":"nine poin","chunk_size":49}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must have a length in code points of 10 to 5000, and is 9; `chunk_size` must be 50 to 500, and is 49",
+              "errors": [
+                {
+                  "actual": 9,
+                  "field": "text",
+                  "max": 5000,
+                  "message": "`text` must have a length in code points of 10 to 5000, and is 9",
+                  "min": 10,
+                  "reason": "too_short"
+                },
+                {
+                  "actual": 49,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is 49",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            &format!(r#"{{"text":"{}","chunk_size":501}}"#, "x".repeat(5001)),
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must have a length in code points of 10 to 5000, and is 5001; `chunk_size` must be 50 to 500, and is 501",
+              "errors": [
+                {
+                  "actual": 5001,
+                  "field": "text",
+                  "max": 5000,
+                  "message": "`text` must have a length in code points of 10 to 5000, and is 5001",
+                  "min": 10,
+                  "reason": "too_long"
+                },
+                {
+                  "actual": 501,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is 501",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            r#"{"text":"\u0000 ten points","chunk_size":-9000000000}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` must not contain U+0000, and does as code point 0; `chunk_size` must be 50 to 500, and is -9000000000",
+              "errors": [
+                {
+                  "actual": 0,
+                  "field": "text",
+                  "message": "`text` must not contain U+0000, and does as code point 0",
+                  "reason": "contains_nul"
+                },
+                {
+                  "actual": -9000000000,
+                  "field": "chunk_size",
+                  "max": 500,
+                  "message": "`chunk_size` must be 50 to 500, and is -9000000000",
+                  "min": 50,
+                  "reason": "out_of_range"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+        check(
+            r#"{"chunk_size":"200"}"#,
+            expect![[r#"
+            {
+              "code": "invalid_request",
+              "detail": "`text` is required; `chunk_size` must be an integer, and is a string",
+              "errors": [
+                {
+                  "field": "text",
+                  "message": "`text` is required",
+                  "reason": "missing"
+                },
+                {
+                  "expected": "integer",
+                  "field": "chunk_size",
+                  "got": "string",
+                  "message": "`chunk_size` must be an integer, and is a string",
+                  "reason": "wrong_type"
+                }
+              ],
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 422,
+              "title": "The request is not valid",
+              "type": "urn:weir:problem:invalid-request"
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn unreadable_bodies() {
+        check(
+            "",
+            expect![[r#"
+            {
+              "code": "empty_body",
+              "detail": "the body is empty; a JSON object was expected",
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is empty",
+              "type": "urn:weir:problem:empty-body"
+            }"#]],
+        );
+        check(
+            "{\"text\": \"ten\n",
+            expect![[r#"
+            {
+              "code": "malformed_json",
+              "column": 0,
+              "detail": "the body is not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 2, column 0",
+              "line": 2,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is not JSON",
+              "type": "urn:weir:problem:malformed-json"
+            }"#]],
+        );
+        check(
+            "[]",
+            expect![[r#"
+            {
+              "code": "not_an_object",
+              "detail": "the body is an array; a JSON object was expected",
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is not an object",
+              "type": "urn:weir:problem:not-an-object"
+            }"#]],
+        );
+        check(
+            r#"{"text":"ten points","text":"ten points"}"#,
+            expect![[r#"
+            {
+              "code": "duplicate_key",
+              "column": 27,
+              "detail": "the key `text` appears twice, the second time at line 1, column 27",
+              "line": 1,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "A key appears twice",
+              "type": "urn:weir:problem:duplicate-key"
+            }"#]],
+        );
+        check(
+            r#"{"text":"\ud83d ten points"}"#,
+            expect![[r#"
+                {
+                  "code": "malformed_json",
+                  "column": 16,
+                  "detail": "a `\\u` escape at line 1, column 16 is half of a surrogate pair without the other half",
+                  "line": 1,
+                  "request_id": "r-1",
+                  "retryable": false,
+                  "status": 400,
+                  "title": "The body is not JSON",
+                  "type": "urn:weir:problem:malformed-json"
+                }"#]],
+        );
+        check(
+            &format!(r#"{{"text":{}"#, "[".repeat(200)),
+            expect![[r#"
+            {
+              "code": "json_too_deep",
+              "column": 135,
+              "detail": "the body is nested too deeply at line 1, column 135",
+              "line": 1,
+              "request_id": "r-1",
+              "retryable": false,
+              "status": 400,
+              "title": "The body is nested too deeply",
+              "type": "urn:weir:problem:json-too-deep"
+            }"#]],
+        );
+    }
+
+    #[test]
+    fn lengths_count_code_points() {
+        let length = |text: &str| {
+            let body = serde_json::json!({ "text": text }).to_string();
+            ProcessRequest::from_json(body.as_bytes()).is_ok()
+        };
+        assert!(length(&"😀".repeat(10)) && !length(&"😀".repeat(9)));
+        assert!(length(&"e\u{301}".repeat(5)) && !length(&"é".repeat(9)));
+        assert!(length(&"日".repeat(5000)) && !length(&"日".repeat(5001)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_taken_within_its_bounds_only(size in -1000i64..1000) {
+            let body = format!(r#"{{"text":"ten points","chunk_size":{size}}}"#);
+            let taken = ProcessRequest::from_json(body.as_bytes()).map(|request| i64::from(request.chunk_size));
+            prop_assert_eq!(taken.ok(), (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size).then_some(size));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Any JSON: checked once, then carried as text on one line.
+
+use weir_core::pipeline::Json;
+
+use crate::json::{JsonError, tree::Node};
+
+/// Most values (of any kind, at any depth) in a JSON text of a client or a step.
+pub const VALUES_MAX: usize = 1 << 17;
+/// Deepest nesting of such a text: objects of outputs, which are deeper, can still be read.
+pub const DEPTH_MAX: usize = 100;
+
+/// Reads one JSON value of any type: what `POST /pipelines/{name}` takes, and what a step puts out.
+///
+/// As strict as everything here: duplicate keys are refused and nesting is bounded. The text is kept as it is but for the
+/// white space between values, so that numbers keep all their digits.
+pub fn read(body: &[u8]) -> Result<Json, JsonError> {
+    Node::read(body, VALUES_MAX)?;
+    let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
+    compact(text).map(Json::from_checked)
+}
+
+/// A text as a JSON string.
+pub fn string(text: &str) -> Json {
+    let mut out = String::with_capacity(text.len() + 2);
+    super::writer::value(&mut out, text);
+    Json::from_checked(out)
+}
+
+/// A JSON text without white space between its values.
+fn compact(text: &str) -> Result<String, JsonError> {
+    let mut compact = String::with_capacity(text.len());
+    let (mut in_string, mut escaped, mut depth) = (false, false, 0usize);
+    for (at, character) in text.char_indices() {
+        if in_string {
+            in_string = escaped || character != '"';
+            escaped = !escaped && character == '\\';
+        } else if matches!(character, ' ' | '\t' | '\r' | '\n') {
+            continue;
+        } else {
+            in_string = character == '"';
+            match character {
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > DEPTH_MAX {
+                let before = &text[..at];
+                let line = before.matches('\n').count() + 1;
+                let column = at - before.rfind('\n').map_or(0, |end| end + 1) + 1;
+                return Err(JsonError::TooDeep { line, column });
+            }
+        }
+        compact.push(character);
+    }
+    Ok(compact)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_put_on_one_line_and_otherwise_left_alone() {
+        for (text, want) in [
+            (" { \"a\" : [ 1 ,\r\n 2.50 ] } ", r#"{"a":[1,2.50]}"#),
+            (r#" "a \" b\\" "#, r#""a \" b\\""#),
+            ("123456789012345678901234567890", "123456789012345678901234567890"),
+            ("null", "null"),
+        ] {
+            assert_eq!(read(text.as_bytes()).map(|json| json.as_str().to_owned()), Ok(want.to_owned()));
+        }
+        for text in ["", "{", "1 2", r#"{"a":1,"a":2}"#, "\"\n\""] {
+            assert!(read(text.as_bytes()).is_err(), "{text}");
+        }
+        let nested = |depth: usize| format!("\n{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(read(nested(DEPTH_MAX).as_bytes()).is_ok());
+        let want = JsonError::TooDeep { line: 2, column: DEPTH_MAX + 1 };
+        assert_eq!(read(nested(DEPTH_MAX + 1).as_bytes()), Err(want));
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_keeps_its_meaning(key in "\\PC*", text in any::<String>(), number in any::<f64>()) {
+            let value = serde_json::json!({ key: [text, number, { "x": null }] });
+            let pretty = serde_json::to_string_pretty(&value).expect("JSON");
+            let json = read(pretty.as_bytes()).expect("JSON");
+            prop_assert!(!json.as_str().contains('\n'));
+            let back: serde_json::Value = serde_json::from_str(json.as_str()).expect("JSON");
+            prop_assert_eq!(back, value);
+        }
+
+        #[test]
+        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&body);
+        }
+    }
+}

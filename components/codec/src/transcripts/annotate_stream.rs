@@ -1,0 +1,262 @@
+//! The stream of `/v1/annotate`: what is written for each line. It does no IO; whoever drives it hands over lines and answers as
+//! they come and takes `poll_output`.
+
+use weir_core::session::Annotation;
+
+use super::{
+    input::Refusal,
+    semantic::{Parts, Semantic, SemanticLine, TextInput, read_text},
+};
+use crate::{
+    http::{framing::Framing, lines::Line},
+    inference::output::ItemError,
+    json::{JsonError, tree::Node},
+    pipelines::process_request::{FieldError, FieldReason, RequestError},
+};
+
+/// Most texts in the JSON body of `/v1/annotate`.
+pub const TEXTS_MAX: usize = 1024;
+
+impl From<ItemError> for Refusal {
+    /// What ends a stream.
+    fn from(error: ItemError) -> Self {
+        Self::new(error.code, None, error.message)
+    }
+}
+
+/// Lines on their way to a client.
+#[derive(Debug)]
+struct Drawn {
+    framing: Framing,
+    out: Vec<u8>,
+    /// Events written, for server-sent events.
+    events: u64,
+    done: bool,
+}
+
+impl Drawn {
+    fn new(framing: Framing) -> Self {
+        Self { framing, out: Vec::new(), events: 0, done: false }
+    }
+
+    fn push(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.events += 1;
+        self.framing.begin(&mut self.out, self.events, name);
+        write(&mut self.out);
+        self.framing.end(&mut self.out);
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
+    }
+}
+
+/// A line of `/v1/annotate`: its place, and the text or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// From 0, lines that are no texts included.
+    pub index: u64,
+    /// From 1.
+    pub line: u64,
+    /// What is on it.
+    pub text: Result<TextInput, Refusal>,
+}
+
+/// Texts in, semantic blocks out.
+#[derive(Debug)]
+pub struct Annotating {
+    parts: Parts,
+    plain: bool,
+    drawn: Drawn,
+    indexes: u64,
+}
+
+impl Annotating {
+    /// A stream of blocks. With `plain` each line is a text as it stands.
+    pub fn new(parts: Parts, plain: bool, framing: Framing) -> Self {
+        Self { parts, plain, drawn: Drawn::new(framing), indexes: 0 }
+    }
+
+    /// What is on a line.
+    pub fn handle_line(&mut self, line: &Line<'_>) -> Place {
+        self.indexes += 1;
+        Place { index: self.indexes - 1, line: line.number, text: read_text(line, self.plain) }
+    }
+
+    /// The texts of some lines were annotated: in their order, one annotation for each that is a text.
+    pub fn handle_annotations(&mut self, places: &[Place], annotations: &[Annotation]) {
+        let mut annotations = annotations.iter();
+        for Place { index, line, text } in places {
+            let mut answer = SemanticLine { index: *index, semantic: None, error: None, line: None };
+            match text {
+                Ok(text) => {
+                    let Some(annotation) = annotations.next() else { continue };
+                    answer.semantic = block(annotation, self.parts, *index, text);
+                }
+                Err(refusal) => (answer.error, answer.line) = (Some(refusal), Some(*line)),
+            }
+            self.write(&answer);
+        }
+    }
+
+    /// No more lines come; why, unless all that was to come has.
+    pub fn handle_end(&mut self, broken: Option<Refusal>) {
+        if let Some(error) = &broken {
+            let index = self.indexes;
+            self.write(&SemanticLine { index, semantic: None, error: Some(error), line: None });
+        }
+        self.drawn.done = true;
+    }
+
+    /// What is to be written now, if anything.
+    pub fn poll_output(&mut self) -> Option<Vec<u8>> {
+        self.drawn.take()
+    }
+
+    /// Bytes that were not taken.
+    pub fn output_bytes(&self) -> usize {
+        self.drawn.out.len()
+    }
+
+    /// True when all was taken, and no more comes.
+    pub fn is_done(&self) -> bool {
+        self.drawn.done && self.drawn.out.is_empty()
+    }
+
+    fn write(&mut self, line: &SemanticLine<'_>) {
+        let name = if line.error.is_some() { "error" } else { "semantic" };
+        self.drawn.push(name, |out| {
+            serde_json::to_writer(out, line).expect("lines are made of what JSON can hold");
+        });
+    }
+}
+
+fn block<'a>(annotation: &'a Annotation, parts: Parts, index: u64, text: &'a TextInput) -> Option<Semantic<'a>> {
+    let segment_id = text.segment_id.unwrap_or(index);
+    Semantic::new(annotation, parts, segment_id, &text.text, text.speaker_id.as_deref())
+}
+
+/// Reads the JSON body of `/v1/annotate`: `{"inputs": …}`, a text or a list of texts. All that is wrong is listed.
+///
+/// # Errors
+///
+/// [`RequestError`]
+pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
+    let members = match Node::read(body, 8 * TEXTS_MAX)? {
+        Node::Object(members) => members,
+        other => return Err(JsonError::NotAnObject { got: other.name() }.into()),
+    };
+    let mut errors = Vec::new();
+    let mut texts = None;
+    for (key, node) in members {
+        if key != "inputs" {
+            errors.push(crate::inference::task::unknown(key.into_owned(), &["inputs"]));
+            continue;
+        }
+        texts = Some(match node {
+            Node::Array(nodes) if nodes.len() > TEXTS_MAX => {
+                let bounds = (0, TEXTS_MAX as i64);
+                let length = nodes.len() as i64;
+                errors.push(FieldError::bounded("inputs", FieldReason::TooLong, "have a length of", bounds, length));
+                Vec::new()
+            }
+            Node::Array(nodes) => {
+                let placed = nodes.into_iter().enumerate();
+                placed.filter_map(|(at, node)| text(node, &format!("inputs[{at}]"), &mut errors)).collect()
+            }
+            node => text(node, "inputs", &mut errors).into_iter().collect(),
+        });
+    }
+    if texts.is_none() {
+        errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
+    }
+    crate::inference::request::finish(texts.unwrap_or_default(), errors)
+}
+
+fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<TextInput> {
+    match super::semantic::text_of(node).and_then(super::semantic::sized) {
+        Ok(text) => Some(text),
+        Err(Refusal { code, field, message }) => {
+            let reason = match &*code {
+                "missing_field" => FieldReason::Missing,
+                "unknown_field" => FieldReason::Unknown,
+                "text_too_long" | "speaker_too_long" => FieldReason::TooLong,
+                _ => FieldReason::WrongType,
+            };
+            let field = field.map_or(place.to_owned(), |field| format!("{place}.{field}"));
+            errors.push(FieldError::new(field, reason, message));
+            None
+        }
+    }
+}
+
+/// The JSON answer of `/v1/annotate`: the block of each text, at its place.
+pub fn blocks_json(parts: Parts, texts: &[TextInput], annotations: &[Annotation]) -> Vec<u8> {
+    #[derive(serde::Serialize)]
+    struct Answer<'a> {
+        outputs: Vec<Option<Semantic<'a>>>,
+    }
+    let placed = (0..).zip(texts.iter().zip(annotations));
+    let outputs = placed.map(|(index, (text, annotation))| block(annotation, parts, index, text)).collect();
+    crate::pipelines::process_event::json(&Answer { outputs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use weir_core::session::{Annotator, annotate::AnnotateConfig};
+
+    fn line(number: u64, content: &str) -> Line<'_> {
+        Line { number, content: Some(content.as_bytes()) }
+    }
+
+    fn check(out: Option<Vec<u8>>, want: Expect) {
+        want.assert_eq(&String::from_utf8(out.unwrap_or_default()).unwrap());
+    }
+
+    #[test]
+    fn texts_are_answered_in_order() {
+        let annotator = Annotator::new(&AnnotateConfig::default()).unwrap();
+        let annotate = |text: &TextInput| annotator.annotate(&text.text, &mut Default::default());
+        let mut stream = Annotating::new(Parts::ALL, false, Framing::Ndjson);
+        let places = [(1, "\"the price\""), (2, "[]"), (5, r#"{"text":"I'll go","segment_id":7,"speaker_id":"a"}"#)];
+        let places = places.map(|(number, content)| stream.handle_line(&line(number, content)));
+        let annotations: Vec<Annotation> =
+            places.iter().filter_map(|place| place.text.as_ref().ok()).map(annotate).collect();
+        stream.handle_annotations(&places, &annotations);
+        stream.handle_end(None);
+        check(
+            stream.poll_output(),
+            expect![[r#"
+                {"index":0,"semantic":{"keywords":["price"],"risk_tags":["pricing"],"actions":[],"tags":["pricing"],"matches":[{"risk":"pricing","keyword":"price","segment_id":0}],"intent":"general"}}
+                {"index":1,"error":{"message":"a text is a string or an object, and not an array","code":"wrong_type"},"line":2}
+                {"index":2,"semantic":{"keywords":[],"risk_tags":[],"actions":[{"text":"I'll go","speaker_id":"a","segment_ids":[7],"pattern":"\\b(i['’]?ll|i will)\\s+"}],"tags":[],"intent":"commitment"}}
+            "#]],
+        );
+        assert!(stream.is_done());
+
+        let texts = read_texts(br#"{"inputs":["cheap",{"text":"b"}]}"#).unwrap();
+        let annotations: Vec<Annotation> = texts.iter().map(annotate).collect();
+        check(
+            Some(blocks_json(Parts { keywords: true, intent: false }, &texts, &annotations)),
+            expect![[
+                r#"{"outputs":[{"keywords":["cheap"],"risk_tags":["pricing"],"actions":[],"tags":["pricing"],"matches":[{"risk":"pricing","keyword":"cheap","segment_id":0}]},{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}]}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn json_bodies_say_what_is_wrong_with_which_text() {
+        let check = |body: &str, want: &str| assert_eq!(read_texts(body.as_bytes()).unwrap_err().to_string(), want);
+        check("{}", "`inputs` is required");
+        check("[]", "the body is an array; a JSON object was expected");
+        check(
+            r#"{"inputs":["a",{"text":1},{}],"model":"x"}"#,
+            "`text` must be a string, and is an integer; `text` is required; `model` is not known here; there are inputs",
+        );
+        let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(TEXTS_MAX));
+        check(&many, "`inputs` must have a length of 0 to 1024, and is 1025");
+        assert_eq!(read_texts(br#"{"inputs":"a"}"#).unwrap().len(), 1);
+    }
+}

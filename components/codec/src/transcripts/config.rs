@@ -1,0 +1,422 @@
+//! What a session may be told: a JSON object, or a query string.
+
+use serde::Serialize;
+use weir_core::session::{
+    Annotator, ConfigError, IdleConfig, RoutingConfig, SessionConfig, SummaryConfig, Workflow,
+    annotate::{ActionRule, AnnotateConfig, KeywordGroup},
+};
+
+use super::{fields::Fields, semantic::Parts};
+use crate::{
+    inference::{query::decode, task::unknown},
+    json::{JsonError, tree::Node},
+    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+};
+
+/// Most values in a configuration.
+const VALUES_MAX: usize = 2048;
+
+/// A session's configuration and what is attached to its final segments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionAsk {
+    /// The session's own.
+    pub config: SessionConfig,
+    /// Attach what the sentiment model says of each final segment.
+    pub sentiment: bool,
+    /// Attach the entities of each final segment.
+    pub entities: bool,
+}
+
+impl SessionAsk {
+    /// For a session that is stored.
+    pub fn stored() -> Self {
+        Self { config: SessionConfig::default(), sentiment: false, entities: false }
+    }
+
+    /// For a stream in one request: no summaries and no expiry unless asked for.
+    pub fn one_shot() -> Self {
+        let config = SessionConfig {
+            summary: SummaryConfig { every_finals: 0, at_end: false },
+            idle: IdleConfig { expire_ms: 0, warn_ms: 0 },
+            ..SessionConfig::default()
+        };
+        Self { config, ..Self::stored() }
+    }
+
+    /// Which parts of the semantic block are told.
+    pub fn parts(&self) -> Parts {
+        let AnnotateConfig { keywords, intent, .. } = self.config.annotate;
+        Parts { keywords, intent }
+    }
+
+    /// Reads the body of `POST /sessions`; an empty object has every default. All that is wrong is listed.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]
+    pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
+        let node = Node::read(body, VALUES_MAX)?;
+        if !matches!(node, Node::Object(_)) {
+            return Err(RequestError::Json(JsonError::NotAnObject { got: node.name() }));
+        }
+        let mut ask = Self::stored();
+        let mut errors = Vec::new();
+        let mut fields = Fields::new(String::new(), node, &mut errors);
+        ask.read(&mut fields);
+        fields.rest(&FIELDS);
+        ask.checked(errors)
+    }
+
+    fn read(&mut self, fields: &mut Fields<'_, '_>) {
+        let config = &mut self.config;
+        fields.number("max_gap_sec", &mut config.max_gap_sec);
+        fields.flag("overlap", &mut config.overlap);
+        if let Some(names) = fields.names("annotate") {
+            self.annotate(names.iter().map(String::as_str), |message| {
+                fields.refuse("annotate", FieldReason::NotAllowed, message);
+            });
+        }
+        let config = &mut self.config;
+        fields.object("keywords", |fields| {
+            config.annotate.groups = fields
+                .keys()
+                .into_iter()
+                .filter_map(|risk| Some(KeywordGroup { keywords: fields.names(&risk)?, risk }))
+                .collect();
+        });
+        fields.object("actions", |fields| {
+            config.annotate.actions = fields
+                .keys()
+                .into_iter()
+                .filter_map(|pattern| Some(ActionRule { phrases: fields.names(&pattern)?, pattern }))
+                .collect();
+        });
+        fields.object("context", |fields| {
+            fields.whole("max_segments", &mut config.context.max_segments);
+            fields.number("max_time_sec", &mut config.context.max_time_sec);
+            fields.rest(&["max_segments", "max_time_sec"]);
+        });
+        fields.object("summary", |fields| {
+            fields.whole("every_finals", &mut config.summary.every_finals);
+            fields.flag("at_end", &mut config.summary.at_end);
+            fields.rest(&["every_finals", "at_end"]);
+        });
+        fields.object("routing", |fields| {
+            let RoutingConfig { queue_len_max, queued_max } = &mut config.routing;
+            for workflow in Workflow::ALL {
+                fields.whole(workflow.name(), &mut queue_len_max[*workflow as usize]);
+            }
+            fields.whole("queued_max", queued_max);
+            fields.rest(&["question", "action_item", "decision", "general", "queued_max"]);
+        });
+        fields.object("idle", |fields| {
+            fields.whole("expire_ms", &mut config.idle.expire_ms);
+            fields.whole("warn_ms", &mut config.idle.warn_ms);
+            fields.rest(&["expire_ms", "warn_ms"]);
+        });
+        fields.object("limits", |fields| {
+            fields.whole("text_bytes_max", &mut config.limits.text_bytes_max);
+            fields.whole("speaker_bytes_max", &mut config.limits.speaker_bytes_max);
+            fields.whole("segment_bytes_max", &mut config.limits.segment_bytes_max);
+            fields.rest(&["text_bytes_max", "speaker_bytes_max", "segment_bytes_max"]);
+        });
+    }
+
+    /// Reads the query of `/v1/transcript`, without its `?`. All that is wrong is listed.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::Invalid`]
+    pub fn from_query(query: &str) -> Result<Self, RequestError> {
+        let mut ask = Self::one_shot();
+        let mut errors = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = (decode(name), decode(value));
+            if let Err(error) = ask.take_text(&name, &value) {
+                errors.push(error);
+            }
+            if errors.len() > ERRORS_MAX {
+                break;
+            }
+        }
+        ask.checked(errors)
+    }
+
+    /// Reads the query of `/v1/annotate`, without its `?`: `annotate` and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::Invalid`]
+    pub fn annotate_from_query(query: &str) -> Result<Self, RequestError> {
+        let named = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
+        let others: Vec<FieldError> = named
+            .filter(|name| !name.is_empty() && *name != "annotate")
+            .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
+            .take(ERRORS_MAX + 1)
+            .collect();
+        if !others.is_empty() {
+            return Err(RequestError::Invalid(others));
+        }
+        let ask = Self::from_query(query)?;
+        if ask.sentiment || ask.entities {
+            let message =
+                "no model is asked here; sentiment and entities are told of the segments of a transcript".to_owned();
+            return Err(RequestError::Invalid(vec![FieldError::new("annotate", FieldReason::NotAllowed, message)]));
+        }
+        Ok(ask)
+    }
+
+    fn take_text(&mut self, name: &str, value: &str) -> Result<(), FieldError> {
+        fn parse<T: std::str::FromStr>(name: &str, value: &str, expected: &'static str) -> Result<T, FieldError> {
+            value.trim().parse().map_err(|_| FieldError::wrong_type(name, expected, "string"))
+        }
+        let config = &mut self.config;
+        match name {
+            "max_gap_sec" => config.max_gap_sec = parse(name, value, "number")?,
+            "overlap" => config.overlap = parse(name, value, "boolean")?,
+            "max_segments" => config.context.max_segments = parse(name, value, "integer")?,
+            "max_time_sec" => config.context.max_time_sec = parse(name, value, "number")?,
+            "summary_every" => config.summary.every_finals = parse(name, value, "integer")?,
+            "summary_at_end" => config.summary.at_end = parse(name, value, "boolean")?,
+            "annotate" => {
+                let mut wrong = None;
+                let names = value.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
+                self.annotate(names, |message| wrong = Some(message));
+                if let Some(message) = wrong {
+                    return Err(FieldError::new("annotate", FieldReason::NotAllowed, message));
+                }
+            }
+            _ => return Err(unknown(name, &QUERY)),
+        }
+        Ok(())
+    }
+
+    fn annotate<'n>(&mut self, names: impl Iterator<Item = &'n str>, mut refuse: impl FnMut(String)) {
+        let annotate = &mut self.config.annotate;
+        (annotate.keywords, annotate.intent, self.sentiment, self.entities) = (false, false, false, false);
+        for name in names {
+            match name {
+                "keywords" => annotate.keywords = true,
+                "intent" => annotate.intent = true,
+                "sentiment" => self.sentiment = true,
+                "entities" => self.entities = true,
+                _ => {
+                    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+                    refuse(format!("`annotate` may have keywords, intent, sentiment and entities, and has `{name}`"));
+                }
+            }
+        }
+    }
+
+    fn checked(self, mut errors: Vec<FieldError>) -> Result<Self, RequestError> {
+        if errors.is_empty()
+            && let Err(error) = self.check()
+        {
+            errors.push(wrong(&error));
+        }
+        match errors.is_empty() {
+            true => Ok(self),
+            false => Err(RequestError::Invalid(errors)),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.config.validate()?;
+        // Making an annotator costs more than most requests; of the defaults it is known that one can be made.
+        let (annotate, known) = (&self.config.annotate, AnnotateConfig::default());
+        if annotate.groups != known.groups || annotate.actions != known.actions {
+            Annotator::new(annotate)?;
+        }
+        Ok(())
+    }
+
+    /// As JSON that [`Self::from_json`] reads.
+    pub fn to_json(&self) -> Vec<u8> {
+        crate::pipelines::process_event::json(&Wire::new(self))
+    }
+}
+
+const FIELDS: [&str; 10] =
+    ["max_gap_sec", "overlap", "annotate", "keywords", "actions", "context", "summary", "routing", "idle", "limits"];
+const QUERY: [&str; 7] =
+    ["max_gap_sec", "overlap", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
+
+/// What core says of a configuration, by field.
+fn wrong(error: &ConfigError) -> FieldError {
+    let (field, reason) = match error {
+        ConfigError::Seconds { name, .. } => (*name, FieldReason::OutOfRange),
+        ConfigError::Outside { name, .. } => (*name, FieldReason::OutOfRange),
+        ConfigError::Warning { .. } => ("idle.warn_ms", FieldReason::OutOfRange),
+        ConfigError::Annotate(_) => ("keywords", FieldReason::NotAllowed),
+    };
+    FieldError::new(field, reason, error.to_string())
+}
+
+/// A map that keeps its order.
+struct Groups<'a>(Vec<(&'a str, &'a [String])>);
+
+impl Serialize for Groups<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
+}
+
+/// A configuration as JSON.
+#[derive(Serialize)]
+struct Wire<'a> {
+    max_gap_sec: f64,
+    overlap: bool,
+    annotate: Vec<&'static str>,
+    keywords: Groups<'a>,
+    actions: Groups<'a>,
+    context: Context,
+    summary: Summary,
+    routing: Routing,
+    idle: Idle,
+    limits: Limits,
+}
+
+#[derive(Serialize)]
+struct Context {
+    max_segments: usize,
+    max_time_sec: f64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    every_finals: u32,
+    at_end: bool,
+}
+
+#[derive(Serialize)]
+struct Routing {
+    question: usize,
+    action_item: usize,
+    decision: usize,
+    general: usize,
+    queued_max: usize,
+}
+
+#[derive(Serialize)]
+struct Idle {
+    expire_ms: u64,
+    warn_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Limits {
+    text_bytes_max: usize,
+    speaker_bytes_max: usize,
+    segment_bytes_max: usize,
+}
+
+impl<'a> Wire<'a> {
+    fn new(ask: &'a SessionAsk) -> Self {
+        let SessionConfig { max_gap_sec, overlap, annotate, routing, context, summary, idle, limits } = &ask.config;
+        let asked = [
+            ("keywords", annotate.keywords),
+            ("intent", annotate.intent),
+            ("sentiment", ask.sentiment),
+            ("entities", ask.entities),
+        ];
+        let [question, action_item, decision, general] = routing.queue_len_max;
+        let groups = annotate.groups.iter().map(|group| (group.risk.as_str(), group.keywords.as_slice()));
+        let actions = annotate.actions.iter().map(|rule| (rule.pattern.as_str(), rule.phrases.as_slice()));
+        Self {
+            max_gap_sec: *max_gap_sec,
+            overlap: *overlap,
+            annotate: asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect(),
+            keywords: Groups(groups.collect()),
+            actions: Groups(actions.collect()),
+            context: Context { max_segments: context.max_segments, max_time_sec: context.max_time_sec },
+            summary: Summary { every_finals: summary.every_finals, at_end: summary.at_end },
+            routing: Routing { question, action_item, decision, general, queued_max: routing.queued_max },
+            idle: Idle { expire_ms: idle.expire_ms, warn_ms: idle.warn_ms },
+            limits: Limits {
+                text_bytes_max: limits.text_bytes_max,
+                speaker_bytes_max: limits.speaker_bytes_max,
+                segment_bytes_max: limits.segment_bytes_max,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_object_has_every_default() {
+        assert_eq!(SessionAsk::from_json(b"{}").unwrap(), SessionAsk::stored());
+        assert_eq!(SessionAsk::from_query("").unwrap(), SessionAsk::one_shot());
+    }
+
+    #[test]
+    fn every_knob_reads_back() {
+        let body = r#"{"max_gap_sec":0.5,"overlap":true,"annotate":["intent","entities"],"keywords":{"outage":["down","is slow"]},"actions":{},
+            "context":{"max_segments":3,"max_time_sec":60},"summary":{"every_finals":0,"at_end":false},
+            "routing":{"question":5,"action_item":4,"decision":3,"general":2,"queued_max":9},
+            "idle":{"expire_ms":1000,"warn_ms":10},"limits":{"text_bytes_max":10,"speaker_bytes_max":11,"segment_bytes_max":12}}"#;
+        let ask = SessionAsk::from_json(body.as_bytes()).unwrap();
+        assert_eq!(ask.config.annotate.groups[0].keywords, ["down", "is slow"]);
+        assert_eq!(ask.config.routing, RoutingConfig { queue_len_max: [5, 4, 3, 2], queued_max: 9 });
+        assert_eq!((ask.entities, ask.sentiment, ask.parts().keywords), (true, false, false));
+        for ask in [ask, SessionAsk::stored(), SessionAsk::one_shot()] {
+            assert_eq!(SessionAsk::from_json(&ask.to_json()).unwrap(), ask);
+        }
+    }
+
+    #[test]
+    fn queries() {
+        let ask =
+            SessionAsk::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2").unwrap();
+        assert_eq!((ask.config.max_gap_sec, ask.config.summary.every_finals, ask.config.overlap), (0.0, 2, true));
+        assert_eq!(ask.parts(), Parts::ALL);
+        assert_eq!(SessionAsk::from_query("annotate=none").unwrap().parts(), Parts { keywords: false, intent: false });
+        let check = |query: &str, want: Expect| want.assert_eq(&SessionAsk::from_query(query).unwrap_err().to_string());
+        check("max_gap_sec=-1", expect!["max_gap_sec must be a finite number of at least 0, and is -1"]);
+        check(
+            "max_gap_sec=x&gap=1&annotate=mood",
+            expect![
+                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
+            ],
+        );
+        check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);
+        let other = SessionAsk::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
+        assert_eq!(other, "`max_gap_sec` is not known here; there are annotate");
+        assert!(!SessionAsk::annotate_from_query("annotate=intent").unwrap().parts().keywords);
+        assert!(SessionAsk::from_query("annotate=sentiment").unwrap().sentiment);
+        assert!(SessionAsk::annotate_from_query("annotate=entities").is_err());
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_listed() {
+        let check = |body: &str, want: Expect| {
+            want.assert_eq(&SessionAsk::from_json(body.as_bytes()).unwrap_err().to_string());
+        };
+        check(
+            r#"{"max_gap_sec":"1","annotate":["keywords",3],"context":{"max_segments":1.5,"size":1},"idle":[],"keywords":{"a":"b"},"mode":1}"#,
+            expect![
+                "`max_gap_sec` must be a number, and is a string; `annotate[1]` must be a string, and is an integer; `keywords.a` must be an array, and is a string; `context.max_segments` must be an integer, and is a number; `context.size` is not known here; there are max_segments, max_time_sec; `idle` must be an object, and is an array; `mode` is not known here; there are max_gap_sec, overlap, annotate, keywords, actions, context, summary, routing, idle, limits"
+            ],
+        );
+        check(
+            r#"{"context":{"max_segments":-1}}"#,
+            expect!["`context.max_segments` must be 0 to 4294967295, and is -1"],
+        );
+        check(r#"{"context":{"max_segments":0}}"#, expect!["context.max_segments must be 1 to 1000, and is 0"]);
+        check(r#"{"keywords":{"a":["?"]}}"#, expect!["`?` must be made of words, each of at most 48 bytes"]);
+        check("[]", expect!["the body is an array; a JSON object was expected"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..100), query: String) {
+            let _ = SessionAsk::from_json(&body);
+            let _ = SessionAsk::from_query(&query);
+        }
+    }
+}

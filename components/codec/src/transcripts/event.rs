@@ -1,0 +1,492 @@
+//! What a session says, as lines of JSON.
+
+use serde::Serialize;
+use weir_core::session::{Event, Final, Metrics, Segment, Workflow};
+
+use super::{
+    input::Refusal,
+    semantic::{Parts, Semantic},
+};
+use crate::{
+    inference::output::{Entity, ItemError, Label},
+    pipelines::process_event::json,
+};
+
+/// What models say of an event; nothing where they were not asked.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Said {
+    /// Of a final segment.
+    pub sentiment: Option<Result<Label, ItemError>>,
+    /// Of a final segment.
+    pub entities: Option<Result<Vec<Entity>, ItemError>>,
+    /// Of a summary that is due.
+    pub summary: Option<Result<String, ItemError>>,
+}
+
+/// A segment.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Segment"))]
+pub struct SegmentWire<'a> {
+    /// In seconds.
+    pub start: f64,
+    /// In seconds.
+    pub end: f64,
+    /// What was said.
+    pub text: &'a str,
+    /// Who said it.
+    pub speaker_id: Option<&'a str>,
+}
+
+impl<'a> From<&'a Segment> for SegmentWire<'a> {
+    fn from(segment: &'a Segment) -> Self {
+        let Segment { start, end, text, speaker_id } = segment;
+        Self { start: *start, end: *end, text, speaker_id: speaker_id.as_deref() }
+    }
+}
+
+/// A line of a session's stream.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum EventLine<'a> {
+    /// The segment in flight; it may change.
+    PartialSegment {
+        /// As it is now.
+        segment: SegmentWire<'a>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
+        /// The event's number in the session, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        event_id: Option<u64>,
+    },
+    /// A segment that will not change.
+    FinalSegment {
+        /// The segment.
+        segment: SegmentWire<'a>,
+        /// Its place among the final segments, from 0.
+        segment_id: u64,
+        /// What it says, if that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        semantic: Option<Semantic<'a>>,
+        /// Where it goes by its intent: question, action_item, decision or general.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        workflow: Option<&'static str>,
+        /// The label that the sentiment model gives it, if that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sentiment: Option<&'a Label>,
+        /// Why it has none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sentiment_error: Option<&'a ItemError>,
+        /// The entities in it, if they were asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entities: Option<&'a [Entity]>,
+        /// Why there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entities_error: Option<&'a ItemError>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
+        /// The event's number in the session, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        event_id: Option<u64>,
+    },
+    /// A summary is due: what a language model would be asked.
+    SummaryDue {
+        /// incremental or final.
+        kind: &'static str,
+        /// Final segments so far.
+        finals: u64,
+        /// The context window.
+        context: &'a str,
+        /// Its keywords.
+        keywords: Vec<&'a str>,
+        /// The context and what is asked.
+        prompt: &'a str,
+        /// The sentences of the window that say most of it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary: Option<&'a str>,
+        /// Why there is no summary.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_error: Option<&'a ItemError>,
+        /// The sequence number of the chunk or end that led to it, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seq: Option<u64>,
+        /// The event's number in the session, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        event_id: Option<u64>,
+    },
+    /// A queue was full.
+    SegmentDropped {
+        /// The final segment that was dropped from it.
+        segment_id: u64,
+        /// The queue.
+        workflow: &'static str,
+    },
+    /// The session expires unless something comes.
+    SessionExpiring {
+        /// In so many milliseconds.
+        in_ms: u64,
+    },
+    /// The session takes nothing more: it was left alone.
+    SessionExpired {
+        /// The event's number in the session, where it is stored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        event_id: Option<u64>,
+    },
+    /// The session takes nothing more: its client has ended it.
+    SessionEnded,
+    /// The session was deleted.
+    SessionDeleted,
+    /// A line was not taken; the session goes on as if it had not come.
+    Error {
+        /// What is wrong with it.
+        error: &'a Refusal,
+        /// The line, from 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line: Option<u64>,
+    },
+    /// A chunk had come before and was not taken again.
+    Repeated {
+        /// Its sequence number.
+        seq: u64,
+        /// The highest that was taken.
+        seq_last: u64,
+    },
+}
+
+impl<'a> EventLine<'a> {
+    /// The line of an event.
+    pub fn new(event: &'a Event, event_id: Option<u64>, parts: Parts) -> Self {
+        match event {
+            Event::Partial(segment) => Self::PartialSegment { segment: segment.into(), seq: None, event_id },
+            Event::Final(kept) => Self::of_final(kept, event_id, parts),
+            Event::Summary(due) => Self::SummaryDue {
+                kind: due.kind.name(),
+                finals: due.finals,
+                context: &due.context,
+                keywords: due.keywords.iter().map(|name| &**name).collect(),
+                prompt: &due.prompt,
+                summary: None,
+                summary_error: None,
+                seq: None,
+                event_id,
+            },
+            Event::Dropped(kept) => Self::SegmentDropped { segment_id: kept.id, workflow: kept.workflow.name() },
+            Event::Expiring { in_ms } => Self::SessionExpiring { in_ms: *in_ms },
+            Event::Expired => Self::SessionExpired { event_id },
+        }
+    }
+
+    fn of_final(kept: &'a Final, event_id: Option<u64>, parts: Parts) -> Self {
+        let Final { id, segment, annotation, workflow } = kept;
+        let semantic = Semantic::new(annotation, parts, *id, &segment.text, segment.speaker_id.as_deref());
+        let workflow = parts.intent.then(|| workflow.name());
+        Self::FinalSegment {
+            segment: segment.into(),
+            segment_id: *id,
+            semantic,
+            workflow,
+            sentiment: None,
+            sentiment_error: None,
+            entities: None,
+            entities_error: None,
+            seq: None,
+            event_id,
+        }
+    }
+
+    /// The same with the sequence number of the input that led to it.
+    #[must_use]
+    pub fn led_to_by(mut self, input_seq: Option<u64>) -> Self {
+        match &mut self {
+            Self::PartialSegment { seq, .. } | Self::FinalSegment { seq, .. } | Self::SummaryDue { seq, .. } => {
+                *seq = input_seq;
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// The same with what models say of it.
+    #[must_use]
+    pub fn with(mut self, said: &'a Said) -> Self {
+        match &mut self {
+            Self::FinalSegment { sentiment, sentiment_error, entities, entities_error, .. } => {
+                (*sentiment, *sentiment_error) = parted(said.sentiment.as_ref());
+                let (found, error) = parted(said.entities.as_ref());
+                (*entities, *entities_error) = (found.map(Vec::as_slice), error);
+            }
+            Self::SummaryDue { summary, summary_error, .. } => {
+                let (text, error) = parted(said.summary.as_ref());
+                (*summary, *summary_error) = (text.map(String::as_str), error);
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// Its `type`, which is also its name among server-sent events.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PartialSegment { .. } => "partial_segment",
+            Self::FinalSegment { .. } => "final_segment",
+            Self::SummaryDue { .. } => "summary_due",
+            Self::SegmentDropped { .. } => "segment_dropped",
+            Self::SessionExpiring { .. } => "session_expiring",
+            Self::SessionExpired { .. } => "session_expired",
+            Self::SessionEnded => "session_ended",
+            Self::SessionDeleted => "session_deleted",
+            Self::Error { .. } => "error",
+            Self::Repeated { .. } => "repeated",
+        }
+    }
+
+    /// Appends its JSON.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("lines are made of what JSON can hold");
+    }
+}
+
+/// An answer, or why there is none.
+fn parted<T, E>(result: Option<&Result<T, E>>) -> (Option<&T>, Option<&E>) {
+    match result {
+        Some(Ok(value)) => (Some(value), None),
+        Some(Err(error)) => (None, Some(error)),
+        None => (None, None),
+    }
+}
+
+/// Counts and rates of a session.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "SessionMetrics"))]
+pub struct MetricsWire {
+    /// Chunks that were taken.
+    pub chunks_ingested: u64,
+    /// Segments that have become final.
+    pub segments_finalized: u64,
+    /// States of the segment in flight that were told.
+    pub segments_partial: u64,
+    /// Calls of a language model.
+    pub llm_calls: u64,
+    /// Since the session began.
+    pub elapsed_sec: f64,
+    /// Over that time.
+    pub chunks_per_sec: f64,
+    /// Over that time.
+    pub llm_calls_per_min: f64,
+    /// Chunks that were refused.
+    pub chunks_refused: u64,
+    /// Chunks that had come before.
+    pub chunks_repeated: u64,
+    /// Segments in each queue.
+    pub queue_depths: ByWorkflow,
+    /// Segments dropped from each queue.
+    pub segments_dropped: ByWorkflow,
+    /// Segments in the context window.
+    pub context_segments: u64,
+    /// What it spans, in seconds.
+    pub context_span_sec: f64,
+    /// From a chunk's arrival to its events being taken: the mean.
+    pub latency_ms_mean: f64,
+    /// The same: the longest.
+    pub latency_ms_max: f64,
+}
+
+/// A count for each workflow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ByWorkflow {
+    /// Questions and clarifications.
+    pub question: u64,
+    /// Action items and commitments.
+    pub action_item: u64,
+    /// Decisions and agreements.
+    pub decision: u64,
+    /// All else.
+    pub general: u64,
+}
+
+impl ByWorkflow {
+    fn new(count: impl Fn(usize) -> u64) -> Self {
+        let of = |workflow: Workflow| count(workflow as usize);
+        Self {
+            question: of(Workflow::Question),
+            action_item: of(Workflow::ActionItem),
+            decision: of(Workflow::Decision),
+            general: of(Workflow::General),
+        }
+    }
+}
+
+impl From<&Metrics> for MetricsWire {
+    fn from(metrics: &Metrics) -> Self {
+        let counters = metrics.counters;
+        Self {
+            chunks_ingested: counters.chunks_ingested,
+            segments_finalized: counters.segments_finalized,
+            segments_partial: counters.segments_partial,
+            llm_calls: counters.llm_calls,
+            elapsed_sec: metrics.elapsed_sec,
+            chunks_per_sec: metrics.chunks_per_sec,
+            llm_calls_per_min: metrics.llm_calls_per_min,
+            chunks_refused: counters.chunks_refused,
+            chunks_repeated: counters.chunks_repeated,
+            queue_depths: ByWorkflow::new(|at| metrics.queue_depths[at] as u64),
+            segments_dropped: ByWorkflow::new(|at| counters.segments_dropped[at]),
+            context_segments: metrics.context_segments as u64,
+            context_span_sec: metrics.context_span_sec,
+            latency_ms_mean: metrics.latency.mean_ms(),
+            latency_ms_max: metrics.latency.max_ns as f64 / 1e6,
+        }
+    }
+}
+
+/// The context window, for `GET /sessions/{id}/context` as JSON.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ContextWire<'a> {
+    /// As a language model reads it.
+    pub text: String,
+    /// Its keywords, sorted.
+    pub keywords: Vec<String>,
+    /// What is asked of a language model for a summary.
+    pub prompt: String,
+    /// Its segments, the oldest first.
+    pub segments: Vec<SegmentWire<'a>>,
+}
+
+/// The context window as JSON.
+pub fn context_json(context: &weir_core::session::ContextWindow) -> Vec<u8> {
+    let text = context.render_for_llm();
+    let keywords = context.keywords();
+    json(&ContextWire {
+        prompt: weir_core::session::final_prompt(&text, &keywords),
+        text,
+        keywords: keywords.iter().map(|name| (**name).to_owned()).collect(),
+        segments: context.segments().map(|kept| (&kept.segment).into()).collect(),
+    })
+}
+
+/// What a session is, for `GET /sessions/{id}`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StateWire<'a> {
+    /// open or expired.
+    pub state: &'static str,
+    /// The segment in flight.
+    pub current: Option<SegmentWire<'a>>,
+    /// The highest sequence number that was taken.
+    pub seq_last: Option<u64>,
+    /// Numbered events so far.
+    pub events: u64,
+    /// Counts and rates.
+    pub metrics: MetricsWire,
+}
+
+/// What a session is, as JSON.
+pub fn state_json(session: &weir_core::session::Session, now_ns: u64) -> Vec<u8> {
+    json(&StateWire {
+        state: if session.is_expired() { "expired" } else { "open" },
+        current: session.current().map(SegmentWire::from),
+        seq_last: session.seq_last(),
+        events: session.events(),
+        metrics: (&session.metrics(now_ns)).into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use weir_core::session::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
+
+    fn lines(change: impl FnOnce(&mut SessionConfig), texts: &[&str], parts: Parts, ids: bool) -> String {
+        let mut config = SessionConfig::default();
+        change(&mut config);
+        let mut session = Session::new(SessionRules::new(config).unwrap(), 0);
+        let mut out = Vec::new();
+        for (at, text) in texts.iter().enumerate() {
+            let (start, end, speaker_id) = (at as f64, at as f64, Some(at.to_string()));
+            session.handle_chunk(0, None, Chunk { start, end, text: (*text).to_owned(), speaker_id }).unwrap();
+        }
+        session.handle_end(0, None).unwrap();
+        session.handle_time(570_000_000_000);
+        session.handle_time(600_000_000_000);
+        while let Some(output) = session.poll_event(0) {
+            EventLine::new(&output.event, output.number.filter(|_| ids), parts).write(&mut out);
+            out.push(b'\n');
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    fn check(got: &str, want: Expect) {
+        want.assert_eq(got);
+    }
+
+    #[test]
+    fn a_line_for_every_event() {
+        let none = Parts { keywords: false, intent: false };
+        check(
+            &lines(|_| {}, &["hi"], none, false),
+            expect![[r#"
+                {"type":"partial_segment","segment":{"start":0.0,"end":0.0,"text":"hi","speaker_id":"0"}}
+                {"type":"final_segment","segment":{"start":0.0,"end":0.0,"text":"hi","speaker_id":"0"},"segment_id":0}
+                {"type":"summary_due","kind":"final","finals":1,"context":"Recent conversation context:\n[0.0s] 0: hi","keywords":[],"prompt":"Recent conversation context:\n[0.0s] 0: hi\n\nConversation keywords: \n\nGenerate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n"}
+                {"type":"session_expiring","in_ms":30000}
+                {"type":"session_expired"}
+            "#]],
+        );
+        let change = |config: &mut SessionConfig| {
+            config.summary.at_end = false;
+            config.routing = RoutingConfig { queue_len_max: [1; 4], queued_max: 1 };
+            config.idle.expire_ms = 0;
+        };
+        check(
+            &lines(change, &["is it?", "no."], Parts { keywords: false, intent: true }, true),
+            expect![[r#"
+                {"type":"partial_segment","segment":{"start":0.0,"end":0.0,"text":"is it?","speaker_id":"0"},"event_id":1}
+                {"type":"final_segment","segment":{"start":0.0,"end":0.0,"text":"is it?","speaker_id":"0"},"segment_id":0,"semantic":{"intent":"question"},"workflow":"question","event_id":2}
+                {"type":"partial_segment","segment":{"start":1.0,"end":1.0,"text":"no.","speaker_id":"1"},"event_id":3}
+                {"type":"final_segment","segment":{"start":1.0,"end":1.0,"text":"no.","speaker_id":"1"},"segment_id":1,"semantic":{"intent":"general"},"workflow":"general","event_id":4}
+                {"type":"segment_dropped","segment_id":1,"workflow":"general"}
+            "#]],
+        );
+    }
+
+    #[test]
+    fn refusals_and_repeats() {
+        let refusal = Refusal::new("end_before_start", Some("end"), "Chunk end must be >= start");
+        let mut out = Vec::new();
+        EventLine::Error { error: &refusal, line: Some(3) }.write(&mut out);
+        EventLine::Repeated { seq: 1, seq_last: 4 }.write(&mut out);
+        check(
+            &String::from_utf8(out).unwrap(),
+            expect![[
+                r#"{"type":"error","error":{"message":"Chunk end must be >= start","code":"end_before_start","field":"end"},"line":3}{"type":"repeated","seq":1,"seq_last":4}"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn what_a_session_is() {
+        let mut session = Session::new(SessionRules::new(SessionConfig::default()).unwrap(), 0);
+        let chunk = |start: f64, text: &str| Chunk { start, end: start, text: text.to_owned(), speaker_id: None };
+        session.handle_chunk(0, Some(4), chunk(0.0, "the price")).unwrap();
+        session.handle_chunk(0, None, chunk(9.0, "b")).unwrap();
+        check(
+            &String::from_utf8(state_json(&session, 2_000_000_000)).unwrap(),
+            expect![[
+                r#"{"state":"open","current":{"start":9.0,"end":9.0,"text":"b","speaker_id":null},"seq_last":4,"events":3,"metrics":{"chunks_ingested":2,"segments_finalized":1,"segments_partial":2,"llm_calls":0,"elapsed_sec":2.0,"chunks_per_sec":1.0,"llm_calls_per_min":0.0,"chunks_refused":0,"chunks_repeated":0,"queue_depths":{"question":0,"action_item":0,"decision":0,"general":0},"segments_dropped":{"question":0,"action_item":0,"decision":0,"general":0},"context_segments":1,"context_span_sec":0.0,"latency_ms_mean":0.0,"latency_ms_max":0.0}}"#
+            ]],
+        );
+        check(
+            &String::from_utf8(context_json(session.context())).unwrap(),
+            expect![[
+                r#"{"text":"Recent conversation context:\n[0.0s] Unknown: the price","keywords":["price"],"prompt":"Recent conversation context:\n[0.0s] Unknown: the price\n\nConversation keywords: price\n\nGenerate a final summary covering:\n1. Main topics discussed\n2. Key decisions made\n3. Action items identified\n","segments":[{"start":0.0,"end":0.0,"text":"the price","speaker_id":null}]}"#
+            ]],
+        );
+    }
+}

@@ -1,0 +1,24 @@
+//! Transcript sessions on the wire.
+//!
+//! - [`input`]: chunks as lines of JSON, and what is wrong with one.
+//! - [`event`]: what a session says, as lines of JSON: events, refusals, metrics, the context.
+//! - [`semantic`]: the semantic block of a text, and the lines of `/v1/annotate`.
+//! - [`annotate_stream`]: the stream of `/v1/annotate`, line by line.
+//! - [`outbox`]: the events of a session on their way to models, to its channel and to its client.
+//! - [`stored`]: what is kept of a session that is stored, and how it goes on.
+//! - [`route`]: the paths of sessions that are stored.
+//! - [`config`]: what a session may be told, as JSON and as a query string.
+//! - [`checkpoint`]: the state of a session as bytes.
+//! - [`captions`]: SRT and WebVTT files as chunks.
+
+pub mod annotate_stream;
+pub mod captions;
+pub mod checkpoint;
+pub mod config;
+pub mod event;
+mod fields;
+pub mod input;
+pub mod outbox;
+pub mod route;
+pub mod semantic;
+pub mod stored;

@@ -1,0 +1,297 @@
+//! What is kept of a session that is stored: its last checkpoint and what belongs to it, and the events that were stored after
+//! it, which carry it on.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use weir_core::session::{Segment, StoredBody, StoredEvent, SummaryKind};
+
+use super::{config::SessionAsk, semantic::Parts};
+use crate::pipelines::process_event::json;
+
+/// The version that is written.
+const VERSION: u32 = 1;
+/// Most bytes that the head of a kept session may have.
+const HEAD_BYTES_MAX: usize = 4096;
+
+/// The event on a line of a session's channel; none where it has no number, and changes nothing.
+pub fn stored_event(line: &[u8]) -> Option<StoredEvent> {
+    #[derive(Deserialize)]
+    struct Line {
+        r#type: String,
+        segment: Option<Stretch>,
+        segment_id: Option<u64>,
+        kind: Option<String>,
+        seq: Option<u64>,
+        event_id: Option<u64>,
+    }
+    #[derive(Deserialize)]
+    struct Stretch {
+        start: f64,
+        end: f64,
+        text: String,
+        speaker_id: Option<String>,
+    }
+    let line: Line = serde_json::from_slice(line).ok()?;
+    let segment = line.segment.map(|Stretch { start, end, text, speaker_id }| Segment { start, end, text, speaker_id });
+    let body = match line.r#type.as_str() {
+        "partial_segment" => StoredBody::Partial(segment?),
+        "final_segment" => StoredBody::Final(line.segment_id?, segment?),
+        "summary_due" => StoredBody::Summary(SummaryKind::from_name(&line.kind?)?),
+        "session_expired" => StoredBody::Expired,
+        _ => return None,
+    };
+    Some(StoredEvent { number: line.event_id?, seq: line.seq, body })
+}
+
+/// How far a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It takes chunks.
+    Open,
+    /// It was left alone, and takes no more.
+    Expired,
+    /// Its client has ended it.
+    Ended,
+}
+
+impl Phase {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Expired => "expired",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What is kept of a session besides its checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    version: u32,
+    /// The user to whom it belongs.
+    pub owner: Option<Box<str>>,
+    /// How far it is.
+    pub phase: Phase,
+    /// The place of the last event that the checkpoint has: epoch and sequence.
+    pub after: (u64, u64),
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// When the checkpoint was made, in milliseconds since 1970.
+    pub kept_ms: u64,
+    /// How long it may be left alone, in milliseconds, and how long before the end of that it is warned; 0 for ever.
+    pub idle: (u64, u64),
+    /// It was warned that it expires in so many milliseconds.
+    pub warned_ms: Option<u64>,
+    /// What is told of final segments.
+    pub annotate: Annotate,
+}
+
+/// What is told of final segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Annotate {
+    /// Keywords, risks and actions.
+    pub keywords: bool,
+    /// The intent.
+    pub intent: bool,
+    /// What the sentiment model says.
+    pub sentiment: bool,
+    /// The entities.
+    pub entities: bool,
+}
+
+impl From<&SessionAsk> for Annotate {
+    fn from(ask: &SessionAsk) -> Self {
+        let Parts { keywords, intent } = ask.parts();
+        Self { keywords, intent, sentiment: ask.sentiment, entities: ask.entities }
+    }
+}
+
+impl Head {
+    /// A session that begins.
+    pub fn new(owner: Option<Box<str>>, now_ms: u64, ask: &SessionAsk) -> Self {
+        let idle = (ask.config.idle.expire_ms, ask.config.idle.warn_ms);
+        let annotate = Annotate::from(ask);
+        Self {
+            version: VERSION,
+            owner,
+            phase: Phase::Open,
+            after: (0, 0),
+            created_ms: now_ms,
+            kept_ms: now_ms,
+            idle,
+            warned_ms: None,
+            annotate,
+        }
+    }
+
+    /// When it is to be looked at, in milliseconds since 1970: it may have been left alone for too long by then. 0 for never.
+    pub fn due_ms(&self) -> u64 {
+        let (expire_ms, warn_ms) = self.idle;
+        if self.phase != Phase::Open || expire_ms == 0 {
+            return 0;
+        }
+        self.kept_ms.saturating_add(self.warned_ms.unwrap_or(expire_ms.saturating_sub(warn_ms)))
+    }
+}
+
+/// Why bytes are no kept session.
+#[derive(Debug, Error)]
+pub enum KeptError {
+    /// They cannot be read.
+    #[error("what was kept of the session cannot be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// They have no end of line where the head ends.
+    #[error("what was kept of the session has no head")]
+    NoHead,
+    /// Another version wrote them.
+    #[error("what was kept of the session has version {0}; this is version {VERSION}")]
+    Version(u32),
+}
+
+/// A session as bytes: its head on a line, then its checkpoint.
+pub fn encode(head: &Head, checkpoint: &[u8]) -> Vec<u8> {
+    let mut bytes = json(head);
+    bytes.push(b'\n');
+    bytes.extend_from_slice(checkpoint);
+    bytes
+}
+
+/// The head and the checkpoint in bytes.
+///
+/// # Errors
+///
+/// [`KeptError`]
+pub fn decode(bytes: &[u8]) -> Result<(Head, &[u8]), KeptError> {
+    let end = bytes.iter().take(HEAD_BYTES_MAX).position(|byte| *byte == b'\n').ok_or(KeptError::NoHead)?;
+    let head: Head = serde_json::from_slice(&bytes[..end])?;
+    match head.version {
+        VERSION => Ok((head, &bytes[end + 1..])),
+        version => Err(KeptError::Version(version)),
+    }
+}
+
+/// Where a session is found.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SessionLinks {
+    /// Its state.
+    #[serde(rename = "self")]
+    pub itself: String,
+    /// Takes its chunks.
+    pub chunks: String,
+    /// Ends it.
+    pub end: String,
+    /// What a language model is shown.
+    pub context: String,
+    /// Its channel.
+    pub events: String,
+}
+
+/// The answer of `POST /sessions`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SessionCreated<'a> {
+    /// Names it.
+    pub session_id: &'a str,
+    /// open
+    pub state: &'static str,
+    /// Where it is found.
+    pub links: SessionLinks,
+}
+
+/// The answer of `POST /sessions`.
+pub fn created_json(id: &str) -> Vec<u8> {
+    let at = format!("/sessions/{id}");
+    let links = SessionLinks {
+        chunks: format!("{at}/chunks"),
+        end: format!("{at}/end"),
+        context: format!("{at}/context"),
+        events: format!("/stream/session/{id}"),
+        itself: at,
+    };
+    json(&SessionCreated { session_id: id, state: Phase::Open.name(), links })
+}
+
+/// The answer of `GET /sessions/{id}`: what the session says of itself (`state_json` of [`super::event`]), with what its keeper
+/// knows.
+pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Known<'a> {
+        session_id: &'a str,
+        state: &'static str,
+        created_ms: u64,
+        feeding: bool,
+    }
+    let known = Known { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
+    let mut out = json(&known);
+    // The session's own `state` knows of no end; the rest stands beside ours.
+    if let Some((_, rest)) = state.split_once(',') {
+        out.pop();
+        out.push(b',');
+        out.extend_from_slice(rest.as_bytes());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transcripts::{event::EventLine, semantic::Parts};
+    use weir_core::session::{Chunk, Session, SessionConfig, SessionRules};
+
+    #[test]
+    fn events_read_back_as_they_were_told() {
+        let mut config = SessionConfig::default();
+        config.summary.every_finals = 1;
+        let mut session = Session::new(SessionRules::new(config).unwrap(), 0);
+        let speaker_id = Some("a\"".to_owned());
+        session.handle_chunk(0, Some(7), Chunk { start: 0.1, end: 2.0, text: "ü\n".to_owned(), speaker_id }).unwrap();
+        session.handle_end(0, Some(8)).unwrap();
+        session.handle_time(700_000_000_000);
+        let mut read = Vec::new();
+        while let Some(output) = session.poll_event(0) {
+            let mut line = Vec::new();
+            let seq = if output.number == Some(1) { Some(7) } else { Some(8) };
+            EventLine::new(&output.event, output.number, Parts::ALL).led_to_by(seq).write(&mut line);
+            read.extend(stored_event(&line));
+        }
+        let segment = Segment { start: 0.1, end: 2.0, text: "ü\n".to_owned(), speaker_id: Some("a\"".to_owned()) };
+        let event = |number, seq, body| StoredEvent { number, seq, body };
+        let want = [
+            event(1, Some(7), StoredBody::Partial(segment.clone())),
+            event(2, Some(8), StoredBody::Final(0, segment)),
+            event(3, Some(8), StoredBody::Summary(SummaryKind::Incremental)),
+            event(4, Some(8), StoredBody::Summary(SummaryKind::Final)),
+            event(5, None, StoredBody::Expired),
+        ];
+        assert_eq!(read, want);
+        for line in
+            ["{}", "[", r#"{"type":"repeated","seq":1,"seq_last":2}"#, r#"{"type":"session_expiring","in_ms":3}"#]
+        {
+            assert_eq!(stored_event(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_reads_back_or_is_refused() {
+        let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, &SessionAsk::stored()) };
+        let bytes = encode(&head, b"{}\n{}");
+        assert_eq!(decode(&bytes).unwrap(), (head, b"{}\n{}".as_slice()));
+        assert!(matches!(decode(b"{}"), Err(KeptError::NoHead)));
+        assert!(matches!(decode(b"{}\n"), Err(KeptError::Malformed(_))));
+        let other = String::from_utf8(bytes).unwrap().replace("\"version\":1", "\"version\":2");
+        assert!(matches!(decode(other.as_bytes()), Err(KeptError::Version(2))));
+    }
+
+    #[test]
+    fn states_say_who_knows_what() {
+        let head = Head { phase: Phase::Ended, ..Head::new(None, 5, &SessionAsk::stored()) };
+        let got = session_json("x", &head, false, r#"{"state":"open","current":null,"events":3}"#);
+        let want = r#"{"session_id":"x","state":"ended","created_ms":5,"feeding":false,"current":null,"events":3}"#;
+        assert_eq!(String::from_utf8(got).unwrap(), want);
+    }
+}

@@ -103,7 +103,7 @@ async fn annotations_agree_with_the_original_or_differ_as_stated() -> Result<()>
             assert_eq!(got.get(part), want.get(part), "{vector}");
         }
         if got["actions"] != want["actions"] {
-            // The table in `weir_core::session::annotate` states these.
+            // The table in `weir_core::transcripts::annotate` states these.
             different += 1;
             let text = vector["text"].as_str().context("a text")?.to_lowercase();
             let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '\'').collect();

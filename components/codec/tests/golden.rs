@@ -1,7 +1,7 @@
 //! The vectors of `tests/golden`, made by running the original: sessions, context windows and annotations. `WEIR_GOLDEN_DIR` names
 //! another directory with more of the same form.
 //!
-//! Sessions and windows must agree exactly. So must annotations, except where `weir_core::session::annotate` says that ours differ and
+//! Sessions and windows must agree exactly. So must annotations, except where `weir_core::transcripts::annotate` says that ours differ and
 //! why: there the answer must be the stated one. What the original and ours do is modelled here a second time, naively, so that every vector
 //! is either equal, or differs as stated; none is skipped.
 
@@ -18,7 +18,7 @@ use weir_codec::{
         semantic::{Parts, Semantic},
     },
 };
-use weir_core::session::{
+use weir_core::transcripts::{
     Annotation, Annotator, ContextConfig, ContextWindow, Final, Segment, Session, SessionRules, Workflow,
     annotate::AnnotateConfig,
 };

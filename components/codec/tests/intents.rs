@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use weir_core::session::{Annotator, Intent, annotate::AnnotateConfig};
+use weir_core::transcripts::{Annotator, Intent, annotate::AnnotateConfig};
 
 /// Precision and recall that no change may fall below, in percent. `tests/data/README.md` has the numbers themselves.
 const FLOORS: [(Intent, u32, u32); 7] = [

@@ -10,7 +10,7 @@ use weir_codec::pipelines::{
     text,
 };
 use weir_core::{
-    pipeline::{
+    pipelines::{
         Definition, Execution, Json, Kind, Limits, Reliability, ReliabilityConfig, Sequenced, StepFailure, Work,
     },
     process::Now,

@@ -11,7 +11,7 @@ use weir_codec::pipelines::{
 };
 use weir_core::{
     failure::Failure,
-    pipeline::{Execution, Kind, KindName, Limits, Run, StepFailure},
+    pipelines::{Execution, Kind, KindName, Limits, Run, StepFailure},
     process::{Answer, Now, Process, Request, Span, Step},
 };
 

@@ -17,7 +17,7 @@ use weir_codec::{
         stored::{self, Head, stored_event},
     },
 };
-use weir_core::session::{Session, SessionRules, Taken};
+use weir_core::transcripts::{Session, SessionRules, Taken};
 
 /// What outlives the keeper.
 #[derive(Default)]

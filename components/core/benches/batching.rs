@@ -5,8 +5,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use weir_core::batch::{BatchLimits, Batcher, Form, Shapes};
-use weir_core::queue::{DropPolicy, Queue, QueueConfig, Ticket};
+use weir_core::inference::batch::{BatchLimits, Batcher, Form, Shapes};
+use weir_core::inference::queue::{DropPolicy, Queue, QueueConfig, Ticket};
 
 const QUEUED: u64 = 100_000;
 

@@ -7,7 +7,7 @@ use std::{hint::black_box, sync::Arc};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use weir_core::{
-    pipeline::{Definition, Draft, Execution, Json, Kind, Limits, Run, Step},
+    pipelines::{Definition, Draft, Execution, Json, Kind, Limits, Run, Step},
     process::Now,
 };
 

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use weir_core::session::{Chunk, Event, Session, SessionConfig, SessionRules};
+use weir_core::transcripts::{Chunk, Event, Session, SessionConfig, SessionRules};
 
 /// What recognizers give: a few words at a time.
 const TEXTS: [&str; 8] = [

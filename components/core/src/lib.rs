@@ -1,44 +1,36 @@
 //! Weir's pure state machines: no IO, no clock, no randomness.
 //!
-//! - [`batch`]: which sequences share one run of a model.
-//! - [`channel`]: events in sequence, kept, replayed and followed; the exact sequence or an explicit gap.
-//! - [`chunk`]: texts cut and sliced by code points.
-//! - [`summary`]: which sentences say most of a text.
-//! - [`tally`]: what the sentiments of the chunks say about the text.
-//! - [`cost`]: what a run of a model costs, learned while it runs.
+//! - [`inference`]: items: queues, batches, retries, circuit breakers, the stream of the embedding API.
+//! - [`channels`]: events in sequence, retained, replayed and followed: the exact sequence, or an explicit gap.
+//! - [`transcripts`]: chunks of a transcript in, segments and annotations out.
+//! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
+//! - [`process`]: one text through all steps of `/process-batch`.
 //! - [`failure`]: why a text has no result.
-//! - [`queue`]: the items that wait for a model: fair, dated, bounded.
-//! - [`pipeline`]: steps of a graph that run, fail, are retried and undone, as events and checkpoints.
-//! - [`process`]: one text through all steps, as work, answers and events.
-//! - [`retry`]: when to try again, and how often at most.
-//! - [`breaker`]: what fails too often is left alone for a while.
-//! - [`order`]: results of one stream put back in order.
-//! - [`backpressure`]: gates that push back, by acknowledgement or by size.
-//! - [`stream`]: a stream of items through a model, from push to result, by all of the above.
-//! - [`quota`]: how often somebody may ask, and how many connections may be open.
-//! - [`session`]: chunks of a transcript in, segments and what they say out.
-//! - [`turns`]: whose bounded slice of work runs next on one thread, fair by user.
-//! - [`random`]: a seeded generator.
-//! - [`text_file`]: text files of the operator: UTF-8, with or without a byte order mark.
+//! - [`quota`]: rates and connections by user; [`turns`]: slices of one thread, fair by user.
+//! - [`random`]: a seeded generator; [`text_file`]: text files of the operator.
+//!
+//! # How to drive a state machine
+//!
+//! Time is an argument, in nanoseconds of a monotonic clock. Methods are of four kinds: `handle_*` for what happened, commands for
+//! what a caller wants, `poll_*` for what is to be done now, and getters. After each `handle_*` or command, a driver polls until
+//! nothing is returned, and waits until the earliest `poll_timeout`.
 
-pub mod backpressure;
-pub mod batch;
-pub mod breaker;
-pub mod channel;
-pub mod chunk;
-pub mod cost;
+pub mod channels;
 pub mod failure;
+pub mod inference;
 mod named;
-pub mod order;
-pub mod pipeline;
+pub mod pipelines;
 pub mod process;
-pub mod queue;
 pub mod quota;
 pub mod random;
-pub mod retry;
-pub mod session;
-pub mod stream;
-pub mod summary;
-pub mod tally;
 pub mod text_file;
+pub mod transcripts;
 pub mod turns;
+
+// The paths before the crate was cut by feature, until its users are too.
+#[doc(hidden)]
+pub use {
+    channels as channel,
+    inference::{backpressure, batch, breaker, chunk, cost, order, queue, retry, stream, summary, tally},
+    pipelines as pipeline, transcripts as session,
+};

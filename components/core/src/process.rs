@@ -7,9 +7,11 @@
 use std::{collections::VecDeque, num::NonZeroUsize};
 
 use crate::{
-    chunk::{self, Offsets},
     failure::Failure,
-    tally::{Tally, sentiment_label},
+    inference::{
+        chunk::{self, Offsets},
+        tally::{Tally, sentiment_label},
+    },
 };
 
 /// A text must be longer than this many code points to be summarized.

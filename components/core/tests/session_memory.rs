@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
 };
 
-use weir_core::session::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
+use weir_core::transcripts::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
 
 /// Counts the bytes of each thread, so that tests beside each other do not mix.
 struct Counting;

@@ -14,7 +14,7 @@ use weir_codec::{
     },
     http::{framing::Framing, problem::Problem},
 };
-use weir_core::channel;
+use weir_core::channels;
 
 use crate::{
     bindings::weir::stream::events::{self, Cursor},
@@ -62,7 +62,7 @@ pub(crate) async fn answer(
         reply = reply.with(name, value);
     }
     if settings.grip == Grip::Host {
-        let after = channel::Cursor::new(after.epoch, after.seq);
+        let after = channels::Cursor::new(after.epoch, after.seq);
         let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
         let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
         reply = reply.with(hold::HEADER, terms.to_header());

@@ -86,7 +86,7 @@ use weir_codec::{
     pipelines::process_request::{FieldError, FieldReason, ProcessRequest, RequestError},
     transcripts::{annotate_stream::read_texts, config::SessionAsk},
 };
-use weir_core::{pipeline::TIMEOUT_MS_MAX, process::Now};
+use weir_core::{pipelines::TIMEOUT_MS_MAX, process::Now};
 
 use crate::{
     access::{Access, Asking},

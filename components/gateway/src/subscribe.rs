@@ -18,7 +18,7 @@ use weir_codec::{
     },
     http::{framing::Framing, problem::Problem},
 };
-use weir_core::channel;
+use weir_core::channels;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
@@ -48,13 +48,13 @@ pub(crate) struct Subscription {
 
 /// Where a subscription resumes, by `Last-Event-ID` or the query.
 pub(crate) fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, Problem> {
-    let channel::Cursor { epoch, seq } = resume::cursor(header, query)?;
+    let channels::Cursor { epoch, seq } = resume::cursor(header, query)?;
     Ok(Cursor { epoch, seq })
 }
 
 /// The id of an event on the wire.
 pub(crate) fn wire_id(place: &Cursor) -> String {
-    channel::Cursor::new(place.epoch, place.seq).to_string()
+    channels::Cursor::new(place.epoch, place.seq).to_string()
 }
 
 /// Whether a channel has something after a cursor, now or later.

@@ -22,7 +22,7 @@ use weir_codec::{
 };
 use weir_core::{
     process::Now,
-    session::{self as core, Event, Intent, SummaryKind, Workflow, annotate::KeywordMatch},
+    transcripts::{self as core, Event, Intent, SummaryKind, Workflow, annotate::KeywordMatch},
 };
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 

@@ -12,7 +12,7 @@ use crate::tokenize::Sequence;
 use crate::types::ModelKind;
 use std::ops::Range;
 use thiserror::Error;
-use weir_core::batch::Form;
+use weir_core::inference::batch::Form;
 
 /// Why a graph gives no result.
 #[derive(Debug, Error)]

@@ -13,7 +13,7 @@ use crate::types::{
 };
 use std::ops::Range;
 use std::rc::Rc;
-use weir_core::summary::SummaryBounds;
+use weir_core::inference::summary::SummaryBounds;
 
 /// Windows have this part of the longest text in common, where the caller does not say.
 const STRIDE_PARTS: usize = 4;

@@ -18,7 +18,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use weir_core::batch::{BatchLimits, Batcher, Form, Shape};
+use weir_core::inference::batch::{BatchLimits, Batcher, Form, Shape};
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items taken at once.

@@ -7,7 +7,7 @@
 //! | `WEIR_INFER_BATCH_TIME_MS_MAX` | 0 | a batch expected to take longer is made smaller; 0: no bound |
 //! | `WEIR_INFER_SHAPES` | `any` | `bounded` where the engine plans for each shape |
 
-use weir_core::batch::Shapes;
+use weir_core::inference::batch::Shapes;
 
 /// The bounds of batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

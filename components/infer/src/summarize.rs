@@ -1,11 +1,11 @@
 //! Extractive summaries: from a text and the vectors of its sentences to the summary.
 //!
-//! Which sentences are kept is decided in [`weir_core::summary`]; here they are counted, cut and joined.
+//! Which sentences are kept is decided in [`weir_core::inference::summary`]; here they are counted, cut and joined.
 
 use crate::sentences::split_sentences;
 use crate::tokenize::{ModelTokenizer, TokenizeError};
 use unicode_segmentation::UnicodeSegmentation;
-use weir_core::summary::{Selection, Similarity, SummaryBounds, select_sentences};
+use weir_core::inference::summary::{Selection, Similarity, SummaryBounds, select_sentences};
 
 /// Of a longer text only so many sentences are read, from its beginning: the cost of centrality is quadratic.
 pub const SENTENCES_MAX: usize = 1024;

@@ -8,7 +8,7 @@ use weir_codec::transcripts::{
     event::{context_json, state_json},
     stored::stored_event,
 };
-use weir_core::session::{self as core, Event, Session, SummaryKind, Taken};
+use weir_core::transcripts::{self as core, Event, Session, SummaryKind, Taken};
 
 use crate::{
     rules::Shared,

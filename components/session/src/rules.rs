@@ -3,7 +3,7 @@
 use std::{cell::RefCell, sync::Arc};
 
 use weir_codec::{pipelines::process_request::RequestError, transcripts::config::SessionAsk};
-use weir_core::session::SessionRules;
+use weir_core::transcripts::SessionRules;
 
 /// Configurations that are kept.
 const KEPT_MAX: usize = 16;

@@ -12,7 +12,7 @@ use weir_codec::channels::hold::Terms;
 use weir_codec::channels::route::Channel;
 use weir_codec::channels::subscription::{Drawing, End, draw_event};
 use weir_codec::http::framing::Framing;
-use weir_core::channel::{Closed, Delivery, Entry};
+use weir_core::channels::{Closed, Delivery, Entry};
 use weir_events::Subscription;
 
 use crate::gzip::{self, Gzip};

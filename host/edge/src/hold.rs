@@ -13,7 +13,7 @@ use weir_codec::channels::grip::{GripError, Hold, HoldMode};
 use weir_codec::channels::hold::{self, Terms, TermsError};
 use weir_codec::channels::route::Channel;
 use weir_codec::http::problem::Problem;
-use weir_core::channel::ChannelName;
+use weir_core::channels::ChannelName;
 use weir_core::quota::{ConnectionRefused, Connections};
 use weir_events::{Error, Store};
 use weir_runtime::gateway::{BodyError, CountedBody};

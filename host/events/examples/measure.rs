@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use weir_core::channel::{ChannelName, Cursor, Delivery, Draft, Retention};
+use weir_core::channels::{ChannelName, Cursor, Delivery, Draft, Retention};
 use weir_events::{EventsConfig, RedisConfig, Store, StoreKind};
 
 /// Events of the paced measurement, ten milliseconds apart.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::task::JoinHandle;
-use weir_core::channel::{ChannelName, Cursor, Delivery};
+use weir_core::channels::{ChannelName, Cursor, Delivery};
 
 use crate::error::Error;
 use crate::store::Store;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use weir_core::channel::ClaimsFull;
+use weir_core::channels::ClaimsFull;
 
 use crate::clock::Clock;
 
@@ -31,13 +31,13 @@ impl ClaimEnd {
 /// Keys that are held, by exactly one caller each.
 #[derive(Debug)]
 pub(crate) struct Claims {
-    held: weir_core::channel::Claims,
+    held: weir_core::channels::Claims,
     wall_ends_ms: HashMap<Arc<str>, u64>,
 }
 
 impl Claims {
     pub(crate) fn new(claims_max: usize) -> Self {
-        Self { held: weir_core::channel::Claims::new(claims_max), wall_ends_ms: HashMap::new() }
+        Self { held: weir_core::channels::Claims::new(claims_max), wall_ends_ms: HashMap::new() }
     }
 
     /// Claims a key until an end; false where it is held.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use weir_core::channel::{Cursor, Values};
+use weir_core::channels::{Cursor, Values};
 
 use crate::error::lock;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use weir_core::channel::{ChannelName, EventLimits, Retention};
+use weir_core::channels::{ChannelName, EventLimits, Retention};
 
 /// Where channels are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

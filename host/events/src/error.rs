@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use weir_core::channel::{ClaimsFull, EventError, ValuesFull};
+use weir_core::channels::{ClaimsFull, EventError, ValuesFull};
 
 /// Why a store did not do what it was asked: `weir:stream/events.failure`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

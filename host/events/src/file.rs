@@ -98,7 +98,7 @@ fn next(tap: &mut Tap, missing: bool) -> Option<Wake> {
     }
 }
 
-fn line(channel: &str, entry: &weir_core::channel::Entry) -> String {
+fn line(channel: &str, entry: &weir_core::channels::Entry) -> String {
     // A name and a channel have no character that JSON escapes; ends of line in data are white space.
     format!(
         "{{\"type\":\"{}\",\"id\":\"{}\",\"channel\":\"{channel}\",\"time\":{},\"data\":{}}}\n",
@@ -332,7 +332,7 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use weir_core::channel::{Cursor, Draft};
+    use weir_core::channels::{Cursor, Draft};
 
     /// Files in memory whose operations fail when they should.
     #[derive(Default)]

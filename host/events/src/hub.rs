@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
-use weir_core::channel::{ChannelName, Closed, Cursor, Draft, Entry, Log, Subscriber};
+use weir_core::channels::{ChannelName, Closed, Cursor, Draft, Entry, Log, Subscriber};
 
 use crate::clock::Clock;
 use crate::config::StoreKind;

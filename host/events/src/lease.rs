@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use weir_core::channel::{AcquireError, ChannelName, Fence, Fenced, Leases};
+use weir_core::channels::{AcquireError, ChannelName, Fence, Fenced, Leases};
 
 use crate::clock::Clock;
 use crate::error::{Error, lock};

@@ -15,7 +15,7 @@
 //! places it cannot have. A place (`epoch-seq`) that anybody may have seen is never given to another event.
 //!
 //! ```
-//! use weir_core::channel::{ChannelName, Cursor, Delivery, Draft};
+//! use weir_core::channels::{ChannelName, Cursor, Delivery, Draft};
 //! use weir_events::{EventsConfig, Store};
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -52,4 +52,4 @@ pub use redis::groups::{Groups, Work};
 pub use store::{Health, Stats, Store};
 pub use subscription::Subscription;
 pub use tap::{Tap, Tapped};
-pub use weir_core::channel::Fence;
+pub use weir_core::channels::Fence;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Log, Page, Values};
+use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Log, Page, Values};
 
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;

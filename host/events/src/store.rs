@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Page};
+use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Page};
 
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
@@ -377,7 +377,7 @@ impl Store {
         self.inner.taps.tap()
     }
 
-    /// Sends every subscriber away with [`weir_core::channel::Closed::Lost`]: they resume elsewhere, or here later.
+    /// Sends every subscriber away with [`weir_core::channels::Closed::Lost`]: they resume elsewhere, or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }

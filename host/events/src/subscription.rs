@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use weir_core::channel::{ChannelName, Closed, Cursor, Delivery};
+use weir_core::channels::{ChannelName, Closed, Cursor, Delivery};
 
 use crate::hub::{Channel, Hub, State};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
+use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
 /// Most events that wait for a tap; past it the oldest are missed, and it is told how many.
 const EVENTS_MAX: usize = 1024;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Seen, conformance, gap, name, next, number, numbered, open, until};
-use weir_core::channel::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
+use weir_core::channels::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
 use weir_events::{Error, EventsConfig, Store};
 
 conformance!(

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use common::{Seen, disk, gap, name, next, number, numbered, open, until};
 use tempfile::TempDir;
-use weir_core::channel::{Cursor, Draft, Gap, Retention};
+use weir_core::channels::{Cursor, Draft, Gap, Retention};
 use weir_events::{EventsConfig, OpenError, Store};
 
 /// The folder that the process to be killed writes to; without it, that process is not wanted.
@@ -36,7 +36,7 @@ async fn appends_until_it_is_killed() {
     for channel in CHANNELS {
         let mut follower = store.follow(&name(channel), Cursor::START).await.unwrap();
         tokio::spawn(async move {
-            while let Some(weir_core::channel::Delivery::Event { entry, .. }) = follower.next().await {
+            while let Some(weir_core::channels::Delivery::Event { entry, .. }) = follower.next().await {
                 say(channel, entry.cursor, &entry.data);
             }
         });
@@ -233,7 +233,7 @@ async fn goes_on_when_the_disk_has_room_again() {
             Ok(places) => answered.extend(places),
             Err(error) => break error,
         }
-        let Some(weir_core::channel::Delivery::Event { entry, .. }) = next(&mut follower).await else { panic!() };
+        let Some(weir_core::channels::Delivery::Event { entry, .. }) = next(&mut follower).await else { panic!() };
         assert_eq!(Some(&entry.cursor), answered.last());
     };
     assert!(error.retryable() && !answered.is_empty(), "{error}");

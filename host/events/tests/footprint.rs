@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::task::{Context, Waker};
 
 use common::{memory, name, open};
-use weir_core::channel::{Cursor, Delivery, Draft};
+use weir_core::channels::{Cursor, Delivery, Draft};
 use weir_events::EventsConfig;
 
 /// Bytes allocated and not freed.

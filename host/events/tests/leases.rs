@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{RedisServer, conformance, name, numbered, open, until};
-use weir_core::channel::{ChannelName, Cursor};
+use weir_core::channels::{ChannelName, Cursor};
 use weir_events::{Acquisition, Error, EventsConfig, Fallback, Fence, RedisConfig, Store};
 
 conformance!(

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer, Seen, gap, name, next, number, numbered, open, until};
-use weir_core::channel::{Cursor, Delivery, Gap, Retention};
+use weir_core::channels::{Cursor, Delivery, Gap, Retention};
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 async fn append_again(store: &Store, channel: &str, number: u64) -> Cursor {

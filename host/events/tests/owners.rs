@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{conformance, disk, memory, name, numbered, open, until};
 use tempfile::TempDir;
-use weir_core::channel::{Cursor, Retention};
+use weir_core::channels::{Cursor, Retention};
 use weir_events::{EventsConfig, Store};
 
 /// Redis removes what is past its age by its own clock: long enough that a busy machine renews a record before.

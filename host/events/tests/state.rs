@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer, conformance, disk, name, numbered, open, until};
 use tempfile::TempDir;
-use weir_core::channel::Cursor;
+use weir_core::channels::Cursor;
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store, StoreKind};
 
 conformance!(

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weir_core::channel::{ChannelName, Cursor, Delivery, Draft};
+use weir_core::channels::{ChannelName, Cursor, Delivery, Draft};
 use weir_events::{EventsConfig, FileConfig, Store, Tapped, write_events};
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use weir_config::{Events, EventsFallback, EventsStore};
-use weir_core::channel::Retention;
+use weir_core::channels::Retention;
 use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
 
 use crate::reliability;

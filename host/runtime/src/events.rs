@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer};
-use weir_core::channel::{self, ChannelName, Draft};
+use weir_core::channels::{self, ChannelName, Draft};
 use weir_events::{Error, Store, StoreKind, Subscription};
 
 use crate::bindings::gateway::weir::stream::events::{
@@ -142,11 +142,11 @@ pub(crate) fn fence(lease: Fence) -> Result<weir_events::Fence, Failure> {
     }
 }
 
-fn place(cursor: Cursor) -> channel::Cursor {
-    channel::Cursor::new(cursor.epoch, cursor.seq)
+fn place(cursor: Cursor) -> channels::Cursor {
+    channels::Cursor::new(cursor.epoch, cursor.seq)
 }
 
-fn cursor(place: channel::Cursor) -> Cursor {
+fn cursor(place: channels::Cursor) -> Cursor {
     Cursor { epoch: place.epoch, seq: place.seq }
 }
 
@@ -159,7 +159,7 @@ fn draft(event: Event) -> Draft {
     }
 }
 
-fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
+fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
     Entry {
         at: cursor(entry.cursor),
         time_ms: entry.time_ms,
@@ -173,11 +173,11 @@ fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
     }
 }
 
-fn gap(gap: channel::Gap) -> Gap {
+fn gap(gap: channels::Gap) -> Gap {
     Gap { missing_from: cursor(gap.missing_from), missing_to: cursor(gap.missing_to) }
 }
 
-fn page(page: channel::Page) -> Page {
+fn page(page: channels::Page) -> Page {
     Page {
         gap: page.gap.map(gap),
         entries: page.entries.iter().map(|of_page| entry(of_page, 0)).collect(),
@@ -186,12 +186,12 @@ fn page(page: channel::Page) -> Page {
     }
 }
 
-fn delivery(delivery: channel::Delivery) -> Delivery {
+fn delivery(delivery: channels::Delivery) -> Delivery {
     match delivery {
-        channel::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
-        channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
-        channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(Closed::Slow),
-        channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(Closed::Lost),
+        channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
+        channels::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
+        channels::Delivery::Closed(channels::Closed::Slow) => Delivery::Closed(Closed::Slow),
+        channels::Delivery::Closed(channels::Closed::Lost) => Delivery::Closed(Closed::Lost),
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::watch;
 use wasmtime::component::StreamReader;
-use weir_core::queue::Ticket;
+use weir_core::inference::queue::Ticket;
 
 pub(crate) use self::machinery::Machinery;
 use self::metrics::PoolMetrics;

@@ -1,4 +1,4 @@
-//! The items that wait for one model, from all callers: [`weir_core::queue`] with the time, the wake-ups and the answers.
+//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with the time, the wake-ups and the answers.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use weir_core::breaker::{Breaker, BreakerConfig, Permit};
-use weir_core::queue::{self as core, DropPolicy, Pushed, QueueConfig, Rate, Refused, Ticket};
+use weir_core::inference::breaker::{Breaker, BreakerConfig, Permit};
+use weir_core::inference::queue::{self as core, DropPolicy, Pushed, QueueConfig, Rate, Refused, Ticket};
+use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 use weir_core::random::SplitMix64;
-use weir_core::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 
 use crate::call::Reply;
 use crate::types::{Failure, Item};
@@ -521,8 +521,10 @@ impl Queue {
     /// Items and tokens waiting now, and whether the circuit is closed.
     pub(crate) fn depth(&self) -> (usize, u64, bool) {
         let inner = self.lock();
-        let closed =
-            inner.breaker.as_ref().is_none_or(|breaker| breaker.state() == weir_core::breaker::BreakerState::Closed);
+        let closed = inner
+            .breaker
+            .as_ref()
+            .is_none_or(|breaker| breaker.state() == weir_core::inference::breaker::BreakerState::Closed);
         (inner.waiting.len() + inner.suspects.len() + inner.later.len(), inner.waiting.tokens(), closed)
     }
 
@@ -593,7 +595,7 @@ impl Inner {
                 self.succeeded = true;
                 breaker.record(now, permit, true);
             }
-            Some(false) if self.succeeded && breaker.state() == weir_core::breaker::BreakerState::Closed => {
+            Some(false) if self.succeeded && breaker.state() == weir_core::inference::breaker::BreakerState::Closed => {
                 self.succeeded = false;
                 breaker.cancel(permit);
             }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use weir_config::{AuthMode, Config, EventsStore};
-use weir_core::breaker::BreakerConfig;
-use weir_core::queue::{Aggregation, DropPolicy, QueueConfig, Window};
-use weir_core::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
+use weir_core::inference::breaker::BreakerConfig;
+use weir_core::inference::queue::{Aggregation, DropPolicy, QueueConfig, Window};
+use weir_core::inference::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
 use weir_events::{OpenError, Store};
 use weir_nn::model::{ModelDir, ModelError, Task};
 use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};

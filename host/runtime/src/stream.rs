@@ -1,6 +1,6 @@
 //! The embedding API: texts pushed into a stream, results by callback.
 //!
-//! A [`TextStream`] is the state machine of [`weir_core::stream`] driven by tokio: it buffers, batches, retries, guards the
+//! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches, retries, guards the
 //! model by a circuit breaker and, where asked, puts results back in order; inference is the runtime's, shared with all
 //! other callers.
 //!
@@ -36,9 +36,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use weir_core::failure as core;
-use weir_core::stream::{PushError, Released, Stream};
+use weir_core::inference::stream::{PushError, Released, Stream};
 
-pub use weir_core::stream::{
+pub use weir_core::inference::stream::{
     Aggregation, Batching, Cause, ConfigError, Delivered, DropPolicy, ErrorCategory, FlushReason, ItemError, Ordering,
     Stats, StreamState, StreamingConfig, TransitionError,
 };

@@ -4,7 +4,7 @@
 //! are one header more, which the host takes out of every request and every answer: clients neither send nor see it.
 
 use thiserror::Error;
-use weir_core::channel::Cursor;
+use weir_core::channels::Cursor;
 
 use crate::{channels::route::check_id, http::framing::Framing};
 

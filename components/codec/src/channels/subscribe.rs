@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use weir_core::channel::Cursor;
+use weir_core::channels::Cursor;
 
 use crate::{
     inference::query::decode,

@@ -1,7 +1,7 @@
 //! The paths of pipelines and executions. Their answers are written member by member, so their schemas are written here.
 
 use serde_json::{Map, Value, json};
-use weir_core::pipeline::{NAME_BYTES_MAX, State, StepState};
+use weir_core::pipelines::{NAME_BYTES_MAX, State, StepState};
 
 use super::{Schemas, problem};
 use crate::pipelines::{process_request::FieldError, route::PIPELINE_ROUTES};

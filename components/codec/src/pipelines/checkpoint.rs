@@ -2,13 +2,13 @@
 //!
 //! JSON with a version, so that a later Weir can read what an earlier one wrote, and a person can read it too. The definition is
 //! in it: an execution goes on with the one that it began with, whatever has changed since. Bytes from anywhere give a
-//! checkpoint or an error; [`weir_core::pipeline::Execution::resume`] checks the rest.
+//! checkpoint or an error; [`weir_core::pipelines::Execution::resume`] checks the rest.
 
 use std::{borrow::Cow, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
-use weir_core::pipeline::{
+use weir_core::pipelines::{
     Checkpoint, CheckpointPhase, CheckpointStep, Data, Definition, Event, Json, KindName, Metadata, PipelineFailure,
     Sequenced, StepFailure,
 };

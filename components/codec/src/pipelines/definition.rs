@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use weir_core::{
-    pipeline::{
+    inference::retry::{RetryConfig, RetryPolicy},
+    pipelines::{
         COMPENSATIONS_MAX, Definition, DefinitionError, Draft, Json, Kind, KindName, Method, OnError,
         PARALLEL_MAX_DEFAULT, Place, STEPS_MAX, Step, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
     },
-    retry::{RetryConfig, RetryPolicy},
 };
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use weir_core::{pipeline::Definition, text_file};
+use weir_core::{pipelines::Definition, text_file};
 
 use super::definition::{self, DEFINITION_BYTES_MAX};
 use crate::{

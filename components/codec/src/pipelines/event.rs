@@ -1,6 +1,6 @@
 //! The nine events as JSON: `event_type`, `execution_id`, `step_id`, `timestamp`, `data`, `metadata`, always all six.
 
-use weir_core::pipeline::{Data, Event, Json, Metadata, PipelineFailure, Sequenced, StepFailure};
+use weir_core::pipelines::{Data, Event, Json, Metadata, PipelineFailure, Sequenced, StepFailure};
 
 use super::writer::{Object, object};
 
@@ -153,7 +153,7 @@ fn date(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use weir_core::pipeline::{Json, KindName};
+    use weir_core::pipelines::{Json, KindName};
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_core::pipeline::{Definition, Rates, Snapshot, State, Status};
+use weir_core::pipelines::{Definition, Rates, Snapshot, State, Status};
 
 use super::{
     definition_file::DefinitionFault,

@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 
 use thiserror::Error;
-use weir_core::pipeline::Json;
+use weir_core::pipelines::Json;
 
 use super::text::VALUES_MAX;
 use crate::json::tree::Node;

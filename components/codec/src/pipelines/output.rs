@@ -13,12 +13,14 @@
 use std::num::NonZeroUsize;
 
 use weir_core::{
-    chunk,
     failure::Failure,
-    pipeline::Json,
+    inference::{
+        chunk,
+        tally::{Tally, sentiment_label},
+    },
+    pipelines::Json,
     process::{Answer, ChunkSentiment, Event, compression, locate, unexpected},
-    session::Annotation,
-    tally::{Tally, sentiment_label},
+    transcripts::Annotation,
 };
 
 use super::writer::object;

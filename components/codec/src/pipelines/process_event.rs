@@ -393,7 +393,7 @@ pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
-    use weir_core::tally::Tally;
+    use weir_core::inference::tally::Tally;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use serde::Serialize;
-use weir_core::{chunk::code_points, process};
+use weir_core::{inference::chunk::code_points, process};
 
 use crate::{
     inference::{request, task::unknown},

@@ -8,10 +8,12 @@ use std::{collections::VecDeque, mem};
 
 use serde::{Deserialize, de::IgnoredAny};
 use weir_core::{
-    chunk::code_points,
-    pipeline::{Data, Definition, Draft, Event, Json, Kind, OnError, Step, Streaming},
+    inference::{
+        chunk::code_points,
+        retry::{RetryConfig, RetryPolicy},
+    },
+    pipelines::{Data, Definition, Draft, Event, Json, Kind, OnError, Step, Streaming},
     process::{self, Request, SUMMARY_CODE_POINTS_OVER},
-    retry::{RetryConfig, RetryPolicy},
 };
 
 use super::writer::object;
@@ -195,7 +197,7 @@ fn with_status(status: &str, output: &Json) -> Line {
     Line { status: status.to_owned(), json: format!(r#"{{"status":"{status}"{comma}{rest}"#) }
 }
 
-fn failed(status: &str, failure: &weir_core::pipeline::StepFailure) -> Line {
+fn failed(status: &str, failure: &weir_core::pipelines::StepFailure) -> Line {
     let json = object(|out| {
         out.value("status", status);
         super::event::write_failure(out, failure);

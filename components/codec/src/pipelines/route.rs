@@ -1,6 +1,6 @@
 //! The paths of pipelines and executions.
 
-use weir_core::pipeline::NAME_BYTES_MAX;
+use weir_core::pipelines::NAME_BYTES_MAX;
 
 use super::execution_id;
 

@@ -1,6 +1,6 @@
 //! Any JSON: checked once, then carried as text on one line.
 
-use weir_core::pipeline::Json;
+use weir_core::pipelines::Json;
 
 use crate::json::{JsonError, tree::Node};
 

@@ -1,7 +1,7 @@
 //! The stream of `/v1/annotate`: what is written for each line. It does no IO; whoever drives it hands over lines and answers as
 //! they come and takes `poll_output`.
 
-use weir_core::session::Annotation;
+use weir_core::transcripts::Annotation;
 
 use super::{
     input::Refusal,
@@ -205,7 +205,7 @@ pub fn blocks_json(parts: Parts, texts: &[TextInput], annotations: &[Annotation]
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
-    use weir_core::session::{Annotator, annotate::AnnotateConfig};
+    use weir_core::transcripts::{Annotator, annotate::AnnotateConfig};
 
     fn line(number: u64, content: &str) -> Line<'_> {
         Line { number, content: Some(content.as_bytes()) }

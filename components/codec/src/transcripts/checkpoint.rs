@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use weir_core::session::{
+use weir_core::transcripts::{
     Annotation, Checkpoint, Counters, Final, Intent, RestoreError, Segment, Session, SessionRules, Workflow,
     annotate::KeywordMatch,
 };
@@ -289,7 +289,7 @@ impl State {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use weir_core::session::{Chunk, RoutingConfig, SessionConfig};
+    use weir_core::transcripts::{Chunk, RoutingConfig, SessionConfig};
 
     fn session() -> (SessionAsk, Session) {
         let config = SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() };

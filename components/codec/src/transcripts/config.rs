@@ -1,7 +1,7 @@
 //! What a session may be told: a JSON object, or a query string.
 
 use serde::Serialize;
-use weir_core::session::{
+use weir_core::transcripts::{
     Annotator, ConfigError, IdleConfig, RoutingConfig, SessionConfig, SummaryConfig, Workflow,
     annotate::{ActionRule, AnnotateConfig, KeywordGroup},
 };

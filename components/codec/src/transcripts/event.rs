@@ -1,7 +1,7 @@
 //! What a session says, as lines of JSON.
 
 use serde::Serialize;
-use weir_core::session::{Event, Final, Metrics, Segment, Workflow};
+use weir_core::transcripts::{Event, Final, Metrics, Segment, Workflow};
 
 use super::{
     input::Refusal,
@@ -359,11 +359,11 @@ pub struct ContextWire<'a> {
 }
 
 /// The context window as JSON.
-pub fn context_json(context: &weir_core::session::ContextWindow) -> Vec<u8> {
+pub fn context_json(context: &weir_core::transcripts::ContextWindow) -> Vec<u8> {
     let text = context.render_for_llm();
     let keywords = context.keywords();
     json(&ContextWire {
-        prompt: weir_core::session::final_prompt(&text, &keywords),
+        prompt: weir_core::transcripts::final_prompt(&text, &keywords),
         text,
         keywords: keywords.iter().map(|name| (**name).to_owned()).collect(),
         segments: context.segments().map(|kept| (&kept.segment).into()).collect(),
@@ -387,7 +387,7 @@ pub struct StateWire<'a> {
 }
 
 /// What a session is, as JSON.
-pub fn state_json(session: &weir_core::session::Session, now_ns: u64) -> Vec<u8> {
+pub fn state_json(session: &weir_core::transcripts::Session, now_ns: u64) -> Vec<u8> {
     json(&StateWire {
         state: if session.is_expired() { "expired" } else { "open" },
         current: session.current().map(SegmentWire::from),
@@ -401,7 +401,7 @@ pub fn state_json(session: &weir_core::session::Session, now_ns: u64) -> Vec<u8>
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
-    use weir_core::session::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
+    use weir_core::transcripts::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
 
     fn lines(change: impl FnOnce(&mut SessionConfig), texts: &[&str], parts: Parts, ids: bool) -> String {
         let mut config = SessionConfig::default();

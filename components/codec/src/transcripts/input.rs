@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
-use weir_core::session::{Chunk, ChunkError};
+use weir_core::transcripts::{Chunk, ChunkError};
 
 use crate::{
     http::lines::Line,

@@ -8,7 +8,7 @@
 
 use std::{collections::VecDeque, io::Write as _, mem};
 
-use weir_core::session::Event;
+use weir_core::transcripts::Event;
 
 use super::{
     event::{EventLine, Said},
@@ -403,7 +403,7 @@ mod tests {
         },
     };
     use expect_test::{Expect, expect};
-    use weir_core::session::{Chunk, Session, SessionRules};
+    use weir_core::transcripts::{Chunk, Session, SessionRules};
 
     fn line(number: u64, content: &str) -> Line<'_> {
         Line { number, content: Some(content.as_bytes()) }
@@ -536,7 +536,7 @@ mod tests {
         let ask = SessionAsk::from_json(b"{}").unwrap();
         let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
         let partial = |text: &str| {
-            Event::Partial(weir_core::session::Segment {
+            Event::Partial(weir_core::transcripts::Segment {
                 start: 0.0,
                 end: 0.0,
                 text: text.to_owned(),

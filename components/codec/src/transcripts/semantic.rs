@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use weir_core::session::{Annotation, annotate::action_text};
+use weir_core::transcripts::{Annotation, annotate::action_text};
 
 use super::input::Refusal;
 use crate::{
@@ -238,7 +238,7 @@ pub struct SemanticLine<'a> {
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
-    use weir_core::session::{Annotator, annotate::AnnotateConfig};
+    use weir_core::transcripts::{Annotator, annotate::AnnotateConfig};
 
     fn check(text: &str, parts: Parts, want: Expect) {
         let annotation = Annotator::new(&AnnotateConfig::default()).unwrap().annotate(text, &mut Default::default());

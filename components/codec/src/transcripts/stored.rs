@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use weir_core::session::{Segment, StoredBody, StoredEvent, SummaryKind};
+use weir_core::transcripts::{Segment, StoredBody, StoredEvent, SummaryKind};
 
 use super::{config::SessionAsk, semantic::Parts};
 use crate::pipelines::process_event::json;
@@ -241,7 +241,7 @@ pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8
 mod tests {
     use super::*;
     use crate::transcripts::{event::EventLine, semantic::Parts};
-    use weir_core::session::{Chunk, Session, SessionConfig, SessionRules};
+    use weir_core::transcripts::{Chunk, Session, SessionConfig, SessionRules};
 
     #[test]
     fn events_read_back_as_they_were_told() {

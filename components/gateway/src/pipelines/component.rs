@@ -1,7 +1,7 @@
 //! Steps that are components of the operator's: `weir:stream/steps` runs them.
 
 use weir_codec::pipelines::text;
-use weir_core::pipeline::{Json, StepFailure};
+use weir_core::pipelines::{Json, StepFailure};
 
 use crate::bindings::weir::stream::steps::{self, Limits};
 

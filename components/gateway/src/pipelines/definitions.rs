@@ -17,7 +17,7 @@ use weir_codec::pipelines::{
     definition_file::{self, DefinitionFault},
     route::is_name,
 };
-use weir_core::pipeline::{Definition, NAME_BYTES_MAX};
+use weir_core::pipelines::{Definition, NAME_BYTES_MAX};
 
 use crate::clock;
 

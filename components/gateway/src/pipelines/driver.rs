@@ -14,7 +14,7 @@ use futures::{
 };
 use weir_codec::pipelines::execution::Listed;
 use weir_core::{
-    pipeline::{Batch, Execution, Run},
+    pipelines::{Batch, Execution, Run},
     process::Now,
 };
 

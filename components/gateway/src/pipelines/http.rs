@@ -10,7 +10,7 @@ use spin_sdk::wasip3::{
     wit_future, wit_stream,
 };
 use weir_codec::{http::retry_after, pipelines::text};
-use weir_core::pipeline::{Json, Method, StepFailure};
+use weir_core::pipelines::{Json, Method, StepFailure};
 
 use super::steps::Step;
 use crate::clock;

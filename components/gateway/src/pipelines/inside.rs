@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::VecDeque, future::poll_fn, pin::pin, rc::R
 use weir_codec::pipelines::process_stream::{self, Line, Renderer};
 use weir_core::{
     failure::Failure,
-    pipeline::{Execution, Limits, StepFailure},
+    pipelines::{Execution, Limits, StepFailure},
     process::{Now, Request},
 };
 

@@ -18,7 +18,7 @@ use weir_codec::{
     channels::route::Channel,
     pipelines::{checkpoint, event},
 };
-use weir_core::pipeline::{Batch, Checkpoint, Definition};
+use weir_core::pipelines::{Batch, Checkpoint, Definition};
 
 use super::{Pipelines, live::Live};
 use crate::{

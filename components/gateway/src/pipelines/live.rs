@@ -6,7 +6,7 @@ use std::{
 };
 
 use weir_core::{
-    pipeline::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
+    pipelines::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
     process::Now,
 };
 

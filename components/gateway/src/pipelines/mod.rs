@@ -1,4 +1,4 @@
-//! Pipelines: [`weir_core::pipeline::Execution`]s driven by the clocks, inference, other services and the operator's components,
+//! Pipelines: [`weir_core::pipelines::Execution`]s driven by the clocks, inference, other services and the operator's components,
 //! kept in `weir:stream/state` and told in channels of their own.
 //!
 //! - `definitions`: the operator's folder of pipelines.
@@ -31,7 +31,7 @@ use std::{
 
 use spin_sdk::wasip3::spawn;
 use weir_codec::pipelines::execution::Listed;
-use weir_core::pipeline::{Limits, Reliability, ReliabilityConfig};
+use weir_core::pipelines::{Limits, Reliability, ReliabilityConfig};
 
 pub(crate) use self::inside::Inside;
 use self::live::Live;

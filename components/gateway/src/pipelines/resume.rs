@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use futures::{StreamExt as _, stream};
 use weir_codec::pipelines::execution::Listed;
-use weir_core::pipeline::{Execution, ResumeError};
+use weir_core::pipelines::{Execution, ResumeError};
 
 use super::{
     Pipelines,
@@ -177,7 +177,7 @@ async fn list(pipelines: &'static Pipelines, id: &str) {
 }
 
 /// How far a kept execution is.
-pub(super) fn status(pipelines: &Pipelines, kept: Kept) -> Option<weir_core::pipeline::Status> {
+pub(super) fn status(pipelines: &Pipelines, kept: Kept) -> Option<weir_core::pipelines::Status> {
     let (stored, now) = (kept.checkpoint.events_end, clock::now());
     let definition = Arc::new(kept.definition);
     let execution = Execution::resume(definition, kept.checkpoint, stored, pipelines.limits(), 0, now).ok()?;

@@ -17,7 +17,7 @@ use weir_codec::{
         text,
     },
 };
-use weir_core::pipeline::{Execution, Json, Rejected, Status};
+use weir_core::pipelines::{Execution, Json, Rejected, Status};
 
 use super::{
     Pipelines,
@@ -111,7 +111,7 @@ impl Call<'_> {
         pipelines: &Pipelines,
         name: &str,
         identity: &Identity,
-    ) -> Result<std::sync::Arc<weir_core::pipeline::Definition>, Problem> {
+    ) -> Result<std::sync::Arc<weir_core::pipelines::Definition>, Problem> {
         self.may_start(identity, name)?;
         let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
         definition.map_err(|fault| fault.problem(name))

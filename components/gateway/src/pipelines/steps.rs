@@ -13,7 +13,7 @@ use weir_codec::{
 };
 use weir_core::{
     failure::Failure,
-    pipeline::{Inputs, Json, Kind, Run, StepFailure, Task, Work},
+    pipelines::{Inputs, Json, Kind, Run, StepFailure, Task, Work},
     process::{self, unexpected},
 };
 use wit_bindgen::rt::async_support::StreamResult;
@@ -82,7 +82,7 @@ impl Step<'_> {
             Kind::Http { url, method, headers, body } => {
                 let body = match body {
                     Some(expression) => Some(self.evaluate(expression, &input).await?),
-                    None => (*method != weir_core::pipeline::Method::Get).then_some(input),
+                    None => (*method != weir_core::pipelines::Method::Get).then_some(input),
                 };
                 http::call(self, url, *method, headers, body).await
             }

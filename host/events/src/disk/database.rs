@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::{Durability, ReadableDatabase};
-use weir_core::channel::{ChannelName, Cursor, Entry, Log};
+use weir_core::channels::{ChannelName, Cursor, Entry, Log};
 
 use crate::clock::Clock;
 use crate::config::EventsConfig;

@@ -20,7 +20,7 @@ mod writer;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
-use weir_core::channel::{ChannelName, Cursor, Draft, Fence, Log, Page};
+use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Log, Page};
 
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;

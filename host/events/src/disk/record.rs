@@ -1,6 +1,6 @@
 //! Events and values as bytes. A record that does not read back is missing, and its readers get a gap.
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
+use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
 const FINISHES: u8 = 1;
 const COALESCES: u8 = 2;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use weir_core::channel::Entry;
+use weir_core::channels::Entry;
 
 use crate::clock::Clock;
 use crate::disk::database::Database;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
-use weir_core::channel::{ChannelName, Cursor, Entry};
+use weir_core::channels::{ChannelName, Cursor, Entry};
 
 use crate::claims::ClaimEnd;
 use crate::clock::{Clock, Moment, Uptime};

@@ -7,7 +7,7 @@ mod times;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use weir_core::channel::{ChannelName, Cursor, Draft, Retention};
+use weir_core::channels::{ChannelName, Cursor, Draft, Retention};
 
 use super::Disk;
 use super::storage::Opener;

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use weir_core::channel::{ChannelName, Value, Values};
+use weir_core::channels::{ChannelName, Value, Values};
 
 use crate::clock::Clock;
 use crate::disk::tables::{Change, KeyRow, Put};

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
-use weir_core::channel::{ChannelName, Cursor, Entry};
+use weir_core::channels::{ChannelName, Cursor, Entry};
 
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
-use weir_core::channel::{ChannelName, Cursor, Entry};
+use weir_core::channels::{ChannelName, Cursor, Entry};
 
 use crate::error::Error;
 use crate::redis::link::Link;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Script;
-use weir_core::channel::{ChannelName, EXPIRED_MS, Fence, RELEASED_MS};
+use weir_core::channels::{ChannelName, EXPIRED_MS, Fence, RELEASED_MS};
 
 use crate::error::{Error, lock};
 use crate::lease::Acquisition;

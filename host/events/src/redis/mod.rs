@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redis::Script;
 use redis::streams::StreamRangeReply;
 use tokio::sync::Notify;
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry, Fence, Log, Page, page, resolve};
+use weir_core::channels::{ChannelName, Cursor, Draft, Entry, Fence, Log, Page, page, resolve};
 
 use crate::clock::Clock;
 use crate::config::{EventsConfig, Fallback, StoreKind};

@@ -3,7 +3,7 @@
 //! are keys of anybody, and gives no order to page in.
 
 use redis::Script;
-use weir_core::channel::{ChannelName, Fence};
+use weir_core::channels::{ChannelName, Fence};
 
 use crate::error::Error;
 use crate::redis::lease::fence_arguments;

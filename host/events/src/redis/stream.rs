@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::streams::StreamId;
 use redis::{FromRedisValue, Value};
-use weir_core::channel::{ChannelName, Cursor, Draft, Entry};
+use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
 /// The stream of a channel: `pip-ai:workflow:ID`.
 pub(crate) fn key(prefix: &str, name: &ChannelName) -> String {

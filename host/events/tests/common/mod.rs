@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use weir_core::channel::{ChannelName, Cursor, Delivery, Draft, Gap};
+use weir_core::channels::{ChannelName, Cursor, Delivery, Draft, Gap};
 use weir_events::{EventsConfig, RedisConfig, Store, StoreKind, Subscription};
 
 /// How long anything that should happen may take.

@@ -1,6 +1,6 @@
 use std::task::Waker;
 
-use weir_core::queue::{Aggregation, Window};
+use weir_core::inference::queue::{Aggregation, Window};
 
 use super::*;
 use crate::call::{self, Outcomes};

@@ -23,7 +23,7 @@ mod tests;
 
 use serde_json::Value;
 use thiserror::Error;
-use weir_core::pipeline::Json;
+use weir_core::pipelines::Json;
 
 use parse::Node;
 

@@ -20,7 +20,7 @@ mod sniff;
 use std::cmp::Ordering;
 
 use thiserror::Error;
-use weir_core::session::Chunk;
+use weir_core::transcripts::Chunk;
 
 pub use self::{
     encoding::{EncodingError, EncodingReason, decode},

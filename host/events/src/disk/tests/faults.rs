@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use weir_core::channel::{ChannelName, Cursor};
+use weir_core::channels::{ChannelName, Cursor};
 
 use super::drive::{Drive, Fault};
 use super::{History, config, contents, draft, name, open};

@@ -1,7 +1,7 @@
 //! A clock that is set, and files of earlier versions.
 
 use redb::TableDefinition;
-use weir_core::channel::{Cursor, Delivery};
+use weir_core::channels::{Cursor, Delivery};
 
 use super::drive::Drive;
 use super::{History, config, contents, draft, name, open};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use thiserror::Error;
 
 use super::json::Json;
-use crate::{named::named, retry::RetryConfig};
+use crate::{inference::retry::RetryConfig, named::named};
 
 /// Most steps of a pipeline: one bit each of a `u64`.
 pub const STEPS_MAX: usize = 64;

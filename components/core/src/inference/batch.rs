@@ -8,12 +8,12 @@
 //!   [bucket](Shapes); which sequences fill a bucket best is a subset-sum, solved exactly.
 //! - [`Form::Padded`]: every sequence of a batch is padded to the longest. Neighbours in length share a batch.
 //!
-//! Turns: callers are served alike, in tokens, by the start-time fair queueing of [`queue`](crate::queue), so that neither a
+//! Turns: callers are served alike, in tokens, by the start-time fair queueing of [`queue`](crate::inference::queue), so that neither a
 //! caller with much waiting nor a text of a thousand sentences holds up the others.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::cost::Cost;
+use crate::inference::cost::Cost;
 
 /// How a graph takes several sequences in one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

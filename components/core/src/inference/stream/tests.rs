@@ -3,7 +3,7 @@
 mod properties;
 
 use super::*;
-use crate::{
+use crate::inference::{
     breaker::BreakerState,
     retry::{RetryBudgetConfig, RetryConfig, RetryPolicy},
 };

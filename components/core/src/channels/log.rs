@@ -228,7 +228,7 @@ fn expired(entry: &Entry, now_ms: u64, age_ms_max: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Draft;
+    use crate::channels::Draft;
 
     const KEEP: Retention = Retention { events_max: 4, bytes_max: 10_000, age_ms_max: 100 };
 

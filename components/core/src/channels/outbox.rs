@@ -121,7 +121,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Cursor, Draft};
+    use crate::channels::{Cursor, Draft};
 
     fn event(seq: u64, key: Option<&str>) -> Item {
         let draft = Draft { coalesce: key.map(Into::into), ..Draft::new("e", "x".repeat(100)) };

@@ -2,8 +2,8 @@
 
 use super::{Aggregation, Attempt, Batching, FlushReason, NS_PER_MS, Pending, Released, Stream, StreamState};
 use crate::{
-    breaker::{BreakerState, Permit},
     failure::Failure,
+    inference::breaker::{BreakerState, Permit},
 };
 
 /// A batch at inference.

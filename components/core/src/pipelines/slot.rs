@@ -1,7 +1,7 @@
 //! One step, or one compensation, on its way.
 
 use super::{event::StepFailure, json::Json};
-use crate::retry::Retry;
+use crate::inference::retry::Retry;
 
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -80,8 +80,8 @@ proptest! {
     fn a_graph_has_an_order_or_a_cycle(masks in prop::collection::vec(any::<u64>(), 1..=64), thin in 0u32..4) {
         let count = masks.len();
         let thinned = masks.iter().map(|mask| (0..thin).fold(*mask, |mask, by| mask & mask.rotate_left(7 * by + 3)));
-        let masks: Vec<u64> = thinned.map(|mask| mask & crate::pipeline::definition::all(count)).collect();
-        let ids = |mask: u64| crate::pipeline::definition::each(mask).map(|at| at.to_string()).collect::<Vec<_>>();
+        let masks: Vec<u64> = thinned.map(|mask| mask & crate::pipelines::definition::all(count)).collect();
+        let ids = |mask: u64| crate::pipelines::definition::each(mask).map(|at| at.to_string()).collect::<Vec<_>>();
         let steps = masks.iter().enumerate().map(|(at, mask)| {
             Step { after: Some(ids(*mask)), ..annotate(&at.to_string()) }
         });

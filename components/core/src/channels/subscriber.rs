@@ -189,7 +189,7 @@ impl Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Draft, Retention};
+    use crate::channels::{Draft, Retention};
 
     fn at(seq: u64) -> Cursor {
         Cursor::new(1, seq)

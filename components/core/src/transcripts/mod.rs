@@ -15,7 +15,7 @@
 //! say something of the session only (a drop, a warning) have no number.
 //!
 //! ```
-//! use weir_core::session::{Chunk, Event, Session, SessionConfig, SessionRules};
+//! use weir_core::transcripts::{Chunk, Event, Session, SessionConfig, SessionRules};
 //! let mut session = Session::new(SessionRules::new(SessionConfig::default())?, 0);
 //! let chunk = |start, end, text: &str| Chunk { start, end, text: text.to_owned(), speaker_id: None };
 //! session.handle_chunk(0, None, chunk(0.0, 1.0, "can you send"))?;

@@ -256,7 +256,7 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
                 if undoes.is_none() {
                     let at = definition.steps().iter().position(|step| *step.task.id == *id).expect("a step");
                     let open = |at: usize| !over.contains(&*definition.steps()[at].task.id);
-                    if crate::pipeline::definition::each(definition.after(at)).any(open) {
+                    if crate::pipelines::definition::each(definition.after(at)).any(open) {
                         return wrong("a step starts before one that it comes after is over");
                     }
                     if failing {

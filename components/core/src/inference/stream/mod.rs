@@ -6,7 +6,7 @@
 //! holds its place from its push until then, so a driver that does not poll is pushed back, and nothing grows.
 //!
 //! ```
-//! use weir_core::stream::{FlushReason, Stream, StreamingConfig};
+//! use weir_core::inference::stream::{FlushReason, Stream, StreamingConfig};
 //! let mut stream: Stream<&str, usize> = Stream::new(StreamingConfig::default(), 0, 42)?;
 //! stream.start()?;
 //! stream.push(0, "fine weather")?;
@@ -46,12 +46,14 @@ pub use self::{
 
 use self::{release::Batch, stats::Counters};
 use crate::{
-    backpressure::{AckGate, BackpressurePolicy, SizeGate},
-    breaker::Breaker,
     failure::Failure,
-    order::Resequencer,
+    inference::{
+        backpressure::{AckGate, BackpressurePolicy, SizeGate},
+        breaker::Breaker,
+        order::Resequencer,
+        retry::{CircuitBreakerPolicy, Retry, RetryBudget},
+    },
     random::SplitMix64,
-    retry::{CircuitBreakerPolicy, Retry, RetryBudget},
 };
 
 const NS_PER_MS: u64 = 1_000_000;

@@ -3,10 +3,12 @@
 use thiserror::Error;
 
 use crate::{
-    backpressure::BackpressurePolicy,
-    breaker::BreakerConfig,
+    inference::{
+        backpressure::BackpressurePolicy,
+        breaker::BreakerConfig,
+        retry::{RetryBudgetConfig, RetryConfig},
+    },
     named::named,
-    retry::{RetryBudgetConfig, RetryConfig},
 };
 
 named! {
@@ -229,7 +231,7 @@ fn larger(name: &'static str, value: usize, bound_name: &'static str, bound: usi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retry::{CircuitBreakerPolicy, RetryPolicy};
+    use crate::inference::retry::{CircuitBreakerPolicy, RetryPolicy};
     use expect_test::expect;
 
     #[test]

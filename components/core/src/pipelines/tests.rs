@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
+    inference::retry::{RetryConfig, RetryPolicy},
     process::Now,
-    retry::{RetryConfig, RetryPolicy},
 };
 
 const MS: u64 = 1_000_000;

@@ -1,7 +1,7 @@
 //! What a stream counts.
 
 use super::{ErrorCategory, FlushReason, StreamState};
-use crate::breaker::BreakerState;
+use crate::inference::breaker::BreakerState;
 
 /// Buckets per power of two: a quantile is at most 1/8 too high.
 const STEPS: usize = 8;

@@ -1,0 +1,19 @@
+//! Items on their way through a model.
+//!
+//! - [`queue`]: the items that wait for a model: fair between callers, ordered by deadline, bounded.
+//! - [`batch`]: which sequences share one run of a model; [`cost`]: what a run costs, learned while it runs.
+//! - [`retry`], [`breaker`]: when to try again, and when to stop trying.
+//! - [`stream`]: the embedding API: a stream of items through a model, from push to result; [`order`], [`backpressure`]: its parts.
+//! - [`chunk`]: texts cut by code points; [`tally`], [`summary`]: the results of the parts joined to a result of the whole.
+
+pub mod backpressure;
+pub mod batch;
+pub mod breaker;
+pub mod chunk;
+pub mod cost;
+pub mod order;
+pub mod queue;
+pub mod retry;
+pub mod stream;
+pub mod summary;
+pub mod tally;

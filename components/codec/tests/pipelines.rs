@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use expect_test::expect;
 use proptest::prelude::*;
-use weir_codec::pipelines::{
-    checkpoint, definition, event, execution, execution_id,
-    expression::{Bounds, Expression},
-    text,
-};
+use weir_codec::pipelines::{checkpoint, definition, event, execution, execution_id, text};
 use weir_core::{
     pipelines::{
         Definition, Execution, Json, Kind, Limits, Reliability, ReliabilityConfig, Sequenced, StepFailure, Work,
     },
     process::Now,
 };
+use weir_expression::{Bounds, Expression};
 
 const REVIEW: &str = include_str!("../../../demo/pipelines/review.json");
 const ORDER: &str = include_str!("../../../demo/pipelines/order.json");

@@ -21,19 +21,14 @@ use weir_codec::{
     http::{accept, lines::Lines, route::Route, sse::SseEvent},
     inference::{hub::HubRequest, query::Query, request, task::Task, tei::PredictRequest},
     json::tree::Node,
-    pipelines::{
-        checkpoint, definition, definition_file,
-        expression::{Bounds, Expression},
-        process_request::ProcessRequest,
-        route::PipelineRoute,
-        text,
-    },
+    pipelines::{checkpoint, definition, definition_file, process_request::ProcessRequest, route::PipelineRoute, text},
     transcripts::{
         captions::{self, Captions},
         config::SessionAsk,
         input,
     },
 };
+use weir_expression::{Bounds, Expression};
 
 /// A function over any bytes.
 #[derive(Debug)]

@@ -38,6 +38,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-codec",
     "weir-core",
     "weir-events",
+    "weir-expression",
     "weir-fuzz",
     "weir-gateway",
     "weir-infer",

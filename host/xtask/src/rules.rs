@@ -18,11 +18,12 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule { package: "weir-core", house: &[], others: Some(&["thiserror"]) },
+    Rule { package: "weir-expression", house: &["weir-core"], others: Some(&["serde_json", "thiserror"]) },
     // Used by the native host and, compiled to wasm, by components.
     Rule { package: "weir-kernels", house: &[], others: Some(&[]) },
     Rule {
         package: "weir-codec",
-        house: &["weir-core"],
+        house: &["weir-core", "weir-expression"],
         others: Some(&["serde", "serde_json", "thiserror", "schemars"]),
     },
     Rule {
@@ -30,7 +31,7 @@ const RULES: &[Rule] = &[
         house: &["weir-core", "weir-codec"],
         others: Some(&["base64ct", "ed25519-dalek", "hmac", "p256", "sha2", "subtle", "thiserror"]),
     },
-    Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec", "weir-expression"], others: None },
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
@@ -55,7 +56,7 @@ const RULES: &[Rule] = &[
     // Of nn: the tensors, with a feature that no build of the workspace turns on.
     Rule {
         package: "weir-fuzz",
-        house: &["weir-auth", "weir-codec", "weir-core", "weir-nn"],
+        house: &["weir-auth", "weir-codec", "weir-core", "weir-expression", "weir-nn"],
         others: Some(&["serde_json"]),
     },
     Rule { package: "xtask", house: &[], others: None },

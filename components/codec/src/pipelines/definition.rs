@@ -9,9 +9,9 @@ use weir_core::{
         PARALLEL_MAX_DEFAULT, Place, STEPS_MAX, Step, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
     },
 };
+use weir_expression::{EXPRESSION_BYTES_MAX, Expression};
 
 use super::{
-    expression::{EXPRESSION_BYTES_MAX, Expression},
     reader::{Errors, Members},
     writer::{Object, object},
 };

@@ -3,7 +3,6 @@
 //! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
 //! - [`definition_file`]: the file of a pipeline, or what is wrong with it.
 //! - [`text`]: any JSON, checked and put on one line.
-//! - [`expression`]: the language of `map`, of `input` and of an HTTP body.
 //! - [`event`]: the nine events.
 //! - [`checkpoint`]: an execution and its definition as bytes, and back.
 //! - [`execution_id`]: ids that cannot be guessed.
@@ -20,7 +19,6 @@ pub mod definition_file;
 pub mod event;
 pub mod execution;
 pub mod execution_id;
-pub mod expression;
 pub mod input;
 pub mod output;
 pub mod prefer;

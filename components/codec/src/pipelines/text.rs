@@ -6,8 +6,8 @@ use crate::json::{JsonError, tree::Node};
 
 /// Most values (of any kind, at any depth) in a JSON text of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
-/// Deepest nesting of such a text: objects of outputs, which are deeper, can still be read.
-pub const DEPTH_MAX: usize = 100;
+/// Deepest nesting of such a text. Outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
+pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 
 /// Reads one JSON value of any type: what `POST /pipelines/{name}` takes, and what a step puts out.
 ///

@@ -5,7 +5,6 @@ use std::{ops::ControlFlow, pin::pin, rc::Rc};
 use futures::future::{Either, select};
 use weir_codec::{
     pipelines::{
-        expression::{Bounds, Expression},
         input::{self, InputError},
         output::{self, Say, Sentiments},
     },
@@ -16,6 +15,7 @@ use weir_core::{
     pipelines::{Inputs, Json, Kind, Run, StepFailure, Task, Work},
     process::{self, unexpected},
 };
+use weir_expression::{Bounds, Expression};
 use wit_bindgen::rt::async_support::StreamResult;
 
 use super::{Pipelines, component, http, live::Live};

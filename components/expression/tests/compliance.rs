@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use weir_codec::pipelines::expression::{Bounds, Expression};
 use weir_core::pipelines::Json;
+use weir_expression::{Bounds, Expression};
 
 /// What this language leaves out or does differently, and how many cases of the suite show it.
 const DEPARTURES: &[(&str, usize)] = &[(BY_EXPRESSION, 15), (OBJECT_WILDCARD, 40), (SLICE, 37)];

@@ -31,8 +31,8 @@ use parse::Node;
 pub const EXPRESSION_BYTES_MAX: usize = 8192;
 /// Deepest nesting of an expression.
 pub const DEPTH_MAX: usize = 48;
-/// Deepest nesting of a result: what is deeper could not be read again.
-pub const OUTPUT_DEPTH_MAX: usize = super::text::DEPTH_MAX;
+/// Deepest nesting of a result. Codec reads JSON of this depth, so a result can be the input of another step.
+pub const OUTPUT_DEPTH_MAX: usize = 100;
 
 /// An expression that was read.
 #[derive(Debug, Clone)]

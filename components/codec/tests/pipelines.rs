@@ -9,7 +9,7 @@ use weir_core::{
     pipelines::{
         Definition, Execution, Json, Kind, Limits, Reliability, ReliabilityConfig, Sequenced, StepFailure, Work,
     },
-    process::Now,
+    time::Now,
 };
 use weir_expression::{Bounds, Expression};
 

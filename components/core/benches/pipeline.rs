@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use weir_core::{
     pipelines::{Definition, Draft, Execution, Json, Kind, Limits, Run, Step},
-    process::Now,
+    time::Now,
 };
 
 const STEPS: usize = 16;

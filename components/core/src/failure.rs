@@ -65,8 +65,8 @@ fn unknown_model(name: &str) -> String {
     }
 }
 
-/// What a client that did not say when should wait before it tries again.
-const RETRY_AFTER_MS: u32 = 1000;
+/// When to retry a failure that may pass and has no time of its own.
+pub const RETRY_AFTER_MS: u32 = 1000;
 
 impl Failure {
     /// A constant name for programs.

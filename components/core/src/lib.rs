@@ -4,10 +4,9 @@
 //! - [`channels`]: events in sequence, retained, replayed and followed: the exact sequence, or an explicit gap.
 //! - [`transcripts`]: chunks of a transcript in, segments and annotations out.
 //! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
-//! - [`process`]: one text through all steps of `/process-batch`.
 //! - [`failure`]: why a text has no result.
 //! - [`quota`]: rates and connections by user; [`turns`]: slices of one thread, fair by user.
-//! - [`random`]: a seeded generator; [`text_file`]: text files of the operator.
+//! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator.
 //!
 //! # How to drive a state machine
 //!
@@ -20,10 +19,10 @@ pub mod failure;
 pub mod inference;
 mod named;
 pub mod pipelines;
-pub mod process;
 pub mod quota;
 pub mod random;
 pub mod text_file;
+pub mod time;
 pub mod transcripts;
 pub mod turns;
 
@@ -34,3 +33,12 @@ pub use {
     inference::{backpressure, batch, breaker, chunk, cost, order, queue, retry, stream, summary, tally},
     pipelines as pipeline, transcripts as session,
 };
+
+/// The former path of the clocks' readings and of the steps of a text, until the gateway uses the new ones.
+#[doc(hidden)]
+pub mod process {
+    pub use crate::{
+        inference::text_step::{Span, TextOutput as Answer, TextStep as Step, unexpected},
+        time::Now,
+    };
+}

@@ -1,25 +1,18 @@
-//! The gateway's side of `weir:stream/infer`: work out, answers in.
+//! The gateway's side of `weir:stream/infer`: items of texts, and outputs in core's types.
 
-use std::{cell::RefCell, ops::ControlFlow, pin::pin};
-
-use futures::future::{Either, select};
 use weir_codec::inference::models::Model;
 use weir_core::{
     failure::Failure,
-    process::{Answer, Process, Span, Step, Work},
+    process::{Answer, Span, Step},
 };
-use wit_bindgen::rt::async_support::StreamResult;
 
 use crate::{
-    bindings::{
-        weir::stream::{
-            infer,
-            types::{
-                Aggregation, ClassifyOptions, Entity, Failure as WireFailure, Item, ModelKind, Outcome, Output,
-                Overflow, SummaryOptions, Task, TokenOptions, WhenFull,
-            },
+    bindings::weir::stream::{
+        infer,
+        types::{
+            Aggregation, ClassifyOptions, Entity, Failure as WireFailure, Item, ModelKind, Output, Overflow,
+            SummaryOptions, Task, TokenOptions, WhenFull,
         },
-        wit_stream,
     },
     settings::Settings,
 };
@@ -28,54 +21,6 @@ use crate::{
 pub(crate) const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 /// Most outcomes taken at once.
 pub(crate) const OUTCOMES_MAX: usize = 32;
-
-/// Hands all of a process's work to inference in one stream, so that it can be batched, and brings the answers back.
-/// Calls `answered` after each arrival; stops when that says so, and when inference has no more to say. Whatever was
-/// left open then has failed.
-///
-/// Dropping the future drops both streams: inference skips what it has not computed.
-pub(crate) async fn exchange(
-    process: &RefCell<Process>,
-    settings: &Settings,
-    mut answered: impl FnMut() -> ControlFlow<()>,
-) {
-    let mut items = Vec::new();
-    while let Some(work) = process.borrow_mut().poll_work() {
-        items.push(item(work, settings));
-    }
-    if !items.is_empty() {
-        run(items, process, &mut answered).await;
-    }
-    process.borrow_mut().handle_end(&Failure::Unavailable("inference ended without an answer".to_owned()));
-    let _ = answered();
-}
-
-/// One call of `run`: all items in, outcomes out until there are no more or nobody wants them.
-async fn run(items: Vec<Item>, process: &RefCell<Process>, answered: &mut impl FnMut() -> ControlFlow<()>) {
-    let (mut writer, reader) = wit_stream::new::<Item>();
-    let send = pin!(async move {
-        // What is left over was refused by a reader that is gone; the outcomes, or their absence, say the rest.
-        writer.write_all(items).await;
-        drop(writer);
-    });
-    let receive = pin!(async {
-        let mut outcomes = infer::run(reader).await;
-        let mut buffer = Vec::with_capacity(OUTCOMES_MAX);
-        loop {
-            let (result, mut batch) = outcomes.read(buffer).await;
-            for Outcome { id, result, .. } in batch.drain(..) {
-                process.borrow_mut().handle_answer(id, result.map_err(failure).and_then(answer));
-            }
-            buffer = batch;
-            if answered().is_break() || !matches!(result, StreamResult::Complete(_)) {
-                break;
-            }
-        }
-    });
-    if let Either::Right(((), receive)) = select(receive, send).await {
-        receive.await;
-    }
-}
 
 /// The models that are served.
 pub(crate) async fn models() -> Vec<Model> {
@@ -94,9 +39,9 @@ pub(crate) async fn models() -> Vec<Model> {
     infer::models().await.into_iter().map(model).collect()
 }
 
-/// What inference is asked for a piece of work.
-pub(crate) fn item(work: Work<'_>, settings: &Settings) -> Item {
-    let (model, overflow, task) = match work.step {
+/// The item of a step: its task, model and text.
+pub(crate) fn item(id: u64, step: Step, text: &str, settings: &Settings) -> Item {
+    let (model, overflow, task) = match step {
         Step::Sentiment => {
             let options = ClassifyOptions { top_k: Some(1), activation: None };
             (&settings.sentiment_model, Overflow::Truncate, Task::Classify(options))
@@ -115,9 +60,9 @@ pub(crate) fn item(work: Work<'_>, settings: &Settings) -> Item {
         }
     };
     Item {
-        id: work.id,
+        id,
         model: model.clone(),
-        text: work.text.to_owned(),
+        text: text.to_owned(),
         text_pair: None,
         overflow,
         deadline_ms: None,

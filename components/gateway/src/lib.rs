@@ -418,9 +418,8 @@ impl Call<'_> {
             .ok_or_else(|| Problem::not_acceptable(&["application/x-ndjson", "text/event-stream"]))?;
         let request = self.process_request(body, settings).await?;
         let began = self.began;
-        // A step ends with the request, which ends first.
-        let timeout_ms = settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX);
-        let inside = Inside::begin(&request.into_stream(), timeout_ms, began);
+        let timeout_ms = step_timeout_ms(settings);
+        let inside = Inside::stream(&request, timeout_ms, began);
         let inside = inside.map_err(|error| Problem::internal(&error))?;
         let (response, client) = self.streaming(framing)?;
         spawn(async move { process::stream(inside, framing, settings, began, client).await });
@@ -433,7 +432,9 @@ impl Call<'_> {
             return Err(Problem::not_acceptable(&["application/json"]));
         }
         let request = self.process_request(body, settings).await?;
-        process::batch(request, settings, self.began).await.map(Reply::json)
+        let inside = Inside::batch(&request, step_timeout_ms(settings), self.began);
+        let inside = inside.map_err(|error| Problem::internal(&error))?;
+        process::batch(inside, settings, self.began).await.map(Reply::json)
     }
 
     /// The request in a body.
@@ -681,4 +682,9 @@ async fn health(began: Now) -> Result<Reply, Problem> {
     let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);
     // Degraded is still of use; without a store there is nothing to stream.
     Ok(if usable { Reply::json(body) } else { Reply::error(503, body) })
+}
+
+/// The timeout of a step of `/process-stream` and `/process-batch`: the request ends before it.
+fn step_timeout_ms(settings: &Settings) -> u64 {
+    settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX)
 }

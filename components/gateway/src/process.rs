@@ -1,7 +1,6 @@
-//! `POST /process-stream`: a pipeline, drawn in a dialect of its own; `POST /process-batch`: a [`Process`], the same work with one
-//! answer.
+//! `POST /process-stream`: a pipeline with events of its own; `POST /process-batch`: the same pipeline with one response.
 
-use std::{cell::RefCell, future::pending, ops::ControlFlow, pin::pin};
+use std::{future::pending, pin::pin};
 
 use futures::future::{Either, select};
 use spin_sdk::wasip3::{
@@ -10,17 +9,13 @@ use spin_sdk::wasip3::{
 };
 use weir_codec::{
     http::{framing::Framing, problem::Problem},
-    pipelines::{process_event::BatchAnswer, process_request::ProcessRequest, process_stream::Line},
+    pipelines::{process_batch::BatchCollector, process_stream::Line},
 };
-use weir_core::{
-    failure::Failure,
-    process::{Now, Process},
-};
+use weir_core::{failure::Failure, process::Now};
 
 use crate::{
     clock::{self, Deadline},
-    infer,
-    pipelines::Inside,
+    pipelines::{Inside, Lines},
     reply::Client,
     settings::Settings,
 };
@@ -28,27 +23,28 @@ use crate::{
 /// While there is nothing to write, the client is looked after this often.
 const PROBE_MS: u64 = 500;
 
-/// Answers a request whole, or with the problem that stopped it.
-pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: Now) -> Result<Vec<u8>, Problem> {
-    let process = RefCell::new(Process::new(request.into_batch(), began));
-    let mut answer = BatchAnswer::default();
-    let mut stopped = None;
-    let collect = || {
-        while let Some(event) = process.borrow_mut().poll_event(clock::now()) {
-            if let Err((step, failure)) = answer.handle_event(event) {
-                stopped.get_or_insert_with(|| Problem::failed(step, &failure));
-                return ControlFlow::Break(());
+/// Answers a request whole, or with the problem of the first step that failed. Returning drops the work that is left.
+pub(crate) async fn batch(inside: Inside<BatchCollector>, settings: &Settings, began: Now) -> Result<Vec<u8>, Problem> {
+    let timeout_ms = settings.request_timeout_ms;
+    let result = async {
+        let work = pin!(inside.run());
+        let collect = pin!(async {
+            loop {
+                if let Some(result) = inside.sink().poll_result() {
+                    return result;
+                }
+                inside.told().await;
             }
+        });
+        match select(collect, work).await {
+            Either::Left((result, _)) => result,
+            Either::Right(((), collect)) => collect.await,
         }
-        ControlFlow::Continue(())
     };
-    let deadline = Deadline::after(began, settings.request_timeout_ms);
-    if deadline.bound(infer::exchange(&process, settings, collect)).await.is_none() {
-        return Err(Problem::request_timeout(settings.request_timeout_ms));
-    }
-    match stopped {
-        Some(problem) => Err(problem),
-        None => Ok(answer.to_json()),
+    match Deadline::after(began, timeout_ms).bound(result).await {
+        None => Err(Problem::request_timeout(timeout_ms)),
+        Some(Ok(response)) => Ok(response.to_json()),
+        Some(Err((step, failure))) => Err(Problem::failed(step, &failure)),
     }
 }
 
@@ -57,13 +53,13 @@ pub(crate) async fn batch(request: ProcessRequest, settings: &Settings, began: N
 /// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
 /// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
 /// the streams to inference are dropped and with them the work that is left.
-pub(crate) async fn stream(inside: Inside, framing: Framing, settings: &Settings, began: Now, client: Client) {
+pub(crate) async fn stream(inside: Inside<Lines>, framing: Framing, settings: &Settings, began: Now, client: Client) {
     let Client { mut body, trailers, sent } = client;
     let mut drawing = Drawing { framing, events: 0 };
     // Owns the body: it ends with this.
     let whole = Box::pin(async move {
         let mut first = Vec::new();
-        while let Some(line) = inside.next_line() {
+        while let Some(line) = inside.sink().next_line() {
             drawing.draw(&line, &mut first);
         }
         if is_taken(&mut body, first).await {
@@ -85,7 +81,13 @@ pub(crate) async fn stream(inside: Inside, framing: Framing, settings: &Settings
 }
 
 /// Everything after the first event.
-async fn rest(inside: &Inside, drawing: &mut Drawing, settings: &Settings, began: Now, client: &mut StreamWriter<u8>) {
+async fn rest(
+    inside: &Inside<Lines>,
+    drawing: &mut Drawing,
+    settings: &Settings,
+    began: Now,
+    client: &mut StreamWriter<u8>,
+) {
     let work = pin!(async {
         let timeout_ms = settings.request_timeout_ms;
         if Deadline::after(began, timeout_ms).bound(inside.run()).await.is_none() {
@@ -96,11 +98,11 @@ async fn rest(inside: &Inside, drawing: &mut Drawing, settings: &Settings, began
         let mut probe = Deadline::after(clock::now(), PROBE_MS);
         loop {
             let mut out = Vec::new();
-            while let Some(line) = inside.next_line() {
+            while let Some(line) = inside.sink().next_line() {
                 drawing.draw(&line, &mut out);
             }
             if out.is_empty() {
-                if inside.is_over() {
+                if inside.is_over() && inside.sink().is_empty() {
                     return;
                 }
                 // Answers that do not come next change something and give nothing to write.

@@ -1,7 +1,11 @@
 //! Problem details for HTTP APIs, RFC 9457: one body for everything that goes wrong before a stream has begun.
 
 use serde::Serialize;
-use weir_core::{failure::Failure, process::Step};
+use weir_core::{
+    failure::{Failure, RETRY_AFTER_MS},
+    inference::text_step::TextStep,
+    pipelines::StepFailure,
+};
 
 use crate::{
     inference::models::{Model, ModelState, states},
@@ -53,7 +57,7 @@ pub enum More {
     /// The line of the body, from 1.
     Line(usize),
     /// The step that failed.
-    Step(Step),
+    Step(TextStep),
     /// The models and which of them cannot answer.
     Models(Vec<Model>),
     /// The methods that the path has, for `Allow`.
@@ -224,7 +228,7 @@ impl Problem {
 
     /// 504.
     pub fn request_timeout(timeout_ms: u64) -> Self {
-        Self::failed(None, &Failure::RequestTimeout { timeout_ms })
+        Self::failed(None, &StepFailure::from(&Failure::RequestTimeout { timeout_ms }))
     }
 
     /// 503: not every model can answer.
@@ -252,25 +256,27 @@ impl Problem {
 
     /// A step, or the whole, failed before anything was sent. 503 when a retry may help (504 when the time was up),
     /// 502 when inference failed on this text, 500 when this server asked for something that is not there.
-    pub fn failed(step: Option<Step>, failure: &Failure) -> Self {
-        let (status, title) = match failure {
-            Failure::RequestTimeout { .. } => (504, "The request took too long"),
-            Failure::Overloaded { .. } => (503, "The model is overloaded"),
-            Failure::Throttled { .. } => (429, "Too many requests"),
-            Failure::CircuitOpen { .. } => (503, "The model has failed too often"),
-            Failure::Unavailable(_) => (503, "The model cannot answer now"),
-            Failure::DeadlineExceeded => (503, "The text waited too long"),
-            Failure::Engine(_) | Failure::Other(_) => (502, "Inference failed"),
-            Failure::UnknownModel(_) => (500, "No such model"),
-            Failure::InvalidInput(_) | Failure::TooLong { .. } => (500, "The model refused its input"),
+    pub fn failed(step: Option<TextStep>, failure: &StepFailure) -> Self {
+        let (status, code, title) = match &*failure.code {
+            "request_timeout" => (504, "request_timeout", "The request took too long"),
+            "overloaded" => (503, "overloaded", "The model is overloaded"),
+            "throttled" => (429, "throttled", "Too many requests"),
+            "circuit_open" => (503, "circuit_open", "The model has failed too often"),
+            "model_unavailable" => (503, "model_unavailable", "The model cannot answer now"),
+            "deadline_exceeded" => (503, "deadline_exceeded", "The text waited too long"),
+            "engine_failed" => (502, "engine_failed", "Inference failed"),
+            "unknown_model" => (500, "unknown_model", "No such model"),
+            "invalid_input" => (500, "invalid_input", "The model refused its input"),
+            "too_long" => (500, "too_long", "The model refused its input"),
+            _ => (502, "inference_failed", "Inference failed"),
         };
         let detail = match step {
             Some(step) => format!("{}: {failure}", step_name(step)),
             None => failure.to_string(),
         };
-        let problem = Self::new(status, failure.code(), title, detail);
         let more = step.map_or(More::None, More::Step);
-        Self { retry_after_ms: failure.retry_after_ms(), more, ..problem }
+        let retry_after_ms = failure.retryable.then(|| failure.retry_after_ms.unwrap_or(RETRY_AFTER_MS));
+        Self { retry_after_ms, more, ..Self::new(status, code, title, detail) }
     }
 
     /// One text failed, and with it the request: as [`Self::failed`], but what the client chose or sent is its own
@@ -281,7 +287,7 @@ impl Problem {
             Failure::InvalidInput(_) | Failure::TooLong { .. } => Some(422),
             _ => None,
         };
-        let problem = Self::failed(None, failure);
+        let problem = Self::failed(None, &StepFailure::from(failure));
         Self { status: status.unwrap_or(problem.status), ..problem }
     }
 
@@ -472,51 +478,51 @@ mod tests {
 
     #[test]
     fn failures() {
-        let step = Some(Step::Summarization);
+        let step = Some(TextStep::Summarization);
         check(
-            &Problem::failed(step, &Failure::Overloaded { retry_after_ms: 1500 }),
+            &Problem::failed(step, &StepFailure::from(&Failure::Overloaded { retry_after_ms: 1500 })),
             expect![[r#"
             503 allow=None retry-after=Some(2)
             {"type":"urn:weir:problem:overloaded","title":"The model is overloaded","status":503,"detail":"summarization: the model's queue is full; retry in 1500 ms","code":"overloaded","request_id":"r-1","retryable":true,"retry_after_ms":1500,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::Unavailable("it is loading".to_owned())),
+            &Problem::failed(step, &StepFailure::from(&Failure::Unavailable("it is loading".to_owned()))),
             expect![[r#"
             503 allow=None retry-after=Some(1)
             {"type":"urn:weir:problem:model-unavailable","title":"The model cannot answer now","status":503,"detail":"summarization: the model cannot answer now: it is loading","code":"model_unavailable","request_id":"r-1","retryable":true,"retry_after_ms":1000,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::DeadlineExceeded),
+            &Problem::failed(step, &StepFailure::from(&Failure::DeadlineExceeded)),
             expect![[r#"
             503 allow=None retry-after=Some(1)
             {"type":"urn:weir:problem:deadline-exceeded","title":"The text waited too long","status":503,"detail":"summarization: the text waited too long for the model","code":"deadline_exceeded","request_id":"r-1","retryable":true,"retry_after_ms":1000,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::Engine("out of range".to_owned())),
+            &Problem::failed(step, &StepFailure::from(&Failure::Engine("out of range".to_owned()))),
             expect![[r#"
             502 allow=None retry-after=None
             {"type":"urn:weir:problem:engine-failed","title":"Inference failed","status":502,"detail":"summarization: the engine failed on this text: out of range","code":"engine_failed","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::Other("lost".to_owned())),
+            &Problem::failed(step, &StepFailure::from(&Failure::Other("lost".to_owned()))),
             expect![[r#"
             502 allow=None retry-after=None
             {"type":"urn:weir:problem:inference-failed","title":"Inference failed","status":502,"detail":"summarization: lost","code":"inference_failed","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::UnknownModel("m".to_owned())),
+            &Problem::failed(step, &StepFailure::from(&Failure::UnknownModel("m".to_owned()))),
             expect![[r#"
             500 allow=None retry-after=None
             {"type":"urn:weir:problem:unknown-model","title":"No such model","status":500,"detail":"summarization: no model named `m` is served","code":"unknown_model","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::InvalidInput("no pair".to_owned())),
+            &Problem::failed(step, &StepFailure::from(&Failure::InvalidInput("no pair".to_owned()))),
             expect![[r#"
             500 allow=None retry-after=None
             {"type":"urn:weir:problem:invalid-input","title":"The model refused its input","status":500,"detail":"summarization: the model refused its input: no pair","code":"invalid_input","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &Failure::TooLong { tokens: 600, tokens_max: 512 }),
+            &Problem::failed(step, &StepFailure::from(&Failure::TooLong { tokens: 600, tokens_max: 512 })),
             expect![[r#"
             500 allow=None retry-after=None
             {"type":"urn:weir:problem:too-long","title":"The model refused its input","status":500,"detail":"summarization: the text has 600 tokens and the model takes 512","code":"too_long","request_id":"r-1","retryable":false,"step":"summarization"}"#]],

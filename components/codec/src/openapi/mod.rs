@@ -18,7 +18,7 @@ use crate::{
         route::{Index, ROUTES, Route},
     },
     inference::models,
-    pipelines::{process_event, process_request::ProcessRequest},
+    pipelines::{process_batch, process_event, process_request::ProcessRequest},
 };
 
 /// The document.
@@ -116,7 +116,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             ("processStream", "Process a text and stream every result as soon as it exists", lines)
         }
         Route::ProcessBatch => {
-            let answer = json_of(schemas.answered::<process_event::BatchAnswer>());
+            let answer = json_of(schemas.answered::<process_batch::BatchResponse>());
             ("processBatch", "Process a text and answer once", answer)
         }
         Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),

@@ -10,8 +10,8 @@
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
 //! - [`input`], [`output`]: what the steps of texts take, and what they put out.
 //! - [`route`]: the paths of pipelines and executions.
-//! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_event`]: their events;
-//!   [`process_stream`]: `/process-stream` as a pipeline.
+//! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_stream`]: their pipeline;
+//!   [`process_event`]: the events of the one, [`process_batch`]: the response of the other.
 
 pub mod checkpoint;
 pub mod definition;
@@ -22,6 +22,7 @@ pub mod execution_id;
 pub mod input;
 pub mod output;
 pub mod prefer;
+pub mod process_batch;
 pub mod process_event;
 pub mod process_request;
 pub mod process_stream;

@@ -17,15 +17,15 @@ use weir_core::{
     inference::{
         chunk,
         tally::{Tally, sentiment_label},
+        text_step::{ChunkSentiment, TextOutput, compression, locate, unexpected},
     },
     pipelines::Json,
-    process::{Answer, ChunkSentiment, Event, compression, locate, unexpected},
     transcripts::Annotation,
 };
 
 use super::writer::object;
 use crate::{
-    pipelines::process_event,
+    pipelines::process_event::{self, ProcessEvent},
     transcripts::{
         annotate_stream::blocks_json,
         semantic::{Parts, TextInput},
@@ -42,20 +42,20 @@ pub fn chunks(text: &str, chunk_size: u32) -> Json {
 }
 
 /// The output of a `summary` step.
-pub fn summary(answer: Result<Answer, Failure>, text: &str) -> Result<Json, Failure> {
+pub fn summary(answer: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
     match answer {
-        Ok(Answer::Summary(summary)) => {
+        Ok(TextOutput::Summary(summary)) => {
             let compression_ratio = compression(&summary, chunk::code_points(text));
-            Ok(body(&Event::SummarizationComplete { summary, compression_ratio }))
+            Ok(body(&ProcessEvent::SummarizationComplete { summary, compression_ratio }))
         }
         other => Err(unexpected(other)),
     }
 }
 
 /// The output of an `entities` step.
-pub fn entities(answer: Result<Answer, Failure>, text: &str) -> Result<Json, Failure> {
+pub fn entities(answer: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
     match answer {
-        Ok(Answer::Entities(spans)) => Ok(body(&Event::EntitiesComplete { entities: locate(text, spans)? })),
+        Ok(TextOutput::Entities(spans)) => Ok(body(&ProcessEvent::EntitiesComplete { entities: locate(text, spans)? })),
         other => Err(unexpected(other)),
     }
 }
@@ -76,7 +76,7 @@ pub fn annotations(parts: Parts, texts: &[TextInput], annotations: &[Annotation]
 /// A `sentiment` step: answers come in any order, parts leave in the order of the chunks.
 #[derive(Debug)]
 pub struct Sentiments {
-    answers: Vec<Option<Result<Answer, Failure>>>,
+    answers: Vec<Option<Result<TextOutput, Failure>>>,
     told: Vec<ChunkSentiment>,
     tally: Tally,
     is_over: bool,
@@ -101,7 +101,7 @@ impl Sentiments {
     }
 
     /// Takes the answer to a chunk, from 0; others than the first to each are ignored.
-    pub fn handle_answer(&mut self, chunk: usize, answer: Result<Answer, Failure>) {
+    pub fn handle_answer(&mut self, chunk: usize, answer: Result<TextOutput, Failure>) {
         if let Some(slot) = self.answers.get_mut(chunk) {
             slot.get_or_insert(answer);
         }
@@ -116,15 +116,19 @@ impl Sentiments {
         if next == self.answers.len() {
             self.is_over = true;
             let (chunks, tally) = (std::mem::take(&mut self.told), self.tally);
-            return Some(Say::Finished(body(&Event::SentimentComplete { overall: tally.overall(), chunks, tally })));
+            return Some(Say::Finished(body(&ProcessEvent::SentimentComplete {
+                overall: tally.overall(),
+                chunks,
+                tally,
+            })));
         }
         match self.answers[next].clone()? {
-            Ok(Answer::Label { label, score }) => {
+            Ok(TextOutput::Label { label, score }) => {
                 let sentiment = sentiment_label(&label);
                 self.tally.record(&sentiment);
                 let result = ChunkSentiment { chunk: next + 1, sentiment, confidence: score };
                 self.told.push(result.clone());
-                Some(Say::Part(body(&Event::SentimentProgress { result, chunks: self.answers.len() })))
+                Some(Say::Part(body(&ProcessEvent::SentimentProgress { result, chunks: self.answers.len() })))
             }
             other => {
                 self.is_over = true;
@@ -135,7 +139,7 @@ impl Sentiments {
 }
 
 /// An event of `/process-stream` without its status.
-fn body(said: &Event) -> Json {
+fn body(said: &ProcessEvent) -> Json {
     let line = String::from_utf8(process_event::to_json(said)).expect("serde_json writes UTF-8");
     let tag = format!(r#"{{"status":"{}","#, process_event::status(said));
     let rest = line.strip_prefix(&tag).expect("an event begins with its status, and the events here say more");

@@ -1,12 +1,82 @@
-//! The events of a process as clients see them, and the one answer of a batch.
+//! The events of `/process-stream`.
 //!
 //! Field names, their order and the messages are those that clients of `/process-stream` have always read.
 
 use serde::{Serialize, Serializer};
 use weir_core::{
-    failure::Failure,
-    process::{ChunkSentiment, Entity, Event, Step},
+    inference::{
+        tally::Tally,
+        text_step::{ChunkSentiment, Entity, TextStep},
+    },
+    pipelines::StepFailure,
 };
+
+/// An event of `/process-stream`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ProcessEvent {
+    /// The text was accepted.
+    Started {
+        /// Nanoseconds since 1970.
+        unix_ns: u64,
+        /// Code points.
+        text_length: usize,
+    },
+    /// The text is being cut.
+    Chunking,
+    /// The text was cut.
+    Chunked {
+        /// How many chunks.
+        chunks: usize,
+    },
+    /// A step began.
+    Processing(TextStep),
+    /// A chunk was labelled.
+    SentimentProgress {
+        /// The chunk.
+        result: ChunkSentiment,
+        /// Of how many.
+        chunks: usize,
+    },
+    /// Every chunk was labelled.
+    SentimentComplete {
+        /// The verdict.
+        overall: &'static str,
+        /// All chunks, in order.
+        chunks: Vec<ChunkSentiment>,
+        /// How many of each kind.
+        tally: Tally,
+    },
+    /// The text was summarized.
+    SummarizationComplete {
+        /// The summary.
+        summary: String,
+        /// Code points of the summary by code points of the text.
+        compression_ratio: f64,
+    },
+    /// Entities were found.
+    EntitiesComplete {
+        /// In the order of the text.
+        entities: Vec<Entity>,
+    },
+    /// A step failed; the others continue.
+    StepError {
+        /// The step.
+        step: TextStep,
+        /// Why.
+        failure: StepFailure,
+    },
+    /// The last event: every step has been completed or has failed.
+    Completed {
+        /// The steps that failed, in the order of their errors.
+        failed: Vec<TextStep>,
+        /// Since the beginning.
+        elapsed_ns: u64,
+        /// Nanoseconds since 1970.
+        unix_ns: u64,
+    },
+    /// The last event: the request was given up.
+    Error(StepFailure),
+}
 
 /// One event: a line of NDJSON, or the data of an SSE event.
 #[derive(Debug, Serialize)]
@@ -89,11 +159,11 @@ pub enum Wire<'a> {
         total_entities: usize,
     },
     /// Sentiment failed; the stream goes on with the next step.
-    SentimentError(WireFailure),
+    SentimentError(WireFailure<'a>),
     /// The summary failed; the stream goes on with the next step.
-    SummarizationError(WireFailure),
+    SummarizationError(WireFailure<'a>),
     /// Entities failed; the stream goes on.
-    EntitiesError(WireFailure),
+    EntitiesError(WireFailure<'a>),
     /// The last event: every step has been completed or has failed.
     Completed {
         /// For people.
@@ -107,7 +177,7 @@ pub enum Wire<'a> {
         timestamp: f64,
     },
     /// The last event: the request was given up.
-    Error(WireFailure),
+    Error(WireFailure<'a>),
 }
 
 /// The entities of a text.
@@ -177,94 +247,100 @@ impl Serialize for ByLabel<'_> {
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Failure"))]
-pub struct WireFailure {
+pub struct WireFailure<'a> {
     /// For people.
-    pub error: String,
+    pub error: &'a str,
     /// A constant for programs.
-    pub code: &'static str,
+    pub code: &'a str,
     /// True when the same request may succeed later.
     pub retryable: bool,
 }
 
-impl From<&Failure> for WireFailure {
-    fn from(failure: &Failure) -> Self {
-        Self { error: failure.to_string(), code: failure.code(), retryable: failure.retryable() }
+impl<'a> From<&'a StepFailure> for WireFailure<'a> {
+    fn from(failure: &'a StepFailure) -> Self {
+        Self { error: &failure.message, code: &failure.code, retryable: failure.retryable }
     }
 }
 
 /// The value of `status`, which is also the name of the SSE event.
-pub fn status(event: &Event) -> &'static str {
+pub fn status(event: &ProcessEvent) -> &'static str {
     match event {
-        Event::Started { .. } => "started",
-        Event::Chunking => "chunking",
-        Event::Chunked { .. } => "chunked",
-        Event::Processing(Step::Sentiment) => "sentiment_processing",
-        Event::Processing(Step::Summarization) => "summarization_processing",
-        Event::Processing(Step::Entities) => "entities_processing",
-        Event::SentimentProgress { .. } => "sentiment_progress",
-        Event::SentimentComplete { .. } => "sentiment_complete",
-        Event::SummarizationComplete { .. } => "summarization_complete",
-        Event::EntitiesComplete { .. } => "entities_complete",
-        Event::StepError { step: Step::Sentiment, .. } => "sentiment_error",
-        Event::StepError { step: Step::Summarization, .. } => "summarization_error",
-        Event::StepError { step: Step::Entities, .. } => "entities_error",
-        Event::Completed { .. } => "completed",
-        Event::Error(_) => "error",
+        ProcessEvent::Started { .. } => "started",
+        ProcessEvent::Chunking => "chunking",
+        ProcessEvent::Chunked { .. } => "chunked",
+        ProcessEvent::Processing(TextStep::Sentiment) => "sentiment_processing",
+        ProcessEvent::Processing(TextStep::Summarization) => "summarization_processing",
+        ProcessEvent::Processing(TextStep::Entities) => "entities_processing",
+        ProcessEvent::SentimentProgress { .. } => "sentiment_progress",
+        ProcessEvent::SentimentComplete { .. } => "sentiment_complete",
+        ProcessEvent::SummarizationComplete { .. } => "summarization_complete",
+        ProcessEvent::EntitiesComplete { .. } => "entities_complete",
+        ProcessEvent::StepError { step: TextStep::Sentiment, .. } => "sentiment_error",
+        ProcessEvent::StepError { step: TextStep::Summarization, .. } => "summarization_error",
+        ProcessEvent::StepError { step: TextStep::Entities, .. } => "entities_error",
+        ProcessEvent::Completed { .. } => "completed",
+        ProcessEvent::Error(_) => "error",
     }
 }
 
 /// An event as one line of JSON, without an end of line.
-pub fn to_json(event: &Event) -> Vec<u8> {
+pub fn to_json(event: &ProcessEvent) -> Vec<u8> {
     let found: Vec<WireEntity<'_>> = match event {
-        Event::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
+        ProcessEvent::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
         _ => Vec::new(),
     };
     json(&wire(event, &found))
 }
 
-fn wire<'a>(event: &'a Event, found: &'a WireEntities<'a>) -> Wire<'a> {
+fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
     match event {
-        Event::Started { unix_ns, text_length } => Wire::Started {
+        ProcessEvent::Started { unix_ns, text_length } => Wire::Started {
             message: "Beginning text processing...",
             timestamp: seconds(*unix_ns),
             text_length: *text_length,
         },
-        Event::Chunking => Wire::Chunking { message: "Splitting text into chunks..." },
-        Event::Chunked { chunks } => Wire::Chunked { message: format!("Split into {chunks} chunks"), chunks: *chunks },
-        Event::Processing(Step::Sentiment) => Wire::SentimentProcessing { message: "Analyzing sentiment..." },
-        Event::Processing(Step::Summarization) => Wire::SummarizationProcessing { message: "Generating summary..." },
-        Event::Processing(Step::Entities) => Wire::EntitiesProcessing { message: "Extracting entities..." },
-        Event::SentimentProgress { result, chunks } => Wire::SentimentProgress {
+        ProcessEvent::Chunking => Wire::Chunking { message: "Splitting text into chunks..." },
+        ProcessEvent::Chunked { chunks } => {
+            Wire::Chunked { message: format!("Split into {chunks} chunks"), chunks: *chunks }
+        }
+        ProcessEvent::Processing(TextStep::Sentiment) => {
+            Wire::SentimentProcessing { message: "Analyzing sentiment..." }
+        }
+        ProcessEvent::Processing(TextStep::Summarization) => {
+            Wire::SummarizationProcessing { message: "Generating summary..." }
+        }
+        ProcessEvent::Processing(TextStep::Entities) => Wire::EntitiesProcessing { message: "Extracting entities..." },
+        ProcessEvent::SentimentProgress { result, chunks } => Wire::SentimentProgress {
             progress: result.chunk as f64 / *chunks as f64,
             chunk_result: WireChunk::from(result),
         },
-        Event::SentimentComplete { overall, chunks, tally } => Wire::SentimentComplete {
+        ProcessEvent::SentimentComplete { overall, chunks, tally } => Wire::SentimentComplete {
             overall_sentiment: overall,
             chunk_sentiments: chunks.iter().map(WireChunk::from).collect(),
             positive_chunks: tally.positive,
             negative_chunks: tally.negative,
         },
-        Event::SummarizationComplete { summary, compression_ratio } => {
+        ProcessEvent::SummarizationComplete { summary, compression_ratio } => {
             Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
         }
-        Event::EntitiesComplete { .. } => {
+        ProcessEvent::EntitiesComplete { .. } => {
             Wire::EntitiesComplete { entities: found, entity_types: ByLabel(found), total_entities: found.len() }
         }
-        Event::StepError { step: Step::Sentiment, failure } => Wire::SentimentError(failure.into()),
-        Event::StepError { step: Step::Summarization, failure } => Wire::SummarizationError(failure.into()),
-        Event::StepError { step: Step::Entities, failure } => Wire::EntitiesError(failure.into()),
-        Event::Completed { failed, elapsed_ns, unix_ns } => Wire::Completed {
+        ProcessEvent::StepError { step: TextStep::Sentiment, failure } => Wire::SentimentError(failure.into()),
+        ProcessEvent::StepError { step: TextStep::Summarization, failure } => Wire::SummarizationError(failure.into()),
+        ProcessEvent::StepError { step: TextStep::Entities, failure } => Wire::EntitiesError(failure.into()),
+        ProcessEvent::Completed { failed, elapsed_ns, unix_ns } => Wire::Completed {
             message: completion(failed),
             failed_steps: failed.iter().copied().map(step_name).collect(),
             total_processing_time: seconds(*elapsed_ns),
             timestamp: seconds(*unix_ns),
         },
-        Event::Error(failure) => Wire::Error(failure.into()),
+        ProcessEvent::Error(failure) => Wire::Error(failure.into()),
     }
 }
 
 /// What the last event says to people.
-fn completion(failed: &[Step]) -> String {
+fn completion(failed: &[TextStep]) -> String {
     if failed.is_empty() {
         return "All processing complete!".to_owned();
     }
@@ -272,84 +348,12 @@ fn completion(failed: &[Step]) -> String {
     format!("Processing ended; failed: {}", names.join(", "))
 }
 
-/// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
-/// for is absent.
-#[derive(Debug, Default, Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BatchAnswer {
-    /// The sentiment of the text, of which the model reads as much as it takes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sentiment: Option<BatchSentiment>,
-    /// The summary; only of a text longer than 100 code points.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub summary: Option<String>,
-    /// In the order of the text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub entities: Option<Vec<BatchEntity>>,
-    /// Seconds from the request to the answer.
-    pub processing_time: f64,
-}
-
-/// The sentiment of a text.
-#[derive(Debug, Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BatchSentiment {
-    /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
-    pub label: String,
-    /// The score of the label.
-    pub confidence: f32,
-}
-
-/// An entity of a text.
-#[derive(Debug, Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BatchEntity {
-    /// The slice of the text.
-    pub text: String,
-    /// Its label.
-    pub label: String,
-    /// First code point of the span.
-    pub start: u32,
-    /// Code point after the span.
-    pub end: u32,
-}
-
-impl BatchAnswer {
-    /// Takes one event. The first failure ends it: an answer is whole or it is a problem.
-    pub fn handle_event(&mut self, event: Event) -> Result<(), (Option<Step>, Failure)> {
-        match event {
-            Event::SentimentProgress { result, .. } => {
-                self.sentiment = Some(BatchSentiment { label: result.sentiment, confidence: result.confidence });
-            }
-            Event::SummarizationComplete { summary, .. } => self.summary = Some(summary),
-            Event::EntitiesComplete { entities } => {
-                let entity = |Entity { text, label, start, end }| BatchEntity { text, label, start, end };
-                self.entities = Some(entities.into_iter().map(entity).collect());
-            }
-            Event::Completed { elapsed_ns, .. } => self.processing_time = seconds(elapsed_ns),
-            Event::StepError { step, failure } => return Err((Some(step), failure)),
-            Event::Error(failure) => return Err((None, failure)),
-            Event::Started { .. }
-            | Event::Chunking
-            | Event::Chunked { .. }
-            | Event::Processing(_)
-            | Event::SentimentComplete { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// The body.
-    pub fn to_json(&self) -> Vec<u8> {
-        json(self)
-    }
-}
-
 /// The name of a step, as in the statuses of its events.
-pub fn step_name(step: Step) -> &'static str {
+pub fn step_name(step: TextStep) -> &'static str {
     match step {
-        Step::Sentiment => "sentiment",
-        Step::Summarization => "summarization",
-        Step::Entities => "entities",
+        TextStep::Sentiment => "sentiment",
+        TextStep::Summarization => "summarization",
+        TextStep::Entities => "entities",
     }
 }
 
@@ -380,7 +384,7 @@ fn explain(label: &str) -> Option<&'static str> {
 }
 
 /// Whole seconds and the rest apart: nanoseconds since 1970 have more digits than an f64.
-fn seconds(ns: u64) -> f64 {
+pub(crate) fn seconds(ns: u64) -> f64 {
     const NS_PER_S: u64 = 1_000_000_000;
     (ns / NS_PER_S) as f64 + (ns % NS_PER_S) as f64 / NS_PER_S as f64
 }
@@ -393,11 +397,11 @@ pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
-    use weir_core::inference::tally::Tally;
+    use weir_core::failure::Failure;
 
     use super::*;
 
-    fn check(event: &Event, want: Expect) {
+    fn check(event: &ProcessEvent, want: Expect) {
         let line = String::from_utf8(to_json(event)).expect("UTF-8");
         want.assert_eq(&line);
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
@@ -412,14 +416,14 @@ mod tests {
     #[test]
     fn the_beginning() {
         check(
-            &Event::Started { unix_ns: 1_700_000_000_250_000_000, text_length: 42 },
+            &ProcessEvent::Started { unix_ns: 1_700_000_000_250_000_000, text_length: 42 },
             expect![[
                 r#"{"status":"started","message":"Beginning text processing...","timestamp":1700000000.25,"text_length":42}"#
             ]],
         );
-        check(&Event::Chunking, expect![[r#"{"status":"chunking","message":"Splitting text into chunks..."}"#]]);
+        check(&ProcessEvent::Chunking, expect![[r#"{"status":"chunking","message":"Splitting text into chunks..."}"#]]);
         check(
-            &Event::Chunked { chunks: 3 },
+            &ProcessEvent::Chunked { chunks: 3 },
             expect![[r#"{"status":"chunked","message":"Split into 3 chunks","chunks":3}"#]],
         );
     }
@@ -427,19 +431,19 @@ mod tests {
     #[test]
     fn sentiment() {
         check(
-            &Event::Processing(Step::Sentiment),
+            &ProcessEvent::Processing(TextStep::Sentiment),
             expect![[r#"{"status":"sentiment_processing","message":"Analyzing sentiment..."}"#]],
         );
         // A score is the shortest decimal that reads back as the model's f32.
         let result = chunk(1, "POSITIVE", 0.999_865_65);
         check(
-            &Event::SentimentProgress { result, chunks: 3 },
+            &ProcessEvent::SentimentProgress { result, chunks: 3 },
             expect![[
                 r#"{"status":"sentiment_progress","progress":0.3333333333333333,"chunk_result":{"chunk":1,"sentiment":"POSITIVE","confidence":0.99986565}}"#
             ]],
         );
         check(
-            &Event::SentimentProgress { result: chunk(3, "NEGATIVE", 0.5), chunks: 3 },
+            &ProcessEvent::SentimentProgress { result: chunk(3, "NEGATIVE", 0.5), chunks: 3 },
             expect![[
                 r#"{"status":"sentiment_progress","progress":1.0,"chunk_result":{"chunk":3,"sentiment":"NEGATIVE","confidence":0.5}}"#
             ]],
@@ -447,7 +451,7 @@ mod tests {
         let chunks = vec![chunk(1, "POSITIVE", 0.75), chunk(2, "NEGATIVE", 0.5)];
         let tally = Tally { positive: 1, negative: 1 };
         check(
-            &Event::SentimentComplete { overall: tally.overall(), chunks, tally },
+            &ProcessEvent::SentimentComplete { overall: tally.overall(), chunks, tally },
             expect![[
                 r#"{"status":"sentiment_complete","overall_sentiment":"NEUTRAL","chunk_sentiments":[{"chunk":1,"sentiment":"POSITIVE","confidence":0.75},{"chunk":2,"sentiment":"NEGATIVE","confidence":0.5}],"positive_chunks":1,"negative_chunks":1}"#
             ]],
@@ -457,12 +461,12 @@ mod tests {
     #[test]
     fn summary() {
         check(
-            &Event::Processing(Step::Summarization),
+            &ProcessEvent::Processing(TextStep::Summarization),
             expect![[r#"{"status":"summarization_processing","message":"Generating summary..."}"#]],
         );
         let summary = "Line one.\nLine \"two\".\u{2028}".to_owned();
         check(
-            &Event::SummarizationComplete { summary, compression_ratio: 0.25 },
+            &ProcessEvent::SummarizationComplete { summary, compression_ratio: 0.25 },
             expect![[
                 r#"{"status":"summarization_complete","summary":"Line one.\nLine \"two\". ","compression_ratio":0.25}"#
             ]],
@@ -472,11 +476,11 @@ mod tests {
     #[test]
     fn entities() {
         check(
-            &Event::Processing(Step::Entities),
+            &ProcessEvent::Processing(TextStep::Entities),
             expect![[r#"{"status":"entities_processing","message":"Extracting entities..."}"#]],
         );
         check(
-            &Event::EntitiesComplete { entities: Vec::new() },
+            &ProcessEvent::EntitiesComplete { entities: Vec::new() },
             expect![[r#"{"status":"entities_complete","entities":[],"entity_types":{},"total_entities":0}"#]],
         );
         let entity = |text: &str, label: &str, start| Entity {
@@ -487,13 +491,13 @@ mod tests {
         };
         let entities = vec![entity("Zoë", "PER", 0), entity("IBM", "ORG", 7), entity("Bob", "PER", 20)];
         check(
-            &Event::EntitiesComplete { entities },
+            &ProcessEvent::EntitiesComplete { entities },
             expect![[
                 r#"{"status":"entities_complete","entities":[{"text":"Zoë","label":"PER","description":"A named person or family, real or fictional","start":0,"end":3},{"text":"IBM","label":"ORG","description":"A company, agency, institution or other organization","start":7,"end":10},{"text":"Bob","label":"PER","description":"A named person or family, real or fictional","start":20,"end":23}],"entity_types":{"PER":[{"text":"Zoë","label":"PER","description":"A named person or family, real or fictional","start":0,"end":3},{"text":"Bob","label":"PER","description":"A named person or family, real or fictional","start":20,"end":23}],"ORG":[{"text":"IBM","label":"ORG","description":"A company, agency, institution or other organization","start":7,"end":10}]},"total_entities":3}"#
             ]],
         );
         check(
-            &Event::EntitiesComplete { entities: vec![entity("abc", "XYZ", 1)] },
+            &ProcessEvent::EntitiesComplete { entities: vec![entity("abc", "XYZ", 1)] },
             expect![[
                 r#"{"status":"entities_complete","entities":[{"text":"abc","label":"XYZ","description":null,"start":1,"end":4}],"entity_types":{"XYZ":[{"text":"abc","label":"XYZ","description":null,"start":1,"end":4}]},"total_entities":1}"#
             ]],
@@ -502,9 +506,9 @@ mod tests {
 
     #[test]
     fn failures_and_the_end() {
-        let failure = Failure::Overloaded { retry_after_ms: 40 };
-        for step in [Step::Sentiment, Step::Summarization, Step::Entities] {
-            let event = Event::StepError { step, failure: failure.clone() };
+        let failure = StepFailure::from(&Failure::Overloaded { retry_after_ms: 40 });
+        for step in [TextStep::Sentiment, TextStep::Summarization, TextStep::Entities] {
+            let event = ProcessEvent::StepError { step, failure: failure.clone() };
             let name = step_name(step);
             let want = format!(
                 r#"{{"status":"{name}_error","error":"the model's queue is full; retry in 40 ms","code":"overloaded","retryable":true}}"#
@@ -513,20 +517,20 @@ mod tests {
             assert_eq!(status(&event), format!("{name}_error"));
         }
         check(
-            &Event::Error(Failure::RequestTimeout { timeout_ms: 60_000 }),
+            &ProcessEvent::Error(StepFailure::from(&Failure::RequestTimeout { timeout_ms: 60_000 })),
             expect![[
                 r#"{"status":"error","error":"the request was not finished within 60000 ms","code":"request_timeout","retryable":true}"#
             ]],
         );
         check(
-            &Event::Completed { failed: vec![], elapsed_ns: 1_250_000_000, unix_ns: 1_700_000_001_500_000_000 },
+            &ProcessEvent::Completed { failed: vec![], elapsed_ns: 1_250_000_000, unix_ns: 1_700_000_001_500_000_000 },
             expect![[
                 r#"{"status":"completed","message":"All processing complete!","total_processing_time":1.25,"timestamp":1700000001.5}"#
             ]],
         );
         check(
-            &Event::Completed {
-                failed: vec![Step::Sentiment, Step::Summarization],
+            &ProcessEvent::Completed {
+                failed: vec![TextStep::Sentiment, TextStep::Summarization],
                 elapsed_ns: 1_250_000_000,
                 unix_ns: 1_700_000_001_500_000_000,
             },
@@ -534,25 +538,5 @@ mod tests {
                 r#"{"status":"completed","message":"Processing ended; failed: sentiment, summarization","failed_steps":["sentiment","summarization"],"total_processing_time":1.25,"timestamp":1700000001.5}"#
             ]],
         );
-    }
-
-    #[test]
-    fn a_batch_has_what_was_asked_for() {
-        let mut answer = BatchAnswer::default();
-        let ok = answer.handle_event(Event::Completed { failed: vec![], elapsed_ns: 500_000_000, unix_ns: 0 });
-        assert!(ok.is_ok());
-        expect![[r#"{"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
-        for event in [
-            Event::SentimentProgress { result: chunk(1, "NEUTRAL", 0.1), chunks: 1 },
-            Event::SummarizationComplete { summary: "Short.".to_owned(), compression_ratio: 0.1 },
-            Event::EntitiesComplete {
-                entities: vec![Entity { text: "Zoë".to_owned(), label: "PER".to_owned(), start: 0, end: 3 }],
-            },
-        ] {
-            assert!(answer.handle_event(event).is_ok());
-        }
-        expect![[r#"{"sentiment":{"label":"NEUTRAL","confidence":0.1},"summary":"Short.","entities":[{"text":"Zoë","label":"PER","start":0,"end":3}],"processing_time":0.5}"#]].assert_eq(&String::from_utf8(answer.to_json()).expect("UTF-8"));
-        let event = Event::StepError { step: Step::Entities, failure: Failure::DeadlineExceeded };
-        assert_eq!(answer.handle_event(event), Err((Some(Step::Entities), Failure::DeadlineExceeded)));
     }
 }

@@ -1,9 +1,7 @@
 //! The body of `POST /process-stream` and `POST /process-batch`.
 
-use std::num::NonZeroUsize;
-
 use serde::Serialize;
-use weir_core::{inference::chunk::code_points, process};
+use weir_core::inference::chunk::code_points;
 
 use crate::{
     inference::{request, task::unknown},
@@ -68,23 +66,6 @@ impl ProcessRequest {
         let chunk_size = chunk_size(&mut fields, &mut errors);
         errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &FIELDS)));
         request::finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size }, errors)
-    }
-
-    /// The process that streams: the text in chunks.
-    pub fn into_stream(self) -> process::Request {
-        let chunk_size = NonZeroUsize::new(self.chunk_size as usize);
-        process::Request { chunk_size, ..self.into_batch() }
-    }
-
-    /// The process that answers once: the text whole.
-    pub fn into_batch(self) -> process::Request {
-        process::Request {
-            text: self.text,
-            include_sentiment: self.include_sentiment,
-            include_summary: self.include_summary,
-            include_entities: self.include_entities,
-            chunk_size: None,
-        }
     }
 }
 

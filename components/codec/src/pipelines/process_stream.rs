@@ -1,8 +1,7 @@
-//! `/process-stream` as a pipeline, and its events in the dialect of `/process-stream`.
+//! `/process-stream` and `/process-batch` as a pipeline, and the events of `/process-stream`.
 //!
-//! The steps run beside each other (sentiment needs the chunks, the others only the text); the [`Renderer`] tells them one
-//! after the other, as the contract has it. What it draws is the same, byte by byte, as what
-//! [`weir_core::process::Process`] tells of the same answers.
+//! The steps run in parallel (sentiment needs the chunks, the others only the text); the [`Renderer`] writes their events one step
+//! after the other, in the order of the contract.
 
 use std::{collections::VecDeque, mem};
 
@@ -11,29 +10,29 @@ use weir_core::{
     inference::{
         chunk::code_points,
         retry::{RetryConfig, RetryPolicy},
+        text_step::{SUMMARY_CODE_POINTS_OVER, TextStep},
     },
     pipelines::{Data, Definition, Draft, Event, Json, Kind, OnError, Step, Streaming},
-    process::{self, Request, SUMMARY_CODE_POINTS_OVER},
 };
 
-use super::writer::object;
-use crate::pipelines::process_event;
+use super::{
+    process_event::{self, ProcessEvent},
+    process_request::ProcessRequest,
+    writer::object,
+};
 
 /// The name of the pipeline.
 pub const NAME: &str = "process-stream";
 const CHUNK: &str = "chunk";
-/// The steps that the dialect tells one after the other, with the names that its events have.
-const TOLD: [(&str, process::Step); 3] = [
-    ("sentiment", process::Step::Sentiment),
-    ("summary", process::Step::Summarization),
-    ("entities", process::Step::Entities),
-];
+/// The steps in the order of their events, by their ids in the definition.
+pub(super) const STEPS: [(&str, TextStep); 3] =
+    [("sentiment", TextStep::Sentiment), ("summary", TextStep::Summarization), ("entities", TextStep::Entities)];
 
-/// The pipeline of a request. No step is tried again and none ends the others, as ever.
-pub fn definition(request: &Request, timeout_ms: u64) -> Definition {
+/// The pipeline of a request: the text in chunks of `chunk_size` code points, or whole. No step is tried again, and none ends the others.
+pub fn definition(request: &ProcessRequest, chunk_size: Option<u32>, timeout_ms: u64) -> Definition {
     let text_length = code_points(&request.text);
     let whole = u32::try_from(text_length.max(1)).unwrap_or(u32::MAX);
-    let chunk_size = request.chunk_size.and_then(|size| u32::try_from(size.get()).ok()).unwrap_or(whole);
+    let chunk_size = chunk_size.unwrap_or(whole);
     let step = |id: &str, kind, after: &[&str]| {
         let mut step = Step::new(id, kind);
         step.after = Some(after.iter().map(|id| (*id).to_owned()).collect());
@@ -58,13 +57,13 @@ pub fn definition(request: &Request, timeout_ms: u64) -> Definition {
 }
 
 /// The input of the pipeline.
-pub fn input(request: &Request) -> Json {
+pub fn input(request: &ProcessRequest) -> Json {
     Json::from_checked(object(|out| {
         out.value("text", &request.text);
     }))
 }
 
-/// An event of the dialect.
+/// A rendered event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// The value of `status`, which is also the name of the SSE event.
@@ -73,79 +72,79 @@ pub struct Line {
     pub json: String,
 }
 
-/// Draws the events of an execution of [`definition`], in the order of their sequence. Events that are told twice after a
-/// crash (of a step that ran again) are drawn once.
+/// Renders the events of an execution of [`definition`], in the order of their sequence.
 #[derive(Debug)]
 pub struct Renderer {
     text_length: usize,
-    /// What waits to be told of each step; none for a step that was not asked for.
+    /// The events of each step that wait for the steps before it; none for a step that was not asked for.
     steps: [Option<VecDeque<Line>>; 3],
-    /// Which step is being told; none before the chunks are.
-    telling: Option<usize>,
-    /// Parts of sentiment that were drawn.
+    /// The step whose events are rendered as they come; none before the text is cut.
+    current: Option<usize>,
+    /// Parts of sentiment that were rendered.
     parts: u64,
     is_chunking: bool,
     is_over: bool,
-    /// Which of [`TOLD`] failed.
-    failed: [bool; TOLD.len()],
+    /// Which of [`STEPS`] failed.
+    failed: [bool; STEPS.len()],
 }
 
 impl Renderer {
     /// For a request and its definition.
-    pub fn new(request: &Request, definition: &Definition) -> Self {
+    pub fn new(request: &ProcessRequest, definition: &Definition) -> Self {
         let has = |id: &str| definition.steps().iter().any(|step| *step.task.id == *id);
-        let steps = TOLD.map(|(id, _)| has(id).then(VecDeque::new));
+        let steps = STEPS.map(|(id, _)| has(id).then(VecDeque::new));
         let text_length = code_points(&request.text);
         Self {
             text_length,
             steps,
-            telling: None,
+            current: None,
             parts: 0,
             is_chunking: false,
             is_over: false,
-            failed: [false; TOLD.len()],
+            failed: [false; STEPS.len()],
         }
     }
 
-    /// Draws an event, which may be none, or several that have waited for it.
-    pub fn handle_event(&mut self, said: &Event) -> Vec<Line> {
+    /// Renders an event: to none, or to several that have waited for it.
+    pub fn handle_event(&mut self, event: &Event) -> Vec<Line> {
         let mut lines = Vec::new();
         if self.is_over {
             return lines;
         }
-        match (&said.data, said.step_id.as_deref()) {
+        match (&event.data, event.step_id.as_deref()) {
             (Data::PipelineStart { .. }, _) => {
-                let started = process::Event::Started { unix_ns: said.unix_ns, text_length: self.text_length };
-                lines.push(drawn(&started));
+                let started = ProcessEvent::Started { unix_ns: event.unix_ns, text_length: self.text_length };
+                lines.push(rendered(&started));
             }
             (Data::PipelineComplete { duration_ns, .. }, _) => {
                 self.is_over = true;
-                let failed = TOLD.iter().zip(self.failed).filter_map(|((_, step), failed)| failed.then_some(*step));
+                let failed = STEPS.iter().zip(self.failed).filter_map(|((_, step), failed)| failed.then_some(*step));
                 let failed = failed.collect();
-                let completed = process::Event::Completed { failed, elapsed_ns: *duration_ns, unix_ns: said.unix_ns };
-                lines.push(drawn(&completed));
+                let completed = ProcessEvent::Completed { failed, elapsed_ns: *duration_ns, unix_ns: event.unix_ns };
+                lines.push(rendered(&completed));
             }
             (Data::PipelineError { failure, .. }, _) => {
                 self.is_over = true;
-                lines.push(failed("error", &failure.failure));
+                lines.push(rendered(&ProcessEvent::Error(failure.failure.clone())));
             }
             (Data::StepStart { .. }, Some(CHUNK)) if !mem::replace(&mut self.is_chunking, true) => {
-                lines.push(drawn(&process::Event::Chunking));
+                lines.push(rendered(&ProcessEvent::Chunking));
             }
             (Data::StepComplete { output, .. }, Some(CHUNK)) => {
-                lines.push(drawn(&process::Event::Chunked { chunks: count(output) }));
+                lines.push(rendered(&ProcessEvent::Chunked { chunks: count(output) }));
                 self.begin(0, &mut lines);
             }
-            (data, Some(id)) => self.tell(id, data, &mut lines),
+            (data, Some(id)) => self.handle_step_event(id, data, &mut lines),
             _ => {}
         }
         lines
     }
 
-    /// Something of a step that is told in its turn.
-    fn tell(&mut self, id: &str, data: &Data, lines: &mut Vec<Line>) {
-        let Some(at) = TOLD.iter().position(|(told, _)| *told == id) else { return };
-        let name = process_event::step_name(TOLD[at].1);
+    /// Renders an event of a step when it is that step's turn.
+    fn handle_step_event(&mut self, id: &str, data: &Data, lines: &mut Vec<Line>) {
+        let Some(at) = STEPS.iter().position(|(step, _)| *step == id) else { return };
+        let step = STEPS[at].1;
+        let name = process_event::step_name(step);
         let line = match data {
             Data::StepOutput { index, output } if *index == self.parts => {
                 self.parts += 1;
@@ -154,12 +153,12 @@ impl Renderer {
             Data::StepComplete { output, .. } => with_status(&format!("{name}_complete"), output),
             Data::StepError { failure, retry_in_ns: None, .. } => {
                 self.failed[at] = true;
-                failed(&format!("{name}_error"), failure)
+                rendered(&ProcessEvent::StepError { step, failure: failure.clone() })
             }
             _ => return,
         };
         let is_last = !matches!(data, Data::StepOutput { .. });
-        if self.telling != Some(at) {
+        if self.current != Some(at) {
             self.steps[at].get_or_insert_default().push_back(line);
             return;
         }
@@ -169,25 +168,25 @@ impl Renderer {
         }
     }
 
-    /// Tells a step from its beginning, as far as it is known, and the next when it is over.
+    /// Renders a step from its beginning as far as its events are known, and the next one when it is over.
     fn begin(&mut self, from: usize, lines: &mut Vec<Line>) {
-        for (at, (_, step)) in TOLD.iter().enumerate().skip(from) {
+        for (at, (_, step)) in STEPS.iter().enumerate().skip(from) {
             let Some(waiting) = self.steps[at].take() else { continue };
-            self.telling = Some(at);
-            lines.push(drawn(&process::Event::Processing(*step)));
+            self.current = Some(at);
+            lines.push(rendered(&ProcessEvent::Processing(*step)));
             let is_over = waiting.back().is_some_and(|line| !line.status.ends_with("_progress"));
             lines.extend(waiting);
             if !is_over {
                 return;
             }
         }
-        self.telling = Some(TOLD.len());
+        self.current = Some(STEPS.len());
     }
 }
 
-fn drawn(said: &process::Event) -> Line {
-    let json = String::from_utf8(process_event::to_json(said)).expect("serde_json writes UTF-8");
-    Line { status: process_event::status(said).to_owned(), json }
+fn rendered(event: &ProcessEvent) -> Line {
+    let json = String::from_utf8(process_event::to_json(event)).expect("serde_json writes UTF-8");
+    Line { status: process_event::status(event).to_owned(), json }
 }
 
 /// The output of a step is the rest of the event.
@@ -195,14 +194,6 @@ fn with_status(status: &str, output: &Json) -> Line {
     let rest = output.as_str().strip_prefix('{').unwrap_or("}");
     let comma = if rest == "}" { "" } else { "," };
     Line { status: status.to_owned(), json: format!(r#"{{"status":"{status}"{comma}{rest}"#) }
-}
-
-fn failed(status: &str, failure: &weir_core::pipelines::StepFailure) -> Line {
-    let json = object(|out| {
-        out.value("status", status);
-        super::event::write_failure(out, failure);
-    });
-    Line { status: status.to_owned(), json }
 }
 
 /// How many chunks an output has.

@@ -4,7 +4,7 @@
 //! - [`batch`]: which sequences share one run of a model; [`cost`]: what a run costs, learned while it runs.
 //! - [`retry`], [`breaker`]: when to try again, and when to stop trying.
 //! - [`stream`]: the embedding API: a stream of items through a model, from push to result; [`order`], [`backpressure`]: its parts.
-//! - [`chunk`]: texts cut by code points; [`tally`], [`summary`]: the results of the parts joined to a result of the whole.
+//! - [`text_step`]: the steps that ask a model about a text; [`chunk`]: texts cut by code points; [`tally`], [`summary`]: the results of the parts joined to a result of the whole.
 
 pub mod backpressure;
 pub mod batch;
@@ -17,3 +17,4 @@ pub mod retry;
 pub mod stream;
 pub mod summary;
 pub mod tally;
+pub mod text_step;

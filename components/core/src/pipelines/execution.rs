@@ -22,7 +22,7 @@ use super::{
     json::Json,
     slot::{Doing, Slot},
 };
-use crate::{process::Now, random::SplitMix64};
+use crate::{random::SplitMix64, time::Now};
 
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;

@@ -11,7 +11,7 @@ use super::{
     json::Json,
     slot::{Doing, Slot},
 };
-use crate::{process::Now, random::SplitMix64};
+use crate::{random::SplitMix64, time::Now};
 
 /// More events and checkpoints than any execution has; counting on from it cannot overflow.
 const COUNT_MAX: u64 = 1 << 53;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     inference::retry::{RetryConfig, RetryPolicy},
-    process::Now,
+    time::Now,
 };
 
 const MS: u64 = 1_000_000;

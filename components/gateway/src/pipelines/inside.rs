@@ -1,59 +1,121 @@
-//! An execution inside of a request: told to one client, kept nowhere, and over when the client is gone. `/process-stream` is one.
+//! An execution inside of a request: its events are for one client, nothing of it is stored, and it ends with the request.
+//! `/process-stream` and `/process-batch` are such executions.
 
-use std::{cell::RefCell, collections::VecDeque, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    cell::{RefCell, RefMut},
+    collections::VecDeque,
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
-use weir_codec::pipelines::process_stream::{self, Line, Renderer};
+use weir_codec::pipelines::{
+    process_batch::BatchCollector,
+    process_request::ProcessRequest,
+    process_stream::{self, Line, Renderer},
+};
 use weir_core::{
     failure::Failure,
-    pipelines::{Execution, Limits, StepFailure},
-    process::{Now, Request},
+    pipelines::{Definition, Event, Execution, Limits, StepFailure},
+    process::Now,
 };
 
 use super::{Pipelines, driver::Runs, live::Live};
 use crate::{clock, signal::Signal};
 
-/// The pipeline of a request, and what it has told that is not written yet.
-pub(crate) struct Inside {
+/// What takes the events of an execution, in the order of their sequence.
+pub(crate) trait EventSink {
+    /// The next event.
+    fn handle_event(&mut self, event: &Event);
+}
+
+/// The rendered events of `/process-stream` that are not written yet.
+pub(crate) struct Lines {
+    renderer: Renderer,
+    waiting: VecDeque<Line>,
+}
+
+impl Lines {
+    /// The next line, if there is one.
+    pub(crate) fn next_line(&mut self) -> Option<Line> {
+        self.waiting.pop_front()
+    }
+
+    /// True when every line was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+impl EventSink for Lines {
+    fn handle_event(&mut self, event: &Event) {
+        self.waiting.extend(self.renderer.handle_event(event));
+    }
+}
+
+impl EventSink for BatchCollector {
+    fn handle_event(&mut self, event: &Event) {
+        BatchCollector::handle_event(self, event);
+    }
+}
+
+/// The pipeline of a request.
+pub(crate) struct Inside<S> {
     pipelines: &'static Pipelines,
     live: Rc<Live>,
-    renderer: RefCell<Renderer>,
-    lines: RefCell<VecDeque<Line>>,
+    sink: RefCell<S>,
     told: Signal,
 }
 
-impl Inside {
-    /// Begins: its first line is there. No step takes longer than `timeout_ms`.
-    pub(crate) fn begin(request: &Request, timeout_ms: u64, began: Now) -> Result<Self, String> {
+impl Inside<Lines> {
+    /// Begins `/process-stream`: its first line is there. No step takes longer than `timeout_ms`.
+    pub(crate) fn stream(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
+        let definition = process_stream::definition(request, Some(request.chunk_size), timeout_ms);
+        let sink = Lines { renderer: Renderer::new(request, &definition), waiting: VecDeque::new() };
+        Self::begin(request, definition, sink, began)
+    }
+}
+
+impl Inside<BatchCollector> {
+    /// Begins `/process-batch`: the text is one chunk. No step takes longer than `timeout_ms`.
+    pub(crate) fn batch(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
+        let definition = process_stream::definition(request, None, timeout_ms);
+        let sink = BatchCollector::new(&definition);
+        Self::begin(request, definition, sink, began)
+    }
+}
+
+impl<S: EventSink> Inside<S> {
+    fn begin(request: &ProcessRequest, definition: Definition, sink: S, began: Now) -> Result<Self, String> {
         let pipelines = Pipelines::current()?;
-        let definition = process_stream::definition(request, timeout_ms);
-        let renderer = Renderer::new(request, &definition);
         let input = process_stream::input(request);
         let execution = Execution::new(Arc::new(definition), process_stream::NAME, input, Limits::default(), 0, began);
         let execution = execution.map_err(|error| error.to_string())?;
         let inside = Self {
             pipelines,
             live: Rc::new(Live::new(execution, String::new(), None)),
-            renderer: RefCell::new(renderer),
-            lines: RefCell::default(),
+            sink: RefCell::new(sink),
             told: Signal::default(),
         };
         inside.tell(began);
         Ok(inside)
     }
 
-    /// The next line, if there is one.
-    pub(crate) fn next_line(&self) -> Option<Line> {
-        self.lines.borrow_mut().pop_front()
+    /// What has taken the events so far. Not held across an await.
+    pub(crate) fn sink(&self) -> RefMut<'_, S> {
+        self.sink.borrow_mut()
     }
 
-    /// Resolves when there may be a line, or it has ended.
+    /// Resolves when there may be another event, or it has ended.
     pub(crate) async fn told(&self) {
         self.told.wait().await;
     }
 
-    /// True when all is told and taken.
+    /// True when no event follows.
     pub(crate) fn is_over(&self) -> bool {
-        self.live.execution.borrow().outcome().is_some() && self.lines.borrow().is_empty()
+        self.live.execution.borrow().outcome().is_some()
     }
 
     /// Ends it where it is.
@@ -87,17 +149,16 @@ impl Inside {
         }
     }
 
-    /// Draws what it has to tell. Nothing of it is kept, so a checkpoint is as good as saved.
+    /// Hands its events to the sink. Nothing of it is stored, so a checkpoint counts as saved.
     fn tell(&self, now: Now) {
         let mut execution = self.live.execution.borrow_mut();
-        let mut renderer = self.renderer.borrow_mut();
+        let mut sink = self.sink.borrow_mut();
         loop {
             if let Some(checkpoint) = execution.poll_checkpoint(now) {
                 execution.handle_checkpoint_saved(checkpoint.number);
             } else if let Some(batch) = execution.poll_events(now) {
-                let mut lines = self.lines.borrow_mut();
                 for sequenced in &batch.events {
-                    lines.extend(renderer.handle_event(&sequenced.event));
+                    sink.handle_event(&sequenced.event);
                     self.live.stored.set(sequenced.seq);
                 }
                 execution.handle_stored(self.live.stored.get());
@@ -105,7 +166,7 @@ impl Inside {
                 break;
             }
         }
-        drop(execution);
+        drop((execution, sink));
         self.live.moved.ring();
         self.told.notify();
     }

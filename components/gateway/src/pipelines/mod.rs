@@ -33,7 +33,7 @@ use spin_sdk::wasip3::spawn;
 use weir_codec::pipelines::execution::Listed;
 use weir_core::pipelines::{Limits, Reliability, ReliabilityConfig};
 
-pub(crate) use self::inside::Inside;
+pub(crate) use self::inside::{Inside, Lines};
 use self::live::Live;
 use crate::{
     bindings::weir::stream::events::Failure,

@@ -195,7 +195,7 @@ impl Step<'_> {
     }
 
     fn item(&self, id: u64, step: process::Step, text: &str, model: Option<&str>) -> Item {
-        let item = item(process::Work { id, step, text }, self.settings());
+        let item = item(id, step, text, self.settings());
         Item { model: model.map_or(item.model, str::to_owned), deadline_ms: self.deadline_ms(), ..item }
     }
 

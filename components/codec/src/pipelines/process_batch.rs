@@ -1,0 +1,178 @@
+//! The response of `/process-batch`, collected from the events of its pipeline.
+
+use serde::{Deserialize, Serialize};
+use weir_core::{
+    inference::text_step::TextStep,
+    pipelines::{Data, Definition, Event, Json, StepFailure},
+};
+
+use super::{
+    process_event::{json, seconds},
+    process_stream::STEPS,
+};
+
+/// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
+/// for is absent.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "BatchAnswer"))]
+pub struct BatchResponse {
+    /// The sentiment of the text, of which the model reads as much as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentiment: Option<BatchSentiment>,
+    /// The summary; only of a text longer than 100 code points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// In the order of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entities: Option<Vec<BatchEntity>>,
+    /// Seconds from the request to the answer.
+    pub processing_time: f64,
+}
+
+/// The sentiment of a text.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BatchSentiment {
+    /// POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals.
+    pub label: String,
+    /// The score of the label.
+    pub confidence: f32,
+}
+
+/// An entity of a text.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BatchEntity {
+    /// The slice of the text.
+    pub text: String,
+    /// Its label.
+    pub label: String,
+    /// First code point of the span.
+    pub start: u32,
+    /// Code point after the span.
+    pub end: u32,
+}
+
+impl BatchResponse {
+    /// The body.
+    pub fn to_json(&self) -> Vec<u8> {
+        json(self)
+    }
+}
+
+/// The first failure of a batch: the step, or none for the whole, and why.
+pub type BatchFailure = (Option<TextStep>, StepFailure);
+
+/// Collects the events of an execution of [`super::process_stream::definition`] whose text is one chunk.
+///
+/// The response is whole or a failure: that of the first step, in the order of [`STEPS`], that failed.
+#[derive(Debug)]
+pub struct BatchCollector {
+    /// The result of each step; none for a step that was not asked for.
+    steps: [Option<Pending>; STEPS.len()],
+    result: Option<Result<BatchResponse, BatchFailure>>,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Running,
+    Complete(Json),
+    Failed(StepFailure),
+}
+
+impl BatchCollector {
+    /// For an execution of a definition.
+    pub fn new(definition: &Definition) -> Self {
+        let has = |id: &str| definition.steps().iter().any(|step| *step.task.id == *id);
+        Self { steps: STEPS.map(|(id, _)| has(id).then_some(Pending::Running)), result: None }
+    }
+
+    /// An event, in the order of the sequence.
+    pub fn handle_event(&mut self, event: &Event) {
+        if self.result.is_some() {
+            return;
+        }
+        let step = event.step_id.as_deref().and_then(|id| STEPS.iter().position(|(step, _)| *step == id));
+        match (&event.data, step) {
+            (Data::StepComplete { output, .. }, Some(at)) => self.steps[at] = Some(Pending::Complete(output.clone())),
+            (Data::StepError { failure, retry_in_ns: None, .. }, Some(at)) => {
+                self.steps[at] = Some(Pending::Failed(failure.clone()));
+            }
+            (Data::PipelineError { failure, .. }, _) => self.result = Some(Err((None, failure.failure.clone()))),
+            (Data::PipelineComplete { duration_ns, .. }, _) => self.result = Some(self.response(*duration_ns)),
+            _ => {}
+        }
+        // Also after a step was completed: a later one may have failed before.
+        if self.result.is_none() {
+            self.result = self.first_failure().map(Err);
+        }
+    }
+
+    /// The response or the first failure, once there is one.
+    pub fn poll_result(&mut self) -> Option<Result<BatchResponse, BatchFailure>> {
+        self.result.take()
+    }
+
+    /// The failure that no unfinished step stands before.
+    fn first_failure(&self) -> Option<BatchFailure> {
+        for ((_, step), pending) in STEPS.iter().zip(&self.steps) {
+            match pending {
+                Some(Pending::Running) => return None,
+                Some(Pending::Failed(failure)) => return Some((Some(*step), failure.clone())),
+                Some(Pending::Complete(_)) | None => {}
+            }
+        }
+        None
+    }
+
+    fn response(&self, duration_ns: u64) -> Result<BatchResponse, BatchFailure> {
+        let [sentiment, summary, entities] = &self.steps;
+        Ok(BatchResponse {
+            sentiment: read::<SentimentOutput>(TextStep::Sentiment, sentiment.as_ref())?
+                .and_then(|output| output.chunk_sentiments.into_iter().next())
+                .map(BatchSentiment::from),
+            summary: read::<SummaryOutput>(TextStep::Summarization, summary.as_ref())?.map(|output| output.summary),
+            entities: read::<EntitiesOutput>(TextStep::Entities, entities.as_ref())?.map(|output| output.entities),
+            processing_time: seconds(duration_ns),
+        })
+    }
+}
+
+/// What a batch reads of the output of `sentiment`.
+#[derive(Deserialize)]
+struct SentimentOutput {
+    chunk_sentiments: Vec<ChunkOutput>,
+}
+
+#[derive(Deserialize)]
+struct ChunkOutput {
+    sentiment: String,
+    /// Null where the model gave no number.
+    confidence: Option<f32>,
+}
+
+impl From<ChunkOutput> for BatchSentiment {
+    fn from(chunk: ChunkOutput) -> Self {
+        Self { label: chunk.sentiment, confidence: chunk.confidence.unwrap_or(f32::NAN) }
+    }
+}
+
+/// What a batch reads of the output of `summary`.
+#[derive(Deserialize)]
+struct SummaryOutput {
+    summary: String,
+}
+
+/// What a batch reads of the output of `entities`.
+#[derive(Deserialize)]
+struct EntitiesOutput {
+    entities: Vec<BatchEntity>,
+}
+
+/// The output of a step, which this crate wrote; none of a step that was not asked for.
+fn read<T: for<'de> Deserialize<'de>>(step: TextStep, pending: Option<&Pending>) -> Result<Option<T>, BatchFailure> {
+    let Some(Pending::Complete(output)) = pending else { return Ok(None) };
+    let failed = |error: serde_json::Error| (Some(step), StepFailure::last("inference_failed", error.to_string()));
+    serde_json::from_str(output.as_str()).map(Some).map_err(failed)
+}

@@ -1,7 +1,7 @@
 //! The rate of products at the shapes of the shipped models, in Gop/s (a multiplication and an addition are two), and the time of
 //! an encoder of three layers in microseconds per token, for every instruction set and precision.
 //!
-//! `cargo run --release -p weir-kernels --example measure`
+//! `cargo run --release -p weir-kernels --example measure [ISA [PRECISION]]`
 
 #![allow(clippy::print_stdout)]
 
@@ -21,8 +21,13 @@ const CALLS: u32 = 4;
 const ROUND: Duration = Duration::from_millis(100);
 
 fn main() {
-    for isa in Isa::available() {
-        for precision in [Precision::F32, Precision::Int8] {
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
+    let is_chosen = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    for isa in Isa::available().into_iter().filter(|isa| is_chosen(isa.name())) {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            if !is_chosen(isa.name()) || !(chosen.len() < 2 || is_chosen(&format!("{precision:?}"))) {
+                continue;
+            }
             for (inner, columns) in [(HIDDEN, 3 * HIDDEN), (HIDDEN, INTERMEDIATE), (INTERMEDIATE, HIDDEN)] {
                 for rows in [1, 12, 30, 128] {
                     println!(

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::aligned::Aligned;
-use crate::normalize::softmax;
-use crate::product::{by_rows, sums};
+use crate::normalize::{exponentials, scale};
 use crate::relative::ScoreTerm;
 use crate::rows::{Block, blocks};
-use crate::simd::{Kernel, Simd, store_tail};
+use crate::simd::{Kernel, Simd, store_up_to};
+use crate::tile::{Float, Strided, by_rows, tile};
 
 /// For each text and head: `softmax(factor Q Kᵀ + term) V`.
 pub(crate) struct Attention<'a> {
@@ -17,7 +17,7 @@ pub(crate) struct Attention<'a> {
     pub(crate) texts: &'a [Range<usize>],
     pub(crate) heads: usize,
     pub(crate) head_size: usize,
-    /// What scores are multiplied by: `1 / sqrt(head_size)`, or 1 where the queries have it already.
+    /// What scores are multiplied by: `1 / sqrt(head_size)`, or 1 where the queries have it already. Positive.
     pub(crate) factor: f32,
     /// What is added to the scores.
     pub(crate) term: Option<&'a mut dyn ScoreTerm>,
@@ -33,12 +33,8 @@ pub(crate) struct Buffers {
     keys: Aligned<f32>,
     /// The values of a head in panels of columns: `[panel][key][column]`.
     values: Aligned<f32>,
-    /// The queries of a block, interleaved: `[head_size][query]`.
-    queries: Aligned<f32>,
     /// The scores of a block: `[query][key]`, each row as long as the panels of keys.
     scores: Aligned<f32>,
-    /// The shares of a block, interleaved: `[key][query]`.
-    shares: Aligned<f32>,
 }
 
 impl Kernel for Attention<'_> {
@@ -49,35 +45,25 @@ impl Kernel for Attention<'_> {
         let Self { qkv, texts, heads, head_size, factor, mut term, out, buffers } = self;
         let width = 2 * S::LANES;
         let hidden = heads * head_size;
+        let stride = 3 * hidden;
         for text in texts {
             let tokens = text.len();
-            let row = 3 * hidden;
-            let text_qkv = &qkv[text.start * row..text.end * row];
-            let text_out = &mut out[text.start * hidden..text.end * hidden];
+            let qkv = &qkv[text.start * stride..text.end * stride];
+            let out = &mut out[text.start * hidden..text.end * hidden];
             buffers.keys.resize(tokens.next_multiple_of(width) * head_size);
             buffers.values.resize(head_size.next_multiple_of(width) * tokens);
-            buffers.queries.resize(S::ROWS * head_size);
             buffers.scores.resize(S::ROWS * tokens.next_multiple_of(width));
-            buffers.shares.resize(S::ROWS * tokens);
-            for head in 0..heads {
-                let part =
-                    |which: usize| (which * hidden + head * head_size)..(which * hidden + (head + 1) * head_size);
-                let of = Head { simd, tokens, head_size, columns: head * head_size..(head + 1) * head_size, hidden };
-                let rows = || text_qkv.chunks_exact(row);
+            for index in 0..heads {
+                let part = |which: usize| Strided { elements: &qkv[which * hidden + index * head_size..], stride };
+                let head =
+                    Head { simd, tokens, head_size, factor, queries: part(0), column: index * head_size, hidden };
                 if let Some(term) = &mut term {
-                    term.begin(text, head);
+                    term.begin(text, index);
                 }
-                of.pack_keys(rows().map(|row| &row[part(1)]), &mut buffers.keys);
-                of.pack_values(rows().map(|row| &row[part(2)]), &mut buffers.values);
+                head.pack_keys(part(1), &mut buffers.keys);
+                head.pack_values(part(2), &mut buffers.values);
                 for block in blocks(tokens, S::ROWS) {
-                    let queries = &mut buffers.queries[..block.count * head_size];
-                    let source = text_qkv[block.first * row..].chunks_exact(row).take(block.count);
-                    for (query, row) in source.enumerate() {
-                        for (to, value) in queries.iter_mut().skip(query).step_by(block.count).zip(&row[part(0)]) {
-                            *to = *value * factor;
-                        }
-                    }
-                    by_rows!(block.count, attend::<S>(&of, block, term.as_deref(), buffers, text_out));
+                    by_rows!(block.count, attend::<S>(&head, block, term.as_deref(), buffers, out));
                 }
             }
         }
@@ -85,43 +71,62 @@ impl Kernel for Attention<'_> {
 }
 
 /// One head of one text.
-struct Head<S> {
+struct Head<'a, S> {
     simd: S,
     tokens: usize,
     head_size: usize,
-    /// Its columns of the result.
-    columns: Range<usize>,
+    factor: f32,
+    queries: Strided<'a, f32>,
+    /// Its first column of the result.
+    column: usize,
     /// The columns of a row of the result.
     hidden: usize,
 }
 
-impl<S: Simd> Head<S> {
+impl<S: Simd> Head<'_, S> {
     #[inline(always)]
-    fn pack_keys<'a>(&self, rows: impl Iterator<Item = &'a [f32]>, to: &mut [f32]) {
+    fn pack_keys(&self, keys: Strided<'_, f32>, to: &mut [f32]) {
+        let Self { simd, tokens, head_size, .. } = *self;
         let width = 2 * S::LANES;
-        let panel_len = width * self.head_size;
-        for (key, row) in rows.enumerate() {
-            let panel = &mut to[key / width * panel_len..][..panel_len];
-            for (to, value) in panel.iter_mut().skip(key % width).step_by(width).zip(row) {
-                *to = *value;
+        // Squares first, then what is left of rows and columns.
+        let whole_keys = tokens / S::LANES * S::LANES;
+        let whole_columns = head_size / S::LANES * S::LANES;
+        let at = |key: usize| key / width * width * head_size + key % width;
+        for first_key in (0..whole_keys).step_by(S::LANES) {
+            let keys = keys.skip(first_key);
+            for column in (0..whole_columns).step_by(S::LANES) {
+                let to = &mut to[at(first_key) + column * width..];
+                simd.transpose(&keys.elements[column..], keys.stride, to, width);
+            }
+        }
+        for key in 0..tokens {
+            let row = &keys.elements[key * keys.stride..][..head_size];
+            let first = if key < whole_keys { whole_columns } else { 0 };
+            for (column, value) in row.iter().enumerate().skip(first) {
+                to[at(key) + column * width] = *value;
             }
         }
         // The keys past the last one must be finite: their scores are computed, and not read.
-        let used = self.tokens % width;
+        let used = tokens % width;
         if used > 0 {
-            let last = &mut to[self.tokens / width * panel_len..][..panel_len];
+            let last = &mut to[tokens / width * width * head_size..][..width * head_size];
             last.chunks_exact_mut(width).for_each(|row| row[used..].fill(0.0));
         }
     }
 
     #[inline(always)]
-    fn pack_values<'a>(&self, rows: impl Iterator<Item = &'a [f32]>, to: &mut [f32]) {
+    fn pack_values(&self, values: Strided<'_, f32>, to: &mut [f32]) {
         let width = 2 * S::LANES;
-        for (key, row) in rows.enumerate() {
-            for (panel, values) in row.chunks(width).enumerate() {
-                let to = &mut to[(panel * self.tokens + key) * width..][..width];
-                to[..values.len()].copy_from_slice(values);
-                to[values.len()..].fill(0.0);
+        for (panel, to) in to.chunks_exact_mut(width * self.tokens).enumerate() {
+            let columns = panel * width..self.head_size.min((panel + 1) * width);
+            for (key, to) in to.chunks_exact_mut(width).enumerate() {
+                let row = &values.elements[key * values.stride..][columns.clone()];
+                if row.len() == width {
+                    to.copy_from_slice(&row[..width]);
+                } else {
+                    to[..row.len()].copy_from_slice(row);
+                    to[row.len()..].fill(0.0);
+                }
             }
         }
     }
@@ -130,7 +135,7 @@ impl<S: Simd> Head<S> {
 /// The results of a block of queries.
 #[inline(always)]
 fn attend<S: Simd, const R: usize>(
-    head: &Head<S>,
+    head: &Head<'_, S>,
     block: Block,
     term: Option<&dyn ScoreTerm>,
     buffers: &mut Buffers,
@@ -139,35 +144,36 @@ fn attend<S: Simd, const R: usize>(
     let Head { simd, tokens, head_size, hidden, .. } = *head;
     let width = 2 * S::LANES;
     let stride = tokens.next_multiple_of(width);
-    let queries = &buffers.queries[..R * head_size];
+    let queries = head.queries.skip(block.first);
     let scores = &mut buffers.scores[..R * stride];
     for (panel, keys) in buffers.keys.chunks_exact(width * head_size).enumerate() {
-        let sums = sums::<S, R>(simd, queries, keys);
+        let sums = tile::<S, Float, R>(simd, queries, keys);
         for (row, sums) in scores.chunks_exact_mut(stride).zip(sums) {
             let row = &mut row[panel * width..][..width];
             simd.store(sums[0], row);
             simd.store(sums[1], &mut row[S::LANES..]);
         }
     }
-    let shares = &mut buffers.shares[..R * tokens];
-    for (query, row) in scores.chunks_exact_mut(stride).enumerate() {
+    let mut shares = [0.0; R];
+    for (query, (share, row)) in shares.iter_mut().zip(scores.chunks_exact_mut(stride)).enumerate() {
         let row = &mut row[..tokens];
+        let mut factor = head.factor;
         if let Some(term) = term {
+            scale(simd, row, factor);
             term.add(block.first + query, row);
+            factor = 1.0;
         }
-        softmax(simd, row);
-        for (to, share) in shares.iter_mut().skip(query).step_by(R).zip(row) {
-            *to = *share;
-        }
+        *share = 1.0 / exponentials(simd, row, factor);
     }
-    let columns = head.columns.clone();
+    let scores = Strided { elements: &buffers.scores[..], stride };
     for (panel, values) in buffers.values.chunks_exact(width * tokens).enumerate() {
-        let sums = sums::<S, R>(simd, shares, values);
+        let sums = tile::<S, Float, R>(simd, scores, values);
         for (query, sums) in sums.into_iter().enumerate() {
-            let row = &mut out[(block.first + query) * hidden..][..hidden][columns.clone()];
-            let end = row.len().min((panel + 1) * width);
+            let row = &mut out[(block.first + query) * hidden + head.column..][..head_size];
+            let end = head_size.min((panel + 1) * width);
+            let share = simd.splat(shares[query]);
             for (cells, sum) in row[panel * width..end].chunks_mut(S::LANES).zip(sums) {
-                if cells.len() == S::LANES { simd.store(sum, cells) } else { store_tail(simd, sum, cells) }
+                store_up_to(simd, simd.mul(sum, share), cells);
             }
         }
     }

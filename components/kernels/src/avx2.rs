@@ -1,27 +1,37 @@
-//! AVX2 with FMA: vectors of eight lanes. x86-64 processors since Haswell (2013) and Zen (2017).
+//! AVX2 with FMA, and with or without AVX-VNNI: vectors of eight lanes. x86-64 processors since Haswell (2013) and Zen (2017);
+//! AVX-VNNI since Alder Lake (2021) and Zen 5 (2024).
 //!
 //! # Safety
-//! Every intrinsic here needs AVX2 and FMA, and nothing else but, for loads and stores, memory that the slices have been checked to
-//! cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so code that holds one runs on a processor with both. None of the pointers
-//! that are read or written needs an alignment (`loadu`, `storeu`).
+//! Every intrinsic here needs AVX2 and FMA, `_mm256_dpbusd_avx_epi32` needs AVX-VNNI also, and nothing else but, for loads and
+//! stores, memory that the slices have been checked to cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so code that holds
+//! one runs on a processor with both; a value of `Avx2<true>` means AVX-VNNI as well. None of the pointers that are read or written needs
+//! an alignment (`loadu`, `storeu`).
 
 use std::arch::x86_64::*;
 
 use crate::simd::{Kernel, Simd};
 
-/// The proof that the processor has AVX2 and FMA.
+/// The proof that the processor has AVX2 and FMA, and AVX-VNNI if `VNNI` is true.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// Asks the processor.
     pub(crate) fn detect() -> Option<Self> {
-        (std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")).then_some(Self(()))
+        let has_all = std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && (!VNNI || std::is_x86_feature_detected!("avxvnni"));
+        has_all.then_some(Self(()))
     }
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn compiled<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
+fn compiled<K: Kernel>(kernel: K, simd: Avx2<false>) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn compiled_vnni<K: Kernel>(kernel: K, simd: Avx2<true>) -> K::Output {
     kernel.run(simd)
 }
 
@@ -37,20 +47,21 @@ macro_rules! reduce {
     }};
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const ROWS: usize = 6;
-    const GROUP: usize = 2;
+    const INT8_GROUP: usize = if VNNI { 4 } else { 2 };
 
     type F32 = __m256;
     type I32 = __m256i;
-    /// 16 i16. AVX2's product of u8 and i8 saturates, the one of i16 does not.
-    type Factors = __m256i;
+    type Bf16 = __m256i;
+    /// 32 u8 or i8 with AVX-VNNI. 16 i16 without: AVX2's product of u8 and i8 saturates, the one of i16 does not.
+    type Int8 = __m256i;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: `self` is the proof that the processor has AVX2 and FMA.
-        unsafe { compiled(kernel, self) }
+        // SAFETY: `self` is the proof that the processor has the features.
+        unsafe { if VNNI { compiled_vnni(kernel, Avx2(())) } else { compiled(kernel, Avx2(())) } }
     }
 
     #[inline(always)]
@@ -177,25 +188,87 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_group(self, word: i32) -> __m256i {
-        self.splat_i32(word)
+    fn splat_bf16(self, pair: u32) -> __m256i {
+        self.splat_i32(pair as i32)
     }
 
     #[inline(always)]
-    fn load_weights(self, from: &[i8]) -> __m256i {
+    fn load_bf16(self, from: &[u32]) -> __m256i {
+        let from = &from[..8];
+        // SAFETY: see the module; `from` has 32 bytes.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sum: __m256, activations: __m256i, weights: __m256i) -> __m256 {
+        // SAFETY: see the module.
+        unsafe {
+            let high = _mm256_set1_epi32(-0x1_0000);
+            let (a, b) = (_mm256_slli_epi32::<16>(activations), _mm256_slli_epi32::<16>(weights));
+            let sum = _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), sum);
+            let (a, b) = (_mm256_and_si256(activations, high), _mm256_and_si256(weights, high));
+            _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), sum)
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, value: __m256, to: &mut [u32]) {
+        let to = &mut to[..4];
+        // SAFETY: see the module; `to` has sixteen bytes.
+        unsafe {
+            let bits = _mm256_castps_si256(value);
+            let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+            let quiet = _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000)));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value);
+            let rounded = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, nan));
+            // The pack has the low halves of its 128-bit lanes in its first and third quarter.
+            let words = _mm256_srli_epi32::<16>(rounded);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+
+    #[inline(always)]
+    fn splat_int8(self, group: u32) -> __m256i {
+        self.splat_i32(group as i32)
+    }
+
+    #[inline(always)]
+    fn load_int8(self, from: &[i8]) -> __m256i {
+        if VNNI {
+            let from = &from[..32];
+            // SAFETY: see the module; `from` has 32 bytes.
+            return unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+        }
         let from = &from[..16];
-        // SAFETY: see the module; `from` has 16 bytes.
+        // SAFETY: see the module; `from` has sixteen bytes.
         unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn dot(self, sum: __m256i, activations: __m256i, weights: __m256i) -> __m256i {
+    fn dot_int8(self, sum: __m256i, activations: __m256i, weights: __m256i) -> __m256i {
+        if VNNI {
+            // SAFETY: see the module.
+            return unsafe { _mm256_dpbusd_avx_epi32(sum, activations, weights) };
+        }
         // SAFETY: see the module.
         unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(activations, weights)) }
     }
 
     #[inline(always)]
-    fn group_word(self, activations: &[u8]) -> i32 {
-        i32::from(activations[0]) | i32::from(activations[1]) << 16
+    fn store_int8(self, value: __m256, to: &mut [u32]) {
+        let to = &mut to[..8 / Self::INT8_GROUP];
+        // SAFETY: see the module; `to` has a byte for each lane with AVX-VNNI, two without.
+        unsafe {
+            let words = _mm256_cvtps_epi32(value);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
+            let pairs = _mm256_castsi256_si128(packed);
+            if VNNI {
+                _mm_storel_epi64(to.as_mut_ptr().cast(), _mm_packus_epi16(pairs, pairs));
+            } else {
+                _mm_storeu_si128(to.as_mut_ptr().cast(), pairs);
+            }
+        }
     }
 }

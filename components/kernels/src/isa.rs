@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 #[cfg(target_arch = "x86_64")]
 use crate::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use crate::avx512::Avx512;
 use crate::portable::Portable;
 use crate::simd::{Kernel, Simd};
 
@@ -16,7 +18,30 @@ pub struct Isa(Kind);
 enum Kind {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Avx2<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512<true>),
+}
+
+/// Evaluates an expression with the instruction set in scope.
+macro_rules! with_simd {
+    ($kind:expr, $simd:ident => $value:expr) => {
+        match $kind {
+            Kind::Portable($simd) => $value,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2($simd) => $value,
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni($simd) => $value,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512($simd) => $value,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16($simd) => $value,
+        }
+    };
 }
 
 /// The name of no instruction set that this processor has.
@@ -40,8 +65,6 @@ impl std::error::Error for UnknownIsa {}
 pub(crate) struct Layout {
     /// Columns of a panel of weights.
     pub(crate) columns: usize,
-    /// The most rows of a block of activations.
-    pub(crate) rows: usize,
     /// Elements of the inner dimension that are multiplied together in an integer product.
     pub(crate) group: usize,
 }
@@ -51,7 +74,12 @@ impl Isa {
     pub fn available() -> Vec<Self> {
         let mut kinds = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        kinds.extend(Avx2::detect().map(Kind::Avx2));
+        {
+            kinds.extend(Avx512::detect().map(Kind::Avx512Bf16));
+            kinds.extend(Avx512::detect().map(Kind::Avx512));
+            kinds.extend(Avx2::detect().map(Kind::AvxVnni));
+            kinds.extend(Avx2::detect().map(Kind::Avx2));
+        }
         kinds.push(Kind::Portable(Portable));
         kinds.into_iter().map(Self).collect()
     }
@@ -67,29 +95,27 @@ impl Isa {
             Kind::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16(_) => "avx512bf16",
         }
     }
 
     pub(crate) fn layout(self) -> Layout {
-        match self.0 {
-            Kind::Portable(simd) => layout_of(simd),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2(simd) => layout_of(simd),
-        }
+        with_simd!(self.0, simd => layout_of(simd))
     }
 
     /// Runs a kernel, compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        match self.0 {
-            Kind::Portable(simd) => simd.run(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2(simd) => simd.run(kernel),
-        }
+        with_simd!(self.0, simd => simd.run(kernel))
     }
 }
 
 fn layout_of<S: Simd>(_: S) -> Layout {
-    Layout { columns: 2 * S::LANES, rows: S::ROWS, group: S::GROUP }
+    Layout { columns: 2 * S::LANES, group: S::INT8_GROUP }
 }
 
 impl FromStr for Isa {
@@ -128,10 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn processor_with_avx2_prefers_it() {
+    fn best_isa_is_the_widest_that_the_processor_has() {
         #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            assert_eq!(Isa::best().name(), "avx2");
+        {
+            let best = Isa::best().name();
+            if std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512vl") {
+                assert!(best.starts_with("avx512"), "{best}");
+            } else if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                assert!(best.starts_with("avx"), "{best}");
+            }
         }
     }
 }

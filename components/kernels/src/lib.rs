@@ -12,7 +12,8 @@
 //! between instruction sets (which round and fuse differently), never between batches.
 //!
 //! # Precision
-//! [`Precision::F32`] multiplies f32 by f32. [`Precision::Int8`] multiplies activations quantized to u8, with a scale and a zero point
+//! [`Precision::F32`] multiplies f32 by f32. [`Precision::Bf16`] rounds both factors to bf16 and sums in f32; a processor without such
+//! an instruction multiplies the same rounded numbers in f32. [`Precision::Int8`] multiplies activations quantized to u8, with a scale and a zero point
 //! for each row (token), by i8 weights with a scale for each column, and sums in i32: the integer sums are exact, so they are the same
 //! on every instruction set. One scale for a whole batch would let one text change the result of another.
 
@@ -24,15 +25,19 @@ mod math;
 mod matrix;
 mod modern;
 mod normalize;
+mod pack;
 mod portable;
 mod product;
 mod relative;
 mod rows;
 mod simd;
 mod table;
+mod tile;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 pub use encoder::{
     Activation, Embeddings, Encoder, EncoderConfig, EncoderError, EncoderWeights, LayerWeights, Linear, Norm, Scratch,

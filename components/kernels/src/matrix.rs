@@ -2,6 +2,7 @@
 
 use crate::aligned::Aligned;
 use crate::isa::{Isa, Layout};
+use crate::pack::pack;
 use crate::product::{Epilogue, Product};
 use crate::rows::Rows;
 
@@ -10,6 +11,9 @@ use crate::rows::Rows;
 pub enum Precision {
     /// f32 by f32.
     F32,
+    /// bf16 by bf16, both rounded to nearest, with sums in f32. An instruction set without such a product multiplies the same numbers
+    /// in f32.
+    Bf16,
     /// Activations in u8 with a scale and a zero point for each row, weights in i8 with a scale for each column, sums in i32.
     Int8,
 }
@@ -50,6 +54,8 @@ pub struct Matrix {
 pub(crate) enum Weights {
     /// `[panel][inner][column]`
     F32(Aligned<f32>),
+    /// `[panel][pair][column]`, the first of a pair in the low half of the word.
+    Bf16(Aligned<u32>),
     /// `[panel][group][column][element of the group]`, and for each column its factor and the sum of its weights.
     Int8 { values: Aligned<i8>, scales: Aligned<f32>, sums: Aligned<i32> },
 }
@@ -60,33 +66,6 @@ impl Values<'_> {
             Self::F32(values) | Self::F32Transposed(values) => values.len(),
             Self::I8 { values, .. } => values.len(),
         }
-    }
-
-    /// One weight.
-    fn at(&self, inner: usize, columns: usize, row: usize, column: usize) -> f32 {
-        match self {
-            Self::F32(values) => values[row * columns + column],
-            Self::F32Transposed(values) => values[column * inner + row],
-            Self::I8 { values, scales } => f32::from(values[row * columns + column]) * scales[column],
-        }
-    }
-
-    /// A column as i8 into `to`, and its factor. f32 weights are rounded to the factor `greatest magnitude / 127`.
-    fn quantized(&self, columns: usize, column: usize, to: &mut [i8]) -> f32 {
-        if let Self::I8 { values, scales } = self {
-            for (row, weight) in to.iter_mut().enumerate() {
-                *weight = values[row * columns + column];
-            }
-            return scales[column];
-        }
-        let inner = to.len();
-        let value = |row: usize| self.at(inner, columns, row, column);
-        let greatest = (0..inner).map(|row| value(row).abs()).fold(0.0, f32::max);
-        let scale = if greatest > 0.0 { greatest / 127.0 } else { 1.0 };
-        for (row, weight) in to.iter_mut().enumerate() {
-            *weight = (value(row) / scale).round_ties_even() as i8;
-        }
-        scale
     }
 }
 
@@ -110,10 +89,7 @@ impl Matrix {
         let mut bias = Aligned::zeroed(padded);
         let all = parts.iter().flat_map(|(_, bias)| bias.iter());
         bias.iter_mut().zip(all).for_each(|(to, from)| *to = *from);
-        let weights = match precision {
-            Precision::F32 => pack_f32(layout, inner, padded, parts),
-            Precision::Int8 => pack_int8(layout, inner, padded, parts),
-        };
+        let weights = pack(isa, precision, inner, parts);
         Self { isa, inner, columns, layout, bias, weights }
     }
 
@@ -123,8 +99,8 @@ impl Matrix {
     /// # Panics
     /// When `source` is not whole rows, or `out` has not as many.
     pub fn multiply(&self, source: &[f32], epilogue: Epilogue, out: &mut [f32], rows: &mut Rows) {
-        rows.fill(source, self);
-        Product { rows, matrix: self, epilogue, out }.compute();
+        let activations = rows.lower(source, self);
+        Product { rows: source.len() / self.inner, activations, matrix: self, epilogue, out }.compute();
     }
 
     /// The dimension that a product sums over.
@@ -141,6 +117,7 @@ impl Matrix {
     pub fn precision(&self) -> Precision {
         match self.weights {
             Weights::F32(_) => Precision::F32,
+            Weights::Bf16(_) => Precision::Bf16,
             Weights::Int8 { .. } => Precision::Int8,
         }
     }
@@ -154,49 +131,9 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         let weights = match &self.weights {
             Weights::F32(values) => size_of_val::<[f32]>(values),
+            Weights::Bf16(values) => size_of_val::<[u32]>(values),
             Weights::Int8 { values, .. } => values.len() + 8 * self.bias.len(),
         };
         weights + 4 * self.bias.len()
     }
-}
-
-/// Calls `each(part, its columns, column within it, column of the whole)` for every column.
-fn each_column(parts: &[(Values<'_>, &[f32])], mut each: impl FnMut(&Values<'_>, usize, usize, usize)) {
-    let mut first = 0;
-    for (values, bias) in parts {
-        for column in 0..bias.len() {
-            each(values, bias.len(), column, first + column);
-        }
-        first += bias.len();
-    }
-}
-
-fn pack_f32(layout: Layout, inner: usize, padded: usize, parts: &[(Values<'_>, &[f32])]) -> Weights {
-    let mut packed = Aligned::zeroed(padded * inner);
-    each_column(parts, |values, columns, column, place| {
-        let panel = &mut packed[place / layout.columns * layout.columns * inner..][..layout.columns * inner];
-        for (row, cells) in panel.chunks_exact_mut(layout.columns).enumerate() {
-            cells[place % layout.columns] = values.at(inner, columns, row, column);
-        }
-    });
-    Weights::F32(packed)
-}
-
-fn pack_int8(layout: Layout, inner: usize, padded: usize, parts: &[(Values<'_>, &[f32])]) -> Weights {
-    let Layout { columns: panel_columns, group, .. } = layout;
-    let groups = inner.div_ceil(group);
-    let mut packed = Aligned::zeroed(padded * groups * group);
-    let mut scales = Aligned::zeroed(padded);
-    let mut sums = Aligned::zeroed(padded);
-    let mut quantized = vec![0; inner];
-    each_column(parts, |values, columns, column, place| {
-        scales[place] = values.quantized(columns, column, &mut quantized);
-        sums[place] = quantized.iter().map(|weight| i32::from(*weight)).sum();
-        let panel_len = panel_columns * groups * group;
-        let panel = &mut packed[place / panel_columns * panel_len..][..panel_len];
-        for (cells, weights) in panel.chunks_exact_mut(panel_columns * group).zip(quantized.chunks(group)) {
-            cells[place % panel_columns * group..][..weights.len()].copy_from_slice(weights);
-        }
-    });
-    Weights::Int8 { values: packed, scales, sums }
 }

@@ -1,7 +1,10 @@
 //! Layer normalization and softmax: functions of one row.
 
 use crate::math::exp;
-use crate::simd::{Kernel, Simd, load_tail, store_tail};
+use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
+
+/// Sums that are kept beside each other, so that one addition need not wait for the one before.
+const CHAINS: usize = 4;
 
 /// Replaces each row by `(row - mean) / sqrt(variance + epsilon) * gain + bias`. Ba, Kiros and Hinton, "Layer Normalization", 2016.
 pub(crate) struct LayerNorm<'a> {
@@ -21,76 +24,87 @@ impl Kernel for LayerNorm<'_> {
     fn run<S: Simd>(self, simd: S) {
         let width = self.gain.len();
         for row in self.rows.chunks_exact_mut(width) {
-            let mean = sum(simd, row, |value| value) / width as f32;
+            let mean = sum(simd, row) / width as f32;
             let means = simd.splat(mean);
-            let squares = |value: S::F32| {
-                let distance = simd.sub(value, means);
-                simd.mul(distance, distance)
-            };
-            // The lanes past the row's end hold the mean, whose distance is zero.
-            let variance = sum_filled(simd, row, mean, squares) / width as f32;
+            let variance = squares(simd, row, mean) / width as f32;
             let factor = simd.splat(1.0 / (variance + self.epsilon).sqrt());
             let parts = row.chunks_mut(S::LANES).zip(self.gain.chunks(S::LANES)).zip(self.bias.chunks(S::LANES));
             for ((cells, gain), bias) in parts {
-                let scaled = |values, gain, bias| simd.mul_add(simd.mul(simd.sub(values, means), factor), gain, bias);
-                if cells.len() == S::LANES {
-                    simd.store(scaled(simd.load(cells), simd.load(gain), simd.load(bias)), cells);
-                } else {
-                    let (values, gain) = (load_tail(simd, cells, 0.0), load_tail(simd, gain, 0.0));
-                    store_tail(simd, scaled(values, gain, load_tail(simd, bias, 0.0)), cells);
-                }
+                let [values, gain, bias] = [&*cells, gain, bias].map(|part| load_up_to(simd, part, 0.0));
+                let scaled = simd.mul_add(simd.mul(simd.sub(values, means), factor), gain, bias);
+                store_up_to(simd, scaled, cells);
             }
         }
     }
 }
 
+/// The sum of a row, in an order that depends on its length alone.
 #[inline(always)]
-fn sum<S: Simd>(simd: S, row: &[f32], of: impl Fn(S::F32) -> S::F32) -> f32 {
-    sum_filled(simd, row, 0.0, of)
+fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let mut totals = [simd.splat(0.0); CHAINS];
+    let mut chains = row.chunks_exact(CHAINS * S::LANES);
+    for values in &mut chains {
+        for (total, values) in totals.iter_mut().zip(values.chunks_exact(S::LANES)) {
+            *total = simd.add(*total, simd.load(values));
+        }
+    }
+    for values in chains.remainder().chunks(S::LANES) {
+        totals[0] = simd.add(totals[0], load_up_to(simd, values, 0.0));
+    }
+    simd.sum(simd.add(simd.add(totals[0], totals[1]), simd.add(totals[2], totals[3])))
 }
 
+/// The sum of the squares of the distances of a row from its mean, in an order that depends on its length alone.
 #[inline(always)]
-fn sum_filled<S: Simd>(simd: S, row: &[f32], fill: f32, of: impl Fn(S::F32) -> S::F32) -> f32 {
-    let mut total = simd.splat(0.0);
-    let mut vectors = row.chunks_exact(S::LANES);
-    for values in &mut vectors {
-        total = simd.add(total, of(simd.load(values)));
+fn squares<S: Simd>(simd: S, row: &[f32], mean: f32) -> f32 {
+    let means = simd.splat(mean);
+    let mut totals = [simd.splat(0.0); CHAINS];
+    let mut chains = row.chunks_exact(CHAINS * S::LANES);
+    for values in &mut chains {
+        for (total, values) in totals.iter_mut().zip(values.chunks_exact(S::LANES)) {
+            let distance = simd.sub(simd.load(values), means);
+            *total = simd.mul_add(distance, distance, *total);
+        }
     }
-    if !vectors.remainder().is_empty() {
-        total = simd.add(total, of(load_tail(simd, vectors.remainder(), fill)));
+    for values in chains.remainder().chunks(S::LANES) {
+        // The lanes past the row's end hold the mean, whose distance is zero.
+        let distance = simd.sub(load_up_to(simd, values, mean), means);
+        totals[0] = simd.mul_add(distance, distance, totals[0]);
+    }
+    simd.sum(simd.add(simd.add(totals[0], totals[1]), simd.add(totals[2], totals[3])))
+}
+
+/// Replaces a row by `exp(factor (row - greatest))` and gives the sum of that: softmax without the division. The row is not empty,
+/// the factor positive.
+#[inline(always)]
+pub(crate) fn exponentials<S: Simd>(simd: S, row: &mut [f32], factor: f32) -> f32 {
+    let mut greatest = simd.splat(f32::NEG_INFINITY);
+    for values in row.chunks(S::LANES) {
+        greatest = simd.max(greatest, load_up_to(simd, values, f32::NEG_INFINITY));
+    }
+    let (greatest, factor) = (simd.splat(simd.greatest(greatest)), simd.splat(factor));
+    let mut total = simd.splat(0.0);
+    let mut vectors = row.chunks_exact_mut(S::LANES);
+    for cells in &mut vectors {
+        let powers = exp(simd, simd.mul(simd.sub(simd.load(cells), greatest), factor));
+        total = simd.add(total, powers);
+        simd.store(powers, cells);
+    }
+    let cells = vectors.into_remainder();
+    if !cells.is_empty() {
+        let powers = exp(simd, simd.mul(simd.sub(simd.load_part(cells, 0.0), greatest), factor));
+        simd.store_part(powers, cells);
+        total = simd.add(total, simd.load_part(cells, 0.0));
     }
     simd.sum(total)
 }
 
-/// Replaces a row by `exp(row - greatest) / sum`. The row is not empty.
+/// Multiplies a row by a factor.
 #[inline(always)]
-pub(crate) fn softmax<S: Simd>(simd: S, row: &mut [f32]) {
-    let mut greatest = simd.splat(f32::NEG_INFINITY);
-    let mut vectors = row.chunks_exact(S::LANES);
-    for values in &mut vectors {
-        greatest = simd.max(greatest, simd.load(values));
-    }
-    greatest = simd.max(greatest, load_tail(simd, vectors.remainder(), f32::NEG_INFINITY));
-    let greatest = simd.splat(simd.greatest(greatest));
-    let mut total = simd.splat(0.0);
+pub(crate) fn scale<S: Simd>(simd: S, row: &mut [f32], factor: f32) {
+    let factor = simd.splat(factor);
     for cells in row.chunks_mut(S::LANES) {
-        if cells.len() == S::LANES {
-            let shares = exp(simd, simd.sub(simd.load(cells), greatest));
-            total = simd.add(total, shares);
-            simd.store(shares, cells);
-        } else {
-            let shares = exp(simd, simd.sub(load_tail(simd, cells, 0.0), greatest));
-            store_tail(simd, shares, cells);
-            total = simd.add(total, load_tail(simd, cells, 0.0));
-        }
-    }
-    let factor = simd.splat(1.0 / simd.sum(total));
-    for cells in row.chunks_mut(S::LANES) {
-        if cells.len() == S::LANES {
-            simd.store(simd.mul(simd.load(cells), factor), cells);
-        } else {
-            let shares = simd.mul(load_tail(simd, cells, 0.0), factor);
-            store_tail(simd, shares, cells);
-        }
+        let scaled = simd.mul(load_up_to(simd, cells, 0.0), factor);
+        store_up_to(simd, scaled, cells);
     }
 }

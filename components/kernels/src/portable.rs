@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, bf16};
 
 /// The instruction set that every processor has.
 #[derive(Clone, Copy, Debug)]
@@ -14,12 +14,13 @@ type I32 = [i32; 4];
 impl Simd for Portable {
     const LANES: usize = 4;
     const ROWS: usize = 6;
-    const GROUP: usize = 2;
+    const INT8_GROUP: usize = 2;
 
     type F32 = F32;
     type I32 = I32;
     /// Pairs of i16, one after the other: the form in which compilers know the sum of two products (SSE2 has an instruction for it).
-    type Factors = [i16; 8];
+    type Int8 = [i16; 8];
+    type Bf16 = [u32; 4];
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -130,25 +131,51 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn splat_group(self, word: i32) -> [i16; 8] {
-        let pair = [word as i16, (word >> 16) as i16];
+    fn splat_bf16(self, pair: u32) -> [u32; 4] {
+        [pair; 4]
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u32]) -> [u32; 4] {
+        from_fn(|lane| from[..4][lane])
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sum: F32, activations: [u32; 4], weights: [u32; 4]) -> F32 {
+        let low = |pairs: [u32; 4]| pairs.map(|pair| f32::from_bits(pair << 16));
+        let high = |pairs: [u32; 4]| pairs.map(|pair| f32::from_bits(pair & 0xffff_0000));
+        self.mul_add(high(activations), high(weights), self.mul_add(low(activations), low(weights), sum))
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, value: F32, to: &mut [u32]) {
+        for (to, pair) in to[..2].iter_mut().zip(value.chunks_exact(2)) {
+            *to = u32::from(bf16(pair[0])) | u32::from(bf16(pair[1])) << 16;
+        }
+    }
+
+    #[inline(always)]
+    fn splat_int8(self, group: u32) -> [i16; 8] {
+        let pair = [group as i16, (group >> 16) as i16];
         from_fn(|index| pair[index % 2])
     }
 
     #[inline(always)]
-    fn load_weights(self, from: &[i8]) -> [i16; 8] {
+    fn load_int8(self, from: &[i8]) -> [i16; 8] {
         let from = &from[..8];
         from_fn(|index| i16::from(from[index]))
     }
 
     #[inline(always)]
-    fn dot(self, sum: I32, activations: [i16; 8], weights: [i16; 8]) -> I32 {
+    fn dot_int8(self, sum: I32, activations: [i16; 8], weights: [i16; 8]) -> I32 {
         let product = |index: usize| i32::from(activations[index]) * i32::from(weights[index]);
         from_fn(|lane| sum[lane] + (product(2 * lane) + product(2 * lane + 1)))
     }
 
     #[inline(always)]
-    fn group_word(self, activations: &[u8]) -> i32 {
-        i32::from(activations[0]) | i32::from(activations[1]) << 16
+    fn store_int8(self, value: F32, to: &mut [u32]) {
+        for (to, pair) in to[..2].iter_mut().zip(value.chunks_exact(2)) {
+            *to = pair[0] as u32 | (pair[1] as u32) << 16;
+        }
     }
 }

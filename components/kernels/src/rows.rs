@@ -1,27 +1,38 @@
 //! Activations, in the form that products read them.
 
 use crate::aligned::Aligned;
-use crate::isa::Layout;
 use crate::matrix::{Matrix, Precision};
-use crate::simd::{Kernel, Simd, load_tail, store_tail};
+use crate::simd::{Kernel, Simd, load_up_to};
+use crate::tile::Strided;
 
-/// Activations `[rows, inner]` in blocks: the rows that a tile computes lie interleaved, so that it reads them from front to back.
-/// Memory that is filled for each product and grows to the largest that it has seen.
+/// Activations `[rows, inner]`, lowered to the precision of a matrix: memory that is filled for each product and grows to the largest
+/// that it has seen. In f32 products read the activations where they are.
 #[derive(Debug, Default)]
 pub struct Rows {
-    /// Rows of all blocks.
-    len: usize,
-    /// The most rows of a block.
-    block_rows: usize,
-    /// `[block][inner][row]`
-    floats: Aligned<f32>,
-    /// `[block][group][row]`, each word a group of quantized activations.
-    words: Aligned<i32>,
+    /// `[row][stride]`, each word a pair of bf16 or a group of quantized activations.
+    words: Aligned<u32>,
+    /// The words from a row to the next.
+    stride: usize,
     /// For each row, what an integer stands for: `(integer - zero) * scale`.
     scales: Vec<f32>,
     zeros: Vec<i32>,
-    /// One row of quantized activations.
-    row: Vec<u8>,
+}
+
+/// Activations for a product.
+#[derive(Clone, Copy)]
+pub(crate) enum Activations<'a> {
+    F32(Strided<'a, f32>),
+    Lowered(Lowered<'a>),
+}
+
+/// Activations in bf16 or u8.
+#[derive(Clone, Copy)]
+pub(crate) struct Lowered<'a> {
+    pub(crate) words: Strided<'a, u32>,
+    /// By row; of no meaning in bf16.
+    pub(crate) scales: &'a [f32],
+    /// By row; of no meaning in bf16.
+    pub(crate) zeros: &'a [i32],
 }
 
 /// Consecutive rows that are computed together.
@@ -32,6 +43,7 @@ pub(crate) struct Block {
 }
 
 /// Splits rows into as few blocks as possible, as equal as possible.
+#[inline(always)]
 pub(crate) fn blocks(rows: usize, block_rows: usize) -> impl Iterator<Item = Block> {
     let count = rows.div_ceil(block_rows);
     let mut first = 0;
@@ -43,121 +55,93 @@ pub(crate) fn blocks(rows: usize, block_rows: usize) -> impl Iterator<Item = Blo
 }
 
 impl Rows {
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
-        blocks(self.len, self.block_rows)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// The activations of a block in f32.
-    pub(crate) fn floats(&self, block: Block, inner: usize) -> &[f32] {
-        &self.floats[block.first * inner..][..block.count * inner]
-    }
-
-    /// The activations of a block in integers.
-    pub(crate) fn words(&self, block: Block, groups: usize) -> &[i32] {
-        &self.words[block.first * groups..][..block.count * groups]
-    }
-
-    pub(crate) fn scale(&self, row: usize) -> f32 {
-        self.scales[row]
-    }
-
-    pub(crate) fn zero(&self, row: usize) -> i32 {
-        self.zeros[row]
-    }
-
-    /// Takes the rows `[rows, matrix.inner()]` of a slice in the form that products with `matrix` read.
-    pub(crate) fn fill(&mut self, source: &[f32], matrix: &Matrix) {
+    /// The rows `[rows, matrix.inner()]` of a slice in the form that products with `matrix` read.
+    pub(crate) fn lower<'a>(&'a mut self, source: &'a [f32], matrix: &Matrix) -> Activations<'a> {
         let inner = matrix.inner();
         assert_eq!(source.len() % inner, 0, "rows of {inner}");
         let rows = source.len() / inner;
-        let Layout { rows: block_rows, group, .. } = matrix.layout;
-        (self.len, self.block_rows) = (rows, block_rows);
-        match matrix.precision() {
-            Precision::F32 => {
-                self.floats.resize(rows * inner);
-                interleave(source, inner, block_rows, &mut self.floats);
-            }
-            Precision::Int8 => {
-                let groups = inner.div_ceil(group);
-                self.words.resize(rows * groups);
-                self.scales.resize(rows, 0.0);
-                self.zeros.resize(rows, 0);
-                self.row.clear();
-                self.row.resize(groups * group, 0);
-                matrix.isa().run(Quantize { source, inner, groups, rows: self });
-            }
-        }
+        let precision = matrix.precision();
+        let group = match precision {
+            Precision::F32 => return Activations::F32(Strided { elements: source, stride: inner }),
+            Precision::Bf16 => 2,
+            Precision::Int8 => matrix.layout.group,
+        };
+        // Whole vectors, and an odd number of cache lines: rows of a block must not compete for the same lines of the cache.
+        let lines = (inner.div_ceil(group) * size_of::<u32>()).div_ceil(LINE_BYTES) | 1;
+        self.stride = lines * LINE_BYTES / size_of::<u32>();
+        self.words.resize(rows * self.stride);
+        self.scales.resize(rows, 0.0);
+        self.zeros.resize(rows, 0);
+        matrix.isa().run(Lower { source, inner, precision, rows: self });
+        let words = Strided { elements: &self.words[..], stride: self.stride };
+        Activations::Lowered(Lowered { words, scales: &self.scales, zeros: &self.zeros })
     }
 }
 
-/// Rows of a slice `[rows, inner]` as `[block][inner][row]`.
-fn interleave(source: &[f32], inner: usize, block_rows: usize, to: &mut [f32]) {
-    for Block { first, count } in blocks(source.len() / inner, block_rows) {
-        let to = &mut to[first * inner..][..count * inner];
-        for (row, source) in source[first * inner..][..count * inner].chunks_exact(inner).enumerate() {
-            for (to, value) in to.iter_mut().skip(row).step_by(count).zip(source) {
-                *to = *value;
-            }
-        }
-    }
-}
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
-/// Quantizes each row by its own range.
-struct Quantize<'a> {
+/// Converts each row: to bf16, or to u8 by its own range.
+struct Lower<'a> {
     source: &'a [f32],
     inner: usize,
-    groups: usize,
+    precision: Precision,
     rows: &'a mut Rows,
 }
 
-impl Kernel for Quantize<'_> {
+impl Kernel for Lower<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { source, inner, groups, rows } = self;
-        for Block { first, count } in rows.blocks() {
-            for row in 0..count {
-                let values = &source[(first + row) * inner..][..inner];
-                let (scale, zero) = quantize(simd, values, &mut rows.row[..inner]);
-                (rows.scales[first + row], rows.zeros[first + row]) = (scale, zero);
-                let words = rows.words[first * groups..][..count * groups].iter_mut().skip(row).step_by(count);
-                for (word, group) in words.zip(rows.row.chunks_exact(S::GROUP)) {
-                    *word = simd.group_word(group);
+        let Self { source, inner, precision, rows } = self;
+        let words = rows.words.chunks_exact_mut(rows.stride);
+        for (index, (row, words)) in source.chunks_exact(inner).zip(words).enumerate() {
+            if precision == Precision::Bf16 {
+                for (values, to) in row.chunks(S::LANES).zip(words.chunks_mut(S::LANES / 2)) {
+                    simd.store_bf16(load_up_to(simd, values, 0.0), to);
                 }
+            } else {
+                (rows.scales[index], rows.zeros[index]) = quantize(simd, row, words);
             }
         }
     }
 }
 
+/// Minima and maxima that are kept beside each other, so that one comparison need not wait for the one before.
+const CHAINS: usize = 2;
+
 /// One row in u8; its scale and zero point. The range that the integers cover is that of the row, and has zero in it.
 #[inline(always)]
-fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u8]) -> (f32, i32) {
-    let (mut least, mut greatest) = (simd.splat(0.0), simd.splat(0.0));
-    let mut vectors = row.chunks_exact(S::LANES);
-    for values in &mut vectors {
-        let values = simd.load(values);
-        (least, greatest) = (simd.min(least, values), simd.max(greatest, values));
+fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u32]) -> (f32, i32) {
+    let (mut least, mut greatest) = ([simd.splat(0.0); CHAINS], [simd.splat(0.0); CHAINS]);
+    let mut chains = row.chunks_exact(CHAINS * S::LANES);
+    for values in &mut chains {
+        for (chain, values) in values.chunks_exact(S::LANES).enumerate() {
+            let values = simd.load(values);
+            (least[chain], greatest[chain]) = (simd.min(least[chain], values), simd.max(greatest[chain], values));
+        }
     }
-    let tail = load_tail(simd, vectors.remainder(), 0.0);
-    let (least, greatest) = (simd.least(simd.min(least, tail)), simd.greatest(simd.max(greatest, tail)));
+    for values in chains.remainder().chunks(S::LANES) {
+        let values = load_up_to(simd, values, 0.0);
+        (least[0], greatest[0]) = (simd.min(least[0], values), simd.max(greatest[0], values));
+    }
+    let least = simd.least(simd.min(least[0], least[1]));
+    let greatest = simd.greatest(simd.max(greatest[0], greatest[1]));
     // A row of zeros has no range; one this small has none that f32 can divide by.
     let scale = ((greatest - least) / 255.0).max(1e-30);
     let zero = (-least / scale).round_ties_even();
     let (factor, shift) = (simd.splat(1.0 / scale), simd.splat(zero));
     let (lowest, highest) = (simd.splat(0.0), simd.splat(255.0));
-    let mut lanes = [0.0; crate::simd::LANES_MAX];
-    for (values, to) in row.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
-        let values = if values.len() == S::LANES { simd.load(values) } else { load_tail(simd, values, 0.0) };
-        let integers = simd.add(simd.round(simd.mul(values, factor)), shift);
-        store_tail(simd, simd.min(simd.max(integers, lowest), highest), &mut lanes[..S::LANES]);
-        for (to, value) in to.iter_mut().zip(lanes) {
-            *to = value as u8;
-        }
+    let mut vectors = row.chunks_exact(S::LANES);
+    let mut groups = to.chunks_exact_mut(S::LANES / S::INT8_GROUP);
+    for (values, to) in (&mut vectors).zip(&mut groups) {
+        let integers = simd.add(simd.round(simd.mul(simd.load(values), factor)), shift);
+        simd.store_int8(simd.min(simd.max(integers, lowest), highest), to);
+    }
+    if let (false, Some(to)) = (vectors.remainder().is_empty(), groups.next()) {
+        let integers = simd.add(simd.round(simd.mul(simd.load_part(vectors.remainder(), 0.0), factor)), shift);
+        simd.store_int8(simd.min(simd.max(integers, lowest), highest), to);
     }
     (scale, zero as i32)
 }

@@ -3,7 +3,7 @@
 /// A computation that is compiled for every instruction set.
 ///
 /// `run` is marked `#[inline(always)]` in every implementation, and so is every function that it calls with a [`Simd`]: only what
-/// is inlined into [`Simd::run`] is compiled for its instruction set.
+/// is inlined into [`Simd::run`] is compiled for its instruction set. A closure cannot be marked so: none may call a [`Simd`].
 pub(crate) trait Kernel {
     /// What it computes.
     type Output;
@@ -21,15 +21,17 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// The most rows of a product's tile: with two vectors of columns, as many accumulators as the registers hold.
     const ROWS: usize;
-    /// Elements of the inner dimension that one lane of [`dot`](Self::dot) multiplies and adds.
-    const GROUP: usize;
+    /// Elements of the inner dimension that one lane of [`dot_int8`](Self::dot_int8) multiplies and adds: 2 or 4.
+    const INT8_GROUP: usize;
 
     /// [`LANES`](Self::LANES) f32.
     type F32: Copy;
     /// [`LANES`](Self::LANES) i32.
     type I32: Copy;
-    /// [`LANES`](Self::LANES) groups of [`GROUP`](Self::GROUP) factors of an integer product.
-    type Factors: Copy;
+    /// [`LANES`](Self::LANES) pairs of bf16.
+    type Bf16: Copy;
+    /// [`LANES`](Self::LANES) groups of [`INT8_GROUP`](Self::INT8_GROUP) factors of an integer product.
+    type Int8: Copy;
 
     /// Runs a kernel, compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -75,31 +77,74 @@ pub(crate) trait Simd: Copy {
     fn mul_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// The nearest f32.
     fn to_f32(self, a: Self::I32) -> Self::F32;
-    /// One group of activations (see [`group_word`](Self::group_word)) in every lane.
-    fn splat_group(self, word: i32) -> Self::Factors;
-    /// A group of weights for each lane: the first `LANES * GROUP` elements, the groups one after the other.
-    fn load_weights(self, from: &[i8]) -> Self::Factors;
+
+    /// A pair of bf16 in every lane, the first one in the low half of the word.
+    fn splat_bf16(self, pair: u32) -> Self::Bf16;
+    /// A pair for each lane.
+    fn load_bf16(self, from: &[u32]) -> Self::Bf16;
+    /// Adds to each lane the products of two pairs, in f32.
+    fn dot_bf16(self, sum: Self::F32, activations: Self::Bf16, weights: Self::Bf16) -> Self::F32;
+    /// Writes [`LANES`](Self::LANES) values, each rounded to the nearest bf16 (ties to even), as `LANES / 2` pairs.
+    fn store_bf16(self, value: Self::F32, to: &mut [u32]);
+
+    /// A group of activations in every lane, as [`store_int8`](Self::store_int8) writes them.
+    fn splat_int8(self, group: u32) -> Self::Int8;
+    /// A group of weights for each lane: the first `LANES * INT8_GROUP` elements, the groups one after the other.
+    fn load_int8(self, from: &[i8]) -> Self::Int8;
     /// Adds to each lane the exact sum of the products of two groups.
-    fn dot(self, sum: Self::I32, activations: Self::Factors, weights: Self::Factors) -> Self::I32;
-    /// [`GROUP`](Self::GROUP) activations in the form that [`splat_group`](Self::splat_group) takes.
-    fn group_word(self, activations: &[u8]) -> i32;
+    fn dot_int8(self, sum: Self::I32, activations: Self::Int8, weights: Self::Int8) -> Self::I32;
+    /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, as `LANES / INT8_GROUP` groups.
+    fn store_int8(self, value: Self::F32, to: &mut [u32]);
+
+    /// The first `from.len()` lanes from a slice with fewer elements than lanes, and `fill` in the others.
+    #[inline(always)]
+    fn load_part(self, from: &[f32], fill: f32) -> Self::F32 {
+        let mut lanes = [fill; LANES_MAX];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Writes the first `to.len()` lanes to a slice with fewer elements than lanes.
+    #[inline(always)]
+    fn store_part(self, value: Self::F32, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES_MAX];
+        self.store(value, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// Writes the transpose of the square that begins at `from`, its rows `stride` elements apart, to the one that begins at `to`, its
+    /// rows `to_stride` apart: `to[column][row] = from[row][column]` for [`LANES`](Self::LANES) rows and columns.
+    #[inline(always)]
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        for row in 0..Self::LANES {
+            for (column, value) in from[row * stride..][..Self::LANES].iter().enumerate() {
+                to[column * to_stride + row] = *value;
+            }
+        }
+    }
 }
 
 /// The largest [`Simd::LANES`] of any instruction set.
 pub(crate) const LANES_MAX: usize = 16;
 
-/// A vector of what is left of a row, `fill` in the lanes past its end.
+/// A vector of a slice that may end before the vector does, `fill` in the lanes past its end.
 #[inline(always)]
-pub(crate) fn load_tail<S: Simd>(simd: S, row: &[f32], fill: f32) -> S::F32 {
-    let mut lanes = [fill; LANES_MAX];
-    lanes[..row.len()].copy_from_slice(row);
-    simd.load(&lanes)
+pub(crate) fn load_up_to<S: Simd>(simd: S, from: &[f32], fill: f32) -> S::F32 {
+    if from.len() >= S::LANES { simd.load(from) } else { simd.load_part(from, fill) }
 }
 
-/// Writes the first `row.len()` lanes.
+/// Writes a vector to a slice that may end before the vector does.
 #[inline(always)]
-pub(crate) fn store_tail<S: Simd>(simd: S, value: S::F32, row: &mut [f32]) {
-    let mut lanes = [0.0; LANES_MAX];
-    simd.store(value, &mut lanes);
-    row.copy_from_slice(&lanes[..row.len()]);
+pub(crate) fn store_up_to<S: Simd>(simd: S, value: S::F32, to: &mut [f32]) {
+    if to.len() >= S::LANES { simd.store(value, to) } else { simd.store_part(value, to) }
+}
+
+/// The nearest bf16, ties to even; a quiet NaN of a NaN.
+#[inline(always)]
+pub(crate) fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }

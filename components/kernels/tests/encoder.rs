@@ -210,7 +210,7 @@ proptest! {
         let (ids, types): (Vec<u32>, Vec<u32>) = text.iter().copied().unzip();
         let exact: Vec<f64> = model.exact(&ids, &types).concat();
         for isa in Isa::available() {
-            for (precision, bound) in [(Precision::F32, 2e-5), (Precision::Int8, 0.15)] {
+            for (precision, bound) in [(Precision::F32, 2e-5), (Precision::Bf16, 0.05), (Precision::Int8, 0.15)] {
                 let states = states(&model.encoder(isa, precision), &[&text], &mut Scratch::default());
                 let worst = states.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
                 prop_assert!(worst < bound, "{isa} {precision:?}: off by {worst}");
@@ -222,7 +222,7 @@ proptest! {
     fn text_has_the_same_bits_alone_and_in_any_batch(batch in texts(1..30, 1..12)) {
         let model = Model::new();
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Int8] {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let encoder = model.encoder(isa, precision);
                 let (mut scratch, mut other) = (Scratch::default(), Scratch::default());
                 let together = states(&encoder, &batch.iter().collect::<Vec<_>>(), &mut scratch);
@@ -232,6 +232,36 @@ proptest! {
                 }
                 let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(&together), bits(&alone), "{} {:?}", isa, precision);
+            }
+        }
+    }
+}
+
+/// 1,300 batches of texts from a pool, each text in many batches and places.
+#[test]
+fn texts_have_the_same_bits_in_1300_mixtures() {
+    let model = Model::new();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % bound
+    };
+    let pool: Vec<Vec<(u32, u32)>> =
+        (0..60).map(|_| (0..=below(25)).map(|_| (below(WORDS) as u32, below(2) as u32)).collect()).collect();
+    let mixtures: Vec<Vec<usize>> = (0..1300).map(|_| (0..=below(12)).map(|_| below(pool.len())).collect()).collect();
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let encoder = model.encoder(isa, precision);
+            let mut scratch = Scratch::default();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+            let alone: Vec<_> = pool.iter().map(|text| bits(states(&encoder, &[text], &mut scratch))).collect();
+            for mixture in &mixtures {
+                let batch: Vec<_> = mixture.iter().map(|text| &pool[*text]).collect();
+                let together = bits(states(&encoder, &batch, &mut scratch));
+                let expected: Vec<u32> = mixture.iter().flat_map(|text| alone[*text].iter().copied()).collect();
+                assert!(together == expected, "{isa} {precision:?}: {mixture:?}");
             }
         }
     }

@@ -19,6 +19,12 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
+/// The nearest bf16, ties to even, by arithmetic: eight bits of the mantissa stay.
+fn bf16(value: f32) -> f32 {
+    let step = 2_f64.powi(value.abs().log2().floor() as i32 - 7);
+    if value == 0.0 { value } else { ((f64::from(value) / step).round_ties_even() * step) as f32 }
+}
+
 /// `source · weights + bias` in f64.
 fn exact(source: &[f32], weights: &[f32], bias: &[f32], inner: usize) -> Vec<f64> {
     let columns = bias.len();
@@ -60,6 +66,26 @@ proptest! {
     }
 
     #[test]
+    fn brain_product_of_any_shape_is_that_of_the_rounded_numbers(
+        rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64,
+    ) {
+        let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
+        let (bias, before) = (numbers(columns, seed + 2), numbers(rows * columns, seed + 3));
+        let rounded = |values: &[f32]| values.iter().map(|value| bf16(*value)).collect::<Vec<f32>>();
+        let exact = exact(&rounded(&source), &rounded(&weights), &bias, inner);
+        for isa in Isa::available() {
+            let matrix = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32(&weights), &bias)]);
+            let stored = multiply(&matrix, &source, Epilogue::Store, &before);
+            for (index, exact) in exact.iter().enumerate() {
+                prop_assert!((f64::from(stored[index]) - exact).abs() < 1e-5, "{isa}: {} is not {exact}", stored[index]);
+            }
+            let turned = transposed(&weights, inner, columns);
+            let torch = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32Transposed(&turned), &bias)]);
+            prop_assert_eq!(multiply(&torch, &source, Epilogue::Store, &before), stored);
+        }
+    }
+
+    #[test]
     fn integer_product_is_the_same_on_every_isa_and_near_f64(
         rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64,
     ) {
@@ -96,7 +122,7 @@ proptest! {
         let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
         let bias = numbers(columns, seed + 2);
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Int8] {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let matrix = Matrix::pack(isa, precision, inner, &[(Values::F32(&weights), &bias)]);
                 let all = multiply(&matrix, &source, Epilogue::Store, &vec![0.0; rows * columns]);
                 for (row, together) in source.chunks(inner).zip(all.chunks(columns)) {
@@ -115,7 +141,7 @@ proptest! {
         let source = numbers(rows * inner, seed);
         let parts = [(numbers(inner * left, seed + 1), numbers(left, seed + 2)), (numbers(inner * right, seed + 3), numbers(right, seed + 4))];
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Int8] {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let pack = |parts: &[(Vec<f32>, Vec<f32>)]| {
                     let parts: Vec<_> = parts.iter().map(|(values, bias)| (Values::F32(values), bias.as_slice())).collect();
                     Matrix::pack(isa, precision, inner, &parts)
@@ -157,6 +183,13 @@ fn rows_without_a_range_or_not_finite_do_not_panic() {
             let mut source = vec![0.5; inner];
             source[7] = value;
             multiply(&matrix, &source, Epilogue::Store, &[0.0; 3]);
+        }
+        let brain = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32(&weights), &bias)]);
+        for value in [f32::NAN, f32::INFINITY, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)] {
+            let mut source = vec![0.5; inner];
+            source[7] = value;
+            let out = multiply(&brain, &source, Epilogue::Store, &[0.0; 3]);
+            assert!(out.iter().all(|value| !value.is_finite()), "{isa}: {out:?} of {value}");
         }
     }
 }

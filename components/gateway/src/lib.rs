@@ -83,7 +83,8 @@ use weir_codec::{
         target,
     },
     inference::{models, output, query::Query, readiness::StepModels, request::Ask, task::Task},
-    pipelines::process_request::{FieldError, FieldReason, ProcessRequest, RequestError},
+    json::field::{FieldError, FieldReason, RequestError},
+    pipelines::process_request::ProcessRequest,
     transcripts::{annotate_stream::read_texts, config::SessionAsk},
 };
 use weir_core::{pipelines::TIMEOUT_MS_MAX, process::Now};

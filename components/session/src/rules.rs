@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use weir_codec::{pipelines::process_request::RequestError, transcripts::config::SessionAsk};
+use weir_codec::{json::field::RequestError, transcripts::config::SessionAsk};
 use weir_core::transcripts::SessionRules;
 
 /// Configurations that are kept.

@@ -4,13 +4,12 @@
 
 use crate::{
     channels::route::{Channel, ChannelKind, check_id},
-    inference::task::unknown,
     json::{
-        Fields, Shape,
+        field::{FieldError, FieldReason, RequestError},
+        members::{Errors, Members},
         raw::{Raw, member},
-        read_object,
+        tree::Node,
     },
-    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
 };
 
 /// Most code points in a step, a status or a title.
@@ -115,28 +114,28 @@ impl WorkflowBody {
     /// It is no JSON object, or fields are wrong: all are listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         const EVENTS: [&str; 2] = ["workflow_progress", "temporal_status"];
-        let mut reader = Reader::open(body)?;
-        match reader.choice("event", &EVENTS) {
+        let mut body = Body::read(body)?;
+        match body.choice("event", &EVENTS) {
             Some("temporal_status") => {
                 let temporal = Temporal {
-                    status: reader.required_choice("status", &TEMPORAL_STATUSES),
-                    run_id: reader.text("run_id", NAME_CODE_POINTS_MAX),
-                    message: reader.text("message", MESSAGE_CODE_POINTS_MAX),
-                    metadata: reader.metadata(),
-                    result: reader.result(),
-                    user_id: reader.user_id(),
-                    last: reader.flag("last"),
+                    status: body.required_choice("status", &TEMPORAL_STATUSES),
+                    run_id: body.text("run_id", NAME_CODE_POINTS_MAX),
+                    message: body.text("message", MESSAGE_CODE_POINTS_MAX),
+                    metadata: body.metadata(),
+                    result: body.result(),
+                    user_id: body.user_id(),
+                    last: body.flag("last"),
                 };
                 let known = ["event", "status", "run_id", "message", "metadata", "result", "user_id", "last"];
-                reader.close(&known).map(|()| Self::Temporal(temporal))
+                body.finish(Self::Temporal(temporal), &known)
             }
             _ => {
-                let progress = reader.progress();
+                let progress = body.progress();
                 let known = [
                     "step", "progress", "message", "metadata", "error", "canceled", "result", "user_id", "last",
                     "event",
                 ];
-                reader.close(&known).map(|()| Self::Progress(progress))
+                body.finish(Self::Progress(progress), &known)
             }
         }
     }
@@ -157,10 +156,10 @@ impl Progress {
     ///
     /// It is no JSON object, or fields are wrong: all are listed.
     pub fn analysis_from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut reader = Reader::open(body)?;
-        let progress = reader.progress();
+        let mut body = Body::read(body)?;
+        let progress = body.progress();
         let known = ["step", "progress", "message", "result", "metadata", "error", "canceled", "user_id", "last"];
-        reader.close(&known).map(|()| progress)
+        body.finish(progress, &known)
     }
 
     /// True when a later event may take its place in a slow reader's buffer: it says how far the work is, and nothing else
@@ -181,14 +180,14 @@ impl Notification {
     ///
     /// It is no JSON object, or fields are wrong: all are listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut reader = Reader::open(body)?;
+        let mut body = Body::read(body)?;
         let notification = Self {
-            title: reader.text("title", NAME_CODE_POINTS_MAX),
-            message: reader.required_text("message", MESSAGE_CODE_POINTS_MAX),
-            level: reader.choice("level", &LEVELS).unwrap_or(LEVELS[0]),
-            metadata: reader.metadata(),
+            title: body.text("title", NAME_CODE_POINTS_MAX),
+            message: body.required_text("message", MESSAGE_CODE_POINTS_MAX),
+            level: body.choice("level", &LEVELS).unwrap_or(LEVELS[0]),
+            metadata: body.metadata(),
         };
-        reader.close(&["title", "message", "level", "metadata"]).map(|()| notification)
+        body.finish(notification, &["title", "message", "level", "metadata"])
     }
 }
 
@@ -200,19 +199,19 @@ impl TicketBody {
     /// It is no JSON object, or fields are wrong: all are listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         const PATH_BYTES_MAX: usize = 512;
-        let mut reader = Reader::open(body)?;
-        let path = reader.required_text("path", PATH_BYTES_MAX);
+        let mut body = Body::read(body)?;
+        let path = body.required_text("path", PATH_BYTES_MAX);
         let leads = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
         let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
         let opens = leads && plain;
         // An empty one was told of above.
         if !(path.is_empty() || opens) {
             let message = "`path` must be a path to follow, such as `/stream/workflow/42`, without a query".to_owned();
-            reader.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));
+            body.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));
         }
         // A space separates the scopes of a token (RFC 6749, section 3.3), and so it does here.
         const SCOPES_CODE_POINTS_MAX: usize = 8192;
-        let scopes = reader.text("scope", SCOPES_CODE_POINTS_MAX);
+        let scopes = body.text("scope", SCOPES_CODE_POINTS_MAX);
         let scopes: Option<Vec<String>> =
             scopes.map(|scopes| scopes.split(' ').filter(|s| !s.is_empty()).map(str::to_owned).collect());
         if let Some(scopes) = &scopes
@@ -220,9 +219,9 @@ impl TicketBody {
         {
             let bounds = (0, SCOPES_MAX as i64);
             let error = FieldError::bounded("scope", FieldReason::TooLong, "name", bounds, scopes.len() as i64);
-            reader.errors.push(error);
+            body.errors.push(error);
         }
-        reader.close(&["path", "scope"]).map(|()| Self { path, scopes })
+        body.finish(Self { path, scopes }, &["path", "scope"])
     }
 }
 
@@ -231,25 +230,23 @@ pub fn user_channel(user_id: &str) -> Option<Channel> {
     Channel::new(ChannelKind::User, user_id).ok()
 }
 
-/// Takes fields out of an object and collects what is wrong.
-struct Reader<'b> {
-    body: &'b [u8],
-    fields: Fields,
-    errors: Vec<FieldError>,
+/// The members of a body with what they have in common, and what is wrong with them.
+struct Body<'b> {
+    bytes: &'b [u8],
+    members: Members<'b>,
+    errors: Errors,
 }
 
-impl<'b> Reader<'b> {
-    fn open(body: &'b [u8]) -> Result<Self, RequestError> {
-        Ok(Self { body, fields: read_object(body)?, errors: Vec::new() })
+impl<'b> Body<'b> {
+    fn read(bytes: &'b [u8]) -> Result<Self, RequestError> {
+        let members = Members::of_body(bytes)?.with_null_as_absent();
+        Ok(Self { bytes, members, errors: Errors::default() })
     }
 
-    /// Says that what was not taken is not known.
-    fn close(mut self, known: &[&str]) -> Result<(), RequestError> {
-        self.errors.extend(self.fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, known)));
-        match self.errors.is_empty() {
-            true => Ok(()),
-            false => Err(RequestError::Invalid(self.errors)),
-        }
+    /// What was read, if nothing is wrong and nothing is left over.
+    fn finish<T>(mut self, read: T, known: &[&str]) -> Result<T, RequestError> {
+        self.members.finish_with(known, &mut self.errors);
+        self.errors.finish(read)
     }
 
     fn progress(&mut self) -> Progress {
@@ -266,45 +263,24 @@ impl<'b> Reader<'b> {
         }
     }
 
-    fn wrong_type(&mut self, field: &'static str, expected: &'static str, got: &Shape) {
-        self.errors.push(FieldError::wrong_type(field, expected, got.name()));
-    }
-
-    fn missing(&mut self, field: &'static str) {
-        self.errors.push(FieldError::new(field, FieldReason::Missing, format!("`{field}` is required")));
-    }
-
-    /// A text; `null` is none.
     fn text(&mut self, field: &'static str, code_points_max: usize) -> Option<String> {
-        match self.fields.remove(field)? {
-            Shape::Null => None,
-            Shape::String(text) => {
-                let length = text.chars().count();
-                if length > code_points_max {
-                    let bounds = (0, code_points_max as i64);
-                    let what = "have a length in code points of";
-                    let error = FieldError::bounded(field, FieldReason::TooLong, what, bounds, length as i64);
-                    self.errors.push(error);
-                }
-                Some(text)
-            }
-            other => {
-                self.wrong_type(field, "string", &other);
-                None
-            }
+        let text = self.members.text(field, &mut self.errors)?;
+        let length = text.chars().count();
+        if length > code_points_max {
+            let (bounds, what) = ((0, code_points_max as i64), "have a length in code points of");
+            self.errors.push(FieldError::bounded(field, FieldReason::TooLong, what, bounds, length as i64));
         }
+        Some(text)
     }
 
     fn required_text(&mut self, field: &'static str, code_points_max: usize) -> String {
-        if !self.fields.contains_key(field) {
-            self.missing(field);
+        if !self.members.require(field, &mut self.errors) {
             return String::new();
         }
         let errors = self.errors.len();
         let text = self.text(field, code_points_max);
         if self.errors.len() == errors && text.as_deref().is_none_or(str::is_empty) {
-            let bounds = (1, code_points_max as i64);
-            let what = "have a length in code points of";
+            let (bounds, what) = ((1, code_points_max as i64), "have a length in code points of");
             self.errors.push(FieldError::bounded(field, FieldReason::TooShort, what, bounds, 0));
         }
         text.unwrap_or_default()
@@ -312,82 +288,52 @@ impl<'b> Reader<'b> {
 
     fn percent(&mut self) -> f64 {
         const FIELD: &str = "progress";
-        let percent = match self.fields.remove(FIELD) {
-            None => {
-                self.missing(FIELD);
-                return 0.0;
-            }
-            Some(Shape::Integer(percent)) => percent as f64,
-            Some(Shape::Number(percent)) => percent,
-            Some(other) => {
-                self.wrong_type(FIELD, "number", &other);
-                return 0.0;
-            }
-        };
+        if self.members.is_null(FIELD) {
+            self.errors.push_type(FIELD, "number", &Node::Null);
+        }
+        self.members.require(FIELD, &mut self.errors);
+        let Some(percent) = self.members.number(FIELD, &mut self.errors) else { return 0.0 };
         if !(0.0..=100.0).contains(&percent) {
             // A conversion from f64 saturates.
-            let told = if percent > 100.0 { percent.ceil() } else { percent.floor() } as i64;
-            self.errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", (0, 100), told));
+            let nearest = if percent > 100.0 { percent.ceil() } else { percent.floor() } as i64;
+            self.errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", (0, 100), nearest));
         }
         percent
     }
 
     fn flag(&mut self, field: &'static str) -> Option<bool> {
-        match self.fields.remove(field)? {
-            Shape::Null => None,
-            Shape::Bool(flag) => Some(flag),
-            other => {
-                self.wrong_type(field, "boolean", &other);
-                None
-            }
-        }
+        self.members.boolean(field, &mut self.errors)
     }
 
     fn choice(&mut self, field: &'static str, choices: &'static [&'static str]) -> Option<&'static str> {
-        let text = match self.fields.remove(field)? {
-            Shape::Null => return None,
-            Shape::String(text) => text,
-            other => {
-                self.wrong_type(field, "string", &other);
-                return None;
-            }
-        };
-        let choice = choices.iter().find(|choice| **choice == text).copied();
-        if choice.is_none() {
-            let message = format!("`{field}` must be one of {}", choices.join(", "));
-            self.errors.push(FieldError::new(field, FieldReason::NotAllowed, message));
-        }
-        choice
+        self.members.choice(field, choices, |choice| choice, &mut self.errors)
     }
 
     fn required_choice(&mut self, field: &'static str, choices: &'static [&'static str]) -> &'static str {
-        if !self.fields.contains_key(field) {
-            self.missing(field);
-        }
+        self.members.require(field, &mut self.errors);
         self.choice(field, choices).unwrap_or_default()
     }
 
     fn metadata(&mut self) -> Option<Raw> {
-        match self.fields.get("metadata")? {
-            Shape::Null | Shape::Object => self.raw("metadata", METADATA_BYTES_MAX),
-            _ => {
-                let other = self.fields.remove("metadata")?;
-                self.wrong_type("metadata", "object", &other);
+        const FIELD: &str = "metadata";
+        match self.members.take(FIELD)? {
+            Node::Object(_) => self.raw(FIELD, METADATA_BYTES_MAX),
+            other => {
+                self.errors.push_type(FIELD, "object", &other);
                 None
             }
         }
     }
 
     fn result(&mut self) -> Option<Raw> {
-        self.raw("result", RESULT_BYTES_MAX)
+        const FIELD: &str = "result";
+        self.members.take(FIELD)?;
+        self.raw(FIELD, RESULT_BYTES_MAX)
     }
 
-    /// A value as it came; `null` is none.
+    /// A member as it was sent.
     fn raw(&mut self, field: &'static str, bytes_max: usize) -> Option<Raw> {
-        if self.fields.remove(field)? == Shape::Null {
-            return None;
-        }
-        let raw = member(self.body, field)?;
+        let raw = member(self.bytes, field)?;
         let mut bounded = |reason, what, max: usize, actual: usize| {
             self.errors.push(FieldError::bounded(field, reason, what, (0, max as i64), actual as i64));
         };

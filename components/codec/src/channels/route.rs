@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::{
     inference::query::decode_path,
-    pipelines::process_request::{FieldError, FieldReason, RequestError},
+    json::field::{FieldError, FieldReason, RequestError},
 };
 
 /// Most bytes in the id of a channel or of a user.

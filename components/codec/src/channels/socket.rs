@@ -3,9 +3,10 @@
 
 use crate::{
     channels::route::Channel,
-    inference::task::unknown,
-    json::{Shape, read_object},
-    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+    json::{
+        field::{FieldError, FieldReason, RequestError},
+        members::{Errors, Members},
+    },
 };
 
 /// Most bytes in a message of the client's.
@@ -41,19 +42,12 @@ impl SocketMessage {
             let error = FieldError::bounded("message", FieldReason::TooLong, what, bounds, message.len() as i64);
             return Err(RequestError::Invalid(vec![error]));
         }
-        let mut fields = read_object(message)?;
-        let mut errors = Vec::new();
-        let mut text = |field: &'static str, required: bool| match fields.remove(field) {
-            Some(Shape::String(text)) => Some(text),
-            None if !required => None,
-            None => {
-                errors.push(FieldError::new(field, FieldReason::Missing, format!("`{field}` is required")));
-                None
+        let (mut members, mut errors) = (Members::of_body(message)?, Errors::default());
+        let mut text = |field: &'static str, required: bool| {
+            if required {
+                members.require(field, &mut errors);
             }
-            Some(other) => {
-                errors.push(FieldError::wrong_type(field, "string", other.name()));
-                None
-            }
+            members.text(field, &mut errors)
         };
         let (kind, name, cursor) = (text("type", true), text("channel", true), text("last_event_id", false));
         let subscribes = match kind.as_deref() {
@@ -74,14 +68,13 @@ impl SocketMessage {
             let message = "`last_event_id` is for `subscribe` only".to_owned();
             errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
         }
-        let known = ["type", "channel", "last_event_id"];
-        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &known)));
+        members.finish(&mut errors);
         match channel {
             Some(channel) if errors.is_empty() => Ok(match subscribes {
                 true => Self::Subscribe { channel, last_event_id: cursor },
                 false => Self::Unsubscribe { channel },
             }),
-            _ => Err(RequestError::Invalid(errors)),
+            _ => Err(RequestError::Invalid(errors.into_vec())),
         }
     }
 }

@@ -9,7 +9,7 @@ use weir_core::channels::Cursor;
 
 use crate::{
     inference::query::decode,
-    pipelines::process_request::{FieldError, FieldReason, RequestError},
+    json::field::{FieldError, FieldReason, RequestError},
 };
 
 /// The query parameter.

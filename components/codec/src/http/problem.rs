@@ -9,11 +9,12 @@ use weir_core::{
 
 use crate::{
     inference::models::{Model, ModelState, states},
-    json::JsonError,
-    pipelines::{
-        process_event::{json, step_name},
-        process_request::{ERRORS_MAX, FieldError, RequestError},
+    json::{
+        JsonError,
+        field::{ERRORS_MAX, FieldError, RequestError},
+        to_vec,
     },
+    pipelines::process_event::step_name,
     transcripts::captions::EncodingError,
 };
 
@@ -350,7 +351,7 @@ impl Problem {
             More::Models(models) => wire.models = Some(states(models)),
             More::Available(types) | More::Accepted(types) => wire.available = Some(types),
         }
-        json(&wire)
+        to_vec(&wire)
     }
 }
 

@@ -5,7 +5,8 @@ use serde::Serialize;
 use crate::{
     channels::route::{CHANNEL_ROUTES, SOCKET_ROUTES},
     inference::task::Task,
-    pipelines::{process_event::json, route::PIPELINE_ROUTES},
+    json::to_vec,
+    pipelines::route::PIPELINE_ROUTES,
     transcripts::route::SESSION_ROUTES,
 };
 
@@ -103,7 +104,7 @@ pub fn index_json(version: &str) -> Vec<u8> {
     let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
     let others = CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES).chain(&PIPELINE_ROUTES).chain(&SOCKET_ROUTES);
     let others = others.map(|(method, path)| format!("{method} {path}"));
-    json(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(others).collect() })
+    to_vec(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(others).collect() })
 }
 
 #[cfg(test)]

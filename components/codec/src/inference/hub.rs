@@ -10,13 +10,14 @@ use crate::{
     inference::{
         output::Output,
         query::decode_path,
-        request::{Input, VALUES_MAX, finish, inputs},
+        request::{Input, VALUES_MAX, inputs},
         task::{Aggregation, Parameters, Task},
     },
-    json::{JsonError, tree::Node},
-    pipelines::{
-        process_event::json,
-        process_request::{FieldError, FieldReason, RequestError},
+    json::{
+        JsonError,
+        field::{FieldError, FieldReason, RequestError, finish},
+        to_vec,
+        tree::Node,
     },
 };
 
@@ -100,8 +101,8 @@ fn parameter(into: &mut Parameters, task: Task, key: &str, node: Node<'_>, error
 /// a list in a list.
 pub fn answer_json(task: Task, outputs: &[Output], single: bool) -> Vec<u8> {
     match outputs {
-        [output] if single && task != Task::Classify => json(output),
-        outputs => json(&outputs),
+        [output] if single && task != Task::Classify => to_vec(output),
+        outputs => to_vec(&outputs),
     }
 }
 
@@ -125,7 +126,7 @@ pub fn error_json(problem: &Problem) -> (u16, Vec<u8>) {
     };
     let loading = matches!(problem.code, "model_unavailable" | "not_ready");
     let estimated_time = problem.retry_after_ms.filter(|_| loading).map(|ms| f64::from(ms) / 1000.0);
-    (status, json(&HubError { error: &problem.detail, estimated_time }))
+    (status, to_vec(&HubError { error: &problem.detail, estimated_time }))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::{
         request::{Input, LineRules},
         task::Task,
     },
-    pipelines::process_event::json,
+    json::to_vec,
 };
 
 /// A stream.
@@ -112,7 +112,7 @@ impl Session {
             self.done = true;
             let line = DoneLine { done: true, ok: self.ok, failed: self.failed };
             self.events += 1;
-            self.framing.push(&mut self.out, self.events, "done", &json(&line));
+            self.framing.push(&mut self.out, self.events, "done", &to_vec(&line));
         }
         (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
     }

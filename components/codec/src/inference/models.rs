@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::pipelines::process_event::json;
+use crate::json::to_vec;
 
 /// A served model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,12 +50,12 @@ pub struct ModelState<'a> {
 
 /// The body of `GET /v1/models`.
 pub fn models_json(models: &[Model]) -> Vec<u8> {
-    json(&Models { models })
+    to_vec(&Models { models })
 }
 
 /// The body of `GET /readyz` when every model is ready.
 pub fn ready_json(models: &[Model]) -> Vec<u8> {
-    json(&Readiness { status: "ready", models: states(models) })
+    to_vec(&Readiness { status: "ready", models: states(models) })
 }
 
 /// Each model and whether it can answer.

@@ -186,7 +186,7 @@ pub fn answer_json(outputs: &[Result<Output, ItemError>], model: &str) -> Vec<u8
         outputs: Vec<Place<'a>>,
         model: &'a str,
     }
-    crate::pipelines::process_event::json(&Answer { outputs: outputs.iter().map(place).collect(), model })
+    crate::json::to_vec(&Answer { outputs: outputs.iter().map(place).collect(), model })
 }
 
 fn place(output: &Result<Output, ItemError>) -> Place<'_> {

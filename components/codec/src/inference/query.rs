@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use crate::{
-    inference::task::{MODEL_BYTES_MAX, Parameters, Task, unknown},
-    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+    inference::task::{MODEL_BYTES_MAX, Parameters, Task},
+    json::field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
 };
 
 /// What a query string says.

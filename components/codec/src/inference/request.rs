@@ -8,10 +8,13 @@ use crate::{
     inference::{
         output::{Id, ItemError},
         query,
-        task::{Parameters, Task, unknown},
+        task::{Parameters, Task},
     },
-    json::{JsonError, tree::Node},
-    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+    json::{
+        JsonError,
+        field::{ERRORS_MAX, FieldError, FieldReason, RequestError, finish, unknown},
+        tree::Node,
+    },
 };
 
 /// Most texts in one JSON body.
@@ -82,16 +85,6 @@ impl Ask {
         }
         finish(ask, errors)
     }
-}
-
-/// A request, or what is wrong with it.
-pub(crate) fn finish<T>(request: T, mut errors: Vec<FieldError>) -> Result<T, RequestError> {
-    if errors.is_empty() {
-        return Ok(request);
-    }
-    // One more than is shown says that there are more.
-    errors.truncate(ERRORS_MAX + 1);
-    Err(RequestError::Invalid(errors))
 }
 
 fn parameters(node: Node<'_>, task: Task, into: &mut Parameters, errors: &mut Vec<FieldError>) {

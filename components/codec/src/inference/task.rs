@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use crate::{
-    json::{nearest::nearest, tree::Node},
-    pipelines::process_request::{FieldError, FieldReason},
+use crate::json::{
+    field::{FieldError, FieldReason, unknown},
+    tree::Node,
 };
 
 /// Most labels that can be ignored.
@@ -168,22 +168,6 @@ impl Parameters {
         };
         self.take(name, field, value)
     }
-}
-
-/// There is no such field; the one that was likely meant, and those that there are.
-pub(crate) fn unknown(field: impl Into<Box<str>>, known: &[&str]) -> FieldError {
-    let field = field.into();
-    let shown: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
-    let message = match known {
-        [] => format!("`{shown}` is not known here"),
-        known => {
-            // Of `parameters.top_k` the last part is the name.
-            let name = shown.rsplit_once('.').map_or(shown.as_str(), |(_, name)| name);
-            let meant = nearest(name, known).map(|known| format!(" (did you mean `{known}`?)")).unwrap_or_default();
-            format!("`{shown}` is not known here{meant}; there are {}", known.join(", "))
-        }
-    };
-    FieldError::new(shown, FieldReason::Unknown, message)
 }
 
 fn flag(field: Cow<'static, str>, value: Node<'_>) -> Result<bool, FieldError> {

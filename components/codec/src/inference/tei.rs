@@ -6,13 +6,14 @@ use crate::{
     http::problem::Problem,
     inference::{
         output::{Label, Output},
-        request::{INPUTS_MAX, Input, VALUES_MAX, finish},
+        request::{INPUTS_MAX, Input, VALUES_MAX},
         task::{Activation, Parameters},
     },
-    json::{JsonError, tree::Node},
-    pipelines::{
-        process_event::json,
-        process_request::{FieldError, FieldReason, RequestError},
+    json::{
+        JsonError,
+        field::{FieldError, FieldReason, RequestError, finish},
+        to_vec,
+        tree::Node,
     },
 };
 
@@ -127,8 +128,8 @@ pub struct Prediction<'a> {
 pub fn answer_json(outputs: &[Output], single: bool) -> Vec<u8> {
     let lists: Vec<Vec<Prediction<'_>>> = outputs.iter().map(predictions).collect();
     match lists.as_slice() {
-        [list] if single => json(list),
-        lists => json(&lists),
+        [list] if single => to_vec(list),
+        lists => to_vec(&lists),
     }
 }
 
@@ -165,7 +166,7 @@ pub fn error_json(problem: &Problem) -> (u16, Vec<u8>) {
         "internal" | "request_timeout" => (problem.status, "Backend"),
         _ => (problem.status, "Validation"),
     };
-    (status, json(&PredictError { error: &problem.detail, error_type }))
+    (status, to_vec(&PredictError { error: &problem.detail, error_type }))
 }
 
 #[cfg(test)]

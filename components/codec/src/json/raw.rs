@@ -10,7 +10,7 @@ pub(crate) struct Raw {
     pub(crate) depth: usize,
 }
 
-/// Takes a member of an object out of a body that [`crate::json::read_object`] has found to be one.
+/// Takes a member of an object out of a body that [`Node`](super::tree::Node) has found to be one.
 pub(crate) fn member(body: &[u8], name: &str) -> Option<Raw> {
     let mut rest = skip_space(body).strip_prefix(b"{")?;
     loop {

@@ -38,16 +38,29 @@ impl<'a> Node<'a> {
     ///
     /// It is no JSON, has more values or a key twice, or is nested deeper than 127 levels.
     pub fn read(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+        Self::read_with(body, values_max, usize::MAX)
+    }
+
+    fn read_with(body: &'a [u8], values_max: usize, depth_kept: usize) -> Result<Self, JsonError> {
         let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
         if text.trim_matches([' ', '\t', '\r', '\n']).is_empty() {
             return Err(JsonError::Empty);
         }
         let left = Cell::new(values_max);
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        Seed { left: &left }
+        Seed { left: &left, depth_kept }
             .deserialize(&mut deserializer)
             .and_then(|node| deserializer.end().map(|()| node))
             .map_err(|error| explain(&error))
+    }
+
+    /// Reads one value; the contents of the arrays and objects in it are checked and dropped, so that they take no memory.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON, has a key twice, or is nested deeper than 127 levels.
+    pub(crate) fn read_shallow(body: &'a [u8]) -> Result<Self, JsonError> {
+        Self::read_with(body, usize::MAX, 1)
     }
 
     /// Writes it as JSON on one line.
@@ -98,6 +111,15 @@ impl<'a> Node<'a> {
 #[derive(Clone, Copy)]
 struct Seed<'c> {
     left: &'c Cell<usize>,
+    /// Levels of arrays and objects whose contents are kept.
+    depth_kept: usize,
+}
+
+impl Seed<'_> {
+    /// For the contents of an array or object.
+    fn inner(self) -> Self {
+        Self { depth_kept: self.depth_kept.saturating_sub(1), ..self }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -149,8 +171,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node<'de>, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self)? {
-            items.push(item);
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            if self.depth_kept > 0 {
+                items.push(item);
+            }
         }
         Ok(Node::Array(items))
     }
@@ -170,8 +194,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if twice {
                 return Err(duplicate(&key));
             }
-            let value = map.next_value_seed(self)?;
-            members.push((key, value));
+            let value = map.next_value_seed(self.inner())?;
+            members.push((key, if self.depth_kept > 0 { value } else { Node::Null }));
+        }
+        if self.depth_kept == 0 {
+            members.clear();
         }
         Ok(Node::Object(members))
     }

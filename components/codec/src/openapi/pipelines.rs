@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use weir_core::pipelines::{NAME_BYTES_MAX, State, StepState};
 
 use super::{Schemas, problem};
-use crate::pipelines::{process_request::FieldError, route::PIPELINE_ROUTES};
+use crate::{json::field::FieldError, pipelines::route::PIPELINE_ROUTES};
 
 /// What can go wrong on a path.
 type Problems = &'static [(&'static str, &'static str)];

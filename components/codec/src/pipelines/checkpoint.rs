@@ -14,7 +14,7 @@ use weir_core::pipelines::{
 };
 
 use super::{definition, execution_id};
-use crate::pipelines::process_request::RequestError;
+use crate::json::field::RequestError;
 
 /// What is written.
 const VERSION: u32 = 1;
@@ -62,7 +62,7 @@ pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
         events_end: checkpoint.events_end,
         outbox: checkpoint.outbox.iter().map(WireEvent::from).collect(),
     };
-    crate::pipelines::process_event::json(&wire)
+    crate::json::to_vec(&wire)
 }
 
 /// Reads what [`encode`] wrote.

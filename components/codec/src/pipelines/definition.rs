@@ -11,14 +11,15 @@ use weir_core::{
 };
 use weir_expression::{EXPRESSION_BYTES_MAX, Expression};
 
-use super::{
-    reader::{Errors, Members},
-    writer::{Object, object},
-};
+use super::writer::{Object, object};
 use crate::{
     inference::task::MODEL_BYTES_MAX,
-    json::tree::Node,
-    pipelines::process_request::{CHUNK_SIZE_DEFAULT, FieldError, FieldReason, RequestError},
+    json::{
+        field::{FieldError, FieldReason, RequestError},
+        members::{Errors, Members},
+        tree::Node,
+    },
+    pipelines::process_request::CHUNK_SIZE_DEFAULT,
 };
 
 /// Longest definition, in bytes.
@@ -82,14 +83,12 @@ pub fn to_json(definition: &Definition) -> String {
 }
 
 fn draft(node: Node<'_>, errors: &mut Errors) -> Option<Draft> {
-    let mut members = Members::read(String::new(), node, errors)?;
-    let name = members.required("name", NAME_BYTES_READ, errors);
+    let mut members = Members::of_node(String::new(), node, errors)?;
+    let name = members.required_text_bytes("name", NAME_BYTES_READ, errors);
     let streaming = members.take("streaming").and_then(|node| streaming(node, errors)).unwrap_or_default();
     let parallel = PARALLEL_MAX_DEFAULT as u64;
-    let parallel_max = members.number("parallel_max", bounds::PARALLEL, parallel, errors) as usize;
-    if !members.has("steps") {
-        members.missing("steps", errors);
-    }
+    let parallel_max = number(&mut members, "parallel_max", bounds::PARALLEL, parallel, errors) as usize;
+    members.require("steps", errors);
     let items = members.items("steps", STEPS_MAX, errors);
     let steps = items.into_iter().flatten().filter_map(|(path, node)| step(path, node, errors)).collect();
     members.finish(errors);
@@ -98,12 +97,14 @@ fn draft(node: Node<'_>, errors: &mut Errors) -> Option<Draft> {
 
 fn streaming(node: Node<'_>, errors: &mut Errors) -> Option<Streaming> {
     let default = Streaming::default();
-    let mut members = Members::read("streaming".to_owned(), node, errors)?;
+    let mut members = Members::of_node("streaming".to_owned(), node, errors)?;
     let streaming = Streaming {
-        enabled: members.flag("enabled", default.enabled, errors),
-        emit_progress: members.flag("emit_progress", default.emit_progress, errors),
-        buffer_size: members.number("buffer_size", bounds::BUFFER_SIZE, default.buffer_size as u64, errors) as usize,
-        flush_interval_ms: members.number(
+        enabled: members.boolean("enabled", errors).unwrap_or(default.enabled),
+        emit_progress: members.boolean("emit_progress", errors).unwrap_or(default.emit_progress),
+        buffer_size: number(&mut members, "buffer_size", bounds::BUFFER_SIZE, default.buffer_size as u64, errors)
+            as usize,
+        flush_interval_ms: number(
+            &mut members,
             "flush_interval_ms",
             bounds::FLUSH_INTERVAL_MS,
             default.flush_interval_ms,
@@ -115,7 +116,7 @@ fn streaming(node: Node<'_>, errors: &mut Errors) -> Option<Streaming> {
 }
 
 fn step(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Step> {
-    let mut members = Members::read(path, node, errors)?;
+    let mut members = Members::of_node(path, node, errors)?;
     let task = read_task(&mut members, errors);
     let after = members.items("after", STEPS_MAX, errors).map(|items| {
         items
@@ -129,68 +130,82 @@ fn step(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Step> {
             })
             .collect()
     });
-    let on_error = members.choice("on_error", OnError::ALL, OnError::name, Some(OnError::Fail), errors);
+    let on_error = members.choice("on_error", OnError::ALL, OnError::name, errors).unwrap_or(OnError::Fail);
     let compensations = members.items("compensation", COMPENSATIONS_MAX, errors);
     let compensation = compensations.into_iter().flatten().filter_map(|(path, node)| {
-        let mut members = Members::read(path, node, errors)?;
+        let mut members = Members::of_node(path, node, errors)?;
         let task = read_task(&mut members, errors);
         members.finish(errors);
         task
     });
     let compensation = compensation.collect();
     members.finish(errors);
-    Some(Step { task: task?, after, on_error: on_error?, compensation })
+    Some(Step { task: task?, after, on_error, compensation })
 }
 
 fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> Option<Task> {
-    let id = members.required("id", NAME_BYTES_READ, errors);
-    let name = members.choice("kind", KindName::ALL, KindName::name, None, errors);
+    let id = members.required_text_bytes("id", NAME_BYTES_READ, errors);
+    members.require("kind", errors);
+    let name = members.choice("kind", KindName::ALL, KindName::name, errors);
     let input = expression(members, "input", errors);
-    let timeout_ms = members.number("timeout_ms", bounds::TIMEOUT_MS, TIMEOUT_MS_DEFAULT, errors);
+    let timeout_ms = number(members, "timeout_ms", bounds::TIMEOUT_MS, TIMEOUT_MS_DEFAULT, errors);
     let retry = retry(members, errors);
     let kind = name.and_then(|name| kind(name, members, errors));
     Some(Task { id: id?.into(), kind: kind?, input, retry, timeout_ms })
+}
+
+/// A whole number within bounds, or its default.
+fn number(
+    members: &mut Members<'_>,
+    name: &'static str,
+    (min, max): (u64, u64),
+    default: u64,
+    errors: &mut Errors,
+) -> u64 {
+    members.integer_within(name, (min as i64, max as i64), errors).map_or(default, |number| number as u64)
 }
 
 fn retry(members: &mut Members<'_>, errors: &mut Errors) -> RetryConfig {
     let default = RetryConfig::default();
     let path = members.path("retry");
     let Some(node) = members.take("retry") else { return default };
-    let Some(mut members) = Members::read(path, node, errors) else { return default };
+    let Some(mut members) = Members::of_node(path, node, errors) else { return default };
     let ms = (0, u64::from(u32::MAX));
     // Every bound is within a u32.
-    let mut number = |name, bounds, default: u32| members.number(name, bounds, u64::from(default), errors) as u32;
+    let mut number = |name, bounds, default: u32| number(&mut members, name, bounds, u64::from(default), errors) as u32;
     let max_attempts = number("max_attempts", bounds::MAX_ATTEMPTS, default.max_attempts);
     let base_backoff_ms = number("base_backoff_ms", ms, default.base_backoff_ms);
     let backoff_ms_max = number("backoff_ms_max", ms, default.backoff_ms_max);
-    let policy = members.choice("policy", RetryPolicy::ALL, RetryPolicy::name, Some(default.policy), errors);
+    let policy = members.choice("policy", RetryPolicy::ALL, RetryPolicy::name, errors);
     members.finish(errors);
     let policy = policy.unwrap_or(default.policy);
     RetryConfig { max_attempts, base_backoff_ms, backoff_ms_max, policy, ..default }
 }
 
 fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Option<Kind> {
-    let mut model = |errors: &mut Errors| members.text("model", MODEL_BYTES_MAX, errors);
+    let mut model = |errors: &mut Errors| members.text_bytes("model", MODEL_BYTES_MAX, errors);
     Some(match name {
         KindName::Chunk => {
             let default = CHUNK_SIZE_DEFAULT as u64;
-            Kind::Chunk { chunk_size: members.number("chunk_size", bounds::CHUNK_SIZE, default, errors) as u32 }
+            Kind::Chunk { chunk_size: number(members, "chunk_size", bounds::CHUNK_SIZE, default, errors) as u32 }
         }
         KindName::Sentiment => Kind::Sentiment { model: model(errors) },
         KindName::Entities => Kind::Entities { model: model(errors) },
         KindName::Summary => Kind::Summary { model: model(errors) },
-        KindName::Embed => Kind::Embed { model: model(errors), normalize: members.flag("normalize", true, errors) },
+        KindName::Embed => {
+            Kind::Embed { model: model(errors), normalize: members.boolean("normalize", errors).unwrap_or(true) }
+        }
         KindName::Annotate => Kind::Annotate,
         KindName::Map => {
-            let text = members.required("expression", EXPRESSION_BYTES_MAX, errors);
+            let text = members.required_text_bytes("expression", EXPRESSION_BYTES_MAX, errors);
             Kind::Map { expression: checked(text, &members.path("expression"), errors)? }
         }
         KindName::Http => http(members, errors)?,
         KindName::Component => {
-            let path = members.required("path", PATH_BYTES_MAX, errors);
+            let path = members.required_text_bytes("path", PATH_BYTES_MAX, errors);
             let memory_bytes_max =
-                members.number("memory_bytes_max", bounds::MEMORY_BYTES, MEMORY_BYTES_DEFAULT, errors);
-            let deadline_ms = members.number("deadline_ms", bounds::TIMEOUT_MS, DEADLINE_MS_DEFAULT, errors);
+                number(members, "memory_bytes_max", bounds::MEMORY_BYTES, MEMORY_BYTES_DEFAULT, errors);
+            let deadline_ms = number(members, "deadline_ms", bounds::TIMEOUT_MS, DEADLINE_MS_DEFAULT, errors);
             let config = members.take("config").map_or_else(Json::null, |node| {
                 let mut text = String::new();
                 node.write(&mut text);
@@ -198,7 +213,7 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
             });
             let place = members.path("path");
             if path.as_deref().is_some_and(|path| path.is_empty() || path.chars().any(char::is_control)) {
-                errors.tell(&place, FieldReason::NotAllowed, "must be the path of a component");
+                errors.push_at(&place, FieldReason::NotAllowed, "must be the path of a component");
             }
             Kind::Component { path: path?, memory_bytes_max, deadline_ms, config }
         }
@@ -206,15 +221,15 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
 }
 
 fn http(members: &mut Members<'_>, errors: &mut Errors) -> Option<Kind> {
-    let url = members.required("url", URL_BYTES_MAX, errors);
-    let method = members.choice("method", Method::ALL, Method::name, Some(Method::Post), errors);
+    let url = members.required_text_bytes("url", URL_BYTES_MAX, errors);
+    let method = members.choice("method", Method::ALL, Method::name, errors).unwrap_or(Method::Post);
     let headers = headers(members, errors);
     let body = expression(members, "body", errors);
     if url.as_deref().is_some_and(|url| !is_url(url)) {
         let what = "must be an http or https URL without spaces, user or fragment";
-        errors.tell(&members.path("url"), FieldReason::NotAllowed, what);
+        errors.push_at(&members.path("url"), FieldReason::NotAllowed, what);
     }
-    Some(Kind::Http { url: url?, method: method?, headers, body })
+    Some(Kind::Http { url: url?, method, headers, body })
 }
 
 fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, String)> {
@@ -237,15 +252,15 @@ fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, Strin
         let lower = name.to_ascii_lowercase();
         let path = format!("{path}.{}", name.chars().filter(|c| !c.is_control()).take(64).collect::<String>());
         match value {
-            _ if !is_token(&name) => errors.tell(&path, FieldReason::NotAllowed, "is no name of a header"),
+            _ if !is_token(&name) => errors.push_at(&path, FieldReason::NotAllowed, "is no name of a header"),
             _ if HEADERS_RESERVED.contains(&&*lower) => {
-                errors.tell(&path, FieldReason::NotAllowed, "is set by whoever makes the connection");
+                errors.push_at(&path, FieldReason::NotAllowed, "is set by whoever makes the connection");
             }
-            _ if seen.contains_key(&lower) => errors.tell(&path, FieldReason::NotAllowed, "is given twice"),
+            _ if seen.contains_key(&lower) => errors.push_at(&path, FieldReason::NotAllowed, "is given twice"),
             Node::Text(value) if is_header_value(&value) => {
                 seen.insert(lower, value.into_owned());
             }
-            Node::Text(_) => errors.tell(&path, FieldReason::NotAllowed, "is no value of a header"),
+            Node::Text(_) => errors.push_at(&path, FieldReason::NotAllowed, "is no value of a header"),
             other => errors.push(FieldError::wrong_type(path, "string", other.name())),
         }
     }
@@ -253,7 +268,7 @@ fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, Strin
 }
 
 fn expression(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Option<String> {
-    let text = members.text(name, EXPRESSION_BYTES_MAX, errors);
+    let text = members.text_bytes(name, EXPRESSION_BYTES_MAX, errors);
     checked(text, &members.path(name), errors)
 }
 
@@ -263,7 +278,7 @@ fn checked(text: Option<String>, path: &str, errors: &mut Errors) -> Option<Stri
     match Expression::parse(&text) {
         Ok(_) => Some(text),
         Err(error) => {
-            errors.tell(path, FieldReason::NotAllowed, &format!("is no expression: {error}"));
+            errors.push_at(path, FieldReason::NotAllowed, &format!("is no expression: {error}"));
             None
         }
     }

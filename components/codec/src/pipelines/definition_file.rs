@@ -7,8 +7,10 @@ use weir_core::{pipelines::Definition, text_file};
 use super::definition::{self, DEFINITION_BYTES_MAX};
 use crate::{
     http::problem::{More, Problem},
-    json::JsonError,
-    pipelines::process_request::{FieldError, RequestError},
+    json::{
+        JsonError,
+        field::{FieldError, RequestError},
+    },
 };
 
 /// Why a file is not the definition of a pipeline.

@@ -26,7 +26,6 @@ pub mod process_batch;
 pub mod process_event;
 pub mod process_request;
 pub mod process_stream;
-mod reader;
 pub mod route;
 pub mod text;
 mod writer;

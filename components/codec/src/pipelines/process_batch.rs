@@ -6,10 +6,8 @@ use weir_core::{
     pipelines::{Data, Definition, Event, Json, StepFailure},
 };
 
-use super::{
-    process_event::{json, seconds},
-    process_stream::STEPS,
-};
+use super::{process_event::seconds, process_stream::STEPS};
+use crate::json::to_vec;
 
 /// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
 /// for is absent.
@@ -57,7 +55,7 @@ pub struct BatchEntity {
 impl BatchResponse {
     /// The body.
     pub fn to_json(&self) -> Vec<u8> {
-        json(self)
+        to_vec(self)
     }
 }
 

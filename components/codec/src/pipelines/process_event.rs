@@ -11,6 +11,8 @@ use weir_core::{
     pipelines::StepFailure,
 };
 
+use crate::json::to_vec;
+
 /// An event of `/process-stream`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ProcessEvent {
@@ -289,7 +291,7 @@ pub fn to_json(event: &ProcessEvent) -> Vec<u8> {
         ProcessEvent::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
         _ => Vec::new(),
     };
-    json(&wire(event, &found))
+    to_vec(&wire(event, &found))
 }
 
 fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
@@ -387,11 +389,6 @@ fn explain(label: &str) -> Option<&'static str> {
 pub(crate) fn seconds(ns: u64) -> f64 {
     const NS_PER_S: u64 = 1_000_000_000;
     (ns / NS_PER_S) as f64 + (ns % NS_PER_S) as f64 / NS_PER_S as f64
-}
-
-/// JSON of a type that always has one.
-pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("keys are strings and nothing in a wire type refuses to be serialized")
 }
 
 #[cfg(test)]

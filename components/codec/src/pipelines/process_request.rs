@@ -1,11 +1,10 @@
 //! The body of `POST /process-stream` and `POST /process-batch`.
 
-use serde::Serialize;
 use weir_core::inference::chunk::code_points;
 
-use crate::{
-    inference::{request, task::unknown},
-    json::{Fields, JsonError, Shape, read_object, with_article},
+use crate::json::{
+    field::{FieldError, FieldReason, RequestError},
+    members::{Errors, Members},
 };
 
 /// Fewest code points in a text.
@@ -41,9 +40,6 @@ pub struct ProcessRequest {
     pub chunk_size: u32,
 }
 
-/// The fields of a request.
-const FIELDS: [&str; 5] = ["text", "include_sentiment", "include_summary", "include_entities", "chunk_size"];
-
 #[cfg(feature = "schema")]
 fn yes() -> bool {
     true
@@ -57,132 +53,22 @@ fn chunk_size_default() -> u32 {
 impl ProcessRequest {
     /// Reads a body.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut fields = read_object(body)?;
-        let mut errors = Vec::new();
-        let text = text(&mut fields, &mut errors);
-        let include_sentiment = flag(&mut fields, "include_sentiment", true, &mut errors);
-        let include_summary = flag(&mut fields, "include_summary", true, &mut errors);
-        let include_entities = flag(&mut fields, "include_entities", false, &mut errors);
-        let chunk_size = chunk_size(&mut fields, &mut errors);
-        errors.extend(fields.into_keys().take(ERRORS_MAX + 1).map(|field| unknown(field, &FIELDS)));
-        request::finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size }, errors)
+        let (mut members, mut errors) = (Members::of_body(body)?, Errors::default());
+        let text = text(&mut members, &mut errors);
+        let include_sentiment = members.boolean("include_sentiment", &mut errors).unwrap_or(true);
+        let include_summary = members.boolean("include_summary", &mut errors).unwrap_or(true);
+        let include_entities = members.boolean("include_entities", &mut errors).unwrap_or(false);
+        let bounds = (CHUNK_SIZE_MIN, CHUNK_SIZE_MAX);
+        let chunk_size = members.integer_within("chunk_size", bounds, &mut errors).unwrap_or(CHUNK_SIZE_DEFAULT) as u32;
+        members.finish(&mut errors);
+        errors.finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size })
     }
 }
 
-/// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
-pub const ERRORS_MAX: usize = 32;
-
-/// Why a body is not a request.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RequestError {
-    /// It cannot be read.
-    #[error(transparent)]
-    Json(#[from] JsonError),
-    /// It can be read and its fields are wrong. All of them are listed, but answers show [`ERRORS_MAX`] and say that there are more;
-    /// readers stop when they have found one more than that.
-    #[error("{}", summary(.0))]
-    Invalid(Vec<FieldError>),
-}
-
-/// What is wrong with a field.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct FieldError {
-    /// The field; one of an item is told with its place, as `inputs[3].text`.
-    pub field: Box<str>,
-    /// What is wrong: a constant for programs.
-    pub reason: FieldReason,
-    /// What is wrong: a sentence.
-    pub message: Box<str>,
-    /// Smallest value or length.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min: Option<i64>,
-    /// Largest value or length.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max: Option<i64>,
-    /// The value or length that was sent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub actual: Option<i64>,
-    /// The type that is wanted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected: Option<&'static str>,
-    /// The type that was sent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub got: Option<&'static str>,
-}
-
-/// The ways in which a field can be wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum FieldReason {
-    /// It is required and absent.
-    Missing,
-    /// It has another type.
-    WrongType,
-    /// It is too short.
-    TooShort,
-    /// It is too long.
-    TooLong,
-    /// It lies outside its bounds.
-    OutOfRange,
-    /// It contains U+0000.
-    ContainsNul,
-    /// There is no such field, or not here.
-    Unknown,
-    /// It is none of the values that it may have.
-    NotAllowed,
-}
-
-impl FieldError {
-    /// A field and what is wrong with it; `message` names the field.
-    pub fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
-        let field = field.into();
-        Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
-    }
-
-    pub(crate) fn wrong_type(field: impl Into<Box<str>>, expected: &'static str, got: &'static str) -> Self {
-        let field = field.into();
-        let message = format!("`{field}` must be {}, and is {}", with_article(expected), with_article(got));
-        Self { expected: Some(expected), got: Some(got), ..Self::new(field, FieldReason::WrongType, message) }
-    }
-
-    pub(crate) fn bounded(
-        field: impl Into<Box<str>>,
-        reason: FieldReason,
-        what: &str,
-        bounds: (i64, i64),
-        actual: i64,
-    ) -> Self {
-        let field = field.into();
-        let (min, max) = bounds;
-        let message = format!("`{field}` must {what} {min} to {max}, and is {actual}");
-        Self { min: Some(min), max: Some(max), actual: Some(actual), ..Self::new(field, reason, message) }
-    }
-}
-
-fn summary(errors: &[FieldError]) -> String {
-    let mut messages: Vec<&str> = errors.iter().take(ERRORS_MAX).map(|error| &*error.message).collect();
-    let more = format!("there are more errors than these {ERRORS_MAX}");
-    if errors.len() > ERRORS_MAX {
-        messages.push(&more);
-    }
-    messages.join("; ")
-}
-
-fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {
+fn text(members: &mut Members<'_>, errors: &mut Errors) -> String {
     const FIELD: &str = "text";
-    let text = match fields.remove(FIELD) {
-        Some(Shape::String(text)) => text,
-        Some(other) => {
-            errors.push(FieldError::wrong_type(FIELD, "string", other.name()));
-            return String::new();
-        }
-        None => {
-            errors.push(FieldError::new(FIELD, FieldReason::Missing, "`text` is required".to_owned()));
-            return String::new();
-        }
-    };
+    members.require(FIELD, errors);
+    let Some(text) = members.text(FIELD, errors) else { return String::new() };
     let length = code_points(&text);
     let mut wrong_length = |reason| {
         let bounds = (TEXT_CODE_POINTS_MIN as i64, TEXT_CODE_POINTS_MAX as i64);
@@ -199,34 +85,6 @@ fn text(fields: &mut Fields, errors: &mut Vec<FieldError>) -> String {
         errors.push(FieldError { actual: Some(at as i64), ..error });
     }
     text
-}
-
-fn flag(fields: &mut Fields, field: &'static str, default: bool, errors: &mut Vec<FieldError>) -> bool {
-    match fields.remove(field) {
-        None => default,
-        Some(Shape::Bool(flag)) => flag,
-        Some(other) => {
-            errors.push(FieldError::wrong_type(field, "boolean", other.name()));
-            default
-        }
-    }
-}
-
-fn chunk_size(fields: &mut Fields, errors: &mut Vec<FieldError>) -> u32 {
-    const FIELD: &str = "chunk_size";
-    let bounds = (CHUNK_SIZE_MIN, CHUNK_SIZE_MAX);
-    match fields.remove(FIELD) {
-        None => CHUNK_SIZE_DEFAULT as u32,
-        Some(Shape::Integer(size)) if (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size) => size as u32,
-        Some(Shape::Integer(size)) => {
-            errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", bounds, size));
-            0
-        }
-        Some(other) => {
-            errors.push(FieldError::wrong_type(FIELD, "integer", other.name()));
-            0
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,11 @@ use super::{
 use crate::{
     http::{framing::Framing, lines::Line},
     inference::output::ItemError,
-    json::{JsonError, tree::Node},
-    pipelines::process_request::{FieldError, FieldReason, RequestError},
+    json::{
+        JsonError,
+        field::{FieldError, FieldReason, RequestError},
+        tree::Node,
+    },
 };
 
 /// Most texts in the JSON body of `/v1/annotate`.
@@ -150,7 +153,7 @@ pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
     let mut texts = None;
     for (key, node) in members {
         if key != "inputs" {
-            errors.push(crate::inference::task::unknown(key.into_owned(), &["inputs"]));
+            errors.push(crate::json::field::unknown(key.into_owned(), &["inputs"]));
             continue;
         }
         texts = Some(match node {
@@ -170,7 +173,7 @@ pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
     if texts.is_none() {
         errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
     }
-    crate::inference::request::finish(texts.unwrap_or_default(), errors)
+    crate::json::field::finish(texts.unwrap_or_default(), errors)
 }
 
 fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<TextInput> {
@@ -198,7 +201,7 @@ pub fn blocks_json(parts: Parts, texts: &[TextInput], annotations: &[Annotation]
     }
     let placed = (0..).zip(texts.iter().zip(annotations));
     let outputs = placed.map(|(index, (text, annotation))| block(annotation, parts, index, text)).collect();
-    crate::pipelines::process_event::json(&Answer { outputs })
+    crate::json::to_vec(&Answer { outputs })
 }
 
 #[cfg(test)]

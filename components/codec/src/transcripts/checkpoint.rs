@@ -13,7 +13,7 @@ use weir_core::transcripts::{
 };
 
 use super::config::SessionAsk;
-use crate::pipelines::{process_event::json, process_request::RequestError};
+use crate::json::{field::RequestError, to_vec};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
@@ -51,7 +51,7 @@ pub enum CheckpointError {
 /// A session as bytes.
 pub fn encode(ask: &SessionAsk, checkpoint: &Checkpoint) -> Vec<u8> {
     let config = String::from_utf8(ask.to_json()).expect("JSON is UTF-8");
-    json(&Stored { version: VERSION, config, state: State::new(checkpoint) })
+    to_vec(&Stored { version: VERSION, config, state: State::new(checkpoint) })
 }
 
 /// The session in bytes, and what it was told. `rules` gives what a configuration says and its rules, which may be shared with other

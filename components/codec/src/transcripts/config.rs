@@ -6,11 +6,15 @@ use weir_core::transcripts::{
     annotate::{ActionRule, AnnotateConfig, KeywordGroup},
 };
 
-use super::{fields::Fields, semantic::Parts};
+use super::semantic::Parts;
 use crate::{
-    inference::{query::decode, task::unknown},
-    json::{JsonError, tree::Node},
-    pipelines::process_request::{ERRORS_MAX, FieldError, FieldReason, RequestError},
+    inference::query::decode,
+    json::{
+        JsonError,
+        field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
+        members::{Errors, Members},
+        tree::Node,
+    },
 };
 
 /// Most values in a configuration.
@@ -59,67 +63,65 @@ impl SessionAsk {
         if !matches!(node, Node::Object(_)) {
             return Err(RequestError::Json(JsonError::NotAnObject { got: node.name() }));
         }
-        let mut ask = Self::stored();
-        let mut errors = Vec::new();
-        let mut fields = Fields::new(String::new(), node, &mut errors);
-        ask.read(&mut fields);
-        fields.rest(&FIELDS);
-        ask.checked(errors)
+        let (mut ask, mut errors) = (Self::stored(), Errors::default());
+        if let Some(members) = Members::of_node(String::new(), node, &mut errors) {
+            ask.read(members.with_null_as_absent(), &mut errors);
+        }
+        ask.checked(errors.into_vec())
     }
 
-    fn read(&mut self, fields: &mut Fields<'_, '_>) {
+    fn read(&mut self, mut members: Members<'_>, errors: &mut Errors) {
         let config = &mut self.config;
-        fields.number("max_gap_sec", &mut config.max_gap_sec);
-        fields.flag("overlap", &mut config.overlap);
-        if let Some(names) = fields.names("annotate") {
+        set(&mut config.max_gap_sec, members.number("max_gap_sec", errors));
+        set(&mut config.overlap, members.boolean("overlap", errors));
+        if let Some(names) = members.texts("annotate", errors) {
             self.annotate(names.iter().map(String::as_str), |message| {
-                fields.refuse("annotate", FieldReason::NotAllowed, message);
+                errors.push(FieldError::new("annotate", FieldReason::NotAllowed, message));
             });
         }
         let config = &mut self.config;
-        fields.object("keywords", |fields| {
-            config.annotate.groups = fields
-                .keys()
-                .into_iter()
-                .filter_map(|risk| Some(KeywordGroup { keywords: fields.names(&risk)?, risk }))
+        if let Some(mut members) = members.object("keywords", errors) {
+            let groups = members.names().into_iter();
+            config.annotate.groups = groups
+                .filter_map(|risk| Some(KeywordGroup { keywords: members.texts(&risk, errors)?, risk }))
                 .collect();
-        });
-        fields.object("actions", |fields| {
-            config.annotate.actions = fields
-                .keys()
-                .into_iter()
-                .filter_map(|pattern| Some(ActionRule { phrases: fields.names(&pattern)?, pattern }))
+        }
+        if let Some(mut members) = members.object("actions", errors) {
+            let actions = members.names().into_iter();
+            config.annotate.actions = actions
+                .filter_map(|pattern| Some(ActionRule { phrases: members.texts(&pattern, errors)?, pattern }))
                 .collect();
-        });
-        fields.object("context", |fields| {
-            fields.whole("max_segments", &mut config.context.max_segments);
-            fields.number("max_time_sec", &mut config.context.max_time_sec);
-            fields.rest(&["max_segments", "max_time_sec"]);
-        });
-        fields.object("summary", |fields| {
-            fields.whole("every_finals", &mut config.summary.every_finals);
-            fields.flag("at_end", &mut config.summary.at_end);
-            fields.rest(&["every_finals", "at_end"]);
-        });
-        fields.object("routing", |fields| {
+        }
+        if let Some(mut members) = members.object("context", errors) {
+            whole(&mut config.context.max_segments, &mut members, "max_segments", errors);
+            set(&mut config.context.max_time_sec, members.number("max_time_sec", errors));
+            members.finish(errors);
+        }
+        if let Some(mut members) = members.object("summary", errors) {
+            whole(&mut config.summary.every_finals, &mut members, "every_finals", errors);
+            set(&mut config.summary.at_end, members.boolean("at_end", errors));
+            members.finish(errors);
+        }
+        if let Some(mut members) = members.object("routing", errors) {
             let RoutingConfig { queue_len_max, queued_max } = &mut config.routing;
             for workflow in Workflow::ALL {
-                fields.whole(workflow.name(), &mut queue_len_max[*workflow as usize]);
+                whole(&mut queue_len_max[*workflow as usize], &mut members, workflow.name(), errors);
             }
-            fields.whole("queued_max", queued_max);
-            fields.rest(&["question", "action_item", "decision", "general", "queued_max"]);
-        });
-        fields.object("idle", |fields| {
-            fields.whole("expire_ms", &mut config.idle.expire_ms);
-            fields.whole("warn_ms", &mut config.idle.warn_ms);
-            fields.rest(&["expire_ms", "warn_ms"]);
-        });
-        fields.object("limits", |fields| {
-            fields.whole("text_bytes_max", &mut config.limits.text_bytes_max);
-            fields.whole("speaker_bytes_max", &mut config.limits.speaker_bytes_max);
-            fields.whole("segment_bytes_max", &mut config.limits.segment_bytes_max);
-            fields.rest(&["text_bytes_max", "speaker_bytes_max", "segment_bytes_max"]);
-        });
+            whole(queued_max, &mut members, "queued_max", errors);
+            members.finish_with(&["question", "action_item", "decision", "general", "queued_max"], errors);
+        }
+        if let Some(mut members) = members.object("idle", errors) {
+            whole(&mut config.idle.expire_ms, &mut members, "expire_ms", errors);
+            whole(&mut config.idle.warn_ms, &mut members, "warn_ms", errors);
+            members.finish(errors);
+        }
+        if let Some(mut members) = members.object("limits", errors) {
+            whole(&mut config.limits.text_bytes_max, &mut members, "text_bytes_max", errors);
+            whole(&mut config.limits.speaker_bytes_max, &mut members, "speaker_bytes_max", errors);
+            whole(&mut config.limits.segment_bytes_max, &mut members, "segment_bytes_max", errors);
+            members.finish(errors);
+        }
+        members.finish_with(&FIELDS, errors);
     }
 
     /// Reads the query of `/v1/transcript`, without its `?`. All that is wrong is listed.
@@ -233,7 +235,7 @@ impl SessionAsk {
 
     /// As JSON that [`Self::from_json`] reads.
     pub fn to_json(&self) -> Vec<u8> {
-        crate::pipelines::process_event::json(&Wire::new(self))
+        crate::json::to_vec(&Wire::new(self))
     }
 }
 
@@ -338,6 +340,25 @@ impl<'a> Wire<'a> {
                 speaker_bytes_max: limits.speaker_bytes_max,
                 segment_bytes_max: limits.segment_bytes_max,
             },
+        }
+    }
+}
+
+/// Sets what a member says, if it says anything.
+fn set<T>(to: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *to = value;
+    }
+}
+
+/// Sets a whole number that is not negative.
+fn whole<T: TryFrom<i64>>(to: &mut T, members: &mut Members<'_>, name: &'static str, errors: &mut Errors) {
+    let Some(number) = members.integer(name, errors) else { return };
+    match T::try_from(number) {
+        Ok(number) => *to = number,
+        Err(_) => {
+            let bounds = (0, i64::from(u32::MAX));
+            errors.push(FieldError::bounded(members.path(name), FieldReason::OutOfRange, "be", bounds, number));
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     inference::output::{Entity, ItemError, Label},
-    pipelines::process_event::json,
+    json::to_vec,
 };
 
 /// What models say of an event; nothing where they were not asked.
@@ -362,7 +362,7 @@ pub struct ContextWire<'a> {
 pub fn context_json(context: &weir_core::transcripts::ContextWindow) -> Vec<u8> {
     let text = context.render_for_llm();
     let keywords = context.keywords();
-    json(&ContextWire {
+    to_vec(&ContextWire {
         prompt: weir_core::transcripts::final_prompt(&text, &keywords),
         text,
         keywords: keywords.iter().map(|name| (**name).to_owned()).collect(),
@@ -388,7 +388,7 @@ pub struct StateWire<'a> {
 
 /// What a session is, as JSON.
 pub fn state_json(session: &weir_core::transcripts::Session, now_ns: u64) -> Vec<u8> {
-    json(&StateWire {
+    to_vec(&StateWire {
         state: if session.is_expired() { "expired" } else { "open" },
         current: session.current().map(SegmentWire::from),
         seq_last: session.seq_last(),

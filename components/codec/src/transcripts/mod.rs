@@ -16,7 +16,6 @@ pub mod captions;
 pub mod checkpoint;
 pub mod config;
 pub mod event;
-mod fields;
 pub mod input;
 pub mod outbox;
 pub mod route;

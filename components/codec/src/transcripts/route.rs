@@ -3,7 +3,7 @@
 use crate::{
     channels::route::{Channel, ChannelKind},
     inference::query::decode_path,
-    pipelines::process_request::RequestError,
+    json::field::RequestError,
 };
 
 /// Where the paths begin.

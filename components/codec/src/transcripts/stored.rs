@@ -6,7 +6,7 @@ use thiserror::Error;
 use weir_core::transcripts::{Segment, StoredBody, StoredEvent, SummaryKind};
 
 use super::{config::SessionAsk, semantic::Parts};
-use crate::pipelines::process_event::json;
+use crate::json::to_vec;
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -154,7 +154,7 @@ pub enum KeptError {
 
 /// A session as bytes: its head on a line, then its checkpoint.
 pub fn encode(head: &Head, checkpoint: &[u8]) -> Vec<u8> {
-    let mut bytes = json(head);
+    let mut bytes = to_vec(head);
     bytes.push(b'\n');
     bytes.extend_from_slice(checkpoint);
     bytes
@@ -213,7 +213,7 @@ pub fn created_json(id: &str) -> Vec<u8> {
         events: format!("/stream/session/{id}"),
         itself: at,
     };
-    json(&SessionCreated { session_id: id, state: Phase::Open.name(), links })
+    to_vec(&SessionCreated { session_id: id, state: Phase::Open.name(), links })
 }
 
 /// The answer of `GET /sessions/{id}`: what the session says of itself (`state_json` of [`super::event`]), with what its keeper
@@ -227,7 +227,7 @@ pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8
         feeding: bool,
     }
     let known = Known { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
-    let mut out = json(&known);
+    let mut out = to_vec(&known);
     // The session's own `state` knows of no end; the rest stands beside ours.
     if let Some((_, rest)) = state.split_once(',') {
         out.pop();

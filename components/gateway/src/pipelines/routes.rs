@@ -7,12 +7,12 @@ use weir_auth::{digest, identity::Identity, refusal, scope::Action};
 use weir_codec::{
     channels::route::{Channel, ChannelKind},
     http::problem::Problem,
+    json::field::{FieldError, FieldReason, RequestError},
     pipelines::{
         definition,
         execution::{self, Listed},
         execution_id,
         prefer::Prefer,
-        process_request::{FieldError, FieldReason, RequestError},
         route::PipelineRoute,
         text,
     },

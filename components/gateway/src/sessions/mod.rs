@@ -31,7 +31,7 @@ use weir_codec::{
         route::{Channel, ChannelKind},
     },
     http::{accept, content_type, problem::Problem, request_id::uuid},
-    pipelines::process_request::{FieldError, FieldReason, RequestError},
+    json::field::{FieldError, FieldReason, RequestError},
     transcripts::{
         config::SessionAsk,
         route::SessionRoute,

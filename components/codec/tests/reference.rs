@@ -1,0 +1,423 @@
+//! `docs/reference/http.md` and `docs/reference/events.md` are what the wire types say.
+//! `UPDATE_EXPECT=1 cargo test -p weir-codec --test reference` writes them anew.
+
+use std::fmt::Write as _;
+
+use expect_test::expect_file;
+use serde_json::{Map, Value};
+use weir_codec::{
+    channel::{Channel, ChannelKind, SOCKET_ROUTES},
+    openapi::document,
+    pipeline::event::to_json,
+    publish::{Notification, Progress, WorkflowBody},
+    stream_event::StreamEvent,
+};
+use weir_core::pipeline::{Data, Event, Json, KindName, Metadata, PipelineFailure, StepFailure};
+
+/// Where a group of routes begins, its title and what it is about; the longest prefix counts.
+const GROUPS: [(&str, &str, &str); 8] = [
+    ("/v1/", "Texts", "See [Classify, tag and embed texts](../guides/texts.md)."),
+    ("/process-", "Whole documents", "See the [tutorial](../tutorial.md#4-process-a-document-step-by-step)."),
+    ("/v1/transcript", "Transcripts", "See [Transcript sessions](../guides/sessions.md)."),
+    ("/sessions", "Stored transcript sessions", "See [Transcript sessions](../guides/sessions.md)."),
+    ("/stream", "Channels", "See [Publish and follow events](../guides/channels.md)."),
+    ("/tickets", "Tickets", "See [Authentication](../guides/authentication.md#tickets)."),
+    ("/pipelines", "Pipelines and executions", "See [Run pipelines](../guides/pipelines.md)."),
+    ("/v1/models", "The server", "See [Operate a server](../guides/operate.md)."),
+];
+
+/// Routes without a prefix of their own, and the prefix of the group that they belong to.
+const MEMBERS: [(&str, &str); 9] = [
+    ("/models/", "/v1/"),
+    ("/predict", "/v1/"),
+    ("/generate-stream", "/v1/"),
+    ("/executions", "/pipelines"),
+    ("/reliability", "/pipelines"),
+    ("/livez", "/v1/models"),
+    ("/readyz", "/v1/models"),
+    ("/openapi.json", "/v1/models"),
+    ("/", "/v1/models"),
+];
+
+const HTTP: &str = "\
+# HTTP routes
+
+<!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
+
+Every route, with what it takes and what it answers. [Conventions of the API](conventions.md) has what all of them share:
+units, errors, media types and retries. An answer of 400 and above whose body is not in the table is a [Problem](#problem). `GET /openapi.json` serves the same description to programs. The routes that the
+host answers itself are at the [end](#routes-of-the-native-host).
+
+";
+
+const EVENTS: &str = "\
+# Events
+
+<!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
+
+The events of every stream, with their fields. A stream is NDJSON (one object on each line) or Server-Sent Events, as the
+request's `Accept` asks; the objects are the same.
+
+";
+
+fn group_of(path: &str) -> &'static str {
+    let member = MEMBERS.iter().find(|(prefix, _)| path == *prefix || (*prefix != "/" && path.starts_with(prefix)));
+    let path = member.map_or(path, |(_, group)| group);
+    let groups = GROUPS.iter().filter(|(prefix, ..)| path.starts_with(prefix));
+    groups.max_by_key(|(prefix, ..)| prefix.len()).map_or_else(|| panic!("{path} has no group"), |group| group.1)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// A text for a cell of a table: on one line, without the character that ends a cell.
+fn cell(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}
+
+/// Parts as sentences; empty ones are left out.
+fn sentences(parts: &[String]) -> String {
+    let sentence = |part: &String| {
+        let mut letters = part.trim_end_matches('.').chars();
+        let first = letters.next()?;
+        Some(format!("{}{}.", first.to_uppercase(), letters.as_str()))
+    };
+    parts.iter().filter_map(sentence).collect::<Vec<_>>().join(" ")
+}
+
+/// The last part of a reference to a schema.
+fn reference(schema: &Value) -> Option<&str> {
+    schema["$ref"].as_str()?.rsplit('/').next()
+}
+
+/// A schema in a few words: its type or the schema that it refers to.
+fn kind(schema: &Value) -> String {
+    if let Some(name) = reference(schema) {
+        return format!("[{name}](#{})", name.to_lowercase());
+    }
+    if let Some(value) = schema.get("const") {
+        return format!("`{value}`");
+    }
+    if let Some(values) = schema["enum"].as_array() {
+        return values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
+    }
+    for key in ["anyOf", "oneOf"] {
+        if let Some(all) = schema[key].as_array() {
+            let kinds: Vec<String> = all.iter().filter(|one| one["type"] != "null").map(kind).collect();
+            return kinds.join(" or ");
+        }
+    }
+    let names: Vec<&str> = match &schema["type"] {
+        Value::Array(names) => names.iter().filter_map(Value::as_str).filter(|name| *name != "null").collect(),
+        name => name.as_str().into_iter().collect(),
+    };
+    match names[..] {
+        ["array"] => format!("array of {}", kind(&schema["items"])),
+        ["object"] if schema["additionalProperties"].is_object() => {
+            format!("object of {}", kind(&schema["additionalProperties"]))
+        }
+        [] => "any".to_owned(),
+        _ => names.join(" or "),
+    }
+}
+
+/// The bounds and the default of a schema.
+fn bounds(schema: &Value) -> String {
+    let mut parts = Vec::new();
+    for (low, high, unit) in
+        [("minimum", "maximum", ""), ("minLength", "maxLength", "length "), ("minItems", "maxItems", "items ")]
+    {
+        // The range of an integer's type says nothing to a reader.
+        let high =
+            schema.get(high).filter(|_| schema["format"].as_str().is_none_or(|format| !format.starts_with("uint")));
+        match (schema.get(low).filter(|low| **low != 0), high) {
+            (Some(low), Some(high)) => parts.push(format!("{unit}{low} to {high}")),
+            (Some(low), None) => parts.push(format!("{unit}at least {low}")),
+            (None, Some(high)) => parts.push(format!("{unit}at most {high}")),
+            (None, None) => {}
+        }
+    }
+    if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
+        parts.push(format!("default `{default}`"));
+    }
+    parts.join(", ")
+}
+
+/// The fields of an object as a table; nothing for what has none.
+fn fields(out: &mut String, schema: &Value) {
+    let Some(properties) = schema["properties"].as_object() else { return };
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    out.push_str("| field | type | |\n|---|---|---|\n");
+    for (name, field) in properties {
+        let optional = if required.contains(&name.as_str()) { "" } else { "optional" };
+        let about = sentences(&[optional.to_owned(), bounds(field), cell(text(field, "description"))]);
+        writeln!(out, "| `{name}` | {} | {about} |", cell(&kind(field))).unwrap();
+    }
+    out.push('\n');
+}
+
+/// Media types and their schemas.
+fn content(content: &Value) -> String {
+    let all = content.as_object().into_iter().flatten().map(|(media, body)| {
+        let schema = &body["schema"];
+        match text(schema, "description") {
+            _ if reference(schema).is_some() => format!("`{media}`: {}", kind(schema)),
+            "" => format!("`{media}`"),
+            about => format!("`{media}`: {about}"),
+        }
+    });
+    all.collect::<Vec<_>>().join("; ")
+}
+
+/// A heading, what the route does, its parameters, its body and its answers.
+fn operation(out: &mut String, method: &str, path: &str, operation: &Value) {
+    writeln!(out, "### {method} {path}\n\n{}.\n", text(operation, "summary")).unwrap();
+    if let Some(about) = operation["description"].as_str() {
+        writeln!(out, "{about}\n").unwrap();
+    }
+    let parameters: Vec<&Value> = operation["parameters"].as_array().into_iter().flatten().collect();
+    if !parameters.is_empty() {
+        out.push_str("| parameter | in | type | |\n|---|---|---|---|\n");
+        for parameter in parameters {
+            let schema = &parameter["schema"];
+            let about = sentences(&[bounds(schema), cell(text(parameter, "description"))]);
+            let (name, place) = (text(parameter, "name"), text(parameter, "in"));
+            writeln!(out, "| `{name}` | {place} | {} | {about} |", cell(&kind(schema))).unwrap();
+        }
+        out.push('\n');
+    }
+    if let Some(body) = operation.get("requestBody") {
+        writeln!(out, "Body: {}.\n", content(&body["content"])).unwrap();
+        for body in body["content"].as_object().into_iter().flatten().map(|(_, body)| &body["schema"]) {
+            for one in body["oneOf"].as_array().into_iter().flatten().chain([body]) {
+                fields(out, one);
+            }
+        }
+    }
+    out.push_str("| answer | | |\n|---|---|---|\n");
+    for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
+        let about = sentences(&[cell(text(answer, "description"))]);
+        // Errors are alike: the page says so once.
+        let body = cell(&content(&answer["content"]));
+        let body = if body == "`application/problem+json`: [Problem](#problem)" { "" } else { &body };
+        writeln!(out, "| {status} | {about} | {body} |").unwrap();
+    }
+    out.push('\n');
+}
+
+fn schema(out: &mut String, name: &str, schema: &Value) {
+    writeln!(out, "### {name}\n").unwrap();
+    let about = text(schema, "description");
+    if !about.is_empty() {
+        writeln!(out, "{about}\n").unwrap();
+    }
+    match schema["oneOf"].as_array() {
+        // An enumeration whose values are described.
+        Some(all) if all.iter().all(|one| one.get("const").is_some()) => {
+            for one in all {
+                writeln!(out, "- `{}`: {}", text(one, "const"), text(one, "description")).unwrap();
+            }
+            out.push('\n');
+        }
+        Some(all) if all.iter().all(|one| one["properties"].is_object()) => {
+            writeln!(out, "One of the events in [Events](events.md).\n").unwrap();
+        }
+        _ if schema["properties"].is_object() => fields(out, schema),
+        _ => writeln!(out, "Type: {}.\n", kind(schema)).unwrap(),
+    }
+}
+
+#[test]
+fn http_page_is_what_the_wire_types_say() {
+    let document = document(env!("CARGO_PKG_VERSION"));
+    let mut out = HTTP.to_owned();
+    for (_, title, about) in GROUPS {
+        writeln!(out, "## {title}\n\n{about}\n").unwrap();
+        for (path, methods) in document["paths"].as_object().unwrap().iter().filter(|(path, _)| group_of(path) == title)
+        {
+            for (method, described) in methods.as_object().unwrap() {
+                operation(&mut out, &method.to_uppercase(), path, described);
+            }
+        }
+        if title == "Channels" {
+            for (method, path) in SOCKET_ROUTES {
+                let about = "A WebSocket that follows channels, see [Publish and follow events](../guides/channels.md#websockets)";
+                writeln!(out, "### {method} {path} (WebSocket)\n\n{about}.\n").unwrap();
+            }
+        }
+    }
+    out.push_str(
+        "## Routes of the native host\n\n`weir serve` answers `GET /metrics` itself, see [Metrics](metrics.md). Everything else is the \
+         gateway component's, under every host.\n\n## Schemas\n\n",
+    );
+    for (name, described) in document["components"]["schemas"].as_object().unwrap() {
+        schema(&mut out, name, described);
+    }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    expect_file!["../../../docs/reference/http.md"].assert_eq(&out);
+}
+
+/// The variants of a schema of events: the name of each is the constant of its member `tag`.
+fn variants(out: &mut String, schemas: &Map<String, Value>, name: &str, tag: &str) {
+    for event in schemas[name]["oneOf"].as_array().unwrap_or_else(|| panic!("{name} has no variants")) {
+        writeln!(out, "### {}\n\n{}\n", text(&event["properties"][tag], "const"), text(event, "description")).unwrap();
+        let mut event = event.clone();
+        event["properties"].as_object_mut().unwrap().remove(tag);
+        // Schemas are described beside the routes.
+        let mut table = String::new();
+        fields(&mut table, &event);
+        out.push_str(&table.replace("](#", "](http.md#"));
+    }
+}
+
+fn channel_events(out: &mut String) {
+    let workflow = Channel::new(ChannelKind::Workflow, "42").unwrap();
+    let file = Channel::new(ChannelKind::File, "report.pdf").unwrap();
+    let user = Channel::new(ChannelKind::User, "ann").unwrap();
+    let progress = WorkflowBody::from_json(
+        br#"{"step":"parse","progress":40,"message":"page 2 of 5","metadata":{"page":2},"user_id":"ann"}"#,
+    );
+    let temporal = WorkflowBody::from_json(br#"{"event":"temporal_status","status":"COMPLETED","run_id":"7"}"#);
+    let (progress, temporal) = (progress.unwrap(), temporal.unwrap());
+    let analysis = Progress::analysis_from_json(br#"{"step":"done","progress":100,"result":{"pages":5}}"#).unwrap();
+    let notification = Notification::from_json(br#"{"title":"Report","message":"It is ready.","level":"success"}"#);
+    let notification = notification.unwrap();
+    let events = [
+        (
+            "The subscription holds: the first event of every connection. It has no id and is not stored.",
+            &workflow,
+            StreamEvent::Connected,
+        ),
+        ("How far a workflow is.", &workflow, StreamEvent::from(&progress)),
+        (
+            "The status that a workflow engine reports, with the states of Temporal's API; one that ends the workflow finishes the channel.",
+            &workflow,
+            StreamEvent::from(&temporal),
+        ),
+        (
+            "How far the analysis of a file is; 100 percent, an `error` or `canceled` finish the channel.",
+            &file,
+            StreamEvent::AnalysisProgress(&analysis),
+        ),
+        (
+            "A message for a user; `level` is `info`, `success`, `warning` or `error`.",
+            &user,
+            StreamEvent::Notification(&notification),
+        ),
+        (
+            "Events between two ids are no longer stored; both ends are missing, and what follows is complete again.",
+            &workflow,
+            StreamEvent::Gap { missing_from: "115560384823296-3", missing_to: "115560384823296-9" },
+        ),
+        (
+            "The subscription failed, which says nothing about the work that it follows.",
+            &workflow,
+            StreamEvent::Error { code: "unavailable", message: "the channel store cannot answer", retryable: true },
+        ),
+        (
+            "The server ends the connection. `reason` is `finished`, `slow`, `closing` or `expired`; with `resumable` a new connection with the last id continues.",
+            &workflow,
+            StreamEvent::Disconnected { reason: "finished", message: "the channel is finished", resumable: false },
+        ),
+    ];
+    for (about, channel, event) in events {
+        let data = String::from_utf8(event.data(channel, 1_761_129_000_000)).unwrap();
+        writeln!(out, "### {}\n\n{about}\n\n```json\n{data}\n```\n", event.name()).unwrap();
+    }
+}
+
+fn execution_events(out: &mut String) {
+    let failure = StepFailure::passing("upstream_status", "the service answered 503");
+    let output = Json::from_checked(r#"{"label":"positive"}"#);
+    let pipeline_failure = PipelineFailure {
+        failure: failure.clone(),
+        step_id: Some("score".into()),
+        cancelled: false,
+        compensated: 1,
+        compensations_failed: 0,
+    };
+    let (kind, duration_ns) = (KindName::Http, 12_500_000);
+    let retry = StepFailure { retry_after_ms: Some(200), ..failure };
+    let first = Metadata { attempt: 1, ..Metadata::default() };
+    let events = [
+        ("The execution begins.", None, Data::PipelineStart { name: "review".into(), steps: 2 }),
+        ("A step begins; after a crash with a greater `run`.", Some("score"), Data::StepStart { kind }),
+        (
+            "How far a step is, from 0 to 1.",
+            Some("score"),
+            Data::StepProgress { progress: 0.5, message: "1 of 2".into() },
+        ),
+        (
+            "A part of a step's output, as soon as it exists.",
+            Some("score"),
+            Data::StepOutput { index: 0, output: output.clone() },
+        ),
+        (
+            "A step is complete; once for each step, across crashes too.",
+            Some("score"),
+            Data::StepComplete { kind, output: output.clone(), duration_ns },
+        ),
+        (
+            "An attempt failed. `retry_in_ms` is null when there is no other attempt.",
+            Some("score"),
+            Data::StepError { kind, failure: retry, retry_in_ns: Some(200_000_000), duration_ns },
+        ),
+        (
+            "A checkpoint is stored: from here the execution resumes after a crash.",
+            None,
+            Data::CheckpointSaved { checkpoint: 1, steps_completed: 1 },
+        ),
+        (
+            "The execution is complete. An output that is too large for an event is null; `GET /executions/{execution_id}` has it.",
+            None,
+            Data::PipelineComplete { output, duration_ns, steps_completed: 2, steps_failed: 0 },
+        ),
+        (
+            "The execution failed or was cancelled; steps with a compensation were undone.",
+            None,
+            Data::PipelineError { failure: pipeline_failure, duration_ns },
+        ),
+    ];
+    for (about, step_id, data) in events {
+        let metadata = if step_id.is_some() { first.clone() } else { Metadata::default() };
+        let event = Event { step_id: step_id.map(Into::into), unix_ns: 1_761_129_000_000_000_000, data, metadata };
+        let json = to_json("exec_pq3aAUvLgcYVZgTUb3oBlA", &event);
+        writeln!(out, "### {}\n\n{about}\n\n```json\n{}\n```\n", event.event_type().name(), json.trim_end()).unwrap();
+    }
+}
+
+#[test]
+fn events_page_is_what_the_wire_types_say() {
+    let document = document(env!("CARGO_PKG_VERSION"));
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let mut out = EVENTS.to_owned();
+    out.push_str("## Lines of a stream of texts\n\n`POST /v1/classify`, `/v1/tokens` and `/v1/embed` with NDJSON. Lines without `type`.\n\n");
+    for name in ["ItemLine", "Done"] {
+        writeln!(out, "### {name}\n\n{}\n", text(&schemas[name], "description")).unwrap();
+        let mut table = String::new();
+        fields(&mut table, &schemas[name]);
+        out.push_str(&table.replace("](#", "](http.md#"));
+    }
+    out.push_str("## Events of `/process-stream`\n\nThe member `status` names the event.\n\n");
+    variants(&mut out, schemas, "ProcessEvent", "status");
+    out.push_str(
+        "## Events of a transcript session\n\nThe member `type` names the event, in `POST /v1/transcript`, `POST /sessions/{id}/chunks` \
+         and the channel of a stored session.\n\n",
+    );
+    variants(&mut out, schemas, "EventLine", "type");
+    out.push_str(
+        "## Events of channels\n\nThe data of each event, by example. Over a WebSocket and as NDJSON, an event is the object \
+         `{\"type\", \"id\", \"channel\", \"data\"}`.\n\n",
+    );
+    channel_events(&mut out);
+    out.push_str(
+        "## Events of executions\n\nThe nine events of the channel of an execution, by example; each has all six members. \
+         `metadata.seq` numbers them in the channel.\n\n",
+    );
+    execution_events(&mut out);
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    expect_file!["../../../docs/reference/events.md"].assert_eq(&out);
+}

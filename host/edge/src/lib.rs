@@ -10,7 +10,7 @@
 //! - `http2`: a connection of HTTP/2, stream by stream; `header_watch`: its header timeout.
 //! - `share`: what clients share, and how much of it one may have.
 //! - `stall`: clients that do not read; `head`: clients that do not send.
-//! - [`observe`]: the metrics of the process.
+//! - [`observe`]: the metrics of the process; `metric`: their names, labels and help texts.
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
 
@@ -25,6 +25,7 @@ mod header_watch;
 mod held;
 mod hold;
 mod http2;
+mod metric;
 pub mod observe;
 pub mod server;
 mod share;

@@ -2,6 +2,8 @@
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::metric::{METRICS, Metric, MetricKind};
+
 /// The recorder cannot be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics cannot be recorded: {0}")]
@@ -36,27 +38,11 @@ impl Observer {
 }
 
 fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("weir_http_requests_total", "requests answered, by method and status");
-    describe_gauge!("weir_http_requests_open", "requests in progress, bodies included");
-    describe_gauge!("weir_http_connections_open", "connections held");
-    describe_gauge!("weir_http_connections_held", "connections held for subscribers, without a guest");
-    describe_counter!("weir_http_rejected_total", "requests answered 503 because the server was full");
-    describe_histogram!("weir_http_first_byte_seconds", "time from a request's header to its answer's header, seconds");
-    describe_counter!("weir_pipeline_executions_total", "executions that have ended, by how");
-    describe_counter!("weir_pipeline_steps_total", "steps of executions that are over, by how");
-    describe_histogram!("weir_pipeline_seconds", "time from the start of an execution to its completion, seconds");
-    describe_histogram!("weir_pipeline_step_seconds", "completed attempts of steps, by kind, seconds");
-    describe_counter!("weir_step_calls_total", "calls of components that are steps, by step and outcome");
-    describe_counter!("weir_gateway_instances_total", "gateway instances made");
-    describe_counter!("weir_gateway_instances_lost_total", "gateway instances lost to a trap or a limit");
-    describe_counter!("weir_infer_items_total", "items handed to a replica, by model");
-    describe_counter!("weir_infer_failures_total", "items answered with a failure by a replica, by model");
-    describe_counter!(
-        "weir_infer_items_abandoned_total",
-        "items never computed because their caller was gone, by model"
-    );
-    describe_counter!("weir_infer_replica_restarts_total", "replicas lost and made anew, by model");
-    describe_gauge!("weir_infer_replicas_ready", "replicas that have answered, by model");
-    describe_gauge!("weir_infer_queue_items", "items waiting, by model");
+    for Metric { name, kind, help, .. } in METRICS {
+        match kind {
+            MetricKind::Counter => metrics::describe_counter!(*name, *help),
+            MetricKind::Gauge => metrics::describe_gauge!(*name, *help),
+            MetricKind::Histogram => metrics::describe_histogram!(*name, *help),
+        }
+    }
 }

@@ -1,0 +1,153 @@
+//! Every metric of the process, described once: for the help texts of `/metrics` and for `docs/reference/metrics.md`.
+
+/// What a metric does over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MetricKind {
+    /// Only grows; its name ends with `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts durations by upper bounds, in seconds; its name ends with `_seconds`.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) kind: MetricKind,
+    /// The names of its labels.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the reference names them; the help texts have no room for them")
+    )]
+    pub(crate) labels: &'static [&'static str],
+    pub(crate) help: &'static str,
+}
+
+/// Every metric, by name.
+pub(crate) const METRICS: &[Metric] = &[
+    counter("weir_events_appended_total", &[], "events appended to channels"),
+    gauge("weir_events_channels", &[], "channels in the store"),
+    counter("weir_events_closed_slow_total", &[], "subscribers closed because they read too slowly"),
+    counter("weir_events_coalesced_total", &[], "progress events that a later one replaced for a slow subscriber"),
+    counter("weir_events_delivered_total", &[], "events delivered to subscribers"),
+    counter("weir_events_evicted_total", &[], "events removed from channels by age, number or size"),
+    counter("weir_events_gaps_total", &[], "gaps delivered to subscribers"),
+    counter("weir_events_published_total", &["kind", "event"], "events published here"),
+    gauge("weir_events_subscribers", &[], "subscribers of channels"),
+    counter("weir_gateway_instances_lost_total", &[], "gateway instances lost to a trap or a limit"),
+    counter("weir_gateway_instances_total", &[], "gateway instances made"),
+    gauge("weir_http_connections_held", &[], "connections held for subscribers, without a guest"),
+    gauge("weir_http_connections_open", &[], "connections open"),
+    counter("weir_http_connections_refused_total", &[], "connections closed because their client had its share"),
+    histogram("weir_http_first_byte_seconds", &[], "time from the header of a request to the header of its response"),
+    counter("weir_http_rejected_total", &[], "requests answered 503 because the server was full"),
+    gauge("weir_http_requests_open", &[], "requests in progress, bodies included"),
+    counter("weir_http_requests_total", &["method", "status"], "requests answered"),
+    counter("weir_http_stalled_total", &[], "connections and streams cut off because the client sent or took nothing"),
+    gauge("weir_infer_circuit_open", &["model"], "1 while the circuit breaker is open"),
+    counter("weir_infer_failures_total", &["model"], "items answered with a failure by a replica"),
+    counter("weir_infer_items_abandoned_total", &["model"], "items never computed because their caller was gone"),
+    counter("weir_infer_items_circuit_open_total", &["model"], "items refused while the circuit breaker was open"),
+    counter("weir_infer_items_expired_total", &["model"], "items whose deadline passed before they were computed"),
+    counter(
+        "weir_infer_items_overloaded_total",
+        &["model"],
+        "items refused because the queue was full or too slow for their deadline",
+    ),
+    counter("weir_infer_items_retried_total", &["model"], "items tried again"),
+    counter("weir_infer_items_throttled_total", &["model"], "items refused because their client had its share"),
+    counter("weir_infer_items_total", &["model"], "items handed to a replica"),
+    gauge("weir_infer_queue_items", &["model"], "items waiting"),
+    gauge("weir_infer_queue_tokens", &["model"], "tokens waiting, as estimated from bytes"),
+    counter("weir_infer_replica_hangs_total", &["model"], "replicas replaced because they were silent for too long"),
+    counter("weir_infer_replica_restarts_total", &["model"], "replicas lost and made anew"),
+    gauge("weir_infer_replicas_ready", &["model"], "replicas that have answered"),
+    gauge("weir_infer_threads_hanging", &["model"], "threads of replaced replicas that have not ended yet"),
+    counter("weir_infer_tokens_total", &["model"], "tokens computed"),
+    counter("weir_keeper_lost_total", &[], "stateful gateway instances lost to a trap or a limit"),
+    counter("weir_pipeline_executions_total", &["outcome"], "executions that have ended"),
+    histogram("weir_pipeline_seconds", &[], "time from the start of an execution to its completion"),
+    histogram("weir_pipeline_step_seconds", &["kind"], "completed attempts of steps"),
+    counter("weir_pipeline_steps_total", &["outcome"], "steps of executions that have ended"),
+    counter("weir_step_calls_total", &["step", "outcome"], "calls of components that are steps"),
+    gauge("weir_websockets_open", &[], "WebSockets open"),
+];
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, labels, help }
+}
+
+const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Histogram, labels, help }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use expect_test::expect_file;
+
+    use super::*;
+
+    const PAGE: &str = "\
+# Metrics
+
+<!-- Generated from host/edge/src/metric.rs: UPDATE_EXPECT=1 cargo test --release -p weir-edge -->
+
+`GET /metrics` answers in the Prometheus exposition format. With `auth.mode = \"required\"` it needs a token, see [Operate a
+server](../guides/operate.md#metrics). A metric appears once it has a value.
+
+| metric | type | labels | counts |
+|---|---|---|---|
+";
+
+    #[test]
+    fn reference_page_has_every_metric() {
+        let mut page = PAGE.to_owned();
+        for Metric { name, kind, labels, help } in METRICS {
+            let kind = format!("{kind:?}").to_lowercase();
+            let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+            page.push_str(&format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", ")));
+        }
+        expect_file!["../../../docs/reference/metrics.md"].assert_eq(&page);
+    }
+
+    /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
+    fn recorded(folder: &Path, names: &mut BTreeSet<String>) {
+        const SUBJECTS: [&str; 8] = ["events", "gateway", "http", "infer", "keeper", "pipeline", "step", "websockets"];
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                recorded(&path, names);
+            } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("metric.rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let literals = source.split("\"weir_").skip(1).filter_map(|rest| rest.split('"').next());
+                let metrics = literals.filter(|rest| SUBJECTS.iter().any(|it| rest.starts_with(&format!("{it}_"))));
+                names.extend(metrics.map(|rest| format!("weir_{rest}")));
+            }
+        }
+    }
+
+    #[test]
+    fn every_recorded_metric_is_described_and_the_reverse() {
+        let host = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut names = BTreeSet::new();
+        for folder in ["edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {
+            recorded(&host.join(folder), &mut names);
+        }
+        let described: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert!(described.is_sorted(), "METRICS is not sorted by name");
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), described);
+        for metric in METRICS {
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == MetricKind::Counter, "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_seconds"), metric.kind == MetricKind::Histogram, "{}", metric.name);
+        }
+    }
+}

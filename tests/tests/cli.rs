@@ -42,14 +42,6 @@ fn an_engine_whose_library_is_missing_is_one_sentence_at_the_start() -> Result<(
 }
 
 #[test]
-fn the_readme_has_the_table_of_the_configuration() -> Result<()> {
-    let readme = std::fs::read_to_string(root().join("README.md"))?;
-    let (table, _) = said(&call(&["config", "--markdown"])?);
-    assert!(readme.contains(&table), "README.md is stale: put the output of `weir config --markdown` there");
-    Ok(())
-}
-
-#[test]
 fn the_printed_configuration_can_be_read_back() -> Result<()> {
     let (text, _) = said(&call(&["config"])?);
     let dir = tempfile::tempdir()?;

@@ -1,8 +1,8 @@
 //! Weir's configuration: one struct tree, filled from defaults, a TOML file, the environment and flags, in this order.
 //!
 //! The doc comments of the fields are the manual: [`keys`] turns them into the table that `weir config` prints and that
-//! the README shows. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment. Unknown keys are
-//! errors, in the file and in the environment.
+//! `docs/reference/configuration.md` has. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
+//! Unknown keys are errors, in the file and in the environment.
 
 mod channels;
 mod load;

@@ -46,7 +46,7 @@ pub(crate) fn leaves() -> Vec<String> {
     out
 }
 
-/// The keys as a Markdown table, as the README shows them.
+/// The keys as a Markdown table, as `docs/reference/configuration.md` has it.
 pub fn table_markdown() -> String {
     let mut table = String::from("| key | default | meaning |\n|---|---|---|\n");
     for key in keys() {
@@ -128,7 +128,33 @@ fn toml(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect_file;
+
     use super::*;
+
+    const PAGE: &str = "\
+# Configuration
+
+<!-- Generated from the doc comments of host/config: UPDATE_EXPECT=1 cargo test --release -p weir-config -->
+
+A setting has a key such as `http.listen`. Its value comes from, in this order, each source overriding those before it:
+
+1. the default;
+2. the TOML file of `--config FILE` (or the variable `WEIR_CONFIG`);
+3. the environment: `http.listen` is `WEIR_HTTP_LISTEN`;
+4. flags: `--set http.listen=127.0.0.1:8081`, and the flags of their own that the [command line](cli.md) has.
+
+An unknown key is an error that names the nearest one. `weir config` prints a file with every key, its default and its
+meaning; `weir config --effective FILE` prints the configuration that a file and the environment give. Names carry their
+unit: `_ms`, `_bytes`, `_percent`; `_max` is the greatest value allowed.
+
+";
+
+    #[test]
+    fn reference_page_has_every_key() {
+        let page = format!("{PAGE}{}", table_markdown());
+        expect_file!["../../../docs/reference/configuration.md"].assert_eq(&page);
+    }
 
     #[test]
     fn every_leaf_is_documented() {

@@ -177,7 +177,7 @@ pub(crate) enum FetchedEngine {
 
 #[derive(Debug, Args)]
 pub(crate) struct Manual {
-    /// Print the table of the README
+    /// Print the keys as a Markdown table
     #[arg(long)]
     pub(crate) markdown: bool,
     /// Print the configuration that this file and the environment give, as JSON

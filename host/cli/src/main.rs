@@ -4,6 +4,8 @@ mod arguments;
 mod logs;
 mod manual;
 mod models;
+#[cfg(test)]
+mod reference;
 mod run;
 mod serve;
 mod start_files;

@@ -1,6 +1,9 @@
 //! `cargo xtask demo`: a real document through the components and the models, every event as it arrives.
 
+mod recording;
+
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -18,8 +21,10 @@ Starts `weir serve` on a free port, streams demo/night-train.txt through POST /p
 `weir run` on a few lines, and stops the server.
 
 Options:
-  --text FILE   stream this file instead (10 to 5000 characters)
-  --raw         print the events as they are: one JSON object per line";
+  --text FILE        stream this file instead (10 to 5000 characters)
+  --raw              print the events as they are: one JSON object per line
+  --record FILE.svg  draw what is printed as an animated picture, as in README.md
+  --server ADDRESS   ask this server instead of building and starting one";
 
 /// The document of the demo.
 pub(crate) const DOCUMENT: &str = "demo/night-train.txt";
@@ -31,9 +36,15 @@ const BAR_CELLS: usize = 20;
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let text_file = args.value("--text")?.unwrap_or_else(|| DOCUMENT.to_owned());
     let raw = args.flag("--raw");
+    let record = args.value("--record")?;
+    let server = args.value("--server")?;
     args.finish()?;
     let path = house.root.join(&text_file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {text_file}"))?;
+    if let Some(address) = server {
+        let address = address.parse().with_context(|| format!("--server {address}: expected ADDRESS:PORT"))?;
+        return show(house, address, &text_file, text.trim(), raw, record.as_deref());
+    }
     setup::ensure(house)?;
     build::components(house, false)?;
     build::weir(house)?;
@@ -48,8 +59,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     };
     let ready = format!("http://{}, every model has run once after {}", server.address, ms(server.ready_after));
     step.done(&ready);
-    println!("\n{text_file}: {} characters, POST /process-stream\n", text.trim().chars().count());
-    stream(&server, text.trim(), raw)?;
+    show(house, server.address, &text_file, text.trim(), raw, record.as_deref())?;
     lines(house)?;
     server.stop()?;
     println!(
@@ -63,15 +73,28 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Streams the text and prints each event with the time since the request began.
-fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
+/// Streams the text, prints each event, and draws the picture that was asked for.
+fn show(house: &House, address: SocketAddr, name: &str, text: &str, raw: bool, record: Option<&str>) -> Result<()> {
+    let title = format!("{name}: {} characters, POST /process-stream", text.chars().count());
+    println!("\n{title}\n");
+    let rows = stream(address, text, raw)?;
+    if let Some(file) = record {
+        let path = house.root.join(file);
+        std::fs::write(&path, recording::svg(&title, &rows)).with_context(|| format!("cannot write {file}"))?;
+        println!("\n{file} shows these events");
+    }
+    Ok(())
+}
+
+/// Streams the text and prints each event with the time since the request began. Answers the printed lines with those times.
+fn stream(address: SocketAddr, text: &str, raw: bool) -> Result<Vec<(Duration, String)>> {
     let request = json!({
         "text": text, "include_sentiment": true, "include_summary": true, "include_entities": true,
     });
     let started = Instant::now();
-    let answer = http::request(server.address, "POST", "/process-stream", Some(&request.to_string()))?;
+    let answer = http::request(address, "POST", "/process-stream", Some(&request.to_string()))?;
     let status = answer.status;
-    let (mut last, mut failed) = (String::new(), Vec::new());
+    let (mut last, mut failed, mut rows) = (String::new(), Vec::new(), Vec::new());
     for line in BufReader::new(answer.body).lines() {
         let line = line.context("the stream was cut off")?;
         let after = started.elapsed();
@@ -91,7 +114,9 @@ fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
         } else if let Some(lines) = drawn(&event) {
             for (number, line) in lines.iter().enumerate() {
                 let time = if number == 0 { ms(after) } else { String::new() };
-                println!("{time:>10}  {line}");
+                let row = format!("{time:>10}  {line}");
+                println!("{row}");
+                rows.push((after, row));
             }
         }
     }
@@ -101,7 +126,7 @@ fn stream(server: &Server, text: &str, raw: bool) -> Result<()> {
     if last != "completed" {
         bail!("the stream ended with `{last}` instead of `completed`");
     }
-    Ok(())
+    Ok(rows)
 }
 
 /// `weir run` on a few lines.

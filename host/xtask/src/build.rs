@@ -214,10 +214,11 @@ mod tests {
     #[test]
     fn every_guest_is_built_and_tested() {
         let house = House::find();
-        let folders: BTreeSet<String> = fs::read_dir(house.root.join("tests").join("guests"))
+        let mut folders: BTreeSet<String> = fs::read_dir(house.root.join("tests").join("guests"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
+        folders.insert("step-example".to_owned());
         let built: BTreeSet<String> = GUESTS.iter().map(|guest| guest.package.to_owned()).collect();
         assert_eq!(folders, built, "folders of tests/guests against GUESTS of host/xtask/src/house.rs");
 

@@ -18,18 +18,19 @@ pub(crate) const COMPONENTS: &[Component] =
 /// The components that are plugged into another when they are built: what it imports of them is then inside it.
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
 
-/// The guest programs of the tests (folders of tests/guests): one line each.
+/// The guest programs of the tests (folders of tests/guests, and the component of examples/step): one line each.
 pub(crate) const GUESTS: &[Component] = &[
     Component { package: "nn-probe", name: "nn_probe" },
     Component { package: "infer-stub", name: "infer_stub" },
     Component { package: "events-stub", name: "events_stub" },
     Component { package: "step-guest", name: "step_guest" },
+    Component { package: "step-example", name: "step_example" },
 ];
 
 /// The crates of the native host. Cargo unites the features of the packages it is asked for, so every host build
 /// and test names exactly these: one set of features, and nothing compiles twice.
 pub(crate) const HOST_PACKAGES: &[&str] =
-    &["weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
+    &["embed-example", "weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
 pub(crate) const LIGHT_PACKAGES: &[&str] = &[

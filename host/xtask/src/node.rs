@@ -14,13 +14,15 @@ use crate::ui::Step;
 /// The variable in which tests find the folder with `node_modules`.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
 /// The tests that need it.
-pub(crate) const TESTS: [&str; 6] = [
+pub(crate) const TESTS: [&str; 8] = [
     "two_readers_get_every_event_once_through_cut_connections",
     "one_socket_follows_many_channels_and_resumes",
     "a_path_names_the_first_channel",
     "chunks_go_in_and_events_come_out",
     "what_is_no_socket_is_told_so",
     "a_socket_that_is_cut_or_drained_is_let_go",
+    "javascript_example_labels_lines",
+    "javascript_example_follows_to_the_end_of_a_channel",
 ];
 
 const PACKAGES: &str = "tests/readers/package.json";

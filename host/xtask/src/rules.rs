@@ -65,6 +65,8 @@ const RULES: &[Rule] = &[
     // The store's own state machines, so that what stands in for it keeps its promises.
     Rule { package: "events-stub", house: &["weir-core"], others: None },
     Rule { package: "step-guest", house: &[], others: None },
+    Rule { package: "step-example", house: &[], others: None },
+    Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
 ];
 
 /// What only some crates may use: the beginning of a crate's name, and who may.
@@ -72,18 +74,27 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
-    ("tokio", &["weir", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
+    ("tokio", &["embed-example", "weir", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
     ("redb", &["weir-events"]),
     ("redis", &["weir-events"]),
     ("hyper", &["weir-edge"]),
     (
         "wit-bindgen",
-        &["weir-gateway", "weir-infer", "weir-session", "nn-probe", "infer-stub", "events-stub", "step-guest"],
+        &[
+            "weir-gateway",
+            "weir-infer",
+            "weir-session",
+            "nn-probe",
+            "infer-stub",
+            "events-stub",
+            "step-guest",
+            "step-example",
+        ],
     ),
     ("wasip3", &["weir-gateway"]),
     ("spin-sdk", &["weir-gateway"]),
     ("tokenizers", &["weir-infer"]),
-    ("anyhow", &["weir", "weir-tests", "xtask"]),
+    ("anyhow", &["embed-example", "weir", "weir-tests", "xtask"]),
 ];
 
 #[test]

@@ -4,6 +4,7 @@
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
 pub mod cut;
+pub mod documents;
 mod duplex;
 pub mod follow;
 pub mod pipelines;

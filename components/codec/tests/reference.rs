@@ -1,18 +1,21 @@
 //! `docs/reference/http.md` and `docs/reference/events.md` are what the wire types say.
 //! `UPDATE_EXPECT=1 cargo test -p weir-codec --test reference` writes them anew.
+#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 
 use expect_test::expect_file;
 use serde_json::{Map, Value};
 use weir_codec::{
-    channel::{Channel, ChannelKind, SOCKET_ROUTES},
+    channels::{
+        event::StreamEvent,
+        publish::{Notification, Progress, WorkflowBody},
+        route::{Channel, ChannelKind, SOCKET_ROUTES},
+    },
     openapi::document,
-    pipeline::event::to_json,
-    publish::{Notification, Progress, WorkflowBody},
-    stream_event::StreamEvent,
+    pipelines::event::to_json,
 };
-use weir_core::pipeline::{Data, Event, Json, KindName, Metadata, PipelineFailure, StepFailure};
+use weir_core::pipelines::{Data, Event, Json, KindName, Metadata, PipelineFailure, StepFailure};
 
 /// Where a group of routes begins, its title and what it is about; the longest prefix counts.
 const GROUPS: [(&str, &str, &str); 8] = [

@@ -8,7 +8,7 @@ mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
     wit_bindgen::generate!({
         path: "../../wit",
-        world: "weir:stream/step-component",
+        world: "step-component",
         generate_all,
     });
 }

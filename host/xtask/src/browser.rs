@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::args::Args;
 use crate::build::finish;
 use crate::debian::{Apt, starter};
-use crate::files::{Key, Stamp};
+use crate::files::{Key, Stamp, on_path};
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -73,12 +73,6 @@ pub(crate) fn browser(house: &House) -> Result<PathBuf> {
     finish(step, version)?;
     made.set()?;
     Ok(script)
-}
-
-fn on_path(names: &[&str]) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let files = std::env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    files.into_iter().find(|file| file.is_file())
 }
 
 /// Fetches, unpacks, writes the script that starts it; answers its version.

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, dist, node, pushpin, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, dist, nginx, node, pushpin, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -49,6 +49,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     });
     let redis = report.whole("redis", || redis::server(house));
     let pushpin = report.whole("pushpin", || pushpin::folder(house));
+    let nginx = report.whole("nginx", || nginx::folder(house));
     let readers = node::is_here().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::can_be_had().then(|| report.whole("browser", || browser::browser(house))).flatten();
     let mut test = |name: &str, what: &str, command: &mut Command| {
@@ -59,6 +60,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Some(pushpin) = &pushpin {
             command.env(pushpin::VARIABLE, pushpin);
+        }
+        if let Some(nginx) = &nginx {
+            command.env(nginx::VARIABLE, nginx);
         }
         if let Some(readers) = &readers {
             command.env(node::VARIABLE, readers);

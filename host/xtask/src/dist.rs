@@ -15,7 +15,7 @@ use crate::{setup, sh};
 
 pub(crate) const USAGE: &str = "\
 Builds, then leaves target/dist/weir-VERSION-TARGET.tar.gz: the program, the models that ship, completions for bash, zsh and
-fish, README.md, CHANGELOG.md and LICENSE, all of them files and none of them a link. Unpacks it into another folder and runs
+fish, README.md, CHANGELOG.md, LICENSE and docs, all of them files and none of them a link. Unpacks it into another folder and runs
 it there, so that an archive that is left is one that works.";
 
 /// The shells that completions are written for, and the names of the files as the shells look for them.
@@ -103,6 +103,7 @@ fn gather(house: &House, folder: &Path) -> Result<()> {
     for document in DOCUMENTS {
         copy(&house.root.join(document), &folder.join(document))?;
     }
+    copy_tree(&house.root.join("docs"), &folder.join("docs"))?;
     for model in build::shipped_models(house)? {
         copy_tree(&house.root.join(SHIPPED_MODELS).join(&model), &folder.join("models").join(&model))?;
     }

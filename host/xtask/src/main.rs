@@ -6,7 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`first_build`]: how long the first build takes, said before it; [`dist`]: the archive to give away
-//! - [`demo`], [`checks`] (`cargo xtask test`), [`fuzz`], [`mod@bench`]: what people run
+//! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: what people run
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: what the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
@@ -20,6 +20,7 @@ mod checks;
 mod debian;
 mod demo;
 mod dist;
+mod docs;
 mod files;
 mod first_build;
 mod fuzz;
@@ -81,6 +82,7 @@ const TASKS: &[Task] = &[
         run: bench::task,
     },
     Task { name: "fuzz", about: "execute the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
+    Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
     Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },

@@ -1,5 +1,5 @@
-//! nginx with nchan for the fan-out measurement: Debian's, unpacked into a folder of our own. Nothing is installed, and nothing
-//! runs: the measurement starts it with a configuration of its own.
+//! nginx for the test of the guide that puts it in front of Weir, and with nchan for the fan-out measurement: Debian's, unpacked into a folder of our own. Nothing is installed, and nothing
+//! runs: the test and the measurement start it with configurations of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,9 @@ use crate::debian::{Apt, starter};
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::ui::Step;
+
+/// The variable in which tests find the folder.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_NGINX";
 
 const SERVER: &str = "nginx";
 const MODULE: &str = "libnginx-mod-nchan";

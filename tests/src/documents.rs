@@ -1,0 +1,182 @@
+//! The fenced blocks of Markdown documents, and a shell that runs those of a page as a reader would type them: one after the other, in
+//! an empty folder, with `weir` on the `PATH`.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{PATIENCE, root, tool, weir};
+
+/// The ports that the documents use. Those that may be taken on this machine are replaced by free ones.
+const PORTS: [&str; 4] = ["8080", "8081", "8443", "6379"];
+
+/// Languages whose blocks are programs: they are run, come from a file that a test runs, or say why not.
+pub const PROGRAMS: [&str; 5] = ["sh", "python", "js", "rust", "wit"];
+
+/// A fenced block.
+#[derive(Debug)]
+pub struct Block {
+    /// The line of its fence, from 1.
+    pub line: usize,
+    /// What stands after the fence.
+    pub language: String,
+    /// The lines between the fences.
+    pub text: String,
+    /// The reason of the comment `<!-- not run: REASON -->` above it.
+    pub not_run: Option<String>,
+    /// The file of the comment `<!-- from: FILE -->` above it: the block is a part of that file.
+    pub from: Option<String>,
+}
+
+impl Block {
+    /// Whether the shell of its page runs it.
+    pub fn runs(&self) -> bool {
+        self.not_run.is_none() && self.from.is_none() && ["sh", "python", "js"].contains(&self.language.as_str())
+    }
+}
+
+/// The fenced blocks of a Markdown text. Those of lists are indented.
+pub fn blocks(markdown: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(Block, usize)> = None;
+    let (mut not_run, mut from) = (None, None);
+    let comment = |line: &str, name: &str| -> Option<String> {
+        let rest = line.strip_prefix("<!-- ")?.strip_prefix(name)?;
+        Some(rest.strip_suffix(" -->")?.to_owned())
+    };
+    for (number, line) in (1..).zip(markdown.lines()) {
+        let trimmed = line.trim_start();
+        match (&mut open, trimmed.strip_prefix("```")) {
+            (None, Some(language)) => {
+                let language = language.trim().to_owned();
+                let (not_run, from) = (not_run.take(), from.take());
+                let block = Block { line: number, language, text: String::new(), not_run, from };
+                open = Some((block, line.len() - trimmed.len()));
+            }
+            (Some(_), Some("")) => blocks.extend(open.take().map(|(block, _)| block)),
+            (Some((block, indent)), _) => {
+                block.text.push_str(line.get(*indent..).unwrap_or(trimmed));
+                block.text.push('\n');
+            }
+            (None, None) if trimmed.is_empty() => {}
+            (None, None) => {
+                not_run = comment(trimmed, "not run: ");
+                from = comment(trimmed, "from: ");
+            }
+        }
+    }
+    blocks
+}
+
+/// The documents whose commands are promised to work: README.md, the pages of `docs/` and those of `examples/`.
+pub fn pages() -> Result<Vec<PathBuf>> {
+    fn below(folder: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                below(&path, pages)?;
+            } else if path.extension().is_some_and(|end| end == "md") {
+                pages.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut pages = vec![root().join("README.md")];
+    below(&root().join("docs"), &mut pages)?;
+    below(&root().join("examples"), &mut pages)?;
+    pages.sort();
+    Ok(pages)
+}
+
+/// A curl that takes an HTTP error for a failure and does not wait for ever.
+const CURL: &str = "#!/bin/sh\nexec CURL --fail-with-body --show-error --max-time 120 \"$@\"\n";
+
+/// The script of a page: its blocks in order, each announced by its line.
+fn script(page: &str, markdown: &str, node: bool) -> String {
+    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n");
+    for block in blocks(markdown).iter().filter(|block| block.runs()) {
+        let interpreter = match block.language.as_str() {
+            "python" => "python3 -",
+            "js" if node => "node --input-type=module -",
+            "js" => continue,
+            _ => "",
+        };
+        script.push_str(&format!("echo '=== {page}, line {}'\n", block.line));
+        match interpreter {
+            "" => script.push_str(&block.text),
+            program => script.push_str(&format!("{program} <<'END_OF_BLOCK'\n{}END_OF_BLOCK\n", block.text)),
+        }
+    }
+    script.push_str("echo '=== all ran'\n");
+    script
+}
+
+/// Runs the blocks of a page and answers what they print. `tools` are variables that name programs, or folders of programs, that the
+/// page needs on the `PATH`.
+///
+/// # Errors
+///
+/// A command fails, or the page does not end in time.
+pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
+    let held: Vec<TcpListener> = PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let ports: Vec<String> = held.iter().map(|it| Ok(it.local_addr()?.port().to_string())).collect::<Result<_>>()?;
+    let markdown = std::fs::read_to_string(root().join(page))?;
+    let has_node = Command::new("node").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let script =
+        PORTS.iter().zip(&ports).fold(script(page, &markdown, has_node), |text, (port, free)| text.replace(port, free));
+
+    let shims = tempfile::tempdir()?;
+    let path = std::env::var_os("PATH").context("PATH is not set")?;
+    let curl = std::env::split_paths(&path).map(|folder| folder.join("curl")).find(|path| path.is_file());
+    let shim = shims.path().join("curl");
+    std::fs::write(&shim, CURL.replace("CURL", &curl.context("curl is not installed")?.display().to_string()))?;
+    std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755))?;
+    let mut folders = vec![shims.path().to_owned(), weir()?.parent().context("weir lies in a folder")?.to_owned()];
+    for variable in tools {
+        let found = tool(variable)?;
+        let folder = if found.is_dir() { found } else { found.parent().context("a folder")?.to_owned() };
+        folders.push(folder);
+    }
+    folders.extend(std::env::split_paths(&path));
+
+    let folder = tempfile::tempdir()?;
+    let output = shims.path().join("output");
+    let file = std::fs::File::create(&output)?;
+    drop(held);
+    let mut shell = Command::new("bash")
+        .arg("-c")
+        .arg(&script)
+        .current_dir(folder.path())
+        .env("PATH", std::env::join_paths(folders)?)
+        // The defaults, on ports that are free on this machine.
+        .env("WEIR_HTTP_LISTEN", format!("127.0.0.1:{}", ports[0]))
+        .env("WEIR_EVENTS_REDIS_URL", format!("redis://127.0.0.1:{}/0", ports[3]))
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .process_group(0)
+        .spawn()?;
+    let status = ended(&mut shell)?;
+    // Background processes of the shell end with its group.
+    Command::new("kill").args(["-KILL", "--", &format!("-{}", shell.id())]).stderr(Stdio::null()).status()?;
+    let printed = String::from_utf8_lossy(&std::fs::read(&output)?).into_owned();
+    let passed = status.is_some_and(|status| status.success()) && printed.contains("=== all ran");
+    ensure!(passed, "the blocks of {page} ended with {status:?}:\n{printed}");
+    Ok(printed)
+}
+
+/// How a process ended; nothing when it does not end in time.
+fn ended(process: &mut std::process::Child) -> Result<Option<ExitStatus>> {
+    let began = std::time::Instant::now();
+    while began.elapsed() < PATIENCE * 4 {
+        if let Some(status) = process.try_wait()? {
+            return Ok(Some(status));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Ok(None)
+}

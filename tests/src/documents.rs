@@ -97,7 +97,7 @@ const CURL: &str = "#!/bin/sh\nexec CURL --fail-with-body --show-error --max-tim
 
 /// The script of a page: its blocks in order, each announced by its line.
 fn script(page: &str, markdown: &str, node: bool) -> String {
-    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n");
+    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n");
     for block in blocks(markdown).iter().filter(|block| block.runs()) {
         let interpreter = match block.language.as_str() {
             "python" => "python3 -",

@@ -27,7 +27,7 @@ macro_rules! pages {
 pages! {
     readme_runs: "README.md", [], ["listening on http://127.0.0.1:", r#""id":7"#, r#"{"done":true,"ok":2,"failed":1}"#, r#"{"index":1,"label":"positive""#];
     tutorial_runs: "docs/tutorial.md", [], [r#""status":"completed""#, "event: temporal_status", r#""reason":"finished""#];
-    texts_guide_runs: "docs/guides/texts.md", [], ["Ada", r#""embedding""#, r#"{"done":true,"ok":2,"failed":1}"#, r#""churn_risk""#];
+    texts_guide_runs: "docs/guides/texts.md", [], ["Ada", r#""outputs":[[0."#, r#"{"done":true,"ok":2,"failed":1}"#, r#""churn_risk""#];
     clients_guide_runs: "docs/guides/clients.md", [], ["'status': 'completed'", " paths"];
     files_guide_runs: "docs/guides/files.md", [], [r#""label":"negative""#, r#""final_segment""#];
     channels_guide_runs: "docs/guides/channels.md", [], ["workflow_progress", r#""type":"disconnected""#];

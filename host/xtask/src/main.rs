@@ -7,8 +7,8 @@
 //! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
 //! - [`first_build`]: how long the first build takes, said before it; [`dist`]: the archive to give away
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: what people run
-//! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
-//! - [`nginx`]: what the fan-out is compared with
+//! - [`redis`], [`pushpin`], [`browser`], [`nginx`]: a Redis server, a proxy that holds connections, a Chromium, and a proxy that the
+//!   fan-out is compared with too, for the tests
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -86,6 +86,7 @@ const TASKS: &[Task] = &[
     Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
     Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
+    Task { name: "nginx", about: "get nginx for the tests", usage: nginx::USAGE, run: nginx::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 

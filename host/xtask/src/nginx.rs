@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::args::Args;
 use crate::build::finish;
 use crate::debian::{Apt, starter};
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Prints the path of a folder with Debian's nginx, fetched once and unpacked under target. The test of docs/guides/proxy.md finds it in
+WEIR_TEST_NGINX.";
 
 /// The variable in which tests find the folder.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NGINX";
@@ -23,6 +28,12 @@ const FOLDER: &[u8] = b"/var/lib/nginx/body\0";
 const FOLDER_HERE: &[u8] = b"nchan-messages/////\0";
 /// Changes when what this file does changes, so that an older result is made anew.
 const RECIPE: &str = "1";
+
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", folder(house)?.display());
+    Ok(())
+}
 
 /// The folder with `nginx`, `module.so` and `versions`; fetched when it is not there.
 pub(crate) fn folder(house: &House) -> Result<PathBuf> {

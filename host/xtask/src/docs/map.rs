@@ -1,0 +1,64 @@
+//! The code map of ARCHITECTURE.md: every path that the document names exists; every crate of `components/` and `host/` has a section,
+//! which names every folder of its sources.
+
+use std::fs;
+use std::path::Path;
+
+use crate::house::House;
+
+/// The folders at the root that paths of the document begin with.
+const ROOTS: [&str; 9] = ["components/", "demo/", "docs/", "examples/", "fuzz/", "host/", "tests/", "wit/", ".ci/"];
+
+/// The code spans of a Markdown text; fenced blocks have none.
+fn code_spans(markdown: &str) -> Vec<&str> {
+    let prose = markdown.split("```").step_by(2);
+    prose.flat_map(|text| text.split('`').skip(1).step_by(2)).collect()
+}
+
+/// The names of the folders in a folder, sorted; none where there is none.
+fn folders(path: &Path) -> Vec<String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.filter(|it| it.path().is_dir()).filter_map(|it| it.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_path_of_the_document_exists() {
+    let root = House::find().root;
+    let document = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let paths = code_spans(&document).into_iter().filter(|it| ROOTS.iter().any(|start| it.starts_with(start)));
+    let paths: Vec<&str> = paths.collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    let missing: Vec<&&str> = paths.iter().filter(|path| !root.join(path).exists()).collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md names what does not exist: {missing:?}");
+}
+
+#[test]
+fn every_crate_has_a_section_with_its_folders() {
+    let root = House::find().root;
+    let document = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let mut missing = Vec::new();
+    for group in ["components", "host"] {
+        for name in folders(&root.join(group)) {
+            let path = format!("{group}/{name}");
+            if !root.join(&path).join("Cargo.toml").is_file() {
+                continue;
+            }
+            let Some((_, section)) = document.split_once(&format!("\n### `{path}`\n")) else {
+                missing.push(path);
+                continue;
+            };
+            let section = section.split("\n### ").next().unwrap_or_default();
+            let spans = code_spans(section);
+            // A folder of programs says nothing about the design.
+            for folder in folders(&root.join(&path).join("src")).into_iter().filter(|folder| folder != "bin") {
+                if !spans.iter().any(|span| span.split('/').any(|part| part == folder)) {
+                    missing.push(format!("{path}/src/{folder}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "the code map of ARCHITECTURE.md lacks {missing:?}");
+}

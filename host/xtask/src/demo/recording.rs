@@ -17,8 +17,8 @@ const BAR: f64 = 34.0;
 const STYLE: &str = "\
 text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:#c9d1d9;white-space:pre}\
 .t{fill:#8b949e}.p{fill:#7ee787}.n{fill:#ff7b72}\
-.r{opacity:0;animation:show .1s linear forwards}@keyframes show{to{opacity:1}}\
-@media (prefers-reduced-motion:reduce){.r{opacity:1;animation:none}}";
+.r{animation:show .1s linear backwards}@keyframes show{from,50%{opacity:0}}\
+@media (prefers-reduced-motion:reduce){.r{animation:none}}";
 
 /// The picture of `rows`, each with its time since the first; the title stands above them.
 pub(super) fn svg(title: &str, rows: &[(Duration, String)]) -> String {

@@ -130,6 +130,23 @@ fn contents_of_the_book_name_every_page_once() {
     assert_eq!(named, pages, "docs/SUMMARY.md against the pages of docs/");
 }
 
+/// Mermaid ends a statement at a semicolon, also in the text of a message.
+#[test]
+fn diagrams_have_no_semicolons() {
+    let mut pages = Vec::new();
+    markdown_files(&House::find().root.join("docs"), &mut pages);
+    let mut diagrams = 0;
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for diagram in text.split("```mermaid\n").skip(1) {
+            let diagram = diagram.split("```").next().unwrap();
+            assert!(!diagram.contains(';'), "{}: a diagram has a semicolon:\n{diagram}", page.display());
+            diagrams += 1;
+        }
+    }
+    assert!(diagrams >= 5, "{diagrams} diagrams");
+}
+
 #[test]
 fn links_and_headings_are_read() {
     let document =

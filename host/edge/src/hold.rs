@@ -13,7 +13,6 @@ use weir_codec::channels::grip::{GripError, Hold, HoldMode};
 use weir_codec::channels::hold::{self, Terms, TermsError};
 use weir_codec::channels::route::Channel;
 use weir_codec::http::problem::Problem;
-use weir_core::channels::ChannelName;
 use weir_core::quota::{ConnectionRefused, Connections};
 use weir_events::{Error, Store};
 use weir_runtime::gateway::{BodyError, CountedBody};
@@ -134,9 +133,7 @@ impl Holds {
     pub(crate) async fn follow(&self, store: &Store, instruction: Instruction, client: u64) -> Result<Feed, Problem> {
         let Instruction { channel, terms } = instruction;
         let place = self.take(terms.user.as_deref(), client).map_err(|refused| no_room(&refused))?;
-        let name: ChannelName =
-            channel.to_string().parse().map_err(|_| Problem::internal("a channel that has no name in the store"))?;
-        let subscription = store.follow(&name, terms.after).await.map_err(not_followed)?;
+        let subscription = store.follow(channel.name(), terms.after).await.map_err(not_followed)?;
         Ok(Feed::new(channel, &terms, subscription, place))
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     channels::{
         publish::{Notification, Progress, Temporal, WorkflowBody},
-        route::{Channel, ChannelKind},
+        route::{Channel, ChannelKind, id_field},
     },
     http::timestamp::rfc3339,
     json::raw::Raw,
@@ -106,7 +106,7 @@ impl StreamEvent<'_> {
     /// a user's.
     pub fn data(&self, channel: &Channel, unix_ms: u64) -> Vec<u8> {
         let mut object = Object::open();
-        object.text(channel.kind().id_field(), channel.id());
+        object.text(id_field(channel.kind()), channel.id());
         match self {
             Self::Connected => object.text("channel", &channel.to_string()),
             Self::WorkflowProgress(progress) | Self::AnalysisProgress(progress) => object.progress(progress),

@@ -3,7 +3,7 @@
 //! Unknown fields are refused: a publisher that misspells one should hear of it, since nobody else would.
 
 use crate::{
-    channels::route::{Channel, ChannelKind, check_id},
+    channels::route::{Channel, ChannelKind, check_id, id_error},
     json::{
         field::{FieldError, FieldReason, RequestError},
         members::{Errors, Members},
@@ -350,7 +350,7 @@ impl<'b> Body<'b> {
         const FIELD: &str = "user_id";
         let user = self.text(FIELD, usize::MAX)?;
         if let Err(error) = check_id(&user) {
-            self.errors.push(error.of_field(FIELD));
+            self.errors.push(id_error(error, FIELD));
         }
         Some(user)
     }

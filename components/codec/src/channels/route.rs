@@ -1,165 +1,84 @@
-//! Channels: what events belong to, and their names and paths on the wire.
+//! The paths of channels, and the channels of Weir's own kinds.
 
 use std::fmt;
 
-use thiserror::Error;
+use weir_core::channels::ChannelName;
+pub use weir_core::channels::{ID_BYTES_MAX, IdError, Kind as ChannelKind, check_id};
 
 use crate::{
     inference::query::decode_path,
     json::field::{FieldError, FieldReason, RequestError},
 };
 
-/// Most bytes in the id of a channel or of a user.
-pub const ID_BYTES_MAX: usize = 128;
-/// What an id may have besides ASCII letters and digits. Nothing here needs quoting in a header, a path, a key of Redis or
-/// a file name's encoding; `*`, `;` and `,` mean something in scopes and headers and are left out.
-const ID_PUNCTUATION: &[u8] = b"-_.~:@+=|";
-
-/// The kinds of channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ChannelKind {
-    /// A workflow that runs somewhere else and is told about.
-    Workflow,
-    /// The analysis of a file.
-    File,
-    /// All that concerns a user. It belongs to the user whose id it has.
-    User,
-    /// An execution of a pipeline.
-    Pipeline,
-    /// A transcript session.
-    Session,
-}
-
-impl ChannelKind {
-    /// Every kind, in order.
-    pub const ALL: [Self; 5] = [Self::Workflow, Self::File, Self::User, Self::Pipeline, Self::Session];
-
-    /// The name in channel names, paths and scopes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Workflow => "workflow",
-            Self::File => "file",
-            Self::User => "user",
-            Self::Pipeline => "pipeline",
-            Self::Session => "session",
-        }
-    }
-
-    /// The kind of exactly this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// The field of an event that has the id of its channel.
-    pub const fn id_field(self) -> &'static str {
-        match self {
-            Self::Workflow => "workflow_id",
-            Self::File => "file_id",
-            Self::User => "user_id",
-            Self::Pipeline => "execution_id",
-            Self::Session => "session_id",
-        }
+/// The field of an event that has the id of its channel.
+pub(crate) const fn id_field(kind: ChannelKind) -> &'static str {
+    match kind {
+        ChannelKind::Workflow => "workflow_id",
+        ChannelKind::File => "file_id",
+        ChannelKind::User => "user_id",
+        ChannelKind::Pipeline => "execution_id",
+        ChannelKind::Session => "session_id",
     }
 }
 
-/// A channel: a kind and an id that is fit. Its name is `kind:id`.
+/// A channel of one of Weir's own kinds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Channel {
     kind: ChannelKind,
-    id: Box<str>,
+    name: ChannelName,
 }
 
 impl Channel {
-    /// A channel with an id that is fit.
+    /// The channel of a kind and an id.
     ///
     /// # Errors
     ///
     /// The id is empty, too long, has other characters or begins with a dot.
     pub fn new(kind: ChannelKind, id: &str) -> Result<Self, IdError> {
         check_id(id)?;
-        Ok(Self { kind, id: id.into() })
+        let name = ChannelName::of(kind, id).expect("the id was checked, and the kinds are within the grammar");
+        Ok(Self { kind, name })
     }
 
     /// The channel of a name such as `workflow:42`. The id may have colons.
     pub fn from_name(name: &str) -> Option<Self> {
-        let (kind, id) = name.split_once(':')?;
-        Self::new(ChannelKind::from_name(kind)?, id).ok()
+        let name: ChannelName = name.parse().ok()?;
+        Some(Self { kind: ChannelKind::from_name(name.kind())?, name })
     }
 
-    /// What it is a channel of.
+    /// Its kind.
     pub fn kind(&self) -> ChannelKind {
         self.kind
     }
 
-    /// The id within its kind.
+    /// Its id within the kind.
     pub fn id(&self) -> &str {
-        &self.id
+        self.name.id()
+    }
+
+    /// Its name, `kind:id`.
+    pub fn name(&self) -> &ChannelName {
+        &self.name
     }
 }
 
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.kind.name(), self.id)
+        self.name.fmt(f)
     }
 }
 
-/// Why an id is not fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum IdError {
-    /// It is empty.
-    #[error("an id must not be empty")]
-    Empty,
-    /// It is too long.
-    #[error("an id may have at most {ID_BYTES_MAX} bytes, and has {bytes}")]
-    TooLong {
-        /// How many it has.
-        bytes: usize,
-    },
-    /// It has a character that an id may not have.
-    #[error("an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte {at} is none of them")]
-    Character {
-        /// From 0, in bytes.
-        at: usize,
-    },
-    /// It begins with a dot, as names do that paths and file systems read as something else.
-    #[error("an id must not begin with a dot")]
-    Dots,
-}
-
-/// Checks an id of a channel or of a user.
-///
-/// # Errors
-///
-/// It is empty, longer than [`ID_BYTES_MAX`], has another character, or begins with a dot.
-pub fn check_id(id: &str) -> Result<(), IdError> {
-    match id.len() {
-        0 => return Err(IdError::Empty),
-        1..=ID_BYTES_MAX => {}
-        bytes => return Err(IdError::TooLong { bytes }),
-    }
-    let fit = |byte: u8| byte.is_ascii_alphanumeric() || ID_PUNCTUATION.contains(&byte);
-    if let Some(at) = id.bytes().position(|byte| !fit(byte)) {
-        return Err(IdError::Character { at });
-    }
-    if id.starts_with('.') {
-        return Err(IdError::Dots);
-    }
-    Ok(())
-}
-
-impl IdError {
-    /// The error as one of a field.
-    pub fn of_field(self, field: &str) -> FieldError {
-        let length = |reason, bytes: usize| {
-            let bounds = (1, ID_BYTES_MAX as i64);
-            FieldError::bounded(field, reason, "have a length in bytes of", bounds, bytes as i64)
-        };
-        match self {
-            Self::Empty => length(FieldReason::TooShort, 0),
-            Self::TooLong { bytes } => length(FieldReason::TooLong, bytes),
-            Self::Character { .. } | Self::Dots => {
-                FieldError::new(field, FieldReason::NotAllowed, format!("`{field}`: {self}"))
-            }
+/// The error of an id as that of a field.
+pub(crate) fn id_error(error: IdError, field: &str) -> FieldError {
+    let length = |reason, bytes: usize| {
+        let bounds = (1, ID_BYTES_MAX as i64);
+        FieldError::bounded(field, reason, "have a length in bytes of", bounds, bytes as i64)
+    };
+    match error {
+        IdError::Empty => length(FieldReason::TooShort, 0),
+        IdError::TooLong { bytes } => length(FieldReason::TooLong, bytes),
+        IdError::Character { .. } | IdError::Dots => {
+            FieldError::new(field, FieldReason::NotAllowed, format!("`{field}`: {error}"))
         }
     }
 }
@@ -277,7 +196,7 @@ fn channel(kind: ChannelKind, id: &str) -> Result<Option<Channel>, RequestError>
     // An escape that is none stays, and `%` is not fit: nothing is read in two ways.
     match Channel::new(kind, &decode_path(id)) {
         Ok(channel) => Ok(Some(channel)),
-        Err(error) => Err(RequestError::Invalid(vec![error.of_field(kind.id_field())])),
+        Err(error) => Err(RequestError::Invalid(vec![id_error(error, id_field(kind))])),
     }
 }
 

@@ -109,11 +109,13 @@ mod tests {
     fn messages() {
         check(
             r#"{"type":"subscribe","channel":"workflow:42","last_event_id":"e-7"}"#,
-            expect![[r#"Subscribe { channel: Channel { kind: Workflow, id: "42" }, last_event_id: Some("e-7") }"#]],
+            expect![[
+                r#"Subscribe { channel: Channel { kind: Workflow, name: ChannelName { text: "workflow:42" } }, last_event_id: Some("e-7") }"#
+            ]],
         );
         check(
             r#"{"type":"unsubscribe","channel":"user:ann"}"#,
-            expect![[r#"Unsubscribe { channel: Channel { kind: User, id: "ann" } }"#]],
+            expect![[r#"Unsubscribe { channel: Channel { kind: User, name: ChannelName { text: "user:ann" } } }"#]],
         );
     }
 

@@ -1,7 +1,7 @@
 //! The paths of stored sessions.
 
 use crate::{
-    channels::route::{Channel, ChannelKind},
+    channels::route::{Channel, ChannelKind, id_error, id_field},
     inference::query::decode_path,
     json::field::RequestError,
 };
@@ -56,7 +56,7 @@ impl SessionRoute {
         };
         match Channel::new(ChannelKind::Session, &decode_path(id)) {
             Ok(channel) => Ok(Some(make(channel))),
-            Err(error) => Err(RequestError::Invalid(vec![error.of_field(ChannelKind::Session.id_field())])),
+            Err(error) => Err(RequestError::Invalid(vec![id_error(error, id_field(ChannelKind::Session))])),
         }
     }
 

@@ -37,7 +37,7 @@ pub use cursor::{Cursor, CursorError, Gap};
 pub use event::{Draft, Entry, EventError, EventLimits};
 pub use lease::{AcquireError, EXPIRED_MS, Fence, Fenced, Leases, RELEASED_MS};
 pub use log::{Log, Page, Retention, Seek, page, resolve};
-pub use name::{ChannelName, Kind, NameError};
+pub use name::{ChannelName, ID_BYTES_MAX, IdError, Kind, NameError, check_id};
 pub use outbox::{Item, Outbox};
 pub use subscriber::{Closed, Delivery, Subscriber};
 pub use values::{Value, Values, ValuesFull};

@@ -10,8 +10,8 @@ use crate::named::named;
 
 /// The most bytes of a kind.
 pub(super) const KIND_BYTES_MAX: usize = 32;
-/// The most bytes of an id.
-pub(super) const ID_BYTES_MAX: usize = 128;
+/// The most bytes in the id of a channel or of a user.
+pub const ID_BYTES_MAX: usize = 128;
 
 named! {
     /// The kinds that Weir itself publishes to. Any other word of the grammar is a kind too.
@@ -28,6 +28,10 @@ named! {
         Session = "session",
     }
 }
+
+/// What an id may have besides ASCII letters and digits. Nothing here needs quoting in a header, a path, a key of Redis or a file
+/// name; `*`, `;` and `,` mean something in scopes and headers and are left out.
+const ID_PUNCTUATION: &[u8] = b"-_.~:@+=|";
 
 /// What the kinds of owner records begin with.
 const OWNER_KIND_PREFIX: &str = "owner-";
@@ -46,6 +50,50 @@ pub enum NameError {
     Id,
 }
 
+/// Why a text is no id of a channel or of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum IdError {
+    /// It is empty.
+    #[error("an id must not be empty")]
+    Empty,
+    /// It is too long.
+    #[error("an id may have at most {ID_BYTES_MAX} bytes, and has {bytes}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// It has a character outside the grammar.
+    #[error("an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte {at} is none of them")]
+    Character {
+        /// From 0, in bytes.
+        at: usize,
+    },
+    /// It begins with a dot, as names do that paths and file systems read as something else.
+    #[error("an id must not begin with a dot")]
+    Dots,
+}
+
+/// Checks an id of a channel or of a user.
+///
+/// # Errors
+///
+/// It is empty, longer than [`ID_BYTES_MAX`], has another character, or begins with a dot.
+pub fn check_id(id: &str) -> Result<(), IdError> {
+    match id.len() {
+        0 => return Err(IdError::Empty),
+        1..=ID_BYTES_MAX => {}
+        bytes => return Err(IdError::TooLong { bytes }),
+    }
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || ID_PUNCTUATION.contains(&byte);
+    if let Some(at) = id.bytes().position(|byte| !is_fit(byte)) {
+        return Err(IdError::Character { at });
+    }
+    if id.starts_with('.') {
+        return Err(IdError::Dots);
+    }
+    Ok(())
+}
+
 /// The name of a channel, `kind:id`. Copies share the text.
 ///
 /// The grammar has no byte that means anything in a header, a path, a pattern of Redis or an SSE field.
@@ -62,7 +110,7 @@ impl ChannelName {
     /// Either is outside the grammar.
     pub fn new(kind: &str, id: &str) -> Result<Self, NameError> {
         check_kind(kind)?;
-        check_id(id)?;
+        check_id(id).map_err(|_| NameError::Id)?;
         Ok(Self { text: format!("{kind}:{id}").into() })
     }
 
@@ -116,7 +164,7 @@ impl FromStr for ChannelName {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (kind, id) = text.split_once(':').ok_or(NameError::NoKind)?;
         check_kind(kind)?;
-        check_id(id)?;
+        check_id(id).map_err(|_| NameError::Id)?;
         Ok(Self { text: text.into() })
     }
 }
@@ -131,12 +179,6 @@ fn check_kind(kind: &str) -> Result<(), NameError> {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let begins = kind.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     if begins && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(good) { Ok(()) } else { Err(NameError::Kind) }
-}
-
-fn check_id(id: &str) -> Result<(), NameError> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._~:@+=|-".contains(&byte);
-    let fits = !id.is_empty() && id.len() <= ID_BYTES_MAX && !id.starts_with('.');
-    if fits && id.bytes().all(good) { Ok(()) } else { Err(NameError::Id) }
 }
 
 #[cfg(test)]

@@ -212,8 +212,8 @@ fn check(fence: Option<Fence>) -> Result<(), Failure> {
     leases(|leases| leases.check(&fence)).map_err(|_| Failure::Fenced)
 }
 
-fn fence(fence: Fence) -> Result<channel::Fence, Failure> {
-    Ok(channel::Fence { key: name(&fence.key)?, token: fence.token })
+fn fence(fence: Fence) -> Result<channels::Fence, Failure> {
+    Ok(channels::Fence { key: name(&fence.key)?, token: fence.token })
 }
 
 fn leases<T>(act: impl FnOnce(&mut Leases) -> T) -> T {
@@ -250,7 +250,7 @@ fn with<T>(name: &ChannelName, act: impl FnOnce(&mut Channel) -> T) -> Result<T,
             if state.channels.len() >= CHANNELS_MAX {
                 return Err(Failure::Unavailable(1000));
             }
-            let log = Log::new(Retention::default(), channel::Cursor::new(now_ms(), 0));
+            let log = Log::new(Retention::default(), channels::Cursor::new(now_ms(), 0));
             state.channels.insert(name.clone(), Channel { log, subscribers: Vec::new() });
         }
         let channel = state.channels.get_mut(name).ok_or(Failure::Unavailable(1000))?;
@@ -259,7 +259,7 @@ fn with<T>(name: &ChannelName, act: impl FnOnce(&mut Channel) -> T) -> Result<T,
 }
 
 fn name(text: &str) -> Result<ChannelName, Failure> {
-    text.parse().map_err(|error: channel::NameError| Failure::Invalid(error.to_string()))
+    text.parse().map_err(|error: channels::NameError| Failure::Invalid(error.to_string()))
 }
 
 fn now_ms() -> u64 {
@@ -276,19 +276,19 @@ fn draft(event: Event) -> Draft {
     }
 }
 
-fn place(cursor: Cursor) -> channel::Cursor {
-    channel::Cursor::new(cursor.epoch, cursor.seq)
+fn place(cursor: Cursor) -> channels::Cursor {
+    channels::Cursor::new(cursor.epoch, cursor.seq)
 }
 
-fn cursor(place: channel::Cursor) -> Cursor {
+fn cursor(place: channels::Cursor) -> Cursor {
     Cursor { epoch: place.epoch, seq: place.seq }
 }
 
-fn gap(gap: channel::Gap) -> Gap {
+fn gap(gap: channels::Gap) -> Gap {
     Gap { missing_from: cursor(gap.missing_from), missing_to: cursor(gap.missing_to) }
 }
 
-fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
+fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
     Entry {
         at: cursor(entry.cursor),
         time_ms: entry.time_ms,
@@ -302,12 +302,12 @@ fn entry(entry: &channel::Entry, coalesced: u32) -> Entry {
     }
 }
 
-fn wire(delivery: channel::Delivery) -> Delivery {
+fn wire(delivery: channels::Delivery) -> Delivery {
     match delivery {
-        channel::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
-        channel::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
-        channel::Delivery::Closed(channel::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
-        channel::Delivery::Closed(channel::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
+        channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
+        channels::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
+        channels::Delivery::Closed(channels::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
+        channels::Delivery::Closed(channels::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
     }
 }
 

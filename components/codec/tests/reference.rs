@@ -134,7 +134,7 @@ fn bounds(schema: &Value) -> String {
         // The range of an integer's type says nothing to a reader.
         let high =
             schema.get(high).filter(|_| schema["format"].as_str().is_none_or(|format| !format.starts_with("uint")));
-        match (schema.get(low).filter(|low| **low != 0), high) {
+        match (schema.get(low).filter(|low| **low != 0 || high.is_some()), high) {
             (Some(low), Some(high)) => parts.push(format!("{unit}{low} to {high}")),
             (Some(low), None) => parts.push(format!("{unit}at least {low}")),
             (None, Some(high)) => parts.push(format!("{unit}at most {high}")),
@@ -198,7 +198,7 @@ fn operation(out: &mut String, method: &str, path: &str, operation: &Value) {
             }
         }
     }
-    out.push_str("| answer | | |\n|---|---|---|\n");
+    out.push_str("| status | | body |\n|---|---|---|\n");
     for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
         let about = sentences(&[cell(text(answer, "description"))]);
         // Errors are alike: the page says so once.

@@ -53,7 +53,7 @@ fn meaning(argument: &Arg) -> String {
 
 fn command(page: &mut String, path: &str, command: &Command) {
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
-    let level = "#".repeat(1 + path.split(' ').count());
+    let level = "#".repeat(path.split(' ').count());
     writeln!(page, "{level} {path}\n\n{}.\n", about.trim_end_matches('.')).unwrap();
     let arguments: Vec<&Arg> = command.get_arguments().filter(|argument| !argument.is_hide_set()).collect();
     if !arguments.is_empty() {

@@ -7,8 +7,12 @@ use std::str::FromStr;
 use crate::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use crate::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use crate::neon::Neon;
 use crate::portable::Portable;
 use crate::simd::{Kernel, Simd};
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use crate::wasm::Wasm;
 
 /// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +29,12 @@ enum Kind {
     Avx512(Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(Neon<true>),
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    Wasm(Wasm),
 }
 
 /// Evaluates an expression with the instruction set in scope.
@@ -40,6 +50,12 @@ macro_rules! with_simd {
             Kind::Avx512($simd) => $value,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16($simd) => $value,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon($simd) => $value,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot($simd) => $value,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Kind::Wasm($simd) => $value,
         }
     };
 }
@@ -80,7 +96,14 @@ impl Isa {
             kinds.extend(Avx2::detect().map(Kind::AvxVnni));
             kinds.extend(Avx2::detect().map(Kind::Avx2));
         }
-        kinds.push(Kind::Portable(Portable));
+        #[cfg(target_arch = "aarch64")]
+        {
+            kinds.extend(Neon::detect().map(Kind::NeonDot));
+            kinds.extend(Neon::detect().map(Kind::Neon));
+        }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        kinds.extend([Kind::Wasm(Wasm)]);
+        kinds.extend([Kind::Portable(Portable)]);
         kinds.into_iter().map(Self).collect()
     }
 
@@ -101,6 +124,12 @@ impl Isa {
             Kind::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16(_) => "avx512bf16",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(_) => "neondot",
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Kind::Wasm(_) => "simd128",
         }
     }
 

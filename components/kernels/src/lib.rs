@@ -38,6 +38,10 @@ mod tile;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 
 pub use encoder::{
     Activation, Embeddings, Encoder, EncoderConfig, EncoderError, EncoderWeights, LayerWeights, Linear, Norm, Scratch,

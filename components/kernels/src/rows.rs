@@ -111,7 +111,7 @@ impl Kernel for Lower<'_> {
 /// Minima and maxima that are kept beside each other, so that one comparison need not wait for the one before.
 const CHAINS: usize = 2;
 
-/// One row in u8; its scale and zero point. The range that the integers cover is that of the row, and has zero in it.
+/// One row in u8, less the shift of the instruction set; its scale and zero point. The range that the integers cover is that of the row, and has zero in it.
 #[inline(always)]
 fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u32]) -> (f32, i32) {
     let (mut least, mut greatest) = ([simd.splat(0.0); CHAINS], [simd.splat(0.0); CHAINS]);
@@ -143,7 +143,7 @@ fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u32]) -> (f32, i32) {
         let integers = simd.add(simd.round(simd.mul(simd.load_part(vectors.remainder(), 0.0), factor)), shift);
         simd.store_int8(simd.min(simd.max(integers, lowest), highest), to);
     }
-    (scale, zero as i32)
+    (scale, zero as i32 - S::INT8_SHIFT)
 }
 
 #[cfg(test)]

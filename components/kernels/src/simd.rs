@@ -23,6 +23,9 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Elements of the inner dimension that one lane of [`dot_int8`](Self::dot_int8) multiplies and adds: 2 or 4.
     const INT8_GROUP: usize;
+    /// What is subtracted from activations in u8 where integer products take i8: 128. It is subtracted from zero points too, so
+    /// that the results are the same.
+    const INT8_SHIFT: i32 = 0;
 
     /// [`LANES`](Self::LANES) f32.
     type F32: Copy;
@@ -93,7 +96,7 @@ pub(crate) trait Simd: Copy {
     fn load_int8(self, from: &[i8]) -> Self::Int8;
     /// Adds to each lane the exact sum of the products of two groups.
     fn dot_int8(self, sum: Self::I32, activations: Self::Int8, weights: Self::Int8) -> Self::I32;
-    /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, as `LANES / INT8_GROUP` groups.
+    /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as `LANES / INT8_GROUP` groups.
     fn store_int8(self, value: Self::F32, to: &mut [u32]);
 
     /// The first `from.len()` lanes from a slice with fewer elements than lanes, and `fill` in the others.

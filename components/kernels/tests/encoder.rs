@@ -202,7 +202,7 @@ fn states(encoder: &Encoder, batch: &[&Vec<(u32, u32)>], scratch: &mut Scratch) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 60 }))]
 
     #[test]
     fn states_of_any_text_agree_with_f64(text in prop::collection::vec((0..WORDS as u32, 0..2_u32), 1..POSITIONS - 2)) {
@@ -237,7 +237,10 @@ proptest! {
     }
 }
 
-/// 1,300 batches of texts from a pool, each text in many batches and places.
+/// Miri takes a thousand times as long.
+const MIXTURES: usize = if cfg!(miri) { 2 } else { 1300 };
+
+/// Batches of texts from a pool, each text in many batches and places.
 #[test]
 fn texts_have_the_same_bits_in_1300_mixtures() {
     let model = Model::new();
@@ -250,7 +253,8 @@ fn texts_have_the_same_bits_in_1300_mixtures() {
     };
     let pool: Vec<Vec<(u32, u32)>> =
         (0..60).map(|_| (0..=below(25)).map(|_| (below(WORDS) as u32, below(2) as u32)).collect()).collect();
-    let mixtures: Vec<Vec<usize>> = (0..1300).map(|_| (0..=below(12)).map(|_| below(pool.len())).collect()).collect();
+    let mixtures: Vec<Vec<usize>> =
+        (0..MIXTURES).map(|_| (0..=below(12)).map(|_| below(pool.len())).collect()).collect();
     for isa in Isa::available() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let encoder = model.encoder(isa, precision);

@@ -3,6 +3,9 @@
 use proptest::prelude::*;
 use weir_kernels::{Activation, Epilogue, Isa, Matrix, Precision, Rows, Values};
 
+/// Miri takes a thousand times as long.
+const CASES: u32 = if cfg!(miri) { 2 } else { 200 };
+
 /// Numbers in -1 to 1 that look random and are the same in every run.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,7 +45,7 @@ fn multiply(matrix: &Matrix, source: &[f32], epilogue: Epilogue, before: &[f32])
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     #[test]
     fn float_product_of_any_shape_agrees_with_f64(rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64) {
@@ -160,7 +163,7 @@ proptest! {
 
 #[test]
 fn largest_inner_dimension_does_not_overflow() {
-    let inner = 1 << 16;
+    let inner = if cfg!(miri) { 1 << 9 } else { 1 << 16 };
     let (values, scales, bias) = (vec![127_i8; inner], [1.0], [0.0]);
     for isa in Isa::available() {
         let weights = Values::I8 { values: &values, scales: &scales };

@@ -32,9 +32,8 @@ use bindings::{
     wasi::clocks::{monotonic_clock, system_clock},
     wit_stream,
 };
-use weir_core::channels as channel;
 use weir_core::channels::{
-    AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, Subscriber, Values,
+    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, Subscriber, Values,
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 

@@ -1,4 +1,4 @@
-//! `docs/reference/http.md` and `docs/reference/events.md` are what the wire types say.
+//! `docs/reference/http.md`, `events.md` and `definitions.md` are what the wire types say.
 //! `UPDATE_EXPECT=1 cargo test -p weir-codec --test reference` writes them anew.
 #![allow(clippy::unwrap_used)]
 
@@ -13,9 +13,20 @@ use weir_codec::{
         route::{Channel, ChannelKind, SOCKET_ROUTES},
     },
     openapi::document,
-    pipelines::event::to_json,
+    pipelines::{
+        definition::{DEADLINE_MS_DEFAULT, DEFINITION_BYTES_MAX, MEMORY_BYTES_DEFAULT},
+        event::to_json,
+        process_request::CHUNK_SIZE_DEFAULT,
+    },
 };
-use weir_core::pipelines::{Data, Event, Json, KindName, Metadata, PipelineFailure, StepFailure};
+use weir_core::{
+    inference::retry::{RetryConfig, RetryPolicy},
+    pipelines::{
+        COMPENSATIONS_MAX, Data, Event, ID_BYTES_MAX, Json, KindName, Metadata, Method, OnError, PARALLEL_MAX_DEFAULT,
+        PipelineFailure, STEPS_MAX, StepFailure, Streaming, TIMEOUT_MS_DEFAULT, bounds,
+    },
+};
+use weir_expression::EXPRESSION_BYTES_MAX;
 
 /// Where a group of routes begins, its title and what it is about; the longest prefix counts.
 const GROUPS: [(&str, &str, &str); 8] = [
@@ -424,3 +435,146 @@ fn events_page_is_what_the_wire_types_say() {
     out.push('\n');
     expect_file!["../../../docs/reference/events.md"].assert_eq(&out);
 }
+
+const DEFINITIONS: &str = "\
+# Pipeline definitions
+
+<!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
+
+The file `NAME.json` of the folder `pipelines.dir`, see [Run pipelines](../guides/pipelines.md). An unknown member is an error, and every
+error names its path. This one, `demo/pipelines/order.json` of the repository, has most of what there is:
+
+<!-- from: demo/pipelines/order.json -->
+
+```json
+ORDER```
+
+";
+
+/// The names of an enumeration as code spans.
+fn names<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> String {
+    all.iter().map(|it| format!("`{}`", name(*it))).collect::<Vec<_>>().join(", ")
+}
+
+fn table(out: &mut String, title: &str, rows: &[(&str, String)]) {
+    writeln!(out, "## {title}\n\n| member | |\n|---|---|").unwrap();
+    for (member, about) in rows {
+        writeln!(out, "| `{member}` | {about} |").unwrap();
+    }
+    out.push('\n');
+}
+
+#[test]
+fn definitions_page_is_what_the_wire_types_say() {
+    let range = |(min, max): (u64, u64), default: u64| format!("{min} to {max}, default {default}");
+    let mut out = DEFINITIONS.replace("ORDER", include_str!("../../../demo/pipelines/order.json"));
+    let streaming = Streaming::default();
+    let buffer = range(bounds::BUFFER_SIZE, streaming.buffer_size as u64);
+    let flush = range(bounds::FLUSH_INTERVAL_MS, streaming.flush_interval_ms);
+    table(
+        &mut out,
+        "Pipeline",
+        &[
+            ("name", format!("The name of the file: 1 to {ID_BYTES_MAX} ASCII letters, digits, `_`, `-` and `.`.")),
+            ("steps", format!("1 to {STEPS_MAX} steps. The definition has at most {DEFINITION_BYTES_MAX} bytes.")),
+            (
+                "parallel_max",
+                format!("Steps that run at once: {}.", range(bounds::PARALLEL, PARALLEL_MAX_DEFAULT as u64)),
+            ),
+            (
+                "streaming.enabled",
+                format!(
+                    "Whether all events are published, or only the first and the last; default {}.",
+                    streaming.enabled
+                ),
+            ),
+            (
+                "streaming.emit_progress",
+                format!("Whether `step_progress` is published; default {}.", streaming.emit_progress),
+            ),
+            ("streaming.buffer_size", format!("Events that may wait to be stored: {buffer}.")),
+            (
+                "streaming.flush_interval_ms",
+                format!("How long progress and outputs may wait to be stored together: {flush}."),
+            ),
+        ],
+    );
+    let retry = RetryConfig::default();
+    let timeout = range(bounds::TIMEOUT_MS, TIMEOUT_MS_DEFAULT);
+    table(
+        &mut out,
+        "Step",
+        &[
+            ("id", format!("Unique in the pipeline: 1 to {ID_BYTES_MAX} ASCII letters, digits, `_`, `-` and `.`.")),
+            ("kind", format!("One of {}.", names(KindName::ALL, KindName::name))),
+            ("after", "The steps that must have ended before. Absent: the step before it in the list; `[]`: none.".to_owned()),
+            (
+                "input",
+                "An [expression](#expressions) over `{\"input\": …, \"steps\": {ID: OUTPUT}}`. Absent: the output of the step that it comes \
+                 after, an object of the outputs of several by id, or the input of the pipeline."
+                    .to_owned(),
+            ),
+            ("timeout_ms", format!("The time of one attempt: {timeout}.")),
+            ("retry.max_attempts", format!("{}.", range(bounds::MAX_ATTEMPTS, u64::from(retry.max_attempts)))),
+            ("retry.base_backoff_ms, retry.backoff_ms_max", format!("The shortest and longest delay; default {} and {}.", retry.base_backoff_ms, retry.backoff_ms_max)),
+            ("retry.policy", format!("{}; default `{}`.", names(RetryPolicy::ALL, RetryPolicy::name), retry.policy.name())),
+            (
+                "on_error",
+                format!(
+                    "{}; default `fail`: the execution ends at once. `continue`: the output is null. `compensate`: running steps end, and \
+                     completed ones are undone.",
+                    names(OnError::ALL, OnError::name)
+                ),
+            ),
+            ("compensation", format!("Up to {COMPENSATIONS_MAX} steps that undo it, in order; they have `id`, `kind`, `input`, `timeout_ms` and `retry`.")),
+        ],
+    );
+    out.push_str("## Kinds\n\n| kind | does | members |\n|---|---|---|\n");
+    for kind in KindName::ALL {
+        let (does, members) = match kind {
+            KindName::Chunk => (
+                "cuts a text into slices",
+                format!("`chunk_size`, in code points: {}", range(bounds::CHUNK_SIZE, CHUNK_SIZE_DEFAULT as u64)),
+            ),
+            KindName::Sentiment => {
+                ("labels each chunk of its input, or a text", "`model`, default that of `steps.sentiment`".to_owned())
+            }
+            KindName::Entities => ("finds named entities", "`model`, default that of `steps.entities`".to_owned()),
+            KindName::Summary => {
+                ("chooses the most central sentences", "`model`, default that of `steps.summary`".to_owned())
+            }
+            KindName::Embed => ("turns each text into a vector", "`model`; `normalize`, default true".to_owned()),
+            KindName::Annotate => ("finds keywords, risks, actions and the intent", String::new()),
+            KindName::Map => ("computes a value", format!("`expression`, at most {EXPRESSION_BYTES_MAX} bytes")),
+            KindName::Http => (
+                "calls a service of `pipelines.http_allow`",
+                format!(
+                    "`url`; `method`, one of {}, default `POST`; `headers`; `body`, an expression, default the input",
+                    names(Method::ALL, Method::name)
+                ),
+            ),
+            KindName::Component => (
+                "calls a [component of your own](../guides/steps.md)",
+                format!(
+                    "`path`, a name of `pipelines.steps`; `config`, any JSON; `memory_bytes_max`: {}; `deadline_ms`: {}",
+                    range(bounds::MEMORY_BYTES, MEMORY_BYTES_DEFAULT),
+                    range(bounds::TIMEOUT_MS, DEADLINE_MS_DEFAULT)
+                ),
+            ),
+        };
+        writeln!(out, "| `{}` | {does} | {members} |", kind.name()).unwrap();
+    }
+    out.push_str(EXPRESSIONS);
+    expect_file!["../../../docs/reference/definitions.md"].assert_eq(&out);
+}
+
+const EXPRESSIONS: &str = "
+## Expressions
+
+A subset of [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `\"quoted-a\"`), `a.b`, `a[0]`, projections (`a[*].b`), filters, flattening
+(`a[]`), pipes, lists (`[a, b]`), objects (`{x: a, y: b}`), literals, raw strings (`'text'`), `@`, comparisons, `&&`, `||`, `!`, parentheses and functions. From its
+enhancement proposals: `+ - * / %` and the functions `lower`, `upper`, `trim`, `split` and `replace`. Its compliance suite is run by a test, which lists what is left
+out: slices, `*` on objects (use `values(@)`), and the functions `sort_by`, `max_by` and `min_by`.
+
+There are no loops but those over arrays, and no recursion. Each evaluation has a budget of steps and bytes.
+";

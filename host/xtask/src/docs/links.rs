@@ -52,7 +52,7 @@ fn slug(heading: &str) -> String {
 }
 
 /// Every Markdown file below a folder.
-fn markdown_files(folder: &Path, files: &mut Vec<PathBuf>) {
+pub(super) fn markdown_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

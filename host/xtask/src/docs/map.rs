@@ -1,9 +1,10 @@
-//! The code map of ARCHITECTURE.md: every path that the document names exists; every crate of `components/` and `host/` has a section,
+//! Paths: every path of the repository that a document names exists. The code map of ARCHITECTURE.md: every crate of `components/` and `host/` has a section,
 //! which names every folder of its sources.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::links::markdown_files;
 use crate::house::House;
 
 /// The folders at the root that paths of the document begin with.
@@ -25,14 +26,29 @@ fn folders(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_path_of_the_document_exists() {
+fn every_path_of_the_documents_exists() {
     let root = House::find().root;
-    let document = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
-    let paths = code_spans(&document).into_iter().filter(|it| ROOTS.iter().any(|start| it.starts_with(start)));
-    let paths: Vec<&str> = paths.collect();
-    assert!(paths.len() > 20, "{paths:?}");
-    let missing: Vec<&&str> = paths.iter().filter(|path| !root.join(path).exists()).collect();
-    assert!(missing.is_empty(), "ARCHITECTURE.md names what does not exist: {missing:?}");
+    let mut documents: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].iter().map(|name| root.join(name)).collect();
+    markdown_files(&root.join("docs"), &mut documents);
+    let (mut paths, mut missing) = (0, Vec::new());
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        let prose: String = text.split("```").step_by(2).collect();
+        let words = prose.split(|it: char| it.is_whitespace() || "`()<>,;:\"".contains(it));
+        for word in words.filter(|word| ROOTS.iter().any(|start| word.starts_with(start))) {
+            // Words such as `docs/decisions/NNN-title.md` name a form.
+            if word.contains(['*', '{', '…', '#']) || word.contains("NNN") || word.contains("NAME") {
+                continue;
+            }
+            paths += 1;
+            if !root.join(word.trim_end_matches('.')).exists() {
+                missing.push(format!("{}: {word}", document.strip_prefix(&root).unwrap().display()));
+            }
+        }
+    }
+    assert!(paths > 60, "{paths} paths");
+    assert!(missing.is_empty(), "documents name what does not exist:\n{}", missing.join("\n"));
 }
 
 #[test]

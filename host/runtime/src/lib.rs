@@ -25,28 +25,17 @@
 //! The host moves records and enforces limits; it knows nothing of what a text means.
 
 pub mod bindings;
-pub mod call;
-mod channels;
-pub mod component;
-pub mod engine;
-mod events;
-pub mod gateway;
-mod guest_log;
-mod instances;
-mod keeper;
-mod limits;
-mod outgoing;
-pub mod pool;
-mod queue;
-mod reliability;
+pub mod components;
+pub mod inference;
+mod interfaces;
 pub mod runtime;
-mod state;
-mod steps;
+mod start;
 pub mod stream;
 
 pub use bindings::types;
-pub use call::{Call, CallSender, Outcomes};
-pub use component::{ComponentError, Source};
-pub use guest_log::TARGET as GUEST_LOG_TARGET;
-pub use pool::PoolStats;
+pub use components::code::{ComponentError, Source};
+pub use components::gateway;
+pub use components::guest_log::TARGET as GUEST_LOG_TARGET;
+pub use inference::call::{Call, CallSender, Outcomes};
+pub use inference::pool::PoolStats;
 pub use runtime::{Builtin, Runtime, StartError};

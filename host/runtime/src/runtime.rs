@@ -15,14 +15,14 @@ use weir_events::{OpenError, Store};
 use weir_nn::model::{ModelDir, ModelError, Task};
 use weir_nn::{Engine as NnEngine, Registry, RegistryConfig};
 
-use crate::call::{Call, Pools};
-use crate::channels;
-use crate::component::{self, ComponentError, Source};
-use crate::engine::Host;
-use crate::gateway::{Gateway, GatewayConfig, KEYS_DIR, PIPELINES_DIR};
-use crate::pool::{Machinery, Pool, PoolConfig, PoolStats};
-use crate::queue::QueueSettings;
-use crate::steps::{Steps, StepsConfig};
+use crate::inference::call::{Call, Pools};
+use crate::start::event_store;
+use crate::components::code::{self, ComponentError, Source};
+use crate::components::engine::Host;
+use crate::components::gateway::{Gateway, GatewayConfig, KEYS_DIR, PIPELINES_DIR};
+use crate::inference::pool::{Machinery, Pool, PoolConfig, PoolStats};
+use crate::inference::queue::QueueSettings;
+use crate::components::steps::{Steps, StepsConfig};
 use crate::types::{Failure, ModelInfo, ModelKind};
 
 /// The components that this program was built with.
@@ -125,7 +125,7 @@ impl Runtime {
     ///
     /// As [`Runtime::start`]; or the store cannot be opened. Redis need not be there yet.
     pub async fn serve(config: &Config, builtin: Builtin) -> Result<Self, StartError> {
-        let events = channels::open(&config.events).await?;
+        let events = event_store::open(&config.events).await?;
         Self::start_with(config, builtin, Some(events))
     }
 
@@ -210,7 +210,7 @@ impl Runtime {
             pool.report();
         }
         if let Some(events) = self.events() {
-            channels::report(events);
+            event_store::report(events);
         }
     }
 }
@@ -241,7 +241,7 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
         ..RegistryConfig::default()
     }));
     let source = source("infer", &config.infer.component, builtin.infer)?;
-    let component = component::load(host.engine(), &source)?;
+    let component = code::load(host.engine(), &source)?;
     let machinery = Machinery::new(host.engine(), &component, registry.clone())
         .map_err(|error| StartError::Link("infer", error))?;
     for (name, model) in models {
@@ -378,7 +378,7 @@ fn start_gateway(
     draining: &Arc<AtomicBool>,
 ) -> Result<Gateway, StartError> {
     let source = source("gateway", &config.gateway.component, builtin.gateway)?;
-    let component = component::load(host.engine(), &source)?;
+    let component = code::load(host.engine(), &source)?;
     let environment = [
         ("WEIR_HTTP_HOSTS", config.http.hosts.join(" ")),
         ("WEIR_HTTP_BODY_BYTES_MAX", config.http.body_bytes_max.to_string()),

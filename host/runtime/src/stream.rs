@@ -43,7 +43,7 @@ pub use weir_core::inference::stream::{
     Stats, StreamState, StreamingConfig, TransitionError,
 };
 
-use crate::call::Outcomes;
+use crate::inference::call::Outcomes;
 use crate::runtime::Runtime;
 use crate::types::{Aggregation as Grouping, TokenOptions};
 use crate::types::{ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Output, Overflow, Task, WhenFull};

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         eprintln!("usage: weir-precompile IN.wasm OUT.cwasm");
         return ExitCode::from(2);
     };
-    match weir_runtime::component::precompile(input.as_ref(), output.as_ref()) {
+    match weir_runtime::components::code::precompile(input.as_ref(), output.as_ref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("weir-precompile: {error}");

@@ -10,8 +10,8 @@ use weir_nn::{Names, NnCtx, NnView, Registry};
 
 use super::PoolConfig;
 use crate::bindings::infer::InferExportsPre;
-use crate::guest_log::GuestLog;
-use crate::limits::limits;
+use crate::components::guest_log::GuestLog;
+use crate::components::limits::limits;
 
 /// What a replica needs to make an instance.
 #[derive(Clone)]

@@ -3,7 +3,7 @@ use std::task::Waker;
 use weir_core::inference::queue::{Aggregation, Window};
 
 use super::*;
-use crate::call::{self, Outcomes};
+use crate::inference::call::{self, Outcomes};
 use crate::types::{ClassifyOptions, Overflow, Task, WhenFull};
 
 fn settings() -> QueueSettings {

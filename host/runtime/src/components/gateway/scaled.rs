@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::gateway::{Maker, OpenRequest, Request};
-use crate::instances::admission::{Answer, RequestQueue};
-use crate::instances::run::InstanceRun;
+use crate::components::gateway::{Maker, OpenRequest, Request};
+use crate::components::gateway::admission::{Answer, RequestQueue};
+use crate::components::gateway::run::InstanceRun;
 
 /// Another instance is started when a request has waited for this long: those that are there are computing.
 const START_AFTER: Duration = Duration::from_millis(20);

@@ -4,8 +4,8 @@ use wasmtime::component::{Accessor, HasSelf};
 
 use crate::bindings::gateway::weir::stream::events::{Failure, Fence};
 use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithStore};
-use crate::events::{failure, fence, name, no_name, store};
-use crate::gateway::GatewayState;
+use crate::interfaces::events::{failure, fence, name, no_name, store};
+use crate::components::gateway::GatewayState;
 
 impl Host for GatewayState {}
 

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use tokio::task::JoinHandle;
 
-use crate::gateway::{Maker, OpenRequest, Request};
-use crate::instances::admission::{Answer, RequestQueue};
-use crate::instances::run::InstanceRun;
+use crate::components::gateway::{Maker, OpenRequest, Request};
+use crate::components::gateway::admission::{Answer, RequestQueue};
+use crate::components::gateway::run::InstanceRun;
 
 /// Where the paths begin that the keeper answers. The rest is answered by any instance.
 const KEPT: [&str; 5] = ["/pipelines", "/executions", "/reliability", "/sessions", "/ws/session"];

@@ -21,8 +21,8 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use crate::bindings::gateway::weir::stream::step_types::{self, Failure};
 use crate::bindings::gateway::weir::stream::steps::{Host, HostWithStore, Limits};
 use crate::bindings::step::StepComponentPre;
-use crate::gateway::GatewayState;
-use crate::guest_log::GuestLog;
+use crate::components::gateway::GatewayState;
+use crate::components::guest_log::GuestLog;
 
 /// How long a file is not looked at again.
 const LOOK: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult, VecBuffer};
 
 use super::Pool;
-use super::running::Running;
-use crate::queue::{Ask, Job, Taken};
+use super::instance::Running;
+use crate::inference::queue::{Ask, Job, Taken};
 use crate::types::{Item, Outcome};
 
 /// The one stream of items into an instance.

@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, mpsc};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult, VecBuffer};
 
-use crate::pool::Pool;
-use crate::queue::{Job, Queue};
+use crate::inference::pool::Pool;
+use crate::inference::queue::{Job, Queue};
 use crate::types::{Failure, Item, Outcome, Output, WhenFull};
 
 /// The pools by model name.

@@ -19,7 +19,7 @@ use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::TrapOrPanicError;
 
-use crate::gateway::{OpenRequest, Request};
+use crate::components::gateway::{OpenRequest, Request};
 
 /// An instance's answer to a request.
 pub(crate) type Answer = wasmtime::Result<http::Response<WasiBody>>;

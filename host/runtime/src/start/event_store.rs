@@ -6,7 +6,7 @@ use weir_config::{Events, EventsFallback, EventsStore};
 use weir_core::channels::Retention;
 use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
 
-use crate::reliability;
+use crate::start::pipeline_metrics;
 use crate::runtime::StartError;
 
 /// Opens the store.
@@ -51,7 +51,7 @@ fn watch(config: &Events, events: &Store) -> Result<(), StartError> {
         while let Some(tapped) = tap.next().await {
             let Tapped::Event { channel, entry } = tapped else { continue };
             if channel.kind() == "pipeline" {
-                reliability::count(&entry.name, &entry.data);
+                pipeline_metrics::count(&entry.name, &entry.data);
             }
             let known =
                 names.contains(&entry.name) || names.len() < COUNTED_NAMES_MAX && names.insert(entry.name.clone());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::engine;
+use crate::components::engine;
 
 /// A component's code.
 #[derive(Debug, Clone, PartialEq)]

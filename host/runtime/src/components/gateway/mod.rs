@@ -1,5 +1,10 @@
 //! Instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is reused.
 
+pub(crate) mod admission;
+mod run;
+mod scaled;
+mod stateful;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -19,14 +24,14 @@ use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
-use crate::call::{Abandon, Call, FromGuest, ToGuest};
-use crate::guest_log::GuestLog;
-use crate::instances::admission::{InstanceBounds, Occupancy, RequestQueue, Reservation};
-use crate::instances::front::Front;
-use crate::keeper::{self, Keeper};
-use crate::limits::limits;
-use crate::outgoing::Outgoing;
-use crate::steps::Steps;
+use crate::inference::call::{Abandon, Call, FromGuest, ToGuest};
+use crate::components::guest_log::GuestLog;
+use crate::components::gateway::admission::{InstanceBounds, Occupancy, RequestQueue, Reservation};
+use crate::components::gateway::scaled::Front;
+use crate::components::gateway::stateful::{self, Keeper};
+use crate::components::limits::limits;
+use crate::components::outgoing::Outgoing;
+use crate::components::steps::Steps;
 use crate::types::{Item, ModelInfo, Outcome};
 
 /// A request for the gateway.
@@ -110,7 +115,7 @@ impl Gateway {
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
         let open = Arc::new(OpenRequest::new(client));
-        let response = match keeper::keeps(request.uri().path()) {
+        let response = match stateful::keeps(request.uri().path()) {
             true => self.keeper.handle(request, open.clone(), body_bytes).await?,
             false => self.front.handle(request, open.clone(), body_bytes).await?,
         };
@@ -347,7 +352,7 @@ where
     body.boxed_unsync()
 }
 
-pub use crate::instances::admission::AdmissionError;
+pub use crate::components::gateway::admission::AdmissionError;
 pub use wasmtime::Error as HandleError;
 pub use wasmtime_wasi_http::Error as BodyError;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use crate::queue::Job;
+use crate::inference::queue::Job;
 use crate::types::Item;
 
 /// One instance of a replica.

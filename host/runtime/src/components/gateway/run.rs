@@ -14,8 +14,8 @@ use wasmtime::component::Accessor;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{Prepared, Proxy};
 
-use crate::gateway::{GatewayState, Maker, OpenRequest, Request};
-use crate::instances::admission::{Answer, Occupancy, RequestQueue, Reservation, Taken};
+use crate::components::gateway::{GatewayState, Maker, OpenRequest, Request};
+use crate::components::gateway::admission::{Answer, Occupancy, RequestQueue, Reservation, Taken};
 
 /// How often an instance shows that its event loop runs.
 const BEAT: Duration = Duration::from_millis(250);

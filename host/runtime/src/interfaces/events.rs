@@ -11,7 +11,7 @@ use weir_events::{Error, Store, StoreKind, Subscription};
 use crate::bindings::gateway::weir::stream::events::{
     Closed, Condition, Cursor, Delivery, Entry, Event, Failure, Fence, Gap, Host, HostWithStore, Page,
 };
-use crate::gateway::GatewayState;
+use crate::components::gateway::GatewayState;
 
 /// Bytes of events from which no more are handed over at once; one is, whatever its size.
 const HANDED_BYTES_MAX: usize = 64 * 1024;

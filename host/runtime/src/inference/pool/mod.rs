@@ -1,9 +1,9 @@
 //! The replicas of one model. Each is a thread with an infer instance of its own, fed by one long-lived stream in which
 //! the items of all callers are merged, so that batches form across requests.
 
-mod machinery;
+mod factory;
+mod instance;
 mod metrics;
-mod running;
 mod streams;
 
 use std::panic::AssertUnwindSafe;
@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use wasmtime::component::StreamReader;
 use weir_core::inference::queue::Ticket;
 
-pub(crate) use self::machinery::Machinery;
+pub(crate) use self::factory::Machinery;
 use self::metrics::PoolMetrics;
-use self::running::Running;
+use self::instance::Running;
 use self::streams::{Back, Ended, Merged, Watched};
-use crate::call::{Call, Reply};
-use crate::queue::{Job, Queue, QueueSettings};
+use crate::inference::call::{Call, Reply};
+use crate::inference::queue::{Job, Queue, QueueSettings};
 use crate::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
     TokenOptions, WhenFull,

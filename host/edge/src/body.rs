@@ -9,8 +9,8 @@ use http_body_util::Full;
 use metrics::gauge;
 use weir_runtime::gateway::{BodyError, CountedBody};
 
-use crate::feed::{Feed, Piece};
-use crate::hold::UserPlace;
+use crate::sse::feed::{Feed, Piece};
+use crate::sse::hold::UserPlace;
 use crate::share::{ClientKey, Permit, Refused};
 
 /// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.

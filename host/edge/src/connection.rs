@@ -22,13 +22,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::body::ReplyBody;
-use crate::head::{Answering, HeadTimed};
-use crate::held::HeldConnection;
-use crate::hold::Held;
+use crate::timeouts::http1_head::{Answering, HeadTimed};
+use crate::sse::connection::HeldConnection;
+use crate::sse::hold::Held;
 use crate::http2;
 use crate::server::{Answer, Shared, answer};
-use crate::socket::Talk;
-use crate::stall::Unstalled;
+use crate::websocket::Talk;
+use crate::timeouts::write::Unstalled;
 
 /// What the system keeps for a held connection whose client has not acknowledged it; Linux doubles it for its own needs.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;

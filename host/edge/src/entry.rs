@@ -16,7 +16,7 @@ use weir_codec::http::router::Found;
 use weir_codec::http::target;
 use weir_config::{AuthMode, Config};
 
-use crate::answer::METRICS;
+use crate::response::METRICS;
 
 /// Origins and hosts that were refused and are in the log; more are not logged.
 const LOGGED_MAX: usize = 32;

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use weir_runtime::gateway::BodyError;
 
 use crate::body::ReplyBody;
-use crate::header_watch::HeaderWatch;
+use crate::timeouts::http2_headers::HeaderWatch;
 use crate::server::{Answer, Shared, answer};
 
 /// Streams of one connection.

@@ -14,23 +14,18 @@
 //!
 //! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
 
-mod answer;
 mod body;
 mod connection;
 mod entry;
-mod feed;
-mod gzip;
-mod head;
-mod header_watch;
-mod held;
-mod hold;
 mod http2;
 mod metric;
 pub mod observe;
+mod response;
 pub mod server;
 mod share;
-mod socket;
-mod stall;
+mod sse;
+mod timeouts;
+mod websocket;
 
 pub use entry::EntryError;
 pub use observe::{Observer, ObserverError};

@@ -23,15 +23,15 @@ use weir_events::Store;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError, CountedBody, Gateway};
 
-use crate::answer::{self, Trouble};
+use crate::response::{self as answer, Trouble};
 use crate::body::{Open, ReplyBody};
 use crate::connection;
 use crate::entry::{self, Entry, EntryError};
-use crate::gzip;
-use crate::hold::{self, Held, HoldError, Holds, Instruction};
+use crate::sse::gzip;
+use crate::sse::hold::{self, Held, HoldError, Holds, Instruction};
 use crate::observe::Observer;
 use crate::share::{ClientKey, Permit, Refused, SharedPool};
-use crate::socket::{self, Handshake, HandshakeError, Talk};
+use crate::websocket::{self as socket, Handshake, HandshakeError, Talk};
 
 /// Probes that a component has at once: more than any prober sends.
 const PROBES_MAX: u32 = 64;

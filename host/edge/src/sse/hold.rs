@@ -17,7 +17,7 @@ use weir_core::quota::{ConnectionRefused, Connections};
 use weir_events::{Error, Store};
 use weir_runtime::gateway::{BodyError, CountedBody};
 
-use crate::feed::Feed;
+use crate::sse::feed::Feed;
 use crate::share::{Permit, Refused, SharedPool};
 
 /// Most bytes in what an answer that is to be held begins with.

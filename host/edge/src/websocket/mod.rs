@@ -178,8 +178,8 @@ impl Handshake {
         if let Ok(accept) = HeaderValue::from_str(&self.accept) {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
-        if let Some(id) = parts.headers.get(crate::answer::REQUEST_ID) {
-            headers.insert(crate::answer::REQUEST_ID, id.clone());
+        if let Some(id) = parts.headers.get(crate::response::REQUEST_ID) {
+            headers.insert(crate::response::REQUEST_ID, id.clone());
         }
         Answer::Socket(response, Box::new(Talk { body, to_gateway: self.to_gateway, _open: open }))
     }

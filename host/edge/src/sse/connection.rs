@@ -13,8 +13,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderValue, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::feed::{Feed, Piece};
-use crate::hold::Held;
+use crate::sse::feed::{Feed, Piece};
+use crate::sse::hold::Held;
 
 /// The room before a chunk for its size: eight digits and an end of line.
 const SIZE_ROOM: usize = 10;

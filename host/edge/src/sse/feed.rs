@@ -15,8 +15,8 @@ use weir_codec::http::framing::Framing;
 use weir_core::channels::{Closed, Delivery, Entry};
 use weir_events::Subscription;
 
-use crate::gzip::{self, Gzip};
-use crate::hold::HoldPlace;
+use crate::sse::gzip::{self, Gzip};
+use crate::sse::hold::HoldPlace;
 
 /// Most events in one write.
 const WRITE_EVENTS_MAX: usize = 64;

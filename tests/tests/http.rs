@@ -476,7 +476,7 @@ async fn every_line_of_a_json_log_is_json_with_numbers_as_numbers() -> Result<()
         let log = lines().join("\n");
         log.contains(&format!("\"component\":\"{component}\""))
     };
-    until("both have written", || async { Ok(from("infer") && (from("gateway") || from("keeper"))) }).await?;
+    until("both have written", || async { Ok(from("infer") && (from("gateway") || from("stateful-gateway"))) }).await?;
     for line in lines() {
         let said: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         for name in ["timestamp", "level", "fields", "target"] {

@@ -1,8 +1,8 @@
 //! Ownership of what several instances could work on: executions and stored sessions. `weir:stream/state` grants a lease, and
 //! refuses writes that carry an earlier token, so an instance that was paused past its lease changes nothing.
 //!
-//! A lease lasts three quarters of `WEIR_LEASE_MS` and is renewed every eighth; others look for expired ones every quarter. What a
-//! dead instance owned is therefore owned again within `WEIR_LEASE_MS`.
+//! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth; others look for expired ones every quarter. What a
+//! dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
 
 use std::cell::Cell;
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 const NS_PER_MS: u64 = 1_000_000;
-/// What `WEIR_LEASE_MS` is when the settings cannot be read, which is reported elsewhere.
+/// What `WEIR_EVENTS_LEASE_MS` is when the settings cannot be read, which is reported elsewhere.
 const DEFAULT_MS: u64 = 10_000;
 /// The longest that a client is told to wait for something that is owned elsewhere, in milliseconds.
 const RETRY_MS_MAX: u64 = 60_000;

@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     pub(crate) grip: Grip,
     /// `WEIR_KEEPER`: `1` in the one instance that keeps executions, which goes on with what a crash has interrupted.
     pub(crate) keeper: bool,
-    /// `WEIR_LEASE_MS`: within how long what a dead instance owned is taken over, 10000 by default.
+    /// `WEIR_EVENTS_LEASE_MS`: within how long what a dead instance owned is taken over, 10000 by default.
     pub(crate) lease_ms: u64,
     /// `WEIR_INSTANCE`: the name under which this instance acquires leases, a random one by default.
     pub(crate) instance: Option<String>,
@@ -173,7 +173,7 @@ impl Settings {
                 Some(text) => return Err(format!("`WEIR_GRIP` must be `off`, `host` or `proxy`, and is `{text}`")),
             },
             keeper: variable("WEIR_KEEPER").is_some_and(|text| text == "1"),
-            lease_ms: number("WEIR_LEASE_MS", 10_000)?,
+            lease_ms: number("WEIR_EVENTS_LEASE_MS", 10_000)?,
             instance: variable("WEIR_INSTANCE").filter(|name| !name.is_empty()),
             shared: variable("WEIR_EVENTS_SHARED").is_none_or(|text| text != "false"),
             pipelines: Pipelines::read(&variable, number)?,

@@ -10,6 +10,7 @@ mod manual;
 mod pipelines;
 mod suggest;
 mod values;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown, template};
 pub use pipelines::Pipelines;
 pub use suggest::suggest_key;
+pub use variables::variables;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ use figment::{Metadata, Profile, Provider};
 
 use crate::manual::leaves;
 use crate::suggest::{is_key, suggest, suggest_key};
+use crate::variables::variable;
 use crate::{AuthMode, Config, values};
 
 /// Why a configuration cannot be used.
@@ -230,11 +231,6 @@ impl Pairs {
 /// Variables by which others have always called two of our keys.
 const ALIASES: [(&str, &str); 2] =
     [("STREAM_MAX_ENTRIES", "events.events_max"), ("STREAM_BLOCK_TIME", "events.redis_block_ms")];
-
-/// The environment variable of a key: `http.listen` is `WEIR_HTTP_LISTEN`.
-pub(crate) fn variable(key: &str) -> String {
-    format!("WEIR_{}", key.replace('.', "_").to_uppercase())
-}
 
 impl Provider for Pairs {
     fn metadata(&self) -> Metadata {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::Config;
-use crate::load::variable;
+use crate::variables::variable;
 
 /// A key of the configuration.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use metrics::gauge;
-use weir_runtime::gateway::{BodyError, CountedBody};
+use weir_runtime::gateway::{BodyError, ResponseBody};
 
 use crate::sse::feed::{Feed, Piece};
 use crate::sse::hold::UserPlace;
@@ -15,7 +15,7 @@ use crate::share::{ClientKey, Permit, Refused};
 
 /// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
 pub(crate) enum ReplyBody {
-    Streamed { body: Box<CountedBody>, _open: Option<Open> },
+    Streamed { body: Box<ResponseBody>, _open: Option<Open> },
     Full { body: Full<Bytes>, _permit: Option<Permit> },
     Held(Box<HeldBody>),
 }

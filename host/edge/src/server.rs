@@ -21,7 +21,7 @@ use weir_codec::http::target;
 use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
-use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError, CountedBody, Gateway};
+use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError, ResponseBody, Gateway};
 
 use crate::response::{self as answer, Trouble};
 use crate::body::{Open, ReplyBody};
@@ -550,7 +550,7 @@ async fn hold(
     shared: &Shared,
     instruction: Instruction,
     gzip: bool,
-    (mut head, body): (response::Parts, CountedBody),
+    (mut head, body): (response::Parts, ResponseBody),
     (open, owner): (Option<Open>, u64),
     id: &str,
 ) -> Answer {

@@ -6,23 +6,26 @@
 //! native caller    ─┘   ids, order and ends of each    └─ infer instance (replica 1)
 //! ```
 //!
-//! - [`engine`]: how wasmtime is set up, and the clock that interrupts a guest.
-//! - [`component`]: where a component's code comes from: built in, or a file.
 //! - [`bindings`]: the WIT of `weir:stream` in Rust.
-//! - [`call`]: one caller's pair of streams; its bounds, its end, its disappearance.
-//! - `queue`: the items that wait for one model.
-//! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
-//! - [`gateway`]: instances of the gateway component behind `wasi:http/handler`.
-//! - `instances`: how requests get to instances, and how many there are.
-//! - `keeper`: the one instance that has what outlives a request.
-//! - `channels`: the channel store as the configuration has it, its metrics and its file.
-//! - `events`, `state`: the channel store as gateway instances see it.
-//! - `reliability`: what executions tell, as metrics.
-//! - `steps`: components of the operator's that are steps of pipelines; `outgoing`: whom steps may call.
+//! - [`inference`]: calls, the queue of each model, and the replicas.
+//! - [`components`]: wasmtime, and the instances of the gateway component and of steps.
+//! - `interfaces`: what the host provides to gateway instances, one file for each interface of `weir:stream`.
+//! - `start`: the start from the configuration.
+//! - [`runtime`]: all of it as one value.
 //! - [`stream`]: the embedding API, texts in and results by callback.
-//! - [`runtime`]: all of it together.
 //!
 //! The host moves records and enforces limits; it knows nothing of what a text means.
+//!
+//! # Invariants
+//!
+//! - Every item of a call gets exactly one outcome: a reply that is dropped unsent answers `unavailable`, and so does
+//!   every item that a lost instance had in flight.
+//! - A failing item is an outcome with a failure, never the end of a stream.
+//! - An infer instance sees one model: the read-only folder `/models/NAME` and the graph `NAME`. A gateway instance sees at most the
+//!   folders of keys and of pipelines, and no outgoing request leaves it, but for those of the stateful instance to
+//!   `pipelines.http_allow`.
+//! - A guest sees the settings that `start::guest_env` lists, no other setting, no path of the host and no secret.
+//! - Components do not write to the standard error of the process: their lines go through the log, which bounds them.
 
 pub mod bindings;
 pub mod components;
@@ -36,6 +39,7 @@ pub use bindings::types;
 pub use components::code::{ComponentError, Source};
 pub use components::gateway;
 pub use components::guest_log::TARGET as GUEST_LOG_TARGET;
-pub use inference::call::{Call, CallSender, Outcomes};
+pub use inference::call::{CallOpener, CallSender, Outcomes};
 pub use inference::pool::PoolStats;
-pub use runtime::{Builtin, Runtime, StartError};
+pub use runtime::Runtime;
+pub use start::{Builtin, StartError};

@@ -1,7 +1,7 @@
 //! The embedding API: texts pushed into a stream, results by callback.
 //!
 //! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches, retries, guards the
-//! model by a circuit breaker and, where asked, puts results back in order; inference is the runtime's, shared with all
+//! model with a circuit breaker and, if configured, restores the order of results. Inference is the runtime's, shared with all
 //! other callers.
 //!
 //! ```
@@ -21,8 +21,8 @@
 //! let errors = stream.subscribe_error_callback(|error| eprintln!("{}: {}", error.seq, error.cause));
 //! stream.start()?;
 //! stream.push(Text::from("A fine day.")).await?;
-//! stream.push_batch(["It rained.", "Nobody came."].map(Text::from)).await?;
-//! stream.stop().await?; // what was pushed is answered first
+//! stream.push_batch(["It rained.", "The sun came out."].map(Text::from)).await?;
+//! stream.stop().await?; // answers every pushed text first
 //! println!("{} answered", stream.get_stats().delivered);
 //! results.unsubscribe();
 //! errors.unsubscribe();
@@ -35,7 +35,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
-use weir_core::failure as core;
 use weir_core::inference::stream::{PushError, Released, Stream};
 
 pub use weir_core::inference::stream::{
@@ -43,17 +42,18 @@ pub use weir_core::inference::stream::{
     Stats, StreamState, StreamingConfig, TransitionError,
 };
 
-use crate::inference::call::Outcomes;
+use crate::inference::call::{CallOpener, Outcomes};
+use crate::interfaces::convert::core_failure;
 use crate::runtime::Runtime;
-use crate::types::{Aggregation as Grouping, TokenOptions};
+use crate::types::{Aggregation as TokenAggregation, TokenOptions};
 use crate::types::{ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Output, Overflow, Task, WhenFull};
 
-/// A text to be pushed.
+/// A text for the model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text {
     /// The text, at most 1,000,000 bytes.
     pub text: Arc<str>,
-    /// A second text, for models that judge a pair.
+    /// A second text, for models that classify a pair.
     pub text_pair: Option<Arc<str>>,
 }
 
@@ -69,10 +69,10 @@ impl From<String> for Text {
     }
 }
 
-/// Why a stream cannot be made or used.
+/// Why a stream cannot be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The configuration makes no stream.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The model cannot answer.
@@ -83,33 +83,33 @@ pub enum StreamError {
         /// What is wrong.
         reason: String,
     },
-    /// The stream cannot go from the state it is in to the one that was asked for.
+    /// The requested state does not follow the current one.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// It takes no texts in its state.
+    /// The stream takes no texts in its current state.
     #[error("the stream is not running")]
     NotRunning,
 }
 
-type Engine = Stream<Text, Output>;
+type CoreStream = Stream<Text, Output>;
 type OnResult = Arc<dyn Fn(&Delivered<Output>) + Send + Sync>;
 type OnError = Arc<dyn Fn(&ItemError<Text>) + Send + Sync>;
 
-/// A stream of texts through one model. Dropping it ends it, and what it has not answered is given up.
+/// A stream of texts through one model. Dropping it ends it and abandons its unanswered texts.
 pub struct TextStream {
     shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
 }
 
 struct Shared {
-    engine: Mutex<Engine>,
+    core: Mutex<CoreStream>,
     began: Instant,
     model: String,
     task: Task,
-    /// Something was pushed, flushed, acknowledged, or the state has changed.
+    /// A text was pushed, flushed or acknowledged, or the state has changed.
     changed: Notify,
     /// There is room again, or the stream is drained.
-    moved: Notify,
+    progress: Notify,
     subscribers: Mutex<Subscribers>,
 }
 
@@ -120,15 +120,15 @@ struct Subscribers {
     errors: Vec<(u64, OnError)>,
 }
 
-/// A subscription; dropping it keeps it.
-#[must_use = "it is what ends the subscription"]
+/// Ends a subscription by [`Subscription::unsubscribe`]; dropping it does not.
+#[must_use = "the subscription can only be ended with it"]
 pub struct Subscription {
     shared: Weak<Shared>,
     id: u64,
 }
 
 impl Subscription {
-    /// Ends it: the callback is not called again, but for a call in progress.
+    /// Ends the subscription: the callback is not called again, apart from a call in progress.
     pub fn unsubscribe(self) {
         if let Some(shared) = self.shared.upgrade() {
             let mut subscribers = lock(&shared.subscribers);
@@ -143,7 +143,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl TextStream {
-    /// Makes a stream to a model of the runtime and waits until the model has answered. Must be called within tokio.
+    /// Creates a stream to a model of the runtime, and waits until the model is ready. Must be called within tokio.
     ///
     /// # Errors
     /// When the model is not served or cannot answer, or the configuration contradicts itself.
@@ -155,7 +155,7 @@ impl TextStream {
         let task = match kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
             ModelKind::TokenClassification => Task::Tokens(TokenOptions {
-                aggregation: Grouping::First,
+                aggregation: TokenAggregation::First,
                 ignore_labels: vec!["O".into()],
                 stride: None,
             }),
@@ -164,34 +164,34 @@ impl TextStream {
         // The seed of the jitter: two streams should not retry in step.
         let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), model);
         let shared = Arc::new(Shared {
-            engine: Mutex::new(Stream::new(config, 0, seed)?),
+            core: Mutex::new(Stream::new(config, 0, seed)?),
             began: Instant::now(),
             model: model.to_owned(),
             task,
             changed: Notify::new(),
-            moved: Notify::new(),
+            progress: Notify::new(),
             subscribers: Mutex::default(),
         });
         let task = tokio::spawn(drive(Arc::downgrade(&shared), runtime.call().clone()));
         Ok(Self { shared, task })
     }
 
-    /// From now on texts are taken. Also ends a pause.
+    /// Takes texts from now on. Also ends a pause.
     ///
     /// # Errors
     /// When it is stopping or has stopped.
     pub fn start(&self) -> Result<(), StreamError> {
-        let mut engine = self.shared.lock();
-        match engine.state() {
-            StreamState::Paused => engine.resume()?,
-            _ => engine.start()?,
+        let mut core = self.shared.lock();
+        match core.state() {
+            StreamState::Paused => core.resume()?,
+            _ => core.start()?,
         }
-        drop(engine);
+        drop(core);
         self.shared.changed.notify_one();
         Ok(())
     }
 
-    /// Holds back what waits; texts are still taken while there is room.
+    /// Holds back waiting texts; new ones are taken while there is room.
     ///
     /// # Errors
     /// When it is not running.
@@ -199,40 +199,40 @@ impl TextStream {
         Ok(self.shared.lock().pause()?)
     }
 
-    /// Takes no more texts, and resolves when everything pushed has been answered and delivered.
+    /// Takes no more texts, and resolves when every pushed text has been answered and delivered.
     ///
     /// # Errors
     /// When it was never started.
     pub async fn stop(&self) -> Result<(), StreamError> {
         self.shared.lock().stop()?;
         self.shared.changed.notify_one();
-        self.shared.wait_until(Engine::is_drained).await;
+        self.shared.wait_until(CoreStream::is_drained).await;
         Ok(())
     }
 
-    /// Pushes a text; waits for room where nothing may be dropped. Returns its number, from 0.
+    /// Pushes a text; waits for room unless the drop policy makes some. Returns its number, from 0.
     ///
     /// # Errors
     /// When the stream does not run.
     pub async fn push(&self, text: Text) -> Result<u64, StreamError> {
         let mut text = text;
         loop {
-            let moved = self.shared.moved.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
+            let progress = self.shared.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
             match self.try_push(text) {
                 Ok(seq) => return Ok(seq),
                 Err(PushError::NotRunning(_)) => return Err(StreamError::NotRunning),
                 Err(PushError::Full(back)) => text = back,
             }
-            moved.await;
+            progress.await;
         }
     }
 
-    /// Pushes a text if there is room; else gives it back.
+    /// Pushes a text if there is room; else returns it in the error.
     ///
     /// # Errors
-    /// When there is no room and nothing may be dropped, or the stream does not run.
+    /// When there is no room and the drop policy makes none, or the stream does not run.
     pub fn try_push(&self, text: Text) -> Result<u64, PushError<Text>> {
         let bytes = text.text.len() + text.text_pair.as_ref().map_or(0, |pair| pair.len());
         let pushed = self.shared.lock().push_sized(self.shared.now(), text, bytes);
@@ -245,7 +245,7 @@ impl TextStream {
     /// Pushes texts one after another. Returns their numbers.
     ///
     /// # Errors
-    /// When the stream does not run; texts before that are taken.
+    /// When the stream stops running; texts pushed before that are taken.
     pub async fn push_batch(&self, texts: impl IntoIterator<Item = Text>) -> Result<Vec<u64>, StreamError> {
         let mut numbers = Vec::new();
         for text in texts {
@@ -254,20 +254,20 @@ impl TextStream {
         Ok(numbers)
     }
 
-    /// Sends what waits to the model now. Returns how many texts that concerns.
+    /// Sends the waiting texts to the model now. Returns how many there are.
     pub fn flush(&self, reason: FlushReason) -> usize {
         let count = self.shared.lock().flush(reason);
         self.shared.changed.notify_one();
         count
     }
 
-    /// Says that so many results and errors have been dealt with, where `backpressure` is `ack_based`.
+    /// Acknowledges `count` results and errors, where `backpressure` is `ack_based`.
     pub fn acknowledge(&self, count: usize) {
         self.shared.lock().acknowledge(count);
         self.shared.changed.notify_one();
     }
 
-    /// Calls back with every result, from the stream's own task: a slow callback slows the stream.
+    /// Calls `callback` with every result, in the stream's own task: a slow callback slows the stream.
     pub fn subscribe_result_callback(
         &self,
         callback: impl Fn(&Delivered<Output>) + Send + Sync + 'static,
@@ -275,7 +275,7 @@ impl TextStream {
         self.shared.subscribe(|subscribers, id| subscribers.results.push((id, Arc::new(callback))))
     }
 
-    /// Calls back with every text that has no result, and why; as [`TextStream::subscribe_result_callback`].
+    /// Calls `callback` with every failed text and its error; as [`TextStream::subscribe_result_callback`].
     pub fn subscribe_error_callback(
         &self,
         callback: impl Fn(&ItemError<Text>) + Send + Sync + 'static,
@@ -283,7 +283,7 @@ impl TextStream {
         self.shared.subscribe(|subscribers, id| subscribers.errors.push((id, Arc::new(callback))))
     }
 
-    /// What it has done so far.
+    /// The counters of the stream.
     pub fn get_stats(&self) -> Stats {
         self.shared.lock().stats()
     }
@@ -296,23 +296,23 @@ impl Drop for TextStream {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Engine> {
-        lock(&self.engine)
+    fn lock(&self) -> MutexGuard<'_, CoreStream> {
+        lock(&self.core)
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    async fn wait_until(&self, condition: impl Fn(&Engine) -> bool) {
+    async fn wait_until(&self, condition: impl Fn(&CoreStream) -> bool) {
         loop {
-            let moved = self.moved.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
             if condition(&self.lock()) {
                 return;
             }
-            moved.await;
+            progress.await;
         }
     }
 
@@ -337,20 +337,20 @@ impl Shared {
         }
     }
 
-    /// Hands results and errors to their subscribers, outside of every lock. A callback that panics is not called again.
+    /// Calls the subscribers with results and errors, outside of every lock. A callback that panics is not called again.
     fn deliver(&self) {
-        let mut moved = false;
+        let mut progress = false;
         loop {
             let (result, error) = {
-                let mut engine = self.lock();
-                let result = engine.poll_result();
-                let error = if result.is_none() { engine.poll_error() } else { None };
+                let mut core = self.lock();
+                let result = core.poll_result();
+                let error = if result.is_none() { core.poll_error() } else { None };
                 (result, error)
             };
             if result.is_none() && error.is_none() {
                 break;
             }
-            moved = true;
+            progress = true;
             let (results, errors) = {
                 let subscribers = lock(&self.subscribers);
                 (subscribers.results.clone(), subscribers.errors.clone())
@@ -371,16 +371,16 @@ impl Shared {
                 subscribers.errors.retain(|(id, _)| !panicked.contains(id));
             }
         }
-        if moved || self.lock().is_drained() {
-            self.moved.notify_waiters();
+        if progress || self.lock().is_drained() {
+            self.progress.notify_waiters();
         }
     }
 }
 
-/// Moves texts to inference and outcomes back, until the stream is gone.
-async fn drive(shared: Weak<Shared>, call: crate::Call) {
-    let (sender, mut outcomes) = call.open();
-    // Bounded by `batches_in_flight_max`: what is released waits here for its place in the queue.
+/// Sends texts to inference and outcomes back, until the stream is dropped.
+async fn drive(shared: Weak<Shared>, calls: CallOpener) {
+    let (sender, mut outcomes) = calls.open();
+    // Bounded by `batches_in_flight_max`: released texts wait here for room in the queue.
     let (to_send, mut sending) = mpsc::unbounded_channel::<Item>();
     let send = async move {
         while let Some(item) = sending.recv().await {
@@ -391,24 +391,24 @@ async fn drive(shared: Weak<Shared>, call: crate::Call) {
     };
     tokio::select! {
         () = send => {}
-        () = turn(&shared, &to_send, &mut outcomes) => {}
+        () = run_machine(&shared, &to_send, &mut outcomes) => {}
     }
 }
 
-async fn turn(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
+async fn run_machine(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
     loop {
         let Some(stream) = shared.upgrade() else { return };
         let mut released: Vec<Released<Text>> = Vec::new();
         let timeout = {
-            let mut engine = stream.lock();
+            let mut core = stream.lock();
             let now = stream.now();
-            while let Some(batch) = engine.poll_batch(now) {
+            while let Some(batch) = core.poll_batch(now) {
                 released.push(batch);
             }
-            engine.poll_timeout()
+            core.poll_timeout()
         };
         for attempt in released.into_iter().flat_map(|batch| batch.attempts) {
-            // The other end lives as long as this.
+            // Its receiver lives as long as this future.
             let _ = to_send.send(stream.item(attempt.id, &attempt.item));
         }
         stream.deliver();
@@ -423,28 +423,11 @@ async fn turn(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outc
             () = sleep => {}
             outcome = outcomes.recv() => match outcome {
                 Some(outcome) => {
-                    let result = outcome.result.map_err(failure);
+                    let result = outcome.result.map_err(core_failure);
                     stream.lock().handle_outcome(stream.now(), outcome.id, result);
                 }
                 None => return,
             },
         }
-    }
-}
-
-/// A failure in the words of the core.
-fn failure(failure: Failure) -> core::Failure {
-    use core::Failure as Core;
-    match failure {
-        Failure::InvalidInput(reason) => Core::InvalidInput(reason),
-        Failure::UnknownModel(name) => Core::UnknownModel(name),
-        Failure::TooLong(counts) => Core::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
-        Failure::Overloaded(retry_after_ms) => Core::Overloaded { retry_after_ms },
-        Failure::Throttled(retry_after_ms) => Core::Throttled { retry_after_ms },
-        Failure::CircuitOpen(retry_after_ms) => Core::CircuitOpen { retry_after_ms },
-        Failure::Unavailable(reason) => Core::Unavailable(reason),
-        Failure::DeadlineExceeded => Core::DeadlineExceeded,
-        Failure::Engine(reason) => Core::Engine(reason),
-        Failure::Other(reason) => Core::Other(reason),
     }
 }

@@ -37,7 +37,12 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
-    Rule { package: "weir-runtime", house: &["weir-config", "weir-core", "weir-events", "weir-nn"], others: None },
+    // Of codec: which routes go to the stateful gateway instance.
+    Rule {
+        package: "weir-runtime",
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-nn"],
+        others: None,
+    },
     // Of codec: GRIP, and how events are drawn on a connection that is held.
     Rule {
         package: "weir-edge",

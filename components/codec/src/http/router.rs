@@ -67,8 +67,53 @@ impl Found {
         }
     }
 
+    /// Whether a path is answered by the stateful gateway instance, the one that holds executions and stored sessions. A host
+    /// with several instances routes by it; under a host with one, it says nothing.
+    pub fn is_stateful(path: &str) -> bool {
+        match Self::at(path) {
+            Ok(found) => matches!(found, Self::Sessions(_) | Self::Pipelines(_)),
+            // A session's path with an unfit id is refused where sessions are.
+            Err(_) => SessionRoute::find(path).is_err(),
+        }
+    }
+
     /// Whether a path is that of a socket; to us such a path takes `POST`.
     pub fn is_socket(path: &str) -> bool {
         path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_executions_and_stored_sessions_are_stateful() {
+        for path in [
+            "/sessions",
+            "/sessions/",
+            "/sessions/1",
+            "/sessions/1/chunks",
+            "/pipelines",
+            "/pipelines/a",
+            "/reliability",
+            "/executions",
+            "/ws/session/1",
+        ] {
+            assert!(Found::is_stateful(path), "{path}");
+        }
+        for path in [
+            "/",
+            "/session",
+            "/sessionsx",
+            "/stream/session/1",
+            "//sessions",
+            "/v1/transcript",
+            "/ws",
+            "/ws/workflow/1",
+            "/metrics",
+        ] {
+            assert!(!Found::is_stateful(path), "{path}");
+        }
     }
 }

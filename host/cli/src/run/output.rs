@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use weir_codec::inference::output::{Id, ItemError};
-use weir_runtime::runtime::{failure_code, failure_text};
+use weir_runtime::inference::failure;
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
 use super::Work;
@@ -131,8 +131,8 @@ impl Form {
 impl Rendered {
     /// An input without a result.
     pub(crate) fn failure(index: u64, id: Option<Id>, failure: &Failure) -> Self {
-        let message = failure_text(failure);
-        let reason = Reason { code: failure_code(failure), message: &message, field: None, line: None };
+        let message = failure::text(failure);
+        let reason = Reason { code: failure::code(failure), message: &message, field: None, line: None };
         Self::failed(About { index, id }, reason)
     }
 

@@ -15,7 +15,7 @@ use weir_codec::channels::route::Channel;
 use weir_codec::http::problem::Problem;
 use weir_core::quota::{ConnectionRefused, Connections};
 use weir_events::{Error, Store};
-use weir_runtime::gateway::{BodyError, CountedBody};
+use weir_runtime::gateway::{BodyError, ResponseBody};
 
 use crate::sse::feed::Feed;
 use crate::share::{Permit, Refused, SharedPool};
@@ -88,7 +88,7 @@ pub(crate) fn instruction(headers: &mut HeaderMap) -> Result<Option<Instruction>
 }
 
 /// What an answer that is to be held begins with.
-pub(crate) async fn first(body: CountedBody) -> Result<Bytes, HoldError> {
+pub(crate) async fn first(body: ResponseBody) -> Result<Bytes, HoldError> {
     let whole = Limited::new(body, FIRST_BYTES_MAX).collect();
     match tokio::time::timeout(FIRST_TIMEOUT, whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),

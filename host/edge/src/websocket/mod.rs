@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use weir_codec::http::router::Found;
-use weir_runtime::gateway::{self, CountedBody};
+use weir_runtime::gateway::{self, ResponseBody};
 
 use crate::body::{Open, ReplyBody};
 use crate::server::Answer;
@@ -187,7 +187,7 @@ impl Handshake {
 
 /// What is said over a socket: the gateway's side, until there is a connection for it.
 pub(crate) struct Talk {
-    body: CountedBody,
+    body: ResponseBody,
     to_gateway: mpsc::Sender<Bytes>,
     _open: Option<Open>,
 }
@@ -214,7 +214,7 @@ impl Talk {
 /// A socket and the gateway's answer.
 struct Talking<S> {
     socket: WebSocketStream<S>,
-    body: CountedBody,
+    body: ResponseBody,
     lines: Lines,
     /// When the client last said anything.
     heard: Instant,

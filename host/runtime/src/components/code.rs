@@ -1,4 +1,4 @@
-//! Where a component's code comes from.
+//! The code of a component: built into the program, or a file.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub enum ComponentError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// The file is no component, or it does not fit this host.
+    /// The file is not a component, or needs imports that this host does not provide.
     #[error("component {path} cannot be used")]
     Invalid {
         /// The file.
@@ -40,7 +40,7 @@ pub enum ComponentError {
         /// What wasmtime says.
         source: wasmtime::Error,
     },
-    /// The code was compiled by other settings or another version.
+    /// The code was compiled with other settings or by another version.
     #[error("the built-in code does not fit this program: {0:#}")]
     Mismatch(wasmtime::Error),
     /// The output cannot be written.

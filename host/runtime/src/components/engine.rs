@@ -1,4 +1,4 @@
-//! How wasmtime is set up. The build compiles components with the same settings, so that the code it embeds is accepted.
+//! The settings of wasmtime. The build compiles components with the same settings, so that the embedded code is accepted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use wasmtime::{Config, Engine};
 
-/// How long a guest runs before it must let others run.
+/// How long a guest runs before it yields to others.
 const EPOCH: Duration = Duration::from_millis(10);
 
-/// The settings of the engine. Code is made for the target's baseline processor and not for the one that builds, so that
+/// The settings of the engine. Code is compiled for the target's baseline processor and not for the one that builds, so that
 /// a binary built on one machine starts on another.
 pub fn config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
@@ -21,19 +21,19 @@ pub fn config() -> wasmtime::Result<Config> {
     Ok(config)
 }
 
-/// The target triple that this was built for.
+/// The target triple of this build.
 const TARGET: &str = env!("WEIR_TARGET");
 
 /// An engine and the thread that advances its epoch.
 #[derive(Clone)]
-pub struct Host {
+pub(crate) struct Host {
     engine: Engine,
     _ticker: Arc<Ticker>,
 }
 
 impl Host {
-    /// Sets up the engine and starts its clock; the clock stops when the last clone is dropped.
-    pub fn new() -> wasmtime::Result<Self> {
+    /// Makes the engine and starts its epoch thread, which stops when the last clone is dropped.
+    pub(crate) fn new() -> wasmtime::Result<Self> {
         let engine = Engine::new(&config()?)?;
         let ticker = Arc::new(Ticker { stopped: AtomicBool::new(false) });
         let weak: Weak<Ticker> = Arc::downgrade(&ticker);
@@ -47,8 +47,7 @@ impl Host {
         Ok(Self { engine, _ticker: ticker })
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
+    pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
 }

@@ -1,7 +1,7 @@
-//! The standard error of components: their lines go through the log of the host, with the component and a level.
+//! The standard error of components: each line becomes an event of the host's log, with the component's name and a level.
 //!
-//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` says its level itself; the message of a panic is an error;
-//! what a component of the operator's writes without a level is information, from one of Weir's own a warning.
+//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` has that level, and the message of a panic is an error.
+//! Other lines are warnings from Weir's own components, and information from those of the operator.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -15,11 +15,11 @@ use tracing::Level;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use weir_core::quota::{Quota, QuotaConfig};
 
-/// The target of these lines in the log.
+/// The target of these events in the log.
 pub const TARGET: &str = "guest";
-/// Most bytes in a line; a longer one is several.
+/// Most bytes in a line; a longer one is split.
 const LINE_BYTES_MAX: usize = 4096;
-/// Lines of one component in a second, in the long run, and how many may come at once.
+/// Lines of one component in a second in the long run, and at once.
 const LINES_PER_S: NonZeroU32 = NonZeroU32::new(5).expect("not zero");
 const LINES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// Components whose lines are counted.
@@ -34,24 +34,25 @@ struct Lines {
     /// The model or the step that the component serves; empty where there is one component of its kind.
     name: String,
     default: Level,
-    begun: Vec<u8>,
-    /// What comes behind the first line of a panic belongs to it.
+    /// A line without its end.
+    partial: Vec<u8>,
+    /// The lines after the first of a panic belong to it.
     panicking: bool,
 }
 
 impl GuestLog {
-    /// Of a component of Weir's own.
-    pub(crate) fn of(component: &'static str, name: &str) -> Self {
+    /// The log of a component of Weir's own.
+    pub(crate) fn built_in(component: &'static str, name: &str) -> Self {
         Self::new(component, name, Level::WARN)
     }
 
-    /// Of a component of the operator's.
-    pub(crate) fn of_step(name: &str) -> Self {
+    /// The log of a step, which is a component of the operator.
+    pub(crate) fn step(name: &str) -> Self {
         Self::new("step", name, Level::INFO)
     }
 
     fn new(component: &'static str, name: &str, default: Level) -> Self {
-        let lines = Lines { component, name: name.to_owned(), default, begun: Vec::new(), panicking: false };
+        let lines = Lines { component, name: name.to_owned(), default, partial: Vec::new(), panicking: false };
         Self(Arc::new(Mutex::new(lines)))
     }
 }
@@ -62,17 +63,17 @@ impl Lines {
             match byte {
                 b'\n' => self.end_line(),
                 byte => {
-                    if self.begun.len() >= LINE_BYTES_MAX {
+                    if self.partial.len() >= LINE_BYTES_MAX {
                         self.end_line();
                     }
-                    self.begun.push(*byte);
+                    self.partial.push(*byte);
                 }
             }
         }
     }
 
     fn end_line(&mut self) {
-        let line = std::mem::take(&mut self.begun);
+        let line = std::mem::take(&mut self.partial);
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         if line.is_empty() {
@@ -83,36 +84,41 @@ impl Lines {
             true => (Level::ERROR, line),
             false => level_of(line, self.default),
         };
-        if let Some(left_out) = admit(self.component, &self.name) {
-            if left_out > 0 {
-                write(Level::WARN, self.component, &self.name, &format!("{left_out} lines before this were left out"));
+        if let Some(omitted) = admit(self.component, &self.name) {
+            if omitted > 0 {
+                write(
+                    Level::WARN,
+                    self.component,
+                    &self.name,
+                    &format!("{omitted} lines before this one were omitted"),
+                );
             }
             write(level, self.component, &self.name, text);
         }
     }
 }
 
-/// A line without its end is one too.
+/// Writes the last line, if it has no end.
 impl Drop for Lines {
     fn drop(&mut self) {
         self.end_line();
     }
 }
 
-/// The level that a line says, and the rest of it.
+/// The level of a line, and its text without the prefix.
 fn level_of(line: &str, default: Level) -> (Level, &str) {
     let levels =
         [("error: ", Level::ERROR), ("warn: ", Level::WARN), ("info: ", Level::INFO), ("debug: ", Level::DEBUG)];
-    let said = levels.into_iter().find_map(|(prefix, level)| Some((level, line.strip_prefix(prefix)?)));
-    said.unwrap_or((default, line))
+    let prefixed = levels.into_iter().find_map(|(prefix, level)| Some((level, line.strip_prefix(prefix)?)));
+    prefixed.unwrap_or((default, line))
 }
 
-/// How many lines of a component were left out before this one; none when this one is left out as well.
+/// How many lines of a component were omitted before this one; `None` when this one is omitted too.
 fn admit(component: &str, name: &str) -> Option<u64> {
     struct Counts {
         began: Instant,
         quota: Quota,
-        left_out: std::collections::BTreeMap<String, u64>,
+        omitted: std::collections::BTreeMap<String, u64>,
     }
     static COUNTS: LazyLock<Mutex<Counts>> = LazyLock::new(|| {
         let config = QuotaConfig {
@@ -121,23 +127,23 @@ fn admit(component: &str, name: &str) -> Option<u64> {
             burst: LINES_BURST,
             keys_max: COMPONENTS_MAX,
         };
-        let counts = Counts { began: Instant::now(), quota: Quota::new(config), left_out: Default::default() };
+        let counts = Counts { began: Instant::now(), quota: Quota::new(config), omitted: Default::default() };
         Mutex::new(counts)
     });
     let mut counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{component} {name}");
     let now_ns = u64::try_from(counts.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     match counts.quota.take(now_ns, &key) {
-        Ok(()) => Some(counts.left_out.remove(&key).unwrap_or(0)),
+        Ok(()) => Some(counts.omitted.remove(&key).unwrap_or(0)),
         Err(_) => {
-            *counts.left_out.entry(key).or_default() += 1;
+            *counts.omitted.entry(key).or_default() += 1;
             None
         }
     }
 }
 
 fn write(level: Level, component: &str, name: &str, text: &str) {
-    // Levels are constants of a place in the program.
+    // The level of an event is a constant.
     macro_rules! at {
         ($level:ident) => {
             match name.is_empty() {
@@ -186,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_says_its_level_or_has_that_of_its_component() {
+    fn line_without_a_level_has_the_default_of_its_component() {
         for (line, want) in [
             ("error: it is lost", (Level::ERROR, "it is lost")),
             ("warn: it is late", (Level::WARN, "it is late")),
@@ -208,12 +214,12 @@ mod tests {
 
     #[test]
     fn panic_and_what_follows_it_are_errors() {
-        let log = GuestLog::of("test", "panics");
+        let log = GuestLog::built_in("test", "panics");
         let mut lines = log.0.lock().unwrap();
         lines.push(b"warn: before\nthread '<unnamed>' panicked at src/lib.rs:1:2:\nthe mess");
         assert!(lines.panicking);
-        assert_eq!(lines.begun, b"the mess");
+        assert_eq!(lines.partial, b"the mess");
         lines.push(&vec![b'x'; 3 * LINE_BYTES_MAX]);
-        assert!(lines.begun.len() <= LINE_BYTES_MAX);
+        assert!(lines.partial.len() <= LINE_BYTES_MAX);
     }
 }

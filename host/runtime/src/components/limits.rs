@@ -1,4 +1,4 @@
-//! What one instance may take.
+//! The resource limits of an instance.
 
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
 

@@ -1,7 +1,13 @@
-//! Components in wasmtime: where their code comes from, how an instance is set up, and what it may take.
+//! Components in wasmtime.
+//!
+//! - [`code`]: the code of a component: built into the program, or a file.
+//! - `engine`: the settings of wasmtime, and the clock that interrupts a guest.
+//! - [`gateway`]: the instances of the gateway component.
+//! - `steps`: components of the operator that are steps of pipelines.
+//! - `guest_log`, `limits`, `outgoing`: what a guest may write, use and call.
 
 pub mod code;
-pub mod engine;
+pub(crate) mod engine;
 pub mod gateway;
 pub(crate) mod guest_log;
 pub(crate) mod limits;

@@ -1,7 +1,7 @@
-//! Whom a guest may call over HTTP: nobody but the authorities of a list.
+//! Outgoing HTTP requests of a guest: only to the authorities of an allow-list.
 //!
-//! What leaves is sent by wasmtime's own sender: HTTP/1.1, over TLS with the roots of Mozilla where the scheme is `https`, one
-//! connection for each request, no redirects followed, no proxy.
+//! wasmtime's own sender makes the requests: HTTP/1.1, over TLS with Mozilla's roots where the scheme is `https`, one connection
+//! for each request, no redirects followed, no proxy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
 
-/// How long a connection may take that the guest gives no time of its own.
+/// How long a connection may take when the guest sets no timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The authorities that may be called, in lower case.
@@ -31,7 +31,7 @@ impl Outgoing {
         let host = authority.host().to_ascii_lowercase();
         let port = match authority.port_u16() {
             Some(port) => port,
-            // A port that is none must not become the scheme's.
+            // An invalid port must not become the scheme's.
             None if authority.as_str().len() != authority.host().len() => return false,
             None => default,
         };
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_allowed() {
+    fn only_listed_authorities_are_allowed() {
         let allow = ["api.example.org", "127.0.0.1:8080", "[::1]:9000"].map(str::to_owned);
         let outgoing = Outgoing::new(&allow);
         let allows = |url: &str| url.parse().is_ok_and(|uri| outgoing.allows(&uri));
@@ -92,12 +92,12 @@ mod tests {
         ] {
             assert!(!allows(url), "{url}");
         }
-        let nobody = Outgoing::new(&[]);
-        assert!(!nobody.allows(&"http://api.example.org/".parse().unwrap()));
+        let empty = Outgoing::new(&[]);
+        assert!(!empty.allows(&"http://api.example.org/".parse().unwrap()));
     }
 
     #[tokio::test]
-    async fn what_is_not_allowed_is_denied_before_a_connection() {
+    async fn request_to_another_authority_is_denied_before_a_connection() {
         let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = http::Request::get("http://127.0.0.1:1/").body(body).unwrap();
         let sent = Outgoing::new(&[]).send_request(request, None, Box::new(std::future::ready(Ok(()))));

@@ -1,9 +1,9 @@
-//! Steps of pipelines that are components of the operator's: `weir:stream/steps` for the gateway, `weir:stream/step` of theirs.
+//! Steps of pipelines that are components of the operator: they export `weir:stream/step`.
 //!
-//! Every call has an instance and a store of its own, on a task of its own, so that one that traps, spins or eats memory ends
-//! alone. It sees clocks, random numbers and standard error; it has no file, no socket, no environment and no argument. Code
-//! is compiled when it is first asked for, and again when the file has changed: calls that run end on what they began with, and
-//! a file that is no component leaves the one before in place.
+//! Every call has an instance and a store of its own, on a task of its own, so that one that traps, spins or exhausts its memory
+//! ends alone. It sees clocks, random numbers and standard error; it has no file, no socket, no environment and no argument.
+//! Code is compiled on the first call, and again when the file has changed: running calls finish with the code that they
+//! started with, and a file that is not a component leaves the previous code in place.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -14,18 +14,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
-use wasmtime::component::{Accessor, Component, HasSelf, Linker, ResourceTable};
+use wasmtime::component::{Accessor, Component, Linker, ResourceTable};
 use wasmtime::{Engine, ResourceLimiter, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::bindings::gateway::weir::stream::step_types::{self, Failure};
-use crate::bindings::gateway::weir::stream::steps::{Host, HostWithStore, Limits};
+use crate::bindings::gateway::weir::stream::step_types::Failure;
+use crate::bindings::gateway::weir::stream::steps::Limits;
 use crate::bindings::step::StepComponentPre;
-use crate::components::gateway::GatewayState;
 use crate::components::guest_log::GuestLog;
 
-/// How long a file is not looked at again.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a file is checked for a change, at most.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest output, bytes; the gateway has a smaller bound of its own.
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// Longest component file, bytes.
@@ -33,7 +32,7 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Elements of an instance's tables.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
-/// Which steps there are, and what a call may take.
+/// The steps, and the bounds of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct StepsConfig {
     pub(crate) files: BTreeMap<String, PathBuf>,
@@ -50,14 +49,16 @@ struct Inner {
     engine: Engine,
     linker: Linker<StepState>,
     config: StepsConfig,
-    known: BTreeMap<String, Mutex<Known>>,
-    places: Arc<Semaphore>,
+    compiled: BTreeMap<String, Mutex<Compiled>>,
+    /// One for each call at once.
+    permits: Arc<Semaphore>,
 }
 
-/// A step as its file was when it was last looked at.
+/// A step as its file was at the last check.
 #[derive(Default)]
-struct Known {
-    looked: Option<Instant>,
+struct Compiled {
+    checked: Option<Instant>,
+    /// Modification time and length, bytes.
     stamp: Option<(SystemTime, u64)>,
     code: Option<StepComponentPre<StepState>>,
 }
@@ -68,18 +69,18 @@ impl Steps {
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         for (name, path) in &config.files {
-            // It is read when it is first asked for, and may be put there until then.
+            // Only a warning: it is read on the first call, and may be put there until then.
             if let Err(reason) = inspect(path) {
                 let step = name.as_str();
                 tracing::warn!(step, path = %path.display(), reason, "a file of pipelines.steps cannot be used; put a component there");
             }
         }
-        let known = config.files.keys().map(|name| (name.clone(), Mutex::default())).collect();
-        let places = Arc::new(Semaphore::new(config.calls_max));
-        Ok(Self(Arc::new(Inner { engine: engine.clone(), linker, config, known, places })))
+        let compiled = config.files.keys().map(|name| (name.clone(), Mutex::default())).collect();
+        let permits = Arc::new(Semaphore::new(config.calls_max));
+        Ok(Self(Arc::new(Inner { engine: engine.clone(), linker, config, compiled, permits })))
     }
 
-    /// Runs a step once.
+    /// Runs a step once. Dropping the future ends the call.
     pub(crate) async fn run(
         &self,
         name: String,
@@ -88,43 +89,44 @@ impl Steps {
         limits: Limits,
     ) -> Result<String, Failure> {
         let inner = self.0.clone();
-        let Some(known) = inner.known.get(&name) else {
-            return Err(last("unknown_step", format!("this server has no component `{name}`")));
+        let Some(compiled) = inner.compiled.get(&name) else {
+            return Err(permanent("unknown_step", format!("this server has no component `{name}`")));
         };
         let began = Instant::now();
         let deadline = Duration::from_millis(limits.deadline_ms.min(inner.config.deadline_ms_max));
-        let late = || passing("step_deadline", format!("the component did not end within {} ms", deadline.as_millis()));
-        let place = tokio::time::timeout(deadline, inner.places.clone().acquire_owned()).await.map_err(|_| late())?;
-        let code = inner.code(&name, known).await?;
-        // Compiling is not the call's time.
+        let late =
+            || transient("step_deadline", format!("the component did not end within {} ms", deadline.as_millis()));
+        let permit = tokio::time::timeout(deadline, inner.permits.clone().acquire_owned()).await.map_err(|_| late())?;
+        let code = inner.code(&name, compiled).await?;
+        // At least half of the deadline is left after compiling.
         let left = deadline.saturating_sub(began.elapsed()).max(deadline / 2);
         let memory_bytes_max = limits.memory_bytes_max.min(inner.config.memory_bytes_max);
         let denied = Arc::new(AtomicBool::new(false));
-        let log = GuestLog::of_step(&name);
+        let log = GuestLog::step(&name);
         let call = call(inner.clone(), code, memory_bytes_max, denied.clone(), log, (input, config));
-        // Dropping this ends the call.
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             tokio::time::timeout(left, call).await
         }));
         let outcome = match task.await {
             Ok(Err(_)) => ("deadline", Err(late())),
             Ok(Ok(Ok(Ok(output)))) if output.len() > OUTPUT_BYTES_MAX => {
-                ("failed", Err(last("step_output", format!("the component put out {} bytes", output.len()))))
+                let message = format!("the output has {} bytes, and may have {OUTPUT_BYTES_MAX}", output.len());
+                ("failed", Err(permanent("step_output", message)))
             }
             Ok(Ok(Ok(Ok(output)))) => ("completed", Ok(output)),
             Ok(Ok(Ok(Err(failure)))) => ("failed", Err(failure)),
             Ok(Ok(Err(_))) if denied.load(Ordering::Relaxed) => {
-                let message = format!("the component wanted more than {memory_bytes_max} bytes of memory");
-                ("memory", Err(last("step_memory", message)))
+                let message = format!("the component needs more than {memory_bytes_max} bytes of memory");
+                ("memory", Err(permanent("step_memory", message)))
             }
             Ok(Ok(Err(error))) => {
                 tracing::warn!(step = name, error = format!("{error:#}"), "a component has trapped");
-                ("trapped", Err(passing("step_trapped", "the component has trapped".to_owned())))
+                ("trapped", Err(transient("step_trapped", "the component has trapped".to_owned())))
             }
             Err(error) => {
                 tracing::error!(step = name, %error, "a call of a component is lost");
-                ("trapped", Err(passing("step_trapped", "the call is lost".to_owned())))
+                ("trapped", Err(transient("step_trapped", "the call is lost".to_owned())))
             }
         };
         metrics::counter!("weir_step_calls_total", "step" => name, "outcome" => outcome.0).increment(1);
@@ -133,24 +135,24 @@ impl Steps {
 }
 
 impl Inner {
-    /// The code of a step as its file is now, compiled if it is not yet.
-    async fn code(&self, name: &str, known: &Mutex<Known>) -> Result<StepComponentPre<StepState>, Failure> {
-        let unavailable = || passing("step_unavailable", format!("the component `{name}` cannot be used now"));
-        // Whoever asks meanwhile waits for the same compilation.
-        let mut known = known.lock().await;
-        let fresh = known.looked.is_some_and(|looked| looked.elapsed() < LOOK);
-        if !fresh {
-            known.looked = Some(Instant::now());
+    /// The current code of a step, compiled if it is not yet.
+    async fn code(&self, name: &str, compiled: &Mutex<Compiled>) -> Result<StepComponentPre<StepState>, Failure> {
+        let unavailable = || transient("step_unavailable", format!("the component `{name}` cannot be used now"));
+        // Locked during the compilation: concurrent calls wait for the same one.
+        let mut compiled = compiled.lock().await;
+        let is_fresh = compiled.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL);
+        if !is_fresh {
+            compiled.checked = Some(Instant::now());
             let path = self.config.files.get(name).ok_or_else(unavailable)?;
             let stamp = tokio::fs::metadata(path).await.and_then(|meta| Ok((meta.modified()?, meta.len())));
             match stamp {
-                Ok(stamp) if known.stamp == Some(stamp) => {}
+                Ok(stamp) if compiled.stamp == Some(stamp) => {}
                 Ok(stamp) => match self.compile(path.clone(), stamp.1).await {
                     Ok(code) => {
                         tracing::info!(step = name, path = %path.display(), "a component is compiled");
-                        (known.stamp, known.code) = (Some(stamp), Some(code));
+                        (compiled.stamp, compiled.code) = (Some(stamp), Some(code));
                     }
-                    // It may be half-written: it is tried again when it is looked at again.
+                    // It may be half-written: the next check tries again.
                     Err(error) => {
                         let error = format!("{error:#}");
                         tracing::warn!(step = name, path = %path.display(), error, "a component cannot be used");
@@ -159,13 +161,13 @@ impl Inner {
                 Err(error) => tracing::warn!(step = name, path = %path.display(), %error, "a component cannot be read"),
             }
         }
-        known.code.clone().ok_or_else(unavailable)
+        compiled.code.clone().ok_or_else(unavailable)
     }
 
-    /// Compiles a file, where it holds up nobody.
+    /// Compiles a file on a thread for blocking work.
     async fn compile(&self, path: PathBuf, bytes: u64) -> wasmtime::Result<StepComponentPre<StepState>> {
         if bytes > FILE_BYTES_MAX {
-            wasmtime::bail!("it has {bytes} bytes, and may have {FILE_BYTES_MAX}");
+            wasmtime::bail!("the file has {bytes} bytes, and may have {FILE_BYTES_MAX}");
         }
         let (engine, linker) = (self.engine.clone(), self.linker.clone());
         let compile = move || {
@@ -176,7 +178,7 @@ impl Inner {
     }
 }
 
-/// Whether a file may be a component, by its size and its first bytes.
+/// Checks the size and the first bytes of a file.
 fn inspect(path: &Path) -> Result<(), String> {
     /// The magic number, the version and the layer of a component in the binary format.
     const COMPONENT: [u8; 8] = *b"\0asm\x0d\0\x01\0";
@@ -200,7 +202,7 @@ fn read(path: &Path) -> wasmtime::Result<Vec<u8>> {
     Ok(std::fs::read(path)?)
 }
 
-/// One call, in an instance of its own. Guests yield to others every tick of the engine's clock, also when they spin.
+/// One call, in an instance of its own. Guests yield at every tick of the engine's clock, also when they spin.
 async fn call(
     inner: Arc<Inner>,
     code: StepComponentPre<StepState>,
@@ -224,7 +226,7 @@ async fn call(
     Ok(answer.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
 }
 
-/// What a call's store holds.
+/// The data of a call's store.
 struct StepState {
     table: ResourceTable,
     wasi: WasiCtx,
@@ -237,7 +239,7 @@ impl WasiView for StepState {
     }
 }
 
-/// Bounds the memory of an instance, all of its memories together, and remembers that it wanted more.
+/// Bounds the memory of an instance, all of its memories together, and records that more was denied.
 struct Limiter {
     memory_bytes_max: usize,
     memory_bytes: usize,
@@ -260,27 +262,10 @@ impl ResourceLimiter for Limiter {
     }
 }
 
-fn last(code: &str, message: String) -> Failure {
+fn permanent(code: &str, message: String) -> Failure {
     Failure { code: code.to_owned(), message, retryable: false }
 }
 
-fn passing(code: &str, message: String) -> Failure {
-    Failure { retryable: true, ..last(code, message) }
-}
-
-impl step_types::Host for GatewayState {}
-
-impl Host for GatewayState {}
-
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
-    async fn run(
-        accessor: &Accessor<GatewayState, Self>,
-        name: String,
-        input: String,
-        config: String,
-        limits: Limits,
-    ) -> wasmtime::Result<Result<String, Failure>> {
-        let steps = accessor.with(|mut access| access.get().steps.clone());
-        Ok(steps.run(name, input, config, limits).await)
-    }
+fn transient(code: &str, message: String) -> Failure {
+    Failure { retryable: true, ..permanent(code, message) }
 }

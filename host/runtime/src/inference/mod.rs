@@ -1,5 +1,11 @@
 //! Inference: the calls of callers, the queue of each model, and the replicas that compute.
+//!
+//! - [`call`]: one caller's pair of streams; its bounds, its end, and what happens when its caller disappears.
+//! - `queue`: the items that wait for one model.
+//! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
+//! - [`failure`]: the failures of items as text and as codes.
 
 pub mod call;
+pub mod failure;
 pub mod pool;
 pub(crate) mod queue;

@@ -1,4 +1,4 @@
-//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with the time, the wake-ups and the answers.
+//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and replies.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -10,56 +10,55 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_core::inference::breaker::{Breaker, BreakerConfig, Permit};
 use weir_core::inference::queue::{self as core, DropPolicy, Pushed, QueueConfig, Rate, Refused, Ticket};
-use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 use weir_core::random::SplitMix64;
+use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 
 use crate::inference::call::Reply;
 use crate::types::{Failure, Item};
 
-/// An item on its way to a replica.
+/// An item and how it is answered.
 pub(crate) struct Job {
     pub(crate) item: Item,
     pub(crate) reply: Reply,
     pub(crate) ticket: Ticket,
     pub(crate) retry: Retry,
-    /// The circuit breaker's leave; none for a warm-up.
+    /// The circuit breaker's permit; none for a warm-up.
     pub(crate) permit: Option<Permit>,
-    /// The places in the queue that it waited for; free again once a replica has taken the item.
-    pub(crate) places: Option<Places>,
-    /// Counts it among what replicas have, while one has it.
-    handed: Option<Handed>,
+    /// The room in the queue that a stream waited for; released once a replica has the item.
+    pub(crate) queue_permit: Option<QueuePermit>,
+    /// Counts its tokens among those in flight while a replica has it.
+    in_flight: Option<InFlightTokens>,
 }
 
-/// Tokens that replicas have been given and not answered yet.
-struct Handed(Arc<AtomicU64>, u64);
+/// Counts tokens as in flight (with a replica, without an outcome) until it is dropped.
+struct InFlightTokens(Arc<AtomicU64>, u64);
 
-impl Handed {
+impl InFlightTokens {
     fn new(all: &Arc<AtomicU64>, tokens: u64) -> Self {
         all.fetch_add(tokens, Ordering::Relaxed);
         Self(all.clone(), tokens)
     }
 }
 
-impl Drop for Handed {
+impl Drop for InFlightTokens {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
 impl Job {
-    /// An item that has not been tried yet.
-    pub(crate) fn new(item: Item, reply: Reply, ticket: Ticket, places: Option<Places>) -> Self {
-        Self { item, reply, ticket, retry: Retry::new(), permit: None, places, handed: None }
+    pub(crate) fn new(item: Item, reply: Reply, ticket: Ticket, queue_permit: Option<QueuePermit>) -> Self {
+        Self { item, reply, ticket, retry: Retry::new(), permit: None, queue_permit, in_flight: None }
     }
 
-    /// The bytes of its texts.
+    /// Bytes of its texts.
     pub(crate) fn bytes(&self) -> usize {
         self.item.text.len() + self.item.text_pair.as_ref().map_or(0, String::len)
     }
 }
 
 /// Room in a queue that a stream waited for.
-pub(crate) struct Places {
+pub(crate) struct QueuePermit {
     _item: OwnedSemaphorePermit,
     _tokens: OwnedSemaphorePermit,
 }
@@ -70,40 +69,40 @@ pub(crate) struct QueueSettings {
     pub(crate) bounds: QueueConfig,
     pub(crate) retry: RetryConfig,
     pub(crate) budget: RetryBudgetConfig,
-    /// None: no circuit breaker.
+    /// `None`: no circuit breaker.
     pub(crate) breaker: Option<BreakerConfig>,
 }
 
-/// One queue for each model; replicas pull from it.
+/// The queue of one model; replicas pull from it.
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
     settings: QueueSettings,
     /// Room for the items of streams, which wait for it: half of the bounds, so that requests find the other half.
-    item_places: Arc<Semaphore>,
-    token_places: Arc<Semaphore>,
+    item_permits: Arc<Semaphore>,
+    token_permits: Arc<Semaphore>,
     replicas: usize,
     began: Instant,
-    /// Tokens to a byte of text, learned; the bits of an f64.
+    /// Tokens for each byte of text, learned; the bits of an f64.
     tokens_per_byte: AtomicU64,
-    /// Tokens that replicas have, as estimated.
-    handed: Arc<AtomicU64>,
+    /// Tokens in flight, as estimated.
+    in_flight: Arc<AtomicU64>,
     pub(crate) counts: Counts,
 }
 
-/// What happened so far.
+/// Counters since the start.
 #[derive(Default)]
 pub(crate) struct Counts {
     /// Items handed to replicas.
     pub(crate) handed_over: AtomicU64,
     /// Items that a replica answered.
     pub(crate) answered: AtomicU64,
-    /// Items that were dropped because their caller was gone.
+    /// Items that were dropped because their call was abandoned.
     pub(crate) abandoned: AtomicU64,
     /// Items whose deadline passed while they waited.
     pub(crate) expired: AtomicU64,
     /// Items that were refused because the queue was full or too long for their deadline, or dropped from it.
     pub(crate) overloaded: AtomicU64,
-    /// Items that were refused because their caller had its share.
+    /// Items that were refused because their caller has its share.
     pub(crate) throttled: AtomicU64,
     /// Items that were refused because the circuit was open.
     pub(crate) refused: AtomicU64,
@@ -117,66 +116,71 @@ fn count(counter: &AtomicU64, more: usize) {
 
 struct Inner {
     waiting: core::Queue<Job>,
-    /// Items that a lost replica had: tried again one at a time, so that the culprit is found.
+    /// Items that a lost replica had: retried one at a time, so that the one that ended the replica is found.
     suspects: VecDeque<Job>,
-    /// Items that are tried again later: when, a number, the item.
-    later: BinaryHeap<Reverse<Later>>,
-    laters: u64,
+    delayed: BinaryHeap<Reverse<DelayedRetry>>,
+    /// Numbers the delayed retries.
+    retry_seq: u64,
     /// One slot for each replica: filled while it waits for items.
     idle: Vec<Option<Waker>>,
-    /// Why no replica can answer, while that is so.
-    down: Option<String>,
+    /// Why no replica can answer; `None` while one can.
+    unavailable: Option<String>,
     rate: Rate,
     breaker: Option<Breaker>,
-    /// Something has succeeded since the last failure.
-    succeeded: bool,
+    /// An item has succeeded since the last failure.
+    has_succeeded: bool,
     budget: RetryBudget,
     random: SplitMix64,
 }
 
-struct Later(u64, u64, Job);
+/// An item that is retried at `at_ns`, ordered by time and then by number.
+struct DelayedRetry {
+    at_ns: u64,
+    seq: u64,
+    job: Job,
+}
 
-impl PartialEq for Later {
+impl PartialEq for DelayedRetry {
     fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
+        self.cmp(other).is_eq()
     }
 }
 
-impl Eq for Later {}
+impl Eq for DelayedRetry {}
 
-impl PartialOrd for Later {
+impl PartialOrd for DelayedRetry {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Later {
+impl Ord for DelayedRetry {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
+        (self.at_ns, self.seq).cmp(&(other.at_ns, other.seq))
     }
 }
 
-/// The guess before anything is known: English has about four bytes to a token.
+/// The estimate before the first outcome: English has about four bytes to a token.
 const FIRST_TOKENS_PER_BYTE: f64 = 0.25;
 /// Tokens that a model adds to every text.
 const TOKENS_ADDED: u64 = 2;
 
-/// The longest that one answer can count for in the pace of a model.
+/// The longest time that one outcome counts for in the rate of a model.
 const BUSY_NS_MAX: u64 = 1_000_000_000;
 
-/// What a replica asks for.
-pub(crate) struct Ask {
+/// What a replica can take.
+pub(crate) struct TakeRequest {
     pub(crate) replica: usize,
     pub(crate) items_max: usize,
     pub(crate) tokens_max: u64,
-    /// It owes answers: no suspect may join them.
-    pub(crate) owes: bool,
-    /// It is computing a suspect: nothing may join that.
-    pub(crate) testing: bool,
+    /// It has items without an outcome: no suspect may join them.
+    pub(crate) is_busy: bool,
+    /// It is computing a suspect: no item may join it.
+    pub(crate) has_suspect: bool,
 }
 
-/// What a replica gets.
-pub(crate) enum Taken {
+/// The items for a replica.
+pub(crate) enum Assignment {
     Jobs(Vec<Job>),
     /// To be computed alone.
     Suspect(Box<Job>),
@@ -190,23 +194,23 @@ impl Queue {
             inner: Mutex::new(Inner {
                 waiting: core::Queue::new(bounds),
                 suspects: VecDeque::new(),
-                later: BinaryHeap::new(),
-                laters: 0,
+                delayed: BinaryHeap::new(),
+                retry_seq: 0,
                 idle: (0..replicas).map(|_| None).collect(),
-                down: None,
+                unavailable: None,
                 rate: Rate::default(),
                 breaker: settings.breaker.map(Breaker::new),
-                succeeded: true,
+                has_succeeded: true,
                 budget: RetryBudget::new(settings.budget, 0),
                 random: SplitMix64::new(0x5EED),
             }),
-            item_places: Arc::new(Semaphore::new(bounds.items_max.div_ceil(2))),
-            token_places: Arc::new(Semaphore::new(tokens.min(Semaphore::MAX_PERMITS))),
+            item_permits: Arc::new(Semaphore::new(bounds.items_max.div_ceil(2))),
+            token_permits: Arc::new(Semaphore::new(tokens.min(Semaphore::MAX_PERMITS))),
             settings,
             replicas,
             began: Instant::now(),
             tokens_per_byte: AtomicU64::new(FIRST_TOKENS_PER_BYTE.to_bits()),
-            handed: Arc::default(),
+            in_flight: Arc::default(),
             counts: Counts::default(),
         }
     }
@@ -216,7 +220,7 @@ impl Queue {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// What an item asks for, as far as can be told before it is tokenized.
+    /// An item's claim on the queue, with its tokens estimated from its bytes.
     pub(crate) fn ticket(&self, call: u64, owner: u64, item: &Item) -> Ticket {
         let bytes = item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
         let tokens = bytes as f64 * f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
@@ -224,53 +228,53 @@ impl Queue {
         Ticket { call, owner, tokens: tokens as u64 + TOKENS_ADDED, deadline_ns }
     }
 
-    /// Takes note of an answer: how many tokens the bytes were, and how long it took since the one before.
-    pub(crate) fn served(&self, bytes: usize, tokens: u64, busy_ns: u64) {
+    /// Learns from an outcome: the tokens of its text's bytes, and the time since the outcome before.
+    pub(crate) fn record_answer(&self, bytes: usize, tokens: u64, busy_ns: u64) {
         if tokens > TOKENS_ADDED && bytes > 0 {
             let old = f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
             let new = old + 0.02 * ((tokens - TOKENS_ADDED) as f64 / bytes as f64 - old);
             self.tokens_per_byte.store(new.clamp(0.001, 4.0).to_bits(), Ordering::Relaxed);
         }
-        // A pause of the whole machine is not the model's pace.
+        // A pause of the whole machine says nothing about the rate of the model.
         self.lock().rate.served(tokens, busy_ns.min(BUSY_NS_MAX));
     }
 
     /// Waits for room for an item of a stream.
-    pub(crate) async fn places(&self, tokens: u64) -> Option<Places> {
-        let item = self.item_places.clone().acquire_owned().await.ok()?;
-        let tokens = self.token_places.clone().acquire_many_owned(self.token_permits(tokens)).await.ok()?;
-        Some(Places { _item: item, _tokens: tokens })
+    pub(crate) async fn permit(&self, tokens: u64) -> Option<QueuePermit> {
+        let item = self.item_permits.clone().acquire_owned().await.ok()?;
+        let tokens = self.token_permits.clone().acquire_many_owned(self.clamp_tokens(tokens)).await.ok()?;
+        Some(QueuePermit { _item: item, _tokens: tokens })
     }
 
-    /// As [`Queue::places`], without waiting.
-    pub(crate) fn try_places(&self, tokens: u64) -> Option<Places> {
-        let item = self.item_places.clone().try_acquire_owned().ok()?;
-        let tokens = self.token_places.clone().try_acquire_many_owned(self.token_permits(tokens)).ok()?;
-        Some(Places { _item: item, _tokens: tokens })
+    /// As [`Queue::permit`], without waiting.
+    pub(crate) fn try_permit(&self, tokens: u64) -> Option<QueuePermit> {
+        let item = self.item_permits.clone().try_acquire_owned().ok()?;
+        let tokens = self.token_permits.clone().try_acquire_many_owned(self.clamp_tokens(tokens)).ok()?;
+        Some(QueuePermit { _item: item, _tokens: tokens })
     }
 
-    fn token_permits(&self, tokens: u64) -> u32 {
+    fn clamp_tokens(&self, tokens: u64) -> u32 {
         // A text larger than the whole room waits until all of it is free.
         let all = (self.settings.bounds.tokens_max / 2).clamp(1, u64::from(u32::MAX));
         u32::try_from(tokens.min(all)).unwrap_or(u32::MAX)
     }
 
-    /// Whether the new item or the oldest goes when there is no room, so that streams need not wait for any.
+    /// Whether a full queue drops the new item or the oldest, so that streams need not wait for room.
     pub(crate) fn drops(&self) -> bool {
         self.settings.bounds.drop_policy != DropPolicy::None
     }
 
-    /// Adds an item and wakes a replica. What cannot wait is answered at once.
+    /// Adds an item and wakes a replica. An item that cannot be queued is answered at once.
     pub(crate) fn push(&self, mut job: Job) {
         let now = self.now_ns();
         let mut inner = self.lock();
-        // Under the lock: who gives a call up cancels its items after this.
-        if job.reply.gone() {
+        // Under the lock: abandoning a call cancels its items after this.
+        if job.reply.is_abandoned() {
             drop(inner);
             count(&self.counts.abandoned, 1);
             return;
         }
-        if let Some(reason) = &inner.down {
+        if let Some(reason) = &inner.unavailable {
             let failure = Failure::Unavailable(reason.clone());
             drop(inner);
             return job.reply.send(0, Err(failure));
@@ -286,13 +290,13 @@ impl Queue {
             }
         }
         let ticket = job.ticket;
-        let handed = self.handed.load(Ordering::Relaxed);
-        let mut wait_ms = inner.rate.wait_ms(inner.waiting.tokens().saturating_add(handed), self.replicas);
-        let pushed = if job.places.is_some() {
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let mut wait_ms = inner.rate.wait_ms(inner.waiting.tokens().saturating_add(in_flight), self.replicas);
+        let pushed = if job.queue_permit.is_some() {
             inner.waiting.insert(now, ticket, job);
             Pushed::Waits
-        } else if let Some(late_ms) = inner.late_ms(now, ticket, handed, self.replicas) {
-            // Better to say so now than to keep it until its time is up.
+        } else if let Some(late_ms) = inner.late_ms(now, ticket, in_flight, self.replicas) {
+            // Refused now, rather than after its deadline.
             wait_ms = late_ms;
             Pushed::Refused(Refused::Full, job)
         } else {
@@ -302,20 +306,20 @@ impl Queue {
             inner.budget.deposit(now);
         }
         let waker = if inner.waiting.takeable() > 0 { inner.idle.iter_mut().find_map(Option::take) } else { None };
-        let gone = match pushed {
+        let refused = match pushed {
             Pushed::Waits => Vec::new(),
             Pushed::Dropped(jobs) => jobs.into_iter().map(|job| (job, Failure::Overloaded(wait_ms))).collect(),
             Pushed::Refused(Refused::Full, job) => vec![(job, Failure::Overloaded(wait_ms))],
             Pushed::Refused(Refused::Share, job) => vec![(job, Failure::Throttled(wait_ms))],
         };
-        for (job, _) in &gone {
-            inner.give_back(job);
+        for (job, _) in &refused {
+            inner.return_permit(job);
         }
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
         }
-        for (job, failure) in gone {
+        for (job, failure) in refused {
             let counter =
                 if matches!(failure, Failure::Throttled(_)) { &self.counts.throttled } else { &self.counts.overloaded };
             count(counter, 1);
@@ -324,19 +328,19 @@ impl Queue {
     }
 
     /// Takes items for a replica, but never more than its share of what waits.
-    pub(crate) fn poll_take(&self, ask: &Ask, cx: &mut Context<'_>) -> Poll<Taken> {
+    pub(crate) fn poll_take(&self, request: &TakeRequest, cx: &mut Context<'_>) -> Poll<Assignment> {
         let now = self.now_ns();
         let mut inner = self.lock();
         let late = inner.expire(now);
-        let taken = inner.take(ask, now, self.replicas);
-        let next = match &taken {
-            // It is not idle any more: a wake-up that it may have had goes to one that is.
+        let assignment = inner.take(request, now, self.replicas);
+        let next = match &assignment {
+            // It is no longer idle: a wake-up that it may have had goes to one that is.
             Some(_) => {
-                inner.forget(ask.replica);
+                inner.clear_waker(request.replica);
                 if inner.waiting.takeable() == 0 { None } else { inner.idle.iter_mut().find_map(Option::take) }
             }
             None => {
-                if let Some(slot) = inner.idle.get_mut(ask.replica) {
+                if let Some(slot) = inner.idle.get_mut(request.replica) {
                     *slot = Some(cx.waker().clone());
                 }
                 None
@@ -347,33 +351,33 @@ impl Queue {
             waker.wake();
         }
         self.answer_late(late);
-        match taken {
+        match assignment {
             None => Poll::Pending,
-            Some(Taken::Jobs(mut jobs)) => {
-                jobs.iter_mut().for_each(|job| job.hand_over(now, &self.handed));
-                Poll::Ready(Taken::Jobs(jobs))
+            Some(Assignment::Jobs(mut jobs)) => {
+                jobs.iter_mut().for_each(|job| job.hand_over(now, &self.in_flight));
+                Poll::Ready(Assignment::Jobs(jobs))
             }
-            Some(Taken::Suspect(mut job)) => {
-                job.hand_over(now, &self.handed);
-                Poll::Ready(Taken::Suspect(job))
+            Some(Assignment::Suspect(mut job)) => {
+                job.hand_over(now, &self.in_flight);
+                Poll::Ready(Assignment::Suspect(job))
             }
         }
     }
 
-    /// Answers what is late, lets out what a window or a delay held back. To be called every few milliseconds while
-    /// anything waits; says whether it does.
+    /// Answers items past their deadline, and releases those that a window or a delay held back. To be called every few
+    /// milliseconds while an item waits; returns whether one does.
     pub(crate) fn tick(&self) -> bool {
         let now = self.now_ns();
         let mut inner = self.lock();
         let late = inner.expire(now);
         inner.waiting.release(now);
         let mut due = Vec::new();
-        while inner.later.peek().is_some_and(|Reverse(Later(at, ..))| *at <= now) {
-            due.extend(inner.later.pop().map(|Reverse(Later(_, _, job))| job));
+        while inner.delayed.peek().is_some_and(|Reverse(retry)| retry.at_ns <= now) {
+            due.extend(inner.delayed.pop().map(|Reverse(retry)| retry.job));
         }
         for job in due {
-            if job.reply.gone() {
-                inner.give_back(&job);
+            if job.reply.is_abandoned() {
+                inner.return_permit(&job);
                 count(&self.counts.abandoned, 1);
                 continue;
             }
@@ -382,7 +386,7 @@ impl Queue {
         }
         let wake = inner.waiting.takeable() > 0 || !inner.suspects.is_empty();
         let waker = if wake { inner.idle.iter_mut().find_map(Option::take) } else { None };
-        let busy = !inner.waiting.is_empty() || !inner.later.is_empty() || !inner.suspects.is_empty();
+        let busy = !inner.waiting.is_empty() || !inner.delayed.is_empty() || !inner.suspects.is_empty();
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
@@ -396,7 +400,7 @@ impl Queue {
         late.into_iter().for_each(|job| job.reply.send(0, Err(Failure::DeadlineExceeded)));
     }
 
-    /// Takes out the items of a call that is given up.
+    /// Removes the items of an abandoned call.
     pub(crate) fn cancel(&self, call: u64) {
         let mut inner = self.lock();
         let mut cancelled = inner.waiting.cancel(call);
@@ -404,13 +408,12 @@ impl Queue {
             std::mem::take(&mut inner.suspects).into_iter().partition(|job| job.ticket.call == call);
         inner.suspects = VecDeque::from(kept);
         cancelled.extend(gone);
-        cancelled.iter().for_each(|job| inner.give_back(job));
+        cancelled.iter().for_each(|job| inner.return_permit(job));
         drop(inner);
         count(&self.counts.abandoned, cancelled.len());
     }
 
-    /// Takes note that an item was answered by a replica; true when it failed in a way that may pass and will be tried
-    /// again, and then it is kept.
+    /// Records the outcome of an item. Returns the item, unless it failed transiently and was queued for a retry.
     pub(crate) fn settle(&self, job: Job, failure: Option<&Failure>) -> Option<Job> {
         let now = self.now_ns();
         let mut inner = self.lock();
@@ -424,12 +427,12 @@ impl Queue {
         if !matches!(failure, Some(Failure::Unavailable(_))) {
             return Some(job);
         }
-        self.try_again(inner, now, job, false)
+        self.retry(inner, now, job, false)
     }
 
-    /// Takes back what a lost replica owed. Items are tried again one by one; what was lost alone has shown itself to be
-    /// the cause, and is given back.
-    pub(crate) fn lost(&self, jobs: Vec<Job>, alone: bool) -> Vec<Job> {
+    /// Queues the items of a lost replica to be retried one by one. Returns those that are not retried: an item that was
+    /// computed alone has ended the replica itself.
+    pub(crate) fn requeue_lost(&self, jobs: Vec<Job>, alone: bool) -> Vec<Job> {
         let now = self.now_ns();
         let mut culprits = Vec::new();
         {
@@ -442,17 +445,17 @@ impl Queue {
             if alone {
                 culprits.push(job);
             } else {
-                culprits.extend(self.try_again(self.lock(), now, job, true));
+                culprits.extend(self.retry(self.lock(), now, job, true));
             }
         }
         self.tick();
         culprits
     }
 
-    /// Puts an item back, to be tried again; gives it back when it may not be.
-    fn try_again(&self, mut inner: MutexGuard<'_, Inner>, now: u64, mut job: Job, suspect: bool) -> Option<Job> {
-        job.handed = None;
-        if job.reply.gone() {
+    /// Queues an item for another attempt; returns it when it may have none.
+    fn retry(&self, mut inner: MutexGuard<'_, Inner>, now: u64, mut job: Job, suspect: bool) -> Option<Job> {
+        job.in_flight = None;
+        if job.reply.is_abandoned() {
             return None;
         }
         let random = inner.random.next_u64();
@@ -462,21 +465,22 @@ impl Queue {
         }
         count(&self.counts.retried, 1);
         if suspect {
-            // The time that a new instance takes is delay enough.
+            // Starting a new instance takes long enough: no further delay.
             inner.suspects.push_back(job);
         } else {
-            let number = inner.laters;
-            inner.laters += 1;
-            let at = now.saturating_add(delay_ns).min(job.ticket.deadline_ns.unwrap_or(u64::MAX));
-            inner.later.push(Reverse(Later(at, number, job)));
+            let seq = inner.retry_seq;
+            inner.retry_seq += 1;
+            let at_ns = now.saturating_add(delay_ns).min(job.ticket.deadline_ns.unwrap_or(u64::MAX));
+            inner.delayed.push(Reverse(DelayedRetry { at_ns, seq, job }));
         }
         None
     }
 
-    /// Forgets that `replica` waits; its next poll will say so again. A wake-up that it may have had goes to another.
-    pub(crate) fn leave(&self, replica: usize) {
+    /// Removes the waker of a replica that no longer waits; its next poll registers it again. A wake-up that it may have had
+    /// goes to another.
+    pub(crate) fn remove_waiter(&self, replica: usize) {
         let mut inner = self.lock();
-        inner.forget(replica);
+        inner.clear_waker(replica);
         let next = if inner.waiting.takeable() == 0 && inner.suspects.is_empty() {
             None
         } else {
@@ -488,15 +492,15 @@ impl Queue {
         }
     }
 
-    /// From now on every item is answered `unavailable` with this reason, those that wait as well; `None` ends that.
-    pub(crate) fn down(&self, reason: Option<String>) {
+    /// Answers every item with `unavailable` and this reason from now on, those that wait included; `None` ends that.
+    pub(crate) fn set_unavailable(&self, reason: Option<String>) {
         let mut inner = self.lock();
-        inner.down = reason.clone();
+        inner.unavailable = reason.clone();
         let mut waiting = Vec::new();
         if reason.is_some() {
             waiting = inner.waiting.clear();
             waiting.extend(std::mem::take(&mut inner.suspects));
-            waiting.extend(std::mem::take(&mut inner.later).into_iter().map(|Reverse(Later(_, _, job))| job));
+            waiting.extend(std::mem::take(&mut inner.delayed).into_iter().map(|Reverse(retry)| retry.job));
         }
         drop(inner);
         if let Some(reason) = reason {
@@ -506,7 +510,7 @@ impl Queue {
         }
     }
 
-    /// Lets what waits go now, whatever its window says. Returns how many items that releases.
+    /// Releases the items that a window holds back. Returns how many there were.
     pub(crate) fn flush(&self) -> usize {
         let mut inner = self.lock();
         let released = inner.waiting.flush();
@@ -521,28 +525,26 @@ impl Queue {
     /// Items and tokens waiting now, and whether the circuit is closed.
     pub(crate) fn depth(&self) -> (usize, u64, bool) {
         let inner = self.lock();
-        let closed = inner
-            .breaker
-            .as_ref()
-            .is_none_or(|breaker| breaker.state() == weir_core::inference::breaker::BreakerState::Closed);
-        (inner.waiting.len() + inner.suspects.len() + inner.later.len(), inner.waiting.tokens(), closed)
+        let closed =
+            inner.breaker.as_ref().is_none_or(|breaker| breaker.state() == weir_core::inference::breaker::BreakerState::Closed);
+        (inner.waiting.len() + inner.suspects.len() + inner.delayed.len(), inner.waiting.tokens(), closed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code between lock and unlock can panic half-way through a change.
+        // No code under the lock can panic half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An item is refused when the wait that is expected, times this, is more than it has. What is let in is then done in
-/// time although the expectation errs.
+/// An item is refused when the expected wait, times this factor, exceeds its remaining time. The factor absorbs errors of the
+/// estimate, so that admitted items finish in time.
 const LATE_MARGIN: f64 = 1.2;
 
 impl Inner {
-    /// By how much an item is likely to be late if it came in now; none when it is not, or has no deadline.
-    fn late_ms(&self, now: u64, ticket: Ticket, handed: u64, replicas: usize) -> Option<u32> {
+    /// By how much an item is likely to miss its deadline if it were queued now; `None` when it would not, or has none.
+    fn late_ms(&self, now: u64, ticket: Ticket, in_flight: u64, replicas: usize) -> Option<u32> {
         let left_ms = ticket.deadline_ns?.saturating_sub(now) as f64 / 1e6;
-        let ahead = self.waiting.until_served(ticket.call, ticket.tokens).saturating_add(handed);
+        let ahead = self.waiting.until_served(ticket.call, ticket.tokens).saturating_add(in_flight);
         let wait_ms = f64::from(self.rate.wait_ms(ahead, replicas)) * LATE_MARGIN;
         (!self.waiting.is_empty() && wait_ms > left_ms).then(|| (wait_ms - left_ms).ceil().max(1.0) as u32)
     }
@@ -555,48 +557,51 @@ impl Inner {
             self.suspects = VecDeque::from(kept);
             late.extend(gone);
         }
-        late.iter().for_each(|job| self.give_back(job));
+        late.iter().for_each(|job| self.return_permit(job));
         late
     }
 
-    fn take(&mut self, ask: &Ask, now: u64, replicas: usize) -> Option<Taken> {
-        if ask.testing {
+    fn take(&mut self, request: &TakeRequest, now: u64, replicas: usize) -> Option<Assignment> {
+        if request.has_suspect {
             return None;
         }
         if !self.suspects.is_empty() {
-            // Nothing joins what a suspect is waiting for to end.
-            return if ask.owes { None } else { self.suspects.pop_front().map(Box::new).map(Taken::Suspect) };
+            // A suspect is computed alone: a busy replica gets no more items until it is idle.
+            return match request.is_busy {
+                true => None,
+                false => self.suspects.pop_front().map(Box::new).map(Assignment::Suspect),
+            };
         }
-        let items = self.waiting.takeable().div_ceil(replicas).min(ask.items_max).max(1);
-        let tokens = self.waiting.tokens().div_ceil(replicas as u64).min(ask.tokens_max);
+        let items = self.waiting.takeable().div_ceil(replicas).min(request.items_max).max(1);
+        let tokens = self.waiting.tokens().div_ceil(replicas as u64).min(request.tokens_max);
         let jobs = self.waiting.take(now, items, tokens);
-        if jobs.is_empty() { None } else { Some(Taken::Jobs(jobs)) }
+        if jobs.is_empty() { None } else { Some(Assignment::Jobs(jobs)) }
     }
 
-    fn forget(&mut self, replica: usize) {
+    fn clear_waker(&mut self, replica: usize) {
         if let Some(slot) = self.idle.get_mut(replica) {
             *slot = None;
         }
     }
 
-    /// The call was not made, or says nothing about the model.
-    fn give_back(&mut self, job: &Job) {
+    /// Returns the breaker's permit of an item that was not computed.
+    fn return_permit(&mut self, job: &Job) {
         if let (Some(breaker), Some(permit)) = (&mut self.breaker, job.permit) {
             breaker.cancel(permit);
         }
     }
 
-    /// Tells the circuit breaker. Of failures only those count that follow another without a success between them: a
-    /// text that the engine cannot take, among others that it can, is no reason to leave the model alone.
+    /// Records a result with the circuit breaker; `None` says nothing about the model. A failure counts only when it follows
+    /// another without a success between them: a single text that the engine cannot compute must not open the circuit.
     fn record(&mut self, now: u64, permit: Option<Permit>, ok: Option<bool>) {
         let (Some(breaker), Some(permit)) = (&mut self.breaker, permit) else { return };
         match ok {
             Some(true) => {
-                self.succeeded = true;
+                self.has_succeeded = true;
                 breaker.record(now, permit, true);
             }
-            Some(false) if self.succeeded && breaker.state() == weir_core::inference::breaker::BreakerState::Closed => {
-                self.succeeded = false;
+            Some(false) if self.has_succeeded && breaker.state() == weir_core::inference::breaker::BreakerState::Closed => {
+                self.has_succeeded = false;
                 breaker.cancel(permit);
             }
             Some(false) => breaker.record(now, permit, false),
@@ -606,10 +611,10 @@ impl Inner {
 }
 
 impl Job {
-    /// Leaves the queue: its places are free, and its deadline is counted from now.
-    fn hand_over(&mut self, now: u64, handed: &Arc<AtomicU64>) {
-        self.places = None;
-        self.handed = Some(Handed::new(handed, self.ticket.tokens));
+    /// Releases its room in the queue, and sets the deadline that remains from now.
+    fn hand_over(&mut self, now: u64, in_flight: &Arc<AtomicU64>) {
+        self.queue_permit = None;
+        self.in_flight = Some(InFlightTokens::new(in_flight, self.ticket.tokens));
         let left = self.ticket.deadline_ns.map(|deadline_ns| milliseconds(deadline_ns.saturating_sub(now)));
         self.item.deadline_ms = left;
     }

@@ -1,4 +1,8 @@
-//! The interfaces of `weir:stream` that the host provides to gateway instances.
+//! The interfaces of `weir:stream` that the host provides to gateway instances, one file for each, and the conversions of their
+//! types.
 
-pub(crate) mod events;
+pub(crate) mod convert;
+mod events;
+mod infer;
 mod state;
+mod steps;

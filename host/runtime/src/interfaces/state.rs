@@ -1,11 +1,12 @@
-//! What is kept between events, as gateway instances see it: `weir:stream/state` over [`weir_events::Store`].
+//! `weir:stream/state` for gateway instances: values and leases, over the channel store.
 
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::bindings::gateway::weir::stream::events::{Failure, Fence};
 use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithStore};
-use crate::interfaces::events::{failure, fence, name, no_name, store};
-use crate::components::gateway::GatewayState;
+use crate::components::gateway::state::GatewayState;
+use crate::interfaces::convert::{failure, fence, name};
+use crate::interfaces::events::store;
 
 impl Host for GatewayState {}
 
@@ -18,7 +19,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         lease: Option<Fence>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
+        let name = match name(&key) {
+            Ok(name) => name,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
         match lease.map(fence).transpose() {
             Ok(fence) => Ok(store.put_fenced(&name, value, ttl_ms, fence.as_ref()).await.map_err(failure)),
             Err(invalid) => Ok(Err(invalid)),
@@ -30,7 +34,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         key: String,
     ) -> wasmtime::Result<Result<Option<Vec<u8>>, Failure>> {
         let store = store(accessor);
-        let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
+        let name = match name(&key) {
+            Ok(name) => name,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
         Ok(store.get(&name).await.map_err(failure))
     }
 
@@ -40,7 +47,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         lease: Option<Fence>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
+        let name = match name(&key) {
+            Ok(name) => name,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
         match lease.map(fence).transpose() {
             Ok(fence) => Ok(store.delete_fenced(&name, fence.as_ref()).await.map_err(failure)),
             Err(invalid) => Ok(Err(invalid)),
@@ -63,7 +73,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         ttl_ms: u64,
     ) -> wasmtime::Result<Result<Acquisition, Failure>> {
         let store = store(accessor);
-        let Some(name) = name(&key) else { return Ok(Err(no_name(&key))) };
+        let name = match name(&key) {
+            Ok(name) => name,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
         let acquired = store.acquire(&name, &owner, ttl_ms).await.map_err(failure);
         Ok(acquired.map(|acquired| match acquired {
             weir_events::Acquisition::Acquired(token) => Acquisition::Acquired(token),

@@ -1,4 +1,4 @@
-//! The channel store as the configuration has it, and who looks at all of it: metrics, and a file.
+//! Opens the channel store with the configured settings, and starts the consumers of all events: metrics, and a file.
 
 use std::collections::HashSet;
 
@@ -6,17 +6,16 @@ use weir_config::{Events, EventsFallback, EventsStore};
 use weir_core::channels::Retention;
 use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
 
-use crate::start::pipeline_metrics;
-use crate::runtime::StartError;
+use crate::start::{StartError, pipeline_metrics};
 
-/// Opens the store.
+/// Opens the store, and starts the consumers of all its events.
 pub(crate) async fn open(config: &Events) -> Result<Store, StartError> {
     let events = Store::open(events_config(config)).await?;
-    watch(config, &events)?;
+    start_consumers(config, &events)?;
     Ok(events)
 }
 
-/// Brings what is counted in the store to the metrics.
+/// Copies the counters of the store to the metrics.
 pub(crate) fn report(events: &Store) {
     let stats = events.stats();
     metrics::gauge!("weir_events_channels").set(stats.channels as f64);
@@ -34,11 +33,10 @@ pub(crate) fn report(events: &Store) {
     }
 }
 
-/// Most names of events that have a counter of their own; publishers cannot make more.
+/// Most event names with a counter of their own: publishers choose the names.
 const COUNTED_NAMES_MAX: usize = 64;
 
-/// Lets the metrics see every event, and the file where there is one.
-fn watch(config: &Events, events: &Store) -> Result<(), StartError> {
+fn start_consumers(config: &Events, events: &Store) -> Result<(), StartError> {
     if !config.file.as_os_str().is_empty() {
         let (path, bytes_max, files_max) = (config.file.clone(), config.file_bytes_max, config.file_count_max);
         weir_events::write_events(FileConfig { path, bytes_max, files_max }, events.tap()).map_err(|error| {

@@ -1,4 +1,99 @@
-//! What is set up when the runtime starts.
+//! The start of the runtime, from the configuration.
+//!
+//! - `models`: the models that the configuration names.
+//! - `pools`: a pool of replicas for each model.
+//! - `event_store`: the channel store; `pipeline_metrics`: metrics from its events.
+//! - `gateway`: the gateway; `guest_env`: the settings that its instances see.
 
 pub(crate) mod event_store;
-pub(crate) mod pipeline_metrics;
+pub(crate) mod gateway;
+mod guest_env;
+mod models;
+mod pipeline_metrics;
+pub(crate) mod pools;
+
+use std::path::{Path, PathBuf};
+
+use weir_events::OpenError;
+use weir_nn::model::ModelError;
+
+use crate::components::code::{ComponentError, Source};
+
+/// The components that this program was built with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Builtin {
+    /// The gateway component's code, compiled ahead of time.
+    pub gateway: Option<&'static [u8]>,
+    /// The infer component's code, compiled ahead of time.
+    pub infer: Option<&'static [u8]>,
+}
+
+/// Why the runtime cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A component cannot be used.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// A component imports an interface that this host does not provide, or lacks an export.
+    #[error("the {0} component does not fit this host: {1:#}")]
+    Link(&'static str, wasmtime::Error),
+    /// A model cannot be used.
+    #[error("model {name} cannot be used")]
+    Model {
+        /// The model's name.
+        name: String,
+        /// What is wrong with it.
+        source: ModelError,
+    },
+    /// A name of the configuration has no folder.
+    #[error("models.names has {name:?}, and {dir} has no such folder; it has {}", listed(.names))]
+    NoSuchModel {
+        /// The name.
+        name: String,
+        /// The models of the folder.
+        names: Vec<String>,
+        /// `models.dir`.
+        dir: PathBuf,
+    },
+    /// The engine named in the configuration does not exist.
+    #[error("model {name}: {message}")]
+    Engine {
+        /// The model's name.
+        name: String,
+        /// The engines that exist.
+        message: String,
+    },
+    /// `models.dir` cannot be read.
+    #[error("models.dir {dir} cannot be read")]
+    ModelsDir {
+        /// The folder.
+        dir: PathBuf,
+        /// The error of the system.
+        source: std::io::Error,
+    },
+    /// wasmtime cannot be set up.
+    #[error("wasmtime cannot be set up: {0:#}")]
+    Engines(wasmtime::Error),
+    /// The channel store cannot be opened.
+    #[error("the channel store cannot be opened")]
+    Events(#[from] OpenError),
+    /// A value of the configuration cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// No thread can be started.
+    #[error("no thread can be started: {0}")]
+    Threads(std::io::Error),
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
+}
+
+/// The code of a component: the configured file, or the built-in code.
+fn component_source(name: &'static str, file: &Path, builtin: Option<&'static [u8]>) -> Result<Source, ComponentError> {
+    match builtin {
+        _ if !file.as_os_str().is_empty() => Ok(Source::File(file.to_path_buf())),
+        Some(code) => Ok(Source::Builtin(code)),
+        None => Err(ComponentError::Missing(name)),
+    }
+}

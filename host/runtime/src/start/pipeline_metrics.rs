@@ -1,26 +1,26 @@
-//! SR, CR, TCL and WCT of executions as metrics, from the events that are published in their channels: a guest cannot publish
-//! metrics, and `GET /reliability` of the gateway is for people.
+//! SR, CR, TCL and WCT of executions ([`weir_core::pipelines::Reliability`]) as metrics, from the events in their channels: a guest
+//! cannot publish metrics, and `GET /reliability` of the gateway is for people.
 //!
 //! | metric | of |
 //! |---|---|
 //! | `weir_pipeline_executions_total{outcome}` | SR: `completed` by `completed` and `failed` |
 //! | `weir_pipeline_steps_total{outcome}` | CR: `compensation` (done or failed for good) by `completed` |
-//! | `weir_pipeline_step_seconds{kind}` | TCL: of the kinds that ask somebody else |
+//! | `weir_pipeline_step_seconds{kind}` | TCL: of the kinds that call a service or a model |
 //! | `weir_pipeline_seconds` | WCT |
 //!
-//! An event has its members in an order, and what a client or a step may choose is inside of JSON strings, where quotes are
-//! escaped, or before what is looked for: so looking for it from one end finds nothing else.
+//! The members of an event have a fixed order, and values that a client or a step chooses are inside of JSON strings, where quotes
+//! are escaped, or before the member that is searched for. A search from one end therefore finds that member only.
 
 /// Counts an event of an execution.
 pub(crate) fn count(name: &str, data: &str) {
-    match told(name, data) {
-        Some(Told::Execution { outcome, seconds }) => {
+    match measure(name, data) {
+        Some(Measurement::Execution { outcome, seconds }) => {
             metrics::counter!("weir_pipeline_executions_total", "outcome" => outcome).increment(1);
             if let Some(seconds) = seconds {
                 metrics::histogram!("weir_pipeline_seconds").record(seconds);
             }
         }
-        Some(Told::Step { outcome, kind, seconds }) => {
+        Some(Measurement::Step { outcome, kind, seconds }) => {
             metrics::counter!("weir_pipeline_steps_total", "outcome" => outcome).increment(1);
             if let Some((kind, seconds)) = kind.zip(seconds) {
                 metrics::histogram!("weir_pipeline_step_seconds", "kind" => kind).record(seconds);
@@ -30,27 +30,29 @@ pub(crate) fn count(name: &str, data: &str) {
     }
 }
 
-/// What an event adds.
+/// What an event adds to the metrics.
 #[derive(Debug, PartialEq)]
-enum Told {
+enum Measurement {
     Execution { outcome: &'static str, seconds: Option<f64> },
     Step { outcome: &'static str, kind: Option<String>, seconds: Option<f64> },
 }
 
-fn told(name: &str, data: &str) -> Option<Told> {
+fn measure(name: &str, data: &str) -> Option<Measurement> {
     let compensates = data.rsplit_once("\"metadata\":").is_some_and(|(_, rest)| rest.contains("\"compensates\":"));
     let outcome = |otherwise| if compensates { "compensation" } else { otherwise };
     Some(match name {
-        "pipeline_complete" => Told::Execution { outcome: "completed", seconds: seconds(data) },
+        "pipeline_complete" => Measurement::Execution { outcome: "completed", seconds: seconds(data) },
         "pipeline_error" => {
             let cancelled = data.contains("\"cancelled\":true");
-            Told::Execution { outcome: if cancelled { "cancelled" } else { "failed" }, seconds: None }
+            Measurement::Execution { outcome: if cancelled { "cancelled" } else { "failed" }, seconds: None }
         }
-        "step_complete" => Told::Step { outcome: outcome("completed"), kind: kind(data), seconds: seconds(data) },
+        "step_complete" => {
+            Measurement::Step { outcome: outcome("completed"), kind: kind(data), seconds: seconds(data) }
+        }
         "step_error" if data.contains("\"retry_in_ms\":null") => {
-            Told::Step { outcome: outcome("failed"), kind: None, seconds: None }
+            Measurement::Step { outcome: outcome("failed"), kind: None, seconds: None }
         }
-        "step_error" => Told::Step { outcome: "retried", kind: None, seconds: None },
+        "step_error" => Measurement::Step { outcome: "retried", kind: None, seconds: None },
         _ => return None,
     })
 }
@@ -72,18 +74,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_events_add() {
+    fn events_are_measured() {
         let complete = r#"{"event_type":"step_complete","step_id":"s","data":{"kind":"map","output":{"duration_ms":1,"metadata":{"compensates":"x"}},"duration_ms":2500.5},"metadata":{"seq":3,"attempt":1}}"#;
         let kind = Some("map".to_owned());
         assert_eq!(
-            told("step_complete", complete),
-            Some(Told::Step { outcome: "completed", kind, seconds: Some(2.5005) })
+            measure("step_complete", complete),
+            Some(Measurement::Step { outcome: "completed", kind, seconds: Some(2.5005) })
         );
         let undone = complete.replace("\"attempt\":1", "\"compensates\":\"s\"");
-        assert!(matches!(told("step_complete", &undone), Some(Told::Step { outcome: "compensation", .. })));
+        assert!(matches!(measure("step_complete", &undone), Some(Measurement::Step { outcome: "compensation", .. })));
         let error = r#"{"data":{"kind":"http","error":"\"retry_in_ms\":null","retry_in_ms":5,"duration_ms":1},"metadata":null}"#;
-        let outcome = |data: &str| match told("step_error", data) {
-            Some(Told::Step { outcome, .. }) => outcome,
+        let outcome = |data: &str| match measure("step_error", data) {
+            Some(Measurement::Step { outcome, .. }) => outcome,
             _ => "none",
         };
         assert_eq!(outcome(error), "retried");
@@ -91,10 +93,10 @@ mod tests {
         let whole =
             r#"{"data":{"output":[1],"duration_ms":7,"steps_completed":1,"steps_failed":0},"metadata":{"seq":9}}"#;
         let seconds = Some(0.007);
-        assert_eq!(told("pipeline_complete", whole), Some(Told::Execution { outcome: "completed", seconds }));
+        assert_eq!(measure("pipeline_complete", whole), Some(Measurement::Execution { outcome: "completed", seconds }));
         let failed = r#"{"data":{"error":"\"cancelled\":true","cancelled":false,"duration_ms":7},"metadata":null}"#;
         let seconds = None;
-        assert_eq!(told("pipeline_error", failed), Some(Told::Execution { outcome: "failed", seconds }));
-        assert_eq!(told("step_start", complete), None);
+        assert_eq!(measure("pipeline_error", failed), Some(Measurement::Execution { outcome: "failed", seconds }));
+        assert_eq!(measure("step_start", complete), None);
     }
 }

@@ -1,13 +1,13 @@
-//! Requests that wait for an instance of the gateway component, and what each instance has at once.
+//! Requests that wait for an instance of the gateway component, and what each instance holds.
 //!
-//! Instances pull: a request is taken by the first instance that has room for it, in the number of its requests and in the
+//! Instances pull: a request is admitted by the first instance that has room for it, in the number of its requests and in the
 //! bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a guest that
 //! runs out of memory traps and ends every request that it has.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -19,38 +19,88 @@ use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::TrapOrPanicError;
 
-use crate::components::gateway::{OpenRequest, Request};
+use crate::inference::call::CallHandle;
 
-/// An instance's answer to a request.
-pub(crate) type Answer = wasmtime::Result<http::Response<WasiBody>>;
+/// A request for the gateway.
+pub type Request = http::Request<WasiBody>;
+
+/// The response of an instance to a request.
+pub(crate) type HandleResult = wasmtime::Result<http::Response<WasiBody>>;
 
 /// How long a request waits for an instance that has room for it.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a request that waits looks whether another instance is to be started for it.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a waiting request checks whether another instance is to be started for it.
+const START_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Why no instance took a request.
+/// Why no instance admitted a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
-    /// The instances have as many bytes of bodies, or as many requests, as they may.
+    /// The instances hold as many bytes of bodies, or as many requests, as they may.
     #[error("no instance of the gateway had room for the request within {} s", ADMISSION_TIMEOUT.as_secs())]
     Full,
-    /// The client has its share of the bytes of bodies.
+    /// The client holds its share of the bytes of bodies.
     #[error("the client holds its share of the bytes of request bodies")]
     ClientShare,
 }
 
-/// What one instance may have at once.
+/// What one instance may hold at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InstanceBounds {
     pub(crate) requests_max: usize,
-    /// Bytes of request bodies, as announced. A single body is taken whatever its size.
+    /// Bytes of request bodies, as announced. A single body is admitted whatever its size.
     pub(crate) body_bytes_max: u64,
-    /// Of these in all instances, the bytes that one client may have.
+    /// Of these in all instances, the bytes that one client may hold.
     pub(crate) client_body_bytes_max: u64,
 }
 
-/// What one instance has.
+/// One request, from its start until the body of its response has ended or its client has disconnected: then it no longer
+/// counts among those of its instance, and the calls that it made are abandoned.
+pub(crate) struct OpenRequest {
+    pub(crate) client: u64,
+    instance: OnceLock<Arc<Occupancy>>,
+    reservation: OnceLock<Arc<Reservation>>,
+    calls: Mutex<Vec<CallHandle>>,
+}
+
+impl OpenRequest {
+    pub(crate) fn new(client: u64) -> Self {
+        Self { client, instance: OnceLock::new(), reservation: OnceLock::new(), calls: Mutex::default() }
+    }
+
+    /// Counts it among the requests of an instance.
+    fn begin(&self, instance: Arc<Occupancy>, reservation: Arc<Reservation>) {
+        instance.begin_request();
+        let _ = self.reservation.set(reservation);
+        let _ = self.instance.set(instance);
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.instance.get().is_some()
+    }
+
+    /// Whether the instance that admitted it was lost.
+    pub(crate) fn is_instance_lost(&self) -> bool {
+        self.instance.get().is_some_and(|instance| instance.is_lost())
+    }
+
+    /// Adds a call that ends with the request.
+    pub(crate) fn add_call(&self, call: CallHandle) {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        if let Some(instance) = self.instance.get() {
+            instance.end_request();
+        }
+        for call in self.calls.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            call.abandon();
+        }
+    }
+}
+
+/// What one instance holds.
 pub(crate) struct Occupancy {
     queue: Arc<RequestQueue>,
     requests: AtomicUsize,
@@ -61,21 +111,21 @@ pub(crate) struct Occupancy {
 }
 
 impl Occupancy {
-    /// Requests whose answers have not ended.
+    /// Requests whose responses have not ended.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn begin_request(&self) {
+    fn begin_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn end_request(&self) {
+    fn end_request(&self) {
         self.requests.fetch_sub(1, Ordering::Relaxed);
         self.queue.wake();
     }
 
-    /// Wakes the caller when a request has ended or waits.
+    /// Wakes the task when a request has ended or been queued.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         self.waker.register(cx.waker());
     }
@@ -84,26 +134,25 @@ impl Occupancy {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// Whether the instance trapped or hung: the streams that it had have ended early.
-    pub(crate) fn is_lost(&self) -> bool {
+    /// Whether the instance trapped or hung: its streams have ended early.
+    fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
 }
 
-/// A request that waits.
-struct Waiting {
+struct WaitingRequest {
     request: Request,
     open: Arc<OpenRequest>,
-    answer: oneshot::Sender<Answer>,
+    result: oneshot::Sender<HandleResult>,
     body_bytes: u64,
     since: Instant,
 }
 
-/// A request that an instance has taken.
-pub(crate) struct Taken {
+/// A request that an instance has admitted.
+pub(crate) struct AdmittedRequest {
     pub(crate) request: Request,
     pub(crate) open: Arc<OpenRequest>,
-    pub(crate) answer: oneshot::Sender<Answer>,
+    pub(crate) result: oneshot::Sender<HandleResult>,
     /// To be held for as long as the guest may have the body in its memory.
     pub(crate) reservation: Arc<Reservation>,
 }
@@ -116,9 +165,9 @@ pub(crate) struct RequestQueue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingRequest>,
     instances: Vec<Weak<Occupancy>>,
-    /// Bytes that are reserved, by client.
+    /// Reserved bytes, by client.
     client_bytes: HashMap<u64, u64>,
 }
 
@@ -142,52 +191,56 @@ impl RequestQueue {
         occupancy
     }
 
-    /// Hands a request to the first instance that has room for it, and waits for its answer. `look` runs at once and now and
-    /// then while the request waits.
+    /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs at once
+    /// and every [`START_CHECK_INTERVAL`] while the request waits.
     pub(crate) async fn submit(
         &self,
         request: Request,
         open: Arc<OpenRequest>,
         body_bytes: u64,
-        look: impl Fn(),
-    ) -> Answer {
-        let (answer, mut answered) = oneshot::channel();
+        start_if_needed: impl Fn(),
+    ) -> HandleResult {
+        let (result, mut received) = oneshot::channel();
         let since = Instant::now();
         let client = open.client;
-        self.lock().waiting.push_back(Waiting { request, open: open.clone(), answer, body_bytes, since });
+        self.lock().waiting.push_back(WaitingRequest { request, open: open.clone(), result, body_bytes, since });
         self.wake();
-        while !open.is_taken() {
-            look();
+        while !open.is_admitted() {
+            start_if_needed();
             tokio::select! {
-                answer = &mut answered => return answer.map_err(|_| TrapOrPanicError)?,
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                result = &mut received => return result.map_err(|_| TrapOrPanicError)?,
+                () = tokio::time::sleep(START_CHECK_INTERVAL) => {}
             }
-            if since.elapsed() > ADMISSION_TIMEOUT && !open.is_taken() {
+            if since.elapsed() > ADMISSION_TIMEOUT && !open.is_admitted() {
                 let over = self.lock().is_over_share(client, body_bytes, &self.bounds);
                 return Err(if over { AdmissionError::ClientShare } else { AdmissionError::Full }.into());
             }
         }
-        answered.await.map_err(|_| TrapOrPanicError)?
+        received.await.map_err(|_| TrapOrPanicError)?
     }
 
     /// The next request that an instance has room for.
-    pub(crate) fn poll_take(self: &Arc<Self>, instance: &Arc<Occupancy>, cx: &mut Context<'_>) -> Poll<Taken> {
+    pub(crate) fn poll_admit(
+        self: &Arc<Self>,
+        instance: &Arc<Occupancy>,
+        cx: &mut Context<'_>,
+    ) -> Poll<AdmittedRequest> {
         instance.register(cx);
         if instance.requests() >= self.bounds.requests_max {
             return Poll::Pending;
         }
         let mut state = self.lock();
         // Requests whose clients have disconnected.
-        state.waiting.retain(|waiting| !waiting.answer.is_canceled());
-        let taken_bytes = instance.body_bytes.load(Ordering::Relaxed);
-        let fits = |waiting: &Waiting| {
-            let fits = taken_bytes == 0
+        state.waiting.retain(|waiting| !waiting.result.is_canceled());
+        let held_bytes = instance.body_bytes.load(Ordering::Relaxed);
+        let fits = |waiting: &WaitingRequest| {
+            let fits = held_bytes == 0
                 || waiting.body_bytes == 0
-                || taken_bytes.saturating_add(waiting.body_bytes) <= self.bounds.body_bytes_max;
+                || held_bytes.saturating_add(waiting.body_bytes) <= self.bounds.body_bytes_max;
             fits && !state.is_over_share(waiting.open.client, waiting.body_bytes, &self.bounds)
         };
         let Some(at) = state.waiting.iter().position(fits) else { return Poll::Pending };
-        let Some(Waiting { request, open, answer, body_bytes, .. }) = state.waiting.remove(at) else {
+        let Some(WaitingRequest { request, open, result, body_bytes, .. }) = state.waiting.remove(at) else {
             return Poll::Pending;
         };
         instance.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
@@ -201,30 +254,31 @@ impl RequestQueue {
             bytes: AtomicU64::new(body_bytes),
         });
         open.begin(instance.clone(), reservation.clone());
-        let request = request.map(|body| Measured { body, reservation: reservation.clone(), bytes: 0 }.boxed_unsync());
-        Poll::Ready(Taken { request, open, answer, reservation })
+        let request =
+            request.map(|body| ReservedBody { body, reservation: reservation.clone(), bytes: 0 }.boxed_unsync());
+        Poll::Ready(AdmittedRequest { request, open, result, reservation })
     }
 
-    /// Whether another instance would help: a request has waited for so long, or every instance has all that it may.
-    pub(crate) fn wants_another(&self, waited: Duration) -> bool {
+    /// Whether another instance would help: a request has waited for `waited`, or every instance holds all that it may.
+    pub(crate) fn wants_instance(&self, waited: Duration) -> bool {
         let state = self.lock();
-        let waits = |waiting: &&Waiting| {
-            !waiting.answer.is_canceled() && !state.is_over_share(waiting.open.client, waiting.body_bytes, &self.bounds)
+        let waits = |waiting: &&WaitingRequest| {
+            !waiting.result.is_canceled() && !state.is_over_share(waiting.open.client, waiting.body_bytes, &self.bounds)
         };
         let Some(oldest) = state.waiting.iter().find(waits) else { return false };
         let full = |instance: Arc<Occupancy>| instance.requests() >= self.bounds.requests_max;
         oldest.since.elapsed() >= waited || state.instances.iter().filter_map(Weak::upgrade).all(full)
     }
 
-    /// Answers everything that waits with an error: there is no instance, and none can be made.
+    /// Fails every waiting request: there is no instance, and none can be made.
     pub(crate) fn fail(&self, error: &wasmtime::Error) {
         let waiting = std::mem::take(&mut self.lock().waiting);
         for waiting in waiting {
-            let _ = waiting.answer.send(Err(wasmtime::format_err!("{error:#}")));
+            let _ = waiting.result.send(Err(wasmtime::format_err!("{error:#}")));
         }
     }
 
-    /// Lets every instance look at what waits.
+    /// Lets every instance check the waiting requests.
     fn wake(&self) {
         let instances: Vec<_> = self.lock().instances.iter().filter_map(Weak::upgrade).collect();
         for instance in instances {
@@ -236,7 +290,7 @@ impl RequestQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives bytes back that were reserved.
+    /// Releases reserved bytes.
     fn release(&self, instance: &Occupancy, client: u64, bytes: u64) {
         if bytes == 0 {
             return;
@@ -261,7 +315,7 @@ impl State {
     }
 }
 
-/// Bytes of a body that an instance has, or is going to have.
+/// Bytes of an instance that are reserved for a body.
 pub(crate) struct Reservation {
     instance: Arc<Occupancy>,
     client: u64,
@@ -269,7 +323,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Gives back what is more than the body turned out to have.
+    /// Releases what exceeds the length that the body turned out to have.
     fn shrink_to(&self, bytes: u64) {
         let before = self.bytes.fetch_min(bytes, Ordering::Relaxed);
         self.instance.queue.release(&self.instance, self.client, before.saturating_sub(bytes));
@@ -282,14 +336,14 @@ impl Drop for Reservation {
     }
 }
 
-/// A request's body on its way to the guest.
-struct Measured {
+/// A request's body, whose reservation shrinks to its length when it ends.
+struct ReservedBody {
     body: WasiBody,
     reservation: Arc<Reservation>,
     bytes: u64,
 }
 
-impl Body for Measured {
+impl Body for ReservedBody {
     type Data = Bytes;
     type Error = wasmtime_wasi_http::Error;
 
@@ -329,17 +383,17 @@ mod tests {
         http::Request::post("http://localhost/").body(body).unwrap()
     }
 
-    /// Puts a request into the queue; it waits for as long as the receiver is kept.
-    fn push(queue: &RequestQueue, client: u64, body_bytes: u64) -> oneshot::Receiver<Answer> {
-        let (answer, answered) = oneshot::channel();
+    /// Queues a request, which waits for as long as the receiver exists.
+    fn push(queue: &RequestQueue, client: u64, body_bytes: u64) -> oneshot::Receiver<HandleResult> {
+        let (result, received) = oneshot::channel();
         let (open, since) = (Arc::new(OpenRequest::new(client)), Instant::now());
-        queue.lock().waiting.push_back(Waiting { request: request(), open, answer, body_bytes, since });
-        answered
+        queue.lock().waiting.push_back(WaitingRequest { request: request(), open, result, body_bytes, since });
+        received
     }
 
-    fn take(queue: &Arc<RequestQueue>, instance: &Arc<Occupancy>) -> Option<Taken> {
-        match queue.poll_take(instance, &mut Context::from_waker(noop_waker_ref())) {
-            Poll::Ready(taken) => Some(taken),
+    fn admit(queue: &Arc<RequestQueue>, instance: &Arc<Occupancy>) -> Option<AdmittedRequest> {
+        match queue.poll_admit(instance, &mut Context::from_waker(noop_waker_ref())) {
+            Poll::Ready(admitted) => Some(admitted),
             Poll::Pending => None,
         }
     }
@@ -348,18 +402,18 @@ mod tests {
     fn bodies_over_the_bound_wait_until_others_are_released() {
         let queue = RequestQueue::new(BOUNDS);
         let instance = queue.register();
-        let _answers = [push(&queue, 1, 60), push(&queue, 2, 60), push(&queue, 3, 40), push(&queue, 4, 0)];
-        let first = take(&queue, &instance).unwrap();
+        let _receivers = [push(&queue, 1, 60), push(&queue, 2, 60), push(&queue, 3, 40), push(&queue, 4, 0)];
+        let first = admit(&queue, &instance).unwrap();
         // The second has no room; one behind it that has room does not wait for it.
-        let third = take(&queue, &instance).unwrap();
+        let third = admit(&queue, &instance).unwrap();
         assert_eq!((first.open.client, third.open.client), (1, 3));
         assert_eq!(instance.body_bytes.load(Ordering::Relaxed), 100);
-        let fourth = take(&queue, &instance).unwrap();
+        let fourth = admit(&queue, &instance).unwrap();
         assert_eq!(fourth.open.client, 4, "a request without a body needs no bytes");
         // Three requests are all that it takes.
         drop(first);
         drop(fourth);
-        let second = take(&queue, &instance).unwrap();
+        let second = admit(&queue, &instance).unwrap();
         assert_eq!(second.open.client, 2);
         drop((second, third));
         assert_eq!((instance.body_bytes.load(Ordering::Relaxed), instance.requests()), (0, 0));
@@ -367,50 +421,50 @@ mod tests {
     }
 
     #[test]
-    fn body_larger_than_the_bound_is_taken_alone() {
+    fn body_larger_than_the_bound_is_admitted_alone() {
         let queue = RequestQueue::new(BOUNDS);
         let instance = queue.register();
-        let _answers = [push(&queue, 1, 1000), push(&queue, 2, 1)];
-        let alone = take(&queue, &instance).unwrap();
-        assert!(take(&queue, &instance).is_none());
+        let _receivers = [push(&queue, 1, 1000), push(&queue, 2, 1)];
+        let alone = admit(&queue, &instance).unwrap();
+        assert!(admit(&queue, &instance).is_none());
         drop(alone);
-        assert!(take(&queue, &instance).is_some());
+        assert!(admit(&queue, &instance).is_some());
     }
 
     #[test]
     fn client_over_its_share_of_bytes_waits_and_others_pass() {
         let queue = RequestQueue::new(BOUNDS);
         let instances = [queue.register(), queue.register(), queue.register()];
-        let _answers = [push(&queue, 1, 90), push(&queue, 1, 60), push(&queue, 1, 1), push(&queue, 2, 90)];
-        let first = take(&queue, &instances[0]).unwrap();
-        let second = take(&queue, &instances[1]).unwrap();
-        let other = take(&queue, &instances[2]).unwrap();
+        let _receivers = [push(&queue, 1, 90), push(&queue, 1, 60), push(&queue, 1, 1), push(&queue, 2, 90)];
+        let first = admit(&queue, &instances[0]).unwrap();
+        let second = admit(&queue, &instances[1]).unwrap();
+        let other = admit(&queue, &instances[2]).unwrap();
         assert_eq!(other.open.client, 2);
-        assert!(take(&queue, &instances[2]).is_none(), "150 bytes are its share");
-        assert!(!queue.wants_another(Duration::ZERO), "another instance gives it no more");
+        assert!(admit(&queue, &instances[2]).is_none(), "150 bytes are its share");
+        assert!(!queue.wants_instance(Duration::ZERO), "another instance gives it no more");
         drop(first);
-        assert!(take(&queue, &instances[2]).is_some());
+        assert!(admit(&queue, &instances[2]).is_some());
         drop((second, other));
     }
 
     #[test]
-    fn body_that_ends_early_gives_back_the_rest() {
+    fn body_that_ends_early_releases_the_rest() {
         let queue = RequestQueue::new(BOUNDS);
         let instance = queue.register();
-        let _answers = [push(&queue, 1, 100), push(&queue, 2, 90)];
-        let mut first = take(&queue, &instance).unwrap();
-        assert!(take(&queue, &instance).is_none());
+        let _receivers = [push(&queue, 1, 100), push(&queue, 2, 90)];
+        let mut first = admit(&queue, &instance).unwrap();
+        assert!(admit(&queue, &instance).is_none());
         let mut cx = Context::from_waker(noop_waker_ref());
         assert!(matches!(Pin::new(first.request.body_mut()).poll_frame(&mut cx), Poll::Ready(None)));
-        assert!(take(&queue, &instance).is_some(), "the first body had no bytes");
+        assert!(admit(&queue, &instance).is_some(), "the first body had no bytes");
     }
 
     #[test]
-    fn request_whose_client_left_is_not_taken() {
+    fn request_of_a_disconnected_client_is_not_admitted() {
         let queue = RequestQueue::new(BOUNDS);
         let instance = queue.register();
         drop(push(&queue, 1, 1));
-        assert!(take(&queue, &instance).is_none());
+        assert!(admit(&queue, &instance).is_none());
         assert!(queue.lock().waiting.is_empty());
     }
 }

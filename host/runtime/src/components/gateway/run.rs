@@ -14,47 +14,48 @@ use wasmtime::component::Accessor;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{Prepared, Proxy};
 
-use crate::components::gateway::{GatewayState, Maker, OpenRequest, Request};
-use crate::components::gateway::admission::{Answer, Occupancy, RequestQueue, Reservation, Taken};
+use crate::components::gateway::admission::{
+    AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
+};
+use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
 
-/// How often an instance shows that its event loop runs.
-const BEAT: Duration = Duration::from_millis(250);
+/// How often the event loop of an instance increments its heartbeat counter.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A request that an instance has, and the room for its body.
-type Owner = (Arc<OpenRequest>, Arc<Reservation>);
+/// A request that an instance has, and the reserved bytes of its body.
+type Admission = (Arc<OpenRequest>, Arc<Reservation>);
 
 /// How an instance is run.
 pub(crate) struct InstanceRun<'a> {
-    pub(crate) maker: &'a Maker,
+    pub(crate) factory: &'a GatewayFactory,
     pub(crate) queue: &'a Arc<RequestQueue>,
-    pub(crate) memory_bytes_max: u64,
-    /// What its environment has besides the configuration.
-    pub(crate) variable: Option<(&'static str, &'static str)>,
-    /// Time for the head of an answer.
+    pub(crate) role: Role,
+    /// Time for the head of a response.
     pub(crate) head_timeout: Duration,
-    /// It is lost when its event loop does not run for this long.
+    /// The instance is lost when its event loop does not run for this long.
     pub(crate) hang_timeout: Duration,
-    /// It ends when it has had no request for this long; without one it stays.
+    /// The instance ends when it has had no request for this long; `None`: it stays.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
 impl InstanceRun<'_> {
-    /// Runs an instance. `first` is a request of the host's own whose answer nobody reads; `started` runs once the instance
-    /// is there. It ends without an error when it was idle, or when a request got no answer and all others have ended.
-    pub(crate) async fn run(&self, first: Option<Request>, started: impl FnOnce()) -> wasmtime::Result<()> {
-        let (mut store, service) = self.maker.store(self.memory_bytes_max, self.variable).await?;
+    /// Runs an instance. `first` is a request of the host's own whose response is discarded; `on_start` runs once the instance
+    /// is made. Ends without an error when the instance was idle, or when one request got no response in time and all others
+    /// have ended.
+    pub(crate) async fn run(&self, first: Option<Request>, on_start: impl FnOnce()) -> wasmtime::Result<()> {
+        let (mut store, service) = self.factory.instantiate(self.role).await?;
         let proxy = Proxy::P3(service);
         let occupancy = self.queue.register();
-        started();
-        // Declared after the store and so dropped before it: the bodies of answers learn that the instance is lost before
-        // their streams end with the store.
+        on_start();
+        // Declared after the store and so dropped before it: response bodies see that the instance is lost before their
+        // streams end with the store.
         let mut loss = LossGuard(Some(&occupancy));
-        let beats = AtomicU64::new(0);
+        let heartbeats = AtomicU64::new(0);
         let serving =
-            store.run_concurrent(async |accessor| self.serve(accessor, &proxy, &occupancy, first, &beats).await);
+            store.run_concurrent(async |accessor| self.serve(accessor, &proxy, &occupancy, first, &heartbeats).await);
         let served = tokio::select! {
             served = serving => served.and_then(|served| served),
-            () = silence(&beats, self.hang_timeout) => {
+            () = silence(&heartbeats, self.hang_timeout) => {
                 let waited = self.hang_timeout;
                 Err(wasmtime::format_err!("its event loop has not run for {waited:?}"))
             }
@@ -72,21 +73,21 @@ impl InstanceRun<'_> {
         proxy: &Proxy,
         occupancy: &Arc<Occupancy>,
         first: Option<Request>,
-        beats: &AtomicU64,
+        heartbeats: &AtomicU64,
     ) -> wasmtime::Result<()> {
         let mut open = FuturesUnordered::new();
-        let begin = |request: Request, answer: oneshot::Sender<Answer>, owner: Option<Owner>| {
+        let begin = |request: Request, result: oneshot::Sender<HandleResult>, admission: Option<Admission>| {
             let prepared = accessor.with(|mut access| {
-                let prepared = Prepared::new(access.as_context_mut(), proxy, request, GatewayState::http, answer);
-                if let (Ok(Prepared::P3 { call, .. }), Some((request, _))) = (&prepared, &owner)
+                let prepared = Prepared::new(access.as_context_mut(), proxy, request, GatewayState::http, result);
+                if let (Ok(Prepared::P3 { call, .. }), Some((request, _))) = (&prepared, &admission)
                     && self.idle_timeout.is_some()
                 {
                     access.get().add_request(call.task(), request);
                 }
                 prepared
             });
-            // The request itself is not kept: what it has ends with its answer's body, whatever the guest still does.
-            let reservation = owner.map(|(_, reservation)| reservation);
+            // The request itself is not kept: what it holds ends with its response body, whatever the guest still does.
+            let reservation = admission.map(|(_, reservation)| reservation);
             let head_timeout = self.head_timeout;
             async move {
                 let answered = prepared?.run(accessor, tokio::time::sleep(head_timeout)).await;
@@ -95,34 +96,34 @@ impl InstanceRun<'_> {
             }
         };
         if let Some(first) = first {
-            let (answer, _) = oneshot::channel();
-            open.push(begin(first, answer, None));
+            let (result, _) = oneshot::channel();
+            open.push(begin(first, result, None));
         }
         let mut accepts = true;
-        let mut beat = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut heartbeat = pin!(tokio::time::sleep(Duration::ZERO));
         let mut idle: Option<Pin<Box<Sleep>>> = None;
         std::future::poll_fn(|cx| {
             loop {
                 match open.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(true))) => continue,
                     Poll::Ready(Some(Ok(false))) => {
-                        // A guest that did not answer one request in time gets no new ones. The one instance that stays
-                        // has to: nothing else has what it has.
+                        // A guest that did not answer one request in time gets no new ones. The stateful instance has to
+                        // take them: no other instance has its state.
                         accepts = self.idle_timeout.is_none();
                         continue;
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(None) | Poll::Pending => {}
                 }
-                if beat.as_mut().poll(cx).is_ready() {
-                    beats.fetch_add(1, Ordering::Relaxed);
-                    beat.as_mut().reset(Instant::now() + BEAT);
+                if heartbeat.as_mut().poll(cx).is_ready() {
+                    heartbeats.fetch_add(1, Ordering::Relaxed);
+                    heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
                     continue;
                 }
-                if accepts && let Poll::Ready(taken) = self.queue.poll_take(occupancy, cx) {
-                    let Taken { request, open: data, answer, reservation } = taken;
-                    open.push(begin(request, answer, Some((data, reservation))));
-                    // The guest works on this one before it takes another: while it computes, other instances may.
+                if accepts && let Poll::Ready(admitted) = self.queue.poll_admit(occupancy, cx) {
+                    let AdmittedRequest { request, open: state, result, reservation } = admitted;
+                    open.push(begin(request, result, Some((state, reservation))));
+                    // The guest works on this request before it takes another: while it computes, other instances may.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -145,7 +146,7 @@ impl InstanceRun<'_> {
     }
 }
 
-/// Marks an instance as lost when it is dropped before it has ended well.
+/// Marks an instance as lost, unless its run ended without an error.
 struct LossGuard<'a>(Option<&'a Arc<Occupancy>>);
 
 impl Drop for LossGuard<'_> {
@@ -156,12 +157,12 @@ impl Drop for LossGuard<'_> {
     }
 }
 
-/// Resolves when the beats have not changed for a while.
-async fn silence(beats: &AtomicU64, timeout: Duration) {
+/// Resolves when the counter has not changed for `timeout`.
+async fn silence(heartbeats: &AtomicU64, timeout: Duration) {
     let mut seen = 0;
     loop {
         tokio::time::sleep(timeout).await;
-        let now = beats.load(Ordering::Relaxed);
+        let now = heartbeats.load(Ordering::Relaxed);
         if now == seen {
             return;
         }

@@ -1,4 +1,4 @@
-//! What instances of the infer component are made from.
+//! Makes instances of the infer component.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,15 +13,15 @@ use crate::bindings::infer::InferExportsPre;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 
-/// What a replica needs to make an instance.
+/// Makes the instances of replicas; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Machinery {
+pub(crate) struct InferFactory {
     pub(crate) engine: Engine,
     pub(crate) pre: InferExportsPre<InferState>,
     pub(crate) registry: Arc<Registry>,
 }
 
-impl Machinery {
+impl InferFactory {
     /// Links the infer component once for all replicas.
     pub(crate) fn new(engine: &Engine, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
         let mut linker = Linker::<InferState>::new(engine);
@@ -35,11 +35,11 @@ impl Machinery {
         Ok(Self { engine: engine.clone(), pre, registry })
     }
 
-    /// A store for an instance of a model, whose computations are counted.
+    /// A store for an instance of a model. The finished computations of its engine are counted in `computed`.
     pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
         let name = &pool.name;
         let mut wasi = WasiCtx::builder();
-        wasi.stderr(GuestLog::of("infer", name)).envs(&pool.environment);
+        wasi.stderr(GuestLog::built_in("infer", name)).envs(&pool.environment);
         wasi.preopened_dir(&pool.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
         let state = InferState {
             table: ResourceTable::new(),
@@ -55,7 +55,7 @@ impl Machinery {
     }
 }
 
-/// What an infer instance's store holds.
+/// The data of an infer instance's store.
 pub(crate) struct InferState {
     table: ResourceTable,
     wasi: WasiCtx,

@@ -1,4 +1,4 @@
-//! One instance of a replica: how it fares, and what it owes.
+//! One instance of a replica: its health, and the items that it has in flight.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,15 +11,14 @@ use crate::types::Item;
 
 /// One instance of a replica.
 #[derive(Default)]
-pub(super) struct Running {
-    pub(super) routes: Routes,
+pub(super) struct Instance {
+    pub(super) in_flight: InFlight,
     pub(super) health: Health,
-    /// It hung, and another runs in its place.
+    /// It hung, and another instance runs in its place.
     pub(super) replaced: AtomicBool,
     pub(super) replaced_notify: tokio::sync::Notify,
 }
 
-/// How an instance fares.
 #[derive(Default)]
 pub(super) struct Health {
     phase: Mutex<Phase>,
@@ -29,18 +28,17 @@ pub(super) struct Health {
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// It has not answered yet.
+    /// Its warm-up has no outcome yet.
     #[default]
     Starting,
-    /// It has answered, and counts as ready.
+    /// Its warm-up has succeeded.
     Ready,
-    /// It is lost.
-    Over,
+    Lost,
 }
 
 impl Health {
-    /// It has answered; true unless it is lost already.
-    pub(super) fn begin(&self) -> bool {
+    /// Marks it as ready; returns false when it is lost already.
+    pub(super) fn mark_ready(&self) -> bool {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         if *phase == Phase::Starting {
             *phase = Phase::Ready;
@@ -48,21 +46,23 @@ impl Health {
         *phase == Phase::Ready
     }
 
-    /// It is lost; true if it counted as ready.
-    pub(super) fn end(&self) -> bool {
+    /// Marks it as lost; returns whether it was ready.
+    pub(super) fn mark_lost(&self) -> bool {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *phase, Phase::Over) == Phase::Ready
+        std::mem::replace(&mut *phase, Phase::Lost) == Phase::Ready
     }
 
     pub(super) fn is_ready(&self) -> bool {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) == Phase::Ready
     }
 
+    /// Ends the instance with an error.
     pub(super) fn fail(&self, reason: String) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.failed.notify_one();
     }
 
+    /// Resolves with the reason of [`Health::fail`].
     pub(super) async fn failed(&self) -> String {
         loop {
             self.failed.notified().await;
@@ -73,100 +73,100 @@ impl Health {
     }
 }
 
-/// What an instance owes, by the id that its items have on the merged stream.
+/// The items that an instance has and has not answered, by their id on its stream.
 #[derive(Default)]
-pub(super) struct Routes {
+pub(super) struct InFlight {
     next: AtomicU32,
-    owing: Mutex<Owing>,
-    /// Computations of the engine that have ended.
+    state: Mutex<InFlightState>,
+    /// Finished computations of the engine.
     pub(super) computed: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
-struct Owing {
-    owed: HashMap<u64, Job>,
-    /// When it last gave an answer, or got an item while it owed none.
+struct InFlightState {
+    jobs: HashMap<u64, Job>,
+    /// The time of the last outcome, or of the first item since it was idle.
     since: Option<Instant>,
-    /// How many computations had ended when that was last looked at, and when they had become so many: a long text gives an
-    /// answer only after many of them.
+    /// Finished computations when they were last read, and when they last changed: a long text gives an outcome only after
+    /// many of them.
     computed: u64,
     computed_at: Option<Instant>,
-    /// What it has is a suspect, alone.
-    testing: bool,
-    /// Waits until it owes nothing.
+    /// It has one item, a suspect.
+    has_suspect: bool,
+    /// Woken when it has no item.
     waiter: Option<Waker>,
 }
 
-impl Routes {
-    fn lock(&self) -> MutexGuard<'_, Owing> {
-        self.owing.lock().unwrap_or_else(PoisonError::into_inner)
+impl InFlight {
+    fn lock(&self) -> MutexGuard<'_, InFlightState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes jobs over; returns their items as they travel.
-    pub(super) fn add(&self, jobs: Vec<Job>, testing: bool) -> Vec<Item> {
-        let mut owing = self.lock();
-        if owing.owed.is_empty() {
-            owing.since = Some(Instant::now());
+    /// Adds jobs; returns their items, with their ids on the stream.
+    pub(super) fn add(&self, jobs: Vec<Job>, has_suspect: bool) -> Vec<Item> {
+        let mut state = self.lock();
+        if state.jobs.is_empty() {
+            state.since = Some(Instant::now());
         }
-        owing.testing = testing;
+        state.has_suspect = has_suspect;
         let items = jobs.into_iter().map(|job| {
-            // The upper half says whose it is: the component serves calls in turn.
+            // The upper half is the call: the component serves calls in turn.
             let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
             let item = Item { id, ..job.item.clone() };
-            owing.owed.insert(id, job);
+            state.jobs.insert(id, job);
             item
         });
         items.collect()
     }
 
-    /// The job of an outcome, and the time since the outcome before or since it was handed over.
-    pub(super) fn take(&self, id: u64) -> Option<(Job, Duration)> {
-        let mut owing = self.lock();
-        let job = owing.owed.remove(&id)?;
+    /// Removes the job of an outcome; returns it with the time since the outcome before, or since the instance was idle.
+    pub(super) fn remove(&self, id: u64) -> Option<(Job, Duration)> {
+        let mut state = self.lock();
+        let job = state.jobs.remove(&id)?;
         let now = Instant::now();
-        let busy = owing.since.map_or(Duration::ZERO, |since| now - since);
-        owing.since = Some(now);
-        let waker = if owing.owed.is_empty() {
-            owing.testing = false;
-            owing.waiter.take()
+        let busy = state.since.map_or(Duration::ZERO, |since| now - since);
+        state.since = Some(now);
+        let waker = if state.jobs.is_empty() {
+            state.has_suspect = false;
+            state.waiter.take()
         } else {
             None
         };
-        drop(owing);
+        drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
         Some((job, busy))
     }
 
-    /// What is owed, and whether that is a suspect alone; nothing is owed any more.
+    /// Removes all jobs, in the order in which they were added; returns them, and whether they are one suspect.
     pub(super) fn clear(&self) -> (Vec<Job>, bool) {
-        let mut owing = self.lock();
-        let mut owed: Vec<(u64, Job)> = owing.owed.drain().collect();
-        owed.sort_unstable_by_key(|(id, _)| *id as u32);
-        (owed.into_iter().map(|(_, job)| job).collect(), std::mem::take(&mut owing.testing))
+        let mut state = self.lock();
+        let mut jobs: Vec<(u64, Job)> = state.jobs.drain().collect();
+        jobs.sort_unstable_by_key(|(id, _)| *id as u32);
+        (jobs.into_iter().map(|(_, job)| job).collect(), std::mem::take(&mut state.has_suspect))
     }
 
-    /// How long it has been silent, if it owes anything.
-    pub(super) fn silent(&self) -> Option<Duration> {
+    /// The time since the last sign of progress; `None` while there is no item.
+    pub(super) fn silence(&self) -> Option<Duration> {
         let computed = self.computed.load(Ordering::Relaxed);
-        let mut owing = self.lock();
-        if owing.computed != computed {
-            (owing.computed, owing.computed_at) = (computed, Some(Instant::now()));
+        let mut state = self.lock();
+        if state.computed != computed {
+            (state.computed, state.computed_at) = (computed, Some(Instant::now()));
         }
-        if owing.owed.is_empty() {
+        if state.jobs.is_empty() {
             return None;
         }
-        owing.since.map(|since| owing.computed_at.map_or(since, |at| at.max(since)).elapsed())
+        state.since.map(|since| state.computed_at.map_or(since, |at| at.max(since)).elapsed())
     }
 
-    /// Whether it owes anything and whether that is a suspect; who asks is woken when it owes nothing.
-    pub(super) fn watch(&self, cx: &Context<'_>) -> (bool, bool) {
-        let mut owing = self.lock();
-        let owes = !owing.owed.is_empty();
-        if owes {
-            owing.waiter = Some(cx.waker().clone());
+    /// Whether there is an item, and whether it is a suspect. The task is woken when there is none.
+    pub(super) fn register(&self, cx: &Context<'_>) -> (bool, bool) {
+        let mut state = self.lock();
+        let is_busy = !state.jobs.is_empty();
+        if is_busy {
+            state.waiter = Some(cx.waker().clone());
         }
-        (owes, owing.testing)
+        (is_busy, state.has_suspect)
     }
 }

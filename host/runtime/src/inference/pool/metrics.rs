@@ -1,6 +1,6 @@
-//! What a pool shows of itself at `/metrics`.
+//! The metrics of a pool.
 
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge};
 
 pub(super) struct PoolMetrics {
     pub(super) items: Counter,
@@ -24,25 +24,25 @@ pub(super) struct PoolMetrics {
 impl PoolMetrics {
     pub(super) fn new(name: &str) -> Self {
         let name = name.to_owned();
-        let counts = |metric: &'static str| counter!(metric, "model" => name.clone());
-        let shows = |metric: &'static str| gauge!(metric, "model" => name.clone());
+        let counter = |metric: &'static str| metrics::counter!(metric, "model" => name.clone());
+        let gauge = |metric: &'static str| metrics::gauge!(metric, "model" => name.clone());
         Self {
-            items: counts("weir_infer_items_total"),
-            tokens: counts("weir_infer_tokens_total"),
-            failures: counts("weir_infer_failures_total"),
-            restarts: counts("weir_infer_replica_restarts_total"),
-            hangs: counts("weir_infer_replica_hangs_total"),
-            ready: shows("weir_infer_replicas_ready"),
-            hanging: shows("weir_infer_threads_hanging"),
-            waiting: shows("weir_infer_queue_items"),
-            waiting_tokens: shows("weir_infer_queue_tokens"),
-            circuit: shows("weir_infer_circuit_open"),
-            abandoned: counts("weir_infer_items_abandoned_total"),
-            expired: counts("weir_infer_items_expired_total"),
-            overloaded: counts("weir_infer_items_overloaded_total"),
-            throttled: counts("weir_infer_items_throttled_total"),
-            refused: counts("weir_infer_items_circuit_open_total"),
-            retried: counts("weir_infer_items_retried_total"),
+            items: counter("weir_infer_items_total"),
+            tokens: counter("weir_infer_tokens_total"),
+            failures: counter("weir_infer_failures_total"),
+            restarts: counter("weir_infer_replica_restarts_total"),
+            hangs: counter("weir_infer_replica_hangs_total"),
+            ready: gauge("weir_infer_replicas_ready"),
+            hanging: gauge("weir_infer_threads_hanging"),
+            waiting: gauge("weir_infer_queue_items"),
+            waiting_tokens: gauge("weir_infer_queue_tokens"),
+            circuit: gauge("weir_infer_circuit_open"),
+            abandoned: counter("weir_infer_items_abandoned_total"),
+            expired: counter("weir_infer_items_expired_total"),
+            overloaded: counter("weir_infer_items_overloaded_total"),
+            throttled: counter("weir_infer_items_throttled_total"),
+            refused: counter("weir_infer_items_circuit_open_total"),
+            retried: counter("weir_infer_items_retried_total"),
         }
     }
 }

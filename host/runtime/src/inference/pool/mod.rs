@@ -1,5 +1,9 @@
 //! The replicas of one model. Each is a thread with an infer instance of its own, fed by one long-lived stream in which
 //! the items of all callers are merged, so that batches form across requests.
+//!
+//! - `factory`: makes the instances.
+//! - `instance`: what an instance has in flight, and its health.
+//! - `streams`: the two streams of an instance.
 
 mod factory;
 mod instance;
@@ -17,11 +21,11 @@ use tokio::sync::watch;
 use wasmtime::component::StreamReader;
 use weir_core::inference::queue::Ticket;
 
-pub(crate) use self::factory::Machinery;
+pub(crate) use self::factory::InferFactory;
+use self::instance::Instance;
 use self::metrics::PoolMetrics;
-use self::instance::Running;
-use self::streams::{Back, Ended, Merged, Watched};
-use crate::inference::call::{Call, Reply};
+use self::streams::{EndWatched, ItemSource, NotifyOnDrop, OutcomeSink};
+use crate::inference::call::{CallOpener, Reply};
 use crate::inference::queue::{Job, Queue, QueueSettings};
 use crate::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
@@ -38,9 +42,9 @@ pub(crate) struct PoolConfig {
     pub(crate) memory_bytes_max: u64,
     /// Tokens handed to a replica at a time: a few batches, for it to choose from.
     pub(crate) ahead_tokens: u64,
-    /// What the infer component is told about batches.
+    /// Variables of the infer component that set how it forms batches.
     pub(crate) environment: Vec<(String, String)>,
-    /// A replica that owes answers and gives none for so long is lost.
+    /// A replica with items in flight is lost when it gives no outcome for this long.
     pub(crate) hang_timeout: Duration,
 }
 
@@ -50,28 +54,28 @@ pub struct Pool {
     queue: Queue,
     /// Replicas that have answered their warm-up.
     ready: watch::Sender<usize>,
-    /// There has been one.
+    /// A replica has been ready before.
     was_ready: AtomicBool,
-    /// What keeps the model from answering, when that is known.
-    trouble: Mutex<Option<String>>,
+    /// Why the model cannot answer, when that is known.
+    unavailable: Mutex<Option<String>>,
     stopping: watch::Sender<bool>,
     /// The instance that each replica runs, while it runs one.
-    running: Mutex<Vec<Option<Arc<Running>>>>,
+    instances: Mutex<Vec<Option<Arc<Instance>>>>,
     /// Replicas without a thread, because too many threads hang.
     vacant: Mutex<Vec<usize>>,
-    /// Threads that hang in an engine, and can only be waited for.
+    /// Threads that hang in an engine: they cannot be stopped.
     hanging: AtomicUsize,
     hangs: AtomicU64,
-    machinery: OnceLock<Machinery>,
+    factory: OnceLock<InferFactory>,
     metrics: PoolMetrics,
 }
 
-/// What has become of a model's items since it started, and what waits now.
+/// Counters of a model's items since the start, and what waits now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
     /// Replicas that answer.
     pub replicas_ready: usize,
-    /// Threads that hang in the engine, given up.
+    /// Threads that hang in the engine and were replaced.
     pub threads_hanging: usize,
     /// Items waiting.
     pub waiting: usize,
@@ -79,17 +83,17 @@ pub struct PoolStats {
     pub waiting_tokens: u64,
     /// False while the circuit breaker lets nothing, or only probes, through.
     pub circuit_closed: bool,
-    /// Items handed to replicas, those handed over again included.
+    /// Items handed to replicas, retries included.
     pub handed_over: u64,
     /// Items that a replica answered.
     pub answered: u64,
-    /// Items that were not computed because their caller was gone.
+    /// Items that were not computed because their call was abandoned.
     pub abandoned: u64,
     /// Items whose deadline passed while they waited.
     pub expired: u64,
     /// Items refused by, or dropped from, a full queue.
     pub overloaded: u64,
-    /// Items refused because their owner had its share.
+    /// Items refused because their owner has its share.
     pub throttled: u64,
     /// Items refused by an open circuit.
     pub circuit_open: u64,
@@ -99,7 +103,7 @@ pub struct PoolStats {
     pub hangs: u64,
 }
 
-/// How long a replica that failed waits before it is made anew: doubled each time, up to the last.
+/// Delays before a failed replica is made again: the last one for all further failures.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
 impl Pool {
@@ -107,16 +111,16 @@ impl Pool {
         let metrics = PoolMetrics::new(&config.name);
         Arc::new(Self {
             queue: Queue::new(config.queue.clone(), config.replicas),
-            running: Mutex::new((0..config.replicas).map(|_| None).collect()),
+            instances: Mutex::new((0..config.replicas).map(|_| None).collect()),
             config,
             ready: watch::Sender::new(0),
             was_ready: AtomicBool::new(false),
-            trouble: Mutex::new(None),
+            unavailable: Mutex::new(None),
             stopping: watch::Sender::new(false),
             vacant: Mutex::default(),
             hanging: AtomicUsize::new(0),
             hangs: AtomicU64::new(0),
-            machinery: OnceLock::new(),
+            factory: OnceLock::new(),
             metrics,
         })
     }
@@ -125,38 +129,41 @@ impl Pool {
         &self.queue
     }
 
-    /// The model, with `ready` as it is now.
+    /// The model's description, with the current value of `ready`.
     pub fn info(&self) -> ModelInfo {
         ModelInfo { ready: self.is_ready(), ..self.config.info.clone() }
     }
 
-    /// Whether a replica has answered.
+    /// Whether a replica is ready.
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow() > 0
     }
 
-    /// What keeps the model from answering, when that is known.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn unavailable_reason(&self) -> Option<String> {
+        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Resolves when the model has answered, or when it cannot, with the reason.
+    /// Resolves when the model is ready.
+    ///
+    /// # Errors
+    ///
+    /// Why the model cannot answer.
     pub async fn settled(&self) -> Result<(), String> {
         let mut ready = self.ready.subscribe();
         loop {
             if *ready.borrow_and_update() > 0 {
                 return Ok(());
             }
-            if let Some(trouble) = self.trouble() {
-                return Err(trouble);
+            if let Some(reason) = self.unavailable_reason() {
+                return Err(reason);
             }
             if ready.changed().await.is_err() {
-                return Err("it is stopping".into());
+                return Err("the server is stopping".into());
             }
         }
     }
 
-    /// Updates the gauges that are read rather than counted.
+    /// Updates the metrics that are sampled rather than counted.
     pub(crate) fn report(&self) {
         let (items, tokens, closed) = self.queue.depth();
         self.metrics.waiting.set(items as f64);
@@ -175,7 +182,7 @@ impl Pool {
         }
     }
 
-    /// What has become of items so far, and what waits.
+    /// The counters of its items.
     pub fn stats(&self) -> PoolStats {
         let (waiting, waiting_tokens, closed) = self.queue.depth();
         let counts = &self.queue.counts;
@@ -198,36 +205,36 @@ impl Pool {
         }
     }
 
-    /// Lets what a window holds back go now. Returns how many items that releases.
+    /// Releases the items that a window holds back. Returns how many there were.
     pub fn flush(&self) -> usize {
         self.queue.flush()
     }
 
-    /// Ends the replicas: each when its computation in progress is over.
+    /// Ends the replicas, each after its computation in progress.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
-        self.queue.down(Some("the server is stopping".into()));
+        self.queue.set_unavailable(Some("the server is stopping".into()));
     }
 
-    /// Starts the replicas: the first at once, the others when it has answered, so that they do not slow it down.
-    pub(crate) fn start(self: &Arc<Self>, machinery: &Machinery) -> std::io::Result<()> {
-        let _ = self.machinery.set(machinery.clone());
+    /// Starts the replicas: the first at once, the others when it is ready, so that they do not slow it down.
+    pub(crate) fn start(self: &Arc<Self>, factory: &InferFactory) -> std::io::Result<()> {
+        let _ = self.factory.set(factory.clone());
         (0..self.config.replicas).try_for_each(|replica| self.start_replica(replica))
     }
 
     fn start_replica(self: &Arc<Self>, replica: usize) -> std::io::Result<()> {
         let pool = self.clone();
         let name = format!("{}-{replica}", self.config.name);
-        std::thread::Builder::new().name(name).spawn(move || pool.replica_thread(replica)).map(drop)
+        std::thread::Builder::new().name(name).spawn(move || pool.run_thread(replica)).map(drop)
     }
 
-    fn replica_thread(self: Arc<Self>, first: usize) {
-        let Some(machinery) = self.machinery.get().cloned() else { return };
+    fn run_thread(self: Arc<Self>, first: usize) {
+        let Some(factory) = self.factory.get().cloned() else { return };
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!(model = self.config.name, first, %error, "cannot start a replica");
-                return self.trouble_is(format!("cannot start a replica: {error}"));
+                return self.mark_unavailable(format!("cannot start a replica: {error}"));
             }
         };
         let mut stopping = self.stopping.subscribe();
@@ -236,22 +243,22 @@ impl Pool {
             let stopped = runtime.block_on(async {
                 tokio::select! {
                     _ = stopping.wait_for(|stopping| *stopping) => true,
-                    Replaced = self.keep_running(replica, &machinery) => false,
+                    ThreadReplaced = self.run_replica(replica, &factory) => false,
                 }
             });
             if stopped {
-                return self.queue.leave(replica);
+                return self.queue.remove_waiter(replica);
             }
-            // It hung, and another runs in its place; or none could be started, and now this one can.
+            // It hung and another thread runs its replica, or no other could be started and this one may now run it.
             let hanging = self.hanging.fetch_sub(1, Ordering::SeqCst) - 1;
             self.metrics.hanging.set(hanging as f64);
             next = self.vacant.lock().unwrap_or_else(PoisonError::into_inner).pop();
         }
     }
 
-    /// Runs one instance after another: each until it is lost. Ends when another thread has taken its place.
-    async fn keep_running(self: &Arc<Self>, replica: usize, machinery: &Machinery) -> Replaced {
-        // The first alone, so that the others do not slow it down; but once there has been one, any may be the first again.
+    /// Runs one instance after another, each until it is lost. Ends when another thread runs the replica.
+    async fn run_replica(self: &Arc<Self>, replica: usize, factory: &InferFactory) -> ThreadReplaced {
+        // Replica 0 starts alone, so that the others do not slow it down; later any replica may start first.
         if replica > 0 && !self.was_ready.load(Ordering::SeqCst) {
             let mut ready = self.ready.subscribe();
             let _ = ready.wait_for(|ready| *ready > 0).await;
@@ -259,57 +266,58 @@ impl Pool {
         let mut failures = 0;
         let mut last = String::new();
         loop {
-            let running = Arc::new(Running::default());
-            self.slot(replica, |slot| *slot = Some(running.clone()));
-            let instance = AssertUnwindSafe(self.run_instance(replica, machinery, running.clone()));
-            let text = match instance.catch_unwind().await {
+            let instance = Arc::new(Instance::default());
+            self.slot(replica, |slot| *slot = Some(instance.clone()));
+            let run = AssertUnwindSafe(self.run_instance(replica, factory, instance.clone()));
+            let text = match run.catch_unwind().await {
                 Ok(Ok(never)) => match never {},
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the host panicked while it ran".into(),
             };
-            if running.replaced.load(Ordering::SeqCst) {
-                return Replaced;
+            if instance.replaced.load(Ordering::SeqCst) {
+                return ThreadReplaced;
             }
-            let mine = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, &running)).is_some());
-            if !mine {
-                return Replaced;
+            let is_current = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, &instance)).is_some());
+            if !is_current {
+                return ThreadReplaced;
             }
-            self.queue.leave(replica);
+            self.queue.remove_waiter(replica);
             if text == last {
-                // Said already, and nothing is new.
+                // The same error was logged before.
                 tracing::debug!(model = self.config.name, replica, error = text, "a replica is lost again");
             } else {
                 tracing::error!(model = self.config.name, replica, error = text, "a replica is lost");
                 last.clone_from(&text);
             }
             self.metrics.restarts.increment(1);
-            if running.health.end() {
-                // It had answered: what waits is for the next instance, which will soon be there.
+            if instance.health.mark_lost() {
+                // It was ready: the waiting items are for the next instance, which starts soon.
                 self.count_ready(-1);
                 failures = 0;
                 last.clear();
             } else if !self.is_ready() {
-                self.trouble_is(text);
+                self.mark_unavailable(text);
             }
-            self.take_back(&running, "the component that computes it ended on it");
+            self.requeue(&instance, "the component trapped or ended while it computed this text");
             let delay = RESTART_DELAYS_MS[failures.min(RESTART_DELAYS_MS.len() - 1)];
             failures += 1;
             tokio::time::sleep(Duration::from_millis(delay)).await;
         }
     }
 
-    fn slot<R>(&self, replica: usize, with: impl FnOnce(&mut Option<Arc<Running>>) -> R) -> R {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        with(&mut running[replica])
+    fn slot<R>(&self, replica: usize, with: impl FnOnce(&mut Option<Arc<Instance>>) -> R) -> R {
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        with(&mut instances[replica])
     }
 
-    /// What a lost instance owed is tried again or answered.
-    fn take_back(&self, running: &Running, culprit: &str) {
-        let (owed, alone) = running.routes.clear();
-        if owed.is_empty() {
+    /// Retries or answers the items that a lost instance had in flight. `culprit` is the error of an item that was computed
+    /// alone.
+    fn requeue(&self, instance: &Instance, culprit: &str) {
+        let (jobs, alone) = instance.in_flight.clear();
+        if jobs.is_empty() {
             return;
         }
-        for job in self.queue.lost(owed, alone) {
+        for job in self.queue.requeue_lost(jobs, alone) {
             let failure = match alone {
                 true => Failure::Engine(culprit.into()),
                 false => Failure::Unavailable("the replica that had this item was lost".into()),
@@ -319,30 +327,30 @@ impl Pool {
         }
     }
 
-    /// Looks after what waits and who should have answered; to be called every few milliseconds. Says whether there is
-    /// anything to look after.
+    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds. Returns
+    /// whether an item waits or is in flight.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
         let mut busy = self.queue.tick();
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (replica, running) in running.into_iter().enumerate() {
-            let Some(running) = running else { continue };
-            let Some(silent) = running.routes.silent() else { continue };
+        let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (replica, instance) in instances.into_iter().enumerate() {
+            let Some(instance) = instance else { continue };
+            let Some(silence) = instance.in_flight.silence() else { continue };
             busy = true;
             // The first item may wait for a graph to be optimized.
-            let patience = if running.health.is_ready() { 1 } else { STARTING_PATIENCE };
-            if silent >= self.config.hang_timeout * patience {
-                self.replace(replica, &running);
+            let factor = if instance.health.is_ready() { 1 } else { START_TIMEOUT_FACTOR };
+            if silence >= self.config.hang_timeout * factor {
+                self.replace(replica, &instance);
             }
         }
         busy
     }
 
-    /// Lets another thread take the place of a replica that hangs. Its own ends when it can.
-    fn replace(self: &Arc<Self>, replica: usize, running: &Arc<Running>) {
-        // Counted first: its thread takes itself off as soon as it sees that its place is gone.
+    /// Runs the replica of a hung instance on another thread. The hung thread ends when its engine returns.
+    fn replace(self: &Arc<Self>, replica: usize, instance: &Arc<Instance>) {
+        // Counted first: the hung thread uncounts itself as soon as it sees that it was replaced.
         let hanging = self.hanging.fetch_add(1, Ordering::SeqCst) + 1;
-        let mine = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, running)).is_some());
-        if !mine || running.replaced.swap(true, Ordering::SeqCst) {
+        let is_current = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, instance)).is_some());
+        if !is_current || instance.replaced.swap(true, Ordering::SeqCst) {
             self.hanging.fetch_sub(1, Ordering::SeqCst);
             return;
         }
@@ -351,59 +359,59 @@ impl Pool {
         self.hangs.fetch_add(1, Ordering::Relaxed);
         self.metrics.restarts.increment(1);
         self.metrics.hanging.set(hanging as f64);
-        if running.health.end() {
+        if instance.health.mark_lost() {
             self.count_ready(-1);
         }
-        let starts = hanging <= self.config.replicas + HANGING_SPARE;
+        let starts = hanging <= self.config.replicas + HUNG_THREADS_SPARE;
         if !starts {
-            // Before its thread is told: it may be the one that takes the place again.
+            // Before its thread is notified: that thread may be the one that runs the replica again.
             self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
         }
-        running.replaced_notify.notify_one();
-        self.queue.leave(replica);
-        self.take_back(running, "it was not computed in time, and the replica that computed it was given up");
+        instance.replaced_notify.notify_one();
+        self.queue.remove_waiter(replica);
+        self.requeue(instance, "it was not computed in time, and the replica that computed it was replaced");
         if starts && self.start_replica(replica).is_ok() {
             return;
         }
         if starts {
             self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
         }
-        self.trouble_is(format!("{hanging} threads hang in the engine"));
+        self.mark_unavailable(format!("{hanging} threads hang in the engine"));
     }
 
     /// Makes an instance and feeds it until it is lost.
     async fn run_instance(
         self: &Arc<Self>,
         replica: usize,
-        machinery: &Machinery,
-        running: Arc<Running>,
+        factory: &InferFactory,
+        instance: Arc<Instance>,
     ) -> wasmtime::Result<std::convert::Infallible> {
-        let mut store = machinery.store(&self.config, running.routes.computed.clone())?;
-        let instance = machinery.pre.instantiate_async(&mut store).await?;
+        let mut store = factory.store(&self.config, instance.in_flight.computed.clone())?;
+        let component = factory.pre.instantiate_async(&mut store).await?;
         let warm_up = Some(self.warm_up());
-        let merged = Merged { pool: self.clone(), replica, running: running.clone(), warm_up };
-        let back = Back { pool: self.clone(), running: running.clone() };
+        let source = ItemSource { pool: self.clone(), replica, instance: instance.clone(), warm_up };
+        let sink = OutcomeSink { pool: self.clone(), instance: instance.clone() };
         let ended = Arc::new(tokio::sync::Notify::new());
         let run = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
-            let items = accessor.with(|mut access| StreamReader::new(&mut access, merged))?;
-            let outcomes = instance.weir_stream_infer().call_run(accessor, items).await?;
-            let consumer = Watched { inner: back, _ended: Ended(ended.clone()) };
+            let items = accessor.with(|mut access| StreamReader::new(&mut access, source))?;
+            let outcomes = component.weir_stream_infer().call_run(accessor, items).await?;
+            let consumer = EndWatched { sink, _ended: NotifyOnDrop(ended.clone()) };
             accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
             tokio::select! {
                 () = ended.notified() => Ok(()),
-                reason = running.health.failed() => Err(wasmtime::Error::msg(reason)),
+                reason = instance.health.failed() => Err(wasmtime::Error::msg(reason)),
             }
         });
-        // From outside: a guest that never stops lets nothing inside of its store go on.
+        // From outside of the store: a guest that never yields blocks every future inside of it.
         let result = tokio::select! {
             result = run => result,
-            () = running.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
+            () = instance.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
         };
         result??;
         Err(wasmtime::Error::msg("the infer component ended its stream"))
     }
 
-    /// The item that every new instance answers first: from then on the replica counts as ready.
+    /// The item that every new instance computes first: with its outcome the replica is ready.
     fn warm_up(&self) -> Job {
         let task = match self.config.info.kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
@@ -422,25 +430,25 @@ impl Pool {
             when_full: WhenFull::Wait,
             task,
         };
-        // Nobody waits for it: `Back` sees what becomes of it, at once and whatever else the instance does.
-        let (sender, _) = Call::new(Arc::default(), 1).open();
+        // Its reply has no receiver: `OutcomeSink` handles its outcome.
+        let (sender, _) = CallOpener::new(Arc::default(), 1).open();
         let reply = Reply::new(&sender, 0);
         let ticket = Ticket { call: 0, owner: 0, tokens: 0, deadline_ns: None };
         Job::new(item, reply, ticket, None)
     }
 
-    /// A new instance has answered its first item, or could not.
-    fn warmed_up(&self, running: &Running, result: Result<Output, Failure>) {
+    /// Handles the outcome of an instance's warm-up.
+    fn handle_warm_up(&self, instance: &Instance, result: Result<Output, Failure>) {
         match result {
-            Ok(_) if running.health.begin() => self.count_ready(1),
+            Ok(_) if instance.health.mark_ready() => self.count_ready(1),
             Ok(_) => {}
-            Err(failure) => running.health.fail(crate::runtime::failure_text(&failure)),
+            Err(failure) => instance.health.fail(crate::inference::failure::text(&failure)),
         }
     }
 
     fn count_ready(&self, change: isize) {
-        // Held throughout, so that `trouble_is` cannot come between.
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locked throughout, so that `mark_unavailable` does not run in between.
+        let mut unavailable = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = 0;
         self.ready.send_modify(|ready| {
             *ready = ready.saturating_add_signed(change);
@@ -449,32 +457,32 @@ impl Pool {
         self.metrics.ready.set(now as f64);
         if now > 0 {
             self.was_ready.store(true, Ordering::SeqCst);
-            *trouble = None;
+            *unavailable = None;
             if !*self.stopping.borrow() {
-                self.queue.down(None);
+                self.queue.set_unavailable(None);
             }
         }
     }
 
-    /// The model cannot answer, unless another replica can: says so to those who wait and to those who come.
-    fn trouble_is(&self, text: String) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Answers waiting and new items with `unavailable`, unless another replica is ready.
+    fn mark_unavailable(&self, text: String) {
+        let mut unavailable = self.unavailable.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_ready() {
             return;
         }
         let reason = format!("model {} cannot answer: {text}", self.config.name);
-        *trouble = Some(text);
-        self.queue.down(Some(reason));
-        drop(trouble);
+        *unavailable = Some(text);
+        self.queue.set_unavailable(Some(reason));
+        drop(unavailable);
         self.ready.send_modify(|_| {});
     }
 }
 
-/// The thread's place was taken by another.
-struct Replaced;
+/// Another thread runs the replica.
+struct ThreadReplaced;
 
-/// A replica may take so many times as long for its first item.
-const STARTING_PATIENCE: u32 = 5;
+/// How many hang timeouts a replica may take for its first item.
+const START_TIMEOUT_FACTOR: u32 = 5;
 
-/// So many threads more than replicas may hang before no more are started.
-const HANGING_SPARE: usize = 2;
+/// Hung threads tolerated beyond the replica count before no more are started.
+const HUNG_THREADS_SPARE: usize = 2;

@@ -1,4 +1,4 @@
-//! The two streams of an instance: what waits goes in, and outcomes come back.
+//! The two streams of an instance: items from the queue in, outcomes to their callers out.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult, VecBuffer};
 
 use super::Pool;
-use super::instance::Running;
-use crate::inference::queue::{Ask, Job, Taken};
+use super::instance::Instance;
+use crate::inference::queue::{Assignment, Job, TakeRequest};
 use crate::types::{Item, Outcome};
 
-/// The one stream of items into an instance.
-pub(super) struct Merged {
+/// Writes the items of all callers to an instance.
+pub(super) struct ItemSource {
     pub(super) pool: Arc<Pool>,
     pub(super) replica: usize,
-    pub(super) running: Arc<Running>,
+    pub(super) instance: Arc<Instance>,
     pub(super) warm_up: Option<Job>,
 }
 
-/// Items handed over when the guest does not say how many it can take.
-const HANDED_ITEMS_MAX: usize = 64;
+/// Items written when the guest does not say how many it reads.
+const WRITE_ITEMS_MAX: usize = 64;
 
-impl<D> StreamProducer<D> for Merged {
+impl<D> StreamProducer<D> for ItemSource {
     type Item = Item;
     type Buffer = VecBuffer<Item>;
 
@@ -35,36 +35,36 @@ impl<D> StreamProducer<D> for Merged {
         mut destination: Destination<'a, Item, VecBuffer<Item>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        let room = destination.remaining(&mut store).unwrap_or(HANDED_ITEMS_MAX);
+        let room = destination.remaining(&mut store).unwrap_or(WRITE_ITEMS_MAX);
         if room == 0 {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
-        if self.running.replaced.load(Ordering::SeqCst) {
+        if self.instance.replaced.load(Ordering::SeqCst) {
             return Poll::Ready(Ok(StreamResult::Dropped));
         }
-        let taken = match self.warm_up.take() {
-            Some(job) => Poll::Ready(Taken::Jobs(vec![job])),
+        let assignment = match self.warm_up.take() {
+            Some(job) => Poll::Ready(Assignment::Jobs(vec![job])),
             None => {
-                let (owes, testing) = self.running.routes.watch(cx);
+                let (is_busy, has_suspect) = self.instance.in_flight.register(cx);
                 let tokens_max = self.pool.config.ahead_tokens;
-                let ask = Ask { replica: self.replica, items_max: room, tokens_max, owes, testing };
-                self.pool.queue.poll_take(&ask, cx)
+                let request = TakeRequest { replica: self.replica, items_max: room, tokens_max, is_busy, has_suspect };
+                self.pool.queue.poll_take(&request, cx)
             }
         };
-        match taken {
-            Poll::Ready(taken) => {
-                let (jobs, testing) = match taken {
-                    Taken::Jobs(jobs) => (jobs, false),
-                    Taken::Suspect(job) => (vec![*job], true),
+        match assignment {
+            Poll::Ready(assignment) => {
+                let (jobs, has_suspect) = match assignment {
+                    Assignment::Jobs(jobs) => (jobs, false),
+                    Assignment::Suspect(job) => (vec![*job], true),
                 };
                 self.pool.metrics.items.increment(jobs.len() as u64);
                 self.pool.queue.counts.handed_over.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-                destination.set_buffer(self.running.routes.add(jobs, testing).into());
+                destination.set_buffer(self.instance.in_flight.add(jobs, has_suspect).into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }
             Poll::Pending if finish => {
                 // It computes now: a wake-up must go to a replica that waits.
-                self.pool.queue.leave(self.replica);
+                self.pool.queue.remove_waiter(self.replica);
                 Poll::Ready(Ok(StreamResult::Cancelled))
             }
             Poll::Pending => Poll::Pending,
@@ -72,20 +72,20 @@ impl<D> StreamProducer<D> for Merged {
     }
 }
 
-/// The way back: outcomes to the callers who wait for them.
-pub(super) struct Back {
+/// Sends the outcomes of an instance to their callers.
+pub(super) struct OutcomeSink {
     pub(super) pool: Arc<Pool>,
-    pub(super) running: Arc<Running>,
+    pub(super) instance: Arc<Instance>,
 }
 
-impl Back {
+impl OutcomeSink {
     fn deliver(&self, outcomes: Vec<Outcome>) {
         let pool = &self.pool;
         let (mut tokens, mut failures) = (0, 0);
         for outcome in outcomes {
-            let Some((job, busy)) = self.running.routes.take(outcome.id) else {
-                if !self.running.replaced.load(Ordering::SeqCst) {
-                    tracing::warn!(model = pool.config.name, "an outcome for no item");
+            let Some((job, busy)) = self.instance.in_flight.remove(outcome.id) else {
+                if !self.instance.replaced.load(Ordering::SeqCst) {
+                    tracing::warn!(model = pool.config.name, "the infer component gave an outcome for an unknown item");
                 }
                 continue;
             };
@@ -93,11 +93,11 @@ impl Back {
             pool.queue.counts.answered.fetch_add(1, Ordering::Relaxed);
             if job.ticket.call == 0 {
                 failures += u64::from(outcome.result.is_err());
-                pool.warmed_up(&self.running, outcome.result);
+                pool.handle_warm_up(&self.instance, outcome.result);
                 continue;
             }
             let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
-            pool.queue.served(job.bytes(), u64::from(outcome.tokens), busy_ns);
+            pool.queue.record_answer(job.bytes(), u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
             job.reply.send(outcome.tokens, outcome.result);
@@ -107,21 +107,21 @@ impl Back {
     }
 }
 
-/// A consumer that tells when it is dropped: the stream has ended.
-pub(super) struct Watched<C> {
-    pub(super) inner: C,
-    pub(super) _ended: Ended,
+/// A sink that notifies when it is dropped: the stream has ended.
+pub(super) struct EndWatched {
+    pub(super) sink: OutcomeSink,
+    pub(super) _ended: NotifyOnDrop,
 }
 
-pub(super) struct Ended(pub(super) Arc<tokio::sync::Notify>);
+pub(super) struct NotifyOnDrop(pub(super) Arc<tokio::sync::Notify>);
 
-impl Drop for Ended {
+impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
         self.0.notify_one();
     }
 }
 
-impl<D> StreamConsumer<D> for Watched<Back> {
+impl<D> StreamConsumer<D> for EndWatched {
     type Item = Outcome;
 
     fn poll_consume(
@@ -133,7 +133,7 @@ impl<D> StreamConsumer<D> for Watched<Back> {
     ) -> Poll<wasmtime::Result<StreamResult>> {
         let mut outcomes = Vec::with_capacity(source.remaining(&mut store));
         source.read(&mut store, &mut outcomes)?;
-        self.inner.deliver(outcomes);
+        self.sink.deliver(outcomes);
         Poll::Ready(Ok(StreamResult::Completed))
     }
 }

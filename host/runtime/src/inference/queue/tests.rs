@@ -44,11 +44,11 @@ fn push(queue: &Queue, id: u64) -> Outcomes {
     outcomes
 }
 
-fn take(queue: &Queue, replica: usize, owes: bool) -> Option<Vec<Job>> {
-    let ask = Ask { replica, items_max: 64, tokens_max: 10_000, owes, testing: false };
-    match queue.poll_take(&ask, &mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Taken::Jobs(jobs)) => Some(jobs),
-        Poll::Ready(Taken::Suspect(job)) => Some(vec![*job]),
+fn take(queue: &Queue, replica: usize, is_busy: bool) -> Option<Vec<Job>> {
+    let request = TakeRequest { replica, items_max: 64, tokens_max: 10_000, is_busy, has_suspect: false };
+    match queue.poll_take(&request, &mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Assignment::Jobs(jobs)) => Some(jobs),
+        Poll::Ready(Assignment::Suspect(job)) => Some(vec![*job]),
         Poll::Pending => None,
     }
 }
@@ -62,7 +62,7 @@ async fn failure(outcomes: &mut Outcomes) -> Failure {
 }
 
 #[test]
-fn a_replica_takes_its_share() {
+fn replica_takes_its_share_of_the_waiting_items() {
     let queue = Queue::new(settings(), 2);
     let kept: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
     // Half of the tokens that wait, and one item at least.
@@ -74,13 +74,13 @@ fn a_replica_takes_its_share() {
     drop(kept);
 }
 
-/// An item that would be late is refused at once; one with more time, or none to keep, is let in.
+/// An item with more time, or without a deadline, is queued.
 #[tokio::test]
-async fn what_would_be_late_is_refused_at_once() {
+async fn item_that_would_miss_its_deadline_is_refused_at_once() {
     let queue = Queue::new(settings(), 1);
     // 1,000 tokens a second.
     for _ in 0..100 {
-        queue.served(0, 1_000, 1_000_000_000);
+        queue.record_answer(0, 1_000, 1_000_000_000);
     }
     let push = |id: u64, call: u64, deadline_ms: Option<u32>| {
         let (reply, outcomes) = call::test_reply(id);
@@ -96,44 +96,44 @@ async fn what_would_be_late_is_refused_at_once() {
     kept.push(push(11, 1, Some(400)));
     // Another call waits for its turn, not for all of the first.
     kept.push(push(12, 2, Some(250)));
-    // What a replica has counts until it is answered.
-    let taken = take(&queue, 0, false).unwrap();
-    assert_eq!(taken.len(), 12);
+    // Items in flight count until they have an outcome.
+    let in_flight = take(&queue, 0, false).unwrap();
+    assert_eq!(in_flight.len(), 12);
     kept.push(push(13, 3, None));
     assert!(matches!(failure(&mut push(14, 4, Some(200))).await, Failure::Overloaded(_)));
-    drop(taken);
+    drop(in_flight);
     kept.push(push(15, 5, Some(200)));
-    // What has a deadline is due before what came earlier without one.
+    // An item with a deadline is due before an earlier one without.
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![15, 13]));
 }
 
 #[tokio::test]
-async fn while_down_every_item_is_answered() {
+async fn unavailable_queue_answers_every_item() {
     let queue = Queue::new(settings(), 1);
     let mut first = push(&queue, 0);
-    queue.down(Some("it is gone".into()));
+    queue.set_unavailable(Some("it is gone".into()));
     let mut second = push(&queue, 1);
     for outcomes in [&mut first, &mut second] {
         assert_eq!(failure(outcomes).await, Failure::Unavailable("it is gone".into()));
     }
-    queue.down(None);
+    queue.set_unavailable(None);
     let _kept = push(&queue, 2);
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![2]));
 }
 
 #[tokio::test]
-async fn what_a_lost_replica_had_is_tried_one_by_one() {
+async fn items_of_a_lost_replica_are_retried_one_by_one() {
     let queue = Queue::new(settings(), 1);
     let mut outcomes: Vec<Outcomes> = (0..3).map(|id| push(&queue, id)).collect();
     let jobs = take(&queue, 0, false).unwrap();
     assert_eq!(jobs.len(), 3);
-    assert!(queue.lost(jobs, false).is_empty());
+    assert!(queue.requeue_lost(jobs, false).is_empty());
     let _late = push(&queue, 3);
-    assert_eq!(ids(take(&queue, 0, true)), None, "a suspect waits until nothing else is computed");
+    assert_eq!(ids(take(&queue, 0, true)), None, "a suspect waits until the replica is idle");
     let first = take(&queue, 0, false).unwrap();
     assert_eq!(first.len(), 1);
-    // It ends its replica again, alone: it is the cause.
-    let culprits = queue.lost(first, true);
+    // It ends its replica again, alone: it is the culprit.
+    let culprits = queue.requeue_lost(first, true);
     assert_eq!(ids(Some(culprits)), Some(vec![0]));
     for id in 1..3 {
         let mut jobs = take(&queue, 0, false).unwrap();
@@ -147,7 +147,7 @@ async fn what_a_lost_replica_had_is_tried_one_by_one() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_and_what_may_not_is_answered() {
+async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
     let queue = Queue::new(settings(), 1);
     let _outcomes = push(&queue, 0);
     let unavailable = Failure::Unavailable("for now".into());
@@ -165,7 +165,7 @@ async fn what_may_pass_is_tried_again_and_what_may_not_is_answered() {
 }
 
 #[tokio::test]
-async fn the_circuit_opens_when_nothing_succeeds_and_not_for_single_failures() {
+async fn circuit_opens_for_failures_in_a_row_and_not_for_single_ones() {
     let queue = Queue::new(settings(), 1);
     let fails = |ok: bool| {
         let outcomes = push(&queue, 0);
@@ -186,7 +186,7 @@ async fn the_circuit_opens_when_nothing_succeeds_and_not_for_single_failures() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_and_says_when_to_come_back() {
+async fn full_queue_refuses_items_with_a_retry_delay() {
     let mut small = settings();
     small.bounds.items_max = 2;
     small.bounds.owner_items_max = 1;
@@ -203,7 +203,7 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn the_late_are_answered_and_windows_end() {
+async fn expired_items_are_answered_and_windows_can_be_flushed() {
     let mut windowed = settings();
     windowed.bounds.window = Some(Window { aggregation: Aggregation::CountOnly, batch_size: 3, window_ns: 0 });
     let queue = Queue::new(windowed, 1);

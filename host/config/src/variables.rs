@@ -1,0 +1,32 @@
+//! Keys as environment variables.
+
+use serde_json::Value;
+
+use crate::Config;
+use crate::manual::leaves;
+
+/// The environment variable of a key: `http.listen` is `WEIR_HTTP_LISTEN`.
+pub(crate) fn variable(key: &str) -> String {
+    format!("WEIR_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Every key but those of `[model.NAME]`, with its variable and its value as text: the items of a list are separated by spaces.
+pub fn variables(config: &Config) -> Vec<(String, String, String)> {
+    let values = serde_json::to_value(config).unwrap_or_default();
+    let value = |key: &str| key.split('.').try_fold(&values, |value, part| value.get(part));
+    let entry = |key: String| {
+        let text = text(value(&key)?);
+        let variable = variable(&key);
+        Some((key, variable, text))
+    };
+    leaves().into_iter().filter_map(entry).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,163 @@
+//! The store of a gateway instance, and how instances are made.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use wasmtime::component::{Component, GuestTaskId, HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, StoreLimits};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use weir_events::Store as EventStore;
+
+use crate::bindings::gateway::GatewayHost;
+use crate::components::gateway::GatewayConfig;
+use crate::components::gateway::admission::OpenRequest;
+use crate::components::guest_log::GuestLog;
+use crate::components::limits::limits;
+use crate::components::outgoing::Outgoing;
+use crate::components::steps::Steps;
+use crate::inference::call::CallOpener;
+
+/// Which of the two kinds of instance one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// One of as many as are needed; holds nothing between requests.
+    Stateless,
+    /// The one instance that holds executions and stored sessions.
+    Stateful,
+}
+
+impl Role {
+    /// The name of the component in the log.
+    fn log_name(self) -> &'static str {
+        match self {
+            Self::Stateless => "gateway",
+            Self::Stateful => "stateful-gateway",
+        }
+    }
+}
+
+/// The variable by which an instance knows that it is the stateful one.
+const STATEFUL_VARIABLE: (&str, &str) = ("WEIR_KEEPER", "1");
+
+/// The data of a gateway instance's store.
+pub(crate) struct GatewayState {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: Outgoing,
+    limits: StoreLimits,
+    pub(crate) calls: CallOpener,
+    pub(crate) events: EventStore,
+    pub(crate) steps: Steps,
+    draining: Arc<AtomicBool>,
+    /// The requests of this instance, by the guest task that answers them; finished ones are removed when the next one comes.
+    requests: HashMap<GuestTaskId, Weak<OpenRequest>>,
+}
+
+impl GatewayState {
+    /// Ties a task of the guest to the request that it answers.
+    pub(crate) fn add_request(&mut self, task: GuestTaskId, request: &Arc<OpenRequest>) {
+        self.requests.retain(|_, request| request.strong_count() > 0);
+        self.requests.insert(task, Arc::downgrade(request));
+    }
+
+    /// The open request that a task of the guest answers.
+    pub(crate) fn request_of(&self, task: GuestTaskId) -> Option<Arc<OpenRequest>> {
+        self.requests.get(&task)?.upgrade()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl WasiView for GatewayState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for GatewayState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+/// Makes gateway instances.
+pub(crate) struct GatewayFactory {
+    engine: Engine,
+    pre: ServicePre<GatewayState>,
+    config: GatewayConfig,
+    calls: CallOpener,
+    events: EventStore,
+    steps: Steps,
+    draining: Arc<AtomicBool>,
+}
+
+impl GatewayFactory {
+    /// Links the component once for all instances.
+    pub(crate) fn new(
+        engine: &Engine,
+        component: &Component,
+        config: GatewayConfig,
+        calls: CallOpener,
+        events: EventStore,
+        steps: Steps,
+        draining: Arc<AtomicBool>,
+    ) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<GatewayState>::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
+        let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
+        Ok(Self { engine: engine.clone(), pre, config, calls, events, steps, draining })
+    }
+
+    pub(crate) fn config(&self) -> &GatewayConfig {
+        &self.config
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Makes an instance in a store of its own.
+    pub(crate) async fn instantiate(&self, role: Role) -> wasmtime::Result<(Store<GatewayState>, Service)> {
+        let mut wasi = WasiCtx::builder();
+        wasi.stderr(GuestLog::built_in(role.log_name(), "")).envs(&self.config.environment);
+        // Only the stateful instance runs steps: the others call no service.
+        let (memory_bytes_max, http_allow) = match role {
+            Role::Stateless => (self.config.memory_bytes_max, &[][..]),
+            Role::Stateful => (self.config.stateful_memory_bytes_max, self.config.http_allow.as_slice()),
+        };
+        if role == Role::Stateful {
+            let (name, value) = STATEFUL_VARIABLE;
+            wasi.env(name, value);
+        }
+        for (folder, guest_path) in &self.config.folders {
+            wasi.preopened_dir(folder, guest_path, FsPerms::ReadOnly)?;
+        }
+        let state = GatewayState {
+            table: ResourceTable::new(),
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            hooks: Outgoing::new(http_allow),
+            limits: limits(memory_bytes_max),
+            calls: self.calls.clone(),
+            events: self.events.clone(),
+            steps: self.steps.clone(),
+            draining: self.draining.clone(),
+            requests: HashMap::new(),
+        };
+        let mut store = Store::new(&self.engine, state);
+        store.limiter(|state| &mut state.limits);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        let service = self.pre.instantiate_async(&mut store).await?;
+        Ok((store, service))
+    }
+}

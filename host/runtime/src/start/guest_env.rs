@@ -1,0 +1,200 @@
+//! The environment of guests: the settings that they see.
+//!
+//! A guest sees a key of the configuration only if it is listed here, under the name and in the form that the key has in the
+//! environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Added to these are facts about this host
+//! that are no settings. No path of the host and no secret is among either; a test holds that.
+
+use weir_config::{Config, EventsStore};
+use weir_nn::Engine;
+
+/// Where an instance of the gateway sees the folder of keys, `auth.dir`.
+pub(super) const KEYS_DIR: &str = "/auth";
+/// Where an instance of the gateway sees the folder of pipelines, `pipelines.dir`.
+pub(super) const PIPELINES_DIR: &str = "/pipelines";
+
+/// The keys that the gateway component sees, by section.
+const GATEWAY_KEYS: &[(&str, &[&str])] = &[
+    ("http", &["hosts", "body_bytes_max", "body_timeout_ms", "request_timeout_ms"]),
+    ("steps", &["sentiment", "entities", "summary"]),
+    ("events", &["heartbeat_ms", "retry_ms", "events_max", "bytes_max", "lease_ms"]),
+    ("sessions", &["live_max", "memory_bytes_max", "checkpoint_ms", "ended_ttl_ms"]),
+    (
+        "pipelines",
+        &[
+            "executions_max",
+            "user_executions_max",
+            "input_bytes_max",
+            "output_bytes_max",
+            "outputs_bytes_max",
+            "ttl_ms",
+            "http_allow",
+        ],
+    ),
+    (
+        "auth",
+        &[
+            "mode",
+            "issuers",
+            "audiences",
+            "leeway_s",
+            "ticket_ttl_s",
+            "cors_origins",
+            "cors_credentials",
+            "requests_per_s",
+            "requests_burst",
+            "publishes_per_s",
+            "publishes_burst",
+            "connections_max",
+        ],
+    ),
+];
+
+/// The keys that the infer component sees.
+const INFER_KEYS: &[(&str, &[&str])] = &[("infer", &["max_batch_size", "batch_time_ms_max"])];
+
+/// The environment of the gateway component.
+pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
+    let facts = [
+        // The edge of this process holds the connections of subscribers.
+        ("WEIR_GRIP", "host".to_owned()),
+        ("WEIR_INSTANCE", instance_name()),
+        // The file of `disk` and the memory of a process belong to one instance.
+        ("WEIR_EVENTS_SHARED", (config.events.store == EventsStore::Redis).to_string()),
+        ("WEIR_AUTH_LOOPBACK", is_loopback(&config.http.listen).to_string()),
+        ("WEIR_AUTH_DIR", KEYS_DIR.to_owned()),
+        ("WEIR_PIPELINES_DIR", PIPELINES_DIR.to_owned()),
+    ];
+    variables(config, GATEWAY_KEYS, facts)
+}
+
+/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or the
+/// engine's own bound where it is 0.
+pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> Vec<(String, String)> {
+    let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
+    let facts =
+        [("WEIR_INFER_BATCH_TOKENS_MAX", batch_tokens_max.to_string()), ("WEIR_INFER_SHAPES", shapes.to_owned())];
+    variables(config, INFER_KEYS, facts)
+}
+
+fn variables<const N: usize>(
+    config: &Config,
+    keys: &[(&str, &[&str])],
+    facts: [(&str, String); N],
+) -> Vec<(String, String)> {
+    let listed = |key: &str| {
+        let (section, name) = key.split_once('.').unwrap_or_default();
+        keys.iter().any(|(of, names)| *of == section && names.contains(&name))
+    };
+    let settings = weir_config::variables(config).into_iter().filter(|(key, ..)| listed(key));
+    let settings = settings.map(|(_, variable, value)| (variable, value));
+    settings.chain(facts.map(|(name, value)| (name.to_owned(), value))).collect()
+}
+
+/// A name that no other instance has: this one acquires leases under it.
+fn instance_name() -> String {
+    let half = |seed: u64| std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), seed);
+    format!("{:016x}{:016x}-{}", half(0), half(1), std::process::id())
+}
+
+/// Whether only this machine reaches an address. Of names only `localhost` counts: names are not resolved.
+fn is_loopback(listen: &str) -> bool {
+    match listen.parse::<std::net::SocketAddr>() {
+        Ok(address) => address.ip().to_canonical().is_loopback(),
+        Err(_) => listen.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use super::*;
+
+    #[test]
+    fn listed_keys_exist() {
+        let config = Config::default();
+        let known: Vec<String> = weir_config::keys().into_iter().map(|key| key.name).collect();
+        for (section, names) in GATEWAY_KEYS.iter().chain(INFER_KEYS) {
+            for name in *names {
+                assert!(known.contains(&format!("{section}.{name}")), "{section}.{name}");
+            }
+        }
+        let count = |keys: &[(&str, &[&str])]| keys.iter().map(|(_, names)| names.len()).sum::<usize>();
+        assert_eq!(gateway(&config).len(), count(GATEWAY_KEYS) + 6);
+        let engine = Engine::from_str("tract").expect("an engine");
+        assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 2);
+    }
+
+    #[test]
+    fn values_have_the_form_that_guests_read() {
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let config = [
+            set("http.hosts", "[a.example, b.example]"),
+            set("auth.cors_credentials", "true"),
+            set("events.lease_ms", "5000"),
+            set("steps.summary", ""),
+        ];
+        let config = weir_config::load(None, [], &config).expect("a configuration");
+        let environment = gateway(&config);
+        let value = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        assert_eq!(value("WEIR_HTTP_HOSTS"), Some("a.example b.example"));
+        assert_eq!(value("WEIR_AUTH_CORS_CREDENTIALS"), Some("true"));
+        assert_eq!(value("WEIR_AUTH_MODE"), Some("none"));
+        assert_eq!(value("WEIR_AUTH_ISSUERS"), Some(""));
+        assert_eq!(value("WEIR_EVENTS_LEASE_MS"), Some("5000"));
+        assert_eq!(value("WEIR_STEPS_SUMMARY"), Some(""));
+        assert_eq!(value("WEIR_EVENTS_SHARED"), Some("false"));
+    }
+
+    /// Every key that takes a text (paths, the URL of Redis with its password, lists) is set to a marker of its own. Of these
+    /// texts guests see those that are listed below and no other.
+    #[test]
+    fn no_path_and_no_secret_of_the_host_reaches_a_guest() {
+        const TEXTS: [&str; 8] = [
+            "auth.audiences",
+            "auth.cors_origins",
+            "auth.issuers",
+            "http.hosts",
+            "pipelines.http_allow",
+            "steps.entities",
+            "steps.sentiment",
+            "steps.summary",
+        ];
+        let mut marked = Vec::new();
+        for key in weir_config::keys() {
+            // A value of another type does not load.
+            for value in [format!("marker-{}", key.name), format!("[marker-{}]", key.name)] {
+                let pair = (key.name.clone(), value);
+                if weir_config::load(None, [], std::slice::from_ref(&pair)).is_ok() {
+                    marked.push(pair);
+                    break;
+                }
+            }
+        }
+        let has = |name: &str| marked.iter().any(|(key, _)| key == name);
+        for name in ["events.redis_url", "events.path", "events.file", "auth.dir", "pipelines.dir", "pipelines.steps"] {
+            assert!(has(name), "{name} is not marked");
+        }
+        let config = weir_config::load(None, [], &marked).expect("a configuration of markers");
+        let engine = Engine::from_str("tract").expect("an engine");
+        for (name, value) in gateway(&config).into_iter().chain(infer(&config, engine, 7)) {
+            assert!(!value.contains('/') || value == KEYS_DIR || value == PIPELINES_DIR, "{name} is {value}");
+            for (key, _) in &marked {
+                let is_seen = value.split(' ').any(|word| word == format!("marker-{key}"));
+                assert!(!is_seen || TEXTS.contains(&key.as_str()), "{name} shows {key}");
+            }
+        }
+    }
+
+    #[test]
+    fn loopback_addresses_are_recognized() {
+        for listen in ["127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "localhost:80"] {
+            assert!(is_loopback(listen), "{listen}");
+        }
+        for listen in
+            ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "example.org:80", "localhost.example.org:80", "localhost"]
+        {
+            assert!(!is_loopback(listen), "{listen}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The models that the configuration names: those of `models.dir`, and `[model.NAME]` in addition or instead.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use weir_config::Config;
+use weir_nn::Engine;
+
+use crate::start::StartError;
+
+/// The settings of one model.
+pub(super) struct ModelSettings {
+    pub(super) path: PathBuf,
+    pub(super) engine: Engine,
+    pub(super) replicas: usize,
+}
+
+/// The settings of every model, by name.
+pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettings>, StartError> {
+    let mut models: BTreeMap<String, weir_config::Model> = BTreeMap::new();
+    for (name, path) in folders(config)? {
+        models.insert(name, weir_config::Model { path, ..Default::default() });
+    }
+    for (name, model) in &config.model {
+        models.insert(name.clone(), model.clone());
+    }
+    let settings = models.into_iter().map(|(name, model)| {
+        let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
+        let engine = Engine::from_str(engine)
+            .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
+        let replicas = match model.replicas.unwrap_or(config.models.replicas) {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            replicas => replicas as usize,
+        };
+        Ok((name, ModelSettings { path: model.path, engine, replicas }))
+    });
+    settings.collect()
+}
+
+/// The models of `models.dir`, with their folders.
+fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
+    let dir = &config.models.dir;
+    if !config.models.names.is_empty() {
+        let named = config.models.names.iter().map(|name| {
+            let path = dir.join(name);
+            if path.is_dir() {
+                Ok((name.clone(), path))
+            } else {
+                let listed = weir_nn::model::list(dir).unwrap_or_default();
+                let names = listed.into_iter().map(|listed| listed.name).collect();
+                Err(StartError::NoSuchModel { name: name.clone(), names, dir: dir.clone() })
+            }
+        });
+        return named.collect();
+    }
+    if dir.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let unreadable = |source| StartError::ModelsDir { dir: dir.clone(), source };
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        let Some(name) = name.filter(|name| !name.starts_with('.')) else { continue };
+        if path.join("config.json").is_file() {
+            folders.push((name, path));
+        } else if path.join("model.onnx").is_file() {
+            tracing::warn!(folder = %path.display(), "this folder has model.onnx and no config.json, and is not served");
+        }
+    }
+    Ok(folders)
+}

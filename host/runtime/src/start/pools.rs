@@ -1,0 +1,159 @@
+//! Starts a pool of replicas for each model, and the thread that checks the pools.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_config::{Config, Infer};
+use weir_core::inference::breaker::BreakerConfig;
+use weir_core::inference::queue::{Aggregation, DropPolicy, QueueConfig, Window};
+use weir_core::inference::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
+use weir_nn::model::{ModelDir, Task};
+use weir_nn::{Registry, RegistryConfig};
+
+use crate::components::code;
+use crate::components::engine::Host;
+use crate::inference::call::Pools;
+use crate::inference::pool::{InferFactory, Pool, PoolConfig};
+use crate::inference::queue::QueueSettings;
+use crate::start::{Builtin, StartError, component_source, guest_env, models};
+use crate::types::{ModelInfo, ModelKind};
+
+/// Starts the pools. Models load in the background.
+pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
+    let pools = start_pools(config, builtin, host)?;
+    start_check_thread(&pools).map_err(StartError::Threads)?;
+    Ok(pools)
+}
+
+fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
+    let models = models::configured(config)?;
+    let mut pools = Pools::new();
+    if models.is_empty() {
+        return Ok(pools);
+    }
+    let registry = Arc::new(Registry::new(RegistryConfig {
+        tensor_bytes_max: usize::try_from(config.models.tensor_bytes_max).unwrap_or(usize::MAX),
+        plans_max: config.models.plans_max as usize,
+        ..RegistryConfig::default()
+    }));
+    let source = component_source("infer", &config.infer.component, builtin.infer)?;
+    let component = code::load(host.engine(), &source)?;
+    let factory = InferFactory::new(host.engine(), &component, registry.clone())
+        .map_err(|error| StartError::Link("infer", error))?;
+    for (name, model) in models {
+        let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
+        let packed =
+            Some(model.path.join("model_packed.onnx")).filter(|file| model.engine.prefers_packed() && file.is_file());
+        registry
+            .insert_lazy(&name, packed.as_ref().unwrap_or(&model.path), model.engine)
+            .map_err(|error| StartError::Model { name: name.clone(), source: error.into() })?;
+        let tokens_max = match config.infer.batch_tokens_max {
+            0 => model.engine.batch_tokens(),
+            tokens_max => tokens_max,
+        };
+        // Padded batches need a choice of lengths; packed ones only enough to fill the next.
+        let batches_ahead = if packed.is_some() { 1 } else { 4 };
+        let pool = Pool::new(PoolConfig {
+            info: info(&name, &dir),
+            path: model.path,
+            replicas: model.replicas,
+            queue: queue_settings(&config.infer),
+            memory_bytes_max: config.infer.memory_bytes_max,
+            ahead_tokens: batches_ahead * u64::from(tokens_max),
+            environment: guest_env::infer(config, model.engine, tokens_max),
+            hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
+            name: name.clone(),
+        });
+        pool.start(&factory).map_err(StartError::Threads)?;
+        pools.insert(name, pool);
+    }
+    Ok(pools)
+}
+
+fn info(name: &str, dir: &ModelDir) -> ModelInfo {
+    ModelInfo {
+        name: name.into(),
+        kind: match dir.task {
+            Task::TextClassification => ModelKind::TextClassification,
+            Task::TokenClassification => ModelKind::TokenClassification,
+            Task::FeatureExtraction => ModelKind::FeatureExtraction,
+        },
+        labels: dir.labels.clone(),
+        tokens_max: dir.tokens_max,
+        ready: false,
+    }
+}
+
+/// The time after which an item without a deadline is due.
+const AGE_NS_MAX: u64 = 10_000_000_000;
+/// Tokens of a call that are served before the next call has its turn.
+const QUANTUM_TOKENS: u64 = 64;
+
+fn queue_settings(infer: &Infer) -> QueueSettings {
+    let window = (infer.batching == weir_config::Batching::Windowed).then(|| Window {
+        aggregation: match infer.aggregation {
+            weir_config::Aggregation::TimeAndCount => Aggregation::TimeAndCount,
+            weir_config::Aggregation::TimeOnly => Aggregation::TimeOnly,
+            weir_config::Aggregation::CountOnly => Aggregation::CountOnly,
+        },
+        batch_size: infer.batch_size as usize,
+        window_ns: u64::from(infer.window_ms) * 1_000_000,
+    });
+    QueueSettings {
+        bounds: QueueConfig {
+            items_max: infer.queue_items_max as usize,
+            tokens_max: u64::from(infer.queue_tokens_max),
+            owner_items_max: infer.caller_items_max as usize,
+            quantum_tokens: QUANTUM_TOKENS,
+            age_ns_max: AGE_NS_MAX,
+            drop_policy: match infer.drop_policy {
+                weir_config::DropPolicy::None => DropPolicy::None,
+                weir_config::DropPolicy::Head => DropPolicy::Head,
+                weir_config::DropPolicy::Tail => DropPolicy::Tail,
+            },
+            window,
+        },
+        retry: RetryConfig {
+            max_attempts: infer.retry_max_attempts,
+            base_backoff_ms: infer.retry_base_backoff_ms,
+            policy: match infer.retry_policy {
+                weir_config::RetryPolicy::NoRetry => RetryPolicy::NoRetry,
+                weir_config::RetryPolicy::FixedDelay => RetryPolicy::FixedDelay,
+                weir_config::RetryPolicy::ExponentialJitter => RetryPolicy::ExponentialJitter,
+                weir_config::RetryPolicy::ExponentialDecorrelated => RetryPolicy::ExponentialDecorrelated,
+            },
+            ..RetryConfig::default()
+        },
+        budget: RetryBudgetConfig { ratio_percent: infer.retry_budget_percent, ..RetryBudgetConfig::default() },
+        breaker: (infer.circuit_breaker == weir_config::Switch::On).then(|| BreakerConfig {
+            failures_to_open: infer.circuit_failures,
+            window_ns: infer.circuit_window_ms.saturating_mul(1_000_000),
+            open_ns: infer.circuit_open_ms.saturating_mul(1_000_000),
+            successes_to_close: infer.circuit_successes,
+        }),
+    }
+}
+
+/// How often the pools are checked while an item waits or is in flight, and while none is.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Starts a thread that checks the pools until they are dropped.
+fn start_check_thread(pools: &Pools) -> std::io::Result<()> {
+    let pools: Vec<_> = pools.values().map(Arc::downgrade).collect();
+    let check = move || {
+        loop {
+            let mut busy = false;
+            let mut any = false;
+            for pool in pools.iter().filter_map(std::sync::Weak::upgrade) {
+                any = true;
+                busy |= pool.tick();
+            }
+            if !any {
+                return;
+            }
+            std::thread::sleep(if busy { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL });
+        }
+    };
+    std::thread::Builder::new().name("weir-watch".into()).spawn(check).map(drop)
+}

@@ -1,4 +1,4 @@
-//! Bodies on their way out.
+//! The bodies of requests and responses.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,27 +7,35 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use metrics::gauge;
-use weir_runtime::gateway::{BodyError, ResponseBody};
+use weir_runtime::gateway::{self, BodyError};
 
-use crate::sse::feed::{Feed, Piece};
-use crate::sse::hold::UserPlace;
 use crate::share::{ClientKey, Permit, Refused};
+use crate::sse::feed::{Feed, Piece};
+use crate::sse::subscribers::UserPermit;
 
-/// An answer's body: the gateway's stream, bytes of the host's own, or what a held connection is fed with.
-pub(crate) enum ReplyBody {
-    Streamed { body: Box<ResponseBody>, _open: Option<Open> },
+/// The body of a request, of either version of HTTP.
+pub(crate) trait RequestBody: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static {}
+
+impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static {}
+
+/// The body of a response.
+pub(crate) enum ResponseBody {
+    /// The gateway's stream.
+    Streamed { body: Box<gateway::ResponseBody>, _open: Option<OpenRequest> },
+    /// Bytes of the host.
     Full { body: Full<Bytes>, _permit: Option<Permit> },
+    /// Events for a subscriber.
     Held(Box<HeldBody>),
 }
 
-/// Where requests share a connection, one that is held is a body like any other.
+/// A held stream on a connection that carries other requests too.
 pub(crate) struct HeldBody {
     first: Option<Bytes>,
-    /// None once it has ended.
+    /// `None` once it has ended.
     feed: Option<Feed>,
 }
 
-impl ReplyBody {
+impl ResponseBody {
     pub(crate) fn full(bytes: Bytes) -> Self {
         Self::Full { body: Full::new(bytes), _permit: None }
     }
@@ -35,6 +43,10 @@ impl ReplyBody {
     /// Bytes that hold a permit until they are sent.
     pub(crate) fn full_with(bytes: Bytes, permit: Permit) -> Self {
         Self::Full { body: Full::new(bytes), _permit: Some(permit) }
+    }
+
+    pub(crate) fn streamed(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
+        Self::Streamed { body: Box::new(body), _open: open }
     }
 
     pub(crate) fn held(first: Bytes, feed: Feed) -> Self {
@@ -56,7 +68,7 @@ impl HeldBody {
     }
 }
 
-impl Body for ReplyBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -85,31 +97,31 @@ impl Body for ReplyBody {
     }
 }
 
-/// One open request: it holds its place until its answer's body has ended.
-pub(crate) struct Open {
+/// One open request: it holds its permits until the body of its response has ended.
+pub(crate) struct OpenRequest {
     permit: Permit,
-    /// Where it is a connection that counts as one of a user's.
-    user: Option<UserPlace>,
+    /// Of a request that counts as a connection of its user.
+    connection: Option<UserPermit>,
 }
 
-impl Open {
+impl OpenRequest {
     pub(crate) fn new(permit: Permit) -> Self {
         gauge!("weir_http_requests_open").increment(1);
-        Self { permit, user: None }
+        Self { permit, connection: None }
     }
 
-    /// It is a connection of a user's.
-    pub(crate) fn connected(&mut self, place: UserPlace) {
-        self.user = Some(place);
+    /// Counts it as a connection of its user.
+    pub(crate) fn set_connection(&mut self, permit: UserPermit) {
+        self.connection = Some(permit);
     }
 
-    /// Counts it for a user from now on, when the user has room in its share.
+    /// Counts it for `client` from now on, if that client has room in its share.
     pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
         self.permit.assign(client)
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         gauge!("weir_http_requests_open").decrement(1);
     }

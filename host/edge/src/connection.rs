@@ -1,5 +1,5 @@
-//! One connection: which version of HTTP it speaks, its requests one after the other, and what becomes of it when an answer
-//! is to be held.
+//! One connection: detects the version of HTTP, serves its requests, and hands it over when a response is held or becomes a
+//! WebSocket.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -21,122 +21,126 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::body::ReplyBody;
-use crate::timeouts::http1_head::{Answering, HeadTimed};
-use crate::sse::connection::HeldConnection;
-use crate::sse::hold::Held;
+use crate::body::ResponseBody;
+use crate::dispatch;
 use crate::http2;
-use crate::server::{Answer, Shared, answer};
-use crate::websocket::Talk;
-use crate::timeouts::write::Unstalled;
+use crate::response::EdgeResponse;
+use crate::sse::connection::HeldConnection;
+use crate::sse::hold::HeldStream;
+use crate::state::EdgeState;
+use crate::timeouts::ReadTimed;
+use crate::timeouts::http1_head::{HeadTimer, RequestGuard};
+use crate::timeouts::write::WriteTimed;
+use crate::websocket::connection::Upgrade;
 
-/// What the system keeps for a held connection whose client has not acknowledged it; Linux doubles it for its own needs.
+/// The system's send buffer of a held connection; Linux doubles it for its own needs.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
-type Stream = Unstalled<TcpStream>;
+type Stream = WriteTimed<TcpStream>;
 
-/// Serves a connection until it ends; it takes no new request once `stopped` says true.
-pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, owner: u64, stopped: watch::Receiver<bool>) {
-    // Results are small and each is wanted at once.
+/// Serves a connection until it ends. It takes no new request once `stopped` is true.
+pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64, stopped: watch::Receiver<bool>) {
+    // Results are small, and each is sent at once.
     let _ = stream.set_nodelay(true);
-    // Which version of HTTP it is shows in the first bytes, and reading those has no timeout of its own.
-    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
+    // The first bytes show the version of HTTP, and reading them has no timeout of its own.
+    let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
     let Ok(Ok(http2)) = tokio::time::timeout(header_timeout, is_http2(&stream)).await else { return };
-    let stream = Unstalled::new(stream, Duration::from_millis(shared.config.write_timeout_ms));
+    let stream = WriteTimed::new(stream, Duration::from_millis(state.config.write_timeout_ms));
     if http2 {
-        return Box::pin(http2::serve(shared, stream, owner, stopped)).await;
+        return Box::pin(http2::serve(state, stream, client, stopped)).await;
     }
-    let leaving = shared.leaving.subscribe();
-    // Boxed and let go of: what it takes to read requests is not kept while the connection is held.
-    match Box::pin(serve_http1(shared, stream, owner, stopped)).await {
+    let closing = state.closing.subscribe();
+    // Boxed and dropped, so that a held connection does not keep the memory for reading requests.
+    match Box::pin(serve_http1(state, stream, client, stopped)).await {
         None => {}
-        Some(Becomes::Held(held)) => {
+        Some(Handover::Held(held)) => {
             if let Err(error) = held.await {
                 tracing::debug!(%error, "a held connection ended early");
             }
         }
-        Some(Becomes::Socket { stream, read, talk }) => Box::pin(talk.run(stream, read, leaving)).await,
+        Some(Handover::WebSocket { stream, read, upgrade }) => Box::pin(upgrade.run(stream, read, closing)).await,
     }
 }
 
-/// What a connection is once it takes no more requests.
-enum Becomes {
+/// What a connection becomes when it takes no more requests.
+enum Handover {
     Held(HeldConnection<Stream>),
-    /// With what was read beyond the request.
-    Socket {
+    WebSocket {
         stream: Stream,
+        /// Bytes that were read after the request.
         read: Bytes,
-        talk: Box<Talk>,
+        upgrade: Box<Upgrade>,
     },
 }
 
-/// Answers requests until the connection ends, or is to be held for one of them.
+/// Answers requests until the connection ends or is handed over.
 async fn serve_http1(
-    shared: Arc<Shared>,
+    state: Arc<EdgeState>,
     stream: Stream,
-    owner: u64,
+    client: u64,
     mut stopped: watch::Receiver<bool>,
-) -> Option<Becomes> {
-    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
-    let idle_timeout = Duration::from_millis(shared.config.idle_timeout_ms);
-    let desk = Arc::new(Desk { held: Mutex::new(None), talk: Mutex::new(None), flushed: stream.flushed() });
-    let takes = desk.clone();
-    let stream = HeadTimed::new(stream, header_timeout);
-    let heads = stream.heads();
+) -> Option<Handover> {
+    let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
+    let idle_timeout = Duration::from_millis(state.config.idle_timeout_ms);
+    let slot = Arc::new(HandoverSlot { held: Mutex::new(None), upgrade: Mutex::new(None), flushed: stream.flushed() });
+    let filled = slot.clone();
+    let timer = HeadTimer::new(header_timeout);
+    let heads = timer.heads();
+    let stream = ReadTimed::new(stream, timer);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, desk) = (shared.clone(), desk.clone());
-        let answering = heads.complete();
+        let (state, slot) = (state.clone(), slot.clone());
+        let guard = heads.complete();
         async move {
-            let chunked = request.version() == Version::HTTP_11;
-            let response = match answer(&shared, request, owner).await {
-                Answer::Held(held) if chunked => {
-                    desk.put(*held);
-                    // The connection is taken away from under this request.
+            let can_chunk = request.version() == Version::HTTP_11;
+            let response = match dispatch::handle(&state, request, client).await {
+                EdgeResponse::Held(held) if can_chunk => {
+                    slot.put_held(*held);
+                    // The connection is taken from hyper before this request is answered.
                     pending().await
                 }
-                Answer::Socket(response, talk) => {
-                    desk.put_talk(talk);
+                EdgeResponse::WebSocket(response, upgrade) => {
+                    slot.put_upgrade(upgrade);
                     response
                 }
-                answer => answer.into_response(),
+                response => response.into_http(),
             };
-            Ok::<_, Infallible>(response.map(|body| AnsweringBody { body, _answering: answering }))
+            Ok::<_, Infallible>(response.map(|body| GuardedBody { body, _guard: guard }))
         }
     });
     let mut builder = http1::Builder::new();
-    // hyper's timer runs from the end of an answer, through the silence and the next head; the head alone is timed by the stream.
+    // hyper's timer runs from the end of a response through the idle time and the next head; the stream times the head alone.
     builder.timer(TokioTimer::new()).header_read_timeout(idle_timeout.max(header_timeout)).half_close(false);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut told = false;
+    let mut is_stopping = false;
     loop {
         let next = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended.map(|()| None)),
-            Poll::Pending => takes.take().map_or(Poll::Pending, |held| Poll::Ready(Ok(Some(held)))),
+            Poll::Pending => filled.take_held().map_or(Poll::Pending, |held| Poll::Ready(Ok(Some(held)))),
         });
         let next = tokio::select! {
             biased;
-            _ = stopped.wait_for(|stopped| *stopped), if !told => None,
+            _ = stopped.wait_for(|stopped| *stopped), if !is_stopping => None,
             next = next => Some(next),
         };
         match next {
             None => {
-                told = true;
+                is_stopping = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
             Some(Ok(Some(held))) => {
                 let stream = connection.into_parts().io.into_inner().into_inner();
-                // Else the system keeps megabytes for each one that does not read. It is a wish: without it all goes on.
+                // Best effort. Otherwise the system may buffer megabytes for each client that does not read.
                 let _ = SockRef::from(stream.get_ref()).set_send_buffer_size(SEND_BUFFER_BYTES);
-                return Some(Becomes::Held(HeldConnection::new(stream, held)));
+                return Some(Handover::Held(HeldConnection::new(stream, held)));
             }
-            // After the head of an upgrade the connection is ours.
+            // hyper ends its connection after the head of an upgrade.
             Some(Ok(None)) => {
-                let talk = takes.take_talk()?;
+                let upgrade = filled.take_upgrade()?;
                 let parts = connection.into_parts();
-                return Some(Becomes::Socket {
+                return Some(Handover::WebSocket {
                     stream: parts.io.into_inner().into_inner(),
                     read: parts.read_buf,
-                    talk,
+                    upgrade,
                 });
             }
             Some(Err(error)) => {
@@ -151,15 +155,15 @@ fn log(error: &hyper::Error) {
     tracing::debug!(error = error as &dyn std::error::Error, "a connection ended early");
 }
 
-/// The body of an answer, which ends the time of its request.
-struct AnsweringBody {
-    body: ReplyBody,
-    _answering: Answering,
+/// The body of a response. Its request is answered when it is dropped.
+struct GuardedBody {
+    body: ResponseBody,
+    _guard: RequestGuard,
 }
 
-impl Body for AnsweringBody {
+impl Body for GuardedBody {
     type Data = Bytes;
-    type Error = <ReplyBody as Body>::Error;
+    type Error = <ResponseBody as Body>::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
@@ -174,30 +178,30 @@ impl Body for AnsweringBody {
     }
 }
 
-/// Where an answer is left whose connection is to be held, or is to become a socket.
-struct Desk {
-    held: Mutex<Option<Held>>,
-    talk: Mutex<Option<Box<Talk>>>,
-    /// Set when all that was written of earlier answers has left.
+/// Carries a held stream or an upgrade from hyper's service to the loop that takes the connection from hyper.
+struct HandoverSlot {
+    held: Mutex<Option<HeldStream>>,
+    upgrade: Mutex<Option<Box<Upgrade>>>,
+    /// Set when everything written of earlier responses is sent.
     flushed: Arc<AtomicBool>,
 }
 
-impl Desk {
-    fn put(&self, held: Held) {
-        // Only what is flushed from now on shows that nothing of an answer before this one is still to be written.
+impl HandoverSlot {
+    fn put_held(&self, held: HeldStream) {
+        // Only a flush after this shows that no byte of an earlier response is unsent.
         self.flushed.store(false, Ordering::Relaxed);
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
     }
 
-    fn put_talk(&self, talk: Box<Talk>) {
-        *self.talk.lock().unwrap_or_else(PoisonError::into_inner) = Some(talk);
+    fn put_upgrade(&self, upgrade: Box<Upgrade>) {
+        *self.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
     }
 
-    fn take_talk(&self) -> Option<Box<Talk>> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn take_upgrade(&self) -> Option<Box<Upgrade>> {
+        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn take(&self) -> Option<Held> {
+    fn take_held(&self) -> Option<HeldStream> {
         if !self.flushed.load(Ordering::Relaxed) {
             return None;
         }
@@ -205,16 +209,15 @@ impl Desk {
     }
 }
 
-/// The number of a client, by its address. An IPv6 client has a network of its own.
-pub(crate) fn owner_of(address: IpAddr) -> u64 {
+/// The number of a client, from its address. An IPv6 client is its network of 64 bits.
+pub(crate) fn client_number(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()),
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
     }
 }
 
-/// Waits until it is clear which version of HTTP a connection speaks: HTTP/2 begins with 24 bytes of its own, and
-/// HTTP/1 differs from them early.
+/// Waits until the version of HTTP is known: HTTP/2 begins with a preface of 24 bytes, from which HTTP/1 differs early.
 async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut buffer = [0; PREFACE.len()];
@@ -227,7 +230,7 @@ async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
         if seen == PREFACE.len() {
             return Ok(true);
         }
-        // The rest of the preface is on its way, and `peek` would return at once until it is here.
+        // `peek` returns at once until the rest of the preface has arrived.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(64));
     }

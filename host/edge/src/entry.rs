@@ -1,5 +1,5 @@
-//! What is checked of the head of every request, whatever answers it: its transfer coding, its host, its path, and the page that it
-//! comes from. The gateway component checks the same where it runs under another host.
+//! The checks of the head of every request, whatever answers it: its transfer coding, host, path and origin. The gateway component
+//! makes the same checks where it runs under another host.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -16,12 +16,10 @@ use weir_codec::http::router::Found;
 use weir_codec::http::target;
 use weir_config::{AuthMode, Config};
 
-use crate::response::METRICS;
-
-/// Origins and hosts that were refused and are in the log; more are not logged.
+/// Refused origins and hosts that are logged; more are not.
 const LOGGED_MAX: usize = 32;
 
-/// A setting that cannot be used.
+/// A setting is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
     /// `http.hosts`
@@ -34,10 +32,10 @@ pub enum EntryError {
 
 /// The checks of a request's head.
 pub(crate) struct Entry {
-    /// The names that requests may be for; none where every name may be.
+    /// The allowed names; `None` where every name is allowed.
     host_names: Option<HostNames>,
     cors: Cors,
-    /// What was refused and is in the log.
+    /// The refused values that are in the log.
     logged: Mutex<BTreeSet<String>>,
 }
 
@@ -46,16 +44,16 @@ impl Entry {
     pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, EntryError> {
         let names: Vec<&str> = config.http.hosts.iter().map(String::as_str).collect();
         let names = HostNames::new(&names)?;
-        // A page that came here by a name of its own has no token to show. Where others than this machine may come without
-        // one, only the operator knows the names.
+        // Against DNS rebinding: a page that reaches this server by a name of its own has no token. On other addresses without
+        // authentication only the operator knows the names.
         let is_checked = config.auth.mode == AuthMode::None && (is_loopback || !names.is_empty());
         let origins: Vec<&str> = config.auth.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, config.auth.cors_credentials)?;
         Ok(Self { host_names: is_checked.then_some(names), cors, logged: Mutex::default() })
     }
 
-    /// Checks a request's head and brings its target into the form that routes are found by: a path in normal form, and the host
-    /// as its authority, where the component sees it.
+    /// Checks a request's head, and rewrites its target: the path in normal form, by which routes are matched, and the host as
+    /// its authority, where the component sees it.
     pub(crate) fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
         check_transfer_coding(request.headers())?;
         let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
@@ -74,19 +72,20 @@ impl Entry {
         set_target(request, host.as_deref(), &path)
     }
 
-    /// The headers of every answer to the page that a request comes from.
-    pub(crate) fn page<B>(&self, request: &Request<B>) -> Result<Headers, OriginRefused> {
-        let answer = self.cors.answer(&page(request));
-        if let Err(refused @ OriginRefused::NotAllowed { origin }) = &answer
+    /// The CORS headers of every response to the request.
+    pub(crate) fn cors_headers<B>(&self, request: &Request<B>) -> Result<Headers, OriginRefused> {
+        let headers = self.cors.answer(&page(request));
+        if let Err(refused @ OriginRefused::NotAllowed { origin }) = &headers
             && self.is_new(origin)
         {
             tracing::warn!("a request was refused: {refused}");
         }
-        answer
+        headers
     }
 
-    /// The answer to a preflight (the Fetch standard, section 3.2.2); none when the request is none. It costs no component, so it is
-    /// given however busy the server is: a page that gets none cannot read why its request was refused.
+    /// The methods and headers for a CORS preflight (the Fetch standard, section 3.2.2); `None` for other requests. A preflight
+    /// needs no component, so it is answered even when the server is full: without its answer a page cannot read why its request
+    /// is refused.
     pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Result<(&'static str, Headers), Problem>> {
         let headers = request.headers();
         if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
@@ -94,7 +93,7 @@ impl Entry {
         }
         let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
         let allow = match request.uri().path() {
-            METRICS => Ok(METRICS_ALLOW),
+            METRICS_PATH => Ok(METRICS_ALLOW),
             path => Found::at(path).map(|found| found.allow()),
         };
         Some(allow.and_then(|allow| {
@@ -103,20 +102,22 @@ impl Entry {
         }))
     }
 
-    /// Whether something is to be logged: once each, and no more than the bound, since clients choose what it is.
-    fn is_new(&self, what: &str) -> bool {
+    /// Whether a refused value is to be logged: once each, and at most [`LOGGED_MAX`], since clients choose the values.
+    fn is_new(&self, value: &str) -> bool {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        logged.len() < LOGGED_MAX && logged.insert(what.to_owned())
+        logged.len() < LOGGED_MAX && logged.insert(value.to_owned())
     }
 }
 
+/// The path of the metrics, which the host answers.
+pub(crate) const METRICS_PATH: &str = "/metrics";
 /// The methods of `/metrics`.
 pub(crate) const METRICS_ALLOW: &str = "GET, HEAD, OPTIONS";
 
-/// Adds the headers for a page to an answer that has none of them.
-pub(crate) fn add_page(headers: &mut HeaderMap, page: &Result<Headers, OriginRefused>) {
+/// Adds CORS headers to a response, unless it has them.
+pub(crate) fn add_cors_headers(headers: &mut HeaderMap, cors: &Result<Headers, OriginRefused>) {
     let vary = [Cors::vary()];
-    for (name, value) in page.as_deref().unwrap_or(&vary) {
+    for (name, value) in cors.as_deref().unwrap_or(&vary) {
         let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) else {
             continue;
         };
@@ -136,13 +137,13 @@ pub(crate) fn add_page(headers: &mut HeaderMap, page: &Result<Headers, OriginRef
 
 /// The page that a request comes from.
 fn page<B>(request: &Request<B>) -> Page<'_> {
-    // What is no UTF-8 is no origin of anybody: it is refused as an empty one is.
+    // A value that is not UTF-8 is refused like an empty one.
     let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let host = request.uri().authority().map(Authority::as_str).or(text("host"));
     Page { origin: text("origin"), host, fetch_site: text("sec-fetch-site") }
 }
 
-/// `chunked` is the one transfer coding that is undone here; a body in another would reach the component still coded.
+/// `chunked` is the only transfer coding that is decoded here: a body in another would reach the component encoded.
 fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let lists = headers.get_all(TRANSFER_ENCODING).iter();
     let lists: Vec<_> = lists.map(|list| String::from_utf8_lossy(list.as_bytes())).collect();
@@ -158,7 +159,7 @@ fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
 fn set_target<B>(request: &mut Request<B>, host: Option<&str>, path: &str) -> Result<(), Problem> {
     let uri = request.uri();
     let (Some(host), false) = (host, uri.authority().is_some() && uri.path() == path) else { return Ok(()) };
-    // The target of `OPTIONS *` and of CONNECT is no path.
+    // The target of `OPTIONS *` and of CONNECT is not a path.
     if !path.starts_with('/') && path != "*" {
         return Ok(());
     }
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn host_of_another_name_is_refused_on_every_path() {
+    fn unknown_host_is_refused_on_every_path() {
         let entry = entry(|config| config.http.hosts = vec!["weir.internal".to_owned()]);
         for path in ["/", "/livez", "/metrics", "/v1/models", "/v1/classify", "/stream/workflow/w", "/nowhere"] {
             for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "0.0.0.0:8080"] {
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn host_that_is_missing_or_there_twice_is_refused_with_or_without_authentication() {
+    fn missing_or_repeated_host_is_refused_with_or_without_authentication() {
         let open = entry(|_| {});
         let closed = entry(|config| config.auth.mode = AuthMode::Required);
         for entry in [&open, &closed] {
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn transfer_codings_besides_chunked_are_refused() {
+    fn transfer_coding_other_than_chunked_is_refused() {
         let entry = entry(|_| {});
         let with = |lists: &[&'static str]| {
             let mut headers = vec![("host", "localhost")];
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn target_has_a_normal_path_and_the_host() {
+    fn target_is_rewritten_with_normal_path_and_host() {
         let entry = entry(|_| {});
         let mut request = request("/%6Detrics?a=%20", &[("host", "localhost:8080")]);
         entry.admit(&mut request).expect("admitted");
@@ -254,18 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn page_headers_are_added_once() {
+    fn cors_headers_are_added_once() {
         let entry = entry(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
         let from = |origin| request("/", &[("host", "localhost"), ("origin", origin)]);
-        let page = entry.page(&from("https://app.example"));
+        let cors = entry.cors_headers(&from("https://app.example"));
         let mut headers = HeaderMap::new();
         headers.append(VARY, HeaderValue::from_static("accept, Origin"));
-        add_page(&mut headers, &page);
-        add_page(&mut headers, &page);
+        add_cors_headers(&mut headers, &cors);
+        add_cors_headers(&mut headers, &cors);
         assert_eq!(headers["access-control-allow-origin"], "https://app.example");
         assert_eq!(headers.get_all(VARY).iter().count(), 1);
         let mut refused = HeaderMap::new();
-        add_page(&mut refused, &entry.page(&from("https://evil.example")));
+        add_cors_headers(&mut refused, &entry.cors_headers(&from("https://evil.example")));
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[VARY], "origin");
     }
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_logged_once_each_and_no_more_than_the_bound() {
+    fn refused_values_are_logged_once_and_up_to_the_bound() {
         let entry = entry(|_| {});
         assert!(entry.is_new("a"));
         assert!(!entry.is_new("a"));

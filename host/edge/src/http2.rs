@@ -1,8 +1,7 @@
-//! One connection of HTTP/2. Its streams are watched one by one: a stream whose client takes nothing of its answer for
+//! One connection of HTTP/2. Each stream has its own write timeout: a stream whose client takes no bytes of its response for
 //! `http.write_timeout_ms` is reset, whatever the other streams and the socket do.
 //!
-//! h2 is driven without hyper between: hyper hands a body to h2 in frames of the body's size and says nothing of what the
-//! peer has taken of them.
+//! h2 is driven without hyper: hyper hands h2 frames of the body's size, and does not report how much the peer has taken.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,21 +22,24 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use weir_runtime::gateway::BodyError;
 
-use crate::body::ReplyBody;
-use crate::timeouts::http2_headers::HeaderWatch;
-use crate::server::{Answer, Shared, answer};
+use crate::body::ResponseBody;
+use crate::dispatch;
+use crate::response::EdgeResponse;
+use crate::state::EdgeState;
+use crate::timeouts::ReadTimed;
+use crate::timeouts::http2_headers::HeaderBlockTimer;
 
-/// Streams of one connection.
+/// Streams of one connection at once.
 const STREAMS_MAX: u32 = 256;
-/// What a client may send of one body before it is read.
+/// Unread bytes of one body that a client may send.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// What a client may send of all bodies of a connection before they are read.
+/// Unread bytes of all bodies of a connection that a client may send.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// What waits for the socket, of one stream.
+/// Bytes of one stream that wait for the socket.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// Bytes of a request's header.
+/// Bytes of a request's headers.
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// How often a peer is asked whether it is there, and how long it may take to say so.
+/// How often a peer is pinged, and how long it may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a connection may take.
@@ -52,13 +54,13 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 5] = [
     header::UPGRADE,
 ];
 
-/// Serves a connection until it ends; it takes no new request once `stopped` says true.
-pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, client: u64, mut stopped: watch::Receiver<bool>)
+/// Serves a connection until it ends. It takes no new request once `stopped` is true.
+pub(crate) async fn serve<S>(state: Arc<EdgeState>, stream: S, client: u64, mut stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let header_timeout = Duration::from_millis(shared.config.header_timeout_ms);
-    let idle_timeout = Duration::from_millis(shared.config.idle_timeout_ms);
+    let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
+    let idle_timeout = Duration::from_millis(state.config.idle_timeout_ms);
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -66,14 +68,14 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES_MAX);
-    let handshake = builder.handshake::<_, Bytes>(HeaderWatch::new(stream, header_timeout));
+    let handshake = builder.handshake::<_, Bytes>(ReadTimed::new(stream, HeaderBlockTimer::new(header_timeout)));
     let Ok(Ok(mut connection)) = tokio::time::timeout(header_timeout, handshake).await else { return };
     let mut pings = connection.ping_pong();
     let mut pinged: Option<Instant> = None;
     let mut next_ping = Instant::now() + PING_INTERVAL;
     let mut streams = JoinSet::new();
     let mut is_stopping = false;
-    // The first request has as long as any header; later ones as long as the connection may idle.
+    // The first request has the header timeout, later ones the idle timeout.
     let mut idle_until = Instant::now() + header_timeout;
     loop {
         let is_idle = streams.is_empty();
@@ -90,8 +92,8 @@ where
             }
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    let (shared, timeout) = (shared.clone(), Duration::from_millis(shared.config.write_timeout_ms));
-                    streams.spawn(async move { serve_stream(&shared, request, respond, client, timeout).await });
+                    let (state, timeout) = (state.clone(), Duration::from_millis(state.config.write_timeout_ms));
+                    streams.spawn(async move { serve_stream(&state, request, respond, client, timeout).await });
                 }
                 Some(Err(error)) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
@@ -104,7 +106,7 @@ where
                 Err(_) => pinged = None,
             },
             () = tokio::time::sleep_until(pinged.map_or(next_ping, |at| at + PONG_TIMEOUT)) => match pinged {
-                Some(_) => return tracing::debug!("a connection ended early: its peer does not answer a ping"),
+                Some(_) => return tracing::debug!("a connection ended early: its peer did not answer a ping"),
                 None => {
                     next_ping = Instant::now() + PING_INTERVAL;
                     let sent = pings.as_mut().is_some_and(|pings| pings.send_ping(Ping::opaque()).is_ok());
@@ -116,7 +118,7 @@ where
                 connection.graceful_shutdown();
                 idle_until = Instant::now() + CLOSE_TIMEOUT;
             }
-            // A peer that does not close when it is asked to.
+            // The peer has not closed the connection.
             () = tokio::time::sleep_until(idle_until + CLOSE_TIMEOUT), if is_idle && is_stopping => return,
         }
     }
@@ -131,26 +133,27 @@ fn poll_pong(pings: &mut Option<h2::PingPong>, cx: &mut Context<'_>) -> Poll<Res
 
 /// Answers the request of one stream.
 async fn serve_stream(
-    shared: &Arc<Shared>,
+    state: &Arc<EdgeState>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     client: u64,
     write_timeout: Duration,
 ) {
     let is_head = request.method() == Method::HEAD;
-    let request = request.map(RequestBody::new_unsized);
+    let request = request.map(Http2Body::new_unsized);
     let request = {
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         request.map(|body| body.with_length(length))
     };
-    // Boxed as a trait object: as a part of this future its type is deeper than the compiler follows.
-    let answering: Pin<Box<dyn Future<Output = Answer> + Send + '_>> = Box::pin(answer(shared, request, client));
-    let answered = tokio::select! {
-        answered = answering => answered,
+    // Boxed as a trait object: as a part of this future its type exceeds the compiler's recursion limit.
+    let handling: Pin<Box<dyn Future<Output = EdgeResponse> + Send + '_>> =
+        Box::pin(dispatch::handle(state, request, client));
+    let response = tokio::select! {
+        response = handling => response,
         // The client has cancelled the request.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
-    let (mut head, mut body) = answered.into_response().into_parts();
+    let (mut head, mut body) = response.into_http().into_parts();
     complete_head(&mut head.headers, &body);
     let has_body = !is_head && !body.is_end_stream();
     let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), !has_body) else { return };
@@ -164,14 +167,14 @@ async fn serve_stream(
             stream.send_reset(Reason::CANCEL);
         }
         Err(SendError::Cut(error)) => {
-            tracing::debug!(%error, "an answer is cut short");
+            tracing::debug!(%error, "a response is cut short");
             stream.send_reset(Reason::INTERNAL_ERROR);
         }
     }
 }
 
-/// Adds to a head what a server has to say, and takes out what HTTP/2 has no place for.
-fn complete_head(headers: &mut HeaderMap, body: &ReplyBody) {
+/// Adds the headers that a server must send, and removes those that HTTP/2 does not allow.
+fn complete_head(headers: &mut HeaderMap, body: &ResponseBody) {
     for name in HOP_BY_HOP_HEADERS {
         headers.remove(name);
     }
@@ -185,20 +188,20 @@ fn complete_head(headers: &mut HeaderMap, body: &ReplyBody) {
     }
 }
 
-/// Why the rest of an answer is not sent.
+/// Why the rest of a response is not sent.
 enum SendError {
-    /// The client has cancelled the stream, or is gone.
+    /// The client has cancelled the stream or disconnected.
     Gone,
-    /// The client takes nothing.
+    /// The client does not read.
     Stalled,
-    /// The answer ends early.
+    /// The body failed.
     Cut(BodyError),
 }
 
-/// Sends a body. Nothing is handed to h2 but what the client has room for, so that what it takes shows here.
+/// Sends a body. h2 gets only as many bytes as the client has room for, so that a client that does not read is noticed here.
 async fn send_body(
     stream: &mut SendStream<Bytes>,
-    body: &mut ReplyBody,
+    body: &mut ResponseBody,
     write_timeout: Duration,
 ) -> Result<(), SendError> {
     loop {
@@ -231,7 +234,7 @@ async fn send_body(
     }
 }
 
-/// Waits until the client takes more, and says how much.
+/// Waits until the client has room, and returns how many bytes.
 async fn room(stream: &mut SendStream<Bytes>, wanted: usize, write_timeout: Duration) -> Result<usize, SendError> {
     stream.reserve_capacity(wanted);
     let waiting = async {
@@ -248,14 +251,14 @@ async fn room(stream: &mut SendStream<Bytes>, wanted: usize, write_timeout: Dura
     tokio::time::timeout(write_timeout, waiting).await.unwrap_or(Err(SendError::Stalled))
 }
 
-/// The body of a request.
-pub(crate) struct RequestBody {
+/// The body of a request on one stream.
+struct Http2Body {
     stream: RecvStream,
     length: Option<u64>,
     has_data: bool,
 }
 
-impl RequestBody {
+impl Http2Body {
     fn new_unsized(stream: RecvStream) -> Self {
         Self { stream, length: None, has_data: true }
     }
@@ -265,7 +268,7 @@ impl RequestBody {
     }
 }
 
-impl Body for RequestBody {
+impl Body for Http2Body {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -273,7 +276,7 @@ impl Body for RequestBody {
         if self.has_data {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // It fails when the stream is over, and then nothing more is wanted.
+                    // An error means that the stream has ended.
                     let _ = self.stream.flow_control().release_capacity(data.len());
                     self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));

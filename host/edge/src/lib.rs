@@ -1,32 +1,43 @@
-//! Weir's edge: sockets, and what must be answered before a component runs.
+//! Weir's edge: sockets, and the responses that need no component.
 //!
-//! - [`server`]: the HTTP listener: accepts, bounds, hands requests to the gateway, drains.
-//! - `answer`: the few answers that the host gives by itself: `/metrics`, and problems when no component can answer.
-//! - `entry`: what is checked of every request: its host, its path, the page that it comes from.
-//! - `socket`: WebSockets, which to the component are requests with a line for each message.
-//! - `connection`: one connection, of HTTP/1.1 or HTTP/2.
-//! - `hold`: answers that say "hold this connection" (GRIP); `feed`: what it is fed with; `held`: a socket and its feed; `gzip`: the
-//!   same compressed.
-//! - `http2`: a connection of HTTP/2, stream by stream; `header_watch`: its header timeout.
-//! - `share`: what clients share, and how much of it one may have.
-//! - `stall`: clients that do not read; `head`: clients that do not send.
+//! - [`server`]: the HTTP listener: accepts, bounds, drains.
+//! - `connection`: one connection, of HTTP/1.1 or HTTP/2; `http2`: a connection of HTTP/2, stream by stream.
+//! - `dispatch`: finds what answers a request: the host itself, or the gateway component.
+//! - `entry`: the checks of the head of every request: transfer coding, host, path, origin.
+//! - `response`, `body`, `request_id`: responses, those of the host itself among them.
+//! - `sse`: connections that are held for subscribers, and fed without a guest.
+//! - `websocket`: WebSockets, which to the component are requests with a line for each message.
+//! - `share`: what clients share, and how much of it one may hold.
+//! - `timeouts`: clients that do not send or do not read.
 //! - [`observe`]: the metrics of the process; `metric`: their names, labels and help texts.
 //!
-//! The edge frames bytes and counts; routes, validation and formats are the gateway component's.
+//! The edge frames bytes and counts; routes, validation and formats belong to the gateway component.
+//!
+//! # Invariants
+//!
+//! - No request reaches a component or a response of the host before its head has passed `entry`.
+//! - The headers of GRIP and `weir-hold` exist only between the gateway and the edge, which removes them from every request and
+//!   every response.
+//! - An open request holds its permits until the body of its response has ended.
 
 mod body;
 mod connection;
+mod dispatch;
 mod entry;
+mod error;
 mod http2;
 mod metric;
 pub mod observe;
+mod request_id;
 mod response;
 pub mod server;
 mod share;
 mod sse;
+mod state;
 mod timeouts;
 mod websocket;
 
 pub use entry::EntryError;
+pub use error::ServeError;
 pub use observe::{Observer, ObserverError};
-pub use server::{Listener, ServeError, Server};
+pub use server::{Listener, Server};

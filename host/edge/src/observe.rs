@@ -1,4 +1,4 @@
-//! Metrics: a Prometheus recorder for the whole process.
+//! Metrics: the Prometheus recorder of the process.
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -9,7 +9,7 @@ use crate::metric::{METRICS, Metric, MetricKind};
 #[error("metrics cannot be recorded: {0}")]
 pub struct ObserverError(String);
 
-/// Renders what the process has counted.
+/// Renders the metrics of the process.
 #[derive(Clone)]
 pub struct Observer {
     handle: PrometheusHandle,
@@ -20,7 +20,7 @@ const LATENCY_BOUNDS_S: [f64; 14] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 impl Observer {
-    /// Installs the recorder of this process; to be called once, before anything is counted.
+    /// Installs the recorder of the process. Must be called once, before the first metric.
     pub fn install() -> Result<Self, ObserverError> {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY_BOUNDS_S)

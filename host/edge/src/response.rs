@@ -1,4 +1,4 @@
-//! The answers that the host gives by itself.
+//! What a request is answered with, and the responses that the host makes itself.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
@@ -6,73 +6,109 @@ use http::{HeaderMap, Response, StatusCode, Version};
 use weir_codec::http::cors::Headers;
 use weir_codec::http::problem::{self, Problem};
 
-use crate::body::ReplyBody;
+use crate::body::ResponseBody;
+use crate::request_id;
 use crate::share::Permit;
+use crate::sse::hold::HeldStream;
+use crate::websocket::connection::Upgrade;
 
-/// The header that names a request in logs and answers.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a request is answered with.
+pub(crate) enum EdgeResponse {
+    /// A response as HTTP has it.
+    Http(Response<ResponseBody>),
+    /// A stream of events that this host feeds.
+    Held(Box<HeldStream>),
+    /// The head of an upgrade, after which the connection is a WebSocket.
+    WebSocket(Response<ResponseBody>, Box<Upgrade>),
+}
 
-/// The path of the metrics, which the host answers.
-pub(crate) const METRICS: &str = "/metrics";
+impl EdgeResponse {
+    /// The response for a connection that carries other requests too: a held stream is a body like any other.
+    pub(crate) fn into_http(self) -> Response<ResponseBody> {
+        match self {
+            // Only HTTP/1.1 has upgrades of this kind, and its connection takes the other half itself.
+            Self::Http(response) | Self::WebSocket(response, _) => response,
+            Self::Held(held) => {
+                let HeldStream { head, first, feed } = *held;
+                Response::from_parts(head, ResponseBody::held(first, feed))
+            }
+        }
+    }
 
-/// What went wrong before or behind the gateway component.
+    pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Http(response) | Self::WebSocket(response, _) => response.headers_mut(),
+            Self::Held(held) => &mut held.head.headers,
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Http(response) | Self::WebSocket(response, _) => response.status(),
+            Self::Held(held) => held.head.status,
+        }
+    }
+}
+
+/// A problem before or behind the gateway component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum EdgeProblem {
     /// As many requests are open as the configuration allows.
     Full,
-    /// The client holds all of it that one client may.
+    /// The client holds its share of the open requests.
     ClientShare,
     /// The server is stopping.
     Draining,
     /// A WebSocket of another version.
-    Version,
+    WebSocketVersion,
     /// The instance that had the request was lost.
-    Lost,
-    /// The component did not answer in time.
-    Stuck,
+    InstanceLost,
+    /// The component gave no response in time.
+    Timeout,
     /// The component failed.
     Failed,
 }
 
-impl Trouble {
+impl EdgeProblem {
+    /// The status, the code, the detail, and whether retrying helps.
     fn parts(self) -> (StatusCode, &'static str, &'static str, bool) {
         match self {
             Self::Full => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
-                "the server has as many requests open as it is configured to take; retry later",
+                "the server has as many requests open as `http.requests_max` allows; retry later",
                 true,
             ),
             Self::ClientShare => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "client_share",
-                "the client has as much open as `http.client_share_percent` lets one client have; finish some of it, then retry",
+                "the client has as many requests open as `http.client_share_percent` allows one client; finish some, then retry",
                 true,
             ),
             Self::Draining => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "draining",
-                "the server is stopping: it finishes what it has and takes nothing new",
+                "the server is stopping: it finishes open requests and takes no new ones",
                 true,
             ),
-            Self::Version => {
+            Self::WebSocketVersion => {
                 (StatusCode::UPGRADE_REQUIRED, "upgrade_required", "WebSockets are served in version 13", false)
             }
-            Self::Lost => (
+            Self::InstanceLost => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "instance_lost",
                 "the instance that had this request was lost; the request can be sent again",
                 true,
             ),
-            Self::Stuck => (StatusCode::GATEWAY_TIMEOUT, "request_timeout", "no answer in time", true),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "request_timeout", "no response in time", true),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "the gateway component failed", false),
         }
     }
 }
 
-/// A problem in the form of RFC 9457, as the gateway component gives them.
-pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody> {
-    let (status, code, detail, retryable) = trouble.parts();
+/// A problem as a response (RFC 9457), in the form that the gateway component gives them.
+pub(crate) fn edge_problem(problem: EdgeProblem, request_id: &str) -> Response<ResponseBody> {
+    let (status, code, detail, retryable) = problem.parts();
     let body = serde_json::json!({
         "type": format!("urn:weir:problem:{}", code.replace('_', "-")),
         "title": status.canonical_reason().unwrap_or_default(),
@@ -82,94 +118,86 @@ pub(crate) fn problem(trouble: Trouble, request_id: &str) -> Response<ReplyBody>
         "request_id": request_id,
         "retryable": retryable,
     });
-    let mut response = Response::new(ReplyBody::full(Bytes::from(format!("{body}\n"))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let body = ResponseBody::full(Bytes::from(format!("{body}\n")));
+    let mut response = response(status, HeaderValue::from_static(problem::CONTENT_TYPE), body, request_id);
     if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, id);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
 
-/// A problem with an answer that the gateway had given: what that said to the page that asked stays.
-pub(crate) fn refused(problem: &Problem, answered: &HeaderMap, request_id: &str) -> Response<ReplyBody> {
-    let mut response = of_problem(problem, request_id);
-    let kept = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
-    for (name, value) in answered.iter().filter(|(name, _)| kept(name)) {
+/// A problem as a response, in place of one that the gateway gave: the CORS headers of that one are kept.
+pub(crate) fn replacing_problem(problem: &Problem, replaced: &HeaderMap, request_id: &str) -> Response<ResponseBody> {
+    let mut response = problem_response(problem, request_id);
+    let is_cors = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
+    for (name, value) in replaced.iter().filter(|(name, _)| is_cors(name)) {
         response.headers_mut().append(name, value.clone());
     }
     response
 }
 
-/// A problem of the host's own.
-pub(crate) fn of_problem(problem: &Problem, request_id: &str) -> Response<ReplyBody> {
+/// A problem as a response.
+pub(crate) fn problem_response(problem: &Problem, request_id: &str) -> Response<ResponseBody> {
     let mut body = problem.to_json(request_id);
     body.push(b'\n');
-    let mut response = Response::new(ReplyBody::full(Bytes::from(body)));
-    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let content_type = HeaderValue::from_static(problem::CONTENT_TYPE);
+    let mut response = response(status, content_type, ResponseBody::full(Bytes::from(body)), request_id);
     for (name, value) in problem.headers() {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
+            response.headers_mut().insert(name, value);
         }
-    }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, id);
     }
     response
 }
 
-/// As [`of_problem`], for a request whose end cannot be known: HTTP/1.1 closes the connection behind the answer.
-pub(crate) fn of_last_problem(problem: &Problem, version: Version, request_id: &str) -> Response<ReplyBody> {
-    let mut response = of_problem(problem, request_id);
+/// As [`problem_response`], for a request whose end cannot be found: HTTP/1.1 closes the connection after the response.
+pub(crate) fn closing_problem(problem: &Problem, version: Version, request_id: &str) -> Response<ResponseBody> {
+    let mut response = problem_response(problem, request_id);
     if version < Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// The methods of a path, for a preflight or for who asks without being a page.
-pub(crate) fn methods(allow: &'static str, page: &Headers, request_id: &str) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::full(Bytes::new()));
+/// The methods of a path, for a CORS preflight or another `OPTIONS` request.
+pub(crate) fn methods(allow: &'static str, cors: &Headers, request_id: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(ALLOW, HeaderValue::from_static(allow));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for (name, value) in page {
+    for (name, value) in cors {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(*name, value);
         }
     }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
+    add_common(headers, request_id);
     response
 }
 
-/// `/metrics`, for who may read them.
-pub(crate) fn metrics(text: String, request_id: &str, permit: Permit) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::full_with(Bytes::from(text), permit));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+/// The response of `/metrics`.
+pub(crate) fn metrics(text: String, request_id: &str, permit: Permit) -> Response<ResponseBody> {
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let body = ResponseBody::full_with(Bytes::from(text), permit);
+    response(StatusCode::OK, content_type, body, request_id)
+}
+
+fn response(
+    status: StatusCode,
+    content_type: HeaderValue,
+    body: ResponseBody,
+    request_id: &str,
+) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    add_common(response.headers_mut(), request_id);
+    response
+}
+
+fn add_common(headers: &mut HeaderMap, request_id: &str) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
-    response
-}
-
-/// The caller's request id when it is one, else a new one.
-pub(crate) fn request_id(headers: &HeaderMap, fresh: impl FnOnce() -> String) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    match given {
-        Some(id) if (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id.to_string(),
-        _ => fresh(),
+        headers.insert(request_id::HEADER, id);
     }
 }

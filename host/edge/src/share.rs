@@ -1,11 +1,11 @@
-//! What clients share: so much of it in the whole process, and so much of that for one client.
+//! Pools of permits that clients share, with a share for each client.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Who holds something: an address until the client is identified, and then its user.
+/// The holder of a permit: an address until the client is identified, then its user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
     /// An IPv4 address, or the network of an IPv6 address.
@@ -14,16 +14,16 @@ pub(crate) enum ClientKey {
     User(Box<str>),
 }
 
-/// Why a client gets none.
+/// Why a client gets no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// All are taken.
+    /// All permits are taken.
     Total,
-    /// The client has its share.
+    /// The client holds its share.
     Client,
 }
 
-/// A number of things that clients take and give back.
+/// A bounded number of permits for all clients.
 pub(crate) struct SharedPool {
     total: u32,
     client_max: u32,
@@ -32,7 +32,7 @@ pub(crate) struct SharedPool {
 }
 
 impl SharedPool {
-    /// `total` of them, of which one client has at most `share_percent`, and at least one.
+    /// `total` permits, of which one client may hold `share_percent`, and at least one.
     pub(crate) fn new(total: u32, share_percent: u32) -> Arc<Self> {
         let share = u64::from(total) * u64::from(share_percent.min(100)) / 100;
         Arc::new(Self {
@@ -43,7 +43,7 @@ impl SharedPool {
         })
     }
 
-    /// Takes one for a client that is known by its address.
+    /// Takes a permit for a client that is known by its address.
     pub(crate) fn try_take(self: &Arc<Self>, address: u64) -> Result<Permit, Refused> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| Refused::Total)?;
         let client = ClientKey::Address(address);
@@ -51,17 +51,17 @@ impl SharedPool {
         Ok(Permit { pool: self.clone(), client, _permit: permit })
     }
 
-    /// The most that one client has.
+    /// The most permits of one client.
     pub(crate) fn client_max(&self) -> usize {
         self.client_max as usize
     }
 
-    /// How many are taken.
+    /// How many permits are taken.
     pub(crate) fn taken(&self) -> usize {
         (self.total as usize).saturating_sub(self.permits.available_permits())
     }
 
-    /// Resolves when none is taken.
+    /// Resolves when no permit is taken.
     pub(crate) async fn none(&self) {
         drop(self.permits.acquire_many(self.total).await);
     }
@@ -87,7 +87,7 @@ impl SharedPool {
     }
 }
 
-/// One of them, until it is dropped.
+/// One permit, returned when it is dropped.
 pub(crate) struct Permit {
     pool: Arc<SharedPool>,
     client: ClientKey,
@@ -95,7 +95,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Counts it for another client from now on, when that has room in its share.
+    /// Counts it for another client from now on, if that client has room in its share.
     pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
         if client != self.client {
             self.pool.count(client.clone())?;

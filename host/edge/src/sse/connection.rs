@@ -1,7 +1,6 @@
-//! A connection of HTTP/1.1 that is held: once its answer is decided, the machinery for requests is let go of, with its
-//! buffers, and what is left is a socket, a feed, and nothing in between.
+//! A held connection of HTTP/1.1: hyper's connection is dropped with its buffers, and a socket and a feed remain.
 //!
-//! It carries this one answer and is closed at its end (`Connection: close`).
+//! It carries one response and is closed at its end (`Connection: close`).
 
 use std::fmt::Write as _;
 use std::io;
@@ -14,18 +13,18 @@ use http::{HeaderValue, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::sse::feed::{Feed, Piece};
-use crate::sse::hold::Held;
+use crate::sse::hold::HeldStream;
 
-/// The room before a chunk for its size: eight digits and an end of line.
+/// Bytes before a chunk for its size: eight digits and an end of line.
 const SIZE_ROOM: usize = 10;
-/// Reads of what a client sends that has nothing more to say, until others have their turn.
+/// Reads of ignored input before the task yields.
 const IGNORED_READS: usize = 16;
 
-/// Writes an answer and feeds its connection, until it ends or its client leaves.
+/// Writes a response and feeds its connection, until the feed ends or the client disconnects.
 pub(crate) struct HeldConnection<S> {
     stream: S,
     feed: Feed,
-    /// What is being written, from `at` on.
+    /// The bytes being written, from `at` on.
     out: Vec<u8>,
     at: usize,
     state: State,
@@ -34,16 +33,16 @@ pub(crate) struct HeldConnection<S> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// `out` is the last that is written.
+    /// `out` is the last to be written.
     Ending,
-    /// All is written.
+    /// Everything is written.
     Closing,
 }
 
 impl<S> HeldConnection<S> {
-    pub(crate) fn new(stream: S, held: Held) -> Self {
-        let Held { head, first, feed } = held;
-        let mut out = draw_head(head);
+    pub(crate) fn new(stream: S, held: HeldStream) -> Self {
+        let HeldStream { head, first, feed } = held;
+        let mut out = render_head(head);
         if !first.is_empty() {
             out.extend_from_slice(format!("{:x}\r\n", first.len()).as_bytes());
             out.extend_from_slice(&first);
@@ -54,14 +53,17 @@ impl<S> HeldConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
-    /// Writes what is to be written.
+    /// Writes `out`.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.at < self.out.len() {
             let written = match Pin::new(&mut self.stream).poll_write(cx, &self.out[self.at..]) {
                 Poll::Ready(written) => written?,
                 Poll::Pending => {
                     ready!(self.feed.poll_overdue(cx));
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the right to it has ended")));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the client's authorization has expired",
+                    )));
                 }
             };
             if written == 0 {
@@ -69,13 +71,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
             }
             self.at += written;
         }
-        // A connection at rest keeps no buffer.
+        // An idle connection keeps no buffer.
         self.out = Vec::new();
         self.at = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Takes what comes next from the feed, as a chunk.
+    /// Takes the next piece of the feed, as a chunk.
     fn poll_next_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Piece { mut bytes, last } = ready!(self.feed.poll_next(cx, SIZE_ROOM));
         let size = format!("{:x}\r\n", bytes.len() - SIZE_ROOM);
@@ -91,8 +93,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
         Poll::Ready(())
     }
 
-    /// Ready when the client has left. Whatever else it sends is not read as a request: the connection has one answer.
-    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has disconnected. Other input is ignored: the connection has one response.
+    fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..IGNORED_READS {
             let mut ignored = [0; 256];
             let mut buffer = ReadBuf::new(&mut ignored);
@@ -111,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for HeldConnection<S> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.poll_left(cx).is_ready() {
+        if this.poll_disconnect(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -127,14 +129,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for HeldConnection<S> {
     }
 }
 
-/// The head of an answer that has no known length and is the last of its connection.
-fn draw_head(head: response::Parts) -> Vec<u8> {
+/// The head of a response without a known length that is the last of its connection.
+fn render_head(head: response::Parts) -> Vec<u8> {
     let response::Parts { status, mut headers, .. } = head;
     for name in [CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING] {
         headers.remove(name);
     }
     let mut text = String::new();
-    // A string takes every write.
+    // Writing to a string does not fail.
     let _ = write!(text, "HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
     let mut out = text.into_bytes();
     let mut push = |name: &str, value: &[u8]| {

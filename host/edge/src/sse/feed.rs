@@ -1,7 +1,8 @@
-//! What a held connection is fed with: the events of a channel as they come, heartbeats while there are none, and why it ends.
+//! The feed of a held connection: the events of a channel as they are published, heartbeats while there are none, and the reason
+//! of its end.
 //!
-//! Nothing is read from the store while the client takes nothing: what waits there is bounded, and who is too slow is closed
-//! there. A feed at rest is a seat in its channel and one timer.
+//! A feed reads from the store only when its client can be written to: the store bounds the events that wait, and closes
+//! subscribers that are too slow. An idle feed is a subscription and one timer.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,92 +17,92 @@ use weir_core::channels::{Closed, Delivery, Entry};
 use weir_events::Subscription;
 
 use crate::sse::gzip::{self, Gzip};
-use crate::sse::hold::HoldPlace;
+use crate::sse::subscribers::SubscriberPermit;
 
 /// Most events in one write.
 const WRITE_EVENTS_MAX: usize = 64;
-/// Bytes of events from which one write takes no more; one event is taken whatever its size.
+/// Bytes of events after which a write ends; it has at least one event, whatever its size.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
-/// How long a client that does not read may keep what it has no right to any more.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long after the end of its authorization a client that does not read is disconnected.
+const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
-/// What is to be written next.
+/// Bytes to be written next.
 pub(crate) struct Piece {
-    /// The bytes, behind as much room as was asked for.
+    /// The bytes, after the requested room.
     pub(crate) bytes: Vec<u8>,
-    /// True when nothing comes after it.
+    /// It is the last one.
     pub(crate) last: bool,
 }
 
-/// The events for one subscriber, drawn.
+/// The events for one subscriber, rendered.
 pub(crate) struct Feed {
     drawing: Drawing,
     subscription: Subscription,
     heartbeat: Duration,
-    /// When the client's right ends.
-    ends: Option<Instant>,
-    wrote: Instant,
-    /// Armed once and looked at when it rings: what is written meanwhile costs no timer of its own.
+    /// When the client's authorization expires.
+    expires: Option<Instant>,
+    last_write: Instant,
+    /// Reset only when it fires, not at each write.
     timer: Pin<Box<Sleep>>,
-    /// Of a client that reads gzip.
+    /// Set for a client that accepts gzip.
     gzip: Option<Gzip>,
-    _place: HoldPlace,
+    _permit: SubscriberPermit,
 }
 
 impl Feed {
     /// Must be called in a tokio runtime with a clock.
-    pub(crate) fn new(channel: Channel, terms: &Terms, subscription: Subscription, place: HoldPlace) -> Self {
+    pub(crate) fn new(channel: Channel, terms: &Terms, subscription: Subscription, permit: SubscriberPermit) -> Self {
         let now = Instant::now();
-        let ends = terms.ends_s.map(|ends_s| {
-            let left_ms = ends_s.saturating_mul(1000).saturating_sub(unix_ms());
-            // A timer cannot be set for all of time: a token that lasts longer than a century is looked at again then.
+        let expires = terms.ends_s.map(|expires_at_s| {
+            let left_ms = expires_at_s.saturating_mul(1000).saturating_sub(unix_ms());
+            // A timer cannot represent all of time: a token that lasts longer than a century is checked again then.
             const LEFT_MS_MAX: u64 = 100 * 365 * 86_400_000;
             now + Duration::from_millis(left_ms.min(LEFT_MS_MAX))
         });
         let heartbeat = Duration::from_millis(terms.heartbeat_ms);
-        let first = ends.map_or(now + heartbeat, |ends| ends.min(now + heartbeat));
+        let first = expires.map_or(now + heartbeat, |expires| expires.min(now + heartbeat));
         Self {
             drawing: Drawing::new(channel, terms.framing),
             subscription,
             heartbeat,
-            ends,
-            wrote: now,
+            expires,
+            last_write: now,
             timer: Box::pin(tokio::time::sleep_until(first)),
             gzip: None,
-            _place: place,
+            _permit: permit,
         }
     }
 
-    /// Whether it can be compressed: what all who follow share is worth it, lines are drawn for each.
+    /// Whether it can be compressed: server-sent events are rendered once for all subscribers, NDJSON for each.
     pub(crate) fn can_gzip(&self) -> bool {
         self.drawing.framing() == Framing::Sse
     }
 
-    /// Compresses what comes from now on, and what it begins with.
-    pub(crate) fn gzip(&mut self, first: &[u8]) -> Vec<u8> {
+    /// Compresses everything from now on; returns the head of the stream with the compressed `first`.
+    pub(crate) fn start_gzip(&mut self, first: &[u8]) -> Vec<u8> {
         let mut begin = Vec::new();
         Gzip::push_head(&mut begin);
         self.gzip.insert(Gzip::default()).push(&mut begin, first);
         begin
     }
 
-    /// What there is to write, once there is something, behind so many bytes of room. Not to be called again after the last.
+    /// The next bytes to write, after `room` bytes for the caller. Must not be called again after the last piece.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Piece> {
-        // Nothing is taken from the heap until something has come.
+        // Allocates nothing until an event has arrived.
         let mut batch = Vec::new();
         let ready = self.subscription.poll_batch(cx, &mut batch, WRITE_EVENTS_MAX, WRITE_BYTES_MAX);
         let now = Instant::now();
-        // Asked on each delivery too, for a timer may be late.
-        if self.ends.is_some_and(|ends| ends <= now) {
+        // Checked on each delivery too, since a timer may be late.
+        if self.expires.is_some_and(|expires| expires <= now) {
             return Poll::Ready(self.piece(vec![0; room], Some(End::Expired)));
         }
         if ready.is_pending() {
-            return self.poll_quiet(cx, room);
+            return self.poll_timer(cx, room);
         }
-        self.wrote = now;
+        self.last_write = now;
         let mut bytes = Vec::with_capacity(room + batch.iter().map(size).sum::<usize>());
         bytes.resize(room, 0);
-        // It ends after the channel's last event or after it was closed, and both are seen; otherwise it was lost.
+        // An empty batch without a last event or a close before it means that the subscription was lost.
         let mut end = batch.is_empty().then_some(End::Lost);
         for delivery in batch {
             end = self.push(&mut bytes, delivery).or(end);
@@ -109,20 +110,20 @@ impl Feed {
         Poll::Ready(self.piece(bytes, end))
     }
 
-    /// Ready when a client that takes nothing is to be cut: it keeps what it has no right to any more.
+    /// Ready when a client that does not read is to be disconnected, since its authorization has expired.
     pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(cut) = self.ends.map(|ends| ends + LINGER) else { return Poll::Pending };
-        if self.timer.deadline() != cut {
-            self.timer.as_mut().reset(cut);
+        let Some(deadline) = self.expires.map(|expires| expires + EXPIRY_GRACE) else { return Poll::Pending };
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
         }
         self.timer.as_mut().poll(cx)
     }
 
-    /// Waits for the next heartbeat, or the end of the client's right.
-    fn poll_quiet(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Piece> {
+    /// Waits for the next heartbeat, or the end of the client's authorization.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Piece> {
         loop {
-            let next = self.wrote + self.heartbeat;
-            let next = self.ends.map_or(next, |ends| ends.min(next));
+            let next = self.last_write + self.heartbeat;
+            let next = self.expires.map_or(next, |expires| expires.min(next));
             if self.timer.deadline() > next {
                 self.timer.as_mut().reset(next);
             }
@@ -130,11 +131,11 @@ impl Feed {
                 return Poll::Pending;
             }
             let now = Instant::now();
-            if self.ends.is_some_and(|ends| ends <= now) {
+            if self.expires.is_some_and(|expires| expires <= now) {
                 return Poll::Ready(self.piece(vec![0; room], Some(End::Expired)));
             }
-            if self.wrote + self.heartbeat <= now {
-                self.wrote = now;
+            if self.last_write + self.heartbeat <= now {
+                self.last_write = now;
                 let mut bytes = vec![0; room];
                 self.push_own(&mut bytes, |drawing, out| out.extend_from_slice(drawing.heartbeat()));
                 return Poll::Ready(self.piece(bytes, None));
@@ -143,7 +144,7 @@ impl Feed {
         }
     }
 
-    /// Draws a delivery; says why it is the last, if it is.
+    /// Renders a delivery; returns the reason of the end, if it is the last.
     fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<End> {
         match delivery {
             Delivery::Event { entry, coalesced } => {
@@ -163,28 +164,28 @@ impl Feed {
         }
     }
 
-    /// An event: as a server-sent event it is drawn, and compressed, once for all who follow.
+    /// Renders an event. As a server-sent event it is rendered, and compressed, once for all subscribers.
     fn push_entry(&mut self, out: &mut Vec<u8>, entry: &Entry) {
         if self.drawing.framing() == Framing::Ndjson {
             let id = entry.cursor.to_string();
             return self.push_own(out, |drawing, out| drawing.push_event(out, &id, &entry.name, entry.data.as_bytes()));
         }
-        let drawn = entry.drawn_once(draw);
+        let rendered = entry.drawn_once(render);
         match &mut self.gzip {
-            None => out.extend_from_slice(drawn),
-            Some(gzip) => gzip.push_packed(out, drawn, entry.packed_once(|_| gzip::pack(drawn))),
+            None => out.extend_from_slice(rendered),
+            Some(gzip) => gzip.push_packed(out, rendered, entry.packed_once(|_| gzip::pack(rendered))),
         }
     }
 
-    /// What is for this subscriber alone.
-    fn push_own(&mut self, out: &mut Vec<u8>, draw: impl FnOnce(&Drawing, &mut Vec<u8>)) {
-        let Some(gzip) = &mut self.gzip else { return draw(&self.drawing, out) };
+    /// Renders something for this subscriber alone.
+    fn push_own(&mut self, out: &mut Vec<u8>, render: impl FnOnce(&Drawing, &mut Vec<u8>)) {
+        let Some(gzip) = &mut self.gzip else { return render(&self.drawing, out) };
         let mut plain = Vec::new();
-        draw(&self.drawing, &mut plain);
+        render(&self.drawing, &mut plain);
         gzip.push(out, &plain);
     }
 
-    /// What is written, with why nothing comes after it.
+    /// A piece, with the reason of the end if it is the last.
     fn piece(&mut self, mut bytes: Vec<u8>, end: Option<End>) -> Piece {
         if let Some(end) = end {
             self.push_own(&mut bytes, |drawing, out| drawing.push_end(out, end, unix_ms()));
@@ -196,7 +197,7 @@ impl Feed {
     }
 }
 
-/// About how many bytes a delivery is drawn with.
+/// About how many bytes a rendered delivery has.
 fn size(delivery: &Delivery) -> usize {
     match delivery {
         Delivery::Event { entry, .. } => entry.bytes(),
@@ -204,12 +205,12 @@ fn size(delivery: &Delivery) -> usize {
     }
 }
 
-/// An event as a server-sent event, which all who follow share.
-fn draw(entry: &Entry) -> Vec<u8> {
+/// An event as a server-sent event.
+fn render(entry: &Entry) -> Vec<u8> {
     draw_event(&entry.cursor.to_string(), &entry.name, entry.data.as_bytes())
 }
 
-/// The time, in milliseconds since 1970.
+/// Milliseconds since 1970.
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -1,8 +1,8 @@
-//! A stream in gzip (RFC 1952) that can be read event by event, and costs a connection twelve bytes.
+//! A gzip stream (RFC 1952) that can be decompressed event by event, and costs a connection twelve bytes.
 //!
-//! A compressor that remembers what it has written takes hundreds of kilobytes for each connection. Here every piece is
-//! compressed for itself (RFC 1951: blocks that refer to nothing before them, ending at a byte): an event is compressed once,
-//! whoever follows, and a connection is a sequence of such pieces. It packs less than one long stream would.
+//! A compressor with a window takes hundreds of kilobytes for each connection. Here every piece is compressed by itself (RFC
+//! 1951: blocks without references to earlier ones, ending at a byte): an event is compressed once for all subscribers, and a
+//! connection is a sequence of such pieces. The ratio is worse than that of one long stream.
 
 use std::cell::RefCell;
 
@@ -11,16 +11,16 @@ use flate2::{Compress, Compression, FlushCompress};
 use http::HeaderMap;
 use http::header::ACCEPT_ENCODING;
 
-/// The head of a stream: deflate, no name, no time, of no particular system.
+/// The head of a stream: deflate, no name, no time, unknown system.
 const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-/// The last block: it is empty.
+/// The last block, which is empty.
 const LAST_BLOCK: [u8; 2] = [3, 0];
-/// Most bytes in a block that is not compressed.
+/// Most bytes in an uncompressed block.
 const STORED_BYTES_MAX: usize = 0xffff;
-/// Shorter pieces are not worth a try.
+/// Shorter pieces are not compressed.
 const SHORT_BYTES: usize = 48;
 
-/// Whether a client takes gzip (RFC 9110, section 12.5.3). What cannot be understood is not asked for.
+/// Whether a client accepts gzip (RFC 9110, section 12.5.3). Invalid items are ignored.
 pub(crate) fn is_accepted(headers: &HeaderMap) -> bool {
     let (mut named, mut any) = (None, None);
     let lists = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
@@ -40,10 +40,10 @@ pub(crate) fn is_accepted(headers: &HeaderMap) -> bool {
     named.or(any).unwrap_or(false)
 }
 
-/// What a stream has to remember of what was written: its check, and its length.
+/// The state of a stream: the checksum and the length of what was written.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Gzip {
-    check: Hasher,
+    checksum: Hasher,
     /// Bytes, modulo 2^32.
     written: u32,
 }
@@ -61,7 +61,7 @@ impl Gzip {
 
     /// Appends a piece that [`pack`] has packed.
     pub(crate) fn push_packed(&mut self, out: &mut Vec<u8>, piece: &[u8], packed: &[u8]) {
-        self.check.update(piece);
+        self.checksum.update(piece);
         // A piece has far less than 2^32 bytes, and the length counts modulo that.
         self.written = self.written.wrapping_add(piece.len() as u32);
         out.extend_from_slice(packed);
@@ -70,15 +70,15 @@ impl Gzip {
     /// Appends the end of the stream.
     pub(crate) fn push_end(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&LAST_BLOCK);
-        out.extend_from_slice(&self.check.clone().finalize().to_le_bytes());
+        out.extend_from_slice(&self.checksum.clone().finalize().to_le_bytes());
         out.extend_from_slice(&self.written.to_le_bytes());
     }
 }
 
-/// A piece as blocks that refer to nothing before them and end at a byte.
+/// A piece as blocks that end at a byte and have no references to earlier ones.
 pub(crate) fn pack(piece: &[u8]) -> Vec<u8> {
     thread_local! {
-        /// One for each thread: it is large, and is begun anew for each piece.
+        /// One for each thread, since it is large; reset for each piece.
         static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
     }
     let stored_bytes = piece.len() + piece.len().div_ceil(STORED_BYTES_MAX) * 5;
@@ -87,7 +87,7 @@ pub(crate) fn pack(piece: &[u8]) -> Vec<u8> {
             compress.reset();
             let mut packed = Vec::with_capacity(stored_bytes + 64);
             let whole = compress.compress_vec(piece, &mut packed, FlushCompress::Sync).is_ok();
-            // Room was left, so all of it is there unless it became longer.
+            // With room left in the output, all of the input was compressed.
             (whole && compress.total_in() == piece.len() as u64 && packed.len() < packed.capacity()).then_some(packed)
         });
         if let Some(packed) = packed.filter(|packed| packed.len() < stored_bytes) {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_it() {
+    fn accept_encoding_with_a_weight_above_zero_accepts_gzip() {
         for lists in
             [&["gzip"][..], &["br, GZIP;q=0.5"], &["deflate", "x-gzip"], &["*"], &["br, *;q=0.1"], &["gzip ; q=1.000"]]
         {
@@ -172,10 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn every_piece_can_be_read_when_it_comes_and_all_of_it_at_the_end() {
+    fn every_piece_can_be_read_by_itself_and_the_stream_as_a_whole() {
         let (mut gzip, mut all) = (Gzip::default(), Vec::new());
         Gzip::push_head(&mut all);
-        // Behind the head it is deflate, read with no more than what has come.
+        // After the head it is deflate, read with the bytes so far.
         let mut reader = Decompress::new(false);
         for piece in pieces() {
             let before = all.len();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_never_much_longer() {
+    fn packed_piece_is_at_most_a_few_bytes_longer() {
         for piece in pieces() {
             let packed = pack(&piece);
             assert!(packed.len() <= piece.len() + 5 * piece.len().div_ceil(STORED_BYTES_MAX), "{}", piece.len());

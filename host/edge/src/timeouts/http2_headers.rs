@@ -1,49 +1,49 @@
-//! The header timeout of HTTP/2: a header block that has begun must be whole within `http.header_timeout_ms`. The frames are
-//! followed from outside, because h2 does not say that it waits for the rest of one.
+//! The header timeout of HTTP/2: a header block must be complete within `http.header_timeout_ms` of its beginning. The frames are
+//! parsed here, because h2 does not report that it waits for the rest of a block.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// The bytes that a connection begins with (RFC 9113, section 3.4).
+use crate::timeouts::ReadWatch;
+
+/// Bytes of the connection preface (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
-/// The bytes before a frame's payload (section 4.1).
+/// Bytes of a frame header (section 4.1).
 const FRAME_HEADER_BYTES: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// A stream in whose input no header block takes too long.
-pub(crate) struct HeaderWatch<S> {
-    stream: S,
+/// Times the header blocks of a connection.
+pub(crate) struct HeaderBlockTimer {
     timeout: Duration,
     frames: Frames,
     /// Runs while a header block is incomplete.
-    late: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> HeaderWatch<S> {
-    /// Watches a connection from its first byte.
-    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
-        Self { stream, timeout, frames: Frames::default(), late: None }
+impl HeaderBlockTimer {
+    /// Must see a connection from its first byte.
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, frames: Frames::default(), timer: None }
     }
 }
 
-/// Follows frames, and remembers nothing but where it is.
+/// Parses frame headers, and skips payloads.
 #[derive(Debug)]
 struct Frames {
-    /// Bytes to pass over: the preface, or the payload of a frame.
+    /// Bytes to skip: of the preface, or of a payload.
     skip: usize,
-    /// A frame's header, as far as it has come.
+    /// A frame header, as far as it has arrived.
     header: [u8; FRAME_HEADER_BYTES],
     header_bytes: usize,
     /// A header block has begun.
     in_block: bool,
-    /// The frame that is passed over is the last of its block.
+    /// The skipped frame is the last of its block.
     ends_block: bool,
 }
 
@@ -55,7 +55,7 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Follows what has come; true when at the end of it a header block is incomplete.
+    /// Parses bytes; returns whether a header block is incomplete after them.
     fn push(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -84,52 +84,23 @@ impl Frames {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for HeaderWatch<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            let was_in_block = this.frames.in_block;
-            match this.frames.push(&buf.filled()[before..]) {
-                false => this.late = None,
-                // One that goes on has the time from its beginning.
-                true if was_in_block && this.late.is_some() => {}
-                true => this.late = Some(Box::pin(tokio::time::sleep(this.timeout))),
+impl ReadWatch for HeaderBlockTimer {
+    fn handle_read(&mut self, cx: &mut Context<'_>, read: Poll<io::Result<()>>, bytes: &[u8]) -> Poll<io::Result<()>> {
+        if !bytes.is_empty() {
+            let was_in_block = self.frames.in_block;
+            match self.frames.push(bytes) {
+                false => self.timer = None,
+                // The timer runs from the beginning of the block.
+                true if was_in_block && self.timer.is_some() => {}
+                true => self.timer = Some(Box::pin(tokio::time::sleep(self.timeout))),
             }
         }
-        if let Some(late) = &mut this.late
-            && late.as_mut().poll(cx).is_ready()
+        if let Some(timer) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a header block is not complete in time")));
         }
         read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for HeaderWatch<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
@@ -138,6 +109,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::timeouts::ReadTimed;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1];
@@ -170,7 +142,7 @@ mod tests {
     #[tokio::test]
     async fn header_block_that_does_not_end_is_an_error() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut watch = HeaderWatch::new(ours, Duration::from_millis(30));
+        let mut watch = ReadTimed::new(ours, HeaderBlockTimer::new(Duration::from_millis(30)));
         theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
         theirs.write_all(&frame(HEADERS, 0, b"abc")).await.unwrap();
         let mut bytes = Vec::new();
@@ -181,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn connection_between_requests_has_no_header_timeout() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut watch = HeaderWatch::new(ours, Duration::from_millis(30));
+        let mut watch = ReadTimed::new(ours, HeaderBlockTimer::new(Duration::from_millis(30)));
         theirs.write_all(&[b'p'; PREFACE_BYTES]).await.unwrap();
         theirs.write_all(&frame(HEADERS, END_HEADERS, b"abc")).await.unwrap();
         let writing = tokio::spawn(async move {

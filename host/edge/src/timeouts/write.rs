@@ -1,4 +1,4 @@
-//! A connection whose peer does not read is cut: a write that makes no progress for `http.write_timeout_ms` is an error.
+//! The write timeout: a write that makes no progress for `http.write_timeout_ms` is an error.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,31 +10,30 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// A stream whose writes may not stall.
-pub(crate) struct Unstalled<S> {
+/// A stream with a timeout for writes.
+pub(crate) struct WriteTimed<S> {
     stream: S,
     timeout: Duration,
-    /// Runs while the peer takes nothing.
+    /// Runs while a write makes no progress.
     stalled: Option<Pin<Box<Sleep>>>,
     flushed: Arc<AtomicBool>,
 }
 
-impl<S> Unstalled<S> {
+impl<S> WriteTimed<S> {
     pub(crate) fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, stalled: None, flushed: Arc::default() }
     }
 
-    /// The stream itself.
     pub(crate) fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// Set whenever its writer has nothing left to write. Who clears it sees whether that has been so since.
+    /// A flag that is set at each flush. A reader can clear it, and later see whether a flush has happened since.
     pub(crate) fn flushed(&self) -> Arc<AtomicBool> {
         self.flushed.clone()
     }
 
-    /// Passes on what a write came to; pending for too long is an error.
+    /// Passes on the result of a write, or an error if it is pending for too long.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -52,13 +51,13 @@ impl<S> Unstalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimed<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimed<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, data);
@@ -97,17 +96,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_peer_that_does_not_read_is_an_error() {
+    async fn write_to_a_peer_that_does_not_read_is_an_error() {
         let (ours, _theirs) = tokio::io::duplex(8);
-        let mut stream = Unstalled::new(ours, Duration::from_millis(30));
+        let mut stream = WriteTimed::new(ours, Duration::from_millis(30));
         let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
-    async fn a_peer_that_reads_slowly_is_served() {
+    async fn write_to_a_slow_peer_succeeds() {
         let (ours, mut theirs) = tokio::io::duplex(1);
-        let mut stream = Unstalled::new(ours, Duration::from_millis(500));
+        let mut stream = WriteTimed::new(ours, Duration::from_millis(500));
         let writing = tokio::spawn(async move { stream.write_all(&[7; 20]).await });
         let mut read = [0; 1];
         for _ in 0..20 {

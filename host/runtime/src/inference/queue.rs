@@ -10,8 +10,8 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_core::inference::breaker::{Breaker, BreakerConfig, Permit};
 use weir_core::inference::queue::{self as core, DropPolicy, Pushed, QueueConfig, Rate, Refused, Ticket};
-use weir_core::random::SplitMix64;
 use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
+use weir_core::random::SplitMix64;
 
 use crate::inference::call::Reply;
 use crate::types::{Failure, Item};
@@ -525,8 +525,10 @@ impl Queue {
     /// Items and tokens waiting now, and whether the circuit is closed.
     pub(crate) fn depth(&self) -> (usize, u64, bool) {
         let inner = self.lock();
-        let closed =
-            inner.breaker.as_ref().is_none_or(|breaker| breaker.state() == weir_core::inference::breaker::BreakerState::Closed);
+        let closed = inner
+            .breaker
+            .as_ref()
+            .is_none_or(|breaker| breaker.state() == weir_core::inference::breaker::BreakerState::Closed);
         (inner.waiting.len() + inner.suspects.len() + inner.delayed.len(), inner.waiting.tokens(), closed)
     }
 
@@ -600,7 +602,9 @@ impl Inner {
                 self.has_succeeded = true;
                 breaker.record(now, permit, true);
             }
-            Some(false) if self.has_succeeded && breaker.state() == weir_core::inference::breaker::BreakerState::Closed => {
+            Some(false)
+                if self.has_succeeded && breaker.state() == weir_core::inference::breaker::BreakerState::Closed =>
+            {
                 self.has_succeeded = false;
                 breaker.cancel(permit);
             }

@@ -1,0 +1,356 @@
+//! Finds what answers a request: the host itself, or the gateway component.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use http::{HeaderValue, Method, Request, Response, StatusCode, response};
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use metrics::{counter, histogram};
+use weir_codec::http::content_type;
+use weir_codec::http::cors::{Headers, OriginRefused};
+use weir_codec::http::problem::Problem;
+use weir_codec::http::router::Found;
+use weir_codec::http::target;
+use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
+
+use crate::body::{OpenRequest, RequestBody, ResponseBody};
+use crate::entry::{self, METRICS_ALLOW, METRICS_PATH};
+use crate::request_id;
+use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
+use crate::share::{ClientKey, Permit, Refused};
+use crate::sse::gzip;
+use crate::sse::hold::{self, HeldStream, HoldError, HoldInstruction};
+use crate::state::EdgeState;
+use crate::websocket::handshake::{self, Handshake, HandshakeError};
+
+/// Most bytes of a probe's response, and how long it may take.
+const PROBE_BYTES_MAX: usize = 1 << 20;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Memory that a body takes in an instance which reads it line by line: the longest line, and what is read ahead.
+const STREAMED_BODY_BYTES: u64 = 256 << 10;
+
+/// A request's client, by address, and the request's id.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    client: u64,
+    request_id: &'a str,
+}
+
+/// Answers a request of a client, which is known by the number of its address.
+pub(crate) async fn handle<B: RequestBody>(
+    state: &Arc<EdgeState>,
+    mut request: Request<B>,
+    client: u64,
+) -> EdgeResponse {
+    let started = Instant::now();
+    hold::strip(request.headers_mut());
+    let method = request.method().clone();
+    let id = request_id::of(request.headers(), || state.new_request_id());
+    // The component sees the same id, so that its logs and responses name it too.
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        request.headers_mut().insert(request_id::HEADER, value);
+    }
+    let version = request.version();
+    let admitted = state.entry.admit(&mut request);
+    let cors = state.entry.cors_headers(&request);
+    let source = Source { client, request_id: &id };
+    let mut response = match admitted {
+        Ok(()) => route(state, request, &cors, source).await,
+        Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
+    };
+    entry::add_cors_headers(response.headers_mut(), &cors);
+    let status = response.status();
+    counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
+        .increment(1);
+    histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
+    tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
+    response
+}
+
+/// Routes a request that has passed the checks of its head.
+async fn route<B: RequestBody>(
+    state: &Arc<EdgeState>,
+    request: Request<B>,
+    cors: &Result<Headers, OriginRefused>,
+    source: Source<'_>,
+) -> EdgeResponse {
+    if let Some(preflight) = state.entry.preflight(&request) {
+        return EdgeResponse::Http(match preflight {
+            Ok((allow, headers)) => edge_response::methods(allow, &headers, source.request_id),
+            Err(problem) => problem_response(&problem, source.request_id),
+        });
+    }
+    match request.uri().path() {
+        METRICS_PATH => metrics(state, request, cors, source).await,
+        // Probes have permits of their own: they are answered when the server is full and while it drains.
+        "/livez" | "/readyz" => match state.probes.try_take(source.client) {
+            Ok(permit) => probe(state, request, permit, source).await,
+            Err(refused) => refuse(refused, source),
+        },
+        _ if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
+        _ => match state.requests.try_take(source.client) {
+            Ok(permit) => forward(state, request, Some(OpenRequest::new(permit)), source).await,
+            Err(refused) => refuse(refused, source),
+        },
+    }
+}
+
+/// Answers `/metrics`. Where a token is required, the gateway authorizes the request: it has the keys.
+async fn metrics<B: RequestBody>(
+    state: &EdgeState,
+    request: Request<B>,
+    cors: &Result<Headers, OriginRefused>,
+    source: Source<'_>,
+) -> EdgeResponse {
+    let id = source.request_id;
+    if let Err(refused) = cors {
+        return EdgeResponse::Http(problem_response(&refused.clone().into(), id));
+    }
+    match *request.method() {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS => return EdgeResponse::Http(edge_response::methods(METRICS_ALLOW, &Headers::new(), id)),
+        ref method => {
+            let problem = Problem::method_not_allowed(method.as_str(), METRICS_PATH, METRICS_ALLOW);
+            return EdgeResponse::Http(problem_response(&problem, id));
+        }
+    }
+    let permit = match state.scrapes.try_take(source.client) {
+        Ok(permit) => permit,
+        Err(refused) => return refuse(refused, source),
+    };
+    if state.needs_token {
+        let response = forward(state, request, None, source).await;
+        if response.status() != StatusCode::NO_CONTENT {
+            return response;
+        }
+    }
+    state.runtime.report();
+    EdgeResponse::Http(edge_response::metrics(state.observer.render(), id, permit))
+}
+
+/// The refusal of a client without a permit.
+fn refuse(refused: Refused, source: Source<'_>) -> EdgeResponse {
+    counter!("weir_http_rejected_total").increment(1);
+    let problem = match refused {
+        Refused::Total => EdgeProblem::Full,
+        Refused::Client => EdgeProblem::ClientShare,
+    };
+    EdgeResponse::Http(edge_problem(problem, source.request_id))
+}
+
+/// Answers a probe. The component's response is read whole, so that a client that does not read it holds no permit.
+async fn probe<B: RequestBody>(
+    state: &EdgeState,
+    request: Request<B>,
+    permit: Permit,
+    source: Source<'_>,
+) -> EdgeResponse {
+    let failed = |problem| EdgeResponse::Http(edge_problem(problem, source.request_id));
+    let EdgeResponse::Http(response) = forward(state, request, None, source).await else {
+        return failed(EdgeProblem::Failed);
+    };
+    let (head, body) = response.into_parts();
+    let whole = tokio::time::timeout(PROBE_TIMEOUT, Limited::new(body, PROBE_BYTES_MAX).collect()).await;
+    drop(permit);
+    match whole {
+        Ok(Ok(whole)) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::full(whole.to_bytes()))),
+        Ok(Err(_)) => failed(EdgeProblem::InstanceLost),
+        Err(_) => failed(EdgeProblem::Timeout),
+    }
+}
+
+/// Hands a request to the gateway component.
+async fn forward<B: RequestBody>(
+    state: &EdgeState,
+    mut request: Request<B>,
+    mut open: Option<OpenRequest>,
+    source: Source<'_>,
+) -> EdgeResponse {
+    let bytes = body_bytes(&request, state.config.body_bytes_max);
+    request.extensions_mut().insert(bytes);
+    if handshake::is_handshake(&request) {
+        return open_websocket(state, request, open, source).await;
+    }
+    let is_get = request.method() == Method::GET;
+    // Lines in both directions, in place of a WebSocket. The gateway matches routes by the normal form of the path.
+    let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| Found::is_socket(&path));
+    let gzip = state.gzip && gzip::is_accepted(request.headers());
+    let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
+    match state.gateway.handle(request, source.client).await {
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            if let Some(refusal) = assign_user(state, &mut head, &mut open, is_socket, source) {
+                return refusal;
+            }
+            match hold::take_instruction(&mut head.headers) {
+                Ok(Some(instruction)) if is_get => {
+                    hold_stream(state, instruction, gzip, (head, body), open, source).await
+                }
+                Ok(_) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::streamed(body, open))),
+                Err(error) => invalid_hold(&error, source),
+            }
+        }
+        Err(error) => gateway_failure(&error, source),
+    }
+}
+
+/// Opens a WebSocket, as a request to the gateway.
+async fn open_websocket<B>(
+    state: &EdgeState,
+    request: Request<B>,
+    mut open: Option<OpenRequest>,
+    source: Source<'_>,
+) -> EdgeResponse {
+    let version = request.version();
+    let (handshake, request) = match Handshake::begin(request) {
+        Ok(begun) => begun,
+        Err(HandshakeError::Version) => {
+            let mut response = edge_problem(EdgeProblem::WebSocketVersion, source.request_id);
+            handshake::add_version(&mut response);
+            return EdgeResponse::Http(response);
+        }
+        Err(error) => {
+            let problem = Problem::invalid_handshake(&error.to_string());
+            return EdgeResponse::Http(edge_response::closing_problem(&problem, version, source.request_id));
+        }
+    };
+    match state.gateway.handle(request, source.client).await {
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            if let Some(refusal) = assign_user(state, &mut head, &mut open, true, source) {
+                return refusal;
+            }
+            match handshake.complete(Response::from_parts(head, body), open) {
+                Ok((response, upgrade)) => EdgeResponse::WebSocket(response, Box::new(upgrade)),
+                Err(response) => EdgeResponse::Http(response),
+            }
+        }
+        Err(error) => gateway_failure(&error, source),
+    }
+}
+
+/// Counts a request for the user that the gateway names in its response, and a WebSocket among the user's connections. Returns
+/// the refusal if the user has too many.
+fn assign_user(
+    state: &EdgeState,
+    head: &mut response::Parts,
+    open: &mut Option<OpenRequest>,
+    is_socket: bool,
+    source: Source<'_>,
+) -> Option<EdgeResponse> {
+    let (Some(user), Some(open)) = (hold::take_user(&mut head.headers), open) else { return None };
+    if let Err(refused) = open.assign(ClientKey::User(user.as_str().into())) {
+        return Some(refuse(refused, source));
+    }
+    // An error ends the request: it is no connection.
+    if is_socket && head.status.is_success() {
+        match state.subscribers.connect(&user) {
+            Ok(permit) => open.set_connection(permit),
+            Err(refused) => {
+                let problem = hold::too_many(&refused);
+                let response = edge_response::replacing_problem(&problem, &head.headers, source.request_id);
+                return Some(EdgeResponse::Http(response));
+            }
+        }
+    }
+    None
+}
+
+/// The response when the gateway gave none.
+fn gateway_failure(error: &gateway::HandleError, source: Source<'_>) -> EdgeResponse {
+    let id = source.request_id;
+    if let Some(refused) = gateway::admission_error(error) {
+        counter!("weir_http_rejected_total").increment(1);
+        let problem = match refused {
+            AdmissionError::Full => EdgeProblem::Full,
+            AdmissionError::ClientShare => EdgeProblem::ClientShare,
+        };
+        return EdgeResponse::Http(edge_problem(problem, id));
+    }
+    let problem = if gateway::is_lost_instance(error) {
+        EdgeProblem::InstanceLost
+    } else if gateway::is_timeout(error) {
+        EdgeProblem::Timeout
+    } else {
+        EdgeProblem::Failed
+    };
+    tracing::error!(error = format!("{error:#}"), request_id = id, "a request failed");
+    EdgeResponse::Http(edge_problem(problem, id))
+}
+
+/// Holds a connection as the gateway says. The gateway's part of the request ends here, and its permit is released.
+async fn hold_stream(
+    state: &EdgeState,
+    instruction: HoldInstruction,
+    gzip: bool,
+    (mut head, body): (response::Parts, gateway::ResponseBody),
+    open: Option<OpenRequest>,
+    source: Source<'_>,
+) -> EdgeResponse {
+    let first = match hold::first(body).await {
+        Ok(first) => first,
+        Err(HoldError::InstanceLost) => {
+            return EdgeResponse::Http(edge_problem(EdgeProblem::InstanceLost, source.request_id));
+        }
+        Err(error) => return invalid_hold(&error, source),
+    };
+    drop(open);
+    match instruction.subscribe(&state.subscribers, &state.events, source.client).await {
+        // The store may have disconnected all subscribers before this one was added: it would stay.
+        Ok(_) if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
+        Ok(mut feed) => {
+            head.headers.remove(CONTENT_LENGTH);
+            if state.gzip {
+                head.headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+            }
+            let first = match gzip && feed.can_gzip() {
+                true => {
+                    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                    feed.start_gzip(&first).into()
+                }
+                false => first,
+            };
+            EdgeResponse::Held(Box::new(HeldStream { head, first, feed }))
+        }
+        Err(problem) => {
+            EdgeResponse::Http(edge_response::replacing_problem(&problem, &head.headers, source.request_id))
+        }
+    }
+}
+
+fn invalid_hold(error: &HoldError, source: Source<'_>) -> EdgeResponse {
+    tracing::error!(%error, request_id = source.request_id, "a connection cannot be held as the gateway says");
+    EdgeResponse::Http(edge_problem(EdgeProblem::Failed, source.request_id))
+}
+
+/// Memory that a request's body takes in an instance. The gateway reads JSON whole, and other types line by line.
+fn body_bytes<B: Body>(request: &Request<B>, bytes_max: u64) -> BodyBytes {
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let bytes_max = match content_type {
+        Some(_) if !content_type::is_json(content_type) => bytes_max.min(STREAMED_BODY_BYTES),
+        _ => bytes_max,
+    };
+    let body = request.body();
+    match body.size_hint().exact() {
+        _ if body.is_end_stream() => BodyBytes(0),
+        // A body over the bound is refused before it is read.
+        Some(bytes) => BodyBytes(bytes.min(bytes_max)),
+        None => BodyBytes(bytes_max),
+    }
+}
+
+/// The label of a method. Clients can invent methods, which must not become labels.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        "PATCH" => "PATCH",
+        _ => "other",
+    }
+}

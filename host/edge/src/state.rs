@@ -1,0 +1,89 @@
+//! What all connections share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::watch;
+use weir_config::{AuthMode, Config, Http, Switch};
+use weir_events::Store;
+use weir_runtime::Runtime;
+use weir_runtime::gateway::Gateway;
+
+use crate::entry::Entry;
+use crate::error::ServeError;
+use crate::observe::Observer;
+use crate::share::SharedPool;
+use crate::sse::subscribers::Subscribers;
+
+/// Requests to `/livez` and `/readyz` that the component has at once: more than any prober sends.
+const PROBES_MAX: u32 = 64;
+/// Responses of `/metrics` that are not sent yet.
+const SCRAPES_MAX: u32 = 16;
+
+pub(crate) struct EdgeState {
+    pub(crate) config: Http,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) gateway: Gateway,
+    pub(crate) events: Store,
+    pub(crate) observer: Observer,
+    pub(crate) entry: Entry,
+    /// Whether `auth.mode` is `required`.
+    pub(crate) needs_token: bool,
+    pub(crate) connections: Arc<SharedPool>,
+    pub(crate) requests: Arc<SharedPool>,
+    pub(crate) probes: Arc<SharedPool>,
+    pub(crate) scrapes: Arc<SharedPool>,
+    pub(crate) subscribers: Subscribers,
+    /// Whether events are compressed for clients that accept gzip.
+    pub(crate) gzip: bool,
+    next_id: AtomicU64,
+    draining: AtomicBool,
+    /// Set to true to end WebSockets, which have no end of their own.
+    pub(crate) closing: watch::Sender<bool>,
+}
+
+impl EdgeState {
+    /// `is_loopback` is true where only this machine reaches the listener.
+    pub(crate) fn new(
+        config: &Config,
+        is_loopback: bool,
+        runtime: Arc<Runtime>,
+        observer: Observer,
+    ) -> Result<Self, ServeError> {
+        let http = &config.http;
+        let share = http.client_share_percent;
+        Ok(Self {
+            gateway: runtime.gateway().cloned().ok_or(ServeError::NoGateway)?,
+            events: runtime.events().cloned().ok_or(ServeError::NoGateway)?,
+            runtime,
+            observer,
+            entry: Entry::new(config, is_loopback)?,
+            needs_token: config.auth.mode == AuthMode::Required,
+            connections: SharedPool::new(http.connections_max, share),
+            requests: SharedPool::new(http.requests_max, share),
+            probes: SharedPool::new(PROBES_MAX, share),
+            scrapes: SharedPool::new(SCRAPES_MAX, share),
+            subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
+            gzip: config.events.gzip == Switch::On,
+            config: http.clone(),
+            next_id: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
+        })
+    }
+
+    /// Takes no new request from now on, and ends WebSockets.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.closing.send_replace(true);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A request id that this process has not given before.
+    pub(crate) fn new_request_id(&self) -> String {
+        format!("edge-{:x}-{:x}", std::process::id(), self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+}

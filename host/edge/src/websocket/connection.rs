@@ -1,0 +1,255 @@
+//! An open WebSocket, between its client and the gateway's request and response.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{SinkExt, StreamExt};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use metrics::gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::Error as SocketError;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use weir_runtime::gateway;
+
+use crate::body::OpenRequest;
+
+/// Most bytes in a message of a client; the gateway's own messages are smaller.
+const MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Bytes that a socket reads at once: most messages are small, and there are many sockets.
+const READ_BYTES: usize = 4096;
+/// How often a client is pinged; one that sends nothing for twice as long is disconnected.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the end of either direction may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The gateway's side of a WebSocket, until the connection is upgraded.
+pub(crate) struct Upgrade {
+    body: gateway::ResponseBody,
+    to_gateway: mpsc::Sender<Bytes>,
+    _open: Option<OpenRequest>,
+}
+
+impl Upgrade {
+    pub(crate) fn new(body: gateway::ResponseBody, to_gateway: mpsc::Sender<Bytes>, open: Option<OpenRequest>) -> Self {
+        Self { body, to_gateway, _open: open }
+    }
+
+    /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` was read from it before.
+    pub(crate) async fn run<S>(self: Box<Self>, stream: S, read: Bytes, closing: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let socket = WebSocketStream::from_partially_read(stream, read.to_vec(), Role::Server, Some(config)).await;
+        let Self { body, to_gateway, _open } = *self;
+        gauge!("weir_websockets_open").increment(1);
+        let connection = Connection { socket, body, lines: Lines::default(), last_received: Instant::now() };
+        connection.run(to_gateway, closing).await;
+        gauge!("weir_websockets_open").decrement(1);
+    }
+}
+
+/// A socket and the gateway's response.
+struct Connection<S> {
+    socket: WebSocketStream<S>,
+    body: gateway::ResponseBody,
+    lines: Lines,
+    /// When the client last sent a frame.
+    last_received: Instant,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The client has disconnected or sent a close frame.
+    Disconnected,
+    /// The host closes it, with this code and reason.
+    Close(CloseCode, &'static str),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    async fn run(mut self, to_gateway: mpsc::Sender<Bytes>, closing: watch::Receiver<bool>) {
+        match self.transfer(to_gateway, closing).await {
+            End::Disconnected => {}
+            End::Close(code, reason) => {
+                let close = async {
+                    let frame = CloseFrame { code, reason: reason.into() };
+                    if self.socket.close(Some(frame)).await.is_ok() {
+                        // Until the client's close frame.
+                        while let Some(Ok(_)) = self.socket.next().await {}
+                    }
+                };
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
+            }
+        }
+        // The gateway finishes what the end of its request's body makes it do.
+        let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, rest).await;
+    }
+
+    /// Moves messages in both directions until the connection ends.
+    async fn transfer(&mut self, to_gateway: mpsc::Sender<Bytes>, mut closing: watch::Receiver<bool>) -> End {
+        let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        let mut room = None;
+        loop {
+            tokio::select! {
+                // Reads from the client only while the gateway has room for a message.
+                reserved = to_gateway.reserve(), if room.is_none() => match reserved {
+                    Ok(permit) => room = Some(permit),
+                    // The gateway reads no more; its response ends by itself.
+                    Err(_) => return self.finish().await,
+                },
+                message = self.socket.next(), if room.is_some() => {
+                    self.last_received = Instant::now();
+                    match message {
+                        Some(Ok(Message::Text(text))) => {
+                            if let (Some(line), Some(room)) = (line(text.as_str()), room.take()) {
+                                room.send(line);
+                            }
+                        }
+                        Some(Ok(Message::Binary(_))) => {
+                            return End::Close(CloseCode::Unsupported, "messages are text");
+                        }
+                        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                            // The library answers pings with the next write.
+                            if self.socket.flush().await.is_err() {
+                                return End::Disconnected;
+                            }
+                        }
+                        Some(Ok(Message::Close(_))) => {
+                            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
+                            return End::Disconnected;
+                        }
+                        Some(Err(SocketError::Capacity(_))) => {
+                            return End::Close(CloseCode::Size, "the message is too long");
+                        }
+                        Some(Err(SocketError::Utf8(_))) => {
+                            return End::Close(CloseCode::Invalid, "the message is not UTF-8");
+                        }
+                        Some(Err(SocketError::Protocol(_))) => {
+                            return End::Close(CloseCode::Protocol, "the frame is invalid");
+                        }
+                        Some(Err(_)) | None => return End::Disconnected,
+                    }
+                }
+                frame = self.body.frame() => match frame {
+                    Some(Ok(frame)) => {
+                        if self.send(frame).await.is_err() {
+                            return End::Disconnected;
+                        }
+                    }
+                    Some(Err(_)) => return End::Close(CloseCode::Error, "the server lost this connection"),
+                    None => return End::Close(CloseCode::Normal, ""),
+                },
+                now = ping.tick() => {
+                    if room.is_some() && now.duration_since(self.last_received) > PING_INTERVAL * 2 {
+                        return End::Disconnected;
+                    }
+                    if self.socket.send(Message::Ping(Bytes::new())).await.is_err() {
+                        return End::Disconnected;
+                    }
+                }
+                () = is_true(&mut closing) => {
+                    return End::Close(CloseCode::Away, "the server is stopping");
+                }
+            }
+        }
+    }
+
+    /// Sends the rest of the gateway's response, when the gateway reads no more.
+    async fn finish(&mut self) -> End {
+        let rest = async {
+            loop {
+                match self.body.frame().await {
+                    Some(Ok(frame)) => {
+                        if self.send(frame).await.is_err() {
+                            return End::Disconnected;
+                        }
+                    }
+                    Some(Err(_)) => return End::Close(CloseCode::Error, "the server lost this connection"),
+                    None => return End::Close(CloseCode::Normal, ""),
+                }
+            }
+        };
+        let late = End::Close(CloseCode::Error, "the server did not finish in time");
+        tokio::time::timeout(CLOSE_TIMEOUT, rest).await.unwrap_or(late)
+    }
+
+    /// Sends the lines that end in a piece of the response, with one flush.
+    async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), SocketError> {
+        let Ok(piece) = frame.into_data() else { return Ok(()) };
+        let mut any = false;
+        self.lines.push(&piece);
+        while let Some(line) = self.lines.next_line() {
+            self.socket.feed(Message::text(line)).await?;
+            any = true;
+        }
+        if any { self.socket.flush().await } else { Ok(()) }
+    }
+}
+
+/// A message as a line: its line ends become spaces, which JSON treats alike. `None` for a blank message.
+fn line(message: &str) -> Option<Bytes> {
+    if message.trim().is_empty() {
+        return None;
+    }
+    let mut line = BytesMut::with_capacity(message.len() + 1);
+    line.extend(message.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
+    line.extend_from_slice(b"\n");
+    Some(line.freeze())
+}
+
+/// Splits the gateway's response into lines.
+#[derive(Default)]
+struct Lines {
+    partial: BytesMut,
+}
+
+impl Lines {
+    fn push(&mut self, piece: &[u8]) {
+        self.partial.extend_from_slice(piece);
+    }
+
+    fn next_line(&mut self) -> Option<String> {
+        let end = self.partial.iter().position(|byte| *byte == b'\n')?;
+        let line = self.partial.split_to(end);
+        self.partial.advance(1);
+        // The gateway writes JSON, which is UTF-8.
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
+}
+
+/// Resolves when the flag is true, or its sender is dropped.
+async fn is_true(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|flag| *flag).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_becomes_one_line() {
+        assert_eq!(line("{\n\"a\":\r\n1}").as_deref(), Some(&b"{ \"a\":  1}\n"[..]));
+        assert_eq!(line(" \n "), None);
+    }
+
+    #[test]
+    fn lines_are_joined_from_pieces() {
+        let mut lines = Lines::default();
+        lines.push(b"{\"a\"");
+        assert_eq!(lines.next_line(), None);
+        lines.push(b":1}\n{}\n{");
+        assert_eq!(lines.next_line().as_deref(), Some("{\"a\":1}"));
+        assert_eq!(lines.next_line().as_deref(), Some("{}"));
+        assert_eq!(lines.next_line(), None);
+    }
+}

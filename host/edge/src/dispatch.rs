@@ -223,8 +223,8 @@ async fn open_websocket<B>(
                 return refusal;
             }
             match handshake.complete(Response::from_parts(head, body), open) {
-                Ok((response, upgrade)) => EdgeResponse::WebSocket(response, Box::new(upgrade)),
-                Err(response) => EdgeResponse::Http(response),
+                (response, Some(upgrade)) => EdgeResponse::WebSocket(response, Box::new(upgrade)),
+                (response, None) => EdgeResponse::Http(response),
             }
         }
         Err(error) => gateway_failure(&error, source),

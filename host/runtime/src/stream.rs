@@ -46,7 +46,7 @@ use crate::inference::call::{CallOpener, Outcomes};
 use crate::interfaces::convert::core_failure;
 use crate::runtime::Runtime;
 use crate::types::{Aggregation as TokenAggregation, TokenOptions};
-use crate::types::{ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Output, Overflow, Task, WhenFull};
+use crate::types::{ClassifyOptions, EmbedOptions, Item, ModelKind, Output, Overflow, Task, WhenFull};
 
 /// A text for the model.
 #[derive(Debug, Clone, PartialEq)]

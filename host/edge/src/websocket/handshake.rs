@@ -145,18 +145,15 @@ impl Handshake {
         Ok((Self { accept, to_gateway }, Request::from_parts(parts, body)))
     }
 
-    /// Completes the handshake with the gateway's response, a stream of lines.
-    ///
-    /// # Errors
-    ///
-    /// The gateway gave another response, which is for the client as it is.
+    /// Completes the handshake with the gateway's response, a stream of lines. Without an upgrade the gateway gave another
+    /// response, which is for the client as it is.
     pub(crate) fn complete(
         self,
         response: gateway::Response,
         open: Option<OpenRequest>,
-    ) -> Result<(Response<ResponseBody>, Upgrade), Response<ResponseBody>> {
+    ) -> (Response<ResponseBody>, Option<Upgrade>) {
         if response.status() != StatusCode::OK {
-            return Err(response.map(|body| ResponseBody::streamed(body, open)));
+            return (response.map(|body| ResponseBody::streamed(body, open)), None);
         }
         let (parts, body) = response.into_parts();
         let mut response = Response::new(ResponseBody::full(Bytes::new()));
@@ -170,7 +167,7 @@ impl Handshake {
         if let Some(id) = parts.headers.get(request_id::HEADER) {
             headers.insert(request_id::HEADER, id.clone());
         }
-        Ok((response, Upgrade::new(body, self.to_gateway, open)))
+        (response, Some(Upgrade::new(body, self.to_gateway, open)))
     }
 }
 

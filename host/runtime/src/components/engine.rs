@@ -11,7 +11,7 @@ const EPOCH: Duration = Duration::from_millis(10);
 
 /// The settings of the engine. Code is compiled for the target's baseline processor and not for the one that builds, so that
 /// a binary built on one machine starts on another.
-pub fn config() -> wasmtime::Result<Config> {
+pub(crate) fn config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config.target(TARGET)?;
     config.wasm_component_model_async(true);

@@ -1,7 +1,7 @@
 //! Conversions between the types of the WIT interfaces and those of the channel store and of core.
 
-use weir_core::channels::{self as channel, ChannelName, Draft};
-use weir_core::inference::failure as core;
+use weir_core::channels::{self, ChannelName, Draft};
+use weir_core::failure as core;
 use weir_events::{Error, StoreKind};
 
 use crate::bindings::gateway::weir::stream::events::{

@@ -11,59 +11,59 @@ use crate::Switch;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Events {
-    /// Where channels are kept: `memory` (gone with the process), `disk` (one file), or `redis` (Redis Streams, shared by all
+    /// The store of channels: `memory` (lost with the process), `disk` (one file), or `redis` (Redis Streams, shared by all
     /// instances).
     pub store: EventsStore,
-    /// Of `disk`: the file; its folder is made.
+    /// Of `disk`: the file; its folder is created.
     pub path: PathBuf,
-    /// Whether what a publisher was told to be in survives a crash. `disk`: it is told after an fsync, which those who publish
-    /// at the same time share. `redis`: says that the server keeps every write (`appendfsync always`).
+    /// Whether acknowledged events survive a crash. `disk`: they are acknowledged after an fsync, which concurrent publishers share.
+    /// `redis`: declares that the server keeps every write (`appendfsync always`).
     pub durable: bool,
-    /// Of `redis`: where it is, `redis://[user:password@]host:port/database`.
+    /// Of `redis`: its URL, `redis://[user:password@]host:port/database`.
     pub redis_url: String,
-    /// Of `redis`: what every key begins with.
+    /// Of `redis`: the prefix of every key.
     pub redis_prefix: String,
-    /// Of `redis`: how long one blocking read waits, ms; `STREAM_BLOCK_TIME` in the environment means this key too.
+    /// Of `redis`: how long one blocking read waits, ms; also set by `STREAM_BLOCK_TIME` in the environment.
     pub redis_block_ms: u64,
-    /// Of `redis`: how long a connection or a command may take, ms: a publisher has its answer within this.
+    /// Of `redis`: timeout of a connection attempt or a command, ms: a publisher is answered within it.
     pub redis_timeout_ms: u64,
-    /// Of `redis`: how long after a failed connection the next is tried, ms.
+    /// Of `redis`: delay between connection attempts, ms.
     pub redis_retry_ms: u64,
     /// While Redis does not answer: `none` (publishers get 503 with `Retry-After`) or `memory` (this process keeps events for
-    /// its own subscribers until Redis is back; `/stream/health` says so).
+    /// its own subscribers until Redis answers again; `/stream/health` reports it).
     pub fallback: EventsFallback,
-    /// Events kept of each channel; `STREAM_MAX_ENTRIES` in the environment means this key too.
+    /// Events kept of each channel; also set by `STREAM_MAX_ENTRIES` in the environment.
     pub events_max: u32,
     /// Bytes kept of each channel.
     pub bytes_max: u64,
     /// How long an event is kept, ms.
     pub age_ms_max: u64,
-    /// Channels kept; past it finished ones go first, then those not used for longest; what is followed stays.
+    /// Channels kept; over it finished channels are removed first, then the least recently used; channels with subscribers stay.
     pub channels_max: u32,
-    /// Subscribers at once; one more is answered 503 with `Retry-After`. Each holds a connection (`http.connections_max`), and no
-    /// request of `http.requests_max`.
+    /// Subscribers at once; further ones are answered 503 with `Retry-After`. Each counts as a connection (`http.connections_max`),
+    /// not as a request (`http.requests_max`).
     pub subscribers_max: u32,
-    /// Bytes that wait for one subscriber; past it progress is left out where a later one replaces it, then the subscriber is
-    /// closed, and can resume.
+    /// Bytes that wait for one subscriber; over it progress events are dropped where a later one replaces them, then the
+    /// subscriber is closed, and can resume.
     pub outbox_bytes_max: u64,
-    /// Bytes of what is kept between events, such as checkpoints of executions; of `memory` and `disk`. What does not fit is
-    /// refused, nothing is let go of for it; Redis has its own `maxmemory`.
+    /// Bytes of stored values, such as checkpoints of executions, in `memory` and `disk`. A value that does not fit is refused, and
+    /// no other is removed for it; Redis has its own `maxmemory`.
     pub state_bytes_max: u64,
-    /// Within how long another instance takes over the executions and stored sessions of one that has died, ms; 1000 to 3600000. An instance that
-    /// is stopped for longer than three quarters of it loses them to others that share the store.
+    /// Time within which another instance takes over the executions and stored sessions of a dead one, ms; 1000 to 3600000. An
+    /// instance that is stopped for longer than three quarters of it loses them to others that share the store.
     pub lease_ms: u64,
-    /// A file that gets every event published here as a line of JSON; none when empty. Its folder must be there.
+    /// A file to which every event published here is written as a line of JSON; none when empty. Its folder must exist.
     pub file: PathBuf,
-    /// When the file has so many bytes it is rotated to `FILE.1`, `FILE.2` and so on.
+    /// Size at which the file is rotated to `FILE.1`, `FILE.2` and so on, bytes.
     pub file_bytes_max: u64,
     /// Files kept, the newest included.
     pub file_count_max: u32,
-    /// A stream of server-sent events or NDJSON on which nothing was written for so long gets a heartbeat, ms.
+    /// A stream of server-sent events or NDJSON gets a heartbeat when nothing was written for this time, ms.
     pub heartbeat_ms: u64,
-    /// After how long an `EventSource` that lost its connection is told to try again, ms.
+    /// Reconnection delay that is sent to an `EventSource`, ms.
     pub retry_ms: u32,
-    /// Whether server-sent events are compressed for who takes gzip: `on` or `off`. Each event is compressed once for all who
-    /// follow; a connection keeps 12 bytes for it.
+    /// Whether server-sent events are compressed for clients that accept gzip: `on` or `off`. Each event is compressed once for all
+    /// subscribers; a connection keeps 12 bytes of state for it.
     pub gzip: Switch,
 }
 
@@ -97,7 +97,7 @@ impl Default for Events {
     }
 }
 
-/// Where channels are kept.
+/// The store of channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EventsStore {
@@ -113,25 +113,25 @@ pub enum EventsStore {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EventsFallback {
-    /// Publishers are told to come back.
+    /// Publishers are answered 503 with `Retry-After`.
     None,
-    /// This process keeps them.
+    /// This process keeps them in memory.
     Memory,
 }
 
-/// Transcript sessions that are stored. Each has a channel, and is kept between its events: see `events.channels_max` and
+/// Stored transcript sessions. Each has a channel and a stored checkpoint: see `events.channels_max` and
 /// `events.state_bytes_max`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sessions {
-    /// Sessions at once, those that have ended and can still be asked for included; one more is answered 503.
+    /// Sessions at once, ended ones that can still be read included; further ones are answered 503.
     pub live_max: u32,
-    /// Memory of the checkpoints of sessions at rest, bytes; past it some are in the store alone, and are read when they are asked for.
+    /// Memory of the checkpoints of idle sessions, bytes; over it some are in the store only, and are read from it on use.
     pub memory_bytes_max: u64,
-    /// A session that is fed is put into the store this often, ms; and when nothing comes, and at the end. What came since is in its
-    /// channel.
+    /// How often the checkpoint of a session that receives chunks is stored, ms; also when it becomes idle, and at the end. Its
+    /// channel has the events since then.
     pub checkpoint_ms: u64,
-    /// A session that has ended or expired can be asked for this long, ms.
+    /// How long a session that has ended or expired can be read, ms.
     pub ended_ttl_ms: u64,
 }
 
@@ -141,40 +141,40 @@ impl Default for Sessions {
     }
 }
 
-/// Who may ask.
+/// Authentication and authorization.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// `none`: nobody is asked who they are; channels are then served on a loopback address only. `required`: every request but
-    /// probes, `/`, `/openapi.json` and `/stream/health` shows a token, an API key or a ticket.
+    /// `none`: no authentication; channels are then served on a loopback address only. `required`: every request except probes, `/`,
+    /// `/openapi.json` and `/stream/health` needs a token, an API key or a ticket.
     pub mode: AuthMode,
     /// Folder with the files `token_keys` (public keys: a JWKS, a JWK or PEM), `token_secrets` (shared secrets for HS256, one per
-    /// line), `api_keys` (lines `NAME USER sha256:HEX SCOPE…`) and `ticket_secrets` (a line each, the first signs); each may be
-    /// absent. A file that changes is read again within a second; while one cannot be understood, every request is refused, and
-    /// the log and `/readyz` say why. A key of `token_keys` that cannot be used is skipped beside one that can.
+    /// line), `api_keys` (lines `NAME USER sha256:HEX SCOPE…`) and `ticket_secrets` (one per line, the first signs); each may be
+    /// absent. A changed file is read again within a second; while one is invalid, every request is refused, and the log and
+    /// `/readyz` give the reason. An unusable key of `token_keys` is skipped if another is usable.
     pub dir: PathBuf,
-    /// Issuers whose tokens are taken (`iss`).
+    /// Accepted issuers of tokens (`iss`).
     pub issuers: Vec<String>,
-    /// Who we are: a token is for one of these (`aud`).
+    /// Accepted audiences of tokens (`aud`).
     pub audiences: Vec<String>,
-    /// How far an issuer's clock may be from ours, s.
+    /// Tolerated difference between the clocks of an issuer and this server, s.
     pub leeway_s: u32,
-    /// How long a ticket is good, s.
+    /// Lifetime of a ticket, s.
     pub ticket_ttl_s: u32,
-    /// Origins whose pages may ask, such as `https://example.org`; `*` for all, but not with `cors_credentials`.
+    /// Origins whose pages may send requests, such as `https://example.org`; `*` for all, but not with `cors_credentials`.
     pub cors_origins: Vec<String>,
     /// Whether pages of these origins may send cookies.
     pub cors_credentials: bool,
-    /// Requests of one user in a second, in the long run; one over it is answered 429 with `Retry-After`. This and the next
-    /// three count in each instance of the gateway component for itself.
+    /// Requests of one user in a second, in the long run; further ones are answered 429 with `Retry-After`. This and the next
+    /// three are counted in each instance of the gateway component separately.
     pub requests_per_s: u32,
-    /// Requests of one user that may come at once.
+    /// Requests of one user at once.
     pub requests_burst: u32,
     /// Events that one user publishes in a second, in the long run.
     pub publishes_per_s: u32,
-    /// Events of one user that may come at once.
+    /// Events of one user at once.
     pub publishes_burst: u32,
-    /// Subscriptions of one user at once, in the whole process; one over it is answered 429 with `Retry-After`.
+    /// Subscriptions of one user at once, in the whole process; further ones are answered 429 with `Retry-After`.
     pub connections_max: u32,
 }
 
@@ -198,12 +198,12 @@ impl Default for Auth {
     }
 }
 
-/// Whether requests show who sends them.
+/// Whether requests need credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
-    /// Nobody is asked.
+    /// No request needs credentials.
     None,
-    /// Everybody is asked.
+    /// All but a few public routes need credentials.
     Required,
 }

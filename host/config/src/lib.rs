@@ -2,7 +2,11 @@
 //!
 //! The doc comments of the fields are the manual: [`keys`] turns them into the table that `weir config` prints and that
 //! `docs/reference/configuration.md` has. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
-//! Unknown keys are errors, in the file and in the environment.
+//!
+//! # Invariants
+//!
+//! - A setting is defined once, here: its type, its default, its meaning and its variable.
+//! - An unknown key is an error, in the file, in the environment and on the command line.
 
 mod channels;
 mod load;
@@ -25,7 +29,7 @@ pub use pipelines::Pipelines;
 pub use suggest::suggest_key;
 pub use variables::variables;
 
-/// Everything that can be configured.
+/// The configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -35,19 +39,19 @@ pub struct Config {
     pub models: Models,
     /// Models one by one: `[model.NAME]`.
     pub model: BTreeMap<String, Model>,
-    /// Which model does which step of `/process-stream` and `/process-batch`.
+    /// The models of the steps of `/process-stream` and `/process-batch`.
     pub steps: Steps,
     /// The gateway component.
     pub gateway: Gateway,
     /// The infer component.
     pub infer: Infer,
-    /// The channels of events: where they are kept, and how much.
+    /// The channels of events.
     pub events: Events,
-    /// Transcript sessions that are stored.
+    /// Stored transcript sessions.
     pub sessions: Sessions,
     /// Pipelines and their executions.
     pub pipelines: Pipelines,
-    /// Who may ask.
+    /// Authentication and authorization.
     pub auth: Auth,
     /// Logs.
     pub log: Log,
@@ -59,33 +63,32 @@ pub struct Config {
 pub struct Http {
     /// Address to listen on, `ADDRESS:PORT`; a port alone (`8081`) is one of 127.0.0.1, and port 0 takes a free one.
     pub listen: String,
-    /// Names besides `localhost` and loopback addresses that requests may be for (`Host`), such as `weir.internal`; `*` for all. Where
-    /// `auth.mode` is `none` and the address is a loopback one, others are answered 403: the name may be of a page that was made to
-    /// lead here. On other addresses names are checked when there is one here.
+    /// Host names besides `localhost` and loopback addresses that are allowed in `Host`, such as `weir.internal`; `*` allows all. Where
+    /// `auth.mode` is `none` and the address is a loopback one, other names are answered 403, against DNS rebinding. On other
+    /// addresses names are checked only if this list has one.
     pub hosts: Vec<String>,
-    /// Connections at once, those of subscribers among them; one more waits in the kernel's queue.
+    /// Connections at once, those of subscribers included; further ones wait in the kernel's queue.
     pub connections_max: u32,
-    /// Requests answered at once, each counted until its body ends; one more is answered 503 with `Retry-After`.
+    /// Requests at once, each counted until the body of its response ends; further ones are answered 503 with `Retry-After`.
     pub requests_max: u32,
-    /// The most that one client may hold of the connections, the requests (WebSockets and streams among them), the anonymous
-    /// subscriptions and the bytes of request bodies that there may be at once, in percent; one more request is answered 429
-    /// with `Retry-After`, one more connection is closed. A client is an address, and its user once it is identified: what a
-    /// user holds no longer counts for the address. Behind a proxy all have one address: `100` there, if there are no users.
+    /// The share of one client, in percent, of the connections, the requests (WebSockets and streams included), the anonymous
+    /// subscriptions and the bytes of request bodies at once; a request over it is answered 429 with `Retry-After`, a connection
+    /// over it is closed. A client is an address, and its user once it is identified: what a user holds no longer counts for the
+    /// address. Behind a proxy all clients have one address: set `100` there, if there are no users.
     pub client_share_percent: u32,
-    /// Longest request body, bytes; a longer one is answered 413.
+    /// Most bytes in a request body; a longer one is answered 413.
     pub body_bytes_max: u64,
-    /// Time for a request's header to arrive, from its first byte, ms; of a new connection, from its start. On HTTP/2 too.
+    /// Time for the head of a request to arrive, ms, from its first byte, or from the start of a new connection. HTTP/2 too.
     pub header_timeout_ms: u64,
-    /// How long a connection is kept open between two requests, ms.
+    /// How long an idle connection is kept open, ms.
     pub idle_timeout_ms: u64,
     /// Time for a request's body to arrive, ms; a slower one is answered 408.
     pub body_timeout_ms: u64,
-    /// Time in which a client must take something of what is written to it, ms; else its connection is cut, or on HTTP/2 its
-    /// stream is reset.
+    /// How long a write to a client may make no progress, ms; then its connection is closed, or on HTTP/2 its stream is reset.
     pub write_timeout_ms: u64,
-    /// Time for a whole request, ms; a stream that is still going ends with an error event.
+    /// Time for a whole request, ms; a stream that takes longer ends with an error event.
     pub request_timeout_ms: u64,
-    /// After SIGTERM or SIGINT, time for streams to finish, ms.
+    /// Time for streams to finish after SIGTERM or SIGINT, ms.
     pub drain_timeout_ms: u64,
 }
 
@@ -144,7 +147,7 @@ impl Default for Models {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Its folder in the Hugging Face layout.
+    /// Its folder, in the Hugging Face layout.
     pub path: PathBuf,
     /// Its engine; absent: `models.engine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,15 +157,15 @@ pub struct Model {
     pub replicas: Option<u32>,
 }
 
-/// Which model does which step.
+/// The models of the steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Steps {
-    /// Model of the sentiment step: text classification. Empty: the step is switched off. While a model is named here and not served, `/readyz` says so.
+    /// Model of the sentiment step: text classification. Empty: the step is off. While a model is named here and not served, `/readyz` is 503 and names it.
     pub sentiment: String,
-    /// Model of the entities step: token classification. Empty: the step is switched off.
+    /// Model of the entities step: token classification. Empty: the step is off.
     pub entities: String,
-    /// Model of the summary step: sentence embeddings. Empty: the step is switched off.
+    /// Model of the summary step: sentence embeddings. Empty: the step is off.
     pub summary: String,
 }
 
@@ -178,18 +181,18 @@ impl Default for Steps {
 pub struct Gateway {
     /// A component file to use in place of the built-in one.
     pub component: PathBuf,
-    /// Requests that one instance serves at once; a trap ends them together.
+    /// Requests of one instance at once; a trap ends all of them.
     pub instance_requests_max: u32,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
-    /// Bytes of request bodies that one instance has at once, as their requests announce them; a request waits until there is
-    /// room, and is answered 503 with `Retry-After` when there is none for long. An instance needs a few times as much memory.
+    /// Bytes of request bodies of one instance at once, as announced by the requests; further requests wait, and are answered 503
+    /// with `Retry-After` after 15 s. An instance needs a few times as much memory.
     pub body_bytes_max: u64,
-    /// Memory of the keeper, the one instance that has executions and stored sessions, bytes.
+    /// Memory of the stateful instance, the one that holds executions and stored sessions, bytes.
     pub keeper_memory_bytes_max: u64,
-    /// Bytes of request bodies that the keeper has at once; as `body_bytes_max`.
+    /// Bytes of request bodies of the stateful instance at once; as `body_bytes_max`.
     pub keeper_body_bytes_max: u64,
-    /// An instance without requests is let go after this long, ms.
+    /// An instance without requests is ended after this time, ms.
     pub idle_timeout_ms: u64,
 }
 
@@ -215,56 +218,53 @@ pub struct Infer {
     pub component: PathBuf,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
-    /// Items waiting for one model, from all callers. Streams are pushed back before they fill more than half of it; a
-    /// request that does not fit is answered 503 with `Retry-After`.
+    /// Items waiting for one model, from all callers. Streams wait before they fill more than half of it; a request that does not
+    /// fit is answered 503 with `Retry-After`.
     pub queue_items_max: u32,
-    /// Tokens waiting for one model, from all callers, as estimated from the bytes; as `queue_items_max`.
+    /// Tokens waiting for one model, from all callers, as estimated from bytes; as `queue_items_max`.
     pub queue_tokens_max: u32,
-    /// Items of one client (by its address) waiting for one model; its requests over that are answered 429 with
-    /// `Retry-After`.
+    /// Items of one client (by its address) waiting for one model; its further requests are answered 429 with `Retry-After`.
     pub caller_items_max: u32,
-    /// Items of one call that have no outcome yet or whose outcome is not yet read; a caller that would pass it is
-    /// pushed back.
+    /// Items of one call without an outcome, or with one that is not read yet; a caller over it waits.
     pub call_items_max: u32,
-    /// What happens when the queue is full: `none` (push back or refuse), `head` (the oldest item goes, answered
-    /// `overloaded`), `tail` (the new one goes).
+    /// What a full queue drops: `none` (callers wait or are refused), `head` (the oldest item, answered `overloaded`), `tail` (the
+    /// new item).
     pub drop_policy: DropPolicy,
-    /// `adaptive`: a free replica never waits while items wait. `windowed`: items wait for `batch_size` or `window_ms`,
-    /// which adds up to `window_ms` to every answer.
+    /// `adaptive`: an idle replica takes waiting items at once. `windowed`: items wait for `batch_size` or `window_ms`, which adds
+    /// up to `window_ms` to every response.
     pub batching: Batching,
-    /// Windowed: what closes a window: `time_and_count`, `time_only` or `count_only`.
+    /// Windowed: the condition that closes a window: `time_and_count`, `time_only` or `count_only`.
     pub aggregation: Aggregation,
-    /// Windowed: the items that close a window.
+    /// Windowed: the number of items that closes a window.
     pub batch_size: u32,
     /// Windowed: the time that closes a window, from its first item, ms.
     pub window_ms: u32,
     /// Most texts in one run of a model.
     pub max_batch_size: u32,
-    /// Most tokens in one run of a model, with padding; a longer text goes alone. 0: what suits the engine, which is 128 for
-    /// both on a processor core.
+    /// Most tokens in one run of a model, padding included; a longer text runs alone. 0: the engine's own bound, 128 on a
+    /// processor core.
     pub batch_tokens_max: u32,
-    /// A run that is expected to take longer is made smaller, ms; 0: no bound.
+    /// Longest expected time of one run, ms; batches are made smaller to meet it. 0: no bound.
     pub batch_time_ms_max: u32,
-    /// A replica that owes answers and has given none for so long is replaced, ms.
+    /// A replica with items that gives no outcome for this time is replaced, ms.
     pub hang_timeout_ms: u64,
-    /// How often an item is tried when its replica is lost or its model unavailable, the first time included.
+    /// Attempts for an item whose replica is lost or whose model is unavailable, the first one included.
     pub retry_max_attempts: u32,
-    /// Delay that retries start from, ms.
+    /// Base delay of retries, ms.
     pub retry_base_backoff_ms: u32,
-    /// How retries are spaced: `no_retry`, `fixed_delay`, `exponential_jitter` or `exponential_decorrelated`.
+    /// Delays of retries: `no_retry`, `fixed_delay`, `exponential_jitter` or `exponential_decorrelated`.
     pub retry_policy: RetryPolicy,
-    /// Retries that all items of a model together may make, for each hundred first attempts.
+    /// Retries of all items of a model together, for each hundred first attempts.
     pub retry_budget_percent: u32,
-    /// Whether a model that fails over and over is left alone for a while: `on` or `off`.
+    /// Whether a model that fails repeatedly gets no items for a while: `on` or `off`.
     pub circuit_breaker: Switch,
-    /// Failures that open the circuit; of several in a row the first does not count, so that texts that fail by themselves
-    /// open nothing.
+    /// Failures that open the circuit; the first of several in a row does not count, so that single failing texts do not open it.
     pub circuit_failures: u32,
-    /// The time within which they count, ms.
+    /// The time within which failures count, ms.
     pub circuit_window_ms: u64,
     /// How long an open circuit answers `circuit_open` before a first item is let through, ms.
     pub circuit_open_ms: u64,
-    /// Successes that close it again.
+    /// Successes that close the circuit again.
     pub circuit_successes: u32,
 }
 
@@ -299,15 +299,15 @@ impl Default for Infer {
     }
 }
 
-/// What happens when a queue is full.
+/// What a full queue drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DropPolicy {
-    /// Nothing is dropped: callers are pushed back or refused.
+    /// Nothing: callers wait or are refused.
     None,
-    /// The oldest item goes.
+    /// The oldest item.
     Head,
-    /// The new item goes.
+    /// The new item.
     Tail,
 }
 
@@ -315,13 +315,13 @@ pub enum DropPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Batching {
-    /// When a replica is free.
+    /// When a replica is idle.
     Adaptive,
     /// When its window ends.
     Windowed,
 }
 
-/// What closes a window.
+/// The condition that closes a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
@@ -333,7 +333,7 @@ pub enum Aggregation {
     CountOnly,
 }
 
-/// How retries are spaced.
+/// The delays of retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RetryPolicy {
@@ -363,7 +363,7 @@ pub enum Switch {
 pub struct Log {
     /// `text` or `json`.
     pub format: LogFormat,
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as `info,weir_edge=debug`.
+    /// Least level that is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as `info,weir_edge=debug`.
     pub level: String,
 }
 

@@ -1,4 +1,4 @@
-//! Defaults, then the file, then the environment, then flags.
+//! Loads the configuration: defaults, then the file, then the environment, then flags.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use crate::suggest::{is_key, suggest, suggest_key};
 use crate::variables::variable;
 use crate::{AuthMode, Config, values};
 
-/// Why a configuration cannot be used.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file named does not exist or cannot be read.
+    /// The file does not exist or cannot be read.
     #[error("configuration file {0} cannot be read")]
     Unreadable(PathBuf),
     /// A key is unknown, or a value has the wrong type or is out of range.
@@ -26,7 +26,7 @@ pub enum ConfigError {
     UnknownVariable {
         /// The variable.
         name: String,
-        /// A question after the variable that was probably meant; empty when none is near.
+        /// A suggestion of another variable; empty when none is near.
         meant: String,
     },
 }
@@ -44,7 +44,7 @@ pub fn load(
             return Err(ConfigError::Unreadable(path.to_path_buf()));
         }
         let contents = std::fs::read(path).map_err(|_| ConfigError::Unreadable(path.to_path_buf()))?;
-        // The reader of TOML accepts a byte order mark, and has no sentence for UTF-16.
+        // The TOML parser accepts a byte order mark, but its error about UTF-16 does not name the cause.
         weir_core::text_file::text(&contents)
             .map_err(|error| ConfigError::Invalid(format!("configuration file {}: {error}", path.display())))?;
         figment = figment.merge(Toml::file_exact(path));
@@ -61,12 +61,12 @@ pub fn load(
     Ok(config)
 }
 
-/// An event takes 262,144 bytes of data, of which an output may be most.
+/// The longest output that fits into an event, whose data has at most 262,144 bytes.
 const OUTPUT_BYTES_MAX: u64 = 250_000;
-/// What `events.lease_ms` may be: long enough to be renewed, and at most what the store takes.
+/// Bounds of `events.lease_ms`: long enough to be renewed, and at most what the store accepts.
 const LEASE_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
 
-/// Values that have the right type and still make no sense.
+/// Checks the ranges of values, and combinations of values.
 fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
         ("http.connections_max", u64::from(config.http.connections_max)),
@@ -140,8 +140,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Invalid(missing.into()));
     }
     if config.pipelines.output_bytes_max > OUTPUT_BYTES_MAX {
-        let large =
-            format!("pipelines.output_bytes_max must be at most {OUTPUT_BYTES_MAX}: an event has room for no more");
+        let large = format!(
+            "pipelines.output_bytes_max must be at most {OUTPUT_BYTES_MAX}: longer outputs do not fit into an event"
+        );
         return Err(ConfigError::Invalid(large));
     }
     config.pipelines.named_steps().map_err(ConfigError::Invalid)?;
@@ -159,22 +160,22 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
 }
 
-/// One sentence with the key and where it came from.
+/// One sentence with the key and its source.
 fn one_line(error: figment::Error) -> String {
     let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
     let key = first.path.join(".");
     if let figment::error::Kind::UnknownField(_, siblings) = &first.kind {
         return format!("{key} is not a key of the configuration{}; {}", place(&first), meant(&key, siblings));
     }
-    // "found `x`, expected `one of `a`, `b```": the quotes inside the quotes say nothing.
+    // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
     let said = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
     let place = place(&first);
-    // The parser of TOML draws the line below its message.
+    // The TOML parser shows the line below its message.
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     if key.is_empty() { format!("{said}{place}") } else { format!("{key}: {said}{place}") }
 }
 
-/// What to write in place of a key that there is not. `siblings` are the keys of its section.
+/// A suggestion in place of an unknown key. `siblings` are the keys of its section.
 fn meant(key: &str, siblings: &[&str]) -> String {
     match suggest_key(key) {
         Some(meant) => format!("did you mean `{meant}`?"),
@@ -183,7 +184,7 @@ fn meant(key: &str, siblings: &[&str]) -> String {
     }
 }
 
-/// Where a value came from.
+/// The source of a value.
 fn place(error: &figment::Error) -> String {
     let Some(metadata) = &error.metadata else { return String::new() };
     match &metadata.source {
@@ -192,7 +193,7 @@ fn place(error: &figment::Error) -> String {
     }
 }
 
-/// Keys and values from outside a file. Values are read as the type of the key's default where they can be.
+/// Keys and values from outside of a file. Values are parsed as the type of the key's default if possible.
 struct Pairs {
     source: &'static str,
     pairs: Vec<(String, String)>,
@@ -212,7 +213,7 @@ impl Pairs {
             let key = known.iter().find(|key| variable(key) == name || alias == Some(key.as_str()));
             match key {
                 Some(key) => pairs.push((key.clone(), value)),
-                // Only names that can be nothing but a mistyped key: others may belong to tools around us.
+                // Only names with the prefix of a section: others may belong to other programs.
                 None if sections.iter().any(|s| name.starts_with(s.as_str())) => {
                     let variables: Vec<String> = known.iter().map(|key| variable(key)).collect();
                     let typed = name.to_lowercase();
@@ -228,7 +229,7 @@ impl Pairs {
     }
 }
 
-/// Variables by which others have always called two of our keys.
+/// Other variables that set a key.
 const ALIASES: [(&str, &str); 2] =
     [("STREAM_MAX_ENTRIES", "events.events_max"), ("STREAM_BLOCK_TIME", "events.redis_block_ms")];
 
@@ -245,7 +246,7 @@ impl Provider for Pairs {
                 Ok(value) => value,
                 Err(never) => match never {},
             };
-            // What is a text by default is one whatever it looks like: a folder may be called `7`.
+            // A key whose default is a text takes any value as text: a folder may be called `7`.
             let is_text = match default_of(&defaults, key) {
                 Some(default) => default.is_string(),
                 None => key.starts_with("model.") && (key.ends_with(".path") || key.ends_with(".engine")),
@@ -300,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_have_the_names_that_others_gave_them() {
+    fn alias_sets_its_key() {
         let config = load(None, env(&[("STREAM_MAX_ENTRIES", "7"), ("STREAM_BLOCK_TIME", "50")]), &[]).unwrap();
         assert_eq!((config.events.events_max, config.events.redis_block_ms), (7, 50));
     }
 
     #[test]
-    fn authentication_needs_keys() {
+    fn required_authentication_without_a_folder_of_keys_is_refused() {
         error(
             "[auth]\nmode = 'required'\n",
             &[],
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_looks_like_a_number_is_a_text_where_texts_are_expected() {
+    fn number_is_a_text_for_a_key_that_takes_text() {
         for key in ["events.file", "auth.dir", "events.path", "models.dir", "pipelines.dir", "events.redis_prefix"] {
             load(None, [], &[(key.into(), "7".into())]).unwrap();
         }
@@ -358,14 +359,14 @@ mod tests {
     }
 
     #[test]
-    fn file_that_is_no_toml_is_refused_in_one_line() {
+    fn invalid_toml_is_refused_in_one_line() {
         let file = file("[http\nlisten = 1");
         let message = load(Some(file.path()), [], &[]).unwrap_err().to_string();
         assert!(!message.contains('\n') && message.contains("line 1"), "{message}");
     }
 
     #[test]
-    fn file_with_byte_order_mark_and_windows_line_ends_is_read() {
+    fn file_with_byte_order_mark_and_crlf_is_read() {
         let file = file("\u{feff}[http]\r\nlisten = '127.0.0.1:1'\r\n\r\n# a comment\r\nrequests_max = 5\r\n");
         let config = load(Some(file.path()), [], &[]).unwrap();
         assert_eq!((config.http.listen.as_str(), config.http.requests_max), ("127.0.0.1:1", 5));
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn invalid_values_are_named_with_their_source() {
         error(
             "[http]\nlistn = 'x'\n",
             &[],

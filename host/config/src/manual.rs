@@ -5,21 +5,20 @@ use serde_json::Value;
 use crate::Config;
 use crate::variables::variable;
 
-/// A key of the configuration.
+/// A key, with its manual entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Key {
     /// As in the file, with dots: `http.listen`.
     pub name: String,
     /// As in the environment: `WEIR_HTTP_LISTEN`.
     pub variable: String,
-    /// The default as TOML; empty where there is none.
+    /// The default as TOML; empty if there is none.
     pub default: String,
     /// What it means.
     pub meaning: String,
 }
 
-/// Every key, by name. Keys of `[model.NAME]` stand once, with `NAME`, and cannot be given in the
-/// environment.
+/// Every key, ordered by name. Those of `[model.NAME]` appear once, with `NAME`; they have no variable.
 pub fn keys() -> Vec<Key> {
     let schema = serde_json::to_value(schemars::schema_for!(Config)).unwrap_or_default();
     let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
@@ -28,7 +27,7 @@ pub fn keys() -> Vec<Key> {
     keys
 }
 
-/// The names of the keys that have a value by default.
+/// The keys with a default value.
 pub(crate) fn leaves() -> Vec<String> {
     fn collect(value: &Value, path: &str, out: &mut Vec<String>) {
         match value {
@@ -46,7 +45,7 @@ pub(crate) fn leaves() -> Vec<String> {
     out
 }
 
-/// The keys as a Markdown table, as `docs/reference/configuration.md` has it.
+/// The keys as a Markdown table, as in `docs/reference/configuration.md`.
 pub fn table_markdown() -> String {
     let mut table = String::from("| key | default | meaning |\n|---|---|---|\n");
     for key in keys() {
@@ -55,13 +54,13 @@ pub fn table_markdown() -> String {
     table
 }
 
-/// A configuration file that sets every key to its default. What has no default is a comment.
+/// A configuration file that sets every key to its default. A key without a default is a comment.
 pub fn template() -> String {
     let mut text = String::from("# Every key, with its default. In the environment http.listen is WEIR_HTTP_LISTEN.\n");
     let mut section = String::new();
     for key in keys() {
         let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
-        // A section of which NAME is to be replaced must not stand there as it is.
+        // A section with NAME is a comment: the name is to be replaced.
         let comment = if head.contains("NAME") { "# " } else { "" };
         if head != section {
             section = head.to_owned();

@@ -10,30 +10,30 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pipelines {
-    /// Folder of pipelines, a file `NAME.json` for each; one that changes is read again within a second. Empty: there are none.
+    /// Folder of pipelines, a file `NAME.json` for each; a changed file is read again within a second. Empty: no pipelines.
     pub dir: PathBuf,
-    /// Executions that go on at once; one more is answered 503 with `Retry-After`.
+    /// Running executions; further ones are answered 503 with `Retry-After`.
     pub executions_max: u32,
-    /// Executions of one user that go on at once; one more is answered 429 with `Retry-After`.
+    /// Running executions of one user; further ones are answered 429 with `Retry-After`.
     pub user_executions_max: u32,
-    /// Input of an execution, bytes of JSON; a longer one is answered 413.
+    /// Most bytes in the input of an execution (JSON); a longer one is answered 413.
     pub input_bytes_max: u64,
-    /// Output of a step, bytes of JSON, at most 250000; a step with a longer one has failed.
+    /// Most bytes in the output of a step (JSON), at most 250000; a step with a longer output fails.
     pub output_bytes_max: u64,
-    /// Outputs of all steps of an execution together, bytes of JSON; they are in every checkpoint.
+    /// Most bytes in the outputs of all steps of an execution together (JSON); they are in every checkpoint.
     pub outputs_bytes_max: u64,
-    /// How long an execution that has ended can be asked for, and an `Idempotency-Key` is known, ms.
+    /// How long an ended execution can be read, and an `Idempotency-Key` is remembered, ms.
     pub ttl_ms: u64,
-    /// Whom `http` steps may call: `HOST` (the scheme's own port) or `HOST:PORT`.
+    /// Authorities that `http` steps may call: `HOST` (with the default port of the scheme) or `HOST:PORT`.
     pub http_allow: Vec<String>,
-    /// Components that are steps, `NAME=FILE.wasm`: a step of the kind `component` names one as its `path`. A file that changes
-    /// is taken for the calls that begin after.
+    /// Components that are steps, `NAME=FILE.wasm`: a step of the kind `component` names one as its `path`. A changed file applies
+    /// to calls that begin afterwards.
     pub steps: Vec<String>,
-    /// Memory of a component in one call, bytes, whatever its step says.
+    /// Most memory of a component in one call, bytes; a step can set less.
     pub step_memory_bytes_max: u64,
-    /// Time for one call of a component, ms, whatever its step says.
+    /// Longest time of one call of a component, ms; a step can set less.
     pub step_deadline_ms_max: u64,
-    /// Calls of components at once; one more waits.
+    /// Calls of components at once; further ones wait.
     pub step_calls_max: u32,
 }
 
@@ -57,7 +57,11 @@ impl Default for Pipelines {
 }
 
 impl Pipelines {
-    /// The files of the components, by name; a sentence about an item that is none.
+    /// The files of the components, by name.
+    ///
+    /// # Errors
+    ///
+    /// A sentence about an invalid item.
     pub fn named_steps(&self) -> Result<BTreeMap<String, PathBuf>, String> {
         let mut named = BTreeMap::new();
         for item in &self.steps {

@@ -1,9 +1,9 @@
-//! What a mistyped name was probably meant to be.
+//! Suggests the name that a mistyped one probably means.
 
 use crate::manual::keys;
 
-/// The key of the configuration that `name` was probably meant to be: mistyped, without its section, or with hyphens.
-/// `[model.NAME]` stands for the model that `name` names.
+/// The key that `name` probably means: mistyped, without its section, or with hyphens. The keys of `[model.NAME]` are those of
+/// the model in `name`.
 pub fn suggest_key(name: &str) -> Option<String> {
     let keys = keys_of_model(name);
     let sections = keys.iter().filter_map(|key| key.split('.').next());
@@ -15,13 +15,13 @@ pub(crate) fn is_key(name: &str) -> bool {
     keys_of_model(name).iter().any(|key| key == name)
 }
 
-/// Every key, those of `[model.NAME]` with the model that `name` names, if it names one.
+/// Every key, those of `[model.NAME]` with the model in `name`, if it has one.
 fn keys_of_model(name: &str) -> Vec<String> {
     let model = name.strip_prefix("model.").and_then(|rest| rest.split('.').next()).unwrap_or("NAME");
     keys().into_iter().map(|key| key.name.replace(".NAME.", &format!(".{model}."))).collect()
 }
 
-/// The candidate that `name` was probably meant to be; none when nothing is near.
+/// The candidate that `name` probably means; `None` when none is near.
 pub(crate) fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
     let plain = name.to_lowercase().replace('-', "_");
     let is_last = |key: &&str| key.rsplit_once('.').is_some_and(|(_, last)| last == plain);
@@ -34,8 +34,7 @@ pub(crate) fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> 
     (near.0 * 3 <= plain.chars().count().max(3)).then_some(near.1)
 }
 
-/// The edits (insert, remove, replace a letter, swap two neighbours) that make one text of the other: the optimal string
-/// alignment distance.
+/// The optimal string alignment distance: insertions, removals, replacements, and swaps of neighbours.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

@@ -1,4 +1,4 @@
-//! Values whose type says too little: the address to listen on, and what is logged.
+//! Checks of values that their type does not cover: the address to listen on, and the log level.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,11 +7,11 @@ use crate::suggest::suggest;
 /// The port of [`crate::Http::default`], for examples.
 const EXAMPLE: &str = "127.0.0.1:8080";
 
-/// An address to listen on, in full: a port alone, `8081` or `:8081`, is one of the loopback address.
+/// Completes an address to listen on: a port alone, `8081` or `:8081`, is a port of the loopback address.
 ///
 /// # Errors
 ///
-/// A sentence about a text that is no address.
+/// A sentence about an invalid address.
 pub(crate) fn listen(text: &str) -> Result<String, String> {
     let wrong = |what: String| Err(format!("cannot listen on {text}: {what}"));
     let port = text.strip_prefix(':').unwrap_or(text);
@@ -43,18 +43,18 @@ pub(crate) fn listen(text: &str) -> Result<String, String> {
     }
 }
 
-/// What a directive may ask for, the least first.
+/// The levels, the least verbose first.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be taken for the
-/// name of a target, and nothing would be logged.
+/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be the name of a
+/// target, and nothing would be logged.
 ///
 /// # Errors
 ///
-/// A sentence about the first directive that is none.
+/// A sentence about the first invalid directive.
 pub(crate) fn check_log_level(text: &str) -> Result<(), String> {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    // Filters by spans, `target[span{field=value}]=level`, have commas and signs of their own.
+    // Filters by span, `target[span{field=value}]=level`, may contain commas and other separators.
     if text.contains('[') {
         return Ok(());
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_alone_is_one_of_the_loopback_address() {
+    fn port_alone_is_completed_with_the_loopback_address() {
         for (text, want) in [
             ("8081", "127.0.0.1:8081"),
             (":8081", "127.0.0.1:8081"),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_the_remedy() {
+    fn invalid_address_is_refused_with_the_remedy() {
         let check = |text: &str, expect: Expect| expect.assert_eq(&listen(text).unwrap_err());
         check(
             "nonsense",
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_and_directives_are_taken_and_nothing_else() {
+    fn levels_and_directives_are_accepted_and_other_words_refused() {
         for text in
             ["info", "INFO", "off", "weir_edge=debug", "info, weir_edge=debug", "warn,h2::codec=trace", "[span]=info"]
         {

@@ -1,4 +1,4 @@
-//! What can be said on the command line.
+//! The command line.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ pub(crate) enum Command {
     Models(Models),
     /// Print every key of the configuration with its default and meaning
     Config(Manual),
-    /// Print what a shell completes command lines with
+    /// Print the completion script of a shell
     Completions {
         /// The shell
         #[arg(value_enum)]
@@ -33,7 +33,7 @@ pub(crate) enum Command {
     },
 }
 
-/// What every command that runs models takes.
+/// The arguments of every command that runs models.
 #[derive(Debug, Args)]
 pub(crate) struct Setup {
     /// Configuration file (TOML); `weir config` lists its keys
@@ -45,14 +45,14 @@ pub(crate) struct Setup {
     /// Use a component file in place of the built-in `gateway` or `infer`; can be repeated
     #[arg(long = "component", value_name = "NAME=FILE")]
     pub(crate) components: Vec<String>,
-    /// Set any other key, as in `--set http.requests_max=64`; can be repeated
+    /// Set any key of the configuration, as in `--set http.requests_max=64`; can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) keys: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Address to listen on, or a port of 127.0.0.1; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Address to listen on, or a port of 127.0.0.1; port 0 takes a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", alias = "port")]
     pub(crate) listen: Option<String>,
     /// Serve a model from a folder under a name; can be repeated
@@ -64,33 +64,33 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// What to do with each line
+    /// Task to run on each line
     #[arg(long, value_enum)]
     pub(crate) task: Task,
-    /// Name of the model, or a folder with one [default: the model that ships for the task]
+    /// Name or folder of a model [default: the bundled model of the task]
     #[arg(long, value_name = "NAME|DIR")]
     pub(crate) model: Option<String>,
     /// Sentiment: print the N best labels with their scores
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) top_k: Option<u32>,
-    /// Entities: how tokens become entities
+    /// Entities: how tokens are grouped into entities
     #[arg(long, value_enum, default_value = "average")]
     pub(crate) aggregation: Aggregation,
-    /// Sentiment, embed: answer a text that is longer than the model takes with an error, and do not cut it
+    /// Sentiment, embed: fail on a text that is longer than the model takes, instead of truncating it
     #[arg(long)]
     pub(crate) no_truncation: bool,
     /// Transcript: the pause that ends a segment, seconds [default: 1.0]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_gap_sec: Option<f64>,
-    /// Threads, each with a replica of the model [default: one for each core]
+    /// Replicas of the model, each with a thread [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) replicas: Option<u32>,
-    /// No progress on standard error
+    /// Do not show progress on standard error
     #[arg(long, short)]
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
-    /// Files with one input a line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT (.vtt); `-` is
+    /// Files with one input per line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT (.vtt); `-` is
     /// standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) files: Vec<PathBuf>,
@@ -100,28 +100,28 @@ pub(crate) struct Run {
 pub(crate) enum Task {
     /// Label each text: `{"index":0,"label":"positive","score":0.98}`
     Sentiment,
-    /// Find names: `{"index":0,"entities":[{"entity_group","score","word","start","end"}…]}`
+    /// Find named entities: `{"index":0,"entities":[{"entity_group","score","word","start","end"}…]}`
     Entities,
-    /// Turn each text into a vector of length 1: `{"index":0,"embedding":[…]}`
+    /// Compute an embedding of length 1 for each text: `{"index":0,"embedding":[…]}`
     Embed,
-    /// Choose the sentences that say most: `{"index":0,"summary":"…"}`
+    /// Extract the most central sentences: `{"index":0,"summary":"…"}`
     Summary,
-    /// Cut each file's chunks (`{"start","end","text","speaker_id"}` lines) into segments, and say what they hold:
+    /// Split each file's chunks (`{"start","end","text","speaker_id"}` lines) into annotated segments:
     /// `{"type":"final_segment","segment":{…},"semantic":{…}}`
     Transcript,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Aggregation {
-    /// Every token by itself
+    /// Each token is an entity
     None,
-    /// Join neighbours with the same entity
+    /// Join adjacent tokens with the same label
     Simple,
-    /// A word takes the label of its first token
+    /// A word has the label of its first token
     First,
-    /// A word takes the label with the best mean score
+    /// A word has the label with the best mean score
     Average,
-    /// A word takes the label of its best token
+    /// A word has the label of its best token
     Max,
 }
 
@@ -138,7 +138,7 @@ pub(crate) struct Models {
 pub(crate) enum ModelsCommand {
     /// List the models of the folder
     List,
-    /// Load models and run each once
+    /// Load models and run each one once
     Check {
         /// Names or folders [default: all models of the folder]
         #[arg(value_name = "NAME|DIR")]
@@ -153,11 +153,10 @@ pub(crate) enum ModelsCommand {
         #[arg(value_name = "SOURCE")]
         source: String,
     },
-    /// Fetch the library of an engine that is not part of this program, and print where it is
+    /// Fetch the library of an engine that is not part of this program, and print its path
     ///
-    /// pip fetches it as a wheel; only the library is unpacked, into the user's data folder
-    /// ($XDG_DATA_HOME/weir/onnxruntime, by default ~/.local/share/weir/onnxruntime), where it is found from then on. A
-    /// library elsewhere can be named by WEIR_ONNXRUNTIME.
+    /// Downloads a wheel with pip and unpacks the library into the user's data folder ($XDG_DATA_HOME/weir/onnxruntime, by
+    /// default ~/.local/share/weir/onnxruntime), where `weir` finds it. WEIR_ONNXRUNTIME names a library elsewhere.
     Engine {
         /// The engine
         #[arg(value_enum)]
@@ -168,7 +167,7 @@ pub(crate) enum ModelsCommand {
     },
 }
 
-/// Engines whose library is fetched.
+/// Engines whose library can be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FetchedEngine {
     /// ONNX Runtime
@@ -180,7 +179,7 @@ pub(crate) struct Manual {
     /// Print the keys as a Markdown table
     #[arg(long)]
     pub(crate) markdown: bool,
-    /// Print the configuration that this file and the environment give, as JSON
+    /// Print the effective configuration of this file and the environment, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) effective: Option<Option<PathBuf>>,
 }
@@ -230,7 +229,7 @@ pub(crate) fn beside_program() -> Option<PathBuf> {
     dir.is_dir().then_some(dir)
 }
 
-/// Ends the program as clap does. A flag that there is not may be a key of the configuration: then the way to set it is named.
+/// Exits as clap does. For an unknown flag that resembles a key of the configuration, the error suggests `--set`.
 pub(crate) fn exit(error: &clap::Error) -> ! {
     let flag = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag.trim_start_matches('-'),

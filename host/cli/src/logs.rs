@@ -14,11 +14,11 @@ use weir_config::{Log, LogFormat};
 use line::Lines;
 use repeats::Repeats;
 
-/// A crate of wasmtime's that warns of every body that a client breaks off or writes wrongly. The client is answered, and who runs
-/// the server can do nothing about it.
+/// A crate of wasmtime that warns about every aborted or malformed body. The client is answered, and the operator can do nothing
+/// about it.
 const NOISY: &str = "wasmtime_wasi_http";
 
-/// Whether all that is written to standard error is to be JSON.
+/// Whether everything on standard error is JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging as configured.
@@ -48,7 +48,7 @@ pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes why the program ends, in the form of the log where there is one that programs read.
+/// Writes the error that ends the program, as JSON if the log is JSON.
 pub(crate) fn last_error(error: &anyhow::Error) {
     match JSON.load(Ordering::Relaxed) {
         true => tracing::error!("{error:#}"),
@@ -56,7 +56,7 @@ pub(crate) fn last_error(error: &anyhow::Error) {
     }
 }
 
-/// <https://no-color.org>, and terminals that have none.
+/// Follows <https://no-color.org>, and `TERM=dumb`.
 fn wants_colors() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // A reader that went away (`weir … | head`) is no failure of ours to report.
+        // The reader of the output ended (`weir … | head`): not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             logs::last_error(&error);
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
-    // Written whole: a reader that is gone would end the writer of the script with a panic.
+    // Rendered first: `generate` panics on a write error.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut script);
     std::io::stdout().write_all(&script)?;

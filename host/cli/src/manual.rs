@@ -1,4 +1,4 @@
-//! `weir config`: every key with its default and meaning.
+//! `weir config`: prints every key with its default and meaning.
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `weir models`: list, check and fetch; fetch an engine.
+//! `weir models`: lists, checks and fetches models; fetches an engine.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
         ModelsCommand::List => list(&root.context(NO_FOLDER)?),
         ModelsCommand::Check { models, engine } => check(root.as_deref(), models, *engine),
         ModelsCommand::Pull { source } => {
-            // A first model makes the folder.
+            // Fetching the first model creates the folder.
             let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
             pull(&root.or_else(beside).context(NO_FOLDER)?, source)
         }
@@ -91,7 +91,7 @@ fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
     let beside = root.map(|root| root.join(name)).filter(|path| !name.contains('/') && path.is_dir());
     match beside {
         Some(path) => Ok(path),
-        // A folder that is not there is named by the check itself.
+        // The check itself reports a folder that does not exist.
         None => Ok(PathBuf::from(name)),
     }
 }
@@ -134,7 +134,7 @@ fn println_path(path: &Path) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{}", path.display())
 }
 
-/// A bar for the file on its way on a terminal; a line for each step and file elsewhere.
+/// Shows progress: on a terminal a bar for the current file, elsewhere a line for each step and file.
 struct Shown {
     bar: Option<(String, ProgressBar)>,
     terminal: bool,

@@ -29,23 +29,23 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
     let code = runtime.block_on(serve(config))?;
-    // Replicas are threads in the middle of a computation: there is nothing to wait for.
+    // Without waiting for replicas, which are threads in the middle of a computation.
     runtime.shutdown_background();
     Ok(code)
 }
 
-/// Asks the system for as many open files as it allows: each connection is one.
+/// Raises the limit of open files as far as the system allows: each connection is one.
 fn allow_files(http: &weir_config::Http) {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) if files < u64::from(http.connections_max) => {
-            tracing::warn!(files, "the system allows fewer open files than http.connections_max");
+            tracing::warn!(files, "the limit of open files is below http.connections_max");
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
     }
 }
 
-/// What is wrong with the models that the configuration names for the steps; `/readyz` says the same.
+/// The problems of the models that the configuration names for the steps; `/readyz` has the same.
 fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> {
     let kind = |kind| match kind {
         ModelKind::TextClassification => "text-classification",
@@ -66,10 +66,10 @@ fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> 
 async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let observer = Observer::install()?;
-    // Before anything can go wrong, so that no signal is lost.
+    // First, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Before a file is made: an address that is taken is the likeliest reason for a start to fail.
+    // Before a file is created: an address in use is the likeliest reason for a failing start.
     let listener = Listener::bind(&config.http.listen).await?;
     let address = listener.address();
     let new_files = NewFiles::of(&config.events);
@@ -90,7 +90,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         tracing::warn!(
             %address,
             "other machines can reach this address and there is no authentication: channels, sessions, pipelines and \
-             executions are refused (403), models answer anybody; set auth.mode=required and auth.dir, or listen on 127.0.0.1"
+             executions are refused (403), models answer any client; set auth.mode=required and auth.dir, or listen on 127.0.0.1"
         );
     }
     let models = runtime.models();
@@ -119,11 +119,11 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        tracing::info!(signal = name, "stopping: streams may finish, nothing new begins");
+        tracing::info!(signal = name, "stopping: open streams may finish, new requests are refused");
     };
     let serving = server.serve(stop);
     let again = async {
-        // The second signal of a kind ends at once; the first is taken by `stop`.
+        // The first signal is also received by `stop`; the second ends the process at once.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         for _ in 0..2 {
@@ -139,10 +139,10 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
             let closed = runtime.close().await;
             if let Err(error) = &closed {
                 let path = config.events.path.display();
-                tracing::error!(%path, %error, "the channel store could not be written at the end: events may be lost");
+                tracing::error!(%path, %error, "the last write of the channel store failed: events may be lost");
             }
             if cut > 0 {
-                tracing::warn!(requests = cut, "cut after http.drain_timeout_ms");
+                tracing::warn!(requests = cut, "requests were cut after http.drain_timeout_ms");
             }
             if cut > 0 || closed.is_err() {
                 return Ok(ExitCode::FAILURE);

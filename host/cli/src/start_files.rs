@@ -1,10 +1,10 @@
-//! The files that a start makes: one that fails leaves none behind.
+//! Removes the files of a failed start.
 
 use std::path::{Path, PathBuf};
 
 use weir_config::{Events, EventsStore};
 
-/// The files that the channel store makes and that did not exist before, with the folders around them.
+/// The files of the channel store that did not exist before the start, and their missing parent folders.
 #[derive(Debug)]
 pub(crate) struct NewFiles {
     /// Files first, then folders from the innermost.
@@ -12,7 +12,7 @@ pub(crate) struct NewFiles {
 }
 
 impl NewFiles {
-    /// Notes which files there are not yet.
+    /// Records which files and folders do not exist yet.
     pub(crate) fn of(events: &Events) -> Self {
         let store = (events.store == EventsStore::Disk).then_some(&events.path);
         let files = store.into_iter().chain([&events.file]).filter(|path| !path.as_os_str().is_empty());
@@ -27,7 +27,7 @@ impl NewFiles {
         Self { paths }
     }
 
-    /// Removes what has been made since. A folder that holds anything else stays.
+    /// Removes those that were created since. A folder with other files stays.
     pub(crate) fn remove(self) {
         for path in self.paths {
             let removed = if path.is_dir() { std::fs::remove_dir(&path) } else { std::fs::remove_file(&path) };
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_new_is_removed() -> std::io::Result<()> {
+    fn new_files_are_removed_and_others_stay() -> std::io::Result<()> {
         let dir = tempfile::tempdir()?;
         let (old, new) = (dir.path().join("old"), dir.path().join("a/b/new"));
         std::fs::write(&old, "kept")?;
@@ -58,14 +58,14 @@ mod tests {
 
         let files = NewFiles::of(&events);
         std::fs::create_dir_all(dir.path().join("a/b"))?;
-        std::fs::write(dir.path().join("a/other"), "of somebody else")?;
+        std::fs::write(dir.path().join("a/other"), "other")?;
         files.remove();
         assert!(dir.path().join("a/other").exists() && !dir.path().join("a/b").exists());
         Ok(())
     }
 
     #[test]
-    fn store_in_memory_makes_no_file() {
+    fn store_in_memory_has_no_file() {
         assert!(NewFiles::of(&Events::default()).paths.is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! A line of the log as text: the time, the level, the message, and `name=value` for each field. On a terminal it has the time of day
-//! alone, and is folded to fit.
+//! The log as text: the time, the level, the message, and `name=value` for each field. On a terminal a line has only the time of
+//! day, and is wrapped.
 
 use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 /// Columns of a line on a terminal.
 const COLUMNS: usize = 80;
 
-/// How lines are written.
+/// Formats events as lines.
 pub(super) struct Lines {
     pub(super) is_terminal: bool,
     pub(super) colors: bool,
@@ -37,7 +37,7 @@ where
     }
 }
 
-/// A line with its end. Folded, no row but one of a single long word is wider than a terminal.
+/// A line with its end. If it is wrapped, no row is wider than a terminal, except one of a single long word.
 fn line(time: &str, level: Level, words: &[String], folded: bool, colors: bool) -> String {
     let (on, off) = if colors { (color(level), "\x1b[0m") } else { ("", "") };
     let indent = time.len() + " ERROR ".len();
@@ -77,7 +77,7 @@ fn time_of_day(unix_s: u64) -> String {
     format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
 }
 
-/// What an event says, as words between which a line may be folded.
+/// The words of an event, between which a line may be wrapped.
 #[derive(Default)]
 struct Words {
     message: Vec<String>,
@@ -113,13 +113,13 @@ impl Visit for Words {
         self.push(field, &text);
     }
 
-    /// Numbers, flags, and what is given with `%`.
+    /// Numbers, flags, and values that are formatted with `%`.
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.push(field, &format!("{value:?}"));
     }
 }
 
-/// A value as it is, or as a JSON string where its end could not be seen.
+/// A value as it is, or as a JSON string if its end would be ambiguous.
 fn quoted(value: &str) -> String {
     let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '=');
     match !value.is_empty() && value.chars().all(plain) {
@@ -128,7 +128,7 @@ fn quoted(value: &str) -> String {
     }
 }
 
-/// A text of which no part can be taken for a line of its own, or for an instruction to the terminal.
+/// A text without line ends and terminal control characters.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.trim_end().chars() {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_written_plain_where_they_can_be_and_as_json_strings_elsewhere() {
+    fn ambiguous_values_are_written_as_json_strings_and_others_plain() {
         let text = written(Lines { is_terminal: false, colors: false }, || {
             let path = std::path::Path::new("/models/a b");
             tracing::info!(name = "sentiment", n = 7, ok = true, x = 0.5, path = %path.display(), empty = "", "graph loaded");
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn line_on_a_terminal_is_folded_to_eighty_columns() {
+    fn line_on_a_terminal_is_wrapped_at_eighty_columns() {
         let text = written(Lines { is_terminal: true, colors: false }, || {
             let file = format!("/a/{}", "long/".repeat(20));
             tracing::info!(
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn colors_are_there_only_when_they_are_wanted() {
+    fn colors_are_written_only_if_enabled() {
         for (colors, want) in [(true, true), (false, false)] {
             let text = written(Lines { is_terminal: true, colors }, || tracing::error!("x"));
             assert_eq!(text.contains('\u{1b}'), want, "{text:?}");

@@ -1,4 +1,4 @@
-//! Lines of files, as inputs: cut and read as lines of a stream over HTTP are.
+//! Reads the lines of files as inputs, by the rules of a stream of lines over HTTP.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -10,9 +10,9 @@ use weir_codec::inference::output::{Id, ItemError};
 use weir_codec::inference::request::{Input, LineRules};
 use weir_codec::inference::task::Task;
 
-/// The longest line, bytes: the longest text that a model is given, as JSON escapes may write it.
+/// The longest line, bytes: the longest text of a model with every character escaped in JSON.
 const LINE_BYTES_MAX: usize = 6_000_000;
-/// How much of a file is read at once, bytes.
+/// Bytes that are read of a file at once.
 const READ_BYTES: usize = 1 << 16;
 
 /// One line of the input.
@@ -20,9 +20,9 @@ const READ_BYTES: usize = 1 << 16;
 pub(crate) enum Line {
     /// An input.
     Input(Input),
-    /// A line that is no input, its id if that can be read, and why.
+    /// An invalid line: its id if that can be read, and the error.
     Refused(Option<Id>, ItemError),
-    /// The input could not be read any further, and why.
+    /// The rest of a file cannot be read, and why.
     Broken(String),
 }
 
@@ -43,14 +43,14 @@ struct OpenFile {
 }
 
 impl Reader {
-    /// Checks that every file can be read, before anything runs.
+    /// Checks that every file can be read, before the first is.
     pub(crate) fn open(files: &[PathBuf], task: Task) -> anyhow::Result<Self> {
         let bytes_total = check(files)?;
         let rules = LineRules::file(task, LINE_BYTES_MAX);
         Ok(Self { rules, files: files.iter().rev().cloned().collect(), current: None, bytes_total })
     }
 
-    /// How long all files are together, when that can be known.
+    /// The length of all files together, bytes; `None` if it is unknown.
     pub(crate) fn bytes_total(&self) -> Option<u64> {
         self.bytes_total
     }
@@ -82,9 +82,9 @@ impl Reader {
     }
 }
 
-/// Checks that every file can be read. Returns how long they are together, when that can be known.
+/// Checks that every file can be read. Returns their length together, bytes, if it is known.
 ///
-/// Only regular files are opened for it: opening a pipe takes its writer from whoever reads it later.
+/// Only regular files are opened: opening and closing a pipe would end its writer.
 pub(super) fn check(files: &[PathBuf]) -> anyhow::Result<Option<u64>> {
     let mut bytes_total = Some(0);
     for path in files {
@@ -120,7 +120,7 @@ impl OpenFile {
         Self { name, source, lines: Lines::new(LINE_BYTES_MAX) }
     }
 
-    /// The next line, or none at the end. What was read is added to `read`.
+    /// The next line, or `None` at the end. Adds the bytes that were read to `read`.
     fn next(&mut self, rules: LineRules, read: &mut u64) -> std::io::Result<Option<Line>> {
         loop {
             let bytes = match self.source.fill_buf() {
@@ -157,7 +157,7 @@ mod tests {
         Line::Input(Input { text: text.into(), text_pair: None, id: None })
     }
 
-    /// The lines of a file that comes in pieces of so many bytes, and all that was read for them.
+    /// The lines of a file that is read in pieces of `piece_bytes`, and the number of bytes read.
     fn read(file: &[u8], piece_bytes: usize) -> (Vec<Line>, u64) {
         let source = BufReader::with_capacity(piece_bytes, std::io::Cursor::new(file.to_vec()));
         let mut file = OpenFile::new("file".into(), Box::new(source));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_line_is_one_refused_line() {
+    fn line_over_the_bound_is_one_refused_line() {
         let mut long = vec![b'x'; LINE_BYTES_MAX + 10];
         long.extend(b"\nnext\nlast");
         let (found, bytes) = read(&long, READ_BYTES);

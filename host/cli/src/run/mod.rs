@@ -1,4 +1,4 @@
-//! `weir run`: a model over the lines of files, in order, on every core; or transcripts ([`transcript`]).
+//! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts ([`transcript`]).
 
 mod input;
 mod output;
@@ -27,40 +27,40 @@ use input::{Line, Reader};
 use output::{Form, Rendered};
 use progress::Progress;
 
-/// Lines between the one that is read and the one that is printed. Results come in any order and are printed in the
-/// lines' order, so this bounds what waits for its turn.
+/// Most lines between the one that is read and the one that is printed. Results arrive in any order and are printed in the order
+/// of the lines, so this bounds the results that wait.
 const WINDOW_LINES: usize = 4096;
 
 /// The bounds of a summary, in tokens.
 const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
-    let Some(work) = Work::of(arguments.task) else { return transcript::main(arguments) };
-    let name = arguments.model.clone().unwrap_or_else(|| work.shipped().to_string());
+    let Some(task) = ModelTask::of(arguments.task) else { return transcript::main(arguments) };
+    let name = arguments.model.clone().unwrap_or_else(|| task.bundled_model().to_string());
     let replicas = arguments.replicas.map(|replicas| ("models.replicas", replicas.to_string()));
     let mut config = arguments.setup.load(replicas.as_slice())?;
-    // A line is told about what goes wrong with it; the log is for what is wrong with the program.
+    // Errors of a line are in its result; the log is for errors of the program.
     if config.log == weir_config::Log::default() {
         config.log.level = "error".into();
     }
     logs::start(&config.log)?;
     let model = choose(&mut config, &name)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let code = runtime.block_on(run(arguments, work, config, &model));
+    let code = runtime.block_on(run(arguments, task, config, &model));
     runtime.shutdown_background();
     code
 }
 
-/// A task that a model does.
+/// A task of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
+enum ModelTask {
     Sentiment,
     Entities,
     Embed,
     Summary,
 }
 
-impl Work {
+impl ModelTask {
     fn of(task: Task) -> Option<Self> {
         match task {
             Task::Sentiment => Some(Self::Sentiment),
@@ -71,7 +71,7 @@ impl Work {
         }
     }
 
-    /// The task over HTTP whose lines have the same fields.
+    /// The task over HTTP with the same fields in its lines.
     fn input_task(self) -> weir_codec::inference::task::Task {
         match self {
             Self::Sentiment => weir_codec::inference::task::Task::Classify,
@@ -80,8 +80,8 @@ impl Work {
         }
     }
 
-    /// The model that ships for it.
-    fn shipped(self) -> &'static str {
+    /// The bundled model of the task.
+    fn bundled_model(self) -> &'static str {
         match self {
             Self::Sentiment => "sentiment",
             Self::Entities => "entities",
@@ -90,7 +90,7 @@ impl Work {
     }
 }
 
-/// Leaves one model in the configuration: a configured one, one of the models folder, or a folder.
+/// Reduces the configuration to one model: a configured one, one of the models folder, or a folder.
 fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String> {
     let beside = config.models.dir.join(name);
     let configured = config.model.remove(name);
@@ -101,7 +101,7 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
             weir_config::Model { path: beside, ..Default::default() }
         }
         None if PathBuf::from(name).is_dir() => weir_config::Model { path: name.into(), ..Default::default() },
-        None => bail!("no model {name:?}: not a folder, and not in {}", shown(&config.models.dir)),
+        None => bail!("no model {name:?}: not a folder, and not in {}", folder_text(&config.models.dir)),
     };
     let name = PathBuf::from(name).file_name().and_then(|n| n.to_str()).unwrap_or("model").to_string();
     config.models.dir = PathBuf::new();
@@ -109,20 +109,20 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
     Ok(name)
 }
 
-fn shown(dir: &std::path::Path) -> String {
+fn folder_text(dir: &std::path::Path) -> String {
     if dir.as_os_str().is_empty() {
         return "any models folder (none was given or found): give one with --models-dir".into();
     }
     format!("{}, which has {}", dir.display(), crate::models::names_in(dir))
 }
 
-async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
-    let mut reader = Reader::open(&arguments.files, work.input_task())?;
+async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
+    let mut reader = Reader::open(&arguments.files, task.input_task())?;
     let runtime = Runtime::start(&config, BUILTIN)?;
     runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
-    fits(work, model, &runtime)?;
-    let request = Request::new(arguments, work, model);
-    let form = Form::of(work, arguments.top_k.is_some());
+    check_kind(task, model, &runtime)?;
+    let request = Request::new(arguments, task, model);
+    let form = Form::of(task, arguments.top_k.is_some());
 
     let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
     let (sender, outcomes) = runtime.call().open();
@@ -143,7 +143,7 @@ async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &s
     let to = Feed { sender, request, rendered, ids, window: places, progress: progress.clone() };
     let feed = tokio::spawn(feed(read, to));
     let printed = print(results, &window, &progress).await;
-    // A reader that has gone leaves the others waiting: they end with the runtime.
+    // If the output cannot be written, the other tasks end with the runtime.
     let (printed, failed) = printed?;
     reading.await.context("reading")?;
     let read = feed.await.context("feeding")?;
@@ -153,13 +153,13 @@ async fn run(arguments: &Run, work: Work, config: weir_config::Config, model: &s
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Whether the model does what the task asks for.
-fn fits(work: Work, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
+/// Checks that the model is of the kind that the task needs.
+fn check_kind(task: ModelTask, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
     let kind = runtime.models().into_iter().find(|info| info.name == model).map(|info| info.kind);
-    let (wanted, words) = match work {
-        Work::Sentiment => (ModelKind::TextClassification, "text classification"),
-        Work::Entities => (ModelKind::TokenClassification, "token classification"),
-        Work::Embed | Work::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
+    let (wanted, words) = match task {
+        ModelTask::Sentiment => (ModelKind::TextClassification, "text classification"),
+        ModelTask::Entities => (ModelKind::TokenClassification, "token classification"),
+        ModelTask::Embed | ModelTask::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
     };
     if kind != Some(wanted) {
         bail!("model {model} is not for this task, which needs one for {words}");
@@ -167,7 +167,7 @@ fn fits(work: Work, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is asked of every line.
+/// The request for every line.
 struct Request {
     model: String,
     overflow: Overflow,
@@ -175,14 +175,14 @@ struct Request {
 }
 
 impl Request {
-    fn new(arguments: &Run, work: Work, model: &str) -> Self {
+    fn new(arguments: &Run, task: ModelTask, model: &str) -> Self {
         let cut = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
-        let (overflow, task) = match work {
-            Work::Sentiment => (
+        let (overflow, task) = match task {
+            ModelTask::Sentiment => (
                 cut,
                 types::Task::Classify(ClassifyOptions { top_k: Some(arguments.top_k.unwrap_or(1)), activation: None }),
             ),
-            Work::Entities => {
+            ModelTask::Entities => {
                 let aggregation = match arguments.aggregation {
                     Aggregation::None => types::Aggregation::None,
                     Aggregation::Simple => types::Aggregation::Simple,
@@ -195,8 +195,8 @@ impl Request {
                     types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()], stride: None }),
                 )
             }
-            Work::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
-            Work::Summary => {
+            ModelTask::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
+            ModelTask::Summary => {
                 let (tokens_min, tokens_max) = SUMMARY_TOKENS.into_inner();
                 (Overflow::Split, types::Task::Summarize(SummaryOptions { tokens_min, tokens_max }))
             }
@@ -218,7 +218,7 @@ impl Request {
     }
 }
 
-/// Where lines go.
+/// The destinations of lines.
 struct Feed {
     sender: CallSender,
     request: Request,
@@ -228,7 +228,7 @@ struct Feed {
     progress: Arc<Progress>,
 }
 
-/// The ids that inputs have, by the index of the input, until its result is rendered.
+/// The ids of inputs, by index, until their results are rendered.
 #[derive(Default)]
 struct Ids(Mutex<BTreeMap<u64, Id>>);
 
@@ -242,7 +242,7 @@ impl Ids {
     }
 }
 
-/// Sends the lines to the model; answers bad ones itself. Returns how many there were.
+/// Sends the lines to the model, and renders the errors of invalid ones. Returns the number of lines.
 async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
     let Feed { sender, request, rendered, ids, window, progress } = to;
     let mut index = 0;
@@ -270,7 +270,7 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
     index
 }
 
-/// Renders outcomes as they come.
+/// Renders outcomes as they arrive.
 async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<Rendered>) {
     while let Some(Outcome { id: index, result, .. }) = outcomes.recv().await {
         let id = ids.take(index);
@@ -284,7 +284,7 @@ async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mp
     }
 }
 
-/// Prints lines in their order; returns how many, and how many of them are errors.
+/// Prints results in the order of the lines; returns how many, and how many of them are errors.
 async fn print(
     mut results: mpsc::Receiver<Rendered>,
     window: &tokio::sync::Semaphore,
@@ -297,7 +297,7 @@ async fn print(
         let result = match results.try_recv() {
             Ok(result) => Some(result),
             Err(_) => {
-                // Nothing more at once: what there is must not wait for more.
+                // No further result is ready: the buffered ones are written now.
                 out.flush()?;
                 results.recv().await
             }

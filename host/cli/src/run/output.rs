@@ -5,16 +5,16 @@ use weir_codec::inference::output::{Id, ItemError};
 use weir_runtime::inference::failure;
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
-use super::Work;
+use super::ModelTask;
 
-/// How results are written.
+/// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// The best label and its score.
     Label,
     /// Several labels with their scores.
     Scores,
-    /// What the task gives.
+    /// The output of the task.
     Plain,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Rendered {
     pub(crate) failed: bool,
 }
 
-/// What every line has: its place among the inputs, and the id that the input has.
+/// The fields of every line: the index and the id of the input.
 #[derive(Serialize)]
 struct About {
     index: u64,
@@ -105,10 +105,10 @@ struct Reason<'a> {
 }
 
 impl Form {
-    pub(super) fn of(work: Work, several: bool) -> Self {
-        match work {
-            Work::Sentiment if several => Self::Scores,
-            Work::Sentiment => Self::Label,
+    pub(super) fn of(task: ModelTask, several: bool) -> Self {
+        match task {
+            ModelTask::Sentiment if several => Self::Scores,
+            ModelTask::Sentiment => Self::Label,
             _ => Self::Plain,
         }
     }
@@ -129,14 +129,14 @@ impl Form {
 }
 
 impl Rendered {
-    /// An input without a result.
+    /// The failure of an input.
     pub(crate) fn failure(index: u64, id: Option<Id>, failure: &Failure) -> Self {
         let message = failure::text(failure);
         let reason = Reason { code: failure::code(failure), message: &message, field: None, line: None };
         Self::failed(About { index, id }, reason)
     }
 
-    /// A line that is no input.
+    /// The error of an invalid line.
     pub(crate) fn refused(index: u64, id: Option<Id>, error: &ItemError) -> Self {
         let ItemError { code, message, field, line, .. } = error;
         Self::failed(About { index, id }, Reason { code, message, field: field.as_deref(), line: *line })

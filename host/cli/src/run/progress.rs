@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, a plain line now and then elsewhere.
+//! Progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -10,7 +10,7 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 /// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows how far a run is, by the bytes of the lines that are done.
+/// Shows the progress of a run, by the bytes of the finished lines.
 pub(crate) struct Progress {
     began: Instant,
     bytes_total: Option<u64>,
@@ -25,7 +25,7 @@ enum Shown {
 }
 
 struct State {
-    /// Lengths of the lines that were read and are not done, in their order.
+    /// Lengths of the lines that are read and not finished, in their order.
     open: VecDeque<u64>,
     lines: u64,
     bytes: u64,
@@ -46,12 +46,12 @@ impl Progress {
         Self { began, bytes_total, shown, state }
     }
 
-    /// A line of so many bytes was read.
+    /// Records that a line was read.
     pub(crate) fn read(&self, bytes: u64) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).open.push_back(bytes);
     }
 
-    /// The oldest line that was read is done.
+    /// Records that the oldest unfinished line is finished.
     pub(crate) fn done(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.lines += 1;
@@ -76,7 +76,7 @@ impl Progress {
         }
     }
 
-    /// Everything is done.
+    /// Shows the totals.
     pub(crate) fn finish(&self) {
         let lines = self.state.lock().unwrap_or_else(PoisonError::into_inner).lines;
         if let Shown::Bar(bar) = &self.shown {

@@ -1,5 +1,5 @@
-//! `weir run --task transcript`: each file is a transcript, taken through the gateway and session components as
-//! `POST /v1/transcript` does it, without a socket.
+//! `weir run --task transcript`: each file is a transcript, processed by the gateway and session components as a request to
+//! `POST /v1/transcript`, without a socket.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,18 +25,18 @@ use crate::{BUILTIN, logs};
 
 /// The longest captions file, bytes: the gateway reads it whole.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
-/// Memory for the component that reads them, bytes.
+/// Memory of the component that reads captions, bytes.
 const CAPTIONS_MEMORY_BYTES: u64 = 1 << 30;
-/// How much of a file is read at most to see whether it is captions, bytes.
+/// Most bytes of a file that are read to detect captions.
 const SNIFFED_BYTES_MAX: usize = 64 << 10;
-/// How much of a transcript is handed over at once, bytes.
+/// Bytes of a transcript that are sent at once.
 const PART_BYTES: usize = 16 << 10;
-/// A line is handed over in parts of this size: how long it may be is the gateway's to say.
+/// Bytes of a line that are sent at once: the gateway bounds its length.
 const LINE_PART_BYTES: u64 = 64 << 10;
-/// Statuses that say what is wrong with a file: it is not text, or too long.
+/// Statuses that mean that a file is invalid: it is not text, or too long.
 const FAULTS_OF_A_FILE: [u16; 2] = [400, 413];
-/// How long standard input may say nothing, ms.
-const PATIENCE_MS: u64 = 24 * 60 * 60 * 1000;
+/// How long standard input may be silent, ms.
+const INPUT_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
 pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(arguments.model.is_none(), "--model: a transcript needs none");
@@ -48,18 +48,18 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     config.models.dir = PathBuf::new();
     config.models.names.clear();
     config.model.clear();
-    // Nobody else is served: no channels, and nobody to be kept out.
+    // No other client is served: neither channels nor authentication.
     (config.events, config.auth) = (weir_config::Events::default(), weir_config::Auth::default());
     config.http.listen = weir_config::Config::default().http.listen;
-    // Who types has time.
-    config.http.body_timeout_ms = PATIENCE_MS;
-    // Captions are read whole, from a program that may take its time too.
-    config.http.request_timeout_ms = PATIENCE_MS;
+    // Input may be typed.
+    config.http.body_timeout_ms = INPUT_TIMEOUT_MS;
+    // Captions are read whole, from a program that may be slow too.
+    config.http.request_timeout_ms = INPUT_TIMEOUT_MS;
     config.http.body_bytes_max = CAPTIONS_BYTES_MAX;
     config.gateway.memory_bytes_max = config.gateway.memory_bytes_max.max(CAPTIONS_MEMORY_BYTES);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(run(arguments, &config));
-    // Instances that wait for more end with the process, and have nothing to say about it.
+    // Dropping the runtime would log the end of waiting instances; they end with the process.
     std::mem::forget(runtime);
     code
 }
@@ -72,7 +72,7 @@ async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<Ex
     let mut failed = false;
     for file in &arguments.files {
         let one = transcript(gateway, file, arguments.max_gap_sec, &progress);
-        failed |= one.await.with_context(|| shown(file))?;
+        failed |= one.await.with_context(|| display_name(file))?;
     }
     progress.finish();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -89,7 +89,7 @@ async fn transcript(
     let Source { reader, content } =
         tokio::task::spawn_blocking(move || Source::open(&path)).await.context("opening")??;
     let (to, lines) = mpsc::channel(16);
-    let to = To { lines: to, progress: progress.clone() };
+    let to = Sink { lines: to, progress: progress.clone() };
     let reading = tokio::task::spawn_blocking(move || match content {
         Content::Captions => read_captions(reader, &to),
         Content::Lines => read_lines(reader, &to),
@@ -108,13 +108,13 @@ async fn transcript(
     let mut body = response.into_body();
     if !status.is_success() {
         let said = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        // Why the file could not be read says more than what the gateway made of the part that it got.
+        // An error of reading the file explains more than the gateway's error about the part that it received.
         reading.await.context("reading")??;
         let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
         let detail = problem["detail"].as_str().unwrap_or("it was refused");
-        // A fault of this file; the others are read. Anything else is a fault of the command line.
+        // An invalid file does not stop the others; any other status is an error of the command line.
         anyhow::ensure!(FAULTS_OF_A_FILE.contains(&status.as_u16()), "{detail}");
-        eprintln!("weir: {}: {detail}", shown(file));
+        eprintln!("weir: {}: {detail}", display_name(file));
         return Ok(true);
     }
     let mut out = Events { out: std::io::stdout(), begun: Vec::new(), failed: false };
@@ -128,8 +128,8 @@ async fn transcript(
     Ok(out.failed)
 }
 
-/// A file as messages name it.
-fn shown(file: &Path) -> String {
+/// The name of a file in messages.
+fn display_name(file: &Path) -> String {
     match file.as_os_str() == "-" {
         true => "standard input".to_owned(),
         false => file.display().to_string(),
@@ -138,14 +138,14 @@ fn shown(file: &Path) -> String {
 
 type Reader = BufReader<Box<dyn Read + Send>>;
 
-/// A file that was opened, and what it holds.
+/// An open file and its kind of content.
 struct Source {
     reader: Reader,
     content: Content,
 }
 
 impl Source {
-    /// Opens a file once, for a pipe can be read only once, and reads as much as shows what it holds.
+    /// Opens a file, once because a pipe can be read only once, and reads as much as detects its content.
     fn open(path: &Path) -> anyhow::Result<Self> {
         let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
             true => Box::new(std::io::stdin()),
@@ -181,20 +181,20 @@ impl Source {
     }
 }
 
-/// Where the bytes of a file go.
-struct To {
+/// The destinations of the bytes of a file.
+struct Sink {
     lines: mpsc::Sender<Bytes>,
     progress: Arc<Progress>,
 }
 
-/// Hands over lines as they come. A reader that is gone has said why.
-fn read_lines(mut reader: Reader, to: &To) -> anyhow::Result<()> {
+/// Sends lines as they arrive. Ends when the receiver is dropped, which reports its own error.
+fn read_lines(mut reader: Reader, to: &Sink) -> anyhow::Result<()> {
     let mut part = Vec::with_capacity(PART_BYTES);
     loop {
         let read = (&mut reader).take(LINE_PART_BYTES).read_until(b'\n', &mut part)?;
         to.progress.read(read as u64);
         to.progress.done();
-        // Lines that are there go together; none waits for one that is not.
+        // Buffered lines are sent together; none waits for an unread one.
         let more = part.len() < PART_BYTES && !reader.buffer().is_empty();
         if !more && !part.is_empty() && to.lines.blocking_send(Bytes::from(std::mem::take(&mut part))).is_err() {
             return Ok(());
@@ -205,8 +205,8 @@ fn read_lines(mut reader: Reader, to: &To) -> anyhow::Result<()> {
     }
 }
 
-/// Hands over captions, which the gateway reads as a whole.
-fn read_captions(mut reader: Reader, to: &To) -> anyhow::Result<()> {
+/// Sends captions, which the gateway reads whole.
+fn read_captions(mut reader: Reader, to: &Sink) -> anyhow::Result<()> {
     loop {
         let part = reader.fill_buf()?.to_vec();
         let read = part.len();
@@ -234,10 +234,10 @@ impl Body for Lines {
     }
 }
 
-/// Prints events, and sees whether any is an error.
+/// Prints events, and detects errors among them.
 struct Events<W> {
     out: W,
-    /// How the line that is being written begins.
+    /// The beginning of the current line.
     begun: Vec<u8>,
     failed: bool,
 }

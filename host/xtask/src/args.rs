@@ -1,8 +1,8 @@
-//! The command line: a command, its flags, and one clear sentence about anything else.
+//! The command line: a command, its flags, and an error for anything else.
 
 use anyhow::{Result, anyhow, bail};
 
-/// What follows `cargo xtask COMMAND`. Each command takes the flags it knows and calls [`Args::finish`].
+/// The arguments after `cargo xtask COMMAND`. Each command takes its flags and then calls [`Args::finish`].
 #[derive(Debug)]
 pub(crate) struct Args {
     command: &'static str,
@@ -14,14 +14,14 @@ impl Args {
         Self { command, rest: rest.into_iter().collect() }
     }
 
-    /// Takes `--name` if it is there.
+    /// Takes `--name`; returns whether it was given.
     pub(crate) fn flag(&mut self, name: &str) -> bool {
         let before = self.rest.len();
         self.rest.retain(|arg| arg != name);
         self.rest.len() != before
     }
 
-    /// Takes a word if it comes first.
+    /// Takes a word if it is the first argument.
     pub(crate) fn word(&mut self, word: &str) -> bool {
         let first = self.rest.first().is_some_and(|arg| arg == word);
         if first {
@@ -30,7 +30,7 @@ impl Args {
         first
     }
 
-    /// Takes `--name VALUE` or `--name=VALUE` if it is there.
+    /// Takes the value of `--name VALUE` or `--name=VALUE`.
     pub(crate) fn value(&mut self, name: &str) -> Result<Option<String>> {
         let prefix = format!("{name}=");
         if let Some(at) = self.rest.iter().position(|arg| arg.starts_with(&prefix)) {
@@ -44,19 +44,19 @@ impl Args {
         Ok(Some(self.rest.remove(at)))
     }
 
-    /// What stands before `--`, and what stands behind it and is another program's.
+    /// The arguments before `--`, and those after it, which are for another program.
     pub(crate) fn split(mut self) -> (Self, Vec<String>) {
         let Some(at) = self.rest.iter().position(|arg| arg == "--") else { return (self, Vec::new()) };
         let more = self.rest.split_off(at).split_off(1);
         (self, more)
     }
 
-    /// Takes everything that is left, to hand it to another program.
+    /// Takes the remaining arguments, for another program.
     pub(crate) fn take_rest(&mut self) -> Vec<String> {
         std::mem::take(&mut self.rest)
     }
 
-    /// Refuses what no flag took.
+    /// Refuses remaining arguments.
     pub(crate) fn finish(self) -> Result<()> {
         match self.rest.first() {
             None => Ok(()),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_gets_one_sentence() {
+    fn unknown_flag_is_an_error_of_one_sentence() {
         let error = args("--fast").finish().unwrap_err().to_string();
         assert_eq!(error, "unknown flag `--fast`: `cargo xtask build --help` lists what build takes");
         assert_eq!(args("--n").value("--n").unwrap_err().to_string(), "`--n` needs a value");

@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: what a user feels first (the start, the first event, the rate of a long text), then Weir beside other
-//! servers ([`compare`]); `cargo xtask bench fanout`: subscribers by the thousand ([`fanout`]); `cargo xtask bench
-//! sessions`: transcripts ([`sessions`]).
+//! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
+//! ([`compare`]); `cargo xtask bench fanout`: thousands of subscribers ([`fanout`]); `cargo xtask bench sessions`: transcripts
+//! ([`sessions`]).
 
 mod compare;
 mod fanout;
@@ -21,33 +21,33 @@ use crate::ui::Step;
 use crate::{build, http, setup, sh};
 
 pub(crate) const USAGE: &str = "\
-Measures on this machine: from exec to `/readyz` saying yes, from a request to its first event and to its last, and the
+Measures on this machine: the time from exec until `/readyz` is 200, from a request to its first and to its last event, and the
 lines per second of `weir run`. Prints medians. Then compares Weir with other servers (tests/bench) and writes
-tests/bench/RESULTS.md with its plots: about 25 minutes, and the first time some more for their Python packages.
+tests/bench/RESULTS.md with its plots: about 25 minutes, and longer the first time, for their Python packages.
 
-`cargo xtask bench fanout` measures channels alone: memory of 10,000 idle subscribers, and the time from publishing to
-receiving for 1,000, beside nginx with nchan (Debian's, fetched and unpacked under target), and writes
-tests/bench/FANOUT.md: about 8 minutes. It takes --quick, --as-built (measures target/release/weir as it is) and -- OPTIONS of
-`weir-bench fanout`.
+`cargo xtask bench fanout` measures channels: the memory of 10,000 idle subscribers, and the time from publishing to receiving
+for 1,000, compared with nginx and nchan (from Debian, fetched and unpacked under target), and writes tests/bench/FANOUT.md:
+about 8 minutes. It takes --quick, --as-built (measures target/release/weir as it is) and -- OPTIONS of `weir-bench fanout`.
 
-`cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of feeding them, then
-chunks a second through one request of `/v1/transcript` and of a session: about two minutes. It takes --quick and --as-built.
+`cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
+then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
+--as-built.
 
 Options:
-  --rounds N     how often each is measured (default 5)
+  --rounds N     number of measurements (default 5)
   --quick        a small subset of the comparison: less than three minutes
-  --no-compare   without the comparison
-  -- OPTIONS     more options of `weir-bench run`; `-- --help` lists them
+  --no-compare   no comparison
+  -- OPTIONS     options of `weir-bench run`; `-- --help` lists them
 
 Environment:
-  WEIR_DATA   a folder of JSON lines whose sentences are sent; by default the texts of demo/";
+  WEIR_DATA   a folder of JSON lines with the sentences to send; by default the texts of demo/";
 
-/// The most rounds that make sense.
+/// Most rounds.
 const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
 
-/// Builds what is measured, unless it is to be measured as it is, and the load; answers the load's program.
+/// Builds `weir`, unless it is measured as built, and the load generator; returns the path of the load generator.
 fn built(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
     if !as_built {
         setup::ensure(house)?;
@@ -120,7 +120,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if alone { Ok(()) } else { compare::run(house, quick, &more) }
 }
 
-/// From the request to the first and to the last event.
+/// The times from the request to the first and to the last event.
 fn stream(server: &Server, text: &str) -> Result<(Duration, Duration)> {
     let body = json!({"text": text, "include_entities": true}).to_string();
     let started = Instant::now();
@@ -139,10 +139,10 @@ fn stream(server: &Server, text: &str) -> Result<(Duration, Duration)> {
     Ok((first.unwrap_or(last), last))
 }
 
-/// How long `weir run` takes for [`RUN_LINES`] sentences of the text, its start included.
+/// The time of `weir run` for [`RUN_LINES`] sentences of the text, its start included.
 fn run_time(house: &House, text: &str) -> Result<Duration> {
     let sentences: Vec<&str> = text.split(". ").map(str::trim).filter(|sentence| !sentence.is_empty()).collect();
-    // Each line differs, so that nothing along the way can answer from memory.
+    // Each line differs, so that no cache can answer it.
     let input: String = (0..RUN_LINES)
         .map(|number| format!("{} ({number}).\n", sentences[number % sentences.len()].replace('\n', " ")))
         .collect();
@@ -155,7 +155,7 @@ fn run_time(house: &House, text: &str) -> Result<Duration> {
         .spawn()
         .context("cannot start weir run")?;
     let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("weir run has no standard input"))?;
-    // From a thread of its own: both pipes may be full at the same time.
+    // On a thread of its own: both pipes may be full at the same time.
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().context("cannot wait for weir run")?;
     let elapsed = started.elapsed();
@@ -168,7 +168,7 @@ fn run_time(house: &House, text: &str) -> Result<Duration> {
     Ok(elapsed)
 }
 
-/// The middle of sorted times.
+/// The median of sorted times.
 fn median(sorted: &[Duration]) -> Duration {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2 }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn median_of_an_even_count_is_the_mean_of_the_middle_two() {
         let times = |ms: &[u64]| -> Vec<Duration> { ms.iter().copied().map(Duration::from_millis).collect() };
         assert_eq!(median(&times(&[1, 2, 9])), Duration::from_millis(2));
         assert_eq!(median(&times(&[1, 2, 4, 9])), Duration::from_millis(3));

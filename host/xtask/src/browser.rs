@@ -1,7 +1,7 @@
 //! `cargo xtask browser`: a headless Chromium for the tests.
 //!
-//! The one on the PATH, or else Debian's, unpacked into a folder of our own and started by a script that finds its libraries.
-//! Nothing is installed, and nothing runs: the test starts it.
+//! The one on the PATH, or else Debian's, unpacked under target, with a script that starts it with its libraries. It is not
+//! installed; the test starts it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,21 +17,21 @@ use crate::sh;
 use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
-Prints the path of a Chromium that runs without a screen: the one on the PATH, or Debian's chromium-headless-shell, fetched once
+Prints the path of a headless Chromium: the one on the PATH, or Debian's chromium-headless-shell, fetched once
 (about 150 MB) and unpacked under target. The end-to-end test with a browser finds it in WEIR_TEST_BROWSER.";
 
-/// The variable in which tests find it.
+/// The variable that tests read its path from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_BROWSER";
 /// The test that needs it.
 pub(crate) const TEST: &str = "a_browser_gets_every_event_once_through_cut_connections_and_stops_at_the_end";
 
-/// Names that it has elsewhere.
+/// Its names on the PATH.
 const ON_PATH: [&str; 4] = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];
 const PACKAGE: &str = "chromium-headless-shell";
-/// What it reads when it starts; of what this depends on it needs nothing.
+/// The data that it reads at the start; the dependencies of this package are not needed.
 const DATA_PACKAGE: &str = "chromium-common";
-/// The C library is the machine's; graphics drivers and the installer's libraries serve no page without a screen.
-const LEFT_OUT: [&str; 10] = [
+/// The C library is the machine's own; graphics drivers and the installer's libraries are not needed without a screen.
+const EXCLUDED: [&str; 10] = [
     "libc6",
     "libc-",
     "libcrypt1",
@@ -43,7 +43,7 @@ const LEFT_OUT: [&str; 10] = [
     "libnewt",
     "libslang",
 ];
-/// Changes when what this file does changes, so that an older result is made anew.
+/// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
 pub(crate) fn task(house: &House, args: Args) -> Result<()> {
@@ -52,8 +52,8 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is one, or where one comes from.
-pub(crate) fn can_be_had() -> bool {
+/// Whether there is one, or the programs to fetch one.
+pub(crate) fn is_available() -> bool {
     on_path(&ON_PATH).is_some() || on_path(&["apt-get"]).is_some() && on_path(&["dpkg-deb"]).is_some()
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn browser(house: &House) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// Fetches, unpacks, writes the script that starts it; answers its version.
+/// Fetches and unpacks it, and writes the script that starts it; returns its version.
 fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -84,7 +84,7 @@ fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Resul
     apt.update(step)?;
     let mut names = vec![PACKAGE.to_owned(), DATA_PACKAGE.to_owned()];
     let needed = |name: &String| {
-        (name.starts_with("lib") || name == "zlib1g") && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix))
+        (name.starts_with("lib") || name == "zlib1g") && !EXCLUDED.iter().any(|prefix| name.starts_with(prefix))
     };
     names.extend(apt.all_dependencies(PACKAGE)?.into_iter().filter(needed));
     apt.fetch(step, &names)?;

@@ -18,12 +18,12 @@ use crate::ui::Step;
 use crate::{debian, first_build, setup};
 
 pub(crate) const USAGE: &str = "\
-Leaves target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the
-models that ship beside it (target/release/models).
+Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the bundled
+models beside it (target/release/models).
 
 Options:
   --components   stop after the components' .wasm files
-  --guests       build the guest programs of the tests too";
+  --guests       also build the guest programs of the tests";
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let only_components = args.flag("--components");
@@ -37,8 +37,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     weir(house)
 }
 
-/// Builds the components, and the guests if asked, for wasm32-wasip2; leaves them in target/components, those of
-/// [`PLUGS`] also inside the one that they are plugged into.
+/// Builds the components, and the guests on request, for wasm32-wasip2, into target/components. Those of [`PLUGS`] are also
+/// plugged into their socket component.
 pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
     first_build::announce(house);
     let plugs = PLUGS.iter().map(|(plug, _)| plug);
@@ -66,7 +66,7 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
     finish(step, result.map(|changed| news(&changed, "in target/components")))
 }
 
-/// A component with others plugged into it: what it imports of them is inside it.
+/// A component with others plugged into it, which satisfy its imports.
 fn plugged(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
     let mut package = |component: &Component| {
@@ -83,7 +83,7 @@ fn plugged(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Ve
         .with_context(|| format!("cannot plug components into {}", socket.name))
 }
 
-/// Builds `weir` around the components that lie in target/components.
+/// Builds `weir` with the components of target/components inside.
 pub(crate) fn weir(house: &House) -> Result<()> {
     let mut step = Step::begin("precompiler", "builds weir-precompile");
     let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir-precompile"]));
@@ -98,8 +98,8 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
 }
 
-/// Puts the shipped models where `weir` looks by default: `models` beside the program. Copies, so that the folder can be moved
-/// and what `weir models pull` adds there stays out of the sources.
+/// Copies the bundled models to the default folder of `weir`: `models` beside the program. Copies, so that the folder can be moved
+/// and `weir models pull` does not write into the sources.
 fn copy_models(house: &House) -> Result<Vec<String>> {
     let folder = house.target.join("release").join("models");
     let names = shipped_models(house)?;
@@ -109,7 +109,7 @@ fn copy_models(house: &House) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of the models that ship.
+/// The names of the bundled models.
 pub(crate) fn shipped_models(house: &House) -> Result<Vec<String>> {
     let shipped = house.root.join(SHIPPED_MODELS);
     let mut names = Vec::new();
@@ -135,7 +135,7 @@ pub(crate) fn host_cargo(house: &House, subcommand: &str) -> Command {
     command
 }
 
-/// `cargo COMMAND` for the components, with the toolchain that `setup` chose.
+/// `cargo COMMAND` for the components, with the toolchain that `setup` has selected.
 pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
     let mut command = sh::cargo(house);
     command.arg(subcommand).args(["--release", "--target", WASM_TARGET]);
@@ -169,7 +169,7 @@ fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
             continue;
         }
         step.at(component.name);
-        // Beside the output, so that the output itself is replaced only by something new and complete.
+        // In another file, so that the output is only replaced by a complete one.
         let scratch = house.keep().join(format!("{}.cwasm", component.name));
         fs::create_dir_all(house.keep()).with_context(|| format!("cannot create {}", house.keep().display()))?;
         sh::check(step, sh::program(house, house.precompiler()).arg(&from).arg(&scratch))?;
@@ -186,7 +186,7 @@ fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
     Ok(changed)
 }
 
-/// Ends a step with its result's line.
+/// Ends a step with its result.
 pub(crate) fn finish(step: Step, result: Result<String>) -> Result<()> {
     match result {
         Ok(line) => {

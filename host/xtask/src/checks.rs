@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything CI asks, in one run, with one table at the end.
+//! `cargo xtask test`: all checks of CI in one run, with a table of results.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use crate::{browser, build, debian, dist, nginx, node, pushpin, python, redis, s
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
-`cargo deny` where it is installed. Tests run under cargo-nextest where it is installed, else under `cargo test`. Goes
-on after a failed check, so that one run shows all of them.
+`cargo deny` if it is installed. Tests run under cargo-nextest if it is installed, else under `cargo test`. A failed check
+does not stop the others.
 
 Options:
   --no-nextest   run the tests under `cargo test`
 
 Environment:
-  WEIR_DATA   a folder with the held-out data: the scores of the shipped models are tested too";
+  WEIR_DATA   a folder with held-out data, on which the scores of the bundled models are tested";
 
 /// The test that scores the shipped models on held-out data.
 const SCORES: &str = "shipped_models_reach_their_goals";
@@ -44,14 +44,14 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     report.whole("dist", || dist::check(house));
 
     let data = std::env::var_os("WEIR_DATA").map(|data| {
-        // The tests run in their packages' folders, so a relative path would lead each elsewhere.
+        // Tests run in the folder of their package, so a relative path would differ for each.
         std::path::absolute(&data).unwrap_or_else(|_| data.into())
     });
     let redis = report.whole("redis", || redis::server(house));
     let pushpin = report.whole("pushpin", || pushpin::folder(house));
     let nginx = report.whole("nginx", || nginx::folder(house));
-    let readers = node::is_here().then(|| report.whole("npm", || node::ensure(house))).flatten();
-    let browser = browser::can_be_had().then(|| report.whole("browser", || browser::browser(house))).flatten();
+    let readers = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
+    let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
@@ -75,8 +75,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         report.check(name, what, command);
     };
-    // Tests and examples apart under either runner: nextest runs no examples, and to test those of the gateway cargo
-    // would link it for this machine, which has no names for what a component exports.
+    // Tests and examples are run separately: nextest runs no examples, and to run those of the gateway, cargo would link it for
+    // this machine, which cannot resolve a component's imports.
     let (runner, run): (_, &[&str]) = if nextest {
         (
             "nextest run",
@@ -88,19 +88,19 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test("tests", "core, codec, events, components, bench and xtask", light_cargo(house, runner).args(run));
     let mut host = build::host_cargo(house, runner);
     host.args(run);
-    // Without the data there is nothing to score, without Node.js nobody to read with, and a row says so.
-    let mut left_out: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
+    // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
+    let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
     if readers.is_none() {
-        left_out.extend(node::TESTS);
+        skipped.extend(node::TESTS);
     }
     if browser.is_none() {
-        left_out.push(browser::TEST);
+        skipped.push(browser::TEST);
     }
-    if nextest && !left_out.is_empty() {
-        let tests: Vec<String> = left_out.iter().map(|test| format!("not test({test})")).collect();
+    if nextest && !skipped.is_empty() {
+        let tests: Vec<String> = skipped.iter().map(|test| format!("not test({test})")).collect();
         host.args(["-E", &tests.join(" and ")]);
-    } else if !left_out.is_empty() {
-        host.arg("--").args(left_out.iter().flat_map(|test| ["--skip", test]));
+    } else if !skipped.is_empty() {
+        host.arg("--").args(skipped.iter().flat_map(|test| ["--skip", test]));
     }
     test("host tests", "host crates and end-to-end", &mut host);
     let mut examples = sh::cargo(house);
@@ -172,56 +172,56 @@ fn has_subcommand(house: &House, name: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-enum Outcome {
+enum CheckResult {
     Passed(String),
     Failed(String),
     Skipped(String),
 }
 
-/// What was done, how it ended and how long it took.
+/// The checks, with their times and results.
 #[derive(Default)]
 struct Report {
-    rows: Vec<(String, Duration, Outcome)>,
+    rows: Vec<(String, Duration, CheckResult)>,
 }
 
 impl Report {
-    /// A check that is one program.
+    /// Runs a check that is one program.
     fn check(&mut self, name: &str, what: &str, command: &mut Command) {
         let mut step = Step::begin(name, what);
         let (elapsed, outcome) = match sh::run(&mut step, command) {
             Ok(output) if output.success => {
                 let said = tests_run(output.lines.iter().map(String::as_str)).unwrap_or_default();
-                (step.done(&said), Outcome::Passed(said))
+                (step.done(&said), CheckResult::Passed(said))
             }
-            Ok(output) => (step.failed(""), Outcome::Failed(output.tail())),
-            Err(error) => (step.failed(""), Outcome::Failed(format!("{error:#}"))),
+            Ok(output) => (step.failed(""), CheckResult::Failed(output.tail())),
+            Err(error) => (step.failed(""), CheckResult::Failed(format!("{error:#}"))),
         };
         self.rows.push((name.to_owned(), elapsed, outcome));
     }
 
-    /// A row for what shows steps of its own.
+    /// Runs work that shows its own steps, as one row.
     fn whole<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
         let started = Instant::now();
         let (outcome, value) = match work() {
-            Ok(value) => (Outcome::Passed(String::new()), Some(value)),
-            Err(error) => (Outcome::Failed(format!("{error:#}")), None),
+            Ok(value) => (CheckResult::Passed(String::new()), Some(value)),
+            Err(error) => (CheckResult::Failed(format!("{error:#}")), None),
         };
         self.rows.push((name.to_owned(), started.elapsed(), outcome));
         value
     }
 
     fn skipped(&mut self, name: &str, why: &str) {
-        self.rows.push((name.to_owned(), Duration::ZERO, Outcome::Skipped(why.to_owned())));
+        self.rows.push((name.to_owned(), Duration::ZERO, CheckResult::Skipped(why.to_owned())));
     }
 
-    /// Prints the table, then what each failed step said.
+    /// Prints the table, then the output of each failed step.
     fn end(self) -> Result<()> {
         println!("\n{:<14}{:>13}  result", "step", "time");
         for (name, elapsed, outcome) in &self.rows {
             let result = match outcome {
-                Outcome::Passed(said) => format!("ok    {said}"),
-                Outcome::Failed(_) => "FAIL".to_owned(),
-                Outcome::Skipped(why) => format!("-     skipped: {why}"),
+                CheckResult::Passed(said) => format!("ok    {said}"),
+                CheckResult::Failed(_) => "FAIL".to_owned(),
+                CheckResult::Skipped(why) => format!("-     skipped: {why}"),
             };
             println!("{name:<14}{:>13}  {}", seconds(*elapsed), result.trim_end());
         }
@@ -229,7 +229,7 @@ impl Report {
         println!("{:<14}{:>13}", "all", seconds(total));
         let mut failed = Vec::new();
         for (name, _, outcome) in &self.rows {
-            if let Outcome::Failed(said) = outcome {
+            if let CheckResult::Failed(said) = outcome {
                 println!("\n---- {name} ----\n{said}");
                 failed.push(name.as_str());
             }
@@ -241,7 +241,7 @@ impl Report {
     }
 }
 
-/// How many tests ran, from the output of cargo-nextest or `cargo test`; none if no tests were run.
+/// How many tests ran, from the output of cargo-nextest or `cargo test`; `None` if none ran.
 fn tests_run<'a>(lines: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut passed: Option<u64> = None;
     for line in lines {
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_runners_are_understood() {
+    fn test_counts_of_both_runners_are_read() {
         let nextest = ["        PASS [ 0.1s] a", "     Summary [   0.530s] 34 tests run: 34 passed, 0 skipped"];
         assert_eq!(tests_run(nextest.into_iter()).unwrap(), "34 tests run: 34 passed, 0 skipped");
         let cargo = ["test result: ok. 5 passed; 0 failed;", "running 2 tests", "test result: ok. 2 passed; 0 failed;"];
@@ -270,12 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn one_failure_fails_the_run_and_names_itself() {
+    fn failed_check_fails_the_run_and_is_named() {
         let mut report = Report::default();
         report.check("good", "a program that passes", &mut Command::new("true"));
         report.check("bad", "a program that fails", Command::new("sh").args(["-c", "echo why; exit 1"]));
         report.whole::<()>("worse", || bail!("no such thing"));
-        assert!(matches!(&report.rows[1].2, Outcome::Failed(said) if said == "why"));
+        assert!(matches!(&report.rows[1].2, CheckResult::Failed(said) if said == "why"));
         assert_eq!(report.end().unwrap_err().to_string(), "failed: bad, worse");
     }
 }

@@ -1,9 +1,9 @@
 //! The wasm32-wasip2 target from Debian's packages, for machines that rustup's server does not answer.
 //!
-//! Debian carries a recent compiler for its browsers (`rustc-web`) without this target's standard library, and the
-//! target's C library (`wasi-libc`) in a later suite. Both are unpacked into a folder of our own, since installed they
-//! would stand in rustup's way; the linkers come from the toolchain that rustup has put here, and the standard library
-//! is built once from Debian's source of it. Nothing here needs root, and the mirror is the one apt already uses.
+//! Debian has a recent compiler for its browsers (`rustc-web`) without this target's standard library, and the target's C library
+//! (`wasi-libc`) in a later suite. Both are unpacked under target, since installed they would conflict with rustup. The linkers
+//! come from rustup's toolchain, and the standard library is built once from Debian's source. No step needs root, and the mirror
+//! is the one that apt is configured with.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,18 +20,18 @@ use crate::setup::has_target;
 use crate::sh;
 use crate::ui::Step;
 
-/// The package of the compiler; what it needs is read from its dependencies.
+/// The package of the compiler; the others are read from its dependencies.
 const COMPILER_PACKAGE: &str = "rustc-web";
 /// The source of the standard library, of the compiler's version.
 const SOURCE_PACKAGE: &str = "rust-web-src";
-/// The target's C library, and the suite whose version knows wasip2.
+/// The target's C library, and the suite whose version supports wasip2.
 const LIBC_PACKAGE: &str = "wasi-libc";
 const LIBC_SUITE: &str = "forky";
-/// What the target links of it.
+/// The files of it that the target links.
 const LIBC_FILES: [&str; 3] = ["crt1-command.o", "crt1-reactor.o", "libc.a"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Unpacks a package without the compiler's own sources: 40,000 files that nobody needs.
+/// Unpacks a package without the compiler's own sources, 40,000 files that are not needed.
 const UNPACK: &str = "\
 set -e; mkdir -p \"$2\"
 dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --anchored --no-wildcards-match-slash \\
@@ -39,24 +39,24 @@ dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --anchored --no-wildcards-matc
 
 /// The workspace's `rust-version`.
 const RUST_VERSION_MIN: &str = env!("CARGO_PKG_RUST_VERSION");
-/// Changes when what this file does changes, so that an older result is made anew.
+/// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
-/// The compiler for the components, if `setup` chose Debian's.
+/// The compiler for the components, if `setup` has selected Debian's.
 pub(crate) fn chosen(house: &House) -> Option<PathBuf> {
     let rustc = folder(house).join("rustc");
     (choice(house).exists() && rustc.exists()).then_some(rustc)
 }
 
-/// Goes back to rustup's compiler; what was built stays for the next time.
-pub(crate) fn forget(house: &House) -> Result<()> {
+/// Selects rustup's compiler again; the built files stay.
+pub(crate) fn deselect(house: &House) -> Result<()> {
     match fs::remove_file(choice(house)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot forget the choice"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove the selection"),
         _ => Ok(()),
     }
 }
 
-/// Makes the toolchain if it is not there, and chooses it.
+/// Creates the toolchain if it does not exist, and selects it.
 pub(crate) fn install(house: &House) -> Result<()> {
     let linkers = linkers(house)?;
     let made = Stamp::new(house, "debian", Key::default().text(RECIPE).text(&linkers.to_string_lossy()));
@@ -70,7 +70,7 @@ pub(crate) fn install(house: &House) -> Result<()> {
         made.set()?;
     }
     write_if_changed(&choice(house), b"debian\n")?;
-    Step::begin("setup", "chooses the toolchain of the components").done("Debian's compiler builds the components");
+    Step::begin("setup", "selects the toolchain of the components").done("Debian's compiler builds the components");
     Ok(())
 }
 
@@ -101,7 +101,7 @@ fn host(house: &House) -> Result<String> {
     host.map(str::to_owned).ok_or_else(|| anyhow!("`rustc -vV` names no host"))
 }
 
-/// Fetches and unpacks everything, and writes the wrapper; answers the compiler's version.
+/// Fetches and unpacks everything, and writes the wrapper; returns the compiler's version.
 fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
     let folder = folder(house);
     if folder.exists() {
@@ -116,7 +116,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
     names.extend([std_dev, std]);
     system.fetch(step, &names)?;
 
-    // The mirror that serves this machine's own suite serves the later one too.
+    // The mirror of this machine's own suite has the later one too.
     let listed = sh::answer(sh::program(house, "apt-get").args([
         "indextargets",
         "--format",
@@ -148,7 +148,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
     wrapper(&folder, &usr, house)
 }
 
-/// Writes the `rustc` that finds its own libraries; answers its version.
+/// Writes a `rustc` that finds its own libraries; returns its version.
 fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
     let path = folder.join("rustc");
     starter(&path, usr.parent().unwrap_or(usr), &usr.join("bin/rustc"))?;
@@ -160,8 +160,8 @@ fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
     Ok(version)
 }
 
-/// Writes a script that starts a program which was unpacked, with the libraries that came with it. `exec`: whoever starts the
-/// script has the program's process id.
+/// Writes a script that starts an unpacked program with its libraries. It uses `exec`, so that the process id is that of the
+/// program.
 pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()> {
     let folders = [prefix.join("usr/lib"), prefix.join("lib")];
     let mut libraries: Vec<String> = folders
@@ -172,11 +172,11 @@ pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-linux-gnu")))
         .map(|path| path.display().to_string())
         .collect();
-    // Where the sound server's library looks for its other half is the place where Debian installs it.
+    // The sound server's library searches its private part only at the installed path.
     let private: Vec<String> = libraries.iter().map(|folder| format!("{folder}/pulseaudio")).collect();
     libraries.extend(private.into_iter().filter(|folder| Path::new(folder).is_dir()));
     if libraries.is_empty() {
-        bail!("the packages of {} brought no libraries", program.display());
+        bail!("the packages of {} have no libraries", program.display());
     }
     let text = format!(
         "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
@@ -184,14 +184,14 @@ pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()
         program.display()
     );
     write_if_changed(script, text.as_bytes())?;
-    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).context("cannot make a script of it")
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).context("cannot make the script executable")
 }
 
 fn library(usr: &Path) -> PathBuf {
     usr.join("lib/rustlib").join(WASM_TARGET).join("lib")
 }
 
-/// Builds the standard library behind an empty crate and lays it where the compiler looks.
+/// Builds the standard library as a dependency of an empty crate, and copies it to the compiler's folder.
 fn standard_library(house: &House, step: &mut Step) -> Result<String> {
     let folder = folder(house);
     let (empty, build) = (folder.join("empty"), folder.join("std"));
@@ -233,7 +233,7 @@ pub(crate) struct Apt<'a> {
 }
 
 impl<'a> Apt<'a> {
-    /// `source` (mirror, suite, component) takes the place of the machine's own sources.
+    /// `source` (mirror, suite, component) replaces the machine's own sources.
     pub(crate) fn new(house: &'a House, folder: &Path, source: Option<&str>) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = folder.join(part);
@@ -242,7 +242,7 @@ impl<'a> Apt<'a> {
         let mut options = vec![
             format!("Dir::State::Lists={}", folder.join("lists").display()),
             format!("Dir::Cache={}", folder.join("cache").display()),
-            // As root, apt would hand over to a user who may not write here.
+            // As root, apt would switch to a user without write permission here.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
@@ -274,7 +274,7 @@ impl<'a> Apt<'a> {
         sh::check(step, self.command("apt-get").arg("download").args(names)).map(drop)
     }
 
-    /// The versions of what was fetched, by package.
+    /// The versions of the fetched packages.
     pub(crate) fn versions(&self) -> Result<Vec<(String, String)>> {
         let entries = fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -286,7 +286,7 @@ impl<'a> Apt<'a> {
         Ok(parts.collect())
     }
 
-    /// Unpacks what was fetched, and removes the packages.
+    /// Unpacks the fetched packages, and removes them.
     pub(crate) fn unpack(&self, step: &mut Step, prefix: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))? {
             let package = entry?.path();
@@ -301,14 +301,14 @@ impl<'a> Apt<'a> {
         fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
     }
 
-    /// The packages that one depends on, without what every machine has.
+    /// The dependencies of a package, without the C library.
     pub(crate) fn dependencies(&self, of: &str) -> Result<Vec<String>> {
         let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
         let named = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(named.filter(|name| !name.starts_with('<') && *name != "libc6").map(str::to_owned).collect())
     }
 
-    /// The packages that one depends on, and those that these do.
+    /// The dependencies of a package, recursively.
     pub(crate) fn all_dependencies(&self, of: &str) -> Result<Vec<String>> {
         let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"];
         let mut list = self.command("apt-cache");
@@ -318,7 +318,7 @@ impl<'a> Apt<'a> {
         Ok(names.filter(|name| *name != of && !name.contains(':')).map(str::to_owned).collect())
     }
 
-    /// The libraries that packages stand on, and that this machine does not have.
+    /// The libraries that packages depend on and that this machine does not have.
     pub(crate) fn missing_libraries(&self, of: &[&str]) -> Result<Vec<String>> {
         let strong =
             ["--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces"];
@@ -326,13 +326,13 @@ impl<'a> Apt<'a> {
         let status = ["--show", "--showformat", "${Package} ${db:Status-Status}\\n"];
         let here = sh::answer(sh::program(self.house, "dpkg-query").args(status).arg("lib*"))?;
         let here: BTreeSet<&str> = here.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-        // What takes systemd's place is another name for a library that is wanted anyway.
+        // The replacement of systemd is another name for a library that is listed anyway.
         let wanted = |name: &&str| name.starts_with("lib") && !name.starts_with("libelogind") && !here.contains(name);
         let names: BTreeSet<&str> = listed.lines().filter(wanted).collect();
         Ok(names.into_iter().map(str::to_owned).collect())
     }
 
-    /// The package that `of` depends on whose name begins so.
+    /// The dependency of `of` whose name begins with `prefix`.
     fn dependency(&self, of: &str, prefix: &str) -> Result<String> {
         let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
         listed
@@ -344,7 +344,7 @@ impl<'a> Apt<'a> {
     }
 }
 
-/// Whether a version is at least another, number by number.
+/// Compares versions number by number.
 fn at_least(version: &str, min: &str) -> bool {
     let numbers = |text: &str| -> Vec<u64> { text.split('.').map_while(|part| part.parse().ok()).collect() };
     numbers(version) >= numbers(min)

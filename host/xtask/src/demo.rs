@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a real document through the components and the models, every event as it arrives.
+//! `cargo xtask demo`: streams a document through the components and the models, and prints every event as it arrives.
 
 mod recording;
 
@@ -17,18 +17,18 @@ use crate::ui::Step;
 use crate::{build, http, setup, sh};
 
 pub(crate) const USAGE: &str = "\
-Starts `weir serve` on a free port, streams demo/night-train.txt through POST /process-stream with every step on, runs
+Starts `weir serve` on a free port, streams demo/night-train.txt through POST /process-stream with all steps, runs
 `weir run` on a few lines, and stops the server.
 
 Options:
   --text FILE        stream this file instead (10 to 5000 characters)
-  --raw              print the events as they are: one JSON object per line
-  --record FILE.svg  draw what is printed as an animated picture, as in README.md
-  --server ADDRESS   ask this server instead of building and starting one";
+  --raw              print the events unchanged: one JSON object per line
+  --record FILE.svg  record the output as an animated picture, as in README.md
+  --server ADDRESS   use this server instead of building and starting one";
 
 /// The document of the demo.
 pub(crate) const DOCUMENT: &str = "demo/night-train.txt";
-/// The width of what is printed.
+/// The width of the output.
 const COLUMNS: usize = 100;
 /// The cells of a progress bar.
 const BAR_CELLS: usize = 20;
@@ -63,7 +63,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     lines(house)?;
     server.stop()?;
     println!(
-        "\nThe server has been stopped. What to try next:\n  \
+        "\nThe server has been stopped. Next steps:\n  \
          cargo xtask serve --listen 127.0.0.1:8080        then, elsewhere:\n  \
          curl -N 127.0.0.1:8080/process-stream -H 'content-type: application/json' \\\n       \
          -d '{{\"text\": \"A text of your own.\", \"include_entities\": true}}'\n  \
@@ -111,7 +111,7 @@ fn stream(address: SocketAddr, text: &str, raw: bool) -> Result<Vec<(Duration, S
         }
         if raw {
             println!("{line}");
-        } else if let Some(lines) = drawn(&event) {
+        } else if let Some(lines) = render(&event) {
             for (number, line) in lines.iter().enumerate() {
                 let time = if number == 0 { ms(after) } else { String::new() };
                 let row = format!("{time:>10}  {line}");
@@ -121,7 +121,7 @@ fn stream(address: SocketAddr, text: &str, raw: bool) -> Result<Vec<(Duration, S
         }
     }
     if !failed.is_empty() {
-        bail!("the stream said {}", failed.join(", "));
+        bail!("the stream has errors: {}", failed.join(", "));
     }
     if last != "completed" {
         bail!("the stream ended with `{last}` instead of `completed`");
@@ -155,8 +155,8 @@ fn lines(house: &House) -> Result<()> {
     Ok(())
 }
 
-/// An event for a person; none where the next event says more.
-fn drawn(event: &Value) -> Option<Vec<String>> {
+/// An event as text; `None` for one that the next event repeats.
+fn render(event: &Value) -> Option<Vec<String>> {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let row = |name: &str, what: String| Some(vec![format!("{name:<10} {what}")]);
     match event["status"].as_str()? {
@@ -244,24 +244,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_is_one_that_the_endpoint_takes() {
+    fn document_has_an_accepted_length() {
         let text = std::fs::read_to_string(House::find().root.join(DOCUMENT)).unwrap();
         let length = text.trim().chars().count();
         assert!((2_000..=5_000).contains(&length), "{length} characters");
     }
 
     #[test]
-    fn events_are_drawn_for_people() {
+    fn events_are_rendered_as_text() {
         let event = json!({"status": "sentiment_progress", "progress": 0.5,
             "chunk_result": {"chunk": 2, "sentiment": "POSITIVE", "confidence": 0.987}});
-        let lines = drawn(&event).unwrap();
+        let lines = render(&event).unwrap();
         assert_eq!(lines, ["sentiment  ██████████░░░░░░░░░░ chunk 2   POSITIVE  0.99"]);
         let event = json!({"status": "entities_complete", "total_entities": 3, "entity_types": {"PER":
             [{"text": "Birgit Holm"}, {"text": "Marta"}, {"text": "Birgit Holm"}]}});
-        assert_eq!(drawn(&event).unwrap(), ["entities   3 found", "           PER: Birgit Holm, Marta"]);
+        assert_eq!(render(&event).unwrap(), ["entities   3 found", "           PER: Birgit Holm, Marta"]);
         let event = json!({"status": "summarization_error", "error": "the model is gone", "code": "x"});
-        assert_eq!(drawn(&event).unwrap(), ["summarization_error the model is gone"]);
-        assert!(drawn(&json!({"status": "chunking"})).is_none());
+        assert_eq!(render(&event).unwrap(), ["summarization_error the model is gone"]);
+        assert!(render(&json!({"status": "chunking"})).is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: an archive that runs wherever it is unpacked.
+//! `cargo xtask dist`: an archive that runs in any folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::ui::Step;
 use crate::{setup, sh};
 
 pub(crate) const USAGE: &str = "\
-Builds, then leaves target/dist/weir-VERSION-TARGET.tar.gz: the program, the models that ship, completions for bash, zsh and
-fish, README.md, CHANGELOG.md, LICENSE and docs, all of them files and none of them a link. Unpacks it into another folder and runs
-it there, so that an archive that is left is one that works.";
+Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, README.md,
+CHANGELOG.md, LICENSE and docs, without links. Then unpacks it into another folder and runs it there; an archive that does not run
+is removed.";
 
-/// The shells that completions are written for, and the names of the files as the shells look for them.
+/// The shells with completions, and the file names that they search for.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "weir.bash"), ("zsh", "_weir"), ("fish", "weir.fish")];
-/// Files of the repository that go along.
+/// Files of the repository that are included.
 const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "LICENSE"];
 
 pub(crate) fn task(house: &House, args: Args) -> Result<()> {
@@ -33,7 +33,7 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Packs what has been built, and tries it out.
+/// Packs the built files, and runs the result.
 pub(crate) fn check(house: &House) -> Result<PathBuf> {
     let mut step = Step::begin("dist", "packs the program and its models");
     let packed = pack(house, &mut step);
@@ -51,7 +51,7 @@ pub(crate) fn check(house: &House) -> Result<PathBuf> {
     let mut step = Step::begin("dist", "unpacks it elsewhere and runs it");
     let tried = try_out(house, &mut step, &archive);
     if tried.is_err() {
-        // What does not work is not left where it would be taken for what does.
+        // An archive that does not run must not be mistaken for one that does.
         let _ = fs::remove_file(&archive);
     }
     finish(step, tried.map(|()| "it runs".to_owned()))?;

@@ -1,4 +1,4 @@
-//! Files that change only when their content does, and stamps that remember what a step was done for.
+//! Writes files only when their content changes, and records the inputs of finished steps in stamps.
 
 use std::fs;
 use std::io::Read;
@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 
 use crate::house::House;
 
-/// Writes `content` unless the file holds it already. Says whether it wrote: a newer date alone would make cargo
-/// build everything behind that file again.
+/// Writes `content` unless the file has it already; returns whether it was written. A newer date alone would make cargo rebuild
+/// everything that depends on the file.
 pub(crate) fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(false);
@@ -18,7 +18,7 @@ pub(crate) fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    // A rename replaces the file at once: who reads it meanwhile sees the old one or the new one, never half.
+    // A rename is atomic: a concurrent reader sees the old file or the new one.
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let new = path.with_file_name(name);
@@ -33,9 +33,9 @@ pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     write_if_changed(to, &content)
 }
 
-/// Copies a folder with what is in it, each file with [`copy_if_changed`]. Links are followed: what arrives are files.
+/// Copies a folder recursively, each file with [`copy_if_changed`]. Links are followed: the copy has only files.
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    // A link in this place would lead the copies back to what they are made of.
+    // Writing through a link would change the source.
     if to.is_symlink() {
         fs::remove_file(to).with_context(|| format!("cannot remove {}", to.display()))?;
     }
@@ -93,7 +93,7 @@ impl Key {
     }
 }
 
-/// Remembers that a step was done for a given content.
+/// Records that a step was done for a given content.
 pub(crate) struct Stamp {
     path: std::path::PathBuf,
     key: String,
@@ -109,7 +109,7 @@ impl Stamp {
         fs::read_to_string(&self.path).is_ok_and(|old| old == self.key)
     }
 
-    /// Remembers it.
+    /// Records that it was done.
     pub(crate) fn set(&self) -> Result<()> {
         write_if_changed(&self.path, self.key.as_bytes()).map(drop)
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_written_only_when_its_content_changes() {
+    fn file_is_written_only_when_its_content_changes() {
         let folder = scratch("write");
         let file = folder.join("deep").join("a.wasm");
         assert!(write_if_changed(&file, b"one").unwrap());
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn copied_tree_has_files_where_there_were_links() {
+    fn copied_tree_has_files_in_place_of_links() {
         let folder = scratch("tree");
         let (from, to) = (folder.join("from"), folder.join("to"));
         fs::create_dir_all(from.join("deep")).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_is_fresh_for_its_content_only() {
+    fn stamp_is_fresh_for_its_content_only() {
         let folder = scratch("stamp");
         let house = House { root: folder.clone(), target: folder.clone() };
         let input = folder.join("requirements.txt");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_keeps_its_parts_apart() {
+    fn key_separates_its_parts() {
         let key = |a: &str, b: &str| Key::default().text(a).text(b).hex();
         assert_ne!(key("ab", "c"), key("a", "bc"));
     }

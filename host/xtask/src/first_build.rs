@@ -1,16 +1,16 @@
-//! The estimate that is printed before the first build, which takes the longest.
+//! The estimate of the first build, which takes longest, printed before it.
 
 use std::path::Path;
 
 use crate::house::House;
 use crate::sh;
 
-/// What the first build of `weir` and its components computes, in seconds of one core of a small virtual machine.
+/// The time of the first build of `weir` and its components, seconds of one core of a small virtual machine.
 const FIRST_BUILD_CPU_S: u64 = 2_300;
-/// What it leaves in the target folder, megabytes.
+/// Its size in the target folder, megabytes.
 const FIRST_BUILD_MB: u64 = 2_900;
 
-/// Says how long the first build takes and what room it needs; nothing where there has been one.
+/// Prints the time and the disk space of the first build, if there was none.
 pub(crate) fn announce(house: &House) {
     if house.weir().exists() {
         return;
@@ -38,7 +38,7 @@ fn announcement(cores: u64, target: &Path, free_mb: Option<u64>) -> String {
     )
 }
 
-/// Megabytes that are free where the target folder lies or will lie, as `df` says; none where it does not.
+/// Free megabytes on the disk of the target folder, from `df`; `None` if it fails.
 fn free_mb(house: &House) -> Option<u64> {
     let there = house.target.ancestors().find(|folder| folder.exists())?;
     let said = sh::answer(sh::program(house, "df").args(["-Pk"]).arg(there)).ok()?;

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/targets` with many inputs.
+//! `cargo xtask fuzz`: runs the targets of `fuzz/targets` with many inputs.
 //!
 //! Under cargo-fuzz, guided by coverage, where cargo-fuzz and a nightly compiler are installed; else by the program `weir-fuzz`, whose
 //! inputs are made by a seeded generator. Both count their executions.
@@ -24,7 +24,7 @@ Options:
   --nn               the tensors too: builds the engine and wasmtime
   --no-cargo-fuzz    the seeded generator in any case";
 
-/// Executions of each target where the command does not say.
+/// Executions of each target without `--executions`.
 const EXECUTIONS_DEFAULT: u64 = 1_000_000;
 /// Longest input, as in `weir_fuzz::mutate`.
 const INPUT_BYTES_MAX: u64 = 4096;
@@ -102,7 +102,7 @@ fn has_cargo_fuzz(house: &House) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Cargo of the nightly toolchain. What this cargo tells its children about the pinned one must not reach it.
+/// Cargo of the nightly toolchain, without the variables by which cargo selects the pinned one.
 fn nightly(house: &House) -> Command {
     let mut command = sh::program(house, "rustup");
     command.args(["run", "nightly", "cargo"]);
@@ -112,7 +112,7 @@ fn nightly(house: &House) -> Command {
     command
 }
 
-/// Runs a program that speaks for itself.
+/// Runs a program with its own output.
 fn finish(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{command:?} cannot be run"))?;
     if status.success() { Ok(()) } else { bail!("a target failed: its input is named above") }

@@ -1,4 +1,4 @@
-//! Where things are: the workspace's folders, and the tables of what is built and tested.
+//! The workspace, called the house in this crate: its folders, and the tables of components, guests and packages.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ pub(crate) struct Component {
     pub(crate) name: &'static str,
 }
 
-/// The components that `weir` carries inside itself: one line each.
+/// The components that are built into `weir`: one line each.
 pub(crate) const COMPONENTS: &[Component] =
     &[Component { package: "weir-gateway", name: "gateway" }, Component { package: "weir-infer", name: "infer" }];
 
-/// The components that are plugged into another when they are built: what it imports of them is then inside it.
+/// The components that are plugged into another when they are built, and satisfy its imports.
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
 
 /// The guest programs of the tests (folders of tests/guests, and the component of examples/step): one line each.
@@ -48,7 +48,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "xtask",
 ];
 
-/// The folder of the models that ship, each a folder with a `config.json`.
+/// The folder of the bundled models, each a folder with a `config.json`.
 pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";
 
 /// What the components add to the release profile: small output of one codegen unit. Settings of the same profile rather than
@@ -59,18 +59,18 @@ pub(crate) const COMPONENT_CONFIG: [&str; 2] = ["profile.release.lto=true", "pro
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
 
 impl Component {
-    /// Where cargo leaves it.
+    /// The output of cargo.
     pub(crate) fn built(&self, house: &House) -> PathBuf {
         let file = format!("{}.wasm", self.package.replace('-', "_"));
         house.target.join(WASM_TARGET).join("release").join(file)
     }
 
-    /// Where the host, the tests and everybody else find it.
+    /// The file that the host and the tests use.
     pub(crate) fn delivered(&self, house: &House) -> PathBuf {
         house.components().join(format!("{}.wasm", self.name))
     }
 
-    /// Where its precompiled form lies, which `weir` embeds.
+    /// The precompiled file, which `weir` embeds.
     pub(crate) fn precompiled(&self, house: &House) -> PathBuf {
         house.components().join(format!("{}.cwasm", self.name))
     }
@@ -88,7 +88,7 @@ pub(crate) struct House {
 impl House {
     /// Finds the workspace this program belongs to.
     pub(crate) fn find() -> Self {
-        // Cargo tells where the package lies now; the path at compile time serves when the program is started by hand.
+        // Cargo sets the package's current path; the path at compile time is for a program that is started without cargo.
         let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
         let root = Path::new(&package).ancestors().nth(2).unwrap_or(Path::new(".")).to_path_buf();
         let target = match std::env::var_os("CARGO_TARGET_DIR") {
@@ -118,7 +118,7 @@ impl House {
         self.target.join("venv")
     }
 
-    /// What xtask keeps for itself: stamps and toolchains.
+    /// The files of xtask: stamps and toolchains.
     pub(crate) fn keep(&self) -> PathBuf {
         self.target.join("xtask")
     }

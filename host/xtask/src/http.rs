@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client on a plain socket: enough for our own server, with bodies read as they arrive.
+//! A small HTTP/1.1 client on a plain socket, for `weir serve`. Bodies can be read as they arrive.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// No answer of ours is silent for longer than this.
+/// The longest silence of a response.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The longest line of a head, and of a chunk's size.
 const LINE_BYTES_MAX: u64 = 8 * 1024;
 /// The most header lines of a head.
 const HEADERS_MAX: usize = 100;
 
-/// An answer whose body is still arriving.
+/// A response whose body is still arriving.
 #[derive(Debug)]
 pub(crate) struct Response<R> {
     pub(crate) status: u16,
     pub(crate) body: Body<R>,
 }
 
-/// Sends a request and reads the answer's head.
+/// Sends a request and reads the head of the response.
 pub(crate) fn request(
     to: SocketAddr,
     method: &str,
@@ -40,7 +40,7 @@ pub(crate) fn request(
     read_head(BufReader::new(stream)).with_context(|| format!("{method} {path}"))
 }
 
-/// Reads an answer's head; the body follows.
+/// Reads the head of a response; the body follows.
 pub(crate) fn read_head<R: BufRead>(mut from: R) -> Result<Response<R>> {
     let status_line = head_line(&mut from)?;
     let status = status_line
@@ -61,7 +61,7 @@ pub(crate) fn read_head<R: BufRead>(mut from: R) -> Result<Response<R>> {
             framing = Framing::Length(value.trim().parse().with_context(|| format!("bad content-length `{value}`"))?);
         }
     }
-    bail!("an answer with more than {HEADERS_MAX} headers")
+    bail!("the response has more than {HEADERS_MAX} headers")
 }
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ enum Framing {
     Ended,
 }
 
-/// A body, decoded; reading waits for what comes next.
+/// A decoded body; reading waits for the next bytes.
 #[derive(Debug)]
 pub(crate) struct Body<R> {
     from: R,
@@ -156,15 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_readable_before_the_next_one_arrives() {
+    fn chunk_is_readable_before_the_next_one_arrives() {
         let arrived: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\nfirst\n";
         let mut lines = BufReader::new(read_head(arrived).unwrap().body).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "first");
-        assert!(lines.next().unwrap().is_err(), "a cut answer is an error, not an end");
+        assert!(lines.next().unwrap().is_err(), "a cut response is an error, not an end");
     }
 
     #[test]
-    fn cut_or_malformed_answers_are_errors() {
+    fn cut_or_malformed_response_is_an_error() {
         for answer in [
             "",
             "HTTP/1.1 200 OK\r\nContent-Le",

@@ -1,14 +1,14 @@
-//! `cargo xtask`: what a fresh machine needs to build, run, test and measure Weir.
+//! `cargo xtask`: builds, runs, tests and measures Weir on a fresh machine.
 //!
-//! - [`args`], [`ui`], [`sh`], [`files`]: the command line, what a person sees, other programs, files and stamps
-//! - [`house`]: where things are, and the tables of components, guests and packages
+//! - [`args`], [`ui`], [`sh`], [`files`]: the command line, progress, other programs, files and stamps
+//! - [`house`]: the workspace's folders, and the tables of components, guests and packages
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target
 //! - [`build`]: components, their precompiled forms, `weir`
-//! - [`server`] and [`http`]: a `weir serve` of our own, and a client for it
-//! - [`first_build`]: how long the first build takes, said before it; [`dist`]: the archive to give away
-//! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: what people run
-//! - [`redis`], [`pushpin`], [`browser`], [`nginx`]: a Redis server, a proxy that holds connections, a Chromium, and a proxy that the
-//!   fan-out is compared with too, for the tests
+//! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
+//! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution
+//! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
+//! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
+//! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -56,7 +56,7 @@ struct Task {
 const TASKS: &[Task] = &[
     Task {
         name: "setup",
-        about: "get what the build needs: the wasm32-wasip2 target",
+        about: "install what the build needs: the wasm32-wasip2 target",
         usage: setup::USAGE,
         run: setup::task,
     },
@@ -66,7 +66,7 @@ const TASKS: &[Task] = &[
         usage: build::USAGE,
         run: build::task,
     },
-    Task { name: "dist", about: "build, then pack an archive that runs anywhere", usage: dist::USAGE, run: dist::task },
+    Task { name: "dist", about: "build, then pack an archive for distribution", usage: dist::USAGE, run: dist::task },
     Task { name: "serve", about: "build, then run `weir serve`", usage: server::USAGE, run: server::task },
     Task {
         name: "demo",
@@ -77,16 +77,21 @@ const TASKS: &[Task] = &[
     Task { name: "test", about: "build and check everything, as CI does", usage: checks::USAGE, run: checks::task },
     Task {
         name: "bench",
-        about: "measure start, first event and rate, then compare with other servers",
+        about: "measure start, first event and throughput, then compare with other servers",
         usage: bench::USAGE,
         run: bench::task,
     },
-    Task { name: "fuzz", about: "execute the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
+    Task { name: "fuzz", about: "run the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
     Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
-    Task { name: "redis", about: "get a redis-server for the tests", usage: redis::USAGE, run: redis::task },
-    Task { name: "browser", about: "get a headless Chromium for the tests", usage: browser::USAGE, run: browser::task },
-    Task { name: "pushpin", about: "get Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
-    Task { name: "nginx", about: "get nginx for the tests", usage: nginx::USAGE, run: nginx::task },
+    Task { name: "redis", about: "fetch a redis-server for the tests", usage: redis::USAGE, run: redis::task },
+    Task {
+        name: "browser",
+        about: "fetch a headless Chromium for the tests",
+        usage: browser::USAGE,
+        run: browser::task,
+    },
+    Task { name: "pushpin", about: "fetch Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
+    Task { name: "nginx", about: "fetch nginx for the tests", usage: nginx::USAGE, run: nginx::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 
@@ -113,7 +118,7 @@ fn run(mut line: impl Iterator<Item = String>) -> Result<()> {
         bail!("unknown {what} `{name}`: `cargo xtask --help` lists the commands");
     };
     let rest: Vec<String> = line.collect();
-    // What follows `serve` belongs to `weir serve`, its help too.
+    // The arguments after `serve` are those of `weir serve`, `--help` included.
     let mut ours = rest.iter().take_while(|arg| *arg != "--");
     if task.name != "serve" && ours.any(|arg| arg == "-h" || arg == "--help") {
         println!("cargo xtask {}: {}\n\n{}", task.name, task.about, task.usage);
@@ -123,13 +128,13 @@ fn run(mut line: impl Iterator<Item = String>) -> Result<()> {
 }
 
 fn help() -> String {
-    let mut text = String::from("cargo xtask COMMAND [OPTIONS]: what a fresh machine needs for Weir\n\nCommands:\n");
+    let mut text = String::from("cargo xtask COMMAND [OPTIONS]: builds, runs, tests and measures Weir\n\nCommands:\n");
     for task in TASKS {
         text.push_str(&format!("  {:<8}{}\n", task.name, task.about));
     }
     text.push_str(
-        "\n`cargo xtask COMMAND --help` says what a command takes. Every command does what it needs first\n\
-         (build sets up, demo builds), can be repeated, and does nothing twice.",
+        "\n`cargo xtask COMMAND --help` lists the options of a command. Every command runs its prerequisites first\n\
+         (build runs setup, demo runs build), and skips finished work when it is repeated.",
     );
     text
 }
@@ -143,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_words_get_one_sentence() {
+    fn unknown_command_or_flag_is_an_error_of_one_sentence() {
         assert_eq!(error("bild"), "unknown command `bild`: `cargo xtask --help` lists the commands");
         assert_eq!(error("--fast"), "unknown flag `--fast`: `cargo xtask --help` lists the commands");
         assert_eq!(error("build --fast"), "unknown flag `--fast`: `cargo xtask build --help` lists what build takes");

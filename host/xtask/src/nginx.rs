@@ -1,5 +1,5 @@
-//! nginx for the test of the guide that puts it in front of Weir, and with nchan for the fan-out measurement: Debian's, unpacked into a folder of our own. Nothing is installed, and nothing
-//! runs: the test and the measurement start it with configurations of their own.
+//! nginx for the test of the proxy guide, and with nchan for the fan-out measurement: Debian's, unpacked under target. It is not
+//! installed; the test and the measurement start it with their own configurations.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,20 +22,15 @@ pub(crate) const VARIABLE: &str = "WEIR_TEST_NGINX";
 
 const SERVER: &str = "nginx";
 const MODULE: &str = "libnginx-mod-nchan";
-/// The folder that the module wants at the start, and what takes its place: one in the folder that nginx is started for. The module's
-/// directive for it (`nchan_message_temp_path`) is refused as a duplicate wherever it stands.
+/// The folder that the module needs at the start, and its replacement, which is relative to nginx's prefix. The module refuses its
+/// own directive for it (`nchan_message_temp_path`) as a duplicate.
 const FOLDER: &[u8] = b"/var/lib/nginx/body\0";
 const FOLDER_HERE: &[u8] = b"nchan-messages/////\0";
-/// Changes when what this file does changes, so that an older result is made anew.
+/// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
-pub(crate) fn task(house: &House, args: Args) -> Result<()> {
-    args.finish()?;
-    println!("{}", folder(house)?.display());
-    Ok(())
-}
-
-/// The folder with `nginx`, `module.so` and `versions`; fetched when it is not there.
+//! nginx for the test of the proxy guide, and with nchan for the fan-out measurement: Debian's, unpacked under target. It is not
+//! installed; the test and the measurement start it with their own configurations.
 pub(crate) fn folder(house: &House) -> Result<PathBuf> {
     let folder = house.keep().join(SERVER);
     let made = Stamp::new(house, SERVER, Key::default().text(RECIPE));
@@ -49,7 +44,7 @@ pub(crate) fn folder(house: &House) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Fetches and unpacks; answers the versions.
+/// Fetches and unpacks; returns the versions.
 fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -67,7 +62,7 @@ fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
     let module = prefix.join("usr/lib/nginx/modules/ngx_nchan_module.so");
-    let mut code = fs::read(&module).with_context(|| format!("{MODULE} brought no {}", module.display()))?;
+    let mut code = fs::read(&module).with_context(|| format!("{MODULE} has no {}", module.display()))?;
     let places: Vec<usize> = (0..code.len()).filter(|at| code[*at..].starts_with(FOLDER)).collect();
     ensure!(places.len() == 1, "{MODULE} names its folder {} times", places.len());
     code[places[0]..places[0] + FOLDER_HERE.len()].copy_from_slice(FOLDER_HERE);

@@ -1,4 +1,4 @@
-//! The clients from npm that the tests read us back with.
+//! The clients from npm with which the tests read events.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
 
-/// The variable in which tests find the folder with `node_modules`.
+/// The variable that tests read the folder of `node_modules` from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
 /// The tests that need it.
 pub(crate) const TESTS: [&str; 8] = [
@@ -28,12 +28,12 @@ pub(crate) const TESTS: [&str; 8] = [
 const PACKAGES: &str = "tests/readers/package.json";
 
 /// Whether this machine has Node.js and npm.
-pub(crate) fn is_here() -> bool {
+pub(crate) fn is_available() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     ["node", "npm"].iter().all(|name| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
-/// Installs the packages of tests/readers unless they are there, each in the version that is named.
+/// Installs the packages of tests/readers in their pinned versions, unless they are installed.
 pub(crate) fn ensure(house: &House) -> Result<PathBuf> {
     let folder = house.keep().join("npm");
     let packages = house.root.join(PACKAGES);

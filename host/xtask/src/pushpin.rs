@@ -1,7 +1,7 @@
-//! `cargo xtask pushpin`: Pushpin, a proxy that holds connections as GRIP says, for the tests.
+//! `cargo xtask pushpin`: Pushpin, a proxy that holds connections by GRIP, for the tests.
 //!
-//! Debian's, with what it stands on, unpacked into a folder of our own; scripts start it there with its libraries. Nothing is
-//! installed, and nothing runs: the tests start it, with a folder and ports of their own.
+//! Debian's, with its dependencies, unpacked under target; scripts start it with its libraries. It is not installed; the tests
+//! start it with their own folders and ports.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,14 +21,14 @@ pub(crate) const USAGE: &str = "\
 Prints the path of a folder with Debian's Pushpin and its zurl, fetched once and unpacked under target. The test of the
 gateway behind Pushpin finds it in WEIR_TEST_PUSHPIN.";
 
-/// The variable in which tests find it.
+/// The variable that tests read its folder from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_PUSHPIN";
 
-/// The proxy, what it asks servers with, and what it listens with.
+/// The proxy, its HTTP client, and its listener.
 const PACKAGES: [&str; 3] = ["pushpin", "zurl", "condure"];
 /// The programs that tests start.
 const PROGRAMS: [&str; 2] = ["pushpin", "zurl"];
-/// Changes when what this file does changes, so that an older result is made anew.
+/// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
 pub(crate) fn task(house: &House, args: Args) -> Result<()> {
@@ -51,7 +51,7 @@ pub(crate) fn folder(house: &House) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Fetches, unpacks, writes the scripts; answers the version.
+/// Fetches and unpacks, and writes the scripts; returns the version.
 fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -65,7 +65,7 @@ fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
     apt.unpack(step, &prefix)?;
     let mut libraries = String::new();
     for lib in ["usr/lib", "lib"] {
-        // A package may have nothing in one of the two.
+        // Either folder may be missing.
         for entry in fs::read_dir(prefix.join(lib)).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().ends_with("-linux-gnu") {
                 libraries += &format!("{}:", entry.path().display());
@@ -74,7 +74,7 @@ fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
     }
     let bin = prefix.join("usr/bin");
     for program in PROGRAMS {
-        // `exec`: whoever starts the script has the program's process id. It starts others by their names.
+        // `exec` keeps the process id. The program starts others by name.
         let text = format!(
             "#!/bin/sh\nexport PATH=\"{bin}:$PATH\" LD_LIBRARY_PATH=\"{libraries}$LD_LIBRARY_PATH\"\nexec \"{bin}/{program}\" \"$@\"\n",
             bin = bin.display(),

@@ -13,10 +13,10 @@ use crate::sh;
 use crate::ui::Step;
 
 const REQUIREMENTS: &str = "tests/python-requirements.txt";
-/// Changes when the way of installing does, so that an older environment is made anew.
+/// Version of the installation procedure: a change makes older environments stale.
 const RECIPE: &str = "2";
 
-/// What the tests find there.
+/// The programs of the environment.
 #[derive(Debug)]
 pub(crate) struct Python {
     /// The interpreter (`WEIR_TEST_PYTHON`).
@@ -25,7 +25,7 @@ pub(crate) struct Python {
     pub(crate) wasmtime: PathBuf,
 }
 
-/// Makes target/venv from the requirements unless it is there.
+/// Creates target/venv from the requirements unless it exists.
 pub(crate) fn ensure(house: &House) -> Result<Python> {
     let bin = house.venv().join("bin");
     let found = Python { python: bin.join("python"), wasmtime: bin.join("wasmtime") };
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_interpreters_are_refused() {
+    fn old_interpreter_is_refused() {
         assert!(supported("Python 3.11.7") && supported("Python 3.14.0rc1"));
         assert!(!supported("Python 3.9.2") && !supported("Python 2.7.18") && !supported(""));
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask redis`: a Redis server for the tests.
 //!
-//! The one on the PATH, or else Debian's, unpacked into a folder of our own and started by a script that finds its libraries.
-//! Nothing is installed, and nothing runs: the tests start it, each for itself.
+//! The one on the PATH, or else Debian's, unpacked under target, with a script that starts it with its libraries. It is not
+//! installed; each test starts its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ pub(crate) const USAGE: &str = "\
 Prints the path of a redis-server: the one on the PATH, or Debian's, fetched once and unpacked under target. The tests of
 weir-events find it in WEIR_TEST_REDIS.";
 
-/// The variable in which tests find it.
+/// The variable that tests read its path from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_REDIS";
 
 const SERVER: &str = "redis-server";
 /// The server itself is in the package of the tools.
 const TOOLS: &str = "redis-tools";
-/// Changes when what this file does changes, so that an older result is made anew.
+/// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
 pub(crate) fn task(house: &House, args: Args) -> Result<()> {
@@ -54,7 +54,7 @@ pub(crate) fn server(house: &House) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// Fetches, unpacks, writes the script that starts it; answers the server's version.
+/// Fetches and unpacks it, and writes the script that starts it; returns the server's version.
 fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;

@@ -1,4 +1,4 @@
-//! Who may depend on whom, and with which features. ARCHITECTURE.md says why; these tests keep it true.
+//! The allowed dependencies of each crate, and their features. ARCHITECTURE.md gives the reasons; these tests enforce it.
 
 use std::collections::BTreeSet;
 
@@ -7,19 +7,18 @@ use serde_json::Value;
 use crate::house::{HOST_PACKAGES, House};
 use crate::sh;
 
-/// What a crate may use, development dependencies apart.
+/// The allowed dependencies of a crate, development dependencies excluded.
 struct Rule {
     package: &'static str,
     /// The crates of this workspace.
     house: &'static [&'static str],
-    /// The crates from elsewhere; without a list: any that [`RESERVED`] does not give to another crate.
+    /// Crates of others; without a list: all that [`RESERVED`] does not reserve for another crate.
     others: Option<&'static [&'static str]>,
 }
 
 const RULES: &[Rule] = &[
     Rule { package: "weir-core", house: &[], others: Some(&["thiserror"]) },
     Rule { package: "weir-expression", house: &["weir-core"], others: Some(&["serde_json", "thiserror"]) },
-    // Used by the native host and, compiled to wasm, by components.
     Rule { package: "weir-kernels", house: &[], others: Some(&[]) },
     Rule {
         package: "weir-codec",
@@ -43,22 +42,22 @@ const RULES: &[Rule] = &[
         house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-nn"],
         others: None,
     },
-    // Of codec: GRIP, and how events are drawn on a connection that is held.
+    // Of codec: GRIP, and the rendering of events on a held connection.
     Rule {
         package: "weir-edge",
         house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime"],
         others: None,
     },
-    // Of codec: how captions are read.
+    // Of codec: captions, and lines of inputs.
     Rule {
         package: "weir",
         house: &["weir-codec", "weir-config", "weir-edge", "weir-nn", "weir-runtime"],
         others: None,
     },
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
-    // Light: a client of any server, it knows neither wasmtime nor an engine.
+    // A client of any server, without wasmtime or an engine.
     Rule { package: "weir-bench", house: &[], others: Some(&["anyhow", "clap", "serde", "serde_json", "tokio"]) },
-    // Of nn: the tensors, with a feature that no build of the workspace turns on.
+    // Of nn: tensors, with a feature that no build of the workspace enables.
     Rule {
         package: "weir-fuzz",
         house: &["weir-auth", "weir-codec", "weir-core", "weir-expression", "weir-nn"],
@@ -67,14 +66,14 @@ const RULES: &[Rule] = &[
     Rule { package: "xtask", house: &[], others: None },
     Rule { package: "nn-probe", house: &[], others: None },
     Rule { package: "infer-stub", house: &[], others: None },
-    // The store's own state machines, so that what stands in for it keeps its promises.
+    // The store's own state machines, so that the stub has the same guarantees.
     Rule { package: "events-stub", house: &["weir-core"], others: None },
     Rule { package: "step-guest", house: &[], others: None },
     Rule { package: "step-example", house: &[], others: None },
     Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
 ];
 
-/// What only some crates may use: the beginning of a crate's name, and who may.
+/// Crates that only some may use: the beginning of a name, and the crates that may.
 const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
@@ -164,8 +163,8 @@ fn rules_forbid_what_they_should() {
     }
 }
 
-/// Dependencies that only tests have may ask more features of a crate that the host uses too. Then `cargo test` compiles
-/// that crate, and all that stands on it, a second time: wasmtime, once.
+/// A development dependency may enable more features of a crate that the host uses too. Then `cargo test` compiles that crate, and
+/// all that depend on it, a second time; this happened with wasmtime.
 #[test]
 fn build_and_test_ask_the_same_features() {
     let features = |edges: &str| -> BTreeSet<String> {

@@ -1,4 +1,4 @@
-//! `cargo xtask serve`, and a server of our own for the demo and the measurements.
+//! `cargo xtask serve`, and a server process for the demo and the measurements.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -14,13 +14,13 @@ use crate::args::Args;
 use crate::house::House;
 use crate::{build, http, setup, sh};
 
-pub(crate) const USAGE: &str = "Everything after `serve` goes to `weir serve`.";
+pub(crate) const USAGE: &str = "All arguments after `serve` are passed to `weir serve`.";
 
-/// How long a start may take: the models are loaded and run once.
+/// How long a start may take: every model is loaded and run once.
 const START_MAX: Duration = Duration::from_secs(60);
 /// How long a graceful end may take.
 const STOP_MAX: Duration = Duration::from_secs(30);
-/// Between two questions to `/readyz` or to the process.
+/// The interval between checks of `/readyz` or of the process.
 const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
@@ -29,7 +29,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     build::weir(house)?;
     let mut command = sh::program(house, house.weir());
     command.stdin(Stdio::inherit()).arg("serve").args(args.take_rest());
-    // Replaces this program: signals and the exit status are weir's own.
+    // Replaces this process, so that signals reach weir and its exit status is returned.
     Err(command.exec()).with_context(|| format!("cannot start {}", house.weir().display()))
 }
 
@@ -37,9 +37,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// From exec to the line that says where it listens.
+    /// From exec to the line with the address.
     pub(crate) listening_after: Duration,
-    /// From exec to `/readyz` saying yes.
+    /// From exec until `/readyz` is 200.
     pub(crate) ready_after: Duration,
 }
 
@@ -84,12 +84,12 @@ impl Server {
         bail!("weir was not ready after {} s", START_MAX.as_secs())
     }
 
-    /// Its process.
+    /// The process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks it to end (SIGTERM) and waits for it.
+    /// Stops it with SIGTERM and waits for its end.
     pub(crate) fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();
         sh::answer(Command::new("kill").args(["-TERM", &pid]))?;
@@ -107,7 +107,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After a stop this finds nothing to end; after an error it leaves nothing behind.
+        // After an error the process still runs.
         if let Ok(None) = self.child.try_wait() {
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -115,7 +115,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits for `listening on http://ADDR` and keeps reading, so that the server never waits for a reader.
+/// Waits for `listening on http://ADDR`, and keeps reading, so that the server never blocks on its output.
 fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
     let stdout = child.stdout.take().ok_or_else(|| anyhow!("weir has no standard output"))?;
     let (sender, lines) = channel();
@@ -137,7 +137,7 @@ fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
     }
 }
 
-/// The end of what a program says, for the message of a failure.
+/// The last lines of a program's output, for an error message.
 fn last_lines(from: impl Read) -> String {
     const LINES_MAX: usize = 30;
     let mut kept = std::collections::VecDeque::new();

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: the wasm32-wasip2 target, from rustup or, where its server does not answer, from Debian.
+//! `cargo xtask setup`: the wasm32-wasip2 target, from rustup or, if its server is unreachable, from Debian.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::sh;
 use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
-Gets the wasm32-wasip2 target for the pinned toolchain: with rustup or, where its server does not answer, from Debian's
-packages. Does nothing where the target is there.
+Installs the wasm32-wasip2 target for the pinned toolchain: with rustup or, if its server is unreachable, from Debian's
+packages. Does nothing if the target is installed.
 
 Options:
-  --toolchain rustup   take rustup's, and forget an earlier choice of Debian's
-  --toolchain debian   take Debian's even where rustup's is there";
+  --toolchain rustup   use rustup's, and undo an earlier selection of Debian's
+  --toolchain debian   use Debian's even if rustup's is installed";
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let toolchain = args.value("--toolchain")?;
@@ -26,14 +26,14 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         None => ensure(house),
         Some("debian") => debian::install(house),
         Some("rustup") => {
-            debian::forget(house)?;
+            debian::deselect(house)?;
             by_rustup(house)
         }
         Some(other) => bail!("unknown toolchain `{other}`: `rustup` and `debian` are known"),
     }
 }
 
-/// Gets the target if it is not there.
+/// Installs the target if it is missing.
 pub(crate) fn ensure(house: &House) -> Result<()> {
     if debian::chosen(house).is_some() {
         return Ok(());
@@ -51,7 +51,7 @@ fn by_rustup(house: &House) -> Result<()> {
     }
     let mut step = Step::begin("setup", &format!("adds {WASM_TARGET} with rustup"));
     let added = sh::check(&mut step, sh::program(house, "rustup").args(["target", "add", WASM_TARGET]));
-    finish(step, added.map(|_| format!("{WASM_TARGET} is there")))
+    finish(step, added.map(|_| format!("{WASM_TARGET} is installed")))
 }
 
 /// Whether a toolchain has the standard library of the target.

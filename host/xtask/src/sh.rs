@@ -1,4 +1,4 @@
-//! Runs other programs inside a step: their lines become the step's progress, their output is kept for a failure.
+//! Runs other programs inside of a step: their lines are the step's progress, and their output is kept for errors.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -13,15 +13,15 @@ use anyhow::{Context, Result, bail};
 use crate::house::House;
 use crate::ui::Step;
 
-/// How much of a program's output is kept.
+/// Lines of a program's output that are kept.
 const OUTPUT_LINES_MAX: usize = 20_000;
-/// How much of it a failure shows.
+/// Lines of it in an error.
 const FAILURE_LINES_MAX: usize = 200;
 
-/// How often a silent program's step is shown again.
+/// How often the step of a silent program is redrawn.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What a program said.
+/// The output of a program.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) success: bool,
@@ -29,15 +29,15 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// The end of what it said.
+    /// The last lines.
     pub(crate) fn tail(&self) -> String {
         let from = self.lines.len().saturating_sub(FAILURE_LINES_MAX);
         self.lines.iter().skip(from).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 }
 
-/// A program that runs in the workspace's root, free of what cargo sets for this program: some build scripts look at
-/// those variables and would run again although nothing changed.
+/// A program that runs in the workspace's root, without the variables that cargo sets for this program: some build scripts depend
+/// on those variables and would run again.
 pub(crate) fn program(house: &House, name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     command.current_dir(&house.root).stdin(Stdio::null());
@@ -61,7 +61,7 @@ pub(crate) fn cargo(house: &House) -> Command {
     command
 }
 
-/// Lets cargo say how far a build is although it writes to no terminal: [`run`] reads it.
+/// Makes cargo print its progress although it does not write to a terminal: [`run`] parses it.
 pub(crate) fn show_progress(command: &mut Command) {
     command.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", PROGRESS_COLUMNS);
 }
@@ -69,7 +69,7 @@ pub(crate) fn show_progress(command: &mut Command) {
 /// Wide enough for the names of what is being compiled.
 const PROGRESS_COLUMNS: &str = "160";
 
-/// `Building [====>   ] 231/316: tract-core, redb` as `231 of 316, now tract-core, redb`; none for another line.
+/// `Building [====>   ] 231/316: tract-core, redb` as `231 of 316, now tract-core, redb`; `None` for another line.
 fn progress(line: &str) -> Option<String> {
     let (_, rest) = line.trim().strip_prefix("Building [")?.split_once("] ")?;
     let (counts, names) = rest.split_once(':').unwrap_or((rest, ""));
@@ -111,7 +111,7 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
             continue;
         }
         let shown = line.trim();
-        // While cargo counts, the names of single crates say less.
+        // While cargo prints counts, lines of single crates are not shown.
         let is_crate = shown.starts_with("Compiling ") || shown.starts_with("Checking ");
         if !shown.is_empty() && (!is_crate || !message.contains(" of ")) {
             message = shown.to_owned();
@@ -126,21 +126,21 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
     Ok(Output { success: status.success(), lines: kept })
 }
 
-/// Like [`run`]; a program that fails is an error that carries the end of its output.
+/// As [`run`]; a failing program is an error with the end of its output.
 pub(crate) fn check(step: &mut Step, command: &mut Command) -> Result<Output> {
     let shown = shown(command);
     let output = run(step, command)?;
     if !output.success {
         bail!("{}\n`{shown}` failed", output.tail());
     }
-    // Cargo repeats a crate's warnings in every build, so they stay visible until they are mended.
+    // Cargo repeats the warnings of a crate in every build, so they stay visible until they are fixed.
     for line in output.lines.iter().filter(|line| line.starts_with("warning: ")) {
         step.say(line);
     }
     Ok(output)
 }
 
-/// What a small program writes to its standard output, with the white space around it removed; an error if it fails.
+/// The standard output of a short program, trimmed; an error if it fails.
 pub(crate) fn answer(command: &mut Command) -> Result<String> {
     let shown = shown(command);
     let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot start `{shown}`"))?;
@@ -150,7 +150,7 @@ pub(crate) fn answer(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A command line as a person would type it.
+/// A command line for messages.
 fn shown(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     if let Some((_, name)) = line.rsplit_once('/') {
@@ -163,8 +163,7 @@ fn shown(command: &Command) -> String {
     line
 }
 
-/// Sends what a program writes, line by line. Progress is drawn over itself, so a carriage return ends a line too, as soon as
-/// it is there.
+/// Sends a program's output line by line. A carriage return also ends a line, since progress overwrites itself.
 fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
     thread::spawn(move || {
         let mut from = BufReader::new(from);

@@ -1,14 +1,14 @@
-//! What a person sees: one line per step with its time, a spinner while it runs on a terminal, plain lines elsewhere.
+//! Progress output: one line for each step with its time; on a terminal a spinner while it runs.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Elsewhere than on a terminal, a step that runs long says every so often that it still does.
+/// How often a running step prints a line if the output is not a terminal.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// A step under way. [`Step::done`] or [`Step::failed`] ends it with its line.
+/// A running step. [`Step::done`] or [`Step::failed`] ends it with its line.
 pub(crate) struct Step {
     name: String,
     started: Instant,
@@ -17,7 +17,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Begins a step and says what it does.
+    /// Begins a step and prints what it does.
     pub(crate) fn begin(name: &str, what: &str) -> Self {
         let started = Instant::now();
         let spinner = std::io::stderr().is_terminal().then(|| {
@@ -36,7 +36,7 @@ impl Step {
         Self { name: name.to_owned(), started, said: started, spinner }
     }
 
-    /// Shows where the step is.
+    /// Shows the step's progress.
     pub(crate) fn at(&mut self, message: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(message.to_owned());
@@ -46,7 +46,7 @@ impl Step {
         }
     }
 
-    /// Shows a line that stays.
+    /// Prints a line.
     pub(crate) fn say(&self, line: &str) {
         match &self.spinner {
             Some(spinner) => spinner.suspend(|| eprintln!("{line}")),
@@ -54,12 +54,12 @@ impl Step {
         }
     }
 
-    /// Ends the step well.
+    /// Ends the step with success.
     pub(crate) fn done(self, result: &str) -> Duration {
         self.end("ok", result)
     }
 
-    /// Ends the step badly.
+    /// Ends the step with a failure.
     pub(crate) fn failed(self, why: &str) -> Duration {
         self.end("FAIL", why)
     }
@@ -74,7 +74,7 @@ impl Step {
     }
 }
 
-/// A duration as a person reads it: `0.4 s`, `95 s`, `12 min 3 s`.
+/// A duration for people: `0.4 s`, `95 s`, `12 min 3 s`.
 pub(crate) fn seconds(elapsed: Duration) -> String {
     match elapsed.as_secs() {
         0..=9 => format!("{:.1} s", elapsed.as_secs_f64()),

@@ -22,7 +22,7 @@ Options:
 
 /// The crate whose wit/deps are the `wasi:*` packages.
 const WASI_CRATE: &str = "wasip3";
-/// The crate that carries `wasi:nn`. Weir implements the interface itself and does not depend on it.
+/// The crate that contains `wasi:nn`. Weir implements the interface itself and does not depend on it.
 const NN_CRATE: &str = "wasmtime-wasi-nn";
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
@@ -53,7 +53,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Fails where wit/deps differs from the crates.
+/// Fails if wit/deps differs from the crates.
 pub(crate) fn check(house: &House) -> Result<()> {
     let step = Step::begin("wit", "compares wit/deps with the crates of Cargo.lock");
     let compare = || {
@@ -111,7 +111,7 @@ fn read(folder: &Path) -> Result<Packages> {
     Ok(packages)
 }
 
-/// Where the packages come from.
+/// The sources of the packages.
 struct Sources {
     /// The folder of wasip3.
     wasi: PathBuf,
@@ -128,7 +128,7 @@ impl Sources {
 
     fn packages(&self, house: &House) -> Result<Packages> {
         let mut packages = read(&self.wasi.join("wit").join("deps"))?;
-        // A manifest that names the crate makes cargo fetch it; our lock file keeps everything else at our versions.
+        // A manifest with the crate makes cargo fetch it; the lock file of this workspace pins everything else.
         let scratch = house.keep().join("wit");
         let version = &self.wasmtime_version;
         let manifest = format!(
@@ -145,7 +145,7 @@ impl Sources {
     }
 }
 
-/// What cargo knows of a workspace and its dependencies.
+/// The metadata of a workspace and its dependencies.
 fn metadata(house: &House, manifest: &Path) -> Result<Value> {
     let mut command = sh::cargo(house);
     command.args(["metadata", "--format-version", "1", "--manifest-path"]).arg(manifest);

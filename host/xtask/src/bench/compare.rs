@@ -1,4 +1,4 @@
-//! The second half of `cargo xtask bench`: Weir beside other servers, by `weir-bench run` (tests/bench).
+//! The second half of `cargo xtask bench`: the comparison with other servers, by `weir-bench run` (tests/bench).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,13 +10,13 @@ use crate::house::{House, SHIPPED_MODELS};
 use crate::sh;
 use crate::ui::Step;
 
-/// The bare loop over tract that `weir-nn` has as an example; `$BENCH_TEXTS` is set by `weir-bench`.
+/// The example of `weir-nn` that runs an engine in a loop; `weir-bench` sets `$BENCH_TEXTS`.
 const TRACT_CEILING: &str = "release/examples/measure";
 
-/// Builds the load generator and the bare loop, and runs the comparison; `more` goes to `weir-bench run`.
+/// Builds the load generator and the loop over tract, and runs the comparison; `more` is passed to `weir-bench run`.
 pub(super) fn run(house: &House, quick: bool, more: &[String]) -> Result<()> {
     let program = generator(house)?;
-    let mut step = Step::begin("measure", "builds the bare loop over tract");
+    let mut step = Step::begin("measure", "builds the loop over tract");
     let built = sh::check(&mut step, build::host_cargo(house, "build").args(["--example", "measure"]));
     finish(step, built.map(|_| format!("target/{TRACT_CEILING}")))?;
     let ceiling = format!(
@@ -40,7 +40,7 @@ pub(super) fn run(house: &House, quick: bool, more: &[String]) -> Result<()> {
     start(house, &program, &words)
 }
 
-/// Runs the load generator; it says itself how far it is.
+/// Runs the load generator, which shows its own progress.
 pub(super) fn start(house: &House, program: &Path, words: &[String]) -> Result<()> {
     let mut command = sh::program(house, program);
     let status = command.args(words).stdout(Stdio::inherit()).stderr(Stdio::inherit()).status();
@@ -51,7 +51,7 @@ pub(super) fn start(house: &House, program: &Path, words: &[String]) -> Result<(
     Ok(())
 }
 
-/// Builds the load generator; answers where it is.
+/// Builds the load generator; returns its path.
 pub(super) fn generator(house: &House) -> Result<PathBuf> {
     let mut step = Step::begin("weir-bench", "builds the load generator");
     let built = sh::check(&mut step, sh::cargo(house).args(["build", "--release", "-p", "weir-bench"]));

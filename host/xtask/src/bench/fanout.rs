@@ -1,4 +1,4 @@
-//! `cargo xtask bench fanout`: subscribers by the thousand, beside nginx with nchan, by `weir-bench fanout` (tests/bench).
+//! `cargo xtask bench fanout`: thousands of subscribers, compared with nginx and nchan, by `weir-bench fanout` (tests/bench).
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use crate::args::Args;
 use crate::house::House;
 use crate::nginx;
 
-/// Builds what is measured and the load, fetches what it is compared with, and runs it.
+/// Builds `weir` and the load generator, fetches nginx, and runs the measurement.
 pub(super) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));

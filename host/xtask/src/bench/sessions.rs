@@ -7,12 +7,12 @@ use crate::args::Args;
 use crate::house::House;
 use crate::server::Server;
 
-/// Sessions that live at once; each has a channel, and so has its owner.
+/// Sessions at once; each has a channel, and a second one for its owner.
 const SESSIONS: u32 = 10_000;
 const SECONDS: u32 = 60;
 const SECONDS_QUICK: u32 = 5;
 
-/// Builds what is measured and the load, and runs it.
+/// Builds `weir` and the load generator, and runs the measurements.
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;

@@ -16,7 +16,7 @@ use weir_codec::http::target;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
-use crate::entry::{self, METRICS_ALLOW, METRICS_PATH};
+use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH};
 use crate::request_id;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
 use crate::share::{ClientKey, Permit, Refused};
@@ -53,14 +53,14 @@ pub(crate) async fn handle<B: RequestBody>(
         request.headers_mut().insert(request_id::HEADER, value);
     }
     let version = request.version();
-    let admitted = state.entry.admit(&mut request);
-    let cors = state.entry.cors_headers(&request);
+    let admitted = state.head_checks.admit(&mut request);
+    let cors = state.head_checks.cors_headers(&request);
     let source = Source { client, request_id: &id };
     let mut response = match admitted {
         Ok(()) => route(state, request, &cors, source).await,
         Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
     };
-    entry::add_cors_headers(response.headers_mut(), &cors);
+    head_checks::add_cors_headers(response.headers_mut(), &cors);
     let status = response.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
@@ -76,7 +76,7 @@ async fn route<B: RequestBody>(
     cors: &Result<Headers, OriginRefused>,
     source: Source<'_>,
 ) -> EdgeResponse {
-    if let Some(preflight) = state.entry.preflight(&request) {
+    if let Some(preflight) = state.head_checks.preflight(&request) {
         return EdgeResponse::Http(match preflight {
             Ok((allow, headers)) => edge_response::methods(allow, &headers, source.request_id),
             Err(problem) => problem_response(&problem, source.request_id),

@@ -1,6 +1,6 @@
 //! Why the server cannot serve.
 
-use crate::entry::EntryError;
+use crate::head_checks::HeadCheckError;
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum ServeError {
     NoGateway,
     /// A setting cannot be used.
     #[error(transparent)]
-    Setting(#[from] EntryError),
+    Setting(#[from] HeadCheckError),
 }
 
 /// How an operator can make the address usable.

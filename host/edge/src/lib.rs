@@ -3,7 +3,7 @@
 //! - [`server`]: the HTTP listener: accepts, bounds, drains.
 //! - `connection`: one connection, of HTTP/1.1 or HTTP/2; `http2`: a connection of HTTP/2, stream by stream.
 //! - `dispatch`: finds what answers a request: the host itself, or the gateway component.
-//! - `entry`: the checks of the head of every request: transfer coding, host, path, origin.
+//! - `head_checks`: the checks of the head of every request: transfer coding, host, path, origin.
 //! - `response`, `body`, `request_id`: responses, those of the host itself among them.
 //! - `sse`: connections that are held for subscribers, and fed without a guest.
 //! - `websocket`: WebSockets, which to the component are requests with a line for each message.
@@ -15,7 +15,7 @@
 //!
 //! # Invariants
 //!
-//! - No request reaches a component or a response of the host before its head has passed `entry`.
+//! - No request reaches a component or a response of the host before its head has passed `head_checks`.
 //! - The headers of GRIP and `weir-hold` exist only between the gateway and the edge, which removes them from every request and
 //!   every response.
 //! - An open request holds its permits until the body of its response has ended.
@@ -23,8 +23,8 @@
 mod body;
 mod connection;
 mod dispatch;
-mod entry;
 mod error;
+mod head_checks;
 mod http2;
 mod metric;
 pub mod observe;
@@ -37,7 +37,7 @@ mod state;
 mod timeouts;
 mod websocket;
 
-pub use entry::EntryError;
 pub use error::ServeError;
+pub use head_checks::HeadCheckError;
 pub use observe::{Observer, ObserverError};
 pub use server::{Listener, Server};

@@ -9,8 +9,8 @@ use weir_events::Store;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::Gateway;
 
-use crate::entry::Entry;
 use crate::error::ServeError;
+use crate::head_checks::HeadChecks;
 use crate::observe::Observer;
 use crate::share::SharedPool;
 use crate::sse::subscribers::Subscribers;
@@ -26,7 +26,7 @@ pub(crate) struct EdgeState {
     pub(crate) gateway: Gateway,
     pub(crate) events: Store,
     pub(crate) observer: Observer,
-    pub(crate) entry: Entry,
+    pub(crate) head_checks: HeadChecks,
     /// Whether `auth.mode` is `required`.
     pub(crate) needs_token: bool,
     pub(crate) connections: Arc<SharedPool>,
@@ -57,7 +57,7 @@ impl EdgeState {
             events: runtime.events().cloned().ok_or(ServeError::NoGateway)?,
             runtime,
             observer,
-            entry: Entry::new(config, is_loopback)?,
+            head_checks: HeadChecks::new(config, is_loopback)?,
             needs_token: config.auth.mode == AuthMode::Required,
             connections: SharedPool::new(http.connections_max, share),
             requests: SharedPool::new(http.requests_max, share),

@@ -21,7 +21,7 @@ const LOGGED_MAX: usize = 32;
 
 /// A setting is invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum EntryError {
+pub enum HeadCheckError {
     /// `http.hosts`
     #[error("http.hosts: {0}")]
     Hosts(#[from] HostNamesError),
@@ -31,7 +31,7 @@ pub enum EntryError {
 }
 
 /// The checks of a request's head.
-pub(crate) struct Entry {
+pub(crate) struct HeadChecks {
     /// The allowed names; `None` where every name is allowed.
     host_names: Option<HostNames>,
     cors: Cors,
@@ -39,9 +39,9 @@ pub(crate) struct Entry {
     logged: Mutex<BTreeSet<String>>,
 }
 
-impl Entry {
+impl HeadChecks {
     /// `is_loopback` is true where only this machine reaches the listener.
-    pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, EntryError> {
+    pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, HeadCheckError> {
         let names: Vec<&str> = config.http.hosts.iter().map(String::as_str).collect();
         let names = HostNames::new(&names)?;
         // Against DNS rebinding: a page that reaches this server by a name of its own has no token. On other addresses without
@@ -178,10 +178,10 @@ fn set_target<B>(request: &mut Request<B>, host: Option<&str>, path: &str) -> Re
 mod tests {
     use super::*;
 
-    fn entry(change: impl FnOnce(&mut Config)) -> Entry {
+    fn checks(change: impl FnOnce(&mut Config)) -> HeadChecks {
         let mut config = Config::default();
         change(&mut config);
-        Entry::new(&config, true).expect("a configuration")
+        HeadChecks::new(&config, true).expect("a configuration")
     }
 
     fn request(target: &str, headers: &[(&str, &str)]) -> Request<()> {
@@ -190,50 +190,50 @@ mod tests {
         request.body(()).expect("a request")
     }
 
-    fn code(entry: &Entry, mut request: Request<()>) -> (u16, &'static str) {
-        entry.admit(&mut request).map_or_else(|problem| (problem.status, problem.code), |()| (200, ""))
+    fn code(checks: &HeadChecks, mut request: Request<()>) -> (u16, &'static str) {
+        checks.admit(&mut request).map_or_else(|problem| (problem.status, problem.code), |()| (200, ""))
     }
 
     #[test]
     fn unknown_host_is_refused_on_every_path() {
-        let entry = entry(|config| config.http.hosts = vec!["weir.internal".to_owned()]);
+        let checks = checks(|config| config.http.hosts = vec!["weir.internal".to_owned()]);
         for path in ["/", "/livez", "/metrics", "/v1/models", "/v1/classify", "/stream/workflow/w", "/nowhere"] {
             for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "0.0.0.0:8080"] {
-                assert_eq!(code(&entry, request(path, &[("host", host)])), (403, "host_not_allowed"), "{path} {host}");
+                assert_eq!(code(&checks, request(path, &[("host", host)])), (403, "host_not_allowed"), "{path} {host}");
             }
             for host in ["localhost", "127.0.0.1:8080", "[::1]:1", "a.localhost", "weir.internal:80"] {
-                assert_eq!(code(&entry, request(path, &[("host", host)])), (200, ""), "{path} {host}");
+                assert_eq!(code(&checks, request(path, &[("host", host)])), (200, ""), "{path} {host}");
             }
         }
         let absolute = request("http://evil.example/metrics", &[("host", "localhost")]);
-        assert_eq!(code(&entry, absolute), (400, "invalid_host"));
+        assert_eq!(code(&checks, absolute), (400, "invalid_host"));
         let absolute = request("http://evil.example/metrics", &[]);
-        assert_eq!(code(&entry, absolute), (403, "host_not_allowed"));
+        assert_eq!(code(&checks, absolute), (403, "host_not_allowed"));
     }
 
     #[test]
     fn missing_or_repeated_host_is_refused_with_or_without_authentication() {
-        let open = entry(|_| {});
-        let closed = entry(|config| config.auth.mode = AuthMode::Required);
-        for entry in [&open, &closed] {
-            assert_eq!(code(entry, request("/livez", &[])), (400, "invalid_host"));
+        let open = checks(|_| {});
+        let closed = checks(|config| config.auth.mode = AuthMode::Required);
+        for checks in [&open, &closed] {
+            assert_eq!(code(checks, request("/livez", &[])), (400, "invalid_host"));
             let twice = [("host", "localhost"), ("host", "localhost")];
-            assert_eq!(code(entry, request("/livez", &twice)), (400, "invalid_host"));
-            assert_eq!(code(entry, request("/livez", &[("host", "a b")])), (400, "invalid_host"));
+            assert_eq!(code(checks, request("/livez", &twice)), (400, "invalid_host"));
+            assert_eq!(code(checks, request("/livez", &[("host", "a b")])), (400, "invalid_host"));
             let mut old = request("/livez", &[]);
             *old.version_mut() = Version::HTTP_10;
-            assert_eq!(code(entry, old), (200, ""));
+            assert_eq!(code(checks, old), (200, ""));
         }
         assert_eq!(code(&closed, request("/livez", &[("host", "weir.example")])), (200, ""));
     }
 
     #[test]
     fn transfer_coding_other_than_chunked_is_refused() {
-        let entry = entry(|_| {});
+        let checks = checks(|_| {});
         let with = |lists: &[&'static str]| {
             let mut headers = vec![("host", "localhost")];
             headers.extend(lists.iter().map(|list| ("transfer-encoding", *list)));
-            code(&entry, request("/", &headers))
+            code(&checks, request("/", &headers))
         };
         assert_eq!(with(&["Chunked"]), (200, ""));
         for lists in [&["gzip, chunked"][..], &["chunked, chunked"], &["gzip", "chunked"], &["identity"], &[""], &["x"]]
@@ -244,21 +244,21 @@ mod tests {
 
     #[test]
     fn target_is_rewritten_with_normal_path_and_host() {
-        let entry = entry(|_| {});
+        let checks = checks(|_| {});
         let mut request = request("/%6Detrics?a=%20", &[("host", "localhost:8080")]);
-        entry.admit(&mut request).expect("admitted");
+        checks.admit(&mut request).expect("admitted");
         assert_eq!(request.uri().to_string(), "http://localhost:8080/metrics?a=%20");
         for target in ["/a%zz", "/%", "/%ff", "/?a=%zz", "/?a=%ff"] {
             let request = super::tests::request(target, &[("host", "localhost")]);
-            assert_eq!(code(&entry, request), (400, "invalid_url"), "{target}");
+            assert_eq!(code(&checks, request), (400, "invalid_url"), "{target}");
         }
     }
 
     #[test]
     fn cors_headers_are_added_once() {
-        let entry = entry(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
+        let checks = checks(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
         let from = |origin| request("/", &[("host", "localhost"), ("origin", origin)]);
-        let cors = entry.cors_headers(&from("https://app.example"));
+        let cors = checks.cors_headers(&from("https://app.example"));
         let mut headers = HeaderMap::new();
         headers.append(VARY, HeaderValue::from_static("accept, Origin"));
         add_cors_headers(&mut headers, &cors);
@@ -266,34 +266,34 @@ mod tests {
         assert_eq!(headers["access-control-allow-origin"], "https://app.example");
         assert_eq!(headers.get_all(VARY).iter().count(), 1);
         let mut refused = HeaderMap::new();
-        add_cors_headers(&mut refused, &entry.cors_headers(&from("https://evil.example")));
+        add_cors_headers(&mut refused, &checks.cors_headers(&from("https://evil.example")));
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[VARY], "origin");
     }
 
     #[test]
     fn preflight_names_the_methods_of_its_path() {
-        let entry = entry(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
+        let checks = checks(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
         let ask = |path: &str| {
             let headers = [("origin", "https://app.example"), ("access-control-request-method", "POST")];
             let mut request = request(path, &headers);
             *request.method_mut() = Method::OPTIONS;
-            entry.preflight(&request).expect("a preflight").map(|(allow, _)| allow).map_err(|problem| problem.status)
+            checks.preflight(&request).expect("a preflight").map(|(allow, _)| allow).map_err(|problem| problem.status)
         };
         assert_eq!(ask("/metrics"), Ok("GET, HEAD, OPTIONS"));
         assert_eq!(ask("/livez"), Ok("GET, HEAD, OPTIONS"));
         assert_eq!(ask("/v1/classify"), Ok("POST, OPTIONS"));
         assert_eq!(ask("/sessions/a"), Ok("GET, HEAD, DELETE, OPTIONS"));
         assert_eq!(ask("/nowhere"), Err(404));
-        assert!(entry.preflight(&request("/", &[("origin", "https://app.example")])).is_none());
+        assert!(checks.preflight(&request("/", &[("origin", "https://app.example")])).is_none());
     }
 
     #[test]
     fn refused_values_are_logged_once_and_up_to_the_bound() {
-        let entry = entry(|_| {});
-        assert!(entry.is_new("a"));
-        assert!(!entry.is_new("a"));
-        let logged = (0..1000).filter(|n| entry.is_new(&n.to_string())).count();
+        let checks = checks(|_| {});
+        assert!(checks.is_new("a"));
+        assert!(!checks.is_new("a"));
+        let logged = (0..1000).filter(|n| checks.is_new(&n.to_string())).count();
         assert_eq!(logged, LOGGED_MAX - 1);
     }
 }

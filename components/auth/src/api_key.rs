@@ -1,8 +1,8 @@
-//! API keys: long random texts, of which only hashes are kept.
+//! API keys: long random texts, of which only hashes are stored.
 //!
-//! A file of records, one a line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may have
-//! colons; lines that begin with `#` and empty ones say nothing. A key has 256 random bits, so one round of SHA-256 is as
-//! good as the slow hashes that passwords need (see the crate's documentation).
+//! A file has one record per line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may contain
+//! colons; empty lines and lines that begin with `#` are ignored. A key has 256 random bits, so one round of SHA-256 is as good
+//! as the slow hashes for passwords (see the crate's documentation).
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ use crate::{
     scope::{ScopeError, Scopes},
 };
 
-/// What every key begins with, so that people and scanners know one where they see it.
+/// The prefix of every key, by which people and scanners recognize one.
 pub const PREFIX: &str = "weir_";
 /// Random bytes in a key.
 pub const RANDOM_BYTES: usize = 32;
@@ -29,11 +29,11 @@ pub const RECORDS_MAX: usize = 10_000;
 /// Most bytes in a file of records.
 pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A new key and the hash to be kept of it.
+/// A new key and its hash.
 pub struct NewKey {
-    /// What its owner gets, once.
+    /// The key, for its owner.
     pub key: String,
-    /// What goes into the record: `sha256:` and hexadecimal digits.
+    /// The hash, for the record: `sha256:` and hexadecimal digits.
     pub hash: String,
 }
 
@@ -43,19 +43,19 @@ impl fmt::Debug for NewKey {
     }
 }
 
-/// Makes a key of random bytes, which must come from the system's generator.
+/// Creates a key from random bytes, which must come from the system's generator.
 pub fn generate(random: &[u8; RANDOM_BYTES]) -> NewKey {
     let key = format!("{PREFIX}{}", base64url::encode(random));
     let hash: String = Sha256::digest(&key).iter().map(|byte| format!("{byte:02x}")).collect();
     NewKey { key, hash: format!("{HASH}{hash}") }
 }
 
-/// Whether a text looks like a key, right or wrong.
+/// Whether a text has the prefix of a key.
 pub fn is_key(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
 
-/// Why a file of records cannot be read.
+/// Why a file of records is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecordError {
     /// It is too large, or has too many records.
@@ -64,27 +64,27 @@ pub enum RecordError {
     /// It is not UTF-8 text.
     #[error(transparent)]
     Text(#[from] TextFileError),
-    /// A line has not name, user, hash and scopes.
+    /// A line does not have name, user, hash and scopes.
     #[error("line {line}: a record is `NAME USER sha256:HEX SCOPE…`")]
     Record {
         /// From 1.
         line: usize,
     },
-    /// A key stands where its hash belongs.
-    #[error("line {line}: this is a key, not its hash; it is known to all who have read the file: make another")]
+    /// A key in place of its hash.
+    #[error("line {line}: this is a key, not its hash; everyone who has read the file knows it: create another")]
     Plain {
         /// From 1.
         line: usize,
     },
-    /// A scope is none.
+    /// A scope is invalid.
     #[error("line {line}: {source}")]
     Scope {
         /// From 1.
         line: usize,
-        /// Why.
+        /// The error.
         source: ScopeError,
     },
-    /// Two records have one name, or one hash.
+    /// Two records have the same name or the same hash.
     #[error("line {line}: another record has this name or this hash")]
     Twice {
         /// From 1.
@@ -94,7 +94,7 @@ pub enum RecordError {
 
 const HASH: &str = "sha256:";
 
-/// The keys that are valid now. To rotate, read the file again and replace the set.
+/// The valid keys. To rotate keys, read the file again and replace the set.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeys {
     records: Vec<Record>,
@@ -108,7 +108,7 @@ struct Record {
     scopes: Scopes,
 }
 
-/// No record has such a key.
+/// No record has the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the API key is not known")]
 pub struct UnknownKey;
@@ -144,15 +144,15 @@ impl ApiKeys {
         Ok(Self { records })
     }
 
-    /// Whose key it is, and what the record is called, for the log.
+    /// The identity of a key, and the name of its record, for the log.
     ///
-    /// Every record is compared, in a time that does not depend on which of them fits.
+    /// Every record is compared, in a time that does not depend on which one matches.
     ///
     /// # Errors
     ///
-    /// It is nobody's.
+    /// No record has the key.
     pub fn find(&self, key: &str) -> Result<(Identity, &str), UnknownKey> {
-        // The bound is there so that nobody makes us hash megabytes; a key's length is no secret.
+        // The length is bounded, so that no client makes the server hash megabytes; it is no secret.
         if key.len() != KEY_BYTES || !is_key(key) {
             return Err(UnknownKey);
         }
@@ -164,16 +164,17 @@ impl ApiKeys {
             found |= same;
         }
         let record = self.records.get(at as usize).filter(|_| bool::from(found)).ok_or(UnknownKey)?;
-        let identity = Identity { user: record.user.clone(), scopes: record.scopes.clone(), limit: None, ends_s: None };
+        let identity =
+            Identity { user: record.user.clone(), scopes: record.scopes.clone(), limit: None, expires_at_s: None };
         Ok((identity, &record.name))
     }
 
-    /// How many there are.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// True when there is none.
+    /// True when there is no key.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_found_by_its_hash() {
+    fn key_is_found_by_its_hash() {
         let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
         assert_eq!(one.key, "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE");
         assert_eq!(one.key.len(), KEY_BYTES);
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!((identity.user(), name), ("two-user", "two"));
         assert_eq!(identity.scopes().to_string(), "publish:workflow:* read:*:*");
         assert_eq!(keys.find(&one.key).unwrap().1, "one");
-        // The hash is no key.
+        // Among them the hash itself.
         for key in
             ["", "weir_", &two.hash, &generate(&[3; 32]).key, &one.key[..KEY_BYTES - 1], &format!("{}A", one.key)]
         {
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_records_are_refused_by_line() {
+    fn invalid_record_is_refused_with_its_line() {
         let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
         check(&file(&[("a", &one, "admin"), ("b", &two, "")]), expect!["2 keys"]);
         check(
@@ -266,12 +267,12 @@ mod tests {
         check(&format!("a ann {}é", &one.hash[..69]), expect!["line 1: a record is `NAME USER sha256:HEX SCOPE…`"]);
         check(
             &format!("a ann {} {}", one.hash, one.key),
-            expect!["line 1: this is a key, not its hash; it is known to all who have read the file: make another"],
+            expect!["line 1: this is a key, not its hash; everyone who has read the file knows it: create another"],
         );
         check(
             &file(&[("a", &one, "read:everything")]),
             expect![
-                "line 1: `read:everything` is no scope: it is `admin` or ACTION:KIND:ID, such as `read:workflow:*`"
+                "line 1: `read:everything` is not a scope: use `admin` or ACTION:KIND:ID, such as `read:workflow:*`"
             ],
         );
         check(&file(&[("a", &one, ""), ("a", &two, "")]), expect!["line 2: another record has this name or this hash"]);

@@ -1,5 +1,5 @@
 //! base64url without padding (RFC 4648, section 5; RFC 7515, appendix C). One text for each byte string: padding, white space,
-//! the other alphabet and stray bits at the end are refused. It takes the same time whatever the bytes are.
+//! the other alphabet and stray bits at the end are refused. The time does not depend on the bytes.
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused() {
+    fn texts_that_are_not_canonical_are_refused() {
         for text in ["A", "AA==", "AA=", "AB", "+/8", "A A", "AA\n", "\nAA", "AAA\0", "é", "AAAAA", "AAB"] {
             assert_eq!(decode(text), None, "{text:?}");
         }

@@ -1,14 +1,15 @@
-//! What a request shows: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query.
+//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query.
 //!
-//! A bearer token in a URL is refused, used or not: URLs are logged by servers and proxies, kept in histories and sent on as
-//! `Referer` (RFC 6750, section 5.3). A ticket is good once and for seconds, which is why it may stand there.
+//! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send them as
+//! `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid once and for seconds.
 
 use thiserror::Error;
 use weir_codec::inference::query::decode;
 
 use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
 
-/// The cookie: by its name, browsers take it only from this host, over TLS, for all paths (RFC 6265bis, section 4.1.3.2).
+/// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis, section
+/// 4.1.3.2).
 pub const COOKIE: &str = "__Host-weir";
 /// The query parameter of a ticket.
 pub const TICKET: &str = "ticket";
@@ -17,7 +18,7 @@ pub const COOKIES_BYTES_MAX: usize = 16 * 1024;
 /// Most bytes in a query.
 pub const QUERY_BYTES_MAX: usize = 8192;
 
-/// Query parameters by which people send secrets. In lower case; compared without regard to case.
+/// Query parameters that are used for secrets, in lower case; compared without regard to case.
 const SECRETS: [&str; 10] = [
     "access_token",
     "token",
@@ -31,7 +32,7 @@ const SECRETS: [&str; 10] = [
     "apikey",
 ];
 
-/// What a request shows, not yet verified.
+/// The credentials of a request, not yet verified.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     pub(crate) bearer: Option<String>,
@@ -39,7 +40,7 @@ pub struct Credentials {
     pub(crate) ticket: Option<String>,
 }
 
-/// Says what there is, and nothing that is secret.
+/// Shows which credentials there are, without secrets.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (bearer, cookie, ticket) = (self.bearer.is_some(), self.cookie.is_some(), self.ticket.is_some());
@@ -47,34 +48,34 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Why nothing is made of what a request shows.
+/// Why the credentials of a request are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum CredentialError {
-    /// `Authorization` is there twice.
+    /// `Authorization` appears twice.
     #[error("`Authorization` appears twice")]
     AuthorizationTwice,
     /// `Authorization` has another scheme.
     #[error("`Authorization` must be of the scheme Bearer")]
     Scheme,
-    /// A token has characters that none has, or is empty or too long.
-    #[error("the token in {place} is not made as tokens are")]
+    /// A token has invalid characters, or is empty or too long.
+    #[error("the token in {place} has characters that no token has, or is empty or too long")]
     Token {
         /// `Authorization`, the cookie or the query.
         place: &'static str,
     },
-    /// The cookie is there twice: somebody has put one beside ours.
-    #[error("the cookie {COOKIE} appears twice, or with spaces about its name")]
+    /// The cookie appears twice: another site may have added one.
+    #[error("the cookie {COOKIE} appears twice, or with spaces around its name")]
     CookieTwice,
-    /// There are too many bytes of cookies.
+    /// The cookies are too long.
     #[error("cookies may have at most {COOKIES_BYTES_MAX} bytes")]
     CookiesTooLong,
-    /// There is a ticket twice.
+    /// The ticket appears twice.
     #[error("`{TICKET}` appears twice")]
     TicketTwice,
-    /// A query parameter that is for secrets.
+    /// A query parameter for secrets.
     #[error("a token must not be part of a URL, as `{parameter}` is: send it in `Authorization`, or ask for a ticket")]
     InUrl {
-        /// Which.
+        /// The parameter.
         parameter: &'static str,
     },
     /// The query is too long.
@@ -83,11 +84,11 @@ pub enum CredentialError {
 }
 
 impl Credentials {
-    /// What a request shows, by its headers and its query without the question mark.
+    /// Finds the credentials in the headers and the query (without the question mark).
     ///
     /// # Errors
     ///
-    /// It shows something that is wrong, or shows it where it must not: see [`CredentialError`].
+    /// A credential is malformed, or in a place where it must not be: see [`CredentialError`].
     pub fn find<'h>(
         headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
         query: &str,
@@ -111,13 +112,13 @@ impl Credentials {
         Ok(found)
     }
 
-    /// True when the request shows nothing.
+    /// True when there is no credential.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// True when the cookie is all that it shows. A browser sends cookies by itself, so who sent it there is to be asked:
-    /// see [`crate::cors::Cors::check_cookie`].
+    /// True when the cookie is the only credential. A browser sends cookies by itself, so the origin must be checked: see
+    /// [`crate::cors::Cors::check_cookie`].
     pub fn is_cookie_alone(&self) -> bool {
         self.cookie.is_some() && self.bearer.is_none() && self.ticket.is_none()
     }
@@ -134,7 +135,7 @@ fn bearer(value: &[u8]) -> Result<String, CredentialError> {
     token68(&token[spaces..], "`Authorization`", TOKEN_BYTES_MAX)
 }
 
-/// Finds our cookie among `name=value; name=value` (RFC 6265, section 4.2.1).
+/// Finds the cookie among `name=value; name=value` (RFC 6265, section 4.2.1).
 fn cookie(value: &[u8], found: &mut Option<String>) -> Result<(), CredentialError> {
     for pair in value.split(|byte| *byte == b';') {
         let pair = pair.strip_prefix(b" ").unwrap_or(pair);
@@ -143,7 +144,7 @@ fn cookie(value: &[u8], found: &mut Option<String>) -> Result<(), CredentialErro
             None => (pair, &b""[..]),
         };
         if name != COOKIE.as_bytes() {
-            // A name that others might trim into ours is not passed over, but refused.
+            // A name that another server might trim to this one is refused, not ignored.
             if name.trim_ascii() == COOKIE.as_bytes() {
                 return Err(CredentialError::CookieTwice);
             }
@@ -168,9 +169,9 @@ fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
             return Err(CredentialError::InUrl { parameter });
         }
         if name == TICKET {
-            // What is issued needs no escaping, so none is undone.
+            // IssuedTicket tickets need no escaping, so none is decoded.
             let value = token68(value.as_bytes(), "the query", TICKET_BYTES_MAX)?;
-            // A token that was put where a ticket belongs is a token in a URL.
+            // A token in place of a ticket is a token in a URL.
             if value.starts_with("eyJ") || crate::api_key::is_key(&value) {
                 return Err(CredentialError::InUrl { parameter: TICKET });
             }
@@ -182,7 +183,7 @@ fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
     Ok(found)
 }
 
-/// What tokens are made of (RFC 7235, section 2.1).
+/// The characters of tokens (RFC 7235, section 2.1).
 fn token68(value: &[u8], place: &'static str, bytes_max: usize) -> Result<String, CredentialError> {
     let end = value.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     let body = &value[..end];
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn where_tokens_are_found() {
+    fn credentials_are_found_in_headers_and_query() {
         check(&[], "", expect!["None None None"]);
         check(&[("Authorization", "Bearer a.b-c_d~e+f/g==")], "", expect![[r#"Some("a.b-c_d~e+f/g==") None None"#]]);
         check(&[("AUTHORIZATION", "bEARER  x")], "", expect![[r#"Some("x") None None"#]]);
@@ -218,7 +219,7 @@ mod tests {
             "last_event_id=1&ticket=wt1.a.b",
             expect![[r#"None Some("x") Some("wt1.a.b")"#]],
         );
-        // Names that are not ours.
+        // Other names.
         check(
             &[("cookie", "__host-weir=x; __Host-weir2=y; weir=z; x__Host-weir=1")],
             "tickets=1&Ticket=2",
@@ -227,36 +228,48 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_refused() {
+    fn malformed_authorization_is_refused() {
         check(&[("authorization", "Basic eDp5")], "", expect!["`Authorization` must be of the scheme Bearer"]);
         check(&[("authorization", "Bearerx")], "", expect!["`Authorization` must be of the scheme Bearer"]);
-        check(&[("authorization", "Bearer")], "", expect!["the token in `Authorization` is not made as tokens are"]);
+        check(
+            &[("authorization", "Bearer")],
+            "",
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
+        );
         check(
             &[("authorization", "Bearer a b")],
             "",
-            expect!["the token in `Authorization` is not made as tokens are"],
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
         );
         check(
             &[("authorization", "Bearer a, Bearer b")],
             "",
-            expect!["the token in `Authorization` is not made as tokens are"],
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
         );
         check(
             &[("authorization", "Bearer \ta")],
             "",
-            expect!["the token in `Authorization` is not made as tokens are"],
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
         );
-        check(&[("authorization", "Bearer é")], "", expect!["the token in `Authorization` is not made as tokens are"]);
-        check(&[("authorization", "Bearer ==")], "", expect!["the token in `Authorization` is not made as tokens are"]);
+        check(
+            &[("authorization", "Bearer é")],
+            "",
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
+        );
+        check(
+            &[("authorization", "Bearer ==")],
+            "",
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
+        );
         check(
             &[("authorization", "Bearer a=b")],
             "",
-            expect!["the token in `Authorization` is not made as tokens are"],
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
         );
         check(
             &[("authorization", &format!("Bearer {}", "a".repeat(8193)))],
             "",
-            expect!["the token in `Authorization` is not made as tokens are"],
+            expect!["the token in `Authorization` has characters that no token has, or is empty or too long"],
         );
         check(
             &[("authorization", "Bearer a"), ("authorization", "Bearer a")],
@@ -266,8 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn cookies_that_are_refused() {
-        const TWICE: &str = "the cookie __Host-weir appears twice, or with spaces about its name";
+    fn ambiguous_or_malformed_cookie_is_refused() {
+        const TWICE: &str = "the cookie __Host-weir appears twice, or with spaces around its name";
         for cookie in [
             "__Host-weir=a; __Host-weir=b",
             "__Host-weir=a;__Host-weir=a",
@@ -296,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_that_are_refused() {
+    fn secret_or_malformed_ticket_in_the_query_is_refused() {
         for (query, parameter) in [
             ("access_token=a", "access_token"),
             ("x=1&Token=", "token"),
@@ -317,25 +330,33 @@ mod tests {
         );
         check(&[], "ticket=a&ticket=a", expect!["`ticket` appears twice"]);
         check(&[], "ticket=a&%74icket=b", expect!["`ticket` appears twice"]);
-        check(&[], "ticket=", expect!["the token in the query is not made as tokens are"]);
-        check(&[], "ticket=%61", expect!["the token in the query is not made as tokens are"]);
+        check(
+            &[],
+            "ticket=",
+            expect!["the token in the query has characters that no token has, or is empty or too long"],
+        );
+        check(
+            &[],
+            "ticket=%61",
+            expect!["the token in the query has characters that no token has, or is empty or too long"],
+        );
         check(
             &[],
             &format!("ticket={}", "a".repeat(2049)),
-            expect!["the token in the query is not made as tokens are"],
+            expect!["the token in the query has characters that no token has, or is empty or too long"],
         );
         check(&[], &"a".repeat(8193), expect!["a query may have at most 8192 bytes"]);
     }
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn debug_form_has_no_secret() {
         let found = Credentials::find([("authorization", &b"Bearer secret"[..])], "").unwrap();
         assert_eq!(format!("{found:?}"), "Credentials { bearer: true, cookie: false, ticket: false }");
     }
 
     proptest! {
         #[test]
-        fn no_request_can_hurt(
+        fn any_request_is_read_or_refused(
             name in prop::sample::select(vec!["authorization", "cookie", "Cookie"]),
             value in "(Bearer |__Host-weir=|;|=| |\\PC){0,12}",
             query in "(ticket=|token|&|=|%7|%74|\\PC){0,12}",

@@ -1,11 +1,11 @@
-//! Texts of a client's as keys of ours: any texts, one short name for each sequence of them.
+//! Keys from texts of clients: any sequence of texts has one short key.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::base64url;
 
-/// SHA-256 of a sequence of texts in base64url: 43 characters that every store takes in a key. Sequences that differ anywhere,
-/// also only in where one text ends and the next begins, have different names.
+/// SHA-256 of a sequence of texts in base64url: 43 characters that every store accepts in a key. Sequences that differ in any way,
+/// also only in the boundaries of their texts, have different keys.
 pub fn of(texts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for text in texts {
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_sequence_has_a_name_of_its_own() {
+    fn different_sequences_have_different_keys() {
         let sequences: [&[&[u8]]; 7] =
             [&[], &[b""], &[b"", b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"abc"], &[b"a", b"b", b"c"]];
         let names: BTreeSet<String> = sequences.iter().map(|texts| of(texts)).collect();

@@ -1,6 +1,7 @@
-//! The guard at the door: from what a request shows to who asks.
+//! Authentication: from the credentials of a request to an identity.
 
 use thiserror::Error;
+use weir_codec::http::host::is_loopback;
 
 use crate::{
     api_key::{self, ApiKeys, UnknownKey},
@@ -8,10 +9,10 @@ use crate::{
     identity::Identity,
     jwt::{TokenError, Verifier},
     scope::Scopes,
-    ticket::{ID_RANDOM_BYTES, Issued, TicketError, TicketKeys, Unclaimed},
+    ticket::{ID_RANDOM_BYTES, IssuedTicket, TicketError, TicketKeys, UnclaimedTicket},
 };
 
-/// Who is let in.
+/// Authenticates requests.
 #[derive(Debug, Clone)]
 pub struct Guard {
     mode: Mode,
@@ -20,13 +21,13 @@ pub struct Guard {
 
 #[derive(Debug, Clone)]
 enum Mode {
-    /// Whoever sits at this machine.
+    /// No authentication: every client of this machine.
     Open,
-    /// Who has a token, an API key, or either.
+    /// By a token, an API key, or either.
     Closed { tokens: Option<Verifier>, api_keys: Option<ApiKeys> },
 }
 
-/// A guard that would let the wrong ones in, or nobody.
+/// A configuration that would authenticate every client, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum GuardError {
     /// No authentication on an address that others can reach.
@@ -37,53 +38,52 @@ pub enum GuardError {
     NoKeys,
 }
 
-/// Who asks.
+/// The result of an authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
-    /// Somebody who is known.
-    Known(Identity),
-    /// Somebody with a ticket, whom the store has yet to let in: see [`Unclaimed`].
-    Ticket(Unclaimed),
+pub enum Authenticated {
+    /// An identity.
+    Identity(Identity),
+    /// A valid ticket, which the store has yet to claim: see [`UnclaimedTicket`].
+    Ticket(UnclaimedTicket),
 }
 
-/// Why somebody is not let in.
+/// Why a request is not authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum EntryError {
-    /// The request shows nothing.
+pub enum AuthError {
+    /// The request has no credential.
     #[error("this needs a token: in `Authorization: Bearer`, in the cookie, or as a ticket")]
     Missing,
-    /// A token that is not good.
+    /// The token is invalid.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// An API key that is not known.
+    /// The API key is unknown.
     #[error(transparent)]
     ApiKey(#[from] UnknownKey),
-    /// A ticket that is not good.
+    /// The ticket is invalid.
     #[error(transparent)]
     Ticket(#[from] TicketError),
-    /// A token where only API keys are taken, the other way round, or a ticket where there are none.
-    #[error("this server does not take {0}")]
-    NotTaken(&'static str),
-    /// Two users in one request.
-    #[error("the request shows two users")]
+    /// A kind of credential that this server is not configured for.
+    #[error("this server does not accept {0}")]
+    NotAccepted(&'static str),
+    /// Credentials of two users.
+    #[error("the request has credentials of two users")]
     TwoUsers,
-    /// A name that is not this machine's own, on a server that is for this machine only: a page of another site whose name
-    /// was made to lead here.
+    /// A host name other than a loopback one, on a server without authentication: a page of another site by DNS rebinding.
     #[error("without authentication this server answers to a loopback name only, such as `localhost`")]
     HostNotLoopback,
 }
 
 impl Guard {
-    /// No authentication: everybody is the user `local` and may do everything.
+    /// No authentication: every client is the user `local` with all scopes.
     ///
     /// # Errors
     ///
-    /// The listener can be reached from elsewhere.
+    /// Other machines can reach the listener.
     pub fn open(listener_is_loopback: bool) -> Result<Self, GuardError> {
         if listener_is_loopback { Ok(Self { mode: Mode::Open, tickets: None }) } else { Err(GuardError::NotLoopback) }
     }
 
-    /// Authentication by tokens, by API keys, or by either; tickets for browsers where there is a secret for them.
+    /// Authentication by tokens, by API keys, or by either; and by tickets, if there is a secret for them.
     ///
     /// # Errors
     ///
@@ -100,51 +100,57 @@ impl Guard {
         Ok(Self { mode: Mode::Closed { tokens, api_keys }, tickets })
     }
 
-    /// Who asks with these credentials for a path (without its query), at a time in seconds since 1970. `host` is `Host` or
+    /// Authenticates a request for a path (without its query), at a time in seconds since 1970. `host` is `Host` or
     /// `:authority`.
     ///
-    /// All that the request shows must be good, and of one user: something forged beside something good is refused. A ticket
-    /// that was shown is used up, whatever else was shown.
+    /// All credentials must be valid and of one user: a forged one beside a valid one is refused. A ticket is used up, whatever
+    /// other credentials there are.
     ///
     /// # Errors
     ///
-    /// See [`EntryError`].
-    pub fn enter(&self, shown: &Credentials, path: &str, host: Option<&str>, now_s: u64) -> Result<Entry, EntryError> {
+    /// See [`AuthError`].
+    pub fn authenticate(
+        &self,
+        credentials: &Credentials,
+        path: &str,
+        host: Option<&str>,
+        now_s: u64,
+    ) -> Result<Authenticated, AuthError> {
         if matches!(self.mode, Mode::Open) {
             return match host.is_none_or(is_loopback) {
-                true => Ok(Entry::Known(Identity::local())),
-                false => Err(EntryError::HostNotLoopback),
+                true => Ok(Authenticated::Identity(Identity::local())),
+                false => Err(AuthError::HostNotLoopback),
             };
         }
-        let bearer = shown.bearer.as_deref().map(|token| self.known(token, now_s)).transpose()?;
-        let cookie = shown.cookie.as_deref().map(|token| self.known(token, now_s)).transpose()?;
-        let ticket = match (&shown.ticket, &self.tickets) {
+        let bearer = credentials.bearer.as_deref().map(|token| self.verify_token(token, now_s)).transpose()?;
+        let cookie = credentials.cookie.as_deref().map(|token| self.verify_token(token, now_s)).transpose()?;
+        let ticket = match (&credentials.ticket, &self.tickets) {
             (None, _) => None,
-            (Some(_), None) => return Err(EntryError::NotTaken("tickets")),
+            (Some(_), None) => return Err(AuthError::NotAccepted("tickets")),
             (Some(ticket), Some(keys)) => Some(keys.verify(ticket, path, now_s)?),
         };
         let users = [
             bearer.as_ref().map(Identity::user),
             cookie.as_ref().map(Identity::user),
-            ticket.as_ref().map(Unclaimed::user),
+            ticket.as_ref().map(UnclaimedTicket::user),
         ];
-        let first = users.iter().flatten().next().ok_or(EntryError::Missing)?;
+        let first = users.iter().flatten().next().ok_or(AuthError::Missing)?;
         if users.iter().flatten().any(|user| user != first) {
-            return Err(EntryError::TwoUsers);
+            return Err(AuthError::TwoUsers);
         }
-        // The one that was meant most: a ticket is for this very path, a header is set by hand, a cookie comes by itself.
+        // The most deliberate one: a ticket is for this path, a header is set by a program, a cookie by the browser.
         match (ticket, bearer.or(cookie)) {
-            (Some(ticket), _) => Ok(Entry::Ticket(ticket)),
-            (None, Some(identity)) => Ok(Entry::Known(identity)),
-            (None, None) => Err(EntryError::Missing),
+            (Some(ticket), _) => Ok(Authenticated::Ticket(ticket)),
+            (None, Some(identity)) => Ok(Authenticated::Identity(identity)),
+            (None, None) => Err(AuthError::Missing),
         }
     }
 
-    /// A ticket for somebody: see [`TicketKeys::issue`].
+    /// Issues a ticket: see [`TicketKeys::issue`].
     ///
     /// # Errors
     ///
-    /// There are no tickets here, or [`TicketKeys::issue`] refuses.
+    /// There is no secret for tickets, or [`TicketKeys::issue`] refuses.
     pub fn issue_ticket(
         &self,
         identity: &Identity,
@@ -153,64 +159,18 @@ impl Guard {
         random: &[u8; ID_RANDOM_BYTES],
         claims_label: &str,
         now_s: u64,
-    ) -> Result<Issued, EntryError> {
-        let keys = self.tickets.as_ref().ok_or(EntryError::NotTaken("tickets"))?;
+    ) -> Result<IssuedTicket, AuthError> {
+        let keys = self.tickets.as_ref().ok_or(AuthError::NotAccepted("tickets"))?;
         Ok(keys.issue(identity, path, limit, random, claims_label, now_s)?)
     }
 
-    fn known(&self, token: &str, now_s: u64) -> Result<Identity, EntryError> {
+    fn verify_token(&self, token: &str, now_s: u64) -> Result<Identity, AuthError> {
         let Mode::Closed { tokens, api_keys } = &self.mode else { return Ok(Identity::local()) };
         if api_key::is_key(token) {
-            let keys = api_keys.as_ref().ok_or(EntryError::NotTaken("API keys"))?;
+            let keys = api_keys.as_ref().ok_or(AuthError::NotAccepted("API keys"))?;
             return Ok(keys.find(token)?.0);
         }
-        let verifier = tokens.as_ref().ok_or(EntryError::NotTaken("tokens"))?;
+        let verifier = tokens.as_ref().ok_or(AuthError::NotAccepted("tokens"))?;
         Ok(verifier.verify(token, now_s)?)
-    }
-}
-
-/// Whether a `Host` is one of this machine's own names, with or without a port.
-fn is_loopback(host: &str) -> bool {
-    if let Some(rest) = host.strip_prefix("[::1]") {
-        return rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
-    }
-    let name = match host.split_once(':') {
-        None => host,
-        Some((name, port)) if is_port(port) => name,
-        Some(_) => return false,
-    };
-    let name = name.to_ascii_lowercase();
-    let address = name.parse::<std::net::Ipv4Addr>();
-    name == "localhost" || name.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn is_port(port: &str) -> bool {
-    port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_this_machine() {
-        for host in ["localhost", "LOCALHOST:8080", "a.localhost", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:80"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "",
-            "example.org",
-            "localhost.example.org",
-            "127.0.0.1.example.org",
-            "0.0.0.0",
-            "10.0.0.1:80",
-            "[::]",
-            "[::1]x",
-            "localhost:x",
-            "localhost:80:80",
-            "127.0.0.1@example.org",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
     }
 }

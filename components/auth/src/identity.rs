@@ -1,59 +1,59 @@
-//! Who asks, and what that one may do.
+//! An authenticated user, and the authorization of its actions.
 
 use thiserror::Error;
 use weir_codec::channels::route::{Channel, ChannelKind};
 
 use crate::scope::{Action, Scopes};
 
-/// Somebody who was recognised.
+/// An authenticated user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub(crate) user: Box<str>,
     pub(crate) scopes: Scopes,
-    /// Of all that the user may do, this much.
+    /// Restricts what the user may do, if set.
     pub(crate) limit: Option<Scopes>,
-    pub(crate) ends_s: Option<u64>,
+    pub(crate) expires_at_s: Option<u64>,
 }
 
-/// There is nothing there, or nothing for this user: which of the two is not to be told.
+/// The channel does not exist, or this user has no access: clients cannot tell which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("there is nothing here for you")]
 pub struct NotFound;
 
 impl Identity {
-    /// Whoever sits at this machine, where no authentication is asked for.
+    /// The user of a server without authentication.
     pub(crate) fn local() -> Self {
-        Self { user: "local".into(), scopes: Scopes::admin(), limit: None, ends_s: None }
+        Self { user: "local".into(), scopes: Scopes::admin(), limit: None, expires_at_s: None }
     }
 
-    /// The user.
+    /// The name of the user.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// What was granted besides what is the user's own.
+    /// The scopes, which grant access beyond the user's own channels.
     pub fn scopes(&self) -> &Scopes {
         &self.scopes
     }
 
-    /// When it ends, in seconds since 1970; connections made with it end then too. None for what does not end.
-    pub fn ends_s(&self) -> Option<u64> {
-        self.ends_s
+    /// When it expires, in seconds since 1970; its connections end then too. `None` if it does not expire.
+    pub fn expires_at_s(&self) -> Option<u64> {
+        self.expires_at_s
     }
 
-    /// Whether it has ended. To be asked on each delivery, or by a timer.
-    pub fn has_ended(&self, now_s: u64) -> bool {
-        self.ends_s.is_some_and(|ends_s| now_s >= ends_s)
+    /// Whether it has expired. To be checked on each delivery, or by a timer.
+    pub fn has_expired(&self, now_s: u64) -> bool {
+        self.expires_at_s.is_some_and(|expires_at_s| now_s >= expires_at_s)
     }
 
-    /// Whether this user may do something with a channel. `owner` is the user to whom the channel belongs as the store knows
-    /// it, none where there is no such channel or it belongs to nobody; a user's channel belongs to that user, whatever
-    /// `owner` says. A channel that is missing is to be answered with the same [`NotFound`].
+    /// Authorizes an action on a channel. `owner` is the channel's owner in the store, `None` if the channel does not exist or has
+    /// no owner; a user's channel belongs to that user, whatever `owner` is. A missing channel must be answered with the same
+    /// [`NotFound`].
     ///
     /// # Errors
     ///
-    /// Neither the owner nor granted.
-    pub fn may(&self, action: Action, channel: &Channel, owner: Option<&str>) -> Result<(), NotFound> {
+    /// The user is not the owner, and no scope grants the action.
+    pub fn authorize(&self, action: Action, channel: &Channel, owner: Option<&str>) -> Result<(), NotFound> {
         let owner = match channel.kind() {
             ChannelKind::User => Some(channel.id()),
             _ => owner,
@@ -63,23 +63,23 @@ impl Identity {
         if within && (owns || self.scopes.grant(action, channel)) { Ok(()) } else { Err(NotFound) }
     }
 
-    /// Whether this user may publish to a channel, and with it to the channel of the user whom the event names. It must not
-    /// be enough to own a workflow to write into the channel of another.
+    /// Authorizes publishing to a channel, and also to the channel of the user that the event names: owning a workflow must not be
+    /// enough to write to the channel of another user.
     ///
     /// # Errors
     ///
-    /// One of the two is not allowed.
-    pub fn may_publish(
+    /// One of the two is not authorized.
+    pub fn authorize_publish(
         &self,
         channel: &Channel,
         owner: Option<&str>,
         to_user: Option<&Channel>,
     ) -> Result<(), NotFound> {
-        self.may(Action::Publish, channel, owner)?;
-        to_user.map_or(Ok(()), |user| self.may(Action::Publish, user, None))
+        self.authorize(Action::Publish, channel, owner)?;
+        to_user.map_or(Ok(()), |user| self.authorize(Action::Publish, user, None))
     }
 
-    /// The same user with no more than the scopes named.
+    /// The same user, restricted to the given scopes.
     #[must_use]
     pub fn limited(self, limit: Scopes) -> Self {
         Self { limit: Some(limit), ..self }
@@ -94,7 +94,7 @@ mod tests {
 
     fn identity(scopes: &[&str]) -> Identity {
         let scopes = Scopes::read(scopes.iter().copied()).unwrap();
-        Identity { user: "ann".into(), scopes, limit: None, ends_s: Some(100) }
+        Identity { user: "ann".into(), scopes, limit: None, expires_at_s: Some(100) }
     }
 
     fn channel(name: &str) -> Channel {
@@ -102,58 +102,58 @@ mod tests {
     }
 
     #[test]
-    fn owners_and_scopes() {
+    fn owner_or_scope_authorizes_an_action() {
         let plain = identity(&[]);
         for action in Action::ALL {
-            assert_eq!(plain.may(action, &channel("workflow:1"), Some("ann")), Ok(()));
-            assert_eq!(plain.may(action, &channel("user:ann"), None), Ok(()));
-            // Another's and a missing one cannot be told apart.
-            assert_eq!(plain.may(action, &channel("workflow:1"), Some("bob")), Err(NotFound));
-            assert_eq!(plain.may(action, &channel("workflow:1"), None), Err(NotFound));
-            // A user's channel is that user's, whatever the store says.
-            assert_eq!(plain.may(action, &channel("user:bob"), Some("ann")), Err(NotFound));
+            assert_eq!(plain.authorize(action, &channel("workflow:1"), Some("ann")), Ok(()));
+            assert_eq!(plain.authorize(action, &channel("user:ann"), None), Ok(()));
+            // A channel of another user and a missing one have the same error.
+            assert_eq!(plain.authorize(action, &channel("workflow:1"), Some("bob")), Err(NotFound));
+            assert_eq!(plain.authorize(action, &channel("workflow:1"), None), Err(NotFound));
+            // A user's channel belongs to that user, whatever the store says.
+            assert_eq!(plain.authorize(action, &channel("user:bob"), Some("ann")), Err(NotFound));
         }
         let granted = identity(&["read:workflow:*"]);
-        assert_eq!(granted.may(Action::Read, &channel("workflow:1"), Some("bob")), Ok(()));
-        assert_eq!(granted.may(Action::Publish, &channel("workflow:1"), Some("bob")), Err(NotFound));
-        assert_eq!(granted.may(Action::Read, &channel("user:bob"), None), Err(NotFound));
+        assert_eq!(granted.authorize(Action::Read, &channel("workflow:1"), Some("bob")), Ok(()));
+        assert_eq!(granted.authorize(Action::Publish, &channel("workflow:1"), Some("bob")), Err(NotFound));
+        assert_eq!(granted.authorize(Action::Read, &channel("user:bob"), None), Err(NotFound));
     }
 
     #[test]
-    fn publishing_to_somebody() {
+    fn publishing_to_a_user_needs_both_channels() {
         let bob = channel("user:bob");
         let owner = identity(&[]);
         let workflow = channel("workflow:1");
-        assert_eq!(owner.may_publish(&workflow, Some("ann"), None), Ok(()));
-        assert_eq!(owner.may_publish(&workflow, Some("ann"), Some(&channel("user:ann"))), Ok(()));
-        assert_eq!(owner.may_publish(&workflow, Some("ann"), Some(&bob)), Err(NotFound));
+        assert_eq!(owner.authorize_publish(&workflow, Some("ann"), None), Ok(()));
+        assert_eq!(owner.authorize_publish(&workflow, Some("ann"), Some(&channel("user:ann"))), Ok(()));
+        assert_eq!(owner.authorize_publish(&workflow, Some("ann"), Some(&bob)), Err(NotFound));
         let worker = identity(&["publish:workflow:*", "publish:user:*"]);
-        assert_eq!(worker.may_publish(&workflow, Some("bob"), Some(&bob)), Ok(()));
-        assert_eq!(worker.may_publish(&workflow, None, Some(&bob)), Ok(()));
-        assert_eq!(worker.may_publish(&channel("file:1"), Some("bob"), None), Err(NotFound));
+        assert_eq!(worker.authorize_publish(&workflow, Some("bob"), Some(&bob)), Ok(()));
+        assert_eq!(worker.authorize_publish(&workflow, None, Some(&bob)), Ok(()));
+        assert_eq!(worker.authorize_publish(&channel("file:1"), Some("bob"), None), Err(NotFound));
     }
 
     #[test]
-    fn a_limit_holds_for_owners_too() {
+    fn limit_applies_to_owners_too() {
         let limited = identity(&["admin"]).limited(Scopes::read(["read:workflow:1"]).unwrap());
-        assert_eq!(limited.may(Action::Read, &channel("workflow:1"), Some("bob")), Ok(()));
-        assert_eq!(limited.may(Action::Read, &channel("workflow:2"), Some("ann")), Err(NotFound));
-        assert_eq!(limited.may(Action::Publish, &channel("workflow:1"), Some("ann")), Err(NotFound));
-        // And it grants nothing by itself.
+        assert_eq!(limited.authorize(Action::Read, &channel("workflow:1"), Some("bob")), Ok(()));
+        assert_eq!(limited.authorize(Action::Read, &channel("workflow:2"), Some("ann")), Err(NotFound));
+        assert_eq!(limited.authorize(Action::Publish, &channel("workflow:1"), Some("ann")), Err(NotFound));
+        // It grants nothing by itself.
         let limited = identity(&[]).limited(Scopes::admin());
-        assert_eq!(limited.may(Action::Read, &channel("workflow:1"), Some("bob")), Err(NotFound));
+        assert_eq!(limited.authorize(Action::Read, &channel("workflow:1"), Some("bob")), Err(NotFound));
     }
 
     #[test]
-    fn it_ends() {
+    fn identity_expires_at_its_time() {
         let identity = identity(&[]);
-        assert!(!identity.has_ended(99) && identity.has_ended(100) && identity.has_ended(101));
-        assert!(!Identity::local().has_ended(u64::MAX));
+        assert!(!identity.has_expired(99) && identity.has_expired(100) && identity.has_expired(101));
+        assert!(!Identity::local().has_expired(u64::MAX));
     }
 
     proptest! {
         #[test]
-        fn without_a_scope_only_what_is_ones_own(
+        fn user_without_a_scope_has_access_to_its_own_channels_only(
             kind in prop::sample::select(ChannelKind::ALL.to_vec()),
             id in "[a-c]|ann",
             owner in prop::option::of("[a-c]|ann"),
@@ -161,7 +161,7 @@ mod tests {
         ) {
             let channel = Channel::new(kind, &id).expect("fit");
             let owns = if kind == ChannelKind::User { id == "ann" } else { owner.as_deref() == Some("ann") };
-            prop_assert_eq!(identity(&[]).may(action, &channel, owner.as_deref()).is_ok(), owns);
+            prop_assert_eq!(identity(&[]).authorize(action, &channel, owner.as_deref()).is_ok(), owns);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! JSON Web Keys and sets of them (RFC 7517) for the three algorithms.
 //!
-//! A key that cannot be used is skipped with its reason, as section 5 asks: a set that an issuer extends with a key of a new
-//! type must not take away the keys that were there.
+//! An unusable key is skipped with its reason, as section 5 recommends: an issuer that adds a key of a new type must not make the
+//! other keys unusable.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// Most values in the JSON of a set.
 const VALUES_MAX: usize = 4096;
-/// Longest value that an error repeats, in characters.
+/// Most characters of a value in an error.
 const QUOTE_CHARS_MAX: usize = 32;
 
 /// Why a JWKS cannot be read.
@@ -81,7 +81,7 @@ fn read_key(members: &Members<'_>) -> Result<Key, KeyError> {
     }
 }
 
-/// Whether a key is for verifying, by what its members say.
+/// Whether the members of a key allow verification.
 fn verifies(members: &Members<'_>) -> Result<bool, KeyError> {
     if members.text("use")?.is_some_and(|purpose| purpose != "sig") {
         return Ok(false);

@@ -1,5 +1,5 @@
-//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, read only after its signature was found
-//! to be that of one of our keys.
+//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, which is parsed only after its signature is
+//! verified by one of the keys.
 
 use std::borrow::Cow;
 
@@ -16,39 +16,39 @@ pub const TOKEN_BYTES_MAX: usize = 8192;
 /// Most values in a header.
 const HEADER_VALUES_MAX: usize = 64;
 
-/// Why a signed payload is not taken.
+/// Why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum JwsError {
     /// It is too long.
     #[error("a token may have at most {TOKEN_BYTES_MAX} bytes, and has {bytes}")]
     TooLong {
-        /// How many it has.
+        /// Its length.
         bytes: usize,
     },
-    /// It has not three parts in base64url without padding.
+    /// It does not have three parts in base64url without padding.
     #[error("a token has three parts in base64url, separated by dots")]
     Parts,
-    /// The header is no JSON object, or names a member twice, or one has the wrong type.
+    /// The header is not a JSON object, repeats a member, or has one of the wrong type.
     #[error("the token's header cannot be read")]
     Header,
-    /// The header has members that must be understood and are not.
-    #[error("the token has a critical header that is not known")]
+    /// The header has critical members that are not supported.
+    #[error("the token has an unknown critical header")]
     Critical,
-    /// The token says that it is something else.
+    /// `typ` names another type.
     #[error("the token is of another type")]
     Type,
-    /// The algorithm is not that of the key: `none` always is so.
+    /// The algorithm is not that of the key; `none` never is.
     #[error("the token's algorithm is not that of its key")]
     Algorithm,
-    /// No key has the id that it names.
-    #[error("the token names a key that is not known")]
+    /// No key has the id in `kid`.
+    #[error("the token names an unknown key")]
     UnknownKey,
-    /// The signature is not that of the key.
-    #[error("the token's signature is not right")]
+    /// The signature is invalid.
+    #[error("the token's signature is invalid")]
     Signature,
 }
 
-/// The payload of a token that one of the keys has signed.
+/// Verifies a token with the keys; returns its payload.
 ///
 /// # Errors
 ///
@@ -57,17 +57,17 @@ pub fn verify(token: &str, keys: &KeySet) -> Result<Vec<u8>, JwsError> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(JwsError::TooLong { bytes: token.len() });
     }
-    // The last dot divides what is signed from the signature.
+    // The last dot separates the signed text from the signature.
     let (signed, signature) = token.rsplit_once('.').ok_or(JwsError::Parts)?;
     let (header, payload) = signed.split_once('.').ok_or(JwsError::Parts)?;
     let part = |text: &str| match text {
         "" => Err(JwsError::Parts),
-        // A dot is not of the alphabet, so there are three parts exactly.
+        // A dot is not in the alphabet, so there are exactly three parts.
         text => base64url::decode(text).ok_or(JwsError::Parts),
     };
     let (header, payload) = (part(header)?, part(payload)?);
     let header = Header::read(&header)?;
-    // No signature at all: what a token without an algorithm looks like.
+    // A token without an algorithm has no signature.
     if signature.is_empty() {
         return Err(if header.algorithm_is_known() { JwsError::Signature } else { JwsError::Algorithm });
     }
@@ -86,7 +86,7 @@ pub fn verify(token: &str, keys: &KeySet) -> Result<Vec<u8>, JwsError> {
     Ok(payload)
 }
 
-/// What a header says. It is not signed for yet when it is read: it only picks among our keys.
+/// The header. It is read before the signature is verified, and only selects the key.
 struct Header<'a> {
     algorithm: Cow<'a, str>,
     key_id: Option<Cow<'a, str>>,

@@ -1,4 +1,4 @@
-//! JSON Web Tokens (RFC 7519) as bearer tokens: who signed them, for whom, and until when.
+//! JSON Web Tokens (RFC 7519) as bearer tokens: their signature, issuer, audience, times and scopes.
 
 use std::borrow::Cow;
 
@@ -16,67 +16,67 @@ use crate::{
 const CLAIMS_VALUES_MAX: usize = 1024;
 /// The last second of the year 9999; a time later than that is a mistake.
 const SECONDS_MAX: u64 = 253_402_300_799;
-/// Longest leeway.
+/// Longest leeway, s.
 pub const LEEWAY_S_MAX: u64 = 300;
-/// The leeway unless told.
+/// The default leeway, s.
 pub const LEEWAY_S_DEFAULT: u64 = 30;
 
-/// What a token must say.
+/// The required claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRules {
-    /// The issuers; `iss` must be one of them, letter by letter.
+    /// The accepted issuers; `iss` must equal one of them.
     pub issuers: Vec<String>,
-    /// Who we are; `aud` must be or have one of them.
+    /// The accepted audiences; `aud` must be or contain one of them.
     pub audiences: Vec<String>,
-    /// How far the issuer's clock may be from ours, in seconds; at most [`LEEWAY_S_MAX`].
+    /// Tolerated difference between the clocks of the issuer and this server, s; at most [`LEEWAY_S_MAX`].
     pub leeway_s: u64,
 }
 
-/// Rules that would let anything pass.
+/// Rules that would accept every token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum RulesError {
     /// No issuer, or an empty one.
-    #[error("tokens need an issuer that is named")]
+    #[error("tokens need a named issuer")]
     Issuers,
     /// No audience, or an empty one.
-    #[error("tokens need an audience that is named")]
+    #[error("tokens need a named audience")]
     Audiences,
     /// The leeway is too long.
     #[error("the leeway may be at most {LEEWAY_S_MAX} s")]
     Leeway,
 }
 
-/// Why a token is not taken.
+/// Why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TokenError {
-    /// It is not signed as it must be.
+    /// Its signature or its form is invalid.
     #[error(transparent)]
     Jws(#[from] JwsError),
-    /// The claims are no JSON object, or name one twice.
+    /// The claims are not a JSON object, or one is repeated.
     #[error("the token's claims cannot be read")]
     Claims,
     /// A claim is missing.
     #[error("the token has no `{claim}`")]
     Missing {
-        /// Which.
+        /// The claim.
         claim: &'static str,
     },
-    /// A claim has the wrong type, or a value that none has.
-    #[error("the token's `{claim}` is not as it must be")]
+    /// A claim has the wrong type or an invalid value.
+    #[error("the token's `{claim}` is invalid")]
     Malformed {
-        /// Which.
+        /// The claim.
         claim: &'static str,
     },
-    /// It was good once.
+    /// It has expired.
     #[error("the token has expired")]
     Expired,
-    /// It will be good.
+    /// It is not valid yet.
     #[error("the token is not valid yet")]
     NotYet,
-    /// It is of an issuer that is not ours.
+    /// Its issuer is not an accepted one.
     #[error("the token is of another issuer")]
     Issuer,
-    /// It is for somebody else.
+    /// Its audience is not an accepted one.
     #[error("the token is for another audience")]
     Audience,
 }
@@ -89,7 +89,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier.
+    /// Creates a verifier.
     ///
     /// # Errors
     ///
@@ -108,14 +108,15 @@ impl Verifier {
         Ok(Self { keys, rules })
     }
 
-    /// Takes other keys: those of before are good no more unless they are among them.
+    /// Replaces the keys.
     pub fn set_keys(&mut self, keys: KeySet) {
         self.keys = keys;
     }
 
-    /// Whose token it is. `now_s` is the time in seconds since 1970.
+    /// Verifies a token; returns its identity. `now_s` is the time in seconds since 1970.
     ///
-    /// The user is `sub`, the scopes those of `scope` (a text, or an array of texts) that are ours, the end is `exp`.
+    /// The user is `sub`, the scopes are those of `scope` (a text, or an array of texts) with this server's grammar, and it expires
+    /// at `exp`.
     ///
     /// # Errors
     ///
@@ -125,8 +126,8 @@ impl Verifier {
         let Ok(Node::Object(members)) = Node::read(&payload, CLAIMS_VALUES_MAX) else { return Err(TokenError::Claims) };
         let claims = Claims(members);
         let leeway_s = self.rules.leeway_s;
-        let ends_s = claims.time("exp", f64::floor)?.ok_or(TokenError::Missing { claim: "exp" })?;
-        if now_s >= ends_s.saturating_add(leeway_s) {
+        let expires_at_s = claims.time("exp", f64::floor)?.ok_or(TokenError::Missing { claim: "exp" })?;
+        if now_s >= expires_at_s.saturating_add(leeway_s) {
             return Err(TokenError::Expired);
         }
         let begins_s = claims.time("nbf", f64::ceil)?;
@@ -135,10 +136,11 @@ impl Verifier {
         }
         claims.time("iat", f64::floor)?;
         let issuer = claims.text("iss")?;
-        if !self.rules.issuers.iter().any(|ours| ours == issuer) {
+        if !self.rules.issuers.iter().any(|accepted| accepted == issuer) {
             return Err(TokenError::Issuer);
         }
-        if !claims.texts("aud")?.iter().any(|audience| self.rules.audiences.iter().any(|ours| ours == audience)) {
+        if !claims.texts("aud")?.iter().any(|audience| self.rules.audiences.iter().any(|accepted| accepted == audience))
+        {
             return Err(TokenError::Audience);
         }
         let user = claims.text("sub")?;
@@ -149,11 +151,11 @@ impl Verifier {
         };
         let scopes = scopes.iter().flat_map(|text| text.split(' ')).filter(|scope| !scope.is_empty());
         let scopes = Scopes::read_ours(scopes).map_err(|_| TokenError::Malformed { claim: "scope" })?;
-        Ok(Identity { user: user.into(), scopes, limit: None, ends_s: Some(ends_s) })
+        Ok(Identity { user: user.into(), scopes, limit: None, expires_at_s: Some(expires_at_s) })
     }
 }
 
-/// The claims, each once.
+/// The claims; none is repeated.
 struct Claims<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
 
 impl Claims<'_> {
@@ -169,7 +171,7 @@ impl Claims<'_> {
         }
     }
 
-    /// A text, or an array of nothing but texts.
+    /// A text, or an array of texts.
     fn texts(&self, claim: &'static str) -> Result<Vec<&str>, TokenError> {
         match self.get(claim) {
             None => Err(TokenError::Missing { claim }),
@@ -185,12 +187,12 @@ impl Claims<'_> {
         }
     }
 
-    /// A time in seconds since 1970 (RFC 7519, section 2, "NumericDate"), whose fraction is taken against the token.
+    /// A time in seconds since 1970 (RFC 7519, section 2, "NumericDate"); a fraction is rounded against the token.
     fn time(&self, claim: &'static str, round: fn(f64) -> f64) -> Result<Option<u64>, TokenError> {
         let seconds = match self.get(claim) {
             None => return Ok(None),
             Some(Node::Integer(seconds)) => u64::try_from(*seconds).ok(),
-            // A conversion from f64 saturates, and infinity is no JSON.
+            // The conversion from f64 saturates, and JSON has no infinity.
             Some(Node::Number(seconds)) if *seconds >= 0.0 => Some(round(*seconds) as u64),
             Some(_) => None,
         };

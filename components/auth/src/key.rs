@@ -1,4 +1,4 @@
-//! The keys that tokens are verified with. A key has one algorithm, and a token must name exactly that one.
+//! The keys that verify tokens. A key has one algorithm, and a token must name that one.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub const KEYS_MAX: usize = 32;
 /// Most bytes in a `kid`.
 pub const KEY_ID_BYTES_MAX: usize = 256;
 
-/// How a token is signed.
+/// A signature algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// HMAC with SHA-256 and a shared secret.
@@ -31,7 +31,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Whether a token's or a JWK's `alg` names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037) and
+    /// Whether the `alg` of a token or a JWK names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037) and
     /// `Ed25519` (RFC 9864).
     pub fn is_named(self, alg: &str) -> bool {
         match self {
@@ -47,7 +47,7 @@ impl Algorithm {
     }
 }
 
-/// A key.
+/// A key for verification.
 #[derive(Clone)]
 pub struct Key {
     id: Option<Box<str>>,
@@ -64,13 +64,13 @@ enum Material {
 /// Why a key, or a set of keys, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum KeyError {
-    /// A shared secret is too short to be safe, or too long.
+    /// A shared secret is too short to be secure, or too long.
     #[error("a shared secret must have {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, and has {bytes}")]
     SecretLength {
         /// Its length.
         bytes: usize,
     },
-    /// A shared secret that is a key in some encoding. Public keys are known to everybody.
+    /// A shared secret that is a key in some encoding: public keys are not secret.
     #[error("the shared secret is a public or private key ({form}), which must not be used as a secret")]
     SecretIsKey {
         /// The form of the key.
@@ -88,10 +88,10 @@ pub enum KeyError {
     /// A public key of another type.
     #[error("the public key is neither P-256 (ES256) nor Ed25519 (EdDSA)")]
     Type,
-    /// A private key, which does not belong here.
+    /// A private key.
     #[error("this is a private key; tokens are verified with the public one")]
     Private,
-    /// A public key with which anybody can sign.
+    /// A public key for which signatures can be forged.
     #[error("the public key is weak: its order is small")]
     Weak,
     /// A member of a JWK has the wrong type, length or encoding, or is missing.
@@ -148,7 +148,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// It is another key, or a weak one.
+    /// The key is of another type, or weak.
     pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
         if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_der(der) {
             return Ok(Self { id: None, material: Material::Es256(Box::new(key)) });
@@ -175,7 +175,7 @@ impl Key {
         Ok(Self { id: None, material: Material::EdDsa(Box::new(key)) })
     }
 
-    /// With the id by which tokens name it.
+    /// Sets the id by which tokens name it (`kid`).
     ///
     /// # Errors
     ///
@@ -187,12 +187,12 @@ impl Key {
         }
     }
 
-    /// The id by which tokens name it.
+    /// The id by which tokens name it (`kid`).
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
-    /// The one algorithm that it is for.
+    /// Its algorithm.
     pub fn algorithm(&self) -> Algorithm {
         match self.material {
             Material::Hs256(_) => Algorithm::Hs256,
@@ -201,7 +201,7 @@ impl Key {
         }
     }
 
-    /// Whether this is a shared secret whose bytes are a public key, as it is or encoded.
+    /// Whether this is a shared secret whose bytes are a public key, raw or encoded.
     fn is_secret_of(&self, public: &Self) -> bool {
         let Material::Hs256(secret) = &self.material else { return false };
         let known = match &public.material {
@@ -216,35 +216,34 @@ impl Key {
         is_part(secret) || decodings.iter().any(|bytes| is_part(bytes))
     }
 
-    /// Whether a signature is this key's.
+    /// Whether a signature is valid for this key.
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.material {
             Material::Hs256(secret) => mac(secret, &[message]).verify_slice(signature).is_ok(),
             Material::Es256(key) => p256::ecdsa::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify(message, &signature).is_ok()),
-            // Strict: small orders and more than one encoding of a signature are refused.
+            // Strict: refuses small orders and non-canonical signatures.
             Material::EdDsa(key) => ed25519_dalek::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok()),
         }
     }
 }
 
-/// Says which key it is, and nothing that is secret.
+/// Shows the id and the algorithm, without secrets.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").field("id", &self.id).field("algorithm", &self.algorithm()).finish_non_exhaustive()
     }
 }
 
-/// The keys that are valid now. To rotate, read the file again and replace the set; keep old and new in it for as long as
-/// tokens of the old are about.
+/// The valid keys. To rotate keys, read the file again and replace the set; keep the old key in it while tokens of it are valid.
 #[derive(Debug, Clone)]
 pub struct KeySet {
     keys: Vec<Key>,
 }
 
 impl KeySet {
-    /// A set.
+    /// Creates a set.
     ///
     /// # Errors
     ///
@@ -274,7 +273,7 @@ impl KeySet {
     }
 }
 
-/// HMAC-SHA-256 over the parts, one behind the other.
+/// HMAC-SHA-256 over the concatenated parts.
 pub(crate) fn mac(secret: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of every length");
     parts.iter().for_each(|part| mac.update(part));
@@ -286,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn key_ids_that_are_wrong_or_repeated_are_refused() {
+    fn invalid_or_repeated_key_id_is_refused() {
         let key = |id: &str| Key::from_secret(&[7; 32]).unwrap().with_id(id);
         assert_eq!(key("").unwrap_err(), KeyError::Id);
         assert_eq!(key(&"x".repeat(257)).unwrap_err(), KeyError::Id);
@@ -302,7 +301,7 @@ mod tests {
 
     #[test]
     fn keys_of_small_order_are_refused() {
-        // The points of small order (RFC 7748, section 6, and their other encodings): with the first, every signature fits.
+        // The points of small order (RFC 7748, section 6, and their other encodings): for the first, every signature is valid.
         let mut one = [0; 32];
         one[0] = 1;
         let mut minus_one = [0xff; 32];

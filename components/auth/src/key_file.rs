@@ -1,11 +1,11 @@
 //! The operator's files of keys: public keys in `token_keys`, shared secrets in `token_secrets`.
 //!
-//! A public key must never become a shared secret: it is known to everybody, and a client that knows the secret of HS256 can sign as any
-//! user. So a secret is one only where it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of secrets
-//! with anything that resembles a public key is refused.
+//! A public key must never become a shared secret: it is public, and a client that knows the secret of HS256 can sign as any user.
+//! A text is a secret only if it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of secrets that
+//! resembles a public key is refused.
 //!
-//! A key that cannot be used is left out, with its reason, while another key of the file can be used (RFC 7517, section 5). A
-//! file that cannot be read, or that has no key that can be used, is an error.
+//! An unusable key is skipped with its reason if another key of the file is usable (RFC 7517, section 5). A file that cannot be
+//! read, or without a usable key, is an error.
 
 use base64ct::{Base64Unpadded, Base64UrlUnpadded, Encoding as _};
 use thiserror::Error;
@@ -19,11 +19,11 @@ use crate::{
 
 /// Most bytes in a file of keys.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
-/// Reasons that an error repeats.
+/// Most reasons in an error.
 const REASONS_MAX: usize = 4;
-/// How often an encoding is removed when a secret is compared with the forms of public keys.
+/// How many layers of encoding are removed before a secret is compared with the forms of public keys.
 pub(crate) const ENCODINGS_MAX: usize = 2;
-/// Shortest word of a secret that is looked at by itself: no public key is shorter.
+/// Shortest word of a secret that is checked by itself: no public key is shorter.
 const WORD_BYTES_MIN: usize = 40;
 
 /// The keys of a file.
@@ -130,7 +130,7 @@ pub fn read_keys(contents: &[u8]) -> Result<KeyFile, KeyFileError> {
     if contents.len() > FILE_BYTES_MAX {
         return Err(KeyFileError::TooLarge { bytes: contents.len() });
     }
-    // DER is binary, but not every DER has a byte that UTF-8 has not.
+    // Some DER is valid UTF-8.
     if is_der_key(contents) {
         return Err(KeyFileError::Der);
     }
@@ -159,7 +159,7 @@ pub fn read_secrets(contents: &[u8]) -> Result<Vec<Key>, KeyFileError> {
         return Err(KeyFileError::KeyAmongSecrets { line: 1, form: "DER" });
     }
     let text = text_file::text(contents)?;
-    // JSON and PEM have lines that look like nothing, so a line that looks like a key speaks for all of them.
+    // Some lines of JSON and PEM resemble nothing, so one line that resembles a key is enough for the file.
     for (at, line) in text.lines().enumerate() {
         if let Some(form) = key_form(line.as_bytes(), ENCODINGS_MAX) {
             return Err(KeyFileError::KeyAmongSecrets { line: at + 1, form });
@@ -180,7 +180,7 @@ pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static st
     if is_der_key(bytes) {
         return Some("DER");
     }
-    // UTF-16 of ASCII is the ASCII with NUL between.
+    // ASCII in UTF-16 is the ASCII with NUL bytes between.
     let ascii: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
     let has =
         |parts: &[&str]| parts.iter().any(|part| ascii.windows(part.len()).any(|window| window == part.as_bytes()));
@@ -190,7 +190,7 @@ pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static st
     if has(&["\"kty\"", "\"keys\"", "\"crv\""]) {
         return Some("JWK");
     }
-    // What is encoded in an OpenSSH key begins with the length of its type, and the type.
+    // The blob of an OpenSSH key begins with the length of its type, and the type.
     let is_open_ssh_blob = bytes.starts_with(b"\0\0\0") && is_open_ssh(bytes.get(4..).unwrap_or_default());
     let words = || bytes.split(u8::is_ascii_whitespace);
     if is_open_ssh_blob || words().any(is_open_ssh) || is_open_ssh(bytes) {

@@ -1,25 +1,34 @@
-//! Who may see what. No clock, no randomness and no IO: times, random bytes and the contents of files are arguments, so the
-//! gateway component uses it under every host, and all of it is tested natively.
+//! Authentication and authorization. No clock, no randomness and no IO: times, random bytes and the contents of files are
+//! arguments, so the gateway component uses it under every host, and it is tested natively.
 //!
-//! A request passes, in this order:
+//! The checks of a request, in this order:
 //!
 //! 1. [`limits`]: its head and body are within bounds.
-//! 2. [`cors`]: a page of another origin may ask; a preflight is answered.
-//! 3. [`credential`]: what it shows: a bearer token in a header or a cookie, or a ticket. A token in a URL is refused.
-//! 4. [`guard`]: whose that is, by [`jwt`] (with [`key_file`], [`key`] and [`jws`]), [`api_key`] or [`ticket`]; or nobody's, on
-//!    loopback only.
-//! 5. [`identity`]: whether that user may do this, by being the owner or by a [`scope`].
+//! 2. [`cors`]: pages of its origin may send requests; a preflight is answered.
+//! 3. [`credential`]: finds its credentials: a bearer token in a header or a cookie, or a ticket. A token in a URL is refused.
+//! 4. [`guard`]: authenticates the user by [`jwt`] (with [`key_file`], [`key`] and [`jws`]), [`api_key`] or [`ticket`]; without
+//!    authentication, on loopback only.
+//! 5. [`identity`]: authorizes the action, for the owner or by a [`scope`].
 //!
-//! Rates and connections are `weir_core::quota`'s. [`refusal`] says all that goes wrong as a problem of RFC 9457.
+//! Rates and connections are bounded by `weir_core::quota`. [`refusal`] turns every error into a problem of RFC 9457.
 //!
-//! # What is chosen, and why
+//! # Decisions
 //!
-//! - Tokens are read by a small strict layer over RustCrypto: the algorithm is the key's, never the token's choice; JSON with
-//!   a member twice, base64url with padding or stray bits, and `crit` are refused; a signature is verified before a claim
-//!   is read.
-//! - API keys are random and long, so SHA-256 at rest is enough: there is nothing to guess that a slow hash would protect,
-//!   and a slow hash on each request would be a way to exhaust the server.
-//! - What belongs to another and what does not exist are one error, [`identity::NotFound`].
+//! - Tokens are parsed by a small strict layer over RustCrypto: the algorithm is that of the key and never chosen by the token;
+//!   JSON with a repeated member, base64url with padding or stray bits, and `crit` are refused; a signature is verified before a
+//!   claim is read.
+//! - API keys are random and long, so SHA-256 at rest is enough: a slow hash protects texts that can be guessed, and on each
+//!   request it would be a way to exhaust the server.
+//!
+//! # Invariants
+//!
+//! - A public key is never a shared secret: HS256 verifies only with what is declared as a secret, by the file `token_secrets` or
+//!   by a JWK with `kty` `oct`, and neither may resemble a key ([`key_file`]).
+//! - A key has one algorithm, and a token that names another is refused before its signature is checked; no claim is read before
+//!   the signature is verified.
+//! - Forbidden and missing are one error, [`identity::NotFound`], and the same response on the wire.
+//! - A valid ticket is a [`ticket::UnclaimedTicket`], and only a store's answer makes an identity of it. It carries the label of
+//!   the store's claims, which the store loses together with them: a ticket from before the loss is refused.
 
 pub mod api_key;
 mod base64url;

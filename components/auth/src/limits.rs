@@ -1,5 +1,4 @@
-//! How large the parts of a request may be, each with its error. Servers and proxies have bounds too; these hold under every
-//! host.
+//! Bounds of the parts of a request, each with its error. Servers and proxies have bounds too; these apply under every host.
 
 use thiserror::Error;
 
@@ -33,54 +32,54 @@ impl Default for Limits {
     }
 }
 
-/// What is over its bound.
+/// A part of a request that exceeds its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum LimitError {
     /// The target.
     #[error("path and query may have at most {bytes_max} bytes")]
     Target {
-        /// How many.
+        /// The bound.
         bytes_max: usize,
     },
     /// The number of headers.
     #[error("a request may have at most {headers_max} headers")]
     Headers {
-        /// How many.
+        /// The bound.
         headers_max: usize,
     },
     /// The name of a header.
     #[error("the name of a header may have at most {bytes_max} bytes")]
     HeaderName {
-        /// How many.
+        /// The bound.
         bytes_max: usize,
     },
     /// The value of a header.
     #[error("the value of a header may have at most {bytes_max} bytes")]
     HeaderValue {
-        /// How many.
+        /// The bound.
         bytes_max: usize,
     },
     /// All headers together.
     #[error("all headers together may have at most {bytes_max} bytes")]
     HeadersTotal {
-        /// How many.
+        /// The bound.
         bytes_max: usize,
     },
-    /// A header has a character that ends it, or a name that is none.
-    #[error("a header has a control character, or a name that is none")]
+    /// A header has a control character or an invalid name.
+    #[error("a header has a control character or an invalid name")]
     HeaderCharacter,
-    /// The body, as announced or as it came.
+    /// The body, as announced or as received.
     #[error("a body may have at most {bytes_max} bytes")]
     Body {
-        /// How many.
+        /// The bound.
         bytes_max: u64,
     },
-    /// A name of a pipeline or the like.
+    /// The name of a pipeline.
     #[error("a name has 1 to {NAME_BYTES_MAX} lower-case letters, digits, - and _, and begins with a letter")]
     Name,
 }
 
-/// Most bytes in the name of a pipeline or the like.
+/// Most bytes in the name of a pipeline.
 pub const NAME_BYTES_MAX: usize = 64;
 
 impl Limits {
@@ -88,7 +87,7 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// Something in it is over its bound, or has a character that would make two headers of one.
+    /// A part exceeds its bound, or a header has a character that would split it in two.
     pub fn check_head<'h>(
         &self,
         target: &str,
@@ -119,11 +118,11 @@ impl Limits {
         Ok(())
     }
 
-    /// Checks how long a body is: what is announced before it is read, and what has come while it is.
+    /// Checks the length of a body: the announced one before it is read, and the received one while it is read.
     ///
     /// # Errors
     ///
-    /// It is over its bound.
+    /// It exceeds its bound.
     pub fn check_body(&self, bytes: u64) -> Result<(), LimitError> {
         match bytes > self.body_bytes_max {
             true => Err(LimitError::Body { bytes_max: self.body_bytes_max }),
@@ -132,11 +131,11 @@ impl Limits {
     }
 }
 
-/// Checks the name of a pipeline or the like: part of paths, scopes and metrics.
+/// Checks the name of a pipeline, which is part of paths, scopes and metrics.
 ///
 /// # Errors
 ///
-/// It is no such name.
+/// The name is invalid.
 pub fn check_name(name: &str) -> Result<(), LimitError> {
     let fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
     let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn names_are_lower_case_words() {
         for name in ["a", "summaries-2_b", &"a".repeat(64)] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }
@@ -199,7 +198,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_head_can_hurt(name in "\\PC{0,6}", value in prop::collection::vec(any::<u8>(), 0..8)) {
+        fn accepted_head_has_no_line_end(name in "\\PC{0,6}", value in prop::collection::vec(any::<u8>(), 0..8)) {
             if limits().check_head("/", [(name.as_str(), value.as_slice())]).is_ok() {
                 prop_assert!(!value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
             }

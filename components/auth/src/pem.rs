@@ -1,4 +1,4 @@
-//! PEM (RFC 7468) as operators have it: text around the blocks, CR LF, indented lines, and base64 lines of any length are accepted.
+//! PEM (RFC 7468), lenient: text around the blocks, CR LF, indented lines, and base64 lines of any length are accepted.
 
 use base64ct::{Base64, Encoding as _};
 
@@ -9,7 +9,7 @@ use crate::{
 
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
-/// Longest label that an error repeats, in bytes.
+/// Most characters of a label in an error.
 const LABEL_BYTES_MAX: usize = 40;
 
 /// Whether a text has a line that begins a block.
@@ -25,7 +25,7 @@ pub(crate) fn read(text: &str) -> KeyFile {
         let Some(label) = label(line) else { continue };
         let end = format!("-----END {label}{DASHES}");
         let (mut base64, mut is_whole) = (String::new(), false);
-        // Another block that begins ends this one, so that a block without its end does not hide the next.
+        // The beginning of another block ends this one, so that a block without an end does not hide the next.
         while let Some((_, line)) = lines.next_if(|(_, line)| self::label(line).is_none()) {
             is_whole = line.trim() == end;
             if is_whole {

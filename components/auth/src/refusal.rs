@@ -1,32 +1,32 @@
-//! All that goes wrong here, as a problem of RFC 9457, with the headers that belong to it.
+//! The errors of this crate as problems of RFC 9457, with their headers.
 
 use weir_codec::http::problem::Problem;
 use weir_core::quota::{ConnectionRefused, Limited};
 
 use crate::{
-    credential::CredentialError, guard::EntryError, identity::NotFound, jwt::TokenError, limits::LimitError,
+    credential::CredentialError, guard::AuthError, identity::NotFound, jwt::TokenError, limits::LimitError,
     ticket::TicketError,
 };
 
 const UNAUTHORIZED: &str = "Authentication is needed";
 const FORBIDDEN: &str = "Not allowed";
 const TOO_MANY: &str = "Too many requests";
-/// When to ask again for a place among the connections.
+/// The retry delay of a refused connection.
 const CONNECTION_RETRY_MS: u32 = 5000;
 
-impl From<EntryError> for Problem {
-    /// 401, but 403 for what no other token would change.
-    fn from(error: EntryError) -> Self {
+impl From<AuthError> for Problem {
+    /// 401, or 403 if no other token would be authorized.
+    fn from(error: AuthError) -> Self {
         let (status, code, title) = match &error {
-            EntryError::Missing => (401, "unauthenticated", UNAUTHORIZED),
-            EntryError::Token(TokenError::Expired) => (401, "token_expired", UNAUTHORIZED),
-            EntryError::Token(_) | EntryError::ApiKey(_) | EntryError::NotTaken(_) => {
+            AuthError::Missing => (401, "unauthenticated", UNAUTHORIZED),
+            AuthError::Token(TokenError::Expired) => (401, "token_expired", UNAUTHORIZED),
+            AuthError::Token(_) | AuthError::ApiKey(_) | AuthError::NotAccepted(_) => {
                 (401, "invalid_token", UNAUTHORIZED)
             }
-            EntryError::Ticket(TicketError::Path | TicketError::TooLong) => (422, "invalid_ticket", "No such ticket"),
-            EntryError::Ticket(TicketError::Limited) | EntryError::HostNotLoopback => (403, "forbidden", FORBIDDEN),
-            EntryError::Ticket(_) => (401, "invalid_ticket", UNAUTHORIZED),
-            EntryError::TwoUsers => (400, "two_users", "The request shows two users"),
+            AuthError::Ticket(TicketError::Path | TicketError::TooLong) => (422, "invalid_ticket", "No such ticket"),
+            AuthError::Ticket(TicketError::Limited) | AuthError::HostNotLoopback => (403, "forbidden", FORBIDDEN),
+            AuthError::Ticket(_) => (401, "invalid_ticket", UNAUTHORIZED),
+            AuthError::TwoUsers => (400, "two_users", "The request has credentials of two users"),
         };
         Self::refused(status, code, title, error.to_string(), None)
     }
@@ -34,12 +34,12 @@ impl From<EntryError> for Problem {
 
 impl From<TicketError> for Problem {
     fn from(error: TicketError) -> Self {
-        EntryError::from(error).into()
+        AuthError::from(error).into()
     }
 }
 
 impl From<CredentialError> for Problem {
-    /// 400: a token that is sent so would be sent so again.
+    /// Mostly 400: another token in the same place would be refused too.
     fn from(error: CredentialError) -> Self {
         let (status, code, title) = match error {
             CredentialError::InUrl { .. } => (400, "token_in_url", "A token is part of the URL"),
@@ -67,7 +67,7 @@ impl From<LimitError> for Problem {
     }
 }
 
-/// 404, and nothing that says whether there is something at the path: the same words as for a path that nothing answers.
+/// 404, the same as for an unknown path, so that it does not show whether the channel exists.
 pub fn not_found(NotFound: NotFound, path: &str) -> Problem {
     Problem::not_found(path)
 }
@@ -77,7 +77,7 @@ pub fn limited(error: &Limited) -> Problem {
     Problem::refused(429, "too_many_requests", TOO_MANY, error.to_string(), Some(error.retry_after_ms()))
 }
 
-/// 429 for a user's own connections, 503 for everybody's, both with `Retry-After`.
+/// 429 for the connections of one user, 503 for all connections, both with `Retry-After`.
 pub fn connection_refused(error: &ConnectionRefused) -> Problem {
     let (status, code, title) = match error {
         ConnectionRefused::User { .. } => (429, "too_many_connections", "Too many connections"),
@@ -86,7 +86,7 @@ pub fn connection_refused(error: &ConnectionRefused) -> Problem {
     Problem::refused(status, code, title, error.to_string(), Some(CONNECTION_RETRY_MS))
 }
 
-/// The value of `WWW-Authenticate` that belongs to a problem with status 401 (RFC 6750, section 3).
+/// The value of `WWW-Authenticate` for a problem with status 401 (RFC 6750, section 3).
 pub fn challenge(problem: &Problem) -> Option<&'static str> {
     match (problem.status, problem.code) {
         (401, "unauthenticated") => Some("Bearer realm=\"weir\""),
@@ -103,17 +103,17 @@ mod tests {
     use crate::{api_key::UnknownKey, cors::OriginRefused, jws::JwsError};
 
     #[test]
-    fn problems() {
+    fn every_error_has_its_problem() {
         let problems: Vec<Problem> = vec![
-            EntryError::Missing.into(),
-            EntryError::Token(TokenError::Expired).into(),
-            EntryError::Token(TokenError::Jws(JwsError::Signature)).into(),
-            EntryError::ApiKey(UnknownKey).into(),
-            EntryError::NotTaken("API keys").into(),
+            AuthError::Missing.into(),
+            AuthError::Token(TokenError::Expired).into(),
+            AuthError::Token(TokenError::Jws(JwsError::Signature)).into(),
+            AuthError::ApiKey(UnknownKey).into(),
+            AuthError::NotAccepted("API keys").into(),
             TicketError::Used.into(),
             TicketError::Path.into(),
-            EntryError::TwoUsers.into(),
-            EntryError::HostNotLoopback.into(),
+            AuthError::TwoUsers.into(),
+            AuthError::HostNotLoopback.into(),
             CredentialError::InUrl { parameter: "token" }.into(),
             CredentialError::Scheme.into(),
             CredentialError::CookieTwice.into(),
@@ -143,20 +143,20 @@ mod tests {
         expect![[r#"
             401 unauthenticated: this needs a token: in `Authorization: Bearer`, in the cookie, or as a ticket [Bearer realm="weir"]
             401 token_expired: the token has expired [Bearer realm="weir", error="invalid_token"]
-            401 invalid_token: the token's signature is not right [Bearer realm="weir", error="invalid_token"]
+            401 invalid_token: the token's signature is invalid [Bearer realm="weir", error="invalid_token"]
             401 invalid_token: the API key is not known [Bearer realm="weir", error="invalid_token"]
-            401 invalid_token: this server does not take API keys [Bearer realm="weir", error="invalid_token"]
+            401 invalid_token: this server does not accept API keys [Bearer realm="weir", error="invalid_token"]
             401 invalid_ticket: the ticket has been used [Bearer realm="weir", error="invalid_token"]
             422 invalid_ticket: a ticket is for one path without a query
-            400 two_users: the request shows two users
+            400 two_users: the request has credentials of two users
             403 forbidden: without authentication this server answers to a loopback name only, such as `localhost`
             400 token_in_url: a token must not be part of a URL, as `token` is: send it in `Authorization`, or ask for a ticket
             401 invalid_token: `Authorization` must be of the scheme Bearer [Bearer realm="weir", error="invalid_token"]
-            400 invalid_credentials: the cookie __Host-weir appears twice, or with spaces about its name
+            400 invalid_credentials: the cookie __Host-weir appears twice, or with spaces around its name
             403 origin_not_allowed: pages of `https://b.example` may not send requests; add it to auth.cors_origins (WEIR_AUTH_CORS_ORIGINS) to allow them
             414 target_too_long: path and query may have at most 9 bytes
             431 headers_too_large: a request may have at most 9 headers
-            400 invalid_header: a header has a control character, or a name that is none
+            400 invalid_header: a header has a control character or an invalid name
             413 body_too_large: a body may have at most 9 bytes
             422 invalid_name: a name has 1 to 64 lower-case letters, digits, - and _, and begins with a letter
             404 not_found: there is nothing at `/stream/workflow/42`
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_anothers_reads_like_what_is_missing() {
+    fn forbidden_and_missing_have_the_same_response() {
         let path = "/stream/workflow/42";
         let (hidden, missing) = (not_found(NotFound, path), Problem::not_found(path));
         assert_eq!(hidden.to_json("r"), missing.to_json("r"));

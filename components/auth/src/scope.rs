@@ -1,4 +1,4 @@
-//! Scopes: what a token or a key grants, as text.
+//! Scopes: what a token or an API key grants, as text.
 //!
 //! ```text
 //! scope  = "admin" / action ":" kind ":" id
@@ -7,23 +7,23 @@
 //! id     = an id / "*"                     ; the id may have colons
 //! ```
 //!
-//! `read:workflow:42`, `publish:workflow:*`, `read:*:*`, `start:pipeline:summaries`. A star stands alone, never within an
-//! id, so that no scope grants more than a reader of it would think. Owners need none for what is theirs.
+//! `read:workflow:42`, `publish:workflow:*`, `read:*:*`, `start:pipeline:summaries`. A star is a whole part, never
+//! a part of an id, so that no scope grants more than it seems to. Owners need no scope for their own channels.
 
 use std::fmt;
 
 use thiserror::Error;
 use weir_codec::channels::route::{Channel, ChannelKind, check_id};
 
-/// Most scopes that somebody has; a token with more is refused.
+/// Most scopes of one user; a token with more is refused.
 pub const SCOPES_MAX: usize = 64;
-/// Most bytes in the text of them all.
+/// Most bytes in the text of all scopes.
 pub const SCOPES_BYTES_MAX: usize = 4096;
 
-/// What is done with a channel, or with what it tells of.
+/// An action on a channel, or on its execution or session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Subscribe, replay, ask for the state.
+    /// Subscribe, replay, read the state.
     Read,
     /// Append events.
     Publish,
@@ -48,35 +48,35 @@ impl Action {
     }
 }
 
-/// One scope. A part that is none is a star.
+/// One scope. A part that is `None` is a star.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Everything.
     Admin,
     /// An action on channels.
     Grant {
-        /// What may be done.
+        /// The granted action.
         action: Option<Action>,
-        /// With which kind.
+        /// The kind of channel.
         kind: Option<ChannelKind>,
-        /// With which one.
+        /// The id of the channel.
         id: Option<Box<str>>,
     },
 }
 
-/// A text is no scope.
+/// A text is not a scope.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ScopeError {
-    /// It is not of the grammar.
-    #[error("`{0}` is no scope: it is `admin` or ACTION:KIND:ID, such as `read:workflow:*`")]
+    /// It does not match the grammar.
+    #[error("`{0}` is not a scope: use `admin` or ACTION:KIND:ID, such as `read:workflow:*`")]
     Unknown(Box<str>),
-    /// There are too many, or they are too long.
+    /// The scopes are too many or too long.
     #[error("there may be at most {SCOPES_MAX} scopes of {SCOPES_BYTES_MAX} bytes")]
     TooMany,
 }
 
 impl Scope {
-    /// Reads one.
+    /// Parses one scope.
     pub fn read(text: &str) -> Option<Self> {
         if text == "admin" {
             return Some(Self::Admin);
@@ -124,16 +124,16 @@ impl fmt::Display for Scope {
     }
 }
 
-/// The scopes of somebody.
+/// The scopes of a user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scopes(Vec<Scope>);
 
 impl Scopes {
-    /// Reads scopes that Weir's own configuration or client wrote: one that is none is an error.
+    /// Parses scopes from Weir's configuration or a client.
     ///
     /// # Errors
     ///
-    /// One is no scope, or there are too many.
+    /// One is not a scope, or there are too many.
     pub fn read<'t>(texts: impl IntoIterator<Item = &'t str>) -> Result<Self, ScopeError> {
         let mut scopes = Self::default();
         let mut bytes = 0;
@@ -149,7 +149,7 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// Reads the scopes of a token, whose issuer has others for others: what is none of ours is passed over.
+    /// Parses the scopes of a token. Scopes of other servers are ignored.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// Everything.
+    /// The scope that grants everything.
     pub fn admin() -> Self {
         Self(vec![Scope::Admin])
     }
@@ -177,12 +177,12 @@ impl Scopes {
         self.0.iter().any(|scope| scope.grants(action, channel))
     }
 
-    /// Each of them.
+    /// The scopes, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Scope> {
         self.0.iter()
     }
 
-    /// True when there is none.
+    /// True when there is no scope.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_scopes_grant() {
+    fn scope_grants_its_action_kind_and_id() {
         for (scope, channel) in [
             ("read:workflow:42", "workflow:42"),
             ("read:workflow:*", "workflow:42"),

@@ -1,12 +1,12 @@
-//! Tickets: what a browser puts into a URL where it cannot send a header (`EventSource`, `WebSocket`). Short-lived, for one
-//! path, and good once.
+//! Tickets, for URLs where a browser cannot send a header (`EventSource`, `WebSocket`). A ticket is short-lived, for one path, and
+//! valid once.
 //!
-//! A ticket is signed and says all that is needed, so any instance can check it; that it is used once only a store that all
-//! instances share can tell. [`TicketKeys::verify`] therefore gives an [`Unclaimed`], which becomes an identity only by
-//! [`Unclaimed::claimed`]: with the store's answer to `claim(id, ttl)`, and the label of the store's claims. A ticket carries the
-//! label of its time, so that it is not good again after the store has lost its claims.
+//! A ticket is signed and self-contained, so any instance can verify it; only a store that all instances share can tell whether it
+//! was used. [`TicketKeys::verify`] therefore returns an [`UnclaimedTicket`], which becomes an identity only by
+//! [`UnclaimedTicket::into_identity`]: with the store's answer to `claim(id, ttl)`, and the label of the store's claims. A ticket
+//! carries the label at its issue, so that it is not valid again after the store has lost its claims.
 //!
-//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of all before). The fields are lines: id, user, path,
+//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of everything before). The fields are lines: id, user, path,
 //! expiry, end of the identity, scopes, limit, label of the store's claims.
 
 use std::fmt;
@@ -28,9 +28,9 @@ use crate::{
 pub const TICKET_BYTES_MAX: usize = 2048;
 /// Random bytes in the id of a ticket.
 pub const ID_RANDOM_BYTES: usize = 16;
-/// How long a ticket is good unless told, in seconds.
+/// Default lifetime of a ticket, s.
 pub const TTL_S_DEFAULT: u64 = 30;
-/// Longest time that a ticket is good, in seconds.
+/// Longest lifetime of a ticket, s.
 pub const TTL_S_MAX: u64 = 300;
 /// Most secrets that are valid at once.
 pub const SECRETS_MAX: usize = 4;
@@ -38,25 +38,25 @@ pub const SECRETS_MAX: usize = 4;
 pub const PATH_BYTES_MAX: usize = 512;
 
 const VERSION: &str = "wt1.";
-/// What the secret signs begins with this, so that nothing else signed with it is ever a ticket.
+/// The prefix of every signed text, so that no other text signed with the secret is a ticket.
 const DOMAIN: &[u8] = b"weir ticket\0";
 
-/// Why a ticket is not issued or not taken.
+/// Why a ticket is not issued or is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TicketError {
     /// It is too long, or would be.
     #[error("a ticket may have at most {TICKET_BYTES_MAX} bytes; ask for fewer scopes")]
     TooLong,
-    /// The path cannot be in a ticket.
+    /// The path is not valid in a ticket.
     #[error("a ticket is for one path without a query")]
     Path,
-    /// Who asks was limited, and so is not to ask for more.
-    #[error("a ticket cannot be asked for with limited rights")]
+    /// The identity is restricted itself, by a ticket.
+    #[error("a ticket cannot be issued for a ticket")]
     Limited,
-    /// It is not one of ours, or was changed.
-    #[error("the ticket is not right")]
+    /// It was not issued by this server, or was changed.
+    #[error("the ticket is invalid")]
     Forged,
-    /// It was good once.
+    /// It has expired.
     #[error("the ticket has expired")]
     Expired,
     /// It is for another path.
@@ -66,11 +66,11 @@ pub enum TicketError {
     #[error("the ticket has been used")]
     Used,
     /// The store has lost its claims since the ticket was issued, so it cannot tell whether it was used.
-    #[error("the ticket was issued before the channel store was restarted; ask for another")]
+    #[error("the ticket was issued before the channel store was restarted; request another")]
     Stale,
 }
 
-/// The secrets that tickets are signed with: the first signs, all verify.
+/// The secrets of tickets: the first signs, all verify.
 #[derive(Clone)]
 pub struct TicketKeys {
     secrets: Vec<Box<[u8]>>,
@@ -83,19 +83,19 @@ impl fmt::Debug for TicketKeys {
     }
 }
 
-/// A ticket that was issued.
+/// An issued ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Issued {
-    /// What the client puts into `ticket=`; it needs no escaping.
+pub struct IssuedTicket {
+    /// The value of `ticket=`; it needs no escaping.
     pub ticket: String,
-    /// Until when it is good, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub expires_s: u64,
 }
 
-/// A ticket that is right and may have been used before. [`Self::claimed`] makes an identity of it.
-#[must_use = "a ticket opens nothing until it is claimed"]
+/// A verified ticket that may have been used before. [`Self::into_identity`] makes an identity of it.
+#[must_use = "a ticket authorizes nothing until it is claimed"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unclaimed {
+pub struct UnclaimedTicket {
     id: String,
     expires_s: u64,
     identity: Identity,
@@ -103,12 +103,12 @@ pub struct Unclaimed {
 }
 
 impl TicketKeys {
-    /// Secrets of [`SECRET_BYTES_MIN`] bytes and more, the newest first, and how long tickets are good, which is cut to 1 to
+    /// Secrets of at least [`SECRET_BYTES_MIN`] bytes, the newest first, and the lifetime of tickets, which is clamped to 1 to
     /// [`TTL_S_MAX`] seconds.
     ///
     /// # Errors
     ///
-    /// There is none, there are too many, or one is too short, too long, or a public key.
+    /// There is no secret, there are too many, or one is too short, too long, or a public key.
     pub fn new(secrets: &[&[u8]], ttl_s: u64) -> Result<Self, KeyError> {
         match secrets.len() {
             0 => return Err(KeyError::None),
@@ -126,7 +126,7 @@ impl TicketKeys {
         Ok(Self { secrets, ttl_s: ttl_s.clamp(1, TTL_S_MAX) })
     }
 
-    /// Reads the file `ticket_secrets`: a secret on each line, white space around it apart. See [`Self::new`].
+    /// Reads the file `ticket_secrets`: a secret on each line, trimmed. See [`Self::new`].
     ///
     /// # Errors
     ///
@@ -137,14 +137,14 @@ impl TicketKeys {
         Self::new(&secrets, ttl_s)
     }
 
-    /// A ticket for somebody and a path, good from `now_s`, in seconds since 1970. `limit` are the scopes that it was asked
-    /// with: it opens nothing beyond them. The random bytes must come from the system's generator. `claims_label` is the store's.
+    /// Issues a ticket for an identity and a path, valid from `now_s`, in seconds since 1970. `limit` restricts it to scopes. The
+    /// random bytes must come from the system's generator. `claims_label` is the label of the store's claims.
     ///
-    /// A ticket is never good for longer than what it was asked with, and neither is what it opens.
+    /// Neither the ticket nor its identity is valid for longer than the given identity.
     ///
     /// # Errors
     ///
-    /// The path is not fit, the asker is limited, or the scopes are too many for a URL.
+    /// The path is invalid, the identity is restricted itself, or the scopes are too many for a URL.
     pub fn issue(
         &self,
         identity: &Identity,
@@ -153,7 +153,7 @@ impl TicketKeys {
         random: &[u8; ID_RANDOM_BYTES],
         claims_label: &str,
         now_s: u64,
-    ) -> Result<Issued, TicketError> {
+    ) -> Result<IssuedTicket, TicketError> {
         let fit = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
         if claims_label.contains('\n') {
             return Err(TicketError::Forged);
@@ -161,40 +161,40 @@ impl TicketKeys {
         if path.len() > PATH_BYTES_MAX || !path.starts_with('/') || !path.bytes().all(fit) {
             return Err(TicketError::Path);
         }
-        let expires_s = now_s.saturating_add(self.ttl_s).min(identity.ends_s.unwrap_or(u64::MAX));
-        let ends_s = identity.ends_s.map_or_else(String::new, |ends_s| ends_s.to_string());
-        // What came by a ticket itself makes no other: a chain of them would outlive what it began with.
+        let expires_s = now_s.saturating_add(self.ttl_s).min(identity.expires_at_s.unwrap_or(u64::MAX));
+        let expires_at_s = identity.expires_at_s.map_or_else(String::new, |expires_at_s| expires_at_s.to_string());
+        // An identity from a ticket gets no other ticket: a chain of tickets would outlive the first credential.
         if identity.limit.is_some() {
             return Err(TicketError::Limited);
         }
         let limit = limit.map_or_else(String::new, |limit| format!("={limit}"));
         let (id, user, scopes) = (base64url::encode(random), &identity.user, &identity.scopes);
-        let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{ends_s}\n{scopes}\n{limit}\n{claims_label}");
+        let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{expires_at_s}\n{scopes}\n{limit}\n{claims_label}");
         let signed = format!("{VERSION}{}", base64url::encode(fields.as_bytes()));
         let secret = self.secrets.first().ok_or(TicketError::Forged)?;
         let signature = mac(secret, &[DOMAIN, signed.as_bytes()]).finalize().into_bytes();
         let ticket = format!("{signed}.{}", base64url::encode(&signature));
         match ticket.len() {
-            0..=TICKET_BYTES_MAX => Ok(Issued { ticket, expires_s }),
+            0..=TICKET_BYTES_MAX => Ok(IssuedTicket { ticket, expires_s }),
             _ => Err(TicketError::TooLong),
         }
     }
 
-    /// Checks a ticket that came with a request for a path, at a time in seconds since 1970. Nothing of it is read before its
-    /// signature is found right.
+    /// Verifies the ticket of a request for a path, at a time in seconds since 1970. No field is read before the signature is
+    /// verified.
     ///
     /// # Errors
     ///
     /// It was forged, has expired, or is for another path.
-    pub fn verify(&self, ticket: &str, path: &str, now_s: u64) -> Result<Unclaimed, TicketError> {
+    pub fn verify(&self, ticket: &str, path: &str, now_s: u64) -> Result<UnclaimedTicket, TicketError> {
         if ticket.len() > TICKET_BYTES_MAX {
             return Err(TicketError::TooLong);
         }
         let (signed, signature) = ticket.rsplit_once('.').ok_or(TicketError::Forged)?;
         let fields = signed.strip_prefix(VERSION).ok_or(TicketError::Forged)?;
         let signature = base64url::decode(signature).ok_or(TicketError::Forged)?;
-        let ours = |secret: &[u8]| mac(secret, &[DOMAIN, signed.as_bytes()]).verify_slice(&signature).is_ok();
-        if !self.secrets.iter().any(|secret| ours(secret)) {
+        let is_signed = |secret: &[u8]| mac(secret, &[DOMAIN, signed.as_bytes()]).verify_slice(&signature).is_ok();
+        if !self.secrets.iter().any(|secret| is_signed(secret)) {
             return Err(TicketError::Forged);
         }
         let fields = base64url::decode(fields).and_then(|fields| String::from_utf8(fields).ok());
@@ -209,30 +209,30 @@ impl TicketKeys {
     }
 }
 
-impl Unclaimed {
-    /// What the store is asked to claim.
+impl UnclaimedTicket {
+    /// The key that the store must claim.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// How long the store must remember the claim, in seconds from now: longer than the ticket is good.
+    /// How long the store must keep the claim, s: longer than the ticket is valid.
     pub fn claim_ttl_s(&self, now_s: u64) -> u64 {
         self.expires_s.saturating_sub(now_s) + 1
     }
 
-    /// The user of the ticket, before it is claimed: for comparing with others that the request shows.
+    /// The user of the ticket, before it is claimed, for comparison with the other credentials of the request.
     pub(crate) fn user(&self) -> &str {
         &self.identity.user
     }
 
-    /// Whose it is, if the store says that it was claimed for the first time. A store that cannot be asked has not said so.
-    /// `claims_label` is the label of the store's claims, asked for after the claim.
+    /// The identity of the ticket, given that the store has claimed it. `is_first` is false unless the store has answered that this
+    /// is the first claim. `claims_label` is the label of the store's claims, read after the claim.
     ///
     /// # Errors
     ///
-    /// It was claimed before, or may have been: the store's claims are others than when it was issued.
-    pub fn claimed(self, first: bool, claims_label: &str) -> Result<Identity, TicketError> {
-        match first {
+    /// It was claimed before, or may have been: the store has lost the claims since its issue.
+    pub fn into_identity(self, is_first: bool, claims_label: &str) -> Result<Identity, TicketError> {
+        match is_first {
             false => Err(TicketError::Used),
             true if self.claims_label != claims_label => Err(TicketError::Stale),
             true => Ok(self.identity),
@@ -240,13 +240,13 @@ impl Unclaimed {
     }
 }
 
-/// Reads the fields of a ticket that we have signed.
-fn read(fields: &str) -> Option<(Unclaimed, &str)> {
+/// Parses the fields of a verified ticket.
+fn read(fields: &str) -> Option<(UnclaimedTicket, &str)> {
     let lines: Vec<&str> = fields.split('\n').collect();
-    let [id, user, path, expires_s, ends_s, scopes, limit, claims_label] = lines[..] else { return None };
+    let [id, user, path, expires_s, expires_at_s, scopes, limit, claims_label] = lines[..] else { return None };
     check_id(user).ok()?;
     let read_scopes = |text: &str| Scopes::read(text.split(' ').filter(|scope| !scope.is_empty())).ok();
-    let ends_s = match ends_s {
+    let expires_at_s = match expires_at_s {
         "" => None,
         seconds => Some(seconds.parse().ok()?),
     };
@@ -254,9 +254,9 @@ fn read(fields: &str) -> Option<(Unclaimed, &str)> {
         Some(limit) => Some(read_scopes(limit)?),
         None => None,
     };
-    let identity = Identity { user: user.into(), scopes: read_scopes(scopes)?, limit, ends_s };
+    let identity = Identity { user: user.into(), scopes: read_scopes(scopes)?, limit, expires_at_s };
     let (id, claims_label) = (id.to_owned(), claims_label.to_owned());
-    Some((Unclaimed { id, expires_s: expires_s.parse().ok()?, identity, claims_label }, path))
+    Some((UnclaimedTicket { id, expires_s: expires_s.parse().ok()?, identity, claims_label }, path))
 }
 
 #[cfg(test)]
@@ -273,9 +273,9 @@ mod tests {
         TicketKeys::new(&[&[7; 32]], TTL_S_DEFAULT).unwrap()
     }
 
-    fn ann(ends_s: Option<u64>) -> Identity {
+    fn ann(expires_at_s: Option<u64>) -> Identity {
         let scopes = Scopes::read(["read:workflow:*", "publish:file:a:b"]).unwrap();
-        Identity { user: "ann".into(), scopes, limit: None, ends_s }
+        Identity { user: "ann".into(), scopes, limit: None, expires_at_s }
     }
 
     fn issue(identity: &Identity) -> String {
@@ -283,19 +283,19 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_opens_its_path_once() {
+    fn ticket_is_valid_for_its_path_once() {
         let issued = keys().issue(&ann(None), PATH, None, &[9; 16], LABEL, NOW_S).unwrap();
         assert_eq!(issued.expires_s, NOW_S + 30);
         assert!(issued.ticket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
         let unclaimed = keys().verify(&issued.ticket, PATH, NOW_S + 29).unwrap();
         assert_eq!(unclaimed.id(), "CQkJCQkJCQkJCQkJCQkJCQ");
         assert_eq!(unclaimed.claim_ttl_s(NOW_S + 29), 2);
-        assert_eq!(unclaimed.clone().claimed(true, LABEL), Ok(ann(None)));
-        assert_eq!(unclaimed.claimed(false, LABEL), Err(TicketError::Used));
+        assert_eq!(unclaimed.clone().into_identity(true, LABEL), Ok(ann(None)));
+        assert_eq!(unclaimed.into_identity(false, LABEL), Err(TicketError::Used));
     }
 
     #[test]
-    fn what_a_ticket_does_not_open() {
+    fn forged_expired_or_misdirected_ticket_is_refused() {
         let ticket = issue(&ann(None));
         let verify = |ticket: &str, path: &str, now_s| keys().verify(ticket, path, now_s).map(|_| ());
         assert_eq!(verify(&ticket, PATH, NOW_S + 30), Err(TicketError::Expired));
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_of_a_character_is_seen() {
+    fn ticket_with_a_changed_character_is_refused() {
         let ticket = issue(&ann(None));
         for at in 0..ticket.len() {
             let mut bytes = ticket.clone().into_bytes();
@@ -331,25 +331,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_opened_ends_when_what_it_was_asked_with_ends() {
+    fn identity_of_a_ticket_expires_with_the_one_that_requested_it() {
         let issued = keys().issue(&ann(Some(NOW_S + 10)), PATH, None, &[9; 16], LABEL, NOW_S).unwrap();
         assert_eq!(issued.expires_s, NOW_S + 10);
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
-        assert_eq!(identity.ends_s(), Some(NOW_S + 10));
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().into_identity(true, LABEL).unwrap();
+        assert_eq!(identity.expires_at_s(), Some(NOW_S + 10));
         assert!(keys().verify(&issued.ticket, PATH, NOW_S + 10).is_err());
     }
 
     #[test]
-    fn scopes_limit_what_is_opened() {
+    fn scopes_restrict_the_identity_of_a_ticket() {
         let limit = Some(Scopes::read(["read:workflow:42"]).unwrap());
         let issued = keys().issue(&ann(None), PATH, limit.clone(), &[9; 16], LABEL, NOW_S).unwrap();
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().into_identity(true, LABEL).unwrap();
         assert_eq!(identity.limit, limit);
         let again = keys().issue(&identity, PATH, None, &[9; 16], LABEL, NOW_S);
         assert_eq!(again, Err(TicketError::Limited));
-        // Asked with no scope at all, it opens nothing.
+        // With an empty limit it authorizes nothing.
         let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], LABEL, NOW_S).unwrap();
-        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().claimed(true, LABEL).unwrap();
+        let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().into_identity(true, LABEL).unwrap();
         assert_eq!(identity.limit, Some(Scopes::default()));
     }
 
@@ -366,9 +366,9 @@ mod tests {
     #[test]
     fn ticket_issued_before_the_store_lost_its_claims_is_refused() {
         let unclaimed = keys().verify(&issue(&ann(None)), PATH, NOW_S).unwrap();
-        assert_eq!(unclaimed.clone().claimed(true, "1f-3"), Err(TicketError::Stale));
-        assert_eq!(unclaimed.clone().claimed(false, "1f-3"), Err(TicketError::Used));
-        assert_eq!(unclaimed.claimed(true, LABEL), Ok(ann(None)));
+        assert_eq!(unclaimed.clone().into_identity(true, "1f-3"), Err(TicketError::Stale));
+        assert_eq!(unclaimed.clone().into_identity(false, "1f-3"), Err(TicketError::Used));
+        assert_eq!(unclaimed.into_identity(true, LABEL), Ok(ann(None)));
     }
 
     #[test]
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(TicketKeys::new(&[new; 5], 30).unwrap_err(), KeyError::TooMany);
         assert_eq!(TicketKeys::new(&[new, b"short"], 30).unwrap_err(), KeyError::SecretLength { bytes: 5 });
         assert!(!format!("{both:?}").contains("8, 8"));
-        // A time that makes no sense is cut.
+        // A lifetime out of range is clamped.
         for (ttl_s, want) in [(0, 1), (u64::MAX, TTL_S_MAX)] {
             let keys = TicketKeys::new(&[new], ttl_s).unwrap();
             assert_eq!(keys.issue(&ann(None), PATH, None, &[9; 16], LABEL, NOW_S).unwrap().expires_s, NOW_S + want);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_issued() {
+    fn ticket_with_an_invalid_path_or_too_many_scopes_is_not_issued() {
         for path in ["", "stream", "/a?b", "/a\nb", "/a b", "/é", &format!("/{}", "x".repeat(512))] {
             assert_eq!(keys().issue(&ann(None), path, None, &[9; 16], LABEL, NOW_S), Err(TicketError::Path), "{path}");
         }
@@ -402,22 +402,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_but_what_was_issued_is_taken(ticket in "(wt1\\.)?[A-Za-z0-9_-]{0,60}(\\.[A-Za-z0-9_-]{43})?|\\PC{0,40}") {
+        fn text_that_was_not_issued_is_refused(ticket in "(wt1\\.)?[A-Za-z0-9_-]{0,60}(\\.[A-Za-z0-9_-]{43})?|\\PC{0,40}") {
             prop_assert!(keys().verify(&ticket, PATH, NOW_S).is_err());
         }
 
         #[test]
-        fn whatever_is_issued_reads_back(
+        fn issued_ticket_reads_back(
             user in "[a-z:@.|+-]{1,12}",
             path in "/[!-\"$->@-~]{0,20}",
-            ends_s in prop::option::of(NOW_S + 1..NOW_S + 1000),
+            expires_at_s in prop::option::of(NOW_S + 1..NOW_S + 1000),
             limit in prop::option::of(prop::collection::vec("read:workflow:[a-z:]{1,5}|admin", 0..3)),
         ) {
             prop_assume!(check_id(&user).is_ok());
-            let identity = Identity { user: user.into(), ..ann(ends_s) };
+            let identity = Identity { user: user.into(), ..ann(expires_at_s) };
             let limit = limit.map(|limit| Scopes::read(limit.iter().map(String::as_str)).expect("scopes"));
             let issued = keys().issue(&identity, &path, limit.clone(), &[9; 16], LABEL, NOW_S).expect("it is short");
-            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").claimed(true, LABEL).expect("first");
+            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").into_identity(true, LABEL).expect("first");
             prop_assert_eq!(opened, Identity { limit, ..identity });
         }
     }

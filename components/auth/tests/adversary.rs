@@ -1,4 +1,4 @@
-//! What somebody would try who wants in: forged, stale and bent tokens, tickets twice, others' ids, two users in one request.
+//! Attacks: forged, stale and mutated tokens, reused tickets, ids of other users, two users in one request.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use sha2::Sha256;
 use weir_auth::{
     api_key::{self, ApiKeys},
     credential::Credentials,
-    guard::{Entry, EntryError, Guard, GuardError},
+    guard::{AuthError, Authenticated, Guard, GuardError},
     identity::{Identity, NotFound},
     jws::JwsError,
     jwt::{LEEWAY_S_DEFAULT, RulesError, TokenError, TokenRules, Verifier},
@@ -53,19 +53,19 @@ fn eddsa(message: &[u8]) -> Vec<u8> {
     ed25519_dalek::SigningKey::from_pkcs8_pem(ED25519).unwrap().sign(message).to_bytes().to_vec()
 }
 
-/// A token with a header and claims as they are, signed whichever way.
+/// A token with the given header and claims, signed by `sign`.
 fn token(header: &str, claims: &str, sign: impl Fn(&[u8]) -> Vec<u8>) -> String {
     let signed = format!("{}.{}", base64url(header), base64url(claims));
     let signature = base64url(sign(signed.as_bytes()));
     format!("{signed}.{signature}")
 }
 
-/// A token that is right but for its claims.
+/// A valid token with other claims.
 fn claiming(claims: &str) -> String {
     token(r#"{"alg":"HS256","kid":"hs"}"#, claims, |message| hs256(message, SECRET))
 }
 
-/// A token that is right but for its header.
+/// A valid token with another header.
 fn headed(header: &str) -> String {
     token(header, CLAIMS, |message| hs256(message, SECRET))
 }
@@ -105,7 +105,7 @@ fn refused(token: &str) -> TokenError {
 }
 
 #[test]
-fn tokens_of_each_algorithm_are_taken() {
+fn token_of_each_algorithm_is_accepted() {
     for token in [
         token(r#"{"alg":"HS256","typ":"JWT","kid":"hs"}"#, CLAIMS, |message| hs256(message, SECRET)),
         token(r#"{"alg":"ES256","typ":"at+jwt","kid":"es"}"#, CLAIMS, es256),
@@ -117,13 +117,13 @@ fn tokens_of_each_algorithm_are_taken() {
         token(r#"{"alg":"Ed25519"}"#, CLAIMS, eddsa),
     ] {
         let identity = verify(&token).unwrap();
-        assert_eq!((identity.user(), identity.ends_s()), ("ann", Some(NOW_S + 600)));
+        assert_eq!((identity.user(), identity.expires_at_s()), ("ann", Some(NOW_S + 600)));
         assert_eq!(identity.scopes().to_string(), "read:workflow:*");
     }
 }
 
 #[test]
-fn no_algorithm_is_no_token() {
+fn token_without_an_algorithm_is_refused() {
     const ALGORITHM: TokenError = TokenError::Jws(JwsError::Algorithm);
     let (header, claims) = (base64url(r#"{"alg":"none"}"#), base64url(CLAIMS));
     for none in [
@@ -152,7 +152,7 @@ fn no_algorithm_is_no_token() {
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
+fn public_key_is_not_a_secret() {
     // The token says HS256, and the secret is what everybody knows: in every form in which a server may hold it.
     let der = |pem: &str| {
         use base64ct::Encoding as _;
@@ -180,7 +180,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn a_key_is_for_its_own_tokens() {
+fn token_of_another_key_is_refused() {
     let wrong = |header: &str| refused(&token(header, CLAIMS, eddsa));
     assert_eq!(wrong(r#"{"alg":"EdDSA","kid":"other"}"#), TokenError::Jws(JwsError::UnknownKey));
     assert_eq!(wrong(r#"{"alg":"EdDSA","kid":""}"#), TokenError::Jws(JwsError::UnknownKey));
@@ -199,7 +199,7 @@ fn a_key_is_for_its_own_tokens() {
 }
 
 #[test]
-fn signatures_that_are_none() {
+fn malformed_signature_is_refused() {
     const SIGNATURE: TokenError = TokenError::Jws(JwsError::Signature);
     let es = r#"{"alg":"ES256","kid":"es"}"#;
     // All zeros once passed for a signature of anything, in other libraries; r and s of the order, one and all ones.
@@ -247,7 +247,7 @@ fn signatures_that_are_none() {
 }
 
 #[test]
-fn headers_that_ask_for_more() {
+fn unsupported_header_is_refused() {
     for (header, want) in [
         (r#"{"alg":"HS256","kid":"hs","crit":["exp"]}"#, JwsError::Critical),
         (r#"{"alg":"HS256","kid":"hs","crit":[]}"#, JwsError::Critical),
@@ -270,7 +270,7 @@ fn headers_that_ask_for_more() {
 }
 
 #[test]
-fn texts_that_are_not_quite_tokens() {
+fn malformed_token_is_refused() {
     const PARTS: TokenError = TokenError::Jws(JwsError::Parts);
     let good = claiming(CLAIMS);
     assert!(verify(&good).is_ok());
@@ -302,7 +302,7 @@ fn texts_that_are_not_quite_tokens() {
     assert_eq!(refused(&huge), TokenError::Jws(JwsError::TooLong { bytes: 9002 }));
 }
 
-/// The claims with one of them replaced, or left out.
+/// The claims with one of them replaced or removed.
 fn with(claim: &str, value: Option<&str>) -> String {
     let mut claims: serde_json::Map<String, serde_json::Value> = serde_json::from_str(CLAIMS).unwrap();
     claims.remove(claim);
@@ -318,7 +318,7 @@ fn refused_with(claim: &str, value: Option<&str>) -> TokenError {
 }
 
 #[test]
-fn times() {
+fn token_is_accepted_only_within_its_times() {
     const EXP: TokenError = TokenError::Malformed { claim: "exp" };
     assert_eq!(refused_with("exp", None), TokenError::Missing { claim: "exp" });
     for value in [
@@ -376,7 +376,7 @@ fn times() {
 }
 
 #[test]
-fn issuers_and_audiences() {
+fn token_of_another_issuer_or_audience_is_refused() {
     assert_eq!(refused_with("iss", None), TokenError::Missing { claim: "iss" });
     for issuer in
         ["\"https://issuer.example/\"", "\"https://issuer.example.evil\"", "\"HTTPS://ISSUER.EXAMPLE\"", "\"\""]
@@ -399,7 +399,7 @@ fn issuers_and_audiences() {
 }
 
 #[test]
-fn users_and_scopes() {
+fn user_and_scopes_are_read_from_claims() {
     assert_eq!(refused_with("sub", None), TokenError::Missing { claim: "sub" });
     for user in ["null", "1", "\"\"", "\"a b\"", "\"a\\u0000\"", "\"..\"", "\"*\"", "\"a\\nb\"", "\"é\""] {
         assert_eq!(refused_with("sub", Some(user)), TokenError::Malformed { claim: "sub" }, "{user}");
@@ -422,7 +422,7 @@ fn users_and_scopes() {
 }
 
 #[test]
-fn claims_that_cannot_be_read_in_one_way_only() {
+fn ambiguous_claims_are_refused() {
     for claims in [
         r#"{"sub":"ann","sub":"bob"}"#.to_owned(),
         CLAIMS.replace(r#""sub":"ann""#, r#""sub":"ann","s\u0075b":"root""#),
@@ -458,7 +458,7 @@ fn keys_are_rotated() {
 }
 
 #[test]
-fn rules_that_would_let_anything_pass() {
+fn rules_that_accept_every_token_are_refused() {
     let with = |change: fn(&mut TokenRules)| {
         let mut rules = rules();
         change(&mut rules);
@@ -470,7 +470,7 @@ fn rules_that_would_let_anything_pass() {
     assert_eq!(with(|rules| rules.leeway_s = 301), RulesError::Leeway);
 }
 
-/// A door with tokens, one API key of each of two users, and tickets.
+/// A guard with tokens, one API key for each of two users, and tickets.
 struct Door {
     guard: Guard,
     ann: String,
@@ -488,20 +488,20 @@ fn door() -> Door {
 
 const PATH: &str = "/stream/workflow/42";
 
-fn enter(guard: &Guard, headers: &[(&str, &str)], query: &str) -> Result<Entry, EntryError> {
+fn enter(guard: &Guard, headers: &[(&str, &str)], query: &str) -> Result<Authenticated, AuthError> {
     let shown = Credentials::find(headers.iter().map(|(name, value)| (*name, value.as_bytes())), query).unwrap();
-    guard.enter(&shown, PATH, Some("weir.example"), NOW_S)
+    guard.authenticate(&shown, PATH, Some("weir.example"), NOW_S)
 }
 
-fn user(entry: Entry) -> String {
+fn user(entry: Authenticated) -> String {
     match entry {
-        Entry::Known(identity) => identity.user().to_owned(),
-        Entry::Ticket(unclaimed) => unclaimed.claimed(true, LABEL).unwrap().user().to_owned(),
+        Authenticated::Identity(identity) => identity.user().to_owned(),
+        Authenticated::Ticket(unclaimed) => unclaimed.into_identity(true, LABEL).unwrap().user().to_owned(),
     }
 }
 
 #[test]
-fn every_way_in() {
+fn every_kind_of_credential_authenticates() {
     let Door { guard, ann, bob } = door();
     let jwt = claiming(CLAIMS);
     for (headers, want) in [
@@ -514,102 +514,106 @@ fn every_way_in() {
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(user(enter(&guard, &headers, "").unwrap()), want);
     }
-    assert_eq!(enter(&guard, &[], ""), Err(EntryError::Missing));
+    assert_eq!(enter(&guard, &[], ""), Err(AuthError::Missing));
     let error = enter(&guard, &[("authorization", "Bearer weir_AAAA")], "").unwrap_err();
-    assert!(matches!(error, EntryError::ApiKey(_)));
+    assert!(matches!(error, AuthError::ApiKey(_)));
 }
 
 #[test]
-fn two_users_in_one_request() {
+fn credentials_of_two_users_are_refused() {
     let Door { guard, ann, bob } = door();
     let (bearer, cookie) = (format!("Bearer {ann}"), format!("__Host-weir={bob}"));
     let both = [("authorization", bearer.as_str()), ("cookie", cookie.as_str())];
-    assert_eq!(enter(&guard, &both, ""), Err(EntryError::TwoUsers));
-    let Ok(Entry::Known(identity)) = enter(&guard, &both[1..], "") else { panic!("bob is known") };
+    assert_eq!(enter(&guard, &both, ""), Err(AuthError::TwoUsers));
+    let Ok(Authenticated::Identity(identity)) = enter(&guard, &both[1..], "") else { panic!("bob is known") };
     let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let query = format!("ticket={ticket}");
-    assert_eq!(enter(&guard, &both[..1], &query), Err(EntryError::TwoUsers));
+    assert_eq!(enter(&guard, &both[..1], &query), Err(AuthError::TwoUsers));
     assert_eq!(user(enter(&guard, &both[1..], &query).unwrap()), "bob");
     // Something forged beside something good.
     let forged = [("authorization", bearer.as_str()), ("cookie", "__Host-weir=eyJhbGciOiJub25lIn0.e30.x")];
-    assert!(matches!(enter(&guard, &forged, ""), Err(EntryError::Token(_))));
-    assert!(matches!(enter(&guard, &both[..1], "ticket=wt1.AAAA.AAAA"), Err(EntryError::Ticket(TicketError::Forged))));
+    assert!(matches!(enter(&guard, &forged, ""), Err(AuthError::Token(_))));
+    assert!(matches!(enter(&guard, &both[..1], "ticket=wt1.AAAA.AAAA"), Err(AuthError::Ticket(TicketError::Forged))));
 }
 
 #[test]
-fn tickets_are_for_one_path_once() {
+fn ticket_is_accepted_for_one_path_once() {
     let Door { guard, bob, .. } = door();
     let bearer = format!("Bearer {bob}");
-    let Ok(Entry::Known(identity)) = enter(&guard, &[("authorization", &bearer)], "") else { panic!("bob is known") };
+    let Ok(Authenticated::Identity(identity)) = enter(&guard, &[("authorization", &bearer)], "") else {
+        panic!("bob is known")
+    };
     let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let query = format!("ticket={ticket}");
     // A store that has seen the id says so.
     let mut claims = std::collections::BTreeSet::new();
     let mut open = |query: &str| match enter(&guard, &[], query)? {
-        Entry::Known(identity) => Ok(identity),
-        Entry::Ticket(unclaimed) => {
+        Authenticated::Identity(identity) => Ok(identity),
+        Authenticated::Ticket(unclaimed) => {
             let first = claims.insert(unclaimed.id().to_owned());
-            Ok::<_, EntryError>(unclaimed.claimed(first, LABEL)?)
+            Ok::<_, AuthError>(unclaimed.into_identity(first, LABEL)?)
         }
     };
     assert_eq!(open(&query).unwrap(), identity);
-    assert_eq!(open(&query), Err(EntryError::Ticket(TicketError::Used)));
+    assert_eq!(open(&query), Err(AuthError::Ticket(TicketError::Used)));
     let elsewhere = guard.issue_ticket(&identity, "/stream/workflow/43", None, &[7; 16], LABEL, NOW_S).unwrap().ticket;
-    assert_eq!(open(&format!("ticket={elsewhere}")), Err(EntryError::Ticket(TicketError::OtherPath)));
-    let late = guard.enter(&Credentials::find([], &query).unwrap(), PATH, None, NOW_S + 30);
-    assert_eq!(late, Err(EntryError::Ticket(TicketError::Expired)));
+    assert_eq!(open(&format!("ticket={elsewhere}")), Err(AuthError::Ticket(TicketError::OtherPath)));
+    let late = guard.authenticate(&Credentials::find([], &query).unwrap(), PATH, None, NOW_S + 30);
+    assert_eq!(late, Err(AuthError::Ticket(TicketError::Expired)));
     // A ticket is no bearer token, and a bearer token no ticket.
     let as_bearer = format!("Bearer {ticket}");
-    assert!(matches!(enter(&guard, &[("authorization", &as_bearer)], ""), Err(EntryError::Token(_))));
+    assert!(matches!(enter(&guard, &[("authorization", &as_bearer)], ""), Err(AuthError::Token(_))));
     let none = Guard::closed(Some(verifier()), None, None).unwrap();
-    assert_eq!(enter(&none, &[], &query), Err(EntryError::NotTaken("tickets")));
+    assert_eq!(enter(&none, &[], &query), Err(AuthError::NotAccepted("tickets")));
 }
 
 #[test]
-fn only_what_was_chosen_is_taken() {
+fn kind_of_credential_that_is_not_configured_is_refused() {
     let Door { ann, .. } = door();
     let api_key = format!("Bearer {ann}");
     let jwt = format!("Bearer {}", claiming(CLAIMS));
     let tokens = Guard::closed(Some(verifier()), None, None).unwrap();
-    assert_eq!(enter(&tokens, &[("authorization", &api_key)], ""), Err(EntryError::NotTaken("API keys")));
+    assert_eq!(enter(&tokens, &[("authorization", &api_key)], ""), Err(AuthError::NotAccepted("API keys")));
     let records = format!("a ann {}", api_key::generate(&[1; 32]).hash);
     let keys = Guard::closed(None, Some(ApiKeys::from_file(records.as_bytes()).unwrap()), None).unwrap();
-    assert_eq!(enter(&keys, &[("authorization", &jwt)], ""), Err(EntryError::NotTaken("tokens")));
+    assert_eq!(enter(&keys, &[("authorization", &jwt)], ""), Err(AuthError::NotAccepted("tokens")));
     assert_eq!(user(enter(&keys, &[("authorization", &api_key)], "").unwrap()), "ann");
     assert_eq!(Guard::closed(None, None, None).unwrap_err(), GuardError::NoKeys);
     assert_eq!(Guard::closed(None, Some(ApiKeys::default()), None).unwrap_err(), GuardError::NoKeys);
 }
 
 #[test]
-fn no_authentication_is_for_this_machine_only() {
+fn server_without_authentication_accepts_loopback_only() {
     assert_eq!(Guard::open(false).unwrap_err(), GuardError::NotLoopback);
     let guard = Guard::open(true).unwrap();
-    let enter = |host| guard.enter(&Credentials::default(), PATH, host, NOW_S);
+    let enter = |host| guard.authenticate(&Credentials::default(), PATH, host, NOW_S);
     for host in [None, Some("localhost:8080"), Some("127.0.0.1")] {
         assert_eq!(user(enter(host).unwrap()), "local");
     }
     // A page whose name was made to lead here.
-    assert_eq!(enter(Some("evil.example:8080")), Err(EntryError::HostNotLoopback));
+    assert_eq!(enter(Some("evil.example:8080")), Err(AuthError::HostNotLoopback));
 }
 
 #[test]
-fn others_ids_and_guessed_ids_look_the_same() {
+fn forbidden_and_unknown_ids_have_the_same_error() {
     let Door { guard, bob, .. } = door();
     let bearer = format!("Bearer {bob}");
-    let Ok(Entry::Known(bob)) = enter(&guard, &[("authorization", &bearer)], "") else { panic!("bob is known") };
+    let Ok(Authenticated::Identity(bob)) = enter(&guard, &[("authorization", &bearer)], "") else {
+        panic!("bob is known")
+    };
     let channel = |name: &str| Channel::from_name(name).unwrap();
     for name in ["workflow:42", "file:42", "pipeline:42", "session:42", "user:ann", "user:bob2", "user:Bob"] {
         for owner in [None, Some("ann"), Some("bo"), Some("bobb"), Some("")] {
             for action in Action::ALL {
-                assert_eq!(bob.may(action, &channel(name), owner), Err(NotFound), "{name} {owner:?}");
+                assert_eq!(bob.authorize(action, &channel(name), owner), Err(NotFound), "{name} {owner:?}");
             }
         }
     }
-    assert_eq!(bob.may(Action::Read, &channel("user:bob"), Some("ann")), Ok(()));
+    assert_eq!(bob.authorize(Action::Read, &channel("user:bob"), Some("ann")), Ok(()));
 }
 
-/// A token or ticket, changed a little.
-fn bent(text: String) -> impl Strategy<Value = String> {
+/// A mutated token or ticket.
+fn mutated(text: String) -> impl Strategy<Value = String> {
     let length = text.len();
     prop::collection::vec((0..length, 0u8..5, "[A-Za-z0-9._=-]"), 1..4).prop_map(move |changes| {
         let mut bent = text.clone().into_bytes();
@@ -630,11 +634,11 @@ fn bent(text: String) -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_bent_token_is_taken(
+    fn mutated_token_is_refused(
         token in prop_oneof![
-            bent(claiming(CLAIMS)),
-            bent(token(r#"{"alg":"ES256","kid":"es"}"#, CLAIMS, es256)),
-            bent(token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, eddsa)),
+            mutated(claiming(CLAIMS)),
+            mutated(token(r#"{"alg":"ES256","kid":"es"}"#, CLAIMS, es256)),
+            mutated(token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, eddsa)),
         ],
     ) {
         // ES256 may be signed anew with another signature of the same token; that takes the key, which nobody here has.
@@ -649,12 +653,12 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_a_token(token in "\\PC{0,60}|[A-Za-z0-9_-]{0,30}(\\.[A-Za-z0-9_-]{0,30}){0,4}") {
+    fn random_text_is_not_a_token(token in "\\PC{0,60}|[A-Za-z0-9_-]{0,30}(\\.[A-Za-z0-9_-]{0,30}){0,4}") {
         prop_assert!(verify(&token).is_err());
     }
 
     #[test]
-    fn no_header_gets_in_without_the_secret(
+    fn header_without_the_secret_is_refused(
         members in prop::collection::vec(
             ("alg|kid|typ|crit|jwk|b64|x", "\"(HS256|ES256|EdDSA|none|hs|es|ed|JWT)\"|null|0|\\[\\]|\\{\\}"),
             0..5,
@@ -667,18 +671,18 @@ proptest! {
     }
 
     #[test]
-    fn claims_of_every_shape_say_who_or_what_is_wrong(
+    fn claims_of_any_shape_are_read_or_refused(
         name in "iss|aud|sub|exp|nbf|iat|scope",
         value in "-?[0-9]{1,20}(\\.[0-9]{1,3})?(e[0-9]{1,2})?|\"[a-z :*]{0,8}\"|null|true|\\[(\"weir\"|1)?\\]|\\{\\}",
     ) {
         if let Ok(identity) = verify(&claiming(&with(&name, Some(&value)))) {
-            prop_assert!(identity.ends_s().is_some_and(|ends_s| ends_s + LEEWAY_S_DEFAULT > NOW_S));
+            prop_assert!(identity.expires_at_s().is_some_and(|expires_at_s| expires_at_s + LEEWAY_S_DEFAULT > NOW_S));
             prop_assert!(!identity.user().is_empty());
         }
     }
 
     #[test]
-    fn no_request_gets_in_without_a_key(
+    fn request_without_a_key_is_refused(
         bearer in prop::option::of("[A-Za-z0-9._~+/=-]{0,50}"),
         cookie in prop::option::of("(__Host-weir=|; |[a-zA-Z0-9=.-]){0,20}"),
         query in "(ticket=(wt1\\.[A-Za-z0-9_-]{0,20}\\.[A-Za-z0-9_-]{43})?|&|[a-z=]){0,4}",
@@ -688,23 +692,27 @@ proptest! {
         let headers = [("authorization", &bearer), ("cookie", &cookie)];
         let headers = headers.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?.as_bytes())));
         if let Ok(shown) = Credentials::find(headers, &query) {
-            prop_assert!(guard.enter(&shown, PATH, None, NOW_S).is_err());
+            prop_assert!(guard.authenticate(&shown, PATH, None, NOW_S).is_err());
         }
     }
 }
 
 #[test]
-fn a_limited_ticket_opens_no_more_than_it_says() {
+fn limited_ticket_authorizes_only_its_scopes() {
     let Door { guard, ann, .. } = door();
     let bearer = format!("Bearer {ann}");
-    let Ok(Entry::Known(ann)) = enter(&guard, &[("authorization", &bearer)], "") else { panic!("ann is known") };
+    let Ok(Authenticated::Identity(ann)) = enter(&guard, &[("authorization", &bearer)], "") else {
+        panic!("ann is known")
+    };
     let limit = Some(Scopes::read(["read:workflow:42"]).unwrap());
     let ticket = guard.issue_ticket(&ann, PATH, limit, &[6; 16], LABEL, NOW_S).unwrap().ticket;
-    let Ok(Entry::Ticket(unclaimed)) = enter(&guard, &[], &format!("ticket={ticket}")) else { panic!("a ticket") };
-    let opened = unclaimed.claimed(true, LABEL).unwrap();
+    let Ok(Authenticated::Ticket(unclaimed)) = enter(&guard, &[], &format!("ticket={ticket}")) else {
+        panic!("a ticket")
+    };
+    let opened = unclaimed.into_identity(true, LABEL).unwrap();
     let channel = |name: &str| Channel::from_name(name).unwrap();
-    assert_eq!(opened.may(Action::Read, &channel("workflow:42"), Some("ann")), Ok(()));
-    assert_eq!(opened.may(Action::Publish, &channel("workflow:42"), Some("ann")), Err(NotFound));
-    assert_eq!(opened.may(Action::Read, &channel("user:ann"), None), Err(NotFound));
-    assert_eq!(opened.may(Action::Read, &channel("workflow:43"), Some("ann")), Err(NotFound));
+    assert_eq!(opened.authorize(Action::Read, &channel("workflow:42"), Some("ann")), Ok(()));
+    assert_eq!(opened.authorize(Action::Publish, &channel("workflow:42"), Some("ann")), Err(NotFound));
+    assert_eq!(opened.authorize(Action::Read, &channel("user:ann"), None), Err(NotFound));
+    assert_eq!(opened.authorize(Action::Read, &channel("workflow:43"), Some("ann")), Err(NotFound));
 }

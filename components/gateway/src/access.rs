@@ -16,7 +16,7 @@ use weir_auth::{
     api_key::{ApiKeys, RecordError},
     cors::{Cors, Headers, Page},
     credential::Credentials,
-    guard::{Entry, Guard, GuardError},
+    guard::{Authenticated, Guard, GuardError},
     identity::Identity,
     jwt::{TokenRules, Verifier},
     key::KeySet,
@@ -197,15 +197,15 @@ impl Access {
         let now_s = now.unix_ns / NS_PER_S;
         // A name that the operator allows counts as one of loopback.
         let host = if self.host_names.is_some() { None } else { asking.host };
-        let identity = match guard.enter(&shown, asking.path, host, now_s)? {
-            Entry::Known(identity) => identity,
-            Entry::Ticket(unclaimed) => {
+        let identity = match guard.authenticate(&shown, asking.path, host, now_s)? {
+            Authenticated::Identity(identity) => identity,
+            Authenticated::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
                 let first = events::claim(format!("ticket:{}", unclaimed.id()), ttl_ms).await;
                 let first = first.map_err(publish::problem)?;
                 // Asked after the claim: a store that loses its claims in between has no label, or another one.
                 let label = claims::find_label().await?.unwrap_or_default();
-                unclaimed.claimed(first, &label)?
+                unclaimed.into_identity(first, &label)?
             }
         };
         self.rate(&self.requests, &identity, now)?;
@@ -351,11 +351,11 @@ impl Drop for Connection {
 
 /// Whether somebody may do something with a channel: by a scope, or because it is theirs. What is not allowed is not there.
 pub(crate) async fn may(identity: &Identity, action: Action, channel: &Channel, path: &str) -> Result<(), Problem> {
-    if identity.may(action, channel, None).is_ok() {
+    if identity.authorize(action, channel, None).is_ok() {
         return Ok(());
     }
     let owner = owners::find(channel).await?;
-    identity.may(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, path))
+    identity.authorize(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, path))
 }
 
 fn keys_unavailable(detail: String) -> Problem {

@@ -350,7 +350,7 @@ impl Call<'_> {
             let reply = Reply::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
             return Ok(Answer::Whole(reply));
         }
-        let ends_s = identity.ends_s();
+        let ends_s = identity.expires_at_s();
         if settings.grip != Grip::Off {
             let user = Access::current()?.required().then(|| identity.user().to_owned());
             let reply = held::answer(channel, after, framing, settings, ends_s, user).await?;

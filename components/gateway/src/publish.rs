@@ -63,7 +63,7 @@ async fn append(
     path: &str,
     now: Now,
 ) -> Result<Reply, Problem> {
-    let granted = |owner: Option<&str>| identity.may_publish(channel, owner, user.as_ref());
+    let granted = |owner: Option<&str>| identity.authorize_publish(channel, owner, user.as_ref());
     if granted(None).is_err() {
         let owner = owners::find(channel).await?;
         granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
@@ -71,7 +71,7 @@ async fn append(
     if let Some(user) = user.as_ref().filter(|_| access.required()) {
         // A publisher who may not read a channel does not get to see its past by naming itself.
         let names_other = user.id() != identity.user();
-        let reads = names_other || identity.may(Action::Read, channel, None).is_ok();
+        let reads = names_other || identity.authorize(Action::Read, channel, None).is_ok();
         let past = if reads { owners::Past::Owned } else { owners::Past::Withheld };
         owners::settle(channel, user, past).await?;
     }

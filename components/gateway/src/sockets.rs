@@ -199,7 +199,7 @@ impl Conversation<'_> {
     /// When the right to all of it ends.
     fn ends(&self) -> Option<Deadline> {
         let now = clock::now();
-        let ends_ms = self.socket.identity.ends_s()?.saturating_mul(1000);
+        let ends_ms = self.socket.identity.expires_at_s()?.saturating_mul(1000);
         Some(Deadline::after(now, ends_ms.saturating_sub(now.unix_ns / NS_PER_MS)))
     }
 

@@ -65,7 +65,7 @@ fn public_keys_in_every_accepted_form_are_read() {
 }
 
 #[test]
-fn file_that_is_not_understood_is_refused_with_the_reason() {
+fn file_in_another_form_is_refused_with_the_reason() {
     check("", expect!["the file is empty"]);
     check(" \r\n", expect!["the file is empty"]);
     check("\u{feff}", expect!["the file is empty"]);
@@ -174,7 +174,7 @@ fn pem_without_a_usable_key_is_refused_with_the_reason() {
 }
 
 #[test]
-fn key_that_is_not_understood_is_skipped_beside_a_usable_one() {
+fn unusable_key_is_skipped_beside_a_usable_one() {
     let rsa = include_str!("../../tests/keys/rsa.pub.pem");
     let private = include_str!("../../tests/keys/p256.pem");
     check(
@@ -253,7 +253,7 @@ fn public_key_in_the_file_of_secrets_is_refused() {
     );
 }
 
-/// Public keys in forms that people and tools write.
+/// Public keys in forms that tools write.
 fn public_key_files() -> Vec<(&'static str, Vec<u8>)> {
     let base64 = Base64::encode_string(&der(P256_PEM));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -281,7 +281,7 @@ fn public_key_files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// The fault that this module must never have again: what everybody knows is a secret.
+/// A public key must never become a secret.
 #[test]
 fn public_key_in_any_form_is_never_a_shared_secret() {
     for (name, contents) in public_key_files() {

@@ -103,7 +103,7 @@ impl Call<'_> {
 
     /// What is not allowed is not there.
     fn may_start(&self, identity: &Identity, name: &str) -> Result<(), Problem> {
-        identity.may(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
+        identity.authorize(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
     }
 
     fn definition(
@@ -269,7 +269,7 @@ impl Call<'_> {
         action: Action,
     ) -> Result<Status, Problem> {
         let channel = channel(id)?;
-        let may = |owner: &str| identity.may(action, &channel, Some(owner)).is_ok();
+        let may = |owner: &str| identity.authorize(action, &channel, Some(owner)).is_ok();
         if let Some(live) = pipelines.find(id).filter(|live| may(&live.owner)) {
             return Ok(live.execution.borrow().status(clock::now().monotonic_ns));
         }
@@ -288,7 +288,7 @@ impl Call<'_> {
 
     async fn cancel(&self, pipelines: &'static Pipelines, id: &str, identity: &Identity) -> Result<Reply, Problem> {
         let channel = channel(id)?;
-        let may = |live: &Rc<Live>| identity.may(Action::Cancel, &channel, Some(&live.owner)).is_ok();
+        let may = |live: &Rc<Live>| identity.authorize(Action::Cancel, &channel, Some(&live.owner)).is_ok();
         let over = || {
             let detail = "the execution is over, or what it did is being undone";
             Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
@@ -378,7 +378,7 @@ async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
 /// The executions that a user may see, the newest first.
 fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
     let may = |id: &str, owner: &str| {
-        channel(id).is_ok_and(|channel| identity.may(Action::Read, &channel, Some(owner)).is_ok())
+        channel(id).is_ok_and(|channel| identity.authorize(Action::Read, &channel, Some(owner)).is_ok())
     };
     let now_ns = clock::now().monotonic_ns;
     let live = pipelines.live.borrow();

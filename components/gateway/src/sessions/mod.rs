@@ -123,7 +123,7 @@ async fn find(
 ) -> Result<Rc<Entry>, Problem> {
     let entry = keeping.find(channel.id()).await?.filter(|entry| !entry.is_deleted());
     let owner = entry.as_ref().and_then(|entry| entry.head().owner);
-    identity.may(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, &call.path))?;
+    identity.authorize(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, &call.path))?;
     entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, &call.path))
 }
 

@@ -29,8 +29,13 @@ const FOLDER_HERE: &[u8] = b"nchan-messages/////\0";
 /// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
-//! nginx for the test of the proxy guide, and with nchan for the fan-out measurement: Debian's, unpacked under target. It is not
-//! installed; the test and the measurement start it with their own configurations.
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", folder(house)?.display());
+    Ok(())
+}
+
+/// The folder with `nginx`, `module.so` and `versions`; fetched if it does not exist.
 pub(crate) fn folder(house: &House) -> Result<PathBuf> {
     let folder = house.keep().join(SERVER);
     let made = Stamp::new(house, SERVER, Key::default().text(RECIPE));

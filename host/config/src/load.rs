@@ -7,9 +7,8 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
-use crate::manual::leaves;
 use crate::suggest::{is_key, suggest, suggest_key};
-use crate::variables::variable;
+use crate::variables::{leaves, variable};
 use crate::{AuthMode, Config, values};
 
 /// Why a configuration is invalid.

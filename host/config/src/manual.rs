@@ -27,24 +27,6 @@ pub fn keys() -> Vec<Key> {
     keys
 }
 
-/// The keys with a default value.
-pub(crate) fn leaves() -> Vec<String> {
-    fn collect(value: &Value, path: &str, out: &mut Vec<String>) {
-        match value {
-            Value::Object(map) if path != "model" => {
-                for (name, value) in map {
-                    collect(value, &join(path, name), out);
-                }
-            }
-            Value::Object(_) => {}
-            _ => out.push(path.to_string()),
-        }
-    }
-    let mut out = Vec::new();
-    collect(&serde_json::to_value(Config::default()).unwrap_or_default(), "", &mut out);
-    out
-}
-
 /// The keys as a Markdown table, as in `docs/reference/configuration.md`.
 pub fn table_markdown() -> String {
     let mut table = String::from("| key | default | meaning |\n|---|---|---|\n");
@@ -158,7 +140,7 @@ unit: `_ms`, `_bytes`, `_percent`; `_max` is the greatest value allowed.
     #[test]
     fn every_leaf_is_documented() {
         let keys = keys();
-        for leaf in leaves() {
+        for leaf in crate::variables::leaves() {
             let key = keys.iter().find(|key| key.name == leaf).unwrap_or_else(|| panic!("{leaf} is not in the manual"));
             assert!(!key.meaning.is_empty(), "{leaf} has no meaning");
         }

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use crate::Config;
-use crate::manual::leaves;
 
 /// The environment variable of a key: `http.listen` is `WEIR_HTTP_LISTEN`.
 pub(crate) fn variable(key: &str) -> String {
@@ -29,4 +28,22 @@ fn text(value: &Value) -> String {
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
     }
+}
+
+/// The keys with a default value.
+pub(crate) fn leaves() -> Vec<String> {
+    fn collect(value: &Value, path: &str, out: &mut Vec<String>) {
+        match value {
+            Value::Object(map) if path != "model" => {
+                for (name, value) in map {
+                    collect(value, &if path.is_empty() { name.clone() } else { format!("{path}.{name}") }, out);
+                }
+            }
+            Value::Object(_) => {}
+            _ => out.push(path.to_string()),
+        }
+    }
+    let mut out = Vec::new();
+    collect(&serde_json::to_value(Config::default()).unwrap_or_default(), "", &mut out);
+    out
 }

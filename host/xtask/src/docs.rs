@@ -47,7 +47,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     let built = sh::check(&mut step, &mut command).map(|_| book.join("index.html").display().to_string());
     finish(step, built)?;
-    if !node::is_here() {
+    if !node::is_available() {
         println!("There is no npm here: the diagrams stay text.");
         return Ok(());
     }

@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::inference::pool::Pool;
 use crate::inference::queue::{Job, Queue};
-use crate::types::{Failure, Item, Outcome, Output, WhenFull};
+use crate::inference::reply::Reply;
+use crate::types::{Failure, Item, Outcome, WhenFull};
 
 /// The pools by model name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
@@ -41,7 +42,7 @@ impl CallOpener {
             id: 1 + self.next_id.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
             owner,
             pools: self.pools.clone(),
-            is_abandoned: AtomicBool::new(false),
+            is_abandoned: Arc::default(),
             room: Arc::new(Semaphore::new(self.items_max)),
         });
         let sender = CallSender { call: call.clone(), tx };
@@ -60,7 +61,7 @@ struct Call {
     owner: u64,
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.
-    is_abandoned: AtomicBool,
+    is_abandoned: Arc<AtomicBool>,
     /// Permits for items without an outcome and for outcomes not yet read.
     room: Arc<Semaphore>,
 }
@@ -141,7 +142,7 @@ impl CallSender {
 
     /// The pool of an item's model. An item of an unknown model is answered.
     fn pool_of(&self, item: &Item) -> Option<(Arc<Pool>, Reply)> {
-        let reply = Reply::new(self, item.id);
+        let reply = self.reply(item.id);
         match self.call.pools.get(&item.model) {
             Some(pool) => Some((pool.clone(), reply)),
             None => {
@@ -149,6 +150,10 @@ impl CallSender {
                 None
             }
         }
+    }
+
+    fn reply(&self, id: u64) -> Reply {
+        Reply::new(id, self.call.is_abandoned.clone(), self.tx.clone())
     }
 
     fn check_open(&self) -> Result<(), CallAbandoned> {
@@ -206,52 +211,11 @@ impl CallHandle {
     }
 }
 
-/// The sender of one outcome. One that is dropped unsent answers `unavailable`, so that every item gets an outcome.
-pub(crate) struct Reply {
-    id: u64,
-    call: Arc<Call>,
-    tx: mpsc::UnboundedSender<Outcome>,
-    is_sent: bool,
-}
-
-impl Reply {
-    pub(crate) fn new(sender: &CallSender, id: u64) -> Self {
-        Self { id, call: sender.call.clone(), tx: sender.tx.clone(), is_sent: false }
-    }
-
-    pub(crate) fn send(mut self, tokens: u32, result: Result<Output, Failure>) {
-        self.send_once(tokens, result);
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.call.is_abandoned.load(Ordering::SeqCst)
-    }
-
-    /// Drops it without an outcome: the item gets another reply.
-    fn discard(mut self) {
-        self.is_sent = true;
-    }
-
-    fn send_once(&mut self, tokens: u32, result: Result<Output, Failure>) {
-        self.is_sent = true;
-        // An error means that the receiver is dropped.
-        let _ = self.tx.send(Outcome { id: self.id, tokens, result });
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if !self.is_sent {
-            self.send_once(0, Err(Failure::Unavailable("the replica that had this item was lost".into())));
-        }
-    }
-}
-
 /// A reply and the stream that receives it.
 #[cfg(test)]
 pub(crate) fn test_reply(id: u64) -> (Reply, Outcomes) {
     let (sender, outcomes) = CallOpener::new(Arc::default(), 16).open();
-    (Reply::new(&sender, id), outcomes)
+    (sender.reply(id), outcomes)
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 //! - [`call`]: one caller's pair of streams; its bounds, its end, and what happens when its caller disappears.
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
+//! - `reply`: the sender of one outcome.
 //! - [`failure`]: the failures of items as text and as codes.
 
 pub mod call;
 pub mod failure;
 pub mod pool;
 pub(crate) mod queue;
+mod reply;

@@ -13,7 +13,7 @@ use weir_core::inference::queue::{self as core, DropPolicy, Pushed, QueueConfig,
 use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 use weir_core::random::SplitMix64;
 
-use crate::inference::call::Reply;
+use crate::inference::reply::Reply;
 use crate::types::{Failure, Item};
 
 /// An item and how it is answered.

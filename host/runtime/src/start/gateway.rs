@@ -10,7 +10,8 @@ use weir_events::Store;
 
 use crate::components::code;
 use crate::components::engine::Host;
-use crate::components::gateway::{Gateway, GatewayConfig};
+use crate::components::gateway::Gateway;
+use crate::components::gateway::state::GatewayConfig;
 use crate::components::steps::{Steps, StepsConfig};
 use crate::inference::call::CallOpener;
 use crate::start::guest_env::{self, KEYS_DIR, PIPELINES_DIR};

@@ -13,12 +13,10 @@ mod scaled;
 pub(crate) mod state;
 mod stateful;
 
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -30,7 +28,7 @@ use weir_events::Store as EventStore;
 
 use crate::components::gateway::admission::{InstanceBounds, OpenRequest, RequestQueue};
 use crate::components::gateway::scaled::ScaledInstances;
-use crate::components::gateway::state::GatewayFactory;
+use crate::components::gateway::state::{GatewayConfig, GatewayFactory};
 use crate::components::gateway::stateful::StatefulInstance;
 use crate::components::steps::Steps;
 use crate::inference::call::CallOpener;
@@ -41,30 +39,6 @@ pub use wasmtime_wasi_http::Error as BodyError;
 
 /// The gateway's response; its body counts as a request in progress until it ends or is dropped.
 pub type Response = http::Response<ResponseBody>;
-
-/// How gateway instances are made.
-#[derive(Debug, Clone)]
-pub(crate) struct GatewayConfig {
-    pub(crate) instance_requests_max: usize,
-    /// Most stateless instances.
-    pub(crate) instances_max: usize,
-    pub(crate) memory_bytes_max: u64,
-    /// Bytes of request bodies that one stateless instance holds at once.
-    pub(crate) body_bytes_max: u64,
-    pub(crate) stateful_memory_bytes_max: u64,
-    /// Bytes of request bodies that the stateful instance holds at once.
-    pub(crate) stateful_body_bytes_max: u64,
-    /// Of the bytes of bodies in all instances, the percentage that one client may have.
-    pub(crate) client_share_percent: u32,
-    pub(crate) idle_timeout: Duration,
-    /// Time for the head of a response; the component has limits of its own below this.
-    pub(crate) head_timeout: Duration,
-    pub(crate) environment: Vec<(String, String)>,
-    /// Folders, and the paths at which instances see them, read-only.
-    pub(crate) folders: Vec<(PathBuf, &'static str)>,
-    /// The authorities that the stateful instance may call.
-    pub(crate) http_allow: Vec<String>,
-}
 
 /// Hands requests to gateway instances: those of stateful routes to the one stateful instance, all others to as many
 /// stateless instances as are needed.

@@ -1,8 +1,10 @@
 //! The store of a gateway instance, and how instances are made.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use wasmtime::component::{Component, GuestTaskId, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, StoreLimits};
@@ -12,13 +14,36 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
-use crate::components::gateway::GatewayConfig;
 use crate::components::gateway::admission::OpenRequest;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 use crate::components::outgoing::Outgoing;
 use crate::components::steps::Steps;
 use crate::inference::call::CallOpener;
+
+/// How gateway instances are made.
+#[derive(Debug, Clone)]
+pub(crate) struct GatewayConfig {
+    pub(crate) instance_requests_max: usize,
+    /// Most stateless instances.
+    pub(crate) instances_max: usize,
+    pub(crate) memory_bytes_max: u64,
+    /// Bytes of request bodies that one stateless instance holds at once.
+    pub(crate) body_bytes_max: u64,
+    pub(crate) stateful_memory_bytes_max: u64,
+    /// Bytes of request bodies that the stateful instance holds at once.
+    pub(crate) stateful_body_bytes_max: u64,
+    /// Of the bytes of bodies in all instances, the percentage that one client may have.
+    pub(crate) client_share_percent: u32,
+    pub(crate) idle_timeout: Duration,
+    /// Time for the head of a response; the component has limits of its own below this.
+    pub(crate) head_timeout: Duration,
+    pub(crate) environment: Vec<(String, String)>,
+    /// Folders, and the paths at which instances see them, read-only.
+    pub(crate) folders: Vec<(PathBuf, &'static str)>,
+    /// The authorities that the stateful instance may call.
+    pub(crate) http_allow: Vec<String>,
+}
 
 /// Which of the two kinds of instance one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

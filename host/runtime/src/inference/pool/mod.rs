@@ -25,8 +25,8 @@ pub(crate) use self::factory::InferFactory;
 use self::instance::Instance;
 use self::metrics::PoolMetrics;
 use self::streams::{EndWatched, ItemSource, NotifyOnDrop, OutcomeSink};
-use crate::inference::call::{CallOpener, Reply};
 use crate::inference::queue::{Job, Queue, QueueSettings};
+use crate::inference::reply::Reply;
 use crate::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
     TokenOptions, WhenFull,
@@ -431,8 +431,7 @@ impl Pool {
             task,
         };
         // Its reply has no receiver: `OutcomeSink` handles its outcome.
-        let (sender, _) = CallOpener::new(Arc::default(), 1).open();
-        let reply = Reply::new(&sender, 0);
+        let reply = Reply::without_receiver();
         let ticket = Ticket { call: 0, owner: 0, tokens: 0, deadline_ns: None };
         Job::new(item, reply, ticket, None)
     }

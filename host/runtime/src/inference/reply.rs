@@ -1,0 +1,56 @@
+//! The sender of one outcome.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::types::{Failure, Outcome, Output};
+
+/// Sends the outcome of one item to its call. One that is dropped unsent answers `unavailable`, so that every item gets an outcome.
+pub(crate) struct Reply {
+    id: u64,
+    /// The call's flag: true once its outcomes are dropped.
+    is_abandoned: Arc<AtomicBool>,
+    tx: mpsc::UnboundedSender<Outcome>,
+    is_sent: bool,
+}
+
+impl Reply {
+    pub(crate) fn new(id: u64, is_abandoned: Arc<AtomicBool>, tx: mpsc::UnboundedSender<Outcome>) -> Self {
+        Self { id, is_abandoned, tx, is_sent: false }
+    }
+
+    /// A reply without a receiver.
+    pub(crate) fn without_receiver() -> Self {
+        let (tx, _) = mpsc::unbounded_channel();
+        Self::new(0, Arc::default(), tx)
+    }
+
+    pub(crate) fn send(mut self, tokens: u32, result: Result<Output, Failure>) {
+        self.send_once(tokens, result);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Drops it without an outcome: the item gets another reply.
+    pub(crate) fn discard(mut self) {
+        self.is_sent = true;
+    }
+
+    fn send_once(&mut self, tokens: u32, result: Result<Output, Failure>) {
+        self.is_sent = true;
+        // An error means that the receiver is dropped.
+        let _ = self.tx.send(Outcome { id: self.id, tokens, result });
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.is_sent {
+            self.send_once(0, Err(Failure::Unavailable("the replica that had this item was lost".into())));
+        }
+    }
+}

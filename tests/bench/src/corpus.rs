@@ -1,7 +1,7 @@
-//! The texts that are sent: real sentences, joined and cut to wanted numbers of tokens, the same for the same seed.
+//! The texts of the load: real sentences, joined and cut to given numbers of tokens, deterministic for a seed.
 //!
-//! BERT's tokenizer splits at white space first, so a text's tokens are the sum over its words plus `[CLS]` and `[SEP]`:
-//! the counts of single words, asked of the tokenizer once, make exact lengths. `prepare.py verify` checks the result.
+//! BERT's tokenizer splits at white space first, so a text has the tokens of its words plus `[CLS]` and `[SEP]`:
+//! exact lengths follow from the counts of single words, which the tokenizer gives once. `prepare.py verify` checks the result.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,14 +15,14 @@ use crate::rng::Rng;
 
 /// Texts of one corpus.
 pub(crate) const TEXTS: usize = 4096;
-/// Longest text, tokens: where every server truncates.
+/// Longest text, tokens: every server truncates there.
 pub(crate) const TOKENS_MAX: u32 = 128;
 /// `[CLS]` and `[SEP]`.
 const SPECIAL_TOKENS: u32 = 2;
 /// Sentences read from the data, at most.
 const SENTENCES_MAX: usize = 20_000;
 
-/// How long texts are.
+/// The distribution of text lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mix {
@@ -58,7 +58,7 @@ impl Mix {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Text {
     pub(crate) text: String,
-    /// What the tokenizer says, special tokens included.
+    /// Tokens, special tokens included.
     pub(crate) tokens: u32,
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn make(mix: Mix, sentences: &[String], counts: &HashMap<String, u32>
     while texts.len() < TEXTS {
         let wanted = mix.tokens(&mut rng);
         let (mut text, mut tokens) = (String::new(), SPECIAL_TOKENS);
-        // A sentence after the other; a word that does not fit any more is left out.
+        // Sentence after sentence; a word that does not fit is omitted.
         while tokens < wanted {
             let sentence = &sentences[rng.below(sentences.len())];
             for word in sentence.split_whitespace().filter(usable) {
@@ -113,7 +113,7 @@ pub(crate) fn sentences(path: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// All sentences of `data` (a folder of JSON lines) or, without one, of the texts that ship; sorted files, thinned evenly.
+/// All sentences of `data` (a folder of JSON lines) or, without it, of the bundled texts; from sorted files, sampled evenly.
 pub(crate) fn gather(data: Option<&Path>, root: &Path) -> Result<Vec<String>> {
     let folder = data.map_or_else(|| root.join("demo"), Path::to_path_buf);
     let wanted = if data.is_some() { "jsonl" } else { "txt" };

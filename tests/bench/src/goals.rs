@@ -1,15 +1,15 @@
-//! What was promised, beside what was measured. Every verdict is computed from the results.
+//! The goals and the measured values. Every verdict is computed from the results.
 
 use crate::corpus::Mix;
 use crate::results::{Cell, Results, median};
 
-/// A promise and what became of it.
+/// A goal and its result.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Verdict {
     pub(crate) goal: String,
-    /// The measured value, and where it is worst.
+    /// The measured value, and the case in which it is worst.
     pub(crate) measured: String,
-    /// None: there was nothing to measure it with.
+    /// None: it could not be measured.
     pub(crate) hit: Option<bool>,
 }
 
@@ -57,7 +57,7 @@ fn engine_of(server: &str) -> &str {
     server.strip_prefix("weir-").unwrap_or(server)
 }
 
-/// Every mix and load that was measured for every server alike.
+/// Every mix and load that was measured for all servers.
 fn cells(results: &Results) -> impl Iterator<Item = (Mix, String)> {
     let shapes = results.shapes();
     results
@@ -69,14 +69,14 @@ fn cells(results: &Results) -> impl Iterator<Item = (Mix, String)> {
         .filter(|(mix, shape)| shape != "stream" || *mix == Mix::Mixed)
 }
 
-/// Of the ceiling, round by round; the median.
+/// The share of the ceiling, by round; the median.
 pub(crate) fn ceiling_share(results: &Results, engine: &str, mix: Mix) -> Option<f64> {
     let server = format!("weir-{engine}");
     let share = |cell: &Cell| Some(cell.value / ceiling(results, engine, mix, cell.round)?);
     median(results.cells(&server, mix, "open").filter_map(share).collect::<Vec<_>>())
 }
 
-/// Tokens a second of the bare engine in a round, or once for all.
+/// Tokens per second of the bare engine in a round, or for all rounds.
 pub(crate) fn ceiling(results: &Results, engine: &str, mix: Mix, round: usize) -> Option<f64> {
     let of = |wanted: usize| {
         let mut found = results.ceilings.iter().filter(|one| one.engine == engine && one.mix == mix);
@@ -121,7 +121,7 @@ fn against(
 
 fn overload(results: &Results, server: &str, all: &mut Vec<Verdict>) {
     let engine = engine_of(server);
-    // The most that was planned, which is 10 times.
+    // The highest planned overload, a factor of 10.
     let times = results.plan.overload_times.iter().copied().fold(0.0, f64::max);
     let shape = format!("overload-{times}");
     let cells: Vec<&Cell> = results.cells(server, Mix::Mixed, &shape).collect();
@@ -165,12 +165,12 @@ fn overload(results: &Results, server: &str, all: &mut Vec<Verdict>) {
     });
 }
 
-/// The least of several values is to reach `wanted`.
+/// The least of several values must reach `wanted`.
 fn worst(goal: String, values: Vec<(String, Option<f64>)>, wanted: f64, shown: impl Fn(f64) -> String) -> Verdict {
     verdict(goal, values, shown, |a, b| a < b, |value| value >= wanted)
 }
 
-/// The most of several values is not to pass `wanted`.
+/// The greatest of several values must not exceed `wanted`.
 fn worst_high(goal: String, values: Vec<(String, Option<f64>)>, wanted: f64, shown: impl Fn(f64) -> String) -> Verdict {
     verdict(goal, values, shown, |a, b| a > b, |value| value <= wanted)
 }

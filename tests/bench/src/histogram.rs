@@ -17,7 +17,7 @@ pub(crate) struct Histogram {
     max_ns: u64,
 }
 
-/// What a report says of a histogram, in milliseconds; zeros when nothing was counted.
+/// The quantiles of a histogram for a report, in milliseconds; zeros when it is empty.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Quantiles {
     pub(crate) count: u64,

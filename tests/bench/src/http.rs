@@ -1,4 +1,4 @@
-//! HTTP/1.1 on a plain socket, for the load: requests are bytes made ahead, answers are read as far as is needed.
+//! HTTP/1.1 on a plain socket, for the load: requests are bytes made in advance, responses are read as far as needed.
 
 use std::net::SocketAddr;
 
@@ -11,25 +11,25 @@ use crate::corpus::Text;
 
 /// The longest head and the longest chunk-size line, bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The longest answer that is kept, bytes.
+/// The longest response that is kept, bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How a server wants a text.
+/// The request format of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Form {
     /// `{"inputs": "…"}`, as Weir's `/v1/classify`.
     Inputs,
-    /// As `inputs`, with the time that the client is willing to wait: `"parameters": {"timeout_ms": 100}`.
+    /// As `inputs`, with the client's timeout: `"parameters": {"timeout_ms": 100}`.
     InputsInTime,
     /// `{"text": "…"}`, as the peers' `/classify`.
     Text,
 }
 
-/// An answer is good when it comes within this time.
+/// The time within which a response counts as good.
 pub(crate) const SLO_MS: f64 = 100.0;
 
-/// Where requests go.
+/// The destination of requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -68,19 +68,19 @@ impl Target {
     }
 }
 
-/// A kept connection.
+/// A persistent connection.
 pub(crate) struct Connection {
     read: OwnedReadHalf,
-    /// Taken by whoever writes while answers are read.
+    /// Taken by the task that writes while responses are read.
     pub(crate) write: Option<OwnedWriteHalf>,
     buffer: Vec<u8>,
-    /// How much of `buffer` has been used.
+    /// The consumed part of `buffer`, bytes.
     used: usize,
     /// Whether another request may follow.
     pub(crate) reusable: bool,
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) status: u16,
@@ -107,7 +107,7 @@ impl Connection {
         write.write_all(bytes).await.context("cannot send")
     }
 
-    /// Reads one answer whole; `body` is replaced.
+    /// Reads one whole response; `body` is replaced.
     pub(crate) async fn receive(&mut self, body: &mut Vec<u8>) -> Result<u16> {
         body.clear();
         let head = self.head().await?;
@@ -123,7 +123,7 @@ impl Connection {
         Ok(head.status)
     }
 
-    /// Reads the next head that is not an interim one.
+    /// Reads the next head, skipping interim responses.
     pub(crate) async fn head(&mut self) -> Result<Head> {
         loop {
             let end = loop {

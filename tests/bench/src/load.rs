@@ -1,4 +1,4 @@
-//! The load generator: what all shapes of load share. One thread, one core, no allocation of requests while it runs.
+//! The load generator: the common parts of all shapes of load. One thread, one core, no allocation of requests while it runs.
 
 pub(crate) mod closed;
 pub(crate) mod compare;
@@ -19,30 +19,30 @@ use crate::histogram::{Histogram, Quantiles};
 use crate::http::{Connection, Target};
 use crate::process::{self, Use};
 
-/// Between two looks at the server's memory.
+/// The interval between samples of the server's memory.
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// What is sent, and to whom.
+/// The requests and their destination.
 pub(crate) struct Load {
     pub(crate) target: Target,
     pub(crate) texts: Vec<Text>,
     pub(crate) requests: Vec<Vec<u8>>,
     pub(crate) seed: u64,
-    /// An answer within this counts as good.
+    /// A response within this time counts as good.
     pub(crate) slo: Duration,
-    /// The server, when its memory and processor time are wanted.
+    /// The server's process, if its memory and processor time are measured.
     pub(crate) pid: Option<u32>,
     pub(crate) times: Times,
 }
 
-/// How long a run takes.
+/// The phases of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
-    /// Load before anything counts.
+    /// Warm-up, not measured.
     pub(crate) warm: Duration,
-    /// What counts.
+    /// The measured window.
     pub(crate) window: Duration,
-    /// Time for what is under way at the end.
+    /// Time for open requests at the end.
     pub(crate) drain: Duration,
 }
 
@@ -53,10 +53,10 @@ impl Load {
     }
 }
 
-/// A run in numbers.
+/// The results of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// The load: connections of a closed loop, arrivals a second of an open one, items of a stream.
+    /// The load: connections of a closed loop, arrivals per second of an open one, items of a stream.
     pub(crate) load: f64,
     pub(crate) window_s: f64,
     /// Requests of the window: sent (closed), due (open).
@@ -65,25 +65,25 @@ pub(crate) struct Measured {
     pub(crate) answered: u64,
     /// Answered with 429 or 503.
     pub(crate) rejected: u64,
-    /// Any other status, and connections that broke.
+    /// Any other status, and broken connections.
     pub(crate) failed: u64,
-    /// Without an answer when the drain time was over.
+    /// Without a response at the end of the drain time.
     pub(crate) unanswered: u64,
     pub(crate) statuses: BTreeMap<u16, u64>,
     pub(crate) first_failure: Option<String>,
-    /// Of answers with 200.
+    /// Responses with 200.
     pub(crate) texts_per_s: f64,
     /// Real tokens: no padding, special tokens included.
     pub(crate) tokens_per_s: f64,
     /// Answered with 200 within the goal.
     pub(crate) good: u64,
     pub(crate) good_per_s: f64,
-    /// Of all requests of the window, how many were good.
+    /// The share of good requests in the window.
     pub(crate) good_share: f64,
-    /// Of answers with 200; an open loop counts from when the request was due.
+    /// Of responses with 200; an open loop measures from the due time of the request.
     pub(crate) latency_ms: Quantiles,
     pub(crate) rejection_ms: Quantiles,
-    /// From when a request was due to when it was written: how far the generator itself was behind.
+    /// From the due time of a request to its write: the lag of the generator itself.
     pub(crate) lag_ms: Quantiles,
     pub(crate) server: Use,
     /// Processor time of the generator, s.
@@ -96,7 +96,7 @@ pub(crate) struct Measured {
     pub(crate) stream: Option<Streamed>,
 }
 
-/// What only a stream has.
+/// The results of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Streamed {
     /// From the request to the first line, ms.
@@ -105,11 +105,11 @@ pub(crate) struct Streamed {
     pub(crate) silence_max_ms: f64,
     /// Lines that are failures of an item.
     pub(crate) item_failures: u64,
-    /// Whether the last line said `done`.
+    /// Whether the last line has `done`.
     pub(crate) done: bool,
 }
 
-/// Counts while a run goes on.
+/// Counts during a run.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     measured: Measured,
@@ -119,7 +119,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// An answer, or what came in its place, after `latency`.
+    /// Records a response, or an error, after `latency`.
     pub(crate) fn outcome(&mut self, outcome: Result<u16>, latency: Duration, slo: Duration) -> bool {
         let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         let status = match outcome {
@@ -163,7 +163,7 @@ impl Tally {
     }
 }
 
-/// Sends one request and reads its answer whole. A connection that broke or may not be used again is gone afterwards.
+/// Sends one request and reads its whole response. A broken or non-persistent connection is dropped.
 pub(crate) async fn ask(
     connection: &mut Option<Connection>,
     target: &Target,
@@ -184,11 +184,11 @@ pub(crate) async fn ask(
     Ok(status)
 }
 
-/// Looks at the server while `work` runs, from `from` on.
+/// Samples the server while `work` runs, from `from` on.
 pub(crate) async fn watched(pid: Option<u32>, from: Instant, work: impl Future<Output = Measured>) -> Measured {
     let own = [std::process::id()];
     let own_before = process::cpu_s(&own);
-    // Memory at the first look, the most, at the last look; processor time at the first look.
+    // Memory at the first sample, the maximum, at the last sample; processor time at the first sample.
     let seen = Cell::new(None::<(Use, f64)>);
     let looking = async {
         let Some(pid) = pid else { return std::future::pending().await };

@@ -1,4 +1,4 @@
-//! The machine of a run: what it is, and which two cores are used.
+//! The machine of a run, and the two cores that are used.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::peers::said;
 use crate::results::Machine;
 
-/// What it runs on, and which two cores are used.
+/// The machine, and the two cores that are used.
 pub(crate) fn machine(server_core: Option<usize>, load_core: Option<usize>) -> Result<Machine> {
     ensure!(said(Command::new("taskset").arg("--version")).is_ok(), "`taskset` (util-linux) is not installed");
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

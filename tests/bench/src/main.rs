@@ -1,13 +1,13 @@
-//! `weir-bench`: measures Weir beside the servers that people would write instead, on one machine, in one run.
+//! `weir-bench`: compares Weir with the servers that people would write instead, on one machine, in one run.
 //!
-//! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: what is sent and when, and how long it took; pure and seeded
-//! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of answers
-//! - [`transcript`], [`sessions`]: chunks a second through one stream, and many stored sessions at once
-//! - [`process`], [`server`]: what a server uses; starting servers on one core and ending them
+//! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: texts, due times and latencies; pure and seeded
+//! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of scores
+//! - [`transcript`], [`sessions`]: chunks per second through one stream, and many stored sessions at once
+//! - [`process`], [`server`]: memory and processor time of a server; starting servers on one core and ending them
 //! - [`peers`]: the Python environment, the ceiling
-//! - [`plan`], [`results`], [`orchestrate`]: what a whole run does and what it found
+//! - [`plan`], [`results`], [`orchestrate`]: the plan, the results and the course of a whole run
 //! - [`goals`], [`report`], [`svg`]: RESULTS.md
-//! - [`fanout`]: subscribers by the thousand, and FANOUT.md
+//! - [`fanout`]: thousands of subscribers, and FANOUT.md
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod corpus;
@@ -50,18 +50,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Closed loop: each connection sends its next request when the last one is answered.
+    /// Closed loop: each connection sends its next request after the previous response.
     Closed {
         #[command(flatten)]
         common: Common,
         #[arg(long, default_value_t = 1)]
         connections: usize,
     },
-    /// Open loop: Poisson arrivals, latency from when a request was due.
+    /// Open loop: Poisson arrivals, latency from the due time of a request.
     Open {
         #[command(flatten)]
         common: Common,
-        /// Arrivals a second.
+        /// Arrivals per second.
         #[arg(long)]
         rate: f64,
         #[arg(long, default_value_t = 4096)]
@@ -73,15 +73,15 @@ enum Command {
         common: Common,
         #[arg(long, default_value_t = 10_000)]
         items: usize,
-        /// The whole may take so long, s.
+        /// Time limit of the whole request, s.
         #[arg(long, default_value_t = 120.0)]
         limit: f64,
     },
-    /// Open loops at multiples of what the server can do.
+    /// Open loops at multiples of the server's capacity.
     Overload {
         #[command(flatten)]
         common: Common,
-        /// Arrivals a second that the server can just serve.
+        /// Capacity of the server, arrivals per second.
         #[arg(long)]
         peak: f64,
         #[arg(long, value_delimiter = ',', default_value = "3,10")]
@@ -95,7 +95,7 @@ enum Command {
         common: Common,
         #[arg(long, default_value_t = 64)]
         count: usize,
-        /// In whose order a peer lists its scores.
+        /// The labels, in the order in which a peer lists its scores.
         #[arg(long, value_delimiter = ',', default_value = "negative,neutral,positive")]
         labels: Vec<String>,
         /// Another server to compare with: URL, and its form after `#` when it is not `text`.
@@ -104,17 +104,17 @@ enum Command {
     },
     /// Chunks of a transcript through one request in both directions.
     Transcript(transcript::Options),
-    /// Many stored sessions at once: their memory, and a soak.
+    /// Many stored sessions at once: their memory, and a soak test.
     Sessions(sessions::Options),
     /// The whole comparison: servers, rounds, RESULTS.md.
     Run(Box<plan::Options>),
-    /// Subscribers by the thousand, beside nginx with nchan: FANOUT.md.
+    /// Thousands of subscribers, compared with nginx and nchan: FANOUT.md.
     Fanout(Box<fanout::Options>),
     /// The load of `fanout`: subscribers and publishers of one server.
     Fan(fanout::load::Fan),
-    /// The load of `fanout`: the same work as a stream and as one answer.
+    /// The load of `fanout`: the same work as a stream and as one response.
     Overhead(fanout::overhead::Work),
-    /// RESULTS.md again, from the results of a run.
+    /// Writes RESULTS.md again, from the results of a run.
     Report {
         #[arg(long, default_value = "target/bench/results.json")]
         results: PathBuf,
@@ -123,7 +123,7 @@ enum Command {
     },
 }
 
-/// What every shape of load takes.
+/// The options of every shape of load.
 #[derive(Args)]
 struct Common {
     /// `http://127.0.0.1:8080/v1/classify`
@@ -134,24 +134,24 @@ struct Common {
     /// JSON lines with `text` and `tokens`.
     #[arg(long)]
     corpus: PathBuf,
-    /// Only the first so many texts.
+    /// Use only the first N texts.
     #[arg(long)]
     first: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Load before anything counts, s.
+    /// Warm-up, s.
     #[arg(long, default_value_t = 0.5)]
     warm: f64,
-    /// What counts, s.
+    /// The measured window, s.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Time for what is under way at the end, s.
+    /// Time for open requests at the end, s.
     #[arg(long, default_value_t = 2.0)]
     drain: f64,
-    /// An answer within this is good, ms.
+    /// A response within this time is good, ms.
     #[arg(long, default_value_t = http::SLO_MS)]
     slo_ms: f64,
-    /// The server's process: its memory and processor time are reported.
+    /// The server's process, whose memory and processor time are reported.
     #[arg(long)]
     pid: Option<u32>,
     /// A header line, `name: value`.

@@ -1,4 +1,4 @@
-//! A whole run: prepare, compare outputs, search the highest rates, then rounds that visit every server in alternating order.
+//! A whole run: preparation, comparison of outputs, search of the highest rates, then rounds over all servers in alternating order.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,15 +18,15 @@ use crate::report;
 use crate::results::{Cell, Corpus, Machine, Results, Search, Server, Step};
 use crate::server::{Running, Spec, pinned};
 
-/// Of the requests of an open loop, how many must be answered within 100 ms: the 99th percentile.
+/// The share of the requests of an open loop that must be answered within 100 ms: the 99th percentile.
 const GOOD_SHARE: f64 = 0.99;
-/// How far scores of the same weights may lie apart.
+/// The largest difference of scores of the same weights.
 const DIFFERENCE_MAX: f64 = 1e-3;
-/// Texts whose answers are compared.
+/// Texts whose scores are compared.
 const COMPARED: usize = 64;
-/// Texts of the one-connection loop: those that the bare engine is timed with.
+/// Texts of the loop with one connection, with which the bare engine is timed too.
 const FIRST: usize = 128;
-/// How long a server may take to finish what a load left behind; then it is started again.
+/// How long a server may take to finish the requests of a load; then it is restarted.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// The items of a stream after the first round.
 const STREAM_ITEMS_AGAIN: usize = 2_500;
@@ -94,7 +94,7 @@ impl Run {
         &self.results.plan
     }
 
-    /// Each server once: does it start, does it say what the others say, how much can it serve?
+    /// Each server once: its start, its scores compared with the others, its highest rate.
     fn first(&mut self) -> Result<Vec<Spec>> {
         let mut reference: Option<(String, Vec<Scores>)> = None;
         let (mut specs, all) = (Vec::new(), self.places.specs(&self.options));
@@ -179,7 +179,7 @@ impl Run {
         let plan = self.plan().clone();
         let closed = self.closed(running, mix, 64, plan.search_s)?;
         self.settled(running)?;
-        // Where a closed loop gets no further an open one may: with fewer at once a server pads less.
+        // An open loop may exceed a closed one: with fewer requests at once a server pads less.
         let (mut low, mut high) = (0.0, f64::INFINITY);
         let mut at = 0.9 * closed.texts_per_s.max(1.0);
         let mut steps = Vec::new();
@@ -209,7 +209,7 @@ impl Run {
         for round in 1..=rounds {
             let started = self.began.elapsed().as_secs_f64();
             self.say(&format!("round {round} of {rounds}"));
-            // A B, then B A: what drifts slowly falls on both alike.
+            // A B, then B A, so that slow drift affects both.
             let mut order: Vec<Option<&Spec>> = std::iter::once(None).chain(specs.iter().map(Some)).collect();
             if round % 2 == 0 {
                 order.reverse();
@@ -244,7 +244,7 @@ impl Run {
     fn visit(&mut self, spec: &Spec, round: usize) -> Result<()> {
         let mut running = self.start(spec)?;
         let plan = self.plan().clone();
-        // Warm: every mix, many at once.
+        // Warm-up: every mix, many at once.
         for mix in &plan.mixes {
             self.closed(&running, *mix, 32, plan.scaled(0.5))?;
         }
@@ -257,7 +257,7 @@ impl Run {
             self.open_cell(&mut running, round, *mix)?;
         }
         self.stream_cell(&mut running, round)?;
-        // What leaves a long queue behind comes last.
+        // Loads that leave a long queue come last.
         for mix in &plan.mixes {
             for connections in &many {
                 self.closed_cell(&mut running, round, *mix, *connections)?;
@@ -312,12 +312,12 @@ impl Run {
         let plan = self.plan().clone();
         let mix = Mix::Mixed;
         let measured = if running.spec.streams {
-            // The whole length once; its rate is as well seen on a shorter one.
+            // The whole length once; a shorter one shows the rate as well.
             let items =
                 if round == 1 { plan.stream_items } else { plan.stream_items.min(STREAM_ITEMS_AGAIN) }.to_string();
             serde_json::from_value(self.generate(running, mix, &["stream", "--items", &items, "--limit", "180"])?)?
         } else {
-            // As many requests, 64 at a time; a rate is a rate, so a slow server is stopped earlier.
+            // The same number of requests, 64 at a time; a slow server is stopped earlier, since only the rate counts.
             self.closed(running, mix, 64, plan.scaled(plan.stream_peer_s))?
         };
         let measured: Measured = measured;
@@ -335,7 +335,7 @@ impl Run {
         let peak = peak.context("no peak")?.measured.load;
         for times in &plan.overload_times {
             let (rate, seconds) = (peak * times, plan.scaled(plan.overload_s));
-            // Long enough before the window for the server's memory to reach its height.
+            // A long warm-up, so that the server's memory reaches its maximum.
             let rate = ["--rate".to_owned(), rate.to_string(), "--warm".to_owned(), "1.5".to_owned()];
             let measured = self.timed(running, Mix::Mixed, "open", &rate, seconds, 1.5, round as u64)?;
             let value = measured.good_per_s;
@@ -350,7 +350,7 @@ impl Run {
         self.results.cells.push(Cell { round, server, mix, shape, value, measured });
     }
 
-    /// Waits for the queue to empty; a server that cannot is started again.
+    /// Waits for the queue to empty; a server that does not is restarted.
     fn settled(&self, running: &mut Running) -> Result<()> {
         let text = &self.texts[&Mix::Short][0];
         if running.settle(text, SETTLE_MAX).is_ok() {
@@ -409,7 +409,7 @@ impl Run {
         let own = std::env::current_exe().context("where is this program?")?;
         let mut command = vec![own.display().to_string(), arguments[0].to_owned()];
         let form = match running.spec.form {
-            // Who can say how long it will wait does so where that decides what counts.
+            // A client that can set a timeout does so if the result depends on it.
             Form::Inputs if arguments[0] == "open" => "inputs-in-time",
             Form::Inputs => "inputs",
             Form::InputsInTime => "inputs-in-time",
@@ -445,7 +445,7 @@ fn described(mix: Mix, texts: &[Text]) -> Corpus {
     Corpus { mix, texts: texts.len(), mean_tokens, p50_tokens, max_tokens }
 }
 
-/// A command line as it would be typed in the repository; of paths elsewhere only the last name.
+/// A command line as typed in the repository; paths elsewhere are shortened to their last name.
 fn shown(words: impl Iterator<Item = String>, root: &Path) -> String {
     let root = format!("{}/", root.display());
     let word = |word: String| {

@@ -1,4 +1,4 @@
-//! What needs Python: the environment of the peers, corpora counted by the model's tokenizer, the ceiling of ONNX Runtime;
+//! The parts that need Python: the environment of the peers, corpora counted by the model's tokenizer, the ceiling of ONNX Runtime;
 //! and the table of all servers.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,8 +15,8 @@ use crate::plan::Options;
 use crate::results::Ceiling;
 use crate::server::{Spec, pinned};
 
-/// Files of pins beside the peers, and the modules by which one sees that they are installed. What only some peers need
-/// stands apart: where it does not install, those are skipped with the reason.
+/// The requirements of the peers, and the modules that show that they are installed. Those of single peers
+/// are separate: if they cannot be installed, these peers are skipped with the reason.
 const REQUIREMENTS: [(&str, &[&str]); 3] = [
     (
         "requirements.txt",
@@ -25,10 +25,10 @@ const REQUIREMENTS: [(&str, &[&str]); 3] = [
     ("requirements-pytriton.txt", &["pytriton"]),
     ("requirements-transformers.txt", &["torch", "transformers", "onnx"]),
 ];
-/// Texts that a bare loop runs over.
+/// Texts of the loop without a server.
 const CEILING_TEXTS: usize = 128;
 
-/// Where things are.
+/// The paths.
 pub(crate) struct Places {
     pub(crate) root: PathBuf,
     pub(crate) work: PathBuf,
@@ -37,12 +37,12 @@ pub(crate) struct Places {
     models: PathBuf,
     /// A copy of the model without links.
     model: PathBuf,
-    /// Why the peers of a requirements file are not there.
+    /// Why the peers of a requirements file are missing.
     missing: BTreeMap<&'static str, String>,
 }
 
 impl Places {
-    /// Makes the environment and the copy of the model, unless they are there.
+    /// Creates the environment and the copy of the model, unless they exist.
     pub(crate) fn prepare(options: &Options) -> Result<Self> {
         let root = crate::plan::absolute(&options.root);
         let mut places = Self {
@@ -102,7 +102,7 @@ impl Places {
         self.work.join("corpora").join(format!("{}.jsonl", mix.name()))
     }
 
-    /// Makes and verifies the corpora.
+    /// Creates and verifies the corpora.
     pub(crate) fn corpora(&self, data: Option<&Path>, seed: u64) -> Result<BTreeMap<Mix, Vec<Text>>> {
         let sentences = corpus::gather(data, &self.root)?;
         let mut words: Vec<&str> = sentences.iter().flat_map(|sentence| sentence.split_whitespace()).collect();
@@ -142,7 +142,7 @@ impl Places {
         Ok(made)
     }
 
-    /// ONNX Runtime alone; `shapes` of each mix, all of them when there are none yet.
+    /// ONNX Runtime alone, with the `shapes` of each mix, or with all shapes if there are none yet.
     pub(crate) fn onnxruntime_ceiling(
         &self,
         round: usize,
@@ -185,7 +185,7 @@ impl Places {
         Ok(ceilings)
     }
 
-    /// Tract alone, as the command says.
+    /// Tract alone, by the given command.
     pub(crate) fn tract_ceiling(&self, command: &str, core: usize, mix: Mix) -> Result<Ceiling> {
         let shell = ["sh", "-c", command].map(str::to_owned);
         let texts = self.corpus(mix).with_extension("txt");
@@ -274,7 +274,7 @@ impl Places {
         specs
     }
 
-    /// The library inside the wheel that the peers use: the same engine for all.
+    /// The library of the peers' wheel: the same engine for all.
     fn onnxruntime(&self) -> Result<PathBuf> {
         let script = "import onnxruntime, pathlib; print(pathlib.Path(onnxruntime.__file__).parent / 'capi')";
         let capi = said(Command::new(self.python()).args(["-c", script]))?;
@@ -287,7 +287,7 @@ impl Places {
         libraries.pop().with_context(|| format!("{capi} has no libonnxruntime.so"))
     }
 
-    /// Versions of what the peers are made of.
+    /// Versions of the peers' packages.
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         let script = "import json, platform, importlib.metadata as m\n\
                       names = 'onnxruntime fastapi uvicorn uvloop mosec nvidia-pytriton torch transformers tokenizers'\n\
@@ -305,13 +305,13 @@ fn least_us(text: &str) -> Option<f64> {
     numbers.filter_map(|pair| pair[0].parse().ok()).filter(|us| *us > 0.0).min_by(f64::total_cmp)
 }
 
-/// The numbers after `alone_us:`, those of single calls; none where there is no such line.
+/// The numbers after `alone_us:`, the times of single calls; none without such a line.
 fn alone_us(text: &str) -> Vec<f64> {
     let line = text.lines().find_map(|line| line.trim().strip_prefix("alone_us:"));
     line.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
 }
 
-/// What a program prints; an error with the end of what it said if it fails.
+/// The output of a program; an error with its last lines if it fails.
 pub(crate) fn said(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {

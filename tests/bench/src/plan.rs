@@ -1,4 +1,4 @@
-//! What a whole run does: its options, and how long each part of it takes.
+//! The plan of a run: its options, and the duration of each part.
 
 use std::path::{Path, PathBuf};
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::Mix;
 
-/// What `weir-bench run` takes.
+/// The options of `weir-bench run`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
     /// A small subset that takes less than three minutes.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Rounds; every round visits every server, in alternating order (ABBA).
+    /// Rounds; every round measures every server, in alternating order (ABBA).
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
-    /// About how long a full run may take, minutes: measurements get shorter (to a half) when it would take longer.
+    /// Approximate time of a full run, minutes: measurements are shortened, to a half at most, if it would take longer.
     #[arg(long, default_value_t = 25.0)]
     pub(crate) minutes: f64,
     /// Only these servers: weir-onnxruntime, weir-tract, fastapi-onnxruntime, mosec, pytriton, fastapi-transformers.
@@ -26,13 +26,13 @@ pub(crate) struct Options {
     /// The repository.
     #[arg(long, default_value = ".")]
     pub(crate) root: PathBuf,
-    /// Where corpora, logs and results go; by default target/bench.
+    /// Folder of corpora, logs and results; by default target/bench.
     #[arg(long)]
     pub(crate) work: Option<PathBuf>,
-    /// Where RESULTS.md and its plots go; by default tests/bench.
+    /// Folder of RESULTS.md and its plots; by default tests/bench.
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
-    /// The Python environment of the peers, made when it is not there; by default target/bench-venv.
+    /// The Python environment of the peers, created if missing; by default target/bench-venv.
     #[arg(long)]
     pub(crate) venv: Option<PathBuf>,
     /// The `weir` program; by default target/release/weir.
@@ -64,7 +64,7 @@ pub(crate) struct Options {
     /// The core of the servers; by default the first that may be used.
     #[arg(long)]
     pub(crate) server_core: Option<usize>,
-    /// The core of the load; by default one that shares nothing with the servers', where there is one.
+    /// The core of the load; by default one that shares nothing with the servers' core, if there is one.
     #[arg(long)]
     pub(crate) load_core: Option<usize>,
 }
@@ -75,12 +75,12 @@ impl Options {
     }
 }
 
-/// From where the program was started.
+/// The working directory of the program.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// How long and how often, s.
+/// Durations and counts, s.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
@@ -93,12 +93,12 @@ pub(crate) struct Plan {
     pub(crate) search_steps: usize,
     pub(crate) search_s: f64,
     pub(crate) stream_items: usize,
-    /// The longest that peers, who have no streams, may take for as many requests.
+    /// Time limit of peers, which have no streams, for as many requests.
     pub(crate) stream_peer_s: f64,
     pub(crate) overload_s: f64,
     pub(crate) overload_times: Vec<f64>,
     pub(crate) ceiling_s: f64,
-    /// Factor on all of the above, to stay within the time given.
+    /// Factor on all of the above, to stay within the given time.
     pub(crate) scale: f64,
     pub(crate) servers: Vec<String>,
 }

@@ -1,14 +1,14 @@
-//! What a server uses, read from `/proc`: resident memory and processor time of a process and its descendants.
+//! Resident memory and processor time of a process and its descendants, from `/proc`.
 
 use std::collections::HashMap;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// `sysconf(_SC_CLK_TCK)` of every Linux that people run.
+/// `sysconf(_SC_CLK_TCK)` of common Linux systems.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What a server used during a run.
+/// The resources of a server during a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Use {
     pub(crate) resident_first_bytes: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Use {
     pub(crate) cpu_s: f64,
 }
 
-/// The process and everything under it; empty when it is gone.
+/// The process and its descendants; empty when it has ended.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -36,12 +36,12 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
     found
 }
 
-/// When a process began, in clock ticks since the machine did: with its id, who it is.
+/// The start of a process, in clock ticks since boot: identifies it together with its id.
 pub(crate) fn began(pid: u32) -> Option<u64> {
     stat(pid)?.get(19)?.parse().ok()
 }
 
-/// Whether it runs still; a process that nobody has waited for yet does not.
+/// Whether it is running; a zombie is not.
 pub(crate) fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| !matches!(fields.first().map(String::as_str), Some("Z" | "X")))
 }
@@ -63,7 +63,7 @@ pub(crate) fn cpu_s(pids: &[u32]) -> f64 {
     pids.iter().filter_map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
-/// Processor time of a process and of those that it started and that have ended, s.
+/// Processor time of a process and of its ended children, s.
 pub(crate) fn cpu_with_ended_s(pid: u32) -> f64 {
     let fields = stat(pid).unwrap_or_default();
     let ticks = fields.iter().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok());
@@ -79,7 +79,7 @@ pub(crate) fn busy_s() -> f64 {
     [0, 1, 2, 5, 6].iter().filter_map(|at| times.get(*at)).sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
-/// The fields of `/proc/PID/stat` from the third on (the state): the name before them may hold anything.
+/// The fields of `/proc/PID/stat` from the third on (the state): the name before them may contain any character.
 fn stat(pid: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(')')?;
@@ -106,7 +106,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(tree(child.id()).is_empty() && !alive(child.id()));
-        // The grandchild is ours too.
+        // The grandchild is included.
         std::process::Command::new("kill").arg(below[1].to_string()).status().unwrap();
     }
 }

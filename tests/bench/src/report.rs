@@ -1,4 +1,4 @@
-//! RESULTS.md and its plots, from what a run found.
+//! RESULTS.md and its plots, from the results of a run.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What a run found: kept as JSON, read by the report.
+//! The results of a run: stored as JSON, read by the report.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,14 +17,14 @@ pub(crate) struct Results {
     pub(crate) took_s: f64,
     pub(crate) machine: Machine,
     pub(crate) plan: Plan,
-    /// How it was started, and how it started others.
+    /// The command line, and those of the servers.
     pub(crate) commands: Vec<String>,
     pub(crate) corpora: Vec<Corpus>,
     pub(crate) servers: Vec<Server>,
     pub(crate) searches: Vec<Search>,
     pub(crate) ceilings: Vec<Ceiling>,
     pub(crate) cells: Vec<Cell>,
-    /// What went wrong on the way, a line each.
+    /// Errors during the run, one per line.
     pub(crate) notes: Vec<String>,
 }
 
@@ -55,9 +55,9 @@ pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) title: String,
     pub(crate) skipped: Option<String>,
-    /// From its start to its first answer.
+    /// From its start to its first response.
     pub(crate) start_s: f64,
-    /// Largest gap of a score to the first server's; of the same text alone and in company.
+    /// Largest difference of a score from the first server's; and of the same text alone and in a batch.
     pub(crate) difference: f64,
     pub(crate) together: f64,
     /// Panics and tracebacks in its log.
@@ -88,7 +88,7 @@ pub(crate) struct Ceiling {
     /// `onnxruntime` or `tract`.
     pub(crate) engine: String,
     pub(crate) mix: Mix,
-    /// Real tokens a second in the best shape.
+    /// Real tokens per second in the best shape.
     pub(crate) tokens_per_s: f64,
     pub(crate) shape: String,
     /// Calls with the first texts of the corpus, one text each, µs.
@@ -103,12 +103,12 @@ pub(crate) struct Cell {
     pub(crate) mix: Mix,
     /// `closed-8`, `open`, `stream`, `overload-10`.
     pub(crate) shape: String,
-    /// What is compared: real tokens a second; of `open` at the highest rate that kept the goal, 0 when none did.
+    /// The compared value: real tokens per second; for `open` the highest rate that met the goal, 0 if none did.
     pub(crate) value: f64,
     pub(crate) measured: Measured,
 }
 
-/// How far above the engine alone a server may seem to be, by the noise of both.
+/// How far a server may seem to exceed the engine alone, by the noise of both.
 const POSSIBLE: f64 = 1.1;
 
 impl Results {
@@ -121,8 +121,8 @@ impl Results {
         std::fs::write(path, serde_json::to_string(self)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Without the closed loops in which a server with the ceiling's engine seems faster than the engine alone: their window
-    /// ended before a second batch did, and what was computed before it was counted as done in it. Says which in a note.
+    /// Removes the closed loops in which a server with the ceiling's engine seems faster than the engine alone: their window
+    /// ended before a second batch, and counted work from before the window. Names them in a note.
     pub(crate) fn possible(mut self) -> Self {
         let all = self.cells.len();
         let ceilings = std::mem::take(&mut self.ceilings);
@@ -155,7 +155,7 @@ impl Results {
         paired.filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs).collect()
     }
 
-    /// Those that ran.
+    /// The servers that ran.
     pub(crate) fn ran(&self) -> impl Iterator<Item = &Server> {
         self.servers.iter().filter(|server| server.skipped.is_none())
     }
@@ -166,7 +166,7 @@ impl Results {
     }
 }
 
-/// The middle value, and none of nothing.
+/// The median; none of an empty list.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);

@@ -38,7 +38,7 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// The numbers `0..n` in an order of their own (Fisher and Yates).
+    /// A random permutation of `0..n` (Fisher and Yates).
     pub(crate) fn order(&mut self, n: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n as u32).collect();
         for last in (1..n).rev() {

@@ -1,8 +1,8 @@
-//! When requests of an open loop are due: a Poisson process, fixed before the run, whatever the server does.
+//! The due times of an open loop: a Poisson process, fixed before the run and independent of the server.
 
 use crate::rng::Rng;
 
-/// Arrivals at `rate` a second, in nanoseconds since the start, up to `seconds`; the same for the same seed.
+/// Arrivals at `rate` per second, in nanoseconds since the start, up to `seconds`; deterministic for a seed.
 pub(crate) fn poisson(rate: f64, seconds: f64, seed: u64) -> Vec<u64> {
     assert!(rate > 0.0 && seconds >= 0.0, "a rate of {rate} for {seconds} s");
     let mut rng = Rng::new(seed ^ 0x706f_6973_736f_6e00);
@@ -28,7 +28,7 @@ mod tests {
         let gaps: Vec<f64> = due.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / 1e6).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let deviation = (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64).sqrt();
-        // The mark of the exponential: its deviation is its mean, and 1/e of the gaps are longer.
+        // A property of the exponential distribution: its deviation is its mean, and 1/e of the gaps are longer.
         assert!((mean - 1.0).abs() < 0.02 && (deviation / mean - 1.0).abs() < 0.03, "{mean} {deviation}");
         let longer = gaps.iter().filter(|gap| **gap > 1.0).count() as f64 / gaps.len() as f64;
         assert!((longer - (-1.0_f64).exp()).abs() < 0.01, "{longer}");

@@ -1,4 +1,4 @@
-//! Servers under measurement: started on a core of their own, waited for, ended with everything that they started.
+//! Measured servers: started on a core of their own, awaited, and ended with all of their descendants.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,12 +20,12 @@ const START_MAX: Duration = Duration::from_secs(120);
 const STOP_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
-/// How to start a server, and how to ask it.
+/// How to start a server, and its request format.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) title: String,
-    /// `{port}`, `{port2}` and `{port3}` stand for free ports.
+    /// `{port}`, `{port2}` and `{port3}` are replaced by free ports.
     pub(crate) command: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) path: String,
@@ -33,7 +33,7 @@ pub(crate) struct Spec {
     pub(crate) headers: Vec<String>,
     /// Whether it takes NDJSON streams.
     pub(crate) streams: bool,
-    /// Whose ceiling it is measured against.
+    /// The engine whose ceiling it is compared with.
     pub(crate) engine: Option<&'static str>,
 }
 
@@ -43,7 +43,7 @@ impl Spec {
     }
 }
 
-/// A running server; it ends when this is dropped.
+/// A running server, which is ended on drop.
 pub(crate) struct Running {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -52,12 +52,12 @@ pub(crate) struct Running {
     pub(crate) start_s: f64,
 }
 
-/// A command on one core that may open as many files as the system lets it.
+/// A command on one core, with the highest limit of open files.
 pub(crate) fn pinned(core: usize, command: &[String]) -> Command {
     let mut pinned = Command::new("sh");
     let script = r#"ulimit -n "$(ulimit -H -n)" 2>/dev/null; core=$1; shift; exec taskset -c "$core" "$@""#;
     pinned.args(["-c", script, "sh", &core.to_string()]).args(command).stdin(Stdio::null());
-    // An error is one line, whatever the caller's environment asks for.
+    // Errors are one line, without backtraces.
     pinned.env("RUST_BACKTRACE", "0");
     pinned
 }
@@ -79,7 +79,7 @@ impl Running {
             .envs(spec.environment.iter().cloned())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // A group of its own: what it starts is found even when it ends first.
+            // A process group of its own: its children are found even when it ends first.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", spec.name))?;
@@ -87,7 +87,7 @@ impl Running {
         let mut server = Self { child, address, spec: spec.clone(), log, start_s: 0.0 };
         while began.elapsed() < START_MAX {
             if let Some(status) = server.child.try_wait()? {
-                bail!("it ended while it started ({status}): {}", server.last_words());
+                bail!("it ended while it started ({status}): {}", server.last_log_lines());
             }
             let wait = Duration::from_secs(5);
             match server.probe(text, wait) {
@@ -95,14 +95,14 @@ impl Running {
                     server.start_s = began.elapsed().as_secs_f64();
                     return Ok(server);
                 }
-                // Listening, but there is nothing at this path, or it does not take the request: waiting mends nothing.
+                // It listens, but the path is unknown or the request is refused: waiting does not help.
                 Ok(status @ (400 | 404 | 405 | 415 | 422 | 501)) if spec.is_weir() => {
                     bail!("`POST {}` answers {status}", spec.path)
                 }
                 _ => std::thread::sleep(POLL),
             }
         }
-        bail!("it did not answer within {} s: {}", START_MAX.as_secs(), server.last_words())
+        bail!("it did not answer within {} s: {}", START_MAX.as_secs(), server.last_log_lines())
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -117,7 +117,7 @@ impl Running {
         process::alive(self.child.id())
     }
 
-    /// Asks once; the status.
+    /// Sends one request; returns the status.
     pub(crate) fn probe(&self, text: &Text, wait: Duration) -> Result<u16> {
         let target = Target {
             address: self.address,
@@ -134,7 +134,7 @@ impl Running {
         status.with_context(|| format!("not an HTTP answer: {start:?}"))
     }
 
-    /// Waits until what earlier load left behind is done: a probe is answered again.
+    /// Waits until the earlier load is finished: a probe is answered again.
     pub(crate) fn settle(&self, text: &Text, wait: Duration) -> Result<()> {
         let until = Instant::now() + wait;
         loop {
@@ -147,7 +147,7 @@ impl Running {
         }
     }
 
-    /// Lines of its log that a sound server does not write.
+    /// Lines of its log that show a fault.
     pub(crate) fn panics(&self) -> Vec<String> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         log.lines()
@@ -156,7 +156,7 @@ impl Running {
             .collect()
     }
 
-    fn last_words(&self) -> String {
+    fn last_log_lines(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         let words = lines[lines.len().saturating_sub(4)..].join(" | ");
@@ -166,7 +166,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Everything below it, each with when it began, so that an id used again is never mistaken.
+        // Its descendants, each with its start time, so that a reused id is not mistaken.
         let pids: Vec<(u32, Option<u64>)> =
             process::tree(self.child.id()).into_iter().map(|pid| (pid, process::began(pid))).collect();
         signal("TERM", &[self.child.id()]);
@@ -192,7 +192,7 @@ fn signal(name: &str, pids: &[u32]) {
     }
 }
 
-/// Ports that nobody has at the moment.
+/// Free ports.
 fn free_ports() -> Result<[u16; 3]> {
     let held =
         [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
@@ -237,7 +237,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(tree.iter().all(|pid| !process::alive(*pid)));
-        // One that ends at once is an error that says what it said.
+        // A server that ends at once is an error with its output.
         let broken = Spec { command: ["sh", "-c", "echo no such model; exit 3"].map(str::to_owned).to_vec(), ..spec };
         let text = Text { text: "a".to_owned(), tokens: 3 };
         let error = Running::start(&broken, 0, &logs, Path::new("."), &text).err().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! Many stored sessions at once: what one at rest holds in memory, and a soak in which all are fed by turns.
+//! Many stored sessions at once: the memory of an idle one, and a soak test in which all receive chunks in turn.
 
 use std::{
     cell::RefCell,
@@ -17,30 +17,30 @@ use crate::{
     process,
 };
 
-/// What is measured.
+/// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
     /// `host:port`
     #[arg(long, default_value = "127.0.0.1:8080")]
     address: SocketAddr,
-    /// Sessions that live at once.
+    /// Sessions at once.
     #[arg(long, default_value_t = 10_000)]
     sessions: usize,
-    /// Connections that feed them by turns.
+    /// Connections that send chunks to them in turn.
     #[arg(long, default_value_t = 16)]
     connections: usize,
     /// Chunks of each request.
     #[arg(long, default_value_t = 4)]
     chunks: usize,
-    /// How long they are fed, s.
+    /// Duration of the soak test, s.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// The server's process: its memory is reported.
+    /// The server's process, whose memory is reported.
     #[arg(long)]
     pid: Option<u32>,
 }
 
-/// What was seen.
+/// The results.
 pub(crate) async fn run(options: Options) -> Result<Value> {
     ensure!(options.sessions > 0 && options.connections > 0 && options.chunks > 0, "there is at least one of each");
     let resident = || options.pid.map(|pid| process::resident_bytes(&[pid]));
@@ -101,7 +101,7 @@ async fn create(options: &Options) -> Result<Vec<String>> {
         .await
 }
 
-/// Feeds all by turns until the time is over: how many chunks were answered, and how long each request took.
+/// Sends chunks to all in turn until the time is over; returns the number of answered chunks, and the time of each request.
 async fn soak(options: &Options, ids: &Rc<Vec<String>>) -> Result<(u64, Histogram)> {
     let local = tokio::task::LocalSet::new();
     let times = Rc::new(RefCell::new(Histogram::default()));

@@ -1,4 +1,4 @@
-//! Chunks a second over one request in both directions: of `/v1/transcript`, or of a stored session.
+//! Chunks per second over one bidirectional request, of `/v1/transcript` or of a stored session.
 
 use std::{
     io::{Read, Write},
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// Lines that are written at once.
 const LINES: usize = 200;
 
-/// What is measured.
+/// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
     /// `host:port`
@@ -24,12 +24,12 @@ pub(crate) struct Options {
     /// In one request.
     #[arg(long, default_value_t = 500_000)]
     chunks: usize,
-    /// How often; the median counts.
+    /// Number of runs, of which the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
 }
 
-/// The median of some runs, in chunks a second.
+/// The median of the runs, in chunks per second.
 pub(crate) fn run(options: &Options) -> Result<Value> {
     ensure!(options.runs > 0 && options.chunks > 0, "a run has at least one chunk");
     let mut rates = Vec::new();
@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<Value> {
     }))
 }
 
-/// A session that annotates by its rules, and summarizes nothing.
+/// A session with rule-based annotations and without summaries.
 pub(crate) fn create(address: SocketAddr) -> Result<String> {
     let body = json!({"summary": {"every_finals": 0, "at_end": false}}).to_string();
     let mut stream = TcpStream::connect(address)?;
@@ -66,7 +66,7 @@ pub(crate) fn create(address: SocketAddr) -> Result<String> {
     Ok(body["session_id"].as_str().with_context(|| body.to_string())?.to_owned())
 }
 
-/// Seconds from the first chunk to the answer of the last.
+/// Seconds from the first chunk to the response to the last.
 fn feed(address: SocketAddr, path: &str, chunks: usize) -> Result<f64> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
@@ -94,7 +94,7 @@ fn feed(address: SocketAddr, path: &str, chunks: usize) -> Result<f64> {
     Ok(took_s)
 }
 
-/// What two people say by turns, four chunks each.
+/// A dialogue of two speakers, four chunks each.
 fn line(at: usize) -> String {
     let speaker = ["agent", "customer"][at / 4 % 2];
     format!(
@@ -102,7 +102,7 @@ fn line(at: usize) -> String {
     )
 }
 
-/// Reads an answer to its end; the partial segments in it.
+/// Reads a response to its end; returns the number of partial segments.
 fn read(mut stream: TcpStream) -> Result<usize> {
     const NEEDLE: &[u8] = b"{\"type\":\"partial";
     let mut buffer = vec![0; 1 << 18];

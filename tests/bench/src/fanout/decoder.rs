@@ -1,11 +1,11 @@
-//! What a subscriber reads, in pieces of any size: an HTTP/1.1 answer, its chunks undone, as lines of server-sent events.
+//! Decodes the bytes of a subscriber, in pieces of any size: an HTTP/1.1 response, dechunked, as lines of server-sent events.
 
 use anyhow::{Result, anyhow, bail, ensure};
 
 /// The longest line of a head or of a stream, bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Reads one answer. Between two pieces it holds at most a line of the framing and one of the content.
+/// Reads one response. Between two pieces it holds at most a line of the framing and one of the content.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     state: State,
@@ -30,7 +30,7 @@ enum State {
 }
 
 impl Decoder {
-    /// Takes a piece and gives the lines that it completes, without their ends; false after the end of the answer.
+    /// Passes on the lines that a piece completes, without their ends; returns false after the end of the response.
     pub(crate) fn take(&mut self, mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Result<bool> {
         while !bytes.is_empty() {
             match self.state {
@@ -61,7 +61,7 @@ impl Decoder {
         Ok(self.state != State::Ended)
     }
 
-    /// What comes after a line of the framing.
+    /// The next state, after a line of the framing.
     fn next(&self) -> Result<State> {
         let line = std::str::from_utf8(&self.framing).map_err(|_| anyhow!("a head that is no text"))?.trim_end();
         Ok(match self.state {
@@ -114,7 +114,7 @@ fn lines(kept: &mut Vec<u8>, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Resu
     kept.extend_from_slice(rest);
     ensure!(kept.len() <= LINE_BYTES_MAX, "a line that does not end");
     if kept.is_empty() {
-        // What an idle subscriber holds is nothing.
+        // An idle subscriber holds no buffer.
         kept.shrink_to(256);
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The load of the fan-out: subscribers and publishers in one thread of one process, so that one clock says when an event was due
-//! and when it came. What a subscriber holds is a socket, a few words, and a bit for each event.
+//! The load of the fan-out: subscribers and publishers in one thread of one process, so that one clock measures when an event was due
+//! and when it arrived. A subscriber holds a socket, a few words, and a bit for each event.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::process;
 
 /// Connections that are being made at once.
 const CONNECTING_MAX: usize = 64;
-/// Connections that one channel is published over; an event that finds them busy waits, and the wait counts.
+/// Connections for publishing to one channel; if all are busy an event waits, and the wait counts.
 const PUBLISHERS: usize = 4;
 /// Bytes of an event's text, about.
 const TEXT_BYTES: usize = 100;
@@ -28,14 +28,14 @@ const TEXT_BYTES: usize = 100;
 const READ_BYTES: usize = 64 * 1024;
 /// How long subscribers may take to be open.
 const OPEN_MAX: Duration = Duration::from_secs(120);
-/// How long nothing may come before what is missing is given up.
+/// How long to wait without a new event before the missing ones are given up.
 const QUIET_MAX: Duration = Duration::from_secs(5);
-/// Between two looks at the server's memory, and how often it must be the same.
+/// The interval between samples of the server's memory, and how many equal ones are required.
 const LOOK: Duration = Duration::from_millis(250);
 const STEADY_LOOKS: usize = 6;
 const LOOKS_MAX: usize = 60;
 
-/// Whose paths and bodies.
+/// The server whose paths and bodies are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Dialect {
@@ -43,50 +43,50 @@ pub(crate) enum Dialect {
     Nchan,
 }
 
-/// What is asked of one server.
+/// The load for one server.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Fan {
     #[arg(long)]
     pub(crate) address: SocketAddr,
     #[arg(long, value_enum)]
     pub(crate) dialect: Dialect,
-    /// The server's process: its memory and processor time are reported.
+    /// The server's process, whose memory and processor time are reported.
     #[arg(long)]
     pub(crate) pid: u32,
     #[arg(long)]
     pub(crate) subscribers: usize,
-    /// Subscribers are spread over so many channels.
+    /// The number of channels of the subscribers.
     #[arg(long, default_value_t = 1)]
     pub(crate) channels: usize,
-    /// Events a second on each channel; 0: one event on each, when the memory of the idle subscribers has been read.
+    /// Events per second on each channel; 0: one event on each, after the memory of the idle subscribers was measured.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) rate: f64,
-    /// How long is published, s; the first `warm` of it do not count as latencies.
+    /// Duration of publishing, s; latencies of the first `warm` s do not count.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) seconds: f64,
     #[arg(long, default_value_t = 1.0)]
     pub(crate) warm: f64,
-    /// What the names of the channels begin with.
+    /// The prefix of the channels' names.
     #[arg(long, default_value = "bench")]
     pub(crate) name: String,
 }
 
-/// What one fan-out was like.
+/// The results of one fan-out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fanned {
     pub(crate) subscribers: usize,
     pub(crate) channels: usize,
     pub(crate) rate: f64,
-    /// Events that the server took.
+    /// Events that the server accepted.
     pub(crate) published: u64,
     /// Events that the server refused.
     pub(crate) refused: u64,
     pub(crate) received: u64,
     pub(crate) lost: u64,
     pub(crate) duplicates: u64,
-    /// Subscribers that the server sent away.
+    /// Subscribers that the server closed.
     pub(crate) closed: u64,
-    /// From when an event was due to be sent to when a subscriber had it.
+    /// From the due time of an event to its arrival at a subscriber.
     pub(crate) latency_ms: Quantiles,
     pub(crate) resident_before_bytes: u64,
     pub(crate) resident_open_bytes: u64,
@@ -97,7 +97,7 @@ pub(crate) struct Fanned {
     pub(crate) seconds: f64,
 }
 
-/// What subscribers and publishers share.
+/// The state of subscribers and publishers.
 struct Shared {
     fan: Fan,
     clock: Instant,
@@ -139,7 +139,7 @@ async fn measure(fan: Fan) -> Result<Fanned> {
         fan,
     });
     let fan = &shared.fan;
-    // The server first gets to know that there is somebody: what it makes once belongs to no connection.
+    // A first subscriber: memory that the server allocates once does not belong to a connection.
     let before = steady(fan.pid).await;
     let mut subscribers = subscribe(&shared).await?;
     let open = steady(fan.pid).await;
@@ -188,7 +188,7 @@ async fn measure(fan: Fan) -> Result<Fanned> {
     })
 }
 
-/// The server's memory when it does not change any more.
+/// The server's memory once it is stable.
 async fn steady(pid: u32) -> u64 {
     let (mut last, mut same) = (0, 0);
     for _ in 0..LOOKS_MAX {
@@ -209,7 +209,7 @@ struct Subscribers {
     ended: Rc<Notify>,
 }
 
-/// Opens all subscribers; each has had its first line when this is done.
+/// Opens all subscribers, and waits for the first line of each.
 async fn subscribe(shared: &Rc<Shared>) -> Result<Subscribers> {
     let connecting = Rc::new(Semaphore::new(CONNECTING_MAX));
     let (mut tasks, ended) = (JoinSet::new(), Rc::new(Notify::new()));
@@ -307,7 +307,7 @@ impl Shared {
     }
 }
 
-/// Publishes to all channels; answers which events of each the server took.
+/// Publishes to all channels; returns the accepted events of each.
 async fn publish(shared: &Rc<Shared>) -> Result<Vec<Vec<u64>>> {
     let began = shared.clock.elapsed();
     let mut tasks = JoinSet::new();
@@ -325,19 +325,19 @@ async fn publish(shared: &Rc<Shared>) -> Result<Vec<Vec<u64>>> {
     Ok(accepted)
 }
 
-/// Every so manyth event of a channel, each when it is due.
+/// A publisher's share of the events of a channel, each at its due time.
 async fn publish_some(shared: &Shared, channel: usize, from: usize, began: Duration) -> Result<(usize, Vec<u64>)> {
     let fan = &shared.fan;
     let mut connection = Connection::open(fan.address).await?;
     let (mut accepted, mut answer) = (vec![0_u64; shared.events.div_ceil(64)], Vec::new());
-    // Channels take turns within a period.
+    // The channels are spread over a period.
     let phase = channel as f64 / fan.channels as f64;
     for event in (from..shared.events).step_by(PUBLISHERS) {
         let mut due = shared.clock.elapsed();
         if fan.rate > 0.0 {
             let wanted = began + Duration::from_secs_f64((event as f64 + phase) / fan.rate);
-            // Who is free in time sends when the timer, which is as fine as a millisecond, says so; who is busy with the
-            // server's last answer is late by the server's fault, and that counts.
+            // An idle connection sends when the timer fires, with a resolution of 1 ms; one that waits for the
+            // server's last response is late because of the server, which counts.
             if due < wanted {
                 tokio::time::sleep_until((shared.clock + wanted).into()).await;
                 due = shared.clock.elapsed();
@@ -362,7 +362,7 @@ fn request(fan: &Fan, channel: usize, event: usize, due_ns: u128) -> Vec<u8> {
             format!("/stream/publish/workflow/{name}{channel}"),
             format!(r#"{{"step":"bench","progress":0,"message":"{message}"}}"#),
         ),
-        // What Weir's subscribers get, byte for byte.
+        // The same bytes that Weir's subscribers get.
         Dialect::Nchan => (
             format!("/pub/{name}{channel}"),
             format!(

@@ -1,5 +1,5 @@
-//! `weir-bench fanout`: what it costs to be followed. Weir beside nginx with nchan: memory of idle subscribers, time from publishing
-//! to receiving, and what streaming adds to the same work. Writes FANOUT.md.
+//! `weir-bench fanout`: the cost of subscribers. Weir compared with nginx and nchan: memory of idle subscribers, time from publishing
+//! to receiving, and the overhead of streaming. Writes FANOUT.md.
 
 mod decoder;
 pub(crate) mod load;
@@ -24,7 +24,7 @@ use crate::server::{Running, pinned};
 use load::{Dialect, Fanned};
 use overhead::Overhead;
 
-/// What is measured, and with what.
+/// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
     /// The program to measure.
@@ -46,10 +46,10 @@ pub(crate) struct Options {
     /// Idle subscribers.
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
-    /// Subscribers to whom events go.
+    /// Subscribers that receive events.
     #[arg(long, default_value_t = 1_000)]
     subscribers: usize,
-    /// How long events go in each shape, s.
+    /// Duration of publishing in each shape, s.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
     /// One more argument of `weir serve`.
@@ -64,11 +64,11 @@ pub(crate) struct Options {
     load_core: Option<usize>,
 }
 
-/// How events go to subscribers.
+/// The shape of a fan-out.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Shape {
     channels: usize,
-    /// Events a second on each channel.
+    /// Events per second on each channel.
     rate: f64,
 }
 
@@ -91,7 +91,7 @@ struct Cell {
     fanned: Fanned,
 }
 
-/// All that a run found.
+/// The results of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Found {
     machine: Machine,
@@ -101,7 +101,7 @@ struct Found {
     commands: Vec<(String, String)>,
     rounds: usize,
     seconds: f64,
-    /// What others took of the machine meanwhile, in cores.
+    /// Cores used by other processes meanwhile.
     others_cores: f64,
     cells: Vec<Cell>,
     overhead: Vec<Overhead>,
@@ -171,7 +171,7 @@ fn visit(options: &Options, server: &servers::Server, round: usize, found: &mut 
         let more = ["--pid", &numbers[0], "--subscribers", &numbers[1], "--channels", &numbers[2]];
         child(core, "fan", words.into_iter().chain(more))
     };
-    // What the server makes for the first that come belongs to no connection.
+    // Memory that the server allocates for the first subscribers does not belong to a connection.
     fan(&running, 50, None, "warm")?;
     let fanned = fan(&running, options.idle, None, "idle")?;
     let of = |shape, fanned| Cell { server: server.spec.name.clone(), round, shape, fanned };
@@ -205,7 +205,7 @@ fn child<'a, T: serde::de::DeserializeOwned>(
     serde_json::from_str(&answer).context("the load's answer")
 }
 
-/// The system's own limit must let both sides have a file for each connection.
+/// The system's limit must allow both sides a file for each connection.
 fn files_suffice(connections: usize) -> Result<()> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What streaming costs: the same work asked for as a stream of events and as one answer, in turns, over one connection.
+//! The overhead of streaming: the same work requested as a stream of events and as one response, alternating, over one connection.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use serde_json::json;
 use crate::histogram::{Histogram, Quantiles};
 use crate::http::Connection;
 
-/// One chunk of text: a batch does it as a whole, so a stream must too.
+/// One chunk of text: a batch processes it as a whole, so a stream must too.
 const CHUNK_CODE_POINTS: usize = 500;
 const SENTENCE: &str = "Maria Keller of Northwind in Berlin said on Monday that the new engine answers sooner, and nobody in \
                         the office was surprised. ";
 
-/// What is asked, and how long.
+/// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Work {
     #[arg(long)]
@@ -24,7 +24,7 @@ pub(crate) struct Work {
     pub(crate) seconds: f64,
 }
 
-/// Times from the request to the end of the answer.
+/// Times from the request to the end of the response.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Overhead {
     pub(crate) stream_ms: Quantiles,

@@ -1,4 +1,4 @@
-//! FANOUT.md, from what a run found.
+//! FANOUT.md, from the results of a run.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::load::Fanned;
 use super::{Found, SHAPES, Shape};
 use crate::results::median;
 
-/// What others may take of the machine, in cores, before a run says that it was not alone.
+/// Cores that other processes may use before the report mentions them.
 const OTHERS_CORES_MAX: f64 = 0.1;
 /// The goal for an idle connection, bytes.
 const IDLE_BYTES_MAX: f64 = 8.0 * 1024.0;
@@ -47,7 +47,7 @@ fn parts(found: &Found, text: &mut String) -> std::fmt::Result {
         found.took_s / 60.0,
         found.seconds
     )?;
-    // What others take of the cores is in every time.
+    // Other processes affect every time.
     if found.others_cores > OTHERS_CORES_MAX {
         writeln!(
             text,

@@ -10,11 +10,11 @@ use crate::server::Spec;
 pub(super) struct Server {
     pub(super) spec: Spec,
     pub(super) dialect: Dialect,
-    /// The command as a person would type it.
+    /// The command line, for the report.
     pub(super) shown: String,
 }
 
-/// What `weir serve` is told besides its defaults: bounds for so many subscribers of one user.
+/// The settings of `weir serve` besides its defaults: bounds for many subscribers of one user.
 const WEIR: [&str; 13] = [
     "models.replicas=1",
     "http.connections_max=20000",
@@ -31,7 +31,7 @@ const WEIR: [&str; 13] = [
     "http.write_timeout_ms=60000",
 ];
 
-/// One worker, no log, as much kept of each channel as Weir keeps (`events.events_max`, `events.age_ms_max`), a comment every 15 s as
+/// One worker, no log, the same retention as Weir (`events.events_max`, `events.age_ms_max`), a comment every 15 s as
 /// Weir sends (`events.heartbeat_ms`).
 const NGINX: &str = r#"load_module {folder}/module.so;
 daemon off;

@@ -1,4 +1,4 @@
-//! A closed loop: so many connections, each sending its next request when the last one is answered.
+//! A closed loop: connections that each send the next request after the previous response.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,10 +9,10 @@ use anyhow::anyhow;
 use super::{Load, Measured, Tally, ask, watched};
 use crate::rng::Rng;
 
-/// After a rejection or a broken connection: a closed loop that is turned away must not spin.
+/// The pause after a rejection or a broken connection, so that a refused closed loop does not spin.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What all connections share.
+/// The state of all connections.
 struct Shared {
     load: Rc<Load>,
     order: Vec<u32>,
@@ -25,7 +25,7 @@ struct Shared {
     connections: usize,
 }
 
-/// Work done by the time of an answer. Batches end together, so a rate is taken from answer to answer: from the last one
+/// The work that was done at the time of a response. Batches end together, so a rate is measured between responses: from the last one
 /// before the window to the last one inside it, and never counts a part of a batch.
 #[derive(Debug, Default)]
 struct Done {
@@ -71,7 +71,7 @@ async fn all(shared: Rc<Shared>) -> Measured {
     let measured = &mut tally.measured;
     measured.unanswered = measured.requests - measured.answered - measured.rejected - measured.failed;
     let done = shared.done.borrow();
-    // Without an answer before the window, what was answered took from the first request on.
+    // Without a response before the window, the time runs from the first request.
     let from = done.before.unwrap_or((shared.started, 0, 0));
     if let Some(to) = done.last {
         let seconds = to.0.saturating_duration_since(from.0).as_secs_f64().max(1e-9);

@@ -1,4 +1,4 @@
-//! Do servers say the same? The scores of the same texts, asked one at a time and all at once.
+//! Compares servers: the scores of the same texts, requested one at a time and all at once.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use super::{Load, ask};
 /// A text's scores by label.
 pub(crate) type Scores = BTreeMap<String, f64>;
 
-/// The scores of the first `count` texts: one at a time, then all at once (which is where batches mix texts up, if they do).
+/// The scores of the first `count` texts: one at a time, then all at once (to detect batches that mix up texts).
 pub(crate) async fn run(load: Rc<Load>, count: usize, labels: &[String]) -> Result<[Vec<Scores>; 2]> {
     let count = count.min(load.texts.len());
     let mut alone = Vec::new();

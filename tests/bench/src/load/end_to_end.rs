@@ -1,4 +1,4 @@
-//! The generator against tiny servers that behave, stall, reject and disconnect.
+//! Tests of the generator with small servers that answer, stall, reject and disconnect.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,18 +15,18 @@ use crate::http::{Form, Target};
 
 const OK: &str = r#"{"outputs":[[{"label":"positive","score":0.75},{"label":"negative","score":0.25}]]}"#;
 
-/// What the server does with request number n (from 0).
+/// The behavior of the server for request number n (from 0).
 #[derive(Debug, Clone, Copy)]
 enum Manner {
     /// Answers after this long.
     After(Duration),
-    /// Answers at once, but everybody waits from 200 to 600 ms after the start.
+    /// Answers at once, but stalls from 200 to 600 ms after the start.
     Stall,
     /// Every second request gets 503.
     Reject,
     /// Every fourth request gets a closed connection.
     Disconnect,
-    /// Closes after every answer, and says so.
+    /// Closes after every response, with `Connection: close`.
     OneEach,
     /// Never answers.
     Silence,

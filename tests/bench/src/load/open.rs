@@ -1,5 +1,5 @@
-//! An open loop: requests are due when the schedule says, whatever the server does, and latency counts from then. A server
-//! that stalls is thus seen by every request that was due meanwhile (no coordinated omission).
+//! An open loop: requests are due by the schedule, independent of the server, and latency is measured from then. A server
+//! that stalls therefore delays every request that was due meanwhile (no coordinated omission).
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,13 +13,13 @@ use crate::http::Connection;
 use crate::rng::Rng;
 use crate::schedule::poisson;
 
-/// The runtime's timer ticks in milliseconds: the rest of a wait is spent asking the clock, on a core of its own.
+/// The runtime's timer has a resolution of 1 ms: the rest of a wait polls the clock, on a core of its own.
 const TIMER: Duration = Duration::from_millis(2);
 
 struct Shared {
     load: Rc<Load>,
     idle: RefCell<Vec<Connection>>,
-    /// How many connections there may be; a request for which there is none waits its turn, and its clock runs.
+    /// Most connections; a request without one waits, and its latency includes the wait.
     places: Semaphore,
     tally: RefCell<Tally>,
     tokens: Cell<u64>,

@@ -12,7 +12,7 @@ use super::{Load, Measured, Streamed, Tally, watched};
 use crate::http::Connection;
 use crate::rng::Rng;
 
-/// Lines are gathered to chunks of about this many bytes, as a client with a buffer does.
+/// Lines are written in chunks of about this many bytes, as by a client with a buffer.
 const CHUNK_BYTES: usize = 4096;
 
 /// Sends `items` lines; `limit` bounds the whole.
@@ -109,7 +109,7 @@ async fn exchange(load: &Rc<Load>, order: &[u32], items: usize, began: Instant, 
         }
         Ok::<_, anyhow::Error>(())
     };
-    // A server that answers early and closes makes the writer fail; what the reader says is then the reason.
+    // A server that responds early and closes makes the writer fail; the reader then has the reason.
     let (written, read) = tokio::join!(writing, reading);
     read.and(written.context("cannot send the items"))?;
     let seen = progress.take();

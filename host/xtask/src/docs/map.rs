@@ -35,7 +35,7 @@ fn every_path_of_the_documents_exists() {
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();
         let prose: String = text.split("```").step_by(2).collect();
-        let words = prose.split(|it: char| it.is_whitespace() || "`()<>,;:\"".contains(it));
+        let words = prose.split(|it: char| it.is_whitespace() || "`()[]<>,;:\"".contains(it));
         for word in words.filter(|word| ROOTS.iter().any(|start| word.starts_with(start))) {
             // Words such as `docs/decisions/NNN-title.md` name a form.
             if word.contains(['*', '{', '…', '#']) || word.contains("NNN") || word.contains("NAME") {

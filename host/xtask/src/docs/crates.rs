@@ -22,7 +22,7 @@ dependencies are allowed and fails on any other.
 
 ";
 
-/// The folders whose crates are drawn, and their titles.
+/// The folders whose crates the picture shows, and their titles.
 const GROUPS: [(&str, &str); 2] =
     [("components", "components (WebAssembly, or libraries of it)"), ("host", "host (native)")];
 
@@ -48,9 +48,9 @@ fn page_has_the_graph_of_crates() {
         crates.push((package["name"].as_str().unwrap(), folder, used.map(|it| it["name"].as_str().unwrap()).collect()));
     }
     crates.sort();
-    let drawn = |name: &str| {
-        let folder = crates.iter().find(|it| it.0 == name).map(|it| it.1.as_str())?;
-        GROUPS.iter().any(|(group, _)| folder.starts_with(&format!("{group}/"))).then_some(folder)
+    let shown = |name: &str| {
+        let folder = crates.iter().find(|it| it.0 == name).map(|it| it.1.as_str());
+        folder.is_some_and(|folder| GROUPS.iter().any(|(group, _)| folder.starts_with(&format!("{group}/"))))
     };
     let mut page = format!("{PAGE}```mermaid\ngraph TD\n");
     for (group, title) in GROUPS {
@@ -62,16 +62,16 @@ fn page_has_the_graph_of_crates() {
     }
     let direct: BTreeMap<&str, BTreeSet<&str>> =
         crates.iter().map(|(name, _, used)| (*name, used.iter().copied().collect())).collect();
-    for (name, _, _) in crates.iter().filter(|it| drawn(it.0).is_some()) {
+    for (name, _, _) in crates.iter().filter(|it| shown(it.0)) {
         let used = &direct[name];
-        for target in used.iter().filter(|target| drawn(target).is_some()) {
+        for target in used.iter().filter(|target| shown(target)) {
             if !used.iter().any(|between| between != target && reaches(&direct, between, target)) {
                 writeln!(page, "  {name} --> {target}").unwrap();
             }
         }
     }
     page.push_str("```\n\n| crate | folder | depends on |\n|---|---|---|\n");
-    for (name, folder, used) in crates.iter().filter(|it| drawn(it.0).is_some()) {
+    for (name, folder, used) in crates.iter().filter(|it| shown(it.0)) {
         let mut used: Vec<String> = used.iter().map(|used| format!("`{used}`")).collect();
         used.sort();
         used.dedup();

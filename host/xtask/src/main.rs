@@ -2,7 +2,7 @@
 //!
 //! - [`args`], [`ui`], [`sh`], [`files`]: the command line, progress, other programs, files and stamps
 //! - [`house`]: the workspace's folders, and the tables of components, guests and packages
-//! - [`setup`] and [`debian`]: the wasm32-wasip2 target
+//! - [`setup`] and [`debian`]: the wasm32-wasip2 target; [`apt`]: packages of Debian, fetched and unpacked without being installed
 //! - [`build`]: components, their precompiled forms, `weir`
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
 //! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution
@@ -12,6 +12,7 @@
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
+mod apt;
 mod args;
 mod bench;
 mod browser;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apt::{Apt, starter};
 use crate::args::Args;
 use crate::build::finish;
-use crate::debian::{Apt, starter};
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::ui::Step;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::apt::Apt;
 use crate::args::Args;
 use crate::build::finish;
-use crate::debian::Apt;
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::sh;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::apt::{Apt, starter};
 use crate::args::Args;
 use crate::build::finish;
-use crate::debian::{Apt, starter};
 use crate::files::{Key, Stamp};
 use crate::house::House;
 use crate::sh;

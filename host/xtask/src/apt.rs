@@ -1,6 +1,7 @@
 //! Packages of Debian that are fetched and unpacked under target, without being installed.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::files::write_if_changed;
+use crate::build::finish;
+use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -20,6 +22,42 @@ const UNPACK: &str = "\
 set -e; mkdir -p \"$2\"
 dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --anchored --no-wildcards-match-slash \\
     --exclude='./usr/src/*/compiler' --exclude='./usr/src/*/src' --exclude='./usr/src/*/debian' --exclude='./usr/share'";
+
+/// Fetches a program into its folder under target, unless that has been done with this recipe and the folder has `result`. `unpack`
+/// gets the empty folder and apt, and returns what is shown as the result. Returns the folder.
+pub(crate) fn fetch_once(
+    house: &House,
+    name: &'static str,
+    doing: &str,
+    recipe: &str,
+    result: &str,
+    unpack: impl FnOnce(&Apt<'_>, &Path, &mut Step) -> Result<String>,
+) -> Result<PathBuf> {
+    let folder = house.keep().join(name);
+    let made = Stamp::new(house, name, Key::default().text(recipe));
+    if made.fresh() && folder.join(result).exists() {
+        return Ok(folder);
+    }
+    let mut step = Step::begin(name, doing);
+    let unpacked = with_apt(house, &folder, &mut step, unpack);
+    finish(step, unpacked)?;
+    made.set()?;
+    Ok(folder)
+}
+
+fn with_apt(
+    house: &House,
+    folder: &Path,
+    step: &mut Step,
+    unpack: impl FnOnce(&Apt<'_>, &Path, &mut Step) -> Result<String>,
+) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let apt = Apt::new(house, &folder.join("packages"), None)?;
+    apt.update(step)?;
+    unpack(&apt, folder, step)
+}
 
 /// Writes a script that starts an unpacked program with its libraries. It uses `exec`, so that the process id is that of the
 /// program.
@@ -78,6 +116,11 @@ impl<'a> Apt<'a> {
             options.push("Dir::Etc::SourceParts=-".to_owned());
         }
         Ok(Self { house, folder: folder.to_path_buf(), options })
+    }
+
+    /// A program of this machine, in the folder of the workspace.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        sh::program(self.house, program)
     }
 
     fn command(&self, name: &str) -> Command {

@@ -3,15 +3,13 @@
 //! The one on the PATH, or else Debian's, unpacked under target, with a script that starts it with its libraries. It is not
 //! installed; the test starts it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::apt::{Apt, starter};
+use crate::apt::{Apt, fetch_once, starter};
 use crate::args::Args;
-use crate::build::finish;
-use crate::files::{Key, Stamp, on_path};
+use crate::files::on_path;
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -62,26 +60,12 @@ pub(crate) fn browser(house: &House) -> Result<PathBuf> {
     if let Some(found) = on_path(&ON_PATH) {
         return Ok(found);
     }
-    let folder = house.keep().join("browser");
-    let script = folder.join(PACKAGE);
-    let made = Stamp::new(house, "browser", Key::default().text(RECIPE));
-    if made.fresh() && script.exists() {
-        return Ok(script);
-    }
-    let mut step = Step::begin("browser", "fetches Debian's Chromium and unpacks it under target");
-    let version = unpack(house, &folder, &script, &mut step);
-    finish(step, version)?;
-    made.set()?;
-    Ok(script)
+    let doing = "fetches Debian's Chromium and unpacks it under target";
+    Ok(fetch_once(house, "browser", doing, RECIPE, PACKAGE, unpack)?.join(PACKAGE))
 }
 
 /// Fetches and unpacks it, and writes the script that starts it; returns its version.
-fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let apt = Apt::new(house, &folder.join("packages"), None)?;
-    apt.update(step)?;
+fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let mut names = vec![PACKAGE.to_owned(), DATA_PACKAGE.to_owned()];
     let needed = |name: &String| {
         (name.starts_with("lib") || name == "zlib1g") && !EXCLUDED.iter().any(|prefix| name.starts_with(prefix))
@@ -90,6 +74,7 @@ fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Resul
     apt.fetch(step, &names)?;
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
-    starter(script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE))?;
-    sh::answer(sh::program(house, script).arg("--version"))
+    let script = folder.join(PACKAGE);
+    starter(&script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE))?;
+    sh::answer(apt.program(script).arg("--version"))
 }

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::apt::{Apt, starter};
+use crate::apt::{Apt, fetch_once, starter};
 use crate::args::Args;
-use crate::build::finish;
-use crate::files::{Key, Stamp, write_if_changed};
+use crate::files::write_if_changed;
 use crate::house::House;
 use crate::ui::Step;
 
@@ -37,25 +36,12 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 
 /// The folder with `nginx`, `module.so` and `versions`; fetched if it does not exist.
 pub(crate) fn folder(house: &House) -> Result<PathBuf> {
-    let folder = house.keep().join(SERVER);
-    let made = Stamp::new(house, SERVER, Key::default().text(RECIPE));
-    if made.fresh() && folder.join("module.so").exists() {
-        return Ok(folder);
-    }
-    let mut step = Step::begin(SERVER, "fetches Debian's nginx and nchan and unpacks them under target");
-    let versions = unpack(house, &folder, &mut step);
-    finish(step, versions)?;
-    made.set()?;
-    Ok(folder)
+    let doing = "fetches Debian's nginx and nchan and unpacks them under target";
+    fetch_once(house, SERVER, doing, RECIPE, "module.so", unpack)
 }
 
 /// Fetches and unpacks; returns the versions.
-fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let apt = Apt::new(house, &folder.join("packages"), None)?;
-    apt.update(step)?;
+fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let mut names = vec![SERVER.to_owned(), MODULE.to_owned()];
     let library = |name: &String| name.starts_with("lib") || name == "zlib1g";
     names.extend(apt.dependencies(SERVER)?.into_iter().filter(library));

@@ -7,12 +7,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::apt::Apt;
+use crate::apt::{Apt, fetch_once};
 use crate::args::Args;
-use crate::build::finish;
-use crate::files::{Key, Stamp, write_if_changed};
+use crate::files::write_if_changed;
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -39,25 +38,12 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 
 /// The folder: `pushpin` and `zurl`, and under `prefix` their configuration as Debian ships it. Fetches it if there is none.
 pub(crate) fn folder(house: &House) -> Result<PathBuf> {
-    let folder = house.keep().join("pushpin");
-    let made = Stamp::new(house, "pushpin", Key::default().text(RECIPE));
-    if made.fresh() && folder.join(PROGRAMS[0]).exists() {
-        return Ok(folder);
-    }
-    let mut step = Step::begin("pushpin", "fetches Debian's Pushpin and unpacks it under target");
-    let version = unpack(house, &folder, &mut step);
-    finish(step, version)?;
-    made.set()?;
-    Ok(folder)
+    let doing = "fetches Debian's Pushpin and unpacks it under target";
+    fetch_once(house, PROGRAMS[0], doing, RECIPE, PROGRAMS[0], unpack)
 }
 
 /// Fetches and unpacks, and writes the scripts; returns the version.
-fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let apt = Apt::new(house, &folder.join("packages"), None)?;
-    apt.update(step)?;
+fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let mut names: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
     names.extend(apt.missing_libraries(&PACKAGES)?);
     apt.fetch(step, &names)?;
@@ -83,5 +69,5 @@ fn unpack(house: &House, folder: &Path, step: &mut Step) -> Result<String> {
         write_if_changed(&script, text.as_bytes())?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
     }
-    sh::answer(sh::program(house, folder.join(PROGRAMS[0])).arg("--version"))
+    sh::answer(apt.program(folder.join(PROGRAMS[0])).arg("--version"))
 }

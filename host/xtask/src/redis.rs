@@ -3,15 +3,13 @@
 //! The one on the PATH, or else Debian's, unpacked under target, with a script that starts it with its libraries. It is not
 //! installed; each test starts its own.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::apt::{Apt, starter};
+use crate::apt::{Apt, fetch_once, starter};
 use crate::args::Args;
-use crate::build::finish;
-use crate::files::{Key, Stamp};
+use crate::files::on_path;
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -37,35 +35,21 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 
 /// A redis-server; fetches it if there is none.
 pub(crate) fn server(house: &House) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(found) = std::env::split_paths(&path).map(|folder| folder.join(SERVER)).find(|file| file.is_file()) {
+    if let Some(found) = on_path(&[SERVER]) {
         return Ok(found);
     }
-    let folder = house.keep().join("redis");
-    let script = folder.join(SERVER);
-    let made = Stamp::new(house, "redis", Key::default().text(RECIPE));
-    if made.fresh() && script.exists() {
-        return Ok(script);
-    }
-    let mut step = Step::begin("redis", "fetches Debian's Redis and unpacks it under target");
-    let version = unpack(house, &folder, &script, &mut step);
-    finish(step, version)?;
-    made.set()?;
-    Ok(script)
+    let doing = "fetches Debian's Redis and unpacks it under target";
+    Ok(fetch_once(house, "redis", doing, RECIPE, SERVER, unpack)?.join(SERVER))
 }
 
 /// Fetches and unpacks it, and writes the script that starts it; returns the server's version.
-fn unpack(house: &House, folder: &Path, script: &Path, step: &mut Step) -> Result<String> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let apt = Apt::new(house, &folder.join("packages"), None)?;
-    apt.update(step)?;
+fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let mut names = vec![SERVER.to_owned(), TOOLS.to_owned()];
     names.extend(apt.dependencies(TOOLS)?.into_iter().filter(|name| name.starts_with("lib")));
     apt.fetch(step, &names)?;
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
-    starter(script, &prefix, &prefix.join("usr/bin").join(SERVER))?;
-    sh::answer(sh::program(house, script).arg("--version"))
+    let script = folder.join(SERVER);
+    starter(&script, &prefix, &prefix.join("usr/bin").join(SERVER))?;
+    sh::answer(apt.program(script).arg("--version"))
 }

@@ -12,7 +12,7 @@ use crate::tokenize::Sequence;
 use crate::types::ModelKind;
 use std::ops::Range;
 use thiserror::Error;
-use weir_core::inference::batch::Form;
+use weir_core::inference::batch::{Form, Shapes};
 
 /// Why a graph gives no result.
 #[derive(Debug, Error)]
@@ -91,6 +91,7 @@ pub(crate) struct Graph {
     kind: ModelKind,
     pad_id: u32,
     pad_type_id: u32,
+    shapes: Shapes,
 }
 
 /// A packed run has room for one text to so many tokens, where its rows allow it.
@@ -100,7 +101,12 @@ const PACKED_TEXTS_MAX: usize = 32;
 
 impl Graph {
     /// Loads the graph `name` and runs it once on `sample`. Fails when no combination of inputs gives a result.
-    pub(crate) fn load(name: &str, files: &ModelFiles, sample: &Sequence) -> Result<Self, GraphError> {
+    pub(crate) fn load(
+        name: &str,
+        files: &ModelFiles,
+        sample: &Sequence,
+        shapes: Shapes,
+    ) -> Result<Self, GraphError> {
         let graph = load_by_name(name).map_err(|error| GraphError::nn("loading the graph", &error))?;
         let context =
             graph.init_execution_context().map_err(|error| GraphError::nn("making an execution context", &error))?;
@@ -110,6 +116,7 @@ impl Graph {
             kind: files.config.kind,
             pad_id: files.tokenizer.pad_id(),
             pad_type_id: files.tokenizer.pad_type_id(),
+            shapes,
         };
         let mut first_error = None;
         for inputs in Inputs::candidates(files.config.uses_types) {
@@ -204,9 +211,12 @@ impl Graph {
             ("segment_ids".to_owned(), segments),
         ];
         if pool {
-            // One size of `pool` for each length, so that engines which plan for shapes have one to plan.
-            let usual = (length / TOKENS_PER_TEXT).clamp(1, PACKED_TEXTS_MAX);
-            let texts = if rows.len() <= usual { usual } else { rows.len() };
+            // One size of `pool` for each length where the engine plans for shapes.
+            let least = match self.shapes {
+                Shapes::Any => 1,
+                Shapes::Bounded => (length / TOKENS_PER_TEXT).clamp(1, PACKED_TEXTS_MAX),
+            };
+            let texts = rows.len().max(least);
             let mut weights = vec![0u8; texts * length * size_of::<f32>()];
             let mut start = 0;
             for (text, row) in rows.iter().enumerate() {

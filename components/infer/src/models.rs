@@ -3,6 +3,7 @@
 use crate::config::ModelConfig;
 use crate::graph::Graph;
 use crate::job::ModelFiles;
+use crate::settings::Settings;
 use crate::tokenize::{Keep, ModelTokenizer};
 use crate::types::{Failure, ModelInfo, ModelKind};
 use std::cell::RefCell;
@@ -119,7 +120,7 @@ fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
         .map_err(|error| unavailable(error.to_string()))?
         .sequence;
     let files = ModelFiles { config, tokenizer };
-    let graph = Graph::load(name, &files, &sample).map_err(|error| unavailable(error.to_string()))?;
+    let graph = Graph::load(name, &files, &sample, Settings::read().shapes).map_err(|error| unavailable(error.to_string()))?;
     Ok(Rc::new(Model { files: Rc::new(files), graph }))
 }
 

@@ -143,9 +143,9 @@ pub(crate) enum ModelsCommand {
         /// Names or folders [default: all models of the folder]
         #[arg(value_name = "NAME|DIR")]
         models: Vec<String>,
-        /// Engine that runs them: `tract` or `onnxruntime`
-        #[arg(long, value_name = "ENGINE", default_value = "tract")]
-        engine: weir_nn::Engine,
+        /// Engine that runs them: `auto`, `builtin`, `tract` or `onnxruntime`
+        #[arg(long, value_name = "ENGINE", default_value = "auto")]
+        engine: weir_nn::EngineChoice,
     },
     /// Fetch a model into the folder
     Pull {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use weir_nn::Engine;
+use weir_nn::EngineChoice;
 use weir_nn::model::{self, Progress, Report};
 
 use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
@@ -34,15 +34,20 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for listed in listed {
         match listed.model {
-            Ok(model) => writeln!(
-                out,
-                "{:width$}  {}, {} labels, {} tokens, {}",
-                listed.name,
-                model.task,
-                model.labels.len(),
-                model.tokens_max,
-                HumanBytes(listed.bytes),
-            )?,
+            Ok(model) => {
+                writeln!(
+                    out,
+                    "{:width$}  {}, {} labels, {} tokens, {}",
+                    listed.name,
+                    model.task,
+                    model.labels.len(),
+                    model.tokens_max,
+                    HumanBytes(listed.bytes),
+                )?;
+                if let Some(selection) = listed.selection {
+                    writeln!(out, "{:width$}  {} ({})", "", selection.engine, selection.reason)?;
+                }
+            }
             Err(error) => {
                 writeln!(out, "{:width$}  {error}", listed.name)?;
                 code = ExitCode::FAILURE;
@@ -52,7 +57,7 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn check(root: Option<&Path>, names: &[String], engine: Engine) -> anyhow::Result<ExitCode> {
+fn check(root: Option<&Path>, names: &[String], engine: EngineChoice) -> anyhow::Result<ExitCode> {
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
@@ -99,7 +104,8 @@ fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
 fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Result<()> {
     let model = &report.model;
     writeln!(out, "{}: works", dir.display())?;
-    writeln!(out, "  {} with {}, at most {} tokens", model.task, report.engine, model.tokens_max)?;
+    let (engine, reason) = (report.selection.engine, &report.selection.reason);
+    writeln!(out, "  {} with {engine} ({reason}), at most {} tokens", model.task, model.tokens_max)?;
     if !model.labels.is_empty() {
         writeln!(out, "  labels: {}", model.labels.join(", "))?;
     }

@@ -121,8 +121,9 @@ pub struct Models {
     pub names: Vec<String>,
     /// Replicas of each model, each with a thread; 0: one for each core.
     pub replicas: u32,
-    /// The engine that runs a model: `tract`; `builtin` (Weir's own kernels: encoders exported as the models that ship, and the same
-    /// bits in every batch); or `onnxruntime` (`weir models engine onnxruntime` fetches it).
+    /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, the same bits in every batch); `tract`
+    /// (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it); or `auto`, which is `builtin` for the models
+    /// that it takes and `tract` for the others (`weir models list` says which and why).
     pub engine: String,
     /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
     pub plans_max: u32,
@@ -136,7 +137,7 @@ impl Default for Models {
             dir: PathBuf::new(),
             names: Vec::new(),
             replicas: 0,
-            engine: "tract".into(),
+            engine: "auto".into(),
             plans_max: 32,
             tensor_bytes_max: 64 << 20,
         }

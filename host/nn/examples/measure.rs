@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use weir_nn::{Dimension, ElementType, Engine, Graph, Registry, RegistryConfig, Tensor, TensorType};
+use weir_nn::{Dimension, ElementType, Engine, EngineChoice, Graph, Registry, RegistryConfig, Tensor, TensorType};
 
 /// Batch and tokens.
 const SHAPES: [(u32, u32); 6] = [(1, 16), (1, 32), (1, 128), (8, 16), (16, 32), (32, 16)];
@@ -61,7 +61,10 @@ fn main() -> anyhow::Result<()> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} takes a value"));
         match argument.as_str() {
-            "--engine" => engine = value()?.parse()?,
+            "--engine" => match value()?.parse()? {
+                EngineChoice::Only(named) => engine = named,
+                EngineChoice::Auto => bail!("--engine takes builtin, tract or onnxruntime"),
+            },
             "--threads" => threads = value()?.parse()?,
             "--texts" => texts = Some(PathBuf::from(value()?)),
             "--shapes" => shapes = true,

@@ -10,7 +10,7 @@ use crate::error::{LoadError, NnError};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 
-/// The engines that can run an ONNX graph; chosen per named graph.
+/// The engines that can run a graph; chosen per named graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Engine {
     /// tract: pure Rust, on the CPU, part of this binary.
@@ -24,20 +24,40 @@ pub enum Engine {
     Builtin,
 }
 
+/// The engine that a configuration asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum EngineChoice {
+    /// [`Engine::Builtin`] for the models that it takes, [`Engine::Tract`] for all others.
+    #[default]
+    Auto,
+    /// This engine; a model that it does not take is an error.
+    Only(Engine),
+}
+
 /// The name of no engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no engine named {0:?}; the engines are: tract, onnxruntime, builtin")]
+#[error("there is no engine named {0:?}; the engines are: auto, builtin, tract, onnxruntime")]
 pub struct UnknownEngine(String);
 
-impl FromStr for Engine {
+impl FromStr for EngineChoice {
     type Err = UnknownEngine;
 
     fn from_str(name: &str) -> Result<Self, UnknownEngine> {
         match name {
-            "tract" => Ok(Self::Tract),
-            "onnxruntime" => Ok(Self::OnnxRuntime),
-            "builtin" => Ok(Self::Builtin),
+            "auto" => Ok(Self::Auto),
+            "builtin" => Ok(Self::Only(Engine::Builtin)),
+            "tract" => Ok(Self::Only(Engine::Tract)),
+            "onnxruntime" => Ok(Self::Only(Engine::OnnxRuntime)),
             _ => Err(UnknownEngine(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(engine) => engine.fmt(f),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `wasi:nn` on the host.
 //!
+//! - [`Selection`]: which engine serves a model.
 //! - [`Registry`]: graphs by name, each loaded once per process.
 //! - [`Graph`], [`Context`]: a loaded graph and what one caller computes with, whatever the [`Engine`].
 //! - [`NnCtx`], [`NnView`], [`add_to_linker`]: the interfaces of `wasi:nn@0.2.0-rc-2024-10-28` for wasmtime components.
@@ -30,6 +31,7 @@ pub mod model;
 mod onnx;
 mod onnxruntime;
 mod registry;
+mod selection;
 mod tensor;
 mod tract;
 
@@ -37,10 +39,11 @@ mod tract;
 #[path = "../tests/graphs/mod.rs"]
 mod graphs;
 
-pub use engine::{Dimension, ElementType, Engine, TensorInfo, UnknownEngine};
+pub use engine::{Dimension, ElementType, Engine, EngineChoice, TensorInfo, UnknownEngine};
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};
 pub use host::{ContextHandle, ErrorHandle, GraphHandle, Names, NnCtx, NnView, TensorHandle, add_to_linker};
 pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
+pub use selection::Selection;
 pub use tensor::{Tensor, TensorType};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier};
 use expect_test::{Expect, expect};
 use graphs::Dt;
 use proptest::prelude::*;
-use weir_nn::{Engine, ErrorCode, Graph, LoadError, NnError, Registry, RegistryConfig, Tensor, TensorType};
+use weir_nn::{Engine, EngineChoice, ErrorCode, Graph, LoadError, NnError, Registry, RegistryConfig, Tensor, TensorType};
 
 fn load(bytes: &[u8], config: RegistryConfig) -> Result<Arc<Graph>, LoadError> {
     let dir = tempfile::tempdir().unwrap();
@@ -62,10 +62,12 @@ fn the_registry_says_what_is_wrong() {
     assert_eq!(registry.names(), ["m"]);
     assert!(registry.remove("m") && !registry.remove("m"));
     assert_eq!(
-        "onnx".parse::<Engine>().unwrap_err().to_string(),
-        "there is no engine named \"onnx\"; the engines are: tract, onnxruntime, builtin"
+        "onnx".parse::<EngineChoice>().unwrap_err().to_string(),
+        "there is no engine named \"onnx\"; the engines are: auto, builtin, tract, onnxruntime"
     );
-    assert_eq!("tract".parse::<Engine>().unwrap().to_string(), "tract");
+    for name in ["auto", "builtin", "tract", "onnxruntime"] {
+        assert_eq!(name.parse::<EngineChoice>().unwrap().to_string(), name);
+    }
 }
 
 #[test]

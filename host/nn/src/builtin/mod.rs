@@ -7,6 +7,7 @@
 mod recognize;
 mod weights;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use weir_kernels::{Encoder, Epilogue, Isa, Matrix, Precision, Rows, Scratch, Texts};
@@ -42,6 +43,17 @@ impl Backend for Builtin {
             pooled: shape.pooled,
         }))))
     }
+}
+
+/// What the engine takes a graph for, from its structure alone.
+///
+/// # Errors
+/// Why it does not take it.
+pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
+    let model = onnx::read_structure(file, config).map_err(|error| error.to_string())?;
+    let graph = model.graph.as_ref().ok_or("it has no graph")?;
+    let recognize::Shape { layers, hidden, heads, .. } = recognize::shape(graph)?;
+    Ok(format!("an encoder of {layers} layers, {hidden} wide, with {heads} heads"))
 }
 
 struct Inner {

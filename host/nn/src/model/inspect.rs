@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ModelDir, ModelError, Task};
-use crate::engine::{Dimension, Engine, TensorInfo};
+use crate::engine::{Dimension, EngineChoice, TensorInfo};
 use crate::graph::Graph;
 use crate::registry::{Registry, RegistryConfig};
+use crate::selection::Selection;
 use crate::tensor::{Tensor, TensorType};
 
 /// How many tokens the trial run of [`check`] has.
@@ -21,6 +22,8 @@ pub struct Listed {
     pub name: String,
     /// What is in it, or what is wrong with it.
     pub model: Result<ModelDir, ModelError>,
+    /// The engine that `models.engine = "auto"` selects; none where the directory is broken.
+    pub selection: Option<Selection>,
     /// The size of its files, in bytes; what symbolic links point at counts too.
     pub bytes: u64,
 }
@@ -30,8 +33,8 @@ pub struct Listed {
 pub struct Report {
     /// The directory.
     pub model: ModelDir,
-    /// The engine that ran it.
-    pub engine: Engine,
+    /// The engine that ran it, and why it was selected.
+    pub selection: Selection,
     /// The graph's inputs.
     pub inputs: Vec<TensorInfo>,
     /// The graph's outputs.
@@ -61,7 +64,10 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let looks_like_one = ["config.json", "model.onnx", "onnx/model.onnx"].iter().any(|f| path.join(f).is_file());
         if looks_like_one && !name.starts_with('.') {
-            let listed = Listed { name: name.clone(), model: ModelDir::open(&path), bytes: directory_bytes(&path, 0) };
+            let model = ModelDir::open(&path);
+            let selection = Selection::of(&path, EngineChoice::Auto, &RegistryConfig::default());
+            let selection = selection.ok().filter(|_| model.is_ok());
+            let listed = Listed { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
             found.insert(name, listed);
         }
     }
@@ -85,18 +91,19 @@ fn directory_bytes(path: &Path, depth: u32) -> u64 {
 /// # Errors
 /// When the directory is broken, the graph cannot be loaded or run, or what it computes does not fit `config.json`: a
 /// number of labels, or numbers that are none.
-pub fn check(path: &Path, engine: Engine) -> Result<Report, ModelError> {
+pub fn check(path: &Path, choice: EngineChoice) -> Result<Report, ModelError> {
     let model = ModelDir::open(path)?;
     let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..RegistryConfig::default() });
+    let selection = Selection::of(path, choice, registry.config())?;
     let started = Instant::now();
-    let graph = registry.insert_dir("model", path, engine)?;
+    let graph = registry.insert_dir("model", &selection.file, selection.engine)?;
     let load_ms = started.elapsed().as_millis() as u64;
     let started = Instant::now();
     let outputs = trial(&graph).map_err(|reason| contradiction(&model, reason))?;
     let trial_ms = started.elapsed().as_millis() as u64;
     fits(&model, &outputs).map_err(|reason| contradiction(&model, reason))?;
     Ok(Report {
-        engine,
+        selection,
         inputs: graph.inputs().to_vec(),
         outputs: graph.outputs().to_vec(),
         trial_dimensions: outputs.into_iter().map(|(_, output)| output.dimensions).collect(),
@@ -134,6 +141,10 @@ fn trial(graph: &Arc<Graph>) -> Result<Vec<(String, Tensor)>, String> {
         let tensor = match (attended, info.element.wit()) {
             (true, TensorType::I64) => Tensor::from_i64(&dimensions, &vec![1; bytes / 8]),
             (true, TensorType::Fp32) => Tensor::from_f32(&dimensions, &vec![1.0; bytes / 4]),
+            // The tokens of one text, end to end.
+            (_, TensorType::I64) if info.name == "position_ids" => {
+                Tensor::from_i64(&dimensions, &(0..bytes as i64 / 8).collect::<Vec<_>>())
+            }
             (_, ty) => Tensor { dimensions, ty, data: vec![0; bytes] },
         };
         inputs.push((info.name.clone(), tensor));

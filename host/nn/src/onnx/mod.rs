@@ -100,6 +100,15 @@ pub(crate) fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> R
     Ok(Stored { model, operators, parameter_bytes })
 }
 
+/// Reads its structure, without external data.
+pub(crate) fn read_structure(path: &Path, config: &RegistryConfig) -> Result<ModelProto, LoadError> {
+    let bytes = read_file(path, config.graph_bytes_max)?;
+    ModelProto::decode(bytes.as_slice()).map_err(|e| LoadError::Broken {
+        origin: path.display().to_string(),
+        reason: format!("truncated or not ONNX: {e}"),
+    })
+}
+
 fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {
     let unreadable = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => LoadError::Missing {

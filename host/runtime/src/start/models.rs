@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use weir_config::Config;
-use weir_nn::Engine;
+use weir_nn::EngineChoice;
 
 use crate::start::StartError;
 
 /// The settings of one model.
 pub(super) struct ModelSettings {
     pub(super) path: PathBuf,
-    pub(super) engine: Engine,
+    pub(super) engine: EngineChoice,
     pub(super) replicas: usize,
 }
 
@@ -27,7 +27,7 @@ pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettin
     }
     let settings = models.into_iter().map(|(name, model)| {
         let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
-        let engine = Engine::from_str(engine)
+        let engine = EngineChoice::from_str(engine)
             .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
         let replicas = match model.replicas.unwrap_or(config.models.replicas) {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

@@ -8,7 +8,7 @@ use weir_core::inference::breaker::BreakerConfig;
 use weir_core::inference::queue::{Aggregation, DropPolicy, QueueConfig, Window};
 use weir_core::inference::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
 use weir_nn::model::{ModelDir, Task};
-use weir_nn::{Registry, RegistryConfig};
+use weir_nn::{LoadError, Registry, RegistryConfig, Selection};
 
 use crate::components::code;
 use crate::components::engine::Host;
@@ -42,17 +42,16 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
         .map_err(|error| StartError::Link("infer", error))?;
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
-        let packed =
-            Some(model.path.join("model_packed.onnx")).filter(|file| model.engine.prefers_packed() && file.is_file());
-        registry
-            .insert_lazy(&name, packed.as_ref().unwrap_or(&model.path), model.engine)
-            .map_err(|error| StartError::Model { name: name.clone(), source: error.into() })?;
+        let failed = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
+        let selection = Selection::of(&model.path, model.engine, registry.config()).map_err(failed)?;
+        tracing::debug!(model = name, engine = %selection.engine, reason = selection.reason, "engine selected");
+        registry.insert_lazy(&name, &selection.file, selection.engine).map_err(failed)?;
         let tokens_max = match config.infer.batch_tokens_max {
-            0 => model.engine.batch_tokens(),
+            0 => selection.engine.batch_tokens(),
             tokens_max => tokens_max,
         };
         // Padded batches need a choice of lengths; packed ones only enough to fill the next.
-        let batches_ahead = if packed.is_some() { 1 } else { 4 };
+        let batches_ahead = if selection.packed { 1 } else { 4 };
         let pool = Pool::new(PoolConfig {
             info: info(&name, &dir),
             path: model.path,
@@ -60,7 +59,7 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
             queue: queue_settings(&config.infer),
             memory_bytes_max: config.infer.memory_bytes_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
-            environment: guest_env::infer(config, model.engine, tokens_max),
+            environment: guest_env::infer(config, selection.engine, tokens_max),
             hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
             name: name.clone(),
         });

@@ -1,0 +1,64 @@
+//! Which engine serves a model, from which of its files, and why.
+
+use std::path::{Path, PathBuf};
+
+use crate::builtin;
+use crate::engine::{Engine, EngineChoice};
+use crate::error::LoadError;
+use crate::model::onnx_file;
+use crate::registry::RegistryConfig;
+
+/// The graph of texts end to end, beside `model.onnx`.
+const PACKED: &str = "model_packed.onnx";
+
+/// The engine of a model, and the file that it loads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The engine.
+    pub engine: Engine,
+    /// The graph's file.
+    pub file: PathBuf,
+    /// Whether the graph takes texts end to end; else it takes them padded.
+    pub packed: bool,
+    /// Why this engine, in one clause.
+    pub reason: String,
+}
+
+impl Selection {
+    /// Selects the engine and the graph of a model directory. The structure of a graph that the built-in engine could take is
+    /// read; no weights are.
+    ///
+    /// # Errors
+    /// When there is no graph, or the built-in engine is the only choice and does not take it.
+    pub fn of(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Self, LoadError> {
+        match choice {
+            EngineChoice::Auto => Self::builtin(path, config)
+                .or_else(|reason| Self::general(path, Engine::Tract, format!("not builtin: {reason}"))),
+            EngineChoice::Only(Engine::Builtin) => Self::builtin(path, config).map_err(|reason| {
+                let origin = path.display().to_string();
+                LoadError::Unsupported { origin, reason: format!("the engine builtin does not take it: {reason}") }
+            }),
+            EngineChoice::Only(engine) => Self::general(path, engine, "as configured".to_owned()),
+        }
+    }
+
+    /// The built-in engine, or why it does not take the model.
+    fn builtin(path: &Path, config: &RegistryConfig) -> Result<Self, String> {
+        let file = path.join(PACKED);
+        if !file.is_file() {
+            return Err(format!("there is no {PACKED}"));
+        }
+        match builtin::recognize(&file, config) {
+            Ok(found) => Ok(Self { engine: Engine::Builtin, file, packed: true, reason: format!("{PACKED}: {found}") }),
+            Err(reason) => Err(format!("{PACKED}: {reason}")),
+        }
+    }
+
+    /// An engine that runs any graph.
+    fn general(path: &Path, engine: Engine, reason: String) -> Result<Self, LoadError> {
+        let packed = Some(path.join(PACKED)).filter(|file| engine.prefers_packed() && file.is_file());
+        let is_packed = packed.is_some();
+        let file = packed.map_or_else(|| onnx_file(path), Ok)?;
+        Ok(Self { engine, file, packed: is_packed, reason })
+    }
+}

@@ -64,9 +64,9 @@ fn code_name(code: ErrorCode) -> &'static str {
 enum Inputs {
     /// Sequences one under the other, padded: `input_ids [batch, sequence]` and perhaps more of that shape.
     Padded { mask: bool, types: bool },
-    /// Sequences end to end: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and perhaps
-    /// `pool [texts, tokens]`.
-    Packed { pool: bool },
+    /// Sequences end to end: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and perhaps `token_type_ids` of that
+    /// shape or `pool [texts, tokens]`.
+    Packed { pool: bool, types: bool },
 }
 
 impl Inputs {
@@ -76,11 +76,11 @@ impl Inputs {
 
     /// The combinations to try, the likeliest first. Graphs exported by transformers name the token types where the
     /// model has them; those without are tried after it, and at once where it has none.
-    fn candidates(uses_types: bool) -> [Self; 5] {
-        let packed = [Self::Packed { pool: true }, Self::Packed { pool: false }];
+    fn candidates(uses_types: bool) -> [Self; 6] {
+        let packed = |pool, types| Self::Packed { pool, types };
         let [first, second] =
             if uses_types { [Self::MASK_AND_TYPES, Self::MASK] } else { [Self::MASK, Self::MASK_AND_TYPES] };
-        [first, packed[0], packed[1], second, Self::IDS]
+        [first, packed(true, false), packed(false, uses_types), packed(false, !uses_types), second, Self::IDS]
     }
 }
 
@@ -101,12 +101,7 @@ const PACKED_TEXTS_MAX: usize = 32;
 
 impl Graph {
     /// Loads the graph `name` and runs it once on `sample`. Fails when no combination of inputs gives a result.
-    pub(crate) fn load(
-        name: &str,
-        files: &ModelFiles,
-        sample: &Sequence,
-        shapes: Shapes,
-    ) -> Result<Self, GraphError> {
+    pub(crate) fn load(name: &str, files: &ModelFiles, sample: &Sequence, shapes: Shapes) -> Result<Self, GraphError> {
         let graph = load_by_name(name).map_err(|error| GraphError::nn("loading the graph", &error))?;
         let context =
             graph.init_execution_context().map_err(|error| GraphError::nn("making an execution context", &error))?;
@@ -154,7 +149,7 @@ impl Graph {
     pub(crate) fn compute(&self, rows: &[&Sequence], length: usize) -> Result<BatchOutput, GraphError> {
         let inputs = match self.inputs {
             Inputs::Padded { mask, types } => self.padded(rows, length, mask, types),
-            Inputs::Packed { pool } => self.packed(rows, length, pool),
+            Inputs::Packed { pool, types } => self.packed(rows, length, pool, types),
         };
         let outputs = self.context.compute(inputs).map_err(|error| GraphError::nn("computing", &error))?;
         let (name, tensor) = self.choose(outputs).ok_or_else(|| GraphError::Shape("no output".to_owned()))?;
@@ -164,7 +159,7 @@ impl Graph {
         let read = Read { name: &name, tensor: &tensor, rows, length };
         match self.inputs {
             Inputs::Padded { .. } => read.padded(),
-            Inputs::Packed { pool } => read.packed(pool),
+            Inputs::Packed { .. } => read.packed(),
         }
     }
 
@@ -193,7 +188,7 @@ impl Graph {
         inputs
     }
 
-    fn packed(&self, rows: &[&Sequence], length: usize, pool: bool) -> Vec<(String, Tensor)> {
+    fn packed(&self, rows: &[&Sequence], length: usize, pool: bool, types: bool) -> Vec<(String, Tensor)> {
         let real: usize = rows.iter().map(|row| row.ids.len()).sum();
         let filled = length - real;
         let line = |values: &mut dyn Iterator<Item = i64>, fill: i64| {
@@ -210,6 +205,10 @@ impl Graph {
             ("position_ids".to_owned(), positions),
             ("segment_ids".to_owned(), segments),
         ];
+        if types {
+            let types = &mut rows.iter().flat_map(|row| &row.types).map(|&kind| i64::from(kind));
+            inputs.push(("token_type_ids".to_owned(), line(types, i64::from(self.pad_type_id))));
+        }
         if pool {
             // One size of `pool` for each length where the engine plans for shapes.
             let least = match self.shapes {
@@ -286,11 +285,11 @@ impl Read<'_> {
         Ok(BatchOutput { values: self.values(&dimensions)?, rows, rank })
     }
 
-    /// `[texts, width]` with a pool, else `[1, length, width]`.
-    fn packed(&self, pool: bool) -> Result<BatchOutput, GraphError> {
+    /// `[texts, width]` or `[1, length, width]`.
+    fn packed(&self) -> Result<BatchOutput, GraphError> {
         let dimensions = self.dimensions();
         match *dimensions {
-            [texts, width] if pool && texts >= self.rows.len() => {
+            [texts, width] if texts >= self.rows.len() => {
                 let rows = (0..self.rows.len()).map(|row| (row * width..(row + 1) * width, [1, width])).collect();
                 Ok(BatchOutput { values: self.values(&dimensions)?, rows, rank: 1 })
             }

@@ -120,7 +120,8 @@ fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
         .map_err(|error| unavailable(error.to_string()))?
         .sequence;
     let files = ModelFiles { config, tokenizer };
-    let graph = Graph::load(name, &files, &sample, Settings::read().shapes).map_err(|error| unavailable(error.to_string()))?;
+    let graph =
+        Graph::load(name, &files, &sample, Settings::read().shapes).map_err(|error| unavailable(error.to_string()))?;
     Ok(Rc::new(Model { files: Rc::new(files), graph }))
 }
 

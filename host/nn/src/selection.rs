@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::builtin;
+use crate::builtin::{self, SAFETENSORS};
 use crate::engine::{Engine, EngineChoice};
 use crate::error::LoadError;
 use crate::model::onnx_file;
@@ -32,8 +32,17 @@ impl Selection {
     /// When there is no graph, or the built-in engine is the only choice and does not take it.
     pub fn of(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Self, LoadError> {
         match choice {
-            EngineChoice::Auto => Self::builtin(path, config)
-                .or_else(|reason| Self::general(path, Engine::Tract, format!("not builtin: {reason}"))),
+            EngineChoice::Auto => Self::builtin(path, config).or_else(|reason| {
+                match Self::general(path, Engine::Tract, format!("not builtin: {reason}")) {
+                    // No graph could serve it instead, so the reason is the error.
+                    Err(LoadError::Missing { .. }) if path.join(SAFETENSORS).is_file() => {
+                        let reason =
+                            format!("the engine builtin does not take it ({reason}), and there is no ONNX graph");
+                        Err(LoadError::Unsupported { origin: path.display().to_string(), reason })
+                    }
+                    selected => selected,
+                }
+            }),
             EngineChoice::Only(Engine::Builtin) => Self::builtin(path, config).map_err(|reason| {
                 let origin = path.display().to_string();
                 LoadError::Unsupported { origin, reason: format!("the engine builtin does not take it: {reason}") }
@@ -44,13 +53,27 @@ impl Selection {
 
     /// The built-in engine, or why it does not take the model.
     fn builtin(path: &Path, config: &RegistryConfig) -> Result<Self, String> {
-        let file = path.join(PACKED);
-        if !file.is_file() {
-            return Err(format!("there is no {PACKED}"));
+        let mut refusals = Vec::new();
+        for name in [PACKED, SAFETENSORS] {
+            let file = path.join(name);
+            if !file.is_file() {
+                continue;
+            }
+            match builtin::recognize(&file, config) {
+                Ok(found) => {
+                    return Ok(Self {
+                        engine: Engine::Builtin,
+                        file,
+                        packed: true,
+                        reason: format!("{name}: {found}"),
+                    });
+                }
+                Err(reason) => refusals.push(format!("{name}: {reason}")),
+            }
         }
-        match builtin::recognize(&file, config) {
-            Ok(found) => Ok(Self { engine: Engine::Builtin, file, packed: true, reason: format!("{PACKED}: {found}") }),
-            Err(reason) => Err(format!("{PACKED}: {reason}")),
+        match refusals.is_empty() {
+            true => Err(format!("there is neither {SAFETENSORS} nor {PACKED}")),
+            false => Err(refusals.join("; ")),
         }
     }
 

@@ -9,7 +9,9 @@ use std::sync::{Arc, Barrier};
 use expect_test::{Expect, expect};
 use graphs::Dt;
 use proptest::prelude::*;
-use weir_nn::{Engine, EngineChoice, ErrorCode, Graph, LoadError, NnError, Registry, RegistryConfig, Tensor, TensorType};
+use weir_nn::{
+    Engine, EngineChoice, ErrorCode, Graph, LoadError, NnError, Registry, RegistryConfig, Tensor, TensorType,
+};
 
 fn load(bytes: &[u8], config: RegistryConfig) -> Result<Arc<Graph>, LoadError> {
     let dir = tempfile::tempdir().unwrap();

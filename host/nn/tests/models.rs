@@ -7,8 +7,8 @@ use std::path::Path;
 
 use expect_test::{Expect, expect};
 use graphs::Dt;
-use weir_nn::{Engine, EngineChoice};
 use weir_nn::model::{ModelDir, check, list};
+use weir_nn::{Engine, EngineChoice};
 
 const BERT: &str = r#"{"model_type":"bert","architectures":["BertForSequenceClassification"],
     "id2label":{"0":"negative","1":"neutral","2":"positive"},"max_position_embeddings":512,"pad_token_id":0}"#;
@@ -255,7 +255,7 @@ fn list_names_every_model_and_what_is_wrong_with_it() {
     assert_eq!(shown, ["bad 1 false".to_owned(), format!("good {} true", BERT.len() + 7)]);
     let good = listed[1].selection.as_ref().unwrap();
     assert_eq!((good.engine, good.packed), (Engine::Tract, false));
-    assert_eq!(good.reason, "not builtin: there is no model_packed.onnx");
+    assert_eq!(good.reason, "not builtin: there is neither model.safetensors nor model_packed.onnx");
     assert_eq!(listed[0].selection, None);
     let error = list(&root.path().join("none")).unwrap_err().to_string();
     assert!(error.ends_with("none: there is no such directory"), "{error}");

@@ -1,16 +1,20 @@
 //! The built-in engine behind `wasi:nn`: encoders of the BERT family on the kernels of `weir-kernels`.
 //!
-//! It runs graphs that [`recognize`] knows node by node: several texts end to end, one result for each text or token. The graph gives
-//! the weights and their meaning; nothing of it is interpreted when it runs. A text's result has the same bits whatever
-//! stands beside it in a batch.
+//! It loads `model_packed.onnx` graphs that [`recognize`] knows node by node, and `model.safetensors` files whose `config.json`
+//! names an architecture of [`hub`]. Both take several texts end to end. A text's result has the same bits whatever stands beside it in
+//! a batch.
 
+mod hub;
+mod mapping;
+mod network;
 mod recognize;
+pub(crate) mod safetensors;
 mod weights;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use weir_kernels::{Encoder, Epilogue, Isa, Matrix, Precision, Rows, Scratch, Texts};
+use weir_kernels::{Isa, Precision, Rows, Scratch, Texts};
 
 use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, TensorInfo};
 use crate::error::{LoadError, NnError};
@@ -18,6 +22,10 @@ use crate::fit::{Wide as _, fitting};
 use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
+use network::{AnyEncoder, From, Readout};
+
+/// The file of weights that the hub has.
+pub(crate) const SAFETENSORS: &str = "model.safetensors";
 
 /// The engine.
 pub(crate) struct Builtin;
@@ -25,31 +33,55 @@ pub(crate) struct Builtin;
 impl Backend for Builtin {
     fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let origin = source.origin();
-        let stored = onnx::read_stored(source, config)?;
-        let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
-        let graph = stored.model.graph.as_ref().ok_or_else(|| unsupported("has no graph".to_owned()))?;
-        let shape = recognize::shape(graph).map_err(|reason| {
-            unsupported(format!("is no encoder that the built-in engine knows ({reason}); use the engine tract"))
-        })?;
         let isa = Isa::best();
-        let loaded = weights::load(graph, &shape, isa, Precision::F32).map_err(unsupported)?;
-        tracing::debug!(%origin, %isa, layers = shape.layers, hidden = shape.hidden, "encoder packed");
-        Ok(Arc::new(BuiltinGraph(Arc::new(Inner {
-            inputs: shape.inputs,
-            outputs: vec![shape.output],
-            parameter_bytes: stored.parameter_bytes,
-            encoder: loaded.encoder,
-            head: loaded.head,
-            pooled: shape.pooled,
-        }))))
+        let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
+        let inner = match source {
+            GraphSource::File(file) if is_safetensors(file) => {
+                hub::load(file, config, isa, Precision::F32).map_err(unsupported)?
+            }
+            _ => load_onnx(source, config, isa, Precision::F32)?,
+        };
+        tracing::debug!(%origin, %isa, hidden = inner.encoder.hidden(), "encoder packed");
+        Ok(Arc::new(BuiltinGraph(Arc::new(inner))))
     }
 }
 
-/// What the engine takes a graph for, from its structure alone.
+fn is_safetensors(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "safetensors")
+}
+
+fn load_onnx(
+    source: GraphSource<'_>,
+    config: &RegistryConfig,
+    isa: Isa,
+    precision: Precision,
+) -> Result<Inner, LoadError> {
+    let origin = source.origin();
+    let stored = onnx::read_stored(source, config)?;
+    let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
+    let graph = stored.model.graph.as_ref().ok_or_else(|| unsupported("has no graph".to_owned()))?;
+    let shape = recognize::shape(graph).map_err(|reason| {
+        unsupported(format!("is no encoder that the built-in engine knows ({reason}); use the engine tract"))
+    })?;
+    let loaded = weights::load(graph, &shape, isa, precision).map_err(unsupported)?;
+    Ok(Inner {
+        inputs: shape.inputs,
+        outputs: vec![shape.output],
+        parameter_bytes: stored.parameter_bytes,
+        encoder: AnyEncoder::Bert(loaded.encoder),
+        readout: Readout { from: if shape.pooled { From::PoolInput } else { From::Tokens }, stages: loaded.head },
+        types_input: None,
+    })
+}
+
+/// What the engine takes a model for, by its graph's file: from the structure alone.
 ///
 /// # Errors
 /// Why it does not take it.
 pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
+    if is_safetensors(file) {
+        return hub::recognize(file, config);
+    }
     let model = onnx::read_structure(file, config).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it has no graph")?;
     let recognize::Shape { layers, hidden, heads, .. } = recognize::shape(graph)?;
@@ -60,11 +92,10 @@ struct Inner {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     parameter_bytes: u64,
-    encoder: Encoder,
-    /// The linear layer from a state to scores; none where the states are the result.
-    head: Option<Matrix>,
-    /// One result for each row of the input `pool`, or one for each token.
-    pooled: bool,
+    encoder: AnyEncoder,
+    readout: Readout,
+    /// Which input has the token types; without one all are 0.
+    types_input: Option<usize>,
 }
 
 struct BuiltinGraph(Arc<Inner>);
@@ -101,6 +132,8 @@ const FILLER: i64 = -1;
 struct Batch {
     /// The ids of all texts, without fillers.
     ids: Vec<u32>,
+    /// The token types of all texts; empty where all are 0.
+    types: Vec<u32>,
     /// The tokens of each text.
     lengths: Vec<usize>,
     /// For each token of the line, its place among `ids`; none for a filler.
@@ -108,13 +141,19 @@ struct Batch {
 }
 
 impl Batch {
-    /// Reads the inputs `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`.
-    fn read(infos: &[TensorInfo], inputs: &[Tensor]) -> Result<Self, NnError> {
+    /// Reads the inputs `input_ids`, `position_ids`, `segment_ids` and perhaps `token_type_ids`, all `[1, tokens]`.
+    fn read(infos: &[TensorInfo], types_input: Option<usize>, inputs: &[Tensor]) -> Result<Self, NnError> {
         let line: Vec<u32> = fitting::<u32, i64>(&infos[0], &inputs[0])?;
+        let types = types_input.map(|index| fitting::<u32, i64>(&infos[index], &inputs[index])).transpose()?;
         let (positions, segments) = (i64::all(&inputs[1].data), i64::all(&inputs[2].data));
-        let mut batch = Self { ids: Vec::with_capacity(line.len()), lengths: Vec::new(), places: Vec::new() };
+        let mut batch = Self {
+            ids: Vec::with_capacity(line.len()),
+            types: Vec::new(),
+            lengths: Vec::new(),
+            places: Vec::with_capacity(line.len()),
+        };
         let mut before = FILLER;
-        for ((id, position), segment) in line.iter().zip(positions).zip(segments) {
+        for (index, ((id, position), segment)) in line.iter().zip(positions).zip(segments).enumerate() {
             if segment == FILLER {
                 batch.places.push(None);
                 before = FILLER;
@@ -133,6 +172,7 @@ impl Batch {
             *tokens += 1;
             batch.places.push(Some(batch.ids.len()));
             batch.ids.push(*id);
+            batch.types.extend(types.as_ref().map(|types| types[index]));
         }
         Ok(batch)
     }
@@ -140,31 +180,42 @@ impl Batch {
 
 impl BackendContext for BuiltinContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
-        let Inner { inputs: infos, encoder, head, pooled, .. } = &*self.graph;
-        let batch = Batch::read(infos, inputs)?;
-        let texts = Texts { ids: &batch.ids, types: &[], lengths: &batch.lengths };
+        let Inner { inputs: infos, encoder, readout, types_input, .. } = &*self.graph;
+        let batch = Batch::read(infos, *types_input, inputs)?;
+        let texts = Texts { ids: &batch.ids, types: &batch.types, lengths: &batch.lengths };
         let states = encoder.states(texts, &mut self.scratch).map_err(|error| NnError::invalid(error.to_string()))?;
-        let hidden = encoder.config().hidden;
-        let (results, mut dimensions) = if *pooled {
-            let pool = inputs[3].to_f32().ok_or_else(|| NnError::runtime("the pool is not of f32"))?;
-            (pooled_states(&pool, states, hidden, &batch), inputs[3].dimensions[..1].to_vec())
-        } else {
-            let mut results = vec![0.0; batch.places.len() * hidden];
-            for (to, place) in results.chunks_exact_mut(hidden).zip(&batch.places) {
-                if let Some(place) = place {
-                    to.copy_from_slice(&states[place * hidden..][..hidden]);
-                }
+        let hidden = encoder.hidden();
+        let (rows, mut dimensions) = match readout.from {
+            From::PoolInput => {
+                let pool = inputs[3].to_f32().ok_or_else(|| NnError::runtime("the pool is not of f32"))?;
+                (pooled_states(&pool, states, hidden, &batch), inputs[3].dimensions[..1].to_vec())
             }
-            (results, inputs[0].dimensions.clone())
+            From::Tokens => {
+                let mut rows = vec![0.0; batch.places.len() * hidden];
+                for (to, place) in rows.chunks_exact_mut(hidden).zip(&batch.places) {
+                    if let Some(place) = place {
+                        to.copy_from_slice(&states[place * hidden..][..hidden]);
+                    }
+                }
+                (rows, inputs[0].dimensions.clone())
+            }
+            From::Texts(_) if batch.lengths.is_empty() => {
+                return Err(NnError::invalid("there is no text in the batch"));
+            }
+            From::Texts(pooling) => {
+                let mut rows = vec![0.0; batch.lengths.len() * hidden];
+                let mut rest = states;
+                for (to, tokens) in rows.chunks_exact_mut(hidden).zip(&batch.lengths) {
+                    let (text, after) = rest.split_at(tokens * hidden);
+                    pooling.pool(text, to);
+                    rest = after;
+                }
+                (rows, vec![batch.lengths.len() as u32])
+            }
         };
-        let Some(head) = head else {
-            dimensions.push(hidden as u32);
-            return Ok(vec![Tensor::from_f32(&dimensions, &results)]);
-        };
-        let mut scores = vec![0.0; results.len() / hidden * head.columns()];
-        head.multiply(&results, Epilogue::Store, &mut scores, &mut self.rows);
-        dimensions.push(head.columns() as u32);
-        Ok(vec![Tensor::from_f32(&dimensions, &scores)])
+        let (results, width) = readout.apply(rows, hidden, &mut self.rows);
+        dimensions.push(width as u32);
+        Ok(vec![Tensor::from_f32(&dimensions, &results)])
     }
 }
 

@@ -9,12 +9,14 @@ use weir_kernels::{
     Table, Values,
 };
 
+use super::network::{HeadActivation, Stage};
 use super::recognize::Shape;
 
 /// What computes a graph.
 pub(super) struct Loaded {
     pub(super) encoder: Encoder,
-    pub(super) head: Option<Matrix>,
+    /// From a state to scores; empty where the states are the result.
+    pub(super) head: Vec<Stage>,
 }
 
 /// Packs the weights.
@@ -61,9 +63,10 @@ pub(super) fn load(graph: &GraphProto, shape: &Shape, isa: Isa, precision: Preci
         if bias.is_empty() || values.len() != shape.hidden * bias.len() {
             return Err(format!("head.weight has {} elements for {} labels", values.len(), bias.len()));
         }
-        Ok(Matrix::pack(isa, Precision::F32, shape.hidden, &[(Values::F32(values), bias)]))
+        let matrix = Matrix::pack(isa, Precision::F32, shape.hidden, &[(Values::F32(values), bias)]);
+        Ok(Stage::Linear { matrix, activation: HeadActivation::None })
     });
-    Ok(Loaded { encoder, head: head.transpose()? })
+    Ok(Loaded { encoder, head: head.transpose()?.into_iter().collect() })
 }
 
 /// The tensors of a graph by name.

@@ -206,7 +206,7 @@ pub(super) fn tokens_max(
 ) -> Result<u32, String> {
     // These count positions from the padding token's id on, so two of the table's rows are never used.
     let offset = match config.model_type.as_deref() {
-        Some("roberta" | "xlm-roberta" | "camembert") => 2.0,
+        Some("roberta" | "xlm-roberta" | "camembert" | "mpnet") => 2.0,
         _ => 0.0,
     };
     let length = |value: &Option<Value>, key: &str| match value {

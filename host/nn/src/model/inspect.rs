@@ -49,7 +49,7 @@ pub struct Report {
     pub trial_ms: u64,
 }
 
-/// The models in a directory, by name: each subdirectory with a `config.json` or an ONNX file. None is loaded.
+/// The models in a directory, by name: each subdirectory with a `config.json`, a `model.safetensors` or an ONNX file. None is loaded.
 ///
 /// # Errors
 /// When the directory cannot be read. A broken model is listed with its error.
@@ -62,7 +62,9 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
     for entry in std::fs::read_dir(root).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let looks_like_one = ["config.json", "model.onnx", "onnx/model.onnx"].iter().any(|f| path.join(f).is_file());
+        let looks_like_one = ["config.json", "model.safetensors", "model.onnx", "onnx/model.onnx"]
+            .iter()
+            .any(|f| path.join(f).is_file());
         if looks_like_one && !name.starts_with('.') {
             let model = ModelDir::open(&path);
             let selection = Selection::of(&path, EngineChoice::Auto, &RegistryConfig::default());
@@ -115,7 +117,7 @@ pub fn check(path: &Path, choice: EngineChoice) -> Result<Report, ModelError> {
 }
 
 fn contradiction(model: &ModelDir, reason: String) -> ModelError {
-    let file = model.onnx.strip_prefix(&model.path).unwrap_or(&model.onnx).display().to_string();
+    let file = model.graph.strip_prefix(&model.path).unwrap_or(&model.graph).display().to_string();
     ModelError::Contradiction { dir: model.path.clone(), file, reason }
 }
 

@@ -1,4 +1,4 @@
-//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and `model.onnx` or `onnx/model.onnx` in
+//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and `model.safetensors`, `model.onnx` or `onnx/model.onnx` in
 //! one directory. What a model is for, its labels, its bounds and its padding are read from there.
 
 mod config;
@@ -15,6 +15,7 @@ pub use config::{FunctionToApply, ProblemType, Task};
 pub use inspect::{Listed, Report, check, list};
 pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime};
 
+use crate::builtin::SAFETENSORS;
 use crate::error::LoadError;
 
 /// The largest JSON file that is read, in bytes.
@@ -90,8 +91,8 @@ pub struct ModelDir {
     pub pad_token_id: u32,
     /// The tokenizer's file.
     pub tokenizer: PathBuf,
-    /// The graph's file.
-    pub onnx: PathBuf,
+    /// The graph's file, or that of the weights where there is no graph.
+    pub graph: PathBuf,
 }
 
 impl ModelDir {
@@ -110,7 +111,11 @@ impl ModelDir {
         let tokenizer_config: config::TokenizerConfig =
             optional_json(path, "tokenizer_config.json")?.unwrap_or_default();
         let sentences: config::SentenceConfig = optional_json(path, "sentence_bert_config.json")?.unwrap_or_default();
-        let onnx = onnx_file(path)?;
+        let graph = match onnx_file(path) {
+            Ok(file) => file,
+            Err(_) if path.join(SAFETENSORS).is_file() => path.join(SAFETENSORS),
+            Err(_) => return Err(ModelError::Missing { dir: path.to_owned(), file: GRAPHS.to_owned() }),
+        };
         let contradiction =
             |reason: String| ModelError::Contradiction { dir: path.to_owned(), file: "config.json".to_owned(), reason };
         let task = config.task();
@@ -124,7 +129,7 @@ impl ModelDir {
             pad_token_id: config::pad_token_id(&config, &tokenizer_config).map_err(contradiction)?,
             model_type: config.model_type.clone().unwrap_or_default(),
             tokenizer,
-            onnx,
+            graph,
         };
         config.has_architecture().map_err(contradiction)?;
         Ok(opened)
@@ -140,6 +145,9 @@ pub(crate) fn onnx_file(path: &Path) -> Result<PathBuf, LoadError> {
     let found = candidates.into_iter().find(|candidate| candidate.is_file());
     found.ok_or_else(|| LoadError::Missing { dir: path.to_owned(), file: "model.onnx (or onnx/model.onnx)".to_owned() })
 }
+
+/// The files of which a model must have one.
+const GRAPHS: &str = "model.safetensors, model.onnx or onnx/model.onnx";
 
 fn required_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Result<T, ModelError> {
     optional_json(dir, file)?.ok_or_else(|| ModelError::Missing { dir: dir.to_owned(), file: file.to_owned() })

@@ -1,0 +1,137 @@
+//! Models as the Hugging Face hub has them: `config.json`, `model.safetensors`, and the modules of sentence-transformers where there
+//! are any. No graph is needed: the architecture is named by `model_type`, and what it computes is known here.
+//!
+//! A feature that is not computed as the model's own code does is refused by its key, never ignored.
+
+mod bert;
+mod deberta;
+mod family;
+mod head;
+mod modern;
+mod sentence;
+mod settings;
+mod tensors;
+
+use std::path::Path;
+
+use serde_json::Value;
+use weir_kernels::{Isa, Precision};
+
+use super::Inner;
+use super::network::{From, Readout};
+use crate::engine::{Dimension, ElementType, TensorInfo};
+use crate::registry::RegistryConfig;
+use crate::tensor::TensorType;
+use family::Family;
+use sentence::Modules;
+use settings::Settings;
+use tensors::Tensors;
+
+/// What a model is for, by the name of its architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// Scores for each text.
+    Sequence,
+    /// Scores for each token.
+    Tokens,
+    /// States or embeddings.
+    Features,
+}
+
+/// A model that has been recognized.
+struct Recognized {
+    family: Family,
+    task: Task,
+    settings: Settings,
+    tensors: Tensors,
+    modules: Option<Modules>,
+}
+
+impl Recognized {
+    /// Reads what says which architecture the model has; `file` is its `model.safetensors`.
+    fn read(file: &Path, config: &RegistryConfig) -> Result<Self, String> {
+        let dir = file.parent().unwrap_or(Path::new("."));
+        let settings = Settings::read(&dir.join("config.json"))?;
+        let family = Family::of(&settings)?;
+        let task = task(&settings);
+        let tensors =
+            Tensors::open(file, config.graph_bytes_max).map_err(|reason| format!("model.safetensors: {reason}"))?;
+        let modules = if task == Task::Features { Modules::read(dir, config.graph_bytes_max)? } else { None };
+        Ok(Self { family, task, settings, tensors, modules })
+    }
+}
+
+fn task(settings: &Settings) -> Task {
+    let names = settings.value("architectures").and_then(Value::as_array);
+    let named =
+        |suffix| names.is_some_and(|names| names.iter().filter_map(Value::as_str).any(|name| name.ends_with(suffix)));
+    if named("ForSequenceClassification") {
+        Task::Sequence
+    } else if named("ForTokenClassification") {
+        Task::Tokens
+    } else {
+        Task::Features
+    }
+}
+
+/// What the engine takes the model for.
+///
+/// # Errors
+/// Why it does not take it.
+pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
+    let Recognized { family, settings, tensors, .. } = Recognized::read(file, config)?;
+    let encoder = match family {
+        Family::ModernBert => modern::shape(&settings, &tensors)?,
+        family => bert::shape(family, &settings, &tensors)?,
+    };
+    Ok(format!("{family}, {encoder}"))
+}
+
+/// Loads a model by the path of its `model.safetensors`.
+///
+/// # Errors
+/// Why it cannot be computed.
+pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Precision) -> Result<Inner, String> {
+    let Recognized { family, task, settings, tensors, modules } = Recognized::read(file, config)?;
+    let (encoder, types) = match family {
+        Family::ModernBert => (modern::load(&settings, &tensors, isa, precision)?, false),
+        family => bert::load(family, &settings, &tensors, isa, precision)?,
+    };
+    let hidden = encoder.hidden();
+    let readout = match task {
+        Task::Sequence => head::sequence(family, &settings, &tensors, isa, hidden)?,
+        Task::Tokens => head::tokens(family, &settings, &tensors, isa, hidden)?,
+        Task::Features => match modules {
+            Some(modules) => modules.readout(isa, hidden)?,
+            None => Readout { from: From::Tokens, stages: Vec::new() },
+        },
+    };
+    let line = |name: &str| TensorInfo {
+        name: name.to_owned(),
+        element: ElementType::Wit(TensorType::I64),
+        dimensions: Some(vec![Dimension::Fixed(1), Dimension::Symbol("tokens".to_owned())]),
+    };
+    let mut inputs = vec![line("input_ids"), line("position_ids"), line("segment_ids")];
+    if types {
+        inputs.push(line("token_type_ids"));
+    }
+    let width = Dimension::Fixed(readout.width(hidden));
+    let (name, dimensions) = match (task, readout.from) {
+        (Task::Sequence, _) => ("logits", vec![Dimension::Symbol("texts".to_owned()), width]),
+        (Task::Tokens, _) => ("logits", vec![Dimension::Fixed(1), Dimension::Symbol("tokens".to_owned()), width]),
+        (Task::Features, From::Texts(_)) => ("sentence_embedding", vec![Dimension::Symbol("texts".to_owned()), width]),
+        (Task::Features, _) => {
+            ("last_hidden_state", vec![Dimension::Fixed(1), Dimension::Symbol("tokens".to_owned()), width])
+        }
+    };
+    let output =
+        TensorInfo { name: name.to_owned(), element: ElementType::Wit(TensorType::Fp32), dimensions: Some(dimensions) };
+    Ok(Inner {
+        inputs,
+        outputs: vec![output],
+        parameter_bytes: tensors.bytes(),
+        encoder,
+        readout,
+        types_input: types.then_some(3),
+    })
+}

@@ -1,0 +1,128 @@
+//! The modules of sentence-transformers: what becomes of the states of a text.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+use weir_kernels::Isa;
+
+use super::settings::{Settings, read_json};
+use super::tensors::Tensors;
+use crate::builtin::network::{From, HeadActivation, Pooling, Readout, Stage};
+
+/// The most modules of a model.
+const MODULES_MAX: usize = 16;
+
+/// The modules after the encoder.
+pub(super) struct Modules {
+    pooling: Pooling,
+    stages: Vec<Module>,
+}
+
+enum Module {
+    Dense { tensors: Tensors, inner: usize, columns: usize, activation: HeadActivation },
+    Normalize,
+}
+
+impl Modules {
+    /// Reads `modules.json`; none where there is none.
+    ///
+    /// # Errors
+    /// When a module is not one that is computed, by its name.
+    pub(super) fn read(dir: &Path, bytes_max: u64) -> Result<Option<Self>, String> {
+        let Some(list) = read_json(&dir.join("modules.json"))? else { return Ok(None) };
+        let list = list.as_array().ok_or("modules.json is not a list")?;
+        if list.len() > MODULES_MAX {
+            return Err(format!("modules.json has {} modules, more than {MODULES_MAX}", list.len()));
+        }
+        let (mut pooling, mut stages) = (None, Vec::new());
+        for (index, module) in list.iter().enumerate() {
+            let text = |key: &str| {
+                module
+                    .get(key)
+                    .and_then(Value::as_str)
+                    .ok_or_else(|| format!("modules.json: module {index} has no {key}"))
+            };
+            let kind = text("type")?.rsplit('.').next().unwrap_or_default();
+            let path = plain_path(dir, text("path")?)?;
+            match (kind, index) {
+                ("Transformer", 0) if path == dir => {}
+                ("Pooling", 1) => pooling = Some(read_pooling(&path)?),
+                ("Dense", 2..) => stages.push(read_dense(&path, bytes_max)?),
+                ("Normalize", 2..) => stages.push(Module::Normalize),
+                _ => return Err(format!("modules.json: {kind} at place {index} is not supported")),
+            }
+        }
+        // Without pooling the states themselves are the result.
+        Ok(pooling.map(|pooling| Self { pooling, stages }))
+    }
+
+    /// What is read from states of this width.
+    pub(super) fn readout(self, isa: Isa, hidden: usize) -> Result<Readout, String> {
+        let mut width = hidden;
+        let mut stages = Vec::new();
+        for module in self.stages {
+            stages.push(match module {
+                Module::Normalize => Stage::Unit,
+                Module::Dense { tensors, inner, columns, activation } => {
+                    if inner != width {
+                        return Err(format!("modules.json: a dense module takes {inner} numbers of {width}"));
+                    }
+                    width = columns;
+                    let linear = tensors.linear("linear", inner, columns)?;
+                    Stage::linear(isa, inner, &linear.weight, &linear.bias, activation)
+                }
+            });
+        }
+        Ok(Readout { from: From::Texts(self.pooling), stages })
+    }
+}
+
+/// A folder within the model's.
+fn plain_path(dir: &Path, path: &str) -> Result<PathBuf, String> {
+    if path.is_empty() {
+        return Ok(dir.to_owned());
+    }
+    match Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) {
+        true => Ok(dir.join(path)),
+        false => Err(format!("modules.json: the path {path:?} is not within the model's directory")),
+    }
+}
+
+fn read_pooling(path: &Path) -> Result<Pooling, String> {
+    let settings = Settings::read(&path.join("config.json")).map_err(|reason| format!("pooling: {reason}"))?;
+    const MODES: [(&str, &str, Option<Pooling>); 6] = [
+        ("pooling_mode_mean_tokens", "mean", Some(Pooling::Mean)),
+        ("pooling_mode_cls_token", "cls", Some(Pooling::First)),
+        ("pooling_mode_max_tokens", "max", Some(Pooling::Max)),
+        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", None),
+        ("pooling_mode_weightedmean_tokens", "weightedmean", None),
+        ("pooling_mode_lasttoken", "lasttoken", None),
+    ];
+    let mut chosen = Vec::new();
+    for (flag, name, pooling) in MODES {
+        if settings.flag(flag)?.unwrap_or(false) || settings.value("pooling_mode").is_some_and(|mode| mode == name) {
+            chosen.push(pooling.ok_or_else(|| format!("pooling: {flag} is not supported"))?);
+        }
+    }
+    match chosen[..] {
+        [pooling] => Ok(pooling),
+        _ => Err(format!("pooling: {} modes at once are not supported", chosen.len())),
+    }
+}
+
+fn read_dense(path: &Path, bytes_max: u64) -> Result<Module, String> {
+    let of = |reason: String| format!("dense module: {reason}");
+    let settings = Settings::read(&path.join("config.json")).map_err(of)?;
+    let tensors = Tensors::open(&path.join("model.safetensors"), bytes_max).map_err(of)?;
+    let (inner, columns) =
+        (settings.required("in_features").map_err(of)?, settings.required("out_features").map_err(of)?);
+    let name = settings.text("activation_function").map_err(of)?.unwrap_or("Tanh");
+    let activation = match name.rsplit('.').next() {
+        Some("Tanh") => HeadActivation::Tanh,
+        Some("Identity") => HeadActivation::None,
+        Some("ReLU") => HeadActivation::Kernel(weir_kernels::Activation::Relu),
+        Some("GELU") => HeadActivation::Kernel(weir_kernels::Activation::Gelu),
+        _ => return Err(format!("dense module: activation_function = {name:?} is not supported")),
+    };
+    Ok(Module::Dense { tensors, inner, columns, activation })
+}

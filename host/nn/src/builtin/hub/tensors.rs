@@ -1,0 +1,115 @@
+//! The tensors of a `model.safetensors` by name, with the shape that a model must have.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+use weir_kernels::{Linear, Norm, TableRows, Values};
+
+use crate::builtin::mapping::{MappedTable, Mapping, Numbers};
+use crate::builtin::safetensors::{Entry, Header};
+
+/// A file of weights.
+pub(super) struct Tensors {
+    mapping: Arc<Mapping>,
+    header: Header,
+}
+
+/// A linear layer.
+pub(super) struct OwnedLinear<'a> {
+    /// `[columns, inner]`
+    pub(super) weight: Cow<'a, [f32]>,
+    /// `[columns]`
+    pub(super) bias: Cow<'a, [f32]>,
+}
+
+impl OwnedLinear<'_> {
+    pub(super) fn view(&self) -> Linear<'_> {
+        Linear { values: Values::F32Transposed(&self.weight), bias: &self.bias }
+    }
+}
+
+/// A layer normalization.
+pub(super) struct OwnedNorm<'a> {
+    pub(super) gain: Cow<'a, [f32]>,
+    pub(super) bias: Cow<'a, [f32]>,
+}
+
+impl OwnedNorm<'_> {
+    pub(super) fn view(&self) -> Norm<'_> {
+        Norm { gain: &self.gain, bias: &self.bias }
+    }
+}
+
+impl Tensors {
+    pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Self, String> {
+        let mapping = Mapping::open(path, bytes_max).map_err(|error| error.to_string())?;
+        let header = Header::parse(&mapping)?;
+        Ok(Self { mapping, header })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
+    /// Bytes of all tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        self.header.tensors.values().map(|entry| entry.range.len() as u64).sum()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, String> {
+        self.header.tensors.get(name).ok_or_else(|| format!("there is no tensor {name}"))
+    }
+
+    /// The values of a tensor of this shape.
+    pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>, String> {
+        let entry = self.entry(name)?;
+        if entry.shape != shape {
+            return Err(format!("{name} has shape {:?}, not {shape:?}", entry.shape));
+        }
+        let numbers = Numbers { dtype: entry.dtype, bytes: &self.mapping[entry.range.clone()] };
+        numbers.f32().map_err(|reason| format!("{name}: {reason}"))
+    }
+
+    /// The rows and the width of a matrix.
+    pub(super) fn matrix_shape(&self, name: &str) -> Result<(usize, usize), String> {
+        match self.entry(name)?.shape[..] {
+            [rows, width] if rows > 0 && width > 0 => Ok((rows, width)),
+            _ => Err(format!("{name} has shape {:?}, which is no matrix", self.entry(name)?.shape)),
+        }
+    }
+
+    /// A table of embeddings, read in place.
+    pub(super) fn table(&self, name: &str, width: usize) -> Result<Arc<dyn TableRows>, String> {
+        let (_, columns) = self.matrix_shape(name)?;
+        if columns != width {
+            return Err(format!("{name} has rows of {columns}, not {width}"));
+        }
+        let Entry { dtype, range, .. } = self.entry(name)?;
+        let table = MappedTable::new(self.mapping.clone(), range.clone(), *dtype, width);
+        table.map(|table| -> Arc<dyn TableRows> { Arc::new(table) }).map_err(|reason| format!("{name}: {reason}"))
+    }
+
+    /// A linear layer; zeros for a bias that the model has not.
+    pub(super) fn linear(&self, name: &str, inner: usize, columns: usize) -> Result<OwnedLinear<'_>, String> {
+        let weight = self.values(&format!("{name}.weight"), &[columns, inner])?;
+        Ok(OwnedLinear { weight, bias: self.bias(&format!("{name}.bias"), columns)? })
+    }
+
+    fn bias(&self, name: &str, columns: usize) -> Result<Cow<'_, [f32]>, String> {
+        if self.has(name) { self.values(name, &[columns]) } else { Ok(Cow::Owned(vec![0.0; columns])) }
+    }
+
+    /// A layer normalization; zeros for a bias that the model has not. Models of 2018 call gain and bias `gamma` and `beta`.
+    pub(super) fn norm(&self, name: &str, width: usize) -> Result<OwnedNorm<'_>, String> {
+        let old = format!("{name}.gamma");
+        if self.has(&old) {
+            return Ok(OwnedNorm {
+                gain: self.values(&old, &[width])?,
+                bias: self.values(&format!("{name}.beta"), &[width])?,
+            });
+        }
+        let gain = self.values(&format!("{name}.weight"), &[width])?;
+        Ok(OwnedNorm { gain, bias: self.bias(&format!("{name}.bias"), width)? })
+    }
+}

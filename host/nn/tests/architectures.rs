@@ -1,0 +1,193 @@
+//! Every architecture that the built-in engine takes from `model.safetensors`, compared with what transformers computes: small models with
+//! random weights (`tests/architectures/make.py`). And that a text has the same bits in every batch.
+
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use weir_nn::{Engine, EngineChoice, Graph, Registry, RegistryConfig, Selection, Tensor};
+
+/// How far a number may be from that of transformers.
+const DIFFERENCE_MAX: f32 = 1e-4;
+
+/// A text and what the model gives for it.
+struct Case {
+    ids: Vec<i64>,
+    types: Option<Vec<i64>>,
+    expected: Vec<f32>,
+}
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/architectures")
+}
+
+fn load(dir: &Path) -> Arc<Graph> {
+    let selection = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap();
+    assert_eq!(selection.engine, Engine::Builtin, "{}: {}", dir.display(), selection.reason);
+    Registry::new(RegistryConfig::default()).insert_dir("g", &selection.file, selection.engine).unwrap()
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
+    let vectors: Value = serde_json::from_slice(&std::fs::read(dir.join("vectors.json")).unwrap()).unwrap();
+    let integers = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect::<Vec<_>>();
+    let case = |vector: &Value| Case {
+        ids: integers(&vector["ids"]),
+        types: vector.get("types").map(integers),
+        expected: vector["output"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect(),
+    };
+    vectors.as_array().unwrap().iter().map(case).collect()
+}
+
+/// What the graph gives for each text of a batch.
+fn compute(graph: &Arc<Graph>, texts: &[&Case], fillers: usize) -> Vec<Vec<f32>> {
+    let tokens = texts.iter().map(|text| text.ids.len()).sum::<usize>() + fillers;
+    let line = |values: Vec<i64>, fill: i64| {
+        let values: Vec<i64> = values.into_iter().chain(std::iter::repeat_n(fill, fillers)).collect();
+        Tensor::from_i64(&[1, tokens as u32], &values)
+    };
+    let mut inputs = vec![
+        ("input_ids".to_owned(), line(texts.iter().flat_map(|text| text.ids.clone()).collect(), 0)),
+        ("position_ids".to_owned(), line(texts.iter().flat_map(|text| 0..text.ids.len() as i64).collect(), 0)),
+        (
+            "segment_ids".to_owned(),
+            line((0..).zip(texts).flat_map(|(index, text)| std::iter::repeat_n(index, text.ids.len())).collect(), -1),
+        ),
+    ];
+    if graph.inputs().iter().any(|input| input.name == "token_type_ids") {
+        let types = texts.iter().flat_map(|text| text.types.clone().unwrap_or_else(|| vec![0; text.ids.len()]));
+        inputs.push(("token_type_ids".to_owned(), line(types.collect(), 0)));
+    }
+    let outputs = graph.context().unwrap().compute(inputs).unwrap();
+    let (_, output) = &outputs[0];
+    let width = *output.dimensions.last().unwrap() as usize;
+    let per_token = output.dimensions.len() == 3;
+    let values = output.to_f32().unwrap();
+    let mut rows = values.chunks_exact(width);
+    let rows_of =
+        |text: &&Case| rows.by_ref().take(if per_token { text.ids.len() } else { 1 }).flatten().copied().collect();
+    texts.iter().map(rows_of).collect()
+}
+
+fn directories() -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> =
+        std::fs::read_dir(models()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    directories.sort();
+    assert!(directories.len() >= 26, "{} models", directories.len());
+    directories
+}
+
+#[test]
+fn every_architecture_gives_what_transformers_gives() {
+    let mut wrong = Vec::new();
+    for dir in directories() {
+        let graph = load(&dir);
+        let mut largest = 0f32;
+        for case in cases(&dir) {
+            let computed = compute(&graph, &[&case], 0).remove(0);
+            assert_eq!(computed.len(), case.expected.len(), "{}", dir.display());
+            let differences = computed.iter().zip(&case.expected).map(|(one, other)| (one - other).abs());
+            largest =
+                differences.fold(largest, |largest, next| if next > largest || next.is_nan() { next } else { largest });
+        }
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        println!("{name}: largest difference {largest:e}");
+        if largest.is_nan() || largest > DIFFERENCE_MAX {
+            wrong.push(format!("{name}: {largest:e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn text_of_every_architecture_has_the_same_bits_in_every_batch() {
+    for dir in directories() {
+        let (graph, cases) = (load(&dir), cases(&dir));
+        let alone: Vec<Vec<f32>> = cases.iter().map(|case| compute(&graph, &[case], 0).remove(0)).collect();
+        for (shift, fillers) in [(0, 0), (1, 3), (3, 1)] {
+            let order: Vec<usize> = (0..2 * cases.len()).map(|index| (index + shift) % cases.len()).collect();
+            let batch: Vec<&Case> = order.iter().map(|index| &cases[*index]).collect();
+            for (index, values) in order.iter().zip(compute(&graph, &batch, fillers)) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&alone[*index]), bits(&values), "{}: text {index}", dir.display());
+            }
+        }
+    }
+}
+
+/// A copy of a model whose `config.json` or another file is changed.
+fn changed(model: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    copy(&models().join(model), to.path());
+    let path = to.path().join(file);
+    let mut content: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut content);
+    std::fs::write(&path, serde_json::to_vec(&content).unwrap()).unwrap();
+    to
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            std::fs::copy(entry.path(), &to).map(|_| ()).unwrap()
+        }
+    }
+}
+
+#[test]
+fn feature_that_is_not_computed_is_refused_by_name() {
+    const BERT: &str = "nlptown-bert-base-multilingual-uncased-sentiment";
+    let refused = |dir: &Path, reason: &str| {
+        let error = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        // A graph serves such a model, and the reason is told.
+        std::fs::write(dir.join("model.onnx"), "").unwrap();
+        let selection = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap();
+        assert_eq!(selection.engine, Engine::Tract);
+        assert!(selection.reason.contains(reason), "{}", selection.reason);
+    };
+    for (model, key, value) in [
+        (BERT, "hidden_act", "\"quick_gelu\""),
+        (BERT, "position_embedding_type", "\"relative_key\""),
+        (BERT, "model_type", "\"longformer\""),
+        (BERT, "is_decoder", "true"),
+        ("albert", "inner_group_num", "2"),
+        ("deberta-v3", "conv_kernel_size", "3"),
+        ("deberta-v3", "norm_rel_ebd", "\"batch_norm\""),
+        ("deberta-v3", "relative_attention", "false"),
+    ] {
+        let dir = changed(model, "config.json", |config| config[key] = serde_json::from_str(value).unwrap());
+        refused(dir.path(), &format!("{key} = {value} is not supported"));
+    }
+    let dir = changed("modernbert", "config.json", |config| {
+        config["rope_parameters"]["full_attention"]["rope_type"] = "yarn".into();
+    });
+    refused(dir.path(), "rope_type = \"yarn\" is not supported");
+    let dir = changed("minilm-mean", "modules.json", |modules| modules[1]["type"] = "a.b.CNN".into());
+    refused(dir.path(), "modules.json: CNN at place 1 is not supported");
+    let dir = changed("minilm-mean", "modules.json", |modules| modules[1]["path"] = "../elsewhere".into());
+    refused(dir.path(), "is not within the model's directory");
+    let dir =
+        changed("minilm-mean", "1_Pooling/config.json", |pooling| pooling["pooling_mode_lasttoken"] = true.into());
+    refused(dir.path(), "pooling_mode_lasttoken is not supported");
+    let dir = changed(BERT, "config.json", |config| config["num_hidden_layers"] = 3.into());
+    refused(dir.path(), "there is no tensor bert.encoder.layer.2.attention.self.query.weight");
+}
+
+#[test]
+fn tensor_of_wrong_shape_is_refused_by_name() {
+    let dir = changed("bert-tokens", "config.json", |config| config["intermediate_size"] = 41.into());
+    let registry = Registry::new(RegistryConfig::default());
+    let error =
+        registry.insert_dir("g", &dir.path().join("model.safetensors"), Engine::Builtin).unwrap_err().to_string();
+    assert!(
+        error.contains("bert.encoder.layer.0.intermediate.dense.weight has shape [40, 24], not [41, 24]"),
+        "{error}"
+    );
+}

@@ -64,6 +64,13 @@ fn models_are_listed_checked_and_copied() -> Result<()> {
     for name in ["embeddings", "entities", "sentiment"] {
         assert!(out.contains(name), "{out}");
     }
+    assert!(out.contains("builtin (model_packed.onnx: an encoder of 3 layers, 384 wide, 12 heads) in int8 ("), "{out}");
+    let toys = root().join("tests/models").display().to_string();
+    let (out, _) = said(&call(&["models", "list", "--models-dir", &toys])?);
+    assert!(out.contains("tract (not builtin: there is neither model.safetensors nor model_packed.onnx)"), "{out}");
+    let architectures = root().join("tests/architectures/modernbert").display().to_string();
+    let (out, _) = said(&call(&["models", "check", &architectures])?);
+    assert!(out.contains("tokenizer.json is missing"), "{out}");
     let dir = tempfile::tempdir()?;
     let mine = dir.path().join("mine").display().to_string();
     let pulled = call(&["models", "pull", &models().join("sentiment").display().to_string(), "--models-dir", &mine])?;
@@ -72,6 +79,42 @@ fn models_are_listed_checked_and_copied() -> Result<()> {
     let (out, err) = said(&checked);
     assert!(checked.status.success(), "{out}{err}");
     assert!(out.contains("works") && out.contains("negative, neutral, positive"), "{out}");
+    Ok(())
+}
+
+#[test]
+fn precisions_are_compared_on_texts_of_the_user() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let texts = dir.path().join("texts.txt");
+    let lines = [
+        "The food was great.",
+        "",
+        "We waited an hour for nothing.",
+        "Angela Merkel spoke in Paris.",
+        "It is a train.",
+    ];
+    std::fs::write(&texts, lines.join("\n"))?;
+    let shipped = models().display().to_string();
+    let precision = format!("--precision={}", texts.display());
+    let output = call(&["models", "check", "--models-dir", &shipped, &precision])?;
+    let (out, err) = said(&output);
+    assert!(output.status.success(), "{out}{err}");
+    for model in ["sentiment", "entities", "embeddings"] {
+        assert!(out.contains(&format!("{model}: 4 texts, compared with f32")), "{out}");
+    }
+    let of = |precision: &str, part: &str| {
+        out.lines().filter(|line| line.trim_start().starts_with(precision) && line.contains(part)).count()
+    };
+    // f32 agrees with itself.
+    assert_eq!(of("f32 ", "100.00 % of the best labels agree, scores differ by 0.0000 at most"), 1, "{out}");
+    assert_eq!(of("f32 ", "100.00 % of the tokens' labels agree"), 1, "{out}");
+    assert_eq!(of("f32 ", "cosine 1.00000 at least"), 1, "{out}");
+    for precision in ["bf16 ", "int8 "] {
+        assert_eq!(of(precision, "agree") + of(precision, "cosine 0.99"), 3, "{out}");
+    }
+    assert_eq!(of("recommended: models.precision = ", "(auto is "), 3, "{out}");
+    let output = call(&["models", "check", "--models-dir", &shipped, "--precision=/nowhere.txt"])?;
+    assert!(!output.status.success() && said(&output).1.contains("/nowhere.txt cannot be opened"));
     Ok(())
 }
 

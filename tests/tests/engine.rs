@@ -49,21 +49,26 @@ fn numbers(output: &Output) -> Result<Vec<f32>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answer_has_the_same_bits_in_every_batch() -> Result<()> {
-    compare_mixtures("auto", 0.0).await
+    compare_mixtures("auto", "auto", 0.0).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answer_in_f32_has_the_same_bits_in_every_batch() -> Result<()> {
+    compare_mixtures("builtin", "f32", 0.0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_changes_an_answer_of_tract_by_little() -> Result<()> {
-    compare_mixtures("tract", TRACT_DIFFERENCE_MAX).await
+    compare_mixtures("tract", "auto", TRACT_DIFFERENCE_MAX).await
 }
 
 /// Compares the numbers of texts alone with those in 1,300 mixtures.
 #[expect(clippy::print_stdout, reason = "the figures of a run, which the test runner shows on demand")]
-async fn compare_mixtures(engine: &str, difference_max: f32) -> Result<()> {
+async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) -> Result<()> {
     for (model, mixtures) in [("sentiment", 1000), ("entities", 150), ("embeddings", 150)] {
         let mut config = sentiment();
         config.models.names = vec![model.into()];
-        config.models.engine = engine.into();
+        (config.models.engine, config.models.precision) = (engine.into(), precision.into());
         let runtime = runtime(&config, "infer")?;
         runtime.settled(model).await.map_err(anyhow::Error::msg)?;
         let task = |id, text: &str| {
@@ -97,7 +102,7 @@ async fn compare_mixtures(engine: &str, difference_max: f32) -> Result<()> {
             }
         }
         println!(
-            "{engine}, {model}: {compared} numbers compared, {identical} identical, largest difference {largest:e}"
+            "{engine} in {precision}, {model}: {compared} numbers compared, {identical} identical, largest difference {largest:e}"
         );
         ensure!(compared > 0 && largest <= difference_max, "{model}: a batch changed a number by {largest:e}");
     }

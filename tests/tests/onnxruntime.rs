@@ -22,7 +22,7 @@ fn library() -> Result<PathBuf> {
 fn run(engine: &str, texts: &str) -> Result<Vec<Value>> {
     let mut command = Command::new(weir()?);
     command.args(["run", "--task", "sentiment", "--set", &format!("models.engine={engine}"), "--models-dir"]);
-    command.arg(models()).env("WEIR_ONNXRUNTIME", library()?);
+    command.arg(models()).args(["--set", "models.precision=f32"]).env("WEIR_ONNXRUNTIME", library()?);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     child.stdin.take().context("its input")?.write_all(texts.as_bytes())?;
     let output = child.wait_with_output()?;

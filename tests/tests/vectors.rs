@@ -23,6 +23,8 @@ fn start() -> Result<Runtime> {
     let mut config = Config::default();
     config.models.replicas = 1;
     config.models.dir = models();
+    // What transformers computes is compared with the same arithmetic; `scores.rs` measures the default precision.
+    config.models.precision = "f32".into();
     for toy in std::fs::read_dir(root().join("tests/models"))? {
         let path = toy?.path();
         if path.is_dir() {

@@ -146,6 +146,9 @@ pub(crate) enum ModelsCommand {
         /// Engine that runs them: `auto`, `builtin`, `tract` or `onnxruntime`
         #[arg(long, value_name = "ENGINE", default_value = "auto")]
         engine: weir_nn::EngineChoice,
+        /// Compare the precisions of the engine `builtin` on the lines of FILE [default: of the standard input]
+        #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", conflicts_with = "engine")]
+        precision: Option<PathBuf>,
     },
     /// Fetch a model into the folder
     Pull {

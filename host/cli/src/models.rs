@@ -1,13 +1,15 @@
 //! `weir models`: lists, checks and fetches models; fetches an engine.
 
+mod precision;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use weir_nn::EngineChoice;
 use weir_nn::model::{self, Progress, Report};
+use weir_nn::{EngineChoice, Selection};
 
 use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
 
@@ -15,7 +17,9 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     let root = arguments.models_dir.clone().or_else(beside_program);
     match &arguments.command {
         ModelsCommand::List => list(&root.context(NO_FOLDER)?),
-        ModelsCommand::Check { models, engine } => check(root.as_deref(), models, *engine),
+        ModelsCommand::Check { models, engine, precision } => {
+            check(root.as_deref(), models, *engine, precision.as_deref())
+        }
         ModelsCommand::Pull { source } => {
             // Fetching the first model creates the folder.
             let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
@@ -45,7 +49,7 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
                     HumanBytes(listed.bytes),
                 )?;
                 if let Some(selection) = listed.selection {
-                    writeln!(out, "{:width$}  {} ({})", "", selection.engine, selection.reason)?;
+                    writeln!(out, "{:width$}  {}", "", engine_of(&selection))?;
                 }
             }
             Err(error) => {
@@ -57,7 +61,21 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn check(root: Option<&Path>, names: &[String], engine: EngineChoice) -> anyhow::Result<ExitCode> {
+/// The engine and the precision, and why.
+fn engine_of(selection: &Selection) -> String {
+    let Selection { engine, reason, precision_reason, .. } = selection;
+    match selection.precision {
+        Some(precision) => format!("{engine} ({reason}) in {precision} ({precision_reason})"),
+        None => format!("{engine} ({reason})"),
+    }
+}
+
+fn check(
+    root: Option<&Path>,
+    names: &[String],
+    engine: EngineChoice,
+    texts: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
@@ -67,6 +85,10 @@ fn check(root: Option<&Path>, names: &[String], engine: EngineChoice) -> anyhow:
         }
     }
     let mut out = std::io::stdout().lock();
+    if let Some(texts) = texts {
+        precision::check(&mut out, &dirs, texts)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut code = ExitCode::SUCCESS;
     for dir in dirs {
         match model::check(&dir, engine) {
@@ -104,8 +126,7 @@ fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
 fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Result<()> {
     let model = &report.model;
     writeln!(out, "{}: works", dir.display())?;
-    let (engine, reason) = (report.selection.engine, &report.selection.reason);
-    writeln!(out, "  {} with {engine} ({reason}), at most {} tokens", model.task, model.tokens_max)?;
+    writeln!(out, "  {}, at most {} tokens, with {}", model.task, model.tokens_max, engine_of(&report.selection))?;
     if !model.labels.is_empty() {
         writeln!(out, "  labels: {}", model.labels.join(", "))?;
     }

@@ -125,6 +125,10 @@ pub struct Models {
     /// (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it); or `auto`, which is `builtin` for the models
     /// that it takes and `tract` for the others (`weir models list` says which and why).
     pub engine: String,
+    /// What the engine `builtin` multiplies weights in: `f32`; `bf16`; `int8` (weights by column, activations by token); or `auto`, which is
+    /// `int8` for classifiers whose weights are stored so, as the models for sentiment and entities that ship, and for all others `bf16`
+    /// where the processor has an instruction for it, else `f32`. `weir models check --precision` measures what each changes on your texts.
+    pub precision: String,
     /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
     pub plans_max: u32,
     /// Largest tensor a component may pass, bytes.
@@ -138,6 +142,7 @@ impl Default for Models {
             names: Vec::new(),
             replicas: 0,
             engine: "auto".into(),
+            precision: "auto".into(),
             plans_max: 32,
             tensor_bytes_max: 64 << 20,
         }
@@ -153,6 +158,9 @@ pub struct Model {
     /// Its engine; absent: `models.engine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// Its precision; absent: `models.precision`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Its replicas; absent: `models.replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,

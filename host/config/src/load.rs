@@ -248,7 +248,9 @@ impl Provider for Pairs {
             // A key whose default is a text takes any value as text: a folder may be called `7`.
             let is_text = match default_of(&defaults, key) {
                 Some(default) => default.is_string(),
-                None => key.starts_with("model.") && (key.ends_with(".path") || key.ends_with(".engine")),
+                None => {
+                    key.starts_with("model.") && [".path", ".engine", ".precision"].iter().any(|end| key.ends_with(end))
+                }
             };
             let value = if is_text { Value::from(text.clone()) } else { value };
             insert(&mut root, key, value);

@@ -98,6 +98,72 @@ impl fmt::Display for Engine {
     }
 }
 
+/// What the built-in engine multiplies weights in. Other engines compute as the graph says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 by f32.
+    #[default]
+    F32,
+    /// bf16 by bf16, summed in f32.
+    Bf16,
+    /// Activations in u8 with a factor for each token, weights in i8 with a factor for each column, summed in i32.
+    Int8,
+}
+
+impl Precision {
+    /// All of them, the most exact first.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// The precision that a configuration asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PrecisionChoice {
+    /// int8 for classifiers whose weights are stored so, bf16 for all other models where the processor has an instruction for it,
+    /// else f32.
+    #[default]
+    Auto,
+    /// This precision.
+    Only(Precision),
+}
+
+/// The name of no precision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no precision named {0:?}; there are: auto, int8, bf16, f32")]
+pub struct UnknownPrecision(String);
+
+impl FromStr for PrecisionChoice {
+    type Err = UnknownPrecision;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPrecision> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "int8" => Ok(Self::Only(Precision::Int8)),
+            "bf16" => Ok(Self::Only(Precision::Bf16)),
+            "f32" => Ok(Self::Only(Precision::F32)),
+            _ => Err(UnknownPrecision(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for PrecisionChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(precision) => precision.fmt(f),
+        }
+    }
+}
+
 /// Where an engine reads a graph from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum GraphSource<'a> {
@@ -231,12 +297,17 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
 
-    /// Loads a graph, within the bounds of `config`.
+    /// Loads a graph, within the bounds of `config`. An engine that computes as the graph says takes no notice of `precision`.
     ///
     /// # Errors
     /// When the graph is malformed, past a bound, or uses what the engine lacks. It may also panic on a hostile graph: the
     /// caller catches that.
-    fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError>;
+    fn load(
+        &self,
+        source: GraphSource<'_>,
+        precision: Precision,
+        config: &RegistryConfig,
+    ) -> Result<Arc<dyn BackendGraph>, LoadError>;
 }
 
 /// A graph that an engine loaded: immutable, shared by every context.

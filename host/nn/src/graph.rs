@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::builtin::Builtin;
-use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, TensorInfo};
+use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::onnxruntime::OnnxRuntime;
 use crate::registry::RegistryConfig;
@@ -47,10 +47,11 @@ impl Graph {
         name: &str,
         source: GraphSource<'_>,
         engine: Engine,
+        precision: Precision,
         config: &RegistryConfig,
     ) -> Result<Self, LoadError> {
-        let backend =
-            catch_unwind(AssertUnwindSafe(|| backend(engine).load(source, config))).unwrap_or_else(|panic| {
+        let backend = catch_unwind(AssertUnwindSafe(|| backend(engine).load(source, precision, config)))
+            .unwrap_or_else(|panic| {
                 let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));
                 Err(LoadError::Broken { origin: source.origin(), reason })
             })?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
-use crate::engine::{Engine, GraphSource};
+use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::{ErrorCode, NnError};
 use crate::graph::{Context, Graph};
 use crate::registry::Registry;
@@ -215,7 +215,7 @@ impl NnView<'_> {
                 config.guest_graph_bytes_max
             )));
         }
-        Ok(Arc::new(Graph::load("", GraphSource::Bytes(builder), Engine::default(), config)?))
+        Ok(Arc::new(Graph::load("", GraphSource::Bytes(builder), Engine::default(), Precision::default(), config)?))
     }
 }
 

@@ -35,11 +35,21 @@ mod selection;
 mod tensor;
 mod tract;
 
+pub mod safetensors {
+    //! The header of a file of weights in the safetensors format.
+
+    pub use crate::builtin::safetensors::{Dtype, Entry, Header};
+}
+
 #[cfg(test)]
 #[path = "../tests/graphs/mod.rs"]
 mod graphs;
 
-pub use engine::{Dimension, ElementType, Engine, EngineChoice, TensorInfo, UnknownEngine};
+pub use builtin::processor_multiplies_bf16;
+pub use engine::{
+    Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
+    UnknownPrecision,
+};
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};
 pub use host::{ContextHandle, ErrorHandle, GraphHandle, Names, NnCtx, NnView, TensorHandle, add_to_linker};

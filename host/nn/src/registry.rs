@@ -5,10 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::engine::{Engine, GraphSource};
+use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::LoadError;
 use crate::graph::{Graph, backend};
 use crate::model::onnx_file;
+use crate::selection::Selection;
 
 /// The bounds within which graphs are loaded and run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,7 @@ impl Default for RegistryConfig {
 struct Entry {
     path: PathBuf,
     engine: Engine,
+    precision: Precision,
     loaded: OnceLock<Result<Arc<Graph>, LoadError>>,
 }
 
@@ -96,12 +98,24 @@ impl Registry {
     /// # Errors
     /// When the name is taken, or the engine's library is missing or unfit: no use of the graph could mend that.
     pub fn insert_lazy(&self, name: &str, path: &Path, engine: Engine) -> Result<(), LoadError> {
+        self.insert_entry(name, path, engine, Precision::default())
+    }
+
+    /// Registers the graph of a selection, to be loaded at its first use.
+    ///
+    /// # Errors
+    /// As [`insert_lazy`](Self::insert_lazy).
+    pub fn insert_selection(&self, name: &str, selection: &Selection) -> Result<(), LoadError> {
+        self.insert_entry(name, &selection.file, selection.engine, selection.precision.unwrap_or_default())
+    }
+
+    fn insert_entry(&self, name: &str, path: &Path, engine: Engine, precision: Precision) -> Result<(), LoadError> {
         backend(engine).prepare(&self.config)?;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.contains_key(name) {
             return Err(LoadError::NameTaken(name.to_owned()));
         }
-        let entry = Entry { path: path.to_owned(), engine, loaded: OnceLock::new() };
+        let entry = Entry { path: path.to_owned(), engine, precision, loaded: OnceLock::new() };
         entries.insert(name.to_owned(), Arc::new(entry));
         Ok(())
     }
@@ -129,7 +143,7 @@ impl Registry {
     fn load(&self, name: &str, entry: &Entry) -> Result<Arc<Graph>, LoadError> {
         let started = std::time::Instant::now();
         let file = onnx_file(&entry.path)?;
-        let graph = Graph::load(name, GraphSource::File(&file), entry.engine, &self.config)?;
+        let graph = Graph::load(name, GraphSource::File(&file), entry.engine, entry.precision, &self.config)?;
         let ms = started.elapsed().as_millis() as u64;
         tracing::info!(name, engine = %entry.engine, ms, "graph loaded");
         tracing::debug!(name, file = %file.display(), "graph loaded from");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::builtin::{self, SAFETENSORS};
-use crate::engine::{Engine, EngineChoice};
+use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
 use crate::model::onnx_file;
 use crate::registry::RegistryConfig;
@@ -18,10 +18,14 @@ pub struct Selection {
     pub engine: Engine,
     /// The graph's file.
     pub file: PathBuf,
+    /// What weights are multiplied in; none where the engine computes as the graph says.
+    pub precision: Option<Precision>,
     /// Whether the graph takes texts end to end; else it takes them padded.
     pub packed: bool,
     /// Why this engine, in one clause.
     pub reason: String,
+    /// Why this precision, in one clause; empty where there is none.
+    pub precision_reason: String,
 }
 
 impl Selection {
@@ -30,9 +34,14 @@ impl Selection {
     ///
     /// # Errors
     /// When there is no graph, or the built-in engine is the only choice and does not take it.
-    pub fn of(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Self, LoadError> {
+    pub fn of(
+        path: &Path,
+        choice: EngineChoice,
+        precision: PrecisionChoice,
+        config: &RegistryConfig,
+    ) -> Result<Self, LoadError> {
         match choice {
-            EngineChoice::Auto => Self::builtin(path, config).or_else(|reason| {
+            EngineChoice::Auto => Self::builtin(path, precision, config).or_else(|reason| {
                 match Self::general(path, Engine::Tract, format!("not builtin: {reason}")) {
                     // No graph could serve it instead, so the reason is the error.
                     Err(LoadError::Missing { .. }) if path.join(SAFETENSORS).is_file() => {
@@ -43,7 +52,7 @@ impl Selection {
                     selected => selected,
                 }
             }),
-            EngineChoice::Only(Engine::Builtin) => Self::builtin(path, config).map_err(|reason| {
+            EngineChoice::Only(Engine::Builtin) => Self::builtin(path, precision, config).map_err(|reason| {
                 let origin = path.display().to_string();
                 LoadError::Unsupported { origin, reason: format!("the engine builtin does not take it: {reason}") }
             }),
@@ -52,7 +61,7 @@ impl Selection {
     }
 
     /// The built-in engine, or why it does not take the model.
-    fn builtin(path: &Path, config: &RegistryConfig) -> Result<Self, String> {
+    fn builtin(path: &Path, precision: PrecisionChoice, config: &RegistryConfig) -> Result<Self, String> {
         let mut refusals = Vec::new();
         for name in [PACKED, SAFETENSORS] {
             let file = path.join(name);
@@ -61,11 +70,17 @@ impl Selection {
             }
             match builtin::recognize(&file, config) {
                 Ok(found) => {
+                    let (precision, why) = match precision {
+                        PrecisionChoice::Auto => found.precision(),
+                        PrecisionChoice::Only(precision) => (precision, "as configured"),
+                    };
                     return Ok(Self {
                         engine: Engine::Builtin,
                         file,
+                        precision: Some(precision),
                         packed: true,
-                        reason: format!("{name}: {found}"),
+                        reason: format!("{name}: {}", found.description),
+                        precision_reason: why.to_owned(),
                     });
                 }
                 Err(reason) => refusals.push(format!("{name}: {reason}")),
@@ -82,6 +97,6 @@ impl Selection {
         let packed = Some(path.join(PACKED)).filter(|file| engine.prefers_packed() && file.is_file());
         let is_packed = packed.is_some();
         let file = packed.map_or_else(|| onnx_file(path), Ok)?;
-        Ok(Self { engine, file, packed: is_packed, reason })
+        Ok(Self { engine, file, precision: None, packed: is_packed, reason, precision_reason: String::new() })
     }
 }

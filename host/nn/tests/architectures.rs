@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use weir_nn::{Engine, EngineChoice, Graph, Registry, RegistryConfig, Selection, Tensor};
+use weir_nn::{Engine, EngineChoice, Graph, Precision, PrecisionChoice, Registry, RegistryConfig, Selection, Tensor};
 
 /// How far a number may be from that of transformers.
 const DIFFERENCE_MAX: f32 = 1e-4;
+
+const F32: PrecisionChoice = PrecisionChoice::Only(Precision::F32);
 
 /// A text and what the model gives for it.
 struct Case {
@@ -24,9 +26,11 @@ fn models() -> PathBuf {
 }
 
 fn load(dir: &Path) -> Arc<Graph> {
-    let selection = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap();
+    let selection = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap();
     assert_eq!(selection.engine, Engine::Builtin, "{}: {}", dir.display(), selection.reason);
-    Registry::new(RegistryConfig::default()).insert_dir("g", &selection.file, selection.engine).unwrap()
+    let registry = Registry::new(RegistryConfig::default());
+    registry.insert_selection("g", &selection).unwrap();
+    registry.graph("g").unwrap()
 }
 
 fn cases(dir: &Path) -> Vec<Case> {
@@ -144,11 +148,11 @@ fn copy(from: &Path, to: &Path) {
 fn feature_that_is_not_computed_is_refused_by_name() {
     const BERT: &str = "nlptown-bert-base-multilingual-uncased-sentiment";
     let refused = |dir: &Path, reason: &str| {
-        let error = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap_err().to_string();
+        let error = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
         // A graph serves such a model, and the reason is told.
         std::fs::write(dir.join("model.onnx"), "").unwrap();
-        let selection = Selection::of(dir, EngineChoice::Auto, &RegistryConfig::default()).unwrap();
+        let selection = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap();
         assert_eq!(selection.engine, Engine::Tract);
         assert!(selection.reason.contains(reason), "{}", selection.reason);
     };

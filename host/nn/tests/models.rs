@@ -97,7 +97,7 @@ fn what_is_wrong_with_a_directory() {
     write(dir.path(), &[("tokenizer.json", "{}")]);
     expect!["DIR: model.onnx (or onnx/model.onnx) is missing"].assert_eq(&describe(dir.path()));
     write(dir.path(), &[("onnx/model.onnx", "graph")]);
-    assert_eq!(ModelDir::open(dir.path()).unwrap().onnx, dir.path().join("onnx/model.onnx"));
+    assert_eq!(ModelDir::open(dir.path()).unwrap().graph, dir.path().join("onnx/model.onnx"));
     std::fs::remove_file(dir.path().join("config.json")).unwrap();
     std::fs::create_dir(dir.path().join("config.json")).unwrap();
     expect!["DIR: config.json cannot be read: Is a directory (os error 21)"].assert_eq(&describe(dir.path()));

@@ -72,6 +72,15 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    /// Lets go of the pages that were read; what is read later comes from the file again.
+    pub(crate) fn release(&self) {
+        // SAFETY: the mapping is of a file and never written to, so its pages have the same bytes when they are read again. A failure
+        // leaves them where they are.
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
 /// Bytes of numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Numbers<'a> {

@@ -14,15 +14,16 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
-use weir_kernels::{Isa, Precision, Rows, Scratch, Texts};
+use weir_kernels::{Isa, Rows, Scratch, Texts};
 
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, TensorInfo};
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::fit::{Wide as _, fitting};
 use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use network::{AnyEncoder, From, Readout};
+use weights::Stored;
 
 /// The file of weights that the hub has.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
@@ -31,17 +32,22 @@ pub(crate) const SAFETENSORS: &str = "model.safetensors";
 pub(crate) struct Builtin;
 
 impl Backend for Builtin {
-    fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
+    fn load(
+        &self,
+        source: GraphSource<'_>,
+        precision: Precision,
+        config: &RegistryConfig,
+    ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let origin = source.origin();
         let isa = Isa::best();
         let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
         let inner = match source {
             GraphSource::File(file) if is_safetensors(file) => {
-                hub::load(file, config, isa, Precision::F32).map_err(unsupported)?
+                hub::load(file, config, isa, kernel_precision(precision)).map_err(unsupported)?
             }
-            _ => load_onnx(source, config, isa, Precision::F32)?,
+            _ => load_onnx(source, config, isa, kernel_precision(precision))?,
         };
-        tracing::debug!(%origin, %isa, hidden = inner.encoder.hidden(), "encoder packed");
+        tracing::debug!(%origin, %isa, %precision, hidden = inner.encoder.hidden(), "encoder packed");
         Ok(Arc::new(BuiltinGraph(Arc::new(inner))))
     }
 }
@@ -54,38 +60,86 @@ fn load_onnx(
     source: GraphSource<'_>,
     config: &RegistryConfig,
     isa: Isa,
-    precision: Precision,
+    precision: weir_kernels::Precision,
 ) -> Result<Inner, LoadError> {
     let origin = source.origin();
-    let stored = onnx::read_stored(source, config)?;
     let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
-    let graph = stored.model.graph.as_ref().ok_or_else(|| unsupported("has no graph".to_owned()))?;
+    let (model, directory) = match source {
+        GraphSource::File(file) => (onnx::read_structure(file, config)?, file.parent()),
+        GraphSource::Bytes(_) => return Err(unsupported("the built-in engine loads files alone".to_owned())),
+    };
+    let graph = model.graph.as_ref().ok_or_else(|| unsupported("has no graph".to_owned()))?;
     let shape = recognize::shape(graph).map_err(|reason| {
         unsupported(format!("is no encoder that the built-in engine knows ({reason}); use the engine tract"))
     })?;
-    let loaded = weights::load(graph, &shape, isa, precision).map_err(unsupported)?;
+    let stored = Stored::read(graph, directory, config.graph_bytes_max).map_err(unsupported)?;
+    let loaded = weights::load(&stored, &shape, isa, precision).map_err(unsupported)?;
+    stored.release();
     Ok(Inner {
         inputs: shape.inputs,
         outputs: vec![shape.output],
-        parameter_bytes: stored.parameter_bytes,
-        encoder: AnyEncoder::Bert(loaded.encoder),
+        parameter_bytes: loaded.parameter_bytes,
+        encoder: AnyEncoder::Bert(Box::new(loaded.encoder)),
         readout: Readout { from: if shape.pooled { From::PoolInput } else { From::Tokens }, stages: loaded.head },
         types_input: None,
     })
 }
 
-/// What the engine takes a model for, by its graph's file: from the structure alone.
+/// Whether [`Precision::Bf16`] is faster than f32 here.
+pub fn processor_multiplies_bf16() -> bool {
+    Isa::best().has_bf16_products()
+}
+
+fn kernel_precision(precision: Precision) -> weir_kernels::Precision {
+    match precision {
+        Precision::F32 => weir_kernels::Precision::F32,
+        Precision::Bf16 => weir_kernels::Precision::Bf16,
+        Precision::Int8 => weir_kernels::Precision::Int8,
+    }
+}
+
+/// What the engine takes a model for.
+pub(crate) struct Recognized {
+    /// The encoder, in one clause.
+    pub(crate) description: String,
+    /// A classifier whose weights are stored in int8: there int8 products lose only what activations are rounded by.
+    is_int8_classifier: bool,
+}
+
+impl Recognized {
+    /// The precision where none is configured, and why.
+    pub(crate) fn precision(&self) -> (Precision, &'static str) {
+        match (self.is_int8_classifier, Isa::best().has_bf16_products()) {
+            (true, _) => (Precision::Int8, "a classifier with int8 weights"),
+            (false, true) => (Precision::Bf16, "this processor multiplies bf16"),
+            (false, false) => (Precision::F32, "this processor does not multiply bf16"),
+        }
+    }
+}
+
+/// The folders of a model's modules beside its weights, when its settings name what the engine computes.
 ///
 /// # Errors
-/// Why it does not take it.
-pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
+/// Why it does not take the model.
+pub(crate) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
+    hub::module_paths(dir)
+}
+
+/// Recognizes a model by its graph's file, from the structure alone.
+///
+/// # Errors
+/// Why the engine does not take it.
+pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<Recognized, String> {
     if is_safetensors(file) {
-        return hub::recognize(file, config);
+        return Ok(Recognized { description: hub::recognize(file, config)?, is_int8_classifier: false });
     }
     let model = onnx::read_structure(file, config).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it has no graph")?;
-    let recognize::Shape { layers, hidden, heads, .. } = recognize::shape(graph)?;
-    Ok(format!("an encoder of {layers} layers, {hidden} wide, with {heads} heads"))
+    let recognize::Shape { layers, hidden, heads, has_head, .. } = recognize::shape(graph)?;
+    Ok(Recognized {
+        description: format!("an encoder of {layers} layers, {hidden} wide, {heads} heads"),
+        is_int8_classifier: has_head,
+    })
 }
 
 struct Inner {

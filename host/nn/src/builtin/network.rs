@@ -6,8 +6,8 @@ use weir_kernels::{
 
 /// An encoder of either kind.
 pub(super) enum AnyEncoder {
-    Bert(Encoder),
-    Modern(ModernEncoder),
+    Bert(Box<Encoder>),
+    Modern(Box<ModernEncoder>),
 }
 
 impl AnyEncoder {

@@ -1,112 +1,230 @@
-//! The weights of a recognized graph, packed.
+//! The weights of a recognized graph, packed. External data is mapped, and read where it lies.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, TensorProto};
 use weir_kernels::{
-    Activation, Embeddings, Encoder, EncoderConfig, EncoderWeights, Isa, LayerWeights, Linear, Matrix, Norm, Precision,
-    Table, Values,
+    Activation, Embeddings, Encoder, EncoderConfig, Isa, LayerWeights, Linear, Matrix, Norm, Precision, Table,
+    TableRows, Values, Variant,
 };
 
+use super::mapping::{MappedIntegers, Mapping, Numbers};
 use super::network::{HeadActivation, Stage};
 use super::recognize::Shape;
+use super::safetensors::Dtype;
+use crate::onnx::External;
 
 /// What computes a graph.
 pub(super) struct Loaded {
     pub(super) encoder: Encoder,
     /// From a state to scores; empty where the states are the result.
     pub(super) head: Vec<Stage>,
+    pub(super) parameter_bytes: u64,
 }
 
 /// Packs the weights.
 ///
 /// # Errors
 /// When one is missing, of another type, or not of the length that the shape gives it.
-pub(super) fn load(graph: &GraphProto, shape: &Shape, isa: Isa, precision: Precision) -> Result<Loaded, String> {
-    let stored = Stored::read(graph)?;
-    let embeddings = Embeddings {
-        words: Table::I8 { values: stored.i8("embeddings.words")?, scales: stored.f32("embeddings.scales")? },
-        positions: stored.f32("embeddings.positions")?,
-        types: &[],
-        norm: stored.norm("embeddings.LayerNorm")?,
+pub(super) fn load(stored: &Stored<'_>, shape: &Shape, isa: Isa, precision: Precision) -> Result<Loaded, String> {
+    let hidden = shape.hidden;
+    let scales = stored.f32("embeddings.scales")?;
+    let shared = stored.table("embeddings.words", &scales, hidden)?;
+    let words = match &shared {
+        Some(table) => Table::Shared(table),
+        None => Table::I8 { values: stored.i8("embeddings.words")?, scales: &scales },
     };
-    let layers = (0..shape.layers).map(|layer| {
-        let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-        let linear = |part: &str| stored.linear(&name(part));
-        Ok(LayerWeights {
-            query: linear("attention.self.query")?,
-            key: linear("attention.self.key")?,
-            value: linear("attention.self.value")?,
-            attention_output: linear("attention.output.dense")?,
-            attention_norm: stored.norm(&name("attention.output.LayerNorm"))?,
-            intermediate: linear("intermediate.dense")?,
-            output: linear("output.dense")?,
-            output_norm: stored.norm(&name("output.LayerNorm"))?,
-        })
-    });
-    let layers: Vec<LayerWeights<'_>> = layers.collect::<Result<_, String>>()?;
+    let (positions, norm) = (stored.f32("embeddings.positions")?, stored.norm("embeddings.LayerNorm")?);
+    let embeddings = Embeddings { words, positions: &positions, types: &[], norm: norm.view() };
+    let intermediate = stored.f32("encoder.layer.0.intermediate.dense.bias")?.len();
     let config = EncoderConfig {
-        hidden: shape.hidden,
+        hidden,
         heads: shape.heads,
-        intermediate: layers.first().map_or(0, |layer| layer.intermediate.bias.len()),
+        intermediate,
         activation: Activation::Gelu,
         epsilon: shape.epsilon,
         first_position: 0,
         // The export folds 1 / sqrt(head size) into the query weights.
         score_factor: 1.0,
     };
-    let weights = EncoderWeights { embeddings, layers };
-    let encoder = Encoder::new(isa, precision, config, &weights).map_err(|error| error.to_string())?;
+    let failed = |error: weir_kernels::EncoderError| error.to_string();
+    let mut encoder = Encoder::without_layers(isa, config, &embeddings, Variant::default()).map_err(failed)?;
+    for layer in 0..shape.layers {
+        let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+        let linear = |part: &str| stored.linear(&name(part));
+        let (query, key) = (linear("attention.self.query")?, linear("attention.self.key")?);
+        let (value, joined) = (linear("attention.self.value")?, linear("attention.output.dense")?);
+        let (wide, output) = (linear("intermediate.dense")?, linear("output.dense")?);
+        let attention_norm = stored.norm(&name("attention.output.LayerNorm"))?;
+        let output_norm = stored.norm(&name("output.LayerNorm"))?;
+        let weights = LayerWeights {
+            query: query.view(),
+            key: key.view(),
+            value: value.view(),
+            attention_output: joined.view(),
+            attention_norm: attention_norm.view(),
+            intermediate: wide.view(),
+            output: output.view(),
+            output_norm: output_norm.view(),
+        };
+        encoder.push_layer(precision, &weights, None).map_err(failed)?;
+    }
     let head = shape.has_head.then(|| {
         let (values, bias) = (stored.f32("head.weight")?, stored.f32("head.bias")?);
-        if bias.is_empty() || values.len() != shape.hidden * bias.len() {
+        if bias.is_empty() || values.len() != hidden * bias.len() {
             return Err(format!("head.weight has {} elements for {} labels", values.len(), bias.len()));
         }
-        let matrix = Matrix::pack(isa, Precision::F32, shape.hidden, &[(Values::F32(values), bias)]);
+        let matrix = Matrix::pack(isa, Precision::F32, hidden, &[(Values::F32(&values), &bias)]);
         Ok(Stage::Linear { matrix, activation: HeadActivation::None })
     });
-    Ok(Loaded { encoder, head: head.transpose()?.into_iter().collect() })
+    let head = head.transpose()?.into_iter().collect();
+    Ok(Loaded { encoder, head, parameter_bytes: stored.parameter_bytes })
 }
 
 /// The tensors of a graph by name.
-struct Stored {
-    floats: HashMap<String, Vec<f32>>,
-    integers: HashMap<String, Vec<i8>>,
+pub(super) struct Stored<'a> {
+    tensors: HashMap<&'a str, Data<'a>>,
+    parameter_bytes: u64,
 }
 
-impl Stored {
-    fn read(graph: &GraphProto) -> Result<Self, String> {
-        let (mut floats, mut integers) = (HashMap::new(), HashMap::new());
-        for TensorProto { name, data_type, raw_data, .. } in &graph.initializer {
-            if *data_type == DataType::Float as i32 {
-                let (words, rest) = raw_data.as_chunks();
-                if !rest.is_empty() {
-                    return Err(format!("{name} is cut short"));
-                }
-                floats.insert(name.clone(), words.iter().map(|word| f32::from_le_bytes(*word)).collect());
-            } else if *data_type == DataType::Int8 as i32 {
-                integers.insert(name.clone(), raw_data.iter().map(|byte| *byte as i8).collect());
-            }
+/// A tensor's bytes.
+struct Data<'a> {
+    data_type: i32,
+    bytes: Bytes<'a>,
+}
+
+enum Bytes<'a> {
+    Inside(&'a [u8]),
+    Mapped(Arc<Mapping>, Range<usize>),
+}
+
+impl Data<'_> {
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Inside(bytes) => bytes,
+            Bytes::Mapped(mapping, range) => &mapping[range.clone()],
         }
-        Ok(Self { floats, integers })
+    }
+}
+
+/// A linear layer in integers.
+struct IntegerLinear<'a> {
+    values: &'a [i8],
+    scales: Cow<'a, [f32]>,
+    bias: Cow<'a, [f32]>,
+}
+
+impl IntegerLinear<'_> {
+    fn view(&self) -> Linear<'_> {
+        Linear { values: Values::I8 { values: self.values, scales: &self.scales }, bias: &self.bias }
+    }
+}
+
+struct StoredNorm<'a> {
+    gain: Cow<'a, [f32]>,
+    bias: Cow<'a, [f32]>,
+}
+
+impl StoredNorm<'_> {
+    fn view(&self) -> Norm<'_> {
+        Norm { gain: &self.gain, bias: &self.bias }
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// Finds the data of all tensors; `directory` has the external data.
+    pub(super) fn read(graph: &'a GraphProto, directory: Option<&Path>, bytes_max: u64) -> Result<Self, String> {
+        let mut stored = Self { tensors: HashMap::new(), parameter_bytes: 0 };
+        for tensor in &graph.initializer {
+            let TensorProto { name, data_type, raw_data, .. } = tensor;
+            let bytes = match External::of(tensor)? {
+                None => Bytes::Inside(raw_data),
+                Some(external) => {
+                    let directory = directory.ok_or("a graph passed as bytes cannot have external data")?;
+                    let mapping = Mapping::open(&directory.join(&external.location), bytes_max);
+                    let mapping = mapping.map_err(|error| error.to_string())?;
+                    let range = external_range(&external, &mapping).ok_or_else(|| {
+                        let (location, bytes) = (&external.location, mapping.len());
+                        format!("external data {location:?} has {bytes} bytes but tensor {name:?} takes more")
+                    })?;
+                    Bytes::Mapped(mapping, range)
+                }
+            };
+            let data = Data { data_type: *data_type, bytes };
+            stored.parameter_bytes = stored.parameter_bytes.saturating_add(data.bytes().len() as u64);
+            if stored.parameter_bytes > bytes_max {
+                return Err(format!("its weights have more than {bytes_max} bytes"));
+            }
+            stored.tensors.insert(name, data);
+        }
+        Ok(stored)
     }
 
-    fn f32(&self, name: &str) -> Result<&[f32], String> {
-        self.floats.get(name).map(Vec::as_slice).ok_or_else(|| format!("there is no f32 tensor {name}"))
+    fn bytes(&self, name: &str, data_type: DataType, kind: &str) -> Result<&[u8], String> {
+        let data = self.tensors.get(name).filter(|data| data.data_type == data_type as i32);
+        data.map(Data::bytes).ok_or_else(|| format!("there is no {kind} tensor {name}"))
+    }
+
+    fn f32(&self, name: &str) -> Result<Cow<'_, [f32]>, String> {
+        let bytes = self.bytes(name, DataType::Float, "f32")?;
+        if !bytes.len().is_multiple_of(size_of::<f32>()) {
+            return Err(format!("{name} is cut short"));
+        }
+        Numbers { dtype: Dtype::F32, bytes }.f32()
     }
 
     fn i8(&self, name: &str) -> Result<&[i8], String> {
-        self.integers.get(name).map(Vec::as_slice).ok_or_else(|| format!("there is no i8 tensor {name}"))
+        let bytes = self.bytes(name, DataType::Int8, "i8")?;
+        // SAFETY: u8 and i8 have the same size and alignment, and every bit pattern is valid.
+        let (_, integers, _) = unsafe { bytes.align_to::<i8>() };
+        Ok(integers)
     }
 
-    fn linear(&self, name: &str) -> Result<Linear<'_>, String> {
-        let values =
-            Values::I8 { values: self.i8(&format!("{name}.weight"))?, scales: self.f32(&format!("{name}.scale"))? };
-        Ok(Linear { values, bias: self.f32(&format!("{name}.bias"))? })
+    /// A table of i8 that is read where it is mapped; none where it is part of the graph.
+    fn table(&self, name: &str, scales: &[f32], width: usize) -> Result<Option<Arc<dyn TableRows>>, String> {
+        self.i8(name)?;
+        match self.tensors.get(name).map(|data| &data.bytes) {
+            Some(Bytes::Mapped(mapping, range)) => {
+                let table = MappedIntegers::new(mapping.clone(), range.clone(), scales.to_vec(), width);
+                Ok(Some(Arc::new(table.map_err(|reason| format!("{name}: {reason}"))?)))
+            }
+            _ => Ok(None),
+        }
     }
 
-    fn norm(&self, name: &str) -> Result<Norm<'_>, String> {
-        Ok(Norm { gain: self.f32(&format!("{name}.weight"))?, bias: self.f32(&format!("{name}.bias"))? })
+    fn linear(&self, name: &str) -> Result<IntegerLinear<'_>, String> {
+        Ok(IntegerLinear {
+            values: self.i8(&format!("{name}.weight"))?,
+            scales: self.f32(&format!("{name}.scale"))?,
+            bias: self.f32(&format!("{name}.bias"))?,
+        })
     }
+
+    fn norm(&self, name: &str) -> Result<StoredNorm<'_>, String> {
+        Ok(StoredNorm { gain: self.f32(&format!("{name}.weight"))?, bias: self.f32(&format!("{name}.bias"))? })
+    }
+
+    /// Lets go of the pages that were read, which the packed weights have taken the place of.
+    pub(super) fn release(&self) {
+        for data in self.tensors.values() {
+            if let Bytes::Mapped(mapping, _) = &data.bytes {
+                mapping.release();
+            }
+        }
+    }
+}
+
+/// The bytes of a tensor, where they are within the file.
+fn external_range(external: &External, mapping: &Mapping) -> Option<Range<usize>> {
+    let begin = usize::try_from(external.offset).ok().filter(|begin| *begin <= mapping.len())?;
+    let length = match external.length {
+        Some(length) => usize::try_from(length).ok()?,
+        None => mapping.len() - begin,
+    };
+    begin.checked_add(length).filter(|end| *end <= mapping.len()).map(|end| begin..end)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ModelDir, ModelError, Task};
-use crate::engine::{Dimension, EngineChoice, TensorInfo};
+use crate::engine::{Dimension, EngineChoice, PrecisionChoice, TensorInfo};
 use crate::graph::Graph;
 use crate::registry::{Registry, RegistryConfig};
 use crate::selection::Selection;
@@ -67,7 +67,7 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
             .any(|f| path.join(f).is_file());
         if looks_like_one && !name.starts_with('.') {
             let model = ModelDir::open(&path);
-            let selection = Selection::of(&path, EngineChoice::Auto, &RegistryConfig::default());
+            let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, &RegistryConfig::default());
             let selection = selection.ok().filter(|_| model.is_ok());
             let listed = Listed { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
             found.insert(name, listed);
@@ -96,9 +96,10 @@ fn directory_bytes(path: &Path, depth: u32) -> u64 {
 pub fn check(path: &Path, choice: EngineChoice) -> Result<Report, ModelError> {
     let model = ModelDir::open(path)?;
     let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..RegistryConfig::default() });
-    let selection = Selection::of(path, choice, registry.config())?;
+    let selection = Selection::of(path, choice, PrecisionChoice::Auto, registry.config())?;
     let started = Instant::now();
-    let graph = registry.insert_dir("model", &selection.file, selection.engine)?;
+    registry.insert_selection("model", &selection)?;
+    let graph = registry.graph("model")?;
     let load_ms = started.elapsed().as_millis() as u64;
     let started = Instant::now();
     let outputs = trial(&graph).map_err(|reason| contradiction(&model, reason))?;

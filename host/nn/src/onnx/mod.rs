@@ -34,12 +34,12 @@ pub(crate) struct Parsed {
 }
 
 /// A graph as its file stores it, whole and in memory.
-pub(crate) struct Stored {
-    pub(crate) model: ModelProto,
+struct Stored {
+    model: ModelProto,
     /// Every operator it uses, subgraphs included.
-    pub(crate) operators: BTreeSet<String>,
+    operators: BTreeSet<String>,
     /// Weights as stored.
-    pub(crate) parameter_bytes: u64,
+    parameter_bytes: u64,
 }
 
 /// Reads it, and folds its stored int8 weights.
@@ -65,7 +65,7 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
 }
 
 /// Reads it within bounds, external data brought in and bf16 widened.
-pub(crate) fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Stored, LoadError> {
+fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Stored, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
     let bytes;
@@ -199,42 +199,26 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Reads a tensor's external data. The graph may name only files of its own directory, so that a model cannot read
-    /// what it was not shipped with; a symbolic link in that directory is its owner's doing and is followed.
+    /// Reads a tensor's external data.
     fn bring_in(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
         let name = tensor.name.clone();
-        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
-        let number = |key: &str| {
-            let parse = |text: &str| text.trim().parse::<u64>();
-            entry(key).map(parse).transpose().map_err(|_| Fault::Broken(format!("tensor {name:?}: {key} is no number")))
-        };
-        let Some(location) = entry("location") else {
-            return Err(Fault::Broken(format!("tensor {name:?} is external but does not say where")));
+        let Some(External { location, offset, length }) = External::of(tensor).map_err(Fault::Broken)? else {
+            return Ok(());
         };
         let Some(directory) = self.directory else {
             let text = "a graph passed as bytes cannot have external data: load it by name or put the weights inside";
             return Err(Fault::Broken(format!("tensor {name:?} lies in {location:?}; {text}")));
         };
-        let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-        if location.is_empty() || !Path::new(location).components().all(inside) {
-            return Err(Fault::Broken(format!(
-                "tensor {name:?} lies in {location:?}, which is not inside the model's directory"
-            )));
-        }
-        let offset = number("offset")?.unwrap_or(0);
         let io = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::NotFound => Fault::Missing(location.to_owned()),
+            std::io::ErrorKind::NotFound => Fault::Missing(location.clone()),
             _ => Fault::Broken(format!("external data {location:?} cannot be read: {e}")),
         };
-        let file = File::open(directory.join(location)).map_err(io)?;
+        let file = File::open(directory.join(&location)).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
             return Err(Fault::Broken(format!("external data {location:?} is not a file")));
         }
-        let length = match number("length")? {
-            Some(length) => length,
-            None => metadata.len().saturating_sub(offset),
-        };
+        let length = length.unwrap_or_else(|| metadata.len().saturating_sub(offset));
         if offset.checked_add(length).is_none_or(|end| end > metadata.len()) {
             return Err(Fault::Broken(format!(
                 "external data {location:?} has {} bytes but tensor {name:?} takes {length} from byte {offset}",
@@ -251,6 +235,43 @@ impl Walk<'_> {
         tensor.data_location = None;
         tensor.external_data.clear();
         Ok(())
+    }
+}
+
+/// Where a tensor's data lies beside the graph.
+pub(crate) struct External {
+    /// The file, within the graph's directory.
+    pub(crate) location: String,
+    /// Its first byte in the file.
+    pub(crate) offset: u64,
+    /// Its bytes; none for all that follow.
+    pub(crate) length: Option<u64>,
+}
+
+impl External {
+    /// Where a tensor lies; none where its data is in the graph. The graph may name only files of its own directory, so that a model
+    /// cannot read what it was not shipped with; a symbolic link in that directory is its owner's doing and is followed.
+    ///
+    /// # Errors
+    /// When the place is outside of the directory, or not said.
+    pub(crate) fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
+        if tensor.data_location != Some(DataLocation::External as i32) {
+            return Ok(None);
+        }
+        let name = &tensor.name;
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let number = |key: &str| {
+            let parse = |text: &str| text.trim().parse::<u64>();
+            entry(key).map(parse).transpose().map_err(|_| format!("tensor {name:?}: {key} is no number"))
+        };
+        let location =
+            entry("location").ok_or_else(|| format!("tensor {name:?} is external but does not say where"))?;
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+        if location.is_empty() || !Path::new(location).components().all(inside) {
+            return Err(format!("tensor {name:?} lies in {location:?}, which is not inside the model's directory"));
+        }
+        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        Ok(Some(Self { location: location.to_owned(), offset, length }))
     }
 }
 

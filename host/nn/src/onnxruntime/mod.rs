@@ -14,7 +14,7 @@ mod value;
 
 use std::sync::Arc;
 
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, TensorInfo};
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
@@ -32,7 +32,12 @@ impl Backend for OnnxRuntime {
         library::environment(config.onnxruntime.as_deref()).map(drop)
     }
 
-    fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
+    fn load(
+        &self,
+        source: GraphSource<'_>,
+        _precision: Precision,
+        config: &RegistryConfig,
+    ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let environment = library::environment(config.onnxruntime.as_deref())?;
         let loaded = load::load(&environment, source, config)?;
         Ok(Arc::new(SharedGraph(Arc::new(loaded))))

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 
-use crate::engine::{Backend, BackendContext, BackendGraph, ElementType, GraphSource, TensorInfo};
+use crate::engine::{Backend, BackendContext, BackendGraph, ElementType, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError, one_line};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
@@ -23,7 +23,12 @@ use plans::{Plans, States};
 pub(crate) struct Tract;
 
 impl Backend for Tract {
-    fn load(&self, source: GraphSource<'_>, config: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
+    fn load(
+        &self,
+        source: GraphSource<'_>,
+        _precision: Precision,
+        config: &RegistryConfig,
+    ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let loaded = load::load(source, config)?;
         let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.weights, config);
         Ok(Arc::new(TractGraph(Arc::new(Inner {

@@ -55,12 +55,12 @@ pub enum StartError {
         /// `models.dir`.
         dir: PathBuf,
     },
-    /// The engine named in the configuration does not exist.
+    /// The engine or the precision named in the configuration does not exist.
     #[error("model {name}: {message}")]
     Engine {
         /// The model's name.
         name: String,
-        /// The engines that exist.
+        /// Those that exist.
         message: String,
     },
     /// `models.dir` cannot be read.

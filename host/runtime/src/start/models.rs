@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use weir_config::Config;
-use weir_nn::EngineChoice;
+use weir_nn::{EngineChoice, PrecisionChoice};
 
 use crate::start::StartError;
 
@@ -13,6 +13,7 @@ use crate::start::StartError;
 pub(super) struct ModelSettings {
     pub(super) path: PathBuf,
     pub(super) engine: EngineChoice,
+    pub(super) precision: PrecisionChoice,
     pub(super) replicas: usize,
 }
 
@@ -29,11 +30,14 @@ pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettin
         let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
         let engine = EngineChoice::from_str(engine)
             .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
+        let precision = model.precision.as_deref().unwrap_or(&config.models.precision);
+        let precision = PrecisionChoice::from_str(precision)
+            .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
         let replicas = match model.replicas.unwrap_or(config.models.replicas) {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             replicas => replicas as usize,
         };
-        Ok((name, ModelSettings { path: model.path, engine, replicas }))
+        Ok((name, ModelSettings { path: model.path, engine, precision, replicas }))
     });
     settings.collect()
 }

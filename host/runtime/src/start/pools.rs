@@ -43,9 +43,9 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
         let failed = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
-        let selection = Selection::of(&model.path, model.engine, registry.config()).map_err(failed)?;
+        let selection = Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(failed)?;
         tracing::debug!(model = name, engine = %selection.engine, reason = selection.reason, "engine selected");
-        registry.insert_lazy(&name, &selection.file, selection.engine).map_err(failed)?;
+        registry.insert_selection(&name, &selection).map_err(failed)?;
         let tokens_max = match config.infer.batch_tokens_max {
             0 => selection.engine.batch_tokens(),
             tokens_max => tokens_max,

@@ -176,9 +176,7 @@ pub(super) fn load(
             output_norm: output_norm.view(),
         };
         let projected = match (&deberta, &distances) {
-            (Some(deberta), Some(distances)) => {
-                Some(deberta.project(distances, tensors, root, index, &query, &key, isa)?)
-            }
+            (Some(deberta), Some(distances)) => Some(deberta.project(distances, tensors, root, index, &query, &key)?),
             _ => None,
         };
         let distances = projected.as_ref().map(|deberta::Projected { keys, queries }| LayerDistances {
@@ -187,7 +185,7 @@ pub(super) fn load(
         });
         encoder.push_layer(precision, &layer, distances).map_err(failed)?;
     }
-    Ok((AnyEncoder::Bert(encoder), types.len() > width))
+    Ok((AnyEncoder::Bert(Box::new(encoder)), types.len() > width))
 }
 
 /// The bias of each head and distance, from that of each head and bucket.

@@ -35,6 +35,7 @@ pub(super) struct Distances<'a> {
     /// The row of each distance from `1 - tokens_max` on.
     pub(super) rows: Vec<u32>,
     pub(super) tokens_max: usize,
+    isa: Isa,
 }
 
 /// The embeddings of distances as a layer projects them: `[span, hidden]`.
@@ -107,7 +108,7 @@ impl Deberta {
         root: &str,
         hidden: usize,
         epsilon: f32,
-        _isa: Isa,
+        isa: Isa,
     ) -> Result<Distances<'a>, String> {
         let half = if self.buckets > 0 { self.buckets } else { self.distance_max };
         let span = 2 * half;
@@ -121,7 +122,7 @@ impl Deberta {
         let (tokens_max, half) = (self.tokens_max as i64, half as i64);
         let row = |distance: i64| (self.bucket(distance) + half).clamp(0, 2 * half - 1) as u32;
         let rows = (1 - tokens_max..tokens_max).map(row).collect();
-        Ok(Distances { embeddings, span, rows, tokens_max: self.tokens_max })
+        Ok(Distances { embeddings, span, rows, tokens_max: self.tokens_max, isa })
     }
 
     /// The bucket of a distance `query - key`: exact up to half of the buckets, then logarithmic. In f32, as the model's own code.
@@ -145,12 +146,15 @@ impl Deberta {
         layer: usize,
         query: &OwnedLinear<'_>,
         key: &OwnedLinear<'_>,
-        isa: Isa,
     ) -> Result<Projected, String> {
         let hidden = key.bias.len();
         let apply = |linear: &OwnedLinear<'_>| {
-            let matrix =
-                Matrix::pack(isa, Precision::F32, hidden, &[(Values::F32Transposed(&linear.weight), &linear.bias)]);
+            let matrix = Matrix::pack(
+                distances.isa,
+                Precision::F32,
+                hidden,
+                &[(Values::F32Transposed(&linear.weight), &linear.bias)],
+            );
             let mut projected = vec![0.0; distances.embeddings.len()];
             matrix.multiply(&distances.embeddings, Epilogue::Store, &mut projected, &mut Rows::default());
             projected

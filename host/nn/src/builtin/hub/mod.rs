@@ -74,6 +74,20 @@ fn task(settings: &Settings) -> Task {
     }
 }
 
+/// The folders of the modules of sentence-transformers, when the settings in the model's directory name what is computed.
+///
+/// # Errors
+/// Why the engine does not take the model.
+pub(super) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
+    let settings = Settings::read(&dir.join("config.json"))?;
+    Family::of(&settings)?;
+    if task(&settings) != Task::Features {
+        return Ok(Vec::new());
+    }
+    let modules = sentence::list(dir)?.unwrap_or_default();
+    Ok(modules.into_iter().map(|module| module.path).filter(|path| !path.is_empty()).collect())
+}
+
 /// What the engine takes the model for.
 ///
 /// # Errors
@@ -106,6 +120,7 @@ pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Pr
             None => Readout { from: From::Tokens, stages: Vec::new() },
         },
     };
+    tensors.release();
     let line = |name: &str| TensorInfo {
         name: name.to_owned(),
         element: ElementType::Wit(TensorType::I64),

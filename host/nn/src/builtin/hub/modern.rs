@@ -146,5 +146,5 @@ pub(super) fn load(
         };
         encoder.push_layer(precision, &weights).map_err(failed)?;
     }
-    Ok(AnyEncoder::Modern(encoder))
+    Ok(AnyEncoder::Modern(Box::new(encoder)))
 }

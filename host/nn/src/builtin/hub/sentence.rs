@@ -1,6 +1,6 @@
 //! The modules of sentence-transformers: what becomes of the states of a text.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde_json::Value;
 use weir_kernels::Isa;
@@ -29,27 +29,15 @@ impl Modules {
     /// # Errors
     /// When a module is not one that is computed, by its name.
     pub(super) fn read(dir: &Path, bytes_max: u64) -> Result<Option<Self>, String> {
-        let Some(list) = read_json(&dir.join("modules.json"))? else { return Ok(None) };
-        let list = list.as_array().ok_or("modules.json is not a list")?;
-        if list.len() > MODULES_MAX {
-            return Err(format!("modules.json has {} modules, more than {MODULES_MAX}", list.len()));
-        }
+        let Some(list) = list(dir)? else { return Ok(None) };
         let (mut pooling, mut stages) = (None, Vec::new());
-        for (index, module) in list.iter().enumerate() {
-            let text = |key: &str| {
-                module
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .ok_or_else(|| format!("modules.json: module {index} has no {key}"))
-            };
-            let kind = text("type")?.rsplit('.').next().unwrap_or_default();
-            let path = plain_path(dir, text("path")?)?;
-            match (kind, index) {
-                ("Transformer", 0) if path == dir => {}
-                ("Pooling", 1) => pooling = Some(read_pooling(&path)?),
-                ("Dense", 2..) => stages.push(read_dense(&path, bytes_max)?),
-                ("Normalize", 2..) => stages.push(Module::Normalize),
-                _ => return Err(format!("modules.json: {kind} at place {index} is not supported")),
+        for Listed { kind, path } in list {
+            let path = dir.join(path);
+            match kind {
+                Kind::Transformer => {}
+                Kind::Pooling => pooling = Some(read_pooling(&path)?),
+                Kind::Dense => stages.push(read_dense(&path, bytes_max)?),
+                Kind::Normalize => stages.push(Module::Normalize),
             }
         }
         // Without pooling the states themselves are the result.
@@ -77,15 +65,49 @@ impl Modules {
     }
 }
 
-/// A folder within the model's.
-fn plain_path(dir: &Path, path: &str) -> Result<PathBuf, String> {
-    if path.is_empty() {
-        return Ok(dir.to_owned());
+/// A module that is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Transformer,
+    Pooling,
+    Dense,
+    Normalize,
+}
+
+/// A line of `modules.json`.
+pub(super) struct Listed {
+    kind: Kind,
+    /// Its folder, within the model's; empty for the model's own.
+    pub(super) path: String,
+}
+
+/// What `modules.json` lists, in an order that is computed; none where there is no such file.
+pub(super) fn list(dir: &Path) -> Result<Option<Vec<Listed>>, String> {
+    let Some(list) = read_json(&dir.join("modules.json"))? else { return Ok(None) };
+    let list = list.as_array().ok_or("modules.json is not a list")?;
+    if list.len() > MODULES_MAX {
+        return Err(format!("modules.json has {} modules, more than {MODULES_MAX}", list.len()));
     }
-    match Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) {
-        true => Ok(dir.join(path)),
-        false => Err(format!("modules.json: the path {path:?} is not within the model's directory")),
-    }
+    let module = |(index, module): (usize, &Value)| {
+        let text = |key: &str| {
+            let value = module.get(key).and_then(Value::as_str);
+            value.ok_or_else(|| format!("modules.json: module {index} has no {key}"))
+        };
+        let name = text("type")?.rsplit('.').next().unwrap_or_default();
+        let path = text("path")?;
+        if !Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(format!("modules.json: the path {path:?} is not within the model's directory"));
+        }
+        let kind = match (name, index) {
+            ("Transformer", 0) if path.is_empty() => Kind::Transformer,
+            ("Pooling", 1) => Kind::Pooling,
+            ("Dense", 2..) => Kind::Dense,
+            ("Normalize", 2..) => Kind::Normalize,
+            _ => return Err(format!("modules.json: {name} at place {index} is not supported")),
+        };
+        Ok(Listed { kind, path: path.to_owned() })
+    };
+    list.iter().enumerate().map(module).collect::<Result<_, _>>().map(Some)
 }
 
 fn read_pooling(path: &Path) -> Result<Pooling, String> {

@@ -57,6 +57,11 @@ impl Tensors {
         self.header.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
+    /// Lets go of the pages that were read, which the packed weights have taken the place of.
+    pub(super) fn release(&self) {
+        self.mapping.release();
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry, String> {
         self.header.tensors.get(name).ok_or_else(|| format!("there is no tensor {name}"))
     }

@@ -1,0 +1,240 @@
+//! `weir models check --precision`: what each precision of the built-in engine changes on the user's own texts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use weir_config::{Config, Model};
+use weir_nn::model::{self, ModelDir};
+use weir_nn::{Engine, EngineChoice, Precision, PrecisionChoice, RegistryConfig, Selection};
+use weir_runtime::Runtime;
+use weir_runtime::types::{
+    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, Outcome, Output, Overflow, Task, TokenOptions, WhenFull,
+};
+
+use crate::BUILTIN;
+
+/// The most texts that are compared; of more the first ones are.
+const TEXTS_MAX: usize = 10_000;
+/// The longest line that is read, in bytes.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+/// A precision is recommended from this agreement with f32 on: of the best label of texts, and of the labels of tokens.
+const LABELS_MIN: f64 = 0.995;
+const TOKENS_MIN: f64 = 0.998;
+/// And from this cosine of each embedding with that of f32.
+const COSINE_MIN: f64 = 0.9999;
+
+/// Compares the precisions on the lines of a file (`-`: of the standard input).
+pub(crate) fn check(out: &mut impl Write, dirs: &[impl AsRef<Path>], texts: &Path) -> anyhow::Result<()> {
+    let texts = read_texts(texts)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    for dir in dirs {
+        runtime.block_on(check_model(out, dir.as_ref(), &texts))?;
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
+    let mut reader: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        Box::new(BufReader::new(File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?))
+    };
+    let mut texts = Vec::new();
+    while texts.len() < TEXTS_MAX {
+        let mut line = Vec::new();
+        if std::io::Read::take(&mut reader, LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let text = String::from_utf8_lossy(&line).trim().to_owned();
+        if !text.is_empty() {
+            texts.push(text);
+        }
+    }
+    ensure!(!texts.is_empty(), "{} has no texts: give one on each line", path.display());
+    Ok(texts)
+}
+
+async fn check_model(out: &mut impl Write, dir: &Path, texts: &[String]) -> anyhow::Result<()> {
+    let model = ModelDir::open(dir)?;
+    let of = |choice| Selection::of(dir, EngineChoice::Auto, choice, &RegistryConfig::default());
+    let selection = of(PrecisionChoice::Auto)?;
+    if selection.engine != Engine::Builtin {
+        writeln!(out, "{}: {} computes as the graph says ({})", dir.display(), selection.engine, selection.reason)?;
+        return Ok(());
+    }
+    writeln!(out, "{}: {} texts, compared with f32", dir.display(), texts.len())?;
+    let mut config = Config::default();
+    config.models.replicas = 1;
+    config.infer.queue_items_max = config.infer.queue_items_max.max(texts.len().try_into().unwrap_or(u32::MAX));
+    for precision in Precision::ALL {
+        let served = Model {
+            path: dir.to_owned(),
+            engine: Some(Engine::Builtin.to_string()),
+            precision: Some(precision.to_string()),
+            replicas: None,
+        };
+        config.model.insert(precision.to_string(), served);
+    }
+    let runtime = Runtime::start(&config, BUILTIN)?;
+    let mut exact = None;
+    let mut passed = Vec::new();
+    for precision in Precision::ALL {
+        let name = precision.to_string();
+        runtime.settled(&name).await.map_err(|reason| anyhow::anyhow!("{name}: {reason}"))?;
+        let (outputs, took) = outputs(&runtime, &name, model.task, texts).await?;
+        let each_us = took.as_secs_f64() * 1e6 / texts.len() as f64;
+        let reference = exact.get_or_insert_with(|| outputs.clone());
+        let agreement = Agreement::of(reference, &outputs)?;
+        writeln!(out, "  {name:5} {each_us:8.0} µs a text  {agreement}")?;
+        if agreement.is_good() {
+            passed.push(precision);
+        }
+    }
+    // bf16 is no faster than f32 where the processor has no instruction for it.
+    let is_faster = |precision: &Precision| *precision != Precision::Bf16 || weir_nn::processor_multiplies_bf16();
+    let recommended = passed.into_iter().rfind(is_faster).unwrap_or_default();
+    let automatic = selection.precision.unwrap_or_default();
+    writeln!(
+        out,
+        "  recommended: models.precision = \"{recommended}\" (auto is {automatic}: {})",
+        selection.precision_reason
+    )?;
+    Ok(())
+}
+
+/// What the model says of each text, by its place; and how long all took.
+async fn outputs(
+    runtime: &Runtime,
+    name: &str,
+    task: model::Task,
+    texts: &[String],
+) -> anyhow::Result<(BTreeMap<u64, Output>, Duration)> {
+    let task = match task {
+        model::Task::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
+        model::Task::TokenClassification => {
+            Task::Tokens(TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None })
+        }
+        model::Task::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
+    };
+    let began = Instant::now();
+    let (sender, mut outcomes) = runtime.call().open();
+    let feed = async {
+        for (id, text) in (0..).zip(texts) {
+            let item = Item {
+                id,
+                model: name.to_owned(),
+                text: text.clone(),
+                text_pair: None,
+                overflow: Overflow::Truncate,
+                deadline_ms: None,
+                when_full: WhenFull::Wait,
+                task: task.clone(),
+            };
+            if sender.send(item).await.is_err() {
+                bail!("{name}: the model takes no more texts");
+            }
+        }
+        drop(sender);
+        Ok(())
+    };
+    let collect = async {
+        let mut outputs = BTreeMap::new();
+        while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
+            match result {
+                Ok(output) => {
+                    outputs.insert(id, output);
+                }
+                // A text that no precision takes says nothing of them.
+                Err(Failure::InvalidInput(_) | Failure::TooLong(_)) => {}
+                Err(failure) => bail!("{name}: text {} failed: {failure:?}", id + 1),
+            }
+        }
+        Ok(outputs)
+    };
+    let ((), outputs) = tokio::try_join!(feed, collect)?;
+    Ok((outputs, began.elapsed()))
+}
+
+/// How a precision agrees with f32.
+enum Agreement {
+    /// The share of texts with the same best label, and the largest difference of a score.
+    Labels { same: f64, largest: f32 },
+    /// The share of tokens with the same label, and the largest difference of a score.
+    Tokens { same: f64, largest: f32 },
+    /// The least and the mean cosine.
+    Cosine { least: f64, mean: f64 },
+}
+
+impl Agreement {
+    fn of(exact: &BTreeMap<u64, Output>, outputs: &BTreeMap<u64, Output>) -> anyhow::Result<Self> {
+        let (mut same, mut compared, mut largest) = (0usize, 0usize, 0f32);
+        let (mut least, mut sum, mut of_tokens, mut of_vectors) = (1f64, 0f64, false, false);
+        for (one, other) in exact.iter().filter_map(|(id, one)| Some((one, outputs.get(id)?))) {
+            match (one, other) {
+                (Output::Labels(one), Output::Labels(other)) => {
+                    compared += 1;
+                    let best =
+                        |labels: &[weir_runtime::types::LabelScore]| labels.first().map(|label| label.label.clone());
+                    same += usize::from(best(one) == best(other));
+                    let scores: BTreeMap<&str, f32> =
+                        other.iter().map(|label| (label.label.as_str(), label.score)).collect();
+                    for label in one {
+                        let score = scores.get(label.label.as_str()).copied().unwrap_or_default();
+                        largest = largest.max((label.score - score).abs());
+                    }
+                }
+                (Output::Entities(one), Output::Entities(other)) => {
+                    of_tokens = true;
+                    for (one, other) in one.iter().zip(other) {
+                        compared += 1;
+                        same += usize::from(one.label == other.label);
+                        largest = largest.max((one.score - other.score).abs());
+                    }
+                }
+                (Output::Embedding(one), Output::Embedding(other)) => {
+                    of_vectors = true;
+                    compared += 1;
+                    let dot =
+                        |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+                    let cosine = dot(one, other) / (dot(one, one) * dot(other, other)).sqrt();
+                    (least, sum) = (least.min(cosine), sum + cosine);
+                }
+                _ => bail!("the precisions give outputs of different kinds"),
+            }
+        }
+        ensure!(compared > 0, "no text can be compared");
+        let share = same as f64 / compared as f64;
+        Ok(match (of_tokens, of_vectors) {
+            (_, true) => Self::Cosine { least, mean: sum / compared as f64 },
+            (true, false) => Self::Tokens { same: share, largest },
+            (false, false) => Self::Labels { same: share, largest },
+        })
+    }
+
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Labels { same, .. } => *same >= LABELS_MIN,
+            Self::Tokens { same, .. } => *same >= TOKENS_MIN,
+            Self::Cosine { least, .. } => *least >= COSINE_MIN,
+        }
+    }
+}
+
+impl std::fmt::Display for Agreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Labels { same, largest } => {
+                write!(f, "{:.2} % of the best labels agree, scores differ by {largest:.4} at most", 100.0 * same)
+            }
+            Self::Tokens { same, largest } => {
+                write!(f, "{:.2} % of the tokens' labels agree, scores differ by {largest:.4} at most", 100.0 * same)
+            }
+            Self::Cosine { least, mean } => write!(f, "cosine {least:.5} at least, {mean:.5} in the mean"),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Models as the hub has them, through the whole path: `model.safetensors` and a tokenizer, without an ONNX graph.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weir_config::{Config, Model};
+use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions};
+use weir_tests::root;
+use weir_tests::texts::{ask, classify, runtime};
+
+/// The words that the small models have embeddings for.
+const VOCABULARY: u64 = 64;
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// A copy of a model with random weights, with the beginning of a toy's vocabulary.
+fn model(name: &str, into: &Path) -> Result<PathBuf> {
+    let path = into.join(name);
+    copy(&root().join("tests/architectures").join(name), &path)?;
+    let toy = root().join("tests/models/pair-toy");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(toy.join("tokenizer.json"))?)?;
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().context("a vocabulary")?;
+    vocabulary.retain(|_, id| id.as_u64().is_some_and(|id| id < VOCABULARY));
+    std::fs::write(path.join("tokenizer.json"), serde_json::to_vec(&tokenizer)?)?;
+    std::fs::copy(toy.join("tokenizer_config.json"), path.join("tokenizer_config.json"))?;
+    Ok(path)
+}
+
+const TEXTS: [&str; 4] = ["a quick brown fox", "the fox", "it is a good day for the dog and the fox", "no"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = Config::default();
+    config.models.replicas = 1;
+    let classifiers = [
+        ("nlptown-bert-base-multilingual-uncased-sentiment", 5),
+        ("distilbert-base-uncased-finetuned-sst-2-english", 2),
+        ("cardiffnlp-twitter-roberta-base-sentiment-latest", 3),
+        ("deberta-v3", 3),
+        ("modernbert", 3),
+    ];
+    for name in classifiers.iter().map(|(name, _)| *name).chain(["minilm-mean", "bert-states", "electra-tokens"]) {
+        config.model.insert(name.into(), Model { path: model(name, folder.path())?, ..Default::default() });
+    }
+    let runtime = runtime(&config, "infer")?;
+    for (name, labels) in classifiers {
+        runtime.settled(name).await.map_err(anyhow::Error::msg)?;
+        let mut alone = Vec::new();
+        for text in TEXTS {
+            alone.push(scores(ask(&runtime, vec![classify(0, name, text)]).await?.remove(&0))?);
+        }
+        ensure!(alone.iter().all(|scores| scores.len() == labels), "{name}: {alone:?}");
+        ensure!(alone.iter().all(|scores| (scores.iter().sum::<f32>() - 1.0).abs() < 1e-5), "{name}: {alone:?}");
+        ensure!(alone[0] != alone[1], "{name}: {alone:?}");
+        let together = ask(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify(id, name, text)).collect()).await?;
+        for (id, answer) in together {
+            ensure!(scores(Some(answer))? == alone[id as usize], "{name}: a batch changed the answer of text {id}");
+        }
+    }
+    // The second text of a pair has another token type.
+    let pair = |second: &str| Item { text_pair: Some(second.into()), ..classify(0, classifiers[0].0, TEXTS[0]) };
+    let one = scores(ask(&runtime, vec![pair(TEXTS[1])]).await?.remove(&0))?;
+    let other = scores(ask(&runtime, vec![pair(TEXTS[3])]).await?.remove(&0))?;
+    ensure!(one != other, "{one:?}");
+    for name in ["minilm-mean", "bert-states"] {
+        runtime.settled(name).await.map_err(anyhow::Error::msg)?;
+        let item = Item { task: Task::Embed(EmbedOptions { normalize: true }), ..classify(0, name, TEXTS[0]) };
+        let answer = ask(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
+        let Ok(Output::Embedding(vector)) = answer else { anyhow::bail!("{name}: {answer:?}") };
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        ensure!(vector.len() == 24 && (length - 1.0).abs() < 1e-5, "{name}: {vector:?}");
+    }
+    let options = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
+    runtime.settled("electra-tokens").await.map_err(anyhow::Error::msg)?;
+    let item = Item { task: Task::Tokens(options), ..classify(0, "electra-tokens", TEXTS[0]) };
+    let answer = ask(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
+    let Ok(Output::Entities(entities)) = answer else { anyhow::bail!("{answer:?}") };
+    ensure!(!entities.is_empty(), "{entities:?}");
+    Ok(())
+}
+
+/// The scores in the order of the labels' names.
+fn scores(answer: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
+    let answer = answer.context("an answer")?;
+    let Ok(Output::Labels(mut labels)) = answer else { anyhow::bail!("no labels: {answer:?}") };
+    labels.sort_by(|one, other| one.label.cmp(&other.label));
+    Ok(labels.into_iter().map(|label| label.score).collect())
+}

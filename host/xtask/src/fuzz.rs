@@ -13,7 +13,7 @@ use crate::sh;
 
 pub(crate) const USAGE: &str = "\
 Executes the fuzz targets (requests, lines, captions, events, channels, definitions, expressions, keys, tokens, GRIP,
-checkpoints; with --nn the tensors of wasi:nn) and prints how many executions there were. It uses cargo-fuzz where it is
+checkpoints; with --nn the tensors of wasi:nn and files of weights) and prints how many executions there were. It uses cargo-fuzz where it is
 installed with a nightly compiler, and a seeded generator of inputs elsewhere. The input of a failure is kept under
 target/fuzz-failures (fuzz/artifacts with cargo-fuzz). A short run is part of `cargo xtask test`.
 
@@ -66,7 +66,7 @@ fn with_cargo_fuzz(house: &House, target: Option<&str>, executions: u64, seed: u
     for entry in std::fs::read_dir(&folder).with_context(|| format!("{} cannot be read", folder.display()))? {
         let file = entry?.file_name();
         let name = file.to_str().and_then(|file| file.strip_suffix(".rs"));
-        names.extend(name.filter(|name| nn || *name != "tensors").map(str::to_owned));
+        names.extend(name.filter(|name| nn || !["tensors", "safetensors"].contains(name)).map(str::to_owned));
     }
     names.sort();
     if let Some(target) = target {

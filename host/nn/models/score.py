@@ -20,7 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-GOALS = {"tweets macro recall": 69.0, "reviews accuracy": 87.0, "entities F1": 84.0}
+# With one decimal, as the scores are reported.
+GOALS = {"tweets macro recall": 71.5, "reviews accuracy": 87.4, "entities F1": 90.1}
 LABELS = ("negative", "neutral", "positive")
 HELD_OUT_SHARE = 8
 
@@ -128,8 +129,8 @@ def main():
     }
     found = measure(arguments.data, lambda task, texts: run_weir(arguments.weir, options[task], texts))
     for name, value in found.items():
-        print(f"{name:20} {value:6.2f}   goal {GOALS[name]:.0f}")
-    sys.exit(any(value < GOALS[name] for name, value in found.items()))
+        print(f"{name:20} {value:6.2f}   goal {GOALS[name]}")
+    sys.exit(any(round(value, 1) < GOALS[name] for name, value in found.items()))
 
 
 if __name__ == "__main__":

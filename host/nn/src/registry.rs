@@ -145,7 +145,8 @@ impl Registry {
         let file = onnx_file(&entry.path)?;
         let graph = Graph::load(name, GraphSource::File(&file), entry.engine, entry.precision, &self.config)?;
         let ms = started.elapsed().as_millis() as u64;
-        tracing::info!(name, engine = %entry.engine, ms, "graph loaded");
+        let precision = (entry.engine == Engine::Builtin).then(|| tracing::field::display(entry.precision));
+        tracing::info!(name, engine = %entry.engine, precision, ms, "graph loaded");
         tracing::debug!(name, file = %file.display(), "graph loaded from");
         Ok(Arc::new(graph))
     }

@@ -95,7 +95,7 @@ fn what_is_wrong_with_a_directory() {
     expect!["DIR: tokenizer.json is not valid JSON: EOF while parsing an object at line 2 column 1"]
         .assert_eq(&describe(dir.path()));
     write(dir.path(), &[("tokenizer.json", "{}")]);
-    expect!["DIR: model.onnx (or onnx/model.onnx) is missing"].assert_eq(&describe(dir.path()));
+    expect!["DIR: model.safetensors, model.onnx or onnx/model.onnx is missing"].assert_eq(&describe(dir.path()));
     write(dir.path(), &[("onnx/model.onnx", "graph")]);
     assert_eq!(ModelDir::open(dir.path()).unwrap().graph, dir.path().join("onnx/model.onnx"));
     std::fs::remove_file(dir.path().join("config.json")).unwrap();

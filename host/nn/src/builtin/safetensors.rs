@@ -286,7 +286,7 @@ mod tests {
         check(
             &one("F32", "[1,1,1,1,1,1,1,1,2]", "[0,8]"),
             expect![
-                "the header is not as it must be: invalid length 9, expected at most 8 dimensions at line 1 column 46"
+                "the header is not as it must be: invalid length 9, expected at most 8 dimensions at line 1 column 47"
             ],
         );
         check(

@@ -26,6 +26,7 @@ mod matrix;
 mod modern;
 mod normalize;
 mod pack;
+mod peak;
 mod portable;
 mod product;
 mod relative;
@@ -50,6 +51,7 @@ pub use encoder::{
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Matrix, Precision, Values};
 pub use modern::{ModernConfig, ModernEncoder, ModernLayerWeights};
+pub use peak::peak_operations;
 pub use product::Epilogue;
 pub use relative::{LayerDistances, Relative};
 pub use rows::Rows;

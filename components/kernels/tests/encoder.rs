@@ -205,7 +205,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 60 }))]
 
     #[test]
-    fn states_of_any_text_agree_with_f64(text in prop::collection::vec((0..WORDS as u32, 0..2_u32), 1..POSITIONS - 2)) {
+    fn states_of_any_text_agree_with_f64(text in prop::collection::vec((0..WORDS as u32, 0..2_u32), 1..LENGTH_MAX)) {
         let model = Model::new();
         let (ids, types): (Vec<u32>, Vec<u32>) = text.iter().copied().unzip();
         let exact: Vec<f64> = model.exact(&ids, &types).concat();
@@ -219,7 +219,7 @@ proptest! {
     }
 
     #[test]
-    fn text_has_the_same_bits_alone_and_in_any_batch(batch in texts(1..30, 1..12)) {
+    fn text_has_the_same_bits_alone_and_in_any_batch(batch in texts(1..LENGTH, 1..TEXTS)) {
         let model = Model::new();
         for isa in Isa::available() {
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -238,6 +238,9 @@ proptest! {
 }
 
 /// Miri takes a thousand times as long.
+const LENGTH: usize = if cfg!(miri) { 4 } else { 30 };
+const LENGTH_MAX: usize = if cfg!(miri) { 4 } else { POSITIONS - 2 };
+const TEXTS: usize = if cfg!(miri) { 3 } else { 12 };
 const MIXTURES: usize = if cfg!(miri) { 2 } else { 1300 };
 
 /// Batches of texts from a pool, each text in many batches and places.
@@ -252,7 +255,7 @@ fn texts_have_the_same_bits_in_1300_mixtures() {
         (state >> 33) as usize % bound
     };
     let pool: Vec<Vec<(u32, u32)>> =
-        (0..60).map(|_| (0..=below(25)).map(|_| (below(WORDS) as u32, below(2) as u32)).collect()).collect();
+        (0..60).map(|_| (0..=below(LENGTH)).map(|_| (below(WORDS) as u32, below(2) as u32)).collect()).collect();
     let mixtures: Vec<Vec<usize>> =
         (0..MIXTURES).map(|_| (0..=below(12)).map(|_| below(pool.len())).collect()).collect();
     for isa in Isa::available() {

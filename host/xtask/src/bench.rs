@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
-//! ([`compare`]); `cargo xtask bench fanout`: thousands of subscribers ([`fanout`]); `cargo xtask bench sessions`: transcripts
-//! ([`sessions`]).
+//! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
+//! ([`fanout`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
 
 mod compare;
+mod engine;
 mod fanout;
 mod sessions;
 
@@ -28,6 +29,9 @@ tests/bench/RESULTS.md with its plots: about 25 minutes, and longer the first ti
 `cargo xtask bench fanout` measures channels: the memory of 10,000 idle subscribers, and the time from publishing to receiving
 for 1,000, compared with nginx and nchan (from Debian, fetched and unpacked under target), and writes tests/bench/FANOUT.md:
 about 8 minutes. It takes --quick, --as-built (measures target/release/weir as it is) and -- OPTIONS of `weir-bench fanout`.
+
+`cargo xtask bench engine` measures the kernels of the built-in engine, by instruction set and model size, beside ONNX Runtime and
+the peak of the processor, and writes tests/bench/ENGINE.md: about six minutes. It takes --quick (one round).
 
 `cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
@@ -58,6 +62,9 @@ fn built(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
 }
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    if args.word("engine") {
+        return engine::task(house, args);
+    }
     if args.word("fanout") {
         return fanout::task(house, args);
     }

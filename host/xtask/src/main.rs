@@ -27,6 +27,7 @@ mod first_build;
 mod fuzz;
 mod house;
 mod http;
+mod kernels;
 mod nginx;
 mod node;
 mod pushpin;
@@ -83,6 +84,12 @@ const TASKS: &[Task] = &[
         run: bench::task,
     },
     Task { name: "fuzz", about: "run the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
+    Task {
+        name: "kernels",
+        about: "test the kernels for instruction sets that this machine may not have",
+        usage: kernels::USAGE,
+        run: kernels::task,
+    },
     Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
     Task { name: "redis", about: "fetch a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task {

@@ -178,3 +178,40 @@ fn attend<S: Simd, const R: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    struct Transpose {
+        stride: usize,
+        to_stride: usize,
+    }
+
+    impl Kernel for Transpose {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Self { stride, to_stride } = self;
+            let from: Vec<f32> = (0..S::LANES * stride).map(|index| index as f32).collect();
+            let mut to = vec![-1.0; S::LANES * to_stride];
+            simd.transpose(&from, stride, &mut to, to_stride);
+            for row in 0..S::LANES {
+                for column in 0..to_stride {
+                    let expected = if column < S::LANES { from[column * stride + row] } else { -1.0 };
+                    assert_eq!(to[row * to_stride + column], expected, "row {row}, column {column}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn square_is_transposed_and_nothing_else_written() {
+        for isa in Isa::available() {
+            isa.run(Transpose { stride: 16, to_stride: 16 });
+            isa.run(Transpose { stride: 37, to_stride: 32 });
+        }
+    }
+}

@@ -279,4 +279,39 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // SAFETY: see the module; the lanes of the mask are the elements of `to`.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), Self::lanes(to.len()), value) }
     }
+
+    #[inline(always)]
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        let mut rows = [self.splat(0.0); 16];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = self.load(&from[index * stride..]);
+        }
+        // Four rounds, each of which exchanges halves of pairs of rows: first single elements, at last eight.
+        // SAFETY: see the module.
+        unsafe {
+            for pair in rows.chunks_exact_mut(2) {
+                let (a, b) = (pair[0], pair[1]);
+                (pair[0], pair[1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
+            for four in rows.chunks_exact_mut(4) {
+                let [a, b, c, d] = [four[0], four[1], four[2], four[3]];
+                four[0] = _mm512_shuffle_ps::<0b01_00_01_00>(a, c);
+                four[1] = _mm512_shuffle_ps::<0b11_10_11_10>(a, c);
+                four[2] = _mm512_shuffle_ps::<0b01_00_01_00>(b, d);
+                four[3] = _mm512_shuffle_ps::<0b11_10_11_10>(b, d);
+            }
+            // A quarter of row r of group g of four holds column 4 quarter + r of rows 4 g to 4 g + 3.
+            for row in 0..4 {
+                let [a, b, c, d] = [rows[row], rows[4 + row], rows[8 + row], rows[12 + row]];
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d));
+                self.store(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), &mut to[row * to_stride..]);
+                self.store(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd), &mut to[(8 + row) * to_stride..]);
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0b11_01_11_01>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
+                self.store(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), &mut to[(4 + row) * to_stride..]);
+                self.store(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd), &mut to[(12 + row) * to_stride..]);
+            }
+        }
+    }
 }

@@ -223,7 +223,7 @@ pub struct Scratch {
     pub(crate) qkv: Aligned<f32>,
     /// `[tokens, hidden]`
     pub(crate) context: Aligned<f32>,
-    /// `[tokens, intermediate]`
+    /// `[rows of a chunk, intermediate]`
     pub(crate) wide: Aligned<f32>,
     /// `[tokens, intermediate]`, in networks that are gated.
     pub(crate) gate: Aligned<f32>,
@@ -376,7 +376,8 @@ impl Encoder {
         states.resize(tokens * hidden);
         qkv.resize(tokens * 3 * hidden);
         context.resize(tokens * hidden);
-        wide.resize(tokens * intermediate);
+        let chunk = chunk_rows(intermediate).min(tokens.max(1));
+        wide.resize(chunk * intermediate);
         if let Some(projection) = &self.projection {
             // No layer has used the memory yet.
             context.resize(tokens * width);
@@ -390,11 +391,14 @@ impl Encoder {
             layer.qkv.multiply(&scratch.states, Epilogue::Store, &mut scratch.qkv, &mut scratch.rows);
             self.attend(layer, scratch);
             let Scratch { states, context, wide, rows, .. } = scratch;
-            layer.attention_output.multiply(context, Epilogue::Add, states, rows);
-            self.normalize(states, &layer.attention_norm);
-            layer.intermediate.multiply(states, Epilogue::Activate(self.config.activation), wide, rows);
-            layer.output.multiply(wide, Epilogue::Add, states, rows);
-            self.normalize(states, &layer.output_norm);
+            for (states, context) in states.chunks_mut(chunk * hidden).zip(context.chunks(chunk * hidden)) {
+                let wide = &mut wide[..states.len() / hidden * intermediate];
+                layer.attention_output.multiply(context, Epilogue::Add, states, rows);
+                self.normalize(states, &layer.attention_norm);
+                layer.intermediate.multiply(states, Epilogue::Activate(self.config.activation), wide, rows);
+                layer.output.multiply(wide, Epilogue::Add, states, rows);
+                self.normalize(states, &layer.output_norm);
+            }
         }
         Ok(&scratch.states)
     }
@@ -520,6 +524,14 @@ impl OwnedRelative {
             }
         })
     }
+}
+
+/// Rows of a feed-forward network that are computed together, in whole blocks of every instruction set: they bound the memory of its
+/// inner layer, and are enough to read the weights seldom. A row's result does not depend on it.
+pub(crate) fn chunk_rows(intermediate: usize) -> usize {
+    const BYTES_MAX: usize = 2 << 20;
+    const BLOCK_ROWS: usize = 12;
+    (BYTES_MAX / (intermediate * size_of::<f32>()) / BLOCK_ROWS).max(2) * BLOCK_ROWS
 }
 
 /// Checks a batch before anything is computed.

@@ -61,8 +61,8 @@ impl Kernel for Product<'_> {
 
 /// What the sums of a tile are in f32.
 trait Sums<S: Simd, T>: Copy {
-    /// The sums of one row in the columns from `column` on.
-    fn to_f32(self, simd: S, sums: [T; 2], row: usize, column: usize) -> [S::F32; 2];
+    /// The sums of a tile in the rows and columns from `row` and `column` on.
+    fn to_f32<const R: usize>(self, simd: S, sums: [[T; 2]; R], row: usize, column: usize) -> [[S::F32; 2]; R];
 }
 
 #[derive(Clone, Copy)]
@@ -70,7 +70,7 @@ struct FloatSums;
 
 impl<S: Simd> Sums<S, S::F32> for FloatSums {
     #[inline(always)]
-    fn to_f32(self, _: S, sums: [S::F32; 2], _: usize, _: usize) -> [S::F32; 2] {
+    fn to_f32<const R: usize>(self, _: S, sums: [[S::F32; 2]; R], _: usize, _: usize) -> [[S::F32; 2]; R] {
         sums
     }
 }
@@ -85,16 +85,25 @@ struct IntegerSums<'a> {
 }
 
 impl<S: Simd> Sums<S, S::I32> for IntegerSums<'_> {
+    // Several short loops, because the compiler unrolls those, and the sums then stay in registers.
     #[inline(always)]
-    fn to_f32(self, simd: S, sums: [S::I32; 2], row: usize, column: usize) -> [S::F32; 2] {
-        let (scale, zero) = (simd.splat(self.lowered.scales[row]), simd.splat_i32(self.lowered.zeros[row]));
+    fn to_f32<const R: usize>(self, simd: S, sums: [[S::I32; 2]; R], row: usize, column: usize) -> [[S::F32; 2]; R] {
         let (scales, weight_sums) = (&self.scales[column..][..2 * S::LANES], &self.sums[column..][..2 * S::LANES]);
-        let mut values = [simd.splat(0.0); 2];
-        for half in 0..2 {
-            let (scales, weight_sums) = (&scales[half * S::LANES..], &weight_sums[half * S::LANES..]);
+        let weight_sums = [simd.load_i32(weight_sums), simd.load_i32(&weight_sums[S::LANES..])];
+        let zeros = &self.lowered.zeros[row..][..R];
+        let mut values = [[simd.splat(0.0); 2]; R];
+        for row in 0..R {
             // sum((a - zero) w) = sum(a w) - zero sum(w), exactly.
-            let exact = simd.sub_i32(sums[half], simd.mul_i32(zero, simd.load_i32(weight_sums)));
-            values[half] = simd.mul(simd.to_f32(exact), simd.mul(simd.load(scales), scale));
+            let zero = simd.splat_i32(zeros[row]);
+            values[row][0] = simd.to_f32(simd.sub_i32(sums[row][0], simd.mul_i32(zero, weight_sums[0])));
+            values[row][1] = simd.to_f32(simd.sub_i32(sums[row][1], simd.mul_i32(zero, weight_sums[1])));
+        }
+        let scales = [simd.load(scales), simd.load(&scales[S::LANES..])];
+        let row_scales = &self.lowered.scales[row..][..R];
+        for row in 0..R {
+            let scale = simd.splat(row_scales[row]);
+            values[row][0] = simd.mul(values[row][0], simd.mul(scales[0], scale));
+            values[row][1] = simd.mul(values[row][1], simd.mul(scales[1], scale));
         }
         values
     }
@@ -167,10 +176,10 @@ fn product_tile<S: Simd, F: Format<S>, W, T: Sums<S, F::Sums>, const R: usize>(
     out: &mut [f32],
 ) {
     let sums = tile::<S, F, R>(simd, activations, weights);
+    let sums = panels.sums.to_f32(simd, sums, cells.block.first, cells.first);
     let bias = &panels.matrix.bias[cells.first..][..2 * S::LANES];
     let bias = [simd.load(bias), simd.load(&bias[S::LANES..])];
     for (row, sums) in sums.into_iter().enumerate() {
-        let sums = panels.sums.to_f32(simd, sums, cells.block.first + row, cells.first);
         let row = cells.row(row, out);
         let mut values = [simd.add(sums[0], bias[0]), simd.add(sums[1], bias[1])];
         if row.len() == 2 * S::LANES {

@@ -4,7 +4,19 @@
 //! # Instruction sets
 //! Every kernel is written once, in safe code, over the vector operations of a private trait, and compiled once for each
 //! instruction set. [`Isa::best`] chooses one when the program starts; [`Isa::available`] lists what this processor can run, so that
-//! tests compare them all. `unsafe` occurs in the file of an instruction set and nowhere else.
+//! tests compare them all. `unsafe` occurs in the file of an instruction set, each with its contract at its top, and in `tile`, whose
+//! loop reads activations through a pointer after one check of its bounds.
+//!
+//! # How a product is tiled
+//! `[rows, inner] · [inner, columns]`. A [`Matrix`] lies in panels of two vectors of columns: `[panel][step][column]`, where a step is one
+//! f32, a pair of bf16 or a group of two or four i8 of the inner dimension, whatever one instruction multiplies and adds in a lane. A tile is
+//! a panel by up to twelve rows (six where there are sixteen registers): its sums stay in registers while a step loads two vectors of
+//! weights, and each row's activation is broadcast and multiplied by both. Rows are read where they are in f32; in bf16 and int8 they
+//! are lowered once for a product, with an odd number of cache lines from one to the next so that the rows of a tile do not compete for
+//! the same lines. All blocks of rows pass one panel before the next panel is read, so weights are read from memory once for a
+//! product, and a product of twelve rows has the rate of a large one. Blocks are as equal as possible, because a block of one row is slow.
+//! Attention uses the same tile, with keys and values as panels. A product has columns and an inner dimension of any length: panels are
+//! padded with zeros, which add nothing.
 //!
 //! # Batch invariance
 //! A batch never changes a result, bit for bit. Each element of a product is one sum in the order of the inner dimension,

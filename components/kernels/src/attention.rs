@@ -181,8 +181,74 @@ fn attend<S: Simd, const R: usize>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::isa::Isa;
+
+    /// One head of one text in f64: `[tokens, head_size]`.
+    fn exact(qkv: &[f32], tokens: usize, hidden: usize, columns: Range<usize>, factor: f32) -> Vec<f64> {
+        let part = |which: usize, token: usize| &qkv[token * 3 * hidden + which * hidden..][..hidden][columns.clone()];
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let one = |query: usize| {
+            let scores: Vec<f64> =
+                (0..tokens).map(|key| f64::from(factor) * dot(part(0, query), part(1, key))).collect();
+            let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let shares: Vec<f64> = scores.iter().map(|score| (score - greatest).exp()).collect();
+            let total: f64 = shares.iter().sum();
+            let value = |column: usize| {
+                let weighted = shares.iter().enumerate().map(|(key, share)| share * f64::from(part(2, key)[column]));
+                weighted.sum::<f64>() / total
+            };
+            (0..columns.len()).map(value).collect::<Vec<f64>>()
+        };
+        (0..tokens).flat_map(one).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 100 }))]
+
+        #[test]
+        fn attention_of_any_shape_agrees_with_f64(
+            lengths in prop::collection::vec(1..if cfg!(miri) { 6_usize } else { 60 }, 1..4),
+            heads in 1_usize..4,
+            head_size in 1..if cfg!(miri) { 9_usize } else { 70 },
+            factor in 0.05_f32..1.0,
+        ) {
+            let hidden = heads * head_size;
+            let tokens: usize = lengths.iter().sum();
+            let qkv: Vec<f32> =
+                (0..tokens * 3 * hidden).map(|index| ((index * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
+            let mut start = 0;
+            let texts: Vec<Range<usize>> = lengths.iter().map(|length| { start += length; start - length..start }).collect();
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; tokens * hidden];
+                let mut buffers = Buffers::default();
+                isa.run(Attention {
+                    qkv: &qkv,
+                    texts: &texts,
+                    heads,
+                    head_size,
+                    factor,
+                    term: None,
+                    out: &mut out,
+                    buffers: &mut buffers,
+                });
+                for text in &texts {
+                    for head in 0..heads {
+                        let columns = head * head_size..(head + 1) * head_size;
+                        let qkv = &qkv[text.start * 3 * hidden..text.end * 3 * hidden];
+                        let exact = exact(qkv, text.len(), hidden, columns.clone(), factor);
+                        let rows = out[text.start * hidden..text.end * hidden].chunks_exact(hidden);
+                        let values = rows.flat_map(|row| row[columns.clone()].iter());
+                        for (value, exact) in values.zip(exact) {
+                            prop_assert!((f64::from(*value) - exact).abs() < 2e-5, "{isa}: {value} is not {exact}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 
     struct Transpose {
         stride: usize,

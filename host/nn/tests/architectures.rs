@@ -180,6 +180,14 @@ fn feature_that_is_not_computed_is_refused_by_name() {
     let dir =
         changed("minilm-mean", "1_Pooling/config.json", |pooling| pooling["pooling_mode_lasttoken"] = true.into());
     refused(dir.path(), "pooling_mode_lasttoken is not supported");
+    for (model, key) in [
+        ("albert", "num_hidden_layers"),
+        ("modernbert", "num_hidden_layers"),
+        ("deberta-v3", "max_position_embeddings"),
+    ] {
+        let dir = changed(model, "config.json", |config| config[key] = 4_000_000_000u32.into());
+        refused(dir.path(), &format!("{key} = 4000000000 is more than"));
+    }
     let dir = changed(BERT, "config.json", |config| config["num_hidden_layers"] = 3.into());
     refused(dir.path(), "there is no tensor bert.encoder.layer.2.attention.self.query.weight");
 }

@@ -6,6 +6,7 @@ use weir_kernels::{
     Variant,
 };
 
+use super::LAYERS_MAX;
 use super::deberta::{self, Deberta};
 use super::family::Family;
 use super::settings::Settings;
@@ -32,7 +33,7 @@ impl Numbers {
             Family::DistilBert => ("dim", "n_heads", "n_layers", "hidden_dim", "activation"),
             _ => ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "hidden_act"),
         };
-        let layers = settings.required(layers)?;
+        let layers = settings.bounded(layers, LAYERS_MAX)?;
         let groups = if family == Family::Albert {
             settings.only("inner_group_num", &json!(1))?;
             settings.number("num_hidden_groups")?.unwrap_or(1)

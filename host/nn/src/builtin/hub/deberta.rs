@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 use weir_kernels::{Epilogue, Isa, Matrix, Precision, Rows, Values};
 
+use super::TOKENS_MAX;
 use super::settings::Settings;
 use super::tensors::{OwnedLinear, Tensors};
 use crate::builtin::network::normalize;
@@ -74,7 +75,7 @@ impl Deberta {
             Some(..=0) => Ok(0),
             _ => Ok::<_, String>(settings.number(key)?.unwrap_or(0)),
         };
-        let tokens_max = settings.required("max_position_embeddings")?;
+        let tokens_max = settings.bounded("max_position_embeddings", TOKENS_MAX)?;
         let distance_max = match optional("max_relative_positions")? {
             0 => tokens_max,
             distance_max => distance_max,

@@ -27,6 +27,11 @@ use sentence::Modules;
 use settings::Settings;
 use tensors::Tensors;
 
+/// The most layers that a text passes.
+const LAYERS_MAX: usize = 1000;
+/// The longest text for which distances or positions are made, in tokens; infer bounds texts by `max_position_embeddings`.
+const TOKENS_MAX: usize = 1 << 16;
+
 /// What a model is for, by the name of its architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {

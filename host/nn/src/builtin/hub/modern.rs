@@ -6,10 +6,8 @@ use weir_kernels::{Isa, Linear, ModernConfig, ModernEncoder, ModernLayerWeights,
 use super::family::Family;
 use super::settings::Settings;
 use super::tensors::{OwnedLinear, Tensors};
+use super::{LAYERS_MAX, TOKENS_MAX};
 use crate::builtin::network::AnyEncoder;
-
-/// The longest text for which positions are made, in tokens; infer bounds texts by `max_position_embeddings`.
-const POSITIONS_MAX: usize = 1 << 16;
 
 /// How a layer attends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +26,7 @@ struct Layers {
 
 impl Layers {
     fn read(settings: &Settings) -> Result<Self, String> {
-        let count = settings.required("num_hidden_layers")?;
+        let count = settings.bounded("num_hidden_layers", LAYERS_MAX)?;
         let kinds = match settings.value("layer_types") {
             Some(Value::Array(kinds)) => {
                 let kind = |kind: &Value| match kind.as_str() {
@@ -98,10 +96,10 @@ pub(super) fn load(
 ) -> Result<AnyEncoder, String> {
     let layers = Layers::read(settings)?;
     let (hidden, intermediate) = (settings.required("hidden_size")?, settings.required("intermediate_size")?);
-    let tokens_max = settings.number("max_position_embeddings")?.unwrap_or(8192);
-    if tokens_max > POSITIONS_MAX {
-        return Err(format!("max_position_embeddings = {tokens_max} is more than {POSITIONS_MAX}"));
-    }
+    let tokens_max = match settings.value("max_position_embeddings") {
+        Some(_) => settings.bounded("max_position_embeddings", TOKENS_MAX)?,
+        None => 8192,
+    };
     let config = ModernConfig {
         hidden,
         heads: settings.required("num_attention_heads")?,

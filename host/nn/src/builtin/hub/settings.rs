@@ -77,6 +77,14 @@ impl Settings {
         }
     }
 
+    /// A number from 1 to a bound.
+    pub(super) fn bounded(&self, key: &str, max: usize) -> Result<usize, String> {
+        match self.required(key)? {
+            number if number <= max => Ok(number),
+            number => Err(format!("{key} = {number} is more than {max}")),
+        }
+    }
+
     pub(super) fn real(&self, key: &str) -> Result<Option<f32>, String> {
         let read = |value: &Value| {
             let number = value.as_f64().filter(|number| number.is_finite());

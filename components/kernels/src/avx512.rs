@@ -269,6 +269,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: see the module; a prefetch accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn load_part(self, from: &[f32], fill: f32) -> __m512 {
         // SAFETY: see the module; the lanes of the mask are the elements of `from`.
         unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), Self::lanes(from.len()), from.as_ptr()) }

@@ -99,6 +99,10 @@ pub(crate) trait Simd: Copy {
     /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as `LANES / INT8_GROUP` groups.
     fn store_int8(self, value: Self::F32, to: &mut [u32]);
 
+    /// Requests the cache line of an address, which need not be valid: a hint.
+    #[inline(always)]
+    fn prefetch<T>(self, _address: *const T) {}
+
     /// The first `from.len()` lanes from a slice with fewer elements than lanes, and `fill` in the others.
     #[inline(always)]
     fn load_part(self, from: &[f32], fill: f32) -> Self::F32 {

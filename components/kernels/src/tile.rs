@@ -141,6 +141,11 @@ impl<'a, T> Strided<'a, T> {
     }
 }
 
+/// How far ahead of a step weights are requested.
+const PREFETCH_BYTES: usize = 2048;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
 /// The sums of `R` rows and a panel `[step][two vectors of columns]`: each element is one sum in the order of the steps.
 ///
 /// # Panics
@@ -159,6 +164,10 @@ pub(crate) fn tile<S: Simd, F: Format<S>, const R: usize>(
     let mut sums = [[F::zero(simd); 2]; R];
     let mut front = rows.elements.as_ptr();
     for weights in panel.chunks_exact(width) {
+        // The prefetcher of the processor is late where weights come from the third-level cache or from memory.
+        let ahead = weights.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
+        simd.prefetch(ahead);
+        simd.prefetch(ahead.wrapping_add(LINE_BYTES));
         let weights = [F::load(simd, weights), F::load(simd, &weights[F::WEIGHTS..])];
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `front` is `step` elements into `rows.elements`, and `row * stride + step` is at most

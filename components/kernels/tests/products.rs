@@ -5,6 +5,8 @@ use weir_kernels::{Activation, Epilogue, Isa, Matrix, Precision, Rows, Values};
 
 /// Miri takes a thousand times as long.
 const CASES: u32 = if cfg!(miri) { 2 } else { 200 };
+const ROWS: usize = if cfg!(miri) { 8 } else { 40 };
+const SIDE: usize = if cfg!(miri) { 13 } else { 70 };
 
 /// Numbers in -1 to 1 that look random and are the same in every run.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -48,7 +50,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     #[test]
-    fn float_product_of_any_shape_agrees_with_f64(rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64) {
+    fn float_product_of_any_shape_agrees_with_f64(rows in 0_usize..ROWS, inner in 1_usize..SIDE, columns in 1_usize..SIDE, seed: u64) {
         let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
         let (bias, before) = (numbers(columns, seed + 2), numbers(rows * columns, seed + 3));
         let exact = exact(&source, &weights, &bias, inner);
@@ -70,7 +72,7 @@ proptest! {
 
     #[test]
     fn brain_product_of_any_shape_is_that_of_the_rounded_numbers(
-        rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64,
+        rows in 0_usize..ROWS, inner in 1_usize..SIDE, columns in 1_usize..SIDE, seed: u64,
     ) {
         let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
         let (bias, before) = (numbers(columns, seed + 2), numbers(rows * columns, seed + 3));
@@ -90,7 +92,7 @@ proptest! {
 
     #[test]
     fn integer_product_is_the_same_on_every_isa_and_near_f64(
-        rows in 0_usize..30, inner in 1_usize..70, columns in 1_usize..70, seed: u64,
+        rows in 0_usize..ROWS, inner in 1_usize..SIDE, columns in 1_usize..SIDE, seed: u64,
     ) {
         let source = numbers(rows * inner, seed);
         let integers: Vec<i8> = numbers(inner * columns, seed + 1).iter().map(|value| (value * 127.0) as i8).collect();
@@ -120,7 +122,7 @@ proptest! {
 
     #[test]
     fn row_of_a_product_has_the_same_bits_alone_and_in_any_batch(
-        rows in 1_usize..40, inner in 1_usize..70, columns in 1_usize..70, seed: u64,
+        rows in 1_usize..ROWS, inner in 1_usize..SIDE, columns in 1_usize..SIDE, seed: u64,
     ) {
         let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
         let bias = numbers(columns, seed + 2);
@@ -139,7 +141,7 @@ proptest! {
 
     #[test]
     fn matrices_side_by_side_give_what_each_gives_alone(
-        rows in 1_usize..8, inner in 1_usize..40, left in 1_usize..40, right in 1_usize..40, seed: u64,
+        rows in 1_usize..8, inner in 1_usize..SIDE, left in 1_usize..SIDE, right in 1_usize..SIDE, seed: u64,
     ) {
         let source = numbers(rows * inner, seed);
         let parts = [(numbers(inner * left, seed + 1), numbers(left, seed + 2)), (numbers(inner * right, seed + 3), numbers(right, seed + 4))];

@@ -11,7 +11,7 @@ use weir_events::Store;
 use crate::components::code;
 use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
-use crate::components::gateway::state::GatewayConfig;
+use crate::components::gateway::state::{GatewayConfig, GatewayFactory};
 use crate::components::steps::{Steps, StepsConfig};
 use crate::inference::call::CallOpener;
 use crate::start::guest_env::{self, KEYS_DIR, PIPELINES_DIR};
@@ -48,8 +48,9 @@ pub(crate) fn start(
         folders: folders(config)?,
         http_allow: config.pipelines.http_allow.clone(),
     };
-    Gateway::new(host.engine(), &component, gateway, calls.clone(), events.clone(), steps, draining.clone())
-        .map_err(|error| StartError::Link("gateway", error))
+    let (calls, events, draining) = (calls.clone(), events.clone(), draining.clone());
+    let factory = GatewayFactory::new(host.engine(), &component, gateway, calls, events, steps, draining);
+    Ok(Gateway::start(factory.map_err(|error| StartError::Link("gateway", error))?))
 }
 
 /// The folders that instances see, and where.

@@ -163,7 +163,8 @@ mod tests {
         let mut marked = Vec::new();
         for key in weir_config::keys() {
             // A value of another type does not load.
-            for value in [format!("marker-{}", key.name), format!("[marker-{}]", key.name)] {
+            let marker = format!("marker-{}", key.name);
+            for value in [marker.clone(), format!("[{marker}]"), format!("[step={marker}]")] {
                 let pair = (key.name.clone(), value);
                 if weir_config::load(None, [], std::slice::from_ref(&pair)).is_ok() {
                     marked.push(pair);

@@ -15,23 +15,17 @@ mod stateful;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use wasmtime::Engine;
-use wasmtime::component::Component;
 use wasmtime_wasi_http::WasiBody;
 use weir_codec::http::router::Found;
-use weir_events::Store as EventStore;
 
 use crate::components::gateway::admission::{InstanceBounds, OpenRequest, RequestQueue};
 use crate::components::gateway::scaled::ScaledInstances;
-use crate::components::gateway::state::{GatewayConfig, GatewayFactory};
+use crate::components::gateway::state::GatewayFactory;
 use crate::components::gateway::stateful::StatefulInstance;
-use crate::components::steps::Steps;
-use crate::inference::call::CallOpener;
 
 pub use crate::components::gateway::admission::{AdmissionError, Request};
 pub use wasmtime::Error as HandleError;
@@ -49,15 +43,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(
-        engine: &Engine,
-        component: &Component,
-        config: GatewayConfig,
-        calls: CallOpener,
-        events: EventStore,
-        steps: Steps,
-        draining: Arc<AtomicBool>,
-    ) -> wasmtime::Result<Self> {
+    /// Starts the stateful instance; stateless ones start with the first requests.
+    pub(crate) fn start(factory: GatewayFactory) -> Self {
+        let config = factory.config();
         let share = |bytes: u64| bytes.saturating_mul(u64::from(config.client_share_percent)) / 100;
         let stateless = InstanceBounds {
             requests_max: config.instance_requests_max,
@@ -70,11 +58,11 @@ impl Gateway {
             body_bytes_max: config.stateful_body_bytes_max,
             client_body_bytes_max: share(config.stateful_body_bytes_max),
         };
-        let factory = Arc::new(GatewayFactory::new(engine, component, config, calls, events, steps, draining)?);
-        Ok(Self {
+        let factory = Arc::new(factory);
+        Self {
             stateful: StatefulInstance::start(factory.clone(), RequestQueue::new(stateful)),
             stateless: ScaledInstances::new(factory, RequestQueue::new(stateless)),
-        })
+        }
     }
 
     /// Answers a request of a client, which has a share of each queue. A [`BodyBytes`] extension of the request says how much of

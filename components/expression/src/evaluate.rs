@@ -19,17 +19,59 @@ pub(super) struct Evaluation {
     bounds: Bounds,
     steps_left: u64,
     bytes_left: usize,
+    /// Steps that an attempt may leave untaken at least: it ends where fewer are left.
+    steps_kept: u64,
+    /// The attempt took more steps than it may.
+    is_over: bool,
+}
+
+/// What was left of the budget when an attempt began.
+pub(super) struct BeforeAttempt {
+    steps_left: u64,
+    bytes_left: usize,
 }
 
 impl Evaluation {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { bounds, steps_left: bounds.steps_max, bytes_left: bounds.memory_bytes_max }
+        let (steps_left, bytes_left) = (bounds.steps_max, bounds.memory_bytes_max);
+        Self { bounds, steps_left, bytes_left, steps_kept: 0, is_over: false }
+    }
+
+    /// What is left of the steps.
+    pub(super) fn steps_left(&self) -> u64 {
+        self.steps_left
+    }
+
+    /// From here on at most `steps_max` steps are taken, until the attempt is ended.
+    pub(super) fn begin_attempt(&mut self, steps_max: u64) -> BeforeAttempt {
+        self.steps_kept = self.steps_left.saturating_sub(steps_max);
+        BeforeAttempt { steps_left: self.steps_left, bytes_left: self.bytes_left }
+    }
+
+    /// Ends an attempt. False where it took more steps than it may: its result is void, and the budget is as before.
+    pub(super) fn end_attempt(&mut self, before: BeforeAttempt) -> bool {
+        self.steps_kept = 0;
+        if self.is_over {
+            BeforeAttempt { steps_left: self.steps_left, bytes_left: self.bytes_left } = before;
+            self.is_over = false;
+            return false;
+        }
+        true
     }
 
     /// Pays for steps.
     pub(super) fn step(&mut self, steps: usize) -> Result<(), EvaluationError> {
-        let left = self.steps_left.checked_sub(steps as u64);
-        self.steps_left = left.ok_or(EvaluationError::Steps(self.bounds.steps_max))?;
+        let error = EvaluationError::Steps(self.bounds.steps_max);
+        let Some(left) = self.steps_left.checked_sub(steps as u64) else {
+            // With a bound of its own an attempt would not have come so far.
+            self.is_over = self.steps_kept > 0;
+            return Err(error);
+        };
+        if left < self.steps_kept {
+            self.is_over = true;
+            return Err(error);
+        }
+        self.steps_left = left;
         Ok(())
     }
 
@@ -153,13 +195,13 @@ impl Evaluation {
         })
     }
 
-    fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
+    pub(super) fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
         let value = self.value(node, input)?;
         self.own(value)
     }
 
     /// The value of a node over a value that is not kept: a member is moved out of it rather than copied.
-    fn over_owned(&mut self, node: &Node, mut input: Value) -> Result<Value, EvaluationError> {
+    pub(super) fn over_owned(&mut self, node: &Node, mut input: Value) -> Result<Value, EvaluationError> {
         match node {
             Node::Current => Ok(input),
             Node::Field(name) => {
@@ -170,7 +212,7 @@ impl Evaluation {
         }
     }
 
-    fn project(
+    pub(super) fn project(
         &mut self,
         filter: Option<&Node>,
         right: &Node,
@@ -197,7 +239,12 @@ impl Evaluation {
         Ok(is_equal(left, right))
     }
 
-    fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Result<Value, EvaluationError> {
+    pub(super) fn compare(
+        &mut self,
+        comparison: Comparison,
+        left: &Value,
+        right: &Value,
+    ) -> Result<Value, EvaluationError> {
         let order = match (left, right) {
             (Value::Number(left), Value::Number(right)) => order(left, right),
             (Value::String(left), Value::String(right)) => {
@@ -300,7 +347,7 @@ fn whole(number: &Number) -> Option<i128> {
     number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from))
 }
 
-fn compute(operator: Operator, left: &Value, right: &Value) -> Result<Number, EvaluationError> {
+pub(super) fn compute(operator: Operator, left: &Value, right: &Value) -> Result<Number, EvaluationError> {
     let name = match operator {
         Operator::Add => "`+`",
         Operator::Subtract => "`-`",

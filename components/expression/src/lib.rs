@@ -18,6 +18,7 @@
 mod evaluate;
 mod functions;
 mod parse;
+mod slices;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,9 @@ use serde_json::Value;
 use thiserror::Error;
 use weir_core::pipelines::Json;
 
+use evaluate::Evaluation;
 use parse::Node;
+use slices::Slices;
 
 /// Longest expression, in bytes.
 pub const EXPRESSION_BYTES_MAX: usize = 8192;
@@ -108,19 +111,48 @@ impl Expression {
 
     /// Evaluates it over a value, within bounds.
     pub fn evaluate(&self, input: &Json, bounds: Bounds) -> Result<Json, EvaluationError> {
-        let input: Value = serde_json::from_str(input.as_str()).map_err(|_| EvaluationError::Input)?;
-        let result = evaluate::Evaluation::new(bounds).value(&self.root, &input)?;
-        let (bytes, depth) = evaluate::measure(&result);
-        if depth > OUTPUT_DEPTH_MAX {
-            return Err(EvaluationError::OutputDepth);
+        let input = read(input)?;
+        write(&*Evaluation::new(bounds).value(&self.root, &input)?, bounds)
+    }
+
+    /// [`Expression::evaluate`] in slices of bounded work: `pause` is awaited between two of them. The result is the same.
+    pub async fn evaluate_in_slices(
+        &self,
+        input: &Json,
+        bounds: Bounds,
+        mut pause: impl AsyncFnMut(),
+    ) -> Result<Json, EvaluationError> {
+        let is_large = input.bytes() > LARGE_BYTES;
+        let input = read(input)?;
+        if is_large {
+            pause().await;
         }
-        if bytes > bounds.output_bytes_max {
-            return Err(EvaluationError::OutputBytes(bounds.output_bytes_max));
+        let result = Slices::new(Evaluation::new(bounds), &mut pause).value(&self.root, &input).await?;
+        if is_large {
+            pause().await;
         }
-        let text = serde_json::to_string(&*result).map_err(|_| EvaluationError::Input)?;
-        match text.len() <= bounds.output_bytes_max {
-            true => Ok(Json::from_checked(text)),
-            false => Err(EvaluationError::OutputBytes(bounds.output_bytes_max)),
-        }
+        write(&result, bounds)
+    }
+}
+
+/// An input from which on reading it, and writing a result that may be as large, are slices of their own, in bytes.
+const LARGE_BYTES: usize = 16 << 10;
+
+fn read(input: &Json) -> Result<Value, EvaluationError> {
+    serde_json::from_str(input.as_str()).map_err(|_| EvaluationError::Input)
+}
+
+fn write(result: &Value, bounds: Bounds) -> Result<Json, EvaluationError> {
+    let (bytes, depth) = evaluate::measure(result);
+    if depth > OUTPUT_DEPTH_MAX {
+        return Err(EvaluationError::OutputDepth);
+    }
+    if bytes > bounds.output_bytes_max {
+        return Err(EvaluationError::OutputBytes(bounds.output_bytes_max));
+    }
+    let text = serde_json::to_string(result).map_err(|_| EvaluationError::Input)?;
+    match text.len() <= bounds.output_bytes_max {
+        true => Ok(Json::from_checked(text)),
+        false => Err(EvaluationError::OutputBytes(bounds.output_bytes_max)),
     }
 }

@@ -1,3 +1,9 @@
+use std::{
+    cell::Cell,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -19,6 +25,36 @@ fn evaluate(expression: &str, input: &str) -> String {
             Ok(json) => json.as_str().to_owned(),
             Err(error) => format!("error: {error}"),
         },
+    }
+}
+
+/// The result of an evaluation in slices, and how often it was paused.
+fn in_slices(expression: &Expression, input: &Json, bounds: Bounds) -> (Result<Json, EvaluationError>, usize) {
+    let pauses = Cell::new(0);
+    let evaluation = pin!(expression.evaluate_in_slices(input, bounds, async || pauses.set(pauses.get() + 1)));
+    // Nothing in it waits.
+    let Poll::Ready(result) = evaluation.poll(&mut Context::from_waker(Waker::noop())) else { panic!("it waits") };
+    (result, pauses.get())
+}
+
+#[test]
+fn large_evaluation_is_done_in_many_slices_with_the_same_result() {
+    let numbers = format!("[{}1]", (0..60_000).map(|number| format!("{},", number % 10)).collect::<String>());
+    let (numbers, bounds) = (Json::from_checked(numbers), Bounds::default());
+    let nested = format!("[{}]", vec!["[1,2,3,4,5,6,7,8,9,10]"; 3_000].join(","));
+    for (expression, input, least) in [
+        ("[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]", &numbers, 20),
+        ("length(@[?@ > `3`])", &numbers, 10),
+        ("[@,@,@,@] | length(@)", &numbers, 4),
+        ("@[*].[@, @] | [] | length(@)", &numbers, 20),
+        ("map(&length(@[?@ > `3`]), @) | sum(@)", &Json::from_checked(nested.clone()), 10),
+        // More than is done at once over each item.
+        ("map(&length(map(&[@, @], @)), [@, @]) | sum(@)", &Json::from_checked(nested), 15),
+    ] {
+        let parsed = Expression::parse(expression).unwrap();
+        let (result, pauses) = in_slices(&parsed, input, bounds);
+        assert_eq!(result, parsed.evaluate(input, bounds), "{expression}");
+        assert!(result.is_ok() && pauses >= least, "{expression}: {result:?} in {pauses} slices");
     }
 }
 
@@ -176,6 +212,9 @@ fn nothing_can_blow_up() {
         (format!("{text} | {}", ["[@,@]"; 9].join("|")), "1", "error: the result has more than"),
     ] {
         let result = evaluate(&expression, input);
+        let sliced =
+            in_slices(&Expression::parse(&expression).unwrap(), &Json::from_checked(input), Bounds::default()).0;
+        assert_eq!(sliced.map_or_else(|error| format!("error: {error}"), |json| json.as_str().to_owned()), result);
         let shown = &result[..result.len().min(100)];
         assert!(result.starts_with(want), "{}…: {shown}, not {want}", &expression[..9]);
     }
@@ -253,7 +292,10 @@ proptest! {
     ) {
         let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
         let bounds = Bounds { steps_max: 5000, memory_bytes_max: 1 << 16, output_bytes_max: 1 << 12 };
-        if let Ok(json) = expression.evaluate(&Json::from_checked(input), bounds) {
+        let whole = expression.evaluate(&Json::from_checked(input), bounds);
+        // Whatever is tried at once, the budget is the same.
+        prop_assert_eq!(&in_slices(&expression, &Json::from_checked(input), bounds).0, &whole);
+        if let Ok(json) = whole {
             prop_assert!(json.bytes() <= bounds.output_bytes_max);
             let value: serde_json::Value = serde_json::from_str(json.as_str()).expect("a result is JSON");
             // The result over itself is itself: `@` copies nothing wrong.

@@ -69,11 +69,11 @@ impl Step<'_> {
     async fn run(&self, inputs: &Inputs) -> Result<Json, StepFailure> {
         let input = match &self.task.input {
             None => inputs.default_json(),
-            Some(expression) => self.evaluate(expression, &inputs.context_json()).await?,
+            Some(expression) => self.evaluate(expression, || inputs.context_json()).await?,
         };
         match &self.task.kind {
             Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(wrong)?, *chunk_size)),
-            Kind::Map { expression } => self.evaluate(expression, &input).await,
+            Kind::Map { expression } => self.evaluate(expression, || input).await,
             Kind::Annotate => annotate(&self.live.owner, &input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
             Kind::Summary { model } => self.summary(&input, model.as_deref()).await,
@@ -81,7 +81,7 @@ impl Step<'_> {
             Kind::Embed { model, normalize } => self.embed(&input, model.as_deref(), *normalize).await,
             Kind::Http { url, method, headers, body } => {
                 let body = match body {
-                    Some(expression) => Some(self.evaluate(expression, &input).await?),
+                    Some(expression) => Some(self.evaluate(expression, || input).await?),
                     None => (*method != weir_core::pipelines::Method::Get).then_some(input),
                 };
                 http::call(self, url, *method, headers, body).await
@@ -93,17 +93,21 @@ impl Step<'_> {
         }
     }
 
-    /// One slice of work: the budget of an evaluation bounds it.
-    async fn evaluate(&self, expression: &str, over: &Json) -> Result<Json, StepFailure> {
-        turns::run(&self.live.owner, || self.evaluate_now(expression, over)).await
-    }
-
-    fn evaluate_now(&self, expression: &str, over: &Json) -> Result<Json, StepFailure> {
+    /// Evaluates an expression, a turn for each slice of it.
+    async fn evaluate(&self, expression: &str, over: impl FnOnce() -> Json) -> Result<Json, StepFailure> {
+        let user = &self.live.owner;
+        let mut turn = Some(turns::take(user).await);
+        let over = over();
         let failed = |error: String| StepFailure::last("expression_failed", error);
         // It was one when the definition was read.
         let expression = Expression::parse(expression).map_err(|error| failed(error.to_string()))?;
         let bounds = Bounds { output_bytes_max: self.pipelines.config.output_bytes_max, ..Bounds::default() };
-        expression.evaluate(over, bounds).map_err(|error| failed(error.to_string()))
+        let next_turn = async || {
+            drop(turn.take());
+            turn = Some(turns::take(user).await);
+        };
+        let result = expression.evaluate_in_slices(&over, bounds, next_turn).await;
+        result.map_err(|error| failed(error.to_string()))
     }
 
     async fn sentiment(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {

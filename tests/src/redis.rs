@@ -44,9 +44,14 @@ impl Redis {
         Ok(())
     }
 
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
     /// Starts `weir serve` with the stand-in for the infer component, whose channels are there.
     pub fn weir(&self, more: &[&str]) -> Result<Server> {
-        let url = format!("events.redis_url=redis://127.0.0.1:{}/0", self.port);
+        let url = format!("events.redis_url={}", self.url());
         let mut arguments = vec!["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
         arguments.extend(more);
         Server::start_stub(&arguments)

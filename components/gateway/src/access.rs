@@ -341,6 +341,13 @@ pub(crate) struct Connection {
     user: Option<String>,
 }
 
+impl Connection {
+    /// The user that it counts for here.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(user) = &self.user {

@@ -39,7 +39,7 @@ pub(crate) async fn label() -> Result<String, Problem> {
         Some(label) => Ok(label),
         None if first => {
             let label = uuid(u128::from_be_bytes(request_id::random()));
-            state::put(KEY.to_owned(), label.clone().into_bytes(), None, None).await.map_err(publish::problem)?;
+            state::put(KEY.to_owned(), label.clone().into_bytes(), None, None, None).await.map_err(publish::problem)?;
             Ok(label)
         }
         None => Err(publish::problem(Failure::Unavailable(RETRY_AFTER_MS))),

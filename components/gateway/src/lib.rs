@@ -91,7 +91,7 @@ use weir_core::{pipelines::TIMEOUT_MS_MAX, process::Now};
 
 use crate::{
     access::{Access, Asking},
-    bindings::weir::stream::events,
+    bindings::weir::stream::{events, state},
     body::Arriving,
     clock::Deadline,
     items::Plan,
@@ -631,9 +631,30 @@ async fn readyz(began: Now) -> Result<Reply, Problem> {
         access.check_keys(began.monotonic_ns)?;
     }
     match store(began).await {
-        Ok(_) => Ok(Reply::json(models::ready_json(&models))),
+        Ok(condition) => {
+            let exhausted = exhausted(condition.exhausted, began).await?;
+            Ok(Reply::json(models::ready_json(&models, &exhausted)))
+        }
         Err(detail) => Err(Problem::store_not_ready(&detail)),
     }
+}
+
+/// The bounds that all users together have reached: those of the store, and those of sessions and executions. They make the server no
+/// less ready: what needs no state is served, and what does is answered 503 until there is room.
+async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>, Problem> {
+    let settings = Settings::current().map_err(Problem::internal)?;
+    let mut bounds = vec![("session", "sessions.live_max", settings.sessions.live_max)];
+    // Executions in a store that others share may be theirs.
+    if !settings.shared {
+        bounds.push(("execution", "pipelines.executions_max", settings.pipelines.executions_max as u64));
+    }
+    for (kind, key, max) in bounds {
+        let count = Deadline::after(began, STORE_TIMEOUT_MS).bound(state::count(kind.to_owned())).await;
+        if count.is_some_and(|count| count.is_ok_and(|count| count >= max)) {
+            exhausted.push(key.to_owned());
+        }
+    }
+    Ok(exhausted)
 }
 
 /// What is wrong with the models that the configuration names for the steps.

@@ -56,7 +56,7 @@ async fn has_events(channel: &Channel) -> Result<bool, Problem> {
 async fn write(channel: &Channel, user: &str) -> Result<(), Problem> {
     // An id has no character that JSON escapes.
     let event = Event { name: "owner".to_owned(), data: format!("\"{user}\""), coalesce: None, finishes: false };
-    events::append(name(channel), vec![event], None).await.map(drop).map_err(publish::problem)
+    events::append(name(channel), vec![event], None, None).await.map(drop).map_err(publish::problem)
 }
 
 /// No path leads there: its kind is none of a channel that is followed.

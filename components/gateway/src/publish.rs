@@ -5,7 +5,7 @@ use weir_codec::{
     channels::{
         event::{StreamEvent, published_json},
         publish::{Notification, Progress, WorkflowBody, user_channel},
-        route::{Channel, ChannelRoute},
+        route::{Channel, ChannelKind, ChannelRoute},
     },
     http::problem::Problem,
 };
@@ -86,10 +86,15 @@ async fn append(
         let coalesce = coalesce.is_some().then_some(key).filter(|key| is_key(key));
         (user, Event { name: name.to_owned(), data: data.clone(), coalesce, finishes: false })
     });
-    let id = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }).await?;
+    // The channel takes the share of the user whom it concerns, or else of the publisher.
+    let publisher = access.required().then(|| identity.user());
+    let concerned = copy.as_ref().map(|(user, _)| user.id()).or_else(|| own_channel(channel));
+    let share = publisher.map(|publisher| concerned.unwrap_or(publisher));
+    let id = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
     let copied = match copy {
         Some((user, event)) => {
-            let id = place(&user, event).await?;
+            let share = publisher.map(|_| user.id());
+            let id = place(&user, event, share).await?;
             Some((user, id))
         }
         None => None,
@@ -98,9 +103,15 @@ async fn append(
     Ok(Reply::json(published_json(channel, &id, copied)))
 }
 
-/// Appends one event; its id on the wire.
-async fn place(channel: &Channel, event: Event) -> Result<String, Problem> {
-    let places = events::append(channel.to_string(), vec![event], None).await.map_err(problem)?;
+/// The user whose own channel this is.
+fn own_channel(channel: &Channel) -> Option<&str> {
+    (channel.kind() == ChannelKind::User).then(|| channel.id())
+}
+
+/// Appends one event; its id on the wire. A new channel takes the share of a user.
+async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<String, Problem> {
+    let share = share.map(str::to_owned);
+    let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(problem)?;
     let place = places.first().ok_or_else(|| Problem::internal("the store gave no place"))?;
     Ok(subscribe::wire_id(place))
 }
@@ -121,6 +132,8 @@ pub(crate) fn reason(failure: &Failure) -> String {
         Failure::Unavailable(retry_after_ms) => {
             format!("the channel store cannot answer now; the next attempt may be made in {retry_after_ms} ms")
         }
+        Failure::ShareExceeded(_) => "the user has its share of the channel store (events.user_percent_max)".to_owned(),
+        Failure::Full(_) => "the channel store is full (events.state_bytes_max, events.channels_max)".to_owned(),
         Failure::Other(reason) => format!("the channel store failed: {reason}"),
     }
 }
@@ -142,6 +155,8 @@ pub(crate) fn problem(failure: Failure) -> Problem {
             "the channel store cannot answer now",
             Some(retry_after_ms.max(1)),
         ),
+        Failure::ShareExceeded(retry_after_ms) => Problem::share_exceeded(retry_after_ms),
+        Failure::Full(retry_after_ms) => Problem::store_full(retry_after_ms),
         Failure::Other(_) => Problem::internal("the channel store failed"),
     }
 }

@@ -46,6 +46,11 @@ pub(crate) struct Settings {
 pub(crate) struct Sessions {
     /// `WEIR_SESSIONS_LIVE_MAX`: most sessions, 100000 unless told.
     pub(crate) live_max: u64,
+    /// `WEIR_SESSIONS_USER_LIVE_MAX`: most sessions of one user, 25000 by default.
+    pub(crate) user_live_max: u64,
+    /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest that a session may rest before it expires, a week by default; 0 where it need not
+    /// expire.
+    pub(crate) expire_ms_max: u64,
     /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: what sessions at rest may hold in memory, 268435456 unless told.
     pub(crate) memory_bytes_max: u64,
     /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 unless told.
@@ -180,6 +185,11 @@ impl Settings {
             auth: Auth::read(&variable)?,
             sessions: Sessions {
                 live_max: number("WEIR_SESSIONS_LIVE_MAX", 100_000)?,
+                user_live_max: number("WEIR_SESSIONS_USER_LIVE_MAX", 25_000)?,
+                expire_ms_max: match variable("WEIR_SESSIONS_EXPIRE_MS_MAX").as_deref() {
+                    Some("0") => 0,
+                    _ => number("WEIR_SESSIONS_EXPIRE_MS_MAX", 604_800_000)?,
+                },
                 memory_bytes_max: number("WEIR_SESSIONS_MEMORY_BYTES_MAX", 256 << 20)?,
                 checkpoint_ms: number("WEIR_SESSIONS_CHECKPOINT_MS", 250)?,
                 ended_ttl_ms: number("WEIR_SESSIONS_ENDED_TTL_MS", 600_000)?,

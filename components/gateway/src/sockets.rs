@@ -54,6 +54,13 @@ pub(crate) struct Socket {
     pub(crate) _place: Connection,
 }
 
+impl Socket {
+    /// The user whose share channels without events take.
+    fn share(&self) -> Option<String> {
+        self.settings.auth.required.then(|| self.identity.user().to_owned())
+    }
+}
+
 /// Talks until the client ends its side, its right ends, or it is gone. `first` is followed from the start.
 pub(crate) async fn converse(
     socket: Socket,
@@ -259,7 +266,7 @@ impl Conversation<'_> {
             }
             Err(problem) => return self.refuse(&channel, &problem),
         }
-        match events::follow(channel.to_string(), after).await {
+        match events::follow(channel.to_string(), after, self.socket.share()).await {
             Ok(deliveries) => {
                 self.tell(&channel, &StreamEvent::Connected, None);
                 let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));

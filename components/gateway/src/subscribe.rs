@@ -72,7 +72,8 @@ pub(crate) async fn follow(
     ends_s: Option<u64>,
     place: Connection,
 ) -> Result<Subscription, Problem> {
-    let deliveries = events::follow(channel.to_string(), after).await.map_err(publish::problem)?;
+    let user = place.user().map(str::to_owned);
+    let deliveries = events::follow(channel.to_string(), after, user).await.map_err(publish::problem)?;
     Ok(Subscription { drawing: Drawing::new(channel, framing), deliveries, settings, ends_s, _place: place })
 }
 

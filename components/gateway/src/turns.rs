@@ -4,7 +4,7 @@
 //! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests run, and then
 //! waits for its turn. Work that is short for every input needs no turn.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, future::poll_fn, pin::pin, task::Poll};
 
 use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
 use weir_core::turns::Turns;
@@ -50,6 +50,33 @@ pub(crate) async fn take(user: &str) -> Turn {
     }
     turn.began_ns = clock::now().monotonic_ns;
     turn
+}
+
+/// Bytes from which on a value is copied to the host in a turn.
+const LARGE_BYTES: usize = 16 << 10;
+
+/// Hands bytes to the host, and waits for its answer: what is done before it first waits, such as copying a large value, is done in a turn
+/// of the user.
+pub(crate) async fn hand_over<T>(user: &str, bytes: usize, work: impl Future<Output = T>) -> T {
+    if bytes < LARGE_BYTES {
+        return work.await;
+    }
+    let mut work = pin!(work);
+    let turn = take(user).await;
+    let first = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
+    drop(turn);
+    match first {
+        Poll::Ready(done) => done,
+        Poll::Pending => work.await,
+    }
+}
+
+/// Does a slice of work over the given number of bytes, in the turn of a user where they are many.
+pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -> T) -> T {
+    match bytes < LARGE_BYTES {
+        true => slice(),
+        false => run(user, slice).await,
+    }
 }
 
 /// Does a slice of work in the turn of a user.

@@ -38,7 +38,8 @@ pub struct Events {
     pub bytes_max: u64,
     /// How long an event is kept, ms.
     pub age_ms_max: u64,
-    /// Channels kept; over it finished channels are removed first, then the least recently used; channels with subscribers stay.
+    /// Channels kept; over it channels of the user that has the most are removed: finished ones first, then the least recently used;
+    /// channels with subscribers stay.
     pub channels_max: u32,
     /// Subscribers at once; further ones are answered 503 with `Retry-After`. Each counts as a connection (`http.connections_max`),
     /// not as a request (`http.requests_max`).
@@ -46,9 +47,14 @@ pub struct Events {
     /// Bytes that wait for one subscriber; over it progress events are dropped where a later one replaces them, then the
     /// subscriber is closed, and can resume.
     pub outbox_bytes_max: u64,
-    /// Bytes of stored values, such as checkpoints of executions, in `memory` and `disk`. A value that does not fit is refused, and
-    /// no other is removed for it; Redis has its own `maxmemory`.
+    /// Bytes of stored values, such as checkpoints of executions; in Redis those of all servers that share it. A value that does not
+    /// fit is answered 503 with `Retry-After`, and no other is removed for it.
     pub state_bytes_max: u64,
+    /// Most of `channels_max` and of `state_bytes_max` for one user, percent; 1 to 100. State beyond it is answered 429 with
+    /// `Retry-After`; a channel beyond it replaces the least recently used one of the same user, and is answered 429 if all of them
+    /// have subscribers. A channel belongs to the user that its first event names, or else to its publisher. Without authentication
+    /// there are no shares.
+    pub user_percent_max: u32,
     /// Time within which another instance takes over the executions and stored sessions of a dead one, ms; 1000 to 3600000. An
     /// instance that is stopped for longer than three quarters of it loses them to others that share the store.
     pub lease_ms: u64,
@@ -86,6 +92,7 @@ impl Default for Events {
             subscribers_max: 100_000,
             outbox_bytes_max: 256 << 10,
             state_bytes_max: 256 << 20,
+            user_percent_max: 25,
             lease_ms: 10_000,
             file: PathBuf::new(),
             file_bytes_max: 64 << 20,
@@ -126,6 +133,10 @@ pub enum EventsFallback {
 pub struct Sessions {
     /// Sessions at once, ended ones that can still be read included; further ones are answered 503.
     pub live_max: u32,
+    /// Sessions of one user; further ones are answered 429 with `Retry-After`. Without authentication `live_max` is the only bound.
+    pub user_live_max: u32,
+    /// The longest `idle.expire_ms` of a session, ms; 0 allows sessions that never expire (`idle.expire_ms` 0).
+    pub expire_ms_max: u64,
     /// Memory of the checkpoints of idle sessions, bytes; over it some are in the store only, and are read from it on use.
     pub memory_bytes_max: u64,
     /// How often the checkpoint of a session that receives chunks is stored, ms; also when it becomes idle, and at the end. Its
@@ -137,7 +148,14 @@ pub struct Sessions {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { live_max: 100_000, memory_bytes_max: 256 << 20, checkpoint_ms: 250, ended_ttl_ms: 600_000 }
+        Self {
+            live_max: 100_000,
+            user_live_max: 25_000,
+            expire_ms_max: 604_800_000,
+            memory_bytes_max: 256 << 20,
+            checkpoint_ms: 250,
+            ended_ttl_ms: 600_000,
+        }
     }
 }
 

@@ -101,8 +101,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("events.subscribers_max", u64::from(config.events.subscribers_max)),
         ("events.outbox_bytes_max", config.events.outbox_bytes_max),
         ("events.state_bytes_max", config.events.state_bytes_max),
+        ("events.user_percent_max", u64::from(config.events.user_percent_max)),
         ("events.heartbeat_ms", config.events.heartbeat_ms),
         ("sessions.live_max", u64::from(config.sessions.live_max)),
+        ("sessions.user_live_max", u64::from(config.sessions.user_live_max)),
         ("sessions.memory_bytes_max", config.sessions.memory_bytes_max),
         ("sessions.checkpoint_ms", config.sessions.checkpoint_ms),
         ("sessions.ended_ttl_ms", config.sessions.ended_ttl_ms),
@@ -133,6 +135,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.http.client_share_percent > 100 {
         let share = config.http.client_share_percent;
         return Err(ConfigError::Invalid(format!("http.client_share_percent {share} is not a share; use 1 to 100")));
+    }
+    if config.events.user_percent_max > 100 {
+        let share = config.events.user_percent_max;
+        return Err(ConfigError::Invalid(format!("events.user_percent_max {share} is not a share; use 1 to 100")));
     }
     if config.auth.mode == AuthMode::Required && config.auth.dir.as_os_str().is_empty() {
         let missing = "auth.dir must name the folder of keys when auth.mode is `required`";

@@ -14,7 +14,8 @@ pub struct Pipelines {
     pub dir: PathBuf,
     /// Running executions; further ones are answered 503 with `Retry-After`.
     pub executions_max: u32,
-    /// Running executions of one user; further ones are answered 429 with `Retry-After`.
+    /// Running executions of one user; further ones are answered 429 with `Retry-After`. Without authentication `executions_max` is the
+    /// only bound.
     pub user_executions_max: u32,
     /// Most bytes in the input of an execution (JSON); a longer one is answered 413.
     pub input_bytes_max: u64,

@@ -51,6 +51,11 @@ impl Claims {
         Ok(claimed)
     }
 
+    /// Claims held.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     /// Puts back a claim that a store remembers.
     pub(crate) fn restore(&mut self, key: &str, end: ClaimEnd) {
         self.held.restore(key, end.store_ms);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use weir_core::channels::{ChannelName, EventLimits, Retention};
+use weir_core::channels::{ChannelName, EventLimits, Retention, Shares};
 
 /// Where channels are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub struct EventsConfig {
     pub retention: Retention,
     /// The bounds of one append.
     pub limits: EventLimits,
-    /// The most channels, in memory and on disk. Beyond it those go that nobody follows: finished ones first, then the least
-    /// recently used. Memory is bounded by this times `retention.bytes_max`. The record of a channel's owner does not count: it stays as long
+    /// The most channels, in memory and on disk. Beyond it those go that nobody follows, of the user that has the most: finished
+    /// ones first, then the least recently used. Memory is bounded by this times `retention.bytes_max`. The record of a channel's owner does not count: it stays as long
     /// as the channel has events or followers, and goes with it.
     pub channels_max: usize,
     /// Of the disk store: the most channels that are in memory as well, besides those that are followed.
@@ -61,9 +61,12 @@ pub struct EventsConfig {
     pub claims_max: usize,
     /// The longest that a claim may be held, in milliseconds.
     pub claim_ttl_ms_max: u64,
-    /// The most bytes that values between events may take together, keys and bookkeeping included (memory and disk; Redis has
-    /// its own `maxmemory`).
+    /// The most bytes that values between events may take together, keys and bookkeeping included; in Redis those of all servers
+    /// that share it.
     pub state_bytes_max: usize,
+    /// The most that one user may have of `channels_max` and of `state_bytes_max`, in percent. A channel beyond it takes the place of
+    /// the user's own.
+    pub user_percent_max: u8,
     /// Of the disk store: the most appends and claims that wait to be written; more wait before they are taken.
     pub writes_max: usize,
     /// Of the disk store: the most bytes that share one fsync.
@@ -109,6 +112,7 @@ impl Default for EventsConfig {
             claims_max: 100_000,
             claim_ttl_ms_max: 86_400_000,
             state_bytes_max: 256 << 20,
+            user_percent_max: 25,
             writes_max: 1_024,
             group_bytes_max: 4 << 20,
             flush_ms: 1_000,
@@ -118,6 +122,11 @@ impl Default for EventsConfig {
 }
 
 impl EventsConfig {
+    /// The most channels of one user.
+    pub(crate) fn user_channels_max(&self) -> usize {
+        Shares::new(self.channels_max.max(1), self.user_percent_max).user_max()
+    }
+
     /// How much of a channel is kept. An owner record does not age: it goes with its channel.
     pub(crate) fn retention_of(&self, name: &ChannelName) -> Retention {
         let age_ms_max = if name.is_owner_record() { u64::MAX } else { self.retention.age_ms_max };

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use weir_core::channels::{ClaimsFull, EventError, ValuesFull};
+use weir_core::channels::{ClaimsFull, EventError, Exceeded};
 
 /// Why a store did not do what it was asked: `weir:stream/events.failure`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -29,10 +29,31 @@ pub enum Error {
         /// When to come back.
         retry_after_ms: u64,
     },
+    /// The user has as much as one user may have. Nothing was written; a retry may help once something of the user's is gone.
+    #[error("{reason}; retry in {retry_after_ms} ms")]
+    ShareExceeded {
+        /// What the user has, for the log.
+        reason: String,
+        /// When to come back.
+        retry_after_ms: u64,
+    },
+    /// All users together have as much as there may be. Nothing was written; a retry may help.
+    #[error("{reason}; retry in {retry_after_ms} ms")]
+    Full {
+        /// What is full, for the log.
+        reason: String,
+        /// When to come back.
+        retry_after_ms: u64,
+    },
     /// Anything else; retrying cannot help.
     #[error("{0}")]
     Other(String),
 }
+
+/// When to come back where values take all the room that there is: they go by being deleted or by their end.
+pub(crate) const STATE_RETRY_MS: u64 = 10_000;
+/// When to come back where every channel that fits is in use.
+pub(crate) const CHANNELS_RETRY_MS: u64 = 1_000;
 
 impl Error {
     pub(crate) fn unavailable(reason: impl Into<String>, retry_after_ms: u64) -> Self {
@@ -41,7 +62,7 @@ impl Error {
 
     /// True when the same request may succeed later.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::ShareExceeded { .. } | Self::Full { .. })
     }
 }
 
@@ -57,9 +78,35 @@ impl From<ClaimsFull> for Error {
     }
 }
 
-impl From<ValuesFull> for Error {
-    fn from(full: ValuesFull) -> Self {
-        Self::TooLarge(format!("events.state_bytes_max: {full}"))
+impl Error {
+    /// State does not fit.
+    pub(crate) fn state(exceeded: Exceeded) -> Self {
+        let retry_after_ms = STATE_RETRY_MS;
+        match exceeded {
+            Exceeded::User { .. } => Self::ShareExceeded {
+                reason: format!("events.user_percent_max of events.state_bytes_max: {exceeded}"),
+                retry_after_ms,
+            },
+            Exceeded::Total { .. } => {
+                Self::Full { reason: format!("events.state_bytes_max: {exceeded}"), retry_after_ms }
+            }
+        }
+    }
+
+    /// Every channel of a user is followed, and there are as many as one user may have.
+    pub(crate) fn channel_share(channels_max: usize) -> Self {
+        Self::ShareExceeded {
+            reason: format!(
+                "events.user_percent_max of events.channels_max: the user has {channels_max} channels, and all of them are followed"
+            ),
+            retry_after_ms: CHANNELS_RETRY_MS,
+        }
+    }
+
+    /// Every channel is followed, and there are as many as there may be.
+    pub(crate) fn channels_full() -> Self {
+        let reason = "events.channels_max: every channel that fits is followed".to_owned();
+        Self::Full { reason, retry_after_ms: CHANNELS_RETRY_MS }
     }
 }
 

@@ -5,11 +5,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
-use weir_core::channels::{ChannelName, Closed, Cursor, Draft, Entry, Log, Subscriber};
+use weir_core::channels::{
+    ChannelName, Closed, Cursor, Draft, Entry, Exceeded, Log, Shares, Subscriber, eviction_order,
+};
 
 use crate::clock::Clock;
-use crate::config::StoreKind;
+use crate::config::{EventsConfig, StoreKind};
 use crate::error::{Error, lock};
+
+/// How long channels count as exhausted after room was missing, in milliseconds.
+const FULL_MS: u64 = 10_000;
 
 /// A subscriber's place in its channel.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub(crate) struct State {
     pub(crate) source: Cursor,
     /// Of the Redis store: true when the log is not what Redis has.
     pub(crate) astray: bool,
+    /// Whose share the channel takes: the user that appended its first event; until then, that follows it.
+    pub(crate) user: Option<Arc<str>>,
     pub(crate) seats: Vec<Option<Seat>>,
     seated: usize,
 }
@@ -56,7 +63,18 @@ impl State {
     pub(crate) fn new(log: Log) -> Self {
         let (next, sealed) = (log.last().next(), log.finished());
         let source = log.last();
-        Self { log, next, sealed, pending: 0, gone: false, source, astray: false, seats: Vec::new(), seated: 0 }
+        Self {
+            log,
+            next,
+            sealed,
+            pending: 0,
+            gone: false,
+            source,
+            astray: false,
+            user: None,
+            seats: Vec::new(),
+            seated: 0,
+        }
     }
 
     /// Gives events their places.
@@ -82,6 +100,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// True when the channel never had an event.
+    pub(crate) fn is_new(&self) -> bool {
+        self.log.last().seq == 0 && self.pending == 0
     }
 
     /// True when nobody follows and nothing is on its way.
@@ -141,9 +164,11 @@ pub(crate) struct Counters {
 type Channels = HashMap<ChannelName, Arc<Channel>>;
 
 /// The channels that are in memory, under one lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Residents {
     channels: Channels,
+    /// How many of the channels each user has, where memory is all that keeps them.
+    shares: Shares,
     /// Owner records, where memory is all that keeps them: they give way to none but each other, and go with their channels.
     records: Channels,
 }
@@ -154,6 +179,8 @@ pub(crate) struct Hub {
     residents: Mutex<Residents>,
     channels_max: usize,
     subscribers_max: usize,
+    /// When room was last missing because every channel was in use; 0 for never.
+    full_ms: AtomicU64,
     outbox_bytes_max: usize,
     keeps: StoreKind,
     tick: AtomicU64,
@@ -161,13 +188,17 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(channels_max: usize, subscribers_max: usize, outbox_bytes_max: usize, keeps: StoreKind) -> Self {
+    /// Room for `channels_max` channels, of which one user may have `user_percent_max` percent where memory is all that keeps them.
+    pub(crate) fn new(config: &EventsConfig, channels_max: usize) -> Self {
+        let channels_max = channels_max.max(1);
+        let shares = Shares::new(channels_max, config.user_percent_max);
         Self {
-            residents: Mutex::new(Residents::default()),
-            channels_max: channels_max.max(1),
-            subscribers_max,
-            outbox_bytes_max,
-            keeps,
+            residents: Mutex::new(Residents { channels: Channels::new(), shares, records: Channels::new() }),
+            channels_max,
+            subscribers_max: config.subscribers_max,
+            full_ms: AtomicU64::new(0),
+            outbox_bytes_max: config.outbox_bytes_max,
+            keeps: config.store,
             tick: AtomicU64::new(0),
             counters: Counters::default(),
         }
@@ -191,24 +222,61 @@ impl Hub {
         self.of(&mut residents, name).get(name).is_some_and(|channel| !channel.lock().idle())
     }
 
-    /// The channel that is in memory, or a new one with this log.
-    pub(crate) fn insert(&self, name: &ChannelName, make: impl FnOnce() -> State) -> Result<Arc<Channel>, Error> {
+    /// The channel that is in memory, or a new one with this log, for a user that follows it.
+    pub(crate) fn insert(
+        &self,
+        name: &ChannelName,
+        user: Option<&str>,
+        make: impl FnOnce() -> State,
+    ) -> Result<Arc<Channel>, Error> {
         let mut residents = lock(&self.residents);
         let channels = self.of(&mut residents, name);
         if let Some(channel) = channels.get(name) {
             self.touch(channel);
             return Ok(Arc::clone(channel));
         }
-        if channels.len() >= self.channels_max {
+        let full = channels.len() >= self.channels_max;
+        let is_counted = self.keeps == StoreKind::Memory && !self.is_apart(name);
+        if is_counted {
+            self.make_room_of_user(&mut residents, user)?;
+        }
+        if full && self.of(&mut residents, name).len() >= self.channels_max {
             if self.is_apart(name) {
                 self.make_room_for_record(&mut residents)?;
             } else {
                 self.make_room(&mut residents)?;
             }
         }
-        let channel = Arc::new(Channel { name: name.clone(), used: AtomicU64::new(0), state: Mutex::new(make()) });
+        let mut state = make();
+        if is_counted {
+            state.user = residents.shares.add(user, 1);
+        } else if state.user.is_none() {
+            state.user = user.map(Arc::from);
+        }
+        let channel = Arc::new(Channel { name: name.clone(), used: AtomicU64::new(0), state: Mutex::new(state) });
         self.touch(&channel);
         self.of(&mut residents, name).insert(name.clone(), Arc::clone(&channel));
+        Ok(channel)
+    }
+
+    /// [`Hub::insert`] for a user that is about to append: a channel that had no event yet takes the share of this user.
+    pub(crate) fn insert_to_append(
+        &self,
+        name: &ChannelName,
+        user: Option<&str>,
+        make: impl FnOnce() -> State,
+    ) -> Result<Arc<Channel>, Error> {
+        let channel = self.insert(name, user, make)?;
+        let is_other = |state: &State| state.is_new() && state.user.as_deref() != user;
+        if self.keeps == StoreKind::Memory && !self.is_apart(name) && is_other(&channel.lock()) {
+            let mut residents = lock(&self.residents);
+            self.make_room_of_user(&mut residents, user)?;
+            let mut state = channel.lock();
+            if !state.gone && is_other(&state) {
+                residents.shares.remove(state.user.as_deref(), 1);
+                state.user = residents.shares.add(user, 1);
+            }
+        }
         Ok(channel)
     }
 
@@ -227,7 +295,10 @@ impl Hub {
     /// Lets a channel go, where nobody follows it and nothing is on its way. Returns false where it stays.
     pub(crate) fn forget(&self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
         let mut residents = lock(&self.residents);
-        release(self.of(&mut residents, name), name, if_so)
+        match self.is_apart(name) {
+            true => release(&mut residents.records, name, if_so).is_ok(),
+            false => residents.release(name, if_so),
+        }
     }
 
     /// Seats a reader that has seen everything up to `after`. None when the channel is gone.
@@ -290,12 +361,28 @@ impl Hub {
     /// may be of a channel whose first event is on its way.
     pub(crate) fn sweep_records(&self, now_ms: u64, age_ms_max: u64) {
         let mut residents = lock(&self.residents);
-        let Residents { channels, records } = &mut *residents;
+        let Residents { channels, records, .. } = &mut *residents;
         let old: Vec<ChannelName> = records.keys().filter(|name| !is_owning(channels, name)).cloned().collect();
         for name in old {
             let written_ms = |state: &State| state.log.first().map_or(0, |record| record.stored_ms);
-            release(records, &name, |state| now_ms.saturating_sub(written_ms(state)) > age_ms_max);
+            let _kept = release(records, &name, |state| now_ms.saturating_sub(written_ms(state)) > age_ms_max);
         }
+    }
+
+    /// Takes note that room was missing because every channel was in use.
+    pub(crate) fn note_full(&self, now_ms: u64) {
+        self.full_ms.store(now_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// True when room was missing lately because every channel was in use.
+    pub(crate) fn is_full(&self, now_ms: u64) -> bool {
+        let full_ms = self.full_ms.load(Ordering::Relaxed);
+        full_ms > 0 && now_ms.saturating_sub(full_ms) < FULL_MS
+    }
+
+    /// True when there are as many subscribers as there may be.
+    pub(crate) fn has_all_subscribers(&self) -> bool {
+        self.counters.subscribers.load(Ordering::Relaxed) >= self.subscribers_max
     }
 
     /// Lets some that nobody follows go from memory, where they are kept elsewhere. Returns false when there is none.
@@ -317,46 +404,62 @@ impl Hub {
         channel.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Lets go of some that nobody follows: finished ones first, then the least recently used. A sixty-fourth at once, so that
-    /// looking at all of them costs each new channel little.
+    /// Makes room for one more channel of a user, where the user has as many as one may have: of those that nobody follows.
+    fn make_room_of_user(&self, residents: &mut Residents, user: Option<&str>) -> Result<(), Error> {
+        let Err(Exceeded::User { held, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
+        let at_once = (max / 64).max(1) + held.saturating_sub(max);
+        match self.evict(residents, at_once, |other| other == user) {
+            0 => Err(Error::channel_share(max)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of some that nobody follows, of the user that has the most: finished ones first, then the least recently used. A
+    /// sixty-fourth at once, so that looking at all of them costs each new channel little.
     fn make_room(&self, residents: &mut Residents) -> Result<(), Error> {
-        let Residents { channels, records } = residents;
-        let mut idle: Vec<(bool, u64, ChannelName)> = Vec::new();
-        for channel in channels.values() {
+        match self.evict(residents, self.at_once(), |_| true) {
+            0 => Err(Error::channels_full()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes channels that nobody follows, at most `count_max`; how many.
+    fn evict(&self, residents: &mut Residents, count_max: usize, of: impl Fn(Option<&str>) -> bool) -> usize {
+        let mut idle = Vec::new();
+        for channel in residents.channels.values() {
             let state = channel.lock();
-            if state.idle() {
-                idle.push((!state.log.finished(), channel.used.load(Ordering::Relaxed), channel.name.clone()));
+            if state.idle() && of(state.user.as_deref()) {
+                let rank = (!state.log.finished(), channel.used.load(Ordering::Relaxed));
+                idle.push((state.user.clone(), rank, channel.name.clone()));
             }
         }
-        idle.sort_unstable();
-        let before = channels.len();
-        for (_, _, name) in idle.into_iter().take(self.at_once()) {
-            if release(channels, &name, |_| true)
-                && let Some(record) = name.owner_record()
-            {
-                release(records, &record, |_| true);
+        let order = eviction_order(idle, |user| residents.shares.of(user));
+        let mut gone = 0;
+        for name in order.into_iter().take(count_max) {
+            if residents.release(&name, |_| true) {
+                gone += 1;
+                if let Some(record) = name.owner_record() {
+                    let _kept = release(&mut residents.records, &record, |_| true);
+                }
             }
         }
         if self.keeps == StoreKind::Memory {
-            self.counters.evicted.fetch_add((before - channels.len()) as u64, Ordering::Relaxed);
+            self.counters.evicted.fetch_add(gone as u64, Ordering::Relaxed);
         }
-        if channels.len() == before {
-            return Err(Error::unavailable("every channel that fits is followed", 1_000));
-        }
-        Ok(())
+        gone
     }
 
     /// Lets go of the least recently used owner records whose channels are not there. Where every record has its channel, there are
     /// as many channels as there may be, and some of them go with their records.
     fn make_room_for_record(&self, residents: &mut Residents) -> Result<(), Error> {
-        let Residents { channels, records } = residents;
+        let Residents { channels, records, .. } = &mut *residents;
         let alone = records.values().filter(|record| !is_owning(channels, &record.name));
         let mut alone: Vec<_> =
             alone.map(|record| (record.used.load(Ordering::Relaxed), record.name.clone())).collect();
         alone.sort_unstable();
         let before = records.len();
         for (_, name) in alone.into_iter().take(self.at_once()) {
-            release(records, &name, |_| true);
+            let _kept = release(records, &name, |_| true);
         }
         if records.len() == before { self.make_room(residents) } else { Ok(()) }
     }
@@ -376,15 +479,34 @@ fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
     })
 }
 
-/// Removes a channel that has no followers and no pending writes. Returns false where it stays.
-fn release(channels: &mut Channels, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
-    let Some(channel) = channels.get(name) else { return true };
+impl Residents {
+    /// Removes a channel that has no followers and no pending writes, and gives its place back to its user. Returns false where it
+    /// stays.
+    fn release(&mut self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
+        let Ok(removed) = release(&mut self.channels, name, if_so) else { return false };
+        if let Some(channel) = removed {
+            self.shares.remove(channel.lock().user.as_deref(), 1);
+        }
+        true
+    }
+}
+
+/// The channel stays: it has followers or pending writes, or is to stay.
+#[derive(Debug)]
+struct Stays;
+
+/// Removes a channel that has no followers and no pending writes; returns it, where it was there.
+fn release(
+    channels: &mut Channels,
+    name: &ChannelName,
+    if_so: impl FnOnce(&State) -> bool,
+) -> Result<Option<Arc<Channel>>, Stays> {
+    let Some(channel) = channels.get(name) else { return Ok(None) };
     let mut state = channel.lock();
     if !state.idle() || !if_so(&state) {
-        return false;
+        return Err(Stays);
     }
     state.gone = true;
     drop(state);
-    channels.remove(name);
-    true
+    Ok(channels.remove(name))
 }

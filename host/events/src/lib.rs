@@ -49,7 +49,7 @@ pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
 pub use lease::Acquisition;
 pub use redis::groups::{Groups, Work};
-pub use store::{Health, Stats, Store};
+pub use store::{Health, Stats, Store, Write};
 pub use subscription::Subscription;
 pub use tap::{Tap, Tapped};
 pub use weir_core::channels::Fence;

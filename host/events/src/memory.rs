@@ -10,6 +10,7 @@ use crate::config::EventsConfig;
 use crate::error::{Error, lock};
 use crate::hub::{Hub, State, wake};
 use crate::lease::LocalLeases;
+use crate::store::{Usage, Write};
 use crate::subscription::Subscription;
 
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Self {
         let claims = Mutex::new(Claims::new(config.claims_max));
-        let values = Mutex::new(Values::new(config.state_bytes_max));
+        let values = Mutex::new(Values::new(config.state_bytes_max, config.user_percent_max));
         let leases = LocalLeases::new(&clock);
         Self { config, clock, hub, claims, values, leases }
     }
@@ -34,11 +35,11 @@ impl Memory {
         &self,
         name: &ChannelName,
         mut drafts: Vec<Draft>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<Vec<Cursor>, Error> {
-        let _owned = self.leases.check(fence)?;
+        let _owned = self.leases.check(write.fence)?;
         loop {
-            let channel = self.hub.insert(name, || self.empty(name))?;
+            let channel = self.hub.insert_to_append(name, write.user, || self.empty(name))?;
             let mut state = channel.lock();
             if state.gone {
                 continue;
@@ -61,9 +62,9 @@ impl Memory {
         }
     }
 
-    pub(crate) fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+    pub(crate) fn follow(&self, name: &ChannelName, after: Cursor, user: Option<&str>) -> Result<Subscription, Error> {
         loop {
-            let channel = self.hub.insert(name, || self.empty(name))?;
+            let channel = self.hub.insert(name, user, || self.empty(name))?;
             channel.lock().log.expire(self.clock.now_ms());
             if let Some(subscription) = self.hub.subscribe(&channel, after)? {
                 return Ok(subscription);
@@ -81,13 +82,13 @@ impl Memory {
         key: &ChannelName,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<(), Error> {
-        let _owned = self.leases.check(fence)?;
+        let _owned = self.leases.check(write.fence)?;
         let (now_ms, bytes) = (self.clock.now_ms(), value.len());
         let mut values = lock(&self.values);
         values.expire(now_ms);
-        values.put(key, value.into(), bytes, self.clock.end_ms(ttl_ms))?;
+        values.put(key, value.into(), bytes, self.clock.end_ms(ttl_ms), write.user).map_err(Error::state)?;
         Ok(())
     }
 
@@ -105,6 +106,15 @@ impl Memory {
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
         let keys = lock(&self.values).keys(kind, after, limit, self.clock.now_ms());
         keys.iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        lock(&self.values).count(kind)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let values = lock(&self.values);
+        Usage { state_bytes: values.bytes().total(), claims: lock(&self.claims).len() }
     }
 
     pub(crate) fn sweep(&self) {

@@ -48,9 +48,25 @@ struct Inner {
 
 #[derive(Debug)]
 enum Kind {
-    Memory(Memory),
+    Memory(Box<Memory>),
     Disk(Disk),
     Redis(Redis),
+}
+
+/// On whose terms something is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Write<'a> {
+    /// The lease without which nothing is written.
+    pub fence: Option<&'a Fence>,
+    /// The user whose share it takes; none for the server's own, and where users are not identified.
+    pub user: Option<&'a str>,
+}
+
+/// What of a store is in use.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    pub(crate) state_bytes: usize,
+    pub(crate) claims: usize,
 }
 
 /// How a store is.
@@ -101,10 +117,12 @@ impl Store {
             StoreKind::Redis => config.channels_max.saturating_add(config.subscribers_max),
             StoreKind::Memory => config.channels_max,
         };
-        let hub = Hub::new(resident_max, config.subscribers_max, config.outbox_bytes_max, config.store);
+        let hub = Hub::new(&config, resident_max);
         let hub = Arc::new(hub);
         let kind = match config.store {
-            StoreKind::Memory => Kind::Memory(Memory::new(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub))),
+            StoreKind::Memory => {
+                Kind::Memory(Box::new(Memory::new(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub))))
+            }
             StoreKind::Disk => Kind::Disk(Disk::open(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub)).await?),
             StoreKind::Redis => Kind::Redis(Redis::open(Arc::clone(&config), Arc::clone(&clock), Arc::clone(&hub))?),
         };
@@ -120,7 +138,7 @@ impl Store {
     ///
     /// After [`Error::Unavailable`] the events may be in all the same: a retry may double them.
     pub async fn append(&self, channel: &ChannelName, events: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
-        self.append_fenced(channel, events, None).await
+        self.append_as(channel, events, Write::default()).await
     }
 
     /// [`Store::append`], refused when the lease is not held any more. Memory never stands in for Redis then.
@@ -134,17 +152,34 @@ impl Store {
         events: Vec<Draft>,
         fence: Option<&Fence>,
     ) -> Result<Vec<Cursor>, Error> {
+        self.append_as(channel, events, Write { fence, user: None }).await
+    }
+
+    /// [`Store::append`] on the terms of a write. With a fence, memory never stands in for Redis. The channel takes the share of the
+    /// user that appends its first event: one beyond the share takes the place of those of the user's own that were not used the
+    /// longest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
+    pub async fn append_as(
+        &self,
+        channel: &ChannelName,
+        events: Vec<Draft>,
+        write: Write<'_>,
+    ) -> Result<Vec<Cursor>, Error> {
         Draft::check_all(&events, &self.inner.config.limits)?;
         if events.is_empty() {
             return Ok(Vec::new());
         }
         let count = events.len() as u64;
         let tapped = self.inner.taps.keep(&events);
-        let cursors = match &self.inner.kind {
-            Kind::Memory(memory) => memory.append(channel, events, fence),
-            Kind::Disk(disk) => disk.append(channel, events, fence).await,
-            Kind::Redis(redis) => redis.append(channel, events, fence).await,
-        }?;
+        let appended = match &self.inner.kind {
+            Kind::Memory(memory) => memory.append(channel, events, write),
+            Kind::Disk(disk) => disk.append(channel, events, write).await,
+            Kind::Redis(redis) => redis.append(channel, events, write).await,
+        };
+        let cursors = self.noted(appended)?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
         if let Some(tapped) = tapped {
             self.inner.taps.appended(channel, tapped, &cursors, self.inner.clock.wall_ms());
@@ -172,11 +207,34 @@ impl Store {
     ///
     /// The store cannot be asked now, or there are as many subscribers or followed channels as may be.
     pub async fn follow(&self, channel: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
-        match &self.inner.kind {
-            Kind::Memory(memory) => memory.follow(channel, after),
-            Kind::Disk(disk) => disk.follow(channel, after).await,
+        self.follow_as(channel, after, None).await
+    }
+
+    /// [`Store::follow`] for a user, whose share a channel without events takes while memory has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ShareExceeded`], and those of [`Store::follow`].
+    pub async fn follow_as(
+        &self,
+        channel: &ChannelName,
+        after: Cursor,
+        user: Option<&str>,
+    ) -> Result<Subscription, Error> {
+        let followed = match &self.inner.kind {
+            Kind::Memory(memory) => memory.follow(channel, after, user),
+            Kind::Disk(disk) => disk.follow(channel, after, user).await,
             Kind::Redis(redis) => redis.follow(channel, after).await,
+        };
+        self.noted(followed)
+    }
+
+    /// Takes note of a lack of channels, for [`Store::exhausted`].
+    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Full { .. }) = &result {
+            self.inner.hub.note_full(self.inner.clock.now_ms());
         }
+        result
     }
 
     /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
@@ -206,10 +264,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A value or all of them past the bound, a time of 0 or past ten years, or the store cannot be asked now: nothing stands in
-    /// for it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
+    /// A value past its bound, a time of 0 or past ten years, [`Error::Full`], or the store cannot be asked now: nothing stands in for
+    /// it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
-        self.put_fenced(key, value, ttl_ms, None).await
+        self.put_as(key, value, ttl_ms, Write::default()).await
     }
 
     /// [`Store::put`], refused when the lease is not held any more.
@@ -224,6 +282,21 @@ impl Store {
         ttl_ms: Option<u64>,
         fence: Option<&Fence>,
     ) -> Result<(), Error> {
+        self.put_as(key, value, ttl_ms, Write { fence, user: None }).await
+    }
+
+    /// [`Store::put`] on the terms of a write. The value takes the share of the user.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fenced`], [`Error::ShareExceeded`], and those of [`Store::put`].
+    pub async fn put_as(
+        &self,
+        key: &ChannelName,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+        write: Write<'_>,
+    ) -> Result<(), Error> {
         if value.len() > VALUE_BYTES_MAX {
             return Err(Error::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
         }
@@ -231,9 +304,9 @@ impl Store {
             return Err(Error::Invalid(format!("a value lives for 1 to {VALUE_TTL_MS_MAX} ms")));
         }
         match &self.inner.kind {
-            Kind::Memory(memory) => memory.put(key, value, ttl_ms, fence),
-            Kind::Disk(disk) => disk.put(key, &value, ttl_ms, fence).await,
-            Kind::Redis(redis) => redis.put(key, &value, ttl_ms, fence).await,
+            Kind::Memory(memory) => memory.put(key, value, ttl_ms, write),
+            Kind::Disk(disk) => disk.put(key, &value, ttl_ms, write).await,
+            Kind::Redis(redis) => redis.put(key, &value, ttl_ms, write).await,
         }
     }
 
@@ -337,6 +410,43 @@ impl Store {
             Kind::Disk(disk) => Ok(disk.keys(kind, after, limit)),
             Kind::Redis(redis) => redis.keys(kind, after, limit).await,
         }
+    }
+
+    /// How many values of a kind there are, some that have just ended included.
+    ///
+    /// # Errors
+    ///
+    /// The kind is none, or the store cannot be asked now.
+    pub async fn count(&self, kind: &str) -> Result<usize, Error> {
+        ChannelName::new(kind, "x").map_err(|error| Error::Invalid(error.to_string()))?;
+        match &self.inner.kind {
+            Kind::Memory(memory) => Ok(memory.count(kind)),
+            Kind::Disk(disk) => Ok(disk.count(kind)),
+            Kind::Redis(redis) => redis.count(kind).await,
+        }
+    }
+
+    /// The bounds of the configuration that the users have reached together, by their names: values of the greatest size are refused, or
+    /// channels, subscribers or claims.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked now.
+    pub async fn exhausted(&self) -> Result<Vec<&'static str>, Error> {
+        let Inner { config, clock, hub, kind, .. } = &*self.inner;
+        let usage = match kind {
+            Kind::Memory(memory) => memory.usage(),
+            Kind::Disk(disk) => disk.usage(),
+            Kind::Redis(redis) => redis.usage().await?,
+        };
+        let state_free = config.state_bytes_max.saturating_sub(usage.state_bytes);
+        let bounds = [
+            ("events.state_bytes_max", state_free < VALUE_BYTES_MAX.min(config.state_bytes_max / 16)),
+            ("events.channels_max", hub.is_full(clock.now_ms())),
+            ("events.subscribers_max", hub.has_all_subscribers()),
+            ("events.claims_max", usage.claims >= config.claims_max),
+        ];
+        Ok(bounds.into_iter().filter(|(_, is_reached)| *is_reached).map(|(name, _)| name).collect())
     }
 
     /// Asks the store how it is: Redis is really asked, within `redis.timeout_ms`.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, RedisServer, conformance, disk, name, numbered, open, until};
 use tempfile::TempDir;
 use weir_core::channels::Cursor;
-use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store, StoreKind};
+use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 conformance!(
     a_value_is_what_was_put_last,
@@ -95,7 +95,6 @@ async fn keys_of_a_kind_come_in_pages(config: EventsConfig) {
 }
 
 async fn values_are_bounded(config: EventsConfig) {
-    let kind = config.store;
     let store = open(EventsConfig { state_bytes_max: 3 << 20, ..config }).await;
     let large = || vec![7_u8; 1 << 20];
     let mut over = large();
@@ -106,15 +105,13 @@ async fn values_are_bounded(config: EventsConfig) {
     store.put(&name("k:2"), large(), None).await.unwrap();
     // What is put in the place of another takes its room, not more.
     store.put(&name("k:2"), large(), None).await.unwrap();
-    if kind != StoreKind::Redis {
-        assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::TooLarge(_))));
-        assert_eq!(store.get(&name("k:3")).await, Ok(None));
-        assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
-        // What has ended is let go of.
-        store.put(&name("k:1"), large(), Some(50)).await.unwrap();
-        until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
-        assert_eq!(store.get(&name("k:1")).await, Ok(None));
-    }
+    assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::Full { .. })));
+    assert_eq!(store.get(&name("k:3")).await, Ok(None));
+    assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
+    // What has ended is let go of.
+    store.put(&name("k:1"), large(), Some(50)).await.unwrap();
+    until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
+    assert_eq!(store.get(&name("k:1")).await, Ok(None));
     assert_eq!(store.get(&name("k:2")).await, Ok(Some(large())));
 }
 
@@ -161,7 +158,7 @@ async fn a_file_that_was_closed_has_its_values() {
         assert_eq!(store.get(&name("k:lives")).await, Ok(Some(vec![4])));
         // What was there counts, and what had an end still has it.
         let over = store.put(&name("k:over"), vec![0; 1 << 20], None).await;
-        assert!(matches!(over, Err(Error::TooLarge(_))));
+        assert!(matches!(over, Err(Error::Full { .. })));
         until("the value ends", || async { store.get(&name("k:ends")).await.unwrap().is_none() }).await;
     }
 }

@@ -255,6 +255,19 @@ impl Problem {
         Self { retry_after_ms: Some(1000), ..problem }
     }
 
+    /// 429: the user has as much of the channel store as one user may have.
+    pub fn share_exceeded(retry_after_ms: u32) -> Self {
+        let detail = "you have as much of the channel store as one user may have (events.user_percent_max): delete sessions that are \
+                      not needed any more, close subscriptions, or wait until something has ended";
+        Self::refused(429, "share_exceeded", "You have your share", detail, Some(retry_after_ms.max(1)))
+    }
+
+    /// 503: all users together have as much of the channel store as there may be.
+    pub fn store_full(retry_after_ms: u32) -> Self {
+        let detail = "the channel store is full (events.state_bytes_max, events.channels_max)";
+        Self::refused(503, "store_full", "The channel store is full", detail, Some(retry_after_ms.max(1)))
+    }
+
     /// A step, or the whole, failed before anything was sent. 503 when a retry may help (504 when the time was up),
     /// 502 when inference failed on this text, 500 when this server asked for something that is not there.
     pub fn failed(step: Option<TextStep>, failure: &StepFailure) -> Self {
@@ -571,8 +584,8 @@ mod tests {
             {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"not ready: steps.sentiment is `x`, which is not served","code":"not_ready","request_id":"r-1","retryable":false,"models":[]}"#]],
         );
         let text = |body| String::from_utf8(body).expect("UTF-8");
-        expect![[r#"{"status":"ready","models":[{"name":"a","ready":true}]}"#]]
-            .assert_eq(&text(crate::inference::models::ready_json(&models[..1])));
+        expect![[r#"{"status":"ready","models":[{"name":"a","ready":true}],"exhausted":[]}"#]]
+            .assert_eq(&text(crate::inference::models::ready_json(&models[..1], &[])));
         expect![[r#"{"models":[{"name":"a","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":true},{"name":"b","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":false}]}"#]].assert_eq(&text(crate::inference::models::models_json(&models)));
     }
 }

@@ -36,6 +36,9 @@ pub struct Readiness<'a> {
     pub status: &'static str,
     /// The models, in the order of their names.
     pub models: Vec<ModelState<'a>>,
+    /// Bounds that all users together have reached, by the names of their configuration keys: what needs more of them is answered 503
+    /// until there is room. Requests without state, such as inference, are served.
+    pub exhausted: &'a [String],
 }
 
 /// A model and whether it can answer.
@@ -54,8 +57,8 @@ pub fn models_json(models: &[Model]) -> Vec<u8> {
 }
 
 /// The body of `GET /readyz` when every model is ready.
-pub fn ready_json(models: &[Model]) -> Vec<u8> {
-    to_vec(&Readiness { status: "ready", models: states(models) })
+pub fn ready_json(models: &[Model], exhausted: &[String]) -> Vec<u8> {
+    to_vec(&Readiness { status: "ready", models: states(models), exhausted })
 }
 
 /// Each model and whether it can answer.

@@ -40,11 +40,12 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
 
 /// What can go wrong.
 fn problems(method: &str, path: &str) -> &'static [(&'static str, &'static str)] {
-    const STORE: (&str, &str) = ("503", "The channel store cannot answer now, see `Retry-After`");
+    const STORE: (&str, &str) = ("503", "The channel store cannot answer now, or is full, see `Retry-After`");
     const WHO: (&str, &str) = ("401", "The request does not show who sends it");
     const PLACE: (&str, &str) = ("403", "Without authentication channels are served on a loopback address only");
     const THERE: (&str, &str) = ("404", "There is no such channel, or not for this user");
-    const OFTEN: (&str, &str) = ("429", "This user asks too often, see `Retry-After`");
+    const OFTEN: (&str, &str) =
+        ("429", "This user asks too often, or has its share of the channel store, see `Retry-After`");
     match (method, path) {
         (_, "/stream/health") => &[],
         (_, "/tickets") => &[WHO, ("422", "The fields are wrong, or the ticket would be too long"), OFTEN],

@@ -112,7 +112,10 @@ const START_PROBLEMS: Problems = &[
     ("413", "The input is too large"),
     ("415", "The body is not JSON in UTF-8"),
     ("422", "The `Idempotency-Key` is none, or was sent with another input"),
-    ("429", "This user asks too often, or has all the executions that a user may have, see `Retry-After`"),
+    (
+        "429",
+        "This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After`",
+    ),
     (
         "503",
         "The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has all the executions that it may have, or the store cannot answer now, see `Retry-After`",

@@ -38,7 +38,10 @@ fn problems(method: &str, path: &str) -> Vec<(&'static str, &'static str)> {
     let mut problems = vec![
         ("401", "The request does not show who sends it"),
         ("403", "Without authentication sessions are kept on a loopback address only"),
-        ("429", "This user asks too often, see `Retry-After`"),
+        (
+            "429",
+            "This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After`",
+        ),
         ("503", "What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After`"),
     ];
     if path == "/sessions" {
@@ -171,7 +174,7 @@ fn config() -> Value {
             "queued_max": whole(128, "Segments of all workflows together"),
         })),
         "idle": object(json!({
-            "expire_ms": whole(600_000, "A session to which nothing comes for so long expires; 0 for never"),
+            "expire_ms": whole(600_000, "A session to which nothing comes for so long expires; 0 for never. A stored session may not ask for longer than the server allows (`sessions.expire_ms_max`)"),
             "warn_ms": whole(30_000, "It is warned so long before"),
         })),
         "limits": object(json!({

@@ -12,6 +12,7 @@
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
 //! - [`Claims`]: keys that exactly one caller gets.
 //! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
+//! - [`Shares`]: what each user has of what all users share, and [`eviction_order`], which takes from the largest first.
 //! - [`Values`]: what is to be kept between events, one value under one key.
 //!
 //! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
@@ -27,6 +28,7 @@ mod lease;
 mod log;
 mod name;
 mod outbox;
+mod shares;
 mod subscriber;
 #[cfg(test)]
 mod tests;
@@ -39,5 +41,6 @@ pub use lease::{AcquireError, EXPIRED_MS, Fence, Fenced, Leases, RELEASED_MS};
 pub use log::{Log, Page, Retention, Seek, page, resolve};
 pub use name::{ChannelName, ID_BYTES_MAX, IdError, Kind, NameError, check_id};
 pub use outbox::{Item, Outbox};
+pub use shares::{Exceeded, Shares, eviction_order};
 pub use subscriber::{Closed, Delivery, Subscriber};
-pub use values::{Value, Values, ValuesFull};
+pub use values::{Value, Values, value_bytes_of};

@@ -4,24 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use thiserror::Error;
-
-use super::ChannelName;
+use super::{ChannelName, Exceeded, Shares};
 
 /// Bytes that a value takes besides its own and its key's.
 const VALUE_OVERHEAD_BYTES: usize = 128;
-
-/// No room for a value: nothing that has not ended is ever let go of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{bytes} bytes do not fit: {held} of {bytes_max} bytes are held")]
-pub struct ValuesFull {
-    /// What the value would take, its key and bookkeeping included.
-    pub bytes: usize,
-    /// What the others take.
-    pub held: usize,
-    /// The most that all may take.
-    pub bytes_max: usize,
-}
 
 /// A value that is held, or what stands for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +16,8 @@ pub struct Value<V> {
     pub value: V,
     bytes: usize,
     end_ms: u64,
+    /// Whose share it takes.
+    user: Option<Arc<str>>,
 }
 
 /// Values under keys, one under each. A key has the grammar of a channel's name.
@@ -37,9 +25,10 @@ pub struct Value<V> {
 /// `V` is the value itself, or whatever stands for it where it is kept elsewhere.
 #[derive(Debug)]
 pub struct Values<V> {
-    bytes_max: usize,
-    bytes: usize,
+    bytes: Shares,
     held: BTreeMap<Arc<str>, Value<V>>,
+    /// How many keys of each kind are held.
+    kinds: BTreeMap<Box<str>, usize>,
     /// Those that end, the next one first.
     ends: BTreeSet<(u64, Arc<str>)>,
 }
@@ -48,14 +37,21 @@ impl<V> Values<V> {
     /// The end of a value that has none.
     pub const NEVER_MS: u64 = u64::MAX;
 
-    /// No values, and room for so many bytes of keys and values, 128 for each besides.
-    pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, bytes: 0, held: BTreeMap::new(), ends: BTreeSet::new() }
+    /// No values, and room for the given number of bytes of keys and values, 128 for each besides. One user may have the given
+    /// percentage of it.
+    pub fn new(bytes_max: usize, user_percent_max: u8) -> Self {
+        let bytes = Shares::new(bytes_max, user_percent_max);
+        Self { bytes, held: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
     }
 
-    /// Bytes held, bookkeeping included.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// Bytes held, bookkeeping included, by user and in total.
+    pub fn bytes(&self) -> &Shares {
+        &self.bytes
+    }
+
+    /// Values of a kind held, ended ones included that were not let go of yet.
+    pub fn count(&self, kind: &str) -> usize {
+        self.kinds.get(kind).copied().unwrap_or(0)
     }
 
     /// Values held, ended ones included that were not let go of yet.
@@ -68,30 +64,40 @@ impl<V> Values<V> {
         self.held.is_empty()
     }
 
-    /// Puts a value of so many bytes under a key until a time, and returns the one before.
+    /// Puts a value of the given number of bytes under a key until a time, and returns the one before. It takes the share of the
+    /// user, where there is one.
     ///
     /// # Errors
     ///
-    /// It does not fit; the one before stays.
+    /// It does not fit, for the user or for all; the one before stays.
     pub fn put(
         &mut self,
         key: &ChannelName,
         value: V,
         value_bytes: usize,
         end_ms: u64,
-    ) -> Result<Option<Value<V>>, ValuesFull> {
-        let bytes = key.as_str().len() + value_bytes + VALUE_OVERHEAD_BYTES;
-        let others = self.bytes - self.held.get(key.as_str()).map_or(0, |before| before.bytes);
-        if others.saturating_add(bytes) > self.bytes_max {
-            return Err(ValuesFull { bytes, held: others, bytes_max: self.bytes_max });
+        user: Option<&str>,
+    ) -> Result<Option<Value<V>>, Exceeded> {
+        let bytes = value_bytes_of(key, value_bytes);
+        let before = self.held.get(key.as_str());
+        match before.filter(|before| before.user.as_deref() != user) {
+            // The bytes go from one share to the other.
+            Some(before) => {
+                let (other, less) = (before.user.clone(), before.bytes);
+                self.bytes.remove(other.as_deref(), less);
+                let fits = self.bytes.check(user, bytes, 0);
+                self.bytes.add(other.as_deref(), less);
+                fits?;
+            }
+            None => self.bytes.check(user, bytes, before.map_or(0, |before| before.bytes))?,
         }
-        Ok(self.set(key.as_str(), Some(Value { value, bytes, end_ms })))
+        Ok(self.set(key.as_str(), Some(Value { value, bytes, end_ms, user: user.map(Arc::from) })))
     }
 
     /// Puts back a value that a store remembers, whether it fits or not.
-    pub fn restore(&mut self, key: &ChannelName, value: V, value_bytes: usize, end_ms: u64) {
-        let bytes = key.as_str().len() + value_bytes + VALUE_OVERHEAD_BYTES;
-        self.set(key.as_str(), Some(Value { value, bytes, end_ms }));
+    pub fn restore(&mut self, key: &ChannelName, value: V, value_bytes: usize, end_ms: u64, user: Option<&str>) {
+        let bytes = value_bytes_of(key, value_bytes);
+        self.set(key.as_str(), Some(Value { value, bytes, end_ms, user: user.map(Arc::from) }));
     }
 
     /// The value under a key, if there is one that has not ended.
@@ -111,17 +117,34 @@ impl<V> Values<V> {
             None => (Arc::from(key), None),
         };
         if let Some(before) = &before {
-            self.bytes -= before.bytes;
+            self.bytes.remove(before.user.as_deref(), before.bytes);
             self.ends.remove(&(before.end_ms, Arc::clone(&key)));
         }
-        if let Some(value) = value {
-            self.bytes += value.bytes;
+        self.count_kind(&key, before.is_some(), value.is_some());
+        if let Some(mut value) = value {
+            value.user = self.bytes.add(value.user.as_deref(), value.bytes);
             if value.end_ms != Self::NEVER_MS {
                 self.ends.insert((value.end_ms, Arc::clone(&key)));
             }
             self.held.insert(key, value);
         }
         before
+    }
+
+    fn count_kind(&mut self, key: &str, was_held: bool, is_held: bool) {
+        let kind = key.split_once(':').map_or(key, |(kind, _)| kind);
+        match (was_held, is_held) {
+            (false, true) => *self.kinds.entry(kind.into()).or_default() += 1,
+            (true, false) => {
+                if let Some(count) = self.kinds.get_mut(kind) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.kinds.remove(kind);
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The keys of a kind after one that need not be there, in the order of their bytes, at most so many.
@@ -149,6 +172,11 @@ impl<V> Values<V> {
     }
 }
 
+/// What a value takes of the bytes that there may be, its key and bookkeeping included.
+pub fn value_bytes_of(key: &ChannelName, value_bytes: usize) -> usize {
+    key.as_str().len() + value_bytes + VALUE_OVERHEAD_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,9 +188,9 @@ mod tests {
 
     #[test]
     fn keys_are_of_one_kind_in_order_and_in_pages() {
-        let mut values = Values::new(10_000);
+        let mut values = Values::new(10_000, 100);
         for name in ["pipe:z", "pipeline:b", "pipeline:a", "pipeline:A", "pipelines:c", "a:b"] {
-            values.put(&key(name), (), 0, Values::<()>::NEVER_MS).unwrap();
+            values.put(&key(name), (), 0, Values::<()>::NEVER_MS, None).unwrap();
         }
         let keys = |after: &str, limit| values.keys("pipeline", after, limit, 0).join(" ");
         assert_eq!(keys("", 10), "pipeline:A pipeline:a pipeline:b");
@@ -176,28 +204,45 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_leaves_what_was_there() {
-        let mut values = Values::new(2 * (3 + 10 + VALUE_OVERHEAD_BYTES));
-        values.put(&key("k:1"), 1, 10, 100).unwrap();
-        values.put(&key("k:2"), 2, 10, 200).unwrap();
-        let full = ValuesFull { bytes: 142, held: 141, bytes_max: 282 };
-        assert_eq!(values.put(&key("k:1"), 3, 11, 300), Err(full));
+        let mut values = Values::new(2 * (3 + 10 + VALUE_OVERHEAD_BYTES), 100);
+        values.put(&key("k:1"), 1, 10, 100, None).unwrap();
+        values.put(&key("k:2"), 2, 10, 200, None).unwrap();
+        let full = Exceeded::Total { more: 142, held: 141, max: 282 };
+        assert_eq!(values.put(&key("k:1"), 3, 11, 300, None), Err(full));
         assert_eq!((values.value(&key("k:1"), 99), values.value(&key("k:1"), 100)), (Some(&1), None));
-        assert!(values.put(&key("k:3"), 3, 0, 300).is_err());
+        assert!(values.put(&key("k:3"), 3, 0, 300, None).is_err());
         assert_eq!(values.expire(100).len(), 1);
-        values.put(&key("k:3"), 3, 10, 300).unwrap();
+        values.put(&key("k:3"), 3, 10, 300, None).unwrap();
+    }
+
+    #[test]
+    fn value_of_another_user_under_the_same_key_goes_from_one_share_to_the_other() {
+        let mut values = Values::new(1_000, 50);
+        values.put(&key("k:1"), 1, 100, 100, Some("a")).unwrap();
+        assert_eq!((values.bytes().of(Some("a")), values.count("k")), (231, 1));
+        values.put(&key("k:1"), 2, 100, 100, Some("b")).unwrap();
+        assert_eq!((values.bytes().of(Some("a")), values.bytes().of(Some("b"))), (0, 231));
+        let error = values.put(&key("k:2"), 3, 200, 100, Some("b")).unwrap_err();
+        assert_eq!(error, Exceeded::User { more: 331, held: 231, max: 500 });
+        values.put(&key("k:2"), 3, 200, 100, Some("a")).unwrap();
+        assert_eq!(values.expire(100).len(), 2);
+        assert_eq!((values.bytes().of(Some("a")), values.bytes().total(), values.count("k")), (0, 0, 0));
     }
 
     proptest! {
         #[test]
-        fn it_holds_what_was_put_last_until_it_ends(
-            ops in prop::collection::vec((0u64..20, 0u8..6, 0usize..300, prop::option::of(1u64..40), 0u8..4), 0..200),
+        fn it_holds_what_was_put_last_until_it_ends_within_the_shares(
+            percent in 30u8..=100,
+            ops in prop::collection::vec(
+                (0u64..20, 0u8..6, 0usize..300, prop::option::of(1u64..40), 0u8..4, prop::option::of(0u8..2)), 0..200),
         ) {
-            let mut values = Values::new(1_000);
-            let mut model: BTreeMap<String, (usize, usize, u64)> = BTreeMap::new();
+            let mut values = Values::new(1_000, percent);
+            let mut model: BTreeMap<String, (usize, usize, u64, Option<String>)> = BTreeMap::new();
             let mut now = 0;
-            for (turn, (wait, name, bytes, ttl, act)) in ops.into_iter().enumerate() {
+            for (turn, (wait, name, bytes, ttl, act, user)) in ops.into_iter().enumerate() {
                 now += wait;
                 let name = format!("k:{name}");
+                let user = user.map(|user| format!("u{user}"));
                 match act {
                     0 => {
                         let before = values.delete(&key(&name));
@@ -206,27 +251,36 @@ mod tests {
                     1 => {
                         let ended = values.expire(now);
                         let before = model.len();
-                        model.retain(|_, (_, _, end)| *end > now);
+                        model.retain(|_, (_, _, end, _)| *end > now);
                         prop_assert_eq!(ended.len(), before - model.len());
                     }
                     _ => {
                         let end = ttl.map_or(u64::MAX, |ttl| now + ttl);
-                        let others: usize = model.iter().filter(|(key, _)| **key != name).map(|(_, (_, size, _))| size).sum();
+                        let others = || model.iter().filter(|(key, _)| **key != name).map(|(_, value)| value);
+                        let total: usize = others().map(|(_, size, ..)| size).sum();
+                        let own: usize =
+                            others().filter(|(.., owner)| *owner == user).map(|(_, size, ..)| size).sum();
                         let size = name.len() + bytes + VALUE_OVERHEAD_BYTES;
-                        let put = values.put(&key(&name), turn, bytes, end);
-                        prop_assert_eq!(put.is_ok(), others + size <= 1_000);
+                        let fits_user = user.is_none() || own + size <= 10 * usize::from(percent);
+                        let put = values.put(&key(&name), turn, bytes, end, user.as_deref());
+                        prop_assert_eq!(put.is_ok(), total + size <= 1_000 && fits_user);
                         if put.is_ok() {
-                            model.insert(name, (turn, size, end));
+                            model.insert(name, (turn, size, end, user));
                         }
                     }
                 }
-                prop_assert_eq!(values.bytes(), model.values().map(|(_, size, _)| size).sum::<usize>());
+                prop_assert_eq!(values.bytes().total(), model.values().map(|(_, size, ..)| size).sum::<usize>());
+                for user in ["u0", "u1"] {
+                    let own = model.values().filter(|(.., owner)| owner.as_deref() == Some(user));
+                    prop_assert_eq!(values.bytes().of(Some(user)), own.map(|(_, size, ..)| size).sum::<usize>());
+                }
+                prop_assert_eq!(values.count("k"), model.len());
                 let live: Vec<String> =
-                    model.iter().filter(|(_, (_, _, end))| *end > now).map(|(key, _)| key.clone()).collect();
+                    model.iter().filter(|(_, (_, _, end, _))| *end > now).map(|(key, _)| key.clone()).collect();
                 prop_assert_eq!(values.keys("k", "", 10, now).iter().map(ToString::to_string).collect::<Vec<_>>(), live);
                 for name in 0..6 {
                     let name = format!("k:{name}");
-                    let held = model.get(&name).filter(|(_, _, end)| *end > now).map(|(value, ..)| value);
+                    let held = model.get(&name).filter(|(_, _, end, _)| *end > now).map(|(value, ..)| value);
                     prop_assert_eq!(values.value(&key(&name), now), held);
                 }
             }

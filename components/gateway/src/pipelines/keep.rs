@@ -142,7 +142,8 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), 
     drop(turn);
     let mut delay_ms = RETRY_MS.0;
     loop {
-        match events::append(channel.clone(), wire.clone(), live.fence()).await {
+        let append = async { events::append(channel.clone(), wire.clone(), live.fence(), live.share()).await };
+        match turns::hand_over(&live.owner, bytes, append).await {
             Ok(places) => {
                 live.last.set(places.last().copied().unwrap_or(live.last.get()));
                 live.stored.set(seq);
@@ -207,16 +208,33 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> 
     let bytes = turns::run(&live.owner, || checkpoint::encode(&checkpoint, &definition)).await;
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
+    let mut forgotten = false;
     while let Err(failure) = put(Place::Ended, &id, live, "e", bytes.clone(), Some(ttl_ms)).await {
-        if let Failure::Fenced = failure {
-            live.lose();
-            return Err(Lost);
+        match failure {
+            Failure::Fenced => {
+                live.lose();
+                return Err(Lost);
+            }
+            // Both do not fit at once: the one that goes on makes room for the one that has ended. A crash in between leaves its
+            // channel alone to tell how it ended.
+            Failure::ShareExceeded(_) | Failure::Full(_) if !forgotten => {
+                forget(&id, live).await;
+                forgotten = true;
+                continue;
+            }
+            Failure::ShareExceeded(_) | Failure::Full(_) => {
+                eprintln!("warn: the end of {id} is not kept: {}", publish::reason(&failure));
+                return Ok(());
+            }
+            _ => {}
         }
         eprintln!("warn: the end of {id} was not saved: {}", publish::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
-    forget(&id, live).await;
+    if !forgotten {
+        forget(&id, live).await;
+    }
     Ok(())
 }
 
@@ -251,14 +269,19 @@ async fn put(
     let parts = if is_small { 0 } else { bytes.len().div_ceil(PART_BYTES) };
     if !is_small {
         for (part, bytes) in bytes.chunks(PART_BYTES).enumerate() {
-            state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, live.fence()).await?;
+            let put = async {
+                state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, live.fence(), live.share()).await
+            };
+            turns::hand_over(&live.owner, bytes.len(), put).await?;
         }
     }
     let mut value = head(parts, slot, &live.owner).into_bytes();
     if is_small {
         value.extend(bytes);
     }
-    state::put(place.key(id), value, ttl_ms, live.fence()).await?;
+    let bytes = value.len();
+    let put = state::put(place.key(id), value, ttl_ms, live.fence(), live.share());
+    turns::hand_over(&live.owner, bytes, put).await?;
     Ok(parts)
 }
 

@@ -14,6 +14,7 @@ use crate::{
     bindings::weir::stream::events::{Cursor, Fence},
     clock::{self, Deadline},
     lease::StoreLease,
+    settings::Settings,
     signal::{Bell, Signal},
 };
 
@@ -65,6 +66,12 @@ impl Live {
     /// What every write of it carries.
     pub(super) fn fence(&self) -> Option<Fence> {
         self.lease.as_ref().map(StoreLease::fence)
+    }
+
+    /// The user whose share of the store it takes; none where users are not identified.
+    pub(super) fn share(&self) -> Option<String> {
+        let required = Settings::current().is_ok_and(|settings| settings.auth.required);
+        required.then(|| self.owner.clone())
     }
 
     /// Steps may begin: no other instance can have taken it over.

@@ -31,7 +31,10 @@ use std::{
 
 use spin_sdk::wasip3::spawn;
 use weir_codec::pipelines::execution::Listed;
-use weir_core::pipelines::{Limits, Reliability, ReliabilityConfig};
+use weir_core::{
+    channels::Shares,
+    pipelines::{Limits, Reliability, ReliabilityConfig},
+};
 
 pub(crate) use self::inside::{Inside, Lines};
 use self::live::Live;
@@ -49,8 +52,8 @@ pub(crate) struct Pipelines {
     settings: &'static Settings,
     definitions: definitions::Definitions,
     live: RefCell<BTreeMap<Arc<str>, Rc<Live>>>,
-    /// Executions that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
-    starting: Cell<usize>,
+    /// Executions of each user that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
+    starting: RefCell<Shares>,
     /// The last that have ended, each with its owner.
     ended: RefCell<VecDeque<(String, Listed)>>,
     reliability: RefCell<Reliability>,
@@ -79,7 +82,7 @@ impl Pipelines {
             settings,
             definitions: definitions::Definitions::new(&config.dir),
             live: RefCell::default(),
-            starting: Cell::new(0),
+            starting: RefCell::new(Shares::new(usize::MAX, 100)),
             ended: RefCell::default(),
             reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
             opening: RefCell::default(),
@@ -133,7 +136,7 @@ impl Pipelines {
 
     /// There are as many as may be.
     fn is_full(&self) -> bool {
-        self.live.borrow().len() + self.starting.get() >= self.config.executions_max
+        self.live.borrow().len() + self.starting.borrow().total() >= self.config.executions_max
     }
 
     /// It has ended, and is kept where others look.

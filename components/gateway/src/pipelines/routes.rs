@@ -1,6 +1,6 @@
 //! What clients ask of pipelines and their executions.
 
-use std::{cell::Cell, rc::Rc};
+use std::rc::Rc;
 
 use spin_sdk::wasip3::http::types;
 use weir_auth::{digest, identity::Identity, refusal, scope::Action};
@@ -178,7 +178,8 @@ impl Call<'_> {
             // Where another instance has taken it over, its end comes there.
             if end.bound(live.clone().ended()).await.is_some() && !live.is_lost() {
                 let status = live.execution.borrow().status(clock::now().monotonic_ns);
-                return Ok(finished(&status, id, prefer));
+                let bytes = status.output.as_ref().map_or(0, Json::bytes);
+                return Ok(turns::run_over(&live.owner, bytes, || finished(&status, id, prefer)).await);
             }
         }
         Ok(accepted(id, name, prefer))
@@ -199,7 +200,8 @@ impl Call<'_> {
         if prefer.wait.is_some() {
             let status = self.status(pipelines, id, identity, Action::Read).await?;
             if is_over(&status) {
-                return Ok(finished(&status, id, prefer));
+                let bytes = status.output.as_ref().map_or(0, Json::bytes);
+                return Ok(turns::run_over(identity.user(), bytes, || finished(&status, id, prefer)).await);
             }
         }
         Ok(accepted(id, name, prefer))
@@ -247,7 +249,8 @@ impl Call<'_> {
                 let new = || execution_id::from_random(request_id::random());
                 let id = known.map_or_else(new, |(id, _)| id.to_owned());
                 let value = format!("{id} {print}").into_bytes();
-                state::put(place, value, Some(pipelines.config.ttl_ms), None).await.map_err(publish::problem)?;
+                let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
+                state::put(place, value, Some(pipelines.config.ttl_ms), None, share).await.map_err(publish::problem)?;
                 return Ok(Begin::New(id));
             }
             let now = clock::now();
@@ -340,21 +343,26 @@ impl Pipelines {
         if self.is_full() {
             return full(503, "executions_full", "this server has all the executions that it may have");
         }
-        let own = live.values().filter(|live| live.owner == user).count();
-        if own >= self.config.user_executions_max {
+        let starting = self.starting.borrow().of(Some(user));
+        let own = starting + live.values().filter(|live| live.owner == user).count();
+        // Where users are not identified, all are one user, whose share is the whole.
+        if self.settings.auth.required && own >= self.config.user_executions_max {
             return full(429, "too_many_executions", "you have all the executions that you may have");
         }
-        self.starting.set(self.starting.get() + 1);
-        Ok(Starting(&self.starting))
+        self.starting.borrow_mut().add(Some(user), 1);
+        Ok(Starting { pipelines: self, user: user.to_owned() })
     }
 }
 
 /// A place among those that begin, given back when it is dropped.
-struct Starting(&'static Cell<usize>);
+struct Starting {
+    pipelines: &'static Pipelines,
+    user: String,
+}
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.pipelines.starting.borrow_mut().remove(Some(&self.user), 1);
     }
 }
 

@@ -22,7 +22,7 @@ use weir_core::process::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::{
-    keeping::{Keeping, Lease},
+    keeping::{self, Keeping, Lease},
     live::{Live, asked},
     storing::Storing,
 };
@@ -41,6 +41,8 @@ use crate::{
 const INPUTS_MAX: usize = 128;
 /// Bytes of events after which one is, as far as they can be foreseen.
 const EVENTS_BYTES: usize = 128 << 10;
+/// Bytes of lines after which a turn ends.
+const TURN_BYTES: usize = 32 << 10;
 /// Most outputs that are taken at once.
 const OUTPUTS_MAX: usize = 256;
 /// How long after the store has not taken a session it is asked again.
@@ -235,9 +237,12 @@ impl Feed<'_> {
                 let mut taken = Vec::with_capacity(INPUTS_MAX + 1);
                 // What is kept of the channel must reach back to the last checkpoint.
                 let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
+                let mut bytes = 0;
                 while taken.len() < inputs_max
+                    && bytes < TURN_BYTES
                     && let Some(line) = lines.next_line(&mut rest)
                 {
+                    bytes += line.content.map_or(0, <[u8]>::len);
                     taken.push(transcript::input(&line));
                 }
                 if !taken.is_empty() {
@@ -390,8 +395,15 @@ impl Feed<'_> {
     /// Puts it at the end. What is not taken is put later, by who looks after sessions at rest.
     async fn put_at_last(&self) {
         for _ in 0..PUTS_MAX {
-            if self.storing.put().await.is_ok() {
-                return;
+            match self.storing.put().await {
+                Ok(()) => return,
+                Err(problem) if keeping::is_no_room(&problem) => {
+                    let reverted = self.storing.keeping.revert(&self.lease.entry).await;
+                    if reverted.is_ok() {
+                        return;
+                    }
+                }
+                Err(_) => {}
             }
             Deadline::after(clock::now(), RETRY_MS).passed().await;
         }

@@ -21,6 +21,7 @@ use weir_codec::{
     http::problem::Problem,
     transcripts::stored::{self, Head, Phase},
 };
+use weir_core::channels::Shares;
 
 use super::store;
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     lease::{self, StoreLease},
     publish,
     settings::Settings,
+    turns,
 };
 
 /// What is counted for an entry besides its checkpoint, in bytes.
@@ -42,6 +44,9 @@ const LOOK_MS: u64 = 25;
 pub(crate) struct Keeping {
     pub(crate) settings: &'static Settings,
     entries: RefCell<HashMap<Box<str>, Rc<Entry>>>,
+    /// How many sessions each user has, and how many more that begin.
+    users: RefCell<Shares>,
+    beginning: RefCell<Shares>,
     /// Of checkpoints and entries in memory.
     bytes: Cell<usize>,
     /// Somebody looks after sessions that are left alone.
@@ -79,6 +84,18 @@ struct Tail {
     released: StreamReader<u8>,
 }
 
+/// A place for a session that begins, given back when it is dropped: a session that has begun counts by itself.
+pub(crate) struct Reserved {
+    keeping: &'static Keeping,
+    owner: Option<String>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.keeping.beginning.borrow_mut().remove(self.owner.as_deref(), 1);
+    }
+}
+
 /// The session is held.
 pub(crate) struct Lease {
     pub(crate) entry: Rc<Entry>,
@@ -98,7 +115,8 @@ impl Keeping {
         Ok(KEEPING.with(|keeping| {
             *keeping.get_or_init(|| {
                 let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
-                Box::leak(Box::new(Self { settings, entries, bytes, swept }))
+                let [users, beginning] = [(); 2].map(|()| RefCell::new(Shares::new(usize::MAX, 100)));
+                Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, swept }))
             })
         }))
     }
@@ -106,6 +124,26 @@ impl Keeping {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.entries.borrow().len()
+    }
+
+    /// Takes a place for a session that begins, for its owner where users are identified.
+    pub(crate) fn reserve(&'static self, owner: Option<&str>) -> Result<Reserved, Problem> {
+        let settings = &self.settings.sessions;
+        let (users, mut beginning) = (self.users.borrow(), self.beginning.borrow_mut());
+        let (max, own) = (settings.user_live_max, users.of(owner) + beginning.of(owner));
+        if owner.is_some() && own as u64 >= max {
+            let detail = format!(
+                "you have {max} sessions, as many as one user may have; delete one, or wait until some have ended"
+            );
+            return Err(Problem::refused(429, "too_many_sessions", "You have too many sessions", detail, Some(1000)));
+        }
+        let (max, all) = (settings.live_max, users.total() + beginning.total());
+        if all as u64 >= max {
+            let detail = format!("there are {max} sessions, and no more are taken until some have ended");
+            return Err(Problem::refused(503, "sessions_full", "There are too many sessions", detail, Some(1000)));
+        }
+        beginning.add(owner, 1);
+        Ok(Reserved { keeping: self, owner: owner.map(str::to_owned) })
     }
 
     /// All of them.
@@ -127,6 +165,7 @@ impl Keeping {
             return known.clone();
         }
         self.bytes.set(self.bytes.get() + ENTRY_BYTES + checkpoint.len());
+        self.users.borrow_mut().add(head.owner.as_deref(), 1);
         let due_ms = head.due_ms();
         let checkpoint = Some(checkpoint.into_boxed_slice());
         let state =
@@ -261,7 +300,7 @@ impl Keeping {
 
     /// Puts a session into the store as it is now. False when the store did not take it.
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
-        let (bytes, ttl_ms, fence) = {
+        let (bytes, ttl_ms, fence, owner) = {
             let mut state = entry.state.borrow_mut();
             let Some(fence) = state.owned.as_ref().map(|owned| owned.fence()) else {
                 // Another instance owns it, and has what was appended to the channel.
@@ -274,9 +313,11 @@ impl Keeping {
             let bytes = stored::encode(&state.head, checkpoint);
             let ttl_ms = (state.head.phase != Phase::Open).then_some(self.settings.sessions.ended_ttl_ms);
             state.dirty = false;
-            (bytes, ttl_ms, fence)
+            (bytes, ttl_ms, fence, state.head.owner.as_deref().map(str::to_owned))
         };
-        match store::put(&entry.channel, bytes, ttl_ms, fence).await {
+        let (user, size) = (owner.clone().unwrap_or_default(), bytes.len());
+        let put = store::put(&entry.channel, bytes, ttl_ms, fence, owner);
+        match turns::hand_over(&user, size, put).await {
             Ok(()) => Ok(()),
             Err(Failure::Fenced) => {
                 entry.disown();
@@ -286,6 +327,18 @@ impl Keeping {
                 entry.state.borrow_mut().dirty = true;
                 Err(publish::problem(failure))
             }
+        }
+    }
+
+    /// Takes a session back to what the store has, where the store has no room for more: its channel carries it on from there.
+    pub(crate) async fn revert(&self, entry: &Entry) -> Result<(), Problem> {
+        match store::get(&entry.channel).await? {
+            Some(bytes) => {
+                // What is in memory has nothing that the channel has not.
+                entry.state.borrow_mut().dirty = true;
+                self.replace(entry, &bytes)
+            }
+            None => Ok(()),
         }
     }
 
@@ -311,6 +364,7 @@ impl Keeping {
         entry.state.borrow_mut().deleted = true;
         let mut entries = self.entries.borrow_mut();
         if entries.remove(entry.channel.id()).is_some() {
+            self.users.borrow_mut().remove(entry.owner().as_deref(), 1);
             let bytes = entry.state.borrow().checkpoint.as_ref().map_or(0, |bytes| bytes.len());
             self.bytes.set(self.bytes.get().saturating_sub(bytes + ENTRY_BYTES));
         }
@@ -337,10 +391,20 @@ impl Keeping {
     }
 }
 
+/// The store has no room for the session: in its owner's share, or at all.
+pub(crate) fn is_no_room(problem: &Problem) -> bool {
+    matches!(problem.code, "share_exceeded" | "store_full")
+}
+
 impl Entry {
     /// What is kept of it besides its checkpoint.
     pub(crate) fn head(&self) -> Head {
         self.state.borrow().head.clone()
+    }
+
+    /// The user to whom it belongs.
+    pub(crate) fn owner(&self) -> Option<String> {
+        self.state.borrow().head.owner.as_deref().map(str::to_owned)
     }
 
     /// How far it is.

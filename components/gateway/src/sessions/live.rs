@@ -68,7 +68,11 @@ pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody, user:
 /// Runs a session that somebody holds.
 pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Problem> {
     let bytes = keeping.checkpoint(entry).await?;
+    let user = entry.owner().unwrap_or_default();
+    // The session component reads the checkpoint without waiting.
+    let turn = turns::take(&user).await;
     let (mut inputs, mut outputs) = run(Start::Checkpoint(rested(entry, bytes))).await?;
+    drop(turn);
     let (epoch, seq) = entry.head().after;
     let mut after = Cursor { epoch, seq };
     let mut finished = None;

@@ -158,15 +158,12 @@ async fn create(
     access.publishes(identity, call.began)?;
     let ask = SessionAsk::from_json(&call.json(body, keeping.settings).await?)?;
     storable(&ask)?;
-    let live_max = keeping.settings.sessions.live_max;
-    if keeping.len() as u64 >= live_max {
-        let detail = format!("there are {live_max} sessions, and no more are taken until some have ended");
-        return Err(Problem::refused(503, "sessions_full", "There are too many sessions", detail, Some(1000)));
-    }
+    expires(&ask, keeping.settings.sessions.expire_ms_max)?;
+    let owner = access.required().then(|| identity.user());
+    let _place = keeping.reserve(owner)?;
     let id = uuid(u128::from_be_bytes(request_id::random()));
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;
     let checkpoint = live::begin(&ask).await?;
-    let owner = access.required().then(|| identity.user());
     if let Some(user) = owner.and_then(user_channel) {
         owners::settle(&channel, &user, owners::Past::Owned).await?;
     }
@@ -211,6 +208,17 @@ fn storable(ask: &SessionAsk) -> Result<(), RequestError> {
         return refuse("context.max_segments", message);
     }
     Ok(())
+}
+
+/// Whether the session expires when it is left alone, as soon as the operator says; 0 allows sessions that do not expire.
+fn expires(ask: &SessionAsk, expire_ms_max: u64) -> Result<(), RequestError> {
+    let expire_ms = ask.config.idle.expire_ms;
+    if expire_ms_max == 0 || (1..=expire_ms_max).contains(&expire_ms) {
+        return Ok(());
+    }
+    let asked = if expire_ms == 0 { "0, which is never".to_owned() } else { expire_ms.to_string() };
+    let message = format!("`idle.expire_ms` of a stored session must be 1 to {expire_ms_max} here, and is {asked}");
+    Err(RequestError::Invalid(vec![FieldError::new("idle.expire_ms", FieldReason::OutOfRange, message)]))
 }
 
 /// Feeds a session, in the place of whoever feeds it now.
@@ -277,7 +285,7 @@ async fn delete(call: &Call<'_>, keeping: &'static Keeping, entry: &Rc<Entry>) -
     let owned = keeping.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
-    match events::append(entry.channel.to_string(), vec![event], Some(owned.fence())).await {
+    match events::append(entry.channel.to_string(), vec![event], Some(owned.fence()), entry.owner()).await {
         // It has its last event already where the session has ended, or was being deleted when this server was.
         Ok(_) | Err(Failure::Finished) => {}
         Err(failure) => return Err(publish::problem(failure)),

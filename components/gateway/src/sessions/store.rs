@@ -13,9 +13,15 @@ use crate::{
 /// Keys that are read at once.
 const KEYS: u32 = 500;
 
-/// Keeps a session, for ever or so many milliseconds.
-pub(super) async fn put(channel: &Channel, bytes: Vec<u8>, ttl_ms: Option<u64>, fence: Fence) -> Result<(), Failure> {
-    state::put(channel.to_string(), bytes, ttl_ms, Some(fence)).await
+/// Keeps a session in the share of its owner, without an end or for the given number of milliseconds.
+pub(super) async fn put(
+    channel: &Channel,
+    bytes: Vec<u8>,
+    ttl_ms: Option<u64>,
+    fence: Fence,
+    owner: Option<String>,
+) -> Result<(), Failure> {
+    state::put(channel.to_string(), bytes, ttl_ms, Some(fence), owner).await
 }
 
 /// What is kept of a session.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     annotating,
     bindings::weir::stream::events::{self, Cursor, Event, Failure},
-    publish,
+    publish, turns,
 };
 
 /// The event that an expired session ends with.
@@ -130,7 +130,10 @@ impl<'a> Storing<'a> {
         self.entry.unclean();
         // Without a lease another instance has taken the session over.
         let Some(fence) = self.entry.fence() else { return Err(publish::problem(Failure::Fenced)) };
-        let places = match events::append(self.entry.channel.to_string(), events, Some(fence)).await {
+        let owner = self.entry.owner();
+        let (user, size) = (owner.clone().unwrap_or_default(), usize::try_from(bytes).unwrap_or(usize::MAX));
+        let append = events::append(self.entry.channel.to_string(), events, Some(fence), owner);
+        let places = match turns::hand_over(&user, size, append).await {
             Ok(places) => places,
             Err(Failure::Finished) => return Err(finished()),
             Err(Failure::Fenced) => {

@@ -13,7 +13,7 @@ use weir_codec::{
 };
 
 use super::{
-    keeping::{Entry, Keeping},
+    keeping::{self, Entry, Keeping},
     live::{self, Live, asked, now_ms},
     store,
     storing::Storing,
@@ -116,7 +116,10 @@ async fn forget(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Prob
 
 /// Puts what the store has not taken yet.
 async fn put(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
-    keeping.put(entry).await?;
+    match keeping.put(entry).await {
+        Err(problem) if keeping::is_no_room(&problem) && !entry.is_held() => keeping.revert(entry).await?,
+        put => put?,
+    }
     if !entry.is_held() {
         entry.release_owned().await;
     }

@@ -111,7 +111,8 @@ impl HoldInstruction {
     ) -> Result<Feed, Problem> {
         let Self { channel, terms } = self;
         let permit = subscribers.hold(terms.user.as_deref(), client).map_err(|refused| too_many(&refused))?;
-        let subscription = store.follow(channel.name(), terms.after).await.map_err(store_problem)?;
+        let subscription =
+            store.follow_as(channel.name(), terms.after, terms.user.as_deref()).await.map_err(store_problem)?;
         Ok(Feed::new(channel, &terms, subscription, permit))
     }
 }
@@ -146,6 +147,13 @@ fn store_problem(error: Error) -> Problem {
                 detail,
                 Some(retry_after_ms),
             )
+        }
+        Error::ShareExceeded { retry_after_ms, .. } => {
+            Problem::share_exceeded(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
+        }
+        Error::Full { reason, retry_after_ms } => {
+            tracing::warn!(reason, "the channel store is full");
+            Problem::store_full(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
         }
         error => {
             tracing::error!(%error, "a channel cannot be followed");

@@ -1,10 +1,10 @@
 //! The file, and what is known of it in memory. After a failed commit the two may differ; [`Database::recover`] makes them one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::{Durability, ReadableDatabase};
-use weir_core::channels::{ChannelName, Cursor, Entry, Log};
+use weir_core::channels::{ChannelName, Cursor, Entry, Log, eviction_order};
 
 use crate::clock::Clock;
 use crate::config::EventsConfig;
@@ -32,6 +32,8 @@ struct Known {
     leaving: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
+    /// How many of the others each user has.
+    users: HashMap<Arc<str>, usize>,
     /// The number of the next new channel. It never goes back, whatever becomes of commits.
     next_id: u64,
     /// Channels and keys of which the file may not have what was answered, or have what was not: they are not read until the file
@@ -41,21 +43,35 @@ struct Known {
 
 impl Known {
     fn replace(&mut self, channels: Metas) {
-        self.records = channels.keys().filter(|name| name.is_owner_record()).count();
-        self.channels = channels;
+        self.channels.clear();
+        self.users.clear();
+        self.records = 0;
+        self.extend(channels);
     }
 
     fn remove(&mut self, name: &ChannelName) {
-        if self.channels.remove(name).is_some() {
-            self.records -= usize::from(name.is_owner_record());
+        let Some(meta) = self.channels.remove(name) else { return };
+        self.records -= usize::from(name.is_owner_record());
+        if let Some(user) = meta.user
+            && let Some(count) = self.users.get_mut(&user)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&user);
+            }
         }
     }
 
     fn extend(&mut self, channels: Metas) {
         for (name, meta) in channels {
             let is_record = name.is_owner_record();
+            let user = meta.user.clone();
+            // What was known of it has the same user.
             if self.channels.insert(name, meta).is_none() {
                 self.records += usize::from(is_record);
+                if let Some(user) = user {
+                    *self.users.entry(user).or_default() += 1;
+                }
             }
         }
     }
@@ -104,11 +120,26 @@ impl Database {
         if records { known.records } else { known.channels.len() - known.records }
     }
 
-    /// Channels that are no owner records: finished ones first, then the longest unused.
-    pub(crate) fn least_needed(&self) -> Vec<ChannelName> {
+    /// How many channels take the share of a user.
+    pub(crate) fn count_of(&self, user: &str) -> usize {
+        lock(&self.known).users.get(user).copied().unwrap_or(0)
+    }
+
+    /// The user whose share a channel takes.
+    pub(crate) fn user(&self, name: &ChannelName) -> Option<Arc<str>> {
+        lock(&self.known).channels.get(name).and_then(|meta| meta.user.clone())
+    }
+
+    /// Channels that are no owner records, those of one user or of all: of the user that has the most, finished ones first, then the
+    /// longest unused.
+    pub(crate) fn least_needed(&self, user: Option<&str>) -> Vec<ChannelName> {
         let known = lock(&self.known);
-        let channels = known.channels.iter().filter(|(name, _)| !name.is_owner_record());
-        in_order(channels.map(|(name, meta)| (meta.finished, meta.stored_ms, name.clone())))
+        let channels = known
+            .channels
+            .iter()
+            .filter(|(name, meta)| !name.is_owner_record() && (user.is_none() || meta.user.as_deref() == user));
+        let ranked = channels.map(|(name, meta)| (meta.user.clone(), (!meta.finished, meta.stored_ms), name.clone()));
+        eviction_order(ranked, |user| user.and_then(|user| known.users.get(user)).copied().unwrap_or(0))
     }
 
     /// Owner records that were written before a time and whose channels are not on the disk or have no events there, in the order
@@ -120,7 +151,9 @@ impl Database {
             let owned = name.owned().and_then(|owned| known.channels.get(&owned));
             owned.is_none_or(|meta| meta.empty && !missing)
         });
-        in_order(alone.map(|(name, meta)| (false, meta.stored_ms, name.clone())))
+        let mut alone: Vec<_> = alone.map(|(name, meta)| (meta.stored_ms, name.clone())).collect();
+        alone.sort_unstable();
+        alone.into_iter().map(|(_, name)| name).collect()
     }
 
     /// Channels whose newest event was stored before a time, finished ones and others, without owner records; at most `count_max`.
@@ -282,7 +315,7 @@ impl Database {
         let appended = change.appends.iter().map(|append| &append.name);
         let names = appended.chain(&change.forgotten).chain(&change.emptied);
         let known = lock(&self.known);
-        let metas = names.filter_map(|name| Some((name.clone(), *known.channels.get(name)?))).collect();
+        let metas = names.filter_map(|name| Some((name.clone(), known.channels.get(name)?.clone()))).collect();
         (metas, known.next_id)
     }
 
@@ -314,7 +347,7 @@ impl Database {
         if file.is_none() || known.unsettled.contains(name.as_str()) {
             return Err(super::closed());
         }
-        Ok((file, known.channels.get(name).filter(|_| !known.leaving.contains(name)).copied()))
+        Ok((file, known.channels.get(name).filter(|_| !known.leaving.contains(name)).cloned()))
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, Option<redb::Database>> {
@@ -324,13 +357,6 @@ impl Database {
     fn writing(&self) -> RwLockWriteGuard<'_, Option<redb::Database>> {
         self.file.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Names of channels, given whether each is finished and when it was used: finished ones first, then the longest unused.
-fn in_order(channels: impl Iterator<Item = (bool, u64, ChannelName)>) -> Vec<ChannelName> {
-    let mut all: Vec<_> = channels.map(|(finished, used_ms, name)| (!finished, used_ms, name)).collect();
-    all.sort_unstable();
-    all.into_iter().map(|(_, _, name)| name).collect()
 }
 
 fn unreadable(error: &redb::Error) -> Error {

@@ -27,13 +27,13 @@ use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::database::Database;
 use crate::disk::storage::Opener;
-use crate::disk::tables::Meta;
+use crate::disk::tables::{Meta, Put};
 use crate::disk::values::Kept;
 use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
 use crate::lease::{Acquisition, LocalLeases};
-use crate::store::Health;
+use crate::store::{Health, Usage, Write};
 use crate::subscription::Subscription;
 
 /// When a publisher should come back after the file could not be written.
@@ -77,7 +77,7 @@ impl Disk {
         held.claims.iter().for_each(|(key, end)| claims.restore(key, *end));
         let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
         let shared = Shared {
-            kept: Arc::new(Kept::new(config.state_bytes_max, &held.values, Arc::clone(&clock))),
+            kept: Arc::new(Kept::new(&config, &held.values, Arc::clone(&clock))),
             config,
             clock,
             hub,
@@ -96,17 +96,22 @@ impl Disk {
         &self,
         name: &ChannelName,
         mut drafts: Vec<Draft>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let (answer, answered) = oneshot::channel();
         // The place in the queue comes first, so that events are written in the order of their places.
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         loop {
-            let channel = self.channel(name).await?;
-            let _owned = self.leases.check(fence)?;
+            let channel = self.channel(name, write.user).await?;
+            let _owned = self.leases.check(write.fence)?;
+            let is_known = self.database.knows(name);
             let mut state = channel.lock();
             if state.gone {
                 continue;
+            }
+            if state.is_new() && !is_known {
+                // Until now it was the share of the first that followed it.
+                state.user = write.user.map(Arc::from);
             }
             let entries = state.stamp(std::mem::take(&mut drafts), &self.clock)?;
             state.pending += 1;
@@ -121,15 +126,20 @@ impl Disk {
         if self.hub.resident(name).is_none() && !self.database.knows(name) {
             return Ok(Log::new(self.config.retention_of(name), self.clock.beginning()).read(after, limit, bytes_max));
         }
-        let channel = self.channel(name).await?;
+        let channel = self.channel(name, None).await?;
         let mut state = channel.lock();
         state.log.expire(self.clock.now_ms());
         Ok(state.log.read(after, limit, bytes_max))
     }
 
-    pub(crate) async fn follow(&self, name: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
+    pub(crate) async fn follow(
+        &self,
+        name: &ChannelName,
+        after: Cursor,
+        user: Option<&str>,
+    ) -> Result<Subscription, Error> {
         loop {
-            let channel = self.channel(name).await?;
+            let channel = self.channel(name, user).await?;
             channel.lock().log.expire(self.clock.now_ms());
             if let Some(subscription) = self.hub.subscribe(&channel, after)? {
                 return Ok(subscription);
@@ -153,13 +163,13 @@ impl Disk {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         let end_ms = self.clock.end_ms(ttl_ms);
         let record = record::encode_value(key, end_ms, value);
-        let put = Job::Put { key: key.clone(), record, end_ms, answer };
-        self.send(put, fence).await?;
+        let put = Put { record, end_ms, user: write.user.map(Arc::from) };
+        self.send(Job::Put { key: key.clone(), put, answer }, write.fence).await?;
         answered.await.map_err(|_| closed())?
     }
 
@@ -203,6 +213,14 @@ impl Disk {
         self.kept.keys(kind, after, limit)
     }
 
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        self.kept.count(kind)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage { state_bytes: self.kept.bytes(), claims: lock(&self.claims).len() }
+    }
+
     pub(crate) fn health(&self) -> Health {
         let stopped = || self.jobs.is_closed().then(|| "the channel store is closed".to_owned());
         let detail = self.status.failure().or_else(stopped);
@@ -232,7 +250,7 @@ impl Disk {
     }
 
     /// The channel, in memory.
-    async fn channel(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
+    async fn channel(&self, name: &ChannelName, user: Option<&str>) -> Result<Arc<Channel>, Error> {
         if let Some(channel) = self.hub.resident(name) {
             return Ok(channel);
         }
@@ -244,7 +262,7 @@ impl Disk {
         let on_disk = loaded.is_some();
         let state =
             loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention_of(name), self.clock.beginning())));
-        let channel = self.hub.insert(name, || state)?;
+        let channel = self.hub.insert(name, if on_disk { None } else { user }, || state)?;
         if on_disk && !self.database.knows(name) {
             // It was removed meanwhile: those who have it ask again.
             self.hub.forget(name, |_| true);
@@ -259,14 +277,16 @@ impl Disk {
             Ok(loaded) => loaded?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let Some((Meta { last, broken, .. }, mut log)) = loaded else { return Ok(None) };
+        let Some((Meta { last, broken, user, .. }, mut log)) = loaded else { return Ok(None) };
         log.expire(self.clock.now_ms());
         if broken {
             self.clock.observe_epoch(last.epoch);
             // The log may have lost its end: the cursors of those who saw it must lie before what comes.
             log.skip_to(Cursor::new(self.clock.fresh_epoch(), 0));
         }
-        Ok(Some(State::new(log)))
+        let mut state = State::new(log);
+        state.user = user;
+        Ok(Some(state))
     }
 }
 

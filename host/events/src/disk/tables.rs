@@ -22,6 +22,10 @@ const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_en
 pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 /// By the key: how many bytes its value has, and when it ends by the store clock. It is read whole when the file is opened.
 const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
+/// By the key: the user whose share the value takes. Read whole when the file is opened; files of earlier versions have none.
+const VALUE_USERS: TableDefinition<&str, &str> = TableDefinition::new("value_users");
+/// By the channel's name: the user whose share the channel takes. Files of earlier versions have none.
+const CHANNEL_USERS: TableDefinition<&str, &str> = TableDefinition::new("channel_users");
 /// The file itself.
 const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
 
@@ -46,7 +50,7 @@ const FINISHED: u64 = 1;
 const BROKEN: u64 = 2;
 
 /// What is known of a channel that is on the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub(crate) id: u64,
     /// The newest event.
@@ -60,6 +64,8 @@ pub(crate) struct Meta {
     first: Cursor,
     /// True when no events are on the disk.
     pub(crate) empty: bool,
+    /// Whose share it takes.
+    pub(crate) user: Option<Arc<str>>,
 }
 
 /// What is known of all channels on the disk.
@@ -89,6 +95,8 @@ pub(crate) struct Change {
 pub(crate) struct Put {
     pub(crate) record: Vec<u8>,
     pub(crate) end_ms: u64,
+    /// Whose share it takes.
+    pub(crate) user: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +105,8 @@ pub(crate) struct Append {
     pub(crate) entries: Vec<Arc<Entry>>,
     /// The oldest event to keep.
     pub(crate) first: Cursor,
+    /// Whose share the channel takes, where it is new.
+    pub(crate) user: Option<Arc<str>>,
 }
 
 impl Change {
@@ -137,12 +147,19 @@ impl Meta {
             stored_ms,
             first: Cursor::START,
             empty: false,
+            user: None,
         }
     }
 }
 
-/// A key, how many bytes its value has, and when it ends.
-pub(crate) type KeyRow = (ChannelName, usize, u64);
+/// A key with a value.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyRow {
+    pub(crate) key: ChannelName,
+    pub(crate) bytes: usize,
+    pub(crate) end_ms: u64,
+    pub(crate) user: Option<Arc<str>>,
+}
 
 /// What the file holds besides events.
 #[derive(Debug, Default)]
@@ -216,10 +233,16 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
     let store = transaction.open_table(STORE)?;
     held.commit = store.get(COMMIT)?.map_or(0, |number| number.value());
     held.next_id = store.get(NEXT_ID)?.map_or(1, |number| number.value());
+    // Each user's name is in memory once.
+    let mut users = HashSet::new();
+    let channel_users = transaction.open_table(CHANNEL_USERS)?;
     for row in transaction.open_table(CHANNELS)?.iter()? {
         let (name, row) = row?;
         match name.value().parse::<ChannelName>() {
-            Ok(name) => drop(held.channels.insert(name, Meta::from_row(row.value()))),
+            Ok(name) => {
+                let user = channel_users.get(name.as_str())?.map(|user| shared(&mut users, user.value()));
+                held.channels.insert(name, Meta { user, ..Meta::from_row(row.value()) });
+            }
             Err(_) => tracing::error!("a channel on the disk has no valid name and is ignored"),
         }
     }
@@ -228,15 +251,30 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
         let (store_ms, wall_ms) = row.value();
         held.claims.push((key.value().to_owned(), ClaimEnd { store_ms, wall_ms }));
     }
+    let value_users = transaction.open_table(VALUE_USERS)?;
     for row in transaction.open_table(VALUE_KEYS)?.iter()? {
         let (key, row) = row?;
         let (bytes, end_ms) = row.value();
         match key.value().parse::<ChannelName>() {
-            Ok(key) => held.values.push((key, usize::try_from(bytes).unwrap_or(usize::MAX), end_ms)),
+            Ok(key) => {
+                let user = value_users.get(key.as_str())?.map(|user| shared(&mut users, user.value()));
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                held.values.push(KeyRow { key, bytes, end_ms, user });
+            }
             Err(_) => tracing::error!("a value on the disk has no valid key and is ignored"),
         }
     }
     Ok(held)
+}
+
+/// A name of which there is one copy.
+fn shared(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
+    if let Some(known) = names.get(name) {
+        return Arc::clone(known);
+    }
+    let name: Arc<str> = name.into();
+    names.insert(Arc::clone(&name));
+    name
 }
 
 /// Gives channels that share a number new ones, without their events: nobody knows whose they are. An earlier version could give
@@ -284,8 +322,10 @@ pub(crate) fn apply(
     let mut events = transaction.open_table(EVENTS)?;
     let mut channels = transaction.open_table(CHANNELS)?;
     let mut store = transaction.open_table(STORE)?;
+    let mut channel_users = transaction.open_table(CHANNEL_USERS)?;
     for name in &change.forgotten {
         if let Some(meta) = known.remove(name) {
+            channel_users.remove(name.as_str())?;
             events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
             channels.remove(name.as_str())?;
         }
@@ -297,9 +337,17 @@ pub(crate) fn apply(
         }
     }
     let first_id = *next_id;
-    for Append { name, entries, first } in &change.appends {
+    for Append { name, entries, first, user } in &change.appends {
         let Some(newest) = entries.last() else { continue };
-        let (id, on_disk) = known.get(name).map_or((*next_id, *first), |meta| (meta.id, meta.first));
+        let (id, on_disk, user) = match known.get(name) {
+            Some(meta) => (meta.id, meta.first, meta.user.clone()),
+            None => {
+                if let Some(user) = user {
+                    channel_users.insert(name.as_str(), &**user)?;
+                }
+                (*next_id, *first, user.clone())
+            }
+        };
         *next_id = (*next_id).max(id + 1);
         if on_disk < *first {
             events.retain_in((id, 0, 0)..(id, first.epoch, first.seq), |_, _| false)?;
@@ -316,6 +364,7 @@ pub(crate) fn apply(
             stored_ms: newest.stored_ms,
             first: *first,
             empty: false,
+            user,
         };
         channels.insert(name.as_str(), meta.row())?;
         known.insert(name.clone(), meta);
@@ -332,9 +381,14 @@ pub(crate) fn apply(
     }
     if !change.values.is_empty() {
         let (mut values, mut keys) = (transaction.open_table(VALUES)?, transaction.open_table(VALUE_KEYS)?);
+        let mut users = transaction.open_table(VALUE_USERS)?;
         for (key, put) in &change.values {
+            match put.as_ref().and_then(|put| put.user.as_ref()) {
+                Some(user) => drop(users.insert(&**key, &**user)?),
+                None => drop(users.remove(&**key)?),
+            }
             match put {
-                Some(Put { record, end_ms }) => {
+                Some(Put { record, end_ms, .. }) => {
                     values.insert(&**key, record.as_slice())?;
                     keys.insert(&**key, (record.len() as u64, *end_ms))?;
                 }

@@ -16,6 +16,7 @@ use crate::clock::tests::Set;
 use crate::config::{EventsConfig, StoreKind};
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::store::Write;
 use drive::Drive;
 
 fn name(text: &str) -> ChannelName {
@@ -36,10 +37,24 @@ fn config(durable: bool) -> EventsConfig {
 /// A store whose file is on a drive.
 async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
     let config = Arc::new(config);
-    let hub = Arc::new(Hub::new(10_000, 100, config.outbox_bytes_max, StoreKind::Disk));
+    let hub = Arc::new(Hub::new(&config, 10_000));
     let drive = drive.clone();
     let opener = Opener::new(move || drive.backend());
     Disk::open_with(config, Arc::new(Clock::new(source.clone())), hub, opener).await.unwrap()
+}
+
+/// The users whose shares the channels and values of tests take.
+const SHARES: [&str; 3] = ["ann", "bob", "eve"];
+
+/// On whose terms something under a name is written.
+fn write_of(name: &ChannelName) -> Write<'static> {
+    let number = name.as_str().bytes().map(usize::from).sum::<usize>();
+    Write { fence: None, user: SHARES.get(number % 4).copied() }
+}
+
+/// Channels and bytes of state of each user.
+fn shares(store: &Disk) -> [(usize, usize); 3] {
+    SHARES.map(|user| (store.database.count_of(user), store.kept.bytes_of(user)))
 }
 
 fn draft(data: &str) -> Vec<Draft> {

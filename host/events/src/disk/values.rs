@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use weir_core::channels::{ChannelName, Value, Values};
 
 use crate::clock::Clock;
+use crate::config::EventsConfig;
 use crate::disk::tables::{Change, KeyRow, Put};
 use crate::error::{Error, lock};
 
 #[derive(Debug)]
 pub(crate) struct Kept {
     clock: Arc<Clock>,
-    bytes_max: usize,
+    config: Arc<EventsConfig>,
     values: Mutex<Values<()>>,
 }
 
@@ -21,16 +22,19 @@ pub(crate) struct Kept {
 pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
 
 impl Kept {
-    pub(crate) fn new(bytes_max: usize, rows: &[KeyRow], clock: Arc<Clock>) -> Self {
-        let kept = Self { clock, bytes_max, values: Mutex::new(Values::new(bytes_max)) };
+    pub(crate) fn new(config: &Arc<EventsConfig>, rows: &[KeyRow], clock: Arc<Clock>) -> Self {
+        let values = Mutex::new(Values::new(config.state_bytes_max, config.user_percent_max));
+        let kept = Self { clock, config: Arc::clone(config), values };
         kept.replace(rows);
         kept
     }
 
     /// Holds what the file has, and nothing else.
     pub(crate) fn replace(&self, rows: &[KeyRow]) {
-        let mut values = Values::new(self.bytes_max);
-        rows.iter().for_each(|(key, bytes, end_ms)| values.restore(key, (), *bytes, *end_ms));
+        let mut values = Values::new(self.config.state_bytes_max, self.config.user_percent_max);
+        for KeyRow { key, bytes, end_ms, user } in rows {
+            values.restore(key, (), *bytes, *end_ms, user.as_deref());
+        }
         *lock(&self.values) = values;
     }
 
@@ -43,20 +47,29 @@ impl Kept {
         keys.iter().map(ToString::to_string).collect()
     }
 
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        lock(&self.values).count(kind)
+    }
+
+    /// Bytes of all values, bookkeeping included.
+    pub(crate) fn bytes(&self) -> usize {
+        lock(&self.values).bytes().total()
+    }
+
+    /// Bytes of the values of a user.
+    #[cfg(test)]
+    pub(crate) fn bytes_of(&self, user: &str) -> usize {
+        lock(&self.values).bytes().of(Some(user))
+    }
+
     /// Adds a value to a change, and lets go of what has ended, so that it fits if it can.
-    pub(crate) fn put(
-        &self,
-        change: &mut Change,
-        undo: &mut Undo,
-        key: &ChannelName,
-        record: Vec<u8>,
-        end_ms: u64,
-    ) -> Result<(), Error> {
+    pub(crate) fn put(&self, change: &mut Change, undo: &mut Undo, key: &ChannelName, put: Put) -> Result<(), Error> {
         self.expire(change, undo, self.clock.now_ms());
-        let before = lock(&self.values).put(key, (), record.len(), end_ms)?;
+        let before = lock(&self.values).put(key, (), put.record.len(), put.end_ms, put.user.as_deref());
+        let before = before.map_err(Error::state)?;
         let key: Arc<str> = key.as_str().into();
         undo.0.push((Arc::clone(&key), before));
-        change.values.push((key, Some(Put { record, end_ms })));
+        change.values.push((key, Some(put)));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::config::EventsConfig;
 use crate::disk::RETRY_AFTER_MS;
 use crate::disk::database::Database;
 use crate::disk::recovery::Recovery;
-use crate::disk::tables::{Append, Change};
+use crate::disk::tables::{Append, Change, Put};
 use crate::disk::values::{Kept, Undo};
 use crate::error::{Error, lock};
 use crate::hub::{Channel, Hub, wake};
@@ -42,8 +42,7 @@ pub(crate) enum Job {
     /// A value that is written already as it is on the disk.
     Put {
         key: ChannelName,
-        record: Vec<u8>,
-        end_ms: u64,
+        put: Put,
         answer: Answer<()>,
     },
     Delete {
@@ -204,7 +203,7 @@ impl Writer {
                 change.flush = true;
                 group.claims.push((key, answer));
             }
-            Job::Put { key, record, end_ms, answer } => match kept.put(change, &mut group.undo, &key, record, end_ms) {
+            Job::Put { key, put, answer } => match kept.put(change, &mut group.undo, &key, put) {
                 Ok(()) => group.values.push(answer),
                 Err(error) => drop(answer.send(Err(error))),
             },
@@ -253,7 +252,9 @@ impl Writer {
     fn place(&self, change: &mut Change, channel: &Arc<Channel>, entries: &[Arc<Entry>]) -> Result<(), Error> {
         let (name, database) = (&channel.name, &self.shared.database);
         let known = database.knows(name) && !change.forgotten.contains(name);
+        let user = channel.lock().user.clone().filter(|_| !name.is_owner_record());
         if !known && change.appends.iter().all(|other| other.name != *name) {
+            self.make_room_of_user(change, user.as_ref())?;
             let records = name.is_owner_record();
             let alike = |other: &ChannelName| other.is_owner_record() == records;
             let added = change.appends.iter().filter(|append| alike(&append.name) && !database.knows(&append.name));
@@ -272,27 +273,49 @@ impl Writer {
             // Where nothing is retained, what is still to be written is all that is kept, this append and others.
             state.log.first().map_or(state.log.last().next(), |first| first.cursor)
         };
-        change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first });
+        change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first, user });
         Ok(())
     }
 
-    /// Removes channels without followers, and the records of their owners.
+    /// Makes room for one more channel of a user, where the user has as many as one may have.
+    fn make_room_of_user(&self, change: &mut Change, user: Option<&Arc<str>>) -> Result<(), Error> {
+        let (Some(user), database) = (user, &self.shared.database) else { return Ok(()) };
+        let is_new = |append: &&Append| append.user.as_ref() == Some(user) && !database.knows(&append.name);
+        let added = change.appends.iter().filter(is_new).count();
+        let forgotten = change.forgotten.iter().filter(|name| database.user(name).as_ref() == Some(user)).count();
+        let channels = (database.count_of(user) + added).saturating_sub(forgotten);
+        let channels_max = self.shared.config.user_channels_max();
+        if channels < channels_max {
+            return Ok(());
+        }
+        let at_once = (channels_max / 64).max(1) + channels - channels_max;
+        match self.evict(change, database.least_needed(Some(user)), at_once) {
+            0 => Err(Error::channel_share(channels_max)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes channels without followers, of the user that has the most, and the records of their owners.
     fn make_room(&self, change: &mut Change) -> Result<(), Error> {
-        let hub = &self.shared.hub;
+        match self.evict(change, self.shared.database.least_needed(None), self.at_once()) {
+            0 => Err(Error::channels_full()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes channels without followers in an order, at most `count_max`; how many.
+    fn evict(&self, change: &mut Change, order: Vec<ChannelName>, count_max: usize) -> usize {
         let mut gone = 0;
-        for name in self.shared.database.least_needed() {
-            if gone == self.at_once() {
+        for name in order {
+            if gone == count_max {
                 break;
             }
             if self.forget(change, &name) {
                 gone += 1;
             }
         }
-        hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
-        if gone == 0 {
-            return Err(Error::unavailable("every channel that fits is followed", RETRY_AFTER_MS));
-        }
-        Ok(())
+        self.shared.hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
+        gone
     }
 
     /// Lets go of owner records whose channels are not there. Where every record has its channel, there are as many channels as there may
@@ -422,7 +445,7 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<
         bytes += match &job {
             Job::Append { entries, .. } => entries.iter().map(|entry| entry.bytes()).sum(),
             Job::Claim { key, .. } => key.len(),
-            Job::Put { record, .. } => record.len(),
+            Job::Put { put, .. } => put.record.len(),
             Job::Delete { .. } | Job::Barrier { .. } | Job::Sweep { .. } | Job::Close { .. } => 0,
         };
         let closes = matches!(job, Job::Close { .. });

@@ -2,7 +2,10 @@
 -- KEYS: the stream, what is known of it beside its entries, the lease where the append is fenced, and the same two of the record of the
 -- channel's owner, which stays as long as the channel.
 -- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
--- how long the rest is remembered in ms, the token of the lease or an empty text, then for each event: name, data, coalescing key, 1 when it finishes.
+-- how long the rest is remembered in ms, the token of the lease or an empty text, what every key begins with, the name of the
+-- channel, the user whose share a new channel takes or an empty text, the most channels of a user, then for each event: name, data,
+-- coalescing key, 1 when it finishes.
+-- The channels of a user are a sorted set by the time at which their events are too old.
 -- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } where a later fresh one is needed.
 local stream, known = KEYS[1], KEYS[2]
 local run, fresh, keeps = ARGV[1], ARGV[2], ARGV[3] == '1'
@@ -27,7 +30,12 @@ end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local count = (#ARGV - 8) / 4
+local count = (#ARGV - 12) / 4
+local prefix, channel, user, channels_max = ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local function channels_of(some_user) return prefix .. '@@user-channels:' .. some_user end
+-- A channel that has events stays its user's.
+local new = redis.call('EXISTS', stream) == 0
+if not new then user = redis.call('HGET', known, 'user') or '' end
 local finished = '0'
 
 local function add(id, name, data, key, finishes)
@@ -56,7 +64,7 @@ if redis.call('EXISTS', stream) == 1 then
 end
 local first = seq + 1
 for i = 0, count - 1 do
-  local at = 9 + i * 4
+  local at = 13 + i * 4
   local name, data, key, finishes = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   seq = seq + 1
   local id = epoch .. '-' .. string.format('%.0f', seq)
@@ -90,6 +98,26 @@ redis.call('HSET', known, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'ru
   'bytes', string.format('%.0f', bytes))
 redis.call('PEXPIRE', stream, ARGV[6])
 redis.call('PEXPIRE', known, ARGV[7])
-redis.call('PEXPIRE', KEYS[#KEYS - 1], ARGV[6])
-redis.call('PEXPIRE', KEYS[#KEYS], ARGV[7])
+redis.call('PEXPIRE', KEYS[4], ARGV[6])
+redis.call('PEXPIRE', KEYS[5], ARGV[7])
+if user ~= '' then
+  local mine = channels_of(user)
+  redis.call('ZREMRANGEBYSCORE', mine, '-inf', now)
+  redis.call('ZADD', mine, now + age_max, channel)
+  redis.call('PEXPIRE', mine, ARGV[6])
+  redis.call('HSET', known, 'user', user)
+  -- Those beyond the share give way, the least recently used first. Their places and owners stay known, so that followers get a gap.
+  local over = math.min(redis.call('ZCARD', mine) - channels_max, 16)
+  for _, victim in ipairs(over > 0 and redis.call('ZRANGE', mine, 0, over) or {}) do
+    if over > 0 and victim ~= channel then
+      over = over - 1
+      redis.call('DEL', prefix .. victim)
+      redis.call('ZREM', mine, victim)
+      local victim_known = prefix .. '@' .. victim
+      if redis.call('EXISTS', victim_known) == 1 then redis.call('HSET', victim_known, 'bytes', '0') end
+    end
+  end
+elseif new then
+  redis.call('HDEL', known, 'user')
+end
 return { 'ok', epoch, string.format('%.0f', first), string.format('%.0f', seq) }

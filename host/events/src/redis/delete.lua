@@ -1,9 +1,18 @@
 -- Deletes a value, and its key among those of its kind.
--- KEYS: the value, the keys of the kind by name, those of them that end by their end, and, where the deletion is fenced, the lease.
+-- KEYS: the value, the keys of the kind by name, those of them that end by their end, the bytes of each key and its user, the bytes of
+-- each user, the bytes of all, the keys of all kinds that end by their end, and, where the deletion is fenced, the lease.
 -- ARGV: the key, the token of the lease or an empty text.
 -- Returns 1, or 0 where the token is not the newest.
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[2] then return 0 end
+local sizes, users, total, all_ends = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+if ARGV[2] ~= '' and redis.call('HGET', KEYS[8], 'token') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', all_ends, ARGV[1])
+local size, owner = string.match(redis.call('HGET', sizes, ARGV[1]) or '', '^(%d+) (.*)$')
+if size then
+  redis.call('HDEL', sizes, ARGV[1])
+  redis.call('DECRBY', total, size)
+  if owner ~= '' and redis.call('HINCRBY', users, owner, -tonumber(size)) <= 0 then redis.call('HDEL', users, owner) end
+end
 return 1

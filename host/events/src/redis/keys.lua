@@ -1,7 +1,9 @@
 -- Lists keys of a kind that have a value, in the order of their bytes.
--- KEYS: the keys of the kind by name, those of them that end by their end.
+-- KEYS: the keys of the kind by name, those of them that end by their end, the bytes of each key and its user, the bytes of each user,
+-- the bytes of all, the keys of all kinds that end by their end.
 -- ARGV: what the keys of values begin with, where the list begins (`-` or `(KEY`), the most keys.
 local names, ends = KEYS[1], KEYS[2]
+local sizes, users, total, all_ends = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local prefix, from, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local live = {}
 while #live < limit do
@@ -14,6 +16,13 @@ while #live < limit do
       -- It ended, or the server let go of it.
       redis.call('ZREM', names, key)
       redis.call('ZREM', ends, key)
+      redis.call('ZREM', all_ends, key)
+      local size, owner = string.match(redis.call('HGET', sizes, key) or '', '^(%d+) (.*)$')
+      if size then
+        redis.call('HDEL', sizes, key)
+        redis.call('DECRBY', total, size)
+        if owner ~= '' and redis.call('HINCRBY', users, owner, -tonumber(size)) <= 0 then redis.call('HDEL', users, owner) end
+      end
     end
   end
   from = '(' .. some[#some]

@@ -34,7 +34,7 @@ use crate::redis::groups::Groups;
 use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
 use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
-use crate::store::Health;
+use crate::store::{Health, Usage, Write};
 use crate::subscription::Subscription;
 
 /// Epochs from here on are not ours: somebody else wrote them.
@@ -74,7 +74,7 @@ impl Redis {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
         let making = tokio::sync::Mutex::new(());
-        let (kept, leases) = (state::State::new(), RedisLeases::new());
+        let (kept, leases) = (state::State::new(Arc::clone(&config)), RedisLeases::new());
         let followed = Notify::new();
         let shared = Arc::new(Shared { config, clock, hub, link, append, kept, leases, followed, making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
@@ -85,12 +85,12 @@ impl Redis {
         &self,
         name: &ChannelName,
         drafts: Vec<Draft>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<Vec<Cursor>, Error> {
-        let appended = self.shared.append(name, &drafts, fence).await;
+        let appended = self.shared.append(name, &drafts, write).await;
         match appended {
             // Only Redis knows who has a lease.
-            Err(Error::Unavailable { .. }) if self.shared.falls_back() && fence.is_none() => {
+            Err(Error::Unavailable { .. }) if self.shared.falls_back() && write.fence.is_none() => {
                 self.shared.append_here(name, drafts)
             }
             appended => appended,
@@ -141,9 +141,18 @@ impl Redis {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<(), Error> {
-        self.shared.kept.put(&self.shared.link, key, value, ttl_ms, fence).await
+        self.shared.kept.put(&self.shared.link, key, value, ttl_ms, write).await
+    }
+
+    pub(crate) async fn count(&self, kind: &str) -> Result<usize, Error> {
+        self.shared.kept.count(&self.shared.link, kind).await
+    }
+
+    /// What is in use. Claims have no bound in Redis.
+    pub(crate) async fn usage(&self) -> Result<Usage, Error> {
+        Ok(Usage { state_bytes: self.shared.kept.bytes(&self.shared.link).await?, claims: 0 })
     }
 
     pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
@@ -233,12 +242,12 @@ impl Shared {
         meta_key(&self.link.config.prefix, name)
     }
 
-    async fn append(&self, name: &ChannelName, drafts: &[Draft], fence: Option<&Fence>) -> Result<Vec<Cursor>, Error> {
+    async fn append(&self, name: &ChannelName, drafts: &[Draft], write: Write<'_>) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
         // Another instance's clock may be ahead, and then the epoch is that one's next; another may take that too, once.
         for _ in 0..4 {
             let answer: Vec<String> =
-                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch, fence).await }).await?;
+                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch, write).await }).await?;
             let number = |at: usize| answer.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
             match answer.first().map(String::as_str) {
                 Some("ok") => {
@@ -260,11 +269,11 @@ impl Shared {
         name: &ChannelName,
         drafts: &[Draft],
         epoch: u64,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<Vec<String>, redis::RedisError> {
         let retention = self.config.retention;
         let mut call = self.append.prepare_invoke();
-        let (lease, token) = fence_arguments(&self.link, fence);
+        let (lease, token) = fence_arguments(&self.link, write.fence);
         call.key(self.key(name)).key(self.meta_key(name)).key(lease);
         // A kind that is too long for a record has none, and the keys of the channel itself stand in.
         let record = name.owner_record().unwrap_or_else(|| name.clone());
@@ -272,6 +281,8 @@ impl Shared {
         call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
         call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
         call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS)).arg(token);
+        let user = write.user.filter(|_| !name.is_owner_record()).unwrap_or_default();
+        call.arg(&self.link.config.prefix).arg(name.as_str()).arg(user).arg(self.config.user_channels_max());
         for draft in drafts {
             call.arg(&*draft.name).arg(&*draft.data);
             call.arg(draft.coalesce.as_deref().unwrap_or_default()).arg(u8::from(draft.finishes));
@@ -283,7 +294,7 @@ impl Shared {
     fn append_here(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
         let mut drafts = Some(drafts);
         loop {
-            let channel = self.hub.insert(name, || self.blank())?;
+            let channel = self.hub.insert(name, None, || self.blank())?;
             let mut state = channel.lock();
             if state.gone {
                 continue;
@@ -386,7 +397,7 @@ impl Shared {
             Err(Error::Unavailable { .. }) if self.falls_back() => self.blank(),
             Err(error) => return Err(error),
         };
-        self.hub.insert(name, || state)
+        self.hub.insert(name, None, || state)
     }
 
     /// Makes a mirror that went astray what Redis has; those who follow get what they have not seen of it.

@@ -1,26 +1,32 @@
 //! What is kept between events in Redis: a key for each value, and two sorted sets for each kind, the keys in the order of their
-//! bytes and the ends of those that end. Looking through all keys of the server instead (`SCAN`) would take as long as there
+//! bytes and the ends of those that end. Hashes have the bytes of each key and of each user, so that shares hold for all servers
+//! together, whichever of them is started again. Looking through all keys of the server instead (`SCAN`) would take as long as there
 //! are keys of anybody, and gives no order to page in.
 
-use redis::Script;
-use weir_core::channels::{ChannelName, Fence};
+use std::sync::Arc;
 
+use redis::Script;
+use weir_core::channels::{ChannelName, Exceeded, Fence, Shares, value_bytes_of};
+
+use crate::config::EventsConfig;
 use crate::error::Error;
 use crate::redis::lease::fence_arguments;
 use crate::redis::link::Link;
+use crate::store::Write;
 
 /// The scripts of it.
 #[derive(Debug)]
 pub(crate) struct State {
+    config: Arc<EventsConfig>,
     put: Script,
     delete: Script,
     keys: Script,
 }
 
 impl State {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(config: Arc<EventsConfig>) -> Self {
         let (put, delete) = (Script::new(include_str!("put.lua")), Script::new(include_str!("delete.lua")));
-        Self { put, delete, keys: Script::new(include_str!("keys.lua")) }
+        Self { config, put, delete, keys: Script::new(include_str!("keys.lua")) }
     }
 
     pub(crate) async fn put(
@@ -29,21 +35,64 @@ impl State {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        fence: Option<&Fence>,
+        write: Write<'_>,
     ) -> Result<(), Error> {
         let mut put = self.put.prepare_invoke();
         put.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind()));
-        let (lease, token) = fence_arguments(link, fence);
+        for name in count_keys(link) {
+            put.key(name);
+        }
+        let (lease, token) = fence_arguments(link, write.fence);
         put.key(lease).arg(key.as_str()).arg(value).arg(ttl_ms.unwrap_or(0)).arg(token);
+        let (bytes, EventsConfig { state_bytes_max, user_percent_max, .. }) =
+            (value_bytes_of(key, value.len()), &*self.config);
+        let user_max = Shares::new(*state_bytes_max, *user_percent_max).user_max();
+        put.arg(bytes).arg(write.user.unwrap_or_default()).arg(user_max).arg(*state_bytes_max);
         let done: u8 = link.ask(|mut live| async move { put.invoke_async(&mut live.connection).await }).await?;
-        if done == 0 { Err(Error::Fenced) } else { Ok(()) }
+        match done {
+            0 => Err(Error::Fenced),
+            2 => Err(Error::state(Exceeded::User {
+                more: bytes,
+                held: self.bytes_of(link, write.user).await?,
+                max: user_max,
+            })),
+            3 => {
+                Err(Error::state(Exceeded::Total { more: bytes, held: self.bytes(link).await?, max: *state_bytes_max }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of all values, bookkeeping included.
+    pub(crate) async fn bytes(&self, link: &Link) -> Result<usize, Error> {
+        let mut get = redis::cmd("GET");
+        get.arg(total_key(link));
+        let bytes: Option<usize> = link.command(get).await?;
+        Ok(bytes.unwrap_or(0))
+    }
+
+    async fn bytes_of(&self, link: &Link, user: Option<&str>) -> Result<usize, Error> {
+        let mut get = redis::cmd("HGET");
+        get.arg(users_key(link)).arg(user.unwrap_or_default());
+        let bytes: Option<usize> = link.command(get).await?;
+        Ok(bytes.unwrap_or(0))
+    }
+
+    /// How many keys of a kind there are.
+    pub(crate) async fn count(&self, link: &Link, kind: &str) -> Result<usize, Error> {
+        let mut count = redis::cmd("ZCARD");
+        count.arg(names_key(link, kind));
+        link.command(count).await
     }
 
     pub(crate) async fn delete(&self, link: &Link, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
         let (lease, token) = fence_arguments(link, fence);
         let mut delete = self.delete.prepare_invoke();
-        delete.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind())).key(lease);
-        delete.arg(key.as_str()).arg(token);
+        delete.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind()));
+        for name in count_keys(link) {
+            delete.key(name);
+        }
+        delete.key(lease).arg(key.as_str()).arg(token);
         let done: u8 = link.ask(|mut live| async move { delete.invoke_async(&mut live.connection).await }).await?;
         if done == 0 { Err(Error::Fenced) } else { Ok(()) }
     }
@@ -51,6 +100,9 @@ impl State {
     pub(crate) async fn keys(&self, link: &Link, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
         let mut keys = self.keys.prepare_invoke();
         keys.key(names_key(link, kind)).key(ends_key(link, kind));
+        for name in count_keys(link) {
+            keys.key(name);
+        }
         keys.arg(format!("{}@@state:", link.config.prefix));
         keys.arg(if after.is_empty() { "-".to_owned() } else { format!("({after}") }).arg(limit);
         link.ask(|mut live| async move { keys.invoke_async(&mut live.connection).await }).await
@@ -76,4 +128,18 @@ fn names_key(link: &Link, kind: &str) -> String {
 
 fn ends_key(link: &Link, kind: &str) -> String {
     format!("{}@@state-ends:{kind}", link.config.prefix)
+}
+
+/// The bytes of each key and its user, of each user, and of all, and the keys of all kinds that end.
+fn count_keys(link: &Link) -> [String; 4] {
+    let prefix = &link.config.prefix;
+    [format!("{prefix}@@state-sizes"), users_key(link), total_key(link), format!("{prefix}@@state-all-ends")]
+}
+
+fn users_key(link: &Link) -> String {
+    format!("{}@@state-users", link.config.prefix)
+}
+
+fn total_key(link: &Link) -> String {
+    format!("{}@@state-bytes", link.config.prefix)
 }

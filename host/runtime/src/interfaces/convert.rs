@@ -95,6 +95,14 @@ pub(crate) fn failure(error: Error) -> Failure {
             tracing::warn!(reason, "the channel store does not answer");
             Failure::Unavailable(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
         }
+        Error::ShareExceeded { reason, retry_after_ms } => {
+            tracing::debug!(reason, "a user has its share of the channel store");
+            Failure::ShareExceeded(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
+        }
+        Error::Full { reason, retry_after_ms } => {
+            tracing::warn!(reason, "the channel store is full");
+            Failure::Full(u32::try_from(retry_after_ms).unwrap_or(u32::MAX))
+        }
         Error::Other(text) => Failure::Other(text),
     }
 }

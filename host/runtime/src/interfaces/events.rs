@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer};
-use weir_events::{Store, Subscription};
+use weir_events::{Store, Subscription, Write};
 
 use crate::bindings::gateway::weir::stream::events::{
     Condition, Cursor, Delivery, Event, Failure, Fence, Host, HostWithStore, Page,
@@ -26,6 +26,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         channel: String,
         events: Vec<Event>,
         lease: Option<Fence>,
+        user: Option<String>,
     ) -> wasmtime::Result<Result<Vec<Cursor>, Failure>> {
         let store = store(accessor);
         let (name, fence) = match (name(&channel), lease.map(fence).transpose()) {
@@ -33,7 +34,8 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             (Err(invalid), _) | (_, Err(invalid)) => return Ok(Err(invalid)),
         };
         let drafts = events.into_iter().map(draft).collect();
-        let cursors = store.append_fenced(&name, drafts, fence.as_ref()).await;
+        let write = Write { fence: fence.as_ref(), user: user.as_deref() };
+        let cursors = store.append_as(&name, drafts, write).await;
         Ok(cursors.map(|cursors| cursors.into_iter().map(cursor).collect()).map_err(failure))
     }
 
@@ -54,13 +56,14 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         accessor: &Accessor<GatewayState, Self>,
         channel: String,
         after: Cursor,
+        user: Option<String>,
     ) -> wasmtime::Result<Result<StreamReader<Delivery>, Failure>> {
         let store = store(accessor);
         let name = match name(&channel) {
             Ok(name) => name,
             Err(invalid) => return Ok(Err(invalid)),
         };
-        match store.follow(&name, core_cursor(after)).await {
+        match store.follow_as(&name, core_cursor(after), user.as_deref()).await {
             Ok(subscription) => accessor.with(|access| StreamReader::new(access, Deliveries(subscription)).map(Ok)),
             Err(error) => Ok(Err(failure(error))),
         }
@@ -80,12 +83,15 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         if let Some(detail) = health.detail.as_deref().filter(|_| !health.ok || health.fallback) {
             tracing::warn!(detail, fallback = health.fallback, "the channel store is degraded");
         }
+        // A store that does not answer is reported as unhealthy.
+        let exhausted = if health.ok { store.exhausted().await.unwrap_or_default() } else { Vec::new() };
         Ok(Condition {
             store: store_name(health.store).to_owned(),
             ok: health.ok,
             fallback: health.fallback,
             detail: health.detail,
             followers: u32::try_from(store.stats().subscribers).unwrap_or(u32::MAX),
+            exhausted: exhausted.into_iter().map(str::to_owned).collect(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! `weir:stream/state` for gateway instances: values and leases, over the channel store.
 
 use wasmtime::component::{Accessor, HasSelf};
+use weir_events::Write;
 
 use crate::bindings::gateway::weir::stream::events::{Failure, Fence};
 use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithStore};
@@ -17,6 +18,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         value: Vec<u8>,
         ttl_ms: Option<u64>,
         lease: Option<Fence>,
+        user: Option<String>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
         let name = match name(&key) {
@@ -24,7 +26,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             Err(invalid) => return Ok(Err(invalid)),
         };
         match lease.map(fence).transpose() {
-            Ok(fence) => Ok(store.put_fenced(&name, value, ttl_ms, fence.as_ref()).await.map_err(failure)),
+            Ok(fence) => {
+                let write = Write { fence: fence.as_ref(), user: user.as_deref() };
+                Ok(store.put_as(&name, value, ttl_ms, write).await.map_err(failure))
+            }
             Err(invalid) => Ok(Err(invalid)),
         }
     }
@@ -64,6 +69,10 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         limit: u32,
     ) -> wasmtime::Result<Result<Vec<String>, Failure>> {
         Ok(store(accessor).keys(&kind, &after, limit as usize).await.map_err(failure))
+    }
+
+    async fn count(accessor: &Accessor<GatewayState, Self>, kind: String) -> wasmtime::Result<Result<u64, Failure>> {
+        Ok(store(accessor).count(&kind).await.map(|count| count as u64).map_err(failure))
     }
 
     async fn acquire(

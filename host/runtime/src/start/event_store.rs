@@ -92,6 +92,7 @@ fn events_config(events: &Events) -> EventsConfig {
         subscribers_max: events.subscribers_max as usize,
         outbox_bytes_max: size(events.outbox_bytes_max),
         state_bytes_max: size(events.state_bytes_max),
+        user_percent_max: u8::try_from(events.user_percent_max).unwrap_or(100),
         ..default
     }
 }

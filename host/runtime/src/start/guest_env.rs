@@ -17,7 +17,7 @@ const GATEWAY_KEYS: &[(&str, &[&str])] = &[
     ("http", &["hosts", "body_bytes_max", "body_timeout_ms", "request_timeout_ms"]),
     ("steps", &["sentiment", "entities", "summary"]),
     ("events", &["heartbeat_ms", "retry_ms", "events_max", "bytes_max", "lease_ms"]),
-    ("sessions", &["live_max", "memory_bytes_max", "checkpoint_ms", "ended_ttl_ms"]),
+    ("sessions", &["live_max", "user_live_max", "expire_ms_max", "memory_bytes_max", "checkpoint_ms", "ended_ttl_ms"]),
     (
         "pipelines",
         &[

@@ -33,7 +33,7 @@ use bindings::{
     wit_stream,
 };
 use weir_core::channels::{
-    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, Subscriber, Values,
+    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Exceeded, Leases, Log, Retention, Subscriber, Values,
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
@@ -69,7 +69,12 @@ struct Stub;
 bindings::export!(Stub with_types_in bindings);
 
 impl Guest for Stub {
-    async fn append(channel: String, events: Vec<Event>, fence: Option<Fence>) -> Result<Vec<Cursor>, Failure> {
+    async fn append(
+        channel: String,
+        events: Vec<Event>,
+        fence: Option<Fence>,
+        _user: Option<String>,
+    ) -> Result<Vec<Cursor>, Failure> {
         let name = name(&channel)?;
         check(fence)?;
         let drafts: Vec<Draft> = events.into_iter().map(draft).collect();
@@ -106,7 +111,7 @@ impl Guest for Stub {
         })
     }
 
-    async fn follow(channel: String, after: Cursor) -> Result<StreamReader<Delivery>, Failure> {
+    async fn follow(channel: String, after: Cursor, _user: Option<String>) -> Result<StreamReader<Delivery>, Failure> {
         let name = name(&channel)?;
         let id = STATE.with_borrow_mut(|state| {
             state.followers += 1;
@@ -145,12 +150,19 @@ impl Guest for Stub {
 
     async fn health() -> Condition {
         let followers = STATE.with_borrow(|state| state.channels.values().map(|c| c.subscribers.len()).sum::<usize>());
-        Condition { store: "memory".to_owned(), ok: true, fallback: false, detail: None, followers: followers as u32 }
+        let (store, exhausted) = ("memory".to_owned(), Vec::new());
+        Condition { store, ok: true, fallback: false, detail: None, followers: followers as u32, exhausted }
     }
 }
 
 impl state::Guest for Stub {
-    async fn put(key: String, value: Vec<u8>, ttl_ms: Option<u64>, fence: Option<Fence>) -> Result<(), Failure> {
+    async fn put(
+        key: String,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+        fence: Option<Fence>,
+        user: Option<String>,
+    ) -> Result<(), Failure> {
         let key = name(&key)?;
         check(fence)?;
         if value.len() > VALUE_BYTES_MAX {
@@ -163,7 +175,11 @@ impl state::Guest for Stub {
         let end_ms = ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| now_ms.saturating_add(ttl_ms));
         values(|values| {
             values.expire(now_ms);
-            values.put(&key, value, bytes, end_ms).map(drop).map_err(|full| Failure::TooLarge(full.to_string()))
+            let put = values.put(&key, value, bytes, end_ms, user.as_deref());
+            put.map(drop).map_err(|exceeded| match exceeded {
+                Exceeded::User { .. } => Failure::ShareExceeded(1000),
+                Exceeded::Total { .. } => Failure::Full(1000),
+            })
         })
     }
 
@@ -183,6 +199,10 @@ impl state::Guest for Stub {
         name(&format!("{kind}:x"))?;
         let limit = (limit as usize).min(PAGE_EVENTS_MAX);
         Ok(values(|values| values.keys(&kind, &after, limit, now_ms()).iter().map(ToString::to_string).collect()))
+    }
+
+    async fn count(kind: String) -> Result<u64, Failure> {
+        Ok(values(|values| values.count(&kind)) as u64)
     }
 
     async fn acquire(key: String, owner: String, ttl_ms: u64) -> Result<state::Acquisition, Failure> {
@@ -224,7 +244,7 @@ fn clock_ms() -> u64 {
 }
 
 fn values<T>(act: impl FnOnce(&mut Values<Vec<u8>>) -> T) -> T {
-    STATE.with_borrow_mut(|state| act(state.values.get_or_insert_with(|| Values::new(STATE_BYTES_MAX))))
+    STATE.with_borrow_mut(|state| act(state.values.get_or_insert_with(|| Values::new(STATE_BYTES_MAX, 100))))
 }
 
 /// What a follower gets now, and whether it is at the end.

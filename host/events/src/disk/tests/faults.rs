@@ -7,7 +7,7 @@ use futures::future::join_all;
 use weir_core::channels::{ChannelName, Cursor};
 
 use super::drive::{Drive, Fault};
-use super::{History, config, contents, draft, name, open};
+use super::{History, config, contents, draft, name, open, shares, write_of};
 use crate::clock::tests::Set;
 use crate::disk::Disk;
 
@@ -46,11 +46,11 @@ impl Users {
             let mut appended = Vec::new();
             for channel in Self::channels(user) {
                 let data = format!("{channel} {tried}");
-                let places = store.append(&channel, draft(&data), None).await;
+                let places = store.append(&channel, draft(&data), write_of(&channel)).await;
                 appended.push((channel, data, places));
             }
             let put = match &value {
-                Some(value) => store.put(&key, value.as_bytes(), None, None).await,
+                Some(value) => store.put(&key, value.as_bytes(), None, write_of(&key)).await,
                 None => store.delete(&key, None).await,
             };
             let claim = format!("claim:{user}:{tried}");
@@ -170,10 +170,13 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         }
         if end == End::Close {
             let memory = users.read(&store, true).await;
+            let in_memory = shares(&store);
+            assert!(in_memory.iter().any(|(channels, bytes)| *channels > 0 && *bytes > 0));
             assert_eq!(store.close().await, Ok(()));
             drop(store);
             store = open(config(durable), &drive, &source).await;
             assert_eq!(users.read(&store, true).await, memory, "memory and the file do not agree");
+            assert_eq!(shares(&store), in_memory, "the shares of memory and of the file do not agree");
         } else {
             whole = durable;
         }

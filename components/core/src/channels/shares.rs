@@ -1,0 +1,252 @@
+//! What each user has of something that all users have together, such as bytes of state or channels.
+
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// No room: for this user, or for all users together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Exceeded {
+    /// The user has as much as one user may have, or would have more.
+    #[error("{more} more do not fit: the user has {held}, and one user may have {max}")]
+    User {
+        /// The amount that does not fit.
+        more: usize,
+        /// What the user has besides.
+        held: usize,
+        /// The most that one user may have.
+        max: usize,
+    },
+    /// All users together have as much as there may be, or would have more.
+    #[error("{more} more do not fit: {held} of {max} are in use")]
+    Total {
+        /// The amount that does not fit.
+        more: usize,
+        /// What is in use besides.
+        held: usize,
+        /// The most that there may be.
+        max: usize,
+    },
+}
+
+/// Amounts by user. What has no user (`None`) counts for the total alone: the server's own, and everything where users are not
+/// identified. Its memory is that of the users who have something.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    total_max: usize,
+    user_max: usize,
+    total: usize,
+    users: HashMap<Arc<str>, usize>,
+}
+
+impl Shares {
+    /// Nothing is in use. One user may have `user_percent_max` percent of `total_max`, and at least 1.
+    pub fn new(total_max: usize, user_percent_max: u8) -> Self {
+        let percent = u128::from(user_percent_max.min(100));
+        let user_max = usize::try_from(total_max as u128 * percent / 100).unwrap_or(usize::MAX).max(1);
+        Self { total_max, user_max, total: 0, users: HashMap::new() }
+    }
+
+    /// The most that one user may have.
+    pub fn user_max(&self) -> usize {
+        self.user_max
+    }
+
+    /// The most that there may be.
+    pub fn total_max(&self) -> usize {
+        self.total_max
+    }
+
+    /// What is in use.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// What a user has; without a user 0.
+    pub fn of(&self, user: Option<&str>) -> usize {
+        user.and_then(|user| self.users.get(user)).copied().unwrap_or(0)
+    }
+
+    /// Checks that `more` fits for a user that gives up `less` for it.
+    ///
+    /// # Errors
+    ///
+    /// It does not fit: for the user, or for all. What does not grow fits always, so that a share that was made smaller can be
+    /// returned to.
+    pub fn check(&self, user: Option<&str>, more: usize, less: usize) -> Result<(), Exceeded> {
+        if more <= less {
+            return Ok(());
+        }
+        let held = self.of(user).saturating_sub(less);
+        if user.is_some() && held.saturating_add(more) > self.user_max {
+            return Err(Exceeded::User { more, held, max: self.user_max });
+        }
+        let held = self.total.saturating_sub(less);
+        if held.saturating_add(more) > self.total_max {
+            return Err(Exceeded::Total { more, held, max: self.total_max });
+        }
+        Ok(())
+    }
+
+    /// Adds an amount, whether it fits or not; the user as it is known here.
+    pub fn add(&mut self, user: Option<&str>, amount: usize) -> Option<Arc<str>> {
+        self.total = self.total.saturating_add(amount);
+        let user: Arc<str> = match self.users.get_key_value(user?) {
+            Some((user, _)) => Arc::clone(user),
+            None => user?.into(),
+        };
+        if amount > 0 {
+            let held = self.users.entry(Arc::clone(&user)).or_default();
+            *held = held.saturating_add(amount);
+        }
+        Some(user)
+    }
+
+    /// Takes back an amount that was added.
+    pub fn remove(&mut self, user: Option<&str>, amount: usize) {
+        self.total = self.total.saturating_sub(amount);
+        let Some(user) = user else { return };
+        let Some(held) = self.users.get_mut(user) else { return };
+        *held = held.saturating_sub(amount);
+        if *held == 0 {
+            self.users.remove(user);
+        }
+    }
+}
+
+/// The order in which things give way where there is no room: always one of the user that has the most left, and of that user's
+/// the one with the least rank. So nothing of a user gives way while another has more that can.
+///
+/// `held` is what each user has, together with what cannot give way.
+pub fn eviction_order<R: Ord, T>(
+    candidates: impl IntoIterator<Item = (Option<Arc<str>>, R, T)>,
+    held: impl Fn(Option<&str>) -> usize,
+) -> Vec<T> {
+    let mut users: BTreeMap<Option<Arc<str>>, Vec<(R, T)>> = BTreeMap::new();
+    for (user, rank, candidate) in candidates {
+        users.entry(user).or_default().push((rank, candidate));
+    }
+    let mut queues = Vec::with_capacity(users.len());
+    let mut largest = BinaryHeap::with_capacity(users.len());
+    for (user, mut candidates) in users {
+        candidates.sort_by(|(one, _), (other, _)| one.cmp(other));
+        largest.push((held(user.as_deref()).max(candidates.len()), queues.len()));
+        queues.push(candidates.into_iter());
+    }
+    let mut order = Vec::new();
+    while let Some((left, queue)) = largest.pop() {
+        if let Some((_, candidate)) = queues[queue].next() {
+            order.push(candidate);
+            largest.push((left - 1, queue));
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_user_fills_its_share_and_others_still_have_theirs() {
+        let mut shares = Shares::new(100, 25);
+        shares.check(Some("a"), 25, 0).unwrap();
+        shares.add(Some("a"), 25);
+        assert_eq!(shares.check(Some("a"), 1, 0), Err(Exceeded::User { more: 1, held: 25, max: 25 }));
+        for user in ["b", "c"] {
+            shares.check(Some(user), 25, 0).unwrap();
+            shares.add(Some(user), 25);
+        }
+        // The server's own counts for all, and has no share of its own.
+        shares.check(None, 20, 0).unwrap();
+        shares.add(None, 20);
+        assert_eq!(shares.check(Some("d"), 6, 0), Err(Exceeded::Total { more: 6, held: 95, max: 100 }));
+        assert_eq!((shares.of(Some("a")), shares.of(None), shares.total()), (25, 0, 95));
+    }
+
+    #[test]
+    fn what_does_not_grow_fits_in_a_share_that_was_made_smaller() {
+        let mut shares = Shares::new(100, 10);
+        shares.add(Some("a"), 50);
+        shares.check(Some("a"), 20, 20).unwrap();
+        shares.check(Some("a"), 5, 20).unwrap();
+        assert!(shares.check(Some("a"), 21, 20).is_err());
+    }
+
+    #[test]
+    fn largest_user_gives_way_first_and_its_least_rank_before_others() {
+        let user = |name: &str| Some(Arc::from(name));
+        let candidates = [
+            (user("a"), 9, "a9"),
+            (user("b"), 1, "b1"),
+            (user("a"), 3, "a3"),
+            (user("a"), 5, "a5"),
+            (user("b"), 2, "b2"),
+            (None, 0, "0"),
+        ];
+        let order = eviction_order(candidates, |_| 0);
+        assert_eq!(order[0], "a3");
+        assert_eq!(order.len(), 6);
+        assert!(order.iter().position(|name| *name == "0") > Some(2), "{order:?}");
+        // One that has more which cannot give way goes first, too.
+        let held = |user: Option<&str>| if user == Some("b") { 10 } else { 0 };
+        let candidates = [(user("a"), 1, "a1"), (user("a"), 2, "a2"), (user("b"), 7, "b7")];
+        assert_eq!(eviction_order(candidates, held), ["b7", "a1", "a2"]);
+    }
+
+    proptest! {
+        #[test]
+        fn amounts_are_those_that_were_added(
+            percent in 1u8..=100,
+            steps in prop::collection::vec((0usize..4, 0usize..40, any::<bool>()), 0..200),
+        ) {
+            let users = [Some("a"), Some("b"), Some("c"), None];
+            let mut shares = Shares::new(200, percent);
+            let mut model = [const { Vec::<usize>::new() }; 4];
+            for (user, amount, adds) in steps {
+                let held: usize = model[user].iter().sum();
+                let total: usize = model.iter().flatten().sum();
+                if !adds {
+                    if let Some(amount) = model[user].pop() {
+                        shares.remove(users[user], amount);
+                    }
+                } else {
+                    let fits_user = users[user].is_none() || held + amount <= shares.user_max();
+                    let fits = amount == 0 || fits_user && total + amount <= 200;
+                    prop_assert_eq!(shares.check(users[user], amount, 0).is_ok(), fits);
+                    if fits {
+                        shares.add(users[user], amount);
+                        model[user].push(amount);
+                    }
+                }
+                prop_assert_eq!(shares.total(), model.iter().flatten().sum::<usize>());
+                for (user, amounts) in users.iter().zip(&model).take(3) {
+                    prop_assert_eq!(shares.of(*user), amounts.iter().sum::<usize>());
+                    prop_assert!(shares.of(*user) <= shares.user_max());
+                }
+                prop_assert!(shares.users.values().all(|held| *held > 0));
+            }
+        }
+
+        #[test]
+        fn nothing_of_a_user_gives_way_while_another_has_more(
+            owners in prop::collection::vec(0usize..5, 0..60),
+        ) {
+            let name = |owner: usize| (owner > 0).then(|| Arc::<str>::from(format!("u{owner}")));
+            let candidates = owners.iter().enumerate().map(|(rank, owner)| (name(*owner), rank, (*owner, rank)));
+            let order = eviction_order(candidates, |_| 0);
+            prop_assert_eq!(order.len(), owners.len());
+            let mut left = [0usize; 5];
+            owners.iter().for_each(|owner| left[*owner] += 1);
+            let mut newest = [None; 5];
+            for (owner, rank) in order {
+                prop_assert_eq!(left[owner], *left.iter().max().unwrap());
+                prop_assert!(newest[owner] < Some(rank));
+                newest[owner] = Some(rank);
+                left[owner] -= 1;
+            }
+        }
+    }
+}

@@ -8,17 +8,18 @@ use weir_core::channels::{ChannelName, Cursor, Delivery};
 use crate::error::Error;
 use crate::store::Store;
 
-/// A function that is called with what a channel has; dropping this ends it.
+/// A function that is called with the deliveries of a channel; dropping this ends it.
 #[derive(Debug)]
 pub struct Callback {
     task: JoinHandle<()>,
 }
 
 impl Callback {
-    /// Ends it. A call in progress runs to its end.
+    /// Ends it. A call in progress is completed.
     pub fn unsubscribe(self) {}
 
-    /// True when no more calls come: the channel had its last event, the subscriber was too slow, or the function panicked.
+    /// True when the function is not called any more: the channel had its last event, the subscriber was too slow, or the function
+    /// panicked.
     pub fn is_over(&self) -> bool {
         self.task.is_finished()
     }
@@ -32,7 +33,7 @@ impl Drop for Callback {
 
 impl Store {
     /// Calls a function with every event of a channel after a cursor, in order, until the channel's last event or
-    /// [`Delivery::Closed`]. It has a task of its own: one that is slow or panics concerns nobody else. It should not block. Must be
+    /// [`Delivery::Closed`]. It has a task of its own, so that a slow or panicking function affects no other subscriber. It should not block. Must be
     /// called in a tokio runtime.
     ///
     /// # Errors
@@ -48,7 +49,7 @@ impl Store {
         let task = tokio::spawn(async move {
             while let Some(delivery) = subscription.next().await {
                 if catch_unwind(AssertUnwindSafe(|| callback(delivery))).is_err() {
-                    tracing::error!(channel = %subscription.channel(), "a callback panicked; it is called no more");
+                    tracing::error!(channel = %subscription.channel(), "a callback panicked and is not called any more");
                     return;
                 }
             }

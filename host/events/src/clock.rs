@@ -1,8 +1,8 @@
-//! Times, and the epochs that are taken from them.
+//! The clocks of a store, and the epochs that are derived from them.
 //!
-//! A store has two clocks. The wall clock (milliseconds since 1970) is shown with events and may be set at any time. The store
-//! clock measures ages and ends: it begins at the wall clock, runs by the monotonic clock, and goes on from where it was when the
-//! store is opened again. So setting the wall clock, in either direction, makes nothing older and hides nothing.
+//! A store has two clocks. The wall clock (milliseconds since 1970) stamps events and may be set at any time. The store clock
+//! measures ages and ends: it starts at the wall clock, advances with the monotonic clock, and continues from its last value when
+//! the store is opened again. So setting the wall clock, in either direction, makes nothing older and hides nothing.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -18,21 +18,21 @@ use crate::error::lock;
 const RANDOM_BITS: u32 = 16;
 /// The greatest wall clock time that fits an epoch.
 const WALL_MS_MAX: u64 = (1 << (64 - RANDOM_BITS)) - 1;
-/// How far epochs are reserved in advance: so many milliseconds of the wall clock, and so many epochs.
+/// How far epochs are reserved in advance: milliseconds of the wall clock, and a number of epochs.
 const RESERVED_MS: u64 = 86_400_000;
 const RESERVED: u64 = 1 << 20;
 
-/// Where times come from; tests have one that they set.
+/// A source of times; tests use one that they set.
 pub(crate) trait TimeSource: Send + Sync + fmt::Debug {
     /// Milliseconds since 1970 by the wall clock.
     fn wall_ms(&self) -> u64;
-    /// Milliseconds since some moment of this process, by a clock that is never set.
+    /// Milliseconds since an arbitrary moment of this process, by a clock that is never set.
     fn monotonic_ms(&self) -> u64;
-    /// How long the machine has been up, where the system says so.
+    /// How long the machine has been up, where the system reports it.
     fn uptime(&self) -> Option<Uptime>;
 }
 
-/// How long the machine has been up: the clock that goes on when a process is started again.
+/// How long the machine has been up: a clock that continues across processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Uptime {
     /// Which start of the machine.
@@ -73,21 +73,21 @@ impl TimeSource for System {
     }
 }
 
-/// A moment of the store clock, as a file remembers it.
+/// A moment of the store clock, as it is stored in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
     pub(crate) store_ms: u64,
     pub(crate) uptime: Option<Uptime>,
 }
 
-/// The clocks of a store, and the epochs that it gave out.
+/// The clocks of a store, and the epochs that it has assigned.
 #[derive(Debug)]
 pub(crate) struct Clock {
     source: Arc<dyn TimeSource>,
-    /// What the store clock is ahead of the monotonic clock.
+    /// How far the store clock is ahead of the monotonic clock.
     offset_ms: Mutex<u64>,
     epoch_latest: AtomicU64,
-    /// Epochs taken from the wall clock lie at or below this.
+    /// Epochs derived from the wall clock are at or below this.
     epoch_max: AtomicU64,
 }
 
@@ -116,13 +116,13 @@ impl Clock {
         self.source.monotonic_ms().saturating_add(*lock(&self.offset_ms))
     }
 
-    /// Now, as a file should remember it.
+    /// The current moment, to be stored in a file.
     pub(crate) fn moment(&self) -> Moment {
         Moment { store_ms: self.now_ms(), uptime: self.source.uptime() }
     }
 
-    /// Goes on from a moment that a file remembers. The time since then counts where the machine has been up all the time; across
-    /// a start of the machine only the wall clock could say how long it was, and that may have been set.
+    /// Continues from a moment that a file has stored. The time since then counts if the machine has been up all the time; across a
+    /// restart of the machine only the wall clock could tell how long it was, and that may have been set.
     pub(crate) fn resume(&self, from: Moment) {
         let since_ms = match (from.uptime, self.source.uptime()) {
             (Some(then), Some(now)) if then.boot == now.boot => now.ms.saturating_sub(then.ms),
@@ -136,13 +136,13 @@ impl Clock {
         *lock(&self.offset_ms) = store_ms.saturating_sub(self.source.monotonic_ms());
     }
 
-    /// When something ends that is put now, by the store clock; without a time to live it never does.
+    /// When a value that is put now ends, by the store clock; without a time to live it never does.
     pub(crate) fn end_ms(&self, ttl_ms: Option<u64>) -> u64 {
         ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| self.now_ms().saturating_add(ttl_ms))
     }
 
-    /// An epoch that no channel had before: later than all that this store gave out or saw ([`Self::observe_epoch`]), whatever
-    /// became of the wall clock, and not that of another process that began one in the same millisecond.
+    /// An epoch that no channel had before: greater than all that this store has assigned or observed ([`Self::observe_epoch`]), even
+    /// if the wall clock was set, and different from that of another process that assigns one in the same millisecond.
     pub(crate) fn fresh_epoch(&self) -> u64 {
         let random = RandomState::new().hash_one(0) & ((1 << RANDOM_BITS) - 1);
         let wanted = (self.wall_ms().min(WALL_MS_MAX) << RANDOM_BITS) | random;
@@ -153,18 +153,18 @@ impl Clock {
         next(before.unwrap_or_default())
     }
 
-    /// Makes all later epochs come after this one.
+    /// Makes all later epochs greater than this one.
     pub(crate) fn observe_epoch(&self, epoch: u64) {
         self.epoch_latest.fetch_max(epoch, Ordering::Relaxed);
     }
 
-    /// The latest epoch that was given out or observed.
+    /// The greatest epoch that was assigned or observed.
     pub(crate) fn epoch_latest(&self) -> u64 {
         self.epoch_latest.load(Ordering::Relaxed)
     }
 
-    /// The bound of epochs to reserve in a file, so that the next process begins behind all that this one gives out; none where what
-    /// is reserved reaches far enough.
+    /// The bound of epochs to reserve in a file, so that the next process starts after all that this one assigns; none where the
+    /// current reservation is sufficient.
     pub(crate) fn epochs_to_reserve(&self) -> Option<u64> {
         let wanted = |ms: u64, count: u64| {
             let by_wall = self.wall_ms().saturating_add(ms).min(WALL_MS_MAX) << RANDOM_BITS;
@@ -180,12 +180,12 @@ impl Clock {
         self.epoch_max.load(Ordering::Relaxed)
     }
 
-    /// Says that epochs are reserved up to this bound.
+    /// Records that epochs are reserved up to this bound.
     pub(crate) fn epochs_reserved(&self, epoch_max: u64) {
         self.epoch_max.store(epoch_max, Ordering::Relaxed);
     }
 
-    /// The place before the first event of a channel that the store does not know.
+    /// The cursor before the first event of a channel that the store does not know.
     pub(crate) fn beginning(&self) -> Cursor {
         Cursor::new(self.fresh_epoch(), 0)
     }
@@ -222,13 +222,13 @@ pub(crate) mod tests {
             Arc::new(Self { wall_ms: AtomicU64::new(wall_ms), ..Self::default() })
         }
 
-        /// Both clocks run.
+        /// Advances both clocks.
         pub(crate) fn pass(&self, ms: u64) {
             self.wall_ms.fetch_add(ms, Ordering::Relaxed);
             self.monotonic_ms.fetch_add(ms, Ordering::Relaxed);
         }
 
-        /// Somebody sets the wall clock.
+        /// Sets the wall clock.
         pub(crate) fn set(&self, wall_ms: u64) {
             self.wall_ms.store(wall_ms, Ordering::Relaxed);
         }
@@ -268,7 +268,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_store_clock_runs_by_the_monotonic_clock_alone() {
+    fn store_clock_advances_with_the_monotonic_clock_alone() {
         let source = Set::at(1_000_000);
         let clock = Clock::new(source.clone());
         source.pass(500);

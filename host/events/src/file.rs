@@ -1,11 +1,11 @@
-//! A file that gets every event as a line of JSON, rotated by size.
+//! A file to which every event is written as a line of JSON, rotated by size.
 //!
 //! A line: `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970; where events are missing,
 //! `{"type":"gap","missed":N}`. `FILE` is the newest; when it is full it becomes `FILE.1`, that `FILE.2`, and so on.
 //!
-//! The file has whole lines only: after a write that failed, for instance on a full disk, it is cut back to the last whole line, and
-//! the next line that can be written says how many events are missing. A line that a crash has torn is cut off when the file is
-//! opened, and counts as one.
+//! The file has complete lines only: after a failed write, for instance on a full disk, it is truncated to the last complete line,
+//! and the next line that can be written states how many events are missing. A line that a crash left incomplete is cut off when
+//! the file is opened, and counts as one missing event.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -15,30 +15,30 @@ use std::time::Duration;
 
 use crate::tap::{Tap, Tapped};
 
-/// How long after a failed write the next is tried, where no event comes before.
+/// The time after a failed write until the next attempt, where no event comes before.
 const RETRY: Duration = Duration::from_millis(200);
-/// Bytes from which lines are written, though more wait.
+/// Bytes of waiting lines from which they are written, even if more events wait.
 const WRITE_BYTES: usize = 64 * 1024;
-/// Bytes read at once to find the last whole line.
+/// Bytes read at a time to find the last complete line.
 const READ_BYTES: u64 = 64 * 1024;
 
-/// Where events are written, and how much is kept.
+/// Where events are written, and how much is retained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileConfig {
-    /// The newest file; its folder must be there.
+    /// The newest file; its folder must exist.
     pub path: PathBuf,
-    /// A file that has so many bytes is rotated.
+    /// The size at which a file is rotated.
     pub bytes_max: u64,
-    /// Files kept, the newest included; at least 1.
+    /// The number of files, the newest included; at least 1.
     pub files_max: u32,
 }
 
-/// Opens the file and writes what a tap gives to it, on a thread of its own, until the store is gone. What cannot be written is
-/// logged and counted, and slows down nobody.
+/// Opens the file and writes the events of a tap to it, on a thread of its own, until the store is closed. Events that cannot be
+/// written are logged and counted, and delay no publisher.
 ///
 /// # Errors
 ///
-/// The file cannot be opened, or no thread started.
+/// The file cannot be opened, or the thread cannot be started.
 pub fn write_events(config: FileConfig, tap: Tap) -> io::Result<()> {
     let lines = Lines::open(Rotated::open(config)?)?;
     std::thread::Builder::new().name("weir-events-file".into()).spawn(move || run(lines, tap)).map(drop)
@@ -48,7 +48,7 @@ fn run(mut lines: Lines<Rotated>, mut tap: Tap) {
     let mut failing = false;
     while let Some(tapped) = next(&mut tap, lines.missed > 0) {
         let mut written = Ok(());
-        // What waits shares a write.
+        // All waiting events share one write.
         let mut more = Some(tapped);
         while let Some(tapped) = more {
             if let Wake::Tapped(tapped) = tapped {
@@ -70,20 +70,20 @@ fn run(mut lines: Lines<Rotated>, mut tap: Tap) {
             Err(_) => {}
         }
     }
-    // The last chance to write that events are missing.
+    // The last opportunity to record that events are missing.
     if let Err(error) = lines.flush() {
         tracing::error!(%error, missed = lines.missed, "events are missing at the end of events.file");
     }
 }
 
-/// Why the thread of the file works.
+/// Why the writing thread wakes up.
 enum Wake {
     Tapped(Tapped),
-    /// It is time to try again.
+    /// A failed write is due for another attempt.
     Retry,
 }
 
-/// The next thing to do; none when the store is gone. While events are missing, it does not wait for the next event to write so.
+/// The next thing to do; none when the store is closed. While events are missing, it does not wait for the next event to record it.
 fn next(tap: &mut Tap, missing: bool) -> Option<Wake> {
     if !missing {
         return tap.blocking_next().map(Wake::Tapped);
@@ -109,30 +109,30 @@ fn line(channel: &str, entry: &weir_core::channels::Entry) -> String {
     )
 }
 
-/// Files of lines, of which the newest is written.
+/// Files of lines; lines are appended to the newest.
 trait Files {
-    /// The most bytes of a file, one larger line apart.
+    /// The maximum size of a file, except for a single larger line.
     fn bytes_max(&self) -> u64;
-    /// Begins a new file, and removes the oldest where there are too many.
+    /// Starts a new file, and removes the oldest where there are too many.
     fn rotate(&mut self) -> io::Result<()>;
-    /// Appends bytes to the newest file, as many as it takes.
+    /// Appends bytes to the newest file; returns how many were written.
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Cuts the newest file.
+    /// Truncates the newest file.
     fn cut(&mut self, length: u64) -> io::Result<()>;
-    /// How many bytes of the newest file are whole lines, and how many it has.
+    /// The bytes of the newest file that are complete lines, and its size.
     fn lengths(&mut self) -> io::Result<(u64, u64)>;
 }
 
-/// Whole lines for a file.
+/// Writes complete lines to files.
 struct Lines<F> {
     files: F,
-    /// Bytes of the newest file that are whole lines.
+    /// Bytes of the newest file that are complete lines.
     length: u64,
-    /// True when the newest file has a part of a line behind them, which is cut off first.
+    /// True when the newest file ends with an incomplete line, which is cut off first.
     torn: bool,
     waiting: Vec<String>,
     waiting_bytes: usize,
-    /// Events that are missing before those that wait.
+    /// Events that are missing before the waiting lines.
     missed: u64,
 }
 
@@ -142,14 +142,14 @@ impl<F: Files> Lines<F> {
         let torn = all > length;
         let mut lines = Self { files, length, torn, waiting: Vec::new(), waiting_bytes: 0, missed: u64::from(torn) };
         if torn {
-            tracing::warn!(bytes = all - length, "events.file ends with a part of a line, which is removed");
-            // Where it cannot be now, it is with the first event.
+            tracing::warn!(bytes = all - length, "events.file ends with an incomplete line, which is removed");
+            // If it cannot be recorded now, it is recorded with the first event.
             let _ = lines.flush();
         }
         Ok(lines)
     }
 
-    /// Adds what a tap gave, and writes what waits when that is much.
+    /// Adds an event of a tap, and writes the waiting lines when they are large.
     fn add(&mut self, tapped: &Tapped) -> io::Result<()> {
         match tapped {
             Tapped::Event { channel, entry } => {
@@ -159,7 +159,7 @@ impl<F: Files> Lines<F> {
                 if self.waiting_bytes >= WRITE_BYTES { self.flush() } else { Ok(()) }
             }
             Tapped::Missed(missed) => {
-                // What waits came before.
+                // The waiting lines came before.
                 let written = self.flush();
                 self.missed = self.missed.saturating_add(*missed);
                 written
@@ -167,7 +167,7 @@ impl<F: Files> Lines<F> {
         }
     }
 
-    /// Writes what waits, behind the number of events that are missing. What cannot be written is counted and not kept.
+    /// Writes the number of missing events and then the waiting lines. Lines that cannot be written are counted and dropped.
     fn flush(&mut self) -> io::Result<()> {
         self.waiting_bytes = 0;
         let mut lines: VecDeque<String> = std::mem::take(&mut self.waiting).into();
@@ -190,7 +190,7 @@ impl<F: Files> Lines<F> {
         Ok(())
     }
 
-    /// Writes as many lines as the newest file has room for, and at least one. Returns how many are in it, and whether all went well.
+    /// Writes as many lines as fit into the newest file, and at least one. Returns how many were written, and the outcome.
     fn write_some(&mut self, lines: &[String]) -> (usize, io::Result<()>) {
         let bytes_max = self.files.bytes_max();
         let first = lines.first().map_or(0, |line| line.len() as u64);
@@ -229,14 +229,14 @@ impl<F: Files> Lines<F> {
         let bytes = if whole == 0 { 0 } else { ends[whole - 1] };
         self.length += bytes as u64;
         if outcome.is_err() {
-            // A write that fails may have written something, too.
+            // A write that failed may have written a part.
             self.torn = true;
             let _ = self.mend();
         }
         (whole, outcome)
     }
 
-    /// Cuts off a part of a line.
+    /// Cuts off an incomplete line.
     fn mend(&mut self) -> io::Result<()> {
         if self.torn {
             self.files.cut(self.length)?;
@@ -248,7 +248,7 @@ impl<F: Files> Lines<F> {
 
 struct Rotated {
     config: FileConfig,
-    /// None after the newest file was renamed, until there is a new one.
+    /// None after the newest file was renamed, until a new one is opened.
     file: Option<File>,
 }
 
@@ -273,7 +273,7 @@ impl Files for Rotated {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        // Where only the new file could not be opened, nothing is renamed again.
+        // If only opening the new file failed, the files were renamed already.
         if self.file.is_some() {
             let path = &self.config.path;
             for older in (1..self.config.files_max).rev() {
@@ -334,7 +334,7 @@ mod tests {
     use std::sync::Arc;
     use weir_core::channels::{Cursor, Draft};
 
-    /// Files in memory whose operations fail when they should.
+    /// Files in memory whose operations fail as configured.
     #[derive(Default)]
     struct Failing {
         files: Vec<Vec<u8>>,
@@ -342,7 +342,7 @@ mod tests {
         operations: usize,
         /// The operations that fail.
         failing: std::ops::Range<usize>,
-        /// True when a write that fails has written a part.
+        /// True when a failed write writes a part.
         halves: bool,
     }
 
@@ -392,12 +392,12 @@ mod tests {
         Tapped::Event { channel: "user:u".parse().unwrap(), entry: Arc::new(entry) }
     }
 
-    /// The numbers that the lines of files have, with so many zeros as a gap says are missing.
+    /// The numbers in the lines of files, with one zero for each event that a gap reports as missing.
     fn numbers(files: &[Vec<u8>]) -> Vec<u64> {
         let mut numbers = Vec::new();
         for file in files {
             let text = std::str::from_utf8(file).unwrap();
-            assert!(text.is_empty() || text.ends_with('\n'), "a part of a line: {text:?}");
+            assert!(text.is_empty() || text.ends_with('\n'), "an incomplete line: {text:?}");
             for line in text.lines() {
                 if let Some(missed) = line.strip_prefix("{\"type\":\"gap\",\"missed\":") {
                     let missed: usize = missed.strip_suffix('}').unwrap().parse().unwrap();
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_writes_leave_whole_lines_and_say_how_many_events_are_missing() {
+    fn failed_writes_leave_complete_lines_and_record_how_many_events_are_missing() {
         const EVENTS: u64 = 40;
         for (bytes_max, halves, group) in [(1_000, true, 1), (1_000, false, 3), (u64::MAX, true, 7), (300, true, 5)] {
             for first in 0..60 {
@@ -429,7 +429,7 @@ mod tests {
                     }
                     while lines.flush().is_err() {}
                     let written = numbers(&lines.files.files);
-                    // Each is there, or one of a number that is missing in its place.
+                    // Each event is there, or is counted as missing at its position.
                     assert_eq!(written.len(), EVENTS as usize, "{written:?}");
                     assert!(
                         written.iter().zip(1..).all(|(found, number)| *found == number || *found == 0),
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn missed_events_of_the_tap_add_up_with_those_that_were_not_written() {
+    fn events_that_the_tap_missed_are_added_to_those_that_were_not_written() {
         let files = Failing { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..Failing::default() };
         let mut lines = Lines::open(files).unwrap();
         assert!(lines.add(&event(1)).is_ok() && lines.flush().is_err());
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_line_is_cut_off_when_the_file_is_opened() {
+    fn incomplete_line_is_cut_off_when_the_file_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.ndjson");
         let long = "x".repeat(READ_BYTES as usize * 2);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn new_file_that_cannot_be_opened_pushes_out_no_older_one() {
+    fn failing_to_open_a_new_file_removes_no_older_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.ndjson");
         for (name, text) in
@@ -481,7 +481,7 @@ mod tests {
         }
         let config = FileConfig { path: path.clone(), bytes_max: 10, files_max: 4 };
         let mut lines = Lines::open(Rotated::open(config).unwrap()).unwrap();
-        // The name of the new file leads nowhere.
+        // The name of the new file is a dangling link.
         let target = folder.path().join("missing/target");
         lines.add(&event(1)).unwrap();
         lines.files.rotate().unwrap();

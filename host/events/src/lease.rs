@@ -1,5 +1,5 @@
-//! Leases of the stores that one process has for itself, in memory and on disk. They end with the process, and so does everyone who
-//! could hold a token; their clock is monotonic.
+//! Leases of the stores that belong to one process, in memory and on disk. They end with the process, as do all holders of their
+//! tokens; their clock is monotonic.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use weir_core::channels::{AcquireError, ChannelName, Fence, Fenced, Leases};
 use crate::clock::Clock;
 use crate::error::{Error, lock};
 
-/// The most leases that are remembered.
+/// The most leases.
 const LEASES_MAX: usize = 1 << 20;
 
 /// The answer to a request for a lease.
@@ -32,7 +32,7 @@ pub(crate) struct LocalLeases {
 
 impl LocalLeases {
     pub(crate) fn new(clock: &Clock) -> Self {
-        // Above the tokens of earlier processes, as far as the clock was not set back; none of them can write any more.
+        // Above the tokens of earlier processes, unless the clock was set back; none of those processes can write any more.
         let leases = Leases::new(LEASES_MAX, clock.wall_ms().saturating_mul(1_000));
         Self { began: Instant::now(), leases: Mutex::new(leases) }
     }
@@ -68,7 +68,7 @@ impl LocalLeases {
         Ok(lock(&self.leases).release(fence, self.clock_ms())?)
     }
 
-    /// Checks a write. Nobody acquires a lease until the guard is dropped, so that a write that is ordered under it comes before.
+    /// Checks a write. No lease is acquired until the guard is dropped, so that a write that is ordered under it comes before.
     pub(crate) fn check(&self, fence: Option<&Fence>) -> Result<Option<MutexGuard<'_, Leases>>, Error> {
         let Some(fence) = fence else { return Ok(None) };
         let leases = lock(&self.leases);

@@ -1,18 +1,25 @@
-//! The channel store of Weir's native host: events in sequence, kept, replayed and followed.
+//! The channel store of Weir's native host: sequences of events that are stored, replayed and followed.
 //!
-//! - [`Store`]: append, read, follow and claim, and what is kept between events, over one of three kinds
-//! - [`Subscription`]: what [`Store::follow`] gives: replay, then live
-//! - [`Store::acquire`], [`Fence`]: leases, and the token that what is owned is written with
-//! - [`EventsConfig`]: which kind, where, and every bound
-//! - [`Groups`]: several consumers that work one channel together (Redis only)
+//! - [`Store`]: append, read, follow and claim, and values under keys, over one of three kinds of storage
+//! - [`Subscription`]: a reader that [`Store::follow`] returns: replay, then live events
+//! - [`Store::acquire`], [`Fence`]: leases, and the token that fenced writes carry
+//! - [`EventsConfig`]: the kind of storage, its location and every bound
+//! - [`Groups`]: consumer groups that share the events of a channel (Redis only)
 //! - [`Callback`]: a subscriber that is a function
-//! - [`Tap`]: everything that is appended, for [`write_events`] (a rotated file) and metrics
-//! - `hub`: the channels in memory and who follows them; the memory store is this and nothing more
-//! - `disk`: the same with a file behind it: places, then one fsync for many, then everybody is told
-//! - `redis`: the same as a mirror of Redis Streams, fed by one blocking read for all followed channels
+//! - [`Tap`]: all events that are appended, for [`write_events`] (a rotated file) and metrics
+//! - `hub`: the channels in memory and their subscribers; the memory store consists of it
+//! - `disk`: the hub with a file: an append is assigned its cursors, shares an fsync with others, and is then published
+//! - `redis`: the hub as a mirror of Redis Streams, updated by one blocking read for all followed channels
 //!
-//! What is promised, whatever the kind: a reader gets every event after its cursor, in order and once, or a gap that says which
-//! places it cannot have. A place (`epoch-seq`) that anybody may have seen is never given to another event.
+//! # Invariants
+//!
+//! - For every kind of storage: a reader gets every event after its cursor, in order and once, or a gap that names the missing cursors.
+//! - A cursor (`epoch-seq`) that a reader may have seen is never assigned to another event.
+//! - On disk an event is visible only once it is written as the configuration promises. Without `durable`, a file that was not closed
+//!   continues in a new epoch.
+//! - After a failed commit nothing is written until the file is recovered (`disk/recovery.rs`).
+//! - Ages are measured by the store clock, which is never set; the wall clock only stamps events (`clock.rs`).
+//! - A subscriber has a slot in its channel and nothing else: no task, no thread and no copy of an event.
 //!
 //! ```
 //! use weir_core::channels::{ChannelName, Cursor, Delivery, Draft};

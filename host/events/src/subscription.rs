@@ -1,4 +1,4 @@
-//! A reader that follows a channel: no task, no thread, a seat in the channel and its waker.
+//! A reader that follows a channel: no task and no thread, only a slot in the channel and its waker.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use weir_core::channels::{ChannelName, Closed, Cursor, Delivery};
 
 use crate::hub::{Channel, Hub, State};
 
-/// A reader that follows a channel: what is retained after its cursor, then what comes.
+/// A reader that follows a channel: the retained events after its cursor, then live events.
 ///
-/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. What waits for it
-/// is bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
+/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. The events that wait
+/// for it are bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
 #[derive(Debug)]
 pub struct Subscription {
     hub: Arc<Hub>,
@@ -26,12 +26,12 @@ impl Subscription {
         Self { hub, channel, seat }
     }
 
-    /// What it follows.
+    /// The channel that it follows.
     pub fn channel(&self) -> &ChannelName {
         &self.channel.name
     }
 
-    /// Where it would resume: the place up to which it gave out everything, or said that it is missing.
+    /// The cursor to resume from: everything up to it was delivered or reported as a gap.
     pub fn delivered(&self) -> Cursor {
         let state = self.channel.lock();
         state.seats[self.seat].as_ref().map_or(Cursor::START, |seat| seat.subscriber.delivered())
@@ -42,13 +42,13 @@ impl Subscription {
         std::future::poll_fn(|context| self.poll_delivery(context)).await
     }
 
-    /// The next delivery if there is one now; the caller is not woken for a later one.
+    /// The next delivery, if one is waiting; the caller is not woken for a later one.
     pub fn try_next(&mut self) -> Option<Delivery> {
         self.take(&mut self.channel.lock())
     }
 
-    /// Adds what there is, up to so many deliveries, to `batch`: for several events in one write. It stops behind the event with
-    /// which they have `bytes_max` together. Ready when something was added, or with nothing added at the end.
+    /// Adds the waiting deliveries, at most `deliveries_max`, to `batch`: for several events in one write. It stops after the event
+    /// with which their size reaches `bytes_max`. Ready when something was added, or with nothing added at the end.
     pub fn poll_batch(
         &mut self,
         context: &mut Context<'_>,
@@ -66,14 +66,14 @@ impl Subscription {
             }
             batch.push(delivery);
         }
-        if batch.len() > before || self.over(&state) { Poll::Ready(()) } else { self.wait(&mut state, context) }
+        if batch.len() > before || self.has_ended(&state) { Poll::Ready(()) } else { self.wait(&mut state, context) }
     }
 
     fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
         let mut state = self.channel.lock();
         match self.take(&mut state) {
             Some(delivery) => Poll::Ready(Some(delivery)),
-            None if self.over(&state) => Poll::Ready(None),
+            None if self.has_ended(&state) => Poll::Ready(None),
             None => self.wait(&mut state, context),
         }
     }
@@ -96,7 +96,7 @@ impl Subscription {
         Some(delivery)
     }
 
-    fn over(&self, state: &State) -> bool {
+    fn has_ended(&self, state: &State) -> bool {
         state.seats[self.seat].as_ref().is_none_or(|seat| seat.subscriber.ended())
     }
 

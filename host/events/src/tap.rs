@@ -1,36 +1,37 @@
-//! Everything that is appended through a store, for who looks at all channels at once: a file, metrics.
+//! Observation of all events that are appended through a store: for the events file and metrics.
 
 use std::sync::Arc;
 
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
-/// Most events that wait for a tap; past it the oldest are missed, and it is told how many.
+/// The most events that wait for a tap; beyond it the oldest are dropped, and their number is reported.
 const EVENTS_MAX: usize = 1024;
 
-/// What a tap gives.
+/// One item of a tap.
 #[derive(Debug, Clone)]
 pub enum Tapped {
-    /// An event that was appended, once it is in the store. Those of one publisher come in order; the order of a channel is that
-    /// of the places.
+    /// An event that was appended, once it is in the store. The events of one publisher come in order; the order of a channel is
+    /// that of the cursors.
     Event {
-        /// To which channel.
+        /// The channel that it was appended to.
         channel: ChannelName,
-        /// In its place.
+        /// The event with its cursor.
         entry: Arc<Entry>,
     },
-    /// So many events were missed, for this tap was too slow.
+    /// The number of events that were dropped because this tap was too slow.
     Missed(u64),
 }
 
-/// Sees what is appended to every channel from when it was made. Slowing down nobody: what it does not take in time it misses.
+/// Observes what is appended to every channel from its creation on. It delays no publisher: events that it does not read in time
+/// are dropped.
 #[derive(Debug)]
 pub struct Tap {
     receiver: broadcast::Receiver<(ChannelName, Arc<Entry>)>,
 }
 
 impl Tap {
-    /// The next event; none when the store is gone.
+    /// The next event; none when the store is closed.
     pub async fn next(&mut self) -> Option<Tapped> {
         match self.receiver.recv().await {
             Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
@@ -39,7 +40,7 @@ impl Tap {
         }
     }
 
-    /// The next event if there is one now.
+    /// The next event, if one is waiting.
     pub fn try_next(&mut self) -> Option<Tapped> {
         match self.receiver.try_recv() {
             Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
@@ -48,12 +49,12 @@ impl Tap {
         }
     }
 
-    /// True when the store is gone: nothing comes but what waits already.
+    /// True when the store is closed: only waiting events are left.
     pub fn is_closed(&self) -> bool {
         self.receiver.is_closed()
     }
 
-    /// The next event, for a thread of its own; none when the store is gone.
+    /// The next event, for a blocking thread; none when the store is closed.
     pub fn blocking_next(&mut self) -> Option<Tapped> {
         match self.receiver.blocking_recv() {
             Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
@@ -63,7 +64,7 @@ impl Tap {
     }
 }
 
-/// The other end, in the store.
+/// The sending end of all taps, in the store.
 #[derive(Debug)]
 pub(crate) struct Taps {
     sender: broadcast::Sender<(ChannelName, Arc<Entry>)>,
@@ -80,15 +81,15 @@ impl Taps {
         Tap { receiver: self.sender.subscribe() }
     }
 
-    /// What taps will need of events that are about to be appended; nothing when nobody looks.
+    /// A copy of events that are about to be appended, for the taps; none when there is no tap.
     pub(crate) fn keep(&self, drafts: &[Draft]) -> Option<Vec<Draft>> {
         (self.sender.receiver_count() > 0).then(|| drafts.to_vec())
     }
 
-    pub(crate) fn appended(&self, channel: &ChannelName, drafts: Vec<Draft>, places: &[Cursor], now_ms: u64) {
-        for (draft, place) in drafts.into_iter().zip(places) {
-            // Nobody may look any more.
-            let _ = self.sender.send((channel.clone(), Arc::new(draft.at(*place, now_ms))));
+    pub(crate) fn appended(&self, channel: &ChannelName, drafts: Vec<Draft>, cursors: &[Cursor], now_ms: u64) {
+        for (draft, cursor) in drafts.into_iter().zip(cursors) {
+            // The last tap may have been dropped since.
+            let _ = self.sender.send((channel.clone(), Arc::new(draft.at(*cursor, now_ms))));
         }
     }
 }

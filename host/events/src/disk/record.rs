@@ -1,14 +1,14 @@
-//! Events and values as bytes. A record that does not read back is missing, and its readers get a gap.
+//! The encoding of events and values. A record that cannot be decoded counts as missing, and its readers get a gap.
 
 use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
 const FINISHES: u8 = 1;
 const COALESCES: u8 = 2;
-/// The record has the time of the store clock, and its checksum is over the channel's name too. Those of earlier versions do not.
+/// The record has the time of the store clock, and its checksum covers the channel's name too. Records of earlier versions lack both.
 const STORED: u8 = 4;
 
 /// Checksum (8), time (8), flags (1), length of the name (1), of the key (1), time by the store clock (8), name, key, data. The
-/// checksum is over the channel, the place and all that follows, so that a record in the wrong place does not read back either.
+/// checksum covers the channel, the cursor and all that follows, so that a record under the wrong key cannot be decoded either.
 pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     let key = entry.coalesce.as_deref().unwrap_or_default();
     let flags = (u8::from(entry.finishes) * FINISHES) | (u8::from(entry.coalesce.is_some()) * COALESCES) | STORED;
@@ -26,7 +26,7 @@ pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// Reads a record back; none when it is not what was written there.
+/// Decodes a record; none when it is not what was written there.
 pub(crate) fn decode(id: u64, channel: &ChannelName, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     let stored = rest.get(8)? & STORED != 0;
@@ -54,12 +54,12 @@ pub(crate) fn decode(id: u64, channel: &ChannelName, cursor: Cursor, bytes: &[u8
     Some(draft.at(cursor, time_ms).stored_at(stored_ms))
 }
 
-/// What the checksums of a channel begin with.
+/// The initial value of a channel's checksums.
 fn seed(id: u64, channel: &ChannelName) -> u64 {
     checksum(id, Cursor::START, channel.as_str().as_bytes())
 }
 
-/// A value: checksum (8), end (8), value. The checksum is over the key and all that follows.
+/// A value: checksum (8), end (8), value. The checksum covers the key and all that follows.
 pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(16 + value.len());
     bytes.extend([0; 8]);
@@ -70,7 +70,7 @@ pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<
     bytes
 }
 
-/// Reads a value and its end back; none when it is not what was written there.
+/// Decodes a value and its end; none when it is not what was written there.
 pub(crate) fn decode_value<'a>(key: &ChannelName, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     if u64::from_le_bytes(*sum) != value_checksum(key, rest) {
@@ -84,7 +84,7 @@ fn value_checksum(key: &ChannelName, bytes: &[u8]) -> u64 {
     checksum(checksum(0, Cursor::START, key.as_str().as_bytes()), Cursor::START, bytes)
 }
 
-/// FNV-1a, 64 bits (Fowler, Noll, Vo), over words of 8 bytes with a final mix: against accidents, not against people.
+/// FNV-1a, 64 bits (Fowler, Noll, Vo), over words of 8 bytes with a final mix: against accidental changes, not against an attacker.
 fn checksum(id: u64, cursor: Cursor, bytes: &[u8]) -> u64 {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
@@ -114,7 +114,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn records_read_back() {
+    fn encoded_records_are_decoded_unchanged() {
         for entry in entries() {
             let read = decode(3, &channel("user:a"), entry.cursor, &encode(3, &channel("user:a"), &entry));
             assert_eq!(read.as_ref().map(|read| read.stored_ms), Some(entry.stored_ms));
@@ -134,7 +134,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn record_of_an_earlier_version_reads_back() {
+    fn record_of_an_earlier_version_is_decoded() {
         let cursor = Cursor::new(7, 9);
         let bytes = earlier(3, cursor, 5);
         let entry = Draft::new("a", "data").at(cursor, 5);
@@ -143,7 +143,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn values_read_back_and_damaged_or_misplaced_ones_do_not() {
+    fn values_are_decoded_unless_they_are_damaged_or_misplaced() {
         let (key, other) = (channel("session:a"), channel("session:b"));
         for value in [&b""[..], b"abc", &[7; 1_000]] {
             let bytes = encode_value(&key, 9, value);
@@ -159,7 +159,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_changed_torn_or_misplaced_record_does_not() {
+    fn changed_truncated_or_misplaced_record_is_not_decoded() {
         let own = channel("user:a");
         for entry in entries() {
             let bytes = encode(3, &own, &entry);

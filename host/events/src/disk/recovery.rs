@@ -1,9 +1,9 @@
-//! Making the file and memory one again after a failed commit.
+//! Recovery of the file after a failed commit, so that it agrees with memory again.
 //!
-//! Commits are numbered, and each writes its number into the file. After one has failed, nobody knows whether it is in the file,
-//! and those before it that were not flushed may be lost with it. So they are kept in memory until a flush has succeeded, and
-//! the file is opened anew: the number that it has says what is in it, the rest is written again, and the events of the failed
-//! commit are published or given up. In between nothing else is written.
+//! Commits are numbered, and each writes its number into the file. After a failed commit it is unknown whether it is in the file, and
+//! earlier ones that were not flushed may be lost with it. So changes stay in memory until a flush has succeeded, and the file is
+//! opened again: the number in it tells what it contains, the rest is written again, and the events of the failed commit are
+//! published or discarded. Until then nothing else is written.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::disk::tables::{Change, Held, KeyRow};
 use crate::disk::writer::{give_up, publish};
 use crate::hub::Channel;
 
-/// The most bytes of changes that are kept until they are flushed.
+/// The most bytes of changes that wait in memory for a flush.
 const UNFLUSHED_BYTES_MAX: usize = 16 << 20;
 /// The shortest time between two attempts to recover the file, in milliseconds.
 const RETRY_MIN_MS: u64 = 100;
@@ -23,7 +23,7 @@ const RETRY_MIN_MS: u64 = 100;
 #[derive(Debug)]
 pub(crate) struct Recovery {
     clock: Arc<Clock>,
-    /// The number of the newest commit that was tried.
+    /// The number of the newest commit that was attempted.
     number: u64,
     /// Changes that were committed and may not be on the disk, with their numbers.
     unflushed: Vec<(u64, Change)>,
@@ -35,14 +35,14 @@ pub(crate) struct Recovery {
 #[derive(Debug)]
 struct Failed {
     number: u64,
-    /// Its events, of which nobody knows whether they are in the file.
+    /// Its events, which may or may not be in the file.
     appends: Vec<(Arc<Channel>, Vec<Arc<Entry>>)>,
     /// When the next attempt is due, by the store clock.
     retry_at_ms: u64,
 }
 
 impl Recovery {
-    /// The newest commit of the file has this number.
+    /// `number` is that of the newest commit in the file.
     pub(crate) fn new(number: u64, clock: Arc<Clock>) -> Self {
         Self { clock, number, unflushed: Vec::new(), unflushed_bytes: 0, failed: None }
     }
@@ -52,12 +52,12 @@ impl Recovery {
         !self.unflushed.is_empty()
     }
 
-    /// True when a commit failed, and the file was not recovered since.
+    /// True when a commit failed and the file is not recovered yet.
     pub(crate) fn needed(&self) -> bool {
         self.failed.is_some()
     }
 
-    /// True when it is time for the next attempt.
+    /// True when the next attempt is due.
     pub(crate) fn due(&self) -> bool {
         self.failed.as_ref().is_none_or(|failed| failed.retry_at_ms <= self.clock.now_ms())
     }
@@ -81,7 +81,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Takes note of events of the commit that has just failed.
+    /// Records events of the commit that has just failed.
     pub(crate) fn undecided(&mut self, channel: Arc<Channel>, entries: Vec<Arc<Entry>>) {
         match &mut self.failed {
             Some(failed) => failed.appends.push((channel, entries)),
@@ -89,7 +89,7 @@ impl Recovery {
         }
     }
 
-    /// Tries to recover the file; returns the keys of values that it has.
+    /// Tries to recover the file; returns the keys of its values.
     pub(crate) fn recover(
         &mut self,
         database: &Database,
@@ -107,7 +107,7 @@ impl Recovery {
             }
             Err(error) => {
                 if let Some(failed) = &mut self.failed {
-                    // Opening a large file takes its time; the disk is left to others as long.
+                    // Opening a large file takes long; the next attempt waits at least as long, so that the disk is free for others.
                     let now_ms = self.clock.now_ms();
                     failed.retry_at_ms = now_ms + RETRY_MIN_MS.max(now_ms.saturating_sub(began_ms));
                 }

@@ -1,8 +1,8 @@
-//! The bytes below the database.
+//! The storage below the database.
 //!
-//! After a failed fsync the system may take what it could not write for written: reads show it, the next fsync succeeds, and after a
-//! crash it is not there. So the store remembers which blocks were written since the last fsync that succeeded, and after a failed
-//! one writes what they have again before the next.
+//! After a failed fsync the system may consider unwritten data as written: reads return it, the next fsync succeeds, and after a crash
+//! it is not there. So the store tracks which blocks were written since the last fsync that succeeded, and after a failed one writes
+//! their content again before the next.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,19 +21,19 @@ type Backend = Box<dyn StorageBackend>;
 /// Bytes of a block.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Opens or creates the file. Tests have one whose storage fails.
+/// Opens or creates the file. Tests use one whose storage fails.
 #[derive(Clone)]
 pub(crate) struct Opener {
     open: Arc<dyn Fn() -> Result<Backend, redb::Error> + Send + Sync>,
     unsynced: Arc<Mutex<Unsynced>>,
 }
 
-/// What was written since the last fsync that succeeded.
+/// The blocks that were written since the last fsync that succeeded.
 #[derive(Debug, Default)]
 struct Unsynced {
-    /// By number.
+    /// Their numbers.
     blocks: BTreeSet<u64>,
-    /// True when an fsync failed since.
+    /// True when an fsync has failed since.
     failed: bool,
 }
 

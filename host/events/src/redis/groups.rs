@@ -1,4 +1,4 @@
-//! Consumers that work one channel together: each event goes to one of them, and to another if that one does not finish.
+//! Consumer groups: each event of a channel goes to one consumer of a group, and to another if that one does not acknowledge it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use crate::error::Error;
 use crate::redis::link::Link;
 use crate::redis::stream::{event, key};
 
-/// The most events that one call hands out.
+/// The most events that one call returns.
 const EVENTS_MAX: usize = 1_000;
 
-/// Consumer groups of Redis Streams. A group has a name of the grammar of channel ids, and so have its consumers.
+/// Consumer groups of Redis Streams. The names of groups and consumers follow the grammar of channel ids.
 #[derive(Debug, Clone)]
 pub struct Groups {
     link: Arc<Link>,
 }
 
-/// An event that a consumer was given, until it is acknowledged.
+/// An event that was assigned to a consumer and is not acknowledged yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Work {
-    /// Its place, which acknowledges it.
+    /// Its cursor, with which it is acknowledged.
     pub cursor: Cursor,
-    /// The event; none when retention has let go of it, or somebody else wrote it and it is none.
+    /// The event; none when retention has removed it, or another program wrote an entry that is not an event.
     pub entry: Option<Arc<Entry>>,
 }
 
@@ -33,14 +33,14 @@ impl Groups {
         Self { link }
     }
 
-    /// Makes a group that begins after a cursor; one that is there stays as it is. True when it was made.
+    /// Creates a group that starts after a cursor; an existing group is not changed. True when it was created.
     ///
     /// # Errors
     ///
     /// Redis does not answer.
     pub async fn create(&self, channel: &ChannelName, group: &str, after: Cursor) -> Result<bool, Error> {
         let mut create = redis::cmd("XGROUP");
-        create.arg("CREATE").arg(self.key(channel)).arg(word(group)?);
+        create.arg("CREATE").arg(self.key(channel)).arg(valid_name(group)?);
         create.arg(format!("{}-{}", after.epoch, after.seq)).arg("MKSTREAM");
         match self.link.command::<String>(create).await {
             Ok(_) => Ok(true),
@@ -49,7 +49,7 @@ impl Groups {
         }
     }
 
-    /// Events that no consumer of the group was given yet, at most `limit`; waits up to `wait_ms` for the first.
+    /// Events that are not assigned to a consumer of the group yet, at most `limit`; waits up to `wait_ms` for the first.
     ///
     /// # Errors
     ///
@@ -63,13 +63,17 @@ impl Groups {
         wait_ms: u64,
     ) -> Result<Vec<Work>, Error> {
         let mut read = redis::cmd("XREADGROUP");
-        read.arg("GROUP").arg(word(group)?).arg(word(consumer)?).arg("COUNT").arg(limit.clamp(1, EVENTS_MAX));
+        read.arg("GROUP")
+            .arg(valid_name(group)?)
+            .arg(valid_name(consumer)?)
+            .arg("COUNT")
+            .arg(limit.clamp(1, EVENTS_MAX));
         if wait_ms > 0 {
             read.arg("BLOCK").arg(wait_ms);
         }
         read.arg("STREAMS").arg(self.key(channel)).arg(">");
         let reply: Option<StreamReadReply> = if wait_ms > 0 {
-            // A read that blocks would hold up everybody on the shared connection.
+            // A blocking read would block all other commands on the shared connection.
             let answer_max = Duration::from_millis(wait_ms.saturating_add(self.link.config.timeout_ms));
             let mut live = self.link.connect(Some(answer_max)).await?;
             let reply = read.query_async(&mut live.connection).await;
@@ -80,10 +84,10 @@ impl Groups {
         } else {
             self.link.command(read).await?
         };
-        Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| work(&stream.ids)).collect())
+        Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| pending_events(&stream.ids)).collect())
     }
 
-    /// Says that events are done; returns how many of them were owed.
+    /// Acknowledges events; returns how many of them were pending.
     ///
     /// # Errors
     ///
@@ -93,15 +97,15 @@ impl Groups {
             return Ok(0);
         }
         let mut acknowledge = redis::cmd("XACK");
-        acknowledge.arg(self.key(channel)).arg(word(group)?);
+        acknowledge.arg(self.key(channel)).arg(valid_name(group)?);
         for cursor in done {
             acknowledge.arg(format!("{}-{}", cursor.epoch, cursor.seq));
         }
         self.link.command(acknowledge).await
     }
 
-    /// Takes over events that a consumer was given at least `idle_ms` ago and has not acknowledged, at most `limit`, from the
-    /// oldest. What retention has let go of is not owed any more.
+    /// Takes over events that were assigned to a consumer at least `idle_ms` ago and are not acknowledged, at most `limit`, from the
+    /// oldest. Events that retention has removed are not pending any more.
     ///
     /// # Errors
     ///
@@ -115,10 +119,10 @@ impl Groups {
         limit: usize,
     ) -> Result<Vec<Work>, Error> {
         let mut claim = redis::cmd("XAUTOCLAIM");
-        claim.arg(self.key(channel)).arg(word(group)?).arg(word(consumer)?).arg(idle_ms).arg("0-0");
+        claim.arg(self.key(channel)).arg(valid_name(group)?).arg(valid_name(consumer)?).arg(idle_ms).arg("0-0");
         claim.arg("COUNT").arg(limit.clamp(1, EVENTS_MAX));
         let reply: StreamAutoClaimReply = self.link.command(claim).await?;
-        Ok(work(&reply.claimed))
+        Ok(pending_events(&reply.claimed))
     }
 
     fn key(&self, channel: &ChannelName) -> String {
@@ -126,13 +130,14 @@ impl Groups {
     }
 }
 
-fn work(entries: &[StreamId]) -> Vec<Work> {
-    let work = |entry: &StreamId| Some(Work { cursor: entry.id.parse().ok()?, entry: event(entry, |time_ms| time_ms) });
-    entries.iter().filter_map(work).collect()
+fn pending_events(entries: &[StreamId]) -> Vec<Work> {
+    let pending =
+        |entry: &StreamId| Some(Work { cursor: entry.id.parse().ok()?, entry: event(entry, |time_ms| time_ms) });
+    entries.iter().filter_map(pending).collect()
 }
 
 /// The name of a group or consumer, in the grammar of channel ids.
-fn word(name: &str) -> Result<&str, Error> {
+fn valid_name(name: &str) -> Result<&str, Error> {
     match ChannelName::new("group", name) {
         Ok(_) => Ok(name),
         Err(error) => Err(Error::Invalid(error.to_string())),

@@ -1,4 +1,4 @@
-//! Leases in Redis: a hash for each key, the newest token of all, and scripts that go by the server's clock.
+//! Leases in Redis: a hash for each key, the newest token of all, and scripts that use the server's clock.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use crate::redis::link::Link;
 #[derive(Debug)]
 pub(crate) struct RedisLeases {
     script: Script,
-    /// Leases acquired here and not given up, so that they can be released when the store is closed.
+    /// Leases that were acquired here and not released, so that they can be released when the store is closed.
     held: Mutex<HashMap<ChannelName, u64>>,
     closed: AtomicBool,
 }
@@ -55,7 +55,7 @@ impl RedisLeases {
         if outcome == "fenced" { Err(Error::Fenced) } else { Ok(()) }
     }
 
-    /// Releases what is held here, so that others need not wait for its end. Best effort: it ends by itself otherwise.
+    /// Releases all leases that are held here, so that others need not wait for their end. Best effort: they end by themselves otherwise.
     pub(crate) async fn release_all(&self, link: &Link) {
         self.closed.store(true, Ordering::Relaxed);
         let held: Vec<Fence> =
@@ -92,12 +92,12 @@ impl RedisLeases {
     }
 }
 
-/// The lease of a key: what a fenced write compares its token with.
+/// The key of a lease, whose token a fenced write is compared with.
 pub(crate) fn lease_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@lease:{key}", link.config.prefix)
 }
 
-/// The key and the token that a script checks a write by; two empty texts where the write is not fenced.
+/// The key and the token that a script checks a write with; two empty texts where the write is not fenced.
 pub(crate) fn fence_arguments(link: &Link, fence: Option<&Fence>) -> (String, String) {
     fence.map_or_else(Default::default, |fence| (lease_key(link, &fence.key), fence.token.to_string()))
 }

@@ -1,7 +1,7 @@
-//! The connection to Redis that all commands share, and what is known of how it is.
+//! The connection to Redis that all commands share, and its state.
 //!
-//! The crate has a connection that reconnects by itself. Ours does not hide it: which run of the server a command went to
-//! decides whether a channel's sequence may go on.
+//! The `redis` crate has a connection that reconnects by itself. This one does not hide a reconnection: whether a channel's sequence
+//! may continue depends on the run of the server that a command was sent to.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub(crate) struct Link {
     failure: Mutex<Option<Failure>>,
 }
 
-/// A connection, and the run of the server at its other end.
+/// A connection, and the run of the server that it is connected to.
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) connection: MultiplexedConnection,
@@ -39,7 +39,7 @@ impl Link {
         Ok(Self { client, config, live: tokio::sync::Mutex::new(None), failure: Mutex::new(None) })
     }
 
-    /// The shared connection; made anew where it was lost, but not more often than every `retry_ms`.
+    /// The shared connection; connected again where it was lost, but not more often than every `retry_ms`.
     pub(crate) async fn live(&self) -> Result<Live, Error> {
         let mut live = self.live.lock().await;
         if let Some(live) = live.as_ref() {
@@ -54,7 +54,7 @@ impl Link {
         Ok(made)
     }
 
-    /// A connection of one's own; `response_max` is how long each command may take.
+    /// A new connection for the caller; each command may take `response_max`.
     pub(crate) async fn connect(&self, response_max: Option<Duration>) -> Result<Live, Error> {
         let timeout = Duration::from_millis(self.config.timeout_ms);
         let config =
@@ -80,7 +80,7 @@ impl Link {
         }
     }
 
-    /// Does something with the shared connection, within `timeout_ms`.
+    /// Runs `ask` with the shared connection, within `timeout_ms`.
     pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(Live) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, RedisError>>,
@@ -104,22 +104,22 @@ impl Link {
         }
     }
 
-    /// One command with the shared connection.
+    /// Sends one command on the shared connection.
     pub(crate) async fn command<T: FromRedisValue>(&self, command: redis::Cmd) -> Result<T, Error> {
         self.ask(|mut live| async move { command.query_async(&mut live.connection).await }).await
     }
 
-    /// Whether the server answers now.
+    /// Checks that the server responds.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
         self.command::<Value>(redis::cmd("PING")).await.map(drop)
     }
 
-    /// Takes note of a failed command; a connection that is no good any more is dropped.
+    /// Records a failed command, and drops a connection that is not usable any more.
     async fn lost(&self, error: &RedisError) -> Error {
-        // The server answered: the connection is good. Some answers mean that it cannot do it now.
+        // The server responded, so the connection works. Some errors are temporary.
         if error.code().is_some() && !error.is_unrecoverable_error() {
             let reason = error.to_string();
-            let later = [
+            let temporary = [
                 "LOADING",
                 "BUSY",
                 "OOM",
@@ -130,7 +130,7 @@ impl Link {
                 "MISCONF",
                 "NOREPLICAS",
             ];
-            return if error.code().is_some_and(|code| later.contains(&code)) {
+            return if error.code().is_some_and(|code| temporary.contains(&code)) {
                 self.unavailable(&reason)
             } else {
                 Error::Other(format!("Redis refused: {reason}"))

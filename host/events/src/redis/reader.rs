@@ -1,4 +1,4 @@
-//! One blocking read for all channels that are followed here.
+//! One blocking read for all channels that are followed in this process.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::redis::Shared;
 use crate::redis::link::Live;
 use crate::redis::stream::event;
 
-/// The most entries of one stream in one answer.
+/// The most entries of one stream in one reply.
 const ENTRIES_MAX: usize = 256;
-/// How long a read that should end is given before it is told again, in milliseconds.
-const NUDGE_MS: u64 = 5;
+/// The time between two attempts to unblock a read, in milliseconds.
+const UNBLOCK_RETRY_MS: u64 = 5;
 
-/// Feeds the mirrors for as long as it runs; a lost connection is made again every `retry_ms`.
+/// Updates the mirrors until it is aborted; after a lost connection it connects again every `retry_ms`.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut run = None;
     loop {
@@ -27,18 +27,18 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             shared.followed.notified().await;
         }
         let Err(error) = feed(&shared, &mut run).await;
-        tracing::debug!(%error, "channels are not followed for now");
+        tracing::debug!(%error, "Redis channels are not followed at the moment");
         tokio::time::sleep(Duration::from_millis(shared.link.config.retry_ms.max(1))).await;
     }
 }
 
-/// Feeds the mirrors until the connection is lost. `known_run` is the run of the server that they were fed from before.
+/// Updates the mirrors until the connection is lost. `known_run` is the run of the server that they were read from before.
 async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infallible, Error> {
-    // A read takes as long as it blocks; that and the bound of any other answer is when the connection is given up.
+    // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered lost.
     let block_ms = shared.link.config.block_ms.max(1);
     let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
     let Live { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
-    // Mirrors may have been made from another run before this connection was.
+    // Mirrors may have been loaded from another run before this connection was opened.
     if known_run.as_ref() != Some(&run) {
         for channel in shared.hub.all() {
             shared.rewind(&channel).await?;
@@ -52,7 +52,7 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
             if channel.lock().astray {
                 let _making = shared.making.lock().await;
                 shared.refresh(&channel).await?;
-                // What memory kept while Redis was gone, and nobody follows: pages come from Redis now.
+                // Events that memory held while Redis was unavailable, of a channel without followers: pages come from Redis now.
                 if shared.hub.forget(&channel.name, |_| true) {
                     continue;
                 }
@@ -75,16 +75,16 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
         let reply = interruptible(shared, &read, &mut connection, client).await;
         let reply = reply.map_err(|error| shared.link.fail(error.to_string()))?;
         for (answered, stream) in reply.into_iter().flat_map(|reply| reply.keys).enumerate() {
-            // The answer names the streams that have something, in the order of the question.
+            // The reply names the streams that have entries, in the order of the command.
             let found = streams[answered..].iter().find(|(channel, _)| shared.key(&channel.name) == stream.key);
             if let Some((channel, _)) = found {
-                take(channel, &stream.ids, shared.clock.now_ms());
+                apply(channel, &stream.ids, shared.clock.now_ms());
             }
         }
     }
 }
 
-/// Waits for a read, and makes it end early when another channel is followed.
+/// Waits for a read, and unblocks it early when another channel is followed.
 async fn interruptible(
     shared: &Shared,
     read: &Cmd,
@@ -98,31 +98,31 @@ async fn interruptible(
         () = shared.followed.notified() => {}
     }
     loop {
-        // The read may not have come to the server yet; then it is told again.
+        // The read may not have reached the server yet; then it is unblocked again.
         let mut unblock = redis::cmd("CLIENT");
         unblock.arg("UNBLOCK").arg(client);
-        // Without an answer the read ends when its time is over.
+        // If this fails, the read ends when its time has passed.
         let _ = shared.link.command::<u64>(unblock).await;
         tokio::select! {
             reply = &mut reply => return reply,
-            () = tokio::time::sleep(Duration::from_millis(NUDGE_MS)) => {}
+            () = tokio::time::sleep(Duration::from_millis(UNBLOCK_RETRY_MS)) => {}
         }
     }
 }
 
-fn take(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
+fn apply(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     let mut state = channel.lock();
     if state.astray {
-        // It is made anew, from what it had of Redis before.
+        // It is loaded again, from the last entry that came from Redis.
         return;
     }
     let events: Vec<_> = entries.iter().filter_map(|entry| event(entry, |_| now_ms)).collect();
     if let Some(first) = events.first().filter(|first| first.cursor <= state.log.last()) {
-        // The server lost what it had, and goes on before it: readers get a gap, whatever the order of the epochs.
+        // The server lost entries and continues before them: readers get a gap, whatever the order of the epochs.
         state.log.restart(first.cursor.previous());
     }
     state.log_and_offer(&events);
-    // What is no event of ours is passed over; the places show that it was there.
+    // An entry that is not an event is skipped; the cursors show that it was there.
     if let Some(last) = entries.last().and_then(|entry| entry.id.parse().ok()) {
         state.source = last;
         state.log.skip_to(last);

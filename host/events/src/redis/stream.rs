@@ -1,4 +1,4 @@
-//! Entries of Redis Streams as events, and the keys they are under.
+//! The conversion of entries of Redis Streams to events, and the names of keys.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ pub(crate) fn key(prefix: &str, name: &ChannelName) -> String {
     format!("{prefix}{name}")
 }
 
-/// What is known of a channel beside its entries: epoch, sequence, run of the server, finished, bytes. Kinds begin with a
-/// letter, so it is never the stream of another channel.
+/// The key of a channel's metadata: epoch, sequence, run of the server, finished, bytes. Kinds begin with a letter, so it is never
+/// the stream of another channel.
 pub(crate) fn meta_key(prefix: &str, name: &ChannelName) -> String {
     format!("{prefix}@{name}")
 }
 
-/// The key of a claim: never what is known of a channel of the kind `claim`.
+/// The key of a claim: never the metadata of a channel of the kind `claim`.
 pub(crate) fn claim_key(prefix: &str, key: &str) -> String {
     format!("{prefix}@@claim:{key}")
 }
 
-/// The event of an entry; none when somebody else wrote it and it is none. `stored_ms` converts the server's time of an event to
-/// the store clock.
+/// The event of an entry; none when another program wrote an entry that is not an event. `stored_ms` converts the server's time of
+/// an event to the store clock.
 pub(crate) fn event(entry: &StreamId, stored_ms: impl Fn(u64) -> u64) -> Option<Arc<Entry>> {
     let cursor = entry.id.parse().ok()?;
     let text = |field: &str| -> Option<String> {
@@ -40,14 +40,14 @@ pub(crate) fn event(entry: &StreamId, stored_ms: impl Fn(u64) -> u64) -> Option<
     Some(Arc::new(draft.at(cursor, time_ms).stored_at(stored_ms(time_ms))))
 }
 
-/// What the meta key of a channel says.
+/// The metadata of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Known {
     pub(crate) last: Cursor,
     pub(crate) finished: bool,
 }
 
-/// Epoch, sequence and finished, as they come from Redis.
+/// Epoch, sequence and finished, as Redis returns them.
 pub(crate) type Fields = (Option<u64>, Option<u64>, Option<u8>);
 
 impl Known {

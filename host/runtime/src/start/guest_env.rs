@@ -106,7 +106,6 @@ fn is_loopback(listen: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::str::FromStr;
 
     use super::*;
 
@@ -121,7 +120,7 @@ mod tests {
         }
         let count = |keys: &[(&str, &[&str])]| keys.iter().map(|(_, names)| names.len()).sum::<usize>();
         assert_eq!(gateway(&config).len(), count(GATEWAY_KEYS) + 6);
-        let engine = Engine::from_str("tract").expect("an engine");
+        let engine = Engine::Tract;
         assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 2);
     }
 
@@ -177,7 +176,7 @@ mod tests {
             assert!(has(name), "{name} is not marked");
         }
         let config = weir_config::load(None, [], &marked).expect("a configuration of markers");
-        let engine = Engine::from_str("tract").expect("an engine");
+        let engine = Engine::Tract;
         for (name, value) in gateway(&config).into_iter().chain(infer(&config, engine, 7)) {
             assert!(!value.contains('/') || value == KEYS_DIR || value == PIPELINES_DIR, "{name} is {value}");
             for (key, _) in &marked {

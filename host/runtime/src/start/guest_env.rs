@@ -106,7 +106,6 @@ fn is_loopback(listen: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]

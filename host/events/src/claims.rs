@@ -1,4 +1,4 @@
-//! Claims that are held by both clocks of a store.
+//! Claims whose ends are measured by both clocks of a store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use crate::clock::Clock;
 
 /// When a claim ends: when both clocks have passed.
 ///
-/// The store clock, so that a wall clock that is set ahead ends no claim early. The wall clock, because the ticket that is claimed
-/// ends by it: when it is set back, the ticket is valid for longer, and its claim must be held for as long.
+/// The store clock, so that setting the wall clock ahead ends no claim early. The wall clock, because the ticket that is claimed
+/// expires by it: when it is set back, the ticket is valid for longer, and its claim must be held for as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClaimEnd {
     pub(crate) store_ms: u64,
@@ -56,7 +56,7 @@ impl Claims {
         self.held.len()
     }
 
-    /// Puts back a claim that a store remembers.
+    /// Restores a claim that is stored in a file.
     pub(crate) fn restore(&mut self, key: &str, end: ClaimEnd) {
         self.held.restore(key, end.store_ms);
         self.wall_ends_ms.insert(key.into(), end.wall_ms);

@@ -1,63 +1,64 @@
-//! What a store is told: which kind, where, and every bound with its unit.
+//! The configuration of a store: its kind, its location, and every bound with its unit.
 
 use std::path::PathBuf;
 
 use weir_core::channels::{ChannelName, EventLimits, Retention, Shares};
 
-/// Where channels are kept.
+/// Where channels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
-    /// In this process, gone with it.
+    /// In the memory of this process, lost with it.
     Memory,
     /// In a file that survives the process.
     Disk,
-    /// In Redis Streams, shared by all instances.
+    /// In Redis Streams, shared by all servers.
     Redis,
 }
 
-/// What happens to events while Redis does not answer.
+/// What happens to events while Redis is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallback {
-    /// Publishers are told to come back.
+    /// Publishers get an error that asks them to retry.
     None,
-    /// This process keeps them, for its own subscribers only, until Redis is back. They do not go to Redis then: who reads
-    /// later sees a gap. Claims never fall back, for two instances would both get one.
+    /// This process holds them, for its own subscribers only, until Redis is available again. They are not written to Redis then: later
+    /// readers see a gap. Claims never fall back, since two servers would both be granted one.
     Memory,
 }
 
-/// What a store is told.
+/// The configuration of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventsConfig {
-    /// Where channels are kept (`events.store`).
+    /// Where channels are stored (`events.store`).
     pub store: StoreKind,
-    /// Of the disk store (`events.path`): the file; its folder is made.
+    /// The file of the disk store (`events.path`); its folder is created.
     pub path: PathBuf,
-    /// True when what was answered must survive (`events.durable`). Disk: the publisher is answered after the fsync that it
-    /// shares with others. Without it the file is flushed every `flush_ms`, and a crash is a gap in every channel and may bring
-    /// back the value before under a key; claims are on the disk either way. Redis: says that the server keeps every write (`appendfsync always`), so that a channel's sequence goes on after the server's
-    /// restart; without it a restart is a gap. Memory: nothing.
+    /// True when acknowledged events must survive a crash (`events.durable`). Disk: an append returns after the fsync that it shares
+    /// with others. Without it the file is flushed every `flush_ms`, and a crash causes a gap in every channel and may restore the
+    /// previous value of a key; claims are always on the disk. Redis: states that the server persists every write (`appendfsync
+    /// always`), so that a channel's sequence continues after a restart of the server; without it a restart causes a gap. Memory: no
+    /// effect.
     pub durable: bool,
-    /// Of the Redis store.
+    /// The connection of the Redis store.
     pub redis: RedisConfig,
-    /// How much of each channel is kept.
+    /// How much of each channel is retained.
     pub retention: Retention,
     /// The bounds of one append.
     pub limits: EventLimits,
-    /// The most channels, in memory and on disk. Beyond it those go that nobody follows, of the user that has the most: finished
+    /// The most channels, in memory and on disk. Beyond it channels without subscribers are removed, of the user that has the most: finished
     /// ones first, then the least recently used. Memory is bounded by this times `retention.bytes_max`. The record of a channel's owner does not count: it stays as long
-    /// as the channel has events or followers, and goes with it.
+    /// as the channel has events or subscribers, and is removed with it.
     pub channels_max: usize,
-    /// Of the disk store: the most channels that are in memory as well, besides those that are followed.
+    /// The most channels of the disk store that are in memory as well, in addition to followed ones.
     pub resident_channels_max: usize,
     /// The most subscriptions.
     pub subscribers_max: usize,
-    /// The most bytes that wait for one subscriber; past it, progress coalesces or the subscriber is closed.
+    /// The most bytes that wait for one subscriber; beyond it, progress coalesces or the subscriber is closed.
     pub outbox_bytes_max: usize,
-    /// The most events in one page, whatever is asked for.
+    /// The most events in one page, even if more are requested.
     pub page_events_max: usize,
-    /// The most bytes in one page, one larger event apart.
+    /// The most bytes in one page, except for a single larger event.
     pub page_bytes_max: usize,
-    /// The most claims held (memory and disk).
+    /// The most claims (memory and disk).
     pub claims_max: usize,
     /// The longest that a claim may be held, in milliseconds.
     pub claim_ttl_ms_max: u64,
@@ -67,30 +68,30 @@ pub struct EventsConfig {
     /// The most that one user may have of `channels_max` and of `state_bytes_max`, in percent. A channel beyond it takes the place of
     /// the user's own.
     pub user_percent_max: u8,
-    /// Of the disk store: the most appends and claims that wait to be written; more wait before they are taken.
+    /// The most appends and claims in the write queue of the disk store; further callers wait for room in it.
     pub writes_max: usize,
-    /// Of the disk store: the most bytes that share one fsync.
+    /// The most bytes that share one fsync of the disk store.
     pub group_bytes_max: usize,
-    /// Of the disk store that is not durable: how often it is flushed, in milliseconds.
+    /// How often a disk store that is not durable is flushed, in milliseconds.
     pub flush_ms: u64,
-    /// How often what is too old is let go of, in milliseconds.
+    /// How often expired events, values and claims are removed, in milliseconds.
     pub sweep_ms: u64,
 }
 
-/// How Redis is reached.
+/// The connection to Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// Where it is, as `redis://[user:password@]host:port/database` (`events.redis_url`).
+    /// Its address, as `redis://[user:password@]host:port/database` (`events.redis_url`).
     pub url: String,
-    /// What every key begins with.
+    /// The prefix of every key.
     pub prefix: String,
     /// How long one blocking read waits, in milliseconds (STREAM_BLOCK_TIME).
     pub block_ms: u64,
-    /// How long a connection or a command may take, in milliseconds: the bound within which a publisher has its answer.
+    /// How long a connection or a command may take, in milliseconds: the bound within which an append returns.
     pub timeout_ms: u64,
-    /// How long after a failed connection the next is tried, in milliseconds; until then callers fail at once.
+    /// How long after a failed connection the next is attempted, in milliseconds; until then callers fail at once.
     pub retry_ms: u64,
-    /// What happens to events meanwhile (`events.fallback`).
+    /// What happens to events while Redis is unavailable (`events.fallback`).
     pub fallback: Fallback,
 }
 
@@ -127,7 +128,7 @@ impl EventsConfig {
         Shares::new(self.channels_max.max(1), self.user_percent_max).user_max()
     }
 
-    /// How much of a channel is kept. An owner record does not age: it goes with its channel.
+    /// The retention of a channel. An owner record does not age: it is removed with its channel.
     pub(crate) fn retention_of(&self, name: &ChannelName) -> Retention {
         let age_ms_max = if name.is_owner_record() { u64::MAX } else { self.retention.age_ms_max };
         Retention { age_ms_max, ..self.retention }

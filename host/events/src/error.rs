@@ -1,32 +1,32 @@
-//! Why a store did not do what it was asked.
+//! The errors of a store.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use weir_core::channels::{ClaimsFull, EventError, Exceeded};
 
-/// Why a store did not do what it was asked: `weir:stream/events.failure`.
+/// The error of a store operation: `weir:stream/events.failure`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Error {
     /// The request is wrong; retrying cannot help.
     #[error("{0}")]
     Invalid(String),
-    /// The channel's last event is in; retrying cannot help.
+    /// The channel has its last event; retrying cannot help.
     #[error("the channel is finished")]
     Finished,
-    /// The lease of the write's fence is not held any more: another has acquired it, or it was released. Nothing was written, and
+    /// The lease of the write's fence is not held any more: another owner has acquired it, or it was released. Nothing was written, and
     /// retrying cannot help.
     #[error("the lease is not held any more; nothing was written")]
     Fenced,
-    /// Less would have been taken; retrying the same cannot help.
+    /// The request exceeds a bound; retrying it unchanged cannot help.
     #[error("{0}")]
     TooLarge(String),
-    /// The store cannot do it now; a retry may help. What failed so may have been done all the same.
+    /// The store is unavailable; a retry may help. The operation may have been performed nevertheless.
     #[error("{reason}; retry in {retry_after_ms} ms")]
     Unavailable {
-        /// What is the matter, for the log.
+        /// The reason, for the log.
         reason: String,
-        /// When to come back.
+        /// When to retry.
         retry_after_ms: u64,
     },
     /// The user has as much as one user may have. Nothing was written; a retry may help once something of the user's is gone.
@@ -34,7 +34,7 @@ pub enum Error {
     ShareExceeded {
         /// What the user has, for the log.
         reason: String,
-        /// When to come back.
+        /// When to retry.
         retry_after_ms: u64,
     },
     /// All users together have as much as there may be. Nothing was written; a retry may help.
@@ -42,7 +42,7 @@ pub enum Error {
     Full {
         /// What is full, for the log.
         reason: String,
-        /// When to come back.
+        /// When to retry.
         retry_after_ms: u64,
     },
     /// Anything else; retrying cannot help.
@@ -110,10 +110,10 @@ impl Error {
     }
 }
 
-/// Why a store cannot be opened.
+/// The reason why a store cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The folder of the file cannot be made.
+    /// The folder of the file cannot be created.
     #[error("cannot create the folder of {path}")]
     Folder {
         /// The file.
@@ -121,7 +121,7 @@ pub enum OpenError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file cannot be opened: another process has it, or it is no store.
+    /// The file cannot be opened: another process has opened it, or it is not a store.
     #[error("cannot open the channel store {path}")]
     Database {
         /// The file.
@@ -129,15 +129,15 @@ pub enum OpenError {
         /// Why.
         source: Box<redb::Error>,
     },
-    /// The address of Redis is not one.
+    /// The address of Redis is invalid.
     #[error("events.redis_url is not redis://host:port/database")]
     Url(#[source] redis::RedisError),
-    /// The thread that writes cannot be started.
+    /// The writer thread cannot be started.
     #[error("cannot start the thread that writes events")]
     Thread(#[source] std::io::Error),
 }
 
-/// Locks what no panic can leave half-changed: nothing that holds these locks panics between two changes.
+/// Locks a mutex even if it is poisoned: no holder of these locks panics between two changes, so that the value is consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The channels that are in memory, and who follows them.
+//! The channels in memory and their subscribers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,36 +16,36 @@ use crate::error::{Error, lock};
 /// How long channels count as exhausted after room was missing, in milliseconds.
 const FULL_MS: u64 = 10_000;
 
-/// A subscriber's place in its channel.
+/// A subscriber of a channel, with the waker of its reader.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Slot {
     pub(crate) subscriber: Subscriber,
     pub(crate) waker: Option<Waker>,
 }
 
-/// What changes about a channel, under one lock.
+/// The mutable state of a channel, under one lock.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) log: Log,
-    /// The place of the next event that this process appends.
+    /// The cursor of the next event that this process appends.
     pub(crate) next: Cursor,
-    /// True when the finishing event has its place, written or not.
+    /// True when the finishing event has its cursor, written or not.
     pub(crate) sealed: bool,
-    /// Appends that have their place and are not written yet.
+    /// Appends that have their cursors and are not written yet.
     pub(crate) pending: usize,
-    /// True when the channel was let go of: whoever still holds it asks the hub again.
+    /// True when the channel was removed from memory: a holder of this value asks the hub again.
     pub(crate) gone: bool,
-    /// Of the Redis store: what was read from there.
+    /// Redis store: the cursor up to which the stream was read.
     pub(crate) source: Cursor,
-    /// Of the Redis store: true when the log is not what Redis has.
+    /// Redis store: true when the log differs from the stream in Redis.
     pub(crate) astray: bool,
     /// Whose share the channel takes: the user that appended its first event; until then, that follows it.
     pub(crate) user: Option<Arc<str>>,
-    pub(crate) seats: Vec<Option<Seat>>,
-    seated: usize,
+    pub(crate) slots: Vec<Option<Slot>>,
+    subscribers: usize,
 }
 
-/// A channel that is in memory.
+/// A channel in memory.
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) name: ChannelName,
@@ -72,12 +72,12 @@ impl State {
             source,
             astray: false,
             user: None,
-            seats: Vec::new(),
-            seated: 0,
+            slots: Vec::new(),
+            subscribers: 0,
         }
     }
 
-    /// Gives events their places.
+    /// Assigns cursors to events.
     pub(crate) fn stamp(&mut self, drafts: Vec<Draft>, clock: &Clock) -> Result<Vec<Arc<Entry>>, Error> {
         if self.sealed {
             return Err(Error::Finished);
@@ -95,8 +95,8 @@ impl State {
     pub(crate) fn log_and_offer(&mut self, entries: &[Arc<Entry>]) {
         for entry in entries {
             if self.log.push(Arc::clone(entry)) {
-                for seat in self.seats.iter_mut().flatten() {
-                    seat.subscriber.handle_appended(entry);
+                for slot in self.slots.iter_mut().flatten() {
+                    slot.subscriber.handle_appended(entry);
                 }
             }
         }
@@ -107,48 +107,48 @@ impl State {
         self.log.last().seq == 0 && self.pending == 0
     }
 
-    /// True when nobody follows and nothing is on its way.
+    /// True when the channel has no subscribers and no pending appends.
     pub(crate) fn idle(&self) -> bool {
-        self.seated == 0 && self.pending == 0
+        self.subscribers == 0 && self.pending == 0
     }
 
-    fn sit(&mut self, seat: Seat) -> usize {
-        self.seated += 1;
-        if self.seated <= self.seats.len()
-            && let Some(free) = self.seats.iter().position(Option::is_none)
+    fn add_subscriber(&mut self, slot: Slot) -> usize {
+        self.subscribers += 1;
+        if self.subscribers <= self.slots.len()
+            && let Some(free) = self.slots.iter().position(Option::is_none)
         {
-            self.seats[free] = Some(seat);
+            self.slots[free] = Some(slot);
             return free;
         }
-        if self.seats.is_empty() {
-            // Most channels have one reader.
-            self.seats.reserve_exact(1);
+        if self.slots.is_empty() {
+            // Most channels have one subscriber.
+            self.slots.reserve_exact(1);
         }
-        self.seats.push(Some(seat));
-        self.seats.len() - 1
+        self.slots.push(Some(slot));
+        self.slots.len() - 1
     }
 
-    fn leave(&mut self, seat: usize) {
-        if self.seats.get_mut(seat).and_then(Option::take).is_some() {
-            self.seated -= 1;
+    fn remove_subscriber(&mut self, slot: usize) {
+        if self.slots.get_mut(slot).and_then(Option::take).is_some() {
+            self.subscribers -= 1;
         }
-        while self.seats.last().is_some_and(Option::is_none) {
-            self.seats.pop();
+        while self.slots.last().is_some_and(Option::is_none) {
+            self.slots.pop();
         }
-        if self.seats.len() * 4 < self.seats.capacity() {
-            self.seats.shrink_to_fit();
+        if self.slots.len() * 4 < self.slots.capacity() {
+            self.slots.shrink_to_fit();
         }
     }
 }
 
-/// Wakes everybody who waits, outside of the lock.
+/// Wakes all waiting readers, outside of the lock.
 pub(crate) fn wake(mut state: MutexGuard<'_, State>) {
-    let wakers: Vec<Waker> = state.seats.iter_mut().flatten().filter_map(|seat| seat.waker.take()).collect();
+    let wakers: Vec<Waker> = state.slots.iter_mut().flatten().filter_map(|slot| slot.waker.take()).collect();
     drop(state);
     wakers.into_iter().for_each(Waker::wake);
 }
 
-/// What a hub counts since it began.
+/// The counters of a hub since it was created.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) appended: AtomicU64,
@@ -163,17 +163,17 @@ pub(crate) struct Counters {
 /// Channels by name.
 type Channels = HashMap<ChannelName, Arc<Channel>>;
 
-/// The channels that are in memory, under one lock.
+/// The channels in memory, under one lock.
 #[derive(Debug)]
 struct Residents {
     channels: Channels,
     /// How many of the channels each user has, where memory is all that keeps them.
     shares: Shares,
-    /// Owner records, where memory is all that keeps them: they give way to none but each other, and go with their channels.
+    /// Owner records of the memory store: they are evicted only by other owner records, and removed with their channels.
     records: Channels,
 }
 
-/// All channels that are in memory.
+/// All channels in memory.
 #[derive(Debug)]
 pub(crate) struct Hub {
     residents: Mutex<Residents>,
@@ -204,19 +204,19 @@ impl Hub {
         }
     }
 
-    /// The channel, if it is in memory.
+    /// The channel, if it is in memory; marks it as used.
     pub(crate) fn resident(&self, name: &ChannelName) -> Option<Arc<Channel>> {
         let mut residents = lock(&self.residents);
         let channel = self.of(&mut residents, name).get(name).map(Arc::clone)?;
         self.touch(&channel);
-        // A channel whose owner is asked for is about to be used.
+        // A channel whose owner is looked up is about to be used.
         if let Some(owned) = name.owned().and_then(|owned| residents.channels.get(&owned)) {
             self.touch(owned);
         }
         Some(channel)
     }
 
-    /// True when somebody follows the channel, or events of it are on their way.
+    /// True when the channel has subscribers or pending appends.
     pub(crate) fn in_use(&self, name: &ChannelName) -> bool {
         let mut residents = lock(&self.residents);
         self.of(&mut residents, name).get(name).is_some_and(|channel| !channel.lock().idle())
@@ -280,19 +280,19 @@ impl Hub {
         Ok(channel)
     }
 
-    /// All channels as of now.
+    /// All channels in memory at this moment.
     pub(crate) fn all(&self) -> Vec<Arc<Channel>> {
         let residents = lock(&self.residents);
         residents.channels.values().chain(residents.records.values()).map(Arc::clone).collect()
     }
 
-    /// How many channels are in memory.
+    /// The number of channels in memory.
     pub(crate) fn len(&self) -> usize {
         let residents = lock(&self.residents);
         residents.channels.len() + residents.records.len()
     }
 
-    /// Lets a channel go, where nobody follows it and nothing is on its way. Returns false where it stays.
+    /// Removes a channel from memory if it has no subscribers and no pending appends. Returns false where it stays.
     pub(crate) fn forget(&self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
         let mut residents = lock(&self.residents);
         match self.is_apart(name) {
@@ -301,7 +301,7 @@ impl Hub {
         }
     }
 
-    /// Seats a reader that has seen everything up to `after`. None when the channel is gone.
+    /// Adds a subscriber that has seen everything up to `after`. None when the channel is not in memory any more.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         channel: &Arc<Channel>,
@@ -316,15 +316,15 @@ impl Hub {
             return Err(Error::unavailable("too many subscribers", 1_000));
         }
         let subscriber = Subscriber::new(after, self.outbox_bytes_max, &state.log);
-        let seat = state.sit(Seat { subscriber, waker: None });
-        Ok(Some(crate::Subscription::new(Arc::clone(self), Arc::clone(channel), seat)))
+        let slot = state.add_subscriber(Slot { subscriber, waker: None });
+        Ok(Some(crate::Subscription::new(Arc::clone(self), Arc::clone(channel), slot)))
     }
 
-    pub(crate) fn unsubscribe(&self, channel: &Channel, seat: usize) {
+    pub(crate) fn unsubscribe(&self, channel: &Channel, slot: usize) {
         self.counters.subscribers.fetch_sub(1, Ordering::Relaxed);
         let mut state = channel.lock();
-        state.leave(seat);
-        // A mirror of what is kept elsewhere, or a channel that never had an event.
+        state.remove_subscriber(slot);
+        // A mirror of a Redis stream, or a channel that never had an event.
         let mirror = self.keeps == StoreKind::Redis;
         let empty = |state: &State| state.log.last().seq == 0 || mirror && !state.astray;
         let go = state.idle() && empty(&state);
@@ -334,16 +334,16 @@ impl Hub {
         }
     }
 
-    /// Closes everybody.
+    /// Closes all subscribers.
     pub(crate) fn close_all(&self) {
         for channel in self.all() {
             let mut state = channel.lock();
-            state.seats.iter_mut().flatten().for_each(|seat| seat.subscriber.close(Closed::Lost));
+            state.slots.iter_mut().flatten().for_each(|slot| slot.subscriber.close(Closed::Lost));
             wake(state);
         }
     }
 
-    /// Lets go of events that are too old, and of finished channels that have none left.
+    /// Removes events that are too old, and finished channels without events.
     pub(crate) fn sweep(&self, now_ms: u64) {
         for channel in self.all() {
             let mut state = channel.lock();
@@ -357,8 +357,8 @@ impl Hub {
         }
     }
 
-    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor followers. A younger one
-    /// may be of a channel whose first event is on its way.
+    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor subscribers. A younger one
+    /// may belong to a channel whose first event is about to be appended.
     pub(crate) fn sweep_records(&self, now_ms: u64, age_ms_max: u64) {
         let mut residents = lock(&self.residents);
         let Residents { channels, records, .. } = &mut *residents;
@@ -369,33 +369,33 @@ impl Hub {
         }
     }
 
-    /// Takes note that room was missing because every channel was in use.
+    /// Records that no channel could be removed because all were in use.
     pub(crate) fn note_full(&self, now_ms: u64) {
         self.full_ms.store(now_ms.max(1), Ordering::Relaxed);
     }
 
-    /// True when room was missing lately because every channel was in use.
+    /// True when no channel could be removed recently because all were in use.
     pub(crate) fn is_full(&self, now_ms: u64) -> bool {
         let full_ms = self.full_ms.load(Ordering::Relaxed);
         full_ms > 0 && now_ms.saturating_sub(full_ms) < FULL_MS
     }
 
-    /// True when there are as many subscribers as there may be.
+    /// True when the number of subscribers is at its maximum.
     pub(crate) fn has_all_subscribers(&self) -> bool {
         self.counters.subscribers.load(Ordering::Relaxed) >= self.subscribers_max
     }
 
-    /// Lets some that nobody follows go from memory, where they are kept elsewhere. Returns false when there is none.
+    /// Removes some channels without subscribers from memory, of a store that has them elsewhere. Returns false when there is none.
     pub(crate) fn shrink(&self) -> bool {
         self.make_room(&mut lock(&self.residents)).is_ok()
     }
 
-    /// True for owner records where memory is all that keeps them.
+    /// True for owner records of the memory store.
     fn is_apart(&self, name: &ChannelName) -> bool {
         self.keeps == StoreKind::Memory && name.is_owner_record()
     }
 
-    /// The map that a channel belongs to.
+    /// The map that contains channels of this kind.
     fn of<'a>(&self, residents: &'a mut Residents, name: &ChannelName) -> &'a mut Channels {
         if self.is_apart(name) { &mut residents.records } else { &mut residents.channels }
     }
@@ -404,7 +404,7 @@ impl Hub {
         channel.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Makes room for one more channel of a user, where the user has as many as one may have: of those that nobody follows.
+    /// Makes room for one more channel of a user, where the user has the maximum: removes channels without subscribers.
     fn make_room_of_user(&self, residents: &mut Residents, user: Option<&str>) -> Result<(), Error> {
         let Err(Exceeded::User { held, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
         let at_once = (max / 64).max(1) + held.saturating_sub(max);
@@ -414,8 +414,8 @@ impl Hub {
         }
     }
 
-    /// Lets go of some that nobody follows, of the user that has the most: finished ones first, then the least recently used. A
-    /// sixty-fourth at once, so that looking at all of them costs each new channel little.
+    /// Removes some channels without subscribers, of the user that has the most: finished ones first, then the least recently used. It
+    /// removes a sixty-fourth at once, so that the cost of inspecting all channels is shared by many new ones.
     fn make_room(&self, residents: &mut Residents) -> Result<(), Error> {
         match self.evict(residents, self.at_once(), |_| true) {
             0 => Err(Error::channels_full()),
@@ -423,7 +423,7 @@ impl Hub {
         }
     }
 
-    /// Removes channels that nobody follows, at most `count_max`; how many.
+    /// Removes channels without subscribers, at most `count_max`; returns how many.
     fn evict(&self, residents: &mut Residents, count_max: usize, of: impl Fn(Option<&str>) -> bool) -> usize {
         let mut idle = Vec::new();
         for channel in residents.channels.values() {
@@ -449,8 +449,8 @@ impl Hub {
         gone
     }
 
-    /// Lets go of the least recently used owner records whose channels are not there. Where every record has its channel, there are
-    /// as many channels as there may be, and some of them go with their records.
+    /// Removes the least recently used owner records whose channels do not exist. If every record has its channel, the number of channels
+    /// is at its maximum, and some of them are removed with their records.
     fn make_room_for_record(&self, residents: &mut Residents) -> Result<(), Error> {
         let Residents { channels, records, .. } = &mut *residents;
         let alone = records.values().filter(|record| !is_owning(channels, &record.name));
@@ -464,13 +464,13 @@ impl Hub {
         if records.len() == before { self.make_room(residents) } else { Ok(()) }
     }
 
-    /// How many channels make room at once.
+    /// How many channels are removed at once.
     fn at_once(&self) -> usize {
         (self.channels_max / 64).max(1)
     }
 }
 
-/// True when the channel of an owner record has events or followers.
+/// True when the channel of an owner record has events or subscribers.
 fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
     let owned = record.owned().and_then(|owned| channels.get(&owned));
     owned.is_some_and(|channel| {
@@ -480,7 +480,7 @@ fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
 }
 
 impl Residents {
-    /// Removes a channel that has no followers and no pending writes, and gives its place back to its user. Returns false where it
+    /// Removes a channel that has no subscribers and no pending appends, and subtracts it from the share of its user. Returns false where it
     /// stays.
     fn release(&mut self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
         let Ok(removed) = release(&mut self.channels, name, if_so) else { return false };
@@ -491,11 +491,11 @@ impl Residents {
     }
 }
 
-/// The channel stays: it has followers or pending writes, or is to stay.
+/// The channel stays: it has subscribers or pending appends, or the condition does not hold.
 #[derive(Debug)]
 struct Stays;
 
-/// Removes a channel that has no followers and no pending writes; returns it, where it was there.
+/// Removes a channel that has no subscribers and no pending appends; returns it, if it existed.
 fn release(
     channels: &mut Channels,
     name: &ChannelName,

@@ -55,7 +55,7 @@ pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
 pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
 pub use lease::Acquisition;
-pub use redis::groups::{Groups, Work};
+pub use redis::groups::{Groups, PendingEvent};
 pub use store::{Health, Stats, Store, Write};
 pub use subscription::Subscription;
 pub use tap::{Tap, Tapped};

@@ -1,4 +1,4 @@
-//! Channels and what is kept between their events in this process, gone with it.
+//! Channels and values in the memory of this process, lost with it.
 
 use std::sync::{Arc, Mutex};
 

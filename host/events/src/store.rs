@@ -1,4 +1,4 @@
-//! One store over three kinds.
+//! One interface over three kinds of storage.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -20,18 +20,18 @@ use crate::tap::{Tap, Taps};
 
 /// The most bytes of a value.
 const VALUE_BYTES_MAX: usize = 1 << 20;
-/// The longest that a value may live, in milliseconds: ten years.
+/// The longest time to live of a value, in milliseconds: ten years.
 const VALUE_TTL_MS_MAX: u64 = 315_360_000_000;
-/// The most keys in one answer.
+/// The most keys in one page.
 const KEYS_MAX: usize = 1_000;
-/// The longest that a lease may last without being renewed, in milliseconds: an hour.
+/// The longest duration of a lease without renewal, in milliseconds: an hour.
 const LEASE_TTL_MS_MAX: u64 = 3_600_000;
 /// The most bytes of an owner's name.
 const OWNER_BYTES_MAX: usize = 128;
 /// The most bytes of a key to claim.
 const CLAIM_KEY_BYTES_MAX: usize = 256;
 
-/// The store of channels. Copies share it; it ends with the last one, or with [`Store::close`].
+/// The store of channels. Clones share it; it ends with the last one, or with [`Store::close`].
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -53,36 +53,36 @@ enum Kind {
     Redis(Redis),
 }
 
-/// On whose terms something is written.
+/// The conditions of a write.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Write<'a> {
-    /// The lease without which nothing is written.
+    /// The lease that must be held.
     pub fence: Option<&'a Fence>,
-    /// The user whose share it takes; none for the server's own, and where users are not identified.
+    /// The user whose share it counts towards; none for the server's own writes, and where users are not identified.
     pub user: Option<&'a str>,
 }
 
-/// What of a store is in use.
+/// How much of a store's bounds is in use.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
     pub(crate) state_bytes: usize,
     pub(crate) claims: usize,
 }
 
-/// How a store is.
+/// The health of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// What it was told to be.
+    /// Its configured kind.
     pub store: StoreKind,
-    /// True when appends are taken, even if only by memory.
+    /// True when appends are accepted, even if only in memory.
     pub ok: bool,
-    /// True when memory stands in for Redis: what is appended now is seen here only, and is not kept.
+    /// True when memory replaces Redis: new events are visible in this process only, and are not stored.
     pub fallback: bool,
-    /// What is the matter, for people.
+    /// The reason, for people.
     pub detail: Option<String>,
 }
 
-/// What a store holds and has done since it was opened.
+/// The counters of a store since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Channels in memory.
@@ -91,28 +91,28 @@ pub struct Stats {
     pub subscribers: usize,
     /// Events appended through this store.
     pub appended: u64,
-    /// Events given to subscribers.
+    /// Events delivered to subscribers.
     pub delivered: u64,
-    /// Events that slow subscribers did not get because a later one replaced them.
+    /// Events that slow subscribers did not get because a later event replaced them.
     pub coalesced: u64,
-    /// Gaps declared to subscribers.
+    /// Gaps delivered to subscribers.
     pub gaps: u64,
     /// Subscribers closed for being slow.
     pub closed_slow: u64,
-    /// Channels that went to make room for others.
+    /// Channels that were removed to make room for others.
     pub evicted: u64,
 }
 
 impl Store {
-    /// Opens a store. Must be called in a tokio runtime. Redis need not be there yet.
+    /// Opens a store. Must be called in a tokio runtime. Redis need not be available yet.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened, or the address is not one.
+    /// The file cannot be opened, or the address of Redis is invalid.
     pub async fn open(config: EventsConfig) -> Result<Self, OpenError> {
         let (config, clock) = (Arc::new(config), Arc::new(Clock::system()));
         let resident_max = match config.store {
-            // What is followed is in memory too, one channel each at most.
+            // Followed channels are in memory too, at most one for each subscriber.
             StoreKind::Disk => config.resident_channels_max.saturating_add(config.subscribers_max),
             StoreKind::Redis => config.channels_max.saturating_add(config.subscribers_max),
             StoreKind::Memory => config.channels_max,
@@ -131,17 +131,17 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// Appends events to a channel, all or none, and answers their places. What this resolves to, followers get too; disk
-    /// with `durable`: it is on the disk then.
+    /// Appends events to a channel, all or none, and returns their cursors. Subscribers get the same events; on a disk store with
+    /// `durable` they are on the disk by then.
     ///
     /// # Errors
     ///
-    /// After [`Error::Unavailable`] the events may be in all the same: a retry may double them.
+    /// After [`Error::Unavailable`] the events may be appended nevertheless: a retry may append them twice.
     pub async fn append(&self, channel: &ChannelName, events: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
         self.append_as(channel, events, Write::default()).await
     }
 
-    /// [`Store::append`], refused when the lease is not held any more. Memory never stands in for Redis then.
+    /// [`Store::append`], refused when the lease is not held any more. Memory never replaces Redis for such an append.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let count = events.len() as u64;
-        let tapped = self.inner.taps.keep(&events);
+        let tapped = self.inner.taps.copy_of(&events);
         let appended = match &self.inner.kind {
             Kind::Memory(memory) => memory.append(channel, events, write),
             Kind::Disk(disk) => disk.append(channel, events, write).await,
@@ -187,11 +187,11 @@ impl Store {
         Ok(cursors)
     }
 
-    /// The events of a channel after a cursor, at most `limit`. A channel that nobody has published to is empty.
+    /// The events of a channel after a cursor, at most `limit`. An unknown channel is empty.
     ///
     /// # Errors
     ///
-    /// The store cannot be asked now.
+    /// The store is unavailable.
     pub async fn read(&self, channel: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let limit = limit.clamp(1, self.inner.config.page_events_max.max(1));
         match &self.inner.kind {
@@ -201,11 +201,11 @@ impl Store {
         }
     }
 
-    /// Follows a channel after a cursor: what is retained, then what comes, until the channel's last event.
+    /// Follows a channel after a cursor: retained events, then live events, until the channel's last event.
     ///
     /// # Errors
     ///
-    /// The store cannot be asked now, or there are as many subscribers or followed channels as may be.
+    /// The store is unavailable, or the number of subscribers or followed channels is at its maximum.
     pub async fn follow(&self, channel: &ChannelName, after: Cursor) -> Result<Subscription, Error> {
         self.follow_as(channel, after, None).await
     }
@@ -241,9 +241,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A key of no or more than 256 bytes, a time of 0 or past the bound, or the store cannot be asked now. After
-    /// [`Error::Unavailable`] this caller does not have the claim. Disk: the next one may get it; Redis, and disk after a crash: it may
-    /// be held until its time has passed.
+    /// A key that is empty or longer than 256 bytes, a time of 0 or beyond the bound, or the store is unavailable. After
+    /// [`Error::Unavailable`] this caller does not have the claim. Disk: the next caller may get it. Redis, and disk after a crash: it
+    /// may be held until its time has passed.
     pub async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
         if key.is_empty() || key.len() > CLAIM_KEY_BYTES_MAX {
             return Err(Error::Invalid(format!("a key to claim has 1 to {CLAIM_KEY_BYTES_MAX} bytes")));
@@ -259,12 +259,13 @@ impl Store {
         }
     }
 
-    /// Puts a value of at most 1 MiB under a key, in the place of the one before; with a time to live in milliseconds it goes
-    /// when that has passed. When it resolves, every later [`Store::get`] has it; disk with `durable`: it is on the disk then.
+    /// Puts a value of at most 1 MiB under a key, replacing the previous one; with a time to live in milliseconds it is
+    /// removed after that time. When this resolves, every later [`Store::get`] returns it; on a disk store with `durable` it is on the
+    /// disk by then.
     ///
     /// # Errors
     ///
-    /// A value past its bound, a time of 0 or past ten years, [`Error::Full`], or the store cannot be asked now: nothing stands in for
+    /// A value past its bound, a time of 0 or past ten years, [`Error::Full`], or the store is unavailable: memory does not stand in for
     /// it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
         self.put_as(key, value, ttl_ms, Write::default()).await
@@ -314,7 +315,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The store cannot be asked now, or what is on the disk does not read back ([`Error::Other`]).
+    /// The store is unavailable, or the value on the disk is damaged ([`Error::Other`]).
     pub async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => Ok(memory.get(key)),
@@ -323,11 +324,11 @@ impl Store {
         }
     }
 
-    /// Takes a key and its value away; nothing happens where there is none.
+    /// Deletes a key and its value, if there is one.
     ///
     /// # Errors
     ///
-    /// The store cannot be asked now; retrying is safe.
+    /// The store is unavailable; retrying is safe.
     pub async fn delete(&self, key: &ChannelName) -> Result<(), Error> {
         self.delete_fenced(key, None).await
     }
@@ -353,7 +354,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A time of 0 or past the bound, an owner of no or more than 128 bytes, or the store cannot be asked now: nothing stands in for
+    /// A time of 0 or past the bound, an owner of no or more than 128 bytes, or the store is unavailable: memory does not replace
     /// it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same owner is safe.
     pub async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
         if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
@@ -368,11 +369,11 @@ impl Store {
         }
     }
 
-    /// Makes a lease last the given number of milliseconds from now. It succeeds after its end too, unless another has acquired it.
+    /// Extends a lease to the given number of milliseconds from now. It succeeds after its end too, unless another owner has acquired it.
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`] where it is lost for good, a time of 0 or past the bound, or the store cannot be asked now.
+    /// [`Error::Fenced`] where it is lost, a time of 0 or beyond the bound, or the store is unavailable.
     pub async fn renew(&self, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
         check_lease_ttl(ttl_ms)?;
         match &self.inner.kind {
@@ -382,11 +383,11 @@ impl Store {
         }
     }
 
-    /// Ends a lease now, so that others need not wait. Until another acquires it, its last owner can renew it for a minute.
+    /// Ends a lease now, so that others need not wait. Until another owner acquires it, its last owner can renew it for a minute.
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`] where it was not held any more, or the store cannot be asked now: then it ends by itself.
+    /// [`Error::Fenced`] where it was not held any more, or the store is unavailable: then it ends by itself.
     pub async fn release(&self, fence: &Fence) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => memory.leases.release(fence),
@@ -395,14 +396,14 @@ impl Store {
         }
     }
 
-    /// The keys of a kind after one that need not be there (empty: from the first), in the order of their bytes, at most
+    /// The keys of a kind after a key that need not exist (empty: from the first), in the order of their bytes, at most
     /// `limit` and at most 1,000.
     ///
     /// # Errors
     ///
-    /// The kind is none, or the store cannot be asked now.
+    /// The kind is invalid, or the store is unavailable.
     pub async fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
-        // A kind is good when it makes a name.
+        // A kind is valid if it makes a valid name.
         ChannelName::new(kind, "x").map_err(|error| Error::Invalid(error.to_string()))?;
         let limit = limit.min(KEYS_MAX);
         match &self.inner.kind {
@@ -416,7 +417,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The kind is none, or the store cannot be asked now.
+    /// The kind is invalid, or the store is unavailable.
     pub async fn count(&self, kind: &str) -> Result<usize, Error> {
         ChannelName::new(kind, "x").map_err(|error| Error::Invalid(error.to_string()))?;
         match &self.inner.kind {
@@ -431,7 +432,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The store cannot be asked now.
+    /// The store is unavailable.
     pub async fn exhausted(&self) -> Result<Vec<&'static str>, Error> {
         let Inner { config, clock, hub, kind, .. } = &*self.inner;
         let usage = match kind {
@@ -449,7 +450,7 @@ impl Store {
         Ok(bounds.into_iter().filter(|(_, is_reached)| *is_reached).map(|(name, _)| name).collect())
     }
 
-    /// Asks the store how it is: Redis is really asked, within `redis.timeout_ms`.
+    /// The health of the store: Redis is pinged, within `redis.timeout_ms`.
     pub async fn health(&self) -> Health {
         match &self.inner.kind {
             Kind::Memory(_) => Health { store: StoreKind::Memory, ok: true, fallback: false, detail: None },
@@ -458,7 +459,7 @@ impl Store {
         }
     }
 
-    /// What it holds and has done.
+    /// The counters of this store.
     pub fn stats(&self) -> Stats {
         let counters = &self.inner.hub.counters;
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -474,7 +475,7 @@ impl Store {
         }
     }
 
-    /// Consumer groups, which only Redis has.
+    /// Consumer groups, which only a Redis store has.
     pub fn groups(&self) -> Option<Groups> {
         match &self.inner.kind {
             Kind::Redis(redis) => Some(redis.groups()),
@@ -482,21 +483,21 @@ impl Store {
         }
     }
 
-    /// Sees everything that is appended through this store from now on.
+    /// A tap that observes all events that are appended through this store from now on.
     pub fn tap(&self) -> Tap {
         self.inner.taps.tap()
     }
 
-    /// Sends every subscriber away with [`weir_core::channels::Closed::Lost`]: they resume elsewhere, or here later.
+    /// Closes every subscription with [`weir_core::channels::Closed::Lost`]: subscribers resume elsewhere, or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }
 
-    /// Closes every subscription and writes what is to be written. Appends fail from then on (disk).
+    /// Closes every subscription and writes pending changes. Appends fail afterwards (disk).
     ///
     /// # Errors
     ///
-    /// The last commit failed: without `durable`, events that were answered may be lost.
+    /// The last commit failed: without `durable`, acknowledged events may be lost.
     pub async fn close(&self) -> Result<(), Error> {
         self.inner.hub.close_all();
         match &self.inner.kind {
@@ -517,7 +518,7 @@ fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lets go of what is too old, as long as the store is there.
+/// Removes expired data periodically, until the store is dropped.
 async fn sweep(store: Weak<Inner>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;

@@ -18,12 +18,12 @@ use crate::hub::{Channel, Hub, State};
 pub struct Subscription {
     hub: Arc<Hub>,
     channel: Arc<Channel>,
-    seat: usize,
+    slot: usize,
 }
 
 impl Subscription {
-    pub(crate) fn new(hub: Arc<Hub>, channel: Arc<Channel>, seat: usize) -> Self {
-        Self { hub, channel, seat }
+    pub(crate) fn new(hub: Arc<Hub>, channel: Arc<Channel>, slot: usize) -> Self {
+        Self { hub, channel, slot }
     }
 
     /// The channel that it follows.
@@ -34,7 +34,7 @@ impl Subscription {
     /// The cursor to resume from: everything up to it was delivered or reported as a gap.
     pub fn delivered(&self) -> Cursor {
         let state = self.channel.lock();
-        state.seats[self.seat].as_ref().map_or(Cursor::START, |seat| seat.subscriber.delivered())
+        state.slots[self.slot].as_ref().map_or(Cursor::START, |slot| slot.subscriber.delivered())
     }
 
     /// The next delivery; none at the end.
@@ -79,8 +79,8 @@ impl Subscription {
     }
 
     fn take(&self, state: &mut State) -> Option<Delivery> {
-        let State { log, seats, .. } = state;
-        let delivery = seats[self.seat].as_mut()?.subscriber.poll(log)?;
+        let State { log, slots, .. } = state;
+        let delivery = slots[self.slot].as_mut()?.subscriber.poll(log)?;
         let counters = &self.hub.counters;
         match &delivery {
             Delivery::Event { coalesced, .. } => {
@@ -97,14 +97,14 @@ impl Subscription {
     }
 
     fn has_ended(&self, state: &State) -> bool {
-        state.seats[self.seat].as_ref().is_none_or(|seat| seat.subscriber.ended())
+        state.slots[self.slot].as_ref().is_none_or(|slot| slot.subscriber.ended())
     }
 
     fn wait<T>(&self, state: &mut State, context: &Context<'_>) -> Poll<T> {
-        if let Some(seat) = state.seats[self.seat].as_mut()
-            && !seat.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()))
+        if let Some(slot) = state.slots[self.slot].as_mut()
+            && !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()))
         {
-            seat.waker = Some(context.waker().clone());
+            slot.waker = Some(context.waker().clone());
         }
         Poll::Pending
     }
@@ -120,6 +120,6 @@ impl Stream for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.hub.unsubscribe(&self.channel, self.seat);
+        self.hub.unsubscribe(&self.channel, self.slot);
     }
 }

@@ -82,7 +82,7 @@ impl Taps {
     }
 
     /// A copy of events that are about to be appended, for the taps; none when there is no tap.
-    pub(crate) fn keep(&self, drafts: &[Draft]) -> Option<Vec<Draft>> {
+    pub(crate) fn copy_of(&self, drafts: &[Draft]) -> Option<Vec<Draft>> {
         (self.sender.receiver_count() > 0).then(|| drafts.to_vec())
     }
 

@@ -1,4 +1,4 @@
-//! The file, and what is known of it in memory. After a failed commit the two may differ; [`Database::recover`] makes them one.
+//! The file, and its metadata in memory. After a failed commit the two may differ; [`Database::recover`] makes them agree.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,26 +18,25 @@ pub(crate) struct Database {
     opener: Opener,
     durable: bool,
     clock: Arc<Clock>,
-    /// None while it cannot be opened, and after it was closed.
+    /// None while it cannot be opened, and after it is closed.
     file: RwLock<Option<redb::Database>>,
     known: Mutex<Known>,
 }
 
-/// What is known of the file.
+/// The metadata of the file in memory.
 #[derive(Debug, Default)]
 struct Known {
     channels: Metas,
-    /// Channels that the commit under way removes. Nobody reads them from the file any more, or a reader could bring one back into memory
-    /// that is on the disk no longer.
+    /// Channels that the current commit removes. They are not read from the file any more, or a reader could load one into memory that is
+    /// not on the disk any more.
     leaving: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
     /// How many of the others each user has.
     users: HashMap<Arc<str>, usize>,
-    /// The number of the next new channel. It never goes back, whatever becomes of commits.
+    /// The number of the next new channel. It never decreases, even if a commit fails.
     next_id: u64,
-    /// Channels and keys of which the file may not have what was answered, or have what was not: they are not read until the file
-    /// is recovered.
+    /// Channels and keys whose content in the file may differ from what was acknowledged: they are not read until the file is recovered.
     unsettled: HashSet<Box<str>>,
 }
 
@@ -78,7 +77,7 @@ impl Known {
 }
 
 impl Database {
-    /// Opens or creates the file, and reads what it knows of channels; returns what else it holds, too.
+    /// Opens or creates the file, and reads the metadata of channels; returns its other content as well.
     pub(crate) fn open(config: &EventsConfig, opener: Opener, clock: Arc<Clock>) -> Result<(Self, Held), OpenError> {
         let shown = || config.path.display().to_string();
         if let Some(folder) = config.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -104,7 +103,7 @@ impl Database {
         known.channels.contains_key(name) && !known.leaving.contains(name)
     }
 
-    /// Says that the next commit removes a channel, or that it does not.
+    /// Records whether the next commit removes a channel.
     pub(crate) fn leave(&self, name: &ChannelName, leaves: bool) {
         let mut known = lock(&self.known);
         if leaves {
@@ -166,7 +165,7 @@ impl Database {
         (names(finished), names(others))
     }
 
-    /// A channel and all its events that read back; none where it is not on the disk.
+    /// A channel and all its intact events; none where it is not on the disk.
     pub(crate) fn load(&self, name: &ChannelName, empty: impl Fn(Cursor) -> Log) -> Result<Option<(Meta, Log)>, Error> {
         let (file, meta) = self.settled(name)?;
         let (Some(file), Some(meta)) = (file.as_ref(), meta) else { return Ok(None) };
@@ -178,7 +177,7 @@ impl Database {
                 let (id, epoch, seq) = key.value();
                 match record::decode(id, name, Cursor { epoch, seq }, value.value()) {
                     Some(entry) => entries.push(entry),
-                    None => tracing::error!(epoch, seq, "an event on the disk does not read back and is missing"),
+                    None => tracing::error!(epoch, seq, "an event on the disk is damaged and is treated as missing"),
                 }
             }
             Ok(entries)
@@ -188,7 +187,7 @@ impl Database {
         for entry in entries {
             log.push(Arc::new(entry));
         }
-        // Where the newest events are not readable, what comes next follows them, and readers see the hole.
+        // Where the newest events are damaged, the next event still comes after them, and readers see a gap.
         log.skip_to(meta.last);
         if meta.finished {
             log.finish();
@@ -208,13 +207,13 @@ impl Database {
         match read() {
             Ok(None) => Ok(None),
             Ok(Some(Some((end_ms, value)))) => Ok((end_ms > self.clock.now_ms()).then_some(value)),
-            Ok(Some(None)) => Err(Error::Other(format!("the value of {key} does not read back"))),
+            Ok(Some(None)) => Err(Error::Other(format!("the stored value of {key} is damaged"))),
             Err(error) => Err(unreadable(&error)),
         }
     }
 
-    /// Makes a change, all of it or nothing, as the commit of this number. `unflushed` are those before it that may not be on the
-    /// disk. Returns true when this one and all before it are.
+    /// Commits a change atomically, under this number. `unflushed` are earlier changes that may not be on the disk. Returns true when this
+    /// change and all earlier ones are on the disk.
     pub(crate) fn commit(
         &self,
         change: &Change,
@@ -229,7 +228,7 @@ impl Database {
             transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
             let (mut known, mut next_id) = self.known_of(change);
             tables::apply(&transaction, change, &mut known, &mut next_id)?;
-            // Before it is tried: a number that may be in the file is not given again.
+            // Before the attempt: a number that may be in the file is not assigned again.
             lock(&self.known).next_id = next_id;
             tables::stamp(&transaction, number, self.clock.moment())?;
             transaction.commit()?;
@@ -257,15 +256,15 @@ impl Database {
         if change.closes
             && let Some(Err(error)) = self.writing().take().map(redb::Database::close)
         {
-            // The commit is on the disk; what the file is closed with only makes the next start faster.
+            // The commit is on the disk; a clean close only makes the next start faster.
             tracing::warn!(%error, "the channel store was not closed cleanly");
         }
         Ok(durable)
     }
 
-    /// Makes the file have what was answered, after a failed commit: opens it anew, where its last commit is what the disk has,
-    /// and writes again those of `changes` (with the numbers of their commits) that it does not have, with `ended_claims` removed.
-    /// Then memory is what the file says. Returns what the file holds; [`Held::commit`] is the newest commit that it has now.
+    /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit is the one on the
+    /// disk, writes those of `changes` (with the numbers of their commits) that it does not contain, and removes `ended_claims`. Then the
+    /// metadata in memory is replaced by that of the file. Returns the content of the file; [`Held::commit`] is its newest commit.
     pub(crate) fn recover(&self, changes: &[(u64, Change)], ended_claims: &[Arc<str>]) -> Result<Held, redb::Error> {
         let mut file = self.writing();
         // The file is locked until it is closed.
@@ -285,9 +284,9 @@ impl Database {
             lock(&self.known).next_id = next_id;
             let ended = Change { ended_claims: ended_claims.to_vec(), ..Change::default() };
             tables::apply(&transaction, &ended, &mut channels, &mut next_id)?;
-            // The file may be another one, where somebody has removed it.
+            // It may be a new file, if the old one was removed.
             tables::mark_open(&transaction, self.durable, &self.clock)?;
-            // Not a number of its own: where this fails, the next attempt must see whether the failed commit is in the file.
+            // No new number: if this fails, the next attempt must see whether the failed commit is in the file.
             tables::stamp(&transaction, commit, self.clock.moment())?;
             let held = tables::read(&transaction)?;
             transaction.commit()?;
@@ -310,7 +309,7 @@ impl Database {
         }
     }
 
-    /// What a change needs to know.
+    /// The metadata that a change needs.
     fn known_of(&self, change: &Change) -> (Metas, u64) {
         let appended = change.appends.iter().map(|append| &append.name);
         let names = appended.chain(&change.forgotten).chain(&change.emptied);
@@ -319,7 +318,7 @@ impl Database {
         (metas, known.next_id)
     }
 
-    /// Says that the file may not have what these changes made.
+    /// Records that these changes may not be in the file.
     fn unsettle<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) {
         let mut known = lock(&self.known);
         for change in changes {
@@ -330,14 +329,14 @@ impl Database {
         }
     }
 
-    /// Opens the file anew where it can be, so that what is settled is read until it is recovered.
+    /// Tries to open the file again, so that settled channels and keys can be read until it is recovered.
     fn open_to_read(&self) {
         let mut file = self.writing();
         drop(file.take());
         *file = self.opener.open().ok();
     }
 
-    /// The file, and what is known of a channel or key in it, where both are one.
+    /// The file, and the metadata of a channel or key in it, unless they may differ.
     fn settled(
         &self,
         name: &ChannelName,

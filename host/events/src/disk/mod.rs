@@ -1,11 +1,11 @@
-//! Channels, and what is kept between their events, in a file.
+//! Channels and values in a file.
 //!
-//! Every channel that is used is in memory as a whole, and the file is behind it: an event gets its place, is written, and only
-//! then goes into the log and to its followers, so nobody ever sees what a crash could take back. One thread writes;
-//! whatever waits while it commits shares the next commit and its fsync.
+//! Every channel in use is completely in memory, and the file follows it: an event is assigned its cursor, is written, and only then
+//! enters the log and reaches subscribers, so that no reader sees an event that a crash could remove. One thread writes; all jobs that
+//! wait during a commit share the next commit and its fsync.
 //!
-//! A file that is not durable is flushed now and then; events are seen before. Such a file remembers that it is open, and
-//! when it was not closed, every channel goes on in a new epoch: what may have been lost is a gap.
+//! A file that is not durable is flushed periodically; events are visible before. Such a file records that it is open, and when it was
+//! not closed, every channel continues in a new epoch: events that may have been lost are a gap.
 
 mod database;
 mod record;
@@ -36,7 +36,7 @@ use crate::lease::{Acquisition, LocalLeases};
 use crate::store::{Health, Usage, Write};
 use crate::subscription::Subscription;
 
-/// When a publisher should come back after the file could not be written.
+/// When a publisher should retry after the file could not be written.
 pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub(crate) struct Disk {
     claims: Arc<Mutex<Claims>>,
     kept: Arc<Kept>,
     pub(crate) leases: LocalLeases,
-    /// Held while a channel is brought into memory, so that it comes once.
+    /// Held while a channel is loaded into memory, so that it is loaded once.
     loading: tokio::sync::Mutex<()>,
 }
 
@@ -60,7 +60,7 @@ impl Disk {
         Self::open_with(config, clock, hub, opener).await
     }
 
-    /// Opens the file that an opener gives.
+    /// Opens the file with an opener.
     async fn open_with(
         config: Arc<EventsConfig>,
         clock: Arc<Clock>,
@@ -99,7 +99,7 @@ impl Disk {
         write: Write<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let (answer, answered) = oneshot::channel();
-        // The place in the queue comes first, so that events are written in the order of their places.
+        // The slot in the queue is reserved first, so that events are written in the order of their cursors.
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         loop {
             let channel = self.channel(name, write.user).await?;
@@ -201,7 +201,7 @@ impl Disk {
         Ok(acquired)
     }
 
-    /// Gives the writer a job. A fenced one is checked and ordered in one step, before any later acquisition.
+    /// Sends a job to the writer. A fenced one is checked and ordered in one step, before any later acquisition.
     async fn send(&self, job: Job, fence: Option<&Fence>) -> Result<(), Error> {
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         let _owned = self.leases.check(fence)?;
@@ -227,14 +227,14 @@ impl Disk {
         Health { store: StoreKind::Disk, ok: detail.is_none(), fallback: false, detail }
     }
 
-    /// Deletes what is too old, and flushes where nothing else does.
+    /// Deletes expired data, and flushes a file that is not durable.
     pub(crate) async fn sweep(&self) {
         self.leases.sweep();
-        // A writer that has as much to do as it may have does this the next time.
+        // A writer whose queue is full does this the next time.
         let Ok(permit) = self.jobs.try_reserve() else { return };
         let claims = lock(&self.claims).expire(&self.clock);
         permit.send(Job::Sweep { now_ms: self.clock.now_ms(), claims });
-        // Channels in memory that nobody follows are kept on the disk; those that were not used the longest go.
+        // Channels without subscribers are on the disk as well; the least recently used are removed from memory.
         while self.hub.len() > self.config.resident_channels_max {
             if !self.hub.shrink() {
                 break;
@@ -242,7 +242,7 @@ impl Disk {
         }
     }
 
-    /// Writes what is to be written, and closes the file.
+    /// Writes pending changes, and closes the file.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job::Close { answer }).await.map_err(|_| closed())?;
@@ -264,7 +264,7 @@ impl Disk {
             loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention_of(name), self.clock.beginning())));
         let channel = self.hub.insert(name, if on_disk { None } else { user }, || state)?;
         if on_disk && !self.database.knows(name) {
-            // It was removed meanwhile: those who have it ask again.
+            // It was removed in the meantime: its holders ask the hub again.
             self.hub.forget(name, |_| true);
         }
         Ok(channel)
@@ -281,7 +281,7 @@ impl Disk {
         log.expire(self.clock.now_ms());
         if broken {
             self.clock.observe_epoch(last.epoch);
-            // The log may have lost its end: the cursors of those who saw it must lie before what comes.
+            // The log may have lost its end: the cursors of its readers must be before the next event.
             log.skip_to(Cursor::new(self.clock.fresh_epoch(), 0));
         }
         let mut state = State::new(log);

@@ -1,4 +1,4 @@
-//! The tables of the file, what is read from them when it is opened, and what one change writes.
+//! The tables of the file: how they are read when it is opened, and how a change is written.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use crate::claims::ClaimEnd;
 use crate::clock::{Clock, Moment, Uptime};
 use crate::disk::record;
 
-/// By the channel's number, epoch and sequence.
+/// Events by the channel's number, epoch and sequence.
 pub(crate) const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
 /// By the channel's name: number, epoch, sequence, flags, time of the newest event by the store clock.
 const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
-/// By the key: the end by the wall clock. Files of earlier versions have it.
+/// By the key: the end by the wall clock. Only files of earlier versions have it.
 const WALL_CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
 /// By the key: the end by the store clock and by the wall clock.
 const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_ends");
-/// By the key: what is kept between events.
+/// By the key: the value.
 pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
-/// By the key: how many bytes its value has, and when it ends by the store clock. It is read whole when the file is opened.
+/// By the key: the size of its value, and its end by the store clock. It is read completely when the file is opened.
 const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
 /// By the key: the user whose share the value takes. Read whole when the file is opened; files of earlier versions have none.
 const VALUE_USERS: TableDefinition<&str, &str> = TableDefinition::new("value_users");
@@ -29,27 +29,27 @@ const CHANNEL_USERS: TableDefinition<&str, &str> = TableDefinition::new("channel
 /// The file itself.
 const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
 
-/// The number of the next new channel: no number is given to two channels.
+/// The number of the next new channel: no number is assigned to two channels.
 const NEXT_ID: &str = "next_id";
 /// The number of the newest commit in the file.
 const COMMIT: &str = "commit";
-/// Epochs up to this one may have been given out.
+/// Epochs up to this one may have been assigned.
 const EPOCH_MAX: &str = "epoch_max";
 /// The store clock at the newest commit, and the machine's uptime at that moment.
 const STORE_MS: &str = "store_ms";
 const BOOT: &str = "boot";
 const UPTIME_MS: &str = "uptime_ms";
-/// How the file was left.
+/// The state in which the file was left.
 const LEFT: &str = "left";
-/// Every answered event is in it.
+/// Every acknowledged event is in the file.
 const LEFT_WHOLE: u64 = 0;
-/// Events may have been seen that are not in it.
+/// Readers may have seen events that are not in the file.
 const LEFT_OPEN: u64 = 1;
 
 const FINISHED: u64 = 1;
 const BROKEN: u64 = 2;
 
-/// What is known of a channel that is on the disk.
+/// The metadata of a channel on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub(crate) id: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Meta {
     pub(crate) broken: bool,
     /// When the newest event was appended, by the store clock.
     pub(crate) stored_ms: u64,
-    /// The oldest event that is on the disk, or before it.
+    /// A cursor not after the oldest event on the disk.
     first: Cursor,
     /// True when no events are on the disk.
     pub(crate) empty: bool,
@@ -68,25 +68,25 @@ pub(crate) struct Meta {
     pub(crate) user: Option<Arc<str>>,
 }
 
-/// What is known of all channels on the disk.
+/// The metadata of all channels on the disk.
 pub(crate) type Metas = HashMap<ChannelName, Meta>;
 
-/// What one commit changes.
+/// The changes of one commit.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) appends: Vec<Append>,
     /// Claims that have ended or were released. They are removed before [`Self::claims`] are added.
     pub(crate) ended_claims: Vec<Arc<str>>,
     pub(crate) claims: Vec<(Arc<str>, ClaimEnd)>,
-    /// Values to put and, where there is none, to delete, in this order.
+    /// Values to put, or keys to delete where there is no value, in this order.
     pub(crate) values: Vec<(Arc<str>, Option<Put>)>,
-    /// Channels that are removed as a whole.
+    /// Channels to remove completely.
     pub(crate) forgotten: Vec<ChannelName>,
-    /// Channels whose events are all removed.
+    /// Channels whose events are all to be removed.
     pub(crate) emptied: Vec<ChannelName>,
     /// Epochs to reserve.
     pub(crate) epoch_max: Option<u64>,
-    /// True when the commit must be on the disk when it is done, whatever the configuration.
+    /// True when the commit must be flushed, even if the store is not durable.
     pub(crate) flush: bool,
     pub(crate) closes: bool,
 }
@@ -103,7 +103,7 @@ pub(crate) struct Put {
 pub(crate) struct Append {
     pub(crate) name: ChannelName,
     pub(crate) entries: Vec<Arc<Entry>>,
-    /// The oldest event to keep.
+    /// The oldest event to retain.
     pub(crate) first: Cursor,
     /// Whose share the channel takes, where it is new.
     pub(crate) user: Option<Arc<str>>,
@@ -123,7 +123,7 @@ impl Change {
             && !self.closes
     }
 
-    /// Bytes that it takes in memory, roughly.
+    /// Its approximate size in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let entries = self.appends.iter().flat_map(|append| &append.entries).map(|entry| entry.bytes()).sum::<usize>();
         let values =
@@ -161,7 +161,7 @@ pub(crate) struct KeyRow {
     pub(crate) user: Option<Arc<str>>,
 }
 
-/// What the file holds besides events.
+/// The content of the file, without events and values.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     pub(crate) channels: Metas,
@@ -172,7 +172,7 @@ pub(crate) struct Held {
     pub(crate) next_id: u64,
 }
 
-/// Takes a file into use: sets the clock by it, reads what it holds, mends what it finds, and says in it that it is open.
+/// Opens a file for writing: sets the clock from it, reads its content, repairs it, and records in it that it is open.
 pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<Held, redb::Error> {
     let mut held = read(transaction)?;
     let store = transaction.open_table(STORE)?;
@@ -217,7 +217,7 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
     Ok(held)
 }
 
-/// Writes that the file is open, and which epochs may be given out.
+/// Records that the file is open, and which epochs may be assigned.
 pub(crate) fn mark_open(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<(), redb::Error> {
     let mut store = transaction.open_table(STORE)?;
     store.insert(LEFT, if durable { LEFT_WHOLE } else { LEFT_OPEN })?;
@@ -225,7 +225,7 @@ pub(crate) fn mark_open(transaction: &WriteTransaction, durable: bool, clock: &C
     Ok(())
 }
 
-/// Reads all but events and values.
+/// Reads everything but events and values.
 pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> {
     let mut held = Held::default();
     transaction.open_table(EVENTS)?;
@@ -243,7 +243,7 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
                 let user = channel_users.get(name.as_str())?.map(|user| shared(&mut users, user.value()));
                 held.channels.insert(name, Meta { user, ..Meta::from_row(row.value()) });
             }
-            Err(_) => tracing::error!("a channel on the disk has no valid name and is ignored"),
+            Err(_) => tracing::error!("a channel on the disk has an invalid name and is ignored"),
         }
     }
     for row in transaction.open_table(CLAIMS)?.iter()? {
@@ -261,7 +261,7 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 held.values.push(KeyRow { key, bytes, end_ms, user });
             }
-            Err(_) => tracing::error!("a value on the disk has no valid key and is ignored"),
+            Err(_) => tracing::error!("a value on the disk has an invalid key and is ignored"),
         }
     }
     Ok(held)
@@ -277,8 +277,8 @@ fn shared(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
     name
 }
 
-/// Gives channels that share a number new ones, without their events: nobody knows whose they are. An earlier version could give
-/// a number twice after a failed commit.
+/// Assigns new numbers to channels that share one, and removes their events, which cannot be attributed. An earlier version could
+/// assign a number twice after a failed commit.
 fn separate(transaction: &WriteTransaction, held: &mut Held) -> Result<(), redb::Error> {
     let mut seen = HashSet::new();
     let shared: HashSet<u64> = held.channels.values().map(|meta| meta.id).filter(|id| !seen.insert(*id)).collect();
@@ -299,7 +299,7 @@ fn separate(transaction: &WriteTransaction, held: &mut Held) -> Result<(), redb:
     Ok(())
 }
 
-/// Writes which commit this is, and when it is.
+/// Writes the number and the time of this commit.
 pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) -> Result<(), redb::Error> {
     let mut store = transaction.open_table(STORE)?;
     store.insert(COMMIT, commit)?;
@@ -311,8 +311,8 @@ pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) ->
     Ok(())
 }
 
-/// Writes a change. `known` has the channels that it names, and is changed as they are; `next_id` is the number of the next new
-/// channel.
+/// Writes a change. `known` has the metadata of the channels that it names, and is updated with them; `next_id` is the number of the
+/// next new channel.
 pub(crate) fn apply(
     transaction: &WriteTransaction,
     change: &Change,

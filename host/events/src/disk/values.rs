@@ -1,5 +1,5 @@
-//! Which keys have a value on the disk. Only the writer changes this, with what it is about to commit. It restores what cannot be
-//! committed, and reads all of it again when the file was recovered.
+//! The keys that have a value on the disk. Only the writer changes them, together with the change that it is about to commit. It
+//! reverts them when the commit fails, and replaces all of them when the file was recovered.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,7 @@ pub(crate) struct Kept {
     values: Mutex<Values<()>>,
 }
 
-/// What keys held before a commit, oldest first.
+/// The entries of keys before a commit, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
 
@@ -29,7 +29,7 @@ impl Kept {
         kept
     }
 
-    /// Holds what the file has, and nothing else.
+    /// Replaces all keys by those of the file.
     pub(crate) fn replace(&self, rows: &[KeyRow]) {
         let mut values = Values::new(self.config.state_bytes_max, self.config.user_percent_max);
         for KeyRow { key, bytes, end_ms, user } in rows {
@@ -62,7 +62,7 @@ impl Kept {
         lock(&self.values).bytes().of(Some(user))
     }
 
-    /// Adds a value to a change, and lets go of what has ended, so that it fits if it can.
+    /// Adds a value to a change, and removes expired values first, to make room.
     pub(crate) fn put(&self, change: &mut Change, undo: &mut Undo, key: &ChannelName, put: Put) -> Result<(), Error> {
         self.expire(change, undo, self.clock.now_ms());
         let before = lock(&self.values).put(key, (), put.record.len(), put.end_ms, put.user.as_deref());
@@ -74,7 +74,7 @@ impl Kept {
     }
 
     pub(crate) fn delete(&self, change: &mut Change, undo: &mut Undo, key: &ChannelName) {
-        // Also where it is not known of: a put that failed may be on the disk all the same.
+        // Also for an unknown key: a put that failed may be on the disk nevertheless.
         let before = lock(&self.values).delete(key);
         let key: Arc<str> = key.as_str().into();
         undo.0.push((Arc::clone(&key), before));
@@ -88,7 +88,7 @@ impl Kept {
         }
     }
 
-    /// Takes back what could not be committed.
+    /// Reverts changes that could not be committed.
     pub(crate) fn undo(&self, undo: Undo) {
         let mut values = lock(&self.values);
         for (key, before) in undo.0.into_iter().rev() {

@@ -1,7 +1,7 @@
-//! The thread that writes: jobs that wait while it commits share the next commit.
+//! The writer thread: jobs that wait during a commit share the next one.
 //!
 //! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every job is
-//! refused, and the store says that it is not well.
+//! rejected, and the store reports that it is unhealthy.
 
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +28,7 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Events that have their places.
+    /// Events that have their cursors.
     Append {
         channel: Arc<Channel>,
         entries: Vec<Arc<Entry>>,
@@ -39,7 +39,7 @@ pub(crate) enum Job {
         end: ClaimEnd,
         answer: Answer<()>,
     },
-    /// A value that is written already as it is on the disk.
+    /// A value, encoded as it is stored.
     Put {
         key: ChannelName,
         put: Put,
@@ -49,11 +49,11 @@ pub(crate) enum Job {
         key: ChannelName,
         answer: Answer<()>,
     },
-    /// Answers when everything before it is written.
+    /// Completes when all jobs before it are written.
     Barrier {
         answer: Answer<()>,
     },
-    /// Deletes what is too old, flushes, and recovers the file.
+    /// Deletes expired data, flushes, and recovers the file.
     Sweep {
         now_ms: u64,
         claims: Vec<Arc<str>>,
@@ -63,7 +63,7 @@ pub(crate) enum Job {
     },
 }
 
-/// Why the file cannot be written.
+/// The reason why the file cannot be written, if it cannot.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
     failure: Mutex<Option<String>>,
@@ -79,7 +79,7 @@ impl Status {
     }
 }
 
-/// What the writer shares with the store.
+/// The state that the writer shares with the store.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     pub(crate) config: Arc<EventsConfig>,
@@ -96,14 +96,14 @@ pub(crate) struct Writer {
     recovery: Recovery,
     /// When the file was last flushed, by the store clock.
     flushed_ms: u64,
-    /// Claims to be removed from the file with the next commit.
+    /// Claims to remove from the file with the next commit.
     ended_claims: Vec<Arc<str>>,
 }
 
-/// Events that have their places, and who waits for them to be written.
+/// Events that have their cursors, and the publisher that waits for them to be written.
 type PendingAppend = (Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>);
 
-/// Jobs that wait for one commit.
+/// The jobs of one commit.
 #[derive(Default)]
 struct Group {
     change: Change,
@@ -115,7 +115,7 @@ struct Group {
 }
 
 impl Writer {
-    /// A writer of a file whose newest commit has a number.
+    /// A writer for a file; `commit` is the number of its newest commit.
     pub(crate) fn new(shared: Shared, commit: u64) -> Self {
         let recovery = Recovery::new(commit, Arc::clone(&shared.clock));
         Self { shared, recovery, flushed_ms: 0, ended_claims: Vec::new() }
@@ -127,7 +127,7 @@ impl Writer {
                 let jobs = gather(first, &mut queue, self.shared.config.group_bytes_max);
                 if self.work(jobs) {
                     queue.close();
-                    // Jobs that came after the end are answered by being dropped.
+                    // Jobs that arrived after the end fail by being dropped.
                     while queue.try_recv().is_ok() {}
                     return;
                 }
@@ -170,7 +170,7 @@ impl Writer {
             for (channel, entries, answer) in appends {
                 let places = entries.iter().map(|entry| entry.cursor).collect();
                 publish(&channel, &entries);
-                // A publisher that does not wait any more is no reason to stop: its events are in.
+                // A publisher that does not wait any more is not an error: its events are written.
                 let _ = answer.send(Ok(places));
             }
             for answer in claims.into_iter().map(|(_, answer)| answer).chain(values).chain(close) {
@@ -199,7 +199,7 @@ impl Writer {
             Job::Append { channel, entries, answer } => appends.push((channel, entries, answer)),
             Job::Claim { key, end, answer } => {
                 change.claims.push((Arc::clone(&key), end));
-                // A ticket that was used stays used, whatever the configuration says of events.
+                // A used ticket stays used, even if the store is not durable.
                 change.flush = true;
                 group.claims.push((key, answer));
             }
@@ -223,7 +223,7 @@ impl Writer {
         }
     }
 
-    /// Answers a job that was not tried.
+    /// Rejects a job that was not attempted.
     fn refuse(&mut self, job: Job, error: &Error) {
         match job {
             Job::Append { channel, entries, answer } => {
@@ -244,11 +244,11 @@ impl Writer {
     /// Releases a claim that was not committed: its caller does not have it, so the next one may.
     fn release(&mut self, key: Arc<str>) {
         lock(&self.shared.claims).release(&key);
-        // It may be in the file all the same.
+        // It may be in the file nevertheless.
         self.ended_claims.push(key);
     }
 
-    /// Adds an append to the change, making room for its channel where it is new.
+    /// Adds an append to the change, and makes room for its channel if it is new.
     fn place(&self, change: &mut Change, channel: &Arc<Channel>, entries: &[Arc<Entry>]) -> Result<(), Error> {
         let (name, database) = (&channel.name, &self.shared.database);
         let known = database.knows(name) && !change.forgotten.contains(name);
@@ -270,7 +270,7 @@ impl Writer {
         }
         let first = {
             let state = channel.lock();
-            // Where nothing is retained, what is still to be written is all that is kept, this append and others.
+            // Where no event is retained, only events that are not written yet are stored: this append and others.
             state.log.first().map_or(state.log.last().next(), |first| first.cursor)
         };
         change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first, user });
@@ -318,8 +318,8 @@ impl Writer {
         gone
     }
 
-    /// Lets go of owner records whose channels are not there. Where every record has its channel, there are as many channels as there may
-    /// be, and some of them go with their records.
+    /// Removes owner records whose channels do not exist. If every record has its channel, the number of channels is at its maximum, and
+    /// some of them are removed with their records.
     fn make_room_for_record(&self, change: &mut Change) -> Result<(), Error> {
         let mut gone = 0;
         for name in self.shared.database.records_without_events(u64::MAX, true) {
@@ -333,8 +333,8 @@ impl Writer {
         if gone == 0 { self.make_room(change) } else { Ok(()) }
     }
 
-    /// Removes a channel and the record of its owner with the change, unless somebody follows it, events of it are on their way, or it
-    /// goes already. Returns true where it goes now.
+    /// Removes a channel and the record of its owner with the change, unless it has subscribers or pending appends, or is removed
+    /// already. Returns true if it is removed now.
     fn forget(&self, change: &mut Change, name: &ChannelName) -> bool {
         let Shared { hub, database, .. } = &self.shared;
         let is_new = |change: &Change, name: &ChannelName| {
@@ -362,14 +362,14 @@ impl Writer {
         true
     }
 
-    /// True when the channel of an owner record is followed, or has events on their way.
+    /// True when the channel of an owner record has subscribers or pending appends.
     fn owned_in_use(&self, change: &Change, record: &ChannelName) -> bool {
         record.owned().is_some_and(|owned| {
             self.shared.hub.in_use(&owned) || change.appends.iter().any(|append| append.name == owned)
         })
     }
 
-    /// How many channels make room at once.
+    /// How many channels are removed at once.
     fn at_once(&self) -> usize {
         (self.shared.config.channels_max / 64).max(1)
     }
@@ -404,7 +404,7 @@ impl Writer {
         made.map_err(|error| self.failed(&error))
     }
 
-    /// Recovers the file, where a commit failed; at once where this is the last chance, and else when it is due.
+    /// Recovers the file after a failed commit: immediately with `at_once`, otherwise when the next attempt is due.
     fn recover(&mut self, at_once: bool) -> Result<(), Error> {
         if !self.recovery.needed() {
             return Ok(());
@@ -438,7 +438,7 @@ fn unavailable() -> Error {
     Error::unavailable("the channel store cannot be written", RETRY_AFTER_MS)
 }
 
-/// Jobs that share a commit: the first, and what waits behind it as far as it fits. A job that closes is the last.
+/// The jobs of one commit: the first, and those that wait behind it, as far as they fit. A job that closes the file is the last.
 fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<Job> {
     let (mut jobs, mut bytes, mut next) = (Vec::new(), 0_usize, Some(first));
     while let Some(job) = next {
@@ -456,7 +456,7 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<
     jobs
 }
 
-/// Gives followers events that are written.
+/// Publishes written events to subscribers.
 pub(crate) fn publish(channel: &Channel, entries: &[Arc<Entry>]) {
     let mut state = channel.lock();
     state.pending -= 1;
@@ -464,7 +464,7 @@ pub(crate) fn publish(channel: &Channel, entries: &[Arc<Entry>]) {
     wake(state);
 }
 
-/// Events that were not written: their places stay empty.
+/// Discards events that were not written: their cursors stay unused.
 pub(crate) fn give_up(channel: &Channel, entries: &[Arc<Entry>]) {
     let mut state = channel.lock();
     state.pending -= 1;

@@ -1,5 +1,5 @@
--- Appends events to a stream, all or none, and lets go of what retention does not keep.
--- KEYS: the stream, what is known of it beside its entries, the lease where the append is fenced, and the same two of the record of the
+-- Appends events to a stream, all or none, and removes what is beyond retention.
+-- KEYS: the stream, its metadata, the lease where the append is fenced, and the same two of the record of the
 -- channel's owner, which stays as long as the channel.
 -- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
 -- how long the rest is remembered in ms, the token of the lease or an empty text, what every key begins with, the name of the
@@ -22,7 +22,7 @@ end
 local meta = redis.call('HMGET', known, 'epoch', 'seq', 'run', 'finished', 'bytes')
 if meta[4] == '1' then return { 'finished' } end
 local epoch, seq, bytes = meta[1], tonumber(meta[2] or '0'), tonumber(meta[5] or '0')
--- A server that was started again may have lost what others have seen.
+-- A server that was restarted may have lost events that readers have seen.
 if not epoch or (meta[3] ~= run and not keeps) then
   if epoch and not later(fresh, epoch) then return { 'epoch', epoch } end
   epoch, seq = fresh, 0
@@ -50,7 +50,7 @@ local function latest()
   end
 end
 
--- Somebody else may have added entries to the stream: their places are holes in the sequence.
+-- Another program may have added entries to the stream: their ids are holes in the sequence.
 if redis.call('EXISTS', stream) == 1 then
   local taken_epoch, taken_seq = latest()
   -- Sequences have more digits than a number of Lua holds exactly, too: one that is near its end is left.

@@ -21,7 +21,7 @@ pub struct Groups {
 
 /// An event that was assigned to a consumer and is not acknowledged yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
+pub struct PendingEvent {
     /// Its cursor, with which it is acknowledged.
     pub cursor: Cursor,
     /// The event; none when retention has removed it, or another program wrote an entry that is not an event.
@@ -61,7 +61,7 @@ impl Groups {
         consumer: &str,
         limit: usize,
         wait_ms: u64,
-    ) -> Result<Vec<Work>, Error> {
+    ) -> Result<Vec<PendingEvent>, Error> {
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP")
             .arg(valid_name(group)?)
@@ -117,7 +117,7 @@ impl Groups {
         consumer: &str,
         idle_ms: u64,
         limit: usize,
-    ) -> Result<Vec<Work>, Error> {
+    ) -> Result<Vec<PendingEvent>, Error> {
         let mut claim = redis::cmd("XAUTOCLAIM");
         claim.arg(self.key(channel)).arg(valid_name(group)?).arg(valid_name(consumer)?).arg(idle_ms).arg("0-0");
         claim.arg("COUNT").arg(limit.clamp(1, EVENTS_MAX));
@@ -130,9 +130,10 @@ impl Groups {
     }
 }
 
-fn pending_events(entries: &[StreamId]) -> Vec<Work> {
-    let pending =
-        |entry: &StreamId| Some(Work { cursor: entry.id.parse().ok()?, entry: event(entry, |time_ms| time_ms) });
+fn pending_events(entries: &[StreamId]) -> Vec<PendingEvent> {
+    let pending = |entry: &StreamId| {
+        Some(PendingEvent { cursor: entry.id.parse().ok()?, entry: event(entry, |time_ms| time_ms) })
+    };
     entries.iter().filter_map(pending).collect()
 }
 

@@ -13,7 +13,7 @@ while #live < limit do
     if redis.call('EXISTS', prefix .. key) == 1 then
       live[#live + 1] = key
     else
-      -- It ended, or the server let go of it.
+      -- It expired, or the server evicted it.
       redis.call('ZREM', names, key)
       redis.call('ZREM', ends, key)
       redis.call('ZREM', all_ends, key)

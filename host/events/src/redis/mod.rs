@@ -1,14 +1,14 @@
-//! Channels in Redis Streams, shared by all instances.
+//! Channels in Redis Streams, shared by all Weir servers.
 //!
-//! An entry's id is the event's place, `epoch-seq`, which a script gives it: the sequence is ours, and every hole in it shows. A
-//! server that was started again may have lost events that somebody has seen, so a channel goes on in a new epoch then,
-//! unless the configuration says that the server keeps every write.
+//! An entry's id is the event's cursor, `epoch-seq`, which a script assigns: the sequence has no holes of its own, so that every hole is
+//! visible. A Redis server that was restarted may have lost events that readers have seen, so a channel then continues in a new epoch,
+//! unless the configuration states that the server persists every write.
 //!
-//! A channel that is followed here is in memory as a mirror of its stream, and one blocking read for all of them feeds the
-//! mirrors ([`reader`]). Pages are read from Redis itself.
+//! A channel that is followed in this process is in memory as a mirror of its stream, and one blocking read for all of them updates the
+//! mirrors ([`reader`]). Pages are read from Redis directly.
 //!
-//! While Redis does not answer, memory may take over: such events go into the mirror in an epoch of their own. When Redis is
-//! back the mirror is made anew from it, and who followed sees a gap where what only we had was.
+//! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis is available
+//! again, the mirror is loaded again, and its subscribers see a gap in the place of the events that only memory had.
 
 pub(crate) mod groups;
 mod lease;
@@ -37,11 +37,11 @@ use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
 use crate::store::{Health, Usage, Write};
 use crate::subscription::Subscription;
 
-/// Epochs from here on are not ours: somebody else wrote them.
+/// Epochs from here on are not assigned by Weir: another program wrote the entry.
 const EPOCH_END: u64 = 1 << 62;
-/// How long a channel's place is remembered after its events are gone, in milliseconds.
+/// How long a channel's last cursor is stored after its events have expired, in milliseconds.
 const REMEMBERED_MS: u64 = 86_400_000;
-/// How often the owner record of a followed channel is renewed in the time that it lasts, and how many with one command.
+/// How often the owner record of a followed channel is renewed during its time to live, and how many are renewed with one command.
 const RENEWALS: u64 = 4;
 const RENEWED_AT_ONCE: usize = 256;
 
@@ -53,7 +53,7 @@ pub(crate) struct Redis {
     renewed_ms: AtomicU64,
 }
 
-/// What the store and its reader share.
+/// The state that the store and its reader share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     config: Arc<EventsConfig>,
@@ -63,9 +63,9 @@ pub(crate) struct Shared {
     append: Script,
     kept: state::State,
     leases: RedisLeases,
-    /// Says that another channel is followed.
+    /// Notified when another channel is followed.
     followed: Notify,
-    /// Held while a mirror is made, so that each is made once.
+    /// Held while a mirror is loaded, so that each is loaded once.
     making: tokio::sync::Mutex<()>,
 }
 
@@ -89,7 +89,7 @@ impl Redis {
     ) -> Result<Vec<Cursor>, Error> {
         let appended = self.shared.append(name, &drafts, write).await;
         match appended {
-            // Only Redis knows who has a lease.
+            // Only Redis knows the owners of leases.
             Err(Error::Unavailable { .. }) if self.shared.falls_back() && write.fence.is_none() => {
                 self.shared.append_here(name, drafts)
             }
@@ -121,7 +121,7 @@ impl Redis {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    // Nobody sits in the mirror, so nobody's leaving would let it go.
+                    // The mirror has no subscriber whose end would remove it.
                     self.shared.hub.forget(name, |state| !state.astray);
                     return Err(error);
                 }
@@ -192,7 +192,7 @@ impl Redis {
         Health { store: StoreKind::Redis, ok: detail.is_none() || fallback, fallback, detail }
     }
 
-    /// Makes the owner records of channels that are followed here last, however long nothing is published to them.
+    /// Renews the owner records of channels that are followed here, even if no event is published to them.
     pub(crate) async fn sweep(&self) {
         let Shared { config, clock, hub, link, .. } = &*self.shared;
         let (now_ms, age_ms_max) = (clock.now_ms(), config.retention.age_ms_max.max(1));
@@ -244,7 +244,7 @@ impl Shared {
 
     async fn append(&self, name: &ChannelName, drafts: &[Draft], write: Write<'_>) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
-        // Another instance's clock may be ahead, and then the epoch is that one's next; another may take that too, once.
+        // The clock of another server may be ahead, and then the epoch must be greater; yet another server may take that one too.
         for _ in 0..4 {
             let answer: Vec<String> =
                 self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch, write).await }).await?;
@@ -260,7 +260,7 @@ impl Shared {
                 _ => break,
             }
         }
-        Err(Error::unavailable("the clocks of the instances are too far apart", 1_000))
+        Err(Error::unavailable("the clocks of the servers are too far apart", 1_000))
     }
 
     async fn run_append(
@@ -275,7 +275,7 @@ impl Shared {
         let mut call = self.append.prepare_invoke();
         let (lease, token) = fence_arguments(&self.link, write.fence);
         call.key(self.key(name)).key(self.meta_key(name)).key(lease);
-        // A kind that is too long for a record has none, and the keys of the channel itself stand in.
+        // A kind that is too long for an owner record has none; the keys of the channel itself are passed instead.
         let record = name.owner_record().unwrap_or_else(|| name.clone());
         call.key(self.key(&record)).key(self.meta_key(&record));
         call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
@@ -290,7 +290,7 @@ impl Shared {
         call.invoke_async(&mut live.connection).await
     }
 
-    /// Appends to this process's memory alone.
+    /// Appends to the memory of this process only.
     fn append_here(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
         let mut drafts = Some(drafts);
         loop {
@@ -311,7 +311,7 @@ impl Shared {
         }
     }
 
-    /// Brings the mirror of a channel up to date where a reader has seen more than it holds: another instance may have been ahead.
+    /// Loads the mirror of a channel again where a reader has seen more than it holds: the mirror of another server may be ahead.
     async fn catch_up(&self, name: &ChannelName, after: Cursor) -> Result<(), Error> {
         let channel = self.mirror(name).await?;
         {
@@ -324,17 +324,17 @@ impl Shared {
         self.mirror(name).await.map(drop)
     }
 
-    /// A page from Redis itself.
+    /// A page, read from Redis directly.
     async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let (mut from, mut is_known) = (first_after(after), true);
-        // What is too old is let go of by the next append; until then it is passed over.
+        // Events that are too old are removed by the next append; until then they are skipped.
         let (entries, known, oldest_ms) = loop {
             let Range { entries, known, now_ms } = self.range(name, &from, limit).await?;
-            // By the server's clock, which gave the events their times: ours may be set to another time.
+            // By the server's clock, which stamped the events: the local clock may differ.
             let oldest_ms = now_ms.saturating_sub(self.config.retention_of(name).age_ms_max);
             match entries.last() {
                 Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
-                // The cursor is not of this channel: all that is retained comes after the gap.
+                // The cursor is not of this channel: all retained events come after the gap.
                 None if is_known && known.last != Cursor::START && resolve(after, known.last) != after => {
                     (from, is_known) = (first_after(Cursor::UNKNOWN), false);
                 }
@@ -343,18 +343,18 @@ impl Shared {
         };
         let last = known.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
         if known.last == Cursor::START && entries.is_empty() {
-            // Nobody knows the channel.
+            // The channel is unknown.
             let last = if after == Cursor::START { Cursor::START } else { self.clock.beginning() };
             return Ok(page(after, last, false, std::iter::empty(), limit, 0));
         }
-        // A range that begins with the greatest place may have the entry that the reader has.
+        // A range that starts at the greatest cursor may contain the entry that the reader has seen.
         let all = after.is_unknown() || !is_known;
         let news = |entry: &Arc<Entry>| (all || entry.cursor > after) && entry.time_ms >= oldest_ms;
         let entries = entries.into_iter().filter(news);
         Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
     }
 
-    /// Entries of a stream, and what is known of it, as of one moment.
+    /// Entries of a stream and its metadata, read atomically.
     async fn range(&self, name: &ChannelName, from: &str, count: usize) -> Result<Range, Error> {
         let mut ask = redis::pipe();
         ask.atomic();
@@ -366,20 +366,20 @@ impl Shared {
         let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
         let known = Known::from_fields(fields);
         self.observe(known.last.epoch);
-        // Ages are measured by our store clock from here on.
+        // From here on, ages are measured by the store clock of this process.
         let here_ms = self.clock.now_ms();
         let stored_ms = |time_ms: u64| here_ms.saturating_sub(now_ms.saturating_sub(time_ms));
         Ok(Range { entries: range.ids.iter().filter_map(|entry| event(entry, stored_ms)).collect(), known, now_ms })
     }
 
-    /// Makes later epochs of this process come after one that was seen.
+    /// Makes later epochs of this process greater than one that was read.
     fn observe(&self, epoch: u64) {
         if epoch < EPOCH_END {
             self.clock.observe_epoch(epoch);
         }
     }
 
-    /// The mirror of a channel, made where there is none or where it went astray.
+    /// The mirror of a channel; loaded where there is none or where it differs from Redis.
     async fn mirror(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
         let good = |channel: &Arc<Channel>| !channel.lock().astray;
         if let Some(channel) = self.hub.resident(name).filter(good) {
@@ -400,7 +400,7 @@ impl Shared {
         self.hub.insert(name, None, || state)
     }
 
-    /// Makes a mirror that went astray what Redis has; those who follow get what they have not seen of it.
+    /// Loads a mirror again that differs from Redis; its subscribers get the events that they have not seen.
     async fn refresh(&self, channel: &Channel) -> Result<(), Error> {
         if !channel.lock().astray {
             return Ok(());
@@ -410,10 +410,10 @@ impl Shared {
         if !state.astray {
             return Ok(());
         }
-        // A server that lost what it had may go on before the place that was read.
+        // A server that lost its data may continue before the cursor that was read.
         let source = if log.last() < state.source { Cursor::START } else { state.source };
         let fresh: Vec<Arc<Entry>> = log.all_after(source).map(Arc::clone).collect();
-        // The log holds what came before, so that those who replay find it; what is new is offered.
+        // The log gets the earlier events, so that replays find them; new events are offered to subscribers.
         let mut before =
             Log::new(self.config.retention, log.first().map_or(log.last(), |first| first.cursor.previous()));
         log.all_after(Cursor::START).take_while(|entry| entry.cursor <= source).for_each(|entry| {
@@ -433,8 +433,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads a channel from its beginning where the server, after a start, has not what was read of it: with an earlier epoch its
-    /// entries would never be seen.
+    /// Makes the reader start at the beginning of a stream where the server, after a restart, has lost what was read of it: new entries
+    /// with an earlier epoch would never be read otherwise.
     async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
         let Range { known, .. } = self.range(&channel.name, "-", 1).await?;
         let mut state = channel.lock();
@@ -444,9 +444,9 @@ impl Shared {
         Ok(())
     }
 
-    /// All that Redis has of a channel.
+    /// All entries that Redis has of a channel.
     async fn load(&self, name: &ChannelName) -> Result<Log, Error> {
-        // An append may be let in whole before the rest is trimmed; the script does both at once.
+        // The script appends and trims atomically, so that no more than `events_max` entries are retained.
         let Range { entries, known, .. } = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
         let before = entries.first().map_or(known.last, |first| first.cursor.previous());
         let mut log = Log::new(self.config.retention, before);
@@ -461,7 +461,7 @@ impl Shared {
         Ok(log)
     }
 
-    /// A mirror of which nothing is known.
+    /// An empty mirror, marked as different from Redis.
     fn blank(&self) -> State {
         let mut state = State::new(Log::new(self.config.retention, Cursor::START));
         state.astray = true;
@@ -469,7 +469,7 @@ impl Shared {
     }
 }
 
-/// Entries of a stream as of one moment.
+/// Entries of a stream, read atomically.
 struct Range {
     entries: Vec<Arc<Entry>>,
     known: Known,
@@ -477,12 +477,13 @@ struct Range {
     now_ms: u64,
 }
 
-/// Where the range of a reader begins.
+/// The start of a reader's range.
 fn first_after(after: Cursor) -> String {
     if after == Cursor::START || after.is_unknown() { "-".to_owned() } else { beyond(after) }
 }
 
-/// The first id after a place; nothing is after the greatest, which stands for itself. Redis refuses a range that begins behind it.
+/// The first id after a cursor. Nothing is after the greatest, for which its own id is returned: Redis refuses a range that starts after
+/// it.
 fn beyond(Cursor { epoch, seq }: Cursor) -> String {
     match (seq.checked_add(1), epoch.checked_add(1)) {
         (Some(seq), _) => format!("{epoch}-{seq}"),

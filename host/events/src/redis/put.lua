@@ -24,7 +24,7 @@ local function give_back(some_key)
   if owner ~= '' and redis.call('HINCRBY', users, owner, -size) <= 0 then redis.call('HDEL', users, owner) end
 end
 
--- Keys whose values ended go from the lists bit by bit: each put takes away more than it can add.
+-- Keys whose values expired are removed from the sets gradually: each put removes more than it can add.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, 16)) do

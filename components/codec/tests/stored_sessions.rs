@@ -13,7 +13,7 @@ use weir_codec::{
         checkpoint,
         config::SessionAsk,
         input::{Body, Refusal, read},
-        outbox::{Batch, Telling},
+        outbox::{Batch, EventOutbox},
         stored::{self, Head, stored_event},
     },
 };
@@ -81,23 +81,23 @@ fn feed(
 ) -> Result<(), Dead> {
     let (ask, mut head, mut session) = open(store);
     head.after.1 = store.channel.len() as u64;
-    let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
+    let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
     let mut count = 0;
     for (at, line) in (1_usize..).zip(lines) {
-        say(&mut session, &mut telling, at as u64, line);
+        say(&mut session, &mut outbox, at as u64, line);
         if at.is_multiple_of(piece) || at == lines.len() {
-            telling.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made")));
+            outbox.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made")));
         }
         // What the session says runs ahead of what is stored.
         if !at.is_multiple_of(ahead) && at < lines.len() {
             continue;
         }
-        while let Some(mut batch) = telling.poll_batch() {
+        while let Some(mut batch) = outbox.poll_batch() {
             life.step()?;
             store.channel.extend(batch.records().into_iter().map(|record| record.data));
             life.step()?;
             let kept = batch.checkpoint.take();
-            answer(&mut telling, batch, seen);
+            answer(&mut outbox, batch, seen);
             life.step()?;
             head.after.1 = store.channel.len() as u64;
             if let Some(kept) = kept {
@@ -112,7 +112,7 @@ fn feed(
     Ok(())
 }
 
-fn say(session: &mut Session, telling: &mut Telling, at: u64, line: &str) {
+fn say(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &str) {
     let input = read(line.as_bytes()).expect("it is as it was made");
     let taken = match input.body {
         Body::Chunk(chunk) => session.handle_chunk(0, input.seq, chunk),
@@ -121,18 +121,18 @@ fn say(session: &mut Session, telling: &mut Telling, at: u64, line: &str) {
     let mut next = session.poll_event(0);
     while let Some(output) = next {
         next = session.poll_event(0);
-        telling.handle_event(output.event, output.number, input.seq, next.is_some());
+        outbox.handle_event(output.event, output.number, input.seq, next.is_some());
     }
     match taken {
         Ok(Taken::New) => {}
-        Ok(Taken::Repeated { seq_last }) => telling.handle_repeated(input.seq.expect("it is as it was made"), seq_last),
-        Err(error) => telling.handle_refusal(at, &Refusal::from(&error)),
+        Ok(Taken::Repeated { seq_last }) => outbox.handle_repeated(input.seq.expect("it is as it was made"), seq_last),
+        Err(error) => outbox.handle_refusal(at, &Refusal::from(&error)),
     }
 }
 
-fn answer(telling: &mut Telling, batch: Batch, seen: &mut Vec<String>) {
-    telling.handle_told(batch, &[]);
-    let out = String::from_utf8(telling.poll_output().unwrap_or_default()).expect("it is as it was made");
+fn answer(outbox: &mut EventOutbox, batch: Batch, seen: &mut Vec<String>) {
+    outbox.handle_stored(batch, &[]);
+    let out = String::from_utf8(outbox.poll_output().unwrap_or_default()).expect("it is as it was made");
     seen.extend(out.lines().map(str::to_owned));
 }
 

@@ -1,8 +1,12 @@
-//! What the gateway imports of Weir, generated from `wit/`.
+//! What the gateway imports of Weir, generated from `wit/`. Records that core has too are core's own types.
 
 #![allow(missing_docs, clippy::all, unreachable_pub)]
 
 wit_bindgen::generate!({
     world: "gateway-imports",
     path: "../../wit",
+    with: {
+        "weir:stream/events@0.1.0/cursor": weir_core::channels::Cursor,
+        "weir:stream/types@0.1.0/label-score": weir_codec::inference::output::LabelScore,
+    },
 });

@@ -10,7 +10,8 @@ use crate::{
         events::{self, Failure},
         state,
     },
-    publish, request_id,
+    http::request_id,
+    publish,
 };
 
 /// The key of the label, and of the claim of the instance that makes it. It is no channel, so no client can follow it.

@@ -13,12 +13,9 @@ use weir_codec::{
     http::problem::Problem,
 };
 
-use crate::{
-    access,
-    bindings::weir::stream::events::{self, Cursor},
-    pipelines::Pipelines,
-    publish, sessions,
-};
+use weir_core::channels::Cursor;
+
+use crate::{access, bindings::weir::stream::events, pipelines::Pipelines, publish, sessions};
 
 /// The place before the oldest event.
 const START: Cursor = Cursor { epoch: 0, seq: 0 };

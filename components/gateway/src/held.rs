@@ -14,12 +14,12 @@ use weir_codec::{
     },
     http::{framing::Framing, problem::Problem},
 };
-use weir_core::channels;
+use weir_core::channels::Cursor;
 
 use crate::{
-    bindings::weir::stream::events::{self, Cursor},
+    bindings::weir::stream::events,
+    http::response::Reply,
     publish,
-    reply::Reply,
     settings::{Grip, Settings},
     subscribe::{push_entry, push_gap, unix_ms},
 };
@@ -62,7 +62,6 @@ pub(crate) async fn answer(
         reply = reply.with(name, value);
     }
     if settings.grip == Grip::Host {
-        let after = channels::Cursor::new(after.epoch, after.seq);
         let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
         let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
         reply = reply.with(hold::HEADER, terms.to_header());

@@ -15,7 +15,8 @@ use crate::{
         state::{self, Acquisition},
     },
     clock::{self, Deadline},
-    publish, request_id,
+    http::request_id,
+    publish,
     settings::Settings,
 };
 

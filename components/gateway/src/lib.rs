@@ -28,27 +28,21 @@
 mod access;
 mod annotating;
 mod bindings;
-mod body;
 mod claims;
 mod clock;
-mod dialects;
-mod duplex;
 mod existence;
 mod held;
-mod infer;
-mod items;
+mod http;
+mod inference;
 mod lease;
 mod owners;
 mod pipelines;
 mod process;
 mod publish;
-mod reply;
-mod request_id;
 mod sessions;
 mod settings;
 mod signal;
 mod sockets;
-mod streams;
 mod subscribe;
 mod transcript;
 mod turns;
@@ -92,13 +86,14 @@ use weir_core::{pipelines::TIMEOUT_MS_MAX, process::Now};
 use crate::{
     access::{Access, Asking},
     bindings::weir::stream::{events, state},
-    body::Arriving,
     clock::Deadline,
-    items::Plan,
+    http::{
+        body::Arriving,
+        response::{Client, Reply},
+    },
+    inference::{batch, dialects, requests::Plan, stream::Source},
     pipelines::{Inside, Pipelines},
-    reply::{Client, Reply},
     settings::{Grip, Settings},
-    streams::Source,
 };
 
 /// The forms in which a stream is answered.
@@ -130,7 +125,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
         host: parts.uri.authority().map(|authority| authority.as_str()),
         method: &parts.method,
         headers: &parts.headers,
-        request_id: request_id::of(&parts.headers),
+        request_id: http::request_id::of(&parts.headers),
         page: Vec::new(),
         user: RefCell::default(),
         began,
@@ -157,7 +152,7 @@ async fn handle(request: Request) -> Result<Response, ErrorCode> {
     }
     reply
         .with("cache-control", "no-store")
-        .with(request_id::HEADER, call.request_id)
+        .with(http::request_id::HEADER, call.request_id)
         .into_response(parts.method == Method::HEAD)
 }
 
@@ -408,7 +403,7 @@ impl Call<'_> {
         })?;
         let now = clock::now();
         let guard: std::rc::Rc<guard::Guard> = access.guard(now.monotonic_ns)?;
-        let (random, now_s) = (request_id::random(), now.unix_ns / 1_000_000_000);
+        let (random, now_s) = (http::request_id::random(), now.unix_ns / 1_000_000_000);
         let issued = guard.issue_ticket(identity, &path, limit, &random, &claims::label().await?, now_s)?;
         Ok(Reply::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
     }
@@ -469,7 +464,7 @@ impl Call<'_> {
             Form::Stream(framing) => self.stream(Source::Inputs(inputs), plan, framing, settings),
             Form::Json => {
                 let plan = plan.or_fail();
-                let outputs = items::whole(&plan, inputs, settings, began).await?;
+                let outputs = batch::whole(&plan, inputs, settings, began).await?;
                 Ok(Answer::Whole(Reply::json(output::answer_json(&outputs, &plan.model))))
             }
         }
@@ -555,7 +550,7 @@ impl Call<'_> {
     ) -> Result<Answer, Problem> {
         let (response, client) = self.streaming(framing)?;
         let began = self.began;
-        spawn(async move { streams::stream(source, plan, framing, settings, began, client).await });
+        spawn(async move { inference::stream::stream(source, plan, framing, settings, began, client).await });
         Ok(Answer::Streaming(response))
     }
 
@@ -567,11 +562,11 @@ impl Call<'_> {
             ("vary", "accept".to_owned()),
             // Proxies that buffer a response would undo the streaming.
             ("x-accel-buffering", "no".to_owned()),
-            (request_id::HEADER, self.request_id.clone()),
+            (http::request_id::HEADER, self.request_id.clone()),
         ];
         headers.extend(self.page.iter().cloned());
         headers.extend(self.user_header());
-        reply::streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
+        http::response::streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }
 
     /// A body of JSON: its type, its size.
@@ -587,7 +582,7 @@ impl Call<'_> {
     /// A body of any type, read whole.
     async fn whole(&self, body: types::Request, settings: &Settings) -> Result<Vec<u8>, Problem> {
         let announced = self.header("content-length").and_then(|length| length.trim().parse().ok());
-        body::read(body, announced, settings, self.began).await
+        http::body::read(body, announced, settings, self.began).await
     }
 
     /// Bodies come as they are. An empty list of codings is none.
@@ -612,7 +607,7 @@ impl Call<'_> {
 }
 
 async fn served(began: Now) -> Result<Vec<models::Model>, Problem> {
-    let answer = Deadline::after(began, MODELS_TIMEOUT_MS).bound(infer::models()).await;
+    let answer = Deadline::after(began, MODELS_TIMEOUT_MS).bound(inference::client::models()).await;
     answer.ok_or_else(|| Problem::not_ready(Vec::new()))
 }
 

@@ -6,8 +6,10 @@
 
 use weir_codec::{channels::route::Channel, http::problem::Problem};
 
+use weir_core::channels::Cursor;
+
 use crate::{
-    bindings::weir::stream::events::{self, Cursor, Event},
+    bindings::weir::stream::events::{self, Event},
     publish,
 };
 

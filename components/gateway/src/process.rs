@@ -15,8 +15,8 @@ use weir_core::{failure::Failure, process::Now};
 
 use crate::{
     clock::{self, Deadline},
+    http::response::Client,
     pipelines::{Inside, Lines},
-    reply::Client,
     settings::Settings,
 };
 

@@ -14,9 +14,8 @@ use weir_core::process::Now;
 use crate::{
     access::Access,
     bindings::weir::stream::events::{self, Event, Failure},
-    lease, owners,
-    reply::Reply,
-    subscribe,
+    http::response::Reply,
+    lease, owners, subscribe,
 };
 
 /// Most bytes in the key under which a later event replaces an earlier one.

@@ -24,17 +24,20 @@ use weir_codec::{
         problem::Problem,
     },
 };
-use weir_core::process::Now;
+use weir_core::{channels::Cursor, process::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
     access::Connection,
-    bindings::weir::stream::events::{self, Closed, Cursor, Delivery},
-    body::{Arriving, Piece},
+    bindings::weir::stream::events::{self, Closed, Delivery},
     clock::{self, Deadline},
-    duplex::{Duplex, Outgoing},
-    existence, publish,
-    reply::Client,
+    existence,
+    http::{
+        body::{Arriving, Piece},
+        duplex::{Duplex, Outgoing},
+        response::Client,
+    },
+    publish,
     settings::Settings,
     subscribe::{self, wire_id},
 };
@@ -99,7 +102,7 @@ impl Outgoing for Said {
         self.out.len()
     }
 
-    fn is_owing(&self) -> bool {
+    fn has_pending(&self) -> bool {
         // Events may come at any time.
         true
     }

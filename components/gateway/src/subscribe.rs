@@ -18,15 +18,15 @@ use weir_codec::{
     },
     http::{framing::Framing, problem::Problem},
 };
-use weir_core::channels;
+use weir_core::channels::Cursor;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
     access::Connection,
-    bindings::weir::stream::events::{self, Closed, Cursor, Delivery, Entry, Gap},
+    bindings::weir::stream::events::{self, Closed, Delivery, Entry, Gap},
     clock::{self, Deadline},
+    http::response::Client,
     publish,
-    reply::Client,
     settings::Settings,
 };
 
@@ -48,13 +48,12 @@ pub(crate) struct Subscription {
 
 /// Where a subscription resumes, by `Last-Event-ID` or the query.
 pub(crate) fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, Problem> {
-    let channels::Cursor { epoch, seq } = resume::cursor(header, query)?;
-    Ok(Cursor { epoch, seq })
+    Ok(resume::cursor(header, query)?)
 }
 
 /// The id of an event on the wire.
 pub(crate) fn wire_id(place: &Cursor) -> String {
-    channels::Cursor::new(place.epoch, place.seq).to_string()
+    place.to_string()
 }
 
 /// Whether a channel has something after a cursor, now or later.

@@ -15,7 +15,7 @@ use weir_codec::{
         captions::{self, CaptionError, Captions, Cue},
         config::SessionAsk,
         input::{Body, Refusal, read_line},
-        outbox::Telling,
+        outbox::EventOutbox,
         semantic::TextInput,
         stored::Annotate,
     },
@@ -32,9 +32,11 @@ use crate::{
         weir::stream::session::{self, Chunk, Input, InputBody, Output, OutputBody, Start},
         wit_stream,
     },
-    body::{Arriving, Piece},
-    duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
-    reply::Client,
+    http::{
+        body::{Arriving, Piece},
+        duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
+        response::Client,
+    },
     settings::Settings,
 };
 
@@ -45,7 +47,7 @@ const OUTPUTS_MAX: usize = 256;
 /// Most lines that are annotated at once.
 const PLACES_MAX: usize = 128;
 
-impl Outgoing for Telling {
+impl Outgoing for EventOutbox {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -54,8 +56,8 @@ impl Outgoing for Telling {
         self.output_bytes()
     }
 
-    fn is_owing(&self) -> bool {
-        self.is_owing()
+    fn has_pending(&self) -> bool {
+        self.has_pending()
     }
 
     fn is_done(&self) -> bool {
@@ -72,7 +74,7 @@ impl Outgoing for Annotating {
         self.output_bytes()
     }
 
-    fn is_owing(&self) -> bool {
+    fn has_pending(&self) -> bool {
         false
     }
 
@@ -136,7 +138,7 @@ pub(crate) async fn stream(
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(Telling::one_shot(Annotate::from(&ask), framing), settings, began);
+    let duplex = Duplex::new(EventOutbox::one_shot(Annotate::from(&ask), framing), settings, began);
     let work = async {
         let Opened { inputs, outputs } = opened;
         let feed = pin!(feed(&duplex, source, inputs, settings));
@@ -144,7 +146,7 @@ pub(crate) async fn stream(
         // The session says no more when nothing more comes, or when it is lost.
         match select(feed, receive).await {
             Either::Left(((), receive)) => receive.await,
-            Either::Right(_) => duplex.session.borrow_mut().handle_broken(lost()),
+            Either::Right(_) => duplex.session.borrow_mut().handle_input_failure(lost()),
         }
         duplex.session.borrow_mut().handle_end();
         duplex.changed();
@@ -153,7 +155,7 @@ pub(crate) async fn stream(
 }
 
 /// Brings the inputs, and after them the end of the session.
-async fn feed(duplex: &Duplex<'_, Telling>, source: Source, mut inputs: StreamWriter<Input>, settings: &Settings) {
+async fn feed(duplex: &Duplex<'_, EventOutbox>, source: Source, mut inputs: StreamWriter<Input>, settings: &Settings) {
     let broken = match source {
         Source::Lines(body) => match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
             Either::Left((broken, _)) => broken,
@@ -162,7 +164,7 @@ async fn feed(duplex: &Duplex<'_, Telling>, source: Source, mut inputs: StreamWr
         Source::Captions(cues) => feed_cues(duplex, cues, &mut inputs).await,
     };
     if let Some(refusal) = broken {
-        duplex.session.borrow_mut().handle_broken(refusal);
+        duplex.session.borrow_mut().handle_input_failure(refusal);
     }
     // Whatever ended it, what was in flight is final.
     inputs.write_one(Input { line: 0, seq: None, body: InputBody::End }).await;
@@ -170,7 +172,7 @@ async fn feed(duplex: &Duplex<'_, Telling>, source: Source, mut inputs: StreamWr
 
 /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
 async fn feed_lines(
-    duplex: &Duplex<'_, Telling>,
+    duplex: &Duplex<'_, EventOutbox>,
     mut body: Arriving,
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
@@ -211,7 +213,7 @@ async fn feed_lines(
 
 /// Brings cues. Returns why no more come, unless all have.
 async fn feed_cues(
-    duplex: &Duplex<'_, Telling>,
+    duplex: &Duplex<'_, EventOutbox>,
     cues: Vec<Input>,
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
@@ -253,13 +255,13 @@ pub(crate) fn input(line: &Line<'_>) -> Input {
 
 /// Brings what the session says until it says no more.
 async fn receive(
-    duplex: &Duplex<'_, Telling>,
+    duplex: &Duplex<'_, EventOutbox>,
     ask: &SessionAsk,
     mut outputs: StreamReader<Output>,
     settings: &Settings,
 ) {
     // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
-    let asking = Telling::one_shot(Annotate::from(ask), Framing::Ndjson);
+    let asking = EventOutbox::one_shot(Annotate::from(ask), Framing::Ndjson);
     let mut room = Vec::with_capacity(OUTPUTS_MAX);
     loop {
         let (read, mut batch) = outputs.read(room).await;
@@ -271,13 +273,13 @@ async fn receive(
         loop {
             let batch = duplex.session.borrow_mut().poll_batch();
             let Some(mut batch) = batch else { break };
-            let questions = asking.questions(&batch);
+            let questions = asking.queries(&batch);
             if !questions.is_empty() {
                 let answers = annotating::ask(questions, settings).await;
-                asking.handle_answers(&mut batch, answers.into_iter());
+                asking.handle_query_results(&mut batch, answers.into_iter());
                 duplex.touch();
             }
-            duplex.session.borrow_mut().handle_told(batch, &[]);
+            duplex.session.borrow_mut().handle_stored(batch, &[]);
         }
         duplex.changed();
         if !matches!(read, StreamResult::Complete(_)) {
@@ -288,7 +290,7 @@ async fn receive(
 }
 
 /// Hands over what a session says.
-pub(crate) fn tell(telling: &mut Telling, output: Output) {
+pub(crate) fn tell(outbox: &mut EventOutbox, output: Output) {
     let Output { event_id, seq, more, body } = output;
     let event = match body {
         OutputBody::Partial(partial) => Event::Partial(segment(partial)),
@@ -306,14 +308,14 @@ pub(crate) fn tell(telling: &mut Telling, output: Output) {
         OutputBody::Expired => Event::Expired,
         OutputBody::Refused((line, session::Refusal { code, field, message })) => {
             let refusal = Refusal { code: code.into(), field: field.map(Into::into), message };
-            return telling.handle_refusal(line, &refusal);
+            return outbox.handle_refusal(line, &refusal);
         }
-        OutputBody::Repeated((seq, seq_last)) => return telling.handle_repeated(seq, seq_last),
-        OutputBody::Checkpoint(bytes) => return telling.handle_checkpoint(bytes),
+        OutputBody::Repeated((seq, seq_last)) => return outbox.handle_repeated(seq, seq_last),
+        OutputBody::Checkpoint(bytes) => return outbox.handle_checkpoint(bytes),
         // These are not asked for here.
         OutputBody::State(_) | OutputBody::Context(_) => return,
     };
-    telling.handle_event(event, event_id, seq, more);
+    outbox.handle_event(event, event_id, seq, more);
 }
 
 fn segment(segment: session::Segment) -> core::Segment {

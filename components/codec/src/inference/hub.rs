@@ -135,7 +135,7 @@ mod tests {
     use weir_core::failure::Failure;
 
     use super::*;
-    use crate::inference::output::Label;
+    use crate::inference::output::LabelScore;
 
     #[test]
     fn targets() {
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn answers() {
         let text = |body| String::from_utf8(body).expect("UTF-8");
-        let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
+        let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         expect![[r#"[[{"label":"good","score":0.5}]]"#]].assert_eq(&text(answer_json(
             Task::Classify,
             std::slice::from_ref(&labels),

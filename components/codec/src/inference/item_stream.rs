@@ -156,7 +156,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::inference::output::{Entity, Label};
+    use crate::inference::output::{Entity, LabelScore};
 
     fn take(session: &mut Session) -> String {
         String::from_utf8(session.poll_output().unwrap_or_default()).expect("UTF-8")
@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn scores() -> Result<Output, Failure> {
-        Ok(Output::Labels(vec![Label { label: "good".to_owned(), score: 0.75 }]))
+        Ok(Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.75 }]))
     }
 
     #[test]

@@ -7,7 +7,7 @@ use weir_core::failure::Failure;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "LabelScore"))]
-pub struct Label {
+pub struct LabelScore {
     /// A name from the model's `id2label`.
     pub label: String,
     /// After the function that was applied.
@@ -54,7 +54,7 @@ impl Entity {
 #[serde(untagged)]
 pub enum Output {
     /// Of `classify`, best first.
-    Labels(Vec<Label>),
+    Labels(Vec<LabelScore>),
     /// Of `tokens`, in the order of the text.
     Entities(Vec<Entity>),
     /// Of `embed`.
@@ -132,7 +132,7 @@ pub struct ItemLine<'a> {
     pub id: Option<&'a Id>,
     /// Of `/v1/classify`: best first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scores: Option<&'a [Label]>,
+    pub scores: Option<&'a [LabelScore]>,
     /// Of `/v1/tokens`: in the order of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entities: Option<&'a [Entity]>,
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_place_for_each_text() {
-        let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
+        let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         let outputs = [Ok(labels), Err(ItemError::from(&Failure::TooLong { tokens: 9, tokens_max: 8 }))];
         expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]
             .assert_eq(&String::from_utf8(answer_json(&outputs, "m")).expect("UTF-8"));

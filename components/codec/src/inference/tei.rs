@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     http::problem::Problem,
     inference::{
-        output::{Label, Output},
+        output::{LabelScore, Output},
         request::{INPUTS_MAX, Input, VALUES_MAX},
         task::{Activation, Parameters},
     },
@@ -136,7 +136,7 @@ pub fn answer_json(outputs: &[Output], single: bool) -> Vec<u8> {
 fn predictions(output: &Output) -> Vec<Prediction<'_>> {
     match output {
         Output::Labels(labels) => {
-            labels.iter().map(|Label { label, score }| Prediction { score: *score, label }).collect()
+            labels.iter().map(|LabelScore { label, score }| Prediction { score: *score, label }).collect()
         }
         Output::Entities(_) | Output::Embedding(_) => Vec::new(),
     }
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn answers() {
         let text = |body| String::from_utf8(body).expect("UTF-8");
-        let labels = Output::Labels(vec![Label { label: "good".to_owned(), score: 0.5 }]);
+        let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         expect![[r#"[{"score":0.5,"label":"good"}]"#]]
             .assert_eq(&text(answer_json(std::slice::from_ref(&labels), true)));
         expect![[r#"[[{"score":0.5,"label":"good"}]]"#]]

@@ -8,7 +8,7 @@ use crate::{
     http::route::Route,
     inference::{
         hub::HubError,
-        output::{DoneLine, Entity, Id, ItemError, ItemLine, Label},
+        output::{DoneLine, Entity, Id, ItemError, ItemLine, LabelScore},
         request::{ID_BYTES_MAX, INPUTS_MAX, LINE_BYTES_MAX},
         task::{IGNORE_LABELS_MAX, MODEL_BYTES_MAX, Task},
         tei::{PredictError, Prediction},
@@ -234,7 +234,7 @@ enum HubParameters {
 #[schemars(untagged)]
 #[allow(dead_code)]
 enum HubAnswer {
-    Labels(Vec<Vec<Label>>),
+    Labels(Vec<Vec<LabelScore>>),
     Entities(Vec<Entity>),
     EntitiesOfMany(Vec<Vec<Entity>>),
     Embedding(Vec<f32>),
@@ -289,7 +289,7 @@ pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &
     };
     match route {
         Route::Task(Task::Classify) => {
-            let whole = schemas.answered::<Answer<Label>>();
+            let whole = schemas.answered::<Answer<LabelScore>>();
             ("classify", "Score texts against the labels of a model", line(schemas, whole))
         }
         Route::Task(Task::Tokens) => {

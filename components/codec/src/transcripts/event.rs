@@ -8,15 +8,15 @@ use super::{
     semantic::{Parts, Semantic},
 };
 use crate::{
-    inference::output::{Entity, ItemError, Label},
+    inference::output::{Entity, ItemError, LabelScore},
     json::to_vec,
 };
 
 /// What models say of an event; nothing where they were not asked.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Said {
+pub struct Enrichment {
     /// Of a final segment.
-    pub sentiment: Option<Result<Label, ItemError>>,
+    pub sentiment: Option<Result<LabelScore, ItemError>>,
     /// Of a final segment.
     pub entities: Option<Result<Vec<Entity>, ItemError>>,
     /// Of a summary that is due.
@@ -75,7 +75,7 @@ pub enum EventLine<'a> {
         workflow: Option<&'static str>,
         /// The label that the sentiment model gives it, if that was asked for.
         #[serde(skip_serializing_if = "Option::is_none")]
-        sentiment: Option<&'a Label>,
+        sentiment: Option<&'a LabelScore>,
         /// Why it has none.
         #[serde(skip_serializing_if = "Option::is_none")]
         sentiment_error: Option<&'a ItemError>,
@@ -211,7 +211,7 @@ impl<'a> EventLine<'a> {
 
     /// The same with what models say of it.
     #[must_use]
-    pub fn with(mut self, said: &'a Said) -> Self {
+    pub fn with(mut self, said: &'a Enrichment) -> Self {
         match &mut self {
             Self::FinalSegment { sentiment, sentiment_error, entities, entities_error, .. } => {
                 (*sentiment, *sentiment_error) = parted(said.sentiment.as_ref());

@@ -1,93 +1,81 @@
-//! What a session says, on its way out: to the models that are asked about it, into the channel that keeps it, and to the
-//! client.
+//! The events of a session on their way to models, to the session's channel and to its client.
 //!
-//! It does no IO. Whoever drives it hands over what the session says, takes a [`Batch`] when there is one, has its
-//! [`Telling::questions`] answered, appends its [`Batch::records`] where the session is stored, and gives it back with
-//! [`Telling::handle_told`]; only then is it for the client. All that one input led to is in one batch, so that what is stored are
+//! It does no IO. A driver hands over the outputs of the session, takes a [`Batch`] with [`EventOutbox::poll_batch`], has its
+//! [`EventOutbox::queries`] answered, appends its [`Batch::records`] where the session is stored, and returns it with
+//! [`EventOutbox::handle_stored`]; only then is it written to the client. All events of one input are in one batch, so the store has
 //! whole inputs.
 
 use std::{collections::VecDeque, io::Write as _, mem};
 
-use weir_core::transcripts::Event;
+use weir_core::{inference::text_step::TextStep, transcripts::Event};
 
 use super::{
-    event::{EventLine, Said},
+    event::{Enrichment, EventLine},
     input::Refusal,
     semantic::Parts,
     stored::Annotate,
 };
 use crate::{
     http::framing::Framing,
-    inference::output::{Entity, ItemError, Label},
+    inference::output::{Entity, ItemError, LabelScore},
 };
 
-/// Events from which a batch is full; it may have those of one input more.
+/// Events from which a batch is full; the events of its last input may exceed it.
 const BATCH_EVENTS: usize = 200;
 /// Bytes from which a batch is full.
 const BATCH_BYTES: usize = 256 << 10;
-/// A line with more bytes leaves out what it says twice.
+/// Bytes from which the line of a summary omits the texts that are in final segments too.
 const LINE_BYTES_MAX: usize = 200 << 10;
 
-/// Something that was said.
+/// An event that was not written to the client yet.
 #[derive(Debug)]
-struct Told {
+struct PendingEvent {
     name: &'static str,
     line: String,
-    /// The event, where a model is asked about it.
-    asked: Option<Box<About>>,
-    /// It belongs into the channel; what is no event is for this client alone.
+    /// The event, until the models have answered its queries.
+    source: Option<Box<SourceEvent>>,
+    /// It is for the channel too; refusals are for this client alone.
     is_event: bool,
-    /// The next belongs to the same input.
+    /// The next event belongs to the same input.
     more: bool,
 }
 
-/// What waits to be told, in its order.
+/// An entry of the outbox, in the order of the session's outputs.
 #[derive(Debug)]
 enum Waiting {
-    Told(Told),
-    /// The session as it is after what stands before, and before what stands behind.
+    Event(PendingEvent),
+    /// The state of the session between the entries before and after it.
     Checkpoint(Vec<u8>),
 }
 
-/// An event that models are asked about, until they have answered.
+/// An event with what its line is rendered from.
 #[derive(Debug)]
-struct About {
+struct SourceEvent {
     event: Event,
     number: Option<u64>,
     seq: Option<u64>,
-    said: Said,
+    enrichment: Enrichment,
 }
 
-/// What is asked of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// The label of a final segment.
-    Sentiment,
-    /// The entities of a final segment.
-    Entities,
-    /// The sentences that say most of a window.
-    Summary,
-}
-
-/// A question about an event of a batch.
+/// A question to a model about an event of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// What is asked.
-    pub asked: Asked,
-    /// Of what.
+pub struct Query {
+    /// The step that answers it: sentiment or entities of a final segment, or the summary of a window.
+    pub step: TextStep,
+    /// The text that it is about.
     pub text: String,
-    /// The place in the batch.
-    at: usize,
+    /// The index of the event in the batch.
+    event: usize,
 }
 
-/// What is answered to a question.
+/// The result of a [`Query`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    /// [`Asked::Sentiment`]
-    Sentiment(Result<Label, ItemError>),
-    /// [`Asked::Entities`]
+pub enum QueryResult {
+    /// Of [`TextStep::Sentiment`].
+    Sentiment(Result<LabelScore, ItemError>),
+    /// Of [`TextStep::Entities`].
     Entities(Result<Vec<Entity>, ItemError>),
-    /// [`Asked::Summary`]
+    /// Of [`TextStep::Summarization`].
     Summary(Result<String, ItemError>),
 }
 
@@ -98,30 +86,30 @@ pub struct Record {
     pub name: &'static str,
     /// The event, as JSON.
     pub data: String,
-    /// A later one of this name says all that it says.
+    /// A later event of this name replaces it.
     pub coalesces: bool,
 }
 
-/// Some of what was said: whole inputs, in their order.
+/// The events of whole inputs, in their order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    told: Vec<Told>,
-    /// The session as it is after it.
+    events: Vec<PendingEvent>,
+    /// The state of the session after it.
     pub checkpoint: Option<Vec<u8>>,
 }
 
-/// What a session says.
+/// The events of one session for one client.
 #[derive(Debug)]
-pub struct Telling {
+pub struct EventOutbox {
     parts: Parts,
     sentiment: bool,
     entities: bool,
     framing: Framing,
     stored: bool,
     waiting: VecDeque<Waiting>,
-    /// All that has come is to be told.
+    /// No more outputs come for now: a batch may be small.
     paused: bool,
-    /// Batches that were taken and not given back.
+    /// Batches that were taken and not returned.
     taken: usize,
     line_bytes_max: usize,
     out: Vec<u8>,
@@ -131,8 +119,8 @@ pub struct Telling {
     done: bool,
 }
 
-impl Telling {
-    /// What a session of one request says.
+impl EventOutbox {
+    /// For a session that ends with its request.
     pub fn one_shot(annotate: Annotate, framing: Framing) -> Self {
         let Annotate { keywords, intent, sentiment, entities } = annotate;
         Self {
@@ -152,61 +140,60 @@ impl Telling {
         }
     }
 
-    /// What a session says that is stored: its events have numbers, and places in its channel.
+    /// For a stored session: its events have numbers, and cursors in its channel.
     pub fn stored(annotate: Annotate, framing: Framing) -> Self {
         Self { stored: true, ..Self::one_shot(annotate, framing) }
     }
 
-    /// The session says something: its number, the sequence number of the input that led to it, and whether that input led to
-    /// more, which comes next.
+    /// An event with its number, the sequence number of its input, and whether the next event belongs to the same input.
     pub fn handle_event(&mut self, event: Event, number: Option<u64>, seq: Option<u64>, more: bool) {
         let (number, seq) = if self.stored { (number, seq) } else { (None, None) };
-        let asks = match &event {
+        let has_queries = match &event {
             Event::Final(_) => self.sentiment || self.entities,
             Event::Summary(_) => true,
             _ => false,
         };
-        let about = About { event, number, seq, said: Said::default() };
-        let (name, line) = draw(&about, self.parts);
-        let asked = asks.then(|| Box::new(about));
-        self.push(Told { name, line, asked, is_event: true, more });
+        let source = SourceEvent { event, number, seq, enrichment: Enrichment::default() };
+        let (name, line) = render(&source, self.parts);
+        let source = has_queries.then(|| Box::new(source));
+        self.push(PendingEvent { name, line, source, is_event: true, more });
     }
 
-    /// The session did not take a line.
+    /// The session refused a line.
     pub fn handle_refusal(&mut self, line: u64, refusal: &Refusal) {
-        self.answer(&EventLine::Error { error: refusal, line: (line > 0).then_some(line) });
+        self.push_reply(&EventLine::Error { error: refusal, line: (line > 0).then_some(line) });
     }
 
-    /// The session had taken it before.
+    /// The session had an input already.
     pub fn handle_repeated(&mut self, seq: u64, seq_last: u64) {
-        self.answer(&EventLine::Repeated { seq, seq_last });
+        self.push_reply(&EventLine::Repeated { seq, seq_last });
     }
 
-    /// The session as it is after all that it has said.
+    /// The state of the session after the events so far.
     pub fn handle_checkpoint(&mut self, bytes: Vec<u8>) {
         self.waiting.push_back(Waiting::Checkpoint(bytes));
     }
 
-    /// Nothing more comes for now: what waits is told.
+    /// No more outputs come for now: what waits becomes a batch.
     pub fn handle_pause(&mut self) {
         self.paused = true;
     }
 
-    /// Something that is no event of the session's own is said last of all, and told in the channel: that it has ended.
+    /// The session has ended: the last event, also of its channel.
     pub fn handle_ended(&mut self) {
         let line = EventLine::SessionEnded;
         let (name, line) = (line.name(), text(&line));
-        self.push(Told { name, line, asked: None, is_event: true, more: false });
+        self.push(PendingEvent { name, line, source: None, is_event: true, more: false });
     }
 
-    fn answer(&mut self, line: &EventLine<'_>) {
+    fn push_reply(&mut self, line: &EventLine<'_>) {
         let (name, line) = (line.name(), text(line));
-        self.push(Told { name, line, asked: None, is_event: false, more: false });
+        self.push(PendingEvent { name, line, source: None, is_event: false, more: false });
     }
 
-    fn push(&mut self, told: Told) {
-        self.line_bytes_max = self.line_bytes_max.max(told.line.len());
-        self.waiting.push_back(Waiting::Told(told));
+    fn push(&mut self, event: PendingEvent) {
+        self.line_bytes_max = self.line_bytes_max.max(event.line.len());
+        self.waiting.push_back(Waiting::Event(event));
     }
 
     /// The next batch: what came before a checkpoint or a pause, or as much as one batch may have.
@@ -214,12 +201,12 @@ impl Telling {
         let (mut count, mut bytes, mut whole) = (0, 0, 0);
         let mut ready = None;
         for waiting in &self.waiting {
-            let Waiting::Told(told) = waiting else {
+            let Waiting::Event(event) = waiting else {
                 ready = Some(count);
                 break;
             };
-            (count, bytes) = (count + 1, bytes + told.line.len());
-            if !told.more {
+            (count, bytes) = (count + 1, bytes + event.line.len());
+            if !event.more {
                 whole = count;
                 if count >= BATCH_EVENTS || bytes >= BATCH_BYTES {
                     ready = Some(count);
@@ -232,11 +219,11 @@ impl Telling {
             self.paused = false;
             return None;
         };
-        let told = self.waiting.drain(..count).filter_map(|waiting| match waiting {
-            Waiting::Told(told) => Some(told),
+        let events = self.waiting.drain(..count).filter_map(|waiting| match waiting {
+            Waiting::Event(event) => Some(event),
             Waiting::Checkpoint(_) => None,
         });
-        let told = told.collect();
+        let events = events.collect();
         let checkpoint = match self.waiting.pop_front() {
             Some(Waiting::Checkpoint(bytes)) => Some(bytes),
             Some(other) => {
@@ -246,140 +233,146 @@ impl Telling {
             None => None,
         };
         self.taken += 1;
-        Some(Batch { told, checkpoint })
+        Some(Batch { events, checkpoint })
     }
 
-    /// A batch has been stored, where it is to be: it is for the client now. `places` are those of its records.
-    pub fn handle_told(&mut self, batch: Batch, places: &[(u64, u64)]) {
+    /// A batch was stored, where the session is stored: it is written to the client. `cursors` are those of its records.
+    pub fn handle_stored(&mut self, batch: Batch, cursors: &[(u64, u64)]) {
         self.taken = self.taken.saturating_sub(1);
-        let mut places = places.iter();
-        for told in &batch.told {
+        let mut cursors = cursors.iter();
+        for event in &batch.events {
             self.events += 1;
             if self.framing == Framing::Sse {
-                match (self.stored, told.is_event) {
+                match (self.stored, event.is_event) {
                     (false, _) => writeln!(self.out, "id: {}", self.events),
-                    (true, true) => match places.next() {
+                    (true, true) => match cursors.next() {
                         Some((epoch, seq)) => writeln!(self.out, "id: {epoch}-{seq}"),
                         None => Ok(()),
                     },
-                    // What is no event has no place to go on from.
+                    // A reply that is no event has no cursor to resume after.
                     (true, false) => Ok(()),
                 }
                 .expect("a vector takes every write");
-                write!(self.out, "event: {}\ndata: ", told.name).expect("a vector takes every write");
+                write!(self.out, "event: {}\ndata: ", event.name).expect("a vector takes every write");
             }
-            self.out.extend_from_slice(told.line.as_bytes());
+            self.out.extend_from_slice(event.line.as_bytes());
             self.framing.end(&mut self.out);
         }
     }
 
-    /// No more lines come, though more should: why. It is said last.
-    pub fn handle_broken(&mut self, refusal: Refusal) {
+    /// The input broke off: the reason is the last line.
+    pub fn handle_input_failure(&mut self, refusal: Refusal) {
         self.closing.get_or_insert(refusal);
     }
 
-    /// The session says no more to this client.
+    /// No more events come for this client.
     pub fn handle_end(&mut self) {
         if let Some(refusal) = self.closing.take() {
             let line = EventLine::Error { error: &refusal, line: None };
-            let told = Told { name: line.name(), line: text(&line), asked: None, is_event: false, more: false };
-            self.handle_told(Batch { told: vec![told], checkpoint: None }, &[]);
+            let event =
+                PendingEvent { name: line.name(), line: text(&line), source: None, is_event: false, more: false };
+            self.handle_stored(Batch { events: vec![event], checkpoint: None }, &[]);
         }
         self.done = true;
     }
 
-    /// What is to be written now, if anything.
+    /// The bytes to write now.
     pub fn poll_output(&mut self) -> Option<Vec<u8>> {
         (!self.out.is_empty()).then(|| mem::take(&mut self.out))
     }
 
-    /// Bytes that were not taken.
+    /// Bytes that were not polled.
     pub fn output_bytes(&self) -> usize {
         self.out.len()
     }
 
-    /// True when something was said that is not for the client yet.
-    pub fn is_owing(&self) -> bool {
+    /// True while an event was not written to the client.
+    pub fn has_pending(&self) -> bool {
         self.taken > 0 || !self.waiting.is_empty()
     }
 
-    /// True when all was taken, and no more comes.
+    /// True when everything was polled and no more comes.
     pub fn is_done(&self) -> bool {
         self.done && self.out.is_empty()
     }
 
-    /// Bytes of the longest line since this was last asked.
+    /// Bytes of the longest line since the last call.
     pub fn take_line_bytes_max(&mut self) -> usize {
         mem::take(&mut self.line_bytes_max)
     }
 
-    /// What models are asked about a batch.
-    pub fn questions(&self, batch: &Batch) -> Vec<Question> {
-        let mut questions = Vec::new();
-        for (at, told) in batch.told.iter().enumerate() {
-            match told.asked.as_deref().map(|about| &about.event) {
+    /// The queries that a batch needs answered before it is stored.
+    pub fn queries(&self, batch: &Batch) -> Vec<Query> {
+        let mut queries = Vec::new();
+        for (at, event) in batch.events.iter().enumerate() {
+            match event.source.as_deref().map(|source| &source.event) {
                 Some(Event::Final(kept)) => {
-                    let mut ask = |asked| questions.push(Question { asked, text: kept.segment.text.clone(), at });
+                    let mut ask = |step| queries.push(Query { step, text: kept.segment.text.clone(), event: at });
                     if self.sentiment {
-                        ask(Asked::Sentiment);
+                        ask(TextStep::Sentiment);
                     }
                     if self.entities {
-                        ask(Asked::Entities);
+                        ask(TextStep::Entities);
                     }
                 }
                 Some(Event::Summary(due)) => {
-                    questions.push(Question { asked: Asked::Summary, text: due.transcript.clone(), at });
+                    queries.push(Query { step: TextStep::Summarization, text: due.transcript.clone(), event: at });
                 }
                 _ => {}
             }
         }
-        questions
+        queries
     }
 
-    /// What models answered about a batch, each to its question.
-    pub fn handle_answers(&self, batch: &mut Batch, answers: impl Iterator<Item = (Question, Answer)>) {
-        for (question, answer) in answers {
-            let about = batch.told.get_mut(question.at).and_then(|told| told.asked.as_mut());
-            let Some(About { said, .. }) = about.map(|about| &mut **about) else { continue };
-            match answer {
-                Answer::Sentiment(result) => said.sentiment = Some(result),
-                Answer::Entities(result) => said.entities = Some(result),
-                Answer::Summary(result) => said.summary = Some(result),
+    /// The results of the queries of a batch: its events are rendered again with them.
+    pub fn handle_query_results(&self, batch: &mut Batch, results: impl Iterator<Item = (Query, QueryResult)>) {
+        for (query, result) in results {
+            let source = batch.events.get_mut(query.event).and_then(|event| event.source.as_mut());
+            let Some(source) = source else { continue };
+            let enrichment = &mut source.enrichment;
+            match result {
+                QueryResult::Sentiment(result) => enrichment.sentiment = Some(result),
+                QueryResult::Entities(result) => enrichment.entities = Some(result),
+                QueryResult::Summary(result) => enrichment.summary = Some(result),
             }
         }
-        for told in &mut batch.told {
-            if let Some(about) = told.asked.take() {
-                told.line = draw(&about, self.parts).1;
+        for event in &mut batch.events {
+            if let Some(source) = event.source.take() {
+                event.line = render(&source, self.parts).1;
             }
         }
     }
 }
 
 impl Batch {
-    /// The events of it, for the channel.
+    /// Its events, for the channel.
     pub fn records(&self) -> Vec<Record> {
-        let events = self.told.iter().filter(|told| told.is_event);
+        let events = self.events.iter().filter(|event| event.is_event);
         events
-            .map(|Told { name, line, .. }| Record { name, data: line.clone(), coalesces: *name == "partial_segment" })
+            .map(|PendingEvent { name, line, .. }| Record {
+                name,
+                data: line.clone(),
+                coalesces: *name == "partial_segment",
+            })
             .collect()
     }
 
-    /// Nothing was said in it.
+    /// True when it has no events.
     pub fn is_empty(&self) -> bool {
-        self.told.is_empty()
+        self.events.is_empty()
     }
 }
 
-fn draw(about: &About, parts: Parts) -> (&'static str, String) {
-    let About { event, number, seq, said } = about;
-    let drawn = |event| text(&EventLine::new(event, *number, parts).led_to_by(*seq).with(said));
-    let line = drawn(event);
+fn render(source: &SourceEvent, parts: Parts) -> (&'static str, String) {
+    let SourceEvent { event, number, seq, enrichment } = source;
+    let rendered = |event| text(&EventLine::new(event, *number, parts).led_to_by(*seq).with(enrichment));
+    let line = rendered(event);
     let line = match event {
         // A window of long segments: its texts are in the final segments too.
         Event::Summary(due) if line.len() > LINE_BYTES_MAX => {
             let mut due = due.clone();
             (due.context, due.prompt) = (String::new(), String::new());
-            drawn(&Event::Summary(due))
+            rendered(&Event::Summary(due))
         }
         _ => line,
     };
@@ -417,7 +410,7 @@ mod tests {
     fn a_transcript_from_line_to_line() {
         let ask = SessionAsk::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
-        let mut stream = Telling::one_shot((&ask).into(), Framing::Sse);
+        let mut stream = EventOutbox::one_shot((&ask).into(), Framing::Sse);
         for (number, content) in [(1, r#"{"start":0,"end":1,"text":"ok"}"#), (3, "{"), (4, r#"{"op":"end"}"#)] {
             match read_line(&line(number, content)) {
                 Ok(Input { seq, body: Body::Chunk(chunk) }) => session.handle_chunk(0, seq, chunk).map(drop).unwrap(),
@@ -432,9 +425,9 @@ mod tests {
         assert!(stream.poll_batch().is_none());
         stream.handle_pause();
         let batch = stream.poll_batch().unwrap();
-        assert!(stream.questions(&batch).is_empty());
-        stream.handle_told(batch, &[]);
-        stream.handle_broken(ItemError::body_incomplete().into());
+        assert!(stream.queries(&batch).is_empty());
+        stream.handle_stored(batch, &[]);
+        stream.handle_input_failure(ItemError::body_incomplete().into());
         assert!(!stream.is_done());
         stream.handle_end();
         check(
@@ -466,7 +459,7 @@ mod tests {
     }
 
     /// What a session of this configuration says of chunks of other speakers, each with its sequence number, and of its end.
-    fn told(ask: &SessionAsk, telling: &mut Telling, texts: &[&str]) {
+    fn hand_over(ask: &SessionAsk, outbox: &mut EventOutbox, texts: &[&str]) {
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
         for (at, text) in texts.iter().enumerate() {
             let (time, seq) = (at as f64, Some(at as u64));
@@ -474,18 +467,18 @@ mod tests {
             session
                 .handle_chunk(0, seq, Chunk { start: time, end: time, text: (*text).to_owned(), speaker_id })
                 .unwrap();
-            say(&mut session, telling, seq);
+            say(&mut session, outbox, seq);
         }
         let seq = Some(texts.len() as u64);
         session.handle_end(0, seq).unwrap();
-        say(&mut session, telling, seq);
+        say(&mut session, outbox, seq);
     }
 
-    fn say(session: &mut Session, telling: &mut Telling, seq: Option<u64>) {
+    fn say(session: &mut Session, outbox: &mut EventOutbox, seq: Option<u64>) {
         let mut next = session.poll_event(0);
         while let Some(output) = next {
             next = session.poll_event(0);
-            telling.handle_event(output.event, output.number, seq, next.is_some());
+            outbox.handle_event(output.event, output.number, seq, next.is_some());
         }
     }
 
@@ -493,26 +486,29 @@ mod tests {
     fn models_are_asked_before_anything_is_stored() {
         let ask =
             SessionAsk::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#).unwrap();
-        let mut telling = Telling::stored((&ask).into(), Framing::Sse);
-        told(&ask, &mut telling, &["good"]);
-        telling.handle_checkpoint(b"state".to_vec());
-        let mut batch = telling.poll_batch().unwrap();
+        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Sse);
+        hand_over(&ask, &mut outbox, &["good"]);
+        outbox.handle_checkpoint(b"state".to_vec());
+        let mut batch = outbox.poll_batch().unwrap();
         assert_eq!(batch.checkpoint.as_deref(), Some(b"state".as_slice()));
-        let questions = telling.questions(&batch);
-        let asked: Vec<_> = questions.iter().map(|question| (question.asked, question.text.as_str())).collect();
-        assert_eq!(asked, [(Asked::Sentiment, "good"), (Asked::Entities, "good"), (Asked::Summary, "good")]);
-        let answers = [
-            Answer::Sentiment(Ok(Label { label: "POSITIVE".to_owned(), score: 0.5 })),
-            Answer::Entities(Err(ItemError::new("engine", "it broke"))),
-            Answer::Summary(Ok("Good.".to_owned())),
+        let queries = outbox.queries(&batch);
+        let steps: Vec<_> = queries.iter().map(|query| (query.step, query.text.as_str())).collect();
+        assert_eq!(
+            steps,
+            [(TextStep::Sentiment, "good"), (TextStep::Entities, "good"), (TextStep::Summarization, "good")]
+        );
+        let results = [
+            QueryResult::Sentiment(Ok(LabelScore { label: "POSITIVE".to_owned(), score: 0.5 })),
+            QueryResult::Entities(Err(ItemError::new("engine", "it broke"))),
+            QueryResult::Summary(Ok("Good.".to_owned())),
         ];
-        telling.handle_answers(&mut batch, questions.into_iter().zip(answers));
+        outbox.handle_query_results(&mut batch, queries.into_iter().zip(results));
         let records = batch.records();
         let names: Vec<_> = records.iter().map(|record| (record.name, record.coalesces)).collect();
         assert_eq!(names, [("partial_segment", true), ("final_segment", false), ("summary_due", false)]);
-        telling.handle_told(batch, &[(1, 1), (1, 2), (1, 3)]);
+        outbox.handle_stored(batch, &[(1, 1), (1, 2), (1, 3)]);
         check(
-            telling.poll_output(),
+            outbox.poll_output(),
             expect![[r#"
             id: 1-1
             event: partial_segment
@@ -534,7 +530,7 @@ mod tests {
     #[test]
     fn a_checkpoint_has_what_came_before_it() {
         let ask = SessionAsk::from_json(b"{}").unwrap();
-        let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
+        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
         let partial = |text: &str| {
             Event::Partial(weir_core::transcripts::Segment {
                 start: 0.0,
@@ -543,33 +539,33 @@ mod tests {
                 speaker_id: None,
             })
         };
-        telling.handle_event(partial("a"), Some(1), Some(1), false);
-        telling.handle_checkpoint(b"1".to_vec());
-        telling.handle_event(partial("b"), Some(2), Some(2), true);
-        let batch = telling.poll_batch().unwrap();
+        outbox.handle_event(partial("a"), Some(1), Some(1), false);
+        outbox.handle_checkpoint(b"1".to_vec());
+        outbox.handle_event(partial("b"), Some(2), Some(2), true);
+        let batch = outbox.poll_batch().unwrap();
         assert_eq!((batch.records().len(), batch.checkpoint.as_deref()), (1, Some(b"1".as_slice())));
-        assert!(telling.poll_batch().is_none());
-        telling.handle_event(partial("c"), Some(3), Some(2), false);
-        assert!(telling.poll_batch().is_none());
-        telling.handle_checkpoint(b"2".to_vec());
-        telling.handle_checkpoint(b"3".to_vec());
-        let batch = telling.poll_batch().unwrap();
+        assert!(outbox.poll_batch().is_none());
+        outbox.handle_event(partial("c"), Some(3), Some(2), false);
+        assert!(outbox.poll_batch().is_none());
+        outbox.handle_checkpoint(b"2".to_vec());
+        outbox.handle_checkpoint(b"3".to_vec());
+        let batch = outbox.poll_batch().unwrap();
         assert_eq!((batch.records().len(), batch.checkpoint.as_deref()), (2, Some(b"2".as_slice())));
-        let batch = telling.poll_batch().unwrap();
+        let batch = outbox.poll_batch().unwrap();
         assert_eq!((batch.is_empty(), batch.checkpoint.as_deref()), (true, Some(b"3".as_slice())));
-        assert!(telling.poll_batch().is_none());
+        assert!(outbox.poll_batch().is_none());
     }
 
     /// Whatever the size of a batch, what one input led to is in one.
     #[test]
     fn batches_are_bounded_and_hold_whole_inputs() {
         let ask = SessionAsk::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
-        let mut telling = Telling::stored((&ask).into(), Framing::Ndjson);
-        told(&ask, &mut telling, &["a word"; 700]);
-        telling.handle_checkpoint(Vec::new());
+        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
+        hand_over(&ask, &mut outbox, &["a word"; 700]);
+        outbox.handle_checkpoint(Vec::new());
         let (mut records, mut last_seq) = (Vec::new(), None);
         let mut kept = 0;
-        while let Some(batch) = telling.poll_batch() {
+        while let Some(batch) = outbox.poll_batch() {
             assert_eq!(kept, 0, "the checkpoint comes with the last");
             kept += usize::from(batch.checkpoint.is_some());
             let of_batch = batch.records();

@@ -18,12 +18,15 @@ use weir_codec::{
     channels::route::Channel,
     pipelines::{checkpoint, event},
 };
-use weir_core::pipelines::{Batch, Checkpoint, Definition};
+use weir_core::{
+    channels::Cursor,
+    pipelines::{Batch, Checkpoint, Definition},
+};
 
 use super::{Pipelines, live::Live};
 use crate::{
     bindings::weir::stream::{
-        events::{self, Cursor, Event, Failure},
+        events::{self, Event, Failure},
         state,
     },
     clock::{self, Deadline},

@@ -6,12 +6,13 @@ use std::{
 };
 
 use weir_core::{
+    channels::Cursor,
     pipelines::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
     process::Now,
 };
 
 use crate::{
-    bindings::weir::stream::events::{Cursor, Fence},
+    bindings::weir::stream::events::Fence,
     clock::{self, Deadline},
     lease::StoreLease,
     settings::Settings,

@@ -4,7 +4,10 @@ use std::{rc::Rc, sync::Arc};
 
 use futures::{StreamExt as _, stream};
 use weir_codec::pipelines::execution::Listed;
-use weir_core::pipelines::{Execution, ResumeError};
+use weir_core::{
+    channels::Cursor,
+    pipelines::{Execution, ResumeError},
+};
 
 use super::{
     Pipelines,
@@ -12,13 +15,11 @@ use super::{
     live::Live,
 };
 use crate::{
-    bindings::weir::stream::{
-        events::{Cursor, Failure},
-        state,
-    },
+    bindings::weir::stream::{events::Failure, state},
     clock::{self, Deadline},
+    http::request_id,
     lease::{self, StoreLease},
-    publish, request_id,
+    publish,
 };
 
 /// Executions that are read at once.

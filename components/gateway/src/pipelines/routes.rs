@@ -30,9 +30,8 @@ use crate::{
     access::Access,
     bindings::weir::stream::{events, state},
     clock::{self, Deadline},
+    http::{request_id, response::Reply},
     lease, publish,
-    reply::Reply,
-    request_id,
     settings::Settings,
     turns,
 };

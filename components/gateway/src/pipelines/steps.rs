@@ -1,8 +1,7 @@
 //! What each kind of step does.
 
-use std::{ops::ControlFlow, pin::pin, rc::Rc};
+use std::{ops::ControlFlow, rc::Rc};
 
-use futures::future::{Either, select};
 use weir_codec::{
     pipelines::{
         input::{self, InputError},
@@ -12,23 +11,20 @@ use weir_codec::{
 };
 use weir_core::{
     failure::Failure,
+    inference::text_step::{TextStep, unexpected},
     pipelines::{Inputs, Json, Kind, Run, StepFailure, Task, Work},
-    process::{self, unexpected},
 };
 use weir_expression::{Bounds, Expression};
-use wit_bindgen::rt::async_support::StreamResult;
 
 use super::{Pipelines, component, http, live::Live};
 use crate::{
-    bindings::{
-        weir::stream::{
-            infer,
-            types::{EmbedOptions, Item, Outcome, Output, Overflow, Task as Asked, WhenFull},
-        },
-        wit_stream,
-    },
+    bindings::weir::stream::types::{Item, Output},
     clock,
-    infer::{OUTCOMES_MAX, answer, failure, item},
+    inference::{
+        client::{exchange, no_outcome},
+        convert::text_output,
+        requests::{embedding_item, text_item},
+    },
     settings::Settings,
     transcript, turns,
 };
@@ -114,8 +110,7 @@ impl Step<'_> {
         let texts = input::texts(input).map_err(wrong)?;
         let count = texts.len();
         let mut sentiments = Sentiments::new(count);
-        let items =
-            texts.iter().zip(0..).map(|(text, id)| self.item(id, process::Step::Sentiment, text, model)).collect();
+        let items = texts.iter().zip(0..).map(|(text, id)| self.item(id, TextStep::Sentiment, text, model)).collect();
         let mut told = 0;
         let mut say = async |sentiments: &mut Sentiments| {
             while let Some(say) = sentiments.poll() {
@@ -136,8 +131,9 @@ impl Step<'_> {
         if let Some(result) = say(&mut sentiments).await {
             return result;
         }
-        let result = ask(items, async |id, result: Result<Output, Failure>| {
-            sentiments.handle_answer(id, result.and_then(answer));
+        let result = exchange(items, async |id, result: Result<Output, Failure>| {
+            let Ok(chunk) = usize::try_from(id) else { return ControlFlow::Continue(()) };
+            sentiments.handle_answer(chunk, result.and_then(text_output));
             match say(&mut sentiments).await {
                 Some(result) => ControlFlow::Break(result),
                 None => ControlFlow::Continue(()),
@@ -148,58 +144,53 @@ impl Step<'_> {
 
     async fn summary(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
         let text = input::text(input).map_err(wrong)?;
-        let asked = self.item(0, process::Step::Summarization, &text, model);
-        let result = ask(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
-        output::summary(result.unwrap_or_else(|| Err(none())).and_then(answer), &text)
+        let asked = self.item(0, TextStep::Summarization, &text, model);
+        let result = exchange(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
+        output::summary(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
             .map_err(|failure| StepFailure::from(&failure))
     }
 
     async fn entities(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
         let text = input::text(input).map_err(wrong)?;
-        let asked = self.item(0, process::Step::Entities, &text, model);
-        let result = ask(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
-        output::entities(result.unwrap_or_else(|| Err(none())).and_then(answer), &text)
+        let asked = self.item(0, TextStep::Entities, &text, model);
+        let result = exchange(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
+        output::entities(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
             .map_err(|failure| StepFailure::from(&failure))
     }
 
     async fn embed(&self, input: &Json, model: Option<&str>, normalize: bool) -> Result<Json, StepFailure> {
         let texts = input::texts(input).map_err(wrong)?;
         let count = texts.len();
-        let item = |(id, text): (u64, String)| Item {
-            id,
-            model: model.unwrap_or(&self.settings().summary_model).to_owned(),
-            text,
-            text_pair: None,
-            overflow: Overflow::Truncate,
-            deadline_ms: self.deadline_ms(),
-            when_full: WhenFull::Wait,
-            task: Asked::Embed(EmbedOptions { normalize }),
-        };
+        let item = |(id, text)| self.bounded(embedding_item(id, text, normalize, self.settings()), model);
         let items: Vec<Item> = (0..).zip(texts).map(item).collect();
         let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); count];
         let mut owed = count;
         if owed > 0 {
-            let result = ask(items, async |id, result: Result<Output, Failure>| {
+            let result = exchange(items, async |id, result: Result<Output, Failure>| {
                 let vector = match result {
                     Ok(Output::Embedding(vector)) => vector,
-                    Ok(other) => return ControlFlow::Break(Err(unexpected(answer(other)))),
+                    Ok(other) => return ControlFlow::Break(Err(unexpected(text_output(other)))),
                     Err(failure) => return ControlFlow::Break(Err(failure)),
                 };
-                if let Some(place) = vectors.get_mut(id) {
-                    *place = vector;
+                if let Some(slot) = usize::try_from(id).ok().and_then(|id| vectors.get_mut(id)) {
+                    *slot = vector;
                     owed -= 1;
                 }
                 let done = count - owed;
                 self.live.progress(self.run, done as f64 / count as f64, &format!("{done} of {count} texts"));
                 if owed == 0 { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
             });
-            result.await.unwrap_or_else(|| Err(none())).map_err(|failure| StepFailure::from(&failure))?;
+            result.await.unwrap_or_else(|| Err(no_outcome())).map_err(|failure| StepFailure::from(&failure))?;
         }
         Ok(output::embeddings(&vectors))
     }
 
-    fn item(&self, id: u64, step: process::Step, text: &str, model: Option<&str>) -> Item {
-        let item = item(id, step, text, self.settings());
+    fn item(&self, id: u64, step: TextStep, text: &str, model: Option<&str>) -> Item {
+        self.bounded(text_item(id, step, text.to_owned(), self.settings()), model)
+    }
+
+    /// An item with the model that the step names and the time of the attempt.
+    fn bounded(&self, item: Item, model: Option<&str>) -> Item {
         Item { model: model.map_or(item.model, str::to_owned), deadline_ms: self.deadline_ms(), ..item }
     }
 
@@ -231,47 +222,8 @@ async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
     Ok(output::annotations(ask.parts(), &texts, &annotations))
 }
 
-/// Hands items to inference in one stream, so that they can be batched, and brings outcomes until `each` has what it wants; none
-/// when there are no more before. Dropping the future drops both streams: inference skips what it has not computed.
-async fn ask<T>(
-    items: Vec<Item>,
-    mut each: impl AsyncFnMut(usize, Result<Output, Failure>) -> ControlFlow<T>,
-) -> Option<T> {
-    let (mut writer, reader) = wit_stream::new::<Item>();
-    let send = pin!(async move {
-        // What is left over was refused by a reader that is gone; the outcomes, or their absence, say the rest.
-        writer.write_all(items).await;
-        drop(writer);
-    });
-    let receive = pin!(async {
-        let mut outcomes = infer::run(reader).await;
-        let mut buffer = Vec::with_capacity(OUTCOMES_MAX);
-        loop {
-            let (read, mut batch) = outcomes.read(buffer).await;
-            for Outcome { id, result, .. } in batch.drain(..) {
-                let Ok(id) = usize::try_from(id) else { continue };
-                if let ControlFlow::Break(enough) = each(id, result.map_err(failure)).await {
-                    return Some(enough);
-                }
-            }
-            buffer = batch;
-            if !matches!(read, StreamResult::Complete(_)) {
-                return None;
-            }
-        }
-    });
-    match select(receive, send).await {
-        Either::Left((result, _)) => result,
-        Either::Right(((), receive)) => receive.await,
-    }
-}
-
-fn none() -> Failure {
-    Failure::Unavailable("inference ended without an answer".to_owned())
-}
-
 fn lost<T>() -> Result<T, StepFailure> {
-    Err(StepFailure::from(&none()))
+    Err(StepFailure::from(&no_outcome()))
 }
 
 fn wrong(error: InputError) -> StepFailure {

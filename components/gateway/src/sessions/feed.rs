@@ -15,7 +15,7 @@ use weir_codec::{
     inference::{output::ItemError, request::LINE_BYTES_MAX},
     transcripts::{
         input::Refusal,
-        outbox::{Batch, Telling},
+        outbox::{Batch, EventOutbox},
     },
 };
 use weir_core::process::Now;
@@ -28,11 +28,13 @@ use super::{
 };
 use crate::{
     bindings::weir::stream::session::{Input, InputBody, Output},
-    body::{Arriving, Piece},
     clock::{self, Deadline},
-    duplex::{Duplex, OUT_BYTES_MAX},
+    http::{
+        body::{Arriving, Piece},
+        duplex::{Duplex, OUT_BYTES_MAX},
+        response::Client,
+    },
     lease::owned_elsewhere,
-    reply::Client,
     signal::Gate,
     transcript, turns,
 };
@@ -73,7 +75,7 @@ enum Stop {
 struct Feed<'a> {
     lease: &'a Lease,
     storing: Storing<'a>,
-    duplex: Duplex<'a, Telling>,
+    duplex: Duplex<'a, EventOutbox>,
     /// The client is gone, or the session cannot be stored: nothing more is brought.
     cut: Cell<bool>,
     cut_gate: Gate,
@@ -103,11 +105,11 @@ pub(crate) async fn feed(
     client: Client,
 ) {
     let Live { inputs, outputs, after, .. } = live;
-    let telling = Telling::stored(lease.entry.head().annotate, framing);
+    let outbox = EventOutbox::stored(lease.entry.head().annotate, framing);
     let feed = Feed {
         lease: &lease,
         storing: Storing::new(keeping, &lease.entry, after),
-        duplex: Duplex::new(telling, keeping.settings, began),
+        duplex: Duplex::new(outbox, keeping.settings, began),
         cut: Cell::new(false),
         cut_gate: Gate::default(),
         received: Cell::new(false),
@@ -140,7 +142,7 @@ impl Feed<'_> {
                 self.end().await;
             }
             if let Some(refusal) = broken {
-                self.duplex.session.borrow_mut().handle_broken(refusal);
+                self.duplex.session.borrow_mut().handle_input_failure(refusal);
             }
             self.duplex.session.borrow_mut().handle_end();
             self.duplex.changed();
@@ -168,7 +170,7 @@ impl Feed<'_> {
         self.lease.entry.disown();
         let problem = owned_elsewhere(0);
         let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
-        self.duplex.session.borrow_mut().handle_broken(refusal);
+        self.duplex.session.borrow_mut().handle_input_failure(refusal);
         self.cut();
         self.put.notify();
     }
@@ -298,7 +300,7 @@ impl Feed<'_> {
                 let Some(batch) = batch else { break };
                 if let Err(problem) = self.store(batch).await {
                     let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
-                    self.duplex.session.borrow_mut().handle_broken(refusal);
+                    self.duplex.session.borrow_mut().handle_input_failure(refusal);
                     self.cut();
                     // What it says from here on is in no channel: it is said again when it is submitted again.
                     return;
@@ -331,11 +333,11 @@ impl Feed<'_> {
             self.checkpoint.borrow_mut().clone_from(checkpoint);
         }
         // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
-        let telling = self.telling();
-        let places = self.storing.tell(&telling, &mut batch).await?;
+        let outbox = self.outbox();
+        let places = self.storing.tell(&outbox, &mut batch).await?;
         let mut session = self.duplex.session.borrow_mut();
         self.line_bytes.set(session.take_line_bytes_max());
-        session.handle_told(batch, &places);
+        session.handle_stored(batch, &places);
         drop(session);
         self.duplex.touch();
         self.duplex.changed();
@@ -349,26 +351,26 @@ impl Feed<'_> {
     }
 
     /// What knows what models are asked.
-    fn telling(&self) -> Telling {
-        Telling::stored(self.lease.entry.head().annotate, Framing::Ndjson)
+    fn outbox(&self) -> EventOutbox {
+        EventOutbox::stored(self.lease.entry.head().annotate, Framing::Ndjson)
     }
 
     /// The session has ended: the channel has its last event.
     async fn end(&self) {
-        let mut telling = self.telling();
-        telling.handle_ended();
-        telling.handle_pause();
-        let Some(batch) = telling.poll_batch() else { return };
+        let mut outbox = self.outbox();
+        outbox.handle_ended();
+        outbox.handle_pause();
+        let Some(batch) = outbox.poll_batch() else { return };
         let checkpoint = self.checkpoint.take();
         if checkpoint.is_empty() {
             // It could not be stored, which was told.
             return;
         }
         match self.storing.end(&batch, checkpoint).await {
-            Ok(places) => self.duplex.session.borrow_mut().handle_told(batch, &places),
+            Ok(places) => self.duplex.session.borrow_mut().handle_stored(batch, &places),
             Err(problem) => {
                 let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
-                self.duplex.session.borrow_mut().handle_broken(refusal);
+                self.duplex.session.borrow_mut().handle_input_failure(refusal);
             }
         }
     }

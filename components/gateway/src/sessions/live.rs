@@ -4,14 +4,14 @@ use weir_codec::{
     http::problem::Problem,
     transcripts::{config::SessionAsk, stored::Phase},
 };
-use weir_core::process::Now;
+use weir_core::{channels::Cursor, process::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::keeping::{Entry, Keeping};
 use crate::{
     bindings::{
         weir::stream::{
-            events::{self, Cursor},
+            events,
             session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
         },
         wit_stream,

@@ -51,10 +51,8 @@ use crate::{
         events::{self, Event, Failure},
         session::{InputBody, OutputBody},
     },
-    body::Arriving,
+    http::{body::Arriving, request_id, response::Reply},
     owners, publish,
-    reply::Reply,
-    request_id,
 };
 
 /// Most bytes of a segment of a stored session: every event must fit into the channel.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use weir_codec::{
     http::problem::Problem,
     transcripts::{
-        outbox::{Batch, Record, Telling},
+        outbox::{Batch, EventOutbox, Record},
         stored::{Head, Phase},
     },
 };
@@ -14,9 +14,11 @@ use super::{
     keeping::{Entry, Keeping},
     live::now_ms,
 };
+use weir_core::channels::Cursor;
+
 use crate::{
     annotating,
-    bindings::weir::stream::events::{self, Cursor, Event, Failure},
+    bindings::weir::stream::events::{self, Event, Failure},
     publish, turns,
 };
 
@@ -47,11 +49,11 @@ impl<'a> Storing<'a> {
     }
 
     /// Has models asked about a batch, stores it, and keeps its checkpoint. The places of its records.
-    pub(crate) async fn tell(&self, telling: &Telling, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
-        let questions = telling.questions(batch);
+    pub(crate) async fn tell(&self, outbox: &EventOutbox, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
+        let questions = outbox.queries(batch);
         if !questions.is_empty() {
             let answers = annotating::ask(questions, self.keeping.settings).await;
-            telling.handle_answers(batch, answers.into_iter());
+            outbox.handle_query_results(batch, answers.into_iter());
         }
         let records = batch.records();
         let expired = records.iter().any(|record| record.name == EXPIRED);

@@ -7,7 +7,7 @@ use spin_sdk::wasip3::spawn;
 use weir_codec::{
     http::{framing::Framing, problem::Problem},
     transcripts::{
-        outbox::{Batch, Telling},
+        outbox::{Batch, EventOutbox},
         stored::Phase,
     },
 };
@@ -150,7 +150,7 @@ async fn look_owned(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), 
         return keeping.put(entry).await;
     }
     let storing = Storing::new(keeping, entry, after);
-    let mut telling = Telling::stored(entry.head().annotate, Framing::Ndjson);
+    let mut outbox = EventOutbox::stored(entry.head().annotate, Framing::Ndjson);
     let kept_ms = entry.head().kept_ms;
     if !inputs.write_all(vec![asked(InputBody::Time), asked(InputBody::Checkpoint)]).await.is_empty() {
         return Err(Problem::internal("the session ended without an answer"));
@@ -158,13 +158,13 @@ async fn look_owned(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), 
     drop(inputs);
     let mut said = false;
     while let Some(output) = outputs.next().await {
-        transcript::tell(&mut telling, output);
-        while let Some(mut batch) = telling.poll_batch() {
+        transcript::tell(&mut outbox, output);
+        while let Some(mut batch) = outbox.poll_batch() {
             if is_silent(&batch) {
                 continue;
             }
             said = true;
-            storing.tell(&telling, &mut batch).await?;
+            storing.tell(&outbox, &mut batch).await?;
         }
     }
     if !said {

@@ -13,8 +13,8 @@ use weir_codec::{
 use weir_core::{failure::Failure, process::Now};
 
 use crate::{
-    items::{self, Plan},
-    reply::Reply,
+    http::response::Reply,
+    inference::{batch, requests::Plan},
     served,
     settings::Settings,
 };
@@ -51,7 +51,7 @@ pub(crate) async fn hub(path: &str, body: &[u8], settings: &Settings, began: Now
     }
     let request = HubRequest::from_json(body, task)?;
     let plan = Plan::new(task, Some(model), request.parameters, settings).within(settings, began).or_fail();
-    let outputs = items::all(&plan, request.inputs, settings, began).await?;
+    let outputs = batch::all(&plan, request.inputs, settings, began).await?;
     Ok(Reply::json(hub::answer_json(task, &outputs, request.single)))
 }
 
@@ -63,6 +63,6 @@ pub(crate) async fn predict(body: &[u8], settings: &Settings, began: Now) -> Res
         return Ok(Reply::error(status, body.as_bytes()));
     }
     let plan = Plan::new(Task::Classify, None, request.parameters, settings).within(settings, began).or_fail();
-    let outputs = items::all(&plan, request.inputs, settings, began).await?;
+    let outputs = batch::all(&plan, request.inputs, settings, began).await?;
     Ok(Reply::json(tei::answer_json(&outputs, request.single)))
 }

@@ -20,7 +20,7 @@ use weir_core::process::Now;
 
 use crate::{
     clock::{self, Deadline},
-    reply::Client,
+    http::response::Client,
     settings::Settings,
     signal::{Gate, Signal},
 };
@@ -41,7 +41,7 @@ pub(crate) trait Outgoing {
     /// Bytes that were not taken.
     fn output_bytes(&self) -> usize;
     /// True when something that came has no answer yet.
-    fn is_owing(&self) -> bool;
+    fn has_pending(&self) -> bool;
     /// True when all was taken, and no more comes.
     fn is_done(&self) -> bool;
 }
@@ -201,7 +201,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
             Deadline::after(active, timeout_ms).passed().await;
             let owed = {
                 let session = self.session.borrow();
-                session.is_owing() || session.output_bytes() > 0 || self.writing_since_ns.get().is_some()
+                session.has_pending() || session.output_bytes() > 0 || self.writing_since_ns.get().is_some()
             };
             if owed {
                 self.active_ns.set(clock::now().monotonic_ns);

@@ -21,22 +21,21 @@ use weir_codec::{
     },
 };
 use weir_core::{failure::Failure, process::Now};
-use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
+use wit_bindgen::rt::async_support::{StreamReader, StreamWriter};
 
 use crate::{
-    bindings::{
-        weir::stream::{
-            infer,
-            types::{Item, Outcome},
-        },
-        wit_stream,
-    },
-    body::{Arriving, Piece},
+    bindings::{weir::stream::types::Item, wit_stream},
     clock::Deadline,
-    duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
-    infer::OUTCOMES_MAX,
-    items::{Plan, result},
-    reply::Client,
+    http::{
+        body::{Arriving, Piece},
+        duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
+        response::Client,
+    },
+    inference::{
+        client::{Outcomes, no_outcome},
+        convert::output,
+        requests::Plan,
+    },
     settings::Settings,
 };
 
@@ -76,7 +75,7 @@ impl Outgoing for Session {
         self.output_bytes()
     }
 
-    fn is_owing(&self) -> bool {
+    fn has_pending(&self) -> bool {
         self.open() > 0
     }
 
@@ -124,7 +123,7 @@ impl Stream<'_> {
                 self.duplex.session.borrow_mut().handle_lost(&Failure::RequestTimeout { timeout_ms });
             }
         }
-        let lost = Failure::Unavailable("inference ended without an answer".to_owned());
+        let lost = no_outcome();
         let mut session = self.duplex.session.borrow_mut();
         session.handle_lost(&lost);
         if !session.is_ended() {
@@ -219,21 +218,15 @@ impl Stream<'_> {
 
     /// Brings results until inference has no more.
     async fn receive(&self, items: StreamReader<Item>) {
-        let mut outcomes = infer::run(items).await;
-        let mut buffer = Vec::with_capacity(OUTCOMES_MAX);
+        let mut outcomes = Outcomes::begin(items).await;
         loop {
-            let (read, mut batch) = outcomes.read(buffer).await;
-            {
-                let mut session = self.duplex.session.borrow_mut();
-                for Outcome { id, result: outcome, .. } in batch.drain(..) {
-                    session.handle_outcome(id, result(outcome));
-                }
-            }
-            buffer = batch;
+            let more = outcomes
+                .next(|id, outcome| self.duplex.session.borrow_mut().handle_outcome(id, outcome.and_then(output)))
+                .await;
             self.duplex.touch();
             self.duplex.changed();
             self.duplex.room.notify();
-            if !matches!(read, StreamResult::Complete(_)) {
+            if !more {
                 return;
             }
             self.duplex.unsent_few().await;

@@ -1,0 +1,82 @@
+//! Requests of many texts that are answered whole.
+
+use std::ops::ControlFlow;
+
+use weir_codec::{
+    http::problem::Problem,
+    inference::{
+        output::{ItemError, Output},
+        request::Input,
+    },
+};
+use weir_core::{failure::Failure, time::Now};
+
+use super::{
+    client::{exchange, no_outcome},
+    convert::output,
+    requests::Plan,
+};
+use crate::{
+    bindings::weir::stream::types::{self as wire, Item},
+    clock::Deadline,
+    settings::Settings,
+};
+
+/// The results of all texts in their order, or the problem that stopped them.
+///
+/// A failure that may pass is the request's: it should come again whole. Any other belongs to its text; when there is
+/// only one text, that is the request's too.
+pub(crate) async fn whole(
+    plan: &Plan,
+    inputs: Vec<Input>,
+    settings: &Settings,
+    began: Now,
+) -> Result<Vec<Result<Output, ItemError>>, Problem> {
+    let alone = inputs.len() == 1;
+    let deadline = Deadline::after(began, settings.request_timeout_ms);
+    let results = deadline.bound(run(plan, inputs)).await;
+    let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
+    let judge = |result: Result<Output, Failure>| match result {
+        Err(failure) if alone || failure.retryable() => Err(Problem::item(&failure)),
+        Err(failure) => Ok(Err(ItemError::from(&failure))),
+        Ok(output) => Ok(Ok(output)),
+    };
+    results.into_iter().map(judge).collect()
+}
+
+/// The results of all texts, or the problem of the first that failed.
+pub(crate) async fn all(
+    plan: &Plan,
+    inputs: Vec<Input>,
+    settings: &Settings,
+    began: Now,
+) -> Result<Vec<Output>, Problem> {
+    let deadline = Deadline::after(began, settings.request_timeout_ms);
+    let results = deadline.bound(run(plan, inputs)).await;
+    let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
+    results.into_iter().map(|result| result.map_err(|failure| Problem::item(&failure))).collect()
+}
+
+/// One call with all texts. When one fails and may succeed later, the others are given up.
+async fn run(plan: &Plan, inputs: Vec<Input>) -> Vec<Result<Output, Failure>> {
+    let mut results: Vec<Result<Output, Failure>> = inputs.iter().map(|_| Err(no_outcome())).collect();
+    let mut owed = inputs.len();
+    let items: Vec<Item> = (0..).zip(inputs).map(|(id, input)| plan.item(id, input)).collect();
+    let stopped = exchange(items, async |id, outcome: Result<wire::Output, Failure>| {
+        let Some(result) = usize::try_from(id).ok().and_then(|id| results.get_mut(id)) else {
+            return ControlFlow::Continue(());
+        };
+        *result = outcome.and_then(output);
+        owed = owed.saturating_sub(1);
+        match result {
+            // It stands for the whole request, wherever it is.
+            Err(failure) if failure.retryable() => ControlFlow::Break(Some(failure.clone())),
+            _ if owed == 0 => ControlFlow::Break(None),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    match stopped.await {
+        Some(Some(failure)) => vec![Err(failure)],
+        _ => results,
+    }
+}

@@ -1,0 +1,89 @@
+//! The one client of `weir:stream/infer`.
+
+use std::{ops::ControlFlow, pin::pin};
+
+use futures::future::{Either, select};
+use weir_codec::inference::models::Model;
+use weir_core::failure::Failure;
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
+
+use super::convert::{failure, model};
+use crate::bindings::{
+    weir::stream::{
+        infer,
+        types::{Item, Outcome, Output},
+    },
+    wit_stream,
+};
+
+/// Most outcomes taken at once.
+const OUTCOMES_MAX: usize = 32;
+
+/// The outcomes of one call.
+pub(crate) struct Outcomes {
+    outcomes: StreamReader<Outcome>,
+    buffer: Vec<Outcome>,
+}
+
+impl Outcomes {
+    /// Begins a call for a stream of items. Dropping the outcomes ends it: inference skips what it has not computed.
+    pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
+        Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX) }
+    }
+
+    /// Waits for outcomes and hands over those that have come, by the ids of their items. False when there are no more.
+    pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, Result<Output, Failure>)) -> bool {
+        let (read, mut batch) = self.outcomes.read(std::mem::take(&mut self.buffer)).await;
+        for Outcome { id, result, .. } in batch.drain(..) {
+            on_outcome(id, result.map_err(failure));
+        }
+        self.buffer = batch;
+        matches!(read, StreamResult::Complete(_))
+    }
+}
+
+/// Hands items to inference in one call, so that they can be batched, and brings their outcomes until `on_outcome` breaks with what it
+/// wanted; none when there are no more before that. Dropping the future ends the call.
+pub(crate) async fn exchange<T>(
+    items: Vec<Item>,
+    mut on_outcome: impl AsyncFnMut(u64, Result<Output, Failure>) -> ControlFlow<T>,
+) -> Option<T> {
+    if items.is_empty() {
+        return None;
+    }
+    let (mut writer, reader) = wit_stream::new::<Item>();
+    let send = pin!(async move {
+        // What is left over was refused by a reader that is gone; the outcomes, or their absence, say the rest.
+        writer.write_all(items).await;
+        drop(writer);
+    });
+    let receive = pin!(async {
+        let mut outcomes = Outcomes::begin(reader).await;
+        let mut batch = Vec::new();
+        loop {
+            let more = outcomes.next(|id, result| batch.push((id, result))).await;
+            for (id, result) in batch.drain(..) {
+                if let ControlFlow::Break(wanted) = on_outcome(id, result).await {
+                    return Some(wanted);
+                }
+            }
+            if !more {
+                return None;
+            }
+        }
+    });
+    match select(receive, send).await {
+        Either::Left((result, _)) => result,
+        Either::Right(((), receive)) => receive.await,
+    }
+}
+
+/// The failure of an item whose outcome did not come.
+pub(crate) fn no_outcome() -> Failure {
+    Failure::Unavailable("inference ended without an answer".to_owned())
+}
+
+/// The models that are served.
+pub(crate) async fn models() -> Vec<Model> {
+    infer::models().await.into_iter().map(model).collect()
+}

@@ -1,0 +1,11 @@
+//! Inference: items of texts, and their outcomes.
+//!
+//! - `client`: the one client of `weir:stream/infer`; `requests`: the items; `convert`: its types as core's and codec's.
+//! - `batch`, `stream`: the texts of a request answered whole, and as a stream; `dialects`: the same in the formats of other servers.
+
+pub(crate) mod batch;
+pub(crate) mod client;
+pub(crate) mod convert;
+pub(crate) mod dialects;
+pub(crate) mod requests;
+pub(crate) mod stream;

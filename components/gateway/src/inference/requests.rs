@@ -1,0 +1,119 @@
+//! The items that this component hands to inference: all of them are built here.
+
+use weir_codec::inference::{
+    request::Input,
+    task::{Aggregation, Parameters, Side, Task},
+};
+use weir_core::{inference::text_step::TextStep, time::Now};
+
+use super::convert::{activation, aggregation};
+use crate::{
+    bindings::weir::stream::types::{self as wire, Item, Overflow, WhenFull},
+    clock,
+    settings::Settings,
+};
+
+/// The bounds of a summary, in tokens.
+const SUMMARY_TOKENS: (u32, u32) = (30, 130);
+
+/// An item for the configured model of a step. It waits for room in the queue.
+pub(crate) fn text_item(id: u64, step: TextStep, text: String, settings: &Settings) -> Item {
+    let (model, overflow, task) = match step {
+        TextStep::Sentiment => {
+            let options = wire::ClassifyOptions { top_k: Some(1), activation: None };
+            (&settings.sentiment_model, Overflow::Truncate, wire::Task::Classify(options))
+        }
+        TextStep::Summarization => {
+            let (tokens_min, tokens_max) = SUMMARY_TOKENS;
+            let options = wire::SummaryOptions { tokens_min, tokens_max };
+            (&settings.summary_model, Overflow::Split, wire::Task::Summarize(options))
+        }
+        TextStep::Entities => {
+            // A word takes the label of its first piece. `simple` would let the pieces of a word disagree and cut a
+            // name in two; `average` would weigh the B- of the first piece against the I- of the others.
+            let ignore_labels = vec!["O".to_owned()];
+            let options = wire::TokenOptions { aggregation: wire::Aggregation::First, ignore_labels, stride: None };
+            (&settings.entities_model, Overflow::Split, wire::Task::Tokens(options))
+        }
+    };
+    item(id, model.clone(), text, overflow, task)
+}
+
+/// An item for the configured model of embeddings. It waits for room in the queue.
+pub(crate) fn embedding_item(id: u64, text: String, normalize: bool, settings: &Settings) -> Item {
+    let task = wire::Task::Embed(wire::EmbedOptions { normalize });
+    item(id, settings.summary_model.clone(), text, Overflow::Truncate, task)
+}
+
+fn item(id: u64, model: String, text: String, overflow: Overflow, task: wire::Task) -> Item {
+    Item { id, model, text, text_pair: None, overflow, deadline_ms: None, when_full: WhenFull::Wait, task }
+}
+
+/// The task, the model and the bounds of every item of a request.
+pub(crate) struct Plan {
+    pub(crate) task: Task,
+    pub(crate) model: String,
+    pub(crate) parameters: Parameters,
+    pub(crate) when_full: WhenFull,
+    /// The time of an item; without one it waits as long as it must.
+    pub(crate) deadline_ms: Option<u32>,
+}
+
+impl Plan {
+    /// A plan with the model that the request names, or the one that is configured. Its items wait for room in the queue.
+    pub(crate) fn new(task: Task, model: Option<String>, parameters: Parameters, settings: &Settings) -> Self {
+        let model = model.unwrap_or_else(|| match task {
+            Task::Classify => settings.sentiment_model.clone(),
+            Task::Tokens => settings.entities_model.clone(),
+            Task::Embed => settings.summary_model.clone(),
+        });
+        let deadline_ms = parameters.timeout_ms;
+        Self { task, model, parameters, when_full: WhenFull::Wait, deadline_ms }
+    }
+
+    /// Bounds the time of its items by what is left of the request's time.
+    pub(crate) fn within(self, settings: &Settings, began: Now) -> Self {
+        let passed_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
+        let left_ms = settings.request_timeout_ms.saturating_sub(passed_ms).max(1);
+        let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+        Self { deadline_ms: Some(self.deadline_ms.map_or(left_ms, |ms| ms.min(left_ms))), ..self }
+    }
+
+    /// Makes items fail at once where the queue has no room.
+    pub(crate) fn or_fail(self) -> Self {
+        Self { when_full: WhenFull::Fail, ..self }
+    }
+
+    /// The item of a text.
+    pub(crate) fn item(&self, id: u64, input: Input) -> Item {
+        let parameters = &self.parameters;
+        let task = match self.task {
+            Task::Classify => {
+                let activation = parameters.activation.map(activation);
+                wire::Task::Classify(wire::ClassifyOptions { top_k: parameters.top_k, activation })
+            }
+            Task::Tokens => {
+                let aggregation = aggregation(parameters.aggregation.unwrap_or(Aggregation::None));
+                let ignore_labels = parameters.ignore_labels.clone().unwrap_or_else(|| vec!["O".to_owned()]);
+                wire::Task::Tokens(wire::TokenOptions { aggregation, ignore_labels, stride: parameters.stride })
+            }
+            Task::Embed => wire::Task::Embed(wire::EmbedOptions { normalize: parameters.normalize.unwrap_or(true) }),
+        };
+        let overflow = match parameters.truncation_direction {
+            _ if parameters.stride.is_some() && self.task == Task::Tokens => Overflow::Split,
+            _ if !parameters.cuts(self.task) => Overflow::Fail,
+            Some(Side::Left) => Overflow::TruncateLeft,
+            Some(Side::Right) | None => Overflow::Truncate,
+        };
+        Item {
+            id,
+            model: self.model.clone(),
+            text: input.text,
+            text_pair: input.text_pair,
+            overflow,
+            deadline_ms: self.deadline_ms,
+            when_full: self.when_full,
+            task,
+        }
+    }
+}

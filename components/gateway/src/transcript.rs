@@ -29,7 +29,7 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 use crate::{
     annotating,
     bindings::{
-        weir::stream::session::{self, Chunk, Input, InputBody, Output, OutputBody, Start},
+        weir::stream::session::{self, Input, InputBody, Output, OutputBody, Start},
         wit_stream,
     },
     http::{
@@ -118,7 +118,7 @@ impl Source {
         let text = captions::decode(body).map_err(|error| Problem::not_text(&error))?;
         let cues = captions::read(&text, Captions::of_text(&text));
         let input = |cue| match cue {
-            Ok(Cue { line, chunk }) => Input { line, seq: None, body: InputBody::Chunk(chunk_of(chunk)) },
+            Ok(Cue { line, chunk }) => Input { line, seq: None, body: InputBody::Chunk(chunk) },
             Err(CaptionError { line, reason }) => {
                 let refusal = session::Refusal { code: "invalid_cue".into(), field: None, message: reason.to_string() };
                 Input { line, seq: None, body: InputBody::Refused(refusal) }
@@ -230,17 +230,12 @@ async fn feed_cues(
     }
 }
 
-fn chunk_of(chunk: core::Chunk) -> Chunk {
-    let core::Chunk { start, end, text, speaker_id } = chunk;
-    Chunk { start, end, text, speaker_id }
-}
-
 /// What is on a line, for the session: it answers what is refused here too, in its place.
 pub(crate) fn input(line: &Line<'_>) -> Input {
     let (seq, body) = match read_line(line) {
         Ok(input) => {
             let body = match input.body {
-                Body::Chunk(chunk) => InputBody::Chunk(chunk_of(chunk)),
+                Body::Chunk(chunk) => InputBody::Chunk(chunk),
                 Body::End => InputBody::End,
             };
             (input.seq, body)
@@ -293,7 +288,7 @@ async fn receive(
 pub(crate) fn tell(outbox: &mut EventOutbox, output: Output) {
     let Output { event_id, seq, more, body } = output;
     let event = match body {
-        OutputBody::Partial(partial) => Event::Partial(segment(partial)),
+        OutputBody::Partial(partial) => Event::Partial(partial),
         OutputBody::Final(kept) => Event::Final(final_segment(kept).into()),
         OutputBody::Summary(due) => Event::Summary(Box::new(core::SummaryDue {
             kind: if due.is_final { SummaryKind::Final } else { SummaryKind::Incremental },
@@ -318,15 +313,10 @@ pub(crate) fn tell(outbox: &mut EventOutbox, output: Output) {
     outbox.handle_event(event, event_id, seq, more);
 }
 
-fn segment(segment: session::Segment) -> core::Segment {
-    let session::Segment { start, end, text, speaker_id } = segment;
-    core::Segment { start, end, text, speaker_id }
-}
-
 fn final_segment(kept: session::FinalSegment) -> core::Final {
     core::Final {
         id: kept.id,
-        segment: segment(kept.segment),
+        segment: kept.segment,
         annotation: annotation(kept.annotation),
         workflow: Workflow::from_name(&kept.workflow).unwrap_or(Workflow::General),
     }

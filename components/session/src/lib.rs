@@ -1,10 +1,11 @@
 //! The session component: transcript sessions over streams.
 //!
-//! - [`live`]: one session between its inputs and its outputs.
+//! - [`active`]: one session between its inputs and its outputs.
+//! - [`convert`]: core's types as records.
 //! - [`rules`]: rules that sessions of the same configuration share.
 //! - `service`: the streams; for wasm32 only, all else is tested natively.
 //!
-//! It imports `wasi:clocks` and what else Rust's standard library asks of `wasi:cli`, nothing of Weir.
+//! It imports `wasi:clocks` and the parts of `wasi:cli` that Rust's standard library needs, nothing of Weir.
 
 /// The generated bindings of the world `session-service`.
 #[allow(missing_docs)]
@@ -14,13 +15,18 @@ pub mod bindings {
         path: "../../wit",
         additional_derives: [Clone, PartialEq],
         generate_all,
+        with: {
+            "weir:stream/session@0.1.0/chunk": weir_core::transcripts::Chunk,
+            "weir:stream/session@0.1.0/segment": weir_core::transcripts::Segment,
+        },
     });
 }
 
 /// The records of `weir:stream/session`.
 pub use bindings::exports::weir::stream::session as types;
 
-pub mod live;
+pub mod active;
+pub mod convert;
 pub mod rules;
 
 #[cfg(target_arch = "wasm32")]

@@ -5,34 +5,34 @@ use std::{cell::RefCell, sync::Arc};
 use weir_codec::{json::field::RequestError, transcripts::config::SessionAsk};
 use weir_core::transcripts::SessionRules;
 
-/// Configurations that are kept.
-const KEPT_MAX: usize = 16;
+/// Most configurations in the cache.
+const ENTRIES_MAX: usize = 16;
 
-/// The rules of late, the most recently used last.
+/// The rules of recent configurations, the most recently used last.
 #[derive(Debug, Default)]
-pub struct Shared {
-    kept: RefCell<Vec<(String, SessionAsk, Arc<SessionRules>)>>,
+pub struct RulesCache {
+    entries: RefCell<Vec<(String, SessionAsk, Arc<SessionRules>)>>,
 }
 
-impl Shared {
-    /// What a configuration says, and its rules.
+impl RulesCache {
+    /// A configuration from its JSON, and its rules.
     ///
     /// # Errors
     ///
     /// [`RequestError`]: the configuration is not JSON, or a field is wrong.
-    pub fn of(&self, config: &str) -> Result<(SessionAsk, Arc<SessionRules>), RequestError> {
-        let mut kept = self.kept.borrow_mut();
-        if let Some(at) = kept.iter().position(|(known, ..)| known == config) {
-            let found = kept.remove(at);
-            kept.push(found.clone());
+    pub fn get(&self, config: &str) -> Result<(SessionAsk, Arc<SessionRules>), RequestError> {
+        let mut entries = self.entries.borrow_mut();
+        if let Some(at) = entries.iter().position(|(known, ..)| known == config) {
+            let found = entries.remove(at);
+            entries.push(found.clone());
             return Ok((found.1, found.2));
         }
         let ask = SessionAsk::from_json(config.as_bytes())?;
         let rules = SessionRules::new(ask.config.clone()).expect("a configuration that was read was checked");
-        if kept.len() >= KEPT_MAX {
-            kept.remove(0);
+        if entries.len() >= ENTRIES_MAX {
+            entries.remove(0);
         }
-        kept.push((config.to_owned(), ask.clone(), rules.clone()));
+        entries.push((config.to_owned(), ask.clone(), rules.clone()));
         Ok((ask, rules))
     }
 }
@@ -43,14 +43,14 @@ mod tests {
 
     #[test]
     fn rules_are_shared_and_bounded() {
-        let shared = Shared::default();
-        let (_, first) = shared.of("{}").unwrap();
-        assert!(Arc::ptr_eq(&first, &shared.of("{}").unwrap().1));
-        for gap in 1..=KEPT_MAX {
-            shared.of(&format!("{{\"max_gap_sec\":{gap}}}")).unwrap();
+        let cache = RulesCache::default();
+        let (_, first) = cache.get("{}").unwrap();
+        assert!(Arc::ptr_eq(&first, &cache.get("{}").unwrap().1));
+        for gap in 1..=ENTRIES_MAX {
+            cache.get(&format!("{{\"max_gap_sec\":{gap}}}")).unwrap();
         }
-        assert_eq!(shared.kept.borrow().len(), KEPT_MAX);
-        assert!(!Arc::ptr_eq(&first, &shared.of("{}").unwrap().1));
-        assert!(shared.of("{\"gap\":1}").is_err());
+        assert_eq!(cache.entries.borrow().len(), ENTRIES_MAX);
+        assert!(!Arc::ptr_eq(&first, &cache.get("{}").unwrap().1));
+        assert!(cache.get("{\"gap\":1}").is_err());
     }
 }

@@ -5,9 +5,10 @@ use std::{cell::Cell, rc::Rc, time::Instant};
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 use crate::{
+    active::ActiveSession,
     bindings::wit_stream,
-    live::{Live, annotation},
-    rules::Shared,
+    convert::annotation,
+    rules::RulesCache,
     types::{Annotation, Guest, Input, Output, Start, StartFailure},
 };
 
@@ -19,11 +20,11 @@ const OUTPUTS_FEW: usize = 256;
 const TEXTS_MAX: usize = 1024;
 
 thread_local! {
-    static SHARED: Rc<Shared> = Rc::default();
+    static RULES: Rc<RulesCache> = Rc::default();
     static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Nanoseconds since this instance was first asked.
+/// Nanoseconds since the first call of this instance.
 fn now_ns() -> u64 {
     let now = Instant::now();
     let began = BEGAN.with(|began| {
@@ -41,9 +42,9 @@ crate::bindings::export!(Service with_types_in crate::bindings);
 
 impl Guest for Service {
     async fn run(start: Start, inputs: StreamReader<Input>) -> Result<StreamReader<Output>, StartFailure> {
-        let live = Live::start(start, &SHARED.with(Rc::clone), now_ns())?;
+        let active = ActiveSession::start(start, &RULES.with(Rc::clone), now_ns())?;
         let (writer, reader) = wit_stream::new();
-        wit_bindgen::spawn(answer(live, inputs, writer));
+        wit_bindgen::spawn(serve(active, inputs, writer));
         Ok(reader)
     }
 
@@ -53,27 +54,27 @@ impl Guest for Service {
             return Err(StartFailure::InvalidConfig(reason));
         }
         let (_, rules) =
-            SHARED.with(Rc::clone).of(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
+            RULES.with(Rc::clone).get(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
         let mut room = Default::default();
         Ok(texts.iter().map(|text| annotation(&rules.annotator().annotate(text, &mut room))).collect())
     }
 }
 
-async fn answer(mut live: Live, mut inputs: StreamReader<Input>, mut outputs: StreamWriter<Output>) {
+async fn serve(mut active: ActiveSession, mut inputs: StreamReader<Input>, mut outputs: StreamWriter<Output>) {
     let mut room = Vec::with_capacity(INPUTS_MAX);
     loop {
         let (status, mut taken) = inputs.read(room).await;
-        let mut said = Vec::new();
-        // One look at the clock for what came together.
+        let mut batch = Vec::new();
+        // One reading of the clock for inputs that came together.
         let now_ns = now_ns();
         for input in taken.drain(..) {
-            live.take(input, now_ns, &mut said);
+            active.handle_input(input, now_ns, &mut batch);
             // A chunk of a few bytes may lead to a partial segment of many.
-            if said.len() >= OUTPUTS_FEW && !outputs.write_all(std::mem::take(&mut said)).await.is_empty() {
+            if batch.len() >= OUTPUTS_FEW && !outputs.write_all(std::mem::take(&mut batch)).await.is_empty() {
                 return;
             }
         }
-        if !said.is_empty() && !outputs.write_all(said).await.is_empty() {
+        if !batch.is_empty() && !outputs.write_all(batch).await.is_empty() {
             return;
         }
         if !matches!(status, StreamResult::Complete(_)) {

@@ -6,9 +6,9 @@ use spin_sdk::wasip3::{
     wit_future,
 };
 use weir_codec::http::problem::Problem;
-use weir_core::process::Now;
+use weir_core::time::Now;
 
-use crate::{clock::Deadline, settings::Settings};
+use crate::platform::{clock::Deadline, settings::Settings};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;

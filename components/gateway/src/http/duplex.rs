@@ -16,13 +16,15 @@ use spin_sdk::wasip3::{
     wit_bindgen::{StreamResult, StreamWriter as BodyWriter},
 };
 use weir_codec::inference::output::ItemError;
-use weir_core::process::Now;
+use weir_core::time::Now;
 
 use crate::{
-    clock::{self, Deadline},
     http::response::Client,
-    settings::Settings,
-    signal::{Gate, Signal},
+    platform::{
+        clock::{self, Deadline},
+        notify::{Gate, Signal},
+        settings::Settings,
+    },
 };
 
 /// Unsent bytes from which nothing more is brought.

@@ -1,6 +1,10 @@
 //! HTTP: what every route needs of a request and of a response.
+//!
+//! - `request`: the head of a request, and its body by type; `body`: bodies, bounded in bytes and time; `request_id`: `X-Request-Id`.
+//! - `response`: responses; `duplex`: the client's side of a stream in both directions.
 
 pub(crate) mod body;
 pub(crate) mod duplex;
+pub(crate) mod request;
 pub(crate) mod request_id;
 pub(crate) mod response;

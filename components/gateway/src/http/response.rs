@@ -16,6 +16,14 @@ use weir_codec::{
     inference::{hub, tei},
 };
 
+/// The response of a route.
+pub(crate) enum RouteResponse {
+    /// Its body is there.
+    Whole(Reply),
+    /// Its body is written while it is sent.
+    Streaming(Response),
+}
+
 /// A response before it is one of `wasi:http`.
 pub(crate) struct Reply {
     status: u16,

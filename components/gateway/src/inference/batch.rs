@@ -16,7 +16,7 @@ use super::{
     convert::output,
     requests::Plan,
 };
-use crate::{
+use crate::platform::{
     bindings::weir::stream::types::{self as wire, Item},
     clock::Deadline,
     settings::Settings,

@@ -3,19 +3,24 @@
 use std::{ops::ControlFlow, pin::pin};
 
 use futures::future::{Either, select};
-use weir_codec::inference::models::Model;
-use weir_core::failure::Failure;
+use weir_codec::{http::problem::Problem, inference::models::Model};
+use weir_core::{failure::Failure, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use super::convert::{failure, model};
-use crate::bindings::{
-    weir::stream::{
-        infer,
-        types::{Item, Outcome, Output},
+use crate::platform::{
+    bindings::{
+        weir::stream::{
+            infer,
+            types::{Item, Outcome, Output},
+        },
+        wit_stream,
     },
-    wit_stream,
+    clock::Deadline,
 };
 
+/// How long the models may take to say whether they are ready.
+const MODELS_TIMEOUT_MS: u64 = 5000;
 /// Most outcomes taken at once.
 const OUTCOMES_MAX: usize = 32;
 
@@ -84,6 +89,12 @@ pub(crate) fn no_outcome() -> Failure {
 }
 
 /// The models that are served.
-pub(crate) async fn models() -> Vec<Model> {
+async fn models() -> Vec<Model> {
     infer::models().await.into_iter().map(model).collect()
+}
+
+/// The models that are served, within [`MODELS_TIMEOUT_MS`].
+pub(crate) async fn served_models(began: Now) -> Result<Vec<Model>, Problem> {
+    let models = Deadline::after(began, MODELS_TIMEOUT_MS).bound(models()).await;
+    models.ok_or_else(|| Problem::not_ready(Vec::new()))
 }

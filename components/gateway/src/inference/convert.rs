@@ -10,7 +10,7 @@ use weir_core::{
     inference::text_step::{Span, TextOutput},
 };
 
-use crate::bindings::weir::stream::types as wire;
+use crate::platform::bindings::weir::stream::types as wire;
 
 /// A failure as core's.
 pub(super) fn failure(failure: wire::Failure) -> Failure {

@@ -10,13 +10,12 @@ use weir_codec::{
         tei::{self, PredictRequest},
     },
 };
-use weir_core::{failure::Failure, process::Now};
+use weir_core::{failure::Failure, time::Now};
 
 use crate::{
     http::response::Reply,
-    inference::{batch, requests::Plan},
-    served,
-    settings::Settings,
+    inference::{batch, client::served_models, requests::Plan},
+    platform::settings::Settings,
 };
 
 thread_local! {
@@ -31,7 +30,7 @@ async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
     if let Some(task) = known(name) {
         return Ok(task);
     }
-    for model in served(began).await? {
+    for model in served_models(began).await? {
         if let Some(task) = Task::of_kind(model.kind) {
             TASKS.with_borrow_mut(|tasks| tasks.insert(model.name, task));
         }

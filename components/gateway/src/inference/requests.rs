@@ -7,7 +7,7 @@ use weir_codec::inference::{
 use weir_core::{inference::text_step::TextStep, time::Now};
 
 use super::convert::{activation, aggregation};
-use crate::{
+use crate::platform::{
     bindings::weir::stream::types::{self as wire, Item, Overflow, WhenFull},
     clock,
     settings::Settings,

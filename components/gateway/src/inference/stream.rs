@@ -20,12 +20,10 @@ use weir_codec::{
         request::{Input, LINE_BYTES_MAX},
     },
 };
-use weir_core::{failure::Failure, process::Now};
+use weir_core::{failure::Failure, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamWriter};
 
 use crate::{
-    bindings::{weir::stream::types::Item, wit_stream},
-    clock::Deadline,
     http::{
         body::{Arriving, Piece},
         duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
@@ -36,7 +34,11 @@ use crate::{
         convert::output,
         requests::Plan,
     },
-    settings::Settings,
+    platform::{
+        bindings::{weir::stream::types::Item, wit_stream},
+        clock::Deadline,
+        settings::Settings,
+    },
 };
 
 /// Most texts that are handed over at once.

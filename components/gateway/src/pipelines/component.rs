@@ -3,7 +3,7 @@
 use weir_codec::pipelines::text;
 use weir_core::pipelines::{Json, StepFailure};
 
-use crate::bindings::weir::stream::steps::{self, Limits};
+use crate::platform::bindings::weir::stream::steps::{self, Limits};
 
 /// Longest message of a failure, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;

@@ -19,7 +19,7 @@ use weir_codec::pipelines::{
 };
 use weir_core::pipelines::{Definition, NAME_BYTES_MAX};
 
-use crate::clock;
+use crate::platform::clock;
 
 /// How long what was read is not looked at again.
 const RELOAD_NS: u64 = 1_000_000_000;

@@ -15,16 +15,16 @@ use futures::{
 use weir_codec::pipelines::execution::Listed;
 use weir_core::{
     pipelines::{Batch, Execution, Run},
-    process::Now,
+    time::Now,
 };
 
 use super::{
     Pipelines,
-    keep::{self, Lost},
-    live::Live,
+    persistence::{self, Lost},
+    running::RunningExecution,
     steps,
 };
-use crate::clock::{self, Deadline};
+use crate::platform::clock::{self, Deadline};
 
 /// Something is due that cannot begin yet: the clock is looked at again so much later. What it waits for wakes the driver.
 const LATER_MS: u64 = 50;
@@ -38,7 +38,7 @@ pub(super) struct Runs {
 }
 
 /// Drives an execution to its end. Nobody waits for this: it ends with the execution, or with the instance.
-pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
+pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecution>) {
     let mut runs = Runs::default();
     let mut saving: Option<LocalBoxFuture<'static, Result<u64, Lost>>> = None;
     let mut storing: Option<LocalBoxFuture<'static, Result<(Batch, u64), Lost>>> = None;
@@ -58,13 +58,13 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
             if saving.is_none()
                 && let Some(checkpoint) = execution.poll_checkpoint(now)
             {
-                saving = Some(keep::save(pipelines, live.clone(), checkpoint).boxed_local());
+                saving = Some(persistence::save(pipelines, live.clone(), checkpoint).boxed_local());
             }
             runs.stop_and_start_of(&mut execution, pipelines, &live, now);
             if storing.is_none()
                 && let Some(batch) = execution.poll_events(now)
             {
-                storing = Some(keep::store(live.clone(), batch).boxed_local());
+                storing = Some(persistence::store(live.clone(), batch).boxed_local());
             }
             if execution.is_drained() && saving.is_none() && storing.is_none() {
                 break;
@@ -116,7 +116,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
     }
     // What still runs has no say any more.
     drop((runs, saving, storing));
-    if live.is_lost() || keep::end(pipelines, &live).await.is_err() {
+    if live.is_lost() || persistence::end(pipelines, &live).await.is_err() {
         eprintln!("warn: {} is owned by another instance now", live.execution.borrow().id());
         pipelines.abandon(&live);
         return;
@@ -135,7 +135,12 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<Live>) {
 
 impl Runs {
     /// Gives up the runs that are to stop, and begins those that can. Whether any has begun.
-    pub(super) fn stop_and_start(&mut self, pipelines: &'static Pipelines, live: &Rc<Live>, now: Now) -> bool {
+    pub(super) fn stop_and_start(
+        &mut self,
+        pipelines: &'static Pipelines,
+        live: &Rc<RunningExecution>,
+        now: Now,
+    ) -> bool {
         self.stop_and_start_of(&mut live.execution.borrow_mut(), pipelines, live, now)
     }
 
@@ -143,7 +148,7 @@ impl Runs {
         &mut self,
         execution: &mut Execution,
         pipelines: &'static Pipelines,
-        live: &Rc<Live>,
+        live: &Rc<RunningExecution>,
         now: Now,
     ) -> bool {
         while let Some(run) = execution.poll_stop() {

@@ -13,7 +13,7 @@ use weir_codec::{http::retry_after, pipelines::text};
 use weir_core::pipelines::{Json, Method, StepFailure};
 
 use super::steps::Step;
-use crate::clock;
+use crate::platform::clock;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -71,7 +71,7 @@ fn request(
     let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(defaults);
     let headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect();
     let wrong = |what: &str| StepFailure::last("http_request", format!("the request cannot be made: {what}"));
-    let headers = Fields::from_list(&headers).map_err(|error| wrong(&crate::wording::in_words(&error)))?;
+    let headers = Fields::from_list(&headers).map_err(|error| wrong(&crate::platform::wording::in_words(&error)))?;
     let (_, trailers) = wit_future::new(|| Ok(None));
     let contents = body.map(|body| {
         let (mut writer, reader) = wit_stream::new();
@@ -113,7 +113,7 @@ fn unreachable(error: &types::ErrorCode) -> StepFailure {
             StepFailure::last("http_not_allowed", "the host does not let steps call this service")
         }
         error => {
-            let text = crate::wording::in_words(error);
+            let text = crate::platform::wording::in_words(error);
             let text = &text[..text.floor_char_boundary(256)];
             StepFailure::passing("http_unreachable", format!("the service gave no answer: {text}"))
         }

@@ -14,12 +14,13 @@
 mod component;
 mod definitions;
 mod driver;
+mod ephemeral;
 mod http;
-mod inside;
-mod keep;
-mod live;
+mod persistence;
+mod process;
 mod resume;
 mod routes;
+mod running;
 mod steps;
 
 use std::{
@@ -36,9 +37,8 @@ use weir_core::{
     pipelines::{Limits, Reliability, ReliabilityConfig},
 };
 
-pub(crate) use self::inside::{Inside, Lines};
-use self::live::Live;
-use crate::{
+use self::running::RunningExecution;
+use crate::platform::{
     bindings::weir::stream::events::Failure,
     settings::{Pipelines as Config, Settings},
 };
@@ -51,7 +51,7 @@ pub(crate) struct Pipelines {
     config: &'static Config,
     settings: &'static Settings,
     definitions: definitions::Definitions,
-    live: RefCell<BTreeMap<Arc<str>, Rc<Live>>>,
+    live: RefCell<BTreeMap<Arc<str>, Rc<RunningExecution>>>,
     /// Executions of each user that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
     starting: RefCell<Shares>,
     /// The last that have ended, each with its owner.
@@ -121,7 +121,7 @@ impl Pipelines {
     }
 
     /// Lets an execution go on, in the task that calls.
-    fn go(&'static self, live: Live) -> Rc<Live> {
+    fn go(&'static self, live: RunningExecution) -> Rc<RunningExecution> {
         let live = Rc::new(live);
         let id = live.execution.borrow().id().clone();
         self.live.borrow_mut().insert(id, live.clone());
@@ -130,7 +130,7 @@ impl Pipelines {
     }
 
     /// An execution that goes on here.
-    fn find(&self, id: &str) -> Option<Rc<Live>> {
+    fn find(&self, id: &str) -> Option<Rc<RunningExecution>> {
         self.live.borrow().get(id).cloned()
     }
 
@@ -140,13 +140,13 @@ impl Pipelines {
     }
 
     /// It has ended, and is kept where others look.
-    fn ended(&self, live: &Live, listed: Listed) {
+    fn ended(&self, live: &RunningExecution, listed: Listed) {
         self.live.borrow_mut().remove(&listed.execution_id);
         self.list(live.owner.clone(), listed);
     }
 
     /// Another instance has taken it over.
-    fn abandon(&self, live: &Rc<Live>) {
+    fn abandon(&self, live: &Rc<RunningExecution>) {
         let id = live.execution.borrow().id().clone();
         let mut all = self.live.borrow_mut();
         if all.get(&id).is_some_and(|other| Rc::ptr_eq(other, live)) {
@@ -173,7 +173,7 @@ impl Pipelines {
 
     /// Whether an execution is kept, in memory or in the store.
     pub(crate) async fn exists(&self, id: &str) -> Result<bool, Failure> {
-        Ok(self.find(id).is_some() || keep::exists(id).await?)
+        Ok(self.find(id).is_some() || persistence::exists(id).await?)
     }
 
     fn definition(&self, name: &str) -> Option<definitions::Loaded> {

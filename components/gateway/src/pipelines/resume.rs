@@ -11,15 +11,17 @@ use weir_core::{
 
 use super::{
     Pipelines,
-    keep::{self, Kept, Place},
-    live::Live,
+    persistence::{self, Place, StoredExecution},
+    running::RunningExecution,
 };
 use crate::{
-    bindings::weir::stream::{events::Failure, state},
-    clock::{self, Deadline},
+    channels::store,
     http::request_id,
-    lease::{self, StoreLease},
-    publish,
+    platform::{
+        bindings::weir::stream::{events::Failure, state},
+        clock::{self, Deadline},
+        lease::{self, StoreLease},
+    },
 };
 
 /// Executions that are read at once.
@@ -34,7 +36,7 @@ const DAMAGED_MAX: usize = 1000;
 /// The result of opening an execution.
 pub(super) enum Opened {
     /// It runs in this instance.
-    Live(Rc<Live>),
+    RunningExecution(Rc<RunningExecution>),
     /// Another instance owns it, until its lease ends, in the given number of milliseconds unless it renews it.
     Elsewhere(u64),
     /// It is being opened here.
@@ -60,7 +62,7 @@ async fn each_key(pipelines: &'static Pipelines, place: Place) {
         let keys = match state::keys(place.kind().to_owned(), after.clone(), KEYS_MAX).await {
             Ok(keys) => keys,
             Err(failure) => {
-                eprintln!("warn: what was interrupted is not known yet: {}", publish::reason(&failure));
+                eprintln!("warn: what was interrupted is not known yet: {}", store::reason(&failure));
                 Deadline::after(clock::now(), RETRY_MS).passed().await;
                 continue;
             }
@@ -91,10 +93,10 @@ async fn go_on(pipelines: &'static Pipelines, id: &str) {
         Ok(_) => {}
         // The next look tries again.
         Err(failure @ Failure::Unavailable(_)) => {
-            eprintln!("warn: {id} is not resumed yet: {}", publish::reason(&failure));
+            eprintln!("warn: {id} is not resumed yet: {}", store::reason(&failure));
         }
         Err(failure) => {
-            eprintln!("warn: {id} cannot be resumed: {}", publish::reason(&failure));
+            eprintln!("warn: {id} cannot be resumed: {}", store::reason(&failure));
             let mut damaged = pipelines.damaged.borrow_mut();
             if damaged.len() >= DAMAGED_MAX {
                 damaged.clear();
@@ -106,7 +108,7 @@ async fn go_on(pipelines: &'static Pipelines, id: &str) {
 
 /// Resumes an execution here, unless another instance owns it.
 pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Opened, Failure> {
-    let found = || pipelines.find(id).map(Opened::Live);
+    let found = || pipelines.find(id).map(Opened::RunningExecution);
     let Some(_opening) = pipelines.open(id) else { return Ok(found().unwrap_or(Opened::Opening)) };
     let lease = match lease::acquire(Place::Going.key(id)).await? {
         Ok(lease) => lease,
@@ -121,7 +123,7 @@ pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Open
         }
     };
     match live(pipelines, kept, lease) {
-        Ok(live) => Ok(Opened::Live(pipelines.go(live))),
+        Ok(live) => Ok(Opened::RunningExecution(pipelines.go(live))),
         Err((lease, failure)) => {
             lease.release().await;
             Err(failure)
@@ -130,18 +132,18 @@ pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Open
 }
 
 /// The last checkpoint of an execution, the place of the last event in its channel, and how many events that has.
-async fn read(id: &str) -> Result<Option<(Kept, Cursor, u64)>, Failure> {
-    let Some(kept) = keep::get(Place::Going, id).await? else { return Ok(None) };
-    let (last, stored) = keep::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
+async fn read(id: &str) -> Result<Option<(StoredExecution, Cursor, u64)>, Failure> {
+    let Some(kept) = persistence::get(Place::Going, id).await? else { return Ok(None) };
+    let (last, stored) = persistence::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
     Ok(Some((kept, last, stored)))
 }
 
 fn live(
     pipelines: &'static Pipelines,
-    (kept, last, stored): (Kept, Cursor, u64),
+    (kept, last, stored): (StoredExecution, Cursor, u64),
     lease: StoreLease,
-) -> Result<Live, (StoreLease, Failure)> {
-    let Kept { owner, parts, definition, checkpoint } = kept;
+) -> Result<RunningExecution, (StoreLease, Failure)> {
+    let StoredExecution { owner, parts, definition, checkpoint } = kept;
     let definition = Arc::new(definition);
     let resume = |events_stored| {
         let (definition, checkpoint) = (definition.clone(), checkpoint.clone());
@@ -157,7 +159,7 @@ fn live(
         Ok(execution) => execution,
         Err(error) => return Err((lease, Failure::Other(error.to_string()))),
     };
-    let live = Live::new(execution, owner, Some(lease));
+    let live = RunningExecution::new(execution, owner, Some(lease));
     live.checkpoint.replace(Some(checkpoint));
     live.parts.set(parts);
     live.last.set(last);
@@ -168,7 +170,7 @@ fn live(
 /// Lists one that has ended.
 async fn list(pipelines: &'static Pipelines, id: &str) {
     // Who asks for it by its id is told what is wrong.
-    let Ok(Some(kept)) = keep::get(Place::Ended, id).await else { return };
+    let Ok(Some(kept)) = persistence::get(Place::Ended, id).await else { return };
     let owner = kept.owner.clone();
     if let Some(status) = status(pipelines, kept) {
         let (execution_id, pipeline) = (status.execution_id, status.pipeline);
@@ -178,7 +180,7 @@ async fn list(pipelines: &'static Pipelines, id: &str) {
 }
 
 /// How far a kept execution is.
-pub(super) fn status(pipelines: &Pipelines, kept: Kept) -> Option<weir_core::pipelines::Status> {
+pub(super) fn status(pipelines: &Pipelines, kept: StoredExecution) -> Option<weir_core::pipelines::Status> {
     let (stored, now) = (kept.checkpoint.events_end, clock::now());
     let definition = Arc::new(kept.definition);
     let execution = Execution::resume(definition, kept.checkpoint, stored, pipelines.limits(), 0, now).ok()?;

@@ -21,19 +21,22 @@ use weir_core::pipelines::{Execution, Json, Rejected, Status};
 
 use super::{
     Pipelines,
-    keep::{self, Place},
-    live::Live,
+    persistence::{self, Place},
     resume::{self, Opened},
+    running::RunningExecution,
 };
 use crate::{
-    Call,
-    access::Access,
-    bindings::weir::stream::{events, state},
-    clock::{self, Deadline},
+    auth::Access,
+    channels::store,
+    http::request::RequestContext,
     http::{request_id, response::Reply},
-    lease, publish,
-    settings::Settings,
-    turns,
+    platform::{
+        bindings::weir::stream::{events, state},
+        clock::{self, Deadline},
+        lease,
+        settings::Settings,
+        turns,
+    },
 };
 
 /// Executions in a list.
@@ -58,7 +61,7 @@ enum Begin {
     Begun(String),
 }
 
-impl Call<'_> {
+impl RequestContext<'_> {
     /// Pipelines and executions, for somebody who was let in.
     pub(crate) async fn pipelines(
         &self,
@@ -125,7 +128,7 @@ impl Call<'_> {
     ) -> Result<Reply, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let definition = self.definition(pipelines, name, identity)?;
-        Access::current()?.publishes(identity, self.began)?;
+        Access::current()?.check_publish_rate(identity, self.began)?;
         let values: Vec<_> = self.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()).collect();
         let prefer = Prefer::read(values);
         let key = self.idempotency_key()?;
@@ -149,19 +152,19 @@ impl Call<'_> {
         let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
         // Whoever looks for executions without an owner must not find this one before it goes on.
         let _opening = pipelines.open(&id);
-        let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(publish::problem)? {
+        let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(store::problem)? {
             Ok(lease) => lease,
             Err(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
         };
-        let live = Live::new(execution, identity.user().to_owned(), Some(lease));
+        let live = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
         if Access::current()?.required() {
-            keep::own(&live).await.map_err(publish::problem)?;
+            persistence::own(&live).await.map_err(store::problem)?;
         }
         let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
         let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
-        if let Err(failure) = keep::try_save(pipelines, &live, &checkpoint).await {
+        if let Err(failure) = persistence::try_save(pipelines, &live, &checkpoint).await {
             live.release().await;
-            return Err(publish::problem(failure));
+            return Err(store::problem(failure));
         }
         live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
         live.checkpoint.replace(Some(checkpoint));
@@ -170,7 +173,13 @@ impl Call<'_> {
     }
 
     /// Answers for an execution that goes on: with its end, if the client waits and it comes in time.
-    async fn begun_live(&self, live: Rc<Live>, id: &str, name: &str, prefer: Prefer) -> Result<Reply, Problem> {
+    async fn begun_live(
+        &self,
+        live: Rc<RunningExecution>,
+        id: &str,
+        name: &str,
+        prefer: Prefer,
+    ) -> Result<Reply, Problem> {
         let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
         if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
@@ -232,7 +241,7 @@ impl Call<'_> {
         let print = digest::of(&[input.as_str().as_bytes()]);
         let end = Deadline::after(clock::now(), BEGUN_MS);
         loop {
-            let known = state::get(place.clone()).await.map_err(publish::problem)?;
+            let known = state::get(place.clone()).await.map_err(store::problem)?;
             let known = known.and_then(|value| String::from_utf8(value).ok());
             let known = known.as_deref().and_then(|value| value.split_once(' '));
             if let Some((id, other)) = known {
@@ -244,12 +253,12 @@ impl Call<'_> {
                     return Ok(Begin::Begun(id.to_owned()));
                 }
             }
-            if events::claim(place.clone(), CLAIM_MS).await.map_err(publish::problem)? {
+            if events::claim(place.clone(), CLAIM_MS).await.map_err(store::problem)? {
                 let new = || execution_id::from_random(request_id::random());
                 let id = known.map_or_else(new, |(id, _)| id.to_owned());
                 let value = format!("{id} {print}").into_bytes();
                 let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
-                state::put(place, value, Some(pipelines.config.ttl_ms), None, share).await.map_err(publish::problem)?;
+                state::put(place, value, Some(pipelines.config.ttl_ms), None, share).await.map_err(store::problem)?;
                 return Ok(Begin::New(id));
             }
             let now = clock::now();
@@ -276,9 +285,9 @@ impl Call<'_> {
             return Ok(live.execution.borrow().status(clock::now().monotonic_ns));
         }
         for place in [Place::Going, Place::Ended] {
-            let kept = keep::get(place, id).await.map_err(|failure| {
-                eprintln!("warn: {id} is asked for: {}", publish::reason(&failure));
-                publish::problem(failure)
+            let kept = persistence::get(place, id).await.map_err(|failure| {
+                eprintln!("warn: {id} is asked for: {}", store::reason(&failure));
+                store::problem(failure)
             })?;
             if let Some(kept) = kept.filter(|kept| may(&kept.owner)) {
                 let status = resume::status(pipelines, kept);
@@ -290,7 +299,7 @@ impl Call<'_> {
 
     async fn cancel(&self, pipelines: &'static Pipelines, id: &str, identity: &Identity) -> Result<Reply, Problem> {
         let channel = channel(id)?;
-        let may = |live: &Rc<Live>| identity.authorize(Action::Cancel, &channel, Some(&live.owner)).is_ok();
+        let may = |live: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&live.owner)).is_ok();
         let over = || {
             let detail = "the execution is over, or what it did is being undone";
             Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
@@ -302,8 +311,8 @@ impl Call<'_> {
                 if is_over(&status) {
                     return over();
                 }
-                match resume::open(pipelines, id).await.map_err(publish::problem)? {
-                    Opened::Live(live) => live,
+                match resume::open(pipelines, id).await.map_err(store::problem)? {
+                    Opened::RunningExecution(live) => live,
                     Opened::Elsewhere(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
                     Opened::Opening => {
                         let detail = "the execution is being resumed after a restart";
@@ -378,8 +387,8 @@ fn channel(id: &str) -> Result<Channel, Problem> {
 /// Whether there is such an execution, whoever's it is.
 async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
     Ok(pipelines.find(id).is_some()
-        || keep::get(Place::Going, id).await.map_err(publish::problem)?.is_some()
-        || keep::get(Place::Ended, id).await.map_err(publish::problem)?.is_some())
+        || persistence::get(Place::Going, id).await.map_err(store::problem)?.is_some()
+        || persistence::get(Place::Ended, id).await.map_err(store::problem)?.is_some())
 }
 
 /// The executions that a user may see, the newest first.

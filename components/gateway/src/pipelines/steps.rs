@@ -16,24 +16,27 @@ use weir_core::{
 };
 use weir_expression::{Bounds, Expression};
 
-use super::{Pipelines, component, http, live::Live};
+use super::{Pipelines, component, http, running::RunningExecution};
 use crate::{
-    bindings::weir::stream::types::{Item, Output},
-    clock,
     inference::{
         client::{exchange, no_outcome},
         convert::text_output,
         requests::{embedding_item, text_item},
     },
-    settings::Settings,
-    transcript, turns,
+    platform::{
+        bindings::weir::stream::types::{Item, Output},
+        clock,
+        settings::Settings,
+        turns,
+    },
+    transcripts::one_shot,
 };
 
 /// Most texts that are annotated in one turn.
 const ANNOTATED_MAX: usize = 64;
 
 /// Runs a step, or a compensation, once and tells how it went.
-pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<Live>, work: Work) {
+pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution>, work: Work) {
     let (definition, id) = {
         let execution = live.execution.borrow();
         (execution.definition().clone(), execution.id().clone())
@@ -54,7 +57,7 @@ pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<Live>, work: Wor
 /// An attempt of a step.
 pub(super) struct Step<'s> {
     pub(super) pipelines: &'static Pipelines,
-    pub(super) live: &'s Live,
+    pub(super) live: &'s RunningExecution,
     pub(super) task: &'s Task,
     pub(super) run: Run,
     /// The same for every attempt of the step in this execution, and for no other.
@@ -209,12 +212,12 @@ async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
     let ask = SessionAsk::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
     let texts: Vec<TextInput> =
         texts.into_iter().map(|text| TextInput { text, speaker_id: None, segment_id: None }).collect();
-    let config = transcript::config(&ask);
+    let config = one_shot::config(&ask);
     let mut annotations = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ANNOTATED_MAX) {
         // The session component computes without waiting.
         let turn = turns::take(user).await;
-        let some = transcript::annotate(&config, texts.iter()).await;
+        let some = one_shot::annotate(&config, texts.iter()).await;
         drop(turn);
         annotations
             .extend(some.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use futures::future::{Either, select};
 use spin_sdk::wasip3::clocks::{monotonic_clock, system_clock};
-use weir_core::process::Now;
+use weir_core::time::Now;
 
 const NS_PER_MS: u64 = 1_000_000;
 const NS_PER_S: u64 = 1_000_000_000;

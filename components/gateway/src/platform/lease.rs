@@ -7,17 +7,19 @@
 use std::cell::Cell;
 
 use weir_codec::http::problem::Problem;
-use weir_core::process::Now;
+use weir_core::time::Now;
 
 use crate::{
-    bindings::weir::stream::{
-        events::{Failure, Fence},
-        state::{self, Acquisition},
-    },
-    clock::{self, Deadline},
+    channels::store,
     http::request_id,
-    publish,
-    settings::Settings,
+    platform::{
+        bindings::weir::stream::{
+            events::{Failure, Fence},
+            state::{self, Acquisition},
+        },
+        clock::{self, Deadline},
+        settings::Settings,
+    },
 };
 
 const NS_PER_MS: u64 = 1_000_000;
@@ -126,7 +128,7 @@ impl StoreLease {
                 Err(Failure::Fenced) => {}
                 Err(failure) if !is_reported => {
                     is_reported = true;
-                    eprintln!("warn: the lease of {} was not renewed: {}", self.fence.key, publish::reason(&failure));
+                    eprintln!("warn: the lease of {} was not renewed: {}", self.fence.key, store::reason(&failure));
                 }
                 Err(_) => {}
             }

@@ -9,13 +9,13 @@ use weir_codec::{
     },
     http::problem::Problem,
 };
-use weir_core::process::Now;
+use weir_core::time::Now;
 
+use super::{ownership, store};
 use crate::{
-    access::Access,
-    bindings::weir::stream::events::{self, Event, Failure},
+    auth::Access,
     http::response::Reply,
-    lease, owners, subscribe,
+    platform::bindings::weir::stream::events::{self, Event},
 };
 
 /// Most bytes in the key under which a later event replaces an earlier one.
@@ -33,7 +33,7 @@ pub(crate) async fn publish(
     now: Now,
 ) -> Result<Reply, Problem> {
     let access = Access::current()?;
-    access.publishes(identity, now)?;
+    access.check_publish_rate(identity, now)?;
     match route {
         ChannelRoute::PublishWorkflow(channel) => {
             let body = WorkflowBody::from_json(body)?;
@@ -64,15 +64,15 @@ async fn append(
 ) -> Result<Reply, Problem> {
     let granted = |owner: Option<&str>| identity.authorize_publish(channel, owner, user.as_ref());
     if granted(None).is_err() {
-        let owner = owners::find(channel).await?;
+        let owner = ownership::find(channel).await?;
         granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
     }
     if let Some(user) = user.as_ref().filter(|_| access.required()) {
         // A publisher who may not read a channel does not get to see its past by naming itself.
         let names_other = user.id() != identity.user();
         let reads = names_other || identity.authorize(Action::Read, channel, None).is_ok();
-        let past = if reads { owners::Past::Owned } else { owners::Past::Withheld };
-        owners::settle(channel, user, past).await?;
+        let past = if reads { ownership::Past::Owned } else { ownership::Past::Withheld };
+        ownership::settle(channel, user, past).await?;
     }
     let data = event.data(channel, now.unix_ns / 1_000_000);
     let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is no UTF-8"))?;
@@ -110,52 +110,13 @@ fn own_channel(channel: &Channel) -> Option<&str> {
 /// Appends one event; its id on the wire. A new channel takes the share of a user.
 async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<String, Problem> {
     let share = share.map(str::to_owned);
-    let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(problem)?;
+    let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
     let place = places.first().ok_or_else(|| Problem::internal("the store gave no place"))?;
-    Ok(subscribe::wire_id(place))
+    Ok(place.to_string())
 }
 
 /// Whether the store takes a text as a key.
 fn is_key(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
     text.len() <= KEY_BYTES_MAX && text.bytes().all(good)
-}
-
-/// Why the store did not do something, for the log.
-pub(crate) fn reason(failure: &Failure) -> String {
-    match failure {
-        Failure::Invalid(reason) => format!("the event is not valid: {reason}"),
-        Failure::Finished => "the channel is finished".to_owned(),
-        Failure::Fenced => "another instance owns it".to_owned(),
-        Failure::TooLarge(reason) => format!("the event is too large: {reason}"),
-        Failure::Unavailable(retry_after_ms) => {
-            format!("the channel store cannot answer now; the next attempt may be made in {retry_after_ms} ms")
-        }
-        Failure::ShareExceeded(_) => "the user has its share of the channel store (events.user_percent_max)".to_owned(),
-        Failure::Full(_) => "the channel store is full (events.state_bytes_max, events.channels_max)".to_owned(),
-        Failure::Other(reason) => format!("the channel store failed: {reason}"),
-    }
-}
-
-/// What the store did not do, for a client.
-pub(crate) fn problem(failure: Failure) -> Problem {
-    match failure {
-        Failure::Invalid(text) => Problem::refused(422, "invalid_event", "The event is not valid", text, None),
-        Failure::Finished => {
-            let detail = "the channel has its last event; nothing can be published to it";
-            Problem::refused(409, "channel_finished", "The channel is finished", detail, None)
-        }
-        Failure::Fenced => lease::owned_elsewhere(1000),
-        Failure::TooLarge(text) => Problem::refused(413, "event_too_large", "The event is too large", text, None),
-        Failure::Unavailable(retry_after_ms) => Problem::refused(
-            503,
-            "events_unavailable",
-            "The channel store cannot answer now",
-            "the channel store cannot answer now",
-            Some(retry_after_ms.max(1)),
-        ),
-        Failure::ShareExceeded(retry_after_ms) => Problem::share_exceeded(retry_after_ms),
-        Failure::Full(retry_after_ms) => Problem::store_full(retry_after_ms),
-        Failure::Other(_) => Problem::internal("the channel store failed"),
-    }
 }

@@ -9,18 +9,20 @@ use weir_codec::{
 use weir_core::{failure::Failure, inference::text_step::TextStep};
 
 use crate::{
-    bindings::weir::stream::types::{self as wire, Item},
-    clock::{self, Deadline},
     inference::{
         client::{exchange, no_outcome},
         convert::output,
         requests::text_item,
     },
-    settings::Settings,
+    platform::{
+        bindings::weir::stream::types::{self as wire, Item},
+        clock::{self, Deadline},
+        settings::Settings,
+    },
 };
 
 /// Answers every query; those without an outcome in the time of a request have failed.
-pub(crate) async fn ask(queries: Vec<Query>, settings: &Settings) -> Vec<(Query, QueryResult)> {
+pub(crate) async fn answer(queries: Vec<Query>, settings: &Settings) -> Vec<(Query, QueryResult)> {
     let items = (0..).zip(&queries).map(|(id, query)| text_item(id, query.step, query.text.clone(), settings));
     let items: Vec<Item> = items.collect();
     let mut outcomes: Vec<Option<Result<wire::Output, Failure>>> = queries.iter().map(|_| None).collect();

@@ -9,8 +9,8 @@ use weir_codec::{channels::route::Channel, http::problem::Problem};
 use weir_core::channels::Cursor;
 
 use crate::{
-    bindings::weir::stream::events::{self, Event},
-    publish,
+    channels::store,
+    platform::bindings::weir::stream::events::{self, Event},
 };
 
 /// How long others may not write the record after one has begun to. Where it could not be written, for instance on a full disk, the
@@ -29,7 +29,7 @@ pub(crate) enum Past {
 
 /// The user to whom a channel belongs.
 pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
-    let page = events::read(name(channel), START, 1).await.map_err(publish::problem)?;
+    let page = events::read(name(channel), START, 1).await.map_err(store::problem)?;
     Ok(page.entries.first().map(|record| record.event.data.trim_matches('"').to_owned()))
 }
 
@@ -38,7 +38,7 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, past: Past) -> Res
     if find(channel).await?.is_some() || (past == Past::Withheld && has_events(channel).await?) {
         return Ok(());
     }
-    let first = events::claim(format!("owner:{channel}"), CLAIM_MS).await.map_err(publish::problem)?;
+    let first = events::claim(format!("owner:{channel}"), CLAIM_MS).await.map_err(store::problem)?;
     // Also by the one who claimed: a record that failed may be there all the same.
     if find(channel).await?.is_some() {
         return Ok(());
@@ -47,18 +47,18 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, past: Past) -> Res
         return write(channel, user.id()).await;
     }
     // Another has begun to, and will be done before long.
-    Err(publish::problem(events::Failure::Unavailable(1000)))
+    Err(store::problem(events::Failure::Unavailable(1000)))
 }
 
 async fn has_events(channel: &Channel) -> Result<bool, Problem> {
-    let page = events::read(channel.to_string(), START, 1).await.map_err(publish::problem)?;
+    let page = events::read(channel.to_string(), START, 1).await.map_err(store::problem)?;
     Ok(!page.entries.is_empty())
 }
 
 async fn write(channel: &Channel, user: &str) -> Result<(), Problem> {
     // An id has no character that JSON escapes.
     let event = Event { name: "owner".to_owned(), data: format!("\"{user}\""), coalesce: None, finishes: false };
-    events::append(name(channel), vec![event], None, None).await.map(drop).map_err(publish::problem)
+    events::append(name(channel), vec![event], None, None).await.map(drop).map_err(store::problem)
 }
 
 /// No path leads there: its kind is none of a channel that is followed.

@@ -4,6 +4,8 @@
 //! file cannot be understood every request is refused, since that file may be the one that takes a right away; the log and
 //! `/readyz` say which file and why.
 
+pub(crate) mod claims;
+
 use std::{
     cell::{OnceCell, RefCell},
     fmt, fs, io,
@@ -21,22 +23,20 @@ use weir_auth::{
     jwt::{TokenRules, Verifier},
     key::KeySet,
     key_file, refusal,
-    scope::Action,
     ticket::TicketKeys,
 };
-use weir_codec::{
-    channels::route::Channel,
-    http::{host::HostNames, problem::Problem},
-};
+use weir_codec::http::{host::HostNames, problem::Problem};
 use weir_core::{
-    process::Now,
     quota::{Connections, Quota, QuotaConfig},
+    time::Now,
 };
 
 use crate::{
-    bindings::weir::stream::events,
-    claims, owners, publish,
-    settings::{Auth, Grip, Rate, Settings},
+    channels::store,
+    platform::{
+        bindings::weir::stream::events,
+        settings::{Auth, Grip, Rate, Settings},
+    },
 };
 
 /// How long what was read of the keys is not looked at again.
@@ -54,7 +54,7 @@ const TICKET_SECRETS: &str = "ticket_secrets";
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// What a request says of who sends it.
-pub(crate) struct Asking<'a> {
+pub(crate) struct RequestCredentials<'a> {
     /// Names in lower case.
     pub(crate) headers: Vec<(&'a str, &'a [u8])>,
     pub(crate) path: &'a str,
@@ -65,7 +65,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) changes: bool,
 }
 
-impl Asking<'_> {
+impl RequestCredentials<'_> {
     /// The page that the request comes from.
     fn page(&self) -> Page<'_> {
         Page { origin: self.text("origin"), host: self.host, fetch_site: self.text("sec-fetch-site") }
@@ -167,7 +167,7 @@ impl Access {
     }
 
     /// Checks the host that the request is for.
-    pub(crate) fn check_host(&self, asking: &Asking<'_>) -> Result<(), Problem> {
+    pub(crate) fn check_host(&self, asking: &RequestCredentials<'_>) -> Result<(), Problem> {
         match &self.host_names {
             Some(names) => Ok(names.check(asking.host)?),
             None => Ok(()),
@@ -175,12 +175,12 @@ impl Access {
     }
 
     /// The headers for the answer to a page of another origin.
-    pub(crate) fn page(&self, asking: &Asking<'_>) -> Result<Headers, Problem> {
+    pub(crate) fn page(&self, asking: &RequestCredentials<'_>) -> Result<Headers, Problem> {
         self.cors.answer(&asking.page()).map_err(Problem::from)
     }
 
     /// The headers for the answer to a preflight, if this is one.
-    pub(crate) fn preflight(&self, asking: &Asking<'_>, methods: &str) -> Result<Option<Headers>, Problem> {
+    pub(crate) fn preflight(&self, asking: &RequestCredentials<'_>, methods: &str) -> Result<Option<Headers>, Problem> {
         match (asking.text("origin"), asking.text("access-control-request-method")) {
             (Some(_), method @ Some(_)) => Ok(Some(self.cors.preflight(&asking.page(), method, methods)?)),
             _ => Ok(None),
@@ -188,7 +188,7 @@ impl Access {
     }
 
     /// Who asks. A ticket is used up by it.
-    pub(crate) async fn identify(&self, asking: &Asking<'_>, now: Now) -> Result<Identity, Problem> {
+    pub(crate) async fn identify(&self, asking: &RequestCredentials<'_>, now: Now) -> Result<Identity, Problem> {
         let guard = self.guard(now.monotonic_ns)?;
         let shown = Credentials::find(asking.headers.iter().copied(), asking.query)?;
         if shown.is_cookie_alone() {
@@ -202,7 +202,7 @@ impl Access {
             Authenticated::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
                 let first = events::claim(format!("ticket:{}", unclaimed.id()), ttl_ms).await;
-                let first = first.map_err(publish::problem)?;
+                let first = first.map_err(store::problem)?;
                 // Asked after the claim: a store that loses its claims in between has no label, or another one.
                 let label = claims::find_label().await?.unwrap_or_default();
                 unclaimed.into_identity(first, &label)?
@@ -213,18 +213,18 @@ impl Access {
     }
 
     /// Lets a user publish once more.
-    pub(crate) fn publishes(&self, identity: &Identity, now: Now) -> Result<(), Problem> {
+    pub(crate) fn check_publish_rate(&self, identity: &Identity, now: Now) -> Result<(), Problem> {
         self.rate(&self.publishes, identity, now)
     }
 
     /// Takes a place among the connections of a user. Weir's own host counts them itself, in the whole process.
-    pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<Connection, Problem> {
+    pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<SubscriptionPermit, Problem> {
         // Where nobody is asked, all are the same user, and the host's bounds are the only ones.
         let user = (self.required() && grip != Grip::Host).then(|| identity.user().to_owned());
         if let Some(user) = &user {
             self.connections.borrow_mut().open(user).map_err(|error| refusal::connection_refused(&error))?;
         }
-        Ok(Connection { access: self, user })
+        Ok(SubscriptionPermit { access: self, user })
     }
 
     /// The guard as the files are now.
@@ -336,33 +336,24 @@ impl Access {
 }
 
 /// A place among the subscriptions of a user, given back when it is dropped.
-pub(crate) struct Connection {
+pub(crate) struct SubscriptionPermit {
     access: &'static Access,
     user: Option<String>,
 }
 
-impl Connection {
+impl SubscriptionPermit {
     /// The user that it counts for here.
     pub(crate) fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 }
 
-impl Drop for Connection {
+impl Drop for SubscriptionPermit {
     fn drop(&mut self) {
         if let Some(user) = &self.user {
             self.access.connections.borrow_mut().close(user);
         }
     }
-}
-
-/// Whether somebody may do something with a channel: by a scope, or because it is theirs. What is not allowed is not there.
-pub(crate) async fn may(identity: &Identity, action: Action, channel: &Channel, path: &str) -> Result<(), Problem> {
-    if identity.authorize(action, channel, None).is_ok() {
-        return Ok(());
-    }
-    let owner = owners::find(channel).await?;
-    identity.authorize(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, path))
 }
 
 fn keys_unavailable(detail: String) -> Problem {

@@ -19,11 +19,11 @@ use weir_codec::pipelines::{
 use weir_core::{
     failure::Failure,
     pipelines::{Definition, Event, Execution, Limits, StepFailure},
-    process::Now,
+    time::Now,
 };
 
-use super::{Pipelines, driver::Runs, live::Live};
-use crate::{clock, signal::Signal};
+use super::{Pipelines, driver::Runs, running::RunningExecution};
+use crate::platform::{clock, notify::Signal};
 
 /// What takes the events of an execution, in the order of their sequence.
 pub(crate) trait EventSink {
@@ -62,14 +62,14 @@ impl EventSink for BatchCollector {
 }
 
 /// The pipeline of a request.
-pub(crate) struct Inside<S> {
+pub(crate) struct EphemeralExecution<S> {
     pipelines: &'static Pipelines,
-    live: Rc<Live>,
+    live: Rc<RunningExecution>,
     sink: RefCell<S>,
     told: Signal,
 }
 
-impl Inside<Lines> {
+impl EphemeralExecution<Lines> {
     /// Begins `/process-stream`: its first line is there. No step takes longer than `timeout_ms`.
     pub(crate) fn stream(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
         let definition = process_stream::definition(request, Some(request.chunk_size), timeout_ms);
@@ -78,7 +78,7 @@ impl Inside<Lines> {
     }
 }
 
-impl Inside<BatchCollector> {
+impl EphemeralExecution<BatchCollector> {
     /// Begins `/process-batch`: the text is one chunk. No step takes longer than `timeout_ms`.
     pub(crate) fn batch(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
         let definition = process_stream::definition(request, None, timeout_ms);
@@ -87,7 +87,7 @@ impl Inside<BatchCollector> {
     }
 }
 
-impl<S: EventSink> Inside<S> {
+impl<S: EventSink> EphemeralExecution<S> {
     fn begin(request: &ProcessRequest, definition: Definition, sink: S, began: Now) -> Result<Self, String> {
         let pipelines = Pipelines::current()?;
         let input = process_stream::input(request);
@@ -95,7 +95,7 @@ impl<S: EventSink> Inside<S> {
         let execution = execution.map_err(|error| error.to_string())?;
         let inside = Self {
             pipelines,
-            live: Rc::new(Live::new(execution, String::new(), None)),
+            live: Rc::new(RunningExecution::new(execution, String::new(), None)),
             sink: RefCell::new(sink),
             told: Signal::default(),
         };

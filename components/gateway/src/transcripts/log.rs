@@ -11,23 +11,26 @@ use weir_codec::{
 };
 
 use super::{
-    keeping::{Entry, Keeping},
-    live::now_ms,
+    registry::{Entry, SessionRegistry},
+    running::now_ms,
 };
 use weir_core::channels::Cursor;
 
 use crate::{
-    annotating,
-    bindings::weir::stream::events::{self, Event, Failure},
-    publish, turns,
+    channels::store,
+    platform::{
+        bindings::weir::stream::events::{self, Event, Failure},
+        turns,
+    },
+    transcripts::enrich,
 };
 
 /// The event that an expired session ends with.
 const EXPIRED: &str = "session_expired";
 
 /// Stores what one session says, for whoever holds it.
-pub(crate) struct Storing<'a> {
-    pub(crate) keeping: &'static Keeping,
+pub(crate) struct SessionLog<'a> {
+    pub(crate) registry: &'static SessionRegistry,
     pub(crate) entry: &'a Entry,
     after: Cell<Cursor>,
     /// What was appended.
@@ -41,18 +44,18 @@ pub(crate) struct Storing<'a> {
 /// Events, and bytes of events.
 type Amount = (u64, u64);
 
-impl<'a> Storing<'a> {
+impl<'a> SessionLog<'a> {
     /// Goes on after a place in the channel.
-    pub(crate) fn new(keeping: &'static Keeping, entry: &'a Entry, after: Cursor) -> Self {
+    pub(crate) fn new(registry: &'static SessionRegistry, entry: &'a Entry, after: Cursor) -> Self {
         let zero = || Cell::new((0, 0));
-        Self { keeping, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }
+        Self { registry, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }
     }
 
     /// Has models asked about a batch, stores it, and keeps its checkpoint. The places of its records.
     pub(crate) async fn tell(&self, outbox: &EventOutbox, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
         let questions = outbox.queries(batch);
         if !questions.is_empty() {
-            let answers = annotating::ask(questions, self.keeping.settings).await;
+            let answers = enrich::answer(questions, self.registry.settings).await;
             outbox.handle_query_results(batch, answers.into_iter());
         }
         let records = batch.records();
@@ -84,7 +87,7 @@ impl<'a> Storing<'a> {
     /// The store must have the newest checkpoint before more is appended: the channel would not reach back to the one that it has.
     pub(crate) fn must_put(&self) -> bool {
         let ((events, bytes), put) = (self.appended.get(), self.put.get());
-        let settings = &self.keeping.settings.sessions;
+        let settings = &self.registry.settings.sessions;
         let far = events - put.0 >= settings.channel_events_max * 2 / 5
             || bytes - put.1 >= settings.channel_bytes_max * 2 / 5;
         far && self.kept.get() != put
@@ -93,7 +96,7 @@ impl<'a> Storing<'a> {
     /// Puts the session into the store as it was last kept. One at a time.
     pub(crate) async fn put(&self) -> Result<(), Problem> {
         let kept = self.kept.get();
-        self.keeping.put(self.entry).await?;
+        self.registry.put(self.entry).await?;
         self.put.set(kept);
         Ok(())
     }
@@ -101,7 +104,7 @@ impl<'a> Storing<'a> {
     fn keep(&self, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
         let Cursor { epoch, seq } = self.after.get();
         self.kept.set(self.appended.get());
-        self.keeping.keep(self.entry, checkpoint, |head| {
+        self.registry.keep(self.entry, checkpoint, |head| {
             head.after = (epoch, seq);
             head.kept_ms = now_ms();
             change(head);
@@ -131,7 +134,7 @@ impl<'a> Storing<'a> {
         // Until the checkpoint says so, and for ever if it fails, the channel may have more than the checkpoint.
         self.entry.unclean();
         // Without a lease another instance has taken the session over.
-        let Some(fence) = self.entry.fence() else { return Err(publish::problem(Failure::Fenced)) };
+        let Some(fence) = self.entry.fence() else { return Err(store::problem(Failure::Fenced)) };
         let owner = self.entry.owner();
         let (user, size) = (owner.clone().unwrap_or_default(), usize::try_from(bytes).unwrap_or(usize::MAX));
         let append = events::append(self.entry.channel.to_string(), events, Some(fence), owner);
@@ -140,9 +143,9 @@ impl<'a> Storing<'a> {
             Err(Failure::Finished) => return Err(finished()),
             Err(Failure::Fenced) => {
                 self.entry.disown();
-                return Err(publish::problem(Failure::Fenced));
+                return Err(store::problem(Failure::Fenced));
             }
-            Err(failure) => return Err(publish::problem(failure)),
+            Err(failure) => return Err(store::problem(failure)),
         };
         let (events, all) = self.appended.get();
         self.appended.set((events + count, all + bytes));

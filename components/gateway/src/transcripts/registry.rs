@@ -1,6 +1,6 @@
 //! The sessions that this instance keeps: each at rest is its last checkpoint, and one that is fed is held by who feeds it.
 //!
-//! A [`Lease`] is had by one at a time: whoever asks for it tells the one before to stop, and has it when that one has let go.
+//! A [`SessionLease`] is had by one at a time: whoever asks for it tells the one before to stop, and has it when that one has let go.
 //! So the newest feeder wins, and nothing of two is ever in the channel side by side.
 //!
 //! Where instances share a store, who holds a session also owns it there ([`StoreLease`]) before it changes anything, and reads it again
@@ -23,14 +23,16 @@ use weir_codec::{
 };
 use weir_core::channels::Shares;
 
-use super::store;
+use super::persistence;
 use crate::{
-    bindings::weir::stream::events::{Failure, Fence},
-    clock::{self, Deadline},
-    lease::{self, StoreLease},
-    publish,
-    settings::Settings,
-    turns,
+    channels::store,
+    platform::{
+        bindings::weir::stream::events::{Failure, Fence},
+        clock::{self, Deadline},
+        lease::{self, StoreLease},
+        settings::Settings,
+        turns,
+    },
 };
 
 /// What is counted for an entry besides its checkpoint, in bytes.
@@ -41,7 +43,7 @@ pub(crate) const PATIENCE_MS: u64 = 500;
 const LOOK_MS: u64 = 25;
 
 /// The sessions of this instance.
-pub(crate) struct Keeping {
+pub(crate) struct SessionRegistry {
     pub(crate) settings: &'static Settings,
     entries: RefCell<HashMap<Box<str>, Rc<Entry>>>,
     /// How many sessions each user has, and how many more that begin.
@@ -86,34 +88,34 @@ struct Tail {
 
 /// A place for a session that begins, given back when it is dropped: a session that has begun counts by itself.
 pub(crate) struct Reserved {
-    keeping: &'static Keeping,
+    registry: &'static SessionRegistry,
     owner: Option<String>,
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.keeping.beginning.borrow_mut().remove(self.owner.as_deref(), 1);
+        self.registry.beginning.borrow_mut().remove(self.owner.as_deref(), 1);
     }
 }
 
 /// The session is held.
-pub(crate) struct Lease {
+pub(crate) struct SessionLease {
     pub(crate) entry: Rc<Entry>,
     number: u64,
     stop: RefCell<Option<StreamReader<u8>>>,
     released: RefCell<Option<StreamWriter<u8>>>,
 }
 
-impl Keeping {
+impl SessionRegistry {
     /// The one of this instance.
     pub(crate) fn current() -> Result<&'static Self, Problem> {
         thread_local! {
-            static KEEPING: OnceCell<&'static Keeping> = const { OnceCell::new() };
+            static KEEPING: OnceCell<&'static SessionRegistry> = const { OnceCell::new() };
         }
         let settings = Settings::current().map_err(Problem::internal)?;
         // There is one thread and one of these for as long as the instance lives.
-        Ok(KEEPING.with(|keeping| {
-            *keeping.get_or_init(|| {
+        Ok(KEEPING.with(|registry| {
+            *registry.get_or_init(|| {
                 let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
                 let [users, beginning] = [(); 2].map(|()| RefCell::new(Shares::new(usize::MAX, 100)));
                 Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, swept }))
@@ -143,7 +145,7 @@ impl Keeping {
             return Err(Problem::refused(503, "sessions_full", "There are too many sessions", detail, Some(1000)));
         }
         beginning.add(owner, 1);
-        Ok(Reserved { keeping: self, owner: owner.map(str::to_owned) })
+        Ok(Reserved { registry: self, owner: owner.map(str::to_owned) })
     }
 
     /// All of them.
@@ -187,7 +189,7 @@ impl Keeping {
             return Ok(known);
         }
         let Ok(channel) = Channel::new(ChannelKind::Session, id) else { return Ok(None) };
-        let Some(bytes) = store::get(&channel).await? else { return Ok(None) };
+        let Some(bytes) = persistence::get(&channel).await? else { return Ok(None) };
         let (head, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
         // What came after the checkpoint may be in the channel.
         let entry = self.insert(channel, head, checkpoint.to_vec(), false, false);
@@ -202,18 +204,18 @@ impl Keeping {
             match owned.renew().await {
                 Ok(()) => return Ok(Some(owned)),
                 Err(Failure::Fenced) => entry.disown(),
-                Err(failure) => return Err(publish::problem(failure)),
+                Err(failure) => return Err(store::problem(failure)),
             }
         }
         let end = Deadline::after(clock::now(), patience_ms);
         let owned = loop {
-            match lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)? {
+            match lease::acquire(entry.channel.to_string()).await.map_err(store::problem)? {
                 Ok(owned) => break Rc::new(owned),
                 Err(remaining_ms) if end.is_past(clock::now()) => return Err(lease::owned_elsewhere(remaining_ms)),
                 Err(_) => Deadline::after(clock::now(), LOOK_MS).passed().await,
             }
         };
-        match store::get(&entry.channel).await {
+        match persistence::get(&entry.channel).await {
             Ok(Some(bytes)) => self.replace(entry, &bytes)?,
             Ok(None) => {
                 owned.release().await;
@@ -231,7 +233,7 @@ impl Keeping {
 
     /// Owns a session that begins.
     pub(crate) async fn own_new(&self, entry: &Entry) -> Result<(), Problem> {
-        let acquired = lease::acquire(entry.channel.to_string()).await.map_err(publish::problem)?;
+        let acquired = lease::acquire(entry.channel.to_string()).await.map_err(store::problem)?;
         entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(lease::owned_elsewhere)?));
         Ok(())
     }
@@ -246,7 +248,7 @@ impl Keeping {
         if !self.settings.shared || before.is_none() {
             return Ok(true);
         }
-        let bytes = store::get(&entry.channel).await?;
+        let bytes = persistence::get(&entry.channel).await?;
         if version() != before {
             // It was held here meanwhile, so what is in memory is newer.
             return Ok(true);
@@ -280,7 +282,7 @@ impl Keeping {
         if let Some(bytes) = &entry.state.borrow().checkpoint {
             return Ok(bytes.to_vec());
         }
-        let bytes = store::get(&entry.channel).await?;
+        let bytes = persistence::get(&entry.channel).await?;
         let lost = || Problem::internal("what was kept of the session is gone");
         let bytes = bytes.ok_or_else(lost)?;
         let (_, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
@@ -316,23 +318,23 @@ impl Keeping {
             (bytes, ttl_ms, fence, state.head.owner.as_deref().map(str::to_owned))
         };
         let (user, size) = (owner.clone().unwrap_or_default(), bytes.len());
-        let put = store::put(&entry.channel, bytes, ttl_ms, fence, owner);
+        let put = persistence::put(&entry.channel, bytes, ttl_ms, fence, owner);
         match turns::hand_over(&user, size, put).await {
             Ok(()) => Ok(()),
             Err(Failure::Fenced) => {
                 entry.disown();
-                Err(publish::problem(Failure::Fenced))
+                Err(store::problem(Failure::Fenced))
             }
             Err(failure) => {
                 entry.state.borrow_mut().dirty = true;
-                Err(publish::problem(failure))
+                Err(store::problem(failure))
             }
         }
     }
 
     /// Takes a session back to what the store has, where the store has no room for more: its channel carries it on from there.
     pub(crate) async fn revert(&self, entry: &Entry) -> Result<(), Problem> {
-        match store::get(&entry.channel).await? {
+        match persistence::get(&entry.channel).await? {
             Some(bytes) => {
                 // What is in memory has nothing that the channel has not.
                 entry.state.borrow_mut().dirty = true;
@@ -344,16 +346,16 @@ impl Keeping {
 
     /// Forgets a session.
     pub(crate) async fn forget(&self, entry: &Entry) -> Result<(), Problem> {
-        let Some(fence) = entry.fence() else { return Err(publish::problem(Failure::Fenced)) };
+        let Some(fence) = entry.fence() else { return Err(store::problem(Failure::Fenced)) };
         entry.state.borrow_mut().deleted = true;
-        match store::delete(&entry.channel, fence).await {
+        match persistence::delete(&entry.channel, fence).await {
             Ok(()) => {}
             Err(Failure::Fenced) => {
                 entry.state.borrow_mut().deleted = false;
                 entry.disown();
-                return Err(publish::problem(Failure::Fenced));
+                return Err(store::problem(Failure::Fenced));
             }
-            Err(failure) => return Err(publish::problem(failure)),
+            Err(failure) => return Err(store::problem(failure)),
         }
         self.remove(entry);
         Ok(())
@@ -481,7 +483,7 @@ impl Entry {
     /// Holds it, when whoever held it before has let go. They are told to.
     ///
     /// Must be awaited to its end: those who come later wait for it.
-    pub(crate) async fn lease(self: &Rc<Self>) -> Lease {
+    pub(crate) async fn lease(self: &Rc<Self>) -> SessionLease {
         let (stop, told) = wit_stream::new::<u8>();
         let (releases, released) = wit_stream::new::<u8>();
         let (number, before) = {
@@ -490,7 +492,7 @@ impl Entry {
             let number = state.leases;
             (number, state.last.replace(Tail { number, _stop: stop, released }))
         };
-        let lease = Lease {
+        let lease = SessionLease {
             entry: self.clone(),
             number,
             stop: RefCell::new(Some(told)),
@@ -505,7 +507,7 @@ impl Entry {
     }
 }
 
-impl Lease {
+impl SessionLease {
     /// Resolves when another wants the session. To be asked once at a time.
     pub(crate) async fn wanted(&self) {
         let told = self.stop.borrow_mut().take();
@@ -531,7 +533,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for SessionLease {
     fn drop(&mut self) {
         self.release();
     }

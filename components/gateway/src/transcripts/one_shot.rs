@@ -4,40 +4,39 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::{
-    http::{
-        framing::Framing,
-        lines::{Line, Lines},
-        problem::Problem,
-    },
+    http::{framing::Framing, lines::Lines, problem::Problem},
     inference::{output::ItemError, request::LINE_BYTES_MAX},
     transcripts::{
         annotate_stream::{Annotating, Place, blocks_json},
         captions::{self, CaptionError, Captions, Cue},
         config::SessionAsk,
-        input::{Body, Refusal, read_line},
+        input::Refusal,
         outbox::EventOutbox,
         semantic::TextInput,
         stored::Annotate,
     },
 };
-use weir_core::{
-    process::Now,
-    transcripts::{self as core, Event, Intent, SummaryKind, Workflow, annotate::KeywordMatch},
-};
+use weir_core::{time::Now, transcripts as core};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
+use super::{
+    convert::{annotation, hand_over, input},
+    enrich,
+};
 use crate::{
-    annotating,
-    bindings::{
-        weir::stream::session::{self, Input, InputBody, Output, OutputBody, Start},
-        wit_stream,
-    },
     http::{
         body::{Arriving, Piece},
         duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
         response::Client,
     },
-    settings::Settings,
+    platform::{
+        bindings::{
+            weir::stream::session::{self, Input, InputBody, Output, Start},
+            wit_stream,
+        },
+        settings::Settings,
+        wording,
+    },
 };
 
 /// Most inputs that are handed over at once.
@@ -94,9 +93,7 @@ pub(crate) async fn open(ask: &SessionAsk) -> Result<Opened, Problem> {
     let (inputs, reader) = wit_stream::new::<Input>();
     match session::run(Start::Config(config(ask)), reader).await {
         Ok(outputs) => Ok(Opened { inputs, outputs }),
-        Err(failure) => {
-            Err(Problem::internal(&format!("the session did not begin: {}", crate::wording::in_words(&failure))))
-        }
+        Err(failure) => Err(Problem::internal(&format!("the session did not begin: {}", wording::in_words(&failure)))),
     }
 }
 
@@ -230,24 +227,6 @@ async fn feed_cues(
     }
 }
 
-/// What is on a line, for the session: it answers what is refused here too, in its place.
-pub(crate) fn input(line: &Line<'_>) -> Input {
-    let (seq, body) = match read_line(line) {
-        Ok(input) => {
-            let body = match input.body {
-                Body::Chunk(chunk) => InputBody::Chunk(chunk),
-                Body::End => InputBody::End,
-            };
-            (input.seq, body)
-        }
-        Err(Refusal { code, field, message }) => {
-            let field = field.map(String::from);
-            (None, InputBody::Refused(session::Refusal { code: code.into(), field, message }))
-        }
-    };
-    Input { line: line.number, seq, body }
-}
-
 /// Brings what the session says until it says no more.
 async fn receive(
     duplex: &Duplex<'_, EventOutbox>,
@@ -261,7 +240,7 @@ async fn receive(
     loop {
         let (read, mut batch) = outputs.read(room).await;
         for output in batch.drain(..) {
-            tell(&mut duplex.session.borrow_mut(), output);
+            hand_over(&mut duplex.session.borrow_mut(), output);
         }
         room = batch;
         duplex.session.borrow_mut().handle_pause();
@@ -270,7 +249,7 @@ async fn receive(
             let Some(mut batch) = batch else { break };
             let questions = asking.queries(&batch);
             if !questions.is_empty() {
-                let answers = annotating::ask(questions, settings).await;
+                let answers = enrich::answer(questions, settings).await;
                 asking.handle_query_results(&mut batch, answers.into_iter());
                 duplex.touch();
             }
@@ -281,56 +260,6 @@ async fn receive(
             return;
         }
         duplex.unsent_few().await;
-    }
-}
-
-/// Hands over what a session says.
-pub(crate) fn tell(outbox: &mut EventOutbox, output: Output) {
-    let Output { event_id, seq, more, body } = output;
-    let event = match body {
-        OutputBody::Partial(partial) => Event::Partial(partial),
-        OutputBody::Final(kept) => Event::Final(final_segment(kept).into()),
-        OutputBody::Summary(due) => Event::Summary(Box::new(core::SummaryDue {
-            kind: if due.is_final { SummaryKind::Final } else { SummaryKind::Incremental },
-            finals: due.finals,
-            context: due.context,
-            keywords: due.keywords.into_iter().map(Into::into).collect(),
-            prompt: due.prompt,
-            transcript: due.transcript,
-        })),
-        OutputBody::Dropped(kept) => Event::Dropped(final_segment(kept).into()),
-        OutputBody::Expiring(in_ms) => Event::Expiring { in_ms },
-        OutputBody::Expired => Event::Expired,
-        OutputBody::Refused((line, session::Refusal { code, field, message })) => {
-            let refusal = Refusal { code: code.into(), field: field.map(Into::into), message };
-            return outbox.handle_refusal(line, &refusal);
-        }
-        OutputBody::Repeated((seq, seq_last)) => return outbox.handle_repeated(seq, seq_last),
-        OutputBody::Checkpoint(bytes) => return outbox.handle_checkpoint(bytes),
-        // These are not asked for here.
-        OutputBody::State(_) | OutputBody::Context(_) => return,
-    };
-    outbox.handle_event(event, event_id, seq, more);
-}
-
-fn final_segment(kept: session::FinalSegment) -> core::Final {
-    core::Final {
-        id: kept.id,
-        segment: kept.segment,
-        annotation: annotation(kept.annotation),
-        workflow: Workflow::from_name(&kept.workflow).unwrap_or(Workflow::General),
-    }
-}
-
-fn annotation(annotation: session::Annotation) -> core::Annotation {
-    let session::Annotation { keywords, risk_tags, matches, action, intent } = annotation;
-    let found = |found: session::KeywordMatch| KeywordMatch { risk: found.risk.into(), keyword: found.keyword.into() };
-    core::Annotation {
-        keywords: keywords.into_iter().map(Into::into).collect(),
-        risk_tags: risk_tags.into_iter().map(Into::into).collect(),
-        matches: matches.into_iter().map(found).collect(),
-        action: action.map(Into::into),
-        intent: intent.and_then(|name| Intent::from_name(&name)),
     }
 }
 

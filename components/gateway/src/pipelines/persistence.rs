@@ -23,14 +23,18 @@ use weir_core::{
     pipelines::{Batch, Checkpoint, Definition},
 };
 
-use super::{Pipelines, live::Live};
+use super::{Pipelines, running::RunningExecution};
 use crate::{
-    bindings::weir::stream::{
-        events::{self, Event, Failure},
-        state,
+    channels::ownership,
+    channels::store,
+    platform::{
+        bindings::weir::stream::{
+            events::{self, Event, Failure},
+            state,
+        },
+        clock::{self, Deadline},
+        turns,
     },
-    clock::{self, Deadline},
-    owners, publish, turns,
 };
 
 /// What a value holds of a checkpoint; the store takes a mebibyte.
@@ -69,7 +73,7 @@ impl Place {
 }
 
 /// What is kept of an execution.
-pub(super) struct Kept {
+pub(super) struct StoredExecution {
     pub(super) owner: String,
     pub(super) parts: usize,
     pub(super) definition: Definition,
@@ -81,7 +85,11 @@ pub(super) struct Kept {
 pub(super) struct Lost;
 
 /// Saves a checkpoint, however long that takes; its number.
-pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoint: Checkpoint) -> Result<u64, Lost> {
+pub(super) async fn save(
+    pipelines: &'static Pipelines,
+    live: Rc<RunningExecution>,
+    checkpoint: Checkpoint,
+) -> Result<u64, Lost> {
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
@@ -89,7 +97,7 @@ pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoi
             live.lose();
             return Err(Lost);
         }
-        eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, publish::reason(&failure));
+        eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
@@ -98,7 +106,11 @@ pub(super) async fn save(pipelines: &'static Pipelines, live: Rc<Live>, checkpoi
 }
 
 /// Saves a checkpoint, or not.
-pub(super) async fn try_save(pipelines: &Pipelines, live: &Live, checkpoint: &Checkpoint) -> Result<(), Failure> {
+pub(super) async fn try_save(
+    pipelines: &Pipelines,
+    live: &RunningExecution,
+    checkpoint: &Checkpoint,
+) -> Result<(), Failure> {
     let definition = live.execution.borrow().definition().clone();
     let id = &checkpoint.execution_id;
     let bytes = turns::run(&live.owner, || checkpoint::encode(checkpoint, &definition)).await;
@@ -113,7 +125,7 @@ pub(super) async fn try_save(pipelines: &Pipelines, live: &Live, checkpoint: &Ch
 }
 
 /// Makes the channel of an execution its owner's.
-pub(super) async fn own(live: &Live) -> Result<(), Failure> {
+pub(super) async fn own(live: &RunningExecution) -> Result<(), Failure> {
     let id = live.execution.borrow().id().clone();
     let channel = Channel::from_name(&format!("pipeline:{id}"));
     let user = Channel::from_name(&format!("user:{}", live.owner));
@@ -121,11 +133,11 @@ pub(super) async fn own(live: &Live) -> Result<(), Failure> {
         return Err(Failure::Invalid("the user has no channel".to_owned()));
     };
     // Why not is for the log.
-    owners::settle(&channel, &user, owners::Past::Owned).await.map_err(|_| Failure::Unavailable(1000))
+    ownership::settle(&channel, &user, ownership::Past::Owned).await.map_err(|_| Failure::Unavailable(1000))
 }
 
 /// Appends events to the channel; the batch, and how many events the channel holds then.
-pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), Lost> {
+pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), Lost> {
     let id = live.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
@@ -162,7 +174,7 @@ pub(super) async fn store(live: Rc<Live>, batch: Batch) -> Result<(Batch, u64), 
                 live.lose();
                 return Err(Lost);
             }
-            Err(failure) => eprintln!("warn: events of {id} were not stored: {}", publish::reason(&failure)),
+            Err(failure) => eprintln!("warn: events of {id} were not stored: {}", store::reason(&failure)),
         }
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
@@ -181,7 +193,7 @@ fn wire_begins(batch: &Batch) -> u64 {
 }
 
 /// The number of the last event in the channel, as far as it can be known; 0 when there is none.
-pub(super) async fn tail(live: &Live) -> Result<u64, Failure> {
+pub(super) async fn tail(live: &RunningExecution) -> Result<u64, Failure> {
     let channel = format!("pipeline:{}", live.execution.borrow().id());
     let (last, stored) = tail_after(&channel, live.last.get(), live.stored.get()).await?;
     live.last.set(last);
@@ -202,7 +214,7 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
 
 /// An execution has ended: it is kept for those who ask, and no longer among those that go on. While the store does not take
 /// it, it stays where it is, and is ended again after a restart.
-pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> {
+pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Result<(), Lost> {
     let Some(mut checkpoint) = live.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
     checkpoint.outbox.clear();
@@ -226,12 +238,12 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> 
                 continue;
             }
             Failure::ShareExceeded(_) | Failure::Full(_) => {
-                eprintln!("warn: the end of {id} is not kept: {}", publish::reason(&failure));
+                eprintln!("warn: the end of {id} is not kept: {}", store::reason(&failure));
                 return Ok(());
             }
             _ => {}
         }
-        eprintln!("warn: the end of {id} was not saved: {}", publish::reason(&failure));
+        eprintln!("warn: the end of {id} was not saved: {}", store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
@@ -242,10 +254,10 @@ pub(super) async fn end(pipelines: &Pipelines, live: &Live) -> Result<(), Lost> 
 }
 
 /// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
-async fn forget(id: &str, live: &Live) {
+async fn forget(id: &str, live: &RunningExecution) {
     let parts = live.parts.get();
     if let Err(failure) = state::delete(Place::Going.key(id), live.fence()).await {
-        eprintln!("warn: {id} has ended and stays among those that go on: {}", publish::reason(&failure));
+        eprintln!("warn: {id} has ended and stays among those that go on: {}", store::reason(&failure));
         return;
     }
     for (slot, part) in ["a", "b"].into_iter().flat_map(|slot| (0..parts).map(move |part| (slot, part))) {
@@ -263,7 +275,7 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
 async fn put(
     place: Place,
     id: &str,
-    live: &Live,
+    live: &RunningExecution,
     slot: &str,
     bytes: Vec<u8>,
     ttl_ms: Option<u64>,
@@ -313,7 +325,7 @@ pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
 }
 
 /// What is kept of an execution in a place.
-pub(super) async fn get(place: Place, id: &str) -> Result<Option<Kept>, Failure> {
+pub(super) async fn get(place: Place, id: &str) -> Result<Option<StoredExecution>, Failure> {
     let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };
     let damaged = |what: &str| Failure::Other(format!("what is kept of {id} is damaged: {what}"));
     let (parts, slot, owner, rest) = split(&value).ok_or_else(|| damaged("its first line"))?;
@@ -328,7 +340,7 @@ pub(super) async fn get(place: Place, id: &str) -> Result<Option<Kept>, Failure>
     let bytes = if parts == 0 { rest } else { &whole };
     let decoded = turns::run(owner, || checkpoint::decode(bytes)).await;
     let (definition, checkpoint) = decoded.map_err(|error| damaged(&error.to_string()))?;
-    Ok(Some(Kept { owner: owner.to_owned(), parts, definition, checkpoint }))
+    Ok(Some(StoredExecution { owner: owner.to_owned(), parts, definition, checkpoint }))
 }
 
 #[cfg(test)]

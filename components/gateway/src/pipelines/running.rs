@@ -8,22 +8,22 @@ use std::{
 use weir_core::{
     channels::Cursor,
     pipelines::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
-    process::Now,
+    time::Now,
 };
 
-use crate::{
+use crate::platform::{
     bindings::weir::stream::events::Fence,
     clock::{self, Deadline},
     lease::StoreLease,
+    notify::{Bell, Signal},
     settings::Settings,
-    signal::{Bell, Signal},
 };
 
 /// How long after a lease could not be renewed it is tried again, in milliseconds.
 const RENEW_MS: u64 = 100;
 
 /// An execution, shared by its driver, its steps and who asks for it.
-pub(super) struct Live {
+pub(super) struct RunningExecution {
     pub(super) execution: RefCell<Execution>,
     /// The user who began it.
     pub(super) owner: String,
@@ -45,7 +45,7 @@ pub(super) struct Live {
     over: Cell<bool>,
 }
 
-impl Live {
+impl RunningExecution {
     /// Nothing of it is kept yet.
     pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
         Self {

@@ -6,12 +6,12 @@
 use weir_codec::http::{problem::Problem, request_id::uuid};
 
 use crate::{
-    bindings::weir::stream::{
+    channels::store,
+    http::request_id,
+    platform::bindings::weir::stream::{
         events::{self, Failure},
         state,
     },
-    http::request_id,
-    publish,
 };
 
 /// The key of the label, and of the claim of the instance that makes it. It is no channel, so no client can follow it.
@@ -22,7 +22,7 @@ const RETRY_AFTER_MS: u32 = 1000;
 
 /// The label; none where no ticket was issued since the store began.
 pub(crate) async fn find_label() -> Result<Option<String>, Problem> {
-    let value = state::get(KEY.to_owned()).await.map_err(publish::problem)?;
+    let value = state::get(KEY.to_owned()).await.map_err(store::problem)?;
     // A value that is no text is not one that was made here.
     value
         .map(|bytes| String::from_utf8(bytes).map_err(|_| Problem::internal("the label of the claims is no text")))
@@ -34,15 +34,15 @@ pub(crate) async fn label() -> Result<String, Problem> {
     if let Some(label) = find_label().await? {
         return Ok(label);
     }
-    let first = events::claim(KEY.to_owned(), CLAIM_MS).await.map_err(publish::problem)?;
+    let first = events::claim(KEY.to_owned(), CLAIM_MS).await.map_err(store::problem)?;
     // Another instance may have made it since, also one whose claim has ended.
     match find_label().await? {
         Some(label) => Ok(label),
         None if first => {
             let label = uuid(u128::from_be_bytes(request_id::random()));
-            state::put(KEY.to_owned(), label.clone().into_bytes(), None, None, None).await.map_err(publish::problem)?;
+            state::put(KEY.to_owned(), label.clone().into_bytes(), None, None, None).await.map_err(store::problem)?;
             Ok(label)
         }
-        None => Err(publish::problem(Failure::Unavailable(RETRY_AFTER_MS))),
+        None => Err(store::problem(Failure::Unavailable(RETRY_AFTER_MS))),
     }
 }

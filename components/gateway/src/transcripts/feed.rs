@@ -18,25 +18,29 @@ use weir_codec::{
         outbox::{Batch, EventOutbox},
     },
 };
-use weir_core::process::Now;
+use weir_core::time::Now;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::{
-    keeping::{self, Keeping, Lease},
-    live::{Live, asked},
-    storing::Storing,
+    convert,
+    log::SessionLog,
+    registry::{self, SessionLease, SessionRegistry},
+    running::{RunningSession, asked},
 };
 use crate::{
-    bindings::weir::stream::session::{Input, InputBody, Output},
-    clock::{self, Deadline},
     http::{
         body::{Arriving, Piece},
         duplex::{Duplex, OUT_BYTES_MAX},
         response::Client,
     },
-    lease::owned_elsewhere,
-    signal::Gate,
-    transcript, turns,
+    platform::{
+        bindings::weir::stream::session::{Input, InputBody, Output},
+        clock::{self, Deadline},
+        lease::owned_elsewhere,
+        notify::Gate,
+        turns,
+    },
+    transcripts::one_shot,
 };
 
 /// Most inputs after which a checkpoint is asked for.
@@ -73,8 +77,8 @@ enum Stop {
 }
 
 struct Feed<'a> {
-    lease: &'a Lease,
-    storing: Storing<'a>,
+    lease: &'a SessionLease,
+    storing: SessionLog<'a>,
     duplex: Duplex<'a, EventOutbox>,
     /// The client is gone, or the session cannot be stored: nothing more is brought.
     cut: Cell<bool>,
@@ -96,20 +100,20 @@ struct Feed<'a> {
 
 /// Feeds a session until all is said or the client is gone.
 pub(crate) async fn feed(
-    keeping: &'static Keeping,
-    lease: Lease,
-    live: Live,
+    registry: &'static SessionRegistry,
+    lease: SessionLease,
+    live: RunningSession,
     source: Source,
     framing: Framing,
     began: Now,
     client: Client,
 ) {
-    let Live { inputs, outputs, after, .. } = live;
+    let RunningSession { inputs, outputs, after, .. } = live;
     let outbox = EventOutbox::stored(lease.entry.head().annotate, framing);
     let feed = Feed {
         lease: &lease,
-        storing: Storing::new(keeping, &lease.entry, after),
-        duplex: Duplex::new(outbox, keeping.settings, began),
+        storing: SessionLog::new(registry, &lease.entry, after),
+        duplex: Duplex::new(outbox, registry.settings, began),
         cut: Cell::new(false),
         cut_gate: Gate::default(),
         received: Cell::new(false),
@@ -160,7 +164,7 @@ impl Feed<'_> {
         }
         // Whoever waits for the session need not wait until this client has read its answers.
         self.lease.release();
-        self.storing.keeping.evict();
+        self.storing.registry.evict();
     }
 
     /// Keeps the session owned. When another instance has it, the client is told and nothing more is brought.
@@ -200,7 +204,7 @@ impl Feed<'_> {
             match select(select(lines, idle), select(cut, wanted)).await {
                 Either::Left((Either::Left((broken, _)), _)) => Stop::Over(broken),
                 Either::Left((Either::Right(_), _)) => {
-                    Stop::Over(Some(ItemError::idle(self.storing.keeping.settings.body_timeout_ms).into()))
+                    Stop::Over(Some(ItemError::idle(self.storing.registry.settings.body_timeout_ms).into()))
                 }
                 Either::Right((Either::Left(_), _)) => Stop::Cut,
                 Either::Right((Either::Right(_), _)) => Stop::Wanted,
@@ -245,7 +249,7 @@ impl Feed<'_> {
                     && let Some(line) = lines.next_line(&mut rest)
                 {
                     bytes += line.content.map_or(0, <[u8]>::len);
-                    taken.push(transcript::input(&line));
+                    taken.push(convert::input(&line));
                 }
                 if !taken.is_empty() {
                     // The answers to what came together are held back until the checkpoint is there: whoever has them and asks
@@ -264,7 +268,7 @@ impl Feed<'_> {
                     };
                     self.has_turn.set(false);
                     if !left.is_empty() {
-                        return Some(transcript::lost());
+                        return Some(one_shot::lost());
                     }
                 }
                 self.has_turn.set(false);
@@ -278,8 +282,8 @@ impl Feed<'_> {
         if !body.arrived_whole().await {
             return Some(ItemError::body_incomplete().into());
         }
-        let last = transcript::input(&lines.last_line()?);
-        inputs.write_one(last).await.map(|_| transcript::lost())
+        let last = convert::input(&lines.last_line()?);
+        inputs.write_one(last).await.map(|_| one_shot::lost())
     }
 
     /// Brings what the session says, until it says no more or it cannot be stored.
@@ -291,7 +295,7 @@ impl Feed<'_> {
             // Where this feed has the turn, so that the session gets on, this is part of it.
             let turn = if self.has_turn.get() { None } else { Some(turns::take(&user).await) };
             for output in said.drain(..) {
-                transcript::tell(&mut self.duplex.session.borrow_mut(), output);
+                convert::hand_over(&mut self.duplex.session.borrow_mut(), output);
             }
             drop(turn);
             room = said;
@@ -377,7 +381,7 @@ impl Feed<'_> {
 
     /// Puts the session into the store whenever it has changed, and not more often than it should.
     async fn put_now_and_then(&self) {
-        let checkpoint_ms = self.storing.keeping.settings.sessions.checkpoint_ms;
+        let checkpoint_ms = self.storing.registry.settings.sessions.checkpoint_ms;
         loop {
             self.put.until(|| self.received.get() || self.lease.entry.is_dirty()).await;
             if self.received.get() {
@@ -399,8 +403,8 @@ impl Feed<'_> {
         for _ in 0..PUTS_MAX {
             match self.storing.put().await {
                 Ok(()) => return,
-                Err(problem) if keeping::is_no_room(&problem) => {
-                    let reverted = self.storing.keeping.revert(&self.lease.entry).await;
+                Err(problem) if registry::is_no_room(&problem) => {
+                    let reverted = self.storing.registry.revert(&self.lease.entry).await;
                     if reverted.is_ok() {
                         return;
                     }

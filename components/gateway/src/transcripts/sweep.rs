@@ -13,15 +13,15 @@ use weir_codec::{
 };
 
 use super::{
-    keeping::{self, Entry, Keeping},
-    live::{self, Live, asked, now_ms},
-    store,
-    storing::Storing,
+    convert,
+    log::SessionLog,
+    persistence,
+    registry::{self, Entry, SessionRegistry},
+    running::{self, RunningSession, asked, now_ms},
 };
-use crate::{
+use crate::platform::{
     bindings::weir::stream::session::InputBody,
     clock::{self, Deadline},
-    transcript,
 };
 
 /// How often all are looked at.
@@ -30,34 +30,34 @@ const TICK_MS: u64 = 1000;
 const RETRY_MS: u64 = 10_000;
 
 /// Looks after the sessions of this instance, if nobody does.
-pub(crate) fn begin(keeping: &'static Keeping) {
-    if !keeping.swept.replace(true) {
+pub(crate) fn begin(registry: &'static SessionRegistry) {
+    if !registry.swept.replace(true) {
         spawn(async move {
-            while keeping.len() > 0 {
+            while registry.len() > 0 {
                 Deadline::after(clock::now(), TICK_MS).passed().await;
-                sweep(keeping).await;
+                sweep(registry).await;
             }
-            keeping.swept.set(false);
+            registry.swept.set(false);
         });
     }
 }
 
 /// Takes in all sessions that the store has, so that they are looked after again; where other instances share it, again and again, for
 /// they may have died.
-pub(crate) async fn restore(keeping: &'static Keeping) {
+pub(crate) async fn restore(registry: &'static SessionRegistry) {
     loop {
-        restore_once(keeping).await;
-        if !keeping.settings.shared {
+        restore_once(registry).await;
+        if !registry.settings.shared {
             return;
         }
-        Deadline::after(clock::now(), keeping.settings.lease_ms).passed().await;
+        Deadline::after(clock::now(), registry.settings.lease_ms).passed().await;
     }
 }
 
-async fn restore_once(keeping: &'static Keeping) {
+async fn restore_once(registry: &'static SessionRegistry) {
     let mut last = None;
     loop {
-        let found = match store::after(last.as_ref()).await {
+        let found = match persistence::after(last.as_ref()).await {
             Ok(found) => found,
             Err(problem) => {
                 eprintln!("warn: stored sessions cannot be listed: {}", problem.detail);
@@ -66,11 +66,11 @@ async fn restore_once(keeping: &'static Keeping) {
             }
         };
         for channel in &found {
-            if let Err(problem) = keeping.find(channel.id()).await {
+            if let Err(problem) = registry.find(channel.id()).await {
                 eprintln!("warn: session {}: {}", channel.id(), problem.detail);
             }
         }
-        begin(keeping);
+        begin(registry);
         match found.into_iter().next_back() {
             Some(channel) => last = Some(channel),
             None => return,
@@ -78,14 +78,14 @@ async fn restore_once(keeping: &'static Keeping) {
     }
 }
 
-async fn sweep(keeping: &'static Keeping) {
+async fn sweep(registry: &'static SessionRegistry) {
     let now_ms = now_ms();
     let rests = |entry: &Rc<Entry>| !entry.is_held() && !entry.is_deleted();
-    for entry in keeping.all().into_iter().filter(rests) {
+    for entry in registry.all().into_iter().filter(rests) {
         let result = match entry.phase() {
-            Phase::Open if entry.is_due(now_ms) => look(keeping, &entry).await,
-            Phase::Expired | Phase::Ended if is_over(keeping, &entry, now_ms) => forget(keeping, &entry).await,
-            _ if entry.is_dirty() => put(keeping, &entry).await,
+            Phase::Open if entry.is_due(now_ms) => look(registry, &entry).await,
+            Phase::Expired | Phase::Ended if is_over(registry, &entry, now_ms) => forget(registry, &entry).await,
+            _ if entry.is_dirty() => put(registry, &entry).await,
             _ => Ok(()),
         };
         if let Err(problem) = result {
@@ -98,15 +98,15 @@ async fn sweep(keeping: &'static Keeping) {
             }
         }
     }
-    keeping.evict();
+    registry.evict();
 }
 
 /// Forgets a session that has ended.
-async fn forget(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+async fn forget(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(owned) = keeping.own(entry, 0).await? else { return Ok(()) };
-    let forgotten = match is_over(keeping, entry, now_ms()) {
-        true => keeping.forget(entry).await,
+    let Some(owned) = registry.own(entry, 0).await? else { return Ok(()) };
+    let forgotten = match is_over(registry, entry, now_ms()) {
+        true => registry.forget(entry).await,
         false => Ok(()),
     };
     owned.release().await;
@@ -115,9 +115,9 @@ async fn forget(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Prob
 }
 
 /// Puts what the store has not taken yet.
-async fn put(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
-    match keeping.put(entry).await {
-        Err(problem) if keeping::is_no_room(&problem) && !entry.is_held() => keeping.revert(entry).await?,
+async fn put(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
+    match registry.put(entry).await {
+        Err(problem) if registry::is_no_room(&problem) && !entry.is_held() => registry.revert(entry).await?,
         put => put?,
     }
     if !entry.is_held() {
@@ -126,30 +126,30 @@ async fn put(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem
     Ok(())
 }
 
-fn is_over(keeping: &Keeping, entry: &Entry, now_ms: u64) -> bool {
-    now_ms >= entry.head().kept_ms.saturating_add(keeping.settings.sessions.ended_ttl_ms)
+fn is_over(registry: &SessionRegistry, entry: &Entry, now_ms: u64) -> bool {
+    now_ms >= entry.head().kept_ms.saturating_add(registry.settings.sessions.ended_ttl_ms)
 }
 
 /// Tells a session what time it is.
-async fn look(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+async fn look(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(_owned) = keeping.own(entry, 0).await? else { return Ok(()) };
-    let looked = look_owned(keeping, entry).await;
+    let Some(_owned) = registry.own(entry, 0).await? else { return Ok(()) };
+    let looked = look_owned(registry, entry).await;
     entry.release_owned().await;
     drop(lease);
     looked
 }
 
-async fn look_owned(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), Problem> {
+async fn look_owned(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     // Another instance may have fed it since.
     if entry.phase() != Phase::Open || !entry.is_due(now_ms()) {
-        return keeping.put(entry).await;
+        return registry.put(entry).await;
     }
-    let Live { mut inputs, mut outputs, after, finished } = live::open(keeping, entry).await?;
+    let RunningSession { mut inputs, mut outputs, after, finished } = running::open(registry, entry).await?;
     if finished.is_some() {
-        return keeping.put(entry).await;
+        return registry.put(entry).await;
     }
-    let storing = Storing::new(keeping, entry, after);
+    let storing = SessionLog::new(registry, entry, after);
     let mut outbox = EventOutbox::stored(entry.head().annotate, Framing::Ndjson);
     let kept_ms = entry.head().kept_ms;
     if !inputs.write_all(vec![asked(InputBody::Time), asked(InputBody::Checkpoint)]).await.is_empty() {
@@ -158,7 +158,7 @@ async fn look_owned(keeping: &'static Keeping, entry: &Rc<Entry>) -> Result<(), 
     drop(inputs);
     let mut said = false;
     while let Some(output) = outputs.next().await {
-        transcript::tell(&mut outbox, output);
+        convert::hand_over(&mut outbox, output);
         while let Some(mut batch) = outbox.poll_batch() {
             if is_silent(&batch) {
                 continue;

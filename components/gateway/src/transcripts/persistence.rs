@@ -3,11 +3,11 @@
 use weir_codec::{channels::route::Channel, http::problem::Problem};
 
 use crate::{
-    bindings::weir::stream::{
+    channels::store,
+    platform::bindings::weir::stream::{
         events::{Failure, Fence},
         state,
     },
-    publish,
 };
 
 /// Keys that are read at once.
@@ -26,7 +26,7 @@ pub(super) async fn put(
 
 /// What is kept of a session.
 pub(super) async fn get(channel: &Channel) -> Result<Option<Vec<u8>>, Problem> {
-    state::get(channel.to_string()).await.map_err(publish::problem)
+    state::get(channel.to_string()).await.map_err(store::problem)
 }
 
 /// Keeps nothing of a session any more.
@@ -37,6 +37,6 @@ pub(super) async fn delete(channel: &Channel, fence: Fence) -> Result<(), Failur
 /// The sessions that are kept, after one: some of them, in order.
 pub(super) async fn after(channel: Option<&Channel>) -> Result<Vec<Channel>, Problem> {
     let after = channel.map(Channel::to_string).unwrap_or_default();
-    let keys = state::keys("session".to_owned(), after, KEYS).await.map_err(publish::problem)?;
+    let keys = state::keys("session".to_owned(), after, KEYS).await.map_err(store::problem)?;
     Ok(keys.iter().filter_map(|key| Channel::from_name(key)).collect())
 }

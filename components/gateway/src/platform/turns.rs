@@ -10,7 +10,7 @@ use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
 use weir_core::turns::Turns;
 use wit_bindgen::rt::async_support::yield_async;
 
-use crate::clock;
+use crate::platform::clock;
 
 #[derive(Default)]
 struct Queue {

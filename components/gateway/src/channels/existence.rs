@@ -15,7 +15,8 @@ use weir_codec::{
 
 use weir_core::channels::Cursor;
 
-use crate::{access, bindings::weir::stream::events, pipelines::Pipelines, publish, sessions};
+use super::{authorize::authorize, store};
+use crate::{pipelines::Pipelines, platform::bindings::weir::stream::events, transcripts};
 
 /// The place before the oldest event.
 const START: Cursor = Cursor { epoch: 0, seq: 0 };
@@ -23,8 +24,8 @@ const START: Cursor = Cursor { epoch: 0, seq: 0 };
 /// Checks that a user may follow a channel, and that it exists.
 ///
 /// Permission is checked first: who may not follow a channel gets the same answer whether it exists or not.
-pub(crate) async fn may_follow(identity: &Identity, channel: &Channel, path: &str) -> Result<(), Problem> {
-    access::may(identity, Action::Read, channel, path).await?;
+pub(crate) async fn authorize_follow(identity: &Identity, channel: &Channel, path: &str) -> Result<(), Problem> {
+    authorize(identity, Action::Read, channel, path).await?;
     if exists(channel).await? { Ok(()) } else { Err(refusal::not_found(NotFound, path)) }
 }
 
@@ -32,10 +33,10 @@ pub(crate) async fn may_follow(identity: &Identity, channel: &Channel, path: &st
 async fn exists(channel: &Channel) -> Result<bool, Problem> {
     let is_kept = match channel.kind() {
         ChannelKind::Workflow | ChannelKind::File | ChannelKind::User => true,
-        ChannelKind::Session => sessions::exists(channel).await?,
+        ChannelKind::Session => transcripts::routes::exists(channel).await?,
         ChannelKind::Pipeline => {
             let pipelines = Pipelines::current().map_err(Problem::internal)?;
-            pipelines.exists(channel.id()).await.map_err(publish::problem)?
+            pipelines.exists(channel.id()).await.map_err(store::problem)?
         }
     };
     Ok(is_kept || has_events(channel).await?)
@@ -43,6 +44,6 @@ async fn exists(channel: &Channel) -> Result<bool, Problem> {
 
 /// Whether the channel has events, or had some that are not retained.
 async fn has_events(channel: &Channel) -> Result<bool, Problem> {
-    let page = events::read(channel.to_string(), START, 1).await.map_err(publish::problem)?;
+    let page = events::read(channel.to_string(), START, 1).await.map_err(store::problem)?;
     Ok(!page.entries.is_empty() || page.ended || page.next.seq > 0)
 }

@@ -1,7 +1,7 @@
 //! A subscription: what a channel has after a cursor, then what comes, as server-sent events or NDJSON, until the channel's
 //! last event, the end of the subscriber's right, or its leaving.
 //!
-//! This is for hosts without an intermediary in front: with one, [`crate::held`] says what it is to do, and nothing of a
+//! This is for hosts without an intermediary in front: with one, [`crate::channels::grip`] says what it is to do, and nothing of a
 //! subscription stays here.
 //!
 //! Nothing grows: while the client does not take what is written, nothing is read from the store, which bounds what waits.
@@ -22,12 +22,14 @@ use weir_core::channels::Cursor;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
-    access::Connection,
-    bindings::weir::stream::events::{self, Closed, Delivery, Entry, Gap},
-    clock::{self, Deadline},
+    auth::SubscriptionPermit,
+    channels::store,
     http::response::Client,
-    publish,
-    settings::Settings,
+    platform::{
+        bindings::weir::stream::events::{self, Closed, Delivery, Entry, Gap},
+        clock::{self, Deadline},
+        settings::Settings,
+    },
 };
 
 /// Most deliveries taken at once: they are one write.
@@ -43,7 +45,7 @@ pub(crate) struct Subscription {
     settings: &'static Settings,
     /// When the right to it ends, in seconds since 1970.
     ends_s: Option<u64>,
-    _place: Connection,
+    _place: SubscriptionPermit,
 }
 
 /// Where a subscription resumes, by `Last-Event-ID` or the query.
@@ -51,14 +53,9 @@ pub(crate) fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, Probl
     Ok(resume::cursor(header, query)?)
 }
 
-/// The id of an event on the wire.
-pub(crate) fn wire_id(place: &Cursor) -> String {
-    place.to_string()
-}
-
 /// Whether a channel has something after a cursor, now or later.
 pub(crate) async fn goes_on(channel: &Channel, after: Cursor) -> Result<bool, Problem> {
-    let page = events::read(channel.to_string(), after, 1).await.map_err(publish::problem)?;
+    let page = events::read(channel.to_string(), after, 1).await.map_err(store::problem)?;
     Ok(!page.ended || page.gap.is_some() || !page.entries.is_empty())
 }
 
@@ -69,10 +66,10 @@ pub(crate) async fn follow(
     framing: Framing,
     settings: &'static Settings,
     ends_s: Option<u64>,
-    place: Connection,
+    place: SubscriptionPermit,
 ) -> Result<Subscription, Problem> {
     let user = place.user().map(str::to_owned);
-    let deliveries = events::follow(channel.to_string(), after, user).await.map_err(publish::problem)?;
+    let deliveries = events::follow(channel.to_string(), after, user).await.map_err(store::problem)?;
     Ok(Subscription { drawing: Drawing::new(channel, framing), deliveries, settings, ends_s, _place: place })
 }
 
@@ -202,12 +199,12 @@ impl Subscription {
 
 /// Draws an event of the channel.
 pub(crate) fn push_entry(drawing: &Drawing, out: &mut Vec<u8>, entry: &Entry) {
-    drawing.push_event(out, &wire_id(&entry.at), &entry.event.name, entry.event.data.as_bytes());
+    drawing.push_event(out, &entry.at.to_string(), &entry.event.name, entry.event.data.as_bytes());
 }
 
 /// Draws that events are missing.
 pub(crate) fn push_gap(drawing: &Drawing, out: &mut Vec<u8>, gap: &Gap) {
-    drawing.push_gap(out, &wire_id(&gap.missing_from), &wire_id(&gap.missing_to), unix_ms());
+    drawing.push_gap(out, &gap.missing_from.to_string(), &gap.missing_to.to_string(), unix_ms());
 }
 
 /// The time, in milliseconds since 1970.

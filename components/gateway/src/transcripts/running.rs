@@ -4,19 +4,22 @@ use weir_codec::{
     http::problem::Problem,
     transcripts::{config::SessionAsk, stored::Phase},
 };
-use weir_core::{channels::Cursor, process::Now};
+use weir_core::{channels::Cursor, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
-use super::keeping::{Entry, Keeping};
+use super::registry::{Entry, SessionRegistry};
 use crate::{
-    bindings::{
-        weir::stream::{
-            events,
-            session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
+    channels::store,
+    platform::{
+        bindings::{
+            weir::stream::{
+                events,
+                session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
+            },
+            wit_stream,
         },
-        wit_stream,
+        clock, turns,
     },
-    clock, publish, turns,
 };
 
 /// Events of a channel that are read at once.
@@ -24,7 +27,7 @@ const PAGE: u32 = 256;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// A session that runs.
-pub(crate) struct Live {
+pub(crate) struct RunningSession {
     pub(crate) inputs: StreamWriter<Input>,
     pub(crate) outputs: StreamReader<Output>,
     /// The place of the last event in its channel that it has.
@@ -58,16 +61,21 @@ pub(crate) async fn begin(ask: &SessionAsk) -> Result<Vec<u8>, Problem> {
 }
 
 /// What a session at rest answers to a user.
-pub(crate) async fn ask(keeping: &Keeping, entry: &Entry, body: InputBody, user: &str) -> Result<OutputBody, Problem> {
-    let bytes = keeping.checkpoint(entry).await?;
+pub(crate) async fn ask(
+    registry: &SessionRegistry,
+    entry: &Entry,
+    body: InputBody,
+    user: &str,
+) -> Result<OutputBody, Problem> {
+    let bytes = registry.checkpoint(entry).await?;
     // The session component computes without waiting.
     let _turn = turns::take(user).await;
     answer(Start::Checkpoint(rested(entry, bytes)), body).await
 }
 
 /// Runs a session that somebody holds.
-pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Problem> {
-    let bytes = keeping.checkpoint(entry).await?;
+pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<RunningSession, Problem> {
+    let bytes = registry.checkpoint(entry).await?;
     let user = entry.owner().unwrap_or_default();
     // The session component reads the checkpoint without waiting.
     let turn = turns::take(&user).await;
@@ -78,7 +86,7 @@ pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Probl
     let mut finished = None;
     if !entry.is_clean() {
         loop {
-            let page = events::read(entry.channel.to_string(), after, PAGE).await.map_err(publish::problem)?;
+            let page = events::read(entry.channel.to_string(), after, PAGE).await.map_err(store::problem)?;
             if page.entries.is_empty() {
                 break;
             }
@@ -106,13 +114,13 @@ pub(crate) async fn open(keeping: &Keeping, entry: &Entry) -> Result<Live, Probl
             Some(Output { body: OutputBody::Checkpoint(bytes), .. }) => bytes,
             _ => return Err(lost()),
         };
-        keeping.keep(entry, bytes, |head| {
+        registry.keep(entry, bytes, |head| {
             head.after = (after.epoch, after.seq);
             head.kept_ms = now_ms();
             head.phase = finished.unwrap_or(head.phase);
         });
     }
-    Ok(Live { inputs, outputs, after, finished })
+    Ok(RunningSession { inputs, outputs, after, finished })
 }
 
 fn rested(entry: &Entry, bytes: Vec<u8>) -> Rested {
@@ -123,9 +131,10 @@ async fn run(start: Start) -> Result<(StreamWriter<Input>, StreamReader<Output>)
     let (inputs, reader) = wit_stream::new::<Input>();
     match session::run(start, reader).await {
         Ok(outputs) => Ok((inputs, outputs)),
-        Err(failure) => {
-            Err(Problem::internal(&format!("the session did not begin: {}", crate::wording::in_words(&failure))))
-        }
+        Err(failure) => Err(Problem::internal(&format!(
+            "the session did not begin: {}",
+            crate::platform::wording::in_words(&failure)
+        ))),
     }
 }
 

@@ -4,36 +4,83 @@ use std::{future::pending, pin::pin};
 
 use futures::future::{Either, select};
 use spin_sdk::wasip3::{
-    http::types::ErrorCode,
+    http::types::{self, ErrorCode, Response},
+    spawn,
     wit_bindgen::{StreamResult, StreamWriter},
 };
 use weir_codec::{
-    http::{framing::Framing, problem::Problem},
-    pipelines::{process_batch::BatchCollector, process_stream::Line},
+    http::{accept, framing::Framing, problem::Problem},
+    pipelines::{process_batch::BatchCollector, process_request::ProcessRequest, process_stream::Line},
 };
-use weir_core::{failure::Failure, process::Now};
+use weir_core::{failure::Failure, pipelines::TIMEOUT_MS_MAX, time::Now};
 
+use super::ephemeral::{EphemeralExecution, Lines};
 use crate::{
-    clock::{self, Deadline},
-    http::response::Client,
-    pipelines::{Inside, Lines},
-    settings::Settings,
+    http::{
+        request::RequestContext,
+        response::{Client, Reply},
+    },
+    platform::{
+        clock::{self, Deadline},
+        settings::Settings,
+    },
 };
 
 /// While there is nothing to write, the client is looked after this often.
 const PROBE_MS: u64 = 500;
 
+impl RequestContext<'_> {
+    pub(crate) async fn process_stream(&self, body: types::Request) -> Result<Response, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let framing = accept::framing(self.header("accept").as_deref())
+            .ok_or_else(|| Problem::not_acceptable(&["application/x-ndjson", "text/event-stream"]))?;
+        let request = self.process_request(body, settings).await?;
+        let began = self.began;
+        let timeout_ms = step_timeout_ms(settings);
+        let execution = EphemeralExecution::stream(&request, timeout_ms, began);
+        let execution = execution.map_err(|error| Problem::internal(&error))?;
+        let (response, client) = self.streaming(framing)?;
+        spawn(async move { stream(execution, framing, settings, began, client).await });
+        Ok(response)
+    }
+
+    pub(crate) async fn process_batch(&self, body: types::Request) -> Result<Reply, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        if !accept::json(self.header("accept").as_deref()) {
+            return Err(Problem::not_acceptable(&["application/json"]));
+        }
+        let request = self.process_request(body, settings).await?;
+        let execution = EphemeralExecution::batch(&request, step_timeout_ms(settings), self.began);
+        let execution = execution.map_err(|error| Problem::internal(&error))?;
+        batch(execution, settings, self.began).await.map(Reply::json)
+    }
+
+    /// The request in a body.
+    async fn process_request(&self, body: types::Request, settings: &Settings) -> Result<ProcessRequest, Problem> {
+        Ok(ProcessRequest::from_json(&self.json(body, settings).await?)?)
+    }
+}
+
+/// The timeout of a step of `/process-stream` and `/process-batch`: the request ends before it.
+fn step_timeout_ms(settings: &Settings) -> u64 {
+    settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX)
+}
+
 /// Answers a request whole, or with the problem of the first step that failed. Returning drops the work that is left.
-pub(crate) async fn batch(inside: Inside<BatchCollector>, settings: &Settings, began: Now) -> Result<Vec<u8>, Problem> {
+pub(crate) async fn batch(
+    execution: EphemeralExecution<BatchCollector>,
+    settings: &Settings,
+    began: Now,
+) -> Result<Vec<u8>, Problem> {
     let timeout_ms = settings.request_timeout_ms;
     let result = async {
-        let work = pin!(inside.run());
+        let work = pin!(execution.run());
         let collect = pin!(async {
             loop {
-                if let Some(result) = inside.sink().poll_result() {
+                if let Some(result) = execution.sink().poll_result() {
                     return result;
                 }
-                inside.told().await;
+                execution.told().await;
             }
         });
         match select(collect, work).await {
@@ -53,17 +100,23 @@ pub(crate) async fn batch(inside: Inside<BatchCollector>, settings: &Settings, b
 /// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
 /// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
 /// the streams to inference are dropped and with them the work that is left.
-pub(crate) async fn stream(inside: Inside<Lines>, framing: Framing, settings: &Settings, began: Now, client: Client) {
+pub(crate) async fn stream(
+    execution: EphemeralExecution<Lines>,
+    framing: Framing,
+    settings: &Settings,
+    began: Now,
+    client: Client,
+) {
     let Client { mut body, trailers, sent } = client;
     let mut drawing = Drawing { framing, events: 0 };
     // Owns the body: it ends with this.
     let whole = Box::pin(async move {
         let mut first = Vec::new();
-        while let Some(line) = inside.sink().next_line() {
+        while let Some(line) = execution.sink().next_line() {
             drawing.draw(&line, &mut first);
         }
         if is_taken(&mut body, first).await {
-            rest(&inside, &mut drawing, settings, began, &mut body).await;
+            rest(&execution, &mut drawing, settings, began, &mut body).await;
         }
     });
     // A client may leave while there is nothing to write.
@@ -82,7 +135,7 @@ pub(crate) async fn stream(inside: Inside<Lines>, framing: Framing, settings: &S
 
 /// Everything after the first event.
 async fn rest(
-    inside: &Inside<Lines>,
+    execution: &EphemeralExecution<Lines>,
     drawing: &mut Drawing,
     settings: &Settings,
     began: Now,
@@ -90,23 +143,23 @@ async fn rest(
 ) {
     let work = pin!(async {
         let timeout_ms = settings.request_timeout_ms;
-        if Deadline::after(began, timeout_ms).bound(inside.run()).await.is_none() {
-            inside.abort(&Failure::RequestTimeout { timeout_ms });
+        if Deadline::after(began, timeout_ms).bound(execution.run()).await.is_none() {
+            execution.abort(&Failure::RequestTimeout { timeout_ms });
         }
     });
     let write = pin!(async {
         let mut probe = Deadline::after(clock::now(), PROBE_MS);
         loop {
             let mut out = Vec::new();
-            while let Some(line) = inside.sink().next_line() {
+            while let Some(line) = execution.sink().next_line() {
                 drawing.draw(&line, &mut out);
             }
             if out.is_empty() {
-                if inside.is_over() && inside.sink().is_empty() {
+                if execution.is_over() && execution.sink().is_empty() {
                     return;
                 }
                 // Answers that do not come next change something and give nothing to write.
-                if probe.bound(inside.told()).await.is_some() {
+                if probe.bound(execution.told()).await.is_some() {
                     continue;
                 }
             }

@@ -24,22 +24,22 @@ use weir_codec::{
         problem::Problem,
     },
 };
-use weir_core::{channels::Cursor, process::Now};
+use weir_core::{channels::Cursor, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
+use super::{existence, store, subscribe};
 use crate::{
-    access::Connection,
-    bindings::weir::stream::events::{self, Closed, Delivery},
-    clock::{self, Deadline},
-    existence,
+    auth::SubscriptionPermit,
     http::{
         body::{Arriving, Piece},
         duplex::{Duplex, Outgoing},
         response::Client,
     },
-    publish,
-    settings::Settings,
-    subscribe::{self, wire_id},
+    platform::{
+        bindings::weir::stream::events::{self, Closed, Delivery},
+        clock::{self, Deadline},
+        settings::Settings,
+    },
 };
 
 /// Most channels that one socket follows.
@@ -54,7 +54,7 @@ pub(crate) struct Socket {
     /// As asked, for what is not found.
     pub(crate) path: String,
     pub(crate) settings: &'static Settings,
-    pub(crate) _place: Connection,
+    pub(crate) _place: SubscriptionPermit,
 }
 
 impl Socket {
@@ -246,7 +246,7 @@ impl Conversation<'_> {
     }
 
     async fn subscribe(&mut self, channel: Channel, after: Cursor) {
-        match existence::may_follow(&self.socket.identity, &channel, &self.socket.path).await {
+        match existence::authorize_follow(&self.socket.identity, &channel, &self.socket.path).await {
             Ok(()) => self.follow(channel, after).await,
             Err(problem) => self.refuse(&channel, &problem),
         }
@@ -275,7 +275,7 @@ impl Conversation<'_> {
                 let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));
                 self.followed.push(Followed { channel, reading });
             }
-            Err(failure) => self.refuse(&channel, &publish::problem(failure)),
+            Err(failure) => self.refuse(&channel, &store::problem(failure)),
         }
     }
 
@@ -292,14 +292,14 @@ impl Conversation<'_> {
                 Delivery::Entry(entry) => {
                     self.say(envelope(
                         &channel,
-                        Some(&wire_id(&entry.at)),
+                        Some(&entry.at.to_string()),
                         &entry.event.name,
                         &flat(&entry.event.data),
                     ));
                     end = entry.event.finishes.then_some(End::Finished);
                 }
                 Delivery::Gap(gap) => {
-                    let (from, to) = (wire_id(&gap.missing_from), wire_id(&gap.missing_to));
+                    let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
                     self.tell(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
                 }
                 Delivery::Closed(Closed::Slow) => end = Some(End::Slow),

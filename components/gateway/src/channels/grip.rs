@@ -16,12 +16,16 @@ use weir_codec::{
 };
 use weir_core::channels::Cursor;
 
-use crate::{
-    bindings::weir::stream::events,
-    http::response::Reply,
-    publish,
-    settings::{Grip, Settings},
+use super::{
+    store,
     subscribe::{push_entry, push_gap, unix_ms},
+};
+use crate::{
+    http::response::Reply,
+    platform::{
+        bindings::weir::stream::events,
+        settings::{Grip, Settings},
+    },
 };
 
 /// Events in one page.
@@ -30,7 +34,7 @@ const PAGE_EVENTS: u32 = 1000;
 const REPLAY_BYTES_MAX: usize = 1 << 20;
 
 /// The answer to a subscriber whose connection is held for it.
-pub(crate) async fn answer(
+pub(crate) async fn hold_response(
     channel: Channel,
     after: Cursor,
     framing: Framing,
@@ -73,7 +77,7 @@ pub(crate) async fn answer(
 /// when there is so much that the client has to come again for the rest.
 async fn replay(channel: &Channel, mut after: Cursor, drawing: &Drawing, body: &mut Vec<u8>) -> Result<bool, Problem> {
     loop {
-        let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(publish::problem)?;
+        let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(store::problem)?;
         if let Some(gap) = &page.gap {
             push_gap(drawing, body, gap);
         }

@@ -1,0 +1,17 @@
+//! Channels: publishing, subscribing, and who may do either.
+//!
+//! - `store`: failures of the channel store.
+//! - `routes`: the paths of channels.
+//! - `ownership`: the owners of channels; `authorize`: permission by scope or ownership; `existence`: whether a channel exists.
+//! - `publish`, `subscribe`: one event in, the events of one channel out; `multiplex`: many channels over one socket.
+//! - `grip`: a subscription whose connection an intermediary holds.
+
+pub(crate) mod authorize;
+pub(crate) mod existence;
+pub(crate) mod grip;
+pub(crate) mod multiplex;
+pub(crate) mod ownership;
+pub(crate) mod publish;
+pub(crate) mod routes;
+pub(crate) mod store;
+pub(crate) mod subscribe;

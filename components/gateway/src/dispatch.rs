@@ -1,0 +1,156 @@
+//! From a path to the feature that answers it.
+
+use std::cell::RefCell;
+
+use spin_sdk::{
+    http::{Method, Request},
+    wasip3::http::types::{self, ErrorCode, Response},
+};
+use weir_auth::refusal;
+use weir_codec::{
+    channels::route::ChannelRoute,
+    http::{
+        problem::Problem,
+        route::{self, HUB_PREFIX, Route},
+        router::Found,
+    },
+    inference::models,
+};
+
+use crate::{
+    auth::Access,
+    health,
+    http::{
+        request::{LIVEZ, RequestContext},
+        request_id,
+        response::{Reply, RouteResponse},
+    },
+    inference::{client::served_models, dialects},
+    pipelines::Pipelines,
+    platform::{
+        clock,
+        settings::{Grip, Settings},
+    },
+    transcripts,
+};
+
+/// Answered by a host that has metrics, which asks here who may read them: 204 for one who may.
+const METRICS: &str = "/metrics";
+
+/// Answers a request.
+pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
+    let began = clock::now();
+    Pipelines::wake();
+    let (parts, mut body) = incoming.into_parts();
+    let mut request = RequestContext {
+        path: parts.uri.path().into(),
+        query: parts.uri.query().unwrap_or_default(),
+        host: parts.uri.authority().map(|authority| authority.as_str()),
+        method: &parts.method,
+        headers: &parts.headers,
+        request_id: request_id::of(&parts.headers),
+        page: Vec::new(),
+        user: RefCell::default(),
+        began,
+    };
+    let answer = match (request.enter(), body.take_unstarted()) {
+        (Ok(()), Some(body)) => answer(&mut request, body).await,
+        (Ok(()), None) => Err(Problem::internal("the body was taken before it was read")),
+        (Err(problem), _) => Err(problem),
+    };
+    let user = request.user_header();
+    let mut reply = match answer {
+        Ok(RouteResponse::Streaming(response)) => return Ok(response),
+        Ok(RouteResponse::Whole(reply)) => reply,
+        Err(problem) => {
+            let reply = Reply::problem(&problem, Route::find(&request.path), &request.request_id);
+            match refusal::challenge(&problem) {
+                Some(challenge) => reply.with("www-authenticate", challenge),
+                None => reply,
+            }
+        }
+    };
+    for (name, value) in request.page.into_iter().chain(user) {
+        reply = reply.with(name, value);
+    }
+    reply
+        .with("cache-control", "no-store")
+        .with(request_id::HEADER, request.request_id)
+        .into_response(parts.method == Method::HEAD)
+}
+
+async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Result<RouteResponse, Problem> {
+    if request.method == Method::OPTIONS && matches!(&*request.path, "*" | "/*") {
+        transcripts::routes::wake();
+        Access::wake(request.began);
+        return Ok(RouteResponse::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
+    }
+    let settings = Settings::current().map_err(Problem::internal)?;
+    if request.path == METRICS && settings.grip == Grip::Host {
+        request.identify().await?;
+        return Ok(RouteResponse::Whole(Reply::empty()));
+    }
+    let found = Found::at(&request.path)?;
+    match request.method.as_str() {
+        "GET" if Found::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
+        method if found.takes(method) => {}
+        "OPTIONS" => return options(request, found.allow()).map(RouteResponse::Whole),
+        method => return Err(Problem::method_not_allowed(method, &request.path, found.allow())),
+    }
+    match found {
+        Found::Own(route) => own(request, route, body).await,
+        Found::Channels(ChannelRoute::Health) => health::health(request.began).await.map(RouteResponse::Whole),
+        Found::Channels(route) => request.answer_channels(route, body).await,
+        Found::Sessions(route) => transcripts::routes::answer(request, route, body).await,
+        Found::Pipelines(route) => {
+            let identity = request.identify().await?;
+            request.pipelines(route, body, &identity).await.map(RouteResponse::Whole)
+        }
+    }
+}
+
+/// The methods of a path; for a CORS preflight, the headers that it asks about.
+fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<Reply, Problem> {
+    let preflight = match &*request.path {
+        LIVEZ => None,
+        _ => Access::current()?.preflight(&request.credentials(), allow)?,
+    };
+    if let Some(headers) = preflight {
+        request.page = headers;
+    }
+    Ok(Reply::methods(allow))
+}
+
+/// Texts, models, probes and documents.
+async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -> Result<RouteResponse, Problem> {
+    let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
+    if !open && Access::current()?.required() {
+        request.identify().await?;
+    }
+    let reply = match route {
+        Route::ProcessStream => return request.process_stream(body).await.map(RouteResponse::Streaming),
+        Route::ProcessBatch => request.process_batch(body).await?,
+        Route::Task(task) => return request.task(task, body).await,
+        Route::Transcript => return request.transcript(body).await.map(RouteResponse::Streaming),
+        Route::Annotate => return request.annotate(body).await,
+        Route::Hub => {
+            let settings = Settings::current().map_err(Problem::internal)?;
+            let body = request.json(body, settings).await?;
+            let name = request.path.strip_prefix(HUB_PREFIX).unwrap_or_default();
+            dialects::hub(name, &body, settings, request.began).await?
+        }
+        Route::Predict => {
+            let settings = Settings::current().map_err(Problem::internal)?;
+            let body = request.json(body, settings).await?;
+            dialects::predict(&body, settings, request.began).await?
+        }
+        Route::GenerateStream => return Err(Problem::not_implemented("this server does not generate text")),
+        Route::Index => Reply::json(route::index_json(env!("CARGO_PKG_VERSION"))),
+        // Alive means able to answer, whatever the settings and the models say.
+        Route::Livez => Reply::json(br#"{"status":"alive"}"#.as_slice()),
+        Route::Readyz => health::readyz(request.began).await?,
+        Route::Models => Reply::json(models::models_json(&served_models(request.began).await?)),
+        Route::OpenApi => Reply::json(include_bytes!("../openapi.json").as_slice()),
+    };
+    Ok(RouteResponse::Whole(reply))
+}

@@ -1,0 +1,115 @@
+//! `/readyz` and `/stream/health`: the models, the steps and the channel store.
+
+use weir_codec::{
+    channels::event::{ServiceHealth, health_json},
+    http::problem::Problem,
+    inference::{
+        models::{self, Model},
+        readiness::StepModels,
+    },
+};
+use weir_core::time::Now;
+
+use crate::{
+    auth::Access,
+    http::response::Reply,
+    inference::client::served_models,
+    platform::{
+        bindings::weir::stream::{events, state},
+        clock::{self, Deadline},
+        settings::Settings,
+    },
+};
+
+/// How long the channel store may take to say how it is.
+const STORE_TIMEOUT_MS: u64 = 5000;
+
+pub(crate) async fn readyz(began: Now) -> Result<Reply, Problem> {
+    let models = served_models(began).await?;
+    if !models.iter().all(|model| model.ready) {
+        return Err(Problem::not_ready(models));
+    }
+    let unmet = unmet_steps(&models)?;
+    if !unmet.is_empty() {
+        return Err(Problem::steps_not_ready(&unmet, models));
+    }
+    // Without authentication and off loopback there are no channels to be ready for, which is no fault.
+    let access = Access::current()?;
+    if access.required() {
+        access.check_keys(began.monotonic_ns)?;
+    }
+    match store(began).await {
+        Ok(condition) => {
+            let exhausted = exhausted(condition.exhausted, began).await?;
+            Ok(Reply::json(models::ready_json(&models, &exhausted)))
+        }
+        Err(detail) => Err(Problem::store_not_ready(&detail)),
+    }
+}
+
+/// The bounds that all users together have reached: those of the store, and those of sessions and executions. They make the server no
+/// less ready: what needs no state is served, and what does is answered 503 until there is room.
+async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>, Problem> {
+    let settings = Settings::current().map_err(Problem::internal)?;
+    let mut bounds = vec![("session", "sessions.live_max", settings.sessions.live_max)];
+    // Executions in a store that others share may be theirs.
+    if !settings.shared {
+        bounds.push(("execution", "pipelines.executions_max", settings.pipelines.executions_max as u64));
+    }
+    for (kind, key, max) in bounds {
+        let count = Deadline::after(began, STORE_TIMEOUT_MS).bound(state::count(kind.to_owned())).await;
+        if count.is_some_and(|count| count.is_ok_and(|count| count >= max)) {
+            exhausted.push(key.to_owned());
+        }
+    }
+    Ok(exhausted)
+}
+
+/// What is wrong with the models that the configuration names for the steps.
+fn unmet_steps(models: &[Model]) -> Result<Vec<String>, Problem> {
+    let settings = Settings::current().map_err(Problem::internal)?;
+    let steps = StepModels {
+        sentiment: &settings.sentiment_model,
+        summary: &settings.summary_model,
+        entities: &settings.entities_model,
+    };
+    Ok(steps.unmet(models))
+}
+
+/// How the channel store is, or why it takes no events.
+async fn store(began: Now) -> Result<events::Condition, String> {
+    match Deadline::after(began, STORE_TIMEOUT_MS).bound(events::health()).await {
+        None => Err("it does not answer".to_owned()),
+        Some(condition) if condition.ok => Ok(condition),
+        // What is the matter in detail is for the log of the host, not for whoever asks.
+        Some(_) => Err("it takes no events".to_owned()),
+    }
+}
+
+/// Asks the channel store and the models how they are.
+pub(crate) async fn health(began: Now) -> Result<Reply, Problem> {
+    let (store, models) = futures::join!(store(began), served_models(began));
+    let usable = store.is_ok();
+    let (events, streams) = match store {
+        Ok(condition) => {
+            let detail = condition.fallback.then(|| "memory has taken over".to_owned());
+            let events = ServiceHealth { name: condition.store, healthy: !condition.fallback, detail };
+            (events, condition.followers)
+        }
+        Err(detail) => (ServiceHealth { name: "events".to_owned(), healthy: false, detail: Some(detail) }, 0),
+    };
+    let inference = match models {
+        Ok(models) => {
+            let waiting: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
+            let waiting = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
+            let problems: Vec<String> = waiting.into_iter().chain(unmet_steps(&models)?).collect();
+            let detail = (!problems.is_empty()).then(|| problems.join("; "));
+            ServiceHealth { name: "inference".to_owned(), healthy: problems.is_empty(), detail }
+        }
+        Err(problem) => ServiceHealth { name: "inference".to_owned(), healthy: false, detail: Some(problem.detail) },
+    };
+    let unix_ms = clock::now().unix_ns / 1_000_000;
+    let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);
+    // Degraded is still of use; without a store there is nothing to stream.
+    Ok(if usable { Reply::json(body) } else { Reply::error(503, body) })
+}

@@ -1,0 +1,73 @@
+//! `/v1/classify`, `/v1/tokens` and `/v1/embed`.
+
+use spin_sdk::wasip3::{http::types, spawn};
+use weir_codec::{
+    http::{
+        accept::{self, Answer as Form},
+        content_type,
+        framing::Framing,
+        problem::Problem,
+    },
+    inference::{output, query::Query, request::Ask, task::Task},
+};
+
+use super::{
+    batch,
+    requests::Plan,
+    stream::{self, Source},
+};
+use crate::{
+    http::{
+        request::RequestContext,
+        response::{Reply, RouteResponse},
+    },
+    platform::settings::Settings,
+};
+
+impl RequestContext<'_> {
+    /// Texts one by one: in a JSON body or on lines, answered at once or as a stream.
+    pub(crate) async fn task(&self, task: Task, body: types::Request) -> Result<RouteResponse, Problem> {
+        const FORMS: [&str; 3] = ["application/json", "application/x-ndjson", "text/event-stream"];
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let (began, accepted) = (self.began, self.header("accept"));
+        let query = Query::read(self.query, task)?;
+        if content_type::is_ndjson(self.header("content-type").as_deref()) {
+            let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS[1..]))?;
+            self.encoding()?;
+            let plan = Plan::new(task, query.model, query.parameters, settings);
+            let source = Source::Lines(self.arriving(body, settings).await?);
+            return self.stream_items(source, plan, framing, settings);
+        }
+        let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
+        let body = self.json(body, settings).await.map_err(|problem| match problem.code {
+            "unsupported_media_type" => {
+                Problem::unsupported_media_type(self.header("content-type").as_deref(), &FORMS[..2])
+            }
+            _ => problem,
+        })?;
+        let Ask { inputs, model, parameters } = Ask::from_json(&body, task, query)?;
+        let plan = Plan::new(task, model, parameters, settings).within(settings, began);
+        match form {
+            Form::Stream(framing) => self.stream_items(Source::Inputs(inputs), plan, framing, settings),
+            Form::Json => {
+                let plan = plan.or_fail();
+                let outputs = batch::whole(&plan, inputs, settings, began).await?;
+                Ok(RouteResponse::Whole(Reply::json(output::answer_json(&outputs, &plan.model))))
+            }
+        }
+    }
+
+    /// Answers with a stream of results.
+    fn stream_items(
+        &self,
+        source: Source,
+        plan: Plan,
+        framing: Framing,
+        settings: &'static Settings,
+    ) -> Result<RouteResponse, Problem> {
+        let (response, client) = self.streaming(framing)?;
+        let began = self.began;
+        spawn(async move { stream::stream(source, plan, framing, settings, began, client).await });
+        Ok(RouteResponse::Streaming(response))
+    }
+}

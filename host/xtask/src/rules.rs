@@ -184,3 +184,52 @@ fn build_and_test_ask_the_same_features() {
         "tests ask more features of these crates; ask for them in tests/Cargo.toml too:\n{only_build:#?}"
     );
 }
+
+/// The files of a folder that end in `.rs`, by their paths within it.
+fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
+    let (mut folders, mut sources) = (vec![folder.to_path_buf()], Vec::new());
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(folder).unwrap().to_string_lossy().replace('\\', "/");
+                sources.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(!sources.is_empty(), "no sources in {}", folder.display());
+    sources
+}
+
+/// An item has one type on each side of a boundary, and only codec knows JSON. `weir-expression` interprets JSON, and `weir-infer` reads
+/// the JSON files of models.
+#[test]
+fn guests_leave_json_to_codec() {
+    let house = House::find();
+    for folder in ["core", "kernels", "auth", "gateway", "session"] {
+        for (name, text) in sources(&house.root.join("components").join(folder).join("src")) {
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            assert!(!code.contains("serde_json"), "components/{folder}/src/{name} uses serde_json");
+        }
+    }
+}
+
+/// The files of a component that contain a text.
+fn files_with(component: &str, text: &str) -> Vec<String> {
+    let sources = sources(&House::find().root.join("components").join(component).join("src"));
+    let mut files: Vec<String> =
+        sources.into_iter().filter(|(_, source)| source.contains(text)).map(|(name, _)| name).collect();
+    files.sort();
+    files
+}
+
+/// One file calls inference, and one file at each boundary knows both sides of a type.
+#[test]
+fn every_boundary_has_one_place_of_conversions() {
+    assert_eq!(files_with("gateway", "infer::run("), ["inference/client.rs"]);
+    assert_eq!(files_with("gateway", "wire::Failure::"), ["inference/convert.rs"]);
+    assert_eq!(files_with("gateway", "session::KeywordMatch"), ["transcripts/convert.rs"]);
+    assert_eq!(files_with("session", "KeywordMatch {"), ["convert.rs"]);
+}

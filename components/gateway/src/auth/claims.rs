@@ -6,11 +6,13 @@
 use weir_codec::http::{problem::Problem, request_id::uuid};
 
 use crate::{
-    channels::store,
     http::request_id,
-    platform::bindings::weir::stream::{
-        events::{self, Failure},
-        state,
+    platform::{
+        bindings::weir::stream::{
+            events::{self, Failure},
+            state,
+        },
+        store,
     },
 };
 

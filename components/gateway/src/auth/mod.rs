@@ -31,12 +31,10 @@ use weir_core::{
     time::Now,
 };
 
-use crate::{
-    channels::store,
-    platform::{
-        bindings::weir::stream::events,
-        settings::{Auth, Grip, Rate, Settings},
-    },
+use crate::platform::{
+    bindings::weir::stream::events,
+    settings::{Auth, Grip, Rate, Settings},
+    store,
 };
 
 /// How long what was read of the keys is not looked at again.

@@ -15,8 +15,12 @@ use weir_codec::{
 
 use weir_core::channels::Cursor;
 
-use super::{authorize::authorize, store};
-use crate::{pipelines::Pipelines, platform::bindings::weir::stream::events, transcripts};
+use super::authorize::authorize;
+use crate::{
+    pipelines::Pipelines,
+    platform::{bindings::weir::stream::events, store},
+    transcripts,
+};
 
 /// The place before the oldest event.
 const START: Cursor = Cursor { epoch: 0, seq: 0 };

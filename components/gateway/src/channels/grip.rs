@@ -16,15 +16,13 @@ use weir_codec::{
 };
 use weir_core::channels::Cursor;
 
-use super::{
-    store,
-    subscribe::{push_entry, push_gap, unix_ms},
-};
+use super::subscribe::{push_entry, push_gap, unix_ms};
 use crate::{
     http::response::Reply,
     platform::{
         bindings::weir::stream::events,
         settings::{Grip, Settings},
+        store,
     },
 };
 

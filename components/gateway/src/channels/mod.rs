@@ -1,6 +1,5 @@
 //! Channels: publishing, subscribing, and who may do either.
 //!
-//! - `store`: failures of the channel store.
 //! - `routes`: the paths of channels.
 //! - `ownership`: the owners of channels; `authorize`: permission by scope or ownership; `existence`: whether a channel exists.
 //! - `publish`, `subscribe`: one event in, the events of one channel out; `multiplex`: many channels over one socket.
@@ -13,5 +12,4 @@ pub(crate) mod multiplex;
 pub(crate) mod ownership;
 pub(crate) mod publish;
 pub(crate) mod routes;
-pub(crate) mod store;
 pub(crate) mod subscribe;

@@ -27,7 +27,7 @@ use weir_codec::{
 use weir_core::{channels::Cursor, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
-use super::{existence, store, subscribe};
+use super::{existence, subscribe};
 use crate::{
     auth::SubscriptionPermit,
     http::{
@@ -39,6 +39,7 @@ use crate::{
         bindings::weir::stream::events::{self, Closed, Delivery},
         clock::{self, Deadline},
         settings::Settings,
+        store,
     },
 };
 

@@ -8,9 +8,9 @@ use weir_codec::{channels::route::Channel, http::problem::Problem};
 
 use weir_core::channels::Cursor;
 
-use crate::{
-    channels::store,
-    platform::bindings::weir::stream::events::{self, Event},
+use crate::platform::{
+    bindings::weir::stream::events::{self, Event},
+    store,
 };
 
 /// How long others may not write the record after one has begun to. Where it could not be written, for instance on a full disk, the

@@ -11,11 +11,14 @@ use weir_codec::{
 };
 use weir_core::time::Now;
 
-use super::{ownership, store};
+use super::ownership;
 use crate::{
     auth::Access,
     http::response::Reply,
-    platform::bindings::weir::stream::events::{self, Event},
+    platform::{
+        bindings::weir::stream::events::{self, Event},
+        store,
+    },
 };
 
 /// Most bytes in the key under which a later event replaces an earlier one.

@@ -23,12 +23,12 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
     auth::SubscriptionPermit,
-    channels::store,
     http::response::Client,
     platform::{
         bindings::weir::stream::events::{self, Closed, Delivery, Entry, Gap},
         clock::{self, Deadline},
         settings::Settings,
+        store,
     },
 };
 

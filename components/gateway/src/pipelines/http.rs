@@ -12,7 +12,7 @@ use spin_sdk::wasip3::{
 use weir_codec::{http::retry_after, pipelines::text};
 use weir_core::pipelines::{Json, Method, StepFailure};
 
-use super::steps::Step;
+use super::attempt::Attempt;
 use crate::platform::clock;
 
 /// Bytes read at once.
@@ -23,18 +23,18 @@ const PASSING: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 
 /// Calls a service. Its answer is the output: JSON as it is, nothing as `null`, any other text as a string.
 pub(super) async fn call(
-    step: &Step<'_>,
+    attempt: &Attempt<'_>,
     url: &str,
     method: Method,
     headers: &[(String, String)],
     body: Option<Json>,
 ) -> Result<Json, StepFailure> {
-    if !is_allowed(url, &step.pipelines.config.http_allow) {
+    if !is_allowed(url, &attempt.pipelines.config.http_allow) {
         let message = format!("this server's steps may not call `{}`", authority(url).unwrap_or_default());
         return Err(StepFailure::last("http_not_allowed", message));
     }
-    let request = request(url, method, headers, body, &step.key)?;
-    step.live.owned().await;
+    let request = request(url, method, headers, body, &attempt.key)?;
+    attempt.live.owned().await;
     let response = client::send(request).await.map_err(|error| unreachable(&error))?;
     let (status, retry_after_ms) = (response.get_status_code(), retry_after_ms(&response));
     if !(200..300).contains(&status) {
@@ -45,7 +45,7 @@ pub(super) async fn call(
         });
     }
     let is_json = is_json(&response);
-    let body = collect(response, step.pipelines.config.output_bytes_max).await?;
+    let body = collect(response, attempt.pipelines.config.output_bytes_max).await?;
     output(&body, is_json)
 }
 

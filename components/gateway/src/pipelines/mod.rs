@@ -1,16 +1,18 @@
 //! Pipelines: [`weir_core::pipelines::Execution`]s driven by the clocks, inference, other services and the operator's components,
-//! kept in `weir:stream/state` and told in channels of their own.
+//! stored in `weir:stream/state`, with their events in channels of their own.
 //!
 //! - `definitions`: the operator's folder of pipelines.
-//! - `routes`: what clients ask.
-//! - `live`: an execution that goes on in this instance, and who waits for it; `driver`: feeds and drains it.
-//! - `inside`: one that is told to a client and kept nowhere, which is what `/process-stream` is.
-//! - `keep`: checkpoints and events, where they outlive the process; `resume`: going on from there.
-//! - `steps`: what each kind of step does; `http`, `component`: those that leave Weir.
+//! - `routes`: the paths of pipelines and executions.
+//! - `running`: an execution in this instance and the tasks that wait for it; `driver`: feeds and drains it.
+//! - `ephemeral`: an execution inside of one request, of which nothing is stored; `process`: `/process-stream` and `/process-batch`, which
+//!   are such executions.
+//! - `persistence`: checkpoints and events in the store; `resume`: continuing from there.
+//! - `attempt`, `steps`: one attempt of each kind of step; `http`, `component`: the steps that leave Weir.
 //!
-//! Executions belong to an instance, not to a request: they go on when the client has left. Where the host keeps one instance
-//! for them (`WEIR_KEEPER`), that is all there are.
+//! Executions belong to an instance, not to a request: they continue when the client has left. Where the host has a stateful instance
+//! (`WEIR_KEEPER`), it has all of them.
 
+mod attempt;
 mod component;
 mod definitions;
 mod driver;

@@ -26,14 +26,13 @@ use weir_core::{
 use super::{Pipelines, running::RunningExecution};
 use crate::{
     channels::ownership,
-    channels::store,
     platform::{
         bindings::weir::stream::{
             events::{self, Event, Failure},
             state,
         },
         clock::{self, Deadline},
-        turns,
+        store, turns,
     },
 };
 

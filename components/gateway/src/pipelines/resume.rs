@@ -15,12 +15,12 @@ use super::{
     running::RunningExecution,
 };
 use crate::{
-    channels::store,
     http::request_id,
     platform::{
         bindings::weir::stream::{events::Failure, state},
         clock::{self, Deadline},
         lease::{self, StoreLease},
+        store,
     },
 };
 

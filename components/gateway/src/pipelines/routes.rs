@@ -27,15 +27,13 @@ use super::{
 };
 use crate::{
     auth::Access,
-    channels::store,
-    http::request::RequestContext,
-    http::{request_id, response::Reply},
+    http::{request::RequestContext, request_id, response::Reply},
     platform::{
         bindings::weir::stream::{events, state},
         clock::{self, Deadline},
         lease,
         settings::Settings,
-        turns,
+        store, turns,
     },
 };
 
@@ -154,7 +152,7 @@ impl RequestContext<'_> {
         let _opening = pipelines.open(&id);
         let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(store::problem)? {
             Ok(lease) => lease,
-            Err(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
+            Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
         };
         let live = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
         if Access::current()?.required() {
@@ -313,7 +311,7 @@ impl RequestContext<'_> {
                 }
                 match resume::open(pipelines, id).await.map_err(store::problem)? {
                     Opened::RunningExecution(live) => live,
-                    Opened::Elsewhere(remaining_ms) => return Err(lease::owned_elsewhere(remaining_ms)),
+                    Opened::Elsewhere(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
                     Opened::Opening => {
                         let detail = "the execution is being resumed after a restart";
                         return Err(Problem::refused(
@@ -334,7 +332,7 @@ impl RequestContext<'_> {
         // It is kept a moment later.
         Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
         if live.is_lost() {
-            return Err(lease::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
+            return Err(store::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
         }
         let status = live.execution.borrow().status(clock::now().monotonic_ns);
         Ok(Reply::json(execution::status_json(&status).into_bytes()))

@@ -12,11 +12,11 @@ use weir_codec::{
 use weir_core::{
     failure::Failure,
     inference::text_step::{TextStep, unexpected},
-    pipelines::{Inputs, Json, Kind, Run, StepFailure, Task, Work},
+    pipelines::{Inputs, Json, Kind, StepFailure, Work},
 };
 use weir_expression::{Bounds, Expression};
 
-use super::{Pipelines, component, http, running::RunningExecution};
+use super::{Pipelines, attempt::Attempt, component, http, running::RunningExecution};
 use crate::{
     inference::{
         client::{exchange, no_outcome},
@@ -42,8 +42,8 @@ pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution
         (execution.definition().clone(), execution.id().clone())
     };
     let Some(task) = definition.task(work.run.place) else { return };
-    let step = Step { pipelines, live: &live, task, run: work.run, key: format!("{id}.{}", task.id) };
-    let result = step.run(&work.inputs).await;
+    let attempt = Attempt { pipelines, live: &live, task, run: work.run, key: format!("{id}.{}", task.id) };
+    let result = attempt.run(&work.inputs).await;
     let now = clock::now();
     let mut execution = live.execution.borrow_mut();
     match result {
@@ -54,17 +54,7 @@ pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution
     live.changed.notify();
 }
 
-/// An attempt of a step.
-pub(super) struct Step<'s> {
-    pub(super) pipelines: &'static Pipelines,
-    pub(super) live: &'s RunningExecution,
-    pub(super) task: &'s Task,
-    pub(super) run: Run,
-    /// The same for every attempt of the step in this execution, and for no other.
-    pub(super) key: String,
-}
-
-impl Step<'_> {
+impl Attempt<'_> {
     async fn run(&self, inputs: &Inputs) -> Result<Json, StepFailure> {
         let input = match &self.task.input {
             None => inputs.default_json(),

@@ -6,11 +6,9 @@
 
 use std::cell::Cell;
 
-use weir_codec::http::problem::Problem;
 use weir_core::time::Now;
 
 use crate::{
-    channels::store,
     http::request_id,
     platform::{
         bindings::weir::stream::{
@@ -19,14 +17,13 @@ use crate::{
         },
         clock::{self, Deadline},
         settings::Settings,
+        store,
     },
 };
 
 const NS_PER_MS: u64 = 1_000_000;
 /// What `WEIR_EVENTS_LEASE_MS` is when the settings cannot be read, which is reported elsewhere.
 const DEFAULT_MS: u64 = 10_000;
-/// The longest that a client is told to wait for something that is owned elsewhere, in milliseconds.
-const RETRY_MS_MAX: u64 = 60_000;
 
 /// A lease that this instance has acquired.
 #[derive(Debug)]
@@ -152,11 +149,4 @@ impl StoreLease {
         let fresh_ns = ttl_ms().saturating_mul(NS_PER_MS) / 8 * 7;
         self.fresh_until_ns.set(asked.monotonic_ns.saturating_add(fresh_ns));
     }
-}
-
-/// 409: another instance owns it, and its lease ends in the given number of milliseconds unless it is renewed.
-pub(crate) fn owned_elsewhere(remaining_ms: u64) -> Problem {
-    let retry_after_ms = u32::try_from(remaining_ms.clamp(1, RETRY_MS_MAX)).unwrap_or(u32::MAX);
-    let detail = "another instance works on it now; try again later, or at that instance";
-    Problem::refused(409, "owned_elsewhere", "Another instance owns it", detail, Some(retry_after_ms))
 }

@@ -36,8 +36,8 @@ use crate::{
     platform::{
         bindings::weir::stream::session::{Input, InputBody, Output},
         clock::{self, Deadline},
-        lease::owned_elsewhere,
         notify::Gate,
+        store::owned_elsewhere,
         turns,
     },
     transcripts::one_shot,

@@ -17,10 +17,9 @@ use super::{
 use weir_core::channels::Cursor;
 
 use crate::{
-    channels::store,
     platform::{
         bindings::weir::stream::events::{self, Event, Failure},
-        turns,
+        store, turns,
     },
     transcripts::enrich,
 };

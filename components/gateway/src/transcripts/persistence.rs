@@ -2,12 +2,12 @@
 
 use weir_codec::{channels::route::Channel, http::problem::Problem};
 
-use crate::{
-    channels::store,
-    platform::bindings::weir::stream::{
+use crate::platform::{
+    bindings::weir::stream::{
         events::{Failure, Fence},
         state,
     },
+    store,
 };
 
 /// Keys that are read at once.

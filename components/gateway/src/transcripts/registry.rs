@@ -24,15 +24,12 @@ use weir_codec::{
 use weir_core::channels::Shares;
 
 use super::persistence;
-use crate::{
-    channels::store,
-    platform::{
-        bindings::weir::stream::events::{Failure, Fence},
-        clock::{self, Deadline},
-        lease::{self, StoreLease},
-        settings::Settings,
-        turns,
-    },
+use crate::platform::{
+    bindings::weir::stream::events::{Failure, Fence},
+    clock::{self, Deadline},
+    lease::{self, StoreLease},
+    settings::Settings,
+    store, turns,
 };
 
 /// What is counted for an entry besides its checkpoint, in bytes.
@@ -211,7 +208,7 @@ impl SessionRegistry {
         let owned = loop {
             match lease::acquire(entry.channel.to_string()).await.map_err(store::problem)? {
                 Ok(owned) => break Rc::new(owned),
-                Err(remaining_ms) if end.is_past(clock::now()) => return Err(lease::owned_elsewhere(remaining_ms)),
+                Err(remaining_ms) if end.is_past(clock::now()) => return Err(store::owned_elsewhere(remaining_ms)),
                 Err(_) => Deadline::after(clock::now(), LOOK_MS).passed().await,
             }
         };
@@ -234,7 +231,7 @@ impl SessionRegistry {
     /// Owns a session that begins.
     pub(crate) async fn own_new(&self, entry: &Entry) -> Result<(), Problem> {
         let acquired = lease::acquire(entry.channel.to_string()).await.map_err(store::problem)?;
-        entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(lease::owned_elsewhere)?));
+        entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(store::owned_elsewhere)?));
         Ok(())
     }
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     auth::Access,
-    channels::{ownership, store},
+    channels::ownership,
     http::{
         body::Arriving,
         request::{LINES_OR_JSON, RequestContext, STREAM_FORMS},
@@ -44,6 +44,7 @@ use crate::{
             session::{InputBody, OutputBody},
         },
         settings::Settings,
+        store,
     },
 };
 

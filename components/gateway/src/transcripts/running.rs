@@ -8,18 +8,15 @@ use weir_core::{channels::Cursor, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::registry::{Entry, SessionRegistry};
-use crate::{
-    channels::store,
-    platform::{
-        bindings::{
-            weir::stream::{
-                events,
-                session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
-            },
-            wit_stream,
+use crate::platform::{
+    bindings::{
+        weir::stream::{
+            events,
+            session::{self, Input, InputBody, Output, OutputBody, Rested, Start},
         },
-        clock, turns,
+        wit_stream,
     },
+    clock, store, turns,
 };
 
 /// Events of a channel that are read at once.

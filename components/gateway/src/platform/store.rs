@@ -1,8 +1,11 @@
-//! The channel store: its failures as problems and as log lines.
+//! The channel store's failures as problems and as log lines.
 
 use weir_codec::http::problem::Problem;
 
-use crate::platform::{bindings::weir::stream::events::Failure, lease};
+use super::bindings::weir::stream::events::Failure;
+
+/// The longest that a client is told to wait for something that is owned elsewhere, in milliseconds.
+const RETRY_MS_MAX: u64 = 60_000;
 
 /// Why the store did not do something, for the log.
 pub(crate) fn reason(failure: &Failure) -> String {
@@ -28,7 +31,7 @@ pub(crate) fn problem(failure: Failure) -> Problem {
             let detail = "the channel has its last event; nothing can be published to it";
             Problem::refused(409, "channel_finished", "The channel is finished", detail, None)
         }
-        Failure::Fenced => lease::owned_elsewhere(1000),
+        Failure::Fenced => owned_elsewhere(1000),
         Failure::TooLarge(text) => Problem::refused(413, "event_too_large", "The event is too large", text, None),
         Failure::Unavailable(retry_after_ms) => Problem::refused(
             503,
@@ -41,4 +44,11 @@ pub(crate) fn problem(failure: Failure) -> Problem {
         Failure::Full(retry_after_ms) => Problem::store_full(retry_after_ms),
         Failure::Other(_) => Problem::internal("the channel store failed"),
     }
+}
+
+/// 409: another instance owns it, and its lease ends in the given number of milliseconds unless it is renewed.
+pub(crate) fn owned_elsewhere(remaining_ms: u64) -> Problem {
+    let retry_after_ms = u32::try_from(remaining_ms.clamp(1, RETRY_MS_MAX)).unwrap_or(u32::MAX);
+    let detail = "another instance works on it now; try again later, or at that instance";
+    Problem::refused(409, "owned_elsewhere", "Another instance owns it", detail, Some(retry_after_ms))
 }

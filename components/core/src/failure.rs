@@ -19,19 +19,19 @@ pub enum Failure {
         /// Tokens that the model takes.
         tokens_max: u32,
     },
-    /// The queue is full; a retry after so many milliseconds may help.
+    /// The queue is full; a retry after `retry_after_ms` milliseconds may help.
     #[error("the model's queue is full; retry in {retry_after_ms} ms")]
     Overloaded {
         /// When to come back.
         retry_after_ms: u32,
     },
-    /// The caller has more than its share of the model's queue; a retry after so many milliseconds may help.
+    /// The caller has more than its share of the model's queue; a retry after `retry_after_ms` milliseconds may help.
     #[error("you have more than your share of the model's queue; retry in {retry_after_ms} ms")]
     Throttled {
         /// When to come back.
         retry_after_ms: u32,
     },
-    /// The model has failed too often of late and is left alone; a retry after so many milliseconds may help.
+    /// The model has failed too often of late and is left alone; a retry after `retry_after_ms` milliseconds may help.
     #[error("the model has failed too often and is left alone for {retry_after_ms} ms")]
     CircuitOpen {
         /// When to come back.

@@ -1,4 +1,4 @@
-//! How often somebody may ask, and how many connections may be open: pure state, keyed by whoever asks.
+//! Rates of requests and bounds of open connections: pure state, with a key for each client.
 //!
 //! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which all that the key has used
 //! is paid back. A key whose time is past is as good as one never seen, so nothing is kept of it.
@@ -24,7 +24,7 @@ pub struct QuotaConfig {
     pub keys_max: usize,
 }
 
-/// Somebody asks too often.
+/// A client asks too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("too many requests; retry in {} ms", .retry_after_ns.div_ceil(1_000_000))]
 pub struct Limited {
@@ -55,7 +55,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Nobody has asked yet.
+    /// No key has been used yet.
     pub fn new(config: QuotaConfig) -> Self {
         let cost_ns = (config.period_ns / u64::from(config.per_period.get())).max(1);
         Self {
@@ -68,7 +68,7 @@ impl Quota {
         }
     }
 
-    /// Asks once for a key. What is refused costs nothing: who waits as told is let through.
+    /// Asks once for a key. A refusal costs nothing: a client that waits for `retry_after` is admitted.
     ///
     /// # Errors
     ///
@@ -287,7 +287,7 @@ mod tests {
                 match quota.take(now, keys[key]) {
                     Ok(()) => taken[key].push(now),
                     Err(Limited { retry_after_ns }) => {
-                        // Who waits as told is let through, and not before.
+                        // A client that waits for the time in the refusal is admitted, and not before.
                         prop_assert!(retry_after_ns > 0);
                         prop_assert!(quota.clone().take(now + retry_after_ns, keys[key]).is_ok());
                         prop_assert!(quota.clone().take(now + retry_after_ns - 1, keys[key]).is_err());

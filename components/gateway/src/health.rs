@@ -81,7 +81,7 @@ async fn store(began: Now) -> Result<events::Condition, String> {
     match Deadline::after(began, STORE_TIMEOUT_MS).bound(events::health()).await {
         None => Err("it does not answer".to_owned()),
         Some(condition) if condition.ok => Ok(condition),
-        // What is the matter in detail is for the log of the host, not for whoever asks.
+        // Details are for the log of the host, not for clients.
         Some(_) => Err("it takes no events".to_owned()),
     }
 }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use unicode_segmentation::UnicodeSegmentation;
 
-/// A line of at least so many code points that ends without punctuation is taken for wrapped text, a shorter one for a
+/// A line of at least this many code points that ends without punctuation is taken for wrapped text, a shorter one for a
 /// heading or an item of a list.
 const WRAPPED_LINE_MIN: usize = 50;
 
@@ -36,7 +36,7 @@ pub fn split_sentences(text: &str) -> Vec<Range<usize>> {
     sentences
 }
 
-/// Whether the sentence that seems to end with `previous` goes on with `next`.
+/// Whether the sentence that seems to end with `previous` continues with `next`.
 fn goes_on(previous: &str, gap: &str, next: &str) -> bool {
     let line_breaks = gap.matches(['\n', '\u{85}', '\u{2028}']).count() + 2 * gap.matches('\u{2029}').count();
     if line_breaks > 1 {

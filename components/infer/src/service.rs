@@ -23,7 +23,7 @@ use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items taken at once.
 const ITEMS_MAX: usize = 32;
-/// Items read at once are tokenized one after another up to so many bytes of text before a batch is computed, so that
+/// Items read at once are tokenized one after another up to this many bytes of text before a batch is computed, so that
 /// short texts do not wait for the tokenizing of long ones behind them.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
 

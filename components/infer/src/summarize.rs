@@ -7,7 +7,7 @@ use crate::tokenize::{ModelTokenizer, TokenizeError};
 use unicode_segmentation::UnicodeSegmentation;
 use weir_core::inference::summary::{Selection, Similarity, SummaryBounds, select_sentences};
 
-/// Of a longer text only so many sentences are read, from its beginning: the cost of centrality is quadratic.
+/// Of a longer text only this number of sentences is read, from its beginning: the cost of centrality is quadratic.
 pub const SENTENCES_MAX: usize = 1024;
 
 /// How many places to cut a text are tried, of each sort, from the last on.

@@ -127,7 +127,7 @@ impl ModelTokenizer {
         self.unk_id == Some(id)
     }
 
-    /// True when tokens that continue a word carry a prefix (`##`), so that words can be told from their parts.
+    /// True when tokens that continue a word carry a prefix (`##`), which distinguishes words from their parts.
     pub fn marks_subwords(&self) -> bool {
         self.marks_subwords
     }

@@ -249,7 +249,7 @@ fn read_keep_alive(value: &str) -> Result<KeepAlive, GripError> {
         Some(true) => unescape(data).ok_or(WRONG)?,
         _ => data.as_bytes().to_vec(),
     };
-    // What Pushpin takes when it is not told.
+    // Pushpin's default.
     const TIMEOUT_S_DEFAULT: u64 = 55;
     let timeout_s = timeout_s.unwrap_or(TIMEOUT_S_DEFAULT);
     if data.is_empty() || timeout_s == 0 {

@@ -1,4 +1,4 @@
-//! What Weir's own host is told besides [`crate::channels::grip`]: the exact terms on which it holds a connection.
+//! The header beside [`crate::channels::grip`] for Weir's own host: the exact terms on which it holds a connection.
 //!
 //! GRIP says which channel to follow; it has no words for the place to go on from, for how long, and for whom. They
 //! are one header more, which the host takes out of every request and every answer: clients neither send nor see it.
@@ -28,7 +28,7 @@ pub fn is_private(header: &str) -> bool {
 pub struct Terms {
     /// The place of the last event that the client has.
     pub after: Cursor,
-    /// How the events are drawn.
+    /// The format of the events.
     pub framing: Framing,
     /// After how long without a write a heartbeat is written, in milliseconds: 1 to [`HEARTBEAT_MS_MAX`].
     pub heartbeat_ms: u64,

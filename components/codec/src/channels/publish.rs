@@ -1,6 +1,6 @@
 //! What publishers send: the bodies of `POST /stream/publish/…` and of `POST /tickets`.
 //!
-//! Unknown fields are refused: a publisher that misspells one should hear of it, since nobody else would.
+//! Unknown fields are refused: a publisher that misspells one should hear of it, since no other party would notice.
 
 use crate::{
     channels::route::{Channel, ChannelKind, check_id, id_error},
@@ -94,7 +94,7 @@ pub struct Notification {
     pub(crate) metadata: Option<Raw>,
 }
 
-/// How much a notification matters; the first unless told.
+/// How much a notification matters; the first by default.
 pub const LEVELS: [&str; 4] = ["info", "success", "warning", "error"];
 
 /// The body of `POST /tickets`.
@@ -204,7 +204,7 @@ impl TicketBody {
         let leads = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
         let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
         let opens = leads && plain;
-        // An empty one was told of above.
+        // An empty one was reported above.
         if !(path.is_empty() || opens) {
             let message = "`path` must be a path to follow, such as `/stream/workflow/42`, without a query".to_owned();
             body.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));

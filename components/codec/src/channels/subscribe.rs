@@ -1,4 +1,4 @@
-//! What a subscription asks for: where it goes on.
+//! The cursor from which a subscription resumes.
 //!
 //! `Last-Event-ID` is what a browser sends by itself when it connects again; `last_event_id` in the query is for the first
 //! connection. A browser that connects again sends both, and the query is old by then: the header counts.

@@ -1,4 +1,4 @@
-//! What a subscriber reads, whoever writes it: the gateway that follows a channel, or the host that holds the connection.
+//! What a subscriber reads, written by the gateway that follows a channel or by the host that holds the connection.
 
 use crate::{
     channels::{
@@ -25,7 +25,7 @@ pub enum End {
 }
 
 impl End {
-    /// What its client is told.
+    /// The event that its client reads.
     pub fn event(self) -> StreamEvent<'static> {
         let (reason, message, resumable) = match self {
             Self::Finished => ("finished", "the channel has had its last event", false),
@@ -37,7 +37,7 @@ impl End {
     }
 }
 
-/// How the events of a channel are drawn for one subscriber. Ids are as on the wire; times in milliseconds since 1970.
+/// Renders the events of a channel for one subscriber. Ids are as on the wire; times in milliseconds since 1970.
 #[derive(Debug, Clone)]
 pub struct Drawing {
     channel: Channel,
@@ -68,13 +68,13 @@ impl Drawing {
         self.push_own(out, None, &end.event(), unix_ms);
     }
 
-    /// Appends that events are missing. Whoever resumes after it has been told.
+    /// Appends that events are missing. A client that resumes after it has had the gap.
     pub fn push_gap(&self, out: &mut Vec<u8>, missing_from: &str, missing_to: &str, unix_ms: u64) {
         let event = StreamEvent::Gap { missing_from, missing_to };
         self.push_own(out, Some(missing_to), &event, unix_ms);
     }
 
-    /// Appends that so many events before the next were replaced by later ones; NDJSON has no words for it.
+    /// Appends how many events before the next were replaced by later ones; NDJSON has no comment for it.
     pub fn push_coalesced(&self, out: &mut Vec<u8>, coalesced: u32) {
         if self.framing == Framing::Sse && coalesced > 0 {
             sse::push_comment(out, &format!("{coalesced} replaced by later ones"));

@@ -30,7 +30,7 @@ pub struct Cors {
     credentials: bool,
 }
 
-/// A list that would allow what nobody means.
+/// A list that would allow more than was meant.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CorsError {
     /// Every page would act with the user's cookies.
@@ -50,7 +50,7 @@ pub enum CorsError {
 /// A page that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OriginRefused {
-    /// `Origin: null`, which can be anybody's.
+    /// `Origin: null`, which any page can send.
     #[error(
         "a page without an origin of its own (`Origin: null`: a file, a sandboxed frame) may not send requests; serve it from an origin that is in auth.cors_origins"
     )]

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-/// How a stream of events is drawn.
+/// The format of a stream of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// One JSON object per line.

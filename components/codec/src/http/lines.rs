@@ -33,7 +33,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Lines of at most so many bytes, without their ends.
+    /// Lines of at most `bytes_max` bytes, without their ends.
     pub fn new(bytes_max: usize) -> Self {
         Self { bytes_max, begun: Vec::new(), given: false, too_long: false, ended: 0, marked: Some(0) }
     }

@@ -1,6 +1,6 @@
 //! A stream of texts in and of results out: which index each has, what is owed, and what is written.
 //!
-//! It does no IO. Whoever drives it hands over lines and outcomes as they come and takes [`Session::poll_output`]; it
+//! It does no IO. A driver hands over lines and outcomes as they come and takes [`Session::poll_output`]; it
 //! holds the ids of the texts that are owed, and what has not been taken.
 
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ impl Session {
         (index, input)
     }
 
-    /// Takes what became of a text; one that is not owed is ignored.
+    /// Takes the outcome of a text; one that is not owed is ignored.
     pub fn handle_outcome(&mut self, index: u64, result: Result<Output, Failure>) {
         let Some(id) = self.open.remove(&index) else { return };
         match result {

@@ -108,7 +108,7 @@ impl Task {
 
 impl Parameters {
     /// Whether a text that is too long is cut. As in the pipelines of transformers: a text to classify only when
-    /// asked, the others always, unless told not to.
+    /// asked, the others always, by default not to.
     pub fn cuts(&self, task: Task) -> bool {
         self.truncation.unwrap_or(task != Task::Classify)
     }

@@ -1,7 +1,7 @@
 //! A checkpoint and its definition as bytes, and back.
 //!
 //! JSON with a version, so that a later Weir can read what an earlier one wrote, and a person can read it too. The definition is
-//! in it: an execution goes on with the one that it began with, whatever has changed since. Bytes from anywhere give a
+//! in it: an execution continues with the one that it began with, whatever has changed since. Bytes from anywhere give a
 //! checkpoint or an error; [`weir_core::pipelines::Execution::resume`] checks the rest.
 
 use std::{borrow::Cow, sync::Arc};

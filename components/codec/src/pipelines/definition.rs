@@ -1,4 +1,4 @@
-//! The JSON of a pipeline. Strict: what is not known is a mistake, and every mistake is told with its path.
+//! The JSON of a pipeline. Strict: what is not known is a mistake, and every mistake is reported with its path.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -40,7 +40,7 @@ const NAME_BYTES_READ: usize = 1024;
 pub const MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
 /// How long a call of a component may take when its step does not say, in milliseconds.
 pub const DEADLINE_MS_DEFAULT: u64 = 10_000;
-/// Headers that belong to whoever makes the connection.
+/// Headers that belong to the HTTP client.
 const HEADERS_RESERVED: &[&str] =
     &["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 

@@ -11,8 +11,8 @@ pub fn to_json(execution_id: &str, event: &Event) -> String {
     write(execution_id, event, None)
 }
 
-/// An event for its channel: its metadata have its number in the execution as `seq`, so that whoever has the channel's last
-/// event knows how many there are. An output for which an event of `bytes_max` bytes has no room is null; whoever asks for
+/// An event for its channel: its metadata have its number in the execution as `seq`, so that a reader of the channel's last
+/// event knows how many there are. An output for which an event of `bytes_max` bytes has no room is null; a request for
 /// the execution gets it all the same.
 pub fn numbered_json(execution_id: &str, Sequenced { seq, event }: &Sequenced, bytes_max: usize) -> String {
     let json = write(execution_id, event, Some(*seq));

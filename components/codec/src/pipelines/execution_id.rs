@@ -1,4 +1,4 @@
-//! Ids of executions: `exec_` and 128 random bits in base64url (RFC 4648, section 5), so that nobody guesses another's.
+//! Ids of executions: `exec_` and 128 random bits in base64url (RFC 4648, section 5), so that an id cannot be guessed.
 
 /// What every id begins with.
 pub const PREFIX: &str = "exec_";

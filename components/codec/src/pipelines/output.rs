@@ -94,7 +94,7 @@ pub enum Say {
 }
 
 impl Sentiments {
-    /// Of so many chunks.
+    /// For a number of chunks.
     pub fn new(chunks: usize) -> Self {
         let answers = std::iter::repeat_with(|| None).take(chunks).collect();
         Self { answers, told: Vec::with_capacity(chunks), tally: Tally::default(), is_over: false }

@@ -1,4 +1,4 @@
-//! The stream of `/v1/annotate`: what is written for each line. It does no IO; whoever drives it hands over lines and answers as
+//! The stream of `/v1/annotate`: what is written for each line. It does no IO; a driver hands over lines and answers as
 //! they come and takes `poll_output`.
 
 use weir_core::transcripts::Annotation;

@@ -54,7 +54,7 @@ pub fn encode(ask: &SessionAsk, checkpoint: &Checkpoint) -> Vec<u8> {
     to_vec(&Stored { version: VERSION, config, state: State::new(checkpoint) })
 }
 
-/// The session in bytes, and what it was told. `rules` gives what a configuration says and its rules, which may be shared with other
+/// The session in bytes, and its configuration. `rules` gives what a configuration says and its rules, which may be shared with other
 /// sessions.
 ///
 /// # Errors

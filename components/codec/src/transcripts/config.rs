@@ -1,4 +1,4 @@
-//! What a session may be told: a JSON object, or a query string.
+//! The configuration of a session: a JSON object, or a query string.
 
 use serde::Serialize;
 use weir_core::transcripts::{
@@ -47,7 +47,7 @@ impl SessionAsk {
         Self { config, ..Self::stored() }
     }
 
-    /// Which parts of the semantic block are told.
+    /// The parts of the semantic block that are included.
     pub fn parts(&self) -> Parts {
         let AnnotateConfig { keywords, intent, .. } = self.config.annotate;
         Parts { keywords, intent }

@@ -124,7 +124,7 @@ pub enum EventLine<'a> {
         /// The queue.
         workflow: &'static str,
     },
-    /// The session expires unless something comes.
+    /// The session expires without input.
     SessionExpiring {
         /// In so many milliseconds.
         in_ms: u64,
@@ -139,7 +139,7 @@ pub enum EventLine<'a> {
     SessionEnded,
     /// The session was deleted.
     SessionDeleted,
-    /// A line was not taken; the session goes on as if it had not come.
+    /// A line was not taken; the session continues without it.
     Error {
         /// What is wrong with it.
         error: &'a Refusal,

@@ -5,9 +5,9 @@
 //! - [`semantic`]: the semantic block of a text, and the lines of `/v1/annotate`.
 //! - [`annotate_stream`]: the stream of `/v1/annotate`, line by line.
 //! - [`outbox`]: the events of a session on their way to models, to its channel and to its client.
-//! - [`stored`]: what is kept of a session that is stored, and how it goes on.
+//! - [`stored`]: the stored form of a session, and its events read back.
 //! - [`route`]: the paths of sessions that are stored.
-//! - [`config`]: what a session may be told, as JSON and as a query string.
+//! - [`config`]: the configuration of a session, as JSON and as a query string.
 //! - [`checkpoint`]: the state of a session as bytes.
 //! - [`captions`]: SRT and WebVTT files as chunks.
 

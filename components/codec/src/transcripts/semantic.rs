@@ -90,7 +90,7 @@ pub struct Match<'a> {
     pub segment_id: u64,
 }
 
-/// Which parts of a semantic block are told.
+/// The parts of a semantic block that are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parts {
     /// Keywords, risks and actions.
@@ -105,7 +105,7 @@ impl Parts {
 }
 
 impl<'a> Semantic<'a> {
-    /// The block of a text; none when no part of it is told.
+    /// The block of a text; none when no part of it is included.
     pub fn new(
         annotation: &'a Annotation,
         parts: Parts,

@@ -85,11 +85,11 @@ pub struct Head {
     pub idle: (u64, u64),
     /// It was warned that it expires in so many milliseconds.
     pub warned_ms: Option<u64>,
-    /// What is told of final segments.
+    /// The annotations of final segments.
     pub annotate: Annotate,
 }
 
-/// What is told of final segments.
+/// The annotations of final segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Annotate {

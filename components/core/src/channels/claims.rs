@@ -23,12 +23,12 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// No claims, and room for so many; at least 1 is assumed.
+    /// No claims, with room for `claims_max`; at least 1 is assumed.
     pub fn new(claims_max: usize) -> Self {
         Self { claims_max: claims_max.max(1), ends_ms: HashMap::new(), by_end: BinaryHeap::new() }
     }
 
-    /// Claims held, ended ones included that nobody asked for since.
+    /// Claims held, ended ones included that were not requested since.
     pub fn len(&self) -> usize {
         self.ends_ms.len()
     }

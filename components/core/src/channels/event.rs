@@ -203,13 +203,13 @@ impl Entry {
         ENTRY_BYTES + self.name.len() + self.data.len() + key
     }
 
-    /// The event as its readers' most usual protocol draws it: the first who asks draws, all others share what it drew. There
+    /// The event as its readers' most usual protocol renders it: rendered on the first call and shared. There
     /// is one such drawing, so that everybody has to ask for the same.
     pub fn drawn_once(&self, draw: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
         self.drawn.get_or_init(|| draw(self).into_boxed_slice())
     }
 
-    /// The same for what is drawn, compressed.
+    /// The rendered event, compressed.
     pub fn packed_once(&self, pack: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
         self.packed.get_or_init(|| pack(self).into_boxed_slice())
     }

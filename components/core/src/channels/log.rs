@@ -22,7 +22,7 @@ impl Default for Retention {
     }
 }
 
-/// The events of a channel that are retained, in order. It may have holes; readers are told of them.
+/// The events of a channel that are retained, in order. It may have holes; readers get a gap for each.
 #[derive(Debug, Clone)]
 pub struct Log {
     retention: Retention,
@@ -125,12 +125,12 @@ impl Log {
         self.entries.len() < before
     }
 
-    /// Goes on after `last`, where events are known to have been and cannot be had: readers see a hole.
+    /// Continues after `last`, where events are known to have been and cannot be had: readers see a hole.
     pub fn skip_to(&mut self, last: Cursor) {
         self.last = self.last.max(last);
     }
 
-    /// Forgets the events, and goes on after `last`.
+    /// Removes the events, and continues after `last`.
     pub fn restart(&mut self, last: Cursor) {
         *self = Self::new(self.retention, last);
     }

@@ -1,6 +1,6 @@
 //! Channels of events: the exact sequence, or an explicit gap.
 //!
-//! A channel is a sequence of events under one name. Whoever reads it holds a [`Cursor`], the place of the last event it
+//! A channel is a sequence of events under one name. A reader holds a [`Cursor`], the place of the last event it
 //! saw, and gets everything after it, in order and once. What is no longer retained, was lost in a crash, or belongs to an
 //! earlier life of the channel comes as a [`Gap`] before the rest: never a duplicate, never a silent hole.
 //!
@@ -16,7 +16,7 @@
 //! - [`Values`]: what is to be kept between events, one value under one key.
 //!
 //! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
-//! sequence numbers. Logs may have holes; whoever reads across one is told, so no store has to promise that it has none.
+//! sequence numbers. Logs may have holes; a reader that crosses one gets a gap, so no store has to promise that it has none.
 //!
 //! Times are milliseconds of the wall clock, for they outlive the process. They say how old an event is and nothing else:
 //! order is the sequence's business.

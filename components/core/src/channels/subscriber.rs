@@ -37,7 +37,7 @@ enum State {
     Replay { until: Cursor },
     /// Takes from the outbox.
     Live,
-    /// To be told why.
+    /// Closed; the reason is the next delivery.
     Closing(Closed),
     /// Has everything, or was told why not.
     Ended,

@@ -147,7 +147,7 @@ impl<V> Values<V> {
         }
     }
 
-    /// The keys of a kind after one that need not be there, in the order of their bytes, at most so many.
+    /// The keys of a kind after one that need not be there, in the order of their bytes, at most `limit`.
     pub fn keys(&self, kind: &str, after: &str, limit: usize, now_ms: u64) -> Vec<Arc<str>> {
         let first = format!("{kind}:");
         let from = if after < first.as_str() { Bound::Included(first.as_str()) } else { Bound::Excluded(after) };

@@ -303,7 +303,7 @@ mod tests {
                         Err(refused) => {
                             prop_assert!(before != BreakerState::Closed);
                             prop_assert_eq!(refused.retry_after_ns, breaker.ready_ns() - now);
-                            // Who waits as told is let through.
+                            // A client that waits for the time in the refusal is admitted.
                             prop_assert!(breaker.clone().admit(now + refused.retry_after_ns).is_ok());
                         }
                     }

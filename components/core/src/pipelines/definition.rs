@@ -67,7 +67,7 @@ named! {
 }
 
 impl KindName {
-    /// True when such a step asks somebody else: a model, a service or a component. TCL is the latency of these.
+    /// True when such a step calls a model, a service or a component. TCL is the latency of these.
     pub fn is_tool(self) -> bool {
         !matches!(self, Self::Chunk | Self::Map | Self::Annotate)
     }
@@ -78,7 +78,7 @@ named! {
     pub enum OnError {
         /// It ends at once; what runs is stopped.
         Fail = "fail",
-        /// It goes on; the output of the step is `null`.
+        /// It continues; the output of the step is `null`.
         Continue = "continue",
         /// Nothing new starts, what runs is let finish, and what was completed is undone.
         Compensate = "compensate",
@@ -221,14 +221,14 @@ impl Step {
     }
 }
 
-/// Which events are told, and how they are batched for the store.
+/// Which events are published, and how they are batched for the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streaming {
-    /// False: only `pipeline_start` and the last event are told.
+    /// False: only `pipeline_start` and the last event are published.
     pub enabled: bool,
-    /// Whether `step_progress` is told.
+    /// Whether `step_progress` is published.
     pub emit_progress: bool,
-    /// Events that may wait to be stored. When they are so many they are stored at once; progress is dropped and outputs
+    /// Events that may wait to be stored. A full buffer is stored at once; progress is dropped and outputs
     /// are pushed back while the store is slower.
     pub buffer_size: usize,
     /// Batches of progress and outputs are stored at most this often, in milliseconds. After a quiet time an event leaves
@@ -249,7 +249,7 @@ pub struct Draft {
     pub name: String,
     /// The steps.
     pub steps: Vec<Step>,
-    /// How events are told.
+    /// How events are published.
     pub streaming: Streaming,
     /// Most steps that run at once.
     pub parallel_max: usize,
@@ -261,7 +261,7 @@ impl Draft {
         Self { name: name.to_owned(), steps, streaming: Streaming::default(), parallel_max: PARALLEL_MAX_DEFAULT }
     }
 
-    /// Checks it; all mistakes are told, a cycle only when there is no other.
+    /// Checks it; all mistakes are reported, a cycle only when there is no other.
     pub fn check(self) -> Result<Definition, Vec<DefinitionError>> {
         let mut errors = Vec::new();
         if !is_name(&self.name, NAME_BYTES_MAX) {
@@ -384,7 +384,7 @@ impl Definition {
         &self.draft.steps
     }
 
-    /// How its events are told.
+    /// How its events are published.
     pub fn streaming(&self) -> &Streaming {
         &self.draft.streaming
     }

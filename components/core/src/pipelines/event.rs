@@ -81,7 +81,7 @@ pub struct PipelineFailure {
     pub failure: StepFailure,
     /// The step whose failure it was; none when it was cancelled or interrupted too often.
     pub step_id: Option<Arc<str>>,
-    /// True when somebody asked for it.
+    /// True when a user asked for it.
     pub cancelled: bool,
     /// Compensations that were done.
     pub compensated: u32,

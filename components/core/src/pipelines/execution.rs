@@ -69,7 +69,7 @@ pub struct Run {
 /// A run to begin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
-    /// What all that is told of it must name.
+    /// What every report about it must name.
     pub run: Run,
     /// Which attempt it is, from 1.
     pub attempt: u32,
@@ -126,7 +126,7 @@ pub enum Rejected {
     /// Bring it again when more events were stored; until then read no more from the step.
     #[error("the events that wait to be stored have no room for more")]
     Full,
-    /// The run is over: nobody waits for it.
+    /// The run is over: its result is not used.
     #[error("the run is over")]
     Stale,
     /// It has too many bytes; the run should be failed.
@@ -332,7 +332,7 @@ impl Execution {
         true
     }
 
-    /// The channel holds so many events of this execution, after the batch was appended, in part, or not.
+    /// The channel holds `count` events of this execution, after the batch was appended, in part, or not.
     pub fn handle_stored(&mut self, events_stored: u64) {
         self.buffer.handle_stored(events_stored);
     }

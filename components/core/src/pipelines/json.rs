@@ -1,10 +1,10 @@
-//! JSON values as text that nobody here looks into.
+//! JSON values as text that this crate does not read.
 
 use std::{fmt, sync::Arc};
 
 /// One JSON value as text, cheap to clone.
 ///
-/// This crate never reads it; it only joins such texts into objects. Whoever makes one has checked that it is a single value
+/// This crate never reads it; it only joins such texts into objects. Its maker has checked that it is a single value
 /// without line ends (`weir-codec` does).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Arc<str>);

@@ -12,7 +12,7 @@
 //! events of that change and every earlier event whose storing was not confirmed: an outbox. Its events leave only once it
 //! is saved, and no step starts from an output that is not in a saved one. So, however the process dies:
 //!
-//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] is told how many
+//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the number of
 //!   events the channel holds and hands out only what comes after.
 //! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a step
 //!   with a stored `step_complete` never runs again.

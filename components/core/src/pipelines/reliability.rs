@@ -5,7 +5,7 @@
 //! - **SR**, success rate: executions that were completed, by executions that were completed or failed. A cancelled one
 //!   counts as neither.
 //! - **CR**, compensation rate: compensations that ran (done or failed for good), by steps that were completed.
-//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that ask somebody else (models,
+//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that call something else (models,
 //!   services, components: [`super::KindName::is_tool`]), compensations included.
 //! - **WCT**, mean workflow time: the mean time from `pipeline_start` to `pipeline_complete` of completed executions.
 //!
@@ -18,7 +18,7 @@ use super::event::{Data, Event};
 pub struct ReliabilityConfig {
     /// The length of a slice of the window, in nanoseconds; at least 1 is assumed.
     pub slice_ns: u64,
-    /// Slices in the window; at least 1 is assumed. So many are kept, and nothing else grows.
+    /// Slices in the window; at least 1 is assumed. Nothing else grows.
     pub slices: usize,
 }
 
@@ -46,7 +46,7 @@ pub struct Rates {
     pub retries: u64,
     /// Compensations that are over, done or failed.
     pub compensations: u64,
-    /// Completed attempts of steps that ask somebody else.
+    /// Completed attempts of steps that call something else.
     pub tool_calls: u64,
     /// What these took together.
     pub tool_ns: u64,
@@ -104,7 +104,7 @@ pub struct Snapshot {
     pub window_ns: u64,
 }
 
-/// Counts events. Give it each event once, when it is stored: after a crash, events that were stored before are not told
+/// Counts events. Give it each event once, when it is stored: after a crash, events that were stored before are not given
 /// again, and counting begins anew.
 #[derive(Debug, Clone)]
 pub struct Reliability {

@@ -17,7 +17,7 @@ use crate::{random::SplitMix64, time::Now};
 const COUNT_MAX: u64 = 1 << 53;
 
 impl Execution {
-    /// Goes on from the last checkpoint that was saved, where the channel holds `events_stored` events of the execution: the
+    /// Continues from the last checkpoint that was saved, where the channel holds `events_stored` events of the execution: the
     /// number of its last one, whether or not the first are still retained.
     ///
     /// The module says what is guaranteed. What had ended only hands out the events that are missing. The time between the

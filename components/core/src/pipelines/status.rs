@@ -1,4 +1,4 @@
-//! An execution as somebody who asks sees it.
+//! The state of an execution as clients see it.
 
 use std::sync::Arc;
 

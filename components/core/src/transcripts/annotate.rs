@@ -1,6 +1,6 @@
 //! What a text says by its words: keywords with their risks, and actions.
 //!
-//! The rules are those of the original, slower-whisper's `KeywordSemanticAnnotator`, and so are its quirks: a keyword is matched as a whole word
+//! The rules are those of slower-whisper's `KeywordSemanticAnnotator`, and so are its quirks: a keyword is matched as a whole word
 //! in any case; an action is the whole text, once, under the first pattern that fits; a pattern must be
 //! followed by white space and something more. Where the rules differ, they do so on purpose:
 //!
@@ -11,7 +11,7 @@
 //! | "we’ll call" with a curly apostrophe | none | action | both apostrophes are one to a writer, as they already were after `i` | the same |
 //!
 //! Two differences follow: a text in which only `ill` or `well` matched may have its action under a later pattern, and the
-//! reported `pattern` is the name that the original gives it, which still shows its optional apostrophe. The original's last four
+//! reported `pattern` is the name that slower-whisper gives it, which still shows its optional apostrophe. slower-whisper's last four
 //! patterns (`i will send` and the like) can never be the first to fit, so they are not here.
 //!
 //! Of sessions four more differences stand here, so that there is one table:
@@ -43,7 +43,7 @@ pub struct KeywordGroup {
 /// Phrases that announce an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActionRule {
-    /// What is reported: the pattern of the original.
+    /// What is reported: slower-whisper's pattern.
     pub pattern: String,
     /// A space is one U+0020; an apostrophe is a straight or a curly one. White space and more text must follow.
     pub phrases: Vec<String>,

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{Final, Segment, config::SessionConfig, metrics::Counters, route::WORKFLOWS};
 
-/// All of a session that must survive it. It says nothing of the configuration, which whoever stores it stores beside it.
+/// All of a session that must survive it. It says nothing of the configuration, which is stored beside it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Checkpoint {
     /// How long the session has lived, in nanoseconds.

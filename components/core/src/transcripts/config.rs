@@ -1,4 +1,4 @@
-//! What a session may be told: every knob, its default and its bounds.
+//! The configuration of a session: every setting, its default and its bounds.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
 pub struct ContextConfig {
     /// Most segments in the window.
     pub max_segments: usize,
-    /// A segment leaves the window when it ended so many seconds before the latest, and more.
+    /// A segment leaves the window when it ended at least this many seconds before the latest.
     pub max_time_sec: f64,
 }
 
@@ -27,7 +27,7 @@ impl Default for ContextConfig {
 /// When summaries are due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SummaryConfig {
-    /// After so many final segments; 0 for never.
+    /// After this number of final segments; 0 for never.
     pub every_finals: u32,
     /// At the end, if segments have become final since the last one at an end.
     pub at_end: bool,
@@ -42,7 +42,7 @@ impl Default for SummaryConfig {
 /// How long a session may be left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleConfig {
-    /// It expires so many milliseconds after its last chunk; 0 for never.
+    /// It expires this number of milliseconds after its last chunk; 0 for never.
     pub expire_ms: u64,
     /// It says so this many milliseconds before.
     pub warn_ms: u64,
@@ -54,7 +54,7 @@ impl Default for IdleConfig {
     }
 }
 
-/// Bounds that the original leaves open.
+/// Bounds that slower-whisper leaves open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Most bytes in the text of a chunk.
@@ -71,10 +71,10 @@ impl Default for SessionLimits {
     }
 }
 
-/// Everything that a session may be told.
+/// The configuration of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionConfig {
-    /// The same speaker's next chunk belongs to the segment when it starts at most so many seconds after its end.
+    /// The same speaker's next chunk belongs to the segment when it starts at most this number of seconds after its end.
     pub max_gap_sec: f64,
     /// Chunks may start while the segment in flight lasts, as when two people speak at once; they come in the order of their start.
     pub overlap: bool,
@@ -107,7 +107,7 @@ impl Default for SessionConfig {
     }
 }
 
-/// Most segments that a window or a queue may be told to hold.
+/// Largest configurable number of segments in a window or a queue.
 pub const SEGMENTS_MAX: usize = 1000;
 /// Most bytes that a text may be allowed to have.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -122,7 +122,7 @@ pub enum ConfigError {
     Seconds {
         /// The knob.
         name: &'static str,
-        /// What it was told.
+        /// The value.
         value: f64,
     },
     /// A number is outside its bounds.
@@ -130,7 +130,7 @@ pub enum ConfigError {
     Outside {
         /// The knob.
         name: &'static str,
-        /// What it was told.
+        /// The value.
         value: usize,
         /// The least.
         min: usize,
@@ -140,7 +140,7 @@ pub enum ConfigError {
     /// There is nothing to warn of.
     #[error("idle.warn_ms {warn_ms} must be less than idle.expire_ms {expire_ms}")]
     Warning {
-        /// What it was told.
+        /// The value.
         warn_ms: u64,
         /// What that is.
         expire_ms: u64,

@@ -8,7 +8,7 @@ use crate::named::named;
 named! {
     /// Which summary is due.
     pub enum SummaryKind {
-        /// So many segments have become final since the last.
+        /// The configured number of segments have become final since the last.
         Incremental = "incremental",
         /// The stream has ended.
         Final = "final",

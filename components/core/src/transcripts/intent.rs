@@ -32,7 +32,7 @@ named! {
         Question = "question",
         /// It asks for an explanation of what was said, or gives one.
         Clarification = "clarification",
-        /// It says what somebody is to do.
+        /// It says what a person is to do.
         ActionItem = "action_item",
         /// The speaker promises to do something.
         Commitment = "commitment",

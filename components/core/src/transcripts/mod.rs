@@ -6,11 +6,11 @@
 //! annotated ([`annotate`]), get an [`Intent`], go to the queue of their [`Workflow`] and enter the [`ContextWindow`]; every few of
 //! them a summary is due, which is told with its prompt as data.
 //!
-//! Times of chunks are seconds and compared as the original compares them, but that a microsecond is no difference; `now` is nanoseconds of any clock that does not go
+//! Times of chunks are seconds and compared as slower-whisper compares them, but that a microsecond is no difference; `now` is nanoseconds of any clock that does not go
 //! back.
 //!
 //! Events that chunks make are numbered from 1 without a gap, and the same chunks make the same events with the same numbers:
-//! whoever restores a checkpoint and submits again what came after it sees those events again, and knows by their numbers which
+//! a caller that restores a checkpoint and submits again what came after it gets those events again, and knows by their numbers which
 //! were delivered. Chunks with a client's sequence number are taken once: [`Taken::Repeated`] says that one had come. Events that
 //! say something of the session only (a drop, a warning) have no number.
 //!
@@ -92,7 +92,7 @@ pub enum Event {
     Summary(Box<SummaryDue>),
     /// A queue was full: a segment was dropped from it.
     Dropped(Arc<Final>),
-    /// The session expires in so many milliseconds unless something comes.
+    /// The session expires in `in_ms` milliseconds without input.
     Expiring {
         /// In milliseconds.
         in_ms: u64,
@@ -110,7 +110,7 @@ pub struct Output {
     pub event: Event,
 }
 
-/// An event as it was stored, for a session that goes on from a checkpoint that was made before it.
+/// An event as it was stored, for a session that continues from a checkpoint made before it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredEvent {
     /// Its number.
@@ -134,7 +134,7 @@ pub enum StoredBody {
     Expired,
 }
 
-/// What became of an input.
+/// The result of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
     /// It was taken.
@@ -195,7 +195,7 @@ impl Session {
         }
     }
 
-    /// A session that goes on from a checkpoint, made under the same configuration or one with wider bounds.
+    /// A session that continues from a checkpoint, made under the same configuration or one with wider bounds.
     ///
     /// # Errors
     ///
@@ -265,7 +265,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ChunkError`]: nothing has changed but the count of chunks that were refused, and the session goes on.
+    /// [`ChunkError`]: nothing has changed but the count of refused chunks, and the session continues.
     pub fn handle_chunk(&mut self, now_ns: u64, seq: Option<u64>, chunk: Chunk) -> Result<Taken, ChunkError> {
         if let Some(seq_last) = self.repeated(seq) {
             self.counters.chunks_repeated += 1;
@@ -288,7 +288,7 @@ impl Session {
         Ok(Taken::New)
     }
 
-    /// The stream has ended, or pauses: the segment in flight is final. The session goes on with what comes next.
+    /// The stream has ended, or pauses: the segment in flight is final. The session continues with the next input.
     ///
     /// # Errors
     ///
@@ -303,9 +303,9 @@ impl Session {
         Ok(Taken::New)
     }
 
-    /// Takes an event that was stored after the checkpoint that this session goes on from, in the order of their numbers: the state
+    /// Takes an event that was stored after the checkpoint that this session continues from, in the order of their numbers: the state
     /// is what it was after that event, and nothing is said again. One that the checkpoint has already changes nothing; where some
-    /// between are missing, the session goes on with what there is.
+    /// between are missing, the session continues with what there is.
     ///
     /// Chunks that were refused or repeated meanwhile are not counted, for nothing was stored of them.
     pub fn handle_stored(&mut self, now_ns: u64, stored: StoredEvent) {

@@ -114,7 +114,7 @@ pub(super) struct Segmenter {
 }
 
 impl Segmenter {
-    /// Whether a chunk may come now, as the original checks it and in its order, but for [`NOISE_SEC`]. With `overlap` it may start
+    /// Whether a chunk may come now, as slower-whisper checks it and in its order, but for [`NOISE_SEC`]. With `overlap` it may start
     /// while the segment in flight lasts, and not before that one starts.
     pub(super) fn check(&self, chunk: &Chunk, overlap: bool) -> Result<(), ChunkError> {
         for (field, value) in [("start", chunk.start), ("end", chunk.end)] {

@@ -41,7 +41,7 @@ use crate::platform::{
 const RELOAD_NS: u64 = 1_000_000_000;
 /// Users whose rate is remembered.
 const USERS_MAX: usize = 10_000;
-/// Subscriptions in one instance, whoever has them; the host bounds the requests of an instance below this.
+/// Subscriptions in one instance, of all users; the host bounds the requests of an instance below this.
 const CONNECTIONS_MAX: usize = 100_000;
 /// The files of the folder of keys.
 const FILES: [&str; 4] = [TOKEN_KEYS, TOKEN_SECRETS, API_KEYS, TICKET_SECRETS];
@@ -70,7 +70,7 @@ impl RequestCredentials<'_> {
     }
 
     fn text(&self, name: &str) -> Option<&str> {
-        // What is no UTF-8 is no origin of anybody: it is refused as an empty one is.
+        // A value that is no UTF-8 is no origin: it is refused as an empty one is.
         let value = self.headers.iter().find(|(header, _)| *header == name)?.1;
         Some(std::str::from_utf8(value).unwrap_or_default())
     }
@@ -217,7 +217,7 @@ impl Access {
 
     /// Takes a place among the connections of a user. Weir's own host counts them itself, in the whole process.
     pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<SubscriptionPermit, Problem> {
-        // Where nobody is asked, all are the same user, and the host's bounds are the only ones.
+        // Without authentication all clients are the same user, and the host's bounds are the only ones.
         let user = (self.required() && grip != Grip::Host).then(|| identity.user().to_owned());
         if let Some(user) = &user {
             self.connections.borrow_mut().open(user).map_err(|error| refusal::connection_refused(&error))?;

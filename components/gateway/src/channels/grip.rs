@@ -1,6 +1,6 @@
 //! A subscription that an intermediary in front holds: the answer says what it is to do (GRIP), and is over at once.
 //!
-//! Weir's own host has the channels: it is told after which place to follow, on which terms, and does the rest. A proxy such
+//! Weir's own host has the channels: the response names the cursor and the terms, and the host does the rest. A proxy such
 //! as Pushpin knows only what is published to it: what the channel has already is in the answer, and what comes is held for.
 
 use std::time::Duration;
@@ -71,7 +71,7 @@ pub(crate) async fn hold_response(
     Ok(reply)
 }
 
-/// Draws what a channel has after a place. Returns whether to wait for more: not when the channel is finished, nor
+/// Renders what a channel has after a cursor. Returns whether to wait for more: not when the channel is finished, nor
 /// when there is so much that the client has to come again for the rest.
 async fn replay(channel: &Channel, mut after: Cursor, drawing: &Drawing, body: &mut Vec<u8>) -> Result<bool, Problem> {
     loop {

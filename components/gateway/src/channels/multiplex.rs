@@ -2,7 +2,7 @@
 //! wire both are lines of NDJSON in a request whose body stays open; the native host makes a WebSocket of it, a message for
 //! each line.
 //!
-//! A socket holds nothing that grows: at most so many channels are followed, what waits for each is bounded in the store, and
+//! A socket holds nothing that grows: the number of channels is bounded, what waits for each is bounded in the store, and
 //! while the client does not read, nothing is read for it.
 
 use std::{

@@ -33,7 +33,7 @@ pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
     Ok(page.entries.first().map(|record| record.event.data.trim_matches('"').to_owned()))
 }
 
-/// Makes a channel a user's, if it is nobody's yet.
+/// Makes a user the owner of a channel that has none.
 pub(crate) async fn settle(channel: &Channel, user: &Channel, past: Past) -> Result<(), Problem> {
     if find(channel).await?.is_some() || (past == Past::Withheld && has_events(channel).await?) {
         return Ok(());

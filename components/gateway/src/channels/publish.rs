@@ -26,7 +26,7 @@ const KEY_BYTES_MAX: usize = 64;
 
 /// Appends an event to a channel, and a copy to the channel of the user whom it names.
 ///
-/// The copy comes second: who is told that it failed finds the event in its own channel, and sends it again at the price of
+/// The copy comes second: a publisher that gets the error finds the event in its own channel, and sends it again at the price of
 /// having it there twice.
 pub(crate) async fn publish(
     route: &ChannelRoute,

@@ -38,7 +38,7 @@ const DELIVERIES_MAX: usize = 64;
 const LINGER_MS: u64 = 5000;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// What somebody follows.
+/// A subscription of one client to one channel.
 pub(crate) struct Subscription {
     drawing: Drawing,
     deliveries: StreamReader<Delivery>,
@@ -74,7 +74,7 @@ pub(crate) async fn follow(
 }
 
 impl Subscription {
-    /// Writes until there is no more to write, or nobody to write to.
+    /// Writes until the subscription ends or the client is gone.
     pub(crate) async fn run(mut self, client: Client) {
         let Client { mut body, trailers, sent } = client;
         let ends = self.ends();
@@ -179,7 +179,7 @@ impl Subscription {
         }
     }
 
-    /// Draws a delivery; says why it is the last, if it is.
+    /// Renders a delivery; returns the end of the subscription, if it is the last.
     fn push(&self, out: &mut Vec<u8>, delivery: &Delivery) -> Option<End> {
         match delivery {
             Delivery::Entry(entry) => {
@@ -197,12 +197,12 @@ impl Subscription {
     }
 }
 
-/// Draws an event of the channel.
+/// Renders an event of the channel.
 pub(crate) fn push_entry(drawing: &Drawing, out: &mut Vec<u8>, entry: &Entry) {
     drawing.push_event(out, &entry.at.to_string(), &entry.event.name, entry.event.data.as_bytes());
 }
 
-/// Draws that events are missing.
+/// Renders a gap.
 pub(crate) fn push_gap(drawing: &Drawing, out: &mut Vec<u8>, gap: &Gap) {
     drawing.push_gap(out, &gap.missing_from.to_string(), &gap.missing_to.to_string(), unix_ms());
 }
@@ -212,7 +212,7 @@ pub(crate) fn unix_ms() -> u64 {
     clock::now().unix_ns / NS_PER_MS
 }
 
-/// Sends bytes; false when nobody reads any more.
+/// Sends bytes; false when the reader is gone.
 async fn send(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
     body.write_all(bytes).await.is_empty()
 }

@@ -63,7 +63,7 @@ pub(crate) struct Arriving {
     trailers: FutureReader<Result<Option<Trailers>, ErrorCode>>,
     /// What we think of the body is said by the response.
     _verdict: FutureWriter<Result<(), ErrorCode>>,
-    /// What was read before anybody asked.
+    /// What was read ahead.
     first: Option<Piece>,
 }
 

@@ -29,7 +29,7 @@ use crate::{
 
 /// Unsent bytes from which nothing more is brought.
 pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
-/// An answer may have so many bytes for each byte of its body, and so many besides. What is generated from a body without the work of a
+/// Bytes that an answer may have for each byte of the request body, and bytes besides. What is generated from a body without the work of a
 /// model would otherwise be a way to make this server send a hundred times of what a client sends.
 const ANSWER_BYTES_PER_BYTE: u64 = 32;
 const ANSWER_BYTES_FREE: u64 = 1 << 20;
@@ -131,7 +131,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
         self.too_large("the answer has", self.sent_bytes.get().saturating_add(unsent))
     }
 
-    /// Why the answer is cut here, where so many bytes of it have become too many for its body.
+    /// Why the answer is cut here, where its bytes have become too many for the request body.
     pub(crate) fn too_large(&self, what: &str, bytes: u64) -> Option<ItemError> {
         let body_bytes = self.body_bytes.get();
         let bytes_max = body_bytes.saturating_mul(ANSWER_BYTES_PER_BYTE).saturating_add(ANSWER_BYTES_FREE);
@@ -154,7 +154,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
         self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
     }
 
-    /// Sends what there is, as soon as there is something, until the last line or until nobody reads any more.
+    /// Sends what there is, as soon as there is something, until the last line or until the reader is gone.
     async fn write(&self, client: &mut BodyWriter<u8>) {
         loop {
             let out = self.session.borrow_mut().poll_output();
@@ -179,7 +179,7 @@ impl<'a, S: Outgoing> Duplex<'a, S> {
         }
     }
 
-    /// Sends bytes; false when nobody reads any more.
+    /// Sends bytes; false when the reader is gone.
     async fn send(&self, client: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
         self.sent_bytes.set(self.sent_bytes.get().saturating_add(bytes.len() as u64));
         self.writing_since_ns.set(Some(clock::now().monotonic_ns));

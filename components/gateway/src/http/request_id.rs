@@ -11,7 +11,7 @@ pub(crate) fn of(headers: &HeaderMap) -> String {
     sent.map_or_else(new, str::to_owned)
 }
 
-/// Bytes that nobody can guess.
+/// Random bytes.
 pub(crate) fn random() -> [u8; 16] {
     let (high, low) = (random::get_random_u64(), random::get_random_u64());
     ((u128::from(high) << 64) | u128::from(low)).to_be_bytes()

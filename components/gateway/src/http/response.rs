@@ -106,7 +106,7 @@ impl Reply {
         let (mut writer, reader) = wit_stream::new();
         let (response, ..) = respond(self.status, &self.headers, Some(reader))?;
         spawn(async move {
-            // A client that has left is told nothing.
+            // A client that has left gets nothing.
             writer.write_all(self.body.into_owned()).await;
         });
         Ok(response)

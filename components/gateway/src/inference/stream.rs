@@ -161,7 +161,7 @@ impl Stream<'_> {
                 break;
             }
         }
-        // The line that was being sent when the body broke is nobody's.
+        // A line that the body broke off in is dropped.
         if !body.arrived_whole().await {
             return Some(ItemError::body_incomplete());
         }

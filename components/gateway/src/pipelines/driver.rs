@@ -37,7 +37,7 @@ pub(super) struct Runs {
     handles: Vec<(Run, AbortHandle)>,
 }
 
-/// Drives an execution to its end. Nobody waits for this: it ends with the execution, or with the instance.
+/// Drives an execution to its end. No task awaits this: it ends with the execution, or with the instance.
 pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecution>) {
     let mut runs = Runs::default();
     let mut saving: Option<LocalBoxFuture<'static, Result<u64, Lost>>> = None;

@@ -130,7 +130,7 @@ impl<S: EventSink> EphemeralExecution<S> {
         let mut runs = Runs::default();
         loop {
             let now = clock::now();
-            // What was told and kept lets the next steps begin.
+            // Events that were handed over let the next steps begin.
             loop {
                 self.tell(now);
                 if !runs.stop_and_start(self.pipelines, &self.live, now) {

@@ -95,9 +95,9 @@ impl Pipelines {
         Ok(pipelines)
     }
 
-    /// With the first request of the instance that keeps executions: goes on with those that a crash has interrupted.
+    /// Called with the first request of the stateful instance: resumes the executions that a crash has interrupted.
     pub(crate) fn wake() {
-        // Settings that cannot be understood are told to whoever asks.
+        // Settings that cannot be understood are reported to each request.
         let Ok(settings) = Settings::current() else { return };
         if !settings.keeper {
             return;
@@ -131,7 +131,7 @@ impl Pipelines {
         live
     }
 
-    /// An execution that goes on here.
+    /// An execution that runs here.
     fn find(&self, id: &str) -> Option<Rc<RunningExecution>> {
         self.live.borrow().get(id).cloned()
     }
@@ -158,7 +158,7 @@ impl Pipelines {
         live.finish();
     }
 
-    /// Marks an execution as being opened; none where it is already, or goes on here. An instance that acquired a lease twice would
+    /// Marks an execution as being opened; none where it is already, or runs here. An instance that acquired a lease twice would
     /// refuse its own writes.
     fn open(&'static self, id: &str) -> Option<Opening> {
         let is_new = self.find(id).is_none() && self.opening.borrow_mut().insert(id.to_owned());

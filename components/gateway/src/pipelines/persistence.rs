@@ -2,7 +2,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `execution:ID` | the last checkpoint of one that goes on |
+//! | `execution:ID` | the last checkpoint of one that runs |
 //! | `ended:ID` | the last checkpoint of one that has ended, for a while |
 //! | `checkpoint:ID.S.N` | the parts of a checkpoint that one value does not hold |
 //! | `start:KEY` | the execution that an `Idempotency-Key` began |
@@ -229,7 +229,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
                 live.lose();
                 return Err(Lost);
             }
-            // Both do not fit at once: the one that goes on makes room for the one that has ended. A crash in between leaves its
+            // Both do not fit at once: the running one makes room for the ended one. A crash in between leaves its
             // channel alone to tell how it ended.
             Failure::ShareExceeded(_) | Failure::Full(_) if !forgotten => {
                 forget(&id, live).await;

@@ -98,7 +98,7 @@ pub(crate) async fn batch(
 /// Runs the pipeline of a request and writes its events until the last, or until the client is gone.
 ///
 /// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
-/// answers, the other writes events, so that a client that reads slowly slows nobody but itself. When this returns,
+/// answers, the other writes events, so that a client that reads slowly slows only itself. When this returns,
 /// the streams to inference are dropped and with them the work that is left.
 pub(crate) async fn stream(
     execution: EphemeralExecution<Lines>,
@@ -174,7 +174,7 @@ async fn rest(
     }
 }
 
-/// Writes to the client; false when nobody reads any more. A write of nothing asks just that: it is done when the
+/// Writes to the client; false when the reader is gone. A write of nothing asks just that: it is done when the
 /// reader is ready for more, or gone.
 async fn is_taken(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
     if bytes.is_empty() {
@@ -186,7 +186,7 @@ async fn is_taken(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
 /// Events as bytes.
 struct Drawing {
     framing: Framing,
-    /// How many were drawn.
+    /// Events that were rendered.
     events: u64,
 }
 

@@ -150,7 +150,7 @@ fn live(
         Execution::resume(definition, checkpoint, events_stored, pipelines.limits(), request_id::seed(), clock::now())
     };
     let resumed = match resume(stored) {
-        // A store that keeps less than it says has lost events, or they are too old to be kept. Whoever follows is told of the
+        // A store that keeps less than it says has lost events, or they are too old to be kept. Subscribers get the
         // gap by the channel.
         Err(ResumeError::EventsLost { events_known, .. }) => resume(events_known),
         other => other,
@@ -169,7 +169,7 @@ fn live(
 
 /// Lists one that has ended.
 async fn list(pipelines: &'static Pipelines, id: &str) {
-    // Who asks for it by its id is told what is wrong.
+    // A request for it by its id is answered with the reason.
     let Ok(Some(kept)) = persistence::get(Place::Ended, id).await else { return };
     let owner = kept.owner.clone();
     if let Some(status) = status(pipelines, kept) {

@@ -60,7 +60,7 @@ enum Begin {
 }
 
 impl RequestContext<'_> {
-    /// Pipelines and executions, for somebody who was let in.
+    /// Answers a path of pipelines or executions, for an identified user.
     pub(crate) async fn pipelines(
         &self,
         route: PipelineRoute,
@@ -148,7 +148,7 @@ impl RequestContext<'_> {
         let now = clock::now();
         let execution = Execution::new(definition, id.clone(), input, pipelines.limits(), request_id::seed(), now);
         let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
-        // Whoever looks for executions without an owner must not find this one before it goes on.
+        // The scan for executions without an owner must not find this one before it runs.
         let _opening = pipelines.open(&id);
         let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(store::problem)? {
             Ok(lease) => lease,
@@ -170,7 +170,7 @@ impl RequestContext<'_> {
         self.begun_live(live, &id, name, prefer).await
     }
 
-    /// Answers for an execution that goes on: with its end, if the client waits and it comes in time.
+    /// Answers for a running execution: with its end, if the client waits and it comes in time.
     async fn begun_live(
         &self,
         live: Rc<RunningExecution>,
@@ -382,7 +382,7 @@ fn channel(id: &str) -> Result<Channel, Problem> {
     Channel::new(ChannelKind::Pipeline, id).map_err(|_| Problem::internal("a name that no channel has"))
 }
 
-/// Whether there is such an execution, whoever's it is.
+/// Whether there is such an execution, of any user.
 async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
     Ok(pipelines.find(id).is_some()
         || persistence::get(Place::Going, id).await.map_err(store::problem)?.is_some()
@@ -410,7 +410,7 @@ fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
     all
 }
 
-/// 202: it goes on.
+/// 202: it runs.
 fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
     let reply =
         Reply::error(202, execution::accepted_json(id, name).into_bytes()).with("location", execution::location(id));
@@ -420,7 +420,7 @@ fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
     }
 }
 
-/// 200: it has ended, as somebody waited for.
+/// 200: it has ended while the client waited.
 fn finished(status: &Status, id: &str, prefer: Prefer) -> Reply {
     let reply = Reply::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));
     match prefer.applied() {

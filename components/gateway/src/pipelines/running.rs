@@ -1,4 +1,4 @@
-//! An execution that goes on in this instance.
+//! An execution that runs in this instance.
 
 use std::{
     cell::{Cell, RefCell},
@@ -135,7 +135,7 @@ impl RunningExecution {
             let taken = self.execution.borrow_mut().handle_output(clock::now(), run, part.clone());
             self.changed.notify();
             match taken {
-                // Whoever is over is about to be dropped.
+                // A waiter that is over is about to be dropped.
                 Ok(()) | Err(Rejected::Stale) => return Ok(()),
                 Err(error @ Rejected::TooLarge { .. }) => {
                     return Err(StepFailure::last("output_too_large", error.to_string()));

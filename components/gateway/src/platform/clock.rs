@@ -26,7 +26,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// So many milliseconds after a time.
+    /// `ms` milliseconds after a time.
     pub(crate) fn after(began: Now, ms: u64) -> Self {
         Self { at_ns: began.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }
@@ -41,7 +41,7 @@ impl Deadline {
         Self { at_ns: self.at_ns.min(other.at_ns) }
     }
 
-    /// So many milliseconds later.
+    /// `ms` milliseconds later.
     pub(crate) fn later(self, ms: u64) -> Self {
         Self { at_ns: self.at_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }

@@ -94,7 +94,7 @@ impl Bell {
     }
 }
 
-/// Somebody at a bell, who may leave.
+/// A task that waits at a bell, and may leave.
 struct Waiting<'b> {
     bell: &'b Bell,
     place: u64,

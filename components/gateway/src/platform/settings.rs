@@ -7,25 +7,25 @@ use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 pub(crate) struct Settings {
     /// `WEIR_HTTP_HOSTS`: names that requests may be for besides loopback's, separated by spaces, where no token is required.
     pub(crate) hosts: Vec<String>,
-    /// `WEIR_HTTP_BODY_BYTES_MAX`: most bytes in a body, 1048576 unless told.
+    /// `WEIR_HTTP_BODY_BYTES_MAX`: most bytes in a body, 1048576 by default.
     pub(crate) body_bytes_max: u64,
-    /// `WEIR_HTTP_BODY_TIMEOUT_MS`: how long a body may take to arrive, 30000 unless told.
+    /// `WEIR_HTTP_BODY_TIMEOUT_MS`: how long a body may take to arrive, 30000 by default.
     pub(crate) body_timeout_ms: u64,
-    /// `WEIR_HTTP_REQUEST_TIMEOUT_MS`: how long a request may take, 60000 unless told.
+    /// `WEIR_HTTP_REQUEST_TIMEOUT_MS`: how long a request may take, 60000 by default.
     pub(crate) request_timeout_ms: u64,
-    /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` unless told; empty: the step is switched off.
+    /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` by default; empty: the step is switched off.
     pub(crate) sentiment_model: String,
-    /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` unless told; empty: the step is switched off.
+    /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` by default; empty: the step is switched off.
     pub(crate) summary_model: String,
-    /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` unless told; empty: the step is switched off.
+    /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` by default; empty: the step is switched off.
     pub(crate) entities_model: String,
-    /// `WEIR_EVENTS_HEARTBEAT_MS`: after how long without a write a subscriber gets a heartbeat, 15000 unless told.
+    /// `WEIR_EVENTS_HEARTBEAT_MS`: after how long without a write a subscriber gets a heartbeat, 15000 by default.
     pub(crate) heartbeat_ms: u64,
-    /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 unless told.
+    /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 by default.
     pub(crate) retry_ms: u32,
-    /// `WEIR_GRIP`: who holds connections, `off` unless told.
+    /// `WEIR_GRIP`: the holder of connections, `off` by default.
     pub(crate) grip: Grip,
-    /// `WEIR_KEEPER`: `1` in the one instance that keeps executions, which goes on with what a crash has interrupted.
+    /// `WEIR_KEEPER`: `1` in the stateful gateway instance, which resumes what a crash has interrupted.
     pub(crate) keeper: bool,
     /// `WEIR_EVENTS_LEASE_MS`: within how long what a dead instance owned is taken over, 10000 by default.
     pub(crate) lease_ms: u64,
@@ -44,22 +44,22 @@ pub(crate) struct Settings {
 /// Transcript sessions that are stored.
 #[derive(Debug)]
 pub(crate) struct Sessions {
-    /// `WEIR_SESSIONS_LIVE_MAX`: most sessions, 100000 unless told.
+    /// `WEIR_SESSIONS_LIVE_MAX`: most sessions, 100000 by default.
     pub(crate) live_max: u64,
     /// `WEIR_SESSIONS_USER_LIVE_MAX`: most sessions of one user, 25000 by default.
     pub(crate) user_live_max: u64,
     /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest that a session may rest before it expires, a week by default; 0 where it need not
     /// expire.
     pub(crate) expire_ms_max: u64,
-    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: what sessions at rest may hold in memory, 268435456 unless told.
+    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: what sessions at rest may hold in memory, 268435456 by default.
     pub(crate) memory_bytes_max: u64,
-    /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 unless told.
+    /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 by default.
     pub(crate) checkpoint_ms: u64,
-    /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long a session that has ended can be asked for, 600000 unless told.
+    /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long a session that has ended can be asked for, 600000 by default.
     pub(crate) ended_ttl_ms: u64,
-    /// `WEIR_EVENTS_EVENTS_MAX`: events that a channel keeps, 1000 unless told.
+    /// `WEIR_EVENTS_EVENTS_MAX`: events that a channel keeps, 1000 by default.
     pub(crate) channel_events_max: u64,
-    /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel keeps, 1048576 unless told.
+    /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel keeps, 1048576 by default.
     pub(crate) channel_bytes_max: u64,
 }
 
@@ -70,26 +70,26 @@ pub(crate) enum Grip {
     Off,
     /// `host`: Weir's own host, which has the channels.
     Host,
-    /// `proxy`: a proxy in front that speaks GRIP, such as Pushpin, and is fed by whoever publishes.
+    /// `proxy`: a proxy in front that speaks GRIP, such as Pushpin, and is fed by publishers.
     Proxy,
 }
 
 /// Pipelines and their executions.
 #[derive(Debug)]
 pub(crate) struct Pipelines {
-    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` unless told. There may be none.
+    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` by default. There may be none.
     pub(crate) dir: PathBuf,
-    /// `WEIR_PIPELINES_EXECUTIONS_MAX`: executions that go on at once, 256 unless told.
+    /// `WEIR_PIPELINES_EXECUTIONS_MAX`: executions that run at once, 256 by default.
     pub(crate) executions_max: usize,
-    /// `WEIR_PIPELINES_USER_EXECUTIONS_MAX`: those of one user, 64 unless told.
+    /// `WEIR_PIPELINES_USER_EXECUTIONS_MAX`: those of one user, 64 by default.
     pub(crate) user_executions_max: usize,
-    /// `WEIR_PIPELINES_INPUT_BYTES_MAX`: bytes of an input, 262144 unless told.
+    /// `WEIR_PIPELINES_INPUT_BYTES_MAX`: bytes of an input, 262144 by default.
     pub(crate) input_bytes_max: usize,
-    /// `WEIR_PIPELINES_OUTPUT_BYTES_MAX`: bytes of a step's output, 196608 unless told.
+    /// `WEIR_PIPELINES_OUTPUT_BYTES_MAX`: bytes of a step's output, 196608 by default.
     pub(crate) output_bytes_max: usize,
-    /// `WEIR_PIPELINES_OUTPUTS_BYTES_MAX`: bytes of the outputs of all steps of an execution, 1048576 unless told.
+    /// `WEIR_PIPELINES_OUTPUTS_BYTES_MAX`: bytes of the outputs of all steps of an execution, 1048576 by default.
     pub(crate) outputs_bytes_max: usize,
-    /// `WEIR_PIPELINES_TTL_MS`: how long an execution that has ended can be asked for, 3600000 unless told.
+    /// `WEIR_PIPELINES_TTL_MS`: how long an execution that has ended can be asked for, 3600000 by default.
     pub(crate) ttl_ms: u64,
     /// `WEIR_PIPELINES_HTTP_ALLOW`: the authorities that steps may call, `HOST` or `HOST:PORT`, separated by spaces.
     pub(crate) http_allow: Vec<String>,
@@ -98,29 +98,29 @@ pub(crate) struct Pipelines {
 /// Who may ask. Lists are separated by spaces.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    /// `WEIR_AUTH_MODE`: `none` unless told, or `required`.
+    /// `WEIR_AUTH_MODE`: `none` by default, or `required`.
     pub(crate) required: bool,
-    /// `WEIR_AUTH_LOOPBACK`: `true` where only this machine reaches the listener; `false` unless told.
+    /// `WEIR_AUTH_LOOPBACK`: `true` where only this machine reaches the listener; `false` by default.
     pub(crate) loopback: bool,
-    /// `WEIR_AUTH_DIR`: the folder with the keys, `/auth` unless told.
+    /// `WEIR_AUTH_DIR`: the folder with the keys, `/auth` by default.
     pub(crate) dir: PathBuf,
     /// `WEIR_AUTH_ISSUERS`
     pub(crate) issuers: Vec<String>,
     /// `WEIR_AUTH_AUDIENCES`
     pub(crate) audiences: Vec<String>,
-    /// `WEIR_AUTH_LEEWAY_S`: 30 unless told.
+    /// `WEIR_AUTH_LEEWAY_S`: 30 by default.
     pub(crate) leeway_s: u64,
-    /// `WEIR_AUTH_TICKET_TTL_S`: 30 unless told.
+    /// `WEIR_AUTH_TICKET_TTL_S`: 30 by default.
     pub(crate) ticket_ttl_s: u64,
     /// `WEIR_AUTH_CORS_ORIGINS`
     pub(crate) cors_origins: Vec<String>,
-    /// `WEIR_AUTH_CORS_CREDENTIALS`: `false` unless told.
+    /// `WEIR_AUTH_CORS_CREDENTIALS`: `false` by default.
     pub(crate) cors_credentials: bool,
-    /// `WEIR_AUTH_REQUESTS_PER_S` and `WEIR_AUTH_REQUESTS_BURST`: 100 and 500 unless told.
+    /// `WEIR_AUTH_REQUESTS_PER_S` and `WEIR_AUTH_REQUESTS_BURST`: 100 and 500 by default.
     pub(crate) requests: Rate,
-    /// `WEIR_AUTH_PUBLISHES_PER_S` and `WEIR_AUTH_PUBLISHES_BURST`: 200 and 1000 unless told.
+    /// `WEIR_AUTH_PUBLISHES_PER_S` and `WEIR_AUTH_PUBLISHES_BURST`: 200 and 1000 by default.
     pub(crate) publishes: Rate,
-    /// `WEIR_AUTH_CONNECTIONS_MAX`: subscriptions of one user, 100 unless told.
+    /// `WEIR_AUTH_CONNECTIONS_MAX`: subscriptions of one user, 100 by default.
     pub(crate) connections_max: usize,
 }
 
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(settings.entities_model, "entities");
         assert_eq!((settings.heartbeat_ms, settings.retry_ms), (15_000, 3000));
         assert_eq!(settings.grip, Grip::Off);
-        // Nobody is trusted to be on this machine unless the host says so.
+        // Clients are not taken to be on this machine unless the host says so.
         assert!(!settings.auth.required && !settings.auth.loopback && !settings.auth.cors_credentials);
     }
 

@@ -4,7 +4,7 @@ use weir_codec::http::problem::Problem;
 
 use super::bindings::weir::stream::events::Failure;
 
-/// The longest that a client is told to wait for something that is owned elsewhere, in milliseconds.
+/// The largest `Retry-After` for something that is owned elsewhere, in milliseconds.
 const RETRY_MS_MAX: u64 = 60_000;
 
 /// Why the store did not do something, for the log.

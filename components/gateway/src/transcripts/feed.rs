@@ -162,12 +162,12 @@ impl Feed<'_> {
         if !self.lease.is_wanted() {
             self.lease.entry.release_owned().await;
         }
-        // Whoever waits for the session need not wait until this client has read its answers.
+        // A request that waits for the session need not wait until this client has read its responses.
         self.lease.release();
         self.storing.registry.evict();
     }
 
-    /// Keeps the session owned. When another instance has it, the client is told and nothing more is brought.
+    /// Keeps the session owned. When another instance has it, the client gets an error and no more input is read.
     async fn keep_lease(&self) {
         let Some(owned) = self.lease.entry.owned() else { return };
         owned.keep(|| ()).await;
@@ -278,7 +278,7 @@ impl Feed<'_> {
                 break;
             }
         }
-        // The line that was being sent when the body broke is nobody's.
+        // A line that the body broke off in is dropped.
         if !body.arrived_whole().await {
             return Some(ItemError::body_incomplete().into());
         }
@@ -367,7 +367,7 @@ impl Feed<'_> {
         let Some(batch) = outbox.poll_batch() else { return };
         let checkpoint = self.checkpoint.take();
         if checkpoint.is_empty() {
-            // It could not be stored, which was told.
+            // It could not be stored, which was reported.
             return;
         }
         match self.storing.end(&batch, checkpoint).await {
@@ -390,7 +390,7 @@ impl Feed<'_> {
             let error = self.storing.put().await.err();
             let wait_ms = if error.is_some() { RETRY_MS } else { checkpoint_ms };
             self.put_error.replace(error);
-            // Whoever waits for it goes on.
+            // Wakes the request that waits for it.
             self.put.notify();
             let waited = pin!(Deadline::after(clock::now(), wait_ms).passed());
             let sooner = pin!(self.put.until(|| self.received.get() || self.storing.must_put()));

@@ -27,7 +27,7 @@ use crate::{
 /// The event that an expired session ends with.
 const EXPIRED: &str = "session_expired";
 
-/// Stores what one session says, for whoever holds it.
+/// Stores the events of one session, for the request that holds it.
 pub(crate) struct SessionLog<'a> {
     pub(crate) registry: &'static SessionRegistry,
     pub(crate) entry: &'a Entry,
@@ -44,7 +44,7 @@ pub(crate) struct SessionLog<'a> {
 type Amount = (u64, u64);
 
 impl<'a> SessionLog<'a> {
-    /// Goes on after a place in the channel.
+    /// Continues after a cursor of the channel.
     pub(crate) fn new(registry: &'static SessionRegistry, entry: &'a Entry, after: Cursor) -> Self {
         let zero = || Cell::new((0, 0));
         Self { registry, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }

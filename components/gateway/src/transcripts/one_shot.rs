@@ -200,7 +200,7 @@ async fn feed_lines(
             break;
         }
     }
-    // The line that was being sent when the body broke is nobody's.
+    // A line that the body broke off in is dropped.
     if !body.arrived_whole().await {
         return Some(ItemError::body_incomplete().into());
     }

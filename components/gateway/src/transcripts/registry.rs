@@ -1,6 +1,6 @@
 //! The sessions that this instance keeps: each at rest is its last checkpoint, and one that is fed is held by who feeds it.
 //!
-//! A [`SessionLease`] is had by one at a time: whoever asks for it tells the one before to stop, and has it when that one has let go.
+//! One request at a time has a [`SessionLease`]: a newcomer asks the holder to stop, and gets the lease when it was released.
 //! So the newest feeder wins, and nothing of two is ever in the channel side by side.
 //!
 //! Where instances share a store, who holds a session also owns it there ([`StoreLease`]) before it changes anything, and reads it again
@@ -48,7 +48,7 @@ pub(crate) struct SessionRegistry {
     beginning: RefCell<Shares>,
     /// Of checkpoints and entries in memory.
     bytes: Cell<usize>,
-    /// Somebody looks after sessions that are left alone.
+    /// A task looks after sessions at rest.
     pub(crate) swept: Cell<bool>,
 }
 
@@ -71,7 +71,7 @@ struct State {
     /// The last who asked for it.
     last: Option<Tail>,
     leases: u64,
-    /// What this instance owned the session by last: where nobody else has owned it since, it can be renewed.
+    /// What this instance owned the session by last: where no other instance has owned it since, it can be renewed.
     owned: Option<Rc<StoreLease>>,
     deleted: bool,
 }
@@ -430,7 +430,7 @@ impl Entry {
         (state.dirty, state.clean) = (false, false);
     }
 
-    /// Lets other instances have it, where the store has all of it and nobody here waits for it.
+    /// Lets other instances have it, where the store has all of it and no request here waits for it.
     pub(crate) async fn release_owned(&self) {
         let owned = {
             let state = self.state.borrow();
@@ -441,7 +441,7 @@ impl Entry {
         }
     }
 
-    /// Somebody holds it.
+    /// A request holds it.
     pub(crate) fn is_held(&self) -> bool {
         self.state.borrow().last.is_some()
     }
@@ -477,7 +477,7 @@ impl Entry {
         self.state.borrow_mut().clean = false;
     }
 
-    /// Holds it, when whoever held it before has let go. They are told to.
+    /// Holds it once the request before has released it, which is asked to.
     ///
     /// Must be awaited to its end: those who come later wait for it.
     pub(crate) async fn lease(self: &Rc<Self>) -> SessionLease {
@@ -513,7 +513,7 @@ impl SessionLease {
         }
     }
 
-    /// Lets go of it: whoever waits for it has it now.
+    /// Releases it to the request that waits for it.
     pub(crate) fn release(&self) {
         let last = {
             let mut state = self.entry.state.borrow_mut();

@@ -234,7 +234,7 @@ async fn create(
     }
     let put = registry.put(&entry).await;
     if let Err(problem) = put {
-        // Who is told that there is none must not find one later.
+        // A client that was answered 404 must not find the session later.
         let _ = registry.forget(&entry).await;
         return Err(problem);
     }
@@ -280,7 +280,7 @@ fn expires(ask: &SessionAsk, expire_ms_max: u64) -> Result<(), RequestError> {
     Err(RequestError::Invalid(vec![FieldError::new("idle.expire_ms", FieldReason::OutOfRange, message)]))
 }
 
-/// Feeds a session, in the place of whoever feeds it now.
+/// Feeds a session; the request that feeds it now is stopped.
 async fn feed(
     call: &RequestContext<'_>,
     registry: &'static SessionRegistry,

@@ -70,7 +70,7 @@ pub(crate) async fn ask(
     answer(Start::Checkpoint(rested(entry, bytes)), body).await
 }
 
-/// Runs a session that somebody holds.
+/// Runs a session that a request holds.
 pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<RunningSession, Problem> {
     let bytes = registry.checkpoint(entry).await?;
     let user = entry.owner().unwrap_or_default();

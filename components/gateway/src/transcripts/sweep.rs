@@ -29,7 +29,7 @@ const TICK_MS: u64 = 1000;
 /// How long after one could not be looked at it is tried again.
 const RETRY_MS: u64 = 10_000;
 
-/// Looks after the sessions of this instance, if nobody does.
+/// Starts the task that looks after the sessions of this instance, unless it runs.
 pub(crate) fn begin(registry: &'static SessionRegistry) {
     if !registry.swept.replace(true) {
         spawn(async move {

@@ -1,4 +1,4 @@
-//! What a stream may be told: every knob, its default and what must hold between them.
+//! The configuration of a stream: every setting, its default and the relations between them.
 
 use thiserror::Error;
 
@@ -58,7 +58,7 @@ named! {
 /// How items wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BufferingConfig {
-    /// Items for which a release that acknowledgements hold back waits to have room, if so many are to go.
+    /// Items for which a release that acknowledgements hold back waits to have room, if that many are to be released.
     pub min_batch_size: usize,
     /// The most items in a batch that a free slot or the end of a window releases.
     pub max_batch_size: usize,
@@ -74,7 +74,7 @@ impl Default for BufferingConfig {
     }
 }
 
-/// Bounds that the interface of the original leaves open.
+/// Bounds that the interface of slower-whisper leaves open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamLimits {
     /// Batches at inference at once: the batch slots.
@@ -101,7 +101,7 @@ impl Default for StreamLimits {
     }
 }
 
-/// Everything that a stream may be told.
+/// The configuration of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamingConfig {
     /// Items that end a window.
@@ -143,7 +143,7 @@ impl Default for StreamingConfig {
     }
 }
 
-/// The largest buffer that a stream may be told to have, in items.
+/// The largest configurable buffer, in items.
 pub const BUFFER_ITEMS_MAX: usize = 1 << 20;
 
 /// Why a configuration makes no stream.
@@ -160,7 +160,7 @@ pub enum ConfigError {
     Larger {
         /// The knob.
         name: &'static str,
-        /// What it was told.
+        /// The value.
         value: u64,
         /// The knob or constant that bounds it.
         bound_name: &'static str,

@@ -43,14 +43,14 @@ impl StreamState {
 pub struct TransitionError {
     /// The state it is in.
     pub state: StreamState,
-    /// What it was told to do.
+    /// The command.
     pub command: &'static str,
 }
 
 named! {
     /// Why a batch was released.
     pub enum FlushReason {
-        /// Somebody asked.
+        /// On request.
         Manual = "manual",
         /// The window of the oldest item ended, or the delay before a retry.
         Timeout = "timeout",

@@ -1,4 +1,4 @@
-//! A stream of items through a model: buffered, batched, retried, put in order, and told when to push back.
+//! A stream of items through a model: buffered, batched, retried, put in order, with backpressure.
 //!
 //! A [`Stream`] holds no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the
 //! time of [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none.
@@ -151,7 +151,7 @@ impl<T: Clone, R> Stream<T, R> {
         })
     }
 
-    /// What the stream was told.
+    /// The configuration.
     pub fn config(&self) -> &StreamingConfig {
         &self.config
     }
@@ -209,7 +209,7 @@ impl<T: Clone, R> Stream<T, R> {
         self.command("pause", &[StreamState::Running], StreamState::Paused)
     }
 
-    /// Goes on after a pause.
+    /// Continues after a pause.
     ///
     /// # Errors
     ///
@@ -258,7 +258,7 @@ impl<T: Clone, R> Stream<T, R> {
         self.push_sized(now, item, 0)
     }
 
-    /// Takes an item of so many bytes, and returns its sequence number. With a drop policy this item, or older ones, may
+    /// Takes an item of `bytes` bytes, and returns its sequence number. With a drop policy this item, or older ones, may
     /// come out as errors at once.
     ///
     /// # Errors
@@ -313,7 +313,7 @@ impl<T: Clone, R> Stream<T, R> {
         count
     }
 
-    /// Takes the outcome of an attempt. False when nobody waits for it: it came before, or the stream was given up.
+    /// Takes the outcome of an attempt. False when it is not awaited: it came before, or the stream was given up.
     pub fn handle_outcome(&mut self, now: u64, id: u64, outcome: Result<R, Failure>) -> bool {
         let Some((batch, pending)) = self.in_flight.remove(&id) else { return false };
         // A model that refuses an item has answered.
@@ -330,7 +330,7 @@ impl<T: Clone, R> Stream<T, R> {
         true
     }
 
-    /// The consumer has dealt with so many more results and errors, dropped items included. Matters with `ack_based` only.
+    /// The consumer has handled `count` more results and errors, dropped items included. Matters with `ack_based` only.
     pub fn acknowledge(&mut self, count: usize) {
         self.acks.acknowledge(count);
     }

@@ -101,12 +101,12 @@ impl<T: Clone, R> Stream<T, R> {
         self.stop_if_settled();
     }
 
-    /// True when acknowledgements leave enough room to release something of so many items.
+    /// True when acknowledgements leave enough room to release something of `items` items.
     fn has_room(&self, count: usize) -> bool {
         self.acks.room() >= count.min(self.config.buffering.min_batch_size)
     }
 
-    /// True when what waits goes whatever the window: somebody asked, or it is the end.
+    /// True when what waits goes whatever the window: a flush was requested, or it is the end.
     fn is_forced(&self) -> bool {
         self.state == StreamState::Stopping || !self.flushes.is_empty()
     }

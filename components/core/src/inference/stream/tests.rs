@@ -166,7 +166,7 @@ fn a_full_buffer_pushes_back_or_drops() {
 
     let mut stream = full(DropPolicy::Tail);
     assert_eq!([3, 4, 5].map(|item| stream.push(0, item)), [Ok(3), Ok(4), Ok(5)]);
-    // Drops that nobody polls push back too.
+    // Drops that are not polled push back too.
     assert_eq!(stream.push(0, 6), Err(PushError::Full(6)));
     assert_eq!(errors(&mut stream).len(), 3);
     assert_eq!(stream.push(0, 6), Ok(6));

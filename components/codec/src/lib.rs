@@ -18,17 +18,3 @@ pub mod json;
 pub mod openapi;
 pub mod pipelines;
 pub mod transcripts;
-
-// The paths before the crate was cut by feature, until the gateway is too.
-#[doc(hidden)]
-pub use {
-    channels::{event as stream_event, grip, hold, publish, route as channel, socket, subscribe, subscription},
-    http::{
-        accept, content_type, cors, framing as frame, host, lines, problem, request_id, retry_after, route,
-        router as found, sse, target, timestamp,
-    },
-    inference::{hub, item_stream as session, models, output, query, readiness, request as ask, task, tei},
-    json::tree,
-    pipelines::{self as pipeline, process_event as event, process_request as request},
-    transcripts as transcript,
-};

@@ -25,20 +25,3 @@ pub mod text_file;
 pub mod time;
 pub mod transcripts;
 pub mod turns;
-
-// The paths before the crate was cut by feature, until its users are too.
-#[doc(hidden)]
-pub use {
-    channels as channel,
-    inference::{backpressure, batch, breaker, chunk, cost, order, queue, retry, stream, summary, tally},
-    pipelines as pipeline, transcripts as session,
-};
-
-/// The former path of the clocks' readings and of the steps of a text, until the gateway uses the new ones.
-#[doc(hidden)]
-pub mod process {
-    pub use crate::{
-        inference::text_step::{Span, TextOutput as Answer, TextStep as Step, unexpected},
-        time::Now,
-    };
-}

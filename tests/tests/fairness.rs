@@ -1,0 +1,156 @@
+//! The stateful instance serves all users on one thread: a user with little work waits for slices of another's work, not for all of
+//! it.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::{Either, select, try_join_all};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use weir_tests::Server;
+use weir_tests::pipelines::Folder;
+
+const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
+const BOB: &str = "weir_AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI";
+const API_KEYS: &str = "\
+ann ann sha256:0c931af1becde644feaacb8c72cda351e1e5197468018114afcfb614aa558b37 start:pipeline:*
+bob bob sha256:4d764170b1d6528180ca8f712c94a712b1c66239c05234a4264750a7c78c656c start:pipeline:*
+";
+/// Requests that the heavy user has at once.
+const HEAVY: usize = 40;
+/// Requests of the light user that are measured in the midst of them.
+const LIGHT: usize = 60;
+/// How much of the time that one heavy request takes alone a light request may take beside [`HEAVY`] of them: in the median, and
+/// in the worst but one of them. It has a handful of turns, and waits before each for the end of one slice of the other user. In the
+/// order of arrival it would wait for the work of half of the heavy requests in the median, and for that of all of them at worst.
+/// Both times are taken on the same machine, so that other work there slows both.
+const MEDIAN_FACTOR: u32 = 2;
+const HIGH_FACTOR: u32 = 10;
+
+struct Users {
+    server: Server,
+    _folder: Folder,
+    _keys: TempDir,
+    client: Client,
+}
+
+async fn users() -> Result<Users> {
+    // Most of the budget of an evaluation: passes over as many numbers as an input may have.
+    let step = |n: usize| {
+        let expression = "[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]";
+        json!({"id": format!("s{n}"), "kind": "map", "input": "input", "expression": expression})
+    };
+    let folder = Folder::new(&[
+        ("heavy", (0..6).map(step).collect::<Value>()),
+        ("light", json!([{"id": "light", "kind": "map", "expression": "@"}])),
+    ])?;
+    let keys = tempfile::tempdir()?;
+    std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
+    let dir = format!("auth.dir={}", keys.path().display());
+    let mut arguments = vec!["--set", "auth.mode=required", "--set", &dir];
+    arguments.extend(["--set", "auth.requests_per_s=10000", "--set", "auth.publishes_per_s=10000"]);
+    arguments.extend(["--set", "events.user_percent_max=100", "--set", "pipelines.ttl_ms=5000"]);
+    // One that is not waited for any longer goes on beside the next.
+    arguments.extend(["--set", "pipelines.user_executions_max=2000", "--set", "pipelines.executions_max=2000"]);
+    arguments.extend(folder.arguments());
+    let server = Server::start_stub(&arguments)?;
+    server.ready().await?;
+    Ok(Users { server, _folder: folder, _keys: keys, client: Client::new() })
+}
+
+impl Users {
+    /// Runs an execution to its end, as far as that is waited for.
+    async fn run(&self, name: &str, key: &str, input: &Value) -> Result<()> {
+        let request = self.client.post(self.server.url(&format!("/pipelines/{name}"))).bearer_auth(key);
+        let answer = request.header("prefer", "wait").json(input).send().await?;
+        let status = answer.status();
+        ensure!(status.is_success(), "{status}: {}", answer.text().await?);
+        Ok(())
+    }
+
+    /// Transcribes a session of its own: many lines in one body.
+    async fn transcribe(&self, key: &str, body: &str) -> Result<()> {
+        let answer = self.client.post(self.server.url("/sessions")).bearer_auth(key).json(&json!({})).send().await?;
+        let created: Value = answer.error_for_status()?.json().await?;
+        let id = created["session_id"].as_str().context("an id")?;
+        let path = self.server.url(&format!("/sessions/{id}/chunks"));
+        let request = self.client.post(path).bearer_auth(key).header("content-type", "application/x-ndjson");
+        let answer = request.body(body.to_owned()).send().await?.error_for_status()?;
+        answer.text().await?;
+        let path = self.server.url(&format!("/sessions/{id}"));
+        self.client.delete(path).bearer_auth(key).send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    async fn light(&self) -> Result<Duration> {
+        let began = Instant::now();
+        self.run("light", BOB, &json!("x")).await?;
+        Ok(began.elapsed())
+    }
+
+    /// Measures light requests of one user in the midst of the heavy work of another, which is done again and again.
+    async fn measure<F: Future<Output = Result<()>>>(&self, what: &str, heavy: impl Fn() -> F) -> Result<()> {
+        let mut alone = Vec::new();
+        for _ in 0..3 {
+            let began = Instant::now();
+            heavy().await?;
+            alone.push(began.elapsed());
+        }
+        alone.sort_unstable();
+        let one = alone[1];
+        let all = pin!(try_join_all((0..HEAVY).map(|_| async {
+            loop {
+                heavy().await?;
+            }
+            #[expect(unreachable_code, reason = "it gives the type of the result")]
+            anyhow::Ok(())
+        })));
+        let measured = pin!(async {
+            let mut waited = Vec::new();
+            // The first come while the heavy work begins.
+            for _ in 0..5 {
+                self.light().await?;
+            }
+            for _ in 0..LIGHT {
+                waited.push(self.light().await?);
+            }
+            anyhow::Ok(waited)
+        });
+        let mut waited = match select(all, measured).await {
+            Either::Left((failed, _)) => {
+                failed?;
+                unreachable!("heavy work is done again and again")
+            }
+            Either::Right((waited, _)) => waited?,
+        };
+        waited.sort_unstable();
+        let (median, high) = (waited[LIGHT / 2], waited[LIGHT - 2]);
+        let shown = format!(
+            "{what}: a light request beside {HEAVY} heavy ones takes {median:?} in the median and {high:?} at most but one; a heavy one \
+             takes {one:?} alone"
+        );
+        ensure!(median <= one * MEDIAN_FACTOR, "{shown}");
+        ensure!(high <= one * HIGH_FACTOR, "{shown}");
+        println!("{shown}");
+        ensure!(!self.server.log().contains("gateway instance is lost"), "{}", self.server.log());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn light_requests_wait_for_slices_of_heavy_expressions() -> Result<()> {
+    let users = users().await?;
+    let numbers: Value = (0..95_000).map(|n| n % 10).collect();
+    users.measure("expressions", || users.run("heavy", ANN, &numbers)).await
+}
+
+#[tokio::test]
+async fn light_requests_wait_for_slices_of_large_transcripts() -> Result<()> {
+    let users = users().await?;
+    let text = "I'll check the price of the blue one and we agreed on Tuesday. ".repeat(4);
+    let line = |at: usize| json!({"start": at, "end": at + 1, "text": text, "speaker_id": "a", "seq": at + 1});
+    let body: String = (0..1_000).map(|at| format!("{}\n", line(at))).collect();
+    users.measure("transcripts", || users.transcribe(ANN, &body)).await
+}

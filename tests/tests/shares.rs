@@ -100,8 +100,10 @@ async fn classifies(server: &Server, key: &str) -> Result<bool> {
     Ok(answer.status() == 200)
 }
 
-/// Settings for a store, and what it lies in.
-fn stores() -> Result<Vec<(Vec<String>, Option<TempDir>, Option<Redis>)>> {
+/// Settings of a store, and its folder or its server.
+type StoreSettings = (Vec<String>, Option<TempDir>, Option<Redis>);
+
+fn stores() -> Result<Vec<StoreSettings>> {
     let folder = tempfile::tempdir()?;
     let disk = vec!["events.store=disk".to_owned(), format!("events.path={}", folder.path().join("e.redb").display())];
     let redis = Redis::start()?;

@@ -151,7 +151,7 @@ async fn disk_that_is_full_at_the_end_is_a_failure_and_a_gap_afterwards() -> Res
         bound_files(&server, "0")?;
         server.signal("TERM")?;
         assert_eq!(server.wait().await?.code(), Some(1), "{}", server.log());
-        assert!(server.log().contains("the channel store could not be written at the end"), "{}", server.log());
+        assert!(server.log().contains("the last write of the channel store failed"), "{}", server.log());
         let server = on_full_disk(&file, durable)?;
         server.ready().await?;
         let (user, id) = answered.last().context("an event that was answered")?;

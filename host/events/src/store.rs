@@ -80,6 +80,8 @@ pub struct Health {
     pub fallback: bool,
     /// The reason, for people.
     pub detail: Option<String>,
+    /// Which run of a server elsewhere answers, where a restart of it may lose what it has answered, claims included.
+    pub life: Option<Arc<str>>,
 }
 
 /// The counters of a store since it was opened.
@@ -453,7 +455,7 @@ impl Store {
     /// The health of the store: Redis is pinged, within `redis.timeout_ms`.
     pub async fn health(&self) -> Health {
         match &self.inner.kind {
-            Kind::Memory(_) => Health { store: StoreKind::Memory, ok: true, fallback: false, detail: None },
+            Kind::Memory(_) => Health { store: StoreKind::Memory, ok: true, fallback: false, detail: None, life: None },
             Kind::Disk(disk) => disk.health(),
             Kind::Redis(redis) => redis.health().await,
         }

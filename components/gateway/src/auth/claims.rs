@@ -2,6 +2,7 @@
 //!
 //! A ticket carries the label of its time. The label is kept in `weir:stream/state`, where the store loses it together with the
 //! claims: a memory store that was restarted has another one, so a ticket that was used before the restart is refused after it.
+//! A server of Redis that is restarted may keep the label and lose the newest claims, so the label names the life of such a store, too.
 
 use weir_codec::http::{problem::Problem, request_id::uuid};
 
@@ -24,6 +25,29 @@ const RETRY_AFTER_MS: u32 = 1000;
 
 /// The label; none where no ticket was issued since the store began.
 pub(crate) async fn find_label() -> Result<Option<String>, Problem> {
+    match find_kept().await? {
+        Some(kept) => of_life(kept).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The label, made where there is none.
+pub(crate) async fn label() -> Result<String, Problem> {
+    of_life(kept().await?).await
+}
+
+async fn of_life(kept: String) -> Result<String, Problem> {
+    let condition = events::health().await;
+    if !condition.ok || condition.fallback {
+        return Err(store::problem(Failure::Unavailable(RETRY_AFTER_MS)));
+    }
+    Ok(match condition.life {
+        Some(life) => format!("{kept}.{life}"),
+        None => kept,
+    })
+}
+
+async fn find_kept() -> Result<Option<String>, Problem> {
     let value = state::get(KEY.to_owned()).await.map_err(store::problem)?;
     // A value that is no text is not one that was made here.
     value
@@ -31,14 +55,13 @@ pub(crate) async fn find_label() -> Result<Option<String>, Problem> {
         .transpose()
 }
 
-/// The label, made where there is none.
-pub(crate) async fn label() -> Result<String, Problem> {
-    if let Some(label) = find_label().await? {
+async fn kept() -> Result<String, Problem> {
+    if let Some(label) = find_kept().await? {
         return Ok(label);
     }
     let first = events::claim(KEY.to_owned(), CLAIM_MS).await.map_err(store::problem)?;
     // Another instance may have made it since, also one whose claim has ended.
-    match find_label().await? {
+    match find_kept().await? {
         Some(label) => Ok(label),
         None if first => {
             let label = uuid(u128::from_be_bytes(request_id::random()));

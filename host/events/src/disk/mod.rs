@@ -224,7 +224,7 @@ impl Disk {
     pub(crate) fn health(&self) -> Health {
         let stopped = || self.jobs.is_closed().then(|| "the channel store is closed".to_owned());
         let detail = self.status.failure().or_else(stopped);
-        Health { store: StoreKind::Disk, ok: detail.is_none(), fallback: false, detail }
+        Health { store: StoreKind::Disk, ok: detail.is_none(), fallback: false, detail, life: None }
     }
 
     /// Deletes expired data, and flushes a file that is not durable.

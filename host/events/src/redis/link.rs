@@ -109,9 +109,13 @@ impl Link {
         self.ask(|mut live| async move { command.query_async(&mut live.connection).await }).await
     }
 
-    /// Checks that the server responds.
-    pub(crate) async fn ping(&self) -> Result<(), Error> {
-        self.command::<Value>(redis::cmd("PING")).await.map(drop)
+    /// Checks that the server responds; its run.
+    pub(crate) async fn ping(&self) -> Result<Arc<str>, Error> {
+        let ping = |mut live: Live| async move {
+            redis::cmd("PING").query_async::<Value>(&mut live.connection).await?;
+            Ok(live.run)
+        };
+        self.ask(ping).await
     }
 
     /// Records a failed command, and drops a connection that is not usable any more.

@@ -184,12 +184,13 @@ impl Redis {
     }
 
     pub(crate) async fn health(&self) -> Health {
-        let detail = match self.shared.link.ping().await {
-            Ok(()) => None,
-            Err(error) => Some(error.to_string()),
+        let (run, detail) = match self.shared.link.ping().await {
+            Ok(run) => (Some(run), None),
+            Err(error) => (None, Some(error.to_string())),
         };
+        let life = run.filter(|_| !self.shared.config.durable);
         let fallback = detail.is_some() && self.shared.falls_back();
-        Health { store: StoreKind::Redis, ok: detail.is_none() || fallback, fallback, detail }
+        Health { store: StoreKind::Redis, ok: detail.is_none() || fallback, fallback, detail, life }
     }
 
     /// Renews the owner records of channels that are followed here, even if no event is published to them.

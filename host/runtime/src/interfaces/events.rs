@@ -92,6 +92,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             detail: health.detail,
             followers: u32::try_from(store.stats().subscribers).unwrap_or(u32::MAX),
             exhausted: exhausted.into_iter().map(str::to_owned).collect(),
+            life: health.life.map(|life| life.to_string()),
         })
     }
 }

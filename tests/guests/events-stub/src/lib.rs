@@ -151,7 +151,8 @@ impl Guest for Stub {
     async fn health() -> Condition {
         let followers = STATE.with_borrow(|state| state.channels.values().map(|c| c.subscribers.len()).sum::<usize>());
         let (store, exhausted) = ("memory".to_owned(), Vec::new());
-        Condition { store, ok: true, fallback: false, detail: None, followers: followers as u32, exhausted }
+        let followers = followers as u32;
+        Condition { store, ok: true, fallback: false, detail: None, followers, exhausted, life: None }
     }
 }
 

@@ -182,7 +182,7 @@ fn recorded_outcome(case: &Value) -> Outcome {
     }
     Err(match case["failure"].as_str().expect("a failure") {
         "invalid_input" => Failure::InvalidInput(text()),
-        "unknown_model" => Failure::UnknownModel(text()),
+        "unknown_model" => Failure::UnknownModel { name: text(), served: Vec::new() },
         "model_unavailable" => Failure::Unavailable(text()),
         "engine_failed" => Failure::Engine(text()),
         "inference_failed" => Failure::Other(text()),

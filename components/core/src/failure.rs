@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::nearest::nearest;
+
 /// Why an item has no result. The message is what a client reads.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Failure {
@@ -9,8 +11,13 @@ pub enum Failure {
     #[error("the model refused its input: {0}")]
     InvalidInput(String),
     /// No model of this name is served; retrying cannot help.
-    #[error("{}", unknown_model(.0))]
-    UnknownModel(String),
+    #[error("{}", unknown_model(.name, .served))]
+    UnknownModel {
+        /// The name.
+        name: String,
+        /// The models that there are; empty where that is not known.
+        served: Vec<String>,
+    },
     /// More tokens than the model takes; retrying cannot help.
     #[error("the text has {tokens} tokens and the model takes {tokens_max}")]
     TooLong {
@@ -57,12 +64,24 @@ pub enum Failure {
     Other(String),
 }
 
-fn unknown_model(name: &str) -> String {
-    match name {
-        // The configuration has an empty name for a step that is switched off.
-        "" => "this server has no model for this step".to_owned(),
-        name => format!("no model named `{name}` is served"),
+/// Most models that a message lists.
+const LISTED_MAX: usize = 20;
+
+fn unknown_model(name: &str, served: &[String]) -> String {
+    // The configuration has an empty name for a step that is switched off.
+    if name.is_empty() {
+        return "this server has no model for this step".to_owned();
     }
+    let mut text = format!("no model named `{name}` is served");
+    let names: Vec<&str> = served.iter().map(String::as_str).collect();
+    if let Some(meant) = nearest(name, &names) {
+        text += &format!(" (did you mean `{meant}`?)");
+    }
+    if !names.is_empty() {
+        let more = if names.len() > LISTED_MAX { " and others" } else { "" };
+        text += &format!("; there are {}{more}", names[..names.len().min(LISTED_MAX)].join(", "));
+    }
+    text
 }
 
 /// When to retry a failure that may pass and has no time of its own.
@@ -73,7 +92,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::InvalidInput(_) => "invalid_input",
-            Self::UnknownModel(_) => "unknown_model",
+            Self::UnknownModel { .. } => "unknown_model",
             Self::TooLong { .. } => "too_long",
             Self::Overloaded { .. } => "overloaded",
             Self::Throttled { .. } => "throttled",
@@ -93,9 +112,11 @@ impl Failure {
             | Self::Throttled { retry_after_ms }
             | Self::CircuitOpen { retry_after_ms } => Some(*retry_after_ms),
             Self::Unavailable(_) | Self::DeadlineExceeded | Self::RequestTimeout { .. } => Some(RETRY_AFTER_MS),
-            Self::InvalidInput(_) | Self::UnknownModel(_) | Self::TooLong { .. } | Self::Engine(_) | Self::Other(_) => {
-                None
-            }
+            Self::InvalidInput(_)
+            | Self::UnknownModel { .. }
+            | Self::TooLong { .. }
+            | Self::Engine(_)
+            | Self::Other(_) => None,
         }
     }
 
@@ -110,10 +131,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn unknown_model_lists_those_that_there_are() {
+        let text = |name: &str, served: &[&str]| {
+            let served = served.iter().map(|name| (*name).to_owned()).collect();
+            Failure::UnknownModel { name: name.to_owned(), served }.to_string()
+        };
+        assert_eq!(text("m", &[]), "no model named `m` is served");
+        assert_eq!(text("m", &["entities"]), "no model named `m` is served; there are entities");
+        assert_eq!(
+            text("sentimnet", &["entities", "sentiment"]),
+            "no model named `sentimnet` is served (did you mean `sentiment`?); there are entities, sentiment"
+        );
+        assert_eq!(text("", &["entities"]), "this server has no model for this step");
+        let many: Vec<String> = (0..50).map(|n| format!("model{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(text("x", &many).ends_with("model19 and others"));
+    }
+
+    #[test]
     fn retrying_helps_where_the_text_is_not_at_fault() {
         for (failure, code, after) in [
             (Failure::InvalidInput(String::new()), "invalid_input", None),
-            (Failure::UnknownModel(String::new()), "unknown_model", None),
+            (Failure::UnknownModel { name: String::new(), served: Vec::new() }, "unknown_model", None),
             (Failure::TooLong { tokens: 2, tokens_max: 1 }, "too_long", None),
             (Failure::Overloaded { retry_after_ms: 7 }, "overloaded", Some(7)),
             (Failure::Throttled { retry_after_ms: 8 }, "throttled", Some(8)),

@@ -6,7 +6,8 @@
 //! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
 //! - [`failure`]: why a text has no result.
 //! - [`quota`]: rates and connections by user; [`turns`]: slices of one thread, fair by user.
-//! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator.
+//! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator; [`nearest`]: the known
+//!   name that was probably meant.
 //!
 //! # How to drive a state machine
 //!
@@ -18,6 +19,7 @@ pub mod channels;
 pub mod failure;
 pub mod inference;
 mod named;
+pub mod nearest;
 pub mod pipelines;
 pub mod quota;
 pub mod random;

@@ -76,7 +76,7 @@ pub enum StreamError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The model cannot answer.
-    #[error("model {name:?} cannot be used: {reason}")]
+    #[error("model `{name}` cannot be used: {reason}")]
     Model {
         /// The model's name.
         name: String,

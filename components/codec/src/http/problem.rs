@@ -297,7 +297,7 @@ impl Problem {
     /// mistake: 404 for a model that is not served, 422 for a text that the model refuses.
     pub fn item(failure: &Failure) -> Self {
         let status = match failure {
-            Failure::UnknownModel(_) => Some(404),
+            Failure::UnknownModel { .. } => Some(404),
             Failure::InvalidInput(_) | Failure::TooLong { .. } => Some(422),
             _ => None,
         };
@@ -524,7 +524,10 @@ mod tests {
             {"type":"urn:weir:problem:inference-failed","title":"Inference failed","status":502,"detail":"summarization: lost","code":"inference_failed","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
-            &Problem::failed(step, &StepFailure::from(&Failure::UnknownModel("m".to_owned()))),
+            &Problem::failed(
+                step,
+                &StepFailure::from(&Failure::UnknownModel { name: "m".to_owned(), served: Vec::new() }),
+            ),
             expect![[r#"
             500 allow=None retry-after=None
             {"type":"urn:weir:problem:unknown-model","title":"No such model","status":500,"detail":"summarization: no model named `m` is served","code":"unknown_model","request_id":"r-1","retryable":false,"step":"summarization"}"#]],

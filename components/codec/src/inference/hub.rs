@@ -210,7 +210,7 @@ mod tests {
             expect![[r#"503 {"error":"the model cannot answer now: it is loading","estimated_time":1.0}"#]],
         );
         check(
-            Problem::item(&Failure::UnknownModel("m".to_owned())),
+            Problem::item(&Failure::UnknownModel { name: "m".to_owned(), served: Vec::new() }),
             expect![[r#"404 {"error":"no model named `m` is served"}"#]],
         );
         check(

@@ -1,8 +1,9 @@
 //! What is wrong with the fields of a body.
 
 use serde::Serialize;
+use weir_core::nearest::nearest;
 
-use super::{JsonError, nearest::nearest, with_article};
+use super::{JsonError, with_article};
 
 /// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
 pub const ERRORS_MAX: usize = 32;

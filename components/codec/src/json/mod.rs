@@ -8,7 +8,6 @@
 
 pub mod field;
 pub(crate) mod members;
-mod nearest;
 pub(crate) mod raw;
 pub mod tree;
 

@@ -16,7 +16,7 @@ use crate::platform::{
         },
         wit_stream,
     },
-    clock::Deadline,
+    clock::{self, Deadline},
 };
 
 /// How long the models may take to say whether they are ready.
@@ -28,22 +28,39 @@ const OUTCOMES_MAX: usize = 32;
 pub(crate) struct Outcomes {
     outcomes: StreamReader<Outcome>,
     buffer: Vec<Outcome>,
+    /// The names of the models that are served, once an outcome names a model that is not.
+    served: Option<Vec<String>>,
 }
 
 impl Outcomes {
     /// Begins a call for a stream of items. Dropping the outcomes ends it: inference skips what it has not computed.
     pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
-        Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX) }
+        Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None }
     }
 
     /// Waits for outcomes and hands over those that have come, by the ids of their items. False when there are no more.
     pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, Result<Output, Failure>)) -> bool {
         let (read, mut batch) = self.outcomes.read(std::mem::take(&mut self.buffer)).await;
         for Outcome { id, result, .. } in batch.drain(..) {
-            on_outcome(id, result.map_err(failure));
+            let mut result = result.map_err(failure);
+            if let Err(Failure::UnknownModel { name, served }) = &mut result
+                && !name.is_empty()
+            {
+                served.clone_from(self.served_names().await);
+            }
+            on_outcome(id, result);
         }
         self.buffer = batch;
         matches!(read, StreamResult::Complete(_))
+    }
+
+    /// The names of the models that are served, asked for once in a call; none where they are not known in time.
+    async fn served_names(&mut self) -> &Vec<String> {
+        if self.served.is_none() {
+            let models = served_models(clock::now()).await.unwrap_or_default();
+            self.served = Some(models.into_iter().map(|model| model.name).collect());
+        }
+        self.served.get_or_insert_default()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::platform::bindings::weir::stream::types as wire;
 pub(super) fn failure(failure: wire::Failure) -> Failure {
     match failure {
         wire::Failure::InvalidInput(reason) => Failure::InvalidInput(reason),
-        wire::Failure::UnknownModel(name) => Failure::UnknownModel(name),
+        wire::Failure::UnknownModel(name) => Failure::UnknownModel { name, served: Vec::new() },
         wire::Failure::TooLong(counts) => Failure::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
         wire::Failure::Overloaded(retry_after_ms) => Failure::Overloaded { retry_after_ms },
         wire::Failure::Throttled(retry_after_ms) => Failure::Throttled { retry_after_ms },

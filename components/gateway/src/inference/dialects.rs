@@ -30,12 +30,14 @@ async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
     if let Some(task) = known(name) {
         return Ok(task);
     }
-    for model in served_models(began).await? {
+    let models = served_models(began).await?;
+    let names = models.iter().map(|model| model.name.clone()).collect();
+    for model in models {
         if let Some(task) = Task::of_kind(model.kind) {
             TASKS.with_borrow_mut(|tasks| tasks.insert(model.name, task));
         }
     }
-    known(name).ok_or_else(|| Problem::item(&Failure::UnknownModel(name.to_owned())))
+    known(name).ok_or_else(|| Problem::item(&Failure::UnknownModel { name: name.to_owned(), served: names }))
 }
 
 /// Answers in the dialect of the Hugging Face inference API. `path` is what comes after `/models/`.

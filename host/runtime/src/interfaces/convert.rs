@@ -112,7 +112,7 @@ pub(crate) fn core_failure(failure: types::Failure) -> core::Failure {
     use types::Failure as Wire;
     match failure {
         Wire::InvalidInput(reason) => core::Failure::InvalidInput(reason),
-        Wire::UnknownModel(name) => core::Failure::UnknownModel(name),
+        Wire::UnknownModel(name) => core::Failure::UnknownModel { name, served: Vec::new() },
         Wire::TooLong(counts) => core::Failure::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
         Wire::Overloaded(retry_after_ms) => core::Failure::Overloaded { retry_after_ms },
         Wire::Throttled(retry_after_ms) => core::Failure::Throttled { retry_after_ms },

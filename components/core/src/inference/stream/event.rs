@@ -83,7 +83,7 @@ impl From<&Failure> for ErrorCategory {
     fn from(failure: &Failure) -> Self {
         match failure {
             Failure::InvalidInput(_)
-            | Failure::UnknownModel(_)
+            | Failure::UnknownModel { .. }
             | Failure::TooLong { .. }
             | Failure::Throttled { .. } => Self::Client,
             Failure::Engine(_) | Failure::Other(_) | Failure::CircuitOpen { .. } => Self::Model,
@@ -210,7 +210,7 @@ mod tests {
         let text = String::new;
         for (failure, category) in [
             (Failure::InvalidInput(text()), "client"),
-            (Failure::UnknownModel(text()), "client"),
+            (Failure::UnknownModel { name: text(), served: Vec::new() }, "client"),
             (Failure::TooLong { tokens: 2, tokens_max: 1 }, "client"),
             (Failure::Throttled { retry_after_ms: 1 }, "client"),
             (Failure::Engine(text()), "model"),

@@ -1,10 +1,10 @@
-//! The name that was meant: the nearest of those that there are.
+//! The known name that was probably meant.
 
 /// The longest name that is compared, in code points.
 const NAME_CODE_POINTS_MAX: usize = 64;
 
 /// The nearest of the names that are known, when it is so near that it was likely meant: a third of its letters may differ.
-pub(crate) fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
+pub fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
     let simple = |name: &str| -> Vec<char> {
         let letters = name.chars().take(NAME_CODE_POINTS_MAX + 1).flat_map(char::to_lowercase);
         letters.filter(|letter| letter.is_alphanumeric()).collect()

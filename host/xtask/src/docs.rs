@@ -2,7 +2,7 @@
 //!
 //! `links` checks the links of every document, `map` the code map of ARCHITECTURE.md, and `crates` the page with the graph of
 //! crates; all are tests, so that `cargo xtask test` needs no mdBook. The commands of the pages are run by
-//! `tests/tests/documents.rs`; the generated pages are checked beside the code that they describe.
+//! `tests/tests/cli/documents.rs`; the generated pages are checked beside the code that they describe.
 
 #[cfg(test)]
 mod crates;

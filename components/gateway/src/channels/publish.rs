@@ -9,7 +9,7 @@ use weir_codec::{
     },
     http::problem::Problem,
 };
-use weir_core::time::Now;
+use weir_core::{channels::Cursor, time::Now};
 
 use super::ownership;
 use crate::{
@@ -70,19 +70,13 @@ async fn append(
         let owner = ownership::find(channel).await?;
         granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
     }
-    if let Some(user) = user.as_ref().filter(|_| access.required()) {
-        // A publisher who may not read a channel does not get to see its past by naming itself.
-        let names_other = user.id() != identity.user();
-        let reads = names_other || identity.authorize(Action::Read, channel, None).is_ok();
-        let past = if reads { ownership::Past::Owned } else { ownership::Past::Withheld };
-        ownership::settle(channel, user, past).await?;
-    }
+    let recorded = if access.required() { Some(record(channel, user.as_ref(), identity).await?) } else { None };
     let data = event.data(channel, now.unix_ns / 1_000_000);
     let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is no UTF-8"))?;
     let finishes = event.finishes();
     let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
     let name = event.name();
-    let copy = user.map(|user| {
+    let copy = user.as_ref().map(|user| {
         // In the channel of a user, the progress of one workflow does not stand for another's.
         let key = format!("{name}:{}", channel.id());
         let coalesce = coalesce.is_some().then_some(key).filter(|key| is_key(key));
@@ -92,16 +86,26 @@ async fn append(
     let publisher = access.required().then(|| identity.user());
     let concerned = copy.as_ref().map(|(user, _)| user.id()).or_else(|| own_channel(channel));
     let share = publisher.map(|publisher| concerned.unwrap_or(publisher));
-    let id = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
+    let at = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
+    match recorded {
+        // The store may have removed the channel and its record after the record was read.
+        Some(Recorded::Owner) if at.seq == 1 => {
+            if let Some(user) = &user {
+                ownership::settle(channel, user, ownership::Past::Owned).await?;
+            }
+        }
+        Some(Recorded::Publisher) => ownership::confirm_publisher(channel, identity.user(), at).await?,
+        _ => {}
+    }
+    let id = at.to_string();
     let copied = match copy {
         Some((user, event)) => {
-            let share = publisher.map(|_| user.id());
-            let id = place(&user, event, share).await?;
-            Some((user, id))
+            let at = place(user, event, publisher.map(|_| user.id())).await?;
+            Some((user, at.to_string()))
         }
         None => None,
     };
-    let copied = copied.as_ref().map(|(user, id)| (user, id.as_str()));
+    let copied = copied.as_ref().map(|(user, id)| (*user, id.as_str()));
     Ok(Reply::json(published_json(channel, &id, copied)))
 }
 
@@ -110,12 +114,37 @@ fn own_channel(channel: &Channel) -> Option<&str> {
     (channel.kind() == ChannelKind::User).then(|| channel.id())
 }
 
-/// Appends one event; its id on the wire. A new channel takes the share of a user.
-async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<String, Problem> {
+/// Which record a channel has before an event is appended to it.
+enum Recorded {
+    Owner,
+    Publisher,
+}
+
+/// Records to whom a channel belongs, or who publishes to it.
+async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) -> Result<Recorded, Problem> {
+    if let Some(user) = user {
+        // A publisher that may not read a channel does not get to see its past by naming itself, and gives nobody what others have
+        // published there.
+        let past = if identity.authorize(Action::Read, channel, None).is_ok() {
+            ownership::Past::Owned
+        } else if user.id() == identity.user() {
+            ownership::Past::Withheld
+        } else {
+            ownership::Past::PublishedBy(identity.user())
+        };
+        if ownership::settle(channel, user, past).await? {
+            return Ok(Recorded::Owner);
+        }
+    }
+    ownership::record_publisher(channel, identity.user()).await?;
+    Ok(Recorded::Publisher)
+}
+
+/// Appends one event; its place. A new channel takes the share of a user.
+async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
     let share = share.map(str::to_owned);
     let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
-    let place = places.first().ok_or_else(|| Problem::internal("the store gave no place"))?;
-    Ok(place.to_string())
+    places.first().copied().ok_or_else(|| Problem::internal("the store gave no place"))
 }
 
 /// Whether the store takes a text as a key.

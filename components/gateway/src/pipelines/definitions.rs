@@ -105,7 +105,7 @@ impl Definitions {
             } else {
                 format!("a name has 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ - and, not first, dots")
             };
-            eprintln!("warn: pipelines.dir: {name:?}.json is not read: {why}");
+            eprintln!("warn: pipelines.dir: `{}.json` is not read: {why}", name.escape_debug());
         }
     }
 }

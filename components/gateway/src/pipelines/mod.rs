@@ -6,7 +6,7 @@
 //! - `running`: an execution in this instance and the tasks that wait for it; `driver`: feeds and drains it.
 //! - `ephemeral`: an execution inside of one request, of which nothing is stored; `process`: `/process-stream` and `/process-batch`, which
 //!   are such executions.
-//! - `persistence`: checkpoints and events in the store; `resume`: continuing from there.
+//! - `persistence`: checkpoints and events in the store; `resume`: continuing from there; `listing`: the executions of a user in the store.
 //! - `attempt`, `steps`: one attempt of each kind of step; `http`, `component`: the steps that leave Weir.
 //!
 //! Executions belong to an instance, not to a request: they continue when the client has left. Where the host has a stateful instance
@@ -18,6 +18,7 @@ mod definitions;
 mod driver;
 mod ephemeral;
 mod http;
+mod listing;
 mod persistence;
 mod process;
 mod resume;

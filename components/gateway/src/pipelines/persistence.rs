@@ -5,6 +5,7 @@
 //! | `execution:ID` | the last checkpoint of one that runs |
 //! | `ended:ID` | the last checkpoint of one that has ended, for a while |
 //! | `checkpoint:ID.S.N` | the parts of a checkpoint that one value does not hold |
+//! | `listed:USER.ORDER.ID` | how far the execution is, see `listing` |
 //! | `start:KEY` | the execution that an `Idempotency-Key` began |
 //!
 //! Every write carries the lease of `execution:ID`, which the instance that runs the execution holds.
@@ -23,7 +24,7 @@ use weir_core::{
     pipelines::{Batch, Checkpoint, Definition},
 };
 
-use super::{Pipelines, running::RunningExecution};
+use super::{Pipelines, listing, running::RunningExecution};
 use crate::{
     channels::ownership,
     platform::{
@@ -116,6 +117,10 @@ pub(super) async fn try_save(
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
     let parts = put(Place::Going, id, live, slot, bytes, None).await?;
     live.parts.set(live.parts.get().max(parts));
+    // The next checkpoint tries again.
+    if let Err(failure) = listing::put(live, None).await {
+        eprintln!("warn: {id} is not listed as it is: {}", publish::reason(&failure));
+    }
     // Whose channel it is must be known for as long as there are events in it.
     if checkpoint.number > 1 && pipelines.settings.auth.required {
         own(live).await?;
@@ -132,7 +137,7 @@ pub(super) async fn own(live: &RunningExecution) -> Result<(), Failure> {
         return Err(Failure::Invalid("the user has no channel".to_owned()));
     };
     // Why not is for the log.
-    ownership::settle(&channel, &user, ownership::Past::Owned).await.map_err(|_| Failure::Unavailable(1000))
+    ownership::settle(&channel, &user, ownership::Past::Owned).await.map(drop).map_err(|_| Failure::Unavailable(1000))
 }
 
 /// Appends events to the channel; the batch, and how many events the channel holds then.
@@ -223,7 +228,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
     let mut forgotten = false;
-    while let Err(failure) = put(Place::Ended, &id, live, "e", bytes.clone(), Some(ttl_ms)).await {
+    while let Err(failure) = put_end(&id, live, bytes.clone(), ttl_ms).await {
         match failure {
             Failure::Fenced => {
                 live.lose();
@@ -250,6 +255,11 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
         forget(&id, live).await;
     }
     Ok(())
+}
+
+async fn put_end(id: &str, live: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
+    put(Place::Ended, id, live, "e", bytes, Some(ttl_ms)).await?;
+    listing::put(live, Some(ttl_ms)).await
 }
 
 /// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.

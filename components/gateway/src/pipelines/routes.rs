@@ -1,6 +1,6 @@
 //! What clients ask of pipelines and their executions.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use spin_sdk::wasip3::http::types;
 use weir_auth::{digest, identity::Identity, refusal, scope::Action};
@@ -17,10 +17,11 @@ use weir_codec::{
         text,
     },
 };
-use weir_core::pipelines::{Execution, Json, Rejected, Status};
+use weir_core::pipelines::{Definition, Execution, Json, Rejected, Status};
 
 use super::{
     Pipelines,
+    listing,
     persistence::{self, Place},
     resume::{self, Opened},
     running::RunningExecution,
@@ -29,9 +30,9 @@ use crate::{
     auth::Access,
     http::{request::RequestContext, request_id, response::Reply},
     platform::{
-        bindings::weir::stream::{events, state},
+        bindings::weir::stream::{events::Failure, state},
         clock::{self, Deadline},
-        lease,
+        lease::{self, RequestLease},
         settings::Settings,
         store, turns,
     },
@@ -41,8 +42,9 @@ use crate::{
 const LISTED_MAX: usize = 100;
 /// Longest `Idempotency-Key`, in bytes.
 const KEY_BYTES_MAX: usize = 255;
-/// How long an execution may take to begin before another request with its `Idempotency-Key` begins it.
-const CLAIM_MS: u64 = 10_000;
+/// How long an execution may take to begin before another request with its `Idempotency-Key` begins it. One that could not begin gives way at
+/// once.
+const BEGIN_LEASE_MS: u64 = 10_000;
 /// How long a request waits for another that begins the same execution, and how often it looks.
 const BEGUN_MS: u64 = 5000;
 const LOOK_MS: u64 = 50;
@@ -53,10 +55,16 @@ const BUSY_RETRY_MS: u32 = 1000;
 
 /// What a request with an `Idempotency-Key` is to do.
 enum Begin {
-    /// An execution with this id.
-    New(String),
+    /// An execution.
+    New(New),
     /// Nothing: it has begun.
     Begun(String),
+}
+
+/// An execution that is to begin, and what keeps other requests with the same `Idempotency-Key` from beginning it.
+struct New {
+    id: String,
+    lease: Option<RequestLease>,
 }
 
 impl RequestContext<'_> {
@@ -84,7 +92,8 @@ impl RequestContext<'_> {
                 Ok(Reply::json(definition::to_json(&definition).into_bytes()))
             }
             PipelineRoute::Executions => {
-                Ok(Reply::json(execution::executions_json(&list(pipelines, identity)).into_bytes()))
+                let all = list(pipelines, identity).await.map_err(store::problem)?;
+                Ok(Reply::json(execution::executions_json(&all).into_bytes()))
             }
             PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
                 self.cancel(pipelines, &id, identity).await
@@ -106,12 +115,7 @@ impl RequestContext<'_> {
         identity.authorize(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
     }
 
-    fn definition(
-        &self,
-        pipelines: &Pipelines,
-        name: &str,
-        identity: &Identity,
-    ) -> Result<std::sync::Arc<weir_core::pipelines::Definition>, Problem> {
+    fn definition(&self, pipelines: &Pipelines, name: &str, identity: &Identity) -> Result<Arc<Definition>, Problem> {
         self.may_start(identity, name)?;
         let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
         definition.map_err(|fault| fault.problem(name))
@@ -138,36 +142,18 @@ impl RequestContext<'_> {
             return Err(Problem::refused(413, "input_too_large", "The input is too large", detail, None));
         }
         let _starting = pipelines.reserve(identity.user())?;
-        let id = match key {
-            None => execution_id::from_random(request_id::random()),
+        let New { id, lease } = match key {
+            None => New { id: execution_id::from_random(request_id::random()), lease: None },
             Some(key) => match self.begin(pipelines, name, &key, &input, identity).await? {
-                Begin::New(id) => id,
+                Begin::New(new) => new,
                 Begin::Begun(id) => return self.begun(pipelines, &id, name, prefer, identity).await,
             },
         };
-        let now = clock::now();
-        let execution = Execution::new(definition, id.clone(), input, pipelines.limits(), request_id::seed(), now);
-        let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
-        // The scan for executions without an owner must not find this one before it runs.
-        let _opening = pipelines.open(&id);
-        let lease = match lease::acquire(Place::Going.key(&id)).await.map_err(store::problem)? {
-            Ok(lease) => lease,
-            Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
-        };
-        let live = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
-        if Access::current()?.required() {
-            persistence::own(&live).await.map_err(store::problem)?;
+        let live = new_live(pipelines, definition, &id, input, identity).await;
+        if let Some(lease) = lease {
+            lease.release().await;
         }
-        let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
-        let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
-        if let Err(failure) = persistence::try_save(pipelines, &live, &checkpoint).await {
-            live.release().await;
-            return Err(store::problem(failure));
-        }
-        live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
-        live.checkpoint.replace(Some(checkpoint));
-        let live = pipelines.go(live);
-        self.begun_live(live, &id, name, prefer).await
+        self.begun_live(live?, &id, name, prefer).await
     }
 
     /// Answers for a running execution: with its end, if the client waits and it comes in time.
@@ -239,25 +225,17 @@ impl RequestContext<'_> {
         let print = digest::of(&[input.as_str().as_bytes()]);
         let end = Deadline::after(clock::now(), BEGUN_MS);
         loop {
-            let known = state::get(place.clone()).await.map_err(store::problem)?;
-            let known = known.and_then(|value| String::from_utf8(value).ok());
-            let known = known.as_deref().and_then(|value| value.split_once(' '));
-            if let Some((id, other)) = known {
-                if other != print {
-                    let detail = "this `Idempotency-Key` was sent with another input";
-                    return Err(Problem::refused(422, "idempotency_key_reused", "The key was used", detail, None));
-                }
-                if exists(pipelines, id).await? {
-                    return Ok(Begin::Begun(id.to_owned()));
-                }
+            if let Known::Begun(id) = known(pipelines, &place, &print).await? {
+                return Ok(Begin::Begun(id));
             }
-            if events::claim(place.clone(), CLAIM_MS).await.map_err(store::problem)? {
-                let new = || execution_id::from_random(request_id::random());
-                let id = known.map_or_else(new, |(id, _)| id.to_owned());
-                let value = format!("{id} {print}").into_bytes();
-                let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
-                state::put(place, value, Some(pipelines.config.ttl_ms), None, share).await.map_err(store::problem)?;
-                return Ok(Begin::New(id));
+            let acquired = lease::acquire_for_request(place.clone(), BEGIN_LEASE_MS).await;
+            if let Ok(lease) = acquired.map_err(store::problem)? {
+                let begin = begin_under(pipelines, &place, &print, &lease, identity).await;
+                if let Ok(Begin::New(New { id, .. })) = begin {
+                    return Ok(Begin::New(New { id, lease: Some(lease) }));
+                }
+                lease.release().await;
+                return begin;
             }
             let now = clock::now();
             if end.is_past(now) {
@@ -360,6 +338,81 @@ impl Pipelines {
     }
 }
 
+/// What is written down of an `Idempotency-Key`.
+enum Known {
+    Nothing,
+    /// The execution with this id is to begin, and did not so far.
+    Chosen(String),
+    Begun(String),
+}
+
+async fn known(pipelines: &'static Pipelines, place: &str, print: &str) -> Result<Known, Problem> {
+    let known = state::get(place.to_owned()).await.map_err(store::problem)?;
+    let known = known.and_then(|value| String::from_utf8(value).ok());
+    let Some((id, other)) = known.as_deref().and_then(|value| value.split_once(' ')) else { return Ok(Known::Nothing) };
+    if other != print {
+        let detail = "this `Idempotency-Key` was sent with another input";
+        return Err(Problem::refused(422, "idempotency_key_reused", "The key was used", detail, None));
+    }
+    let id = id.to_owned();
+    Ok(if exists(pipelines, &id).await? { Known::Begun(id) } else { Known::Chosen(id) })
+}
+
+/// Writes down which execution is to begin, where no other request has begun it before the lease was acquired.
+async fn begin_under(
+    pipelines: &'static Pipelines,
+    place: &str,
+    print: &str,
+    lease: &RequestLease,
+    identity: &Identity,
+) -> Result<Begin, Problem> {
+    let id = match known(pipelines, place, print).await? {
+        Known::Begun(id) => return Ok(Begin::Begun(id)),
+        Known::Chosen(id) => id,
+        Known::Nothing => execution_id::from_random(request_id::random()),
+    };
+    let (value, ttl_ms) = (format!("{id} {print}").into_bytes(), pipelines.config.ttl_ms);
+    let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
+    let put = state::put(place.to_owned(), value, Some(ttl_ms), Some(lease.fence()), share).await;
+    put.map_err(store::problem)?;
+    Ok(Begin::New(New { id, lease: None }))
+}
+
+/// Begins an execution: it is stored before it runs.
+async fn new_live(
+    pipelines: &'static Pipelines,
+    definition: Arc<Definition>,
+    id: &str,
+    input: Json,
+    identity: &Identity,
+) -> Result<Rc<RunningExecution>, Problem> {
+    let now = clock::now();
+    let execution = Execution::new(definition, id.to_owned(), input, pipelines.limits(), request_id::seed(), now);
+    let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
+    // The scan for executions without an owner must not find this one before it runs.
+    let _opening = pipelines.open(id);
+    let lease = match lease::acquire(Place::Going.key(id)).await.map_err(store::problem)? {
+        Ok(lease) => lease,
+        Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
+    };
+    let live = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
+    let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
+    let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
+    let kept = async {
+        if Access::current()?.required() {
+            persistence::own(&live).await.map_err(store::problem)?;
+        }
+        persistence::try_save(pipelines, &live, &checkpoint).await.map_err(store::problem)
+    };
+    if let Err(problem) = kept.await {
+        live.release().await;
+        return Err(problem);
+    }
+    live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
+    live.checkpoint.replace(Some(checkpoint));
+    Ok(pipelines.go(live))
+}
+
 /// A place among those that begin, given back when it is dropped.
 struct Starting {
     pipelines: &'static Pipelines,
@@ -389,25 +442,29 @@ async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
         || persistence::get(Place::Ended, id).await.map_err(store::problem)?.is_some())
 }
 
-/// The executions that a user may see, the newest first.
-fn list(pipelines: &Pipelines, identity: &Identity) -> Vec<Listed> {
+/// The executions that a user may see, the newest first: the user's own in the store, whichever instance has them, and those of this
+/// instance.
+async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<Listed>, Failure> {
     let may = |id: &str, owner: &str| {
         channel(id).is_ok_and(|channel| identity.authorize(Action::Read, &channel, Some(owner)).is_ok())
     };
+    let own = listing::of_user(identity.user(), LISTED_MAX).await?;
+    let own = own.into_iter().filter(|listed| may(&listed.execution_id, identity.user()));
+    let mut all: BTreeMap<Arc<str>, Listed> = own.map(|listed| (listed.execution_id.clone(), listed)).collect();
+    let mut add = |listed: Listed| drop(all.insert(listed.execution_id.clone(), listed));
+    for (_, listed) in pipelines.ended.borrow().iter().filter(|(owner, listed)| may(&listed.execution_id, owner)) {
+        add(listed.clone());
+    }
     let now_ns = clock::now().monotonic_ns;
-    let live = pipelines.live.borrow();
-    let live = live.iter().filter(|(id, live)| may(id, &live.owner)).map(|(_, live)| {
+    for (_, live) in pipelines.live.borrow().iter().filter(|(id, live)| may(id, &live.owner)) {
         let status = live.execution.borrow().status(now_ns);
         let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns }
-    });
-    let ended = pipelines.ended.borrow();
-    let ended =
-        ended.iter().filter(|(owner, listed)| may(&listed.execution_id, owner)).map(|(_, listed)| listed.clone());
-    let mut all: Vec<Listed> = live.chain(ended).collect();
+        add(Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
+    }
+    let mut all: Vec<Listed> = all.into_values().collect();
     all.sort_by_key(|listed| std::cmp::Reverse(listed.began_unix_ns));
     all.truncate(LISTED_MAX);
-    all
+    Ok(all)
 }
 
 /// 202: it runs.

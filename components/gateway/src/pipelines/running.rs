@@ -7,7 +7,7 @@ use std::{
 
 use weir_core::{
     channels::Cursor,
-    pipelines::{Checkpoint, Execution, Json, Rejected, Run, StepFailure},
+    pipelines::{Checkpoint, Execution, Json, Rejected, Run, State, StepFailure},
     time::Now,
 };
 
@@ -33,6 +33,8 @@ pub(super) struct RunningExecution {
     pub(super) checkpoint: RefCell<Option<Checkpoint>>,
     /// How many values that checkpoint lies in.
     pub(super) parts: Cell<usize>,
+    /// The state in the store's list of executions, as far as this instance has written it.
+    pub(super) listed: Cell<Option<State>>,
     /// The place of the last event in the channel, and its number.
     pub(super) last: Cell<Cursor>,
     pub(super) stored: Cell<u64>,
@@ -54,6 +56,7 @@ impl RunningExecution {
             lease,
             checkpoint: RefCell::new(None),
             parts: Cell::new(0),
+            listed: Cell::new(None),
             last: Cell::new(Cursor { epoch: 0, seq: 0 }),
             stored: Cell::new(0),
             changed: Signal::default(),

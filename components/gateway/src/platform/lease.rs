@@ -79,6 +79,34 @@ pub(crate) async fn acquire(key: String) -> Result<Result<StoreLease, u64>, Fail
     }
 }
 
+/// A lease that one request has, also against other requests of the same instance. It is for work that is done at once: it is not
+/// renewed, and whoever has it releases it.
+#[derive(Debug)]
+pub(crate) struct RequestLease {
+    fence: Fence,
+}
+
+/// Acquires the lease of a key for one request, for the given number of milliseconds; or in how many milliseconds another request's ends.
+pub(crate) async fn acquire_for_request(key: String, ttl_ms: u64) -> Result<Result<RequestLease, u64>, Failure> {
+    let owner = format!("{:032x}", u128::from_be_bytes(request_id::random()));
+    match state::acquire(key.clone(), owner, ttl_ms).await? {
+        Acquisition::Held(remaining_ms) => Ok(Err(remaining_ms)),
+        Acquisition::Acquired(token) => Ok(Ok(RequestLease { fence: Fence { key, token } })),
+    }
+}
+
+impl RequestLease {
+    /// What is written under the lease carries this.
+    pub(crate) fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
+    /// Ends it now. Best effort: it ends by itself otherwise.
+    pub(crate) async fn release(self) {
+        let _ = state::release(self.fence).await;
+    }
+}
+
 impl StoreLease {
     /// What writes of what is owned carry.
     pub(crate) fn fence(&self) -> Fence {

@@ -195,8 +195,12 @@ impl Disk {
         let (answer, answered) = oneshot::channel();
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         let acquired = self.leases.acquire(key, owner, ttl_ms, || permit.send(Job::Barrier { answer }))?;
-        if let Acquisition::Acquired(_) = acquired {
-            answered.await.map_err(|_| closed())??;
+        if let Acquisition::Acquired(token) = acquired
+            && let Err(error) = answered.await.map_err(|_| closed()).flatten()
+        {
+            // The token is not returned, so nothing can be written with it: others need not wait for the end of the lease.
+            let _ = self.leases.release(&Fence { key: key.clone(), token });
+            return Err(error);
         }
         Ok(acquired)
     }

@@ -1,0 +1,91 @@
+//! The executions of a user in the store, so that every instance lists all of them.
+//!
+//! The key is `listed:USER.ORDER.ID`: a digest of the user, 2^64 - 1 minus the time at which the execution began, in nanoseconds since 1970 and
+//! 20 digits, and its id. Keys in order are therefore the executions of a user, the newest first. The value is `STATE PIPELINE`. It is written with the
+//! checkpoints of the execution, where its state has changed, and lives as long as they do.
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use weir_auth::digest;
+use weir_codec::pipelines::execution::Listed;
+use weir_core::pipelines::State;
+
+use super::running::RunningExecution;
+use crate::platform::{
+    bindings::weir::stream::{events::Failure, state},
+    clock,
+};
+
+const KIND: &str = "listed";
+const ORDER_DIGITS: usize = 20;
+/// Values that are read at once.
+const READ_AT_ONCE: usize = 8;
+
+/// Writes how far an execution is, where its state has changed since this instance wrote it.
+pub(super) async fn put(live: &RunningExecution, ttl_ms: Option<u64>) -> Result<(), Failure> {
+    let status = live.execution.borrow().status(clock::now().monotonic_ns);
+    if live.listed.get() == Some(status.state) && ttl_ms.is_none() {
+        return Ok(());
+    }
+    let key = key(&live.owner, status.began_unix_ns, &status.execution_id);
+    let value = format!("{} {}", status.state.name(), status.pipeline);
+    state::put(key, value.into_bytes(), ttl_ms, live.fence(), live.share()).await?;
+    live.listed.set(Some(status.state));
+    Ok(())
+}
+
+/// The executions of a user, the newest first.
+pub(super) async fn of_user(user: &str, listed_max: usize) -> Result<Vec<Listed>, Failure> {
+    let prefix = prefix(user);
+    let limit = u32::try_from(listed_max).unwrap_or(u32::MAX);
+    let keys = state::keys(KIND.to_owned(), prefix.clone(), limit).await?;
+    let own = keys.into_iter().take_while(|key| key.starts_with(&prefix));
+    let read = stream::iter(own).map(|key| async move {
+        let value = state::get(key.clone()).await?;
+        // One that has just expired has no value.
+        Ok(value.and_then(|value| read(&key, &value)))
+    });
+    read.buffered(READ_AT_ONCE).try_filter_map(|listed| async { Ok(listed) }).try_collect().await
+}
+
+fn prefix(user: &str) -> String {
+    format!("{KIND}:{}.", digest::of(&[user.as_bytes()]))
+}
+
+fn key(user: &str, began_unix_ns: u64, id: &str) -> String {
+    format!("{}{:0ORDER_DIGITS$}.{id}", prefix(user), u64::MAX - began_unix_ns)
+}
+
+fn read(key: &str, value: &[u8]) -> Option<Listed> {
+    let (_, rest) = key.split_once('.')?;
+    let (order, id) = rest.split_once('.')?;
+    let (state, pipeline) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    Some(Listed {
+        execution_id: id.into(),
+        pipeline: pipeline.into(),
+        state: State::from_name(state)?,
+        began_unix_ns: u64::MAX - order.parse::<u64>().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_in_order_of_their_beginning_newest_first() {
+        let keys = [2_000_000_000_000_000_000, 1_999_999_999_999_999_999, 5].map(|ns| key("ann", ns, "exec_a"));
+        assert!(keys.is_sorted());
+        assert!(keys.iter().all(|key| key.starts_with(&prefix("ann")) && !key.starts_with(&prefix("bob"))));
+    }
+
+    #[test]
+    fn key_and_value_read_back() {
+        let key = key("auth0|ann@example.org", 1_700_000_000_000_000_001, "exec_a-b_c");
+        let listed = read(&key, b"compensating review").unwrap();
+        assert_eq!((&*listed.execution_id, &*listed.pipeline), ("exec_a-b_c", "review"));
+        assert_eq!((listed.state, listed.began_unix_ns), (State::Compensating, 1_700_000_000_000_000_001));
+        for damaged in ["", "running", "asleep review"] {
+            assert_eq!(read(&key, damaged.as_bytes()), None, "{damaged:?}");
+        }
+    }
+}

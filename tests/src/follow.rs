@@ -139,11 +139,3 @@ impl Follower {
         }
     }
 }
-
-/// Posts JSON; the status and the answer.
-pub async fn post(server: &Server, path: &str, body: &Value) -> Result<(u16, Value)> {
-    let answer = Client::new().post(server.url(path)).json(body).send().await?;
-    let status = answer.status().as_u16();
-    let text = answer.text().await?;
-    Ok((status, serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))?))
-}

@@ -3,6 +3,8 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
 
+pub mod auth;
+pub mod client;
 pub mod cut;
 pub mod documents;
 mod duplex;
@@ -11,6 +13,7 @@ pub mod pipelines;
 pub mod redis;
 pub mod texts;
 pub mod tokens;
+pub mod websocket;
 
 pub use duplex::Duplex;
 
@@ -75,8 +78,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `weir serve` with the models that ship, or with what `arguments` say.
-    pub fn start(arguments: &[&str]) -> Result<Self> {
+    /// Starts `weir serve` with the models that ship, or with what `arguments` say, and waits until it is ready.
+    pub async fn start(arguments: &[&str]) -> Result<Self> {
+        let server = Self::launch(arguments)?;
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Starts `weir serve` with the stand-in for the infer component, which answers by keywords and has no engine, and waits until it is
+    /// ready.
+    pub async fn start_stub(arguments: &[&str]) -> Result<Self> {
+        let server = Self::launch_stub(arguments)?;
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// [`Server::start`], for a server that is not ready yet, or never will be: it listens.
+    pub fn launch(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(weir()?);
         command.arg("serve").args(arguments);
         if !arguments.contains(&"--listen") {
@@ -88,12 +106,12 @@ impl Server {
         Self::spawn(command, "listening on http://")
     }
 
-    /// Starts `weir serve` with the stand-in for the infer component, which answers by keywords and has no engine.
-    pub fn start_stub(arguments: &[&str]) -> Result<Self> {
+    /// [`Server::start_stub`], for a server that is not ready yet, or never will be: it listens.
+    pub fn launch_stub(arguments: &[&str]) -> Result<Self> {
         let stub = format!("infer={}", component("infer_stub.wasm")?.display());
         let mut all = vec!["--component", stub.as_str(), "--set", "models.replicas=1"];
         all.extend(arguments);
-        Self::start(&all)
+        Self::launch(&all)
     }
 
     /// Starts a program and waits for the line that says where it listens.

@@ -1,9 +1,10 @@
 //! A Redis server of a test.
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{Server, tool};
 
@@ -13,20 +14,35 @@ pub struct Redis {
     port: u16,
     program: PathBuf,
     dir: tempfile::TempDir,
+    persistence: &'static [&'static str],
 }
+
+/// Every write is on the disk before it is answered.
+const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
+/// Only [`Redis::snapshot`] writes to the disk.
+const SNAPSHOTS: &[&str] = &["--appendonly", "no"];
 
 impl Redis {
     /// Starts it, with every write kept.
     pub fn start() -> Result<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let (program, dir) = (tool("WEIR_TEST_REDIS")?, tempfile::tempdir()?);
-        let child = Self::spawn(&program, port, dir.path())?;
-        Ok(Self { child, port, program, dir })
+        Self::start_with(DURABLE)
     }
 
-    fn spawn(program: &Path, port: u16, dir: &Path) -> Result<Child> {
+    /// Starts one that loses what was written after the last snapshot when it is killed.
+    pub fn start_with_snapshots() -> Result<Self> {
+        Self::start_with(SNAPSHOTS)
+    }
+
+    fn start_with(persistence: &'static [&'static str]) -> Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (program, dir) = (tool("WEIR_TEST_REDIS")?, tempfile::tempdir()?);
+        let child = Self::spawn(&program, port, dir.path(), persistence)?;
+        Ok(Self { child, port, program, dir, persistence })
+    }
+
+    fn spawn(program: &Path, port: u16, dir: &Path, persistence: &[&str]) -> Result<Child> {
         let mut command = Command::new(program);
-        command.args(["--port", &port.to_string(), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]);
+        command.args(["--port", &port.to_string(), "--save", ""]).args(persistence);
         command.arg("--dir").arg(dir).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(command.spawn()?)
     }
@@ -38,9 +54,19 @@ impl Redis {
         Ok(())
     }
 
+    /// Writes all that it has to the disk.
+    pub fn snapshot(&self) -> Result<()> {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+        connection.write_all(b"SAVE\r\n")?;
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer)?;
+        ensure!(&answer == b"+OK\r\n", "{answer:?}");
+        Ok(())
+    }
+
     /// Starts it where it was.
     pub fn again(&mut self) -> Result<()> {
-        self.child = Self::spawn(&self.program, self.port, self.dir.path())?;
+        self.child = Self::spawn(&self.program, self.port, self.dir.path(), self.persistence)?;
         Ok(())
     }
 
@@ -49,12 +75,17 @@ impl Redis {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
+    /// The setting of `weir serve` that says where it is.
+    pub fn url_setting(&self) -> String {
+        format!("events.redis_url={}", self.url())
+    }
+
     /// Starts `weir serve` with the stand-in for the infer component, whose channels are there.
-    pub fn weir(&self, more: &[&str]) -> Result<Server> {
-        let url = format!("events.redis_url={}", self.url());
+    pub async fn weir(&self, more: &[&str]) -> Result<Server> {
+        let url = self.url_setting();
         let mut arguments = vec!["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
         arguments.extend(more);
-        Server::start_stub(&arguments)
+        Server::start_stub(&arguments).await
     }
 }
 

@@ -21,7 +21,7 @@ Prints the path of a headless Chromium: the one on the PATH, or Debian's chromiu
 /// The variable that tests read its path from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_BROWSER";
 /// The test that needs it.
-pub(crate) const TEST: &str = "a_browser_gets_every_event_once_through_cut_connections_and_stops_at_the_end";
+pub(crate) const TEST: &str = "browser_with_cut_connections_gets_every_event_once_and_stops_at_the_end";
 
 /// Its names on the PATH.
 const ON_PATH: [&str; 4] = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];

@@ -15,12 +15,12 @@ use crate::ui::Step;
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
 /// The tests that need it.
 pub(crate) const TESTS: [&str; 8] = [
-    "two_readers_get_every_event_once_through_cut_connections",
-    "one_socket_follows_many_channels_and_resumes",
-    "a_path_names_the_first_channel",
-    "chunks_go_in_and_events_come_out",
-    "what_is_no_socket_is_told_so",
-    "a_socket_that_is_cut_or_drained_is_let_go",
+    "sse_clients_with_cut_connections_get_every_event_once",
+    "websocket_follows_many_channels_and_resumes",
+    "websocket_path_names_the_first_channel",
+    "websocket_of_a_session_takes_chunks_and_sends_events",
+    "request_that_is_no_websocket_handshake_is_refused",
+    "websocket_that_is_cut_or_drained_is_released",
     "javascript_example_labels_lines",
     "javascript_example_follows_to_the_end_of_a_channel",
 ];

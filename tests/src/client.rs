@@ -1,0 +1,96 @@
+//! What a client does with Weir, one function each: classify, send lines, publish, follow, feed a session, run a pipeline.
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Body, Client, Response};
+use serde_json::{Value, json};
+
+use crate::follow::Follower;
+use crate::{Server, ndjson, pipelines};
+
+/// The media type of lines of JSON.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// Posts JSON; the status and the answer.
+pub async fn post(server: &Server, path: &str, body: &Value) -> Result<(u16, Value)> {
+    let answer = Client::new().post(server.url(path)).json(body).send().await?;
+    let status = answer.status().as_u16();
+    let text = answer.text().await?;
+    Ok((status, serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))?))
+}
+
+/// Posts a body of a media type.
+pub async fn post_body(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Response> {
+    Ok(Client::new().post(server.url(path)).header("content-type", content_type).body(body).send().await?)
+}
+
+/// Posts a body of a media type; the lines of the answer, which must be 200.
+pub async fn lines(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Vec<Value>> {
+    let answer = post_body(server, path, content_type, body).await?;
+    ensure!(answer.status() == 200, "{}", answer.text().await?);
+    ensure!(answer.headers()["content-type"] == NDJSON, "{:?}", answer.headers());
+    ndjson(&answer.text().await?)
+}
+
+/// The body of a stream of lines.
+pub fn body_of(lines: &[Value]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// The scores of each label for each text.
+pub async fn classify(server: &Server, texts: &[&str]) -> Result<Vec<Value>> {
+    let (status, answer) = post(server, "/v1/classify", &json!({"inputs": texts})).await?;
+    ensure!(status == 200, "{answer}");
+    Ok(answer["outputs"].as_array().context("outputs")?.clone())
+}
+
+/// Publishes an event of a workflow whose message is `nN`; the status and the answer.
+pub async fn progress(server: &Server, workflow: &str, n: u32) -> Result<(u16, Value)> {
+    let body = json!({"step": "work", "progress": n % 100, "message": format!("n{n}")});
+    post(server, &format!("/stream/publish/workflow/{workflow}"), &body).await
+}
+
+/// As [`progress`], which must be taken; the id of the event.
+pub async fn publish(server: &Server, workflow: &str, n: u32) -> Result<String> {
+    let (status, answer) = progress(server, workflow, n).await?;
+    ensure!(status == 200, "{status}: {answer}");
+    Ok(answer["id"].as_str().context("an id")?.to_owned())
+}
+
+/// Follows a channel from its beginning, by its kind and id: `workflow/42`.
+pub async fn follow(server: &Server, channel: &str) -> Result<Follower> {
+    Follower::open(server, &format!("/stream/{channel}"), None).await
+}
+
+/// Makes a session; its id.
+pub async fn create_session(server: &Server, config: &Value) -> Result<String> {
+    let answer = Client::new().post(server.url("/sessions")).json(config).send().await?;
+    ensure!(answer.status() == 201, "{}", answer.text().await?);
+    let location = answer.headers()["location"].to_str()?.to_owned();
+    let answer: Value = answer.json().await?;
+    ensure!(answer["links"]["self"] == location, "{answer}");
+    Ok(answer["session_id"].as_str().context("an id")?.to_owned())
+}
+
+/// The path of a session's chunks.
+pub fn chunks_path(session: &str) -> String {
+    format!("/sessions/{session}/chunks")
+}
+
+/// Feeds a session in one request; the lines of the answer.
+pub async fn feed(server: &Server, session: &str, chunks: &[Value]) -> Result<Vec<Value>> {
+    lines(server, &chunks_path(session), NDJSON, body_of(chunks)).await
+}
+
+/// Ends a session; the lines of the answer.
+pub async fn end_session(server: &Server, session: &str) -> Result<Vec<Value>> {
+    let answer = Client::new().post(server.url(&format!("/sessions/{session}/end"))).send().await?;
+    ensure!(answer.status() == 200, "{}", answer.text().await?);
+    ndjson(&answer.text().await?)
+}
+
+/// Runs a pipeline to its end; its output.
+pub async fn pipeline(server: &Server, name: &str, input: &Value) -> Result<Value> {
+    let status = pipelines::run(server, name, input).await?;
+    ensure!(status["state"] == "completed", "{status}");
+    Ok(status["output"].clone())
+}

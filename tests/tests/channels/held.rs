@@ -1,0 +1,310 @@
+//! Connections that the host holds: they cost no guest and no request, nobody can have one that is another's, and whoever
+//! leaves, stalls or dribbles is noticed.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::Client;
+use serde_json::{Value, json};
+use weir_tests::client::{post, publish};
+use weir_tests::follow::Follower;
+use weir_tests::{PATIENCE, Raw, Server, tool, until};
+
+const SUBSCRIBE: &[u8] = b"GET /stream/workflow/w HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+async fn held(server: &Server, count: usize) -> Result<()> {
+    until(&format!("{count} held"), || async { Ok(server.metric("weir_http_connections_held").await? == count as f64) })
+        .await
+}
+
+#[tokio::test]
+async fn quiet_subscriber_occupies_no_request_and_no_instance() -> Result<()> {
+    const FOLLOWERS: usize = 40;
+    let server =
+        Server::start_stub(&["--set", "http.requests_max=4", "--set", "gateway.instance_requests_max=2"]).await?;
+    let mut followers = Vec::new();
+    for _ in 0..FOLLOWERS {
+        let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
+        assert_eq!(follower.event().await?.name, "connected");
+        followers.push(follower);
+    }
+    held(&server, FOLLOWERS).await?;
+    assert_eq!(server.metric("weir_http_requests_open").await?, 0.0);
+    assert_eq!(post(&server, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);
+    let id = publish(&server, "w", 1).await?;
+    for follower in &mut followers {
+        assert_eq!(follower.placed().await?.id, id);
+    }
+    let instances = server.metric("weir_gateway_instances_total").await?;
+    assert!(instances < 10.0, "{instances} instances for {FOLLOWERS} subscribers");
+    drop(followers);
+    held(&server, 0).await
+}
+
+#[tokio::test]
+async fn client_that_leaves_a_quiet_subscription_is_noticed_at_once() -> Result<()> {
+    let server = Server::start_stub(&["--set", "events.heartbeat_ms=3600000"]).await?;
+    let mut followers = Vec::new();
+    for _ in 0..3 {
+        let mut raw = Raw::connect(&server).await?;
+        raw.send(SUBSCRIBE).await?;
+        raw.read_until("event: connected").await?;
+        followers.push(raw);
+    }
+    let shared = Client::builder().http2_prior_knowledge().build()?;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = Follower::of(shared.get(server.url("/stream/workflow/w")).send().await?, None)?;
+        stream.event().await?;
+        streams.push(stream);
+    }
+    held(&server, 5).await?;
+    // No heartbeat helps: nothing is written.
+    drop(followers.pop());
+    held(&server, 4).await?;
+    drop(streams.pop());
+    held(&server, 3).await?;
+    // One that has more to say is not read as a request, and stays.
+    followers[0].send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+    let id = publish(&server, "w", 1).await?;
+    let text = followers[0].read_until(&id).await?;
+    assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
+    assert_eq!(streams[0].placed().await?.id, id);
+    drop((followers, streams));
+    held(&server, 0).await
+}
+
+#[tokio::test]
+async fn subscriber_over_the_bound_is_refused_with_503() -> Result<()> {
+    let server =
+        Server::start_stub(&["--set", "events.subscribers_max=2", "--set", "http.client_share_percent=100"]).await?;
+    let mut followers = Vec::new();
+    for _ in 0..2 {
+        followers.push(Follower::open(&server, "/stream/workflow/w", None).await?);
+    }
+    let answer = reqwest::get(server.url("/stream/workflow/w")).await?;
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
+    assert!(answer.headers().contains_key("x-request-id"));
+    assert_eq!(answer.json::<Value>().await?["code"], "connections_full");
+    followers.pop();
+    until("room again", || async { Ok(reqwest::get(server.url("/stream/workflow/w")).await?.status() == 200) }).await
+}
+
+#[tokio::test]
+async fn hold_headers_of_a_client_are_ignored() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let others = publish(&server, "others", 1).await?;
+    let private = |request: reqwest::RequestBuilder| {
+        request
+            .header("grip-hold", "stream")
+            .header("grip-channel", "workflow:others")
+            .header("grip-last", "workflow:others; last-id=0")
+            .header("weir-hold", "after=0; framing=sse; heartbeat-ms=1; user=root")
+    };
+    let answer = private(Client::new().get(server.url("/stream/workflow/w"))).send().await?;
+    let headers = answer.headers().clone();
+    let seen: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
+    assert!(!seen.iter().any(|name| name.starts_with("grip-") || name.starts_with("weir-")), "{seen:?}");
+    let mut follower = Follower::of(answer, None)?;
+    assert_eq!(follower.event().await?.data["workflow_id"], "w");
+    let mine = publish(&server, "w", 2).await?;
+    assert_ne!(mine, others);
+    assert_eq!(follower.placed().await?.id, mine);
+    // What is no subscription is not held.
+    let answer = private(Client::new().get(server.url("/livez"))).send().await?;
+    assert_eq!((answer.status().as_u16(), answer.text().await?.as_str()), (200, "{\"status\":\"alive\"}\n"));
+    let answer = private(Client::new().head(server.url("/stream/workflow/w"))).send().await?;
+    assert_eq!((answer.status().as_u16(), answer.bytes().await?.len()), (200, 0));
+    held(&server, 1).await
+}
+
+#[tokio::test]
+async fn subscription_over_any_http_version_is_held_by_the_host() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    // Pipelined behind another request: that is answered whole, and first.
+    let mut pipelined = Raw::connect(&server).await?;
+    let livez = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice();
+    pipelined.send(&[livez, livez, SUBSCRIBE].concat()).await?;
+    let text = pipelined.read_until("event: connected").await?;
+    assert_eq!(text.matches(r#"{"status":"alive"}"#).count(), 2, "{text}");
+    // One that knows no chunks.
+    let mut old = Raw::connect(&server).await?;
+    old.send(b"GET /stream/workflow/w HTTP/1.0\r\nHost: localhost\r\n\r\n").await?;
+    let text = old.read_until("event: connected").await?;
+    assert!(!text.to_ascii_lowercase().contains("chunked"), "{text}");
+    let two = Client::builder().http2_prior_knowledge().build()?;
+    let mut shared = Follower::of(two.get(server.url("/stream/workflow/w")).send().await?, None)?;
+    let id = publish(&server, "w", 1).await?;
+    pipelined.read_until(&id).await?;
+    old.read_until(&id).await?;
+    assert_eq!(shared.placed().await?.id, id);
+    let last = json!({"event": "temporal_status", "status": "COMPLETED"});
+    assert_eq!(post(&server, "/stream/publish/workflow/w", &last).await?.0, 200);
+    let text = pipelined.read_to_end().await?;
+    assert!(text.contains("\"reason\":\"finished\"") && text.ends_with("\r\n0\r\n\r\n"), "{text}");
+    assert!(old.read_to_end().await?.contains("\"reason\":\"finished\""));
+    assert_eq!(shared.rest().await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_that_sends_its_request_slowly_occupies_nothing() -> Result<()> {
+    const SLOW: usize = 100;
+    let server = Server::start_stub(&["--set", "http.header_timeout_ms=500", "--set", "http.requests_max=8"]).await?;
+    let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
+    follower.event().await?;
+    // Heads that never end, a byte at a time, for as long as the server lets them.
+    let dribble = |mut raw: Raw| async move {
+        let began = Instant::now();
+        for byte in SUBSCRIBE[..SUBSCRIBE.len() - 2].iter().chain(b"X-Slow: ").chain([b'x'; 1000].iter()) {
+            let cut = raw.send(&[*byte]).await.is_err();
+            if cut || tokio::time::timeout(Duration::from_millis(20), raw.read_to_end()).await.is_ok() {
+                return Ok(began.elapsed());
+            }
+        }
+        anyhow::bail!("a head of {} bytes was waited for", SUBSCRIBE.len() + 1000)
+    };
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        slow.push(tokio::spawn(dribble(Raw::connect(&server).await?)));
+    }
+    // Meanwhile others are served.
+    for n in 0..10 {
+        let id = publish(&server, "w", n).await?;
+        assert_eq!(follower.placed().await?.id, id);
+    }
+    for slow in slow {
+        let lasted = slow.await??;
+        assert!(lasted < Duration::from_secs(10), "{lasted:?}");
+    }
+    held(&server, 1).await
+}
+
+#[tokio::test]
+async fn stalled_subscriber_among_a_thousand_delays_no_other_and_resumes() -> Result<()> {
+    const READERS: usize = 1000;
+    const EVENTS: usize = 30;
+    let arguments = ["--set", "events.outbox_bytes_max=100000", "--set", "events.bytes_max=100000000"];
+    let server = Server::start_stub(&arguments).await?;
+    let mut stalled = Raw::connect_small(&server).await?;
+    stalled.send(SUBSCRIBE).await?;
+    stalled.read_until("event: connected").await?;
+    let (took, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..READERS {
+        let mut raw = Raw::connect(&server).await?;
+        raw.send(SUBSCRIBE).await?;
+        raw.read_until("event: connected").await?;
+        let took = took.clone();
+        readers.spawn(async move {
+            for _ in 0..EVENTS {
+                raw.take_next("event: temporal_status").await?;
+                took.send(Instant::now())?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    held(&server, READERS + 1).await?;
+    // Nothing of these may be left out, and they are more than fits the one that does not read.
+    let (mut ids, mut delays) = (Vec::new(), Vec::new());
+    for n in 0..EVENTS {
+        let pad = "x".repeat(if n % 2 == 0 { 100 } else { 40_000 });
+        let body = json!({"event": "temporal_status", "status": "RUNNING", "metadata": {"pad": pad}});
+        let sent = Instant::now();
+        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
+        ensure!(status == 200, "{answer}");
+        ids.push(answer["id"].as_str().context("an id")?.to_owned());
+        // All others have it before the next is sent.
+        for _ in 0..READERS {
+            let at = tokio::time::timeout(PATIENCE, taken.recv()).await.with_context(|| format!("event {n}"))?;
+            delays.push(at.context("a reader")?.saturating_duration_since(sent));
+        }
+    }
+    while let Some(reader) = readers.join_next().await {
+        reader??;
+    }
+    delays.sort();
+    let p99 = delays[delays.len() * 99 / 100];
+    println!("{READERS} readers, {EVENTS} events: p50 {:?}, p99 {p99:?}", delays[delays.len() / 2]);
+    assert!(p99 < Duration::from_secs(5), "{p99:?}");
+    // The one that stalled is told why it gets no more, and goes on where that ended.
+    let text = stalled.read_until("\"reason\":\"slow\"").await?;
+    assert_eq!(server.metric("weir_events_closed_slow_total").await?, 1.0);
+    let had: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert!(had.len() < EVENTS, "it was to be closed before it had all of it");
+    assert_eq!(had, ids[..had.len()]);
+    let mut again = Follower::open(&server, "/stream/workflow/w", had.last().copied()).await?;
+    for id in &ids[had.len()..] {
+        assert_eq!(&again.placed().await?.id, id);
+    }
+    Ok(())
+}
+
+/// A reader of gzip that is not ours: says each event when it has come, and at the end whether the stream was whole.
+const GUNZIP: &str = r#"
+import http.client, sys, zlib
+connection = http.client.HTTPConnection(sys.argv[1], timeout=60)
+connection.request("GET", "/stream/workflow/w", headers={"Accept-Encoding": "gzip"})
+answer = connection.getresponse()
+print(answer.status, answer.getheader("content-encoding"), answer.getheader("vary"), flush=True)
+gunzip, text, wire = zlib.decompressobj(16 + zlib.MAX_WBITS), b"", 0
+while piece := answer.read1():
+    wire += len(piece)
+    text += gunzip.decompress(piece)
+    while b"\n\n" in text:
+        event, text = text.split(b"\n\n", 1)
+        print(repr(event.decode()), flush=True)
+print("whole" if gunzip.eof and not gunzip.unused_data and not text else "cut", wire, flush=True)
+"#;
+
+#[tokio::test]
+async fn compressed_stream_is_readable_event_by_event() -> Result<()> {
+    let server = Server::start_stub(&["--set", "events.heartbeat_ms=200"]).await?;
+    publish(&server, "w", 0).await?;
+    let mut command = Command::new(tool("WEIR_TEST_PYTHON")?);
+    let mut reader = command.args(["-c", GUNZIP, server.address()]).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(reader.stdout.take().context("an output")?).lines();
+    let mut line = || -> Result<String> { Ok(lines.next().context("it ended")??) };
+    assert_eq!(line()?, "200 gzip accept, origin, accept-encoding");
+    assert_eq!(line()?, "'retry: 3000'");
+    assert!(line()?.starts_with("'event: connected"));
+    let mut bytes = 0;
+    for n in 0..20 {
+        if n > 0 {
+            publish(&server, "w", n).await?;
+        }
+        // It is there before the next is sent; heartbeats may come between.
+        let event = loop {
+            let event = line()?;
+            bytes += event.len();
+            if event != "':'" {
+                break event;
+            }
+        };
+        assert!(event.contains("workflow_progress") && event.contains(&format!("\"n{n}\"")), "{event}");
+    }
+    while line()? != "':'" {}
+    let pad = "all work and no play ".repeat(2000);
+    let last = json!({"event": "temporal_status", "status": "COMPLETED", "result": pad});
+    assert_eq!(post(&server, "/stream/publish/workflow/w", &last).await?.0, 200);
+    let end = loop {
+        let end = line()?;
+        bytes += end.len();
+        if end.starts_with("whole") || end.starts_with("cut") {
+            break end;
+        }
+    };
+    let wire: usize = end.strip_prefix("whole ").with_context(|| end.clone())?.parse()?;
+    assert!(wire * 5 < bytes, "{wire} bytes for {bytes}");
+    assert!(reader.wait()?.success());
+    // Who does not ask for it, or for lines, gets it plain, and caches are told.
+    for (header, value) in [("accept", "application/x-ndjson"), ("accept-encoding", "gzip;q=0")] {
+        let answer = Client::new().get(server.url("/stream/workflow/plain")).header(header, value).send().await?;
+        assert!(!answer.headers().contains_key("content-encoding"));
+        assert!(answer.headers().get_all("vary").iter().any(|vary| vary == "accept-encoding"));
+    }
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! WebSockets end to end, by a client that is not ours: many channels over one socket, resumed, refused, closed, cut.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use weir_tests::client::{self, create_session, post};
+use weir_tests::follow::Follower;
+use weir_tests::{Duplex, PATIENCE, Server, ndjson, root, tool, until};
+
+/// A WebSocket of the `ws` package.
+struct Socket {
+    _node: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Socket {
+    fn open(server: &Server, path: &str, headers: &Value) -> Result<Self> {
+        let mut command = Command::new("node");
+        command.arg(root().join("tests/readers/socket.mjs")).arg(format!("ws://{}{path}", server.address()));
+        command.arg(headers.to_string()).env("WEIR_TEST_NPM", tool("WEIR_TEST_NPM")?).kill_on_drop(true);
+        let mut node = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("node")?;
+        let input = node.stdin.take().context("stdin")?;
+        let output = BufReader::new(node.stdout.take().context("stdout")?).lines();
+        Ok(Self { _node: node, input, output })
+    }
+
+    async fn connected(server: &Server, path: &str) -> Result<Self> {
+        let mut socket = Self::open(server, path, &json!({}))?;
+        let first = socket.next().await?;
+        ensure!(first == json!({"open": true}), "{first}");
+        Ok(socket)
+    }
+
+    async fn say(&mut self, line: impl ToString) -> Result<()> {
+        Ok(self.input.write_all(format!("{}\n", line.to_string()).as_bytes()).await?)
+    }
+
+    /// What happens next.
+    async fn next(&mut self) -> Result<Value> {
+        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await.context("nothing in time")??;
+        Ok(serde_json::from_str(&line.context("the client ended")?)?)
+    }
+
+    /// The next message that is no heartbeat.
+    async fn message(&mut self) -> Result<Value> {
+        loop {
+            let mut next = self.next().await?;
+            ensure!(next.get("message").is_some(), "{next}");
+            let message = next["message"].take();
+            if message["type"] != "heartbeat" {
+                return Ok(message);
+            }
+        }
+    }
+}
+
+async fn publish(server: &Server, workflow: &str, n: u32) -> Result<Value> {
+    Ok(json!(client::publish(server, workflow, n).await?))
+}
+
+fn subscribe(channel: &str, after: Option<&Value>) -> Value {
+    match after {
+        Some(id) => json!({"type": "subscribe", "channel": channel, "last_event_id": id}),
+        None => json!({"type": "subscribe", "channel": channel}),
+    }
+}
+
+#[tokio::test]
+async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let first = publish(&server, "a", 1).await?;
+    let second = publish(&server, "a", 2).await?;
+    let mut socket = Socket::connected(&server, "/ws").await?;
+    // From a cursor, and from the beginning.
+    socket.say(subscribe("workflow:a", Some(&first))).await?;
+    let connected = socket.message().await?;
+    assert_eq!((&connected["type"], &connected["channel"]), (&json!("connected"), &json!("workflow:a")));
+    let event = socket.message().await?;
+    assert_eq!(
+        (&event["type"], &event["id"], &event["data"]["message"]),
+        (&json!("workflow_progress"), &second, &json!("n2"))
+    );
+    socket.say(subscribe("workflow:b", None)).await?;
+    assert_eq!(socket.message().await?["channel"], "workflow:b");
+    for n in 3..40 {
+        let (channel, id) = if n % 2 == 0 { ("a", "workflow:a") } else { ("b", "workflow:b") };
+        let at = publish(&server, channel, n).await?;
+        let event = socket.message().await?;
+        assert_eq!((&event["channel"], &event["id"]), (&json!(id), &at));
+        assert_eq!(event["data"]["message"], format!("n{n}"));
+    }
+    // No more of one; the other goes on.
+    socket.say(json!({"type": "unsubscribe", "channel": "workflow:a"})).await?;
+    let gone = socket.message().await?;
+    assert_eq!((&gone["type"], &gone["data"]["reason"]), (&json!("disconnected"), &json!("unsubscribed")));
+    let missed = publish(&server, "a", 41).await?;
+    publish(&server, "b", 42).await?;
+    assert_eq!(socket.message().await?["data"]["message"], "n42");
+    // And again, from where it was left.
+    socket.say(subscribe("workflow:a", Some(&json!(gone_at(&missed)?)))).await?;
+    assert_eq!(socket.message().await?["type"], "connected");
+    assert_eq!(socket.message().await?["id"], missed);
+    // The last event of a channel ends it, not the socket.
+    let last = json!({"step": "s", "progress": 100, "message": "over", "last": true});
+    assert_eq!(post(&server, "/stream/publish/workflow/a", &last).await?.0, 200);
+    assert_eq!(socket.message().await?["data"]["message"], "over");
+    assert_eq!(socket.message().await?["data"]["reason"], "finished");
+    publish(&server, "b", 43).await?;
+    assert_eq!(socket.message().await?["data"]["message"], "n43");
+    socket.say("!close").await?;
+    assert_eq!(socket.next().await?["close"], 1000);
+    let open = async || Ok(server.metric("weir_websockets_open").await? == 0.0);
+    until("the socket is gone", open).await
+}
+
+/// The place before one.
+fn gone_at(id: &Value) -> Result<String> {
+    let (epoch, seq) = id.as_str().and_then(|id| id.split_once('-')).context("an id")?;
+    Ok(format!("{epoch}-{}", seq.parse::<u64>()? - 1))
+}
+
+#[tokio::test]
+async fn websocket_path_names_the_first_channel() -> Result<()> {
+    let server = Server::start_stub(&["--set", "events.heartbeat_ms=50"]).await?;
+    let first = publish(&server, "w", 1).await?;
+    let second = publish(&server, "w", 2).await?;
+    let path = format!("/ws/workflow/w?last_event_id={}", first.as_str().context("an id")?);
+    let mut socket = Socket::connected(&server, &path).await?;
+    assert_eq!(socket.message().await?["type"], "connected");
+    assert_eq!(socket.message().await?["id"], second);
+    while socket.next().await?["message"]["type"] != "heartbeat" {}
+    socket.say(subscribe("file:f", None)).await?;
+    assert_eq!(socket.message().await?["channel"], "file:f");
+    // What is wrong is said, and ends nothing.
+    for (said, code) in [
+        (json!({"type": "jump"}).to_string(), "invalid_message"),
+        ("no json".to_owned(), "invalid_message"),
+        (json!({"type": "unsubscribe", "channel": "user:nobody"}).to_string(), "not_followed"),
+        (format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", "x".repeat(5000)), "message_too_long"),
+    ] {
+        socket.say(&said).await?;
+        let error = socket.message().await?;
+        assert_eq!((&error["type"], &error["error"]["code"]), (&json!("error"), &json!(code)), "{said:.99}");
+    }
+    // An id that the channel never gave out is a gap, and all that is kept follows.
+    socket.say(subscribe("workflow:w", Some(&json!("x")))).await?;
+    assert_eq!(socket.message().await?["type"], "connected");
+    assert_eq!(socket.message().await?["type"], "gap");
+    for id in [&first, &second] {
+        assert_eq!(&socket.message().await?["id"], id);
+    }
+    for n in 0..63 {
+        socket.say(subscribe(&format!("workflow:many{n}"), None)).await?;
+    }
+    let mut answers = Vec::new();
+    for _ in 0..63 {
+        answers.push(socket.message().await?);
+    }
+    assert_eq!(answers.iter().filter(|answer| answer["type"] == "connected").count(), 62);
+    assert_eq!(answers[62]["error"]["code"], "too_many_channels");
+    socket.say("!binary").await?;
+    assert_eq!(socket.next().await?["close"], 1003);
+    Ok(())
+}
+
+#[tokio::test]
+async fn websocket_of_a_session_takes_chunks_and_sends_events() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let id = create_session(&server, &json!({"annotate": ["keywords"]})).await?;
+    let mut socket = Socket::connected(&server, &format!("/ws/session/{id}")).await?;
+    let mut heard = Vec::new();
+    for (start, speaker) in [(0.5, "ann"), (1.5, "ann"), (2.5, "bob")] {
+        let chunk = json!({"start": start, "end": start + 1.0, "text": "we will cancel", "speaker_id": speaker});
+        socket.say(&chunk).await?;
+        let event = socket.message().await?;
+        if event["type"] == "final_segment" {
+            heard.push(event);
+            heard.push(socket.message().await?);
+        } else {
+            heard.push(event);
+        }
+    }
+    let types: Vec<_> = heard.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(types, ["partial_segment", "partial_segment", "final_segment", "partial_segment"]);
+    assert_eq!(heard[2]["segment"]["text"], "we will cancel we will cancel");
+    // What is no chunk is answered in its place.
+    socket.say(json!({"start": 1, "end": 0, "text": "x"})).await?;
+    assert_eq!(socket.message().await?["type"], "error");
+    socket.say("!close").await?;
+    assert_eq!(socket.next().await?["close"], 1000);
+    let state = async || {
+        let state: Value = reqwest::get(server.url(&format!("/sessions/{id}"))).await?.json().await?;
+        Ok(state["metrics"]["chunks_ingested"] == 3)
+    };
+    until("the session has them", state).await?;
+    let mut replay = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
+    for event in &heard {
+        assert_eq!(replay.placed().await?.data["segment"], event["segment"]);
+    }
+    let mut socket = Socket::open(&server, "/ws/session/nobody", &json!({}))?;
+    assert_eq!(socket.next().await?["refused"], 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let answer = reqwest::get(server.url("/ws/workflow/w")).await?;
+    assert_eq!(
+        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (426, json!("upgrade_required"))
+    );
+    let mut socket = Socket::open(&server, "/ws/workflow/.bad", &json!({}))?;
+    let refused = socket.next().await?;
+    assert_eq!(refused["refused"], 422, "{refused}");
+    let mut socket = Socket::open(&server, "/ws/nothing/1", &json!({}))?;
+    assert_eq!(socket.next().await?["refused"], 404);
+    // A page of another origin: nothing but the server protects a WebSocket from it.
+    let mut socket = Socket::open(&server, "/ws", &json!({"origin": "https://evil.example"}))?;
+    assert_eq!(socket.next().await?["refused"], 403);
+    let own = json!({"origin": format!("http://{}", server.address())});
+    let mut socket = Socket::open(&server, "/ws", &own)?;
+    assert_eq!(socket.next().await?["open"], true);
+    // Another version than ours.
+    let request = reqwest::Client::new().get(server.url("/ws")).header("connection", "upgrade");
+    let request = request.header("upgrade", "websocket").header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
+    let answer = request.header("sec-websocket-version", "8").send().await?;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["sec-websocket-version"]), (426, &"13".parse()?));
+    // The same as lines, which is what a host without WebSockets serves.
+    publish(&server, "w", 1).await?;
+    let mut lines = Duplex::open(&server, "/ws").await?;
+    lines.send(format!("{}\n", subscribe("workflow:w", None)).as_bytes()).await?;
+    lines.raw.read_until("\"message\":\"n1\"").await?;
+    lines.end().await?;
+    let whole = reqwest::Client::new().post(server.url("/ws")).header("content-type", "application/x-ndjson");
+    let whole = whole.body(format!("{}\n", subscribe("workflow:w", None))).send().await?.text().await?;
+    assert_eq!(ndjson(&whole)?[0]["type"], "connected");
+    Ok(())
+}
+
+#[tokio::test]
+async fn websocket_that_is_cut_or_drained_is_released() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let mut cut = Socket::connected(&server, "/ws/workflow/w").await?;
+    assert_eq!(cut.message().await?["type"], "connected");
+    cut.say("!cut").await?;
+    let followers = async || {
+        let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+        Ok(health["active_streams"] == 0)
+    };
+    until("nobody follows any more", followers).await?;
+    let mut stays = Socket::connected(&server, "/ws/workflow/w").await?;
+    assert_eq!(stays.message().await?["type"], "connected");
+    server.signal("TERM")?;
+    let end = loop {
+        let next = stays.next().await?;
+        if next.get("close").is_some() {
+            break next;
+        }
+    };
+    assert_eq!(end["close"], 1001, "{end}");
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The commands of README.md and of the pages of `docs/`, each page in an empty folder and a shell of its own (`weir_tests::documents`).
+//!
+//! A block that cannot run has a comment `<!-- not run: REASON -->` above it; one that is part of a file that another test runs has
+//! `<!-- from: FILE -->`.
+
+use anyhow::{Result, ensure};
+use weir_tests::documents::{PROGRAMS, blocks, pages, run_page};
+use weir_tests::root;
+
+/// The pages with blocks that run: a test for each, the variables that name the programs it needs, and parts of what it prints.
+macro_rules! pages {
+    ($($test:ident: $page:literal, $tools:expr, $parts:expr;)*) => {
+        const PAGES: &[&str] = &[$($page),*];
+        $(
+            #[test]
+            fn $test() -> Result<()> {
+                let printed = run_page($page, &$tools)?;
+                for part in $parts {
+                    ensure!(printed.contains(part), "{}: {part} is not in what its blocks print:\n{printed}", $page);
+                }
+                Ok(())
+            }
+        )*
+    };
+}
+
+pages! {
+    readme_runs: "README.md", [], ["listening on http://127.0.0.1:", r#""id":7"#, r#"{"done":true,"ok":2,"failed":1}"#, r#"{"index":1,"label":"positive""#];
+    tutorial_runs: "docs/tutorial.md", [], [r#""status":"completed""#, "event: temporal_status", r#""reason":"finished""#];
+    texts_guide_runs: "docs/guides/texts.md", [], ["Ada", r#""outputs":[[0."#, r#"{"done":true,"ok":2,"failed":1}"#, r#""churn_risk""#];
+    clients_guide_runs: "docs/guides/clients.md", [], ["'status': 'completed'", " paths"];
+    files_guide_runs: "docs/guides/files.md", [], [r#""label":"negative""#, r#""final_segment""#];
+    channels_guide_runs: "docs/guides/channels.md", [], ["workflow_progress", r#""type":"disconnected""#];
+    sessions_guide_runs: "docs/guides/sessions.md", [], ["partial_segment", "final_segment", "summary_due"];
+    pipelines_guide_runs: "docs/guides/pipelines.md", [], ["202 Accepted", "pipeline_complete"];
+    models_guide_runs: "docs/guides/models.md", [], ["embeddings", r#""model":"reviews""#];
+    authentication_guide_runs: "docs/guides/authentication.md", [], [r#""status":"published""#, "event: temporal_status"];
+    proxy_guide_runs: "docs/guides/proxy.md", ["WEIR_TEST_NGINX"], [r#"{"done":true,"ok":2,"failed":0}"#, "event: temporal_status"];
+    redis_guide_runs: "docs/guides/redis.md", ["WEIR_TEST_REDIS"], ["workflow_progress", "event: disconnected"];
+    operate_guide_runs: "docs/guides/operate.md", [], [r#""healthy""#, "weir_infer_items_total"];
+}
+
+#[test]
+fn every_page_with_commands_has_a_test() -> Result<()> {
+    let mut missing = Vec::new();
+    for page in pages()? {
+        let name = page.strip_prefix(root())?.display().to_string();
+        let runs = blocks(&std::fs::read_to_string(&page)?).iter().any(|block| block.runs());
+        if runs != PAGES.contains(&name.as_str()) {
+            missing.push(name);
+        }
+    }
+    ensure!(missing.is_empty(), "PAGES of tests/tests/cli/documents.rs against the pages with commands: {missing:?}");
+    Ok(())
+}
+
+/// A text whose lines have no indentation.
+fn trimmed(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn every_program_runs_or_says_why_not() -> Result<()> {
+    let mut seen = 0;
+    for page in pages()? {
+        let name = page.strip_prefix(root())?.display().to_string();
+        for block in blocks(&std::fs::read_to_string(&page)?) {
+            let at = format!("{name}, line {}", block.line);
+            if let Some(file) = &block.from {
+                let whole = std::fs::read_to_string(root().join(file))?;
+                ensure!(trimmed(&whole).contains(&trimmed(&block.text)), "{at}: the block is not in {file}");
+                continue;
+            }
+            if let Some(reason) = &block.not_run {
+                ensure!(reason.len() > 10, "{at}: `{reason}` is no reason");
+                continue;
+            }
+            ensure!(
+                !PROGRAMS.contains(&block.language.as_str()) || block.runs(),
+                "{at}: {} is not run",
+                block.language
+            );
+            ensure!(block.language != "bash" && !block.language.is_empty(), "{at}: the block names no language");
+            let placeholder = ["NAME", "DIR"].iter().find(|word| block.text.contains(*word));
+            ensure!(!block.runs() || placeholder.is_none(), "{at}: `{}` is a placeholder", placeholder.unwrap_or(&""));
+            seen += usize::from(block.runs());
+        }
+    }
+    ensure!(seen >= 40, "only {seen} blocks that run are found");
+    Ok(())
+}
+
+#[test]
+fn blocks_are_found_with_their_markers() {
+    let found = blocks(
+        "<!-- not run: why -->\n\n```sh\na\n```\ntext\n- list\n\n  ```sh\n  b\n    c\n  ```\n<!-- from: f -->\n```json\n{}\n```\n",
+    );
+    let shown: Vec<_> = found
+        .iter()
+        .map(|it| (it.line, it.language.as_str(), it.text.as_str(), it.not_run.as_deref(), it.from.as_deref()))
+        .collect();
+    assert_eq!(
+        shown,
+        [(3, "sh", "a\n", Some("why"), None), (9, "sh", "b\n  c\n", None, None), (14, "json", "{}\n", None, Some("f"))]
+    );
+}

@@ -1,0 +1,6 @@
+//! The command line, the commands of the documentation, and the examples.
+
+mod commands;
+mod documents;
+mod examples;
+mod run;

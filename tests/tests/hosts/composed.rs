@@ -1,0 +1,388 @@
+//! The gateway under another WASI 0.3 host: composed with the stand-in for infer (it has the session component inside), served
+//! by an unmodified `wasmtime serve`, alone or behind Debian's Pushpin.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
+use weir_tests::client::post;
+use weir_tests::follow::Follower;
+use weir_tests::pipelines::{Folder, run};
+use weir_tests::{Server, component, ndjson, statuses, tool, until};
+
+/// Plugs the exports of components into the imports of another, as `wac plug` does.
+fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
+    let mut graph = CompositionGraph::new();
+    let mut plugged = Vec::new();
+    for (at, plug) in plugs.iter().enumerate() {
+        let package = Package::from_bytes(&format!("weir:plug{at}"), None, plug.to_vec(), graph.types_mut())?;
+        plugged.push(graph.register_package(package)?);
+    }
+    let socket = Package::from_bytes("weir:socket", None, socket.to_vec(), graph.types_mut())?;
+    let socket = graph.register_package(socket)?;
+    wac_graph::plug(&mut graph, plugged, socket)?;
+    Ok(graph.encode(EncodeOptions::default())?)
+}
+
+/// The gateway with stand-ins for infer and the channel store, under `wasmtime serve`.
+async fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let (infer, events) =
+        (std::fs::read(component("infer_stub.wasm")?)?, std::fs::read(component("events_stub.wasm")?)?);
+    let dir = tempfile::tempdir()?;
+    let composed = dir.path().join("composed.wasm");
+    std::fs::write(&composed, plug(&gateway, &[&infer, &events])?)?;
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).args(arguments);
+    command.arg(&composed);
+    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    server.ready().await?;
+    Ok((server, dir))
+}
+
+#[tokio::test]
+async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
+    let (server, _dir) = composed(&[]).await?;
+    assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
+
+    let client = reqwest::Client::new();
+    let body = json!({"text": "a good day in Rome, and a bad night in Bern", "include_entities": true});
+    let answer = client.post(server.url("/process-stream")).json(&body).send().await?;
+    assert_eq!(answer.status(), 200);
+    let events = ndjson(&answer.text().await?)?;
+    assert_eq!(statuses(&events).first(), Some(&"started"));
+    assert_eq!(statuses(&events).last(), Some(&"completed"));
+    let entities = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    assert!(entities.to_string().contains("Rome"), "{entities}");
+
+    let answer = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
+    let answer = answer.send().await?;
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.json::<Value>().await?["code"], "malformed_json");
+
+    let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"start\":0.5,\"end\":1,\"text\":\"early\"}\n{\"op\":\"end\"}\n";
+    let answer = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
+    let answer = answer.send().await?;
+    assert_eq!(answer.status(), 200);
+    let events = ndjson(&answer.text().await?)?;
+    let types: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
+    assert_eq!(types, ["partial_segment", "error", "final_segment"], "{events:?}");
+    assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
+    let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
+    assert!(api["openapi"].as_str().context("a version")?.starts_with("3."));
+    Ok(())
+}
+
+/// Follows a channel and its user's, publishes, and resumes.
+async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
+    let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
+    let mut live = Follower::open(server, &workflow, None).await?;
+    ensure!(live.event().await?.name == "connected");
+    for n in 0..10 {
+        let body = json!({"step": "s", "progress": n, "user_id": id});
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{answer}");
+        let event = live.placed().await?;
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+    }
+    let mut whole = Follower::open(server, &user, None).await?;
+    let third = (whole.placed().await?, whole.placed().await?, whole.placed().await?).2;
+    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(again.placed().await?.data["progress"] == 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
+    // The stand-in's channels are as old as its instance, so there must be one.
+    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+    let (server, _dir) = composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
+    // The host may make a second instance all the same, with channels of its own: then another channel is tried.
+    let tries = AtomicU32::new(0);
+    until("all in one instance", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let done = tokio::time::timeout(Duration::from_secs(3), publish_and_resume(&server, &id)).await;
+        Ok(done.is_ok_and(|done| done.is_ok()))
+    })
+    .await?;
+    let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+    assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+/// Pushpin in front of a server, with ports and a folder of its own.
+struct Pushpin {
+    zurl: Child,
+    proxy: Child,
+    port: u16,
+    control: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Pushpin {
+    fn start(server: &Server) -> Result<Self> {
+        let (folder, dir) = (tool("WEIR_TEST_PUSHPIN")?, tempfile::tempdir()?);
+        let (port, control) = (free_port()?, free_port()?);
+        let (shipped, run) = (folder.join("prefix"), dir.path());
+        let here = run.display();
+        let sockets = ("ipc:///var/run/zurl/", format!("ipc://{here}/"));
+        let internal = fs::read_to_string(shipped.join("usr/lib/pushpin/internal.conf"))?;
+        fs::write(run.join("internal.conf"), internal.replace(sockets.0, &sockets.1))?;
+        // As shipped it asks nobody on this machine.
+        let zurl = fs::read_to_string(shipped.join("etc/zurl.conf"))?.replace(sockets.0, &sockets.1);
+        fs::write(run.join("zurl.conf"), with(&zurl, &[("deny", String::new())]))?;
+        let settings = format!(
+            "[global]\ninclude={here}/internal.conf\nrundir={here}\nipc_prefix=pushpin-\nport_offset=0\n\
+             [runner]\nservices=condure,pushpin-proxy,pushpin-handler\nhttp_port={port}\nlogdir={here}\nlog_level=2\n\
+             client_buffer_size=8192\nclient_maxconn=100\ncondure_bin=condure\n\
+             [proxy]\nroutesfile=routes\nsig_iss=pushpin\nsig_key=changeme\nupdates_check=off\n\
+             [handler]\npush_in_spec=ipc://{here}/push-in\npush_in_sub_specs=ipc://{here}/push-in-sub\n\
+             push_in_http_addr=127.0.0.1\npush_in_http_port={control}\npush_in_http_max_headers_size=10000\n\
+             push_in_http_max_body_size=1000000\nstats_spec=ipc://{here}/stats\ncommand_spec=ipc://{here}/command\n\
+             message_rate=2500\nmessage_hwm=25000\nmessage_wait=5000\nid_cache_ttl=60\n\
+             connection_subscription_max=20\nsubscription_linger=60\nstats_connection_ttl=120\n"
+        );
+        fs::write(run.join("pushpin.conf"), settings)?;
+        fs::write(run.join("routes"), format!("* {}\n", server.address()))?;
+        let begin = |program: &str| {
+            let config = format!("--config={here}/{program}.conf");
+            let mut command = Command::new(folder.join(program));
+            command.arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().with_context(|| format!("cannot start {program}"))
+        };
+        Ok(Self { zurl: begin("zurl")?, proxy: begin("pushpin")?, port, control, dir })
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// What it has written so far.
+    fn log(&self) -> String {
+        let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+        ["pushpin-proxy.log", "pushpin-handler.log"].map(read).concat()
+    }
+
+    /// Sends bytes to all who follow a channel, or ends their streams.
+    async fn publish(&self, channel: &str, format: Value) -> Result<()> {
+        let item = json!({"items": [{"channel": channel, "formats": {"http-stream": format}}]});
+        let url = format!("http://127.0.0.1:{}/publish/", self.control);
+        let answer = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
+        ensure!(answer.status() == 200, "{answer:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Pushpin {
+    fn drop(&mut self) {
+        // Asked to, it ends the processes that it has started.
+        let _ = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.proxy.id())]).status();
+        let _ = self.proxy.wait();
+        let _ = self.zurl.kill();
+        let _ = self.zurl.wait();
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A configuration file with other values.
+fn with(text: &str, values: &[(&str, String)]) -> String {
+    let line = |line: &str| match values.iter().find(|(key, _)| line.split_once('=').is_some_and(|(k, _)| k == *key)) {
+        Some((key, value)) => format!("{key}={value}\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+/// The next piece of a stream; none at its end.
+async fn piece(answer: &mut reqwest::Response, text: &mut String) -> Result<bool> {
+    let piece = tokio::time::timeout(Duration::from_secs(5), answer.chunk()).await??;
+    text.push_str(std::str::from_utf8(piece.as_deref().unwrap_or_default())?);
+    Ok(piece.is_some())
+}
+
+/// A stream with what differs from run to run taken out: epochs, times and heartbeats.
+fn comparable(stream: &str) -> String {
+    let line = |line: &str| {
+        let line = match line.strip_prefix("id: ").and_then(|id| id.split_once('-')) {
+            Some((_, seq)) => format!("id: {seq}"),
+            None => line.to_owned(),
+        };
+        match line.split_once("\"timestamp\":\"") {
+            Some((before, after)) => {
+                format!("{before}\"timestamp\":{}", after.split_once('"').map_or("", |(_, rest)| rest))
+            }
+            None => line,
+        }
+    };
+    stream.replace(":\n\n", "").lines().map(|text| line(text) + "\n").collect()
+}
+
+/// What is published to a channel before somebody follows it, and then.
+fn published(n: u32) -> Value {
+    match n {
+        5 => json!({"event": "temporal_status", "status": "COMPLETED", "result": {"of": "all"}}),
+        n => json!({"step": "s", "progress": n, "message": format!("n{n}\r\nid: 9")}),
+    }
+}
+
+/// Follows a channel and publishes to it; `passes_on` is told what was stored. Returns the stream.
+async fn follow_and_publish<F: Future<Output = Result<()>>>(
+    server: &Server,
+    follow: String,
+    id: &str,
+    passes_on: impl Fn(String) -> F,
+) -> Result<String> {
+    let publish = async |n: u32| {
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &published(n)).await?;
+        ensure!(status == 200, "{answer}");
+        Ok(answer["id"].as_str().context("an id")?.to_owned())
+    };
+    let mut last = String::new();
+    for n in 0..3 {
+        last = publish(n).await?;
+    }
+    let mut answer = reqwest::get(follow).await?;
+    ensure!(answer.status() == 200 && answer.headers()["content-type"] == "text/event-stream", "{answer:?}");
+    ensure!(!answer.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{answer:?}");
+    let mut text = String::new();
+    while text.matches("event: workflow_progress").count() < 3 {
+        ensure!(piece(&mut answer, &mut text).await?, "it ended");
+    }
+    for n in 3..6 {
+        let before = std::mem::replace(&mut last, publish(n).await?);
+        passes_on(before).await?;
+        if n < 5 {
+            let place = format!("id: {last}\n");
+            while !text.contains(&place) {
+                ensure!(piece(&mut answer, &mut text).await?, "it ended");
+            }
+        }
+    }
+    while piece(&mut answer, &mut text).await? {}
+    Ok(comparable(&text.replace(id, "ID")))
+}
+
+#[tokio::test]
+async fn stream_behind_pushpin_is_the_same() -> Result<()> {
+    let arguments = [
+        "--max-instance-reuse-count=100000",
+        "--max-instance-concurrent-reuse-count=1000",
+        "--env",
+        "WEIR_AUTH_LOOPBACK=true",
+        "--env",
+        "WEIR_GRIP=proxy",
+    ];
+    let (server, _dir) = composed(&arguments).await?;
+    let pushpin = Pushpin::start(&server)?;
+    until("there", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) }).await?;
+    // The host may make a second instance, with channels of its own: then another channel is tried. And what holds for Pushpin
+    // may be there later than what passes on.
+    let (tries, held) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));
+    until("held", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let path = format!("/stream/workflow/{id}");
+        // Whoever publishes tells the proxy what the gateway has drawn.
+        let passes_on = |before: String| {
+            let (server, pushpin, path, channel) = (&server, &pushpin, path.clone(), format!("workflow:{id}"));
+            async move {
+                let drawn =
+                    reqwest::Client::new().get(server.url(&path)).header("last-event-id", before).send().await?;
+                let hold = drawn.headers().get("grip-hold").cloned();
+                let text = drawn.text().await?;
+                let (_, drawn) = text.split_once("event: connected").context("connected")?;
+                let (_, drawn) = drawn.split_once("\n\n").context("an event")?;
+                pushpin.publish(&channel, json!({"content": drawn})).await?;
+                match hold {
+                    Some(_) => Ok(()),
+                    None => pushpin.publish(&channel, json!({"action": "close"})).await,
+                }
+            }
+        };
+        match follow_and_publish(&server, pushpin.url(&path), &id, passes_on).await {
+            Ok(stream) => *held.borrow_mut() = stream,
+            Err(error) => {
+                eprintln!("{id}: {error:#}\n{}", pushpin.log());
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+    .await?;
+    let native = Server::start_stub(&[]).await?;
+    let url = native.url("/stream/workflow/native");
+    let native = follow_and_publish(&native, url, "native", |_| async { Ok(()) }).await?;
+    assert_eq!(held.into_inner(), native);
+    assert_eq!(native.matches("\nevent: ").count(), 8, "{native}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
+    let pipelines = Folder::new(&[(
+        "mood",
+        json!([
+            {"id": "mood", "kind": "sentiment"},
+            {"id": "own", "kind": "component", "path": "own", "on_error": "continue", "after": []},
+            {"id": "both", "kind": "map", "after": ["mood", "own"], "expression": "{mood: mood.overall_sentiment, own: own}"},
+        ]),
+    )])?;
+    let dir = format!("{}::/pipelines", pipelines.path().display());
+    let (server, _dir) = composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"]).await?;
+    let over = run(&server, "mood", &json!({"text": "good"})).await?;
+    assert_eq!(
+        (&over["state"], &over["output"]),
+        (&json!("completed"), &json!({"mood": "POSITIVE", "own": null})),
+        "{over}"
+    );
+    assert_eq!(over["steps"][1]["code"], "unknown_step", "{over}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_under_another_host_is_not_taken_for_local() -> Result<()> {
+    let (server, _dir) = composed(&[]).await?;
+    assert_eq!(reqwest::get(server.url("/stream/workflow/w")).await?.status(), 403);
+    Ok(())
+}
+
+#[test]
+fn gateway_imports_only_wasi_and_weir() -> Result<()> {
+    let gateway = std::fs::read(component("gateway.wasm")?)?;
+    let mut graph = CompositionGraph::new();
+    let package = Package::from_bytes("weir:gateway", None, gateway, graph.types_mut())?;
+    let world = &graph.types()[package.ty()];
+    for name in world.imports.keys() {
+        assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/"), "the gateway imports {name}");
+    }
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
+    // It has the session component inside.
+    assert!(!world.imports.keys().any(|name| name.starts_with("weir:stream/session@")));
+    assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/events@")));
+    assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());
+
+    let session = std::fs::read(component("session.wasm")?)?;
+    let session = Package::from_bytes("weir:session", None, session, graph.types_mut())?;
+    for name in graph.types()[session.ty()].imports.keys() {
+        assert!(
+            name.starts_with("wasi:cli/") || name.starts_with("wasi:io/") || name.starts_with("wasi:clocks/"),
+            "session imports {name}"
+        );
+    }
+
+    let infer = Package::from_bytes("weir:infer", None, std::fs::read(component("infer.wasm")?)?, graph.types_mut())?;
+    let world = &graph.types()[infer.ty()];
+    for name in world.imports.keys() {
+        assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/types"), "infer imports {name}");
+    }
+    assert!(world.imports.keys().any(|name| name.starts_with("wasi:nn/graph@0.2.0-rc-2024-10-28")));
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Other engines for the whole path: the same components, the same answers.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weir_tests::texts::Random;
+use weir_tests::{models, ndjson, tool, weir};
+
+/// The library in the tests' own Python environment.
+fn library() -> Result<PathBuf> {
+    let python = tool("WEIR_TEST_PYTHON")?;
+    let code = "import glob, onnxruntime, os; \
+        print(glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), 'capi', 'libonnxruntime.so.*'))[0])";
+    let output = Command::new(python).args(["-c", code]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+fn run(engine: &str, texts: &str) -> Result<Vec<Value>> {
+    let mut command = Command::new(weir()?);
+    command.args(["run", "--task", "sentiment", "--set", &format!("models.engine={engine}"), "--models-dir"]);
+    command.arg(models()).args(["--set", "models.precision=f32"]).env("WEIR_ONNXRUNTIME", library()?);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("its input")?.write_all(texts.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{engine}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut lines = ndjson(&String::from_utf8(output.stdout)?)?;
+    lines.sort_by_key(|line| line["index"].as_u64());
+    Ok(lines)
+}
+
+#[test]
+fn engines_give_the_same_answers() -> Result<()> {
+    let mut random = Random(11);
+    let texts: String = (0..80).map(|index| random.text(1 + index % 40) + "\n").collect();
+    let tract = run("tract", &texts)?;
+    for engine in ["onnxruntime", "builtin"] {
+        let answers = run(engine, &texts)?;
+        ensure!(tract.len() == 80 && answers.len() == 80, "{engine}: {} answers", answers.len());
+        for (one, other) in tract.iter().zip(&answers) {
+            let score = |line: &Value| line["score"].as_f64().context("a score");
+            ensure!(one["label"] == other["label"], "{engine}: {one} and {other}");
+            ensure!((score(one)? - score(other)?).abs() < 1e-4, "{engine}: {one} and {other}");
+        }
+    }
+    Ok(())
+}

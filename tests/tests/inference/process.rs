@@ -1,0 +1,295 @@
+//! `/process-stream` and `/process-batch` over real sockets: order, content, arithmetic, framing, and what happens when
+//! readers are slow or leave.
+
+use anyhow::{Context, Result, ensure};
+use expect_test::expect;
+use serde_json::{Value, json};
+use weir_tests::{PATIENCE, Raw, Server, ndjson, statuses, until};
+
+const TEXT: &str = "Weir is a wonderful piece of work, and the team in Geneva is proud of it. The train from Paris was late \
+    again and the coffee was terrible. Maria Schmidt of Siemens said that she would come back next year.";
+
+async fn stream(server: &Server, body: Value) -> Result<Vec<Value>> {
+    let answer = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
+    ensure!(answer.status() == 200, "{}", answer.text().await?);
+    ensure!(answer.headers()["content-type"] == "application/x-ndjson");
+    ndjson(&answer.text().await?)
+}
+
+fn code_points(text: &str, start: u64, end: u64) -> String {
+    text.chars().skip(start as usize).take((end - start) as usize).collect()
+}
+
+#[tokio::test]
+async fn shipped_models_answer_every_step_in_order() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let events = stream(&server, json!({"text": TEXT, "include_entities": true, "chunk_size": 100})).await?;
+    let chunks = TEXT.chars().count().div_ceil(100);
+    let mut expected = vec!["started", "chunking", "chunked", "sentiment_processing"];
+    expected.extend(std::iter::repeat_n("sentiment_progress", chunks));
+    expected.extend(["sentiment_complete", "summarization_processing", "summarization_complete"]);
+    expected.extend(["entities_processing", "entities_complete", "completed"]);
+    assert_eq!(statuses(&events), expected);
+    assert_eq!(events[0]["text_length"], TEXT.chars().count());
+    assert_eq!(events[2]["chunks"], chunks);
+    for (i, event) in events[4..4 + chunks].iter().enumerate() {
+        assert_eq!(event["chunk_result"]["chunk"], i + 1);
+        assert_eq!(event["progress"], (i + 1) as f64 / chunks as f64);
+        let confidence = event["chunk_result"]["confidence"].as_f64().context("a number")?;
+        assert!((1.0 / 3.0..=1.0).contains(&confidence), "{event}");
+    }
+    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
+    let summary = of("summarization_complete")?["summary"].as_str().context("a string")?;
+    let ratio = summary.chars().count() as f64 / TEXT.chars().count() as f64;
+    assert_eq!(of("summarization_complete")?["compression_ratio"], ratio);
+    let entities = of("entities_complete")?["entities"].as_array().context("a list")?;
+    let found: Vec<(String, &str)> = entities
+        .iter()
+        .map(|e| {
+            let (start, end) = (e["start"].as_u64().unwrap_or(0), e["end"].as_u64().unwrap_or(0));
+            assert_eq!(e["text"], code_points(TEXT, start, end));
+            (code_points(TEXT, start, end), e["label"].as_str().unwrap_or("?"))
+        })
+        .collect();
+    for expected in [("Geneva", "LOC"), ("Paris", "LOC"), ("Maria Schmidt", "PER"), ("Siemens", "ORG")] {
+        assert!(found.contains(&(expected.0.into(), expected.1)), "{expected:?} in {found:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn process_batch_answers_with_the_results_of_the_stream() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let client = reqwest::Client::new();
+    let body = json!({"text": TEXT, "include_entities": true});
+    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let batch: Value = answer.json().await?;
+    let events = stream(&server, body).await?;
+    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
+    assert_eq!(batch["summary"], of("summarization_complete")?["summary"]);
+    let texts = |list: &Value| -> Vec<Value> {
+        list.as_array().into_iter().flatten().map(|entity| entity["text"].clone()).collect()
+    };
+    assert_eq!(texts(&batch["entities"]), texts(&of("entities_complete")?["entities"]));
+    for entity in batch["entities"].as_array().context("entities")? {
+        let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
+        assert_eq!(entity["text"], code_points(TEXT, start, end));
+    }
+    assert!(batch["sentiment"]["label"].is_string() && batch["sentiment"]["confidence"].is_f64(), "{batch}");
+    assert!(batch["processing_time"].as_f64().context("a number")? > 0.0);
+
+    let body = json!({"text": "far too short for it", "include_sentiment": false, "include_entities": false});
+    let batch: Value = client.post(server.url("/process-batch")).json(&body).send().await?.json().await?;
+    assert_eq!(batch.as_object().context("an object")?.keys().collect::<Vec<_>>(), ["processing_time"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn unknown_field_is_refused_with_the_nearest_that_is_known() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    for path in ["/process-stream", "/process-batch"] {
+        let body = json!({"text": "ten points and more", "include_entity": true});
+        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert_eq!(answer.status(), 422, "{path}");
+        let problem: Value = answer.json().await?;
+        assert_eq!(
+            (&problem["errors"][0]["field"], &problem["errors"][0]["reason"]),
+            (&json!("include_entity"), &json!("unknown"))
+        );
+        let detail = problem["detail"].as_str().context("a detail")?;
+        assert!(detail.contains("did you mean `include_entities`?"), "{detail}");
+    }
+    Ok(())
+}
+
+/// Whole answers of JSON, of the gateway and of the host, end with a line end; scores are the shortest decimals of their f32 in
+/// every form of answer.
+#[tokio::test]
+async fn json_answers_end_with_a_line_end_and_scores_have_one_form() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let client = reqwest::Client::new();
+    for path in ["/", "/livez", "/readyz", "/v1/models", "/openapi.json", "/stream/health", "/nowhere", "/v1/classify"]
+    {
+        let answer = client.get(server.url(path)).send().await?;
+        let length = answer.content_length();
+        let body = answer.text().await?;
+        assert!(body.ends_with("}\n") && !body.ends_with("\n\n"), "{path}: {body:?}");
+        assert_eq!(length, Some(body.len() as u64), "{path}");
+    }
+    let text = "What a wonderful evening it was!";
+    let mut scores = Vec::new();
+    for (path, body) in [
+        ("/v1/classify", json!({"inputs": text})),
+        ("/models/sentiment", json!({"inputs": text})),
+        ("/predict", json!({"inputs": text})),
+        ("/process-batch", json!({"text": text, "include_summary": false})),
+        ("/process-stream", json!({"text": text, "include_summary": false})),
+    ] {
+        let body = client.post(server.url(path)).json(&body).send().await?.text().await?;
+        assert!(body.ends_with('\n'), "{path}: {body:?}");
+        let name = if path.starts_with("/process") { "\"confidence\":" } else { "\"score\":" };
+        let score = body.split(name).nth(1).context("a score")?;
+        let score = score.split([',', '}']).next().context("a number")?.to_owned();
+        assert_eq!(score.parse::<f32>()?.to_string(), score, "{path}");
+        scores.push(score);
+    }
+    assert!(scores.iter().all(|score| *score == scores[0]), "{scores:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn offsets_and_chunks_count_code_points() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    // An emoji family is seven code points, a flag two, an e with an acute accent here two.
+    let text = "Zoe\u{301} and 👨‍👩‍👧‍👦 went to Köln 🇩🇪, and Ελένη stayed. ".repeat(3);
+    let length = text.chars().count();
+    let events =
+        stream(&server, json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}))
+            .await?;
+    assert_eq!(events[0]["text_length"], length);
+    assert_eq!(events[2]["chunks"], length.div_ceil(50));
+    let last = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    let entities = last["entities"].as_array().context("a list")?;
+    assert!(entities.len() >= 6, "{last}");
+    for entity in entities {
+        let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
+        assert_eq!(entity["text"], code_points(&text, start, end));
+    }
+    assert_eq!(last["total_entities"], entities.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn process_stream_over_sse_has_the_same_events() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let text = "a good line\nand a bad one, at some length";
+    let answer = reqwest::Client::new()
+        .post(server.url("/process-stream"))
+        .header("accept", "text/event-stream")
+        .json(&json!({"text": text, "include_summary": false}))
+        .send()
+        .await?;
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    assert_eq!(answer.headers()["x-accel-buffering"], "no");
+    let body = answer.text().await?;
+    let events: Vec<Value> = body
+        .split("\n\n")
+        .filter(|block| !block.is_empty())
+        .map(|block| {
+            let data = block.lines().find_map(|line| line.strip_prefix("data: ")).context("data")?;
+            let event: Value = serde_json::from_str(data)?;
+            let name = block.lines().find_map(|line| line.strip_prefix("event: ")).context("event")?;
+            assert_eq!(event["status"], name);
+            Ok(event)
+        })
+        .collect::<Result<_>>()?;
+    let plain = stream(&server, json!({"text": text, "include_summary": false})).await?;
+    assert_eq!(statuses(&events), statuses(&plain));
+    Ok(())
+}
+
+#[tokio::test]
+async fn first_event_is_sent_before_the_model_answers() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
+    let mut raw = Raw::post(&server, "/process-stream", &body).await?;
+    let seen = raw.read_until("sentiment_processing").await?;
+    assert!(seen.contains(r#""status":"started""#), "{seen}");
+    assert!(!seen.contains("sentiment_progress"), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn failing_step_is_an_event_and_the_stream_continues() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let text = format!("{TEXT} !fail");
+    let events = stream(&server, json!({"text": text, "include_entities": true, "chunk_size": 500})).await?;
+    expect![[r#"
+        [
+            "started",
+            "chunking",
+            "chunked",
+            "sentiment_processing",
+            "sentiment_error",
+            "summarization_processing",
+            "summarization_error",
+            "entities_processing",
+            "entities_error",
+            "completed",
+        ]
+    "#]]
+    .assert_debug_eq(&statuses(&events));
+    Ok(())
+}
+
+/// While the only replica is busy, a second request waits behind it and its client leaves.
+async fn leave(path: &str) -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let warm_ups = server.metric("weir_infer_items_total").await?;
+    // Five chunks of 300 ms each.
+    let text = "this one is !slow to come. ".repeat(10);
+    let blocking = json!({"text": text, "include_summary": false, "chunk_size": 54}).to_string();
+    let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
+    until("taken", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
+    let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
+    let waiting = Raw::post(&server, path, &waiting).await?;
+    until("queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
+    drop(waiting);
+    until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
+    blocking.read_until("\"completed\"").await?;
+    until("skipped", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
+    assert_eq!(server.metric("weir_infer_items_total").await?, warm_ups + 5.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn stream_of_a_client_that_left_is_not_computed() -> Result<()> {
+    leave("/process-stream").await
+}
+
+#[tokio::test]
+async fn batch_of_a_client_that_left_is_not_computed() -> Result<()> {
+    leave("/process-batch").await
+}
+
+#[tokio::test]
+async fn slow_reader_delays_no_other() -> Result<()> {
+    const READERS: usize = 8;
+    const ANSWERS: usize = 64;
+    let server = Server::start_stub(&[]).await?;
+    // Readers that do not read, each with answers of some 8 MB in all coming: more than the kernel holds for them.
+    let text = "Geneva Paris Rome Bern Oslo Wien ".repeat(150);
+    let body = json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}).to_string();
+    let mut stalled = Vec::new();
+    for _ in 0..READERS {
+        let mut raw = Raw::connect_small(&server).await?;
+        for _ in 0..ANSWERS {
+            raw.send_post("/process-stream", &body).await?;
+        }
+        stalled.push(raw);
+    }
+    // One who reads is answered again and again, until for many rounds nothing else has begun.
+    let (mut begun, mut own, mut still) = (0.0, 0.0, 0);
+    let client = reqwest::Client::new();
+    let began = std::time::Instant::now();
+    while still < 20 {
+        ensure!(began.elapsed() < PATIENCE, "they are never stalled");
+        let body = json!({"text": "one who reads is answered", "include_summary": false});
+        let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+        ensure!(answer.contains("\"completed\""), "{answer}");
+        own += 1.0;
+        let before = begun;
+        begun = server.posts().await? - own;
+        still = if begun == before { still + 1 } else { 0 };
+    }
+    assert!(begun < (READERS * ANSWERS) as f64, "{begun} answers began: nobody was stalled");
+    // And those who wake up later get all of theirs.
+    for mut raw in stalled {
+        let all = raw.read_until_nth("\"completed\"", ANSWERS).await?;
+        assert!(all > ANSWERS * 50_000, "{all} bytes are too few to stall anybody");
+    }
+    Ok(())
+}

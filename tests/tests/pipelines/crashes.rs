@@ -1,0 +1,194 @@
+//! Executions across crashes: the process is killed half-way, and the next goes on from the last checkpoint.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::Client;
+use serde_json::{Value, json};
+use weir_tests::Server;
+use weir_tests::follow::Event;
+use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status};
+
+/// A server whose channels are on the disk, each write of them for good.
+async fn on_disk(folder: &Folder, file: &Path) -> Result<Server> {
+    let path = format!("events.path={}", file.display());
+    let disk = ["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path];
+    Server::start_stub(&[&folder.arguments()[..], &disk].concat()).await
+}
+
+/// Steps one after the other, each of which takes a while.
+fn slow_steps(count: usize) -> Value {
+    let step = |n: usize| json!({"id": format!("s{n}"), "kind": "sentiment", "input": "input"});
+    (0..count).map(step).collect()
+}
+
+/// How often each step was completed, and how the whole ended.
+fn check_once(all: &[Event], steps: usize) -> Result<()> {
+    for n in 0..steps {
+        let is_it = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
+        let completed = all.iter().filter(is_it).count();
+        ensure!(completed == 1, "s{n} was completed {completed} times");
+    }
+    let last: Vec<_> =
+        all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|e| e.name.as_str()).collect();
+    ensure!(last == ["pipeline_start", "pipeline_complete"], "{last:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
+    const STEPS: usize = 8;
+    let folder = Folder::new(&[("slow", slow_steps(STEPS))])?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let mut server = on_disk(&folder, &file).await?;
+    let ids = [
+        begin(&server, "slow", &json!("!slow good")).await?,
+        begin(&server, "slow", &json!(["!slow bad", "good", "bad"])).await?,
+    ];
+    let mut seen: Vec<Event> = Vec::new();
+    // Killed after the end of a step, in the midst of one, and right after it was begun again.
+    for (kill_at, name) in [(2, "step_complete"), (4, "step_start"), (1, "step_start")] {
+        let last_id = seen.last().map(|event| event.id.clone());
+        let mut live = follow(&server, &ids[0], last_id.as_deref()).await?;
+        let mut count = 0;
+        while count < kill_at {
+            let event = live.placed().await?;
+            count += usize::from(event.name == name);
+            seen.push(event);
+        }
+        server.signal("KILL")?;
+        server.wait().await?;
+        server = on_disk(&folder, &file).await?;
+    }
+    let last_id = seen.last().map(|event| event.id.clone());
+    seen.extend(follow(&server, &ids[0], last_id.as_deref()).await?.rest().await?);
+    // What was seen in pieces is what is there, and it is whole.
+    check_whole(&seen)?;
+    assert_eq!(seen, events(&server, &ids[0]).await?);
+    check_once(&seen, STEPS)?;
+    assert_eq!(seen.last().context("events")?.data["metadata"]["resumed"], 3);
+    let now = ended(&server, &ids[0]).await?;
+    assert_eq!(
+        (&now["state"], &now["output"]["overall_sentiment"], &now["resumed"]),
+        (&json!("completed"), &json!("POSITIVE"), &json!(3))
+    );
+    // The one that nobody followed went on all the same.
+    assert_eq!(ended(&server, &ids[1]).await?["state"], "completed");
+    let other = events(&server, &ids[1]).await?;
+    check_whole(&other)?;
+    check_once(&other, STEPS)?;
+
+    // What has ended is still known after another restart, and does not begin again.
+    server.signal("KILL")?;
+    server.wait().await?;
+    let server = on_disk(&folder, &file).await?;
+    let later = status(&server, &ids[0]).await?;
+    assert_eq!((&later["state"], &later["output"], &later["events"]), (&now["state"], &now["output"], &now["events"]));
+    weir_tests::until("listed", || async {
+        let listed: Value = reqwest::get(server.url("/executions")).await?.json().await?;
+        Ok(listed["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "completed").count() == 2)
+    })
+    .await?;
+    assert_eq!(events(&server, &ids[0]).await?, seen);
+    Ok(())
+}
+
+#[tokio::test]
+async fn compensation_continues_after_kill_9() -> Result<()> {
+    let undo = |n: usize| json!([{"id": format!("undo{n}"), "kind": "sentiment", "input": "input"}]);
+    let step = |n: usize| json!({"id": format!("s{n}"), "kind": "map", "expression": "@", "compensation": undo(n)});
+    let mut steps: Vec<Value> = (0..5).map(step).collect();
+    steps.push(json!({"id": "broken", "kind": "map", "expression": "`1` / `0`", "on_error": "compensate"}));
+    let folder = Folder::new(&[("order", json!(steps))])?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let mut server = on_disk(&folder, &file).await?;
+    let id = begin(&server, "order", &json!("!slow good")).await?;
+    let mut live = follow(&server, &id, None).await?;
+    loop {
+        let event = live.placed().await?;
+        if event.name == "step_complete" && event.data["step_id"] == "undo3" {
+            break;
+        }
+    }
+    server.signal("KILL")?;
+    server.wait().await?;
+    server = on_disk(&folder, &file).await?;
+    let now = ended(&server, &id).await?;
+    assert_eq!(
+        (&now["state"], &now["failure"]["compensated"], &now["failure"]["failed_step"]),
+        (&json!("failed"), &json!(5), &json!("broken"))
+    );
+    let all = events(&server, &id).await?;
+    check_whole(&all)?;
+    let undone: Vec<String> = all
+        .iter()
+        .filter(|event| event.name == "step_complete" && !event.data["metadata"]["compensates"].is_null())
+        .map(|event| event.data["step_id"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(undone, ["undo4", "undo3", "undo2", "undo1", "undo0"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
+    // Each step doubles a text until an output has 150,000 bytes; twelve such outputs do not fit one value of the store.
+    let mut steps =
+        vec![json!({"id": "grow", "kind": "map", "expression": "join('', [@, @, @, @, @, @, @, @, @, @])"})];
+    steps.extend(
+        (0..11).map(|n| json!({"id": format!("copy{n}"), "kind": "map", "input": "steps.grow", "expression": "@"})),
+    );
+    steps.push(json!({"id": "s0", "kind": "sentiment", "input": "'!slow !slow good'"}));
+    steps.push(json!({"id": "end", "kind": "map", "input": "steps.copy10", "expression": "length(@)"}));
+    let folder = Folder::new(&[("large", json!(steps))])?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let more = ["--set", "pipelines.outputs_bytes_max=4000000", "--set", "events.bytes_max=16000000"];
+    let path = format!("events.path={}", file.display());
+    let disk = ["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path];
+    let arguments = [&folder.arguments()[..], &disk, &more].concat();
+    let open = || Server::start_stub(&arguments);
+    let mut server = open().await?;
+    let id = begin(&server, "large", &json!("x".repeat(15_000))).await?;
+    let mut live = follow(&server, &id, None).await?;
+    loop {
+        let event = live.placed().await?;
+        if event.name == "step_start" && event.data["step_id"] == "s0" {
+            break;
+        }
+    }
+    server.signal("KILL")?;
+    server.wait().await?;
+    server = open().await?;
+    let now = ended(&server, &id).await?;
+    assert_eq!(
+        (&now["state"], &now["output"], &now["resumed"]),
+        (&json!("completed"), &json!(150_000), &json!(1)),
+        "{now}"
+    );
+    check_whole(&events(&server, &id).await?)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn idempotency_key_begins_one_execution_across_a_crash() -> Result<()> {
+    let folder = Folder::new(&[("slow", slow_steps(3))])?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let mut server = on_disk(&folder, &file).await?;
+    let key = [("idempotency-key", "k1"), ("prefer", "wait")];
+    let first = start(&server, "slow", &json!("!slow good"), &key[..1]).await?.json::<Value>().await?;
+    server.signal("KILL")?;
+    server.wait().await?;
+    server = on_disk(&folder, &file).await?;
+    let id = first["execution_id"].as_str().context("an id")?;
+    let done = ended(&server, id).await?;
+    let again = start(&server, "slow", &json!("!slow good"), &key).await?.json::<Value>().await?;
+    assert_eq!((&again["execution_id"], &again["state"]), (&json!(id), &done["state"]), "{again}");
+    let other = run(&server, "slow", &json!("good")).await?;
+    assert_ne!(other["execution_id"], json!(id));
+    let gone = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
+    assert_eq!(gone.status(), 409);
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! Steps that leave Weir: components of the operator's, and calls to other services.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, run};
+use weir_tests::{Server, component, until};
+
+fn step(more: &Value) -> Value {
+    let mut step = json!({"id": "own", "kind": "component", "path": "own", "retry": {"max_attempts": 1}});
+    if let (Some(step), Some(more)) = (step.as_object_mut(), more.as_object()) {
+        step.extend(more.clone());
+    }
+    json!([step])
+}
+
+/// A server with the guest `step_guest` as `own`, from a file that may be replaced.
+async fn with_own(folder: &Folder, file: &Path) -> Result<Server> {
+    std::fs::copy(component("step_guest.wasm")?, file)?;
+    let steps = format!("pipelines.steps=[\"own={}\"]", file.display());
+    Server::start_stub(&[&folder.arguments()[..], &["--set", &steps]].concat()).await
+}
+
+#[tokio::test]
+async fn component_step_is_contained_whatever_it_does() -> Result<()> {
+    let folder = Folder::new(&[
+        ("own", step(&json!({"config": {"threshold": 0.8}, "deadline_ms": 2000, "memory_bytes_max": 20_000_000}))),
+        ("missing", step(&json!({"path": "nobody"}))),
+    ])?;
+    let dir = tempfile::tempdir()?;
+    let server = with_own(&folder, &dir.path().join("own.wasm")).await?;
+    let good = run(&server, "own", &json!({"a": [1, "é\n"]})).await?;
+    // An instance of its own each time.
+    for _ in 0..2 {
+        assert_eq!(
+            good["output"],
+            json!({"input": {"a": [1, "é\n"]}, "config": {"threshold": 0.8}, "calls": 1}),
+            "{good}"
+        );
+    }
+    let look = run(&server, "own", &json!("!look")).await?;
+    assert_eq!(look["output"], json!({"files": 0, "variables": 0, "arguments": 0, "denied": true}), "{look}");
+    for (input, code) in [
+        ("!trap", "step_trapped"),
+        ("!spin", "step_deadline"),
+        ("!sleep", "step_deadline"),
+        ("!eat", "step_memory"),
+        ("!fail", "not_today"),
+        ("!last", "never"),
+        ("!text", "step_output"),
+    ] {
+        let began = Instant::now();
+        let over = run(&server, "own", &json!(input)).await?;
+        assert_eq!((&over["state"], &over["failure"]["code"]), (&json!("failed"), &json!(code)), "{input}: {over}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{input} took {:?}", began.elapsed());
+    }
+    assert_eq!(run(&server, "missing", &json!(1)).await?["failure"]["code"], "unknown_step");
+    // While one spins, others go on.
+    let spinning = begin(&server, "own", &json!("!spin")).await?;
+    assert_eq!(run(&server, "own", &json!(1)).await?["state"], "completed");
+    assert_eq!(ended(&server, &spinning).await?["failure"]["code"], "step_deadline");
+    assert!(server.metric("weir_step_calls_total").await? >= 11.0);
+    assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn component_is_replaced_while_executions_run() -> Result<()> {
+    let folder = Folder::new(&[("own", step(&json!({})))])?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("own.wasm");
+    let server = with_own(&folder, &file).await?;
+    let is_new = |status: &Value| status["output"]["INPUT"] == 1;
+    assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
+    // A file that is no component leaves the one before in place.
+    std::fs::write(&file, b"half of a file")?;
+    until("looked at", || async {
+        assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
+        Ok(server.log().contains("a component cannot be used"))
+    })
+    .await?;
+    // The same component, but that it says INPUT.
+    let old = std::fs::read(component("step_guest.wasm")?)?;
+    let at = old.windows(9).position(|bytes| bytes == b"{\"input\":").context("what it says")?;
+    let new = [&old[..at], b"{\"INPUT\":", &old[at + 9..]].concat();
+    std::fs::write(dir.path().join("new.wasm"), new)?;
+    std::fs::rename(dir.path().join("new.wasm"), &file)?;
+    let mut old_then_new = Vec::new();
+    let began = Instant::now();
+    loop {
+        let input = json!(1);
+        let all = futures::future::try_join_all((0..4).map(|_| run(&server, "own", &input))).await?;
+        for status in &all {
+            assert_eq!(status["state"], "completed", "{status}");
+            check_whole(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
+        }
+        old_then_new.extend(all.iter().map(is_new));
+        if all.iter().all(is_new) {
+            break;
+        }
+        assert!(began.elapsed() < weir_tests::PATIENCE, "not replaced");
+    }
+    assert!(old_then_new.is_sorted(), "{old_then_new:?}");
+    Ok(())
+}
+
+/// A service that answers by the path, and counts who comes.
+async fn service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec<String>>>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let authority = listener.local_addr()?.to_string();
+    let (count, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (counted, kept) = (count.clone(), heads.clone());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let n = counted.fetch_add(1, Ordering::SeqCst);
+            let kept = kept.clone();
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                let mut buffer = [0; 4096];
+                // The head, and a body as long as it says.
+                let whole = loop {
+                    let text = String::from_utf8_lossy(&read).into_owned();
+                    if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                        if body.len() >= length.and_then(|length| length.parse().ok()).unwrap_or(0) {
+                            break text;
+                        }
+                    }
+                    match socket.read(&mut buffer).await {
+                        Ok(0) | Err(_) => return,
+                        Ok(bytes) => read.extend_from_slice(&buffer[..bytes]),
+                    }
+                };
+                let path = whole.split(' ').nth(1).unwrap_or_default().to_owned();
+                let body = whole.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+                if let Ok(mut kept) = kept.lock() {
+                    kept.push(whole);
+                }
+                let (status, kind, body) = match path.as_str() {
+                    "/echo" => ("200 OK", "application/json", format!("{{\"got\": {body}}}")),
+                    "/busy" if n == 0 => ("503 Busy", "text/plain", String::new()),
+                    "/busy" => ("200 OK", "text/plain", "at last".to_owned()),
+                    "/large" => ("200 OK", "text/plain", "x".repeat(400_000)),
+                    "/never" => return tokio::time::sleep(Duration::from_secs(600)).await,
+                    "/torn" => ("200 OK", "application/json", "{".to_owned()),
+                    _ => ("404 Not Found", "text/plain", String::new()),
+                };
+                let head =
+                    format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
+            });
+        }
+    });
+    Ok((authority, count, heads))
+}
+
+#[tokio::test]
+async fn http_step_calls_allowed_services_only() -> Result<()> {
+    let (allowed, count, heads) = service().await?;
+    let (other, others, _) = service().await?;
+    let retry = json!({"max_attempts": 3, "base_backoff_ms": 1, "policy": "fixed_delay"});
+    let call = |authority: &str, path: &str, more: Value| {
+        let mut step =
+            json!({"id": "call", "kind": "http", "url": format!("http://{authority}{path}"), "retry": retry});
+        if let (Some(step), Some(more)) = (step.as_object_mut(), more.as_object()) {
+            step.extend(more.clone());
+        }
+        json!([step])
+    };
+    let folder = Folder::new(&[
+        ("busy", call(&allowed, "/busy", json!({"method": "GET"}))),
+        ("echo", call(&allowed, "/echo", json!({"headers": {"X-Own": "yes"}, "body": "{total: sum(prices)}"}))),
+        ("whole", call(&allowed, "/echo", json!({"method": "PUT"}))),
+        ("large", call(&allowed, "/large", json!({"method": "GET"}))),
+        ("never", call(&allowed, "/never", json!({"timeout_ms": 300, "retry": {"max_attempts": 1}}))),
+        ("torn", call(&allowed, "/torn", json!({}))),
+        ("missing", call(&allowed, "/missing", json!({}))),
+        ("refused", call(&other, "/echo", json!({}))),
+        ("closed", call("127.0.0.1:1", "/", json!({}))),
+    ])?;
+    let allow = format!("pipelines.http_allow=[\"{allowed}\", \"127.0.0.1:1\"]");
+    let server = Server::start_stub(&[&folder.arguments()[..], &["--set", &allow]].concat()).await?;
+    let busy = run(&server, "busy", &json!({})).await?;
+    assert_eq!((&busy["output"], count.load(Ordering::SeqCst)), (&json!("at last"), 2), "{busy}");
+    let echo = run(&server, "echo", &json!({"prices": [1, 2.5]})).await?;
+    assert_eq!(echo["output"], json!({"got": {"total": 3.5}}), "{echo}");
+    let whole = run(&server, "whole", &json!({"a": "é"})).await?;
+    assert_eq!(whole["output"], json!({"got": {"a": "é"}}), "{whole}");
+    {
+        let heads = heads.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
+        let key =
+            |text: &String| text.lines().find(|line| line.starts_with("idempotency-key: exec_")).map(str::to_owned);
+        // Both attempts of a step have the same key, and another execution has another.
+        assert!(key(&heads[0]).is_some() && key(&heads[0]) == key(&heads[1]) && key(&heads[0]) != key(&heads[2]));
+        let post = heads[2].to_lowercase();
+        assert!(post.starts_with("post /echo http/1.1\r\n") && post.contains("\r\nx-own: yes\r\n"), "{post}");
+        assert!(post.contains("\r\ncontent-type: application/json\r\n"), "{post}");
+        assert!(heads[3].starts_with("PUT "), "{}", heads[3]);
+    }
+    for (name, code) in [
+        ("large", "output_too_large"),
+        ("never", "step_timeout"),
+        ("torn", "http_answer"),
+        ("missing", "http_status"),
+        ("refused", "http_not_allowed"),
+        ("closed", "http_unreachable"),
+    ] {
+        let over = run(&server, name, &json!({})).await?;
+        assert_eq!(over["failure"]["code"], code, "{name}: {over}");
+    }
+    assert_eq!(others.load(Ordering::SeqCst), 0, "somebody came to a service that may not be called");
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! Transcripts: streams of chunks, and sessions that are stored.
+
+mod stored;
+mod transcript;

@@ -1,0 +1,584 @@
+//! Stored transcript sessions over real sockets: their life, who may see them, two who feed one, crashes, and the vectors of the
+//! original.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use weir_tests::client::{NDJSON, create_session, end_session, feed};
+use weir_tests::follow::{Event, Follower};
+use weir_tests::texts::Random;
+use weir_tests::{Duplex, Raw, Server, ndjson, root, until};
+
+async fn get(server: &Server, path: &str) -> Result<(u16, Value)> {
+    let answer = reqwest::get(server.url(path)).await?;
+    let status = answer.status().as_u16();
+    Ok((status, answer.json().await?))
+}
+
+/// The events of a session that has ended, in its channel.
+async fn replay(server: &Server, id: &str) -> Result<Vec<Event>> {
+    Follower::open(server, &format!("/stream/session/{id}"), None).await?.rest().await
+}
+
+fn chunk(at: usize, text: &str, speaker: &str) -> Value {
+    json!({"start": at, "end": at, "text": text, "speaker_id": speaker, "seq": at + 1})
+}
+
+/// A conversation, each chunk with its sequence number.
+fn conversation(chunks: usize, random: &mut Random) -> Vec<Value> {
+    let text = ["I'll check the price", "are you leaving?", "the sky was grey", "we agreed", ""];
+    (0..chunks).map(|at| chunk(at, text[random.below(5)], ["a", "b", "c"][random.below(3)])).collect()
+}
+
+/// An event without what only a stored session says of it.
+fn plain(event: &Value) -> Value {
+    let mut event = event.clone();
+    if let Some(event) = event.as_object_mut() {
+        event.remove("seq");
+        event.remove("event_id");
+    }
+    event
+}
+
+/// What one request says of the same chunks, to the end.
+async fn reference(server: &Server, chunks: &[Value]) -> Result<Vec<Value>> {
+    let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
+    let path = "/v1/transcript?summary_every=5&summary_at_end=true";
+    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    ndjson(&answer.text().await?)
+}
+
+/// The channel of a session that has ended has each event once, in order, as one request says them.
+fn agrees(channel: &[Event], reference: &[Value]) -> Result<()> {
+    let (last, events) = channel.split_last().context("no events")?;
+    ensure!(last.name == "session_ended", "{last:?}");
+    for (at, event) in events.iter().enumerate() {
+        ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);
+        ensure!(Some(&plain(&event.data)) == reference.get(at), "{}\n{:?}", event.data, reference.get(at));
+    }
+    ensure!(events.len() == reference.len(), "{} of {}", events.len(), reference.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn session_has_its_events_from_start_to_end() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let id = create_session(&server, &json!({"summary": {"every_finals": 2}})).await?;
+    let path = format!("/sessions/{id}");
+    let events = feed(&server, &id, &[chunk(0, "can you send", "a"), chunk(1, "the price list?", "a")]).await?;
+    assert_eq!(events[1]["segment"]["text"], "can you send the price list?");
+    assert_eq!((&events[1]["seq"], &events[1]["event_id"]), (&json!(2), &json!(2)));
+    // Another request goes on where that ended; what is wrong is answered in its place, what has come is not taken again.
+    let wrong = json!({"start": 0, "end": -1, "text": "", "seq": 3});
+    let events = feed(&server, &id, &[wrong, chunk(1, "the price list?", "a"), chunk(2, "yes", "b")]).await?;
+    let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(kinds, ["error", "repeated", "final_segment", "partial_segment"]);
+    assert_eq!((&events[0]["error"]["code"], &events[0]["line"]), (&json!("end_before_start"), &json!(1)));
+    assert_eq!(events[2]["semantic"]["keywords"], json!(["price"]));
+
+    let (status, state) = get(&server, &path).await?;
+    assert_eq!((status, &state["state"], &state["events"]), (200, &json!("open"), &json!(4)));
+    assert_eq!((&state["metrics"]["chunks_ingested"], &state["seq_last"]), (&json!(3), &json!(3)));
+    let (_, context) = get(&server, &format!("{path}/context")).await?;
+    assert_eq!(context["text"], "Recent conversation context:\n[0.0s] a: can you send the price list?");
+    let request = Client::new().get(server.url(&format!("{path}/context"))).header("accept", "text/plain");
+    assert_eq!(request.send().await?.text().await?, context["text"].as_str().context("a text")?);
+
+    let ended = end_session(&server, &id).await?;
+    let kinds: Vec<&str> = ended.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(kinds, ["final_segment", "summary_due", "summary_due", "session_ended"]);
+    assert_eq!(ended[2]["summary"], "stub summary of 32 code points");
+    let channel = replay(&server, &id).await?;
+    assert_eq!(channel.len(), 8);
+    assert_eq!(channel[2].data, events[2]);
+    let again = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.rest().await?;
+    assert_eq!(again, channel[6..]);
+    assert_eq!(get(&server, &path).await?.1["state"], "ended");
+    let answer = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
+    assert_eq!(
+        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (409, json!("session_ended"))
+    );
+
+    assert_eq!(Client::new().delete(server.url(&path)).send().await?.status(), 204);
+    assert_eq!(get(&server, &path).await?.0, 404);
+    assert_eq!(Client::new().delete(server.url(&path)).send().await?.status(), 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_session_request_is_answered_with_its_reason() -> Result<()> {
+    let server = Server::start_stub(&["--set", "sessions.live_max=1"]).await?;
+    let post = async |path: &str, content_type: &str, body: &str| -> Result<(u16, Value)> {
+        let request = Client::new().post(server.url(path)).header("content-type", content_type).body(body.to_owned());
+        let answer = request.send().await?;
+        Ok((answer.status().as_u16(), answer.json().await?))
+    };
+    for (path, content_type, body, status, code) in [
+        ("/sessions", "application/json", "{\"gap\":1}", 422, "invalid_request"),
+        ("/sessions", "application/json", "{\"limits\":{\"segment_bytes_max\":65536}}", 422, "invalid_request"),
+        ("/sessions", "application/json", "{\"context\":{\"max_segments\":1000}}", 422, "invalid_request"),
+        ("/sessions", "text/plain", "{}", 415, "unsupported_media_type"),
+        ("/sessions/none/chunks", NDJSON, "", 404, "not_found"),
+        ("/sessions/none/end", NDJSON, "", 404, "not_found"),
+        ("/sessions/a%00b/end", NDJSON, "", 422, "invalid_request"),
+        ("/sessions/none", NDJSON, "", 405, "method_not_allowed"),
+    ] {
+        let (got, problem) = post(path, content_type, body).await?;
+        assert_eq!((got, problem["code"].as_str()), (status, Some(code)), "{path} {body}: {problem}");
+    }
+    let id = create_session(&server, &json!({})).await?;
+    let chunks = format!("/sessions/{id}/chunks");
+    assert_eq!(post(&chunks, "text/html", "").await?.0, 415);
+    let (status, problem) = post("/sessions", "application/json", "{}").await?;
+    assert_eq!((status, problem["code"].as_str()), (503, Some("sessions_full")));
+    // One that has gone makes room.
+    Client::new().delete(server.url(&format!("/sessions/{id}"))).send().await?;
+    create_session(&server, &json!({})).await?;
+    Ok(())
+}
+
+/// Events come while chunks are sent, and whoever has them and asks for the session finds them there.
+#[tokio::test]
+async fn state_has_what_was_answered() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let id = create_session(&server, &json!({})).await?;
+    let mut follower = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
+    let mut duplex = Duplex::open(&server, &format!("/sessions/{id}/chunks")).await?;
+    for at in 0..20 {
+        duplex.send(format!("{}\n", chunk(at, "a", "x")).as_bytes()).await?;
+        duplex.raw.read_until(&format!(r#""event_id":{}}}"#, at + 1)).await?;
+        let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
+        assert_eq!((&state["seq_last"], &state["feeding"]), (&json!(at + 1), &json!(true)));
+        assert_eq!(follower.placed().await?.data["event_id"], at + 1);
+    }
+    duplex.send(b"nonsense\n").await?;
+    duplex.raw.read_until("malformed_json").await?;
+    duplex.end().await?;
+    duplex.raw.read_until("\r\n0\r\n\r\n").await?;
+    until("at rest", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.1["feeding"] == false) }).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn newer_of_two_feeders_takes_over() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let id = create_session(&server, &json!({})).await?;
+    let path = format!("/sessions/{id}/chunks");
+    let mut old = Duplex::open(&server, &path).await?;
+    old.send(format!("{}\n", chunk(0, "one", "a")).as_bytes()).await?;
+    old.raw.read_until(r#""event_id":1}"#).await?;
+    let mut new = Duplex::open(&server, &path).await?;
+    new.send(format!("{}\n", chunk(1, "two", "a")).as_bytes()).await?;
+    let seen = new.raw.read_until(r#""event_id":2}"#).await?;
+    assert!(seen.contains("one two"), "{seen}");
+    let told = old.raw.read_until("\r\n0\r\n\r\n").await?;
+    assert!(told.contains(r#"{"type":"error","error":{"message":"another request feeds this session now"#), "{told}");
+    assert!(told.contains(r#""code":"superseded""#), "{told}");
+    new.end().await?;
+    new.raw.read_until("\r\n0\r\n\r\n").await?;
+    end_session(&server, &id).await?;
+    agrees(&replay(&server, &id).await?, &reference(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?)
+}
+
+/// A feeder whose client does not read what it is answered is taken over all the same, at once.
+#[tokio::test]
+async fn feeder_that_does_not_read_is_taken_over() -> Result<()> {
+    const CHUNKS: usize = 20_000;
+    let server = Server::start_stub(&[]).await?;
+    let id = create_session(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
+    let path = format!("/sessions/{id}/chunks");
+    let mut old = Duplex::send_head(Raw::connect_small(&server).await?, &path).await?;
+    let chunks = conversation(CHUNKS, &mut Random(5));
+    let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
+    // It is not read from either, once much is unsent.
+    let sending = tokio::spawn(async move {
+        let sent = old.send(body.as_bytes()).await;
+        (old, sent)
+    });
+    let fed = async || -> Result<u64> {
+        Ok(get(&server, &format!("/sessions/{id}")).await?.1["seq_last"].as_u64().unwrap_or(0))
+    };
+    let before = std::cell::Cell::new(0);
+    until("at a halt", || async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = fed().await?;
+        Ok(now > 0 && before.replace(now) == now)
+    })
+    .await?;
+    let began = Instant::now();
+    let from = fed().await? as usize;
+    assert!(from < CHUNKS, "all of it was taken");
+    let mut events = Vec::new();
+    for chunks in chunks[from..].chunks(4000) {
+        events.extend(feed(&server, &id, chunks).await?);
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(events.iter().all(|event| event["type"] != "error"));
+    assert_eq!(fed().await?, CHUNKS as u64);
+    sending.abort();
+    Ok(())
+}
+
+/// Two clients submit the same chunks and take the session from each other all the time: nothing is lost, nothing is doubled.
+#[tokio::test]
+async fn competing_feeders_lose_and_double_nothing() -> Result<()> {
+    const CHUNKS: usize = 300;
+    let server = Server::start_stub(&[]).await?;
+    let chunks = conversation(CHUNKS, &mut Random(7));
+    let id = create_session(&server, &json!({})).await?;
+    let fight = async |mut random: Random| -> Result<()> {
+        let mut answered = 0;
+        while answered < CHUNKS {
+            let to = (answered + 1 + random.below(60)).min(CHUNKS);
+            for line in feed(&server, &id, &chunks[answered..to]).await? {
+                let seq = line["seq"].as_u64().unwrap_or(0) as usize;
+                ensure!(matches!(line["error"]["code"].as_str(), None | Some("superseded")), "{line}");
+                if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
+                    answered = answered.max(seq);
+                }
+            }
+        }
+        Ok(())
+    };
+    futures::try_join!(fight(Random(1)), fight(Random(2)), fight(Random(3)))?;
+    end_session(&server, &id).await?;
+    agrees(&replay(&server, &id).await?, &reference(&server, &chunks).await?)
+}
+
+/// Sessions side by side, each cut into requests at random: each says what it says alone.
+#[tokio::test]
+async fn concurrent_sessions_do_not_mix() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let run = async |seed: u64| -> Result<()> {
+        let mut random = Random(seed);
+        let chunks = conversation(60, &mut random);
+        let id = create_session(&server, &json!({})).await?;
+        let mut from = 0;
+        while from < chunks.len() {
+            let to = (from + 1 + random.below(20)).min(chunks.len());
+            feed(&server, &id, &chunks[from..to]).await?;
+            from = to;
+        }
+        end_session(&server, &id).await?;
+        agrees(&replay(&server, &id).await?, &reference(&server, &chunks).await?)
+    };
+    futures::future::try_join_all((1..=12).map(run)).await?;
+    Ok(())
+}
+
+async fn on_disk(path: &Path) -> Result<Server> {
+    let path = format!("events.path={}", path.display());
+    Server::start_stub(&["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path]).await
+}
+
+/// Killed in the middle of feeding, again and again: a client that submits again what has no answer finds each event once, and
+/// what it was answered before is what the channel has.
+#[tokio::test]
+async fn kill_9_loses_and_doubles_nothing() -> Result<()> {
+    const CHUNKS: usize = 400;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let mut random = Random(11);
+    let chunks = conversation(CHUNKS, &mut random);
+    let mut server = on_disk(&file).await?;
+    let id = create_session(&server, &json!({})).await?;
+    let path = format!("/sessions/{id}/chunks");
+    let (mut answered, mut lines) = (0, Vec::new());
+    for round in 0..6 {
+        let mut duplex = Duplex::open(&server, &path).await?;
+        // Some of what was answered is submitted again too.
+        let from = answered - random.below(answered.min(30) + 1);
+        let to = if round < 5 { (answered + 40 + random.below(60)).min(CHUNKS - 1) } else { CHUNKS };
+        for piece in chunks[from..to].chunks(1 + random.below(9)) {
+            let piece: String = piece.iter().map(|chunk| format!("{chunk}\n")).collect();
+            duplex.send(piece.as_bytes()).await?;
+        }
+        // Some answers are read, and others are on their way.
+        let wanted = if round < 5 { from + 1 + random.below(to - from) } else { CHUNKS };
+        let seen = duplex.raw.read_until(&format!(r#""seq":{wanted},"#)).await?;
+        if round < 5 {
+            server.signal("KILL")?;
+            server.wait().await?;
+        } else {
+            duplex.end().await?;
+        }
+        let rest = duplex.raw.read_to_end_of_answer().await?;
+        for line in ndjson_of(&format!("{seen}{rest}")) {
+            if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
+                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+            }
+            ensure!(line["type"] != "error", "{line}");
+            lines.push(line);
+        }
+        if round < 5 {
+            server = on_disk(&file).await?;
+        }
+    }
+    assert_eq!(answered, CHUNKS);
+    end_session(&server, &id).await?;
+    let channel = replay(&server, &id).await?;
+    agrees(&channel, &reference(&server, &chunks).await?)?;
+    for line in lines.iter().filter(|line| line["event_id"].is_u64()) {
+        let at = line["event_id"].as_u64().context("a number")? as usize - 1;
+        assert_eq!(&channel[at].data, line);
+    }
+    Ok(())
+}
+
+/// Killed while so much pours in that the channel keeps only the end of it: the session is where it would be all the same.
+#[tokio::test]
+async fn kill_9_under_load_loses_and_doubles_nothing() -> Result<()> {
+    const CHUNKS: usize = 6000;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let chunks = conversation(CHUNKS, &mut Random(3));
+    let config = json!({"summary": {"every_finals": 0, "at_end": false}});
+    let mut server = on_disk(&file).await?;
+    let id = create_session(&server, &config).await?;
+    let mut answered = 0;
+    for wanted in [1500, 3500, CHUNKS] {
+        let mut duplex = Duplex::open(&server, &format!("/sessions/{id}/chunks")).await?;
+        let body: String = chunks[answered..].iter().map(|chunk| format!("{chunk}\n")).collect();
+        let raw = &mut duplex.raw;
+        // What is sent and what is read are both more than fits between: side by side.
+        let seen = raw.send_while_reading(body.as_bytes(), &format!(r#""seq":{wanted},"#)).await?;
+        for line in ndjson_of(&seen) {
+            ensure!(line["type"] != "error", "{line}");
+            if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
+                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+            }
+        }
+        if wanted < CHUNKS {
+            server.signal("KILL")?;
+            server.wait().await?;
+            server = on_disk(&file).await?;
+        }
+    }
+    assert_eq!(answered, CHUNKS);
+    let whole = create_session(&server, &config).await?;
+    feed(&server, &whole, &chunks).await?;
+    let state = async |id: &str| -> Result<Value> {
+        let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
+        let metrics = &state["metrics"];
+        Ok(json!([
+            state["events"],
+            state["current"],
+            state["seq_last"],
+            metrics["chunks_ingested"],
+            metrics["segments_finalized"]
+        ]))
+    };
+    assert_eq!(state(&id).await?, state(&whole).await?);
+    let (_, context) = get(&server, &format!("/sessions/{id}/context")).await?;
+    assert_eq!(context, get(&server, &format!("/sessions/{whole}/context")).await?.1);
+    Ok(())
+}
+
+/// The whole lines of JSON in an answer that came in chunks and may have been cut.
+fn ndjson_of(answer: &str) -> Vec<Value> {
+    answer.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+}
+
+/// A session that ended, one that is idle and one that was killed while it was fed are found again after a restart.
+#[tokio::test]
+async fn session_survives_a_restart() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("events.redb");
+    let mut server = on_disk(&file).await?;
+    let (ended, open) = (create_session(&server, &json!({})).await?, create_session(&server, &json!({})).await?);
+    for id in [&ended, &open] {
+        feed(&server, id, &[chunk(0, "one", "a"), chunk(1, "two", "b")]).await?;
+    }
+    end_session(&server, &ended).await?;
+    server.signal("TERM")?;
+    server.wait().await?;
+    let server = on_disk(&file).await?;
+    assert_eq!(get(&server, &format!("/sessions/{ended}")).await?.1["state"], "ended");
+    let (_, state) = get(&server, &format!("/sessions/{open}")).await?;
+    assert_eq!((&state["state"], &state["seq_last"], &state["events"]), (&json!("open"), &json!(2), &json!(3)));
+    let events = feed(&server, &open, &[chunk(1, "two", "b"), chunk(2, "three", "b")]).await?;
+    assert_eq!((&events[0]["type"], &events[1]["segment"]["text"]), (&json!("repeated"), &json!("two three")));
+    assert_eq!(events[1]["event_id"], 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_session_is_warned_and_expires() -> Result<()> {
+    let server = Server::start_stub(&["--set", "sessions.ended_ttl_ms=1500"]).await?;
+    let id = create_session(&server, &json!({"idle": {"expire_ms": 3000, "warn_ms": 1500}})).await?;
+    feed(&server, &id, &[chunk(0, "bye", "a")]).await?;
+    let channel = replay(&server, &id).await?;
+    let names: Vec<&str> = channel.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["partial_segment", "session_expiring", "final_segment", "summary_due", "session_expired"]);
+    assert!(channel[1].data["in_ms"].as_u64().is_some_and(|ms| ms <= 1500), "{:?}", channel[1]);
+    assert_eq!(get(&server, &format!("/sessions/{id}")).await?.1["state"], "expired");
+    let request = Client::new().post(server.url(&format!("/sessions/{id}/chunks"))).header("content-type", NDJSON);
+    let answer = request.body("").send().await?;
+    assert_eq!(
+        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (409, json!("session_expired"))
+    );
+    until("forgotten", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.0 == 404) }).await?;
+    Ok(())
+}
+
+/// What models say is part of the events, in their order; a model that fails leaves its error and loses nothing.
+#[tokio::test]
+async fn models_annotate_final_segments() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let config = json!({"annotate": ["sentiment", "entities"], "summary": {"every_finals": 0}});
+    let id = create_session(&server, &config).await?;
+    let texts = ["a good day in Paris", "bad !fail", "Anna said", "!slow good", "so"];
+    let chunks: Vec<Value> = texts.iter().enumerate().map(|(at, text)| chunk(at, text, &at.to_string())).collect();
+    let mut events = feed(&server, &id, &chunks).await?;
+    events.extend(end_session(&server, &id).await?);
+    let ids: Vec<u64> = events.iter().filter_map(|event| event["event_id"].as_u64()).collect();
+    assert_eq!(ids, (1..=11).collect::<Vec<u64>>());
+    let finals: Vec<&Value> = events.iter().filter(|event| event["type"] == "final_segment").collect();
+    assert_eq!(finals.len(), 5);
+    assert_eq!(finals[0]["sentiment"]["label"], "positive");
+    assert_eq!(finals[0]["entities"][0]["word"], "Paris");
+    assert_eq!(
+        (&finals[1]["sentiment_error"]["code"], &finals[1]["sentiment"]),
+        (&json!("engine_failed"), &Value::Null)
+    );
+    assert_eq!(finals[2]["entities"][0]["word"], "Anna");
+    assert_eq!(finals[3]["sentiment"]["label"], "positive");
+    let summary = events.iter().find(|event| event["type"] == "summary_due").context("a summary")?;
+    assert_eq!(summary["summary_error"]["code"], "engine_failed");
+    assert!(summary["prompt"].as_str().is_some_and(|prompt| prompt.contains("Paris")), "{summary}");
+    let channel = replay(&server, &id).await?;
+    assert_eq!(channel.iter().map(|event| &event.data).collect::<Vec<_>>(), events.iter().collect::<Vec<_>>());
+
+    // In one request too.
+    let path = "/v1/transcript?annotate=sentiment&summary_at_end=true";
+    let body = format!("{}\n", chunk(0, "good", "a"));
+    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    let events = ndjson(&answer.text().await?)?;
+    assert_eq!(events[1]["sentiment"]["label"], "positive");
+    assert_eq!(events[2]["summary"], "stub summary of 4 code points");
+    Ok(())
+}
+
+/// Keys whose hashes are in the file.
+const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
+const BOB: &str = "weir_AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI";
+const API_KEYS: &str = "\
+ann ann sha256:0c931af1becde644feaacb8c72cda351e1e5197468018114afcfb614aa558b37
+bob bob sha256:4d764170b1d6528180ca8f712c94a712b1c66239c05234a4264750a7c78c656c
+";
+
+#[tokio::test]
+async fn session_belongs_to_the_user_who_made_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
+    let keys = format!("auth.dir={}", dir.path().display());
+    let server = Server::start_stub(&["--set", "auth.mode=required", "--set", &keys]).await?;
+    let ask = |method: Method, path: &str, key: &str| {
+        let request = Client::new().request(method, server.url(path)).bearer_auth(key);
+        request.header("content-type", "application/json").body("{}")
+    };
+    let answer = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
+    assert_eq!(answer.status(), 401);
+    let answer = ask(Method::POST, "/sessions", ANN).send().await?;
+    assert_eq!(answer.status(), 201);
+    let id = answer.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
+    let told = |answer: Value| {
+        let mut answer = answer;
+        answer["request_id"] = Value::Null;
+        answer.to_string().replace(&id, "none")
+    };
+    for (method, rest) in [
+        (Method::GET, ""),
+        (Method::GET, "/context"),
+        (Method::POST, "/chunks"),
+        (Method::POST, "/end"),
+        (Method::DELETE, ""),
+    ] {
+        // Another's and one that is not there are answered alike.
+        let theirs = ask(method.clone(), &format!("/sessions/{id}{rest}"), BOB).send().await?;
+        let missing = ask(method.clone(), &format!("/sessions/none{rest}"), BOB).send().await?;
+        assert_eq!((theirs.status(), missing.status()), (404.try_into()?, 404.try_into()?), "{method} {rest}");
+        assert_eq!(told(theirs.json().await?), told(missing.json().await?));
+    }
+    let channel = format!("/stream/session/{id}");
+    assert_eq!(ask(Method::GET, &channel, BOB).send().await?.status(), 404);
+    assert_eq!(ask(Method::GET, &format!("/sessions/{id}"), ANN).send().await?.status(), 200);
+    let ended = ask(Method::POST, &format!("/sessions/{id}/end"), ANN).send().await?.text().await?;
+    assert!(ended.contains("session_ended"), "{ended}");
+    let events = ask(Method::GET, &channel, ANN).send().await?.text().await?;
+    assert!(events.contains("session_ended"), "{events}");
+    assert_eq!(ask(Method::DELETE, &format!("/sessions/{id}"), ANN).send().await?.status(), 204);
+    Ok(())
+}
+
+/// The vectors of the original, each as a stored session.
+#[tokio::test]
+async fn stored_session_agrees_with_slower_whisper() -> Result<()> {
+    let dir = std::env::var_os("WEIR_GOLDEN_DIR").map_or_else(|| root().join("tests/golden"), PathBuf::from);
+    let text = std::fs::read_to_string(dir.join("streaming_session.jsonl"))?;
+    let server = Server::start_stub(&[]).await?;
+    let vectors = ndjson(&text)?;
+    ensure!(!vectors.is_empty(), "there are no vectors");
+    for vector in vectors {
+        let config = json!({
+            "max_gap_sec": vector["max_gap_sec"], "annotate": [], "summary": {"every_finals": 0, "at_end": false},
+        });
+        let id = create_session(&server, &config).await?;
+        let inputs = vector["input"].as_array().context("inputs")?;
+        let mut want = Vec::new();
+        for (at, output) in vector["output"].as_array().context("outputs")?.iter().enumerate() {
+            match output {
+                Value::Array(events) => want.extend(events.iter().cloned()),
+                error => want.push(json!({"type": "error", "message": error["error"], "line": at + 1})),
+            }
+        }
+        let got: Vec<Value> = feed(&server, &id, inputs)
+            .await?
+            .into_iter()
+            .map(|event| match event["type"].as_str() {
+                Some("error") => {
+                    json!({"type": "error", "message": event["error"]["message"], "line": event["line"]})
+                }
+                _ => json!({"type": event["type"], "segment": event["segment"]}),
+            })
+            .collect();
+        ensure!(got == want, "{vector}\n{got:?}");
+        Client::new().delete(server.url(&format!("/sessions/{id}"))).send().await?;
+    }
+    Ok(())
+}
+
+/// Many sessions live at once and are fed by turns for a while: each ends with all that it was given. The minute-long run is
+/// `weir-bench sessions`.
+#[tokio::test]
+async fn many_sessions_are_fed_at_once() -> Result<()> {
+    const SESSIONS: usize = 400;
+    let server = Server::start_stub(&[]).await?;
+    let config = json!({"summary": {"every_finals": 0, "at_end": false}});
+    let mut ids = Vec::new();
+    for _ in 0..SESSIONS {
+        ids.push(create_session(&server, &config).await?);
+    }
+    let began = Instant::now();
+    let mut rounds = 0;
+    while began.elapsed() < Duration::from_secs(5) {
+        for ids in ids.chunks(40) {
+            let fed = ids.iter().map(async |id| feed(&server, id, &[chunk(rounds, "a word", "a")]).await);
+            for events in futures::future::try_join_all(fed).await? {
+                ensure!(events.len() == 1 && events[0]["event_id"] == rounds + 1, "{events:?}");
+            }
+        }
+        rounds += 1;
+    }
+    for id in &ids {
+        let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
+        assert_eq!(state["metrics"]["chunks_ingested"], rounds);
+    }
+    println!("{} chunks in {rounds} rounds of {SESSIONS} sessions", rounds * SESSIONS);
+    Ok(())
+}

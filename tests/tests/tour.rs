@@ -1,0 +1,152 @@
+//! A tour of the product in short stories, in the order of README.md. Each of them is tested in depth in the folder of its feature.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weir_tests::auth::{ANN, BOB, ask, guarded, issue_ticket, step};
+use weir_tests::client::{NDJSON, classify, create_session, end_session, feed, follow, lines, pipeline, post, publish};
+use weir_tests::follow::Follower;
+use weir_tests::pipelines::{Folder, begin, events, told};
+use weir_tests::{Duplex, Server, auth, models, statuses, weir};
+
+#[tokio::test]
+async fn text_is_classified_by_a_model_that_ships() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let scores = classify(&server, &["what a wonderful day", "what an awful day"]).await?;
+    assert_eq!((&scores[0][0]["label"], &scores[1][0]["label"]), (&json!("positive"), &json!("negative")));
+    Ok(())
+}
+
+#[test]
+fn file_is_classified_on_the_command_line() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("reviews.txt");
+    std::fs::write(&file, "what a wonderful day\nwhat an awful day\n")?;
+    let mut run = Command::new(weir()?);
+    let output = run.args(["run", "--task", "sentiment", "--models-dir"]).arg(models()).arg(&file).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = String::from_utf8(output.stdout)?;
+    let output: Vec<&str> = output.lines().collect();
+    ensure!(output.len() == 2 && output[0].contains("positive") && output[1].contains("negative"), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_line_is_answered_while_the_request_is_still_open() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let mut stream = Duplex::open(&server, "/v1/classify?top_k=1").await?;
+    stream.send(b"{\"text\":\"what a wonderful day\"}\n").await?;
+    stream.raw.read_until("positive").await?;
+    stream.send(b"{\"text\":\"what an awful day\"}\n").await?;
+    stream.raw.read_until("negative").await?;
+    stream.end().await?;
+    stream.raw.read_until("\"done\":true").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn document_is_processed_step_by_step() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let text = "Maria Schmidt liked Geneva. The hotel was wonderful and the lake was beautiful.";
+    let body = json!({"text": text, "include_entities": true}).to_string();
+    let told = lines(&server, "/process-stream", "application/json", body).await?;
+    let names = statuses(&told);
+    assert_eq!((names.first(), names.last()), (Some(&"started"), Some(&"completed")));
+    let entities = told.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    ensure!(entities.to_string().contains("Geneva"), "{entities}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn event_is_published_and_followed_and_a_reader_resumes_where_it_left() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let mut reader = follow(&server, "workflow/42").await?;
+    let seen = publish(&server, "42", 1).await?;
+    assert_eq!(reader.placed().await?.id, seen);
+    drop(reader);
+    publish(&server, "42", 2).await?;
+    let mut reader = Follower::open(&server, "/stream/workflow/42", Some(&seen)).await?;
+    assert_eq!(reader.placed().await?.data["message"], "n2");
+    Ok(())
+}
+
+#[tokio::test]
+async fn chunks_of_a_transcript_become_segments_with_what_they_say() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let chunk =
+        |at: u32, speaker: &str, text: &str| json!({"start": at, "end": at + 1, "speaker_id": speaker, "text": text});
+    let session = create_session(&server, &json!({"annotate": ["keywords", "intent"]})).await?;
+    let told =
+        feed(&server, &session, &[chunk(0, "ann", "can you send me the"), chunk(1, "ann", "price please?")]).await?;
+    assert_eq!(told.last().context("an event")?["segment"]["text"], "can you send me the price please?");
+    let last = end_session(&server, &session).await?;
+    let segment = last.iter().find(|event| event["type"] == "final_segment").context("a segment")?;
+    assert_eq!(segment["segment"]["speaker_id"], "ann");
+    Ok(())
+}
+
+#[tokio::test]
+async fn stored_session_continues_after_a_crash() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = format!("events.path={}", dir.path().join("events.redb").display());
+    let disk = ["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path];
+    let mut server = Server::start_stub(&disk).await?;
+    let session = create_session(&server, &json!({})).await?;
+    let chunk = |at: u32, text: &str| json!({"start": at, "end": at + 1, "speaker_id": "ann", "text": text});
+    feed(&server, &session, &[chunk(0, "we agreed")]).await?;
+    server.signal("KILL")?;
+    server.wait().await?;
+    let server = Server::start_stub(&disk).await?;
+    let told = feed(&server, &session, &[chunk(1, "on the price")]).await?;
+    assert_eq!(told.last().context("an event")?["segment"]["text"], "we agreed on the price");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipeline_of_steps_runs_and_its_events_are_followed() -> Result<()> {
+    let steps = json!([
+        {"id": "mood", "kind": "sentiment"},
+        {"id": "answer", "kind": "map", "input": "steps.mood", "expression": "overall_sentiment"},
+    ]);
+    let folder = Folder::new(&[("review", steps)])?;
+    let server = Server::start(&folder.arguments()).await?;
+    let input = json!({"text": "what a wonderful day"});
+    assert_eq!(pipeline(&server, "review", &input).await?, json!("POSITIVE"));
+    let id = begin(&server, "review", &input).await?;
+    let told = told(&events(&server, &id).await?);
+    assert_eq!(
+        (told.first().map(String::as_str), told.last().map(String::as_str)),
+        (Some("pipeline_start"), Some("pipeline_complete"))
+    );
+    ensure!(told.iter().any(|event| event == "step_complete mood"), "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn user_sees_what_is_their_own_and_nothing_else() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &[]).await?;
+    let published = auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &step(Some("ann"))).await?;
+    assert_eq!(published, 200);
+    let open = async |key: &str| auth::status(ask(&server, reqwest::Method::GET, "/stream/workflow/42", key)).await;
+    assert_eq!((open(ANN).await?, open(BOB).await?), (200, 404));
+    // A page cannot send a header with an EventSource: it gets a ticket, which works once.
+    let ticket = issue_ticket(&server, ANN, &json!({"path": "/stream/workflow/42"})).await?;
+    let url = server.url(&format!("/stream/workflow/42?ticket={ticket}"));
+    assert_eq!((reqwest::get(&url).await?.status().as_u16(), reqwest::get(&url).await?.status().as_u16()), (200, 401));
+    Ok(())
+}
+
+#[tokio::test]
+async fn operator_reads_probes_and_metrics() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    lines(&server, "/v1/classify", NDJSON, "{\"text\":\"good\"}\n").await?;
+    let ready: Value = reqwest::get(server.url("/readyz")).await?.error_for_status()?.json().await?;
+    ensure!(ready["models"].as_array().is_some_and(|models| !models.is_empty()), "{ready}");
+    ensure!(server.posts().await? >= 1.0);
+    let (status, problem) = post(&server, "/v1/classify", &json!({"input": "good"})).await?;
+    assert_eq!(status, 422);
+    ensure!(problem["detail"].as_str().is_some_and(|detail| detail.contains("did you mean `inputs`?")), "{problem}");
+    Ok(())
+}

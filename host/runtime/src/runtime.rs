@@ -101,7 +101,7 @@ impl Runtime {
     pub async fn settled(&self, name: &str) -> Result<(), String> {
         match self.calls.pools().get(name) {
             Some(pool) => pool.settled().await,
-            None => Err(format!("no model named {name:?} is served here")),
+            None => Err(format!("no model named `{name}` is served here")),
         }
     }
 

@@ -324,7 +324,7 @@ fn mistake_is_answered_with_one_sentence() -> Result<()> {
     mistake(
         &["--task", "sentiment", "--model", "nothing"],
         expect![[r#"
-        weir: no model "nothing": not a folder, and not in MODELS, which has embeddings, entities, sentiment
+        weir: no model `nothing`: not a folder, and not in MODELS, which has embeddings, entities, sentiment
     "#]],
     )?;
     mistake(

@@ -101,7 +101,7 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
             weir_config::Model { path: beside, ..Default::default() }
         }
         None if PathBuf::from(name).is_dir() => weir_config::Model { path: name.into(), ..Default::default() },
-        None => bail!("no model {name:?}: not a folder, and not in {}", folder_text(&config.models.dir)),
+        None => bail!("no model `{name}`: not a folder, and not in {}", folder_text(&config.models.dir)),
     };
     let name = PathBuf::from(name).file_name().and_then(|n| n.to_str()).unwrap_or("model").to_string();
     config.models.dir = PathBuf::new();

@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn failure_is_a_line() {
         let line = Rendered::failure(3, None, &Failure::UnknownModel("x".into()));
-        expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named \"x\" is served here"}}"#]]
+        expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named `x` is served here"}}"#]]
             .assert_eq(&line.json);
         let error = ItemError { line: Some(9), ..ItemError::new("not_utf8", "line 9: it is not UTF-8") };
         let line = Rendered::refused(4, Some(Id::Text("a".into())), &error);

@@ -5,7 +5,7 @@ use crate::types::Failure;
 /// A sentence for people.
 pub fn text(failure: &Failure) -> String {
     match failure {
-        Failure::UnknownModel(name) => format!("no model named {name:?} is served here"),
+        Failure::UnknownModel(name) => format!("no model named `{name}` is served here"),
         Failure::InvalidInput(text) | Failure::Unavailable(text) | Failure::Engine(text) | Failure::Other(text) => {
             text.clone()
         }

@@ -46,7 +46,7 @@ pub enum StartError {
         source: ModelError,
     },
     /// A name of the configuration has no folder.
-    #[error("models.names has {name:?}, and {dir} has no such folder; it has {}", listed(.names))]
+    #[error("models.names has `{name}`, and {dir} has no such folder; it has {}", listed(.names))]
     NoSuchModel {
         /// The name.
         name: String,

@@ -56,8 +56,8 @@ impl InstanceRun<'_> {
         let served = tokio::select! {
             served = serving => served.and_then(|served| served),
             () = silence(&heartbeats, self.hang_timeout) => {
-                let waited = self.hang_timeout;
-                Err(wasmtime::format_err!("its event loop has not run for {waited:?}"))
+                let waited_ms = self.hang_timeout.as_millis();
+                Err(wasmtime::format_err!("its event loop has not run for {waited_ms} ms"))
             }
         };
         if served.is_ok() {

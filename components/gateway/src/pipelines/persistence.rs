@@ -119,7 +119,7 @@ pub(super) async fn try_save(
     live.parts.set(live.parts.get().max(parts));
     // The next checkpoint tries again.
     if let Err(failure) = listing::put(live, None).await {
-        eprintln!("warn: {id} is not listed as it is: {}", publish::reason(&failure));
+        eprintln!("warn: {id} is not listed as it is: {}", store::reason(&failure));
     }
     // Whose channel it is must be known for as long as there are events in it.
     if checkpoint.number > 1 && pipelines.settings.auth.required {

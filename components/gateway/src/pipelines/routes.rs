@@ -20,8 +20,7 @@ use weir_codec::{
 use weir_core::pipelines::{Definition, Execution, Json, Rejected, Status};
 
 use super::{
-    Pipelines,
-    listing,
+    Pipelines, listing,
     persistence::{self, Place},
     resume::{self, Opened},
     running::RunningExecution,

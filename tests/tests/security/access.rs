@@ -156,8 +156,9 @@ async fn channel_in_use_keeps_its_owner_whatever_others_begin() -> Result<()> {
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["memory", "disk"] {
         let store = format!("events.store={store}");
-        let more =
-            ["--set", "events.channels_max=6", "--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path];
+        // A share of three channels: the one of the workflow, and the user's own, which gets a copy of each event.
+        let bounds = ["--set", "events.channels_max=6", "--set", "events.user_percent_max=50"];
+        let more = [&bounds[..], &["--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path]].concat();
         let server = guarded(dir.path(), &more).await?;
         assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("ann"))).await?, 200);
         let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;

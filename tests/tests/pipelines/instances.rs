@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use weir_tests::client::{NDJSON, body_of, chunks_path, create_session, post_body};
 use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, start, status};
+use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, start, status};
 use weir_tests::redis::Redis;
 use weir_tests::texts::Random;
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};
@@ -244,6 +244,10 @@ async fn paused_instance_changes_nothing_after_another_has_taken_over() -> Resul
     let (one, two) = (shared.instance().await?, shared.instance().await?);
     let id = begin(&one, "calls", &json!({})).await?;
     until("called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
+    // The call and the event of its start are two writes; the count below is of both instances' events.
+    let mut follower = follow(&two, &id, None).await?;
+    while started(&[follower.placed().await?], "s0") == 0 {}
+    drop(follower);
     one.signal("STOP")?;
     until("taken over", || async { Ok(shared.service.count("/s0") == 2) }).await?;
     // Both calls are answered: that of the paused instance waits in its socket until it runs again.

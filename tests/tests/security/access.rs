@@ -259,8 +259,10 @@ async fn channel_that_begins_again_has_its_owner() -> Result<()> {
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["disk", "memory"] {
         let store = format!("events.store={store}");
-        let more = ["--set", "events.channels_max=2", "--set", "auth.publishes_burst=100000"];
-        let more = [&more[..], &["--set", "auth.requests_burst=100000", "--set", &store, "--set", &path]].concat();
+        let more = ["--set", "events.channels_max=2", "--set", "events.user_percent_max=100"];
+        let more =
+            [&more[..], &["--set", "auth.publishes_burst=100000", "--set", "auth.requests_burst=100000"]].concat();
+        let more = [&more[..], &["--set", &store, "--set", &path]].concat();
         let server = guarded(dir.path(), &more).await?;
         for _ in 0..6 {
             let publish = |id: usize| {
@@ -269,7 +271,8 @@ async fn channel_that_begins_again_has_its_owner() -> Result<()> {
                 async move { status(request).await }
             };
             for status in futures::future::try_join_all((0..CHANNELS).map(publish)).await? {
-                assert!(matches!(status, 200 | 503), "{status}");
+                // Those of the two channels may be in use by other requests at this moment.
+                assert!(matches!(status, 200 | 429 | 503), "{status}");
             }
             // Those that have events are the owner's.
             for id in 0..CHANNELS {

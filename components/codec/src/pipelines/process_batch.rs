@@ -64,7 +64,7 @@ pub type BatchFailure = (Option<TextStep>, StepFailure);
 
 /// Collects the events of an execution of [`super::process_stream::definition`] whose text is one chunk.
 ///
-/// The response is whole or a failure: that of the first step, in the order of [`STEPS`], that failed.
+/// The response is whole or a failure: that of the first step, in the order of `STEPS`, that failed.
 #[derive(Debug)]
 pub struct BatchCollector {
     /// The result of each step; none for a step that was not asked for.

@@ -230,7 +230,7 @@ fn mistakes_are_told_with_their_paths() {
             `steps[1].after` must be an array, and is a string
             `steps[1].on_error` must be one of fail, continue, compensate
             `steps[2].method` must be one of GET, POST, PUT, PATCH, DELETE
-            `steps[2].headers.Host` is set by whoever makes the connection
+            `steps[2].headers.Host` is set by the HTTP client
             `steps[2].headers.a b` is no name of a header
             `steps[2].headers.k` is no value of a header
             `steps[2].headers.n` must be a string, and is an integer

@@ -24,7 +24,7 @@ pub enum RequestError {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FieldError {
-    /// The field; one of an item is told with its place, as `inputs[3].text`.
+    /// The field; one of an item includes its index, as `inputs[3].text`.
     pub field: Box<str>,
     /// What is wrong: a constant for programs.
     pub reason: FieldReason,

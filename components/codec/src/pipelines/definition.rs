@@ -254,7 +254,7 @@ fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, Strin
         match value {
             _ if !is_token(&name) => errors.push_at(&path, FieldReason::NotAllowed, "is no name of a header"),
             _ if HEADERS_RESERVED.contains(&&*lower) => {
-                errors.push_at(&path, FieldReason::NotAllowed, "is set by whoever makes the connection");
+                errors.push_at(&path, FieldReason::NotAllowed, "is set by the HTTP client");
             }
             _ if seen.contains_key(&lower) => errors.push_at(&path, FieldReason::NotAllowed, "is given twice"),
             Node::Text(value) if is_header_value(&value) => {

@@ -49,12 +49,12 @@ impl<V> Values<V> {
         &self.bytes
     }
 
-    /// Values of a kind held, ended ones included that were not let go of yet.
+    /// Values of a kind, with expired ones that are not yet removed.
     pub fn count(&self, kind: &str) -> usize {
         self.kinds.get(kind).copied().unwrap_or(0)
     }
 
-    /// Values held, ended ones included that were not let go of yet.
+    /// Values, with expired ones that are not yet removed.
     pub fn len(&self) -> usize {
         self.held.len()
     }

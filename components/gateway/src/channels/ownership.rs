@@ -59,7 +59,7 @@ enum Record {
     Publishers,
 }
 
-/// The user to whom a channel belongs.
+/// The owner of a channel.
 pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
     match read(channel).await? {
         Record::Owner(owner) => Ok(Some(owner)),

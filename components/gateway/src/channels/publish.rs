@@ -120,11 +120,11 @@ enum Recorded {
     Publisher,
 }
 
-/// Records to whom a channel belongs, or who publishes to it.
+/// Records the owner of a channel, or its publisher.
 async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) -> Result<Recorded, Problem> {
     if let Some(user) = user {
-        // A publisher that may not read a channel does not get to see its past by naming itself, and gives nobody what others have
-        // published there.
+        // A publisher without read access must not gain it by naming itself, nor give another user access to events that
+        // other publishers wrote.
         let past = if identity.authorize(Action::Read, channel, None).is_ok() {
             ownership::Past::Owned
         } else if user.id() == identity.user() {

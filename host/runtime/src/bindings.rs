@@ -11,6 +11,18 @@ pub mod infer {
     });
 }
 
+/// The generate component, as the host calls it.
+#[allow(missing_docs, clippy::all)]
+pub mod generate {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "generate-exports",
+        exports: { default: async },
+        additional_derives: [Clone, PartialEq],
+        with: { "weir:stream/types": crate::bindings::types },
+    });
+}
+
 /// The gateway component's import, as the host provides it.
 #[allow(missing_docs, clippy::all)]
 pub mod gateway {
@@ -18,7 +30,10 @@ pub mod gateway {
         path: "../../wit",
         world: "gateway-host",
         imports: { default: async | store | trappable },
-        with: { "weir:stream/types": crate::bindings::types },
+        with: {
+            "weir:stream/types": crate::bindings::types,
+            "weir:stream/generate-types": crate::bindings::generate_types,
+        },
     });
 }
 
@@ -32,4 +47,5 @@ pub mod step {
     });
 }
 
+pub use generate::weir::stream::generate_types;
 pub use infer::weir::stream::types;

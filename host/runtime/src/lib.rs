@@ -8,6 +8,7 @@
 //!
 //! - [`bindings`]: the WIT of `weir:stream` in Rust.
 //! - [`inference`]: calls, the queue of each model, and the replicas.
+//! - [`generation`]: calls that generate text, and the instance of each language model.
 //! - [`components`]: wasmtime, and the instances of the gateway component and of steps.
 //! - `interfaces`: what the host provides to gateway instances, one file for each interface of `weir:stream`.
 //! - `start`: the start from the configuration.
@@ -29,6 +30,7 @@
 
 pub mod bindings;
 pub mod components;
+pub mod generation;
 pub mod inference;
 mod interfaces;
 pub mod runtime;

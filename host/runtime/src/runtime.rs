@@ -8,6 +8,7 @@ use weir_events::Store;
 
 use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
+use crate::generation::Generations;
 use crate::inference::call::CallOpener;
 use crate::inference::pool::PoolStats;
 use crate::start::{Builtin, StartError, event_store, gateway, pools};
@@ -53,9 +54,10 @@ impl Runtime {
         let draining = Arc::new(AtomicBool::new(false));
         let pools = Arc::new(pools::start(config, builtin, &host)?);
         let calls = CallOpener::new(pools, config.infer.call_items_max as usize);
+        let generations = Generations::default();
         let serving = match events {
             Some(events) => {
-                let gateway = gateway::start(config, builtin, &host, &calls, &events, &draining)?;
+                let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;
                 Some(Serving { gateway, events })
             }
             None => None,

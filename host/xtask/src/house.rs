@@ -23,6 +23,7 @@ pub(crate) const GUESTS: &[Component] = &[
     Component { package: "nn-probe", name: "nn_probe" },
     Component { package: "infer-stub", name: "infer_stub" },
     Component { package: "events-stub", name: "events_stub" },
+    Component { package: "generate-stub", name: "generate_stub" },
     Component { package: "step-guest", name: "step_guest" },
     Component { package: "step-example", name: "step_example" },
 ];

@@ -68,6 +68,7 @@ const RULES: &[Rule] = &[
     Rule { package: "infer-stub", house: &[], others: None },
     // The store's own state machines, so that the stub has the same guarantees.
     Rule { package: "events-stub", house: &["weir-core"], others: None },
+    Rule { package: "generate-stub", house: &[], others: None },
     Rule { package: "step-guest", house: &[], others: None },
     Rule { package: "step-example", house: &[], others: None },
     Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
@@ -91,6 +92,7 @@ const RESERVED: &[(&str, &[&str])] = &[
             "nn-probe",
             "infer-stub",
             "events-stub",
+            "generate-stub",
             "step-guest",
             "step-example",
         ],

@@ -30,14 +30,14 @@ fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     Ok(graph.encode(EncodeOptions::default())?)
 }
 
-/// The gateway with stand-ins for infer and the channel store, under `wasmtime serve`.
+/// The gateway with stand-ins for infer, generate and the channel store, under `wasmtime serve`.
 async fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
-    let (infer, events) =
-        (std::fs::read(component("infer_stub.wasm")?)?, std::fs::read(component("events_stub.wasm")?)?);
+    let stub = |name: &str| Ok::<_, anyhow::Error>(std::fs::read(component(name)?)?);
+    let (infer, generate, events) = (stub("infer_stub.wasm")?, stub("generate_stub.wasm")?, stub("events_stub.wasm")?);
     let dir = tempfile::tempdir()?;
     let composed = dir.path().join("composed.wasm");
-    std::fs::write(&composed, plug(&gateway, &[&infer, &events])?)?;
+    std::fs::write(&composed, plug(&gateway, &[&infer, &generate, &events])?)?;
     let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
     command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).args(arguments);
     command.arg(&composed);

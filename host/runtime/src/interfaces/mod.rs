@@ -3,6 +3,7 @@
 
 pub(crate) mod convert;
 mod events;
+mod generate;
 mod infer;
 mod state;
 mod steps;

@@ -13,6 +13,7 @@ use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
 use crate::components::gateway::state::{GatewayConfig, GatewayFactory};
 use crate::components::steps::{Steps, StepsConfig};
+use crate::generation::Generations;
 use crate::inference::call::CallOpener;
 use crate::start::guest_env::{self, KEYS_DIR, PIPELINES_DIR};
 use crate::start::{Builtin, StartError, component_source};
@@ -25,7 +26,7 @@ pub(crate) fn start(
     config: &Config,
     builtin: Builtin,
     host: &Host,
-    calls: &CallOpener,
+    (calls, generations): (&CallOpener, &Generations),
     events: &Store,
     draining: &Arc<AtomicBool>,
 ) -> Result<Gateway, StartError> {
@@ -48,7 +49,8 @@ pub(crate) fn start(
         folders: folders(config)?,
         http_allow: config.pipelines.http_allow.clone(),
     };
-    let (calls, events, draining) = (calls.clone(), events.clone(), draining.clone());
+    let calls = (calls.clone(), generations.clone());
+    let (events, draining) = (events.clone(), draining.clone());
     let factory = GatewayFactory::new(host.engine(), &component, gateway, calls, events, steps, draining);
     Ok(Gateway::start(factory.map_err(|error| StartError::Link("gateway", error))?))
 }

@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::TrapOrPanicError;
 
+use crate::generation::GenerationHandle;
 use crate::inference::call::CallHandle;
 
 /// A request for the gateway.
@@ -60,11 +61,18 @@ pub(crate) struct OpenRequest {
     instance: OnceLock<Arc<Occupancy>>,
     reservation: OnceLock<Arc<Reservation>>,
     calls: Mutex<Vec<CallHandle>>,
+    generations: Mutex<Vec<GenerationHandle>>,
 }
 
 impl OpenRequest {
     pub(crate) fn new(client: u64) -> Self {
-        Self { client, instance: OnceLock::new(), reservation: OnceLock::new(), calls: Mutex::default() }
+        Self {
+            client,
+            instance: OnceLock::new(),
+            reservation: OnceLock::new(),
+            calls: Mutex::default(),
+            generations: Mutex::default(),
+        }
     }
 
     /// Counts it among the requests of an instance.
@@ -87,6 +95,11 @@ impl OpenRequest {
     pub(crate) fn add_call(&self, call: CallHandle) {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }
+
+    /// Adds a call of generations; those that are not detached end with the request.
+    pub(crate) fn add_generations(&self, call: GenerationHandle) {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
 }
 
 impl Drop for OpenRequest {
@@ -96,6 +109,9 @@ impl Drop for OpenRequest {
         }
         for call in self.calls.get_mut().unwrap_or_else(PoisonError::into_inner) {
             call.abandon();
+        }
+        for call in self.generations.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            call.end_attached();
         }
     }
 }

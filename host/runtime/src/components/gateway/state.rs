@@ -19,6 +19,7 @@ use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 use crate::components::outgoing::Outgoing;
 use crate::components::steps::Steps;
+use crate::generation::Generations;
 use crate::inference::call::CallOpener;
 
 /// How gateway instances are made.
@@ -75,6 +76,7 @@ pub(crate) struct GatewayState {
     hooks: Outgoing,
     limits: StoreLimits,
     pub(crate) calls: CallOpener,
+    pub(crate) generations: Generations,
     pub(crate) events: EventStore,
     pub(crate) steps: Steps,
     draining: Arc<AtomicBool>,
@@ -117,6 +119,7 @@ pub(crate) struct GatewayFactory {
     pre: ServicePre<GatewayState>,
     config: GatewayConfig,
     calls: CallOpener,
+    generations: Generations,
     events: EventStore,
     steps: Steps,
     draining: Arc<AtomicBool>,
@@ -128,7 +131,7 @@ impl GatewayFactory {
         engine: &Engine,
         component: &Component,
         config: GatewayConfig,
-        calls: CallOpener,
+        (calls, generations): (CallOpener, Generations),
         events: EventStore,
         steps: Steps,
         draining: Arc<AtomicBool>,
@@ -139,7 +142,7 @@ impl GatewayFactory {
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
-        Ok(Self { engine: engine.clone(), pre, config, calls, events, steps, draining })
+        Ok(Self { engine: engine.clone(), pre, config, calls, generations, events, steps, draining })
     }
 
     pub(crate) fn config(&self) -> &GatewayConfig {
@@ -173,6 +176,7 @@ impl GatewayFactory {
             hooks: Outgoing::new(http_allow),
             limits: limits(memory_bytes_max),
             calls: self.calls.clone(),
+            generations: self.generations.clone(),
             events: self.events.clone(),
             steps: self.steps.clone(),
             draining: self.draining.clone(),

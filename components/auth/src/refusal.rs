@@ -1,7 +1,7 @@
 //! The errors of this crate as problems of RFC 9457, with their headers.
 
 use weir_codec::http::problem::Problem;
-use weir_core::quota::{ConnectionRefused, Limited};
+use weir_core::quota::{ConnectionRefused, RateExceeded};
 
 use crate::{
     credential::CredentialError, guard::AuthError, identity::NotFound, jwt::TokenError, limits::LimitError,
@@ -73,7 +73,7 @@ pub fn not_found(NotFound: NotFound, path: &str) -> Problem {
 }
 
 /// 429 with `Retry-After`.
-pub fn limited(error: &Limited) -> Problem {
+pub fn limited(error: &RateExceeded) -> Problem {
     Problem::refused(429, "too_many_requests", TOO_MANY, error.to_string(), Some(error.retry_after_ms()))
 }
 
@@ -124,7 +124,7 @@ mod tests {
             LimitError::Body { bytes_max: 9 }.into(),
             LimitError::Name.into(),
             not_found(NotFound, "/stream/workflow/42"),
-            limited(&Limited { retry_after_ns: 1_200_000_001 }),
+            limited(&RateExceeded { retry_after_ns: 1_200_000_001 }),
             connection_refused(&ConnectionRefused::User { connections_max: 9 }),
             connection_refused(&ConnectionRefused::Total),
         ];

@@ -12,10 +12,10 @@ use weir_codec::{
     http::lines::{Line, Lines},
     transcripts::{
         checkpoint,
-        config::SessionAsk,
+        config::SessionRequest,
         event::EventLine,
         input::{self, Body, Refusal},
-        semantic::{Parts, Semantic},
+        semantic::{Semantic, SemanticParts},
     },
 };
 use weir_core::transcripts::{
@@ -51,7 +51,7 @@ fn answer(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
     let mut events = Vec::new();
     while let Some(output) = session.poll_event(0) {
         let mut line = Vec::new();
-        EventLine::new(&output.event, None, Parts { keywords: false, intent: false }).write(&mut line);
+        EventLine::new(&output.event, None, SemanticParts { keywords: false, intent: false }).write(&mut line);
         let mut event: Value = serde_json::from_slice(&line).expect("a vector as it was made");
         // Ours says besides which of the final segments it is.
         event.as_object_mut().expect("a vector as it was made").remove("segment_id");
@@ -64,7 +64,7 @@ fn answer(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
 fn sessions_agree_exactly() {
     let mut counts = (0, 0);
     for vector in vectors("streaming_session.jsonl") {
-        let mut ask = SessionAsk::one_shot();
+        let mut ask = SessionRequest::one_shot();
         ask.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
         let mut session = Session::new(SessionRules::new(ask.config).unwrap(), 0);
         let inputs = vector["input"].as_array().unwrap();
@@ -93,7 +93,7 @@ fn sessions_agree_exactly() {
 #[test]
 fn sessions_agree_across_any_crash() {
     for vector in vectors("streaming_session.jsonl") {
-        let mut ask = SessionAsk::one_shot();
+        let mut ask = SessionRequest::one_shot();
         ask.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
         let rules = SessionRules::new(ask.config.clone()).unwrap();
         let mut session = Session::new(rules.clone(), 0);
@@ -170,7 +170,7 @@ fn annotations_agree_or_differ_as_stated() {
     for vector in vectors("keyword_annotator.jsonl") {
         let text = vector["text"].as_str().unwrap();
         let annotation = annotator.annotate(text, &mut Default::default());
-        let parts = Parts { keywords: true, intent: false };
+        let parts = SemanticParts { keywords: true, intent: false };
         let block = Semantic::new(&annotation, parts, 0, text, Some("spk_0"));
         let mut got = serde_json::to_value(&block).unwrap();
         let mut want = vector["semantic"].clone();
@@ -220,7 +220,7 @@ mod properties {
 
     /// The answer to a body that comes in pieces, with a restart after some of its lines.
     fn run(pieces: &[&[u8]], crashes: &[usize]) -> Vec<String> {
-        let ask = SessionAsk::stored();
+        let ask = SessionRequest::stored();
         let rules = SessionRules::new(ask.config.clone()).expect("a session goes on");
         let mut session = Session::new(rules.clone(), 0);
         let mut lines = Lines::new(1 << 16);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use weir_codec::pipelines::{checkpoint, definition, event, execution, execution_id, text};
 use weir_core::{
     pipelines::{
-        Definition, Execution, Json, Kind, Limits, Reliability, ReliabilityConfig, Sequenced, StepFailure, Work,
+        Definition, Execution, Json, Kind, Limits, Reliability, ReliabilityConfig, RunRequest, Sequenced, StepFailure,
     },
     time::Now,
 };
@@ -40,7 +40,7 @@ impl World {
         Self { execution: execution.expect("fits"), saved: Vec::new(), channel: Vec::new(), ms: 0 }
     }
 
-    fn drain(&mut self) -> Vec<Work> {
+    fn drain(&mut self) -> Vec<RunRequest> {
         self.ms += 1;
         let now = now(self.ms);
         let mut started = Vec::new();
@@ -60,7 +60,7 @@ impl World {
     }
 
     /// What a step is given: by its expression, or as it comes.
-    fn input(&self, work: &Work) -> Json {
+    fn input(&self, work: &RunRequest) -> Json {
         let task = self.execution.definition().task(work.run.place).expect("a task");
         match &task.input {
             None => work.inputs.default_json(),
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    fn finish(&mut self, work: &Work, output: &Json) -> Vec<Work> {
+    fn finish(&mut self, work: &RunRequest, output: &Json) -> Vec<RunRequest> {
         self.execution.handle_finished(now(self.ms), work.run, output.clone());
         self.drain()
     }
@@ -95,7 +95,7 @@ fn evaluate(text: &str, input: &Json) -> Json {
     Expression::parse(text).expect("an expression").evaluate(input, Bounds::default()).expect("a value")
 }
 
-fn id(definition: &Definition, work: &Work) -> String {
+fn id(definition: &Definition, work: &RunRequest) -> String {
     definition.task(work.run.place).expect("a task").id.to_string()
 }
 

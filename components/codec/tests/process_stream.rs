@@ -12,7 +12,7 @@ use serde_json::Value;
 use weir_codec::{
     http::problem::Problem,
     pipelines::{
-        output::{self, Say, Sentiments},
+        output::{self, Sentiments, StepOutput},
         process_batch::BatchCollector,
         process_request::ProcessRequest,
         process_stream::{self, Renderer},
@@ -114,9 +114,11 @@ impl Pipeline {
                 let run = self.runs[&KindName::Sentiment];
                 while let Some(say) = self.sentiments.poll() {
                     match say {
-                        Say::Part(part) => self.execution.handle_output(now, run, part).expect("room"),
-                        Say::Finished(output) => self.execution.handle_finished(now, run, output),
-                        Say::Failed(failure) => self.execution.handle_failed(now, run, StepFailure::from(&failure)),
+                        StepOutput::Part(part) => self.execution.handle_output(now, run, part).expect("room"),
+                        StepOutput::Finished(output) => self.execution.handle_finished(now, run, output),
+                        StepOutput::Failed(failure) => {
+                            self.execution.handle_failed(now, run, StepFailure::from(&failure))
+                        }
                     }
                 }
                 return self.drain(now);

@@ -11,13 +11,13 @@ use weir_codec::{
     http::framing::Framing,
     transcripts::{
         checkpoint,
-        config::SessionAsk,
+        config::SessionRequest,
         input::{Body, Refusal, read},
         outbox::{Batch, EventOutbox},
         stored::{self, Head, stored_event},
     },
 };
-use weir_core::transcripts::{Session, SessionRules, Taken};
+use weir_core::transcripts::{Receipt, Session, SessionRules};
 
 /// What outlives the keeper.
 #[derive(Default)]
@@ -39,8 +39,8 @@ impl Life {
     }
 }
 
-fn ask() -> SessionAsk {
-    SessionAsk::from_json(br#"{"max_gap_sec":1.0,"summary":{"every_finals":2},"context":{"max_segments":3}}"#)
+fn ask() -> SessionRequest {
+    SessionRequest::from_json(br#"{"max_gap_sec":1.0,"summary":{"every_finals":2},"context":{"max_segments":3}}"#)
         .expect("it is as it was made")
 }
 
@@ -60,7 +60,7 @@ fn create(store: &mut Store) {
 }
 
 /// The session of a store: from its checkpoint, carried on by its channel.
-fn open(store: &Store) -> (SessionAsk, Head, Session) {
+fn open(store: &Store) -> (SessionRequest, Head, Session) {
     let (head, bytes) = stored::decode(&store.kept).expect("it is as it was made");
     let (ask, mut session) = checkpoint::decode(bytes, |_| Ok((ask(), rules())), 0).expect("it is as it was made");
     for line in &store.channel[head.after.1 as usize..] {
@@ -124,8 +124,10 @@ fn say(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &str) {
         outbox.handle_event(output.event, output.number, input.seq, next.is_some());
     }
     match taken {
-        Ok(Taken::New) => {}
-        Ok(Taken::Repeated { seq_last }) => outbox.handle_repeated(input.seq.expect("it is as it was made"), seq_last),
+        Ok(Receipt::New) => {}
+        Ok(Receipt::Repeated { seq_last }) => {
+            outbox.handle_repeated(input.seq.expect("it is as it was made"), seq_last)
+        }
         Err(error) => outbox.handle_refusal(at, &Refusal::from(&error)),
     }
 }

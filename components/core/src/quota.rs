@@ -27,12 +27,12 @@ pub struct QuotaConfig {
 /// A client asks too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("too many requests; retry in {} ms", .retry_after_ns.div_ceil(1_000_000))]
-pub struct Limited {
+pub struct RateExceeded {
     /// When to ask again, in nanoseconds from now.
     pub retry_after_ns: u64,
 }
 
-impl Limited {
+impl RateExceeded {
     /// For `Retry-After`, in milliseconds, rounded up.
     pub fn retry_after_ms(&self) -> u32 {
         u32::try_from(self.retry_after_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX)
@@ -73,13 +73,13 @@ impl Quota {
     /// # Errors
     ///
     /// The key has used what it may.
-    pub fn take(&mut self, now: u64, key: &str) -> Result<(), Limited> {
+    pub fn take(&mut self, now: u64, key: &str) -> Result<(), RateExceeded> {
         self.forget_idle(now);
         let known = self.paid_ns.get_key_value(key).map(|(key, paid_ns)| (key.clone(), *paid_ns));
         let paid_ns = known.as_ref().map_or(now, |(_, paid_ns)| (*paid_ns).max(now));
         let retry_after_ns = (paid_ns - now).saturating_sub(self.ahead_ns_max);
         if retry_after_ns > 0 {
-            return Err(Limited { retry_after_ns });
+            return Err(RateExceeded { retry_after_ns });
         }
         let key = match known {
             Some((key, paid_ns)) => {
@@ -221,10 +221,10 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(quota.take(0, "a"), Ok(()));
         }
-        assert_eq!(quota.take(0, "a"), Err(Limited { retry_after_ns: S / 2 }));
+        assert_eq!(quota.take(0, "a"), Err(RateExceeded { retry_after_ns: S / 2 }));
         // Another is another's.
         assert_eq!(quota.take(0, "b"), Ok(()));
-        assert_eq!(quota.take(S / 2 - 1, "a"), Err(Limited { retry_after_ns: 1 }));
+        assert_eq!(quota.take(S / 2 - 1, "a"), Err(RateExceeded { retry_after_ns: 1 }));
         assert_eq!(quota.take(S / 2, "a"), Ok(()));
         let limited = quota.take(S / 2 + 1, "a").unwrap_err();
         assert_eq!(
@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(quota.take(10 * S, "a"), Ok(()));
         }
         assert!(quota.take(10 * S, "a").is_err());
-        assert_eq!(Limited { retry_after_ns: u64::MAX }.retry_after_ms(), u32::MAX);
+        assert_eq!(RateExceeded { retry_after_ns: u64::MAX }.retry_after_ms(), u32::MAX);
     }
 
     #[test]
@@ -248,7 +248,7 @@ mod tests {
         quota.take(3, "d").unwrap();
         assert_eq!((quota.keys(), quota.forgotten()), (3, 1));
         // The one that was nearest to having paid.
-        assert_eq!(quota.take(4, "b"), Err(Limited { retry_after_ns: S - 3 }));
+        assert_eq!(quota.take(4, "b"), Err(RateExceeded { retry_after_ns: S - 3 }));
         quota.take(10 * S, "e").unwrap();
         assert_eq!((quota.keys(), quota.forgotten()), (1, 1));
     }
@@ -286,7 +286,7 @@ mod tests {
                 now += wait_ns;
                 match quota.take(now, keys[key]) {
                     Ok(()) => taken[key].push(now),
-                    Err(Limited { retry_after_ns }) => {
+                    Err(RateExceeded { retry_after_ns }) => {
                         // A client that waits for the time in the refusal is admitted, and not before.
                         prop_assert!(retry_after_ns > 0);
                         prop_assert!(quota.clone().take(now + retry_after_ns, keys[key]).is_ok());

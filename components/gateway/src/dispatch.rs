@@ -12,7 +12,7 @@ use weir_codec::{
     http::{
         problem::Problem,
         route::{self, HUB_PREFIX, Route},
-        router::Found,
+        router::RouteMatch,
     },
     inference::models,
 };
@@ -23,7 +23,7 @@ use crate::{
     http::{
         request::{LIVEZ, RequestContext},
         request_id,
-        response::{Reply, RouteResponse},
+        response::{BufferedResponse, RouteResponse},
     },
     inference::{client::served_models, dialects},
     pipelines::Pipelines,
@@ -63,7 +63,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
         Ok(RouteResponse::Streaming(response)) => return Ok(response),
         Ok(RouteResponse::Whole(reply)) => reply,
         Err(problem) => {
-            let reply = Reply::problem(&problem, Route::find(&request.path), &request.request_id);
+            let reply = BufferedResponse::problem(&problem, Route::find(&request.path), &request.request_id);
             match refusal::challenge(&problem) {
                 Some(challenge) => reply.with("www-authenticate", challenge),
                 None => reply,
@@ -83,26 +83,26 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
     if request.method == Method::OPTIONS && matches!(&*request.path, "*" | "/*") {
         transcripts::routes::wake();
         Access::wake(request.began);
-        return Ok(RouteResponse::Whole(Reply::methods("GET, HEAD, POST, OPTIONS")));
+        return Ok(RouteResponse::Whole(BufferedResponse::methods("GET, HEAD, POST, OPTIONS")));
     }
     let settings = Settings::current().map_err(Problem::internal)?;
     if request.path == METRICS && settings.grip == Grip::Host {
         request.identify().await?;
-        return Ok(RouteResponse::Whole(Reply::empty()));
+        return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
-    let found = Found::at(&request.path)?;
+    let found = RouteMatch::at(&request.path)?;
     match request.method.as_str() {
-        "GET" if Found::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
+        "GET" if RouteMatch::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
         method if found.takes(method) => {}
         "OPTIONS" => return options(request, found.allow()).map(RouteResponse::Whole),
         method => return Err(Problem::method_not_allowed(method, &request.path, found.allow())),
     }
     match found {
-        Found::Own(route) => own(request, route, body).await,
-        Found::Channels(ChannelRoute::Health) => health::health(request.began).await.map(RouteResponse::Whole),
-        Found::Channels(route) => request.answer_channels(route, body).await,
-        Found::Sessions(route) => transcripts::routes::answer(request, route, body).await,
-        Found::Pipelines(route) => {
+        RouteMatch::Own(route) => own(request, route, body).await,
+        RouteMatch::Channels(ChannelRoute::Health) => health::health(request.began).await.map(RouteResponse::Whole),
+        RouteMatch::Channels(route) => request.answer_channels(route, body).await,
+        RouteMatch::Sessions(route) => transcripts::routes::answer(request, route, body).await,
+        RouteMatch::Pipelines(route) => {
             let identity = request.identify().await?;
             request.pipelines(route, body, &identity).await.map(RouteResponse::Whole)
         }
@@ -110,7 +110,7 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
 }
 
 /// The methods of a path; for a CORS preflight, the headers that it asks about.
-fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<Reply, Problem> {
+fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<BufferedResponse, Problem> {
     let preflight = match &*request.path {
         LIVEZ => None,
         _ => Access::current()?.preflight(&request.credentials(), allow)?,
@@ -118,7 +118,7 @@ fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<Repl
     if let Some(headers) = preflight {
         request.page = headers;
     }
-    Ok(Reply::methods(allow))
+    Ok(BufferedResponse::methods(allow))
 }
 
 /// Texts, models, probes and documents.
@@ -145,12 +145,12 @@ async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -
             dialects::predict(&body, settings, request.began).await?
         }
         Route::GenerateStream => return Err(Problem::not_implemented("this server does not generate text")),
-        Route::Index => Reply::json(route::index_json(env!("CARGO_PKG_VERSION"))),
+        Route::Index => BufferedResponse::json(route::index_json(env!("CARGO_PKG_VERSION"))),
         // Alive means able to answer, whatever the settings and the models say.
-        Route::Livez => Reply::json(br#"{"status":"alive"}"#.as_slice()),
+        Route::Livez => BufferedResponse::json(br#"{"status":"alive"}"#.as_slice()),
         Route::Readyz => health::readyz(request.began).await?,
-        Route::Models => Reply::json(models::models_json(&served_models(request.began).await?)),
-        Route::OpenApi => Reply::json(include_bytes!("../openapi.json").as_slice()),
+        Route::Models => BufferedResponse::json(models::models_json(&served_models(request.began).await?)),
+        Route::OpenApi => BufferedResponse::json(include_bytes!("../openapi.json").as_slice()),
     };
     Ok(RouteResponse::Whole(reply))
 }

@@ -12,7 +12,7 @@ use weir_core::time::Now;
 
 use crate::{
     auth::Access,
-    http::response::Reply,
+    http::response::BufferedResponse,
     inference::client::served_models,
     platform::{
         bindings::weir::stream::{events, state},
@@ -24,7 +24,7 @@ use crate::{
 /// How long the channel store may take to say how it is.
 const STORE_TIMEOUT_MS: u64 = 5000;
 
-pub(crate) async fn readyz(began: Now) -> Result<Reply, Problem> {
+pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     let models = served_models(began).await?;
     if !models.iter().all(|model| model.ready) {
         return Err(Problem::not_ready(models));
@@ -41,7 +41,7 @@ pub(crate) async fn readyz(began: Now) -> Result<Reply, Problem> {
     match store(began).await {
         Ok(condition) => {
             let exhausted = exhausted(condition.exhausted, began).await?;
-            Ok(Reply::json(models::ready_json(&models, &exhausted)))
+            Ok(BufferedResponse::json(models::ready_json(&models, &exhausted)))
         }
         Err(detail) => Err(Problem::store_not_ready(&detail)),
     }
@@ -87,7 +87,7 @@ async fn store(began: Now) -> Result<events::Condition, String> {
 }
 
 /// Asks the channel store and the models how they are.
-pub(crate) async fn health(began: Now) -> Result<Reply, Problem> {
+pub(crate) async fn health(began: Now) -> Result<BufferedResponse, Problem> {
     let (store, models) = futures::join!(store(began), served_models(began));
     let usable = store.is_ok();
     let (events, streams) = match store {
@@ -111,5 +111,5 @@ pub(crate) async fn health(began: Now) -> Result<Reply, Problem> {
     let unix_ms = clock::now().unix_ns / 1_000_000;
     let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);
     // Degraded is still of use; without a store there is nothing to stream.
-    Ok(if usable { Reply::json(body) } else { Reply::error(503, body) })
+    Ok(if usable { BufferedResponse::json(body) } else { BufferedResponse::error(503, body) })
 }

@@ -6,7 +6,7 @@ use crate::classify::softmax;
 use crate::code_points::CodePoints;
 use crate::tokenize::{ModelTokenizer, Sequence};
 use crate::types::{Aggregation, Entity, Failure, TokenOptions};
-use crate::windows::{Overlap, Reading};
+use crate::windows::{Overlap, TokenPrediction};
 
 /// The label of tokens that belong to no entity.
 const OUTSIDE: &str = "O";
@@ -23,7 +23,7 @@ pub struct Token {
 }
 
 /// A span with one label: a token, or a word.
-struct Labelled {
+struct LabelledSpan {
     label: usize,
     score: f32,
     index: usize,
@@ -108,7 +108,7 @@ pub fn merge_windows(
             continues_word[at] = token.continues_word;
         }
     }
-    let readings: Vec<Vec<Reading>> = read.iter().map(|tokens| readings(tokens, labels, aggregation)).collect();
+    let readings: Vec<Vec<TokenPrediction>> = read.iter().map(|tokens| readings(tokens, labels, aggregation)).collect();
     let chosen = Overlap { windows, readings: &readings, continues_word: &continues_word, stride }.choose();
     let leading = read[0].first().map_or(0, |token| token.index);
     let take = |(at, window): (usize, usize)| {
@@ -119,7 +119,7 @@ pub fn merge_windows(
 }
 
 /// What a window says of its tokens: a label for each, or for each word where words have one.
-fn readings(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<Reading> {
+fn readings(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<TokenPrediction> {
     let by_word = !matches!(aggregation, Aggregation::None | Aggregation::Simple);
     let labelled: Vec<(usize, f32)> = tokens
         .chunk_by(|_, next| by_word && next.continues_word)
@@ -130,7 +130,7 @@ fn readings(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Ve
         let (begins, entity) = read_label(&labels[label]);
         let continues = entity != OUTSIDE && !begins && previous == Some(entity);
         previous = Some(entity);
-        Reading { score, continues }
+        TokenPrediction { score, continues }
     };
     labelled.into_iter().map(reading).collect()
 }
@@ -160,9 +160,9 @@ fn best(scores: &[f32]) -> (usize, f32) {
     scores.iter().copied().enumerate().fold(first, |best, next| if next.1 > best.1 { next } else { best })
 }
 
-fn label_token(token: Token) -> Labelled {
+fn label_token(token: Token) -> LabelledSpan {
     let (label, score) = best(&token.scores);
-    Labelled { label, score, index: token.index, word: token.word, start: token.start, end: token.end }
+    LabelledSpan { label, score, index: token.index, word: token.word, start: token.start, end: token.end }
 }
 
 /// One span for each word, its label chosen from the scores of its tokens.
@@ -170,14 +170,14 @@ fn label_words(
     tokens: Vec<Token>,
     aggregation: Aggregation,
     tokenizer: &ModelTokenizer,
-) -> Result<Vec<Labelled>, Failure> {
+) -> Result<Vec<LabelledSpan>, Failure> {
     tokens
         .chunk_by(|_, next| next.continues_word)
         .map(|word| {
             let (label, score) = label_word(word, aggregation);
             let joined = join(word.iter().map(|token| token.word.clone()).collect(), tokenizer)?;
             let (start, end) = (word[0].start, word[word.len() - 1].end);
-            Ok(Labelled { label, score, index: word[0].index, word: joined, start, end })
+            Ok(LabelledSpan { label, score, index: word[0].index, word: joined, start, end })
         })
         .collect()
 }
@@ -207,7 +207,7 @@ fn mean_scores(word: &[Token]) -> Vec<f32> {
 /// Joins neighbours of the same entity; a `B-` label begins a new one.
 fn group(
     text: &CodePoints,
-    spans: Vec<Labelled>,
+    spans: Vec<LabelledSpan>,
     labels: &[String],
     tokenizer: &ModelTokenizer,
 ) -> Result<Vec<Entity>, Failure> {
@@ -238,7 +238,7 @@ fn read_label(label: &str) -> (bool, &str) {
     }
 }
 
-fn entity_of(text: &CodePoints, span: Labelled, labels: &[String]) -> Entity {
+fn entity_of(text: &CodePoints, span: LabelledSpan, labels: &[String]) -> Entity {
     Entity {
         label: labels[span.label].clone(),
         score: span.score,

@@ -156,7 +156,7 @@ impl Graph {
         if self.kind == ModelKind::FeatureExtraction && name == "logits" {
             return Err(GraphError::Classifier);
         }
-        let read = Read { name: &name, tensor: &tensor, rows, length };
+        let read = OutputReader { name: &name, tensor: &tensor, rows, length };
         match self.inputs {
             Inputs::Padded { .. } => read.padded(),
             Inputs::Packed { .. } => read.packed(),
@@ -263,14 +263,14 @@ impl BatchOutput {
 }
 
 /// An output to be read.
-struct Read<'a> {
+struct OutputReader<'a> {
     name: &'a str,
     tensor: &'a Tensor,
     rows: &'a [&'a Sequence],
     length: usize,
 }
 
-impl Read<'_> {
+impl OutputReader<'_> {
     /// `[batch, width]` or `[batch, length, width]`.
     fn padded(&self) -> Result<BatchOutput, GraphError> {
         let (rows, length) = (self.rows.len(), self.length);

@@ -7,7 +7,7 @@ use crate::embed::{normalize, pool};
 use crate::entities::{Token, find_entities, merge_windows, read_tokens};
 use crate::sentences::split_sentences;
 use crate::summarize;
-use crate::tokenize::{Keep, ModelTokenizer, Sequence, TokenizeError};
+use crate::tokenize::{ModelTokenizer, Sequence, TokenizeError, TruncationSide};
 use crate::types::{
     ClassifyOptions, Failure, Item, ModelKind, Output, Overflow, SummaryOptions, Task, TokenOptions, TooLong,
 };
@@ -44,7 +44,7 @@ pub struct RowOutput<'a> {
 /// An item ready to be computed.
 pub struct Job {
     files: Rc<ModelFiles>,
-    work: Work,
+    work: JobTask,
     /// How many sequences have no result yet.
     parts_left: usize,
 }
@@ -57,7 +57,7 @@ pub enum Prepared {
     Done(Result<Output, Failure>),
 }
 
-enum Work {
+enum JobTask {
     Classify(ClassifyOptions),
     Tokens {
         text: CodePoints,
@@ -154,11 +154,11 @@ fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
             // To transformers an empty second text is none.
             let pair = text_pair.as_deref().filter(|pair| !pair.is_empty());
             let sequence = one_sequence(&text, pair, overflow, &files.tokenizer)?;
-            (Work::Classify(options), vec![sequence])
+            (JobTask::Classify(options), vec![sequence])
         }
         Task::Embed(options) => {
             let sequence = one_sequence(&text, None, overflow, &files.tokenizer)?;
-            (Work::Embed { normalize: options.normalize }, vec![sequence])
+            (JobTask::Embed { normalize: options.normalize }, vec![sequence])
         }
         Task::Tokens(options) => tokens_work(text, overflow, options, &files.tokenizer)?,
         Task::Summarize(options) => {
@@ -193,10 +193,10 @@ fn one_sequence(
 }
 
 /// Which part of a text is read that is too long.
-fn keep(overflow: Overflow) -> Keep {
+fn keep(overflow: Overflow) -> TruncationSide {
     match overflow {
-        Overflow::TruncateLeft => Keep::End,
-        Overflow::Truncate | Overflow::Fail | Overflow::Split => Keep::Beginning,
+        Overflow::TruncateLeft => TruncationSide::End,
+        Overflow::Truncate | Overflow::Fail | Overflow::Split => TruncationSide::Beginning,
     }
 }
 
@@ -213,7 +213,7 @@ fn tokens_work(
     overflow: Overflow,
     options: TokenOptions,
     tokenizer: &ModelTokenizer,
-) -> Result<(Work, Vec<Sequence>), Failure> {
+) -> Result<(JobTask, Vec<Sequence>), Failure> {
     let stride_max = tokenizer.room() / STRIDE_PARTS_MIN;
     let stride = match options.stride {
         Some(stride) if stride as usize > stride_max => {
@@ -249,7 +249,7 @@ fn tokens_work(
         add(0, vec![(0..sequence.ids.len(), sequence)]);
         CodePoints::new(text)
     };
-    Ok((Work::Tokens { text, options, stride, sections, places }, parts))
+    Ok((JobTask::Tokens { text, options, stride, sections, places }, parts))
 }
 
 /// The sentences to embed or, for a text of at most one sentence, the summary itself.
@@ -259,7 +259,7 @@ fn summary_work(
     overflow: Overflow,
     bounds: SummaryBounds,
     tokenizer: &ModelTokenizer,
-) -> Result<Result<(Work, Vec<Sequence>), String>, Failure> {
+) -> Result<Result<(JobTask, Vec<Sequence>), String>, Failure> {
     let mut text = text.trim();
     if overflow != Overflow::Split {
         let ends = tokenizer.token_ends(text).map_err(unreadable)?;
@@ -268,9 +268,9 @@ fn summary_work(
         }
         if ends.len() > tokenizer.room() {
             text = match keep(overflow) {
-                Keep::Beginning => &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])],
+                TruncationSide::Beginning => &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])],
                 // After the last token that is cut off.
-                Keep::End => &text[text.ceil_char_boundary(ends[ends.len() - tokenizer.room() - 1])..],
+                TruncationSide::End => &text[text.ceil_char_boundary(ends[ends.len() - tokenizer.room() - 1])..],
             };
         }
     }
@@ -281,12 +281,12 @@ fn summary_work(
     }
     let (mut lengths, mut parts) = (Vec::new(), Vec::new());
     for sentence in &sentences {
-        let tokenized = tokenizer.tokenize(sentence, None, Keep::Beginning).map_err(unreadable)?;
+        let tokenized = tokenizer.tokenize(sentence, None, TruncationSide::Beginning).map_err(unreadable)?;
         lengths.push(tokenized.tokens_total + tokenizer.room() - tokenizer.tokens_max());
         parts.push(tokenized.sequence);
     }
     let vectors = vec![Vec::new(); parts.len()];
-    Ok(Ok((Work::Summarize { sentences, lengths, bounds, vectors }, parts)))
+    Ok(Ok((JobTask::Summarize { sentences, lengths, bounds, vectors }, parts)))
 }
 
 fn unreadable(error: TokenizeError) -> Failure {
@@ -314,13 +314,13 @@ impl Job {
     fn take(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Result<Option<Output>, Failure> {
         let ModelFiles { config, tokenizer } = &*self.files;
         match &mut self.work {
-            Work::Classify(options) => {
+            JobTask::Classify(options) => {
                 expect_rank(output, 1)?;
                 let activation = options.activation.unwrap_or(config.activation);
                 let scores = label_scores(output.values, &config.labels, activation, options.top_k)?;
                 Ok(Some(Output::Labels(scores)))
             }
-            Work::Tokens { text, sections, places, .. } => {
+            JobTask::Tokens { text, sections, places, .. } => {
                 expect_rank(output, 2)?;
                 if output.shape[1] != config.labels.len() {
                     let (given, named) = (output.shape[1], config.labels.len());
@@ -332,14 +332,14 @@ impl Job {
                 read[window] = read_tokens(text, *base, sequence, output.values, &config.labels, tokenizer)?;
                 Ok(None)
             }
-            Work::Embed { normalize: scaled } => {
+            JobTask::Embed { normalize: scaled } => {
                 let mut vector = vector_of(config, sequence, output)?;
                 if *scaled {
                     normalize(&mut vector);
                 }
                 Ok(Some(Output::Embedding(vector)))
             }
-            Work::Summarize { vectors, .. } => {
+            JobTask::Summarize { vectors, .. } => {
                 vectors[part] = vector_of(config, sequence, output)?;
                 Ok(None)
             }
@@ -348,7 +348,7 @@ impl Job {
 
     fn finish(&mut self) -> Result<Output, Failure> {
         match &mut self.work {
-            Work::Tokens { text, options, stride, sections, .. } => {
+            JobTask::Tokens { text, options, stride, sections, .. } => {
                 let ModelFiles { config, tokenizer } = &*self.files;
                 let mut entities = Vec::new();
                 for Section { windows, read, .. } in std::mem::take(sections) {
@@ -357,12 +357,12 @@ impl Job {
                 }
                 Ok(Output::Entities(entities))
             }
-            Work::Summarize { sentences, lengths, bounds, vectors } => {
+            JobTask::Summarize { sentences, lengths, bounds, vectors } => {
                 summarize::compose(sentences, vectors, lengths, *bounds, &self.files.tokenizer)
                     .map(Output::Summary)
                     .map_err(|error| Failure::Other(error.to_string()))
             }
-            Work::Classify(_) | Work::Embed { .. } => Err(Failure::Other("the item has no result".to_owned())),
+            JobTask::Classify(_) | JobTask::Embed { .. } => Err(Failure::Other("the item has no result".to_owned())),
         }
     }
 }

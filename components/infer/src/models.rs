@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::graph::Graph;
 use crate::job::ModelFiles;
 use crate::settings::Settings;
-use crate::tokenize::{Keep, ModelTokenizer};
+use crate::tokenize::{ModelTokenizer, TruncationSide};
 use crate::types::{Failure, ModelInfo, ModelKind};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,7 +116,7 @@ fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
     let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| unavailable(error.to_string()))?;
     drop(bytes);
     let sample = tokenizer
-        .tokenize(SAMPLE_TEXT, None, Keep::Beginning)
+        .tokenize(SAMPLE_TEXT, None, TruncationSide::Beginning)
         .map_err(|error| unavailable(error.to_string()))?
         .sequence;
     let files = ModelFiles { config, tokenizer };

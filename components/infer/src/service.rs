@@ -48,7 +48,7 @@ impl Guest for Service {
 }
 
 async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>) {
-    let mut call = Call { models: MODELS.with(Rc::clone), settings: Settings::read(), lanes: Vec::new(), turn: 0 };
+    let mut call = RunCall { models: MODELS.with(Rc::clone), settings: Settings::read(), lanes: Vec::new(), turn: 0 };
     let mut unread: Vec<Item> = Vec::new();
     let mut ended = false;
     loop {
@@ -96,7 +96,7 @@ async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<
 }
 
 /// One call of `run`.
-struct Call {
+struct RunCall {
     models: Rc<Models>,
     settings: Settings,
     /// The models that its items name, which take turns.
@@ -126,7 +126,7 @@ struct Open {
     job: Option<Job>,
 }
 
-impl Call {
+impl RunCall {
     fn is_idle(&self) -> bool {
         self.lanes.iter().all(|lane| lane.batcher.borrow().is_empty())
     }

@@ -15,7 +15,7 @@ use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, Trunca
 
 /// Which part of a text is kept when it is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub enum TruncationSide {
     /// Its beginning.
     Beginning,
     /// Its end.
@@ -147,14 +147,14 @@ impl ModelTokenizer {
 
     /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off at the side that `keep` leaves: of a
     /// pair, from the longer text first.
-    pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: Keep) -> Result<Tokenized, TokenizeError> {
+    pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: TruncationSide) -> Result<Tokenized, TokenizeError> {
         let text = self.bare(text)?;
         let pair = pair.map(|pair| self.bare(pair)).transpose()?;
         let added = self.added_tokens(pair.is_some());
         let tokens_total = text.len() + pair.as_ref().map_or(0, Encoding::len) + added;
         let direction = match keep {
-            Keep::Beginning => TruncationDirection::Right,
-            Keep::End => TruncationDirection::Left,
+            TruncationSide::Beginning => TruncationDirection::Right,
+            TruncationSide::End => TruncationDirection::Left,
         };
         let room = TruncationParams { max_length: self.tokens_max - added, direction, ..TruncationParams::default() };
         let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;

@@ -52,7 +52,7 @@ fn cut(boundaries: &[Boundary], at: Range<usize>, slack: usize) -> Option<usize>
 
 /// What a window says of a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Reading {
+pub struct TokenPrediction {
     /// The score of its label.
     pub score: f32,
     /// It belongs to the same entity as the token before.
@@ -64,7 +64,7 @@ pub struct Overlap<'a> {
     /// The windows, in order.
     pub windows: &'a [Range<usize>],
     /// For each window what it says of each of its tokens.
-    pub readings: &'a [Vec<Reading>],
+    pub readings: &'a [Vec<TokenPrediction>],
     /// For each token whether it continues a word.
     pub continues_word: &'a [bool],
     /// How many tokens neighbours should have in common.
@@ -175,15 +175,15 @@ mod tests {
 
     fn choose(
         windows: &[Range<usize>],
-        readings: &[Vec<Reading>],
+        readings: &[Vec<TokenPrediction>],
         continues_word: &[bool],
         stride: usize,
     ) -> Vec<usize> {
         Overlap { windows, readings, continues_word, stride }.choose()
     }
 
-    fn readings(scores: &[(f32, bool)]) -> Vec<Reading> {
-        scores.iter().map(|&(score, continues)| Reading { score, continues }).collect()
+    fn readings(scores: &[(f32, bool)]) -> Vec<TokenPrediction> {
+        scores.iter().map(|&(score, continues)| TokenPrediction { score, continues }).collect()
     }
 
     #[test]
@@ -239,9 +239,9 @@ mod tests {
             }
             // Every token is read in a window that has it, and every word that a window has is read in one.
             let continues_word: Vec<bool> = boundaries.iter().map(|boundary| *boundary == Inside).collect();
-            let readings: Vec<Vec<Reading>> = found
+            let readings: Vec<Vec<TokenPrediction>> = found
                 .iter()
-                .map(|window| window.clone().map(|at| Reading { score: (at % 7) as f32, continues: at % 5 == 0 }).collect())
+                .map(|window| window.clone().map(|at| TokenPrediction { score: (at % 7) as f32, continues: at % 5 == 0 }).collect())
                 .collect();
             let chosen = choose(&found, &readings, &continues_word, stride);
             prop_assert!(chosen.iter().enumerate().all(|(token, window)| found[*window].contains(&token)));

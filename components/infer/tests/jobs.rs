@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use weir_infer::config::ModelConfig;
 use weir_infer::job::{ModelFiles, Prepared, RowOutput, TEXT_BYTES_MAX, prepare};
-use weir_infer::tokenize::{Keep, ModelTokenizer, Sequence};
+use weir_infer::tokenize::{ModelTokenizer, Sequence, TruncationSide};
 use weir_infer::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Entity, Failure, Item, Output, Overflow, SummaryOptions, Task,
     TokenOptions, TooLong, WhenFull,
@@ -97,7 +97,7 @@ fn hashed(_: usize, sequence: &Sequence) -> (Vec<f32>, Vec<usize>) {
 }
 
 fn ids(text: &str, files: &ModelFiles) -> Vec<u32> {
-    let sequence = files.tokenizer.tokenize(text, None, Keep::Beginning).unwrap().sequence;
+    let sequence = files.tokenizer.tokenize(text, None, TruncationSide::Beginning).unwrap().sequence;
     sequence.ids.iter().zip(&sequence.special).filter(|(_, special)| !**special).map(|(&id, _)| id).collect()
 }
 

@@ -2,11 +2,11 @@
 
 use weir_codec::transcripts::{
     checkpoint,
-    config::SessionAsk,
+    config::SessionRequest,
     event::{context_json, state_json},
     stored::stored_event,
 };
-use weir_core::transcripts::{self as core, Session, Taken};
+use weir_core::transcripts::{self as core, Receipt, Session};
 
 use crate::{
     convert::output,
@@ -19,7 +19,7 @@ const NS_PER_MS: u64 = 1_000_000;
 /// A session in progress: the state machine with the configuration that its checkpoints carry.
 #[derive(Debug)]
 pub struct ActiveSession {
-    ask: SessionAsk,
+    ask: SessionRequest,
     session: Session,
 }
 
@@ -55,15 +55,15 @@ impl ActiveSession {
                 if let Some(event) = stored_event(line.as_bytes()) {
                     self.session.handle_stored(now_ns, event);
                 }
-                Ok(Taken::New)
+                Ok(Receipt::New)
             }
             InputBody::Time => {
                 self.session.handle_time(now_ns);
-                Ok(Taken::New)
+                Ok(Receipt::New)
             }
             InputBody::LlmCall => {
                 self.session.record_llm_call();
-                Ok(Taken::New)
+                Ok(Receipt::New)
             }
             InputBody::Refused(refusal) => return outputs.push(reply(OutputBody::Refused((line, refusal)))),
             InputBody::Checkpoint => return outputs.push(reply(OutputBody::Checkpoint(self.checkpoint(now_ns)))),
@@ -85,8 +85,8 @@ impl ActiveSession {
             last.more = false;
         }
         match taken {
-            Ok(Taken::New) => {}
-            Ok(Taken::Repeated { seq_last }) => {
+            Ok(Receipt::New) => {}
+            Ok(Receipt::Repeated { seq_last }) => {
                 outputs.push(reply(OutputBody::Repeated((seq.unwrap_or(seq_last), seq_last))));
             }
             Err(error) => {

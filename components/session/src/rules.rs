@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use weir_codec::{json::field::RequestError, transcripts::config::SessionAsk};
+use weir_codec::{json::field::RequestError, transcripts::config::SessionRequest};
 use weir_core::transcripts::SessionRules;
 
 /// Most configurations in the cache.
@@ -11,7 +11,7 @@ const ENTRIES_MAX: usize = 16;
 /// The rules of recent configurations, the most recently used last.
 #[derive(Debug, Default)]
 pub struct RulesCache {
-    entries: RefCell<Vec<(String, SessionAsk, Arc<SessionRules>)>>,
+    entries: RefCell<Vec<(String, SessionRequest, Arc<SessionRules>)>>,
 }
 
 impl RulesCache {
@@ -20,14 +20,14 @@ impl RulesCache {
     /// # Errors
     ///
     /// [`RequestError`]: the configuration is not JSON, or a field is wrong.
-    pub fn get(&self, config: &str) -> Result<(SessionAsk, Arc<SessionRules>), RequestError> {
+    pub fn get(&self, config: &str) -> Result<(SessionRequest, Arc<SessionRules>), RequestError> {
         let mut entries = self.entries.borrow_mut();
         if let Some(at) = entries.iter().position(|(known, ..)| known == config) {
             let found = entries.remove(at);
             entries.push(found.clone());
             return Ok((found.1, found.2));
         }
-        let ask = SessionAsk::from_json(config.as_bytes())?;
+        let ask = SessionRequest::from_json(config.as_bytes())?;
         let rules = SessionRules::new(ask.config.clone()).expect("a configuration that was read was checked");
         if entries.len() >= ENTRIES_MAX {
             entries.remove(0);

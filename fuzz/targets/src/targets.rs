@@ -26,7 +26,7 @@ use weir_codec::{
     pipelines::{checkpoint, definition, definition_file, process_request::ProcessRequest, route::PipelineRoute, text},
     transcripts::{
         captions::{self, Captions},
-        config::SessionAsk,
+        config::SessionRequest,
         input,
     },
 };
@@ -168,9 +168,9 @@ pub fn json_requests(data: &[u8]) -> bool {
     accepted |= WorkflowBody::from_json(data).is_ok() | Progress::analysis_from_json(data).is_ok();
     accepted |= Notification::from_json(data).is_ok() | TicketBody::from_json(data).is_ok();
     accepted |= SocketMessage::from_json(data).is_ok();
-    if let Ok(ask) = SessionAsk::from_json(data) {
+    if let Ok(ask) = SessionRequest::from_json(data) {
         accepted = true;
-        let again = SessionAsk::from_json(&ask.to_json()).expect("a configuration that is written can be read");
+        let again = SessionRequest::from_json(&ask.to_json()).expect("a configuration that is written can be read");
         assert_eq!(again.to_json(), ask.to_json());
     }
     if let Ok(json) = text::read(data) {
@@ -284,7 +284,7 @@ pub fn channels(data: &[u8]) -> bool {
     }
     let _ = subscribe::cursor(None, query);
     assert!(subscribe::cursor(Some(data), query).is_ok(), "an id of another server is no error");
-    let _ = (SessionAsk::from_query(query), SessionAsk::annotate_from_query(query));
+    let _ = (SessionRequest::from_query(query), SessionRequest::annotate_from_query(query));
     let _ = (accept::framing(Some(text)), accept::json(Some(text)), accept::answer(Some(text)));
     accepted
 }

@@ -11,7 +11,7 @@ use metrics::{counter, histogram};
 use weir_codec::http::content_type;
 use weir_codec::http::cors::{Headers, OriginRefused};
 use weir_codec::http::problem::Problem;
-use weir_codec::http::router::Found;
+use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
 
@@ -175,7 +175,7 @@ async fn forward<B: RequestBody>(
     }
     let is_get = request.method() == Method::GET;
     // Lines in both directions, in place of a WebSocket. The gateway matches routes by the normal form of the path.
-    let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| Found::is_socket(&path));
+    let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| RouteMatch::is_socket(&path));
     let gzip = state.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
     match state.gateway.handle(request, source.client).await {

@@ -12,7 +12,7 @@ use http::{Method, Request, Version};
 use weir_codec::http::cors::{Cors, CorsError, Headers, OriginRefused, Page};
 use weir_codec::http::host::{self, HostNames, HostNamesError};
 use weir_codec::http::problem::Problem;
-use weir_codec::http::router::Found;
+use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_config::{AuthMode, Config};
 
@@ -94,7 +94,7 @@ impl HeadChecks {
         let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
         let allow = match request.uri().path() {
             METRICS_PATH => Ok(METRICS_ALLOW),
-            path => Found::at(path).map(|found| found.allow()),
+            path => RouteMatch::at(path).map(|found| found.allow()),
         };
         Some(allow.and_then(|allow| {
             let headers = self.cors.preflight(&page(request), Some(method), allow)?;

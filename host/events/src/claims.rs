@@ -31,20 +31,20 @@ impl ClaimEnd {
 /// Keys that are held, by exactly one caller each.
 #[derive(Debug)]
 pub(crate) struct Claims {
-    held: weir_core::channels::Claims,
+    claims: weir_core::channels::Claims,
     wall_ends_ms: HashMap<Arc<str>, u64>,
 }
 
 impl Claims {
     pub(crate) fn new(claims_max: usize) -> Self {
-        Self { held: weir_core::channels::Claims::new(claims_max), wall_ends_ms: HashMap::new() }
+        Self { claims: weir_core::channels::Claims::new(claims_max), wall_ends_ms: HashMap::new() }
     }
 
     /// Claims a key until an end; false where it is held.
     pub(crate) fn claim(&mut self, key: &str, end: ClaimEnd, clock: &Clock) -> Result<bool, ClaimsFull> {
         self.expire(clock);
         let now_ms = clock.now_ms();
-        let claimed = self.held.claim(key, now_ms, end.store_ms.saturating_sub(now_ms).max(1))?;
+        let claimed = self.claims.claim(key, now_ms, end.store_ms.saturating_sub(now_ms).max(1))?;
         if claimed {
             self.wall_ends_ms.insert(key.into(), end.wall_ms);
         }
@@ -53,29 +53,29 @@ impl Claims {
 
     /// Claims held.
     pub(crate) fn len(&self) -> usize {
-        self.held.len()
+        self.claims.len()
     }
 
     /// Restores a claim that is stored in a file.
     pub(crate) fn restore(&mut self, key: &str, end: ClaimEnd) {
-        self.held.restore(key, end.store_ms);
+        self.claims.restore(key, end.store_ms);
         self.wall_ends_ms.insert(key.into(), end.wall_ms);
     }
 
     /// Releases a claim, so that the next caller gets it.
     pub(crate) fn release(&mut self, key: &str) {
-        self.held.release(key);
+        self.claims.release(key);
         self.wall_ends_ms.remove(key);
     }
 
     /// Removes claims that have ended, and returns their keys.
     pub(crate) fn expire(&mut self, clock: &Clock) -> Vec<Arc<str>> {
         let (now_ms, wall_ms) = (clock.now_ms(), clock.wall_ms());
-        let mut ended = self.held.expire(now_ms);
+        let mut ended = self.claims.expire(now_ms);
         ended.retain(|key| {
             let left_ms = self.wall_ends_ms.get(key).map_or(0, |end_ms| end_ms.saturating_sub(wall_ms));
             if left_ms > 0 {
-                self.held.restore(key, now_ms.saturating_add(left_ms));
+                self.claims.restore(key, now_ms.saturating_add(left_ms));
             } else {
                 self.wall_ends_ms.remove(key);
             }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use weir_core::channels::{ClaimsFull, EventError, Exceeded};
+use weir_core::channels::{ClaimsFull, EventError, ShareExceeded};
 
 /// The error of a store operation: `weir:stream/events.failure`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -80,14 +80,14 @@ impl From<ClaimsFull> for Error {
 
 impl Error {
     /// State does not fit.
-    pub(crate) fn state(exceeded: Exceeded) -> Self {
+    pub(crate) fn state(exceeded: ShareExceeded) -> Self {
         let retry_after_ms = STATE_RETRY_MS;
         match exceeded {
-            Exceeded::User { .. } => Self::ShareExceeded {
+            ShareExceeded::User { .. } => Self::ShareExceeded {
                 reason: format!("events.user_percent_max of events.state_bytes_max: {exceeded}"),
                 retry_after_ms,
             },
-            Exceeded::Total { .. } => {
+            ShareExceeded::Total { .. } => {
                 Self::Full { reason: format!("events.state_bytes_max: {exceeded}"), retry_after_ms }
             }
         }

@@ -13,7 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::tap::{Tap, Tapped};
+use crate::tap::{Tap, TapItem};
 
 /// The time after a failed write until the next attempt, where no event comes before.
 const RETRY: Duration = Duration::from_millis(200);
@@ -40,11 +40,11 @@ pub struct FileConfig {
 ///
 /// The file cannot be opened, or the thread cannot be started.
 pub fn write_events(config: FileConfig, tap: Tap) -> io::Result<()> {
-    let lines = Lines::open(Rotated::open(config)?)?;
+    let lines = Lines::open(RotatedFile::open(config)?)?;
     std::thread::Builder::new().name("weir-events-file".into()).spawn(move || run(lines, tap)).map(drop)
 }
 
-fn run(mut lines: Lines<Rotated>, mut tap: Tap) {
+fn run(mut lines: Lines<RotatedFile>, mut tap: Tap) {
     let mut failing = false;
     while let Some(tapped) = next(&mut tap, lines.missed > 0) {
         let mut written = Ok(());
@@ -78,7 +78,7 @@ fn run(mut lines: Lines<Rotated>, mut tap: Tap) {
 
 /// Why the writing thread wakes up.
 enum Wake {
-    Tapped(Tapped),
+    Tapped(TapItem),
     /// A failed write is due for another attempt.
     Retry,
 }
@@ -150,15 +150,15 @@ impl<F: Files> Lines<F> {
     }
 
     /// Adds an event of a tap, and writes the waiting lines when they are large.
-    fn add(&mut self, tapped: &Tapped) -> io::Result<()> {
+    fn add(&mut self, tapped: &TapItem) -> io::Result<()> {
         match tapped {
-            Tapped::Event { channel, entry } => {
+            TapItem::Event { channel, entry } => {
                 let line = line(channel.as_str(), entry);
                 self.waiting_bytes += line.len();
                 self.waiting.push(line);
                 if self.waiting_bytes >= WRITE_BYTES { self.flush() } else { Ok(()) }
             }
-            Tapped::Missed(missed) => {
+            TapItem::Missed(missed) => {
                 // The waiting lines came before.
                 let written = self.flush();
                 self.missed = self.missed.saturating_add(*missed);
@@ -246,13 +246,13 @@ impl<F: Files> Lines<F> {
     }
 }
 
-struct Rotated {
+struct RotatedFile {
     config: FileConfig,
     /// None after the newest file was renamed, until a new one is opened.
     file: Option<File>,
 }
 
-impl Rotated {
+impl RotatedFile {
     fn open(config: FileConfig) -> io::Result<Self> {
         let file = Some(append_to(&config.path)?);
         Ok(Self { config, file })
@@ -267,7 +267,7 @@ impl Rotated {
     }
 }
 
-impl Files for Rotated {
+impl Files for RotatedFile {
     fn bytes_max(&self) -> u64 {
         self.config.bytes_max
     }
@@ -387,9 +387,9 @@ mod tests {
         }
     }
 
-    fn event(number: u64) -> Tapped {
+    fn event(number: u64) -> TapItem {
         let entry = Draft::new("e", number.to_string()).at(Cursor::new(1, number), 0);
-        Tapped::Event { channel: "user:u".parse().unwrap(), entry: Arc::new(entry) }
+        TapItem::Event { channel: "user:u".parse().unwrap(), entry: Arc::new(entry) }
     }
 
     /// The numbers in the lines of files, with one zero for each event that a gap reports as missing.
@@ -445,7 +445,7 @@ mod tests {
         let files = Failing { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..Failing::default() };
         let mut lines = Lines::open(files).unwrap();
         assert!(lines.add(&event(1)).is_ok() && lines.flush().is_err());
-        assert!(lines.add(&Tapped::Missed(5)).is_err());
+        assert!(lines.add(&TapItem::Missed(5)).is_err());
         while lines.flush().is_err() {}
         lines.add(&event(7)).unwrap();
         lines.flush().unwrap();
@@ -460,7 +460,7 @@ mod tests {
         for (before, torn, lines) in [("", "{\"ty", 1), ("{}\n", "{\"type", 2), ("{}\n", &*long, 2), ("{}\n", "", 1)] {
             fs::write(&path, format!("{before}{torn}")).unwrap();
             let config = FileConfig { path: path.clone(), bytes_max: 1_000_000, files_max: 2 };
-            let mut opened = Lines::open(Rotated::open(config).unwrap()).unwrap();
+            let mut opened = Lines::open(RotatedFile::open(config).unwrap()).unwrap();
             opened.add(&event(1)).unwrap();
             opened.flush().unwrap();
             let text = fs::read_to_string(&path).unwrap();
@@ -480,7 +480,7 @@ mod tests {
             fs::write(folder.path().join(name), text).unwrap();
         }
         let config = FileConfig { path: path.clone(), bytes_max: 10, files_max: 4 };
-        let mut lines = Lines::open(Rotated::open(config).unwrap()).unwrap();
+        let mut lines = Lines::open(RotatedFile::open(config).unwrap()).unwrap();
         // The name of the new file is a dangling link.
         let target = folder.path().join("missing/target");
         lines.add(&event(1)).unwrap();

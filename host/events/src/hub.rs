@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 use weir_core::channels::{
-    ChannelName, Closed, Cursor, Draft, Entry, Exceeded, Log, Shares, Subscriber, eviction_order,
+    ChannelName, CloseReason, Cursor, Draft, Entry, Log, ShareExceeded, Shares, Subscriber, eviction_order,
 };
 
 use crate::clock::Clock;
@@ -38,7 +38,7 @@ pub(crate) struct State {
     /// Redis store: the cursor up to which the stream was read.
     pub(crate) source: Cursor,
     /// Redis store: true when the log differs from the stream in Redis.
-    pub(crate) astray: bool,
+    pub(crate) diverged: bool,
     /// Whose share the channel takes: the user that appended its first event; until then, that follows it.
     pub(crate) user: Option<Arc<str>>,
     pub(crate) slots: Vec<Option<Slot>>,
@@ -70,7 +70,7 @@ impl State {
             pending: 0,
             gone: false,
             source,
-            astray: false,
+            diverged: false,
             user: None,
             slots: Vec::new(),
             subscribers: 0,
@@ -326,7 +326,7 @@ impl Hub {
         state.remove_subscriber(slot);
         // A mirror of a Redis stream, or a channel that never had an event.
         let mirror = self.keeps == StoreKind::Redis;
-        let empty = |state: &State| state.log.last().seq == 0 || mirror && !state.astray;
+        let empty = |state: &State| state.log.last().seq == 0 || mirror && !state.diverged;
         let go = state.idle() && empty(&state);
         drop(state);
         if go {
@@ -338,7 +338,7 @@ impl Hub {
     pub(crate) fn close_all(&self) {
         for channel in self.all() {
             let mut state = channel.lock();
-            state.slots.iter_mut().flatten().for_each(|slot| slot.subscriber.close(Closed::Lost));
+            state.slots.iter_mut().flatten().for_each(|slot| slot.subscriber.close(CloseReason::Lost));
             wake(state);
         }
     }
@@ -406,8 +406,8 @@ impl Hub {
 
     /// Makes room for one more channel of a user, where the user has the maximum: removes channels without subscribers.
     fn make_room_of_user(&self, residents: &mut Residents, user: Option<&str>) -> Result<(), Error> {
-        let Err(Exceeded::User { held, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
-        let at_once = (max / 64).max(1) + held.saturating_sub(max);
+        let Err(ShareExceeded::User { used, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
+        let at_once = (max / 64).max(1) + used.saturating_sub(max);
         match self.evict(residents, at_once, |other| other == user) {
             0 => Err(Error::channel_share(max)),
             _ => Ok(()),
@@ -493,18 +493,18 @@ impl Residents {
 
 /// The channel stays: it has subscribers or pending appends, or the condition does not hold.
 #[derive(Debug)]
-struct Stays;
+struct InUse;
 
 /// Removes a channel that has no subscribers and no pending appends; returns it, if it existed.
 fn release(
     channels: &mut Channels,
     name: &ChannelName,
     if_so: impl FnOnce(&State) -> bool,
-) -> Result<Option<Arc<Channel>>, Stays> {
+) -> Result<Option<Arc<Channel>>, InUse> {
     let Some(channel) = channels.get(name) else { return Ok(None) };
     let mut state = channel.lock();
     if !state.idle() || !if_so(&state) {
-        return Err(Stays);
+        return Err(InUse);
     }
     state.gone = true;
     drop(state);

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use weir_core::channels::{AcquireError, ChannelName, Fence, Fenced, Leases};
+use weir_core::channels::{AcquireError, ChannelName, Fence, Leases, StaleFence};
 
 use crate::clock::Clock;
 use crate::error::{Error, lock};
@@ -81,8 +81,8 @@ impl LocalLeases {
     }
 }
 
-impl From<Fenced> for Error {
-    fn from(_: Fenced) -> Self {
+impl From<StaleFence> for Error {
+    fn from(_: StaleFence) -> Self {
         Self::Fenced
     }
 }

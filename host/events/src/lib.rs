@@ -58,5 +58,5 @@ pub use lease::Acquisition;
 pub use redis::groups::{Groups, PendingEvent};
 pub use store::{Health, Stats, Store, Write};
 pub use subscription::Subscription;
-pub use tap::{Tap, Tapped};
+pub use tap::{Tap, TapItem};
 pub use weir_core::channels::Fence;

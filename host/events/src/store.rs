@@ -147,7 +147,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`], and those of [`Store::append`].
+    /// [`Error::StaleFence`], and those of [`Store::append`].
     pub async fn append_fenced(
         &self,
         channel: &ChannelName,
@@ -163,7 +163,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
+    /// [`Error::StaleFence`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
     pub async fn append_as(
         &self,
         channel: &ChannelName,
@@ -277,7 +277,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`], and those of [`Store::put`].
+    /// [`Error::StaleFence`], and those of [`Store::put`].
     pub async fn put_fenced(
         &self,
         key: &ChannelName,
@@ -292,7 +292,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`], [`Error::ShareExceeded`], and those of [`Store::put`].
+    /// [`Error::StaleFence`], [`Error::ShareExceeded`], and those of [`Store::put`].
     pub async fn put_as(
         &self,
         key: &ChannelName,
@@ -339,7 +339,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`], and those of [`Store::delete`].
+    /// [`Error::StaleFence`], and those of [`Store::delete`].
     pub async fn delete_fenced(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => memory.delete(key, fence),
@@ -375,7 +375,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`] where it is lost, a time of 0 or beyond the bound, or the store is unavailable.
+    /// [`Error::StaleFence`] where it is lost, a time of 0 or beyond the bound, or the store is unavailable.
     pub async fn renew(&self, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
         check_lease_ttl(ttl_ms)?;
         match &self.inner.kind {
@@ -389,7 +389,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`] where it was not held any more, or the store is unavailable: then it ends by itself.
+    /// [`Error::StaleFence`] where it was not held any more, or the store is unavailable: then it ends by itself.
     pub async fn release(&self, fence: &Fence) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => memory.leases.release(fence),
@@ -490,7 +490,7 @@ impl Store {
         self.inner.taps.tap()
     }
 
-    /// Closes every subscription with [`weir_core::channels::Closed::Lost`]: subscribers resume elsewhere, or here later.
+    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume elsewhere, or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }

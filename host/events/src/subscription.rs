@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use weir_core::channels::{ChannelName, Closed, Cursor, Delivery};
+use weir_core::channels::{ChannelName, CloseReason, Cursor, Delivery};
 
 use crate::hub::{Channel, Hub, State};
 
 /// A reader that follows a channel: the retained events after its cursor, then live events.
 ///
-/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. The events that wait
+/// It ends after the channel's last event, or with [`Delivery::CloseReason`]. Its events are shared, never copied. The events that wait
 /// for it are bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
 #[derive(Debug)]
 pub struct Subscription {
@@ -90,8 +90,8 @@ impl Subscription {
                 }
             }
             Delivery::Gap(_) => drop(counters.gaps.fetch_add(1, Ordering::Relaxed)),
-            Delivery::Closed(Closed::Slow) => drop(counters.closed_slow.fetch_add(1, Ordering::Relaxed)),
-            Delivery::Closed(Closed::Lost) => {}
+            Delivery::Closed(CloseReason::Slow) => drop(counters.closed_slow.fetch_add(1, Ordering::Relaxed)),
+            Delivery::Closed(CloseReason::Lost) => {}
         }
         Some(delivery)
     }

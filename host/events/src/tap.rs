@@ -10,7 +10,7 @@ const EVENTS_MAX: usize = 1024;
 
 /// One item of a tap.
 #[derive(Debug, Clone)]
-pub enum Tapped {
+pub enum TapItem {
     /// An event that was appended, once it is in the store. The events of one publisher come in order; the order of a channel is
     /// that of the cursors.
     Event {
@@ -32,19 +32,19 @@ pub struct Tap {
 
 impl Tap {
     /// The next event; none when the store is closed.
-    pub async fn next(&mut self) -> Option<Tapped> {
+    pub async fn next(&mut self) -> Option<TapItem> {
         match self.receiver.recv().await {
-            Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
-            Err(RecvError::Lagged(missed)) => Some(Tapped::Missed(missed)),
+            Ok((channel, entry)) => Some(TapItem::Event { channel, entry }),
+            Err(RecvError::Lagged(missed)) => Some(TapItem::Missed(missed)),
             Err(RecvError::Closed) => None,
         }
     }
 
     /// The next event, if one is waiting.
-    pub fn try_next(&mut self) -> Option<Tapped> {
+    pub fn try_next(&mut self) -> Option<TapItem> {
         match self.receiver.try_recv() {
-            Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
-            Err(TryRecvError::Lagged(missed)) => Some(Tapped::Missed(missed)),
+            Ok((channel, entry)) => Some(TapItem::Event { channel, entry }),
+            Err(TryRecvError::Lagged(missed)) => Some(TapItem::Missed(missed)),
             Err(TryRecvError::Empty | TryRecvError::Closed) => None,
         }
     }
@@ -55,10 +55,10 @@ impl Tap {
     }
 
     /// The next event, for a blocking thread; none when the store is closed.
-    pub fn blocking_next(&mut self) -> Option<Tapped> {
+    pub fn blocking_next(&mut self) -> Option<TapItem> {
         match self.receiver.blocking_recv() {
-            Ok((channel, entry)) => Some(Tapped::Event { channel, entry }),
-            Err(RecvError::Lagged(missed)) => Some(Tapped::Missed(missed)),
+            Ok((channel, entry)) => Some(TapItem::Event { channel, entry }),
+            Err(RecvError::Lagged(missed)) => Some(TapItem::Missed(missed)),
             Err(RecvError::Closed) => None,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Seen, conformance, gap, name, next, number, numbered, open, until};
-use weir_core::channels::{Closed, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
+use weir_core::channels::{CloseReason, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
 use weir_events::{Error, EventsConfig, Store};
 
 conformance!(
@@ -309,7 +309,7 @@ async fn one_stalled_reader_delays_nobody_and_resumes(config: EventsConfig) {
         reader.unwrap();
     }
     let resume = stalled.delivered();
-    assert_eq!(next(&mut stalled).await, Some(Delivery::Closed(Closed::Slow)));
+    assert_eq!(next(&mut stalled).await, Some(Delivery::Closed(CloseReason::Slow)));
     assert_eq!(next(&mut stalled).await, None);
     assert_eq!((stalled.delivered(), store.stats().closed_slow), (resume, 1));
     let mut again = store.follow(&channel, resume).await.unwrap();
@@ -387,5 +387,5 @@ async fn it_says_how_it_is(config: EventsConfig) {
         assert_eq!(number(&mut follower).await, expected);
     }
     store.close().await.unwrap();
-    assert_eq!(next(&mut follower).await, Some(Delivery::Closed(Closed::Lost)));
+    assert_eq!(next(&mut follower).await, Some(Delivery::Closed(CloseReason::Lost)));
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use weir_core::channels::{ChannelName, Cursor, Delivery, Draft};
-use weir_events::{EventsConfig, FileConfig, Store, Tapped, write_events};
+use weir_events::{EventsConfig, FileConfig, Store, TapItem, write_events};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -71,9 +71,9 @@ async fn a_tap_sees_all_channels_and_says_what_it_missed() -> Result<()> {
     for n in 0..3000 {
         store.append(&channel(&format!("workflow:w{}", n % 3))?, vec![numbered(n)]).await?;
     }
-    let Some(Tapped::Missed(missed)) = tap.next().await else { anyhow::bail!("it was too slow") };
+    let Some(TapItem::Missed(missed)) = tap.next().await else { anyhow::bail!("it was too slow") };
     let mut seen = 0;
-    while let Some(Tapped::Event { channel, entry }) = tap.try_next() {
+    while let Some(TapItem::Event { channel, entry }) = tap.try_next() {
         let n = missed as usize + seen;
         assert_eq!(channel.to_string(), format!("workflow:w{}", n % 3));
         assert_eq!(*entry.data, *numbered(n).data);

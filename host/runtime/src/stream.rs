@@ -35,10 +35,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
-use weir_core::inference::stream::{PushError, Released, Stream};
+use weir_core::inference::stream::{PushError, ReleasedBatch, Stream};
 
 pub use weir_core::inference::stream::{
-    Aggregation, Batching, Cause, ConfigError, Delivered, DropPolicy, ErrorCategory, FlushReason, ItemError, Ordering,
+    Aggregation, Batching, Cause, ConfigError, DropPolicy, ErrorCategory, FlushReason, ItemError, ItemResult, Ordering,
     Stats, StreamState, StreamingConfig, TransitionError,
 };
 
@@ -92,7 +92,7 @@ pub enum StreamError {
 }
 
 type CoreStream = Stream<Text, Output>;
-type OnResult = Arc<dyn Fn(&Delivered<Output>) + Send + Sync>;
+type OnResult = Arc<dyn Fn(&ItemResult<Output>) + Send + Sync>;
 type OnError = Arc<dyn Fn(&ItemError<Text>) + Send + Sync>;
 
 /// A stream of texts through one model. Dropping it ends it and abandons its unanswered texts.
@@ -270,7 +270,7 @@ impl TextStream {
     /// Calls `callback` with every result, in the stream's own task: a slow callback slows the stream.
     pub fn subscribe_result_callback(
         &self,
-        callback: impl Fn(&Delivered<Output>) + Send + Sync + 'static,
+        callback: impl Fn(&ItemResult<Output>) + Send + Sync + 'static,
     ) -> Subscription {
         self.shared.subscribe(|subscribers, id| subscribers.results.push((id, Arc::new(callback))))
     }
@@ -398,7 +398,7 @@ async fn drive(shared: Weak<Shared>, calls: CallOpener) {
 async fn run_machine(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
     loop {
         let Some(stream) = shared.upgrade() else { return };
-        let mut released: Vec<Released<Text>> = Vec::new();
+        let mut released: Vec<ReleasedBatch<Text>> = Vec::new();
         let timeout = {
             let mut core = stream.lock();
             let now = stream.now();

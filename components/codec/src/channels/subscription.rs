@@ -13,7 +13,7 @@ use crate::{
 
 /// Why a subscription ends while its client is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum SubscriptionEnd {
     /// The channel has had its last event.
     Finished,
     /// The client did not read fast enough.
@@ -24,7 +24,7 @@ pub enum End {
     Expired,
 }
 
-impl End {
+impl SubscriptionEnd {
     /// The event that its client reads.
     pub fn event(self) -> StreamEvent<'static> {
         let (reason, message, resumable) = match self {
@@ -39,12 +39,12 @@ impl End {
 
 /// Renders the events of a channel for one subscriber. Ids are as on the wire; times in milliseconds since 1970.
 #[derive(Debug, Clone)]
-pub struct Drawing {
+pub struct EventRenderer {
     channel: Channel,
     framing: Framing,
 }
 
-impl Drawing {
+impl EventRenderer {
     /// Of a channel, in a framing.
     pub fn new(channel: Channel, framing: Framing) -> Self {
         Self { channel, framing }
@@ -64,7 +64,7 @@ impl Drawing {
     }
 
     /// Appends that the subscription ends, and why.
-    pub fn push_end(&self, out: &mut Vec<u8>, end: End, unix_ms: u64) {
+    pub fn push_end(&self, out: &mut Vec<u8>, end: SubscriptionEnd, unix_ms: u64) {
         self.push_own(out, None, &end.event(), unix_ms);
     }
 
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     fn check(framing: Framing, want: Expect) {
-        let drawing = Drawing::new(Channel::from_name("workflow:42").expect("a name"), framing);
+        let drawing = EventRenderer::new(Channel::from_name("workflow:42").expect("a name"), framing);
         let mut out = Vec::new();
         drawing.push_begin(&mut out, 3000, 0);
         drawing.push_coalesced(&mut out, 0);
@@ -141,7 +141,7 @@ mod tests {
         drawing.push_event(&mut out, "1-7", "workflow_progress", b"{\"a\":\n1}");
         drawing.push_gap(&mut out, "1-8", "2-0", 1);
         out.extend_from_slice(drawing.heartbeat());
-        drawing.push_end(&mut out, End::Slow, 2);
+        drawing.push_end(&mut out, SubscriptionEnd::Slow, 2);
         want.assert_eq(&String::from_utf8(out).expect("UTF-8"));
     }
 
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_event_is_drawn_alike_by_whoever_draws_it() {
-        let drawing = Drawing::new(Channel::from_name("user:ann").expect("a name"), Framing::Sse);
+        let drawing = EventRenderer::new(Channel::from_name("user:ann").expect("a name"), Framing::Sse);
         for data in ["{}", "{\"a\":1}\r\n", "\n"] {
             let mut out = Vec::new();
             drawing.push_event(&mut out, "1-7", "n", data.as_bytes());

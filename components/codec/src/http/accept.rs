@@ -39,7 +39,7 @@ pub fn subscription(accept: Option<&str>) -> Option<Framing> {
 
 /// How the results of a JSON request are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum ResponseMode {
     /// All at once.
     Json,
     /// One by one.
@@ -48,12 +48,12 @@ pub enum Answer {
 
 /// How the results of a JSON request are sent: all at once, unless the client weighs a stream higher or names one
 /// more exactly. None when it accepts neither.
-pub fn answer(accept: Option<&str>) -> Option<Answer> {
+pub fn answer(accept: Option<&str>) -> Option<ResponseMode> {
     let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
-    let offers: [(Answer, &[(&str, &str)]); 3] = [
-        (Answer::Json, &[("application", "json")]),
-        (Answer::Stream(Framing::Ndjson), &ndjson),
-        (Answer::Stream(Framing::Sse), &[("text", "event-stream")]),
+    let offers: [(ResponseMode, &[(&str, &str)]); 3] = [
+        (ResponseMode::Json, &[("application", "json")]),
+        (ResponseMode::Stream(Framing::Ndjson), &ndjson),
+        (ResponseMode::Stream(Framing::Sse), &[("text", "event-stream")]),
     ];
     choose(accept, &offers)
 }
@@ -221,14 +221,14 @@ mod tests {
     fn answers_of_a_json_request() {
         use Framing::{Ndjson, Sse};
         for (accept, want) in [
-            (None, Some(Answer::Json)),
-            (Some("*/*"), Some(Answer::Json)),
-            (Some("application/*"), Some(Answer::Json)),
-            (Some("application/json, application/x-ndjson"), Some(Answer::Json)),
-            (Some("application/x-ndjson"), Some(Answer::Stream(Ndjson))),
-            (Some("application/jsonl, */*"), Some(Answer::Stream(Ndjson))),
-            (Some("text/event-stream"), Some(Answer::Stream(Sse))),
-            (Some("application/json;q=0.5, text/event-stream"), Some(Answer::Stream(Sse))),
+            (None, Some(ResponseMode::Json)),
+            (Some("*/*"), Some(ResponseMode::Json)),
+            (Some("application/*"), Some(ResponseMode::Json)),
+            (Some("application/json, application/x-ndjson"), Some(ResponseMode::Json)),
+            (Some("application/x-ndjson"), Some(ResponseMode::Stream(Ndjson))),
+            (Some("application/jsonl, */*"), Some(ResponseMode::Stream(Ndjson))),
+            (Some("text/event-stream"), Some(ResponseMode::Stream(Sse))),
+            (Some("application/json;q=0.5, text/event-stream"), Some(ResponseMode::Stream(Sse))),
             (Some("image/png"), None),
         ] {
             assert_eq!(answer(accept), want, "{accept:?}");

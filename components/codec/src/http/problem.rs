@@ -37,12 +37,12 @@ pub struct Problem {
     /// For `Retry-After`, in milliseconds; none when trying again cannot help.
     pub retry_after_ms: Option<u32>,
     /// More about it.
-    pub more: More,
+    pub more: ProblemDetails,
 }
 
 /// What some problems say besides.
 #[derive(Debug, Clone, Default)]
-pub enum More {
+pub enum ProblemDetails {
     /// Nothing.
     #[default]
     None,
@@ -119,7 +119,7 @@ pub struct Wire<'a> {
 
 impl Problem {
     fn new(status: u16, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, title, detail: detail.into(), retry_after_ms: None, more: More::None }
+        Self { status, code, title, detail: detail.into(), retry_after_ms: None, more: ProblemDetails::None }
     }
 
     /// 404.
@@ -131,14 +131,14 @@ impl Problem {
     pub fn method_not_allowed(method: &str, path: &str, allow: &'static str) -> Self {
         let detail = format!("`{}` takes {allow}, not {}", quote(path), quote(method));
         let problem = Self::new(405, "method_not_allowed", "Method not allowed", detail);
-        Self { more: More::Allow(allow), ..problem }
+        Self { more: ProblemDetails::Allow(allow), ..problem }
     }
 
     /// 406.
     pub fn not_acceptable(available: &'static [&'static str]) -> Self {
         let detail = format!("the answer is available as {}", available.join(" or "));
         let problem = Self::new(406, "not_acceptable", "Not acceptable", detail);
-        Self { more: More::Available(available), ..problem }
+        Self { more: ProblemDetails::Available(available), ..problem }
     }
 
     /// 408.
@@ -167,20 +167,20 @@ impl Problem {
             None => format!("the body must be {list} in UTF-8, and the request has no `Content-Type`"),
         };
         let problem = Self::new(415, "unsupported_media_type", "Unsupported media type", detail);
-        Self { more: More::Accepted(accepted), ..problem }
+        Self { more: ProblemDetails::Accepted(accepted), ..problem }
     }
 
     /// 400: captions are in an encoding that is not read.
     pub fn not_text(error: &EncodingError) -> Self {
         let problem = Self::new(400, "not_utf8", "The body is not UTF-8", format!("line {}: {error}", error.line));
-        Self { more: More::Line(usize::try_from(error.line).unwrap_or(usize::MAX)), ..problem }
+        Self { more: ProblemDetails::Line(usize::try_from(error.line).unwrap_or(usize::MAX)), ..problem }
     }
 
     /// 415.
     pub fn unsupported_encoding(got: &str) -> Self {
         let detail = format!("the body must come without `Content-Encoding`, not as `{}`", quote(got));
         let problem = Self::new(415, "unsupported_content_encoding", "Unsupported content encoding", detail);
-        Self { more: More::Codings("identity"), ..problem }
+        Self { more: ProblemDetails::Codings("identity"), ..problem }
     }
 
     /// 501: the body comes in a transfer coding besides `chunked` (RFC 9112, section 6.1).
@@ -240,13 +240,13 @@ impl Problem {
             false => format!("not ready: {}", names.join(", ")),
         };
         let problem = Self::new(503, "not_ready", "Not ready", detail);
-        Self { retry_after_ms: Some(1000), more: More::Models(models), ..problem }
+        Self { retry_after_ms: Some(1000), more: ProblemDetails::Models(models), ..problem }
     }
 
     /// 503: steps have no model that can do them. Only another configuration helps, so there is no `Retry-After`.
     pub fn steps_not_ready(unmet: &[String], models: Vec<Model>) -> Self {
         let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: {}", unmet.join("; ")));
-        Self { more: More::Models(models), ..problem }
+        Self { more: ProblemDetails::Models(models), ..problem }
     }
 
     /// 503: what channels are kept in cannot take events.
@@ -288,7 +288,7 @@ impl Problem {
             Some(step) => format!("{}: {failure}", step_name(step)),
             None => failure.to_string(),
         };
-        let more = step.map_or(More::None, More::Step);
+        let more = step.map_or(ProblemDetails::None, ProblemDetails::Step);
         let retry_after_ms = failure.retryable.then(|| failure.retry_after_ms.unwrap_or(RETRY_AFTER_MS));
         Self { retry_after_ms, more, ..Self::new(status, code, title, detail) }
     }
@@ -313,7 +313,7 @@ impl Problem {
     /// The value of `Allow`.
     pub fn allow(&self) -> Option<&'static str> {
         match self.more {
-            More::Allow(allow) => Some(allow),
+            ProblemDetails::Allow(allow) => Some(allow),
             _ => None,
         }
     }
@@ -322,9 +322,9 @@ impl Problem {
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
         match self.more {
-            More::Allow(allow) => headers.push(("allow", allow.to_owned())),
-            More::Accepted(types) => headers.push(("accept", types.join(", "))),
-            More::Codings(codings) => headers.push(("accept-encoding", codings.to_owned())),
+            ProblemDetails::Allow(allow) => headers.push(("allow", allow.to_owned())),
+            ProblemDetails::Accepted(types) => headers.push(("accept", types.join(", "))),
+            ProblemDetails::Codings(codings) => headers.push(("accept-encoding", codings.to_owned())),
             _ => {}
         }
         if let Some(seconds) = self.retry_after_s() {
@@ -353,16 +353,16 @@ impl Problem {
             available: None,
         };
         match &self.more {
-            More::None | More::Allow(_) | More::Codings(_) => {}
-            More::Fields(errors) => {
+            ProblemDetails::None | ProblemDetails::Allow(_) | ProblemDetails::Codings(_) => {}
+            ProblemDetails::Fields(errors) => {
                 wire.errors = Some(&errors[..errors.len().min(ERRORS_MAX)]);
                 wire.errors_truncated = errors.len() > ERRORS_MAX;
             }
-            More::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
-            More::Line(line) => wire.line = Some(*line),
-            More::Step(step) => wire.step = Some(step_name(*step)),
-            More::Models(models) => wire.models = Some(states(models)),
-            More::Available(types) | More::Accepted(types) => wire.available = Some(types),
+            ProblemDetails::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
+            ProblemDetails::Line(line) => wire.line = Some(*line),
+            ProblemDetails::Step(step) => wire.step = Some(step_name(*step)),
+            ProblemDetails::Models(models) => wire.models = Some(states(models)),
+            ProblemDetails::Available(types) | ProblemDetails::Accepted(types) => wire.available = Some(types),
         }
         to_vec(&wire)
     }
@@ -375,21 +375,23 @@ impl From<RequestError> for Problem {
         let (code, title, more) = match error {
             RequestError::Invalid(errors) => {
                 let problem = Self::new(422, "invalid_request", "The request is not valid", detail);
-                return Self { more: More::Fields(errors), ..problem };
+                return Self { more: ProblemDetails::Fields(errors), ..problem };
             }
-            RequestError::Json(JsonError::Empty) => ("empty_body", "The body is empty", More::None),
-            RequestError::Json(JsonError::NotUtf8 { .. }) => ("not_utf8", "The body is not UTF-8", More::None),
+            RequestError::Json(JsonError::Empty) => ("empty_body", "The body is empty", ProblemDetails::None),
+            RequestError::Json(JsonError::NotUtf8 { .. }) => {
+                ("not_utf8", "The body is not UTF-8", ProblemDetails::None)
+            }
             RequestError::Json(
                 JsonError::Malformed { line, column, .. } | JsonError::LoneSurrogate { line, column },
-            ) => ("malformed_json", "The body is not JSON", More::Place { line, column }),
+            ) => ("malformed_json", "The body is not JSON", ProblemDetails::Place { line, column }),
             RequestError::Json(JsonError::TooDeep { line, column }) => {
-                ("json_too_deep", "The body is nested too deeply", More::Place { line, column })
+                ("json_too_deep", "The body is nested too deeply", ProblemDetails::Place { line, column })
             }
             RequestError::Json(JsonError::DuplicateKey { line, column, .. }) => {
-                ("duplicate_key", "A key appears twice", More::Place { line, column })
+                ("duplicate_key", "A key appears twice", ProblemDetails::Place { line, column })
             }
             RequestError::Json(JsonError::NotAnObject { .. }) => {
-                ("not_an_object", "The body is not an object", More::None)
+                ("not_an_object", "The body is not an object", ProblemDetails::None)
             }
         };
         Self { more, ..Self::new(400, code, title, detail) }

@@ -9,7 +9,7 @@ use crate::{
 
 /// What answers a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum RouteMatch {
     /// Texts, models, probes and documents.
     Own(Route),
     /// Channels and tickets.
@@ -20,7 +20,7 @@ pub enum Found {
     Pipelines(PipelineRoute),
 }
 
-impl Found {
+impl RouteMatch {
     /// What answers a path in its normal form ([`crate::http::target::normalize_path`]).
     ///
     /// # Errors
@@ -100,7 +100,7 @@ mod tests {
             "/executions",
             "/ws/session/1",
         ] {
-            assert!(Found::is_stateful(path), "{path}");
+            assert!(RouteMatch::is_stateful(path), "{path}");
         }
         for path in [
             "/",
@@ -113,7 +113,7 @@ mod tests {
             "/ws/workflow/1",
             "/metrics",
         ] {
-            assert!(!Found::is_stateful(path), "{path}");
+            assert!(!RouteMatch::is_stateful(path), "{path}");
         }
     }
 }

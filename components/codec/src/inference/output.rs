@@ -174,7 +174,7 @@ pub struct DoneLine {
 /// One place in the list of an answer: a result, or why there is none.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Place<'a> {
+enum ResultSlot<'a> {
     Output(&'a Output),
     Error { error: &'a ItemError },
 }
@@ -182,17 +182,17 @@ enum Place<'a> {
 /// The body of an answer with all results: `{"outputs":[…],"model":…}`.
 pub fn answer_json(outputs: &[Result<Output, ItemError>], model: &str) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Answer<'a> {
-        outputs: Vec<Place<'a>>,
+    struct ResultsBody<'a> {
+        outputs: Vec<ResultSlot<'a>>,
         model: &'a str,
     }
-    crate::json::to_vec(&Answer { outputs: outputs.iter().map(place).collect(), model })
+    crate::json::to_vec(&ResultsBody { outputs: outputs.iter().map(place).collect(), model })
 }
 
-fn place(output: &Result<Output, ItemError>) -> Place<'_> {
+fn place(output: &Result<Output, ItemError>) -> ResultSlot<'_> {
     match output {
-        Ok(output) => Place::Output(output),
-        Err(error) => Place::Error { error },
+        Ok(output) => ResultSlot::Output(output),
+        Err(error) => ResultSlot::Error { error },
     }
 }
 

@@ -107,7 +107,9 @@ fn parameters(node: Node<'_>, task: Task, into: &mut Parameters, errors: &mut Ve
 pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -> Vec<Input> {
     let nodes = match node {
         Node::Array(nodes) => nodes,
-        one @ (Node::Text(_) | Node::Object(_)) => return input(one, task, Place::One, errors).into_iter().collect(),
+        one @ (Node::Text(_) | Node::Object(_)) => {
+            return input(one, task, InputPosition::One, errors).into_iter().collect();
+        }
         other => {
             errors.push(FieldError::wrong_type("inputs", "string, object or array", other.name()));
             return Vec::new();
@@ -120,7 +122,7 @@ pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -
     }
     let mut inputs = Vec::with_capacity(nodes.len());
     for (at, node) in nodes.into_iter().enumerate() {
-        inputs.extend(input(node, task, Place::At(at), errors));
+        inputs.extend(input(node, task, InputPosition::At(at), errors));
         if errors.len() > ERRORS_MAX {
             break;
         }
@@ -130,7 +132,7 @@ pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -
 
 /// Where an input stands, for the name of its fields.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum InputPosition {
     /// It is `inputs`.
     One,
     /// It is an item of `inputs`.
@@ -141,7 +143,7 @@ enum Place {
     FileLine,
 }
 
-impl Place {
+impl InputPosition {
     fn field(self, name: &'static str) -> Cow<'static, str> {
         match (self, name) {
             (Self::One, "") => "inputs".into(),
@@ -155,7 +157,7 @@ impl Place {
 }
 
 /// One input, or its id if it has one that can be read; what is wrong is in `errors`.
-fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
+fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
     let members = match node {
         Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
         Node::Object(members) => members,
@@ -185,11 +187,11 @@ fn input(node: Node<'_>, task: Task, place: Place, errors: &mut Vec<FieldError>)
                 errors.push(FieldError::wrong_type(place.field("text_pair"), "string", other.name()));
             }
             // A pair that is not read would be half of an input.
-            (key, _) if matches!(place, Place::FileLine) && key != "text_pair" => {}
+            (key, _) if matches!(place, InputPosition::FileLine) && key != "text_pair" => {}
             ("text_pair", Node::Null) => {}
             (key, _) => {
                 let field = match place {
-                    Place::Line | Place::FileLine => key.to_owned(),
+                    InputPosition::Line | InputPosition::FileLine => key.to_owned(),
                     place => format!("{}.{key}", place.field("")),
                 };
                 errors.push(unknown(field, known));
@@ -262,7 +264,7 @@ impl LineRules {
             (None, wrong(code, message))
         })?;
         let mut errors = Vec::new();
-        let place = if self.is_file { Place::FileLine } else { Place::Line };
+        let place = if self.is_file { InputPosition::FileLine } else { InputPosition::Line };
         input(node, self.task, place, &mut errors).map_err(|id| {
             // What is no input has an error; the first says enough.
             let (field, message) = match errors.into_iter().next() {

@@ -180,7 +180,7 @@ struct Request<P> {
 #[derive(JsonSchema)]
 #[schemars(untagged, rename = "{O}Place")]
 #[allow(dead_code)]
-enum Place<O> {
+enum ResultSlot<O> {
     Output(Vec<O>),
     Failed { error: ItemError },
 }
@@ -189,9 +189,9 @@ enum Place<O> {
 #[derive(JsonSchema)]
 #[schemars(rename = "{O}Answer")]
 #[allow(dead_code)]
-struct Answer<O> {
+struct ResultsBody<O> {
     /// The results.
-    outputs: Vec<Place<O>>,
+    outputs: Vec<ResultSlot<O>>,
     /// The model that made them.
     model: String,
 }
@@ -289,15 +289,15 @@ pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &
     };
     match route {
         Route::Task(Task::Classify) => {
-            let whole = schemas.answered::<Answer<LabelScore>>();
+            let whole = schemas.answered::<ResultsBody<LabelScore>>();
             ("classify", "Score texts against the labels of a model", line(schemas, whole))
         }
         Route::Task(Task::Tokens) => {
-            let whole = schemas.answered::<Answer<Entity>>();
+            let whole = schemas.answered::<ResultsBody<Entity>>();
             ("tokens", "Find spans of texts and label them", line(schemas, whole))
         }
         Route::Task(Task::Embed) => {
-            let whole = schemas.answered::<Answer<f32>>();
+            let whole = schemas.answered::<ResultsBody<f32>>();
             ("embed", "Turn texts into vectors", line(schemas, whole))
         }
         Route::Hub => {

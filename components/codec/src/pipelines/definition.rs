@@ -6,7 +6,7 @@ use weir_core::{
     inference::retry::{RetryConfig, RetryPolicy},
     pipelines::{
         COMPENSATIONS_MAX, Definition, DefinitionError, Draft, Json, Kind, KindName, Method, OnError,
-        PARALLEL_MAX_DEFAULT, Place, STEPS_MAX, Step, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
+        PARALLEL_MAX_DEFAULT, STEPS_MAX, Step, StepIndex, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
     },
 };
 use weir_expression::{EXPRESSION_BYTES_MAX, Expression};
@@ -305,7 +305,7 @@ fn is_url(url: &str) -> bool {
 
 /// A mistake of the whole with its path.
 fn field_error(wrong: &DefinitionError) -> FieldError {
-    let place = |place: &Place| match place.compensation {
+    let place = |place: &StepIndex| match place.compensation {
         None => format!("steps[{}].id", place.step),
         Some(at) => format!("steps[{}].compensation[{at}].id", place.step),
     };

@@ -6,7 +6,7 @@ use weir_core::{pipelines::Definition, text_file};
 
 use super::definition::{self, DEFINITION_BYTES_MAX};
 use crate::{
-    http::problem::{More, Problem},
+    http::problem::{Problem, ProblemDetails},
     json::{
         JsonError,
         field::{FieldError, RequestError},
@@ -44,9 +44,9 @@ impl DefinitionFault {
         let detail = format!("the definition of the pipeline `{name}` cannot be used: {}", self.detail);
         let problem = Problem::refused(503, "pipeline_invalid", "The pipeline is not valid", detail, None);
         let more = match self.place {
-            Some((line, column)) => More::Place { line, column },
-            None if self.errors.is_empty() => More::None,
-            None => More::Fields(self.errors.clone()),
+            Some((line, column)) => ProblemDetails::Place { line, column },
+            None if self.errors.is_empty() => ProblemDetails::None,
+            None => ProblemDetails::Fields(self.errors.clone()),
         };
         Problem { more, ..problem }
     }
@@ -125,6 +125,6 @@ mod tests {
         assert!(fault(&vec![b' '; DEFINITION_BYTES_MAX + 1]).detail.contains("at most"));
         let problem = members.problem("p");
         assert_eq!((problem.status, problem.code), (503, "pipeline_invalid"));
-        assert!(matches!(problem.more, More::Fields(errors) if errors.len() == 2));
+        assert!(matches!(problem.more, ProblemDetails::Fields(errors) if errors.len() == 2));
     }
 }

@@ -57,7 +57,7 @@ pub fn status_json(status: &Status) -> String {
 
 /// An execution in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ExecutionSummary {
     /// Its id.
     pub execution_id: Arc<str>,
     /// The name of the pipeline.
@@ -69,7 +69,7 @@ pub struct Listed {
 }
 
 /// The body of `GET /executions`.
-pub fn executions_json(executions: &[Listed]) -> String {
+pub fn executions_json(executions: &[ExecutionSummary]) -> String {
     object(|out| {
         out.array("executions", executions, |out, listed| {
             out.value("execution_id", &*listed.execution_id).value("pipeline", &*listed.pipeline);

@@ -28,7 +28,7 @@ use crate::{
     pipelines::process_event::{self, ProcessEvent},
     transcripts::{
         annotate_stream::blocks_json,
-        semantic::{Parts, TextInput},
+        semantic::{SemanticParts, TextInput},
     },
 };
 
@@ -68,7 +68,7 @@ pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
 }
 
 /// The output of an `annotate` step: `outputs` as `/v1/annotate` answers them.
-pub fn annotations(parts: Parts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
+pub fn annotations(parts: SemanticParts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
     let answer = blocks_json(parts, texts, annotations);
     Json::from_checked(String::from_utf8(answer).expect("serde_json writes UTF-8, on one line"))
 }
@@ -84,7 +84,7 @@ pub struct Sentiments {
 
 /// What a step has to say.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Say {
+pub enum StepOutput {
     /// A part of its output.
     Part(Json),
     /// All of it.
@@ -108,7 +108,7 @@ impl Sentiments {
     }
 
     /// The next thing to say, or none until another answer comes.
-    pub fn poll(&mut self) -> Option<Say> {
+    pub fn poll(&mut self) -> Option<StepOutput> {
         let next = self.told.len();
         if self.is_over {
             return None;
@@ -116,7 +116,7 @@ impl Sentiments {
         if next == self.answers.len() {
             self.is_over = true;
             let (chunks, tally) = (std::mem::take(&mut self.told), self.tally);
-            return Some(Say::Finished(body(&ProcessEvent::SentimentComplete {
+            return Some(StepOutput::Finished(body(&ProcessEvent::SentimentComplete {
                 overall: tally.overall(),
                 chunks,
                 tally,
@@ -128,11 +128,11 @@ impl Sentiments {
                 self.tally.record(&sentiment);
                 let result = ChunkSentiment { chunk: next + 1, sentiment, confidence: score };
                 self.told.push(result.clone());
-                Some(Say::Part(body(&ProcessEvent::SentimentProgress { result, chunks: self.answers.len() })))
+                Some(StepOutput::Part(body(&ProcessEvent::SentimentProgress { result, chunks: self.answers.len() })))
             }
             other => {
                 self.is_over = true;
-                Some(Say::Failed(unexpected(other)))
+                Some(StepOutput::Failed(unexpected(other)))
             }
         }
     }

@@ -5,7 +5,7 @@ use weir_core::transcripts::Annotation;
 
 use super::{
     input::Refusal,
-    semantic::{Parts, Semantic, SemanticLine, TextInput, read_text},
+    semantic::{Semantic, SemanticLine, SemanticParts, TextInput, read_text},
 };
 use crate::{
     http::{framing::Framing, lines::Line},
@@ -29,7 +29,7 @@ impl From<ItemError> for Refusal {
 
 /// Lines on their way to a client.
 #[derive(Debug)]
-struct Drawn {
+struct LineWriter {
     framing: Framing,
     out: Vec<u8>,
     /// Events written, for server-sent events.
@@ -37,7 +37,7 @@ struct Drawn {
     done: bool,
 }
 
-impl Drawn {
+impl LineWriter {
     fn new(framing: Framing) -> Self {
         Self { framing, out: Vec::new(), events: 0, done: false }
     }
@@ -56,7 +56,7 @@ impl Drawn {
 
 /// A line of `/v1/annotate`: its place, and the text or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct NumberedText {
     /// From 0, lines that are no texts included.
     pub index: u64,
     /// From 1.
@@ -67,29 +67,29 @@ pub struct Place {
 
 /// Texts in, semantic blocks out.
 #[derive(Debug)]
-pub struct Annotating {
-    parts: Parts,
+pub struct AnnotateStream {
+    parts: SemanticParts,
     plain: bool,
-    drawn: Drawn,
+    drawn: LineWriter,
     indexes: u64,
 }
 
-impl Annotating {
+impl AnnotateStream {
     /// A stream of blocks. With `plain` each line is a text as it stands.
-    pub fn new(parts: Parts, plain: bool, framing: Framing) -> Self {
-        Self { parts, plain, drawn: Drawn::new(framing), indexes: 0 }
+    pub fn new(parts: SemanticParts, plain: bool, framing: Framing) -> Self {
+        Self { parts, plain, drawn: LineWriter::new(framing), indexes: 0 }
     }
 
     /// What is on a line.
-    pub fn handle_line(&mut self, line: &Line<'_>) -> Place {
+    pub fn handle_line(&mut self, line: &Line<'_>) -> NumberedText {
         self.indexes += 1;
-        Place { index: self.indexes - 1, line: line.number, text: read_text(line, self.plain) }
+        NumberedText { index: self.indexes - 1, line: line.number, text: read_text(line, self.plain) }
     }
 
     /// The texts of some lines were annotated: in their order, one annotation for each that is a text.
-    pub fn handle_annotations(&mut self, places: &[Place], annotations: &[Annotation]) {
+    pub fn handle_annotations(&mut self, places: &[NumberedText], annotations: &[Annotation]) {
         let mut annotations = annotations.iter();
-        for Place { index, line, text } in places {
+        for NumberedText { index, line, text } in places {
             let mut answer = SemanticLine { index: *index, semantic: None, error: None, line: None };
             match text {
                 Ok(text) => {
@@ -134,7 +134,12 @@ impl Annotating {
     }
 }
 
-fn block<'a>(annotation: &'a Annotation, parts: Parts, index: u64, text: &'a TextInput) -> Option<Semantic<'a>> {
+fn block<'a>(
+    annotation: &'a Annotation,
+    parts: SemanticParts,
+    index: u64,
+    text: &'a TextInput,
+) -> Option<Semantic<'a>> {
     let segment_id = text.segment_id.unwrap_or(index);
     Semantic::new(annotation, parts, segment_id, &text.text, text.speaker_id.as_deref())
 }
@@ -194,14 +199,14 @@ fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<Tex
 }
 
 /// The JSON answer of `/v1/annotate`: the block of each text, at its place.
-pub fn blocks_json(parts: Parts, texts: &[TextInput], annotations: &[Annotation]) -> Vec<u8> {
+pub fn blocks_json(parts: SemanticParts, texts: &[TextInput], annotations: &[Annotation]) -> Vec<u8> {
     #[derive(serde::Serialize)]
-    struct Answer<'a> {
+    struct BlocksBody<'a> {
         outputs: Vec<Option<Semantic<'a>>>,
     }
     let placed = (0..).zip(texts.iter().zip(annotations));
     let outputs = placed.map(|(index, (text, annotation))| block(annotation, parts, index, text)).collect();
-    crate::json::to_vec(&Answer { outputs })
+    crate::json::to_vec(&BlocksBody { outputs })
 }
 
 #[cfg(test)]
@@ -222,7 +227,7 @@ mod tests {
     fn texts_are_answered_in_order() {
         let annotator = Annotator::new(&AnnotateConfig::default()).unwrap();
         let annotate = |text: &TextInput| annotator.annotate(&text.text, &mut Default::default());
-        let mut stream = Annotating::new(Parts::ALL, false, Framing::Ndjson);
+        let mut stream = AnnotateStream::new(SemanticParts::ALL, false, Framing::Ndjson);
         let places = [(1, "\"the price\""), (2, "[]"), (5, r#"{"text":"I'll go","segment_id":7,"speaker_id":"a"}"#)];
         let places = places.map(|(number, content)| stream.handle_line(&line(number, content)));
         let annotations: Vec<Annotation> =
@@ -242,7 +247,7 @@ mod tests {
         let texts = read_texts(br#"{"inputs":["cheap",{"text":"b"}]}"#).unwrap();
         let annotations: Vec<Annotation> = texts.iter().map(annotate).collect();
         check(
-            Some(blocks_json(Parts { keywords: true, intent: false }, &texts, &annotations)),
+            Some(blocks_json(SemanticParts { keywords: true, intent: false }, &texts, &annotations)),
             expect![[
                 r#"{"outputs":[{"keywords":["cheap"],"risk_tags":["pricing"],"actions":[],"tags":["pricing"],"matches":[{"risk":"pricing","keyword":"cheap","segment_id":0}]},{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}]}"#
             ]],

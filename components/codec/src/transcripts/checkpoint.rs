@@ -12,7 +12,7 @@ use weir_core::transcripts::{
     annotate::KeywordMatch,
 };
 
-use super::config::SessionAsk;
+use super::config::SessionRequest;
 use crate::json::{field::RequestError, to_vec};
 
 /// The version that is written.
@@ -49,7 +49,7 @@ pub enum CheckpointError {
 }
 
 /// A session as bytes.
-pub fn encode(ask: &SessionAsk, checkpoint: &Checkpoint) -> Vec<u8> {
+pub fn encode(ask: &SessionRequest, checkpoint: &Checkpoint) -> Vec<u8> {
     let config = String::from_utf8(ask.to_json()).expect("JSON is UTF-8");
     to_vec(&Stored { version: VERSION, config, state: State::new(checkpoint) })
 }
@@ -62,9 +62,9 @@ pub fn encode(ask: &SessionAsk, checkpoint: &Checkpoint) -> Vec<u8> {
 /// [`CheckpointError`]
 pub fn decode(
     bytes: &[u8],
-    rules: impl FnOnce(&str) -> Result<(SessionAsk, Arc<SessionRules>), RequestError>,
+    rules: impl FnOnce(&str) -> Result<(SessionRequest, Arc<SessionRules>), RequestError>,
     now_ns: u64,
-) -> Result<(SessionAsk, Session), CheckpointError> {
+) -> Result<(SessionRequest, Session), CheckpointError> {
     if bytes.len() > CHECKPOINT_BYTES_MAX {
         return Err(CheckpointError::TooLarge(bytes.len()));
     }
@@ -84,8 +84,8 @@ pub fn decode(
 /// # Errors
 ///
 /// [`RequestError`]
-pub fn own_rules(config: &str) -> Result<(SessionAsk, Arc<SessionRules>), RequestError> {
-    let ask = SessionAsk::from_json(config.as_bytes())?;
+pub fn own_rules(config: &str) -> Result<(SessionRequest, Arc<SessionRules>), RequestError> {
+    let ask = SessionRequest::from_json(config.as_bytes())?;
     let rules = SessionRules::new(ask.config.clone()).expect("a configuration that was read was checked");
     Ok((ask, rules))
 }
@@ -116,8 +116,8 @@ struct State {
     finals_since_summary: u32,
     finals_since_end: u64,
     counters: Counts,
-    current: Option<Stretch>,
-    window: Vec<Kept>,
+    current: Option<SegmentJson>,
+    window: Vec<WindowSegment>,
     /// Places in the window, or segments that have left it.
     queues: [Vec<Queued>; 4],
 }
@@ -136,7 +136,7 @@ struct Counts {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stretch {
+struct SegmentJson {
     start: f64,
     end: f64,
     text: String,
@@ -145,9 +145,9 @@ struct Stretch {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Kept {
+struct WindowSegment {
     id: u64,
-    segment: Stretch,
+    segment: SegmentJson,
     keywords: Vec<String>,
     risk_tags: Vec<String>,
     /// Risk and keyword.
@@ -161,10 +161,10 @@ struct Kept {
 #[serde(untagged)]
 enum Queued {
     InWindow(usize),
-    Alone(Box<Kept>),
+    Alone(Box<WindowSegment>),
 }
 
-impl Stretch {
+impl SegmentJson {
     fn new(segment: &Segment) -> Self {
         let Segment { start, end, text, speaker_id } = segment.clone();
         Self { start, end, text, speaker_id }
@@ -176,13 +176,13 @@ impl Stretch {
     }
 }
 
-impl Kept {
+impl WindowSegment {
     fn new(kept: &Final) -> Self {
         let Final { id, segment, annotation, workflow } = kept;
         let names = |names: &[Arc<str>]| names.iter().map(|name| (**name).to_owned()).collect();
         Self {
             id: *id,
-            segment: Stretch::new(segment),
+            segment: SegmentJson::new(segment),
             keywords: names(&annotation.keywords),
             risk_tags: names(&annotation.risk_tags),
             matches: annotation.matches.iter().map(|m| ((*m.risk).to_owned(), (*m.keyword).to_owned())).collect(),
@@ -221,7 +221,7 @@ impl State {
         let Checkpoint { window, queues, counters, .. } = checkpoint;
         let queued = |kept: &Arc<Final>| match window.iter().position(|other| Arc::ptr_eq(other, kept)) {
             Some(at) => Queued::InWindow(at),
-            None => Queued::Alone(Box::new(Kept::new(kept))),
+            None => Queued::Alone(Box::new(WindowSegment::new(kept))),
         };
         Self {
             elapsed_ns: checkpoint.elapsed_ns,
@@ -241,14 +241,14 @@ impl State {
                 chunks_repeated: counters.chunks_repeated,
                 segments_dropped: counters.segments_dropped,
             },
-            current: checkpoint.current.as_ref().map(Stretch::new),
-            window: window.iter().map(|kept| Kept::new(kept)).collect(),
+            current: checkpoint.current.as_ref().map(SegmentJson::new),
+            window: window.iter().map(|kept| WindowSegment::new(kept)).collect(),
             queues: queues.each_ref().map(|queue| queue.iter().map(queued).collect()),
         }
     }
 
     fn checkpoint(self) -> Result<Checkpoint, CheckpointError> {
-        let window = self.window.into_iter().map(Kept::kept).collect::<Result<Vec<_>, _>>()?;
+        let window = self.window.into_iter().map(WindowSegment::kept).collect::<Result<Vec<_>, _>>()?;
         let queued = |queued: Queued| match queued {
             Queued::InWindow(at) => {
                 window.get(at).cloned().ok_or_else(|| unnamed("place in the window", &at.to_string()))
@@ -278,7 +278,7 @@ impl State {
                 chunks_repeated: counts.chunks_repeated,
                 segments_dropped: counts.segments_dropped,
             },
-            current: self.current.map(Stretch::segment),
+            current: self.current.map(SegmentJson::segment),
             window,
             queues,
         })
@@ -291,9 +291,9 @@ mod tests {
     use proptest::prelude::*;
     use weir_core::transcripts::{Chunk, RoutingConfig, SessionConfig};
 
-    fn session() -> (SessionAsk, Session) {
+    fn session() -> (SessionRequest, Session) {
         let config = SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() };
-        let ask = SessionAsk { config, sentiment: true, ..SessionAsk::stored() };
+        let ask = SessionRequest { config, sentiment: true, ..SessionRequest::stored() };
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
         for (at, text) in
             ["I'll check the price", "is it?", "é\u{0}\"", "the manager"].iter().cycle().take(30).enumerate()

@@ -6,7 +6,7 @@ use weir_core::transcripts::{
     annotate::{ActionRule, AnnotateConfig, KeywordGroup},
 };
 
-use super::semantic::Parts;
+use super::semantic::SemanticParts;
 use crate::{
     inference::query::decode,
     json::{
@@ -22,7 +22,7 @@ const VALUES_MAX: usize = 2048;
 
 /// A session's configuration and what is attached to its final segments.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SessionAsk {
+pub struct SessionRequest {
     /// The session's own.
     pub config: SessionConfig,
     /// Attach what the sentiment model says of each final segment.
@@ -31,7 +31,7 @@ pub struct SessionAsk {
     pub entities: bool,
 }
 
-impl SessionAsk {
+impl SessionRequest {
     /// For a session that is stored.
     pub fn stored() -> Self {
         Self { config: SessionConfig::default(), sentiment: false, entities: false }
@@ -48,9 +48,9 @@ impl SessionAsk {
     }
 
     /// The parts of the semantic block that are included.
-    pub fn parts(&self) -> Parts {
+    pub fn parts(&self) -> SemanticParts {
         let AnnotateConfig { keywords, intent, .. } = self.config.annotate;
-        Parts { keywords, intent }
+        SemanticParts { keywords, intent }
     }
 
     /// Reads the body of `POST /sessions`; an empty object has every default. All that is wrong is listed.
@@ -314,7 +314,7 @@ struct Limits {
 }
 
 impl<'a> Wire<'a> {
-    fn new(ask: &'a SessionAsk) -> Self {
+    fn new(ask: &'a SessionRequest) -> Self {
         let SessionConfig { max_gap_sec, overlap, annotate, routing, context, summary, idle, limits } = &ask.config;
         let asked = [
             ("keywords", annotate.keywords),
@@ -371,8 +371,8 @@ mod tests {
 
     #[test]
     fn an_empty_object_has_every_default() {
-        assert_eq!(SessionAsk::from_json(b"{}").unwrap(), SessionAsk::stored());
-        assert_eq!(SessionAsk::from_query("").unwrap(), SessionAsk::one_shot());
+        assert_eq!(SessionRequest::from_json(b"{}").unwrap(), SessionRequest::stored());
+        assert_eq!(SessionRequest::from_query("").unwrap(), SessionRequest::one_shot());
     }
 
     #[test]
@@ -381,23 +381,27 @@ mod tests {
             "context":{"max_segments":3,"max_time_sec":60},"summary":{"every_finals":0,"at_end":false},
             "routing":{"question":5,"action_item":4,"decision":3,"general":2,"queued_max":9},
             "idle":{"expire_ms":1000,"warn_ms":10},"limits":{"text_bytes_max":10,"speaker_bytes_max":11,"segment_bytes_max":12}}"#;
-        let ask = SessionAsk::from_json(body.as_bytes()).unwrap();
+        let ask = SessionRequest::from_json(body.as_bytes()).unwrap();
         assert_eq!(ask.config.annotate.groups[0].keywords, ["down", "is slow"]);
         assert_eq!(ask.config.routing, RoutingConfig { queue_len_max: [5, 4, 3, 2], queued_max: 9 });
         assert_eq!((ask.entities, ask.sentiment, ask.parts().keywords), (true, false, false));
-        for ask in [ask, SessionAsk::stored(), SessionAsk::one_shot()] {
-            assert_eq!(SessionAsk::from_json(&ask.to_json()).unwrap(), ask);
+        for ask in [ask, SessionRequest::stored(), SessionRequest::one_shot()] {
+            assert_eq!(SessionRequest::from_json(&ask.to_json()).unwrap(), ask);
         }
     }
 
     #[test]
     fn queries() {
-        let ask =
-            SessionAsk::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2").unwrap();
+        let ask = SessionRequest::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2")
+            .unwrap();
         assert_eq!((ask.config.max_gap_sec, ask.config.summary.every_finals, ask.config.overlap), (0.0, 2, true));
-        assert_eq!(ask.parts(), Parts::ALL);
-        assert_eq!(SessionAsk::from_query("annotate=none").unwrap().parts(), Parts { keywords: false, intent: false });
-        let check = |query: &str, want: Expect| want.assert_eq(&SessionAsk::from_query(query).unwrap_err().to_string());
+        assert_eq!(ask.parts(), SemanticParts::ALL);
+        assert_eq!(
+            SessionRequest::from_query("annotate=none").unwrap().parts(),
+            SemanticParts { keywords: false, intent: false }
+        );
+        let check =
+            |query: &str, want: Expect| want.assert_eq(&SessionRequest::from_query(query).unwrap_err().to_string());
         check("max_gap_sec=-1", expect!["max_gap_sec must be a finite number of at least 0, and is -1"]);
         check(
             "max_gap_sec=x&gap=1&annotate=mood",
@@ -406,17 +410,17 @@ mod tests {
             ],
         );
         check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);
-        let other = SessionAsk::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
+        let other = SessionRequest::annotate_from_query("annotate=intent&max_gap_sec=1").unwrap_err().to_string();
         assert_eq!(other, "`max_gap_sec` is not known here; there are annotate");
-        assert!(!SessionAsk::annotate_from_query("annotate=intent").unwrap().parts().keywords);
-        assert!(SessionAsk::from_query("annotate=sentiment").unwrap().sentiment);
-        assert!(SessionAsk::annotate_from_query("annotate=entities").is_err());
+        assert!(!SessionRequest::annotate_from_query("annotate=intent").unwrap().parts().keywords);
+        assert!(SessionRequest::from_query("annotate=sentiment").unwrap().sentiment);
+        assert!(SessionRequest::annotate_from_query("annotate=entities").is_err());
     }
 
     #[test]
     fn all_that_is_wrong_is_listed() {
         let check = |body: &str, want: Expect| {
-            want.assert_eq(&SessionAsk::from_json(body.as_bytes()).unwrap_err().to_string());
+            want.assert_eq(&SessionRequest::from_json(body.as_bytes()).unwrap_err().to_string());
         };
         check(
             r#"{"max_gap_sec":"1","annotate":["keywords",3],"context":{"max_segments":1.5,"size":1},"idle":[],"keywords":{"a":"b"},"mode":1}"#,
@@ -436,8 +440,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..100), query: String) {
-            let _ = SessionAsk::from_json(&body);
-            let _ = SessionAsk::from_query(&query);
+            let _ = SessionRequest::from_json(&body);
+            let _ = SessionRequest::from_query(&query);
         }
     }
 }

@@ -5,7 +5,7 @@ use weir_core::transcripts::{Event, Final, Metrics, Segment, Workflow};
 
 use super::{
     input::Refusal,
-    semantic::{Parts, Semantic},
+    semantic::{Semantic, SemanticParts},
 };
 use crate::{
     inference::output::{Entity, ItemError, LabelScore},
@@ -158,7 +158,7 @@ pub enum EventLine<'a> {
 
 impl<'a> EventLine<'a> {
     /// The line of an event.
-    pub fn new(event: &'a Event, event_id: Option<u64>, parts: Parts) -> Self {
+    pub fn new(event: &'a Event, event_id: Option<u64>, parts: SemanticParts) -> Self {
         match event {
             Event::Partial(segment) => Self::PartialSegment { segment: segment.into(), seq: None, event_id },
             Event::Final(kept) => Self::of_final(kept, event_id, parts),
@@ -179,7 +179,7 @@ impl<'a> EventLine<'a> {
         }
     }
 
-    fn of_final(kept: &'a Final, event_id: Option<u64>, parts: Parts) -> Self {
+    fn of_final(kept: &'a Final, event_id: Option<u64>, parts: SemanticParts) -> Self {
         let Final { id, segment, annotation, workflow } = kept;
         let semantic = Semantic::new(annotation, parts, *id, &segment.text, segment.speaker_id.as_deref());
         let workflow = parts.intent.then(|| workflow.name());
@@ -403,7 +403,7 @@ mod tests {
     use expect_test::{Expect, expect};
     use weir_core::transcripts::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
 
-    fn lines(change: impl FnOnce(&mut SessionConfig), texts: &[&str], parts: Parts, ids: bool) -> String {
+    fn lines(change: impl FnOnce(&mut SessionConfig), texts: &[&str], parts: SemanticParts, ids: bool) -> String {
         let mut config = SessionConfig::default();
         change(&mut config);
         let mut session = Session::new(SessionRules::new(config).unwrap(), 0);
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_line_for_every_event() {
-        let none = Parts { keywords: false, intent: false };
+        let none = SemanticParts { keywords: false, intent: false };
         check(
             &lines(|_| {}, &["hi"], none, false),
             expect![[r#"
@@ -445,7 +445,7 @@ mod tests {
             config.idle.expire_ms = 0;
         };
         check(
-            &lines(change, &["is it?", "no."], Parts { keywords: false, intent: true }, true),
+            &lines(change, &["is it?", "no."], SemanticParts { keywords: false, intent: true }, true),
             expect![[r#"
                 {"type":"partial_segment","segment":{"start":0.0,"end":0.0,"text":"is it?","speaker_id":"0"},"event_id":1}
                 {"type":"final_segment","segment":{"start":0.0,"end":0.0,"text":"is it?","speaker_id":"0"},"segment_id":0,"semantic":{"intent":"question"},"workflow":"question","event_id":2}

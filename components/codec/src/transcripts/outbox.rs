@@ -12,7 +12,7 @@ use weir_core::{inference::text_step::TextStep, transcripts::Event};
 use super::{
     event::{Enrichment, EventLine},
     input::Refusal,
-    semantic::Parts,
+    semantic::SemanticParts,
     stored::Annotate,
 };
 use crate::{
@@ -42,7 +42,7 @@ struct PendingEvent {
 
 /// An entry of the outbox, in the order of the session's outputs.
 #[derive(Debug)]
-enum Waiting {
+enum OutboxEntry {
     Event(PendingEvent),
     /// The state of the session between the entries before and after it.
     Checkpoint(Vec<u8>),
@@ -101,12 +101,12 @@ pub struct Batch {
 /// The events of one session for one client.
 #[derive(Debug)]
 pub struct EventOutbox {
-    parts: Parts,
+    parts: SemanticParts,
     sentiment: bool,
     entities: bool,
     framing: Framing,
     stored: bool,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<OutboxEntry>,
     /// No more outputs come for now: a batch may be small.
     paused: bool,
     /// Batches that were taken and not returned.
@@ -124,7 +124,7 @@ impl EventOutbox {
     pub fn one_shot(annotate: Annotate, framing: Framing) -> Self {
         let Annotate { keywords, intent, sentiment, entities } = annotate;
         Self {
-            parts: Parts { keywords, intent },
+            parts: SemanticParts { keywords, intent },
             sentiment,
             entities,
             framing,
@@ -171,7 +171,7 @@ impl EventOutbox {
 
     /// The state of the session after the events so far.
     pub fn handle_checkpoint(&mut self, bytes: Vec<u8>) {
-        self.waiting.push_back(Waiting::Checkpoint(bytes));
+        self.waiting.push_back(OutboxEntry::Checkpoint(bytes));
     }
 
     /// No more outputs come for now: what waits becomes a batch.
@@ -193,7 +193,7 @@ impl EventOutbox {
 
     fn push(&mut self, event: PendingEvent) {
         self.line_bytes_max = self.line_bytes_max.max(event.line.len());
-        self.waiting.push_back(Waiting::Event(event));
+        self.waiting.push_back(OutboxEntry::Event(event));
     }
 
     /// The next batch: what came before a checkpoint or a pause, or as much as one batch may have.
@@ -201,7 +201,7 @@ impl EventOutbox {
         let (mut count, mut bytes, mut whole) = (0, 0, 0);
         let mut ready = None;
         for waiting in &self.waiting {
-            let Waiting::Event(event) = waiting else {
+            let OutboxEntry::Event(event) = waiting else {
                 ready = Some(count);
                 break;
             };
@@ -220,12 +220,12 @@ impl EventOutbox {
             return None;
         };
         let events = self.waiting.drain(..count).filter_map(|waiting| match waiting {
-            Waiting::Event(event) => Some(event),
-            Waiting::Checkpoint(_) => None,
+            OutboxEntry::Event(event) => Some(event),
+            OutboxEntry::Checkpoint(_) => None,
         });
         let events = events.collect();
         let checkpoint = match self.waiting.pop_front() {
-            Some(Waiting::Checkpoint(bytes)) => Some(bytes),
+            Some(OutboxEntry::Checkpoint(bytes)) => Some(bytes),
             Some(other) => {
                 self.waiting.push_front(other);
                 None
@@ -363,7 +363,7 @@ impl Batch {
     }
 }
 
-fn render(source: &SourceEvent, parts: Parts) -> (&'static str, String) {
+fn render(source: &SourceEvent, parts: SemanticParts) -> (&'static str, String) {
     let SourceEvent { event, number, seq, enrichment } = source;
     let rendered = |event| text(&EventLine::new(event, *number, parts).led_to_by(*seq).with(enrichment));
     let line = rendered(event);
@@ -391,7 +391,7 @@ mod tests {
     use crate::{
         http::lines::Line,
         transcripts::{
-            config::SessionAsk,
+            config::SessionRequest,
             input::{Body, Input, read_line},
         },
     };
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_transcript_from_line_to_line() {
-        let ask = SessionAsk::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
+        let ask = SessionRequest::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
         let mut stream = EventOutbox::one_shot((&ask).into(), Framing::Sse);
         for (number, content) in [(1, r#"{"start":0,"end":1,"text":"ok"}"#), (3, "{"), (4, r#"{"op":"end"}"#)] {
@@ -459,7 +459,7 @@ mod tests {
     }
 
     /// What a session of this configuration says of chunks of other speakers, each with its sequence number, and of its end.
-    fn hand_over(ask: &SessionAsk, outbox: &mut EventOutbox, texts: &[&str]) {
+    fn hand_over(ask: &SessionRequest, outbox: &mut EventOutbox, texts: &[&str]) {
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
         for (at, text) in texts.iter().enumerate() {
             let (time, seq) = (at as f64, Some(at as u64));
@@ -484,8 +484,8 @@ mod tests {
 
     #[test]
     fn models_are_asked_before_anything_is_stored() {
-        let ask =
-            SessionAsk::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#).unwrap();
+        let ask = SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
+            .unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Sse);
         hand_over(&ask, &mut outbox, &["good"]);
         outbox.handle_checkpoint(b"state".to_vec());
@@ -529,7 +529,7 @@ mod tests {
     /// What comes behind a checkpoint is not in it, be it that half of what an input led to has come.
     #[test]
     fn a_checkpoint_has_what_came_before_it() {
-        let ask = SessionAsk::from_json(b"{}").unwrap();
+        let ask = SessionRequest::from_json(b"{}").unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
         let partial = |text: &str| {
             Event::Partial(weir_core::transcripts::Segment {
@@ -559,7 +559,7 @@ mod tests {
     /// Whatever the size of a batch, what one input led to is in one.
     #[test]
     fn batches_are_bounded_and_hold_whole_inputs() {
-        let ask = SessionAsk::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
+        let ask = SessionRequest::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
         hand_over(&ask, &mut outbox, &["a word"; 700]);
         outbox.handle_checkpoint(Vec::new());

@@ -92,14 +92,14 @@ pub struct Match<'a> {
 
 /// The parts of a semantic block that are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parts {
+pub struct SemanticParts {
     /// Keywords, risks and actions.
     pub keywords: bool,
     /// The intent.
     pub intent: bool,
 }
 
-impl Parts {
+impl SemanticParts {
     /// All.
     pub const ALL: Self = Self { keywords: true, intent: true };
 }
@@ -108,12 +108,12 @@ impl<'a> Semantic<'a> {
     /// The block of a text; none when no part of it is included.
     pub fn new(
         annotation: &'a Annotation,
-        parts: Parts,
+        parts: SemanticParts,
         segment_id: u64,
         text: &'a str,
         speaker_id: Option<&'a str>,
     ) -> Option<Self> {
-        let Parts { keywords, intent } = parts;
+        let SemanticParts { keywords, intent } = parts;
         if !keywords && !intent {
             return None;
         }
@@ -240,7 +240,7 @@ mod tests {
     use expect_test::{Expect, expect};
     use weir_core::transcripts::{Annotator, annotate::AnnotateConfig};
 
-    fn check(text: &str, parts: Parts, want: Expect) {
+    fn check(text: &str, parts: SemanticParts, want: Expect) {
         let annotation = Annotator::new(&AnnotateConfig::default()).unwrap().annotate(text, &mut Default::default());
         let block = Semantic::new(&annotation, parts, 3, text, Some("a"));
         want.assert_eq(&serde_json::to_string(&block).unwrap());
@@ -250,18 +250,18 @@ mod tests {
     fn blocks() {
         check(
             " I'll cancel ",
-            Parts::ALL,
+            SemanticParts::ALL,
             expect![[
                 r#"{"keywords":["cancel"],"risk_tags":["churn_risk"],"actions":[{"text":"I'll cancel","speaker_id":"a","segment_ids":[3],"pattern":"\\b(i['’]?ll|i will)\\s+"}],"tags":["churn_risk"],"matches":[{"risk":"churn_risk","keyword":"cancel","segment_id":3}],"intent":"commitment"}"#
             ]],
         );
         check(
             "the sky",
-            Parts { intent: false, ..Parts::ALL },
+            SemanticParts { intent: false, ..SemanticParts::ALL },
             expect![[r#"{"keywords":[],"risk_tags":[],"actions":[],"tags":[]}"#]],
         );
-        check("price?", Parts { keywords: false, ..Parts::ALL }, expect![[r#"{"intent":"question"}"#]]);
-        check("price?", Parts { keywords: false, intent: false }, expect!["null"]);
+        check("price?", SemanticParts { keywords: false, ..SemanticParts::ALL }, expect![[r#"{"intent":"question"}"#]]);
+        check("price?", SemanticParts { keywords: false, intent: false }, expect!["null"]);
     }
 
     #[test]

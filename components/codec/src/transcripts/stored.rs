@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use weir_core::transcripts::{Segment, StoredBody, StoredEvent, SummaryKind};
 
-use super::{config::SessionAsk, semantic::Parts};
+use super::{config::SessionRequest, semantic::SemanticParts};
 use crate::json::to_vec;
 
 /// The version that is written.
@@ -18,21 +18,22 @@ pub fn stored_event(line: &[u8]) -> Option<StoredEvent> {
     #[derive(Deserialize)]
     struct Line {
         r#type: String,
-        segment: Option<Stretch>,
+        segment: Option<SegmentJson>,
         segment_id: Option<u64>,
         kind: Option<String>,
         seq: Option<u64>,
         event_id: Option<u64>,
     }
     #[derive(Deserialize)]
-    struct Stretch {
+    struct SegmentJson {
         start: f64,
         end: f64,
         text: String,
         speaker_id: Option<String>,
     }
     let line: Line = serde_json::from_slice(line).ok()?;
-    let segment = line.segment.map(|Stretch { start, end, text, speaker_id }| Segment { start, end, text, speaker_id });
+    let segment =
+        line.segment.map(|SegmentJson { start, end, text, speaker_id }| Segment { start, end, text, speaker_id });
     let body = match line.r#type.as_str() {
         "partial_segment" => StoredBody::Partial(segment?),
         "final_segment" => StoredBody::Final(line.segment_id?, segment?),
@@ -103,16 +104,16 @@ pub struct Annotate {
     pub entities: bool,
 }
 
-impl From<&SessionAsk> for Annotate {
-    fn from(ask: &SessionAsk) -> Self {
-        let Parts { keywords, intent } = ask.parts();
+impl From<&SessionRequest> for Annotate {
+    fn from(ask: &SessionRequest) -> Self {
+        let SemanticParts { keywords, intent } = ask.parts();
         Self { keywords, intent, sentiment: ask.sentiment, entities: ask.entities }
     }
 }
 
 impl Head {
     /// A session that begins.
-    pub fn new(owner: Option<Box<str>>, now_ms: u64, ask: &SessionAsk) -> Self {
+    pub fn new(owner: Option<Box<str>>, now_ms: u64, ask: &SessionRequest) -> Self {
         let idle = (ask.config.idle.expire_ms, ask.config.idle.warn_ms);
         let annotate = Annotate::from(ask);
         Self {
@@ -140,7 +141,7 @@ impl Head {
 
 /// Why bytes are no kept session.
 #[derive(Debug, Error)]
-pub enum KeptError {
+pub enum StoredSessionError {
     /// They cannot be read.
     #[error("what was kept of the session cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
@@ -164,13 +165,13 @@ pub fn encode(head: &Head, checkpoint: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`KeptError`]
-pub fn decode(bytes: &[u8]) -> Result<(Head, &[u8]), KeptError> {
-    let end = bytes.iter().take(HEAD_BYTES_MAX).position(|byte| *byte == b'\n').ok_or(KeptError::NoHead)?;
+/// [`StoredSessionError`]
+pub fn decode(bytes: &[u8]) -> Result<(Head, &[u8]), StoredSessionError> {
+    let end = bytes.iter().take(HEAD_BYTES_MAX).position(|byte| *byte == b'\n').ok_or(StoredSessionError::NoHead)?;
     let head: Head = serde_json::from_slice(&bytes[..end])?;
     match head.version {
         VERSION => Ok((head, &bytes[end + 1..])),
-        version => Err(KeptError::Version(version)),
+        version => Err(StoredSessionError::Version(version)),
     }
 }
 
@@ -220,13 +221,13 @@ pub fn created_json(id: &str) -> Vec<u8> {
 /// knows.
 pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Known<'a> {
+    struct StateBody<'a> {
         session_id: &'a str,
         state: &'static str,
         created_ms: u64,
         feeding: bool,
     }
-    let known = Known { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
+    let known = StateBody { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
     let mut out = to_vec(&known);
     // The session's own `state` knows of no end; the rest stands beside ours.
     if let Some((_, rest)) = state.split_once(',') {
@@ -240,7 +241,7 @@ pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transcripts::{event::EventLine, semantic::Parts};
+    use crate::transcripts::{event::EventLine, semantic::SemanticParts};
     use weir_core::transcripts::{Chunk, Session, SessionConfig, SessionRules};
 
     #[test]
@@ -256,7 +257,7 @@ mod tests {
         while let Some(output) = session.poll_event(0) {
             let mut line = Vec::new();
             let seq = if output.number == Some(1) { Some(7) } else { Some(8) };
-            EventLine::new(&output.event, output.number, Parts::ALL).led_to_by(seq).write(&mut line);
+            EventLine::new(&output.event, output.number, SemanticParts::ALL).led_to_by(seq).write(&mut line);
             read.extend(stored_event(&line));
         }
         let segment = Segment { start: 0.1, end: 2.0, text: "ü\n".to_owned(), speaker_id: Some("a\"".to_owned()) };
@@ -278,18 +279,18 @@ mod tests {
 
     #[test]
     fn what_is_kept_reads_back_or_is_refused() {
-        let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, &SessionAsk::stored()) };
+        let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, &SessionRequest::stored()) };
         let bytes = encode(&head, b"{}\n{}");
         assert_eq!(decode(&bytes).unwrap(), (head, b"{}\n{}".as_slice()));
-        assert!(matches!(decode(b"{}"), Err(KeptError::NoHead)));
-        assert!(matches!(decode(b"{}\n"), Err(KeptError::Malformed(_))));
+        assert!(matches!(decode(b"{}"), Err(StoredSessionError::NoHead)));
+        assert!(matches!(decode(b"{}\n"), Err(StoredSessionError::Malformed(_))));
         let other = String::from_utf8(bytes).unwrap().replace("\"version\":1", "\"version\":2");
-        assert!(matches!(decode(other.as_bytes()), Err(KeptError::Version(2))));
+        assert!(matches!(decode(other.as_bytes()), Err(StoredSessionError::Version(2))));
     }
 
     #[test]
     fn states_say_who_knows_what() {
-        let head = Head { phase: Phase::Ended, ..Head::new(None, 5, &SessionAsk::stored()) };
+        let head = Head { phase: Phase::Ended, ..Head::new(None, 5, &SessionRequest::stored()) };
         let got = session_json("x", &head, false, r#"{"state":"open","current":null,"events":3}"#);
         let want = r#"{"session_id":"x","state":"ended","created_ms":5,"feeding":false,"current":null,"events":3}"#;
         assert_eq!(String::from_utf8(got).unwrap(), want);

@@ -49,7 +49,7 @@ pub enum AcquireError {
 /// The token is not the newest of its key: the lease was released, forgotten, or acquired again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the lease is not held any more")]
-pub struct Fenced;
+pub struct StaleFence;
 
 #[derive(Debug, Clone)]
 struct Lease {
@@ -116,8 +116,8 @@ impl Leases {
     /// # Errors
     ///
     /// It is not held with this token any more.
-    pub fn renew(&mut self, fence: &Fence, now_ms: u64, ttl_ms: u64) -> Result<(), Fenced> {
-        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(Fenced)?;
+    pub fn renew(&mut self, fence: &Fence, now_ms: u64, ttl_ms: u64) -> Result<(), StaleFence> {
+        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(StaleFence)?;
         (lease.end_ms, lease.forget_ms) = ends(now_ms, ttl_ms);
         Ok(())
     }
@@ -127,8 +127,8 @@ impl Leases {
     /// # Errors
     ///
     /// It is not held with this token any more.
-    pub fn release(&mut self, fence: &Fence, now_ms: u64) -> Result<(), Fenced> {
-        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(Fenced)?;
+    pub fn release(&mut self, fence: &Fence, now_ms: u64) -> Result<(), StaleFence> {
+        let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(StaleFence)?;
         (lease.end_ms, lease.forget_ms) = (now_ms, now_ms.saturating_add(RELEASED_MS));
         Ok(())
     }
@@ -138,10 +138,10 @@ impl Leases {
     /// # Errors
     ///
     /// The lease is not held with this token any more.
-    pub fn check(&self, fence: &Fence) -> Result<(), Fenced> {
+    pub fn check(&self, fence: &Fence) -> Result<(), StaleFence> {
         match self.leases.get(&fence.key) {
             Some(lease) if lease.token == fence.token => Ok(()),
-            _ => Err(Fenced),
+            _ => Err(StaleFence),
         }
     }
 
@@ -182,8 +182,8 @@ mod tests {
         assert_eq!(leases.acquire(&key("execution:x"), "b", 189, 100), held(1));
         let second = leases.acquire(&key("execution:x"), "b", 190, 100).unwrap();
         assert!(second > first);
-        assert_eq!(leases.renew(&fence(first), 191, 100), Err(Fenced));
-        assert_eq!((leases.check(&fence(first)), leases.check(&fence(second))), (Err(Fenced), Ok(())));
+        assert_eq!(leases.renew(&fence(first), 191, 100), Err(StaleFence));
+        assert_eq!((leases.check(&fence(first)), leases.check(&fence(second))), (Err(StaleFence), Ok(())));
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
         leases.renew(&fence(token), 20, 100).unwrap();
         leases.release(&fence(token), 30).unwrap();
         leases.acquire(&key("execution:x"), "b", 30, 100).unwrap();
-        assert_eq!(leases.release(&fence(token), 40), Err(Fenced));
+        assert_eq!(leases.release(&fence(token), 40), Err(StaleFence));
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         let first = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
         let second = leases.acquire(&key("execution:x"), "a", 1, 100).unwrap();
         assert_eq!((first, second), (8, 9));
-        assert_eq!(leases.check(&fence(first)), Err(Fenced));
+        assert_eq!(leases.check(&fence(first)), Err(StaleFence));
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(leases.acquire(&key("execution:y"), "a", 1, 100), Err(AcquireError::Full { leases_max: 1 }));
         leases.release(&fence(token), 10).unwrap();
         leases.acquire(&key("execution:y"), "a", 10 + RELEASED_MS, 100).unwrap();
-        assert_eq!(leases.check(&fence(token)), Err(Fenced));
+        assert_eq!(leases.check(&fence(token)), Err(StaleFence));
     }
 
     proptest! {

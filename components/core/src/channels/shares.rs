@@ -7,24 +7,24 @@ use thiserror::Error;
 
 /// No room: for this user, or for all users together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Exceeded {
+pub enum ShareExceeded {
     /// The user has as much as one user may have, or would have more.
-    #[error("{more} more do not fit: the user has {held}, and one user may have {max}")]
+    #[error("{more} more do not fit: the user has {used}, and one user may have {max}")]
     User {
         /// The amount that does not fit.
         more: usize,
         /// What the user has besides.
-        held: usize,
+        used: usize,
         /// The most that one user may have.
         max: usize,
     },
     /// All users together have as much as there may be, or would have more.
-    #[error("{more} more do not fit: {held} of {max} are in use")]
+    #[error("{more} more do not fit: {used} of {max} are in use")]
     Total {
         /// The amount that does not fit.
         more: usize,
         /// What is in use besides.
-        held: usize,
+        used: usize,
         /// The most that there may be.
         max: usize,
     },
@@ -74,17 +74,17 @@ impl Shares {
     ///
     /// It does not fit: for the user, or for all. What does not grow fits always, so that a share that was made smaller can be
     /// returned to.
-    pub fn check(&self, user: Option<&str>, more: usize, less: usize) -> Result<(), Exceeded> {
+    pub fn check(&self, user: Option<&str>, more: usize, less: usize) -> Result<(), ShareExceeded> {
         if more <= less {
             return Ok(());
         }
-        let held = self.of(user).saturating_sub(less);
-        if user.is_some() && held.saturating_add(more) > self.user_max {
-            return Err(Exceeded::User { more, held, max: self.user_max });
+        let used = self.of(user).saturating_sub(less);
+        if user.is_some() && used.saturating_add(more) > self.user_max {
+            return Err(ShareExceeded::User { more, used, max: self.user_max });
         }
-        let held = self.total.saturating_sub(less);
-        if held.saturating_add(more) > self.total_max {
-            return Err(Exceeded::Total { more, held, max: self.total_max });
+        let used = self.total.saturating_sub(less);
+        if used.saturating_add(more) > self.total_max {
+            return Err(ShareExceeded::Total { more, used, max: self.total_max });
         }
         Ok(())
     }
@@ -97,8 +97,8 @@ impl Shares {
             None => user?.into(),
         };
         if amount > 0 {
-            let held = self.users.entry(Arc::clone(&user)).or_default();
-            *held = held.saturating_add(amount);
+            let used = self.users.entry(Arc::clone(&user)).or_default();
+            *used = used.saturating_add(amount);
         }
         Some(user)
     }
@@ -107,9 +107,9 @@ impl Shares {
     pub fn remove(&mut self, user: Option<&str>, amount: usize) {
         self.total = self.total.saturating_sub(amount);
         let Some(user) = user else { return };
-        let Some(held) = self.users.get_mut(user) else { return };
-        *held = held.saturating_sub(amount);
-        if *held == 0 {
+        let Some(used) = self.users.get_mut(user) else { return };
+        *used = used.saturating_sub(amount);
+        if *used == 0 {
             self.users.remove(user);
         }
     }
@@ -118,10 +118,10 @@ impl Shares {
 /// The order in which things give way where there is no room: always one of the user that has the most left, and of that user's
 /// the one with the least rank. So nothing of a user gives way while another has more that can.
 ///
-/// `held` is what each user has, together with what cannot give way.
+/// `used` is what each user has, together with what cannot give way.
 pub fn eviction_order<R: Ord, T>(
     candidates: impl IntoIterator<Item = (Option<Arc<str>>, R, T)>,
-    held: impl Fn(Option<&str>) -> usize,
+    used: impl Fn(Option<&str>) -> usize,
 ) -> Vec<T> {
     let mut users: BTreeMap<Option<Arc<str>>, Vec<(R, T)>> = BTreeMap::new();
     for (user, rank, candidate) in candidates {
@@ -131,7 +131,7 @@ pub fn eviction_order<R: Ord, T>(
     let mut largest = BinaryHeap::with_capacity(users.len());
     for (user, mut candidates) in users {
         candidates.sort_by(|(one, _), (other, _)| one.cmp(other));
-        largest.push((held(user.as_deref()).max(candidates.len()), queues.len()));
+        largest.push((used(user.as_deref()).max(candidates.len()), queues.len()));
         queues.push(candidates.into_iter());
     }
     let mut order = Vec::new();
@@ -154,7 +154,7 @@ mod tests {
         let mut shares = Shares::new(100, 25);
         shares.check(Some("a"), 25, 0).unwrap();
         shares.add(Some("a"), 25);
-        assert_eq!(shares.check(Some("a"), 1, 0), Err(Exceeded::User { more: 1, held: 25, max: 25 }));
+        assert_eq!(shares.check(Some("a"), 1, 0), Err(ShareExceeded::User { more: 1, used: 25, max: 25 }));
         for user in ["b", "c"] {
             shares.check(Some(user), 25, 0).unwrap();
             shares.add(Some(user), 25);
@@ -162,7 +162,7 @@ mod tests {
         // The server's own counts for all, and has no share of its own.
         shares.check(None, 20, 0).unwrap();
         shares.add(None, 20);
-        assert_eq!(shares.check(Some("d"), 6, 0), Err(Exceeded::Total { more: 6, held: 95, max: 100 }));
+        assert_eq!(shares.check(Some("d"), 6, 0), Err(ShareExceeded::Total { more: 6, used: 95, max: 100 }));
         assert_eq!((shares.of(Some("a")), shares.of(None), shares.total()), (25, 0, 95));
     }
 
@@ -191,9 +191,9 @@ mod tests {
         assert_eq!(order.len(), 6);
         assert!(order.iter().position(|name| *name == "0") > Some(2), "{order:?}");
         // One that has more which cannot give way goes first, too.
-        let held = |user: Option<&str>| if user == Some("b") { 10 } else { 0 };
+        let used = |user: Option<&str>| if user == Some("b") { 10 } else { 0 };
         let candidates = [(user("a"), 1, "a1"), (user("a"), 2, "a2"), (user("b"), 7, "b7")];
-        assert_eq!(eviction_order(candidates, held), ["b7", "a1", "a2"]);
+        assert_eq!(eviction_order(candidates, used), ["b7", "a1", "a2"]);
     }
 
     proptest! {
@@ -206,14 +206,14 @@ mod tests {
             let mut shares = Shares::new(200, percent);
             let mut model = [const { Vec::<usize>::new() }; 4];
             for (user, amount, adds) in steps {
-                let held: usize = model[user].iter().sum();
+                let used: usize = model[user].iter().sum();
                 let total: usize = model.iter().flatten().sum();
                 if !adds {
                     if let Some(amount) = model[user].pop() {
                         shares.remove(users[user], amount);
                     }
                 } else {
-                    let fits_user = users[user].is_none() || held + amount <= shares.user_max();
+                    let fits_user = users[user].is_none() || used + amount <= shares.user_max();
                     let fits = amount == 0 || fits_user && total + amount <= 200;
                     prop_assert_eq!(shares.check(users[user], amount, 0).is_ok(), fits);
                     if fits {
@@ -226,7 +226,7 @@ mod tests {
                     prop_assert_eq!(shares.of(*user), amounts.iter().sum::<usize>());
                     prop_assert!(shares.of(*user) <= shares.user_max());
                 }
-                prop_assert!(shares.users.values().all(|held| *held > 0));
+                prop_assert!(shares.users.values().all(|used| *used > 0));
             }
         }
 

@@ -7,7 +7,7 @@ use crate::named::named;
 
 named! {
     /// Why a subscriber was closed before its channel ended. It may resume from its cursor.
-    pub enum Closed {
+    pub enum CloseReason {
         /// It did not take its events fast enough.
         Slow = "slow",
         /// The store stopped, or lost what it followed.
@@ -28,7 +28,7 @@ pub enum Delivery {
     /// Events that it cannot have; what follows comes after `missing_to`.
     Gap(Gap),
     /// It is closed; nothing follows.
-    Closed(Closed),
+    Closed(CloseReason),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ enum State {
     /// Takes from the outbox.
     Live,
     /// Closed; the reason is the next delivery.
-    Closing(Closed),
+    Closing(CloseReason),
     /// Has everything, or was told why not.
     Ended,
 }
@@ -104,7 +104,7 @@ impl Subscriber {
     }
 
     /// Closes it; what waits is let go of.
-    pub fn close(&mut self, why: Closed) {
+    pub fn close(&mut self, why: CloseReason) {
         if self.state != State::Ended {
             self.outbox.clear();
             self.state = State::Closing(why);
@@ -112,7 +112,7 @@ impl Subscriber {
     }
 
     /// Why it is about to be closed.
-    pub fn closing(&self) -> Option<Closed> {
+    pub fn closing(&self) -> Option<CloseReason> {
         if let State::Closing(why) = self.state { Some(why) } else { None }
     }
 
@@ -179,7 +179,7 @@ impl Subscriber {
         self.tail = entry.cursor;
         for item in gap.into_iter().chain([Item::Event(Arc::clone(entry), 0)]) {
             if !self.outbox.push(item, self.outbox_bytes_max) {
-                self.close(Closed::Slow);
+                self.close(CloseReason::Slow);
                 return;
             }
         }
@@ -284,7 +284,7 @@ mod tests {
         channel.events(1);
         assert_eq!(channel.drain(slow), [1]);
         channel.events(9);
-        assert_eq!(channel.readers[slow].closing(), Some(Closed::Slow));
+        assert_eq!(channel.readers[slow].closing(), Some(CloseReason::Slow));
         assert_eq!(channel.readers[slow].outbox_bytes(), 0);
         assert_eq!(channel.drain(slow), [i64::MIN]);
         assert!(channel.readers[slow].ended());

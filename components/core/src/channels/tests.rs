@@ -197,7 +197,7 @@ impl World {
                     miss(reader, gap);
                 }
                 Delivery::Closed(why) => {
-                    assert_eq!(why, Closed::Slow);
+                    assert_eq!(why, CloseReason::Slow);
                     self.slow += 1;
                     reader.connection = None;
                 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{ChannelName, Exceeded, Shares};
+use super::{ChannelName, ShareExceeded, Shares};
 
 /// Bytes that a value takes besides its own and its key's.
 const VALUE_OVERHEAD_BYTES: usize = 128;
@@ -26,7 +26,7 @@ pub struct Value<V> {
 #[derive(Debug)]
 pub struct Values<V> {
     bytes: Shares,
-    held: BTreeMap<Arc<str>, Value<V>>,
+    used: BTreeMap<Arc<str>, Value<V>>,
     /// How many keys of each kind are held.
     kinds: BTreeMap<Box<str>, usize>,
     /// Those that end, the next one first.
@@ -41,7 +41,7 @@ impl<V> Values<V> {
     /// percentage of it.
     pub fn new(bytes_max: usize, user_percent_max: u8) -> Self {
         let bytes = Shares::new(bytes_max, user_percent_max);
-        Self { bytes, held: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
+        Self { bytes, used: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
     }
 
     /// Bytes held, bookkeeping included, by user and in total.
@@ -56,12 +56,12 @@ impl<V> Values<V> {
 
     /// Values, with expired ones that are not yet removed.
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.used.len()
     }
 
     /// True when none is held.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.used.is_empty()
     }
 
     /// Puts a value of the given number of bytes under a key until a time, and returns the one before. It takes the share of the
@@ -77,9 +77,9 @@ impl<V> Values<V> {
         value_bytes: usize,
         end_ms: u64,
         user: Option<&str>,
-    ) -> Result<Option<Value<V>>, Exceeded> {
+    ) -> Result<Option<Value<V>>, ShareExceeded> {
         let bytes = value_bytes_of(key, value_bytes);
-        let before = self.held.get(key.as_str());
+        let before = self.used.get(key.as_str());
         match before.filter(|before| before.user.as_deref() != user) {
             // The bytes go from one share to the other.
             Some(before) => {
@@ -102,7 +102,7 @@ impl<V> Values<V> {
 
     /// The value under a key, if there is one that has not ended.
     pub fn value(&self, key: &ChannelName, now_ms: u64) -> Option<&V> {
-        self.held.get(key.as_str()).filter(|held| held.end_ms > now_ms).map(|held| &held.value)
+        self.used.get(key.as_str()).filter(|used| used.end_ms > now_ms).map(|used| &used.value)
     }
 
     /// Takes a value away, and returns it.
@@ -112,7 +112,7 @@ impl<V> Values<V> {
 
     /// Makes a key hold what it held before, such as a change returned; returns what it held until now.
     pub fn set(&mut self, key: &str, value: Option<Value<V>>) -> Option<Value<V>> {
-        let (key, before) = match self.held.remove_entry(key) {
+        let (key, before) = match self.used.remove_entry(key) {
             Some((key, before)) => (key, Some(before)),
             None => (Arc::from(key), None),
         };
@@ -126,7 +126,7 @@ impl<V> Values<V> {
             if value.end_ms != Self::NEVER_MS {
                 self.ends.insert((value.end_ms, Arc::clone(&key)));
             }
-            self.held.insert(key, value);
+            self.used.insert(key, value);
         }
         before
     }
@@ -152,8 +152,8 @@ impl<V> Values<V> {
         let first = format!("{kind}:");
         let from = if after < first.as_str() { Bound::Included(first.as_str()) } else { Bound::Excluded(after) };
         let of_kind =
-            self.held.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&first));
-        let live = of_kind.filter(|(_, held)| held.end_ms > now_ms);
+            self.used.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&first));
+        let live = of_kind.filter(|(_, used)| used.end_ms > now_ms);
         live.take(limit).map(|(key, _)| Arc::clone(key)).collect()
     }
 
@@ -207,7 +207,7 @@ mod tests {
         let mut values = Values::new(2 * (3 + 10 + VALUE_OVERHEAD_BYTES), 100);
         values.put(&key("k:1"), 1, 10, 100, None).unwrap();
         values.put(&key("k:2"), 2, 10, 200, None).unwrap();
-        let full = Exceeded::Total { more: 142, held: 141, max: 282 };
+        let full = ShareExceeded::Total { more: 142, used: 141, max: 282 };
         assert_eq!(values.put(&key("k:1"), 3, 11, 300, None), Err(full));
         assert_eq!((values.value(&key("k:1"), 99), values.value(&key("k:1"), 100)), (Some(&1), None));
         assert!(values.put(&key("k:3"), 3, 0, 300, None).is_err());
@@ -223,7 +223,7 @@ mod tests {
         values.put(&key("k:1"), 2, 100, 100, Some("b")).unwrap();
         assert_eq!((values.bytes().of(Some("a")), values.bytes().of(Some("b"))), (0, 231));
         let error = values.put(&key("k:2"), 3, 200, 100, Some("b")).unwrap_err();
-        assert_eq!(error, Exceeded::User { more: 331, held: 231, max: 500 });
+        assert_eq!(error, ShareExceeded::User { more: 331, used: 231, max: 500 });
         values.put(&key("k:2"), 3, 200, 100, Some("a")).unwrap();
         assert_eq!(values.expire(100).len(), 2);
         assert_eq!((values.bytes().of(Some("a")), values.bytes().total(), values.count("k")), (0, 0, 0));
@@ -280,8 +280,8 @@ mod tests {
                 prop_assert_eq!(values.keys("k", "", 10, now).iter().map(ToString::to_string).collect::<Vec<_>>(), live);
                 for name in 0..6 {
                     let name = format!("k:{name}");
-                    let held = model.get(&name).filter(|(_, _, end, _)| *end > now).map(|(value, ..)| value);
-                    prop_assert_eq!(values.value(&key(&name), now), held);
+                    let used = model.get(&name).filter(|(_, _, end, _)| *end > now).map(|(value, ..)| value);
+                    prop_assert_eq!(values.value(&key(&name), now), used);
                 }
             }
         }

@@ -54,7 +54,7 @@ pub struct Permit {
 /// A call that was not let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the circuit is open for another {} ms", .retry_after_ns.div_ceil(1_000_000))]
-pub struct Refused {
+pub struct CircuitOpen {
     /// When to ask again, in nanoseconds from now.
     pub retry_after_ns: u64,
 }
@@ -112,10 +112,10 @@ impl Breaker {
     /// # Errors
     ///
     /// The breaker is open, or half-open with as many probes out as it needs.
-    pub fn admit(&mut self, now: u64) -> Result<Permit, Refused> {
+    pub fn admit(&mut self, now: u64) -> Result<Permit, CircuitOpen> {
         let retry_after_ns = self.ready_ns().saturating_sub(now);
         if retry_after_ns > 0 {
-            return Err(Refused { retry_after_ns });
+            return Err(CircuitOpen { retry_after_ns });
         }
         if self.state != BreakerState::Closed {
             if self.state == BreakerState::Open || self.ready_ns() > 0 {
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(breaker.state(), BreakerState::Closed);
         fail(&mut breaker, 500 * S, 1);
         assert_eq!(breaker.state(), BreakerState::Open);
-        assert_eq!(breaker.admit(501 * S), Err(Refused { retry_after_ns: 29 * S }));
+        assert_eq!(breaker.admit(501 * S), Err(CircuitOpen { retry_after_ns: 29 * S }));
         assert_eq!(breaker.admit(501 * S).unwrap_err().to_string(), "the circuit is open for another 29000 ms");
     }
 
@@ -217,7 +217,7 @@ mod tests {
         assert!(breaker.admit(30 * S - 1).is_err());
         let probes = [0; 2].map(|_| breaker.admit(30 * S).unwrap());
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        assert_eq!(breaker.admit(31 * S), Err(Refused { retry_after_ns: 29 * S }));
+        assert_eq!(breaker.admit(31 * S), Err(CircuitOpen { retry_after_ns: 29 * S }));
         breaker.record(32 * S, probes[0], true);
         // One is still needed and one is out.
         assert!(breaker.admit(32 * S).is_err());
@@ -234,7 +234,7 @@ mod tests {
         breaker.record(41 * S, probes[0], false);
         breaker.record(42 * S, probes[1], true);
         assert_eq!(breaker.state(), BreakerState::Open);
-        assert_eq!(breaker.admit(42 * S), Err(Refused { retry_after_ns: 29 * S }));
+        assert_eq!(breaker.admit(42 * S), Err(CircuitOpen { retry_after_ns: 29 * S }));
     }
 
     #[test]

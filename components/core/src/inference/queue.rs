@@ -66,7 +66,7 @@ pub struct Ticket {
 
 /// Why an item was not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum PushRefusal {
     /// The queue is full.
     Full,
     /// Its owner has its share of the queue already.
@@ -75,13 +75,13 @@ pub enum Refused {
 
 /// What came of a push.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Pushed<T> {
+pub enum PushOutcome<T> {
     /// It waits.
     Waits,
     /// It waits, and these went for it ([`DropPolicy::Head`]).
     Dropped(Vec<T>),
     /// It was not let in ([`DropPolicy::None`]), or is what goes ([`DropPolicy::Tail`]).
-    Refused(Refused, T),
+    Refused(PushRefusal, T),
 }
 
 #[derive(Debug)]
@@ -94,7 +94,7 @@ struct Entry<T> {
 
 /// The waiting items of one call.
 #[derive(Debug, Default)]
-struct Call {
+struct CallQueue {
     /// Items in the order of their arrival, which is that of their due times too: `(sequence, slot)`.
     /// Slots that were given up stay until they come to the front.
     line: VecDeque<(u64, usize)>,
@@ -110,12 +110,12 @@ struct Call {
 }
 
 /// A map by numbers that this process gave out, or that are spread already: the finalizer of SplitMix64 is enough.
-type Numbered<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
+type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<SplitMixHasher>>;
 
 #[derive(Debug, Default)]
-struct Spread(u64);
+struct SplitMixHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for SplitMixHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -145,12 +145,12 @@ pub struct Queue<T> {
     config: QueueConfig,
     slots: Vec<Option<Entry<T>>>,
     free: Vec<usize>,
-    calls: Numbered<Call>,
+    calls: NumberMap<CallQueue>,
     /// Where calls that have nothing waiting ended, if that is later than now.
-    ended: Numbered<u64>,
+    ended: NumberMap<u64>,
     /// The size at which those that are past are forgotten.
     ended_max: usize,
-    owners: Numbered<usize>,
+    owners: NumberMap<usize>,
     /// May hold ranks of the past; the call knows which one is true.
     order: BinaryHeap<Rank>,
     /// Deadlines with sequence and slot; may hold items that are gone.
@@ -177,10 +177,10 @@ impl<T> Queue<T> {
             config,
             slots: Vec::new(),
             free: Vec::new(),
-            calls: Numbered::default(),
-            ended: Numbered::default(),
+            calls: NumberMap::default(),
+            ended: NumberMap::default(),
             ended_max: ENDED_MIN,
-            owners: Numbered::default(),
+            owners: NumberMap::default(),
             order: BinaryHeap::new(),
             deadlines: BinaryHeap::new(),
             arrivals: VecDeque::new(),
@@ -220,13 +220,13 @@ impl<T> Queue<T> {
     }
 
     /// Whether an item of so many tokens would be let in.
-    pub fn has_room(&self, owner: u64, tokens: u64) -> Result<(), Refused> {
+    pub fn has_room(&self, owner: u64, tokens: u64) -> Result<(), PushRefusal> {
         if self.owned(owner) >= self.config.owner_items_max {
-            return Err(Refused::Share);
+            return Err(PushRefusal::Share);
         }
         let full = self.items >= self.config.items_max
             || (self.items > 0 && self.tokens.saturating_add(tokens) > self.config.tokens_max);
-        if full { Err(Refused::Full) } else { Ok(()) }
+        if full { Err(PushRefusal::Full) } else { Ok(()) }
     }
 
     /// How many tokens are served, about, until an item that comes now is done itself: what the calls are served in turns
@@ -244,16 +244,16 @@ impl<T> Queue<T> {
     }
 
     /// Puts an item into the queue, or says that there is no room.
-    pub fn push(&mut self, now_ns: u64, ticket: Ticket, value: T) -> Pushed<T> {
+    pub fn push(&mut self, now_ns: u64, ticket: Ticket, value: T) -> PushOutcome<T> {
         let mut dropped = Vec::new();
         while let Err(refused) = self.has_room(ticket.owner, ticket.tokens) {
-            let Some(slot) = self.oldest((refused == Refused::Share).then_some(ticket.owner)) else {
-                return Pushed::Refused(refused, value);
+            let Some(slot) = self.oldest((refused == PushRefusal::Share).then_some(ticket.owner)) else {
+                return PushOutcome::Refused(refused, value);
             };
             dropped.extend(self.remove(slot).map(|entry| entry.value));
         }
         self.insert(now_ns, ticket, value);
-        if dropped.is_empty() { Pushed::Waits } else { Pushed::Dropped(dropped) }
+        if dropped.is_empty() { PushOutcome::Waits } else { PushOutcome::Dropped(dropped) }
     }
 
     /// Puts an item into the queue whatever the bounds say: for items whose room was found elsewhere.
@@ -283,7 +283,7 @@ impl<T> Queue<T> {
         let (virtual_time, ended) = (self.virtual_time, &mut self.ended);
         let call = self.calls.entry(ticket.call).or_insert_with(|| {
             let end = if ended.is_empty() { None } else { ended.remove(&ticket.call) };
-            Call { start: end.unwrap_or(0).max(virtual_time), ..Call::default() }
+            CallQueue { start: end.unwrap_or(0).max(virtual_time), ..CallQueue::default() }
         });
         call.items += 1;
         let is_first = if call.line.is_empty() || due_ns >= call.line_due_ns {

@@ -317,12 +317,12 @@ impl Draft {
     }
 
     /// Where each id is first, of steps and compensations.
-    fn check_ids(&self, errors: &mut Vec<DefinitionError>) -> BTreeMap<&str, Place> {
+    fn check_ids(&self, errors: &mut Vec<DefinitionError>) -> BTreeMap<&str, StepIndex> {
         let mut places = BTreeMap::new();
         for (at, step) in self.steps.iter().enumerate() {
             let compensations = step.compensation.iter().zip(0..).map(|(task, place)| (task, Some(place)));
             for (task, compensation) in std::iter::once((&step.task, None)).chain(compensations) {
-                let place = Place { step: at, compensation };
+                let place = StepIndex { step: at, compensation };
                 if !is_name(&task.id, ID_BYTES_MAX) {
                     errors.push(DefinitionError::Id { place, id: task.id.to_string() });
                 } else if places.contains_key(&*task.id) {
@@ -336,7 +336,7 @@ impl Draft {
     }
 
     /// For each step the steps before it, as bits.
-    fn check_after(&self, places: &BTreeMap<&str, Place>, errors: &mut Vec<DefinitionError>) -> Vec<u64> {
+    fn check_after(&self, places: &BTreeMap<&str, StepIndex>, errors: &mut Vec<DefinitionError>) -> Vec<u64> {
         let mut all = Vec::new();
         for (at, step) in self.steps.iter().enumerate() {
             let Some(after) = &step.after else {
@@ -346,8 +346,8 @@ impl Draft {
             let mut mask = 0;
             for (index, id) in after.iter().enumerate() {
                 match places.get(id.as_str()) {
-                    Some(Place { step, compensation: None }) if mask & bit(*step) == 0 => mask |= bit(*step),
-                    Some(Place { compensation: None, .. }) => {
+                    Some(StepIndex { step, compensation: None }) if mask & bit(*step) == 0 => mask |= bit(*step),
+                    Some(StepIndex { compensation: None, .. }) => {
                         errors.push(DefinitionError::AfterTwice { step: at, index, id: id.clone() });
                     }
                     _ => errors.push(DefinitionError::UnknownAfter { step: at, index, id: id.clone() }),
@@ -390,7 +390,7 @@ impl Definition {
     }
 
     /// The work of a step or a compensation; none when there is no such.
-    pub fn task(&self, place: Place) -> Option<&Task> {
+    pub fn task(&self, place: StepIndex) -> Option<&Task> {
         let step = self.draft.steps.get(place.step)?;
         match place.compensation {
             None => Some(&step.task),
@@ -416,7 +416,7 @@ impl Definition {
 
 /// A step or one of its compensations, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct StepIndex {
     /// The step.
     pub step: usize,
     /// Which of its compensations; none for the step itself.
@@ -445,7 +445,7 @@ pub enum DefinitionError {
     #[error("an id must be 1 to {ID_BYTES_MAX} of A-Z, a-z, 0-9, _, - and ., and is `{}`", short(.id))]
     Id {
         /// Whose.
-        place: Place,
+        place: StepIndex,
         /// The id.
         id: String,
     },
@@ -453,7 +453,7 @@ pub enum DefinitionError {
     #[error("the id `{id}` is taken")]
     DuplicateId {
         /// Where it appears again.
-        place: Place,
+        place: StepIndex,
         /// The id.
         id: String,
     },

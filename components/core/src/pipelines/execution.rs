@@ -17,10 +17,10 @@ use thiserror::Error;
 use super::{
     buffer::{Batch, Buffer, Full},
     checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep},
-    definition::{Definition, OnError, Place, Task, bit, each},
+    definition::{Definition, OnError, StepIndex, Task, bit, each},
     event::{Data, Event, Metadata, PipelineFailure, StepFailure},
     json::Json,
-    slot::{Doing, Slot},
+    slot::{Slot, SlotState},
 };
 use crate::{random::SplitMix64, time::Now};
 
@@ -61,14 +61,14 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     /// Which.
-    pub place: Place,
+    pub place: StepIndex,
     /// Unique in the execution, also across crashes.
     pub number: u32,
 }
 
 /// A run to begin.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Work {
+pub struct RunRequest {
     /// What every report about it must name.
     pub run: Run,
     /// Which attempt it is, from 1.
@@ -122,7 +122,7 @@ pub enum Outcome {
 
 /// Why something was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Rejected {
+pub enum ReportError {
     /// Bring it again when more events were stored; until then read no more from the step.
     #[error("the events that wait to be stored have no room for more")]
     Full,
@@ -139,7 +139,7 @@ pub enum Rejected {
     },
 }
 
-impl From<Full> for Rejected {
+impl From<Full> for ReportError {
     fn from(_: Full) -> Self {
         Self::Full
     }
@@ -186,7 +186,7 @@ pub struct Execution {
     pub(super) completed: Vec<usize>,
     pub(super) outputs_bytes: usize,
     /// What is to be undone, in order, and how much of it is over.
-    pub(super) undo: Option<Vec<(Place, Slot)>>,
+    pub(super) undo: Option<Vec<(StepIndex, Slot)>>,
     pub(super) undo_over: usize,
     pub(super) undo_failed: u32,
     pub(super) buffer: Buffer,
@@ -209,9 +209,9 @@ impl Execution {
         limits: Limits,
         seed: u64,
         now: Now,
-    ) -> Result<Self, Rejected> {
+    ) -> Result<Self, ReportError> {
         if input.bytes() > limits.input_bytes_max {
-            return Err(Rejected::TooLarge { bytes: input.bytes(), bytes_max: limits.input_bytes_max });
+            return Err(ReportError::TooLarge { bytes: input.bytes(), bytes_max: limits.input_bytes_max });
         }
         let steps = definition.steps().len();
         let mut execution = Self {
@@ -225,7 +225,7 @@ impl Execution {
             runs: 0,
             random: SplitMix64::new(seed),
             phase: Phase::Running,
-            steps: (0..steps).map(|_| Slot::new(Doing::Waiting)).collect(),
+            steps: (0..steps).map(|_| Slot::new(SlotState::Waiting)).collect(),
             waiting: super::definition::all(steps),
             running: 0,
             settled: 0,
@@ -259,11 +259,11 @@ impl Execution {
     }
 
     /// A run has a part of its output.
-    pub fn handle_output(&mut self, now: Now, run: Run, output: Json) -> Result<(), Rejected> {
-        let (index, metadata) = self.current(run).ok_or(Rejected::Stale)?;
+    pub fn handle_output(&mut self, now: Now, run: Run, output: Json) -> Result<(), ReportError> {
+        let (index, metadata) = self.current(run).ok_or(ReportError::Stale)?;
         let (bytes, bytes_max) = (output.bytes(), self.limits.output_bytes_max);
         if bytes > bytes_max {
-            return Err(Rejected::TooLarge { bytes, bytes_max });
+            return Err(ReportError::TooLarge { bytes, bytes_max });
         }
         let event = self.event_of(now, run.place, Data::StepOutput { index, output }, metadata);
         self.buffer.push_output(event)?;
@@ -287,7 +287,7 @@ impl Execution {
         let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
         let Some(kind) = self.definition.task(run.place).map(|task| task.kind.name()) else { return };
         self.tell_of(now, run, Data::StepComplete { kind, output: output.clone(), duration_ns });
-        self.settle(run.place, Doing::Done(output));
+        self.settle(run.place, SlotState::Done(output));
         if is_step {
             self.outputs_bytes += bytes;
             self.completed.push(run.place.step);
@@ -304,8 +304,8 @@ impl Execution {
 
     /// Looks at the clock: runs that took too long are stopped and have failed, and may be tried again.
     pub fn handle_timer(&mut self, now: Now) {
-        let late = |place, slot: &Slot| match slot.doing {
-            Doing::Running { run, deadline_ns, .. } if deadline_ns <= now.monotonic_ns => {
+        let late = |place, slot: &Slot| match slot.state {
+            SlotState::Running { run, deadline_ns, .. } if deadline_ns <= now.monotonic_ns => {
                 Some(Run { place, number: run })
             }
             _ => None,
@@ -349,7 +349,7 @@ impl Execution {
     }
 
     /// The next run to begin.
-    pub fn poll_start(&mut self, now: Now) -> Option<Work> {
+    pub fn poll_start(&mut self, now: Now) -> Option<RunRequest> {
         if !self.accepted {
             return None;
         }
@@ -378,12 +378,12 @@ impl Execution {
             self.running |= bit(place.step);
         }
         let slot = self.slot_mut(place)?;
-        slot.doing = Doing::Running { run: run.number, started_ns, deadline_ns };
+        slot.state = SlotState::Running { run: run.number, started_ns, deadline_ns };
         slot.attempts += 1;
         slot.parts = 0;
         let attempt = slot.attempts;
         self.tell_of(now, run, Data::StepStart { kind });
-        Some(Work { run, attempt, inputs: self.inputs(place) })
+        Some(RunRequest { run, attempt, inputs: self.inputs(place) })
     }
 
     /// The next run to give up on: whatever it still says is ignored.
@@ -414,9 +414,9 @@ impl Execution {
 
     /// When to look at the clock next; none when only an input changes anything.
     pub fn poll_timeout(&self) -> Option<u64> {
-        let of = |slot: &Slot| match slot.doing {
-            Doing::Running { deadline_ns, .. } => Some(deadline_ns),
-            Doing::Backoff { until_ns } => Some(until_ns),
+        let of = |slot: &Slot| match slot.state {
+            SlotState::Running { deadline_ns, .. } => Some(deadline_ns),
+            SlotState::Backoff { until_ns } => Some(until_ns),
             _ => None,
         };
         let steps = each(self.running | self.waiting).filter_map(|at| of(&self.steps[at]));
@@ -502,11 +502,11 @@ impl Execution {
                 self.waiting |= bit(run.place.step);
             }
             if let Some(slot) = self.slot_mut(run.place) {
-                slot.doing = Doing::Backoff { until_ns: now.monotonic_ns.saturating_add(delay_ns) };
+                slot.state = SlotState::Backoff { until_ns: now.monotonic_ns.saturating_add(delay_ns) };
             }
             return;
         }
-        self.settle(run.place, Doing::Failed(failure.clone()));
+        self.settle(run.place, SlotState::Failed(failure.clone()));
         if !is_step {
             self.undo_failed += 1;
         } else if matches!(self.phase, Phase::Running) {
@@ -517,8 +517,8 @@ impl Execution {
                 OnError::Compensate => {
                     self.phase = Phase::Failing { failure, step };
                     for at in each(std::mem::take(&mut self.waiting)) {
-                        if matches!(self.steps[at].doing, Doing::Backoff { .. }) {
-                            self.steps[at].doing = Doing::Stopped;
+                        if matches!(self.steps[at].state, SlotState::Backoff { .. }) {
+                            self.steps[at].state = SlotState::Stopped;
                         }
                     }
                 }
@@ -528,7 +528,7 @@ impl Execution {
     }
 
     /// A step or compensation is over.
-    fn settle(&mut self, place: Place, doing: Doing) {
+    fn settle(&mut self, place: StepIndex, state: SlotState) {
         if place.compensation.is_none() {
             self.running &= !bit(place.step);
             self.settled |= bit(place.step);
@@ -536,7 +536,7 @@ impl Execution {
             self.undo_over += 1;
         }
         if let Some(slot) = self.slot_mut(place) {
-            slot.doing = doing;
+            slot.state = state;
         }
         self.dirty = true;
     }
@@ -568,13 +568,13 @@ impl Execution {
     pub(super) fn end(&mut self, now: Now, failure: StepFailure, step: Option<usize>, cancelled: bool) {
         let duration_ns = self.duration_ns(now.monotonic_ns);
         for at in each(self.running) {
-            if let Doing::Running { run, .. } = std::mem::replace(&mut self.steps[at].doing, Doing::Stopped) {
+            if let SlotState::Running { run, .. } = std::mem::replace(&mut self.steps[at].state, SlotState::Stopped) {
                 self.stops.push_back(Run { place: step_place(at), number: run });
             }
         }
         for at in each(self.waiting) {
-            if matches!(self.steps[at].doing, Doing::Backoff { .. }) {
-                self.steps[at].doing = Doing::Stopped;
+            if matches!(self.steps[at].state, SlotState::Backoff { .. }) {
+                self.steps[at].state = SlotState::Stopped;
             }
         }
         (self.running, self.waiting) = (0, 0);
@@ -604,13 +604,13 @@ impl Execution {
     }
 
     fn output_of(&self, step: usize) -> Json {
-        match &self.steps[step].doing {
-            Doing::Done(output) => output.clone(),
+        match &self.steps[step].state {
+            SlotState::Done(output) => output.clone(),
             _ => Json::null(),
         }
     }
 
-    fn inputs(&self, place: Place) -> Inputs {
+    fn inputs(&self, place: StepIndex) -> Inputs {
         let output = |at: usize| (self.definition.steps()[at].task.id.clone(), self.output_of(at));
         let before: Vec<usize> = each(self.definition.ancestors(place.step)).collect();
         let mut steps: Vec<_> = before.iter().map(|at| output(*at)).collect();
@@ -625,14 +625,14 @@ impl Execution {
         Inputs { input: self.input.clone(), steps, direct }
     }
 
-    fn slot(&self, place: Place) -> Option<&Slot> {
+    fn slot(&self, place: StepIndex) -> Option<&Slot> {
         match place.compensation {
             None => self.steps.get(place.step),
             Some(_) => self.undo.as_ref()?.iter().find(|(other, _)| *other == place).map(|(_, slot)| slot),
         }
     }
 
-    fn slot_mut(&mut self, place: Place) -> Option<&mut Slot> {
+    fn slot_mut(&mut self, place: StepIndex) -> Option<&mut Slot> {
         match place.compensation {
             None => self.steps.get_mut(place.step),
             Some(_) => self.undo.as_mut()?.iter_mut().find(|(other, _)| *other == place).map(|(_, slot)| slot),
@@ -673,15 +673,15 @@ impl Execution {
         self.buffer.push(event);
     }
 
-    fn event_of(&self, now: Now, place: Place, data: Data, metadata: Metadata) -> Event {
+    fn event_of(&self, now: Now, place: StepIndex, data: Data, metadata: Metadata) -> Event {
         let step_id = self.definition.task(place).map(|task| task.id.clone());
         Event { step_id, unix_ns: now.unix_ns, data, metadata }
     }
 
     fn snapshot(&self, now: Now) -> Checkpoint {
-        let step = |slot: &Slot| match &slot.doing {
-            Doing::Done(output) => CheckpointStep::Completed(output.clone()),
-            Doing::Failed(failure) => CheckpointStep::Failed(failure.clone()),
+        let step = |slot: &Slot| match &slot.state {
+            SlotState::Done(output) => CheckpointStep::Completed(output.clone()),
+            SlotState::Failed(failure) => CheckpointStep::Failed(failure.clone()),
             _ => CheckpointStep::Open,
         };
         let phase = match &self.phase {
@@ -710,15 +710,15 @@ impl Execution {
     }
 }
 
-fn step_place(step: usize) -> Place {
-    Place { step, compensation: None }
+fn step_place(step: usize) -> StepIndex {
+    StepIndex { step, compensation: None }
 }
 
 /// What undoes the completed steps, the last first.
-pub(super) fn undo_list(definition: &Definition, completed: &[usize]) -> Vec<(Place, Slot)> {
+pub(super) fn undo_list(definition: &Definition, completed: &[usize]) -> Vec<(StepIndex, Slot)> {
     let of = |step: usize| {
         let count = definition.steps()[step].compensation.len();
-        (0..count).map(move |at| Place { step, compensation: Some(at) })
+        (0..count).map(move |at| StepIndex { step, compensation: Some(at) })
     };
-    completed.iter().rev().flat_map(|step| of(*step)).map(|place| (place, Slot::new(Doing::Waiting))).collect()
+    completed.iter().rev().flat_map(|step| of(*step)).map(|place| (place, Slot::new(SlotState::Waiting))).collect()
 }

@@ -40,11 +40,11 @@ pub use buffer::{Batch, Full};
 pub use checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError};
 pub use definition::{
     COMPENSATIONS_MAX, Definition, DefinitionError, Draft, ID_BYTES_MAX, Kind, KindName, Method, NAME_BYTES_MAX,
-    OnError, PARALLEL_MAX, PARALLEL_MAX_DEFAULT, Place, STEPS_MAX, Step, Streaming, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX,
-    Task, bounds,
+    OnError, PARALLEL_MAX, PARALLEL_MAX_DEFAULT, STEPS_MAX, Step, StepIndex, Streaming, TIMEOUT_MS_DEFAULT,
+    TIMEOUT_MS_MAX, Task, bounds,
 };
 pub use event::{Data, Event, EventType, Metadata, PipelineFailure, Sequenced, StepFailure};
-pub use execution::{Execution, Inputs, Limits, Outcome, Rejected, Run, Work};
+pub use execution::{Execution, Inputs, Limits, Outcome, ReportError, Run, RunRequest};
 pub use json::Json;
 pub use reliability::{Rates, Reliability, ReliabilityConfig, Snapshot};
 pub use status::{State, Status, StepState, StepStatus};

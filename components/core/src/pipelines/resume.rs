@@ -9,7 +9,7 @@ use super::{
     event::{Sequenced, StepFailure},
     execution::{Execution, Limits, Outcome, Phase, undo_list},
     json::Json,
-    slot::{Doing, Slot},
+    slot::{Slot, SlotState},
 };
 use crate::{random::SplitMix64, time::Now};
 
@@ -110,9 +110,9 @@ impl Execution {
 
 fn slot(step: CheckpointStep) -> Slot {
     Slot::new(match step {
-        CheckpointStep::Open => Doing::Waiting,
-        CheckpointStep::Completed(output) => Doing::Done(output),
-        CheckpointStep::Failed(failure) => Doing::Failed(failure),
+        CheckpointStep::Open => SlotState::Waiting,
+        CheckpointStep::Completed(output) => SlotState::Done(output),
+        CheckpointStep::Failed(failure) => SlotState::Failed(failure),
     })
 }
 

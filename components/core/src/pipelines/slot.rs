@@ -5,7 +5,7 @@ use crate::inference::retry::Retry;
 
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum SlotState {
     /// It has not begun.
     Waiting,
     /// An attempt runs.
@@ -33,7 +33,7 @@ pub(super) enum Doing {
 /// A step, or a compensation, with its attempts.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub(super) doing: Doing,
+    pub(super) state: SlotState,
     pub(super) retry: Retry,
     /// Attempts that have begun.
     pub(super) attempts: u32,
@@ -42,23 +42,23 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(doing: Doing) -> Self {
-        Self { doing, retry: Retry::new(), attempts: 0, parts: 0 }
+    pub(super) fn new(state: SlotState) -> Self {
+        Self { state, retry: Retry::new(), attempts: 0, parts: 0 }
     }
 
     /// True when it can begin an attempt now.
     pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        match self.doing {
-            Doing::Waiting => true,
-            Doing::Backoff { until_ns } => until_ns <= now_ns,
+        match self.state {
+            SlotState::Waiting => true,
+            SlotState::Backoff { until_ns } => until_ns <= now_ns,
             _ => false,
         }
     }
 
     /// When it began, if this run of it runs.
     pub(super) fn running_since(&self, number: u32) -> Option<u64> {
-        match self.doing {
-            Doing::Running { run, started_ns, .. } if run == number => Some(started_ns),
+        match self.state {
+            SlotState::Running { run, started_ns, .. } if run == number => Some(started_ns),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use super::{
     event::{PipelineFailure, StepFailure},
     execution::{Execution, Outcome},
     json::Json,
-    slot::Doing,
+    slot::SlotState,
 };
 use crate::named::named;
 
@@ -93,14 +93,14 @@ impl Execution {
             Some(Outcome::Failed(failure)) => (State::Failed, None, Some(failure.clone())),
         };
         let steps = self.slots().map(|(task, slot)| {
-            let (state, failure) = match &slot.doing {
-                Doing::Waiting if self.outcome().is_some() || self.is_failing() => (StepState::Skipped, None),
-                Doing::Waiting => (StepState::Waiting, None),
-                Doing::Running { .. } => (StepState::Running, None),
-                Doing::Backoff { .. } => (StepState::Retrying, None),
-                Doing::Done(_) => (StepState::Completed, None),
-                Doing::Failed(failure) => (StepState::Failed, Some(failure.clone())),
-                Doing::Stopped => (StepState::Skipped, None),
+            let (state, failure) = match &slot.state {
+                SlotState::Waiting if self.outcome().is_some() || self.is_failing() => (StepState::Skipped, None),
+                SlotState::Waiting => (StepState::Waiting, None),
+                SlotState::Running { .. } => (StepState::Running, None),
+                SlotState::Backoff { .. } => (StepState::Retrying, None),
+                SlotState::Done(_) => (StepState::Completed, None),
+                SlotState::Failed(failure) => (StepState::Failed, Some(failure.clone())),
+                SlotState::Stopped => (StepState::Skipped, None),
             };
             StepStatus { id: task.id.clone(), state, attempts: slot.attempts, failure }
         });

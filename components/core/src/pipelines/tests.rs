@@ -73,14 +73,14 @@ impl World {
         }
     }
 
-    fn start(&mut self, now: Now) -> Vec<Work> {
+    fn start(&mut self, now: Now) -> Vec<RunRequest> {
         self.drain(now);
         let work = std::iter::from_fn(|| self.execution.poll_start(now)).collect();
         self.drain(now);
         work
     }
 
-    fn start_one(&mut self, now: Now) -> Work {
+    fn start_one(&mut self, now: Now) -> RunRequest {
         let mut work = self.start(now);
         assert_eq!(work.len(), 1, "{work:?}");
         work.remove(0)

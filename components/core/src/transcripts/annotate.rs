@@ -220,7 +220,7 @@ impl Annotator {
     }
 
     /// Annotates a text. `room` keeps its memory from one text to the next.
-    pub fn annotate(&self, text: &str, room: &mut Room) -> Annotation {
+    pub fn annotate(&self, text: &str, room: &mut AnnotateBuffer) -> Annotation {
         let mut annotation = Annotation::default();
         if !self.keywords && self.intents.is_none() {
             return annotation;
@@ -276,7 +276,7 @@ pub fn action_text(text: &str) -> &str {
 
 /// Memory that annotating needs.
 #[derive(Debug, Default)]
-pub struct Room {
+pub struct AnnotateBuffer {
     words: Words,
 }
 
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     fn annotate(text: &str) -> Annotation {
-        Annotator::new(&AnnotateConfig::default()).unwrap().annotate(text, &mut Room::default())
+        Annotator::new(&AnnotateConfig::default()).unwrap().annotate(text, &mut AnnotateBuffer::default())
     }
 
     fn names(list: &[Arc<str>]) -> Vec<&str> {
@@ -352,7 +352,8 @@ mod tests {
             actions: vec![ActionRule { pattern: "todo".to_owned(), phrases: vec!["to do".to_owned()] }],
             ..AnnotateConfig::default()
         };
-        let annotation = Annotator::new(&config).unwrap().annotate("it IS down, NAÏVE to do it", &mut Room::default());
+        let annotation =
+            Annotator::new(&config).unwrap().annotate("it IS down, NAÏVE to do it", &mut AnnotateBuffer::default());
         assert_eq!(names(&annotation.keywords), ["Is Down", "naïve"]);
         assert_eq!(annotation.action.as_deref(), Some("todo"));
         let wrong = |keyword: &str| {

@@ -47,7 +47,7 @@ named! {
 
 /// What a phrase hints at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cue {
+enum PhraseHint {
     Clarify,
     Decide,
     /// A request, when a verb of [`cues::VERBS`] follows.
@@ -106,7 +106,7 @@ const WH_WORDS_MAX: usize = 3;
 /// The rules.
 #[derive(Debug, Clone)]
 pub(super) struct IntentRules {
-    cues: Phrases<Cue>,
+    cues: Phrases<PhraseHint>,
     verbs: Kind,
     subjects: Kind,
     auxiliaries: Kind,
@@ -118,12 +118,12 @@ pub(super) struct IntentRules {
 
 impl IntentRules {
     pub(super) fn new(lexicon: &mut Lexicon) -> Self {
-        let mut listed: Vec<(&str, Cue)> = Vec::new();
+        let mut listed: Vec<(&str, PhraseHint)> = Vec::new();
         for (cue, phrases) in cues::CUES {
             listed.extend(phrases.split("; ").map(|phrase| (phrase, *cue)));
         }
         // Recognizers leave out apostrophes; only where what remains is no other word.
-        let joined: Vec<(String, Cue)> = listed
+        let joined: Vec<(String, PhraseHint)> = listed
             .iter()
             .filter(|(phrase, _)| {
                 ["n't", "let's", "what's", "that's", "i'm"].iter().any(|short| phrase.contains(short))
@@ -131,7 +131,7 @@ impl IntentRules {
             .map(|(phrase, cue)| (phrase.replace('\'', ""), *cue))
             .collect();
         listed.extend(joined.iter().map(|(phrase, cue)| (phrase.as_str(), *cue)));
-        listed.extend(cues::VERBS.split(' ').map(|verb| (verb, Cue::Imperative)));
+        listed.extend(cues::VERBS.split(' ').map(|verb| (verb, PhraseHint::Imperative)));
         Self {
             cues: Phrases::new(listed, lexicon).expect("the phrases of cues.rs are short words"),
             verbs: Kind::new(cues::VERBS, lexicon),
@@ -192,7 +192,7 @@ impl IntentRules {
             }
             // "Maria will send it": somebody else does.
             if word.id == self.will && index > 0 && !lead && self.verbs.has(words.get(index + 1)) {
-                hints.note(Cue::Act, index);
+                hints.note(PhraseHint::Act, index);
             }
             lead = lead && filler;
             index += 1;
@@ -201,23 +201,23 @@ impl IntentRules {
     }
 
     /// Whether a cue counts, by what stands around it.
-    fn holds(&self, cue: Cue, lead: bool, words: &[Word], from: usize, to: usize) -> bool {
+    fn holds(&self, cue: PhraseHint, lead: bool, words: &[Word], from: usize, to: usize) -> bool {
         let next = words.get(to).filter(|word| !word.before.ends_sentence());
         match cue {
-            Cue::Request | Cue::ActVerb | Cue::CommitVerb => {
+            PhraseHint::Request | PhraseHint::ActVerb | PhraseHint::CommitVerb => {
                 let softened = to + usize::from(self.softeners.has(next));
                 self.verbs.has(words.get(softened).filter(|word| !word.before.ends_sentence()))
             }
-            Cue::Invert => lead && self.subjects.has(next),
-            Cue::Wh => {
+            PhraseHint::Invert => lead && self.subjects.has(next),
+            PhraseHint::Wh => {
                 lead && words[to..]
                     .iter()
                     .take(WH_WORDS_MAX)
                     .take_while(|word| !word.before.ends_sentence() && !self.pronouns(word))
                     .any(|word| self.auxiliaries.has(Some(word)))
             }
-            Cue::Imperative => lead && next.is_some_and(|word| !self.auxiliaries.has(Some(word))),
-            Cue::Assent => {
+            PhraseHint::Imperative => lead && next.is_some_and(|word| !self.auxiliaries.has(Some(word))),
+            PhraseHint::Assent => {
                 lead && {
                     let sentence = words[from + 1..].iter().take_while(|word| !word.before.ends_sentence());
                     let before = words[..from].iter().rev().take_while(|word| !word.before.ends_sentence()).count();
@@ -249,21 +249,21 @@ struct Hints {
 }
 
 impl Hints {
-    fn note(&mut self, cue: Cue, index: usize) {
+    fn note(&mut self, cue: PhraseHint, index: usize) {
         let first = |place: &mut Option<usize>| {
             place.get_or_insert(index);
         };
         match cue {
-            Cue::Clarify => self.clarify = true,
-            Cue::Decide => self.decide = true,
-            Cue::Request => self.request = true,
-            Cue::Ask | Cue::Invert | Cue::Wh => self.asks = true,
-            Cue::Act | Cue::ActVerb | Cue::Imperative => first(&mut self.act),
-            Cue::Suggest => first(&mut self.suggest),
-            Cue::Commit | Cue::CommitVerb => first(&mut self.commit),
-            Cue::Agree => self.agree = true,
-            Cue::Assent => self.assent = true,
-            Cue::Nothing => {}
+            PhraseHint::Clarify => self.clarify = true,
+            PhraseHint::Decide => self.decide = true,
+            PhraseHint::Request => self.request = true,
+            PhraseHint::Ask | PhraseHint::Invert | PhraseHint::Wh => self.asks = true,
+            PhraseHint::Act | PhraseHint::ActVerb | PhraseHint::Imperative => first(&mut self.act),
+            PhraseHint::Suggest => first(&mut self.suggest),
+            PhraseHint::Commit | PhraseHint::CommitVerb => first(&mut self.commit),
+            PhraseHint::Agree => self.agree = true,
+            PhraseHint::Assent => self.assent = true,
+            PhraseHint::Nothing => {}
         }
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! Events that chunks make are numbered from 1 without a gap, and the same chunks make the same events with the same numbers:
 //! a caller that restores a checkpoint and submits again what came after it gets those events again, and knows by their numbers which
-//! were delivered. Chunks with a client's sequence number are taken once: [`Taken::Repeated`] says that one had come. Events that
+//! were delivered. Chunks with a client's sequence number are taken once: [`Receipt::Repeated`] says that one had come. Events that
 //! say something of the session only (a drop, a warning) have no number.
 //!
 //! ```
@@ -62,7 +62,7 @@ pub use self::{
     segment::{Chunk, ChunkError, Segment},
 };
 
-use self::{annotate::Room, route::Router, segment::Segmenter};
+use self::{annotate::AnnotateBuffer, route::Router, segment::Segmenter};
 
 const NS_PER_MS: u64 = 1_000_000;
 /// Events that are not taken, from which chunks are refused.
@@ -136,7 +136,7 @@ pub enum StoredBody {
 
 /// The result of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
+pub enum Receipt {
     /// It was taken.
     New,
     /// It had come before: its sequence number is not above this one.
@@ -266,10 +266,10 @@ impl Session {
     /// # Errors
     ///
     /// [`ChunkError`]: nothing has changed but the count of refused chunks, and the session continues.
-    pub fn handle_chunk(&mut self, now_ns: u64, seq: Option<u64>, chunk: Chunk) -> Result<Taken, ChunkError> {
+    pub fn handle_chunk(&mut self, now_ns: u64, seq: Option<u64>, chunk: Chunk) -> Result<Receipt, ChunkError> {
         if let Some(seq_last) = self.repeated(seq) {
             self.counters.chunks_repeated += 1;
-            return Ok(Taken::Repeated { seq_last });
+            return Ok(Receipt::Repeated { seq_last });
         }
         if let Err(error) = self.check(&chunk) {
             self.counters.chunks_refused += 1;
@@ -285,7 +285,7 @@ impl Session {
             self.counters.segments_partial += 1;
             self.tell(now_ns, Event::Partial(current));
         }
-        Ok(Taken::New)
+        Ok(Receipt::New)
     }
 
     /// The stream has ended, or pauses: the segment in flight is final. The session continues with the next input.
@@ -293,14 +293,14 @@ impl Session {
     /// # Errors
     ///
     /// [`ChunkError::Expired`], [`ChunkError::Undrained`]
-    pub fn handle_end(&mut self, now_ns: u64, seq: Option<u64>) -> Result<Taken, ChunkError> {
+    pub fn handle_end(&mut self, now_ns: u64, seq: Option<u64>) -> Result<Receipt, ChunkError> {
         if let Some(seq_last) = self.repeated(seq) {
-            return Ok(Taken::Repeated { seq_last });
+            return Ok(Receipt::Repeated { seq_last });
         }
         self.open()?;
         self.active(now_ns, seq);
         self.flush(now_ns);
-        Ok(Taken::New)
+        Ok(Receipt::New)
     }
 
     /// Takes an event that was stored after the checkpoint that this session continues from, in the order of their numbers: the state
@@ -504,7 +504,7 @@ impl Session {
         self.counters.segments_finalized += 1;
         // It grew by doubling, and may be kept for long.
         segment.text.shrink_to_fit();
-        let annotation = rules.annotator.annotate(&segment.text, &mut Room::default());
+        let annotation = rules.annotator.annotate(&segment.text, &mut AnnotateBuffer::default());
         let workflow = annotation.intent.map_or(Workflow::General, Workflow::from);
         let segment = Arc::new(Final { id, segment, annotation, workflow });
         self.window.add(&config.context, segment.clone());

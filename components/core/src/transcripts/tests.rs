@@ -83,7 +83,7 @@ fn what_is_wrong_leaves_the_state_alone() {
     let mut after = session.checkpoint(0).unwrap();
     assert_eq!(std::mem::take(&mut after.counters.chunks_refused), 7);
     assert_eq!(after, before);
-    assert_eq!(session.handle_chunk(0, Some(2), chunk(2.0, 3.0, "c", None)), Ok(Taken::New));
+    assert_eq!(session.handle_chunk(0, Some(2), chunk(2.0, 3.0, "c", None)), Ok(Receipt::New));
 }
 
 /// `0.1 + 0.2` is above `0.3`: a recognizer that adds up durations must not lose speech.
@@ -145,13 +145,13 @@ fn a_segment_is_bounded() {
 #[test]
 fn a_chunk_is_taken_once() {
     let mut session = session(|_| {});
-    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Taken::New));
-    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Taken::Repeated { seq_last: 4 }));
-    assert_eq!(session.handle_chunk(0, Some(1), chunk(9.0, 1.0, "a", None)), Ok(Taken::Repeated { seq_last: 4 }));
+    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Receipt::New));
+    assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Receipt::Repeated { seq_last: 4 }));
+    assert_eq!(session.handle_chunk(0, Some(1), chunk(9.0, 1.0, "a", None)), Ok(Receipt::Repeated { seq_last: 4 }));
     // Chunks without a number are always new, and numbers may leave some out.
-    assert_eq!(session.handle_chunk(0, None, chunk(1.0, 2.0, "b", None)), Ok(Taken::New));
-    assert_eq!(session.handle_end(0, Some(7)), Ok(Taken::New));
-    assert_eq!(session.handle_end(0, Some(7)), Ok(Taken::Repeated { seq_last: 7 }));
+    assert_eq!(session.handle_chunk(0, None, chunk(1.0, 2.0, "b", None)), Ok(Receipt::New));
+    assert_eq!(session.handle_end(0, Some(7)), Ok(Receipt::New));
+    assert_eq!(session.handle_end(0, Some(7)), Ok(Receipt::Repeated { seq_last: 7 }));
     assert_eq!(told(&mut session), ["partial a", "partial a b", "final a b", "summary final of 1"]);
     assert_eq!((session.seq_last(), session.events()), (Some(7), 4));
     assert_eq!(session.metrics(0).counters.chunks_repeated, 2);

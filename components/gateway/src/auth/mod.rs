@@ -82,7 +82,7 @@ pub(crate) struct Access {
     cors: Cors,
     /// The names that requests may be for; none where every name may be.
     host_names: Option<HostNames>,
-    loaded: RefCell<Loaded>,
+    loaded: RefCell<GuardCache>,
     requests: RefCell<Quota>,
     publishes: RefCell<Quota>,
     connections: RefCell<Connections>,
@@ -90,7 +90,7 @@ pub(crate) struct Access {
 
 /// The guard as the files were when they were last read.
 #[derive(Default)]
-struct Loaded {
+struct GuardCache {
     guard: Option<Result<Rc<Guard>, LoadError>>,
     looked_ns: u64,
     stamps: Vec<Option<(SystemTime, u64)>>,

@@ -10,7 +10,7 @@ use weir_codec::{
         grip::{Hold, HoldChannel, HoldMode, KEEP_ALIVE_S_MAX, KeepAlive},
         hold::{self, HEARTBEAT_MS_MAX, Terms},
         route::Channel,
-        subscription::{Drawing, End},
+        subscription::{EventRenderer, SubscriptionEnd},
     },
     http::{framing::Framing, problem::Problem},
 };
@@ -18,7 +18,7 @@ use weir_core::channels::Cursor;
 
 use super::subscribe::{push_entry, push_gap, unix_ms};
 use crate::{
-    http::response::Reply,
+    http::response::BufferedResponse,
     platform::{
         bindings::weir::stream::events,
         settings::{Grip, Settings},
@@ -39,8 +39,8 @@ pub(crate) async fn hold_response(
     settings: &Settings,
     ends_s: Option<u64>,
     user: Option<String>,
-) -> Result<Reply, Problem> {
-    let drawing = Drawing::new(channel.clone(), framing);
+) -> Result<BufferedResponse, Problem> {
+    let drawing = EventRenderer::new(channel.clone(), framing);
     let mut body = Vec::new();
     drawing.push_begin(&mut body, settings.retry_ms, unix_ms());
     let keep_alive = KeepAlive {
@@ -48,7 +48,7 @@ pub(crate) async fn hold_response(
         timeout: Duration::from_secs(settings.heartbeat_ms.div_ceil(1000).min(KEEP_ALIVE_S_MAX)),
     };
     let waits = settings.grip == Grip::Host || replay(&channel, after, &drawing, &mut body).await?;
-    let mut reply = Reply::ok(framing.content_type(), body);
+    let mut reply = BufferedResponse::ok(framing.content_type(), body);
     if !waits {
         return Ok(reply);
     }
@@ -73,7 +73,12 @@ pub(crate) async fn hold_response(
 
 /// Renders what a channel has after a cursor. Returns whether to wait for more: not when the channel is finished, nor
 /// when there is so much that the client has to come again for the rest.
-async fn replay(channel: &Channel, mut after: Cursor, drawing: &Drawing, body: &mut Vec<u8>) -> Result<bool, Problem> {
+async fn replay(
+    channel: &Channel,
+    mut after: Cursor,
+    drawing: &EventRenderer,
+    body: &mut Vec<u8>,
+) -> Result<bool, Problem> {
     loop {
         let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(store::problem)?;
         if let Some(gap) = &page.gap {
@@ -81,7 +86,7 @@ async fn replay(channel: &Channel, mut after: Cursor, drawing: &Drawing, body: &
         }
         page.entries.iter().for_each(|entry| push_entry(drawing, body, entry));
         if page.ended {
-            drawing.push_end(body, End::Finished, unix_ms());
+            drawing.push_end(body, SubscriptionEnd::Finished, unix_ms());
             return Ok(false);
         }
         if page.entries.is_empty() && page.gap.is_none() {

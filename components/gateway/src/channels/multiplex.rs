@@ -17,7 +17,7 @@ use weir_codec::{
         event::{StreamEvent, envelope},
         route::Channel,
         socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
-        subscription::End,
+        subscription::SubscriptionEnd,
     },
     http::{
         lines::{Line, Lines},
@@ -31,8 +31,8 @@ use super::{existence, subscribe};
 use crate::{
     auth::SubscriptionPermit,
     http::{
-        body::{Arriving, Piece},
-        duplex::{Duplex, Outgoing},
+        body::{BodyPart, BodyReader},
+        duplex::{Duplex, OutputSource},
         response::Client,
     },
     platform::{
@@ -69,12 +69,12 @@ impl Socket {
 pub(crate) async fn converse(
     socket: Socket,
     first: Option<(Channel, Cursor)>,
-    body: Arriving,
+    body: BodyReader,
     began: Now,
     client: Client,
 ) {
     let settings = socket.settings;
-    let duplex = Duplex::new(Said::default(), settings, began);
+    let duplex = Duplex::new(SocketOutput::default(), settings, began);
     let work = async {
         let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new() };
         if let Some((channel, after)) = first {
@@ -89,12 +89,12 @@ pub(crate) async fn converse(
 
 /// What is to be sent.
 #[derive(Default)]
-struct Said {
+struct SocketOutput {
     out: Vec<u8>,
     done: bool,
 }
 
-impl Outgoing for Said {
+impl OutputSource for SocketOutput {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
     }
@@ -114,15 +114,15 @@ impl Outgoing for Said {
 }
 
 /// A read of deliveries: who reads, how it ended, what came.
-type Read = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
+type DeliveryRead = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
 
 /// A channel that is followed, and what is being read of it.
-struct Followed {
+struct FollowedChannel {
     channel: Channel,
-    reading: Pin<Box<dyn Future<Output = Read>>>,
+    reading: Pin<Box<dyn Future<Output = DeliveryRead>>>,
 }
 
-fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<dyn Future<Output = Read>>> {
+fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<dyn Future<Output = DeliveryRead>>> {
     Box::pin(async move {
         let (result, batch) = deliveries.read(room).await;
         (deliveries, result, batch)
@@ -130,21 +130,21 @@ fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<
 }
 
 /// What has happened next.
-enum Happened {
-    Piece(Arriving, Piece),
-    Read(usize, Read),
+enum ConversationInput {
+    Piece(BodyReader, BodyPart),
+    Read(usize, DeliveryRead),
     Ring,
 }
 
 struct Conversation<'a> {
     socket: Socket,
-    duplex: &'a Duplex<'a, Said>,
-    followed: Vec<Followed>,
+    duplex: &'a Duplex<'a, SocketOutput>,
+    followed: Vec<FollowedChannel>,
 }
 
-type NextPiece = Pin<Box<dyn Future<Output = (Arriving, Piece)>>>;
+type NextPart = Pin<Box<dyn Future<Output = (BodyReader, BodyPart)>>>;
 
-fn next_piece(mut body: Arriving, room: Vec<u8>) -> NextPiece {
+fn next_piece(mut body: BodyReader, room: Vec<u8>) -> NextPart {
     Box::pin(async move {
         let piece = body.piece(room).await;
         (body, piece)
@@ -152,7 +152,7 @@ fn next_piece(mut body: Arriving, room: Vec<u8>) -> NextPiece {
 }
 
 impl Conversation<'_> {
-    async fn run(&mut self, body: Arriving) {
+    async fn run(&mut self, body: BodyReader) {
         let ends = self.ends();
         let mut lines = Lines::new(MESSAGE_BYTES_MAX);
         let mut piece = next_piece(body, Vec::new());
@@ -160,7 +160,7 @@ impl Conversation<'_> {
         loop {
             self.duplex.unsent_few().await;
             match poll_fn(|context| self.poll(context, &mut piece, &mut ring)).await {
-                Happened::Piece(body, Piece { bytes, more }) => {
+                ConversationInput::Piece(body, BodyPart { bytes, more }) => {
                     let mut rest = bytes.as_slice();
                     while let Some(line) = lines.next_line(&mut rest) {
                         self.hear(&line).await;
@@ -170,8 +170,8 @@ impl Conversation<'_> {
                     }
                     piece = next_piece(body, bytes);
                 }
-                Happened::Read(at, read) => self.heard(at, read),
-                Happened::Ring => {
+                ConversationInput::Read(at, read) => self.heard(at, read),
+                ConversationInput::Ring => {
                     if ends.is_none_or(|ends| !ends.is_past(clock::now())) {
                         self.say(b"{\"type\":\"heartbeat\"}".to_vec());
                         ring = self.ring(ends);
@@ -181,7 +181,7 @@ impl Conversation<'_> {
             // Asked on each delivery too, for a timer may be late.
             if ends.is_some_and(|ends| ends.is_past(clock::now())) {
                 for followed in std::mem::take(&mut self.followed) {
-                    self.tell(&followed.channel, &End::Expired.event(), None);
+                    self.tell(&followed.channel, &SubscriptionEnd::Expired.event(), None);
                 }
                 let message = "the token of this connection has expired";
                 return self.say(error_json("token_expired", message, None, true));
@@ -192,19 +192,19 @@ impl Conversation<'_> {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        piece: &mut NextPiece,
+        piece: &mut NextPart,
         ring: &mut Pin<Box<dyn Future<Output = ()>>>,
-    ) -> Poll<Happened> {
+    ) -> Poll<ConversationInput> {
         if let Poll::Ready((body, piece)) = piece.as_mut().poll(context) {
-            return Poll::Ready(Happened::Piece(body, piece));
+            return Poll::Ready(ConversationInput::Piece(body, piece));
         }
         for (at, followed) in self.followed.iter_mut().enumerate() {
             if let Poll::Ready(read) = followed.reading.as_mut().poll(context) {
                 // Its turn comes after the others' now.
-                return Poll::Ready(Happened::Read(at, read));
+                return Poll::Ready(ConversationInput::Read(at, read));
             }
         }
-        ring.as_mut().poll(context).map(|()| Happened::Ring)
+        ring.as_mut().poll(context).map(|()| ConversationInput::Ring)
     }
 
     /// When the right to all of it ends.
@@ -266,7 +266,7 @@ impl Conversation<'_> {
             Ok(true) => {}
             Ok(false) => {
                 self.tell(&channel, &StreamEvent::Connected, None);
-                return self.tell(&channel, &End::Finished.event(), None);
+                return self.tell(&channel, &SubscriptionEnd::Finished.event(), None);
             }
             Err(problem) => return self.refuse(&channel, &problem),
         }
@@ -274,7 +274,7 @@ impl Conversation<'_> {
             Ok(deliveries) => {
                 self.tell(&channel, &StreamEvent::Connected, None);
                 let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));
-                self.followed.push(Followed { channel, reading });
+                self.followed.push(FollowedChannel { channel, reading });
             }
             Err(failure) => self.refuse(&channel, &store::problem(failure)),
         }
@@ -285,8 +285,8 @@ impl Conversation<'_> {
     }
 
     /// Says what was delivered, and reads on.
-    fn heard(&mut self, at: usize, (deliveries, result, mut batch): Read) {
-        let Followed { channel, .. } = self.followed.remove(at);
+    fn heard(&mut self, at: usize, (deliveries, result, mut batch): DeliveryRead) {
+        let FollowedChannel { channel, .. } = self.followed.remove(at);
         let mut end = None;
         for delivery in batch.drain(..) {
             match delivery {
@@ -297,23 +297,23 @@ impl Conversation<'_> {
                         &entry.event.name,
                         &flat(&entry.event.data),
                     ));
-                    end = entry.event.finishes.then_some(End::Finished);
+                    end = entry.event.finishes.then_some(SubscriptionEnd::Finished);
                 }
                 Delivery::Gap(gap) => {
                     let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
                     self.tell(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
                 }
-                Delivery::Closed(Closed::Slow) => end = Some(End::Slow),
-                Delivery::Closed(Closed::Lost) => end = Some(End::Lost),
+                Delivery::Closed(Closed::Slow) => end = Some(SubscriptionEnd::Slow),
+                Delivery::Closed(Closed::Lost) => end = Some(SubscriptionEnd::Lost),
             }
         }
         if end.is_none() && !matches!(result, StreamResult::Complete(_)) {
-            end = Some(End::Lost);
+            end = Some(SubscriptionEnd::Lost);
         }
         match end {
             Some(end) => self.tell(&channel, &end.event(), None),
             // At the end of the line: every channel has its turn.
-            None => self.followed.push(Followed { channel, reading: read(deliveries, batch) }),
+            None => self.followed.push(FollowedChannel { channel, reading: read(deliveries, batch) }),
         }
     }
 

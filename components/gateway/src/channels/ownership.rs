@@ -39,7 +39,7 @@ const PUBLISHERS: &str = "publishers";
 
 /// Whether a user may become the owner of a channel that has events already, and so read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Past<'a> {
+pub(crate) enum PastEvents<'a> {
     /// The user owns the past, too.
     Owned,
     /// A channel that has events stays without an owner, unless this publisher has published all of them.
@@ -68,7 +68,7 @@ pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
 }
 
 /// Makes a channel a user's, if it has no owner yet. Returns whether it has one then.
-pub(crate) async fn settle(channel: &Channel, user: &Channel, past: Past<'_>) -> Result<bool, Problem> {
+pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'_>) -> Result<bool, Problem> {
     match read(channel).await? {
         Record::Owner(_) => return Ok(true),
         record if !may_settle(channel, &record, past).await? => return Ok(false),
@@ -145,11 +145,11 @@ fn with_publisher<'a>(record: &Record, publisher: &'a str) -> Option<(&'static s
     }
 }
 
-async fn may_settle(channel: &Channel, record: &Record, past: Past<'_>) -> Result<bool, Problem> {
+async fn may_settle(channel: &Channel, record: &Record, past: PastEvents<'_>) -> Result<bool, Problem> {
     let is_own = match (past, record) {
-        (Past::Owned, _) => true,
-        (Past::PublishedBy(publisher), Record::Publisher(only)) => only == publisher,
-        (Past::PublishedBy(_) | Past::Withheld, _) => false,
+        (PastEvents::Owned, _) => true,
+        (PastEvents::PublishedBy(publisher), Record::Publisher(only)) => only == publisher,
+        (PastEvents::PublishedBy(_) | PastEvents::Withheld, _) => false,
     };
     Ok(is_own || !has_events(channel).await?)
 }

@@ -14,7 +14,7 @@ use weir_core::{channels::Cursor, time::Now};
 use super::ownership;
 use crate::{
     auth::Access,
-    http::response::Reply,
+    http::response::BufferedResponse,
     platform::{
         bindings::weir::stream::events::{self, Event},
         store,
@@ -34,7 +34,7 @@ pub(crate) async fn publish(
     identity: &Identity,
     path: &str,
     now: Now,
-) -> Result<Reply, Problem> {
+) -> Result<BufferedResponse, Problem> {
     let access = Access::current()?;
     access.check_publish_rate(identity, now)?;
     match route {
@@ -64,7 +64,7 @@ async fn append(
     identity: &Identity,
     path: &str,
     now: Now,
-) -> Result<Reply, Problem> {
+) -> Result<BufferedResponse, Problem> {
     let granted = |owner: Option<&str>| identity.authorize_publish(channel, owner, user.as_ref());
     if granted(None).is_err() {
         let owner = ownership::find(channel).await?;
@@ -89,12 +89,12 @@ async fn append(
     let at = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
     match recorded {
         // The store may have removed the channel and its record after the record was read.
-        Some(Recorded::Owner) if at.seq == 1 => {
+        Some(RecordKind::Owner) if at.seq == 1 => {
             if let Some(user) = &user {
-                ownership::settle(channel, user, ownership::Past::Owned).await?;
+                ownership::settle(channel, user, ownership::PastEvents::Owned).await?;
             }
         }
-        Some(Recorded::Publisher) => ownership::confirm_publisher(channel, identity.user(), at).await?,
+        Some(RecordKind::Publisher) => ownership::confirm_publisher(channel, identity.user(), at).await?,
         _ => {}
     }
     let id = at.to_string();
@@ -106,7 +106,7 @@ async fn append(
         None => None,
     };
     let copied = copied.as_ref().map(|(user, id)| (*user, id.as_str()));
-    Ok(Reply::json(published_json(channel, &id, copied)))
+    Ok(BufferedResponse::json(published_json(channel, &id, copied)))
 }
 
 /// The user whose own channel this is.
@@ -115,29 +115,29 @@ fn own_channel(channel: &Channel) -> Option<&str> {
 }
 
 /// Which record a channel has before an event is appended to it.
-enum Recorded {
+enum RecordKind {
     Owner,
     Publisher,
 }
 
 /// Records the owner of a channel, or its publisher.
-async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) -> Result<Recorded, Problem> {
+async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) -> Result<RecordKind, Problem> {
     if let Some(user) = user {
         // A publisher without read access must not gain it by naming itself, nor give another user access to events that
         // other publishers wrote.
         let past = if identity.authorize(Action::Read, channel, None).is_ok() {
-            ownership::Past::Owned
+            ownership::PastEvents::Owned
         } else if user.id() == identity.user() {
-            ownership::Past::Withheld
+            ownership::PastEvents::Withheld
         } else {
-            ownership::Past::PublishedBy(identity.user())
+            ownership::PastEvents::PublishedBy(identity.user())
         };
         if ownership::settle(channel, user, past).await? {
-            return Ok(Recorded::Owner);
+            return Ok(RecordKind::Owner);
         }
     }
     ownership::record_publisher(channel, identity.user()).await?;
-    Ok(Recorded::Publisher)
+    Ok(RecordKind::Publisher)
 }
 
 /// Appends one event; its place. A new channel takes the share of a user.

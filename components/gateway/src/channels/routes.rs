@@ -21,7 +21,7 @@ use crate::{
     http::{
         request::RequestContext,
         request_id,
-        response::{Reply, RouteResponse},
+        response::{BufferedResponse, RouteResponse},
     },
     platform::{
         clock,
@@ -66,10 +66,10 @@ impl RequestContext<'_> {
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
         if !subscribe::goes_on(&channel, after).await? {
-            return Ok(RouteResponse::Whole(Reply::empty()));
+            return Ok(RouteResponse::Whole(BufferedResponse::empty()));
         }
         if self.method == Method::HEAD {
-            let reply = Reply::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
+            let reply = BufferedResponse::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
             return Ok(RouteResponse::Whole(reply));
         }
         let ends_s = identity.expires_at_s();
@@ -115,7 +115,7 @@ impl RequestContext<'_> {
     }
 
     /// A ticket for a page that cannot send a header.
-    async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<Reply, Problem> {
+    async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<BufferedResponse, Problem> {
         let access = Access::current()?;
         if !access.required() {
             return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
@@ -132,6 +132,6 @@ impl RequestContext<'_> {
         let guard: std::rc::Rc<guard::Guard> = access.guard(now.monotonic_ns)?;
         let (random, now_s) = (request_id::random(), now.unix_ns / 1_000_000_000);
         let issued = guard.issue_ticket(identity, &path, limit, &random, &claims::label().await?, now_s)?;
-        Ok(Reply::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
+        Ok(BufferedResponse::created(ticket_json(&issued.ticket, issued.expires_s.saturating_mul(1000))))
     }
 }

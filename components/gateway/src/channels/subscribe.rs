@@ -14,7 +14,7 @@ use weir_codec::{
     channels::{
         route::Channel,
         subscribe as resume,
-        subscription::{Drawing, End},
+        subscription::{EventRenderer, SubscriptionEnd},
     },
     http::{framing::Framing, problem::Problem},
 };
@@ -40,7 +40,7 @@ const NS_PER_MS: u64 = 1_000_000;
 
 /// A subscription of one client to one channel.
 pub(crate) struct Subscription {
-    drawing: Drawing,
+    drawing: EventRenderer,
     deliveries: StreamReader<Delivery>,
     settings: &'static Settings,
     /// When the right to it ends, in seconds since 1970.
@@ -70,7 +70,7 @@ pub(crate) async fn follow(
 ) -> Result<Subscription, Problem> {
     let user = place.user().map(str::to_owned);
     let deliveries = events::follow(channel.to_string(), after, user).await.map_err(store::problem)?;
-    Ok(Subscription { drawing: Drawing::new(channel, framing), deliveries, settings, ends_s, _place: place })
+    Ok(Subscription { drawing: EventRenderer::new(channel, framing), deliveries, settings, ends_s, _place: place })
 }
 
 impl Subscription {
@@ -121,7 +121,7 @@ impl Subscription {
     }
 
     /// Writes what comes. Returns why no more comes, unless it is because the client has left.
-    async fn pump(&mut self, body: &mut BodyWriter<u8>, ends: Option<Deadline>) -> Option<End> {
+    async fn pump(&mut self, body: &mut BodyWriter<u8>, ends: Option<Deadline>) -> Option<SubscriptionEnd> {
         let heartbeat_ms = self.settings.heartbeat_ms;
         let timer = |from| {
             let beat = Deadline::after(from, heartbeat_ms);
@@ -140,7 +140,7 @@ impl Subscription {
                         Either::Right(((), _)) => {
                             let now = clock::now();
                             if ends.is_some_and(|ends| ends.is_past(now)) {
-                                return Some(End::Expired);
+                                return Some(SubscriptionEnd::Expired);
                             }
                             if Deadline::after(wrote, heartbeat_ms).is_past(now) {
                                 if !send(body, self.drawing.heartbeat().to_vec()).await {
@@ -155,7 +155,7 @@ impl Subscription {
             };
             // Asked on each delivery too, for a timer may be late.
             if ends.is_some_and(|ends| ends.is_past(clock::now())) {
-                return Some(End::Expired);
+                return Some(SubscriptionEnd::Expired);
             }
             let mut out = Vec::new();
             let mut end = None;
@@ -173,37 +173,37 @@ impl Subscription {
             }
             // It ends after the channel's last event or after it was closed, and both were seen; otherwise it was lost.
             if !matches!(result, StreamResult::Complete(_)) {
-                return Some(End::Lost);
+                return Some(SubscriptionEnd::Lost);
             }
             buffer = batch;
         }
     }
 
     /// Renders a delivery; returns the end of the subscription, if it is the last.
-    fn push(&self, out: &mut Vec<u8>, delivery: &Delivery) -> Option<End> {
+    fn push(&self, out: &mut Vec<u8>, delivery: &Delivery) -> Option<SubscriptionEnd> {
         match delivery {
             Delivery::Entry(entry) => {
                 self.drawing.push_coalesced(out, entry.coalesced);
                 push_entry(&self.drawing, out, entry);
-                entry.event.finishes.then_some(End::Finished)
+                entry.event.finishes.then_some(SubscriptionEnd::Finished)
             }
             Delivery::Gap(gap) => {
                 push_gap(&self.drawing, out, gap);
                 None
             }
-            Delivery::Closed(Closed::Slow) => Some(End::Slow),
-            Delivery::Closed(Closed::Lost) => Some(End::Lost),
+            Delivery::Closed(Closed::Slow) => Some(SubscriptionEnd::Slow),
+            Delivery::Closed(Closed::Lost) => Some(SubscriptionEnd::Lost),
         }
     }
 }
 
 /// Renders an event of the channel.
-pub(crate) fn push_entry(drawing: &Drawing, out: &mut Vec<u8>, entry: &Entry) {
+pub(crate) fn push_entry(drawing: &EventRenderer, out: &mut Vec<u8>, entry: &Entry) {
     drawing.push_event(out, &entry.at.to_string(), &entry.event.name, entry.event.data.as_bytes());
 }
 
 /// Renders a gap.
-pub(crate) fn push_gap(drawing: &Drawing, out: &mut Vec<u8>, gap: &Gap) {
+pub(crate) fn push_gap(drawing: &EventRenderer, out: &mut Vec<u8>, gap: &Gap) {
     drawing.push_gap(out, &gap.missing_from.to_string(), &gap.missing_to.to_string(), unix_ms());
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn read(
 }
 
 async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64) -> Result<Vec<u8>, Problem> {
-    let mut arriving = Arriving::open(request);
+    let mut arriving = BodyReader::open(request);
     // One more than announced, so that the end is found without making room for nothing.
     let room = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
     let mut body = Vec::with_capacity(room);
@@ -58,24 +58,24 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
 }
 
 /// A body that arrives.
-pub(crate) struct Arriving {
+pub(crate) struct BodyReader {
     stream: StreamReader<u8>,
     trailers: FutureReader<Result<Option<Trailers>, ErrorCode>>,
     /// What we think of the body is said by the response.
     _verdict: FutureWriter<Result<(), ErrorCode>>,
     /// What was read ahead.
-    first: Option<Piece>,
+    first: Option<BodyPart>,
 }
 
 /// A piece of a body.
-pub(crate) struct Piece {
+pub(crate) struct BodyPart {
     /// The bytes.
     pub(crate) bytes: Vec<u8>,
     /// More may come.
     pub(crate) more: bool,
 }
 
-impl Arriving {
+impl BodyReader {
     /// Begins to take a body.
     pub(crate) fn open(request: types::Request) -> Self {
         let (verdict, told) = wit_future::new(|| Ok(()));
@@ -91,14 +91,14 @@ impl Arriving {
     }
 
     /// The next piece, in `room`, whose contents are dropped.
-    pub(crate) async fn piece(&mut self, mut room: Vec<u8>) -> Piece {
+    pub(crate) async fn piece(&mut self, mut room: Vec<u8>) -> BodyPart {
         if let Some(first) = self.first.take() {
             return first;
         }
         room.clear();
         room.reserve(READ_BYTES);
         let (result, bytes) = self.stream.read(room).await;
-        Piece { bytes, more: matches!(result, StreamResult::Complete(_)) }
+        BodyPart { bytes, more: matches!(result, StreamResult::Complete(_)) }
     }
 
     /// After the last piece: whether all of it has arrived.

@@ -22,7 +22,7 @@ use crate::{
     http::response::Client,
     platform::{
         clock::{self, Deadline},
-        notify::{Gate, Signal},
+        notify::{LocalNotify, Signal},
         settings::Settings,
     },
 };
@@ -37,7 +37,7 @@ const ANSWER_BYTES_FREE: u64 = 1 << 20;
 const TICK_MS: u64 = 500;
 
 /// What a route has to say.
-pub(crate) trait Outgoing {
+pub(crate) trait OutputSource {
     /// What is to be written now, if anything.
     fn poll_output(&mut self) -> Option<Vec<u8>>;
     /// Bytes that were not taken.
@@ -56,7 +56,7 @@ pub(crate) struct Duplex<'a, S> {
     /// There may be something to write.
     changed: Signal,
     /// There may be room for more.
-    pub(crate) room: Gate,
+    pub(crate) room: LocalNotify,
     /// The client should be looked after.
     probe: Cell<bool>,
     /// Bytes of the body that have arrived, and bytes of the answer that were sent.
@@ -70,14 +70,14 @@ pub(crate) struct Duplex<'a, S> {
     probing_since_ns: Cell<Option<u64>>,
 }
 
-impl<'a, S: Outgoing> Duplex<'a, S> {
+impl<'a, S: OutputSource> Duplex<'a, S> {
     /// A stream that began then.
     pub(crate) fn new(session: S, settings: &'a Settings, began: Now) -> Self {
         Self {
             session: RefCell::new(session),
             settings,
             changed: Signal::default(),
-            room: Gate::default(),
+            room: LocalNotify::default(),
             probe: Cell::new(false),
             body_bytes: Cell::new(0),
             sent_bytes: Cell::new(0),

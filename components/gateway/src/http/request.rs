@@ -14,7 +14,7 @@ use weir_codec::{
 use weir_core::time::Now;
 
 use super::{
-    body::{self, Arriving},
+    body::{self, BodyReader},
     request_id,
     response::{Client, streaming},
 };
@@ -106,8 +106,8 @@ impl RequestContext<'_> {
     }
 
     /// The body of a stream. A client that waits to be asked for it gets no answer before it is.
-    pub(crate) async fn arriving(&self, body: types::Request, settings: &Settings) -> Result<Arriving, Problem> {
-        let mut arriving = Arriving::open(body);
+    pub(crate) async fn arriving(&self, body: types::Request, settings: &Settings) -> Result<BodyReader, Problem> {
+        let mut arriving = BodyReader::open(body);
         if self.header("expect").is_some() {
             let timeout_ms = settings.body_timeout_ms;
             let began = Deadline::after(self.began, timeout_ms).bound(arriving.wait()).await;

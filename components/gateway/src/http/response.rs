@@ -19,19 +19,19 @@ use weir_codec::{
 /// The response of a route.
 pub(crate) enum RouteResponse {
     /// Its body is there.
-    Whole(Reply),
+    Whole(BufferedResponse),
     /// Its body is written while it is sent.
     Streaming(Response),
 }
 
 /// A response before it is one of `wasi:http`.
-pub(crate) struct Reply {
+pub(crate) struct BufferedResponse {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Cow<'static, [u8]>,
 }
 
-impl Reply {
+impl BufferedResponse {
     /// 200 with a body.
     pub(crate) fn ok(content_type: &str, body: impl Into<Cow<'static, [u8]>>) -> Self {
         Self { status: 200, headers: vec![("content-type", content_type.to_owned())], body: body.into() }

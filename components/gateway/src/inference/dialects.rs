@@ -13,7 +13,7 @@ use weir_codec::{
 use weir_core::{failure::Failure, time::Now};
 
 use crate::{
-    http::response::Reply,
+    http::response::BufferedResponse,
     inference::{batch, client::served_models, requests::Plan},
     platform::settings::Settings,
 };
@@ -41,7 +41,7 @@ async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
 }
 
 /// Answers in the dialect of the Hugging Face inference API. `path` is what comes after `/models/`.
-pub(crate) async fn hub(path: &str, body: &[u8], settings: &Settings, began: Now) -> Result<Reply, Problem> {
+pub(crate) async fn hub(path: &str, body: &[u8], settings: &Settings, began: Now) -> Result<BufferedResponse, Problem> {
     let Target { model, pipeline } = Target::read(path);
     let task = task_of(&model, began).await?;
     if let Some(wanted) = pipeline
@@ -53,17 +53,17 @@ pub(crate) async fn hub(path: &str, body: &[u8], settings: &Settings, began: Now
     let request = HubRequest::from_json(body, task)?;
     let plan = Plan::new(task, Some(model), request.parameters, settings).within(settings, began).or_fail();
     let outputs = batch::all(&plan, request.inputs, settings, began).await?;
-    Ok(Reply::json(hub::answer_json(task, &outputs, request.single)))
+    Ok(BufferedResponse::json(hub::answer_json(task, &outputs, request.single)))
 }
 
 /// Answers in the dialect of text-embeddings-inference, with the model of the sentiment step.
-pub(crate) async fn predict(body: &[u8], settings: &Settings, began: Now) -> Result<Reply, Problem> {
+pub(crate) async fn predict(body: &[u8], settings: &Settings, began: Now) -> Result<BufferedResponse, Problem> {
     let request = PredictRequest::from_json(body)?;
     if request.has_empty() {
         let (status, body) = tei::EMPTY;
-        return Ok(Reply::error(status, body.as_bytes()));
+        return Ok(BufferedResponse::error(status, body.as_bytes()));
     }
     let plan = Plan::new(Task::Classify, None, request.parameters, settings).within(settings, began).or_fail();
     let outputs = batch::all(&plan, request.inputs, settings, began).await?;
-    Ok(Reply::json(tei::answer_json(&outputs, request.single)))
+    Ok(BufferedResponse::json(tei::answer_json(&outputs, request.single)))
 }

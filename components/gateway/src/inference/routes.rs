@@ -3,7 +3,7 @@
 use spin_sdk::wasip3::{http::types, spawn};
 use weir_codec::{
     http::{
-        accept::{self, Answer as Form},
+        accept::{self, ResponseMode},
         content_type,
         framing::Framing,
         problem::Problem,
@@ -14,12 +14,12 @@ use weir_codec::{
 use super::{
     batch,
     requests::Plan,
-    stream::{self, Source},
+    stream::{self, TextSource},
 };
 use crate::{
     http::{
         request::RequestContext,
-        response::{Reply, RouteResponse},
+        response::{BufferedResponse, RouteResponse},
     },
     platform::settings::Settings,
 };
@@ -35,7 +35,7 @@ impl RequestContext<'_> {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS[1..]))?;
             self.encoding()?;
             let plan = Plan::new(task, query.model, query.parameters, settings);
-            let source = Source::Lines(self.arriving(body, settings).await?);
+            let source = TextSource::Lines(self.arriving(body, settings).await?);
             return self.stream_items(source, plan, framing, settings);
         }
         let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
@@ -48,11 +48,11 @@ impl RequestContext<'_> {
         let Ask { inputs, model, parameters } = Ask::from_json(&body, task, query)?;
         let plan = Plan::new(task, model, parameters, settings).within(settings, began);
         match form {
-            Form::Stream(framing) => self.stream_items(Source::Inputs(inputs), plan, framing, settings),
-            Form::Json => {
+            ResponseMode::Stream(framing) => self.stream_items(TextSource::Inputs(inputs), plan, framing, settings),
+            ResponseMode::Json => {
                 let plan = plan.or_fail();
                 let outputs = batch::whole(&plan, inputs, settings, began).await?;
-                Ok(RouteResponse::Whole(Reply::json(output::answer_json(&outputs, &plan.model))))
+                Ok(RouteResponse::Whole(BufferedResponse::json(output::answer_json(&outputs, &plan.model))))
             }
         }
     }
@@ -60,7 +60,7 @@ impl RequestContext<'_> {
     /// Answers with a stream of results.
     fn stream_items(
         &self,
-        source: Source,
+        source: TextSource,
         plan: Plan,
         framing: Framing,
         settings: &'static Settings,

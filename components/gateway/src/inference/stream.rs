@@ -25,8 +25,8 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamWriter};
 
 use crate::{
     http::{
-        body::{Arriving, Piece},
-        duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
+        body::{BodyPart, BodyReader},
+        duplex::{Duplex, OUT_BYTES_MAX, OutputSource},
         response::Client,
     },
     inference::{
@@ -47,16 +47,16 @@ const ITEMS_MAX: usize = 32;
 const OPEN_MAX: usize = 1024;
 
 /// Where the texts come from.
-pub(crate) enum Source {
+pub(crate) enum TextSource {
     /// Lines of a body that arrives.
-    Lines(Arriving),
+    Lines(BodyReader),
     /// A body that was read.
     Inputs(Vec<Input>),
 }
 
 /// Answers a stream of texts until all is said or the client is gone.
 pub(crate) async fn stream(
-    source: Source,
+    source: TextSource,
     plan: Plan,
     framing: Framing,
     settings: &Settings,
@@ -68,7 +68,7 @@ pub(crate) async fn stream(
     stream.duplex.serve(stream.work(source, began), client).await;
 }
 
-impl Outgoing for Session {
+impl OutputSource for Session {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -97,17 +97,17 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     /// Brings texts and results until there are no more.
-    async fn work(&self, source: Source, began: Now) {
+    async fn work(&self, source: TextSource, began: Now) {
         let (writer, reader) = wit_stream::new::<Item>();
         let feed = pin!(async {
             let error = match source {
-                Source::Lines(body) => {
+                TextSource::Lines(body) => {
                     match select(pin!(self.feed_lines(body, writer)), pin!(self.duplex.idle())).await {
                         Either::Left((error, _)) => error,
                         Either::Right(_) => Some(ItemError::idle(self.settings.body_timeout_ms)),
                     }
                 }
-                Source::Inputs(inputs) => {
+                TextSource::Inputs(inputs) => {
                     self.feed_inputs(inputs, writer).await;
                     None
                 }
@@ -135,12 +135,12 @@ impl Stream<'_> {
     }
 
     /// Brings the texts of a body line by line. Returns why no more come, unless all that was to come has.
-    async fn feed_lines(&self, mut body: Arriving, mut writer: StreamWriter<Item>) -> Option<ItemError> {
+    async fn feed_lines(&self, mut body: BodyReader, mut writer: StreamWriter<Item>) -> Option<ItemError> {
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut room = Vec::new();
         loop {
             self.room().await;
-            let Piece { bytes, more } = body.piece(room).await;
+            let BodyPart { bytes, more } = body.piece(room).await;
             self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {

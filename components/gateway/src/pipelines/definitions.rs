@@ -30,18 +30,18 @@ const PIPELINES_MAX: usize = 1000;
 pub(super) struct Definitions {
     dir: PathBuf,
     looked_ns: Cell<Option<u64>>,
-    known: RefCell<BTreeMap<String, Known>>,
+    known: RefCell<BTreeMap<String, CachedDefinition>>,
     /// The files whose names are not those of pipelines.
     ignored: RefCell<BTreeSet<String>>,
 }
 
-struct Known {
+struct CachedDefinition {
     stamp: (SystemTime, u64),
-    definition: Loaded,
+    definition: LoadResult,
 }
 
 /// A definition, or why its file cannot be used.
-pub(super) type Loaded = Result<Arc<Definition>, Rc<DefinitionFault>>;
+pub(super) type LoadResult = Result<Arc<Definition>, Rc<DefinitionFault>>;
 
 impl Definitions {
     pub(super) fn new(dir: &Path) -> Self {
@@ -49,13 +49,13 @@ impl Definitions {
     }
 
     /// A pipeline, or why its file cannot be used.
-    pub(super) fn find(&self, name: &str) -> Option<Loaded> {
+    pub(super) fn find(&self, name: &str) -> Option<LoadResult> {
         self.look();
         self.known.borrow().get(name).map(|known| known.definition.clone())
     }
 
     /// All of them, by name.
-    pub(super) fn all(&self) -> Vec<(String, Loaded)> {
+    pub(super) fn all(&self) -> Vec<(String, LoadResult)> {
         self.look();
         let known = self.known.borrow();
         known.iter().map(|(name, known)| (name.clone(), known.definition.clone())).collect()
@@ -89,7 +89,7 @@ impl Definitions {
                     eprintln!("warn: pipelines.dir: {name}.json is not a pipeline that can be started: {fault}");
                     Rc::new(fault)
                 });
-                Known { stamp, definition }
+                CachedDefinition { stamp, definition }
             });
             now.insert(name.to_owned(), known);
         }

@@ -12,7 +12,7 @@ use futures::{
     future::{AbortHandle, Abortable, FusedFuture as _, LocalBoxFuture},
     stream::FuturesUnordered,
 };
-use weir_codec::pipelines::execution::Listed;
+use weir_codec::pipelines::execution::ExecutionSummary;
 use weir_core::{
     pipelines::{Batch, Execution, Run},
     time::Now,
@@ -20,7 +20,7 @@ use weir_core::{
 
 use super::{
     Pipelines,
-    persistence::{self, Lost},
+    persistence::{self, OwnershipLost},
     running::RunningExecution,
     steps,
 };
@@ -40,8 +40,8 @@ pub(super) struct Runs {
 /// Drives an execution to its end. No task awaits this: it ends with the execution, or with the instance.
 pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecution>) {
     let mut runs = Runs::default();
-    let mut saving: Option<LocalBoxFuture<'static, Result<u64, Lost>>> = None;
-    let mut storing: Option<LocalBoxFuture<'static, Result<(Batch, u64), Lost>>> = None;
+    let mut saving: Option<LocalBoxFuture<'static, Result<u64, OwnershipLost>>> = None;
+    let mut storing: Option<LocalBoxFuture<'static, Result<(Batch, u64), OwnershipLost>>> = None;
     let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
     let mut cancelled = pin!(live.cancelled().fuse());
     let mut lease = pin!(live.keep_lease().fuse());
@@ -122,7 +122,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecuti
         return;
     }
     let status = live.execution.borrow().status(clock::now().monotonic_ns);
-    let listed = Listed {
+    let listed = ExecutionSummary {
         execution_id: status.execution_id,
         pipeline: status.pipeline,
         state: status.state,

@@ -6,7 +6,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use weir_auth::digest;
-use weir_codec::pipelines::execution::Listed;
+use weir_codec::pipelines::execution::ExecutionSummary;
 use weir_core::pipelines::State;
 
 use super::running::RunningExecution;
@@ -34,7 +34,7 @@ pub(super) async fn put(live: &RunningExecution, ttl_ms: Option<u64>) -> Result<
 }
 
 /// The executions of a user, the newest first.
-pub(super) async fn of_user(user: &str, listed_max: usize) -> Result<Vec<Listed>, Failure> {
+pub(super) async fn of_user(user: &str, listed_max: usize) -> Result<Vec<ExecutionSummary>, Failure> {
     let prefix = prefix(user);
     let limit = u32::try_from(listed_max).unwrap_or(u32::MAX);
     let keys = state::keys(KIND.to_owned(), prefix.clone(), limit).await?;
@@ -55,11 +55,11 @@ fn key(user: &str, began_unix_ns: u64, id: &str) -> String {
     format!("{}{:0ORDER_DIGITS$}.{id}", prefix(user), u64::MAX - began_unix_ns)
 }
 
-fn read(key: &str, value: &[u8]) -> Option<Listed> {
+fn read(key: &str, value: &[u8]) -> Option<ExecutionSummary> {
     let (_, rest) = key.split_once('.')?;
     let (order, id) = rest.split_once('.')?;
     let (state, pipeline) = std::str::from_utf8(value).ok()?.split_once(' ')?;
-    Some(Listed {
+    Some(ExecutionSummary {
         execution_id: id.into(),
         pipeline: pipeline.into(),
         state: State::from_name(state)?,

@@ -34,7 +34,7 @@ use std::{
 };
 
 use spin_sdk::wasip3::spawn;
-use weir_codec::pipelines::execution::Listed;
+use weir_codec::pipelines::execution::ExecutionSummary;
 use weir_core::{
     channels::Shares,
     pipelines::{Limits, Reliability, ReliabilityConfig},
@@ -58,7 +58,7 @@ pub(crate) struct Pipelines {
     /// Executions of each user that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
     starting: RefCell<Shares>,
     /// The last that have ended, each with its owner.
-    ended: RefCell<VecDeque<(String, Listed)>>,
+    ended: RefCell<VecDeque<(String, ExecutionSummary)>>,
     reliability: RefCell<Reliability>,
     /// Executions that are being opened here, so that each is opened once.
     opening: RefCell<BTreeSet<String>>,
@@ -143,7 +143,7 @@ impl Pipelines {
     }
 
     /// It has ended, and is kept where others look.
-    fn ended(&self, live: &RunningExecution, listed: Listed) {
+    fn ended(&self, live: &RunningExecution, listed: ExecutionSummary) {
         self.live.borrow_mut().remove(&listed.execution_id);
         self.list(live.owner.clone(), listed);
     }
@@ -161,12 +161,12 @@ impl Pipelines {
 
     /// Marks an execution as being opened; none where it is already, or runs here. An instance that acquired a lease twice would
     /// refuse its own writes.
-    fn open(&'static self, id: &str) -> Option<Opening> {
+    fn open(&'static self, id: &str) -> Option<OpeningGuard> {
         let is_new = self.find(id).is_none() && self.opening.borrow_mut().insert(id.to_owned());
-        is_new.then(|| Opening { pipelines: self, id: id.to_owned() })
+        is_new.then(|| OpeningGuard { pipelines: self, id: id.to_owned() })
     }
 
-    fn list(&self, owner: String, listed: Listed) {
+    fn list(&self, owner: String, listed: ExecutionSummary) {
         let mut ended = self.ended.borrow_mut();
         if ended.len() == ENDED_MAX {
             ended.pop_front();
@@ -179,18 +179,18 @@ impl Pipelines {
         Ok(self.find(id).is_some() || persistence::exists(id).await?)
     }
 
-    fn definition(&self, name: &str) -> Option<definitions::Loaded> {
+    fn definition(&self, name: &str) -> Option<definitions::LoadResult> {
         self.definitions.find(name)
     }
 }
 
 /// An execution that is being opened in this instance.
-struct Opening {
+struct OpeningGuard {
     pipelines: &'static Pipelines,
     id: String,
 }
 
-impl Drop for Opening {
+impl Drop for OpeningGuard {
     fn drop(&mut self) {
         self.pipelines.opening.borrow_mut().remove(&self.id);
     }

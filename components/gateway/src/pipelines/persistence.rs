@@ -50,12 +50,12 @@ const VERSION: &str = "1";
 
 /// Which of the two places of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ExecutionKey {
     Going,
     Ended,
 }
 
-impl Place {
+impl ExecutionKey {
     pub(super) fn key(self, id: &str) -> String {
         match self {
             Self::Going => format!("execution:{id}"),
@@ -82,20 +82,20 @@ pub(super) struct StoredExecution {
 
 /// Another instance owns the execution: nothing of it may be kept from here.
 #[derive(Debug)]
-pub(super) struct Lost;
+pub(super) struct OwnershipLost;
 
 /// Saves a checkpoint, however long that takes; its number.
 pub(super) async fn save(
     pipelines: &'static Pipelines,
     live: Rc<RunningExecution>,
     checkpoint: Checkpoint,
-) -> Result<u64, Lost> {
+) -> Result<u64, OwnershipLost> {
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
         if let Failure::Fenced = failure {
             live.lose();
-            return Err(Lost);
+            return Err(OwnershipLost);
         }
         eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
@@ -115,7 +115,7 @@ pub(super) async fn try_save(
     let id = &checkpoint.execution_id;
     let bytes = turns::run(&live.owner, || checkpoint::encode(checkpoint, &definition)).await;
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
-    let parts = put(Place::Going, id, live, slot, bytes, None).await?;
+    let parts = put(ExecutionKey::Going, id, live, slot, bytes, None).await?;
     live.parts.set(live.parts.get().max(parts));
     // The next checkpoint tries again.
     if let Err(failure) = listing::put(live, None).await {
@@ -137,11 +137,14 @@ pub(super) async fn own(live: &RunningExecution) -> Result<(), Failure> {
         return Err(Failure::Invalid("the user has no channel".to_owned()));
     };
     // Why not is for the log.
-    ownership::settle(&channel, &user, ownership::Past::Owned).await.map(drop).map_err(|_| Failure::Unavailable(1000))
+    ownership::settle(&channel, &user, ownership::PastEvents::Owned)
+        .await
+        .map(drop)
+        .map_err(|_| Failure::Unavailable(1000))
 }
 
 /// Appends events to the channel; the batch, and how many events the channel holds then.
-pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), Lost> {
+pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
     let id = live.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
@@ -176,7 +179,7 @@ pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(B
             }
             Err(Failure::Fenced) => {
                 live.lose();
-                return Err(Lost);
+                return Err(OwnershipLost);
             }
             Err(failure) => eprintln!("warn: events of {id} were not stored: {}", store::reason(&failure)),
         }
@@ -218,7 +221,7 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
 
 /// An execution has ended: it is kept for those who ask, and no longer among those that go on. While the store does not take
 /// it, it stays where it is, and is ended again after a restart.
-pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Result<(), Lost> {
+pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Result<(), OwnershipLost> {
     let Some(mut checkpoint) = live.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
     checkpoint.outbox.clear();
@@ -232,7 +235,7 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
         match failure {
             Failure::Fenced => {
                 live.lose();
-                return Err(Lost);
+                return Err(OwnershipLost);
             }
             // Both do not fit at once: the running one makes room for the ended one. A crash in between leaves its
             // channel alone to tell how it ended.
@@ -258,14 +261,14 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
 }
 
 async fn put_end(id: &str, live: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
-    put(Place::Ended, id, live, "e", bytes, Some(ttl_ms)).await?;
+    put(ExecutionKey::Ended, id, live, "e", bytes, Some(ttl_ms)).await?;
     listing::put(live, Some(ttl_ms)).await
 }
 
 /// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
 async fn forget(id: &str, live: &RunningExecution) {
     let parts = live.parts.get();
-    if let Err(failure) = state::delete(Place::Going.key(id), live.fence()).await {
+    if let Err(failure) = state::delete(ExecutionKey::Going.key(id), live.fence()).await {
         eprintln!("warn: {id} has ended and stays among those that go on: {}", store::reason(&failure));
         return;
     }
@@ -282,7 +285,7 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
 
 /// Puts a checkpoint in its place; how many parts it has besides.
 async fn put(
-    place: Place,
+    place: ExecutionKey,
     id: &str,
     live: &RunningExecution,
     slot: &str,
@@ -325,7 +328,7 @@ fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
 
 /// Whether the store has an execution.
 pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
-    for place in [Place::Going, Place::Ended] {
+    for place in [ExecutionKey::Going, ExecutionKey::Ended] {
         if state::get(place.key(id)).await?.is_some() {
             return Ok(true);
         }
@@ -334,7 +337,7 @@ pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
 }
 
 /// What is kept of an execution in a place.
-pub(super) async fn get(place: Place, id: &str) -> Result<Option<StoredExecution>, Failure> {
+pub(super) async fn get(place: ExecutionKey, id: &str) -> Result<Option<StoredExecution>, Failure> {
     let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };
     let damaged = |what: &str| Failure::Other(format!("what is kept of {id} is damaged: {what}"));
     let (parts, slot, owner, rest) = split(&value).ok_or_else(|| damaged("its first line"))?;

@@ -18,7 +18,7 @@ use super::ephemeral::{EphemeralExecution, Lines};
 use crate::{
     http::{
         request::RequestContext,
-        response::{Client, Reply},
+        response::{BufferedResponse, Client},
     },
     platform::{
         clock::{self, Deadline},
@@ -44,7 +44,7 @@ impl RequestContext<'_> {
         Ok(response)
     }
 
-    pub(crate) async fn process_batch(&self, body: types::Request) -> Result<Reply, Problem> {
+    pub(crate) async fn process_batch(&self, body: types::Request) -> Result<BufferedResponse, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
         if !accept::json(self.header("accept").as_deref()) {
             return Err(Problem::not_acceptable(&["application/json"]));
@@ -52,7 +52,7 @@ impl RequestContext<'_> {
         let request = self.process_request(body, settings).await?;
         let execution = EphemeralExecution::batch(&request, step_timeout_ms(settings), self.began);
         let execution = execution.map_err(|error| Problem::internal(&error))?;
-        batch(execution, settings, self.began).await.map(Reply::json)
+        batch(execution, settings, self.began).await.map(BufferedResponse::json)
     }
 
     /// The request in a body.
@@ -108,7 +108,7 @@ pub(crate) async fn stream(
     client: Client,
 ) {
     let Client { mut body, trailers, sent } = client;
-    let mut drawing = Drawing { framing, events: 0 };
+    let mut drawing = EventWriter { framing, events: 0 };
     // Owns the body: it ends with this.
     let whole = Box::pin(async move {
         let mut first = Vec::new();
@@ -136,7 +136,7 @@ pub(crate) async fn stream(
 /// Everything after the first event.
 async fn rest(
     execution: &EphemeralExecution<Lines>,
-    drawing: &mut Drawing,
+    drawing: &mut EventWriter,
     settings: &Settings,
     began: Now,
     client: &mut StreamWriter<u8>,
@@ -184,13 +184,13 @@ async fn is_taken(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
 }
 
 /// Events as bytes.
-struct Drawing {
+struct EventWriter {
     framing: Framing,
     /// Events that were rendered.
     events: u64,
 }
 
-impl Drawing {
+impl EventWriter {
     fn draw(&mut self, line: &Line, out: &mut Vec<u8>) {
         self.events += 1;
         self.framing.push(out, self.events, &line.status, line.json.as_bytes());

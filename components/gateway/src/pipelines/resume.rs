@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use futures::{StreamExt as _, stream};
-use weir_codec::pipelines::execution::Listed;
+use weir_codec::pipelines::execution::ExecutionSummary;
 use weir_core::{
     channels::Cursor,
     pipelines::{Execution, ResumeError},
@@ -11,7 +11,7 @@ use weir_core::{
 
 use super::{
     Pipelines,
-    persistence::{self, Place, StoredExecution},
+    persistence::{self, ExecutionKey, StoredExecution},
     running::RunningExecution,
 };
 use crate::{
@@ -34,7 +34,7 @@ const RETRY_MS: u64 = 500;
 const DAMAGED_MAX: usize = 1000;
 
 /// The result of opening an execution.
-pub(super) enum Opened {
+pub(super) enum OpenResult {
     /// It runs in this instance.
     RunningExecution(Rc<RunningExecution>),
     /// Another instance owns it, until its lease ends, in the given number of milliseconds unless it renews it.
@@ -48,15 +48,15 @@ pub(super) enum Opened {
 /// Resumes every execution that has no owner, lists those that have ended, and then looks again and again for executions whose owner
 /// has died. New ones may begin meanwhile.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
-    each_key(pipelines, Place::Going).await;
-    each_key(pipelines, Place::Ended).await;
+    each_key(pipelines, ExecutionKey::Going).await;
+    each_key(pipelines, ExecutionKey::Ended).await;
     loop {
         Deadline::after(clock::now(), lease::scan_ms()).passed().await;
-        each_key(pipelines, Place::Going).await;
+        each_key(pipelines, ExecutionKey::Going).await;
     }
 }
 
-async fn each_key(pipelines: &'static Pipelines, place: Place) {
+async fn each_key(pipelines: &'static Pipelines, place: ExecutionKey) {
     let mut after = String::new();
     loop {
         let keys = match state::keys(place.kind().to_owned(), after.clone(), KEYS_MAX).await {
@@ -73,8 +73,8 @@ async fn each_key(pipelines: &'static Pipelines, place: Place) {
             .for_each_concurrent(READ_AT_ONCE, |key| async move {
                 let Some(id) = key.split_once(':').map(|(_, id)| id.to_owned()) else { return };
                 match place {
-                    Place::Going => go_on(pipelines, &id).await,
-                    Place::Ended => list(pipelines, &id).await,
+                    ExecutionKey::Going => go_on(pipelines, &id).await,
+                    ExecutionKey::Ended => list(pipelines, &id).await,
                 }
             })
             .await;
@@ -107,23 +107,23 @@ async fn go_on(pipelines: &'static Pipelines, id: &str) {
 }
 
 /// Resumes an execution here, unless another instance owns it.
-pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Opened, Failure> {
-    let found = || pipelines.find(id).map(Opened::RunningExecution);
-    let Some(_opening) = pipelines.open(id) else { return Ok(found().unwrap_or(Opened::Opening)) };
-    let lease = match lease::acquire(Place::Going.key(id)).await? {
+pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<OpenResult, Failure> {
+    let found = || pipelines.find(id).map(OpenResult::RunningExecution);
+    let Some(_opening) = pipelines.open(id) else { return Ok(found().unwrap_or(OpenResult::Opening)) };
+    let lease = match lease::acquire(ExecutionKey::Going.key(id)).await? {
         Ok(lease) => lease,
-        Err(remaining_ms) => return Ok(Opened::Elsewhere(remaining_ms)),
+        Err(remaining_ms) => return Ok(OpenResult::Elsewhere(remaining_ms)),
     };
     // What the owner before has written is there, and it can write no more.
     let kept = match read(id).await {
         Ok(Some(kept)) => kept,
         nothing => {
             lease.release().await;
-            return nothing.map(|_| Opened::Gone);
+            return nothing.map(|_| OpenResult::Gone);
         }
     };
     match live(pipelines, kept, lease) {
-        Ok(live) => Ok(Opened::RunningExecution(pipelines.go(live))),
+        Ok(live) => Ok(OpenResult::RunningExecution(pipelines.go(live))),
         Err((lease, failure)) => {
             lease.release().await;
             Err(failure)
@@ -133,7 +133,7 @@ pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Open
 
 /// The last checkpoint of an execution, the place of the last event in its channel, and how many events that has.
 async fn read(id: &str) -> Result<Option<(StoredExecution, Cursor, u64)>, Failure> {
-    let Some(kept) = persistence::get(Place::Going, id).await? else { return Ok(None) };
+    let Some(kept) = persistence::get(ExecutionKey::Going, id).await? else { return Ok(None) };
     let (last, stored) = persistence::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
     Ok(Some((kept, last, stored)))
 }
@@ -170,12 +170,14 @@ fn live(
 /// Lists one that has ended.
 async fn list(pipelines: &'static Pipelines, id: &str) {
     // A request for it by its id is answered with the reason.
-    let Ok(Some(kept)) = persistence::get(Place::Ended, id).await else { return };
+    let Ok(Some(kept)) = persistence::get(ExecutionKey::Ended, id).await else { return };
     let owner = kept.owner.clone();
     if let Some(status) = status(pipelines, kept) {
         let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        pipelines
-            .list(owner, Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
+        pipelines.list(
+            owner,
+            ExecutionSummary { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns },
+        );
     }
 }
 

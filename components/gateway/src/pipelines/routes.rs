@@ -10,24 +10,24 @@ use weir_codec::{
     json::field::{FieldError, FieldReason, RequestError},
     pipelines::{
         definition,
-        execution::{self, Listed},
+        execution::{self, ExecutionSummary},
         execution_id,
         prefer::Prefer,
         route::PipelineRoute,
         text,
     },
 };
-use weir_core::pipelines::{Definition, Execution, Json, Rejected, Status};
+use weir_core::pipelines::{Definition, Execution, Json, ReportError, Status};
 
 use super::{
     Pipelines, listing,
-    persistence::{self, Place},
-    resume::{self, Opened},
+    persistence::{self, ExecutionKey},
+    resume::{self, OpenResult},
     running::RunningExecution,
 };
 use crate::{
     auth::Access,
-    http::{request::RequestContext, request_id, response::Reply},
+    http::{request::RequestContext, request_id, response::BufferedResponse},
     platform::{
         bindings::weir::stream::{events::Failure, state},
         clock::{self, Deadline},
@@ -53,7 +53,7 @@ const CANCEL_MS: u64 = 5000;
 const BUSY_RETRY_MS: u32 = 1000;
 
 /// What a request with an `Idempotency-Key` is to do.
-enum Begin {
+enum StartDecision {
     /// An execution.
     New(New),
     /// Nothing: it has begun.
@@ -73,7 +73,7 @@ impl RequestContext<'_> {
         route: PipelineRoute,
         body: types::Request,
         identity: &Identity,
-    ) -> Result<Reply, Problem> {
+    ) -> Result<BufferedResponse, Problem> {
         let pipelines = Pipelines::current().map_err(Problem::internal)?;
         match route {
             PipelineRoute::Pipelines => {
@@ -81,18 +81,18 @@ impl RequestContext<'_> {
                 let allowed = all.iter().filter(|(name, _)| self.may_start(identity, name).is_ok());
                 let listed =
                     allowed.map(|(name, definition)| (name.as_str(), definition.as_deref().map_err(|fault| &**fault)));
-                Ok(Reply::json(execution::pipelines_json(listed).into_bytes()))
+                Ok(BufferedResponse::json(execution::pipelines_json(listed).into_bytes()))
             }
             PipelineRoute::Pipeline(name) if self.method.as_str() == "POST" => {
                 self.start(pipelines, &name, body, identity).await
             }
             PipelineRoute::Pipeline(name) => {
                 let definition = self.definition(pipelines, &name, identity)?;
-                Ok(Reply::json(definition::to_json(&definition).into_bytes()))
+                Ok(BufferedResponse::json(definition::to_json(&definition).into_bytes()))
             }
             PipelineRoute::Executions => {
                 let all = list(pipelines, identity).await.map_err(store::problem)?;
-                Ok(Reply::json(execution::executions_json(&all).into_bytes()))
+                Ok(BufferedResponse::json(execution::executions_json(&all).into_bytes()))
             }
             PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
                 self.cancel(pipelines, &id, identity).await
@@ -100,11 +100,11 @@ impl RequestContext<'_> {
             PipelineRoute::Execution(id) => {
                 let status = self.status(pipelines, &id, identity, Action::Read).await?;
                 let body = turns::run(identity.user(), || execution::status_json(&status).into_bytes()).await;
-                Ok(Reply::json(body))
+                Ok(BufferedResponse::json(body))
             }
             PipelineRoute::Reliability => {
                 let snapshot = pipelines.reliability.borrow().snapshot(self.began.monotonic_ns);
-                Ok(Reply::json(execution::reliability_json(&snapshot).into_bytes()))
+                Ok(BufferedResponse::json(execution::reliability_json(&snapshot).into_bytes()))
             }
         }
     }
@@ -126,7 +126,7 @@ impl RequestContext<'_> {
         name: &str,
         body: types::Request,
         identity: &Identity,
-    ) -> Result<Reply, Problem> {
+    ) -> Result<BufferedResponse, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let definition = self.definition(pipelines, name, identity)?;
         Access::current()?.check_publish_rate(identity, self.began)?;
@@ -144,8 +144,8 @@ impl RequestContext<'_> {
         let New { id, lease } = match key {
             None => New { id: execution_id::from_random(request_id::random()), lease: None },
             Some(key) => match self.begin(pipelines, name, &key, &input, identity).await? {
-                Begin::New(new) => new,
-                Begin::Begun(id) => return self.begun(pipelines, &id, name, prefer, identity).await,
+                StartDecision::New(new) => new,
+                StartDecision::Begun(id) => return self.begun(pipelines, &id, name, prefer, identity).await,
             },
         };
         let live = new_live(pipelines, definition, &id, input, identity).await;
@@ -162,7 +162,7 @@ impl RequestContext<'_> {
         id: &str,
         name: &str,
         prefer: Prefer,
-    ) -> Result<Reply, Problem> {
+    ) -> Result<BufferedResponse, Problem> {
         let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
         if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
@@ -184,7 +184,7 @@ impl RequestContext<'_> {
         name: &str,
         prefer: Prefer,
         identity: &Identity,
-    ) -> Result<Reply, Problem> {
+    ) -> Result<BufferedResponse, Problem> {
         if let Some(live) = pipelines.find(id) {
             return self.begun_live(live, id, name, prefer).await;
         }
@@ -219,19 +219,19 @@ impl RequestContext<'_> {
         key: &str,
         input: &Json,
         identity: &Identity,
-    ) -> Result<Begin, Problem> {
+    ) -> Result<StartDecision, Problem> {
         let place = format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
         let print = digest::of(&[input.as_str().as_bytes()]);
         let end = Deadline::after(clock::now(), BEGUN_MS);
         loop {
-            if let Known::Begun(id) = known(pipelines, &place, &print).await? {
-                return Ok(Begin::Begun(id));
+            if let KeyRecord::Begun(id) = known(pipelines, &place, &print).await? {
+                return Ok(StartDecision::Begun(id));
             }
             let acquired = lease::acquire_for_request(place.clone(), BEGIN_LEASE_MS).await;
             if let Ok(lease) = acquired.map_err(store::problem)? {
                 let begin = begin_under(pipelines, &place, &print, &lease, identity).await;
-                if let Ok(Begin::New(New { id, .. })) = begin {
-                    return Ok(Begin::New(New { id, lease: Some(lease) }));
+                if let Ok(StartDecision::New(New { id, .. })) = begin {
+                    return Ok(StartDecision::New(New { id, lease: Some(lease) }));
                 }
                 lease.release().await;
                 return begin;
@@ -259,7 +259,7 @@ impl RequestContext<'_> {
         if let Some(live) = pipelines.find(id).filter(|live| may(&live.owner)) {
             return Ok(live.execution.borrow().status(clock::now().monotonic_ns));
         }
-        for place in [Place::Going, Place::Ended] {
+        for place in [ExecutionKey::Going, ExecutionKey::Ended] {
             let kept = persistence::get(place, id).await.map_err(|failure| {
                 eprintln!("warn: {id} is asked for: {}", store::reason(&failure));
                 store::problem(failure)
@@ -272,7 +272,12 @@ impl RequestContext<'_> {
         Err(Problem::not_found(&self.path))
     }
 
-    async fn cancel(&self, pipelines: &'static Pipelines, id: &str, identity: &Identity) -> Result<Reply, Problem> {
+    async fn cancel(
+        &self,
+        pipelines: &'static Pipelines,
+        id: &str,
+        identity: &Identity,
+    ) -> Result<BufferedResponse, Problem> {
         let channel = channel(id)?;
         let may = |live: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&live.owner)).is_ok();
         let over = || {
@@ -287,9 +292,9 @@ impl RequestContext<'_> {
                     return over();
                 }
                 match resume::open(pipelines, id).await.map_err(store::problem)? {
-                    Opened::RunningExecution(live) => live,
-                    Opened::Elsewhere(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
-                    Opened::Opening => {
+                    OpenResult::RunningExecution(live) => live,
+                    OpenResult::Elsewhere(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
+                    OpenResult::Opening => {
                         let detail = "the execution is being resumed after a restart";
                         return Err(Problem::refused(
                             503,
@@ -299,7 +304,7 @@ impl RequestContext<'_> {
                             Some(BUSY_RETRY_MS),
                         ));
                     }
-                    Opened::Gone => return over(),
+                    OpenResult::Gone => return over(),
                 }
             }
         };
@@ -312,7 +317,7 @@ impl RequestContext<'_> {
             return Err(store::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
         }
         let status = live.execution.borrow().status(clock::now().monotonic_ns);
-        Ok(Reply::json(execution::status_json(&status).into_bytes()))
+        Ok(BufferedResponse::json(execution::status_json(&status).into_bytes()))
     }
 }
 
@@ -338,23 +343,25 @@ impl Pipelines {
 }
 
 /// What is written down of an `Idempotency-Key`.
-enum Known {
+enum KeyRecord {
     Nothing,
     /// The execution with this id is to begin, and did not so far.
     Chosen(String),
     Begun(String),
 }
 
-async fn known(pipelines: &'static Pipelines, place: &str, print: &str) -> Result<Known, Problem> {
+async fn known(pipelines: &'static Pipelines, place: &str, print: &str) -> Result<KeyRecord, Problem> {
     let known = state::get(place.to_owned()).await.map_err(store::problem)?;
     let known = known.and_then(|value| String::from_utf8(value).ok());
-    let Some((id, other)) = known.as_deref().and_then(|value| value.split_once(' ')) else { return Ok(Known::Nothing) };
+    let Some((id, other)) = known.as_deref().and_then(|value| value.split_once(' ')) else {
+        return Ok(KeyRecord::Nothing);
+    };
     if other != print {
         let detail = "this `Idempotency-Key` was sent with another input";
         return Err(Problem::refused(422, "idempotency_key_reused", "The key was used", detail, None));
     }
     let id = id.to_owned();
-    Ok(if exists(pipelines, &id).await? { Known::Begun(id) } else { Known::Chosen(id) })
+    Ok(if exists(pipelines, &id).await? { KeyRecord::Begun(id) } else { KeyRecord::Chosen(id) })
 }
 
 /// Writes down which execution is to begin, where no other request has begun it before the lease was acquired.
@@ -364,17 +371,17 @@ async fn begin_under(
     print: &str,
     lease: &RequestLease,
     identity: &Identity,
-) -> Result<Begin, Problem> {
+) -> Result<StartDecision, Problem> {
     let id = match known(pipelines, place, print).await? {
-        Known::Begun(id) => return Ok(Begin::Begun(id)),
-        Known::Chosen(id) => id,
-        Known::Nothing => execution_id::from_random(request_id::random()),
+        KeyRecord::Begun(id) => return Ok(StartDecision::Begun(id)),
+        KeyRecord::Chosen(id) => id,
+        KeyRecord::Nothing => execution_id::from_random(request_id::random()),
     };
     let (value, ttl_ms) = (format!("{id} {print}").into_bytes(), pipelines.config.ttl_ms);
     let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
     let put = state::put(place.to_owned(), value, Some(ttl_ms), Some(lease.fence()), share).await;
     put.map_err(store::problem)?;
-    Ok(Begin::New(New { id, lease: None }))
+    Ok(StartDecision::New(New { id, lease: None }))
 }
 
 /// Begins an execution: it is stored before it runs.
@@ -387,10 +394,10 @@ async fn new_live(
 ) -> Result<Rc<RunningExecution>, Problem> {
     let now = clock::now();
     let execution = Execution::new(definition, id.to_owned(), input, pipelines.limits(), request_id::seed(), now);
-    let execution = execution.map_err(|error: Rejected| Problem::internal(&error.to_string()))?;
+    let execution = execution.map_err(|error: ReportError| Problem::internal(&error.to_string()))?;
     // The scan for executions without an owner must not find this one before it runs.
     let _opening = pipelines.open(id);
-    let lease = match lease::acquire(Place::Going.key(id)).await.map_err(store::problem)? {
+    let lease = match lease::acquire(ExecutionKey::Going.key(id)).await.map_err(store::problem)? {
         Ok(lease) => lease,
         Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
     };
@@ -437,20 +444,21 @@ fn channel(id: &str) -> Result<Channel, Problem> {
 /// Whether there is such an execution, of any user.
 async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
     Ok(pipelines.find(id).is_some()
-        || persistence::get(Place::Going, id).await.map_err(store::problem)?.is_some()
-        || persistence::get(Place::Ended, id).await.map_err(store::problem)?.is_some())
+        || persistence::get(ExecutionKey::Going, id).await.map_err(store::problem)?.is_some()
+        || persistence::get(ExecutionKey::Ended, id).await.map_err(store::problem)?.is_some())
 }
 
 /// The executions that a user may see, the newest first: the user's own in the store, whichever instance has them, and those of this
 /// instance.
-async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<Listed>, Failure> {
+async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<ExecutionSummary>, Failure> {
     let may = |id: &str, owner: &str| {
         channel(id).is_ok_and(|channel| identity.authorize(Action::Read, &channel, Some(owner)).is_ok())
     };
     let own = listing::of_user(identity.user(), LISTED_MAX).await?;
     let own = own.into_iter().filter(|listed| may(&listed.execution_id, identity.user()));
-    let mut all: BTreeMap<Arc<str>, Listed> = own.map(|listed| (listed.execution_id.clone(), listed)).collect();
-    let mut add = |listed: Listed| drop(all.insert(listed.execution_id.clone(), listed));
+    let mut all: BTreeMap<Arc<str>, ExecutionSummary> =
+        own.map(|listed| (listed.execution_id.clone(), listed)).collect();
+    let mut add = |listed: ExecutionSummary| drop(all.insert(listed.execution_id.clone(), listed));
     for (_, listed) in pipelines.ended.borrow().iter().filter(|(owner, listed)| may(&listed.execution_id, owner)) {
         add(listed.clone());
     }
@@ -458,18 +466,18 @@ async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<Listed>,
     for (_, live) in pipelines.live.borrow().iter().filter(|(id, live)| may(id, &live.owner)) {
         let status = live.execution.borrow().status(now_ns);
         let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        add(Listed { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
+        add(ExecutionSummary { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
     }
-    let mut all: Vec<Listed> = all.into_values().collect();
+    let mut all: Vec<ExecutionSummary> = all.into_values().collect();
     all.sort_by_key(|listed| std::cmp::Reverse(listed.began_unix_ns));
     all.truncate(LISTED_MAX);
     Ok(all)
 }
 
 /// 202: it runs.
-fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
-    let reply =
-        Reply::error(202, execution::accepted_json(id, name).into_bytes()).with("location", execution::location(id));
+fn accepted(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
+    let reply = BufferedResponse::error(202, execution::accepted_json(id, name).into_bytes())
+        .with("location", execution::location(id));
     match prefer.respond_async && prefer.wait.is_none() {
         true => reply.with("preference-applied", "respond-async"),
         false => reply,
@@ -477,8 +485,9 @@ fn accepted(id: &str, name: &str, prefer: Prefer) -> Reply {
 }
 
 /// 200: it has ended while the client waited.
-fn finished(status: &Status, id: &str, prefer: Prefer) -> Reply {
-    let reply = Reply::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));
+fn finished(status: &Status, id: &str, prefer: Prefer) -> BufferedResponse {
+    let reply =
+        BufferedResponse::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));
     match prefer.applied() {
         Some(applied) => reply.with("preference-applied", applied),
         None => reply,

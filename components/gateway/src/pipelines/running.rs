@@ -7,7 +7,7 @@ use std::{
 
 use weir_core::{
     channels::Cursor,
-    pipelines::{Checkpoint, Execution, Json, Rejected, Run, State, StepFailure},
+    pipelines::{Checkpoint, Execution, Json, ReportError, Run, State, StepFailure},
     time::Now,
 };
 
@@ -15,7 +15,7 @@ use crate::platform::{
     bindings::weir::stream::events::Fence,
     clock::{self, Deadline},
     lease::StoreLease,
-    notify::{Bell, Signal},
+    notify::{Signal, TaskNotify},
     settings::Settings,
 };
 
@@ -40,10 +40,10 @@ pub(super) struct RunningExecution {
     pub(super) stored: Cell<u64>,
     /// Tells the driver to look: from its steps, which are of its task; and from other tasks.
     pub(super) changed: Signal,
-    pub(super) asked: Bell,
+    pub(super) asked: TaskNotify,
     cancelled: Cell<bool>,
     /// Rings when events were stored, and when it has ended.
-    pub(super) moved: Bell,
+    pub(super) moved: TaskNotify,
     over: Cell<bool>,
 }
 
@@ -60,9 +60,9 @@ impl RunningExecution {
             last: Cell::new(Cursor { epoch: 0, seq: 0 }),
             stored: Cell::new(0),
             changed: Signal::default(),
-            asked: Bell::default(),
+            asked: TaskNotify::default(),
             cancelled: Cell::new(false),
-            moved: Bell::default(),
+            moved: TaskNotify::default(),
             over: Cell::new(false),
         }
     }
@@ -139,11 +139,11 @@ impl RunningExecution {
             self.changed.notify();
             match taken {
                 // A waiter that is over is about to be dropped.
-                Ok(()) | Err(Rejected::Stale) => return Ok(()),
-                Err(error @ Rejected::TooLarge { .. }) => {
+                Ok(()) | Err(ReportError::Stale) => return Ok(()),
+                Err(error @ ReportError::TooLarge { .. }) => {
                     return Err(StepFailure::last("output_too_large", error.to_string()));
                 }
-                Err(Rejected::Full) => self.moved.until(|| self.stored.get() != stored).await,
+                Err(ReportError::Full) => self.moved.until(|| self.stored.get() != stored).await,
             }
         }
     }

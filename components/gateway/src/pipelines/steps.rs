@@ -5,14 +5,14 @@ use std::{ops::ControlFlow, rc::Rc};
 use weir_codec::{
     pipelines::{
         input::{self, InputError},
-        output::{self, Say, Sentiments},
+        output::{self, Sentiments, StepOutput},
     },
-    transcripts::{config::SessionAsk, semantic::TextInput},
+    transcripts::{config::SessionRequest, semantic::TextInput},
 };
 use weir_core::{
     failure::Failure,
     inference::text_step::{TextStep, unexpected},
-    pipelines::{Inputs, Json, Kind, StepFailure, Work},
+    pipelines::{Inputs, Json, Kind, RunRequest, StepFailure},
 };
 use weir_expression::{Bounds, Expression};
 
@@ -36,7 +36,7 @@ use crate::{
 const ANNOTATED_MAX: usize = 64;
 
 /// Runs a step, or a compensation, once and tells how it went.
-pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution>, work: Work) {
+pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution>, work: RunRequest) {
     let (definition, id) = {
         let execution = live.execution.borrow();
         (execution.definition().clone(), execution.id().clone())
@@ -108,15 +108,15 @@ impl Attempt<'_> {
         let mut say = async |sentiments: &mut Sentiments| {
             while let Some(say) = sentiments.poll() {
                 match say {
-                    Say::Part(part) => {
+                    StepOutput::Part(part) => {
                         told += 1;
                         self.live.progress(self.run, told as f64 / count as f64, &format!("{told} of {count} texts"));
                         if let Err(failure) = self.live.part(self.run, part).await {
                             return Some(Err(failure));
                         }
                     }
-                    Say::Finished(output) => return Some(Ok(output)),
-                    Say::Failed(failure) => return Some(Err(StepFailure::from(&failure))),
+                    StepOutput::Finished(output) => return Some(Ok(output)),
+                    StepOutput::Failed(failure) => return Some(Err(StepFailure::from(&failure))),
                 }
             }
             None
@@ -199,7 +199,8 @@ impl Attempt<'_> {
 
 async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
     let texts = input::texts(input).map_err(wrong)?;
-    let ask = SessionAsk::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
+    let ask =
+        SessionRequest::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
     let texts: Vec<TextInput> =
         texts.into_iter().map(|text| TextInput { text, speaker_id: None, segment_id: None }).collect();
     let config = one_shot::config(&ask);

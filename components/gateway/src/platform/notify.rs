@@ -41,11 +41,11 @@ impl Signal {
 /// Lets halves of one task go on when something has become true. Any number of them may wait: they are polled together,
 /// so one waker is all of theirs.
 #[derive(Default)]
-pub(crate) struct Gate {
+pub(crate) struct LocalNotify {
     waker: Cell<Option<Waker>>,
 }
 
-impl Gate {
+impl LocalNotify {
     /// Says that it may have become true.
     pub(crate) fn notify(&self) {
         if let Some(waker) = self.waker.take() {
@@ -71,12 +71,12 @@ impl Gate {
 /// A task of a component does not wake another (wit-bindgen's `inter-task-wakeup` would, and traps under wasmtime 48), but what
 /// the host tells a task does: who waits reads from a stream, and ringing drops the other end of it.
 #[derive(Default)]
-pub(crate) struct Bell {
+pub(crate) struct TaskNotify {
     waiting: RefCell<BTreeMap<u64, StreamWriter<u8>>>,
     next: Cell<u64>,
 }
 
-impl Bell {
+impl TaskNotify {
     /// Says that it may have become true.
     pub(crate) fn ring(&self) {
         drop(self.waiting.take());
@@ -84,7 +84,7 @@ impl Bell {
 
     /// Resolves when it is true.
     pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
-        let waiting = Waiting { bell: self, place: self.next.replace(self.next.get() + 1) };
+        let waiting = Waiter { bell: self, place: self.next.replace(self.next.get() + 1) };
         while !is_true() {
             let (writer, mut reader) = wit_stream::new::<u8>();
             self.waiting.borrow_mut().insert(waiting.place, writer);
@@ -95,12 +95,12 @@ impl Bell {
 }
 
 /// A task that waits at a bell, and may leave.
-struct Waiting<'b> {
-    bell: &'b Bell,
+struct Waiter<'b> {
+    bell: &'b TaskNotify,
     place: u64,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.bell.waiting.borrow_mut().remove(&self.place);
     }

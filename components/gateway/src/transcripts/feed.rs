@@ -29,14 +29,14 @@ use super::{
 };
 use crate::{
     http::{
-        body::{Arriving, Piece},
+        body::{BodyPart, BodyReader},
         duplex::{Duplex, OUT_BYTES_MAX},
         response::Client,
     },
     platform::{
         bindings::weir::stream::session::{Input, InputBody, Output},
         clock::{self, Deadline},
-        notify::Gate,
+        notify::LocalNotify,
         store::owned_elsewhere,
         turns,
     },
@@ -59,9 +59,9 @@ const TURN_MS: u64 = 5;
 const PUTS_MAX: u32 = 3;
 
 /// What a request brings.
-pub(crate) enum Source {
+pub(crate) enum FeedSource {
     /// Lines.
-    Lines(Arriving),
+    Lines(BodyReader),
     /// The end of the session.
     End,
 }
@@ -82,11 +82,11 @@ struct Feed<'a> {
     duplex: Duplex<'a, EventOutbox>,
     /// The client is gone, or the session cannot be stored: nothing more is brought.
     cut: Cell<bool>,
-    cut_gate: Gate,
+    cut_gate: LocalNotify,
     /// What was brought is all, and all of it was received.
     received: Cell<bool>,
     /// There may be something to put, or room again.
-    put: Gate,
+    put: LocalNotify,
     /// Why the store did not take the session.
     put_error: RefCell<Option<Problem>>,
     /// The half that brings lines has the turn.
@@ -103,7 +103,7 @@ pub(crate) async fn feed(
     registry: &'static SessionRegistry,
     lease: SessionLease,
     live: RunningSession,
-    source: Source,
+    source: FeedSource,
     framing: Framing,
     began: Now,
     client: Client,
@@ -115,14 +115,14 @@ pub(crate) async fn feed(
         storing: SessionLog::new(registry, &lease.entry, after),
         duplex: Duplex::new(outbox, registry.settings, began),
         cut: Cell::new(false),
-        cut_gate: Gate::default(),
+        cut_gate: LocalNotify::default(),
         received: Cell::new(false),
-        put: Gate::default(),
+        put: LocalNotify::default(),
         put_error: RefCell::default(),
         has_turn: Cell::new(false),
         line_bytes: Cell::new(0),
         checkpoint: RefCell::default(),
-        ends: matches!(source, Source::End),
+        ends: matches!(source, FeedSource::End),
     };
     let over = Cell::new(false);
     let mut work = pin!(async {
@@ -137,7 +137,7 @@ pub(crate) async fn feed(
 }
 
 impl Feed<'_> {
-    async fn work(&self, source: Source, inputs: StreamWriter<Input>, outputs: StreamReader<Output>) {
+    async fn work(&self, source: FeedSource, inputs: StreamWriter<Input>, outputs: StreamReader<Output>) {
         let talk = async {
             let (broken, ()) = join(self.bring(source, inputs), self.receive(outputs)).await;
             self.received.set(true);
@@ -187,14 +187,14 @@ impl Feed<'_> {
     }
 
     /// Brings what the request has, and asks for a checkpoint at the end. Why no more comes, unless all that was to come has.
-    async fn bring(&self, source: Source, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
+    async fn bring(&self, source: FeedSource, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
         let stop = {
             let cut = pin!(self.cut_gate.until(|| self.cut.get()));
             let wanted = pin!(self.lease.wanted());
             let lines = pin!(async {
                 match source {
-                    Source::Lines(body) => self.bring_lines(body, &mut inputs).await,
-                    Source::End => {
+                    FeedSource::Lines(body) => self.bring_lines(body, &mut inputs).await,
+                    FeedSource::End => {
                         inputs.write_one(asked(InputBody::End)).await;
                         None
                     }
@@ -224,13 +224,13 @@ impl Feed<'_> {
     }
 
     /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
-    async fn bring_lines(&self, mut body: Arriving, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
+    async fn bring_lines(&self, mut body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
         let user = self.user();
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut room = Vec::new();
         loop {
             self.duplex.unsent_few().await;
-            let Piece { bytes, more } = body.piece(room).await;
+            let BodyPart { bytes, more } = body.piece(room).await;
             self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {

@@ -7,9 +7,9 @@ use weir_codec::{
     http::{framing::Framing, lines::Lines, problem::Problem},
     inference::{output::ItemError, request::LINE_BYTES_MAX},
     transcripts::{
-        annotate_stream::{Annotating, Place, blocks_json},
+        annotate_stream::{AnnotateStream, NumberedText, blocks_json},
         captions::{self, CaptionError, Captions, Cue},
-        config::SessionAsk,
+        config::SessionRequest,
         input::Refusal,
         outbox::EventOutbox,
         semantic::TextInput,
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     http::{
-        body::{Arriving, Piece},
-        duplex::{Duplex, OUT_BYTES_MAX, Outgoing},
+        body::{BodyPart, BodyReader},
+        duplex::{Duplex, OUT_BYTES_MAX, OutputSource},
         response::Client,
     },
     platform::{
@@ -46,7 +46,7 @@ const OUTPUTS_MAX: usize = 256;
 /// Most lines that are annotated at once.
 const PLACES_MAX: usize = 128;
 
-impl Outgoing for EventOutbox {
+impl OutputSource for EventOutbox {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -64,7 +64,7 @@ impl Outgoing for EventOutbox {
     }
 }
 
-impl Outgoing for Annotating {
+impl OutputSource for AnnotateStream {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -83,33 +83,33 @@ impl Outgoing for Annotating {
 }
 
 /// A session that has begun, from its two ends.
-pub(crate) struct Opened {
+pub(crate) struct SessionStreams {
     inputs: StreamWriter<Input>,
     outputs: StreamReader<Output>,
 }
 
 /// Begins a session.
-pub(crate) async fn open(ask: &SessionAsk) -> Result<Opened, Problem> {
+pub(crate) async fn open(ask: &SessionRequest) -> Result<SessionStreams, Problem> {
     let (inputs, reader) = wit_stream::new::<Input>();
     match session::run(Start::Config(config(ask)), reader).await {
-        Ok(outputs) => Ok(Opened { inputs, outputs }),
+        Ok(outputs) => Ok(SessionStreams { inputs, outputs }),
         Err(failure) => Err(Problem::internal(&format!("the session did not begin: {}", wording::in_words(&failure)))),
     }
 }
 
-pub(crate) fn config(ask: &SessionAsk) -> String {
+pub(crate) fn config(ask: &SessionRequest) -> String {
     String::from_utf8(ask.to_json()).expect("JSON is UTF-8")
 }
 
 /// Where the inputs of a session come from.
-pub(crate) enum Source {
+pub(crate) enum InputSource {
     /// Lines of a body that arrives.
-    Lines(Arriving),
+    Lines(BodyReader),
     /// Captions that were read.
     Captions(Vec<Input>),
 }
 
-impl Source {
+impl InputSource {
     /// The cues of captions, each with its line, and those that cannot be read as refusals.
     pub(crate) fn captions(body: &[u8]) -> Result<Self, Problem> {
         let text = captions::decode(body).map_err(|error| Problem::not_text(&error))?;
@@ -127,9 +127,9 @@ impl Source {
 
 /// Streams the events of a session until all is said or the client is gone.
 pub(crate) async fn stream(
-    source: Source,
-    opened: Opened,
-    ask: SessionAsk,
+    source: InputSource,
+    opened: SessionStreams,
+    ask: SessionRequest,
     framing: Framing,
     settings: &Settings,
     began: Now,
@@ -137,7 +137,7 @@ pub(crate) async fn stream(
 ) {
     let duplex = Duplex::new(EventOutbox::one_shot(Annotate::from(&ask), framing), settings, began);
     let work = async {
-        let Opened { inputs, outputs } = opened;
+        let SessionStreams { inputs, outputs } = opened;
         let feed = pin!(feed(&duplex, source, inputs, settings));
         let receive = pin!(receive(&duplex, &ask, outputs, settings));
         // The session says no more when nothing more comes, or when it is lost.
@@ -152,13 +152,20 @@ pub(crate) async fn stream(
 }
 
 /// Brings the inputs, and after them the end of the session.
-async fn feed(duplex: &Duplex<'_, EventOutbox>, source: Source, mut inputs: StreamWriter<Input>, settings: &Settings) {
+async fn feed(
+    duplex: &Duplex<'_, EventOutbox>,
+    source: InputSource,
+    mut inputs: StreamWriter<Input>,
+    settings: &Settings,
+) {
     let broken = match source {
-        Source::Lines(body) => match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
-            Either::Left((broken, _)) => broken,
-            Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
-        },
-        Source::Captions(cues) => feed_cues(duplex, cues, &mut inputs).await,
+        InputSource::Lines(body) => {
+            match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
+                Either::Left((broken, _)) => broken,
+                Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
+            }
+        }
+        InputSource::Captions(cues) => feed_cues(duplex, cues, &mut inputs).await,
     };
     if let Some(refusal) = broken {
         duplex.session.borrow_mut().handle_input_failure(refusal);
@@ -170,14 +177,14 @@ async fn feed(duplex: &Duplex<'_, EventOutbox>, source: Source, mut inputs: Stre
 /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
 async fn feed_lines(
     duplex: &Duplex<'_, EventOutbox>,
-    mut body: Arriving,
+    mut body: BodyReader,
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
     let mut lines = Lines::new(LINE_BYTES_MAX);
     let mut room = Vec::new();
     loop {
         duplex.unsent_few().await;
-        let Piece { bytes, more } = body.piece(room).await;
+        let BodyPart { bytes, more } = body.piece(room).await;
         duplex.arrived(&bytes);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -230,7 +237,7 @@ async fn feed_cues(
 /// Brings what the session says until it says no more.
 async fn receive(
     duplex: &Duplex<'_, EventOutbox>,
-    ask: &SessionAsk,
+    ask: &SessionRequest,
     mut outputs: StreamReader<Output>,
     settings: &Settings,
 ) {
@@ -270,7 +277,7 @@ pub(crate) fn lost() -> Refusal {
 }
 
 /// Annotates texts and answers whole.
-pub(crate) async fn annotate_whole(ask: &SessionAsk, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
+pub(crate) async fn annotate_whole(ask: &SessionRequest, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
     let annotations = annotate(&config(ask), texts.iter()).await;
     let annotations = annotations.ok_or_else(|| Problem::internal("the session component does not annotate"))?;
     Ok(blocks_json(ask.parts(), &texts, &annotations))
@@ -286,15 +293,15 @@ pub(crate) async fn annotate(config: &str, texts: impl Iterator<Item = &TextInpu
 
 /// Streams the semantic blocks of lines until all is said or the client is gone.
 pub(crate) async fn annotate_stream(
-    body: Arriving,
+    body: BodyReader,
     plain: bool,
-    ask: SessionAsk,
+    ask: SessionRequest,
     framing: Framing,
     settings: &Settings,
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(Annotating::new(ask.parts(), plain, framing), settings, began);
+    let duplex = Duplex::new(AnnotateStream::new(ask.parts(), plain, framing), settings, began);
     let work = async {
         let lines = pin!(annotate_lines(&duplex, body, config(&ask)));
         let broken = match select(lines, pin!(duplex.idle())).await {
@@ -308,12 +315,12 @@ pub(crate) async fn annotate_stream(
 }
 
 /// Annotates the lines of a body. Returns why no more come, unless all that was to come has.
-async fn annotate_lines(duplex: &Duplex<'_, Annotating>, mut body: Arriving, config: String) -> Option<Refusal> {
+async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, mut body: BodyReader, config: String) -> Option<Refusal> {
     let mut lines = Lines::new(LINE_BYTES_MAX);
     let mut room = Vec::new();
     loop {
         duplex.unsent_few().await;
-        let Piece { bytes, more } = body.piece(room).await;
+        let BodyPart { bytes, more } = body.piece(room).await;
         duplex.arrived(&bytes);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -340,13 +347,13 @@ async fn annotate_lines(duplex: &Duplex<'_, Annotating>, mut body: Arriving, con
     if !body.arrived_whole().await {
         return Some(ItemError::body_incomplete().into());
     }
-    let last: Vec<Place> =
+    let last: Vec<NumberedText> =
         lines.last_line().map(|line| duplex.session.borrow_mut().handle_line(&line)).into_iter().collect();
     (!answer(duplex, &last, &config).await).then(lost)
 }
 
 /// Annotates the texts of some lines. False when that cannot be done any more.
-async fn answer(duplex: &Duplex<'_, Annotating>, places: &[Place], config: &str) -> bool {
+async fn answer(duplex: &Duplex<'_, AnnotateStream>, places: &[NumberedText], config: &str) -> bool {
     if places.is_empty() {
         return true;
     }

@@ -84,12 +84,12 @@ struct Tail {
 }
 
 /// A place for a session that begins, given back when it is dropped: a session that has begun counts by itself.
-pub(crate) struct Reserved {
+pub(crate) struct SessionReservation {
     registry: &'static SessionRegistry,
     owner: Option<String>,
 }
 
-impl Drop for Reserved {
+impl Drop for SessionReservation {
     fn drop(&mut self) {
         self.registry.beginning.borrow_mut().remove(self.owner.as_deref(), 1);
     }
@@ -126,7 +126,7 @@ impl SessionRegistry {
     }
 
     /// Takes a place for a session that begins, for its owner where users are identified.
-    pub(crate) fn reserve(&'static self, owner: Option<&str>) -> Result<Reserved, Problem> {
+    pub(crate) fn reserve(&'static self, owner: Option<&str>) -> Result<SessionReservation, Problem> {
         let settings = &self.settings.sessions;
         let (users, mut beginning) = (self.users.borrow(), self.beginning.borrow_mut());
         let (max, own) = (settings.user_live_max, users.of(owner) + beginning.of(owner));
@@ -142,7 +142,7 @@ impl SessionRegistry {
             return Err(Problem::refused(503, "sessions_full", "There are too many sessions", detail, Some(1000)));
         }
         beginning.add(owner, 1);
-        Ok(Reserved { registry: self, owner: owner.map(str::to_owned) })
+        Ok(SessionReservation { registry: self, owner: owner.map(str::to_owned) })
     }
 
     /// All of them.

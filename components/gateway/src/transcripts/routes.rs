@@ -16,14 +16,14 @@ use weir_codec::{
     json::field::{FieldError, FieldReason, RequestError},
     transcripts::{
         annotate_stream::read_texts,
-        config::SessionAsk,
+        config::SessionRequest,
         route::SessionRoute,
         stored::{self, Head, Phase},
     },
 };
 
 use super::{
-    feed::{self, Source},
+    feed::{self, FeedSource},
     log, one_shot, persistence,
     registry::{Entry, PATIENCE_MS, SessionRegistry},
     running::{self, now_ms},
@@ -33,10 +33,10 @@ use crate::{
     auth::Access,
     channels::ownership,
     http::{
-        body::Arriving,
+        body::BodyReader,
         request::{LINES_OR_JSON, RequestContext, STREAM_FORMS},
         request_id,
-        response::{Reply, RouteResponse},
+        response::{BufferedResponse, RouteResponse},
     },
     platform::{
         bindings::weir::stream::{
@@ -64,7 +64,7 @@ impl RequestContext<'_> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let framing =
             accept::framing(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
-        let mut ask = SessionAsk::from_query(self.query)?;
+        let mut ask = SessionRequest::from_query(self.query)?;
         let content_type = self.header("content-type");
         let is_captions = content_type::is_captions(content_type.as_deref());
         // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
@@ -79,9 +79,9 @@ impl RequestContext<'_> {
             true => {
                 // Two people may speak at once.
                 ask.config.overlap = true;
-                one_shot::Source::captions(&self.whole(body, settings).await?)?
+                one_shot::InputSource::captions(&self.whole(body, settings).await?)?
             }
-            false => one_shot::Source::Lines(self.arriving(body, settings).await?),
+            false => one_shot::InputSource::Lines(self.arriving(body, settings).await?),
         };
         let opened = one_shot::open(&ask).await?;
         let (response, client) = self.streaming(framing)?;
@@ -94,7 +94,7 @@ impl RequestContext<'_> {
     pub(crate) async fn annotate(&self, body: types::Request) -> Result<RouteResponse, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let (content_type, accepted) = (self.header("content-type"), self.header("accept"));
-        let ask = SessionAsk::annotate_from_query(self.query)?;
+        let ask = SessionRequest::annotate_from_query(self.query)?;
         let plain = content_type::is_plain(content_type.as_deref());
         if plain || content_type::is_ndjson(content_type.as_deref()) {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
@@ -115,7 +115,7 @@ impl RequestContext<'_> {
             return Err(Problem::not_acceptable(&["application/json"]));
         }
         let texts = read_texts(&self.json(body, settings).await?)?;
-        one_shot::annotate_whole(&ask, texts).await.map(|body| RouteResponse::Whole(Reply::json(body)))
+        one_shot::annotate_whole(&ask, texts).await.map(|body| RouteResponse::Whole(BufferedResponse::json(body)))
     }
 }
 
@@ -162,12 +162,12 @@ pub(crate) async fn answer(
             }
             call.encoding()?;
             let body = call.arriving(body, registry.settings).await?;
-            feed(call, registry, &entry, Source::Lines(body)).await.map(RouteResponse::Streaming)
+            feed(call, registry, &entry, FeedSource::Lines(body)).await.map(RouteResponse::Streaming)
         }
         SessionRoute::End(channel) => {
             let entry = find(call, registry, &identity, Action::Publish, &channel).await?;
-            drop(Arriving::open(body));
-            feed(call, registry, &entry, Source::End).await.map(RouteResponse::Streaming)
+            drop(BodyReader::open(body));
+            feed(call, registry, &entry, FeedSource::End).await.map(RouteResponse::Streaming)
         }
     }
 }
@@ -212,10 +212,10 @@ async fn create(
     registry: &'static SessionRegistry,
     identity: &Identity,
     body: types::Request,
-) -> Result<Reply, Problem> {
+) -> Result<BufferedResponse, Problem> {
     let access = Access::current()?;
     access.check_publish_rate(identity, call.began)?;
-    let ask = SessionAsk::from_json(&call.json(body, registry.settings).await?)?;
+    let ask = SessionRequest::from_json(&call.json(body, registry.settings).await?)?;
     storable(&ask)?;
     expires(&ask, registry.settings.sessions.expire_ms_max)?;
     let owner = access.required().then(|| identity.user());
@@ -224,7 +224,7 @@ async fn create(
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;
     let checkpoint = running::begin(&ask).await?;
     if let Some(user) = owner.and_then(user_channel) {
-        ownership::settle(&channel, &user, ownership::Past::Owned).await?;
+        ownership::settle(&channel, &user, ownership::PastEvents::Owned).await?;
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &ask);
     let entry = registry.insert(channel, head, checkpoint, true, true);
@@ -241,11 +241,11 @@ async fn create(
     entry.release_owned().await;
     registry.evict();
     sweep::begin(registry);
-    Ok(Reply::created(stored::created_json(&id)).with("location", format!("/sessions/{id}")))
+    Ok(BufferedResponse::created(stored::created_json(&id)).with("location", format!("/sessions/{id}")))
 }
 
 /// Whether every event fits into the channel, and every checkpoint into the store.
-fn storable(ask: &SessionAsk) -> Result<(), RequestError> {
+fn storable(ask: &SessionRequest) -> Result<(), RequestError> {
     let config = &ask.config;
     let bytes = config.limits.segment_bytes_max;
     let queued = config.routing.queued_max.min(config.routing.queue_len_max.iter().sum());
@@ -270,7 +270,7 @@ fn storable(ask: &SessionAsk) -> Result<(), RequestError> {
 }
 
 /// Whether the session expires when it is left alone, as soon as the operator says; 0 allows sessions that do not expire.
-fn expires(ask: &SessionAsk, expire_ms_max: u64) -> Result<(), RequestError> {
+fn expires(ask: &SessionRequest, expire_ms_max: u64) -> Result<(), RequestError> {
     let expire_ms = ask.config.idle.expire_ms;
     if expire_ms_max == 0 || (1..=expire_ms_max).contains(&expire_ms) {
         return Ok(());
@@ -285,14 +285,14 @@ async fn feed(
     call: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     entry: &Rc<Entry>,
-    source: Source,
+    source: FeedSource,
 ) -> Result<Response, Problem> {
     let framing =
         accept::framing(call.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
     open_for_input(entry)?;
     let user = entry.head().owner.as_deref().and_then(user_channel);
     if let Some(user) = user {
-        ownership::settle(&entry.channel, &user, ownership::Past::Owned).await?;
+        ownership::settle(&entry.channel, &user, ownership::PastEvents::Owned).await?;
     }
     let lease = entry.lease().await;
     registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
@@ -316,11 +316,11 @@ fn open_for_input(entry: &Entry) -> Result<(), Problem> {
 }
 
 /// What a session is.
-async fn state(registry: &'static SessionRegistry, entry: &Entry, user: &str) -> Result<Reply, Problem> {
+async fn state(registry: &'static SessionRegistry, entry: &Entry, user: &str) -> Result<BufferedResponse, Problem> {
     match running::ask(registry, entry, InputBody::State, user).await? {
         OutputBody::State(state) => {
             let body = stored::session_json(entry.channel.id(), &entry.head(), entry.is_held(), &state);
-            Ok(Reply::json(body))
+            Ok(BufferedResponse::json(body))
         }
         _ => Err(Problem::internal("the session answered something else")),
     }
@@ -332,13 +332,15 @@ async fn context(
     registry: &'static SessionRegistry,
     entry: &Entry,
     user: &str,
-) -> Result<Reply, Problem> {
+) -> Result<BufferedResponse, Problem> {
     const FORMS: [&str; 2] = ["application/json", "text/plain"];
     let accepted = call.header("accept");
     let plain = accept::plain_text(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
     match running::ask(registry, entry, InputBody::Context, user).await? {
-        OutputBody::Context((text, _)) if plain => Ok(Reply::ok("text/plain; charset=utf-8", text.into_bytes())),
-        OutputBody::Context((_, json)) => Ok(Reply::json(json.into_bytes())),
+        OutputBody::Context((text, _)) if plain => {
+            Ok(BufferedResponse::ok("text/plain; charset=utf-8", text.into_bytes()))
+        }
+        OutputBody::Context((_, json)) => Ok(BufferedResponse::json(json.into_bytes())),
         _ => Err(Problem::internal("the session answered something else")),
     }
 }
@@ -348,7 +350,7 @@ async fn delete(
     call: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     entry: &Rc<Entry>,
-) -> Result<Reply, Problem> {
+) -> Result<BufferedResponse, Problem> {
     let lease = entry.lease().await;
     let owned = registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
@@ -361,5 +363,5 @@ async fn delete(
     registry.forget(entry).await?;
     owned.release().await;
     drop(lease);
-    Ok(Reply::empty())
+    Ok(BufferedResponse::empty())
 }

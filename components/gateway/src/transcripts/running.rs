@@ -2,7 +2,7 @@
 
 use weir_codec::{
     http::problem::Problem,
-    transcripts::{config::SessionAsk, stored::Phase},
+    transcripts::{config::SessionRequest, stored::Phase},
 };
 use weir_core::{channels::Cursor, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
@@ -49,7 +49,7 @@ pub(crate) fn asked(body: InputBody) -> Input {
 }
 
 /// The checkpoint of a session that begins.
-pub(crate) async fn begin(ask: &SessionAsk) -> Result<Vec<u8>, Problem> {
+pub(crate) async fn begin(ask: &SessionRequest) -> Result<Vec<u8>, Problem> {
     let config = String::from_utf8(ask.to_json()).map_err(|_| Problem::internal("a configuration that is no UTF-8"))?;
     match answer(Start::Config(config), InputBody::Checkpoint).await? {
         OutputBody::Checkpoint(bytes) => Ok(bytes),

@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, Sleep};
 use weir_codec::channels::hold::Terms;
 use weir_codec::channels::route::Channel;
-use weir_codec::channels::subscription::{Drawing, End, draw_event};
+use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, draw_event};
 use weir_codec::http::framing::Framing;
-use weir_core::channels::{Closed, Delivery, Entry};
+use weir_core::channels::{CloseReason, Delivery, Entry};
 use weir_events::Subscription;
 
 use crate::sse::gzip::{self, Gzip};
@@ -36,7 +36,7 @@ pub(crate) struct Piece {
 
 /// The events for one subscriber, rendered.
 pub(crate) struct Feed {
-    drawing: Drawing,
+    drawing: EventRenderer,
     subscription: Subscription,
     heartbeat: Duration,
     /// When the client's authorization expires.
@@ -62,7 +62,7 @@ impl Feed {
         let heartbeat = Duration::from_millis(terms.heartbeat_ms);
         let first = expires.map_or(now + heartbeat, |expires| expires.min(now + heartbeat));
         Self {
-            drawing: Drawing::new(channel, terms.framing),
+            drawing: EventRenderer::new(channel, terms.framing),
             subscription,
             heartbeat,
             expires,
@@ -94,7 +94,7 @@ impl Feed {
         let now = Instant::now();
         // Checked on each delivery too, since a timer may be late.
         if self.expires.is_some_and(|expires| expires <= now) {
-            return Poll::Ready(self.piece(vec![0; room], Some(End::Expired)));
+            return Poll::Ready(self.piece(vec![0; room], Some(SubscriptionEnd::Expired)));
         }
         if ready.is_pending() {
             return self.poll_timer(cx, room);
@@ -103,7 +103,7 @@ impl Feed {
         let mut bytes = Vec::with_capacity(room + batch.iter().map(size).sum::<usize>());
         bytes.resize(room, 0);
         // An empty batch without a last event or a close before it means that the subscription was lost.
-        let mut end = batch.is_empty().then_some(End::Lost);
+        let mut end = batch.is_empty().then_some(SubscriptionEnd::Lost);
         for delivery in batch {
             end = self.push(&mut bytes, delivery).or(end);
         }
@@ -132,7 +132,7 @@ impl Feed {
             }
             let now = Instant::now();
             if self.expires.is_some_and(|expires| expires <= now) {
-                return Poll::Ready(self.piece(vec![0; room], Some(End::Expired)));
+                return Poll::Ready(self.piece(vec![0; room], Some(SubscriptionEnd::Expired)));
             }
             if self.last_write + self.heartbeat <= now {
                 self.last_write = now;
@@ -145,22 +145,22 @@ impl Feed {
     }
 
     /// Renders a delivery; returns the reason of the end, if it is the last.
-    fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<End> {
+    fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<SubscriptionEnd> {
         match delivery {
             Delivery::Event { entry, coalesced } => {
                 if coalesced > 0 {
                     self.push_own(out, |drawing, out| drawing.push_coalesced(out, coalesced));
                 }
                 self.push_entry(out, &entry);
-                entry.finishes.then_some(End::Finished)
+                entry.finishes.then_some(SubscriptionEnd::Finished)
             }
             Delivery::Gap(gap) => {
                 let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
                 self.push_own(out, |drawing, out| drawing.push_gap(out, &from, &to, unix_ms()));
                 None
             }
-            Delivery::Closed(Closed::Slow) => Some(End::Slow),
-            Delivery::Closed(Closed::Lost) => Some(End::Lost),
+            Delivery::Closed(CloseReason::Slow) => Some(SubscriptionEnd::Slow),
+            Delivery::Closed(CloseReason::Lost) => Some(SubscriptionEnd::Lost),
         }
     }
 
@@ -178,7 +178,7 @@ impl Feed {
     }
 
     /// Renders something for this subscriber alone.
-    fn push_own(&mut self, out: &mut Vec<u8>, render: impl FnOnce(&Drawing, &mut Vec<u8>)) {
+    fn push_own(&mut self, out: &mut Vec<u8>, render: impl FnOnce(&EventRenderer, &mut Vec<u8>)) {
         let Some(gzip) = &mut self.gzip else { return render(&self.drawing, out) };
         let mut plain = Vec::new();
         render(&self.drawing, &mut plain);
@@ -186,7 +186,7 @@ impl Feed {
     }
 
     /// A piece, with the reason of the end if it is the last.
-    fn piece(&mut self, mut bytes: Vec<u8>, end: Option<End>) -> Piece {
+    fn piece(&mut self, mut bytes: Vec<u8>, end: Option<SubscriptionEnd>) -> Piece {
         if let Some(end) = end {
             self.push_own(&mut bytes, |drawing, out| drawing.push_end(out, end, unix_ms()));
             if let Some(gzip) = &self.gzip {

@@ -7,7 +7,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use weir_codec::http::router::Found;
+use weir_codec::http::router::RouteMatch;
 use weir_runtime::gateway;
 
 use crate::body::{OpenRequest, ResponseBody};
@@ -32,7 +32,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 9] = [
 
 /// Whether a request is an opening handshake, valid or not. Other requests go to the gateway.
 pub(crate) fn is_handshake<B>(request: &Request<B>) -> bool {
-    Found::is_socket(request.uri().path())
+    RouteMatch::is_socket(request.uri().path())
         && request.method() == Method::GET
         && request.version() < Version::HTTP_2
         && (names(request.headers(), &header::UPGRADE, "websocket")

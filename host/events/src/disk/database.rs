@@ -9,7 +9,7 @@ use weir_core::channels::{ChannelName, Cursor, Entry, Log, eviction_order};
 use crate::clock::Clock;
 use crate::config::EventsConfig;
 use crate::disk::storage::Opener;
-use crate::disk::tables::{self, Change, EVENTS, Held, Meta, Metas, VALUES};
+use crate::disk::tables::{self, Change, ChannelMeta, ChannelMetas, EVENTS, FileContent, VALUES};
 use crate::disk::{RETRY_AFTER_MS, record};
 use crate::error::{Error, OpenError, lock};
 
@@ -20,16 +20,16 @@ pub(crate) struct Database {
     clock: Arc<Clock>,
     /// None while it cannot be opened, and after it is closed.
     file: RwLock<Option<redb::Database>>,
-    known: Mutex<Known>,
+    index: Mutex<FileIndex>,
 }
 
 /// The metadata of the file in memory.
 #[derive(Debug, Default)]
-struct Known {
-    channels: Metas,
+struct FileIndex {
+    channels: ChannelMetas,
     /// Channels that the current commit removes. They are not read from the file any more, or a reader could load one into memory that is
     /// not on the disk any more.
-    leaving: HashSet<ChannelName>,
+    removals: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
     /// How many of the others each user has.
@@ -40,8 +40,8 @@ struct Known {
     unsettled: HashSet<Box<str>>,
 }
 
-impl Known {
-    fn replace(&mut self, channels: Metas) {
+impl FileIndex {
+    fn replace(&mut self, channels: ChannelMetas) {
         self.channels.clear();
         self.users.clear();
         self.records = 0;
@@ -61,7 +61,7 @@ impl Known {
         }
     }
 
-    fn extend(&mut self, channels: Metas) {
+    fn extend(&mut self, channels: ChannelMetas) {
         for (name, meta) in channels {
             let is_record = name.is_owner_record();
             let user = meta.user.clone();
@@ -78,7 +78,11 @@ impl Known {
 
 impl Database {
     /// Opens or creates the file, and reads the metadata of channels; returns its other content as well.
-    pub(crate) fn open(config: &EventsConfig, opener: Opener, clock: Arc<Clock>) -> Result<(Self, Held), OpenError> {
+    pub(crate) fn open(
+        config: &EventsConfig,
+        opener: Opener,
+        clock: Arc<Clock>,
+    ) -> Result<(Self, FileContent), OpenError> {
         let shown = || config.path.display().to_string();
         if let Some(folder) = config.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: shown(), source })?;
@@ -86,68 +90,68 @@ impl Database {
         let open = || -> Result<_, redb::Error> {
             let file = opener.open()?;
             let transaction = file.begin_write()?;
-            let held = tables::begin(&transaction, config.durable, &clock)?;
+            let content = tables::begin(&transaction, config.durable, &clock)?;
             transaction.commit()?;
-            Ok((file, held))
+            Ok((file, content))
         };
-        let (file, mut held) =
+        let (file, mut content) =
             open().map_err(|error| OpenError::Database { path: shown(), source: Box::new(error) })?;
-        let mut known = Known { next_id: held.next_id, ..Known::default() };
-        known.replace(std::mem::take(&mut held.channels));
-        let (file, known) = (RwLock::new(Some(file)), Mutex::new(known));
-        Ok((Self { opener, durable: config.durable, clock, file, known }, held))
+        let mut index = FileIndex { next_id: content.next_id, ..FileIndex::default() };
+        index.replace(std::mem::take(&mut content.channels));
+        let (file, index) = (RwLock::new(Some(file)), Mutex::new(index));
+        Ok((Self { opener, durable: config.durable, clock, file, index }, content))
     }
 
     pub(crate) fn knows(&self, name: &ChannelName) -> bool {
-        let known = lock(&self.known);
-        known.channels.contains_key(name) && !known.leaving.contains(name)
+        let index = lock(&self.index);
+        index.channels.contains_key(name) && !index.removals.contains(name)
     }
 
     /// Records whether the next commit removes a channel.
     pub(crate) fn leave(&self, name: &ChannelName, leaves: bool) {
-        let mut known = lock(&self.known);
+        let mut index = lock(&self.index);
         if leaves {
-            known.leaving.insert(name.clone());
+            index.removals.insert(name.clone());
         } else {
-            known.leaving.remove(name);
+            index.removals.remove(name);
         }
     }
 
     /// How many channels are on the disk, owner records apart; or how many owner records.
     pub(crate) fn count(&self, records: bool) -> usize {
-        let known = lock(&self.known);
-        if records { known.records } else { known.channels.len() - known.records }
+        let index = lock(&self.index);
+        if records { index.records } else { index.channels.len() - index.records }
     }
 
     /// How many channels take the share of a user.
     pub(crate) fn count_of(&self, user: &str) -> usize {
-        lock(&self.known).users.get(user).copied().unwrap_or(0)
+        lock(&self.index).users.get(user).copied().unwrap_or(0)
     }
 
     /// The user whose share a channel takes.
     pub(crate) fn user(&self, name: &ChannelName) -> Option<Arc<str>> {
-        lock(&self.known).channels.get(name).and_then(|meta| meta.user.clone())
+        lock(&self.index).channels.get(name).and_then(|meta| meta.user.clone())
     }
 
     /// Channels that are no owner records, those of one user or of all: of the user that has the most, finished ones first, then the
     /// longest unused.
     pub(crate) fn least_needed(&self, user: Option<&str>) -> Vec<ChannelName> {
-        let known = lock(&self.known);
-        let channels = known
+        let index = lock(&self.index);
+        let channels = index
             .channels
             .iter()
             .filter(|(name, meta)| !name.is_owner_record() && (user.is_none() || meta.user.as_deref() == user));
         let ranked = channels.map(|(name, meta)| (meta.user.clone(), (!meta.finished, meta.stored_ms), name.clone()));
-        eviction_order(ranked, |user| user.and_then(|user| known.users.get(user)).copied().unwrap_or(0))
+        eviction_order(ranked, |user| user.and_then(|user| index.users.get(user)).copied().unwrap_or(0))
     }
 
     /// Owner records that were written before a time and whose channels are not on the disk or have no events there, in the order
     /// of their age; where `missing` is true, only those whose channels are not on the disk.
     pub(crate) fn records_without_events(&self, stored_ms: u64, missing: bool) -> Vec<ChannelName> {
-        let known = lock(&self.known);
-        let old = known.channels.iter().filter(|(name, meta)| name.is_owner_record() && meta.stored_ms < stored_ms);
+        let index = lock(&self.index);
+        let old = index.channels.iter().filter(|(name, meta)| name.is_owner_record() && meta.stored_ms < stored_ms);
         let alone = old.filter(|(name, _)| {
-            let owned = name.owned().and_then(|owned| known.channels.get(&owned));
+            let owned = name.owned().and_then(|owned| index.channels.get(&owned));
             owned.is_none_or(|meta| meta.empty && !missing)
         });
         let mut alone: Vec<_> = alone.map(|(name, meta)| (meta.stored_ms, name.clone())).collect();
@@ -157,16 +161,20 @@ impl Database {
 
     /// Channels whose newest event was stored before a time, finished ones and others, without owner records; at most `count_max`.
     pub(crate) fn older(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
-        let channels = &lock(&self.known).channels;
-        let is_old = |meta: &Meta| meta.stored_ms < stored_ms && (meta.finished || !meta.empty);
+        let channels = &lock(&self.index).channels;
+        let is_old = |meta: &ChannelMeta| meta.stored_ms < stored_ms && (meta.finished || !meta.empty);
         let old = channels.iter().filter(|(name, meta)| !name.is_owner_record() && is_old(meta));
         let (finished, others): (Vec<_>, Vec<_>) = old.take(count_max).partition(|(_, meta)| meta.finished);
-        let names = |list: Vec<(&ChannelName, &Meta)>| list.into_iter().map(|(name, _)| name.clone()).collect();
+        let names = |list: Vec<(&ChannelName, &ChannelMeta)>| list.into_iter().map(|(name, _)| name.clone()).collect();
         (names(finished), names(others))
     }
 
     /// A channel and all its intact events; none where it is not on the disk.
-    pub(crate) fn load(&self, name: &ChannelName, empty: impl Fn(Cursor) -> Log) -> Result<Option<(Meta, Log)>, Error> {
+    pub(crate) fn load(
+        &self,
+        name: &ChannelName,
+        empty: impl Fn(Cursor) -> Log,
+    ) -> Result<Option<(ChannelMeta, Log)>, Error> {
         let (file, meta) = self.settled(name)?;
         let (Some(file), Some(meta)) = (file.as_ref(), meta) else { return Ok(None) };
         let read = || -> Result<Vec<Entry>, redb::Error> {
@@ -226,25 +234,25 @@ impl Database {
             let file = file.as_ref().ok_or(redb::Error::DatabaseClosed)?;
             let mut transaction = file.begin_write()?;
             transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
-            let (mut known, mut next_id) = self.known_of(change);
-            tables::apply(&transaction, change, &mut known, &mut next_id)?;
+            let (mut index, mut next_id) = self.known_of(change);
+            tables::apply(&transaction, change, &mut index, &mut next_id)?;
             // Before the attempt: a number that may be in the file is not assigned again.
-            lock(&self.known).next_id = next_id;
+            lock(&self.index).next_id = next_id;
             tables::stamp(&transaction, number, self.clock.moment())?;
             transaction.commit()?;
-            Ok(known)
+            Ok(index)
         };
         match write() {
             Ok(changed) => {
-                let mut known = lock(&self.known);
-                known.leaving.clear();
+                let mut index = lock(&self.index);
+                index.removals.clear();
                 for name in &change.forgotten {
-                    known.remove(name);
+                    index.remove(name);
                 }
-                known.extend(changed);
+                index.extend(changed);
             }
             Err(error) => {
-                lock(&self.known).leaving.clear();
+                lock(&self.index).removals.clear();
                 self.unsettle(unflushed.iter().map(|(_, change)| change).chain([change]));
                 self.open_to_read();
                 return Err(error);
@@ -264,8 +272,12 @@ impl Database {
 
     /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit is the one on the
     /// disk, writes those of `changes` (with the numbers of their commits) that it does not contain, and removes `ended_claims`. Then the
-    /// metadata in memory is replaced by that of the file. Returns the content of the file; [`Held::commit`] is its newest commit.
-    pub(crate) fn recover(&self, changes: &[(u64, Change)], ended_claims: &[Arc<str>]) -> Result<Held, redb::Error> {
+    /// metadata in memory is replaced by that of the file. Returns the content of the file; [`FileContent::commit`] is its newest commit.
+    pub(crate) fn recover(
+        &self,
+        changes: &[(u64, Change)],
+        ended_claims: &[Arc<str>],
+    ) -> Result<FileContent, redb::Error> {
         let mut file = self.writing();
         // The file is locked until it is closed.
         drop(file.take());
@@ -273,32 +285,32 @@ impl Database {
             let opened = self.opener.open()?;
             let mut transaction = opened.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
-            let Held { mut commit, mut channels, mut next_id, .. } = tables::read(&transaction)?;
-            next_id = next_id.max(lock(&self.known).next_id);
+            let FileContent { mut commit, mut channels, mut next_id, .. } = tables::read(&transaction)?;
+            next_id = next_id.max(lock(&self.index).next_id);
             for (number, change) in changes {
                 if *number > commit {
                     tables::apply(&transaction, change, &mut channels, &mut next_id)?;
                     commit = *number;
                 }
             }
-            lock(&self.known).next_id = next_id;
+            lock(&self.index).next_id = next_id;
             let ended = Change { ended_claims: ended_claims.to_vec(), ..Change::default() };
             tables::apply(&transaction, &ended, &mut channels, &mut next_id)?;
             // It may be a new file, if the old one was removed.
             tables::mark_open(&transaction, self.durable, &self.clock)?;
             // No new number: if this fails, the next attempt must see whether the failed commit is in the file.
             tables::stamp(&transaction, commit, self.clock.moment())?;
-            let held = tables::read(&transaction)?;
+            let content = tables::read(&transaction)?;
             transaction.commit()?;
-            Ok((opened, Held { channels, ..held }))
+            Ok((opened, FileContent { channels, ..content }))
         };
         match recover() {
-            Ok((opened, mut held)) => {
-                let mut known = lock(&self.known);
-                known.replace(std::mem::take(&mut held.channels));
-                known.unsettled.clear();
+            Ok((opened, mut content)) => {
+                let mut index = lock(&self.index);
+                index.replace(std::mem::take(&mut content.channels));
+                index.unsettled.clear();
                 *file = Some(opened);
-                Ok(held)
+                Ok(content)
             }
             Err(error) => {
                 drop(file);
@@ -310,22 +322,22 @@ impl Database {
     }
 
     /// The metadata that a change needs.
-    fn known_of(&self, change: &Change) -> (Metas, u64) {
+    fn known_of(&self, change: &Change) -> (ChannelMetas, u64) {
         let appended = change.appends.iter().map(|append| &append.name);
         let names = appended.chain(&change.forgotten).chain(&change.emptied);
-        let known = lock(&self.known);
-        let metas = names.filter_map(|name| Some((name.clone(), known.channels.get(name)?.clone()))).collect();
-        (metas, known.next_id)
+        let index = lock(&self.index);
+        let metas = names.filter_map(|name| Some((name.clone(), index.channels.get(name)?.clone()))).collect();
+        (metas, index.next_id)
     }
 
     /// Records that these changes may not be in the file.
     fn unsettle<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) {
-        let mut known = lock(&self.known);
+        let mut index = lock(&self.index);
         for change in changes {
             let appended = change.appends.iter().map(|append| &append.name);
             let channels = appended.chain(&change.forgotten).chain(&change.emptied).map(ChannelName::as_str);
             let keys = change.values.iter().map(|(key, _)| &**key);
-            known.unsettled.extend(channels.chain(keys).map(Box::from));
+            index.unsettled.extend(channels.chain(keys).map(Box::from));
         }
     }
 
@@ -340,13 +352,13 @@ impl Database {
     fn settled(
         &self,
         name: &ChannelName,
-    ) -> Result<(RwLockReadGuard<'_, Option<redb::Database>>, Option<Meta>), Error> {
+    ) -> Result<(RwLockReadGuard<'_, Option<redb::Database>>, Option<ChannelMeta>), Error> {
         let file = self.reading();
-        let known = lock(&self.known);
-        if file.is_none() || known.unsettled.contains(name.as_str()) {
+        let index = lock(&self.index);
+        if file.is_none() || index.unsettled.contains(name.as_str()) {
             return Err(super::closed());
         }
-        Ok((file, known.channels.get(name).filter(|_| !known.leaving.contains(name)).cloned()))
+        Ok((file, index.channels.get(name).filter(|_| !index.removals.contains(name)).cloned()))
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, Option<redb::Database>> {

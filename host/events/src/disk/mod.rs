@@ -27,8 +27,8 @@ use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::database::Database;
 use crate::disk::storage::Opener;
-use crate::disk::tables::{Meta, Put};
-use crate::disk::values::Kept;
+use crate::disk::tables::{ChannelMeta, Put};
+use crate::disk::values::StoredValues;
 use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
@@ -48,7 +48,7 @@ pub(crate) struct Disk {
     jobs: mpsc::Sender<Job>,
     status: Arc<Status>,
     claims: Arc<Mutex<Claims>>,
-    kept: Arc<Kept>,
+    values: Arc<StoredValues>,
     pub(crate) leases: LocalLeases,
     /// Held while a channel is loaded into memory, so that it is loaded once.
     loading: tokio::sync::Mutex<()>,
@@ -69,15 +69,15 @@ impl Disk {
     ) -> Result<Self, OpenError> {
         let (for_database, its_clock) = (Arc::clone(&config), Arc::clone(&clock));
         let opened = tokio::task::spawn_blocking(move || Database::open(&for_database, opener, its_clock)).await;
-        let (database, held) = match opened {
+        let (database, content) = match opened {
             Ok(opened) => opened?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
         let mut claims = Claims::new(config.claims_max);
-        held.claims.iter().for_each(|(key, end)| claims.restore(key, *end));
+        content.claims.iter().for_each(|(key, end)| claims.restore(key, *end));
         let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
         let shared = Shared {
-            kept: Arc::new(Kept::new(&config, &held.values, Arc::clone(&clock))),
+            values: Arc::new(StoredValues::new(&config, &content.values, Arc::clone(&clock))),
             config,
             clock,
             hub,
@@ -85,11 +85,11 @@ impl Disk {
             claims: Arc::new(Mutex::new(claims)),
             status: Arc::new(Status::default()),
         };
-        Writer::new(shared.clone(), held.commit).start(queue).map_err(OpenError::Thread)?;
-        let Shared { config, clock, hub, database, kept, claims, status } = shared;
+        Writer::new(shared.clone(), content.commit).start(queue).map_err(OpenError::Thread)?;
+        let Shared { config, clock, hub, database, values, claims, status } = shared;
         let loading = tokio::sync::Mutex::new(());
         let leases = LocalLeases::new(&clock);
-        Ok(Self { config, clock, hub, database, jobs, status, claims, kept, leases, loading })
+        Ok(Self { config, clock, hub, database, jobs, status, claims, values, leases, loading })
     }
 
     pub(crate) async fn append(
@@ -174,7 +174,7 @@ impl Disk {
     }
 
     pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
-        if !self.kept.has(key) {
+        if !self.values.has(key) {
             return Ok(None);
         }
         let (database, key) = (Arc::clone(&self.database), key.clone());
@@ -214,15 +214,15 @@ impl Disk {
     }
 
     pub(crate) fn keys(&self, kind: &str, after: &str, limit: usize) -> Vec<String> {
-        self.kept.keys(kind, after, limit)
+        self.values.keys(kind, after, limit)
     }
 
     pub(crate) fn count(&self, kind: &str) -> usize {
-        self.kept.count(kind)
+        self.values.count(kind)
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        Usage { state_bytes: self.kept.bytes(), claims: lock(&self.claims).len() }
+        Usage { state_bytes: self.values.bytes(), claims: lock(&self.claims).len() }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -281,7 +281,7 @@ impl Disk {
             Ok(loaded) => loaded?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let Some((Meta { last, broken, user, .. }, mut log)) = loaded else { return Ok(None) };
+        let Some((ChannelMeta { last, broken, user, .. }, mut log)) = loaded else { return Ok(None) };
         log.expire(self.clock.now_ms());
         if broken {
             self.clock.observe_epoch(last.epoch);

@@ -11,7 +11,7 @@ use weir_core::channels::Entry;
 
 use crate::clock::Clock;
 use crate::disk::database::Database;
-use crate::disk::tables::{Change, Held, KeyRow};
+use crate::disk::tables::{Change, FileContent, KeyRow};
 use crate::disk::writer::{give_up, publish};
 use crate::hub::Channel;
 
@@ -97,7 +97,7 @@ impl Recovery {
     ) -> Result<Vec<KeyRow>, redb::Error> {
         let began_ms = self.clock.now_ms();
         match database.recover(&self.unflushed, ended_claims) {
-            Ok(Held { commit, values, .. }) => {
+            Ok(FileContent { commit, values, .. }) => {
                 if let Some(failed) = self.failed.take() {
                     let settle = if commit >= failed.number { publish } else { give_up };
                     failed.appends.iter().for_each(|(channel, entries)| settle(channel, entries));

@@ -51,7 +51,7 @@ const BROKEN: u64 = 2;
 
 /// The metadata of a channel on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Meta {
+pub(crate) struct ChannelMeta {
     pub(crate) id: u64,
     /// The newest event.
     pub(crate) last: Cursor,
@@ -69,7 +69,7 @@ pub(crate) struct Meta {
 }
 
 /// The metadata of all channels on the disk.
-pub(crate) type Metas = HashMap<ChannelName, Meta>;
+pub(crate) type ChannelMetas = HashMap<ChannelName, ChannelMeta>;
 
 /// The changes of one commit.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ impl Change {
     }
 }
 
-impl Meta {
+impl ChannelMeta {
     fn row(&self) -> (u64, u64, u64, u64, u64) {
         let flags = (u64::from(self.finished) * FINISHED) | (u64::from(self.broken) * BROKEN);
         (self.id, self.last.epoch, self.last.seq, flags, self.stored_ms)
@@ -163,8 +163,8 @@ pub(crate) struct KeyRow {
 
 /// The content of the file, without events and values.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
-    pub(crate) channels: Metas,
+pub(crate) struct FileContent {
+    pub(crate) channels: ChannelMetas,
     pub(crate) claims: Vec<(String, ClaimEnd)>,
     pub(crate) values: Vec<KeyRow>,
     /// The number of the newest commit.
@@ -173,8 +173,8 @@ pub(crate) struct Held {
 }
 
 /// Opens a file for writing: sets the clock from it, reads its content, repairs it, and records in it that it is open.
-pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<Held, redb::Error> {
-    let mut held = read(transaction)?;
+pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock) -> Result<FileContent, redb::Error> {
+    let mut content = read(transaction)?;
     let store = transaction.open_table(STORE)?;
     let number = |key: &str| -> Result<Option<u64>, redb::Error> { Ok(store.get(key)?.map(|value| value.value())) };
     match number(STORE_MS)? {
@@ -183,11 +183,11 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
             clock.resume(Moment { store_ms, uptime });
         }
         None => {
-            let newest_ms = held.channels.values().map(|meta| meta.stored_ms).max().unwrap_or_default();
+            let newest_ms = content.channels.values().map(|meta| meta.stored_ms).max().unwrap_or_default();
             clock.begin_at(clock.wall_ms().max(newest_ms));
         }
     }
-    held.channels.values().for_each(|meta| clock.observe_epoch(meta.last.epoch));
+    content.channels.values().for_each(|meta| clock.observe_epoch(meta.last.epoch));
     clock.observe_epoch(number(EPOCH_MAX)?.unwrap_or_default());
     let broken = number(LEFT)? == Some(LEFT_OPEN);
     drop(store);
@@ -195,10 +195,10 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
         clock.epochs_reserved(epoch_max);
     }
     mark_open(transaction, durable, clock)?;
-    separate(transaction, &mut held)?;
+    separate(transaction, &mut content)?;
     if broken {
         let mut channels = transaction.open_table(CHANNELS)?;
-        for (name, meta) in &mut held.channels {
+        for (name, meta) in &mut content.channels {
             meta.broken = true;
             channels.insert(name.as_str(), meta.row())?;
         }
@@ -208,13 +208,13 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
         let (key, end_ms) = row?;
         let end = ClaimEnd { store_ms: end_ms.value(), wall_ms: end_ms.value() };
         claims.insert(key.value(), (end.store_ms, end.wall_ms))?;
-        held.claims.push((key.value().to_owned(), end));
+        content.claims.push((key.value().to_owned(), end));
     }
     transaction.delete_table(WALL_CLAIMS)?;
-    for (key, _) in held.claims.extract_if(.., |(_, end)| end.passed(clock)) {
+    for (key, _) in content.claims.extract_if(.., |(_, end)| end.passed(clock)) {
         claims.remove(&*key)?;
     }
-    Ok(held)
+    Ok(content)
 }
 
 /// Records that the file is open, and which epochs may be assigned.
@@ -226,13 +226,13 @@ pub(crate) fn mark_open(transaction: &WriteTransaction, durable: bool, clock: &C
 }
 
 /// Reads everything but events and values.
-pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> {
-    let mut held = Held::default();
+pub(crate) fn read(transaction: &WriteTransaction) -> Result<FileContent, redb::Error> {
+    let mut content = FileContent::default();
     transaction.open_table(EVENTS)?;
     transaction.open_table(VALUES)?;
     let store = transaction.open_table(STORE)?;
-    held.commit = store.get(COMMIT)?.map_or(0, |number| number.value());
-    held.next_id = store.get(NEXT_ID)?.map_or(1, |number| number.value());
+    content.commit = store.get(COMMIT)?.map_or(0, |number| number.value());
+    content.next_id = store.get(NEXT_ID)?.map_or(1, |number| number.value());
     // Each user's name is in memory once.
     let mut users = HashSet::new();
     let channel_users = transaction.open_table(CHANNEL_USERS)?;
@@ -241,7 +241,7 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
         match name.value().parse::<ChannelName>() {
             Ok(name) => {
                 let user = channel_users.get(name.as_str())?.map(|user| shared(&mut users, user.value()));
-                held.channels.insert(name, Meta { user, ..Meta::from_row(row.value()) });
+                content.channels.insert(name, ChannelMeta { user, ..ChannelMeta::from_row(row.value()) });
             }
             Err(_) => tracing::error!("a channel on the disk has an invalid name and is ignored"),
         }
@@ -249,7 +249,7 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
     for row in transaction.open_table(CLAIMS)?.iter()? {
         let (key, row) = row?;
         let (store_ms, wall_ms) = row.value();
-        held.claims.push((key.value().to_owned(), ClaimEnd { store_ms, wall_ms }));
+        content.claims.push((key.value().to_owned(), ClaimEnd { store_ms, wall_ms }));
     }
     let value_users = transaction.open_table(VALUE_USERS)?;
     for row in transaction.open_table(VALUE_KEYS)?.iter()? {
@@ -259,12 +259,12 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<Held, redb::Error> 
             Ok(key) => {
                 let user = value_users.get(key.as_str())?.map(|user| shared(&mut users, user.value()));
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-                held.values.push(KeyRow { key, bytes, end_ms, user });
+                content.values.push(KeyRow { key, bytes, end_ms, user });
             }
             Err(_) => tracing::error!("a value on the disk has an invalid key and is ignored"),
         }
     }
-    Ok(held)
+    Ok(content)
 }
 
 /// A name of which there is one copy.
@@ -279,23 +279,23 @@ fn shared(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
 
 /// Assigns new numbers to channels that share one, and removes their events, which cannot be attributed. An earlier version could
 /// assign a number twice after a failed commit.
-fn separate(transaction: &WriteTransaction, held: &mut Held) -> Result<(), redb::Error> {
+fn separate(transaction: &WriteTransaction, content: &mut FileContent) -> Result<(), redb::Error> {
     let mut seen = HashSet::new();
-    let shared: HashSet<u64> = held.channels.values().map(|meta| meta.id).filter(|id| !seen.insert(*id)).collect();
-    let next_id = held.channels.values().map(|meta| meta.id.saturating_add(1)).fold(held.next_id, u64::max);
+    let shared: HashSet<u64> = content.channels.values().map(|meta| meta.id).filter(|id| !seen.insert(*id)).collect();
+    let next_id = content.channels.values().map(|meta| meta.id.saturating_add(1)).fold(content.next_id, u64::max);
     let mut events = transaction.open_table(EVENTS)?;
     let mut channels = transaction.open_table(CHANNELS)?;
-    held.next_id = next_id;
+    content.next_id = next_id;
     for id in &shared {
         tracing::error!(id, "channels on the disk share a number: their events are removed");
         events.retain_in((*id, 0, 0)..=(*id, u64::MAX, u64::MAX), |_, _| false)?;
     }
-    for (name, meta) in held.channels.iter_mut().filter(|(_, meta)| shared.contains(&meta.id)) {
-        (meta.id, meta.broken, meta.empty) = (held.next_id, true, true);
-        held.next_id += 1;
+    for (name, meta) in content.channels.iter_mut().filter(|(_, meta)| shared.contains(&meta.id)) {
+        (meta.id, meta.broken, meta.empty) = (content.next_id, true, true);
+        content.next_id += 1;
         channels.insert(name.as_str(), meta.row())?;
     }
-    transaction.open_table(STORE)?.insert(NEXT_ID, held.next_id)?;
+    transaction.open_table(STORE)?.insert(NEXT_ID, content.next_id)?;
     Ok(())
 }
 
@@ -316,7 +316,7 @@ pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) ->
 pub(crate) fn apply(
     transaction: &WriteTransaction,
     change: &Change,
-    known: &mut Metas,
+    known: &mut ChannelMetas,
     next_id: &mut u64,
 ) -> Result<(), redb::Error> {
     let mut events = transaction.open_table(EVENTS)?;
@@ -356,7 +356,7 @@ pub(crate) fn apply(
             let Cursor { epoch, seq } = entry.cursor;
             events.insert((id, epoch, seq), record::encode(id, name, entry).as_slice())?;
         }
-        let meta = Meta {
+        let meta = ChannelMeta {
             id,
             last: newest.cursor,
             finished: newest.finishes,

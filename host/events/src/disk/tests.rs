@@ -54,7 +54,7 @@ fn write_of(name: &ChannelName) -> Write<'static> {
 
 /// Channels and bytes of state of each user.
 fn shares(store: &Disk) -> [(usize, usize); 3] {
-    SHARES.map(|user| (store.database.count_of(user), store.kept.bytes_of(user)))
+    SHARES.map(|user| (store.database.count_of(user), store.values.bytes_of(user)))
 }
 
 fn draft(data: &str) -> Vec<Draft> {

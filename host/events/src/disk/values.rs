@@ -11,7 +11,7 @@ use crate::disk::tables::{Change, KeyRow, Put};
 use crate::error::{Error, lock};
 
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct StoredValues {
     clock: Arc<Clock>,
     config: Arc<EventsConfig>,
     values: Mutex<Values<()>>,
@@ -21,12 +21,12 @@ pub(crate) struct Kept {
 #[derive(Debug, Default)]
 pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
 
-impl Kept {
+impl StoredValues {
     pub(crate) fn new(config: &Arc<EventsConfig>, rows: &[KeyRow], clock: Arc<Clock>) -> Self {
         let values = Mutex::new(Values::new(config.state_bytes_max, config.user_percent_max));
-        let kept = Self { clock, config: Arc::clone(config), values };
-        kept.replace(rows);
-        kept
+        let stored = Self { clock, config: Arc::clone(config), values };
+        stored.replace(rows);
+        stored
     }
 
     /// Replaces all keys by those of the file.

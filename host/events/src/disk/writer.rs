@@ -15,7 +15,7 @@ use crate::disk::RETRY_AFTER_MS;
 use crate::disk::database::Database;
 use crate::disk::recovery::Recovery;
 use crate::disk::tables::{Append, Change, Put};
-use crate::disk::values::{Kept, Undo};
+use crate::disk::values::{StoredValues, Undo};
 use crate::error::{Error, lock};
 use crate::hub::{Channel, Hub, wake};
 
@@ -24,7 +24,7 @@ const GROUP_JOBS_MAX: usize = 4_096;
 /// The most channels that one sweep deletes.
 const SWEEP_CHANNELS_MAX: usize = 256;
 
-pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
+pub(crate) type Completion<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -32,26 +32,26 @@ pub(crate) enum Job {
     Append {
         channel: Arc<Channel>,
         entries: Vec<Arc<Entry>>,
-        answer: Answer<Vec<Cursor>>,
+        answer: Completion<Vec<Cursor>>,
     },
     Claim {
         key: Arc<str>,
         end: ClaimEnd,
-        answer: Answer<()>,
+        answer: Completion<()>,
     },
     /// A value, encoded as it is stored.
     Put {
         key: ChannelName,
         put: Put,
-        answer: Answer<()>,
+        answer: Completion<()>,
     },
     Delete {
         key: ChannelName,
-        answer: Answer<()>,
+        answer: Completion<()>,
     },
     /// Completes when all jobs before it are written.
     Barrier {
-        answer: Answer<()>,
+        answer: Completion<()>,
     },
     /// Deletes expired data, flushes, and recovers the file.
     Sweep {
@@ -59,7 +59,7 @@ pub(crate) enum Job {
         claims: Vec<Arc<str>>,
     },
     Close {
-        answer: Answer<()>,
+        answer: Completion<()>,
     },
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<Clock>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) database: Arc<Database>,
-    pub(crate) kept: Arc<Kept>,
+    pub(crate) values: Arc<StoredValues>,
     pub(crate) claims: Arc<Mutex<Claims>>,
     pub(crate) status: Arc<Status>,
 }
@@ -101,17 +101,17 @@ pub(crate) struct Writer {
 }
 
 /// Events that have their cursors, and the publisher that waits for them to be written.
-type PendingAppend = (Arc<Channel>, Vec<Arc<Entry>>, Answer<Vec<Cursor>>);
+type PendingAppend = (Arc<Channel>, Vec<Arc<Entry>>, Completion<Vec<Cursor>>);
 
 /// The jobs of one commit.
 #[derive(Default)]
 struct Group {
     change: Change,
     appends: Vec<PendingAppend>,
-    claims: Vec<(Arc<str>, Answer<()>)>,
-    values: Vec<Answer<()>>,
+    claims: Vec<(Arc<str>, Completion<()>)>,
+    values: Vec<Completion<()>>,
     undo: Undo,
-    close: Option<Answer<()>>,
+    close: Option<Completion<()>>,
 }
 
 impl Writer {
@@ -178,7 +178,7 @@ impl Writer {
             }
             return closes;
         };
-        self.shared.kept.undo(undo);
+        self.shared.values.undo(undo);
         for (channel, entries, answer) in appends {
             self.recovery.undecided(channel, entries);
             let _ = answer.send(Err(error.clone()));
@@ -194,7 +194,7 @@ impl Writer {
     }
 
     fn take(&mut self, job: Job, group: &mut Group, appends: &mut Vec<PendingAppend>) {
-        let (kept, change) = (&self.shared.kept, &mut group.change);
+        let (values, change) = (&self.shared.values, &mut group.change);
         match job {
             Job::Append { channel, entries, answer } => appends.push((channel, entries, answer)),
             Job::Claim { key, end, answer } => {
@@ -203,17 +203,17 @@ impl Writer {
                 change.flush = true;
                 group.claims.push((key, answer));
             }
-            Job::Put { key, put, answer } => match kept.put(change, &mut group.undo, &key, put) {
+            Job::Put { key, put, answer } => match values.put(change, &mut group.undo, &key, put) {
                 Ok(()) => group.values.push(answer),
                 Err(error) => drop(answer.send(Err(error))),
             },
             Job::Barrier { answer } => group.values.push(answer),
             Job::Delete { key, answer } => {
-                kept.delete(change, &mut group.undo, &key);
+                values.delete(change, &mut group.undo, &key);
                 group.values.push(answer);
             }
             Job::Sweep { now_ms, claims } => {
-                kept.expire(change, &mut group.undo, now_ms);
+                values.expire(change, &mut group.undo, now_ms);
                 self.sweep(change, now_ms, claims);
             }
             Job::Close { answer } => {
@@ -415,7 +415,7 @@ impl Writer {
         match self.recovery.recover(&self.shared.database, &self.ended_claims) {
             Ok(values) => {
                 self.ended_claims.clear();
-                self.shared.kept.replace(&values);
+                self.shared.values.replace(&values);
                 self.shared.status.set(None);
                 tracing::info!("the channel store can be written again");
                 Ok(())

@@ -15,13 +15,17 @@ use crate::redis::link::Link;
 pub(crate) struct RedisLeases {
     script: Script,
     /// Leases that were acquired here and not released, so that they can be released when the store is closed.
-    held: Mutex<HashMap<ChannelName, u64>>,
+    tokens: Mutex<HashMap<ChannelName, u64>>,
     closed: AtomicBool,
 }
 
 impl RedisLeases {
     pub(crate) fn new() -> Self {
-        Self { script: Script::new(include_str!("lease.lua")), held: Mutex::default(), closed: AtomicBool::new(false) }
+        Self {
+            script: Script::new(include_str!("lease.lua")),
+            tokens: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
     }
 
     pub(crate) async fn acquire(
@@ -35,7 +39,7 @@ impl RedisLeases {
         if outcome == "held" {
             return Ok(Acquisition::Held { remaining_ms: number });
         }
-        lock(&self.held).insert(key.clone(), number);
+        lock(&self.tokens).insert(key.clone(), number);
         Ok(Acquisition::Acquired(number))
     }
 
@@ -45,7 +49,7 @@ impl RedisLeases {
             self.forget(fence);
             return Err(Error::Fenced);
         }
-        lock(&self.held).insert(fence.key.clone(), fence.token);
+        lock(&self.tokens).insert(fence.key.clone(), fence.token);
         Ok(())
     }
 
@@ -58,9 +62,9 @@ impl RedisLeases {
     /// Releases all leases that are held here, so that others need not wait for their end. Best effort: they end by themselves otherwise.
     pub(crate) async fn release_all(&self, link: &Link) {
         self.closed.store(true, Ordering::Relaxed);
-        let held: Vec<Fence> =
-            lock(&self.held).iter().map(|(key, token)| Fence { key: key.clone(), token: *token }).collect();
-        for fence in held {
+        let tokens: Vec<Fence> =
+            lock(&self.tokens).iter().map(|(key, token)| Fence { key: key.clone(), token: *token }).collect();
+        for fence in tokens {
             if let Err(Error::Unavailable { .. }) = self.release(link, &fence).await {
                 return;
             }
@@ -68,9 +72,9 @@ impl RedisLeases {
     }
 
     fn forget(&self, fence: &Fence) {
-        let mut held = lock(&self.held);
-        if held.get(&fence.key) == Some(&fence.token) {
-            held.remove(&fence.key);
+        let mut tokens = lock(&self.tokens);
+        if tokens.get(&fence.key) == Some(&fence.token) {
+            tokens.remove(&fence.key);
         }
     }
 

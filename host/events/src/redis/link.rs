@@ -16,13 +16,13 @@ use crate::error::{Error, OpenError, lock};
 pub(crate) struct Link {
     client: Client,
     pub(crate) config: RedisConfig,
-    live: tokio::sync::Mutex<Option<Live>>,
+    server: tokio::sync::Mutex<Option<ServerConnection>>,
     failure: Mutex<Option<Failure>>,
 }
 
 /// A connection, and the run of the server that it is connected to.
 #[derive(Debug, Clone)]
-pub(crate) struct Live {
+pub(crate) struct ServerConnection {
     pub(crate) connection: MultiplexedConnection,
     pub(crate) run: Arc<str>,
 }
@@ -36,26 +36,26 @@ struct Failure {
 impl Link {
     pub(crate) fn new(config: RedisConfig) -> Result<Self, OpenError> {
         let client = Client::open(config.url.as_str()).map_err(OpenError::Url)?;
-        Ok(Self { client, config, live: tokio::sync::Mutex::new(None), failure: Mutex::new(None) })
+        Ok(Self { client, config, server: tokio::sync::Mutex::new(None), failure: Mutex::new(None) })
     }
 
     /// The shared connection; connected again where it was lost, but not more often than every `retry_ms`.
-    pub(crate) async fn live(&self) -> Result<Live, Error> {
-        let mut live = self.live.lock().await;
-        if let Some(live) = live.as_ref() {
-            return Ok(live.clone());
+    pub(crate) async fn server(&self) -> Result<ServerConnection, Error> {
+        let mut server = self.server.lock().await;
+        if let Some(server) = server.as_ref() {
+            return Ok(server.clone());
         }
         let retry = Duration::from_millis(self.config.retry_ms);
         if let Some(failure) = lock(&self.failure).as_ref().filter(|failure| failure.at.elapsed() < retry) {
             return Err(self.unavailable(&failure.reason));
         }
         let made = self.connect(Some(Duration::from_millis(self.config.timeout_ms))).await?;
-        *live = Some(made.clone());
+        *server = Some(made.clone());
         Ok(made)
     }
 
     /// A new connection for the caller; each command may take `response_max`.
-    pub(crate) async fn connect(&self, response_max: Option<Duration>) -> Result<Live, Error> {
+    pub(crate) async fn connect(&self, response_max: Option<Duration>) -> Result<ServerConnection, Error> {
         let timeout = Duration::from_millis(self.config.timeout_ms);
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(response_max);
@@ -74,21 +74,21 @@ impl Link {
                 if lock(&self.failure).take().is_some() {
                     tracing::info!("Redis answers again");
                 }
-                Ok(Live { connection, run: run.trim().into() })
+                Ok(ServerConnection { connection, run: run.trim().into() })
             }
             Err(reason) => Err(self.fail(reason)),
         }
     }
 
     /// Runs `ask` with the shared connection, within `timeout_ms`.
-    pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(Live) -> F) -> Result<T, Error>
+    pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(ServerConnection) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, RedisError>>,
     {
         let timeout = Duration::from_millis(self.config.timeout_ms);
         let asked = async {
-            let live = self.live().await?;
-            match ask(live).await {
+            let server = self.server().await?;
+            match ask(server).await {
                 Ok(answer) => Ok(answer),
                 Err(error) => Err(self.lost(&error).await),
             }
@@ -96,8 +96,8 @@ impl Link {
         match tokio::time::timeout(timeout, asked).await {
             Ok(answer) => answer,
             Err(_) => {
-                if let Ok(mut live) = self.live.try_lock() {
-                    *live = None;
+                if let Ok(mut server) = self.server.try_lock() {
+                    *server = None;
                 }
                 Err(self.fail(format!("no answer within {} ms", timeout.as_millis())))
             }
@@ -106,14 +106,14 @@ impl Link {
 
     /// Sends one command on the shared connection.
     pub(crate) async fn command<T: FromRedisValue>(&self, command: redis::Cmd) -> Result<T, Error> {
-        self.ask(|mut live| async move { command.query_async(&mut live.connection).await }).await
+        self.ask(|mut server| async move { command.query_async(&mut server.connection).await }).await
     }
 
     /// Checks that the server responds; its run.
     pub(crate) async fn ping(&self) -> Result<Arc<str>, Error> {
-        let ping = |mut live: Live| async move {
-            redis::cmd("PING").query_async::<Value>(&mut live.connection).await?;
-            Ok(live.run)
+        let ping = |mut server: ServerConnection| async move {
+            redis::cmd("PING").query_async::<Value>(&mut server.connection).await?;
+            Ok(server.run)
         };
         self.ask(ping).await
     }
@@ -140,7 +140,7 @@ impl Link {
                 Error::Other(format!("Redis refused: {reason}"))
             };
         }
-        *self.live.lock().await = None;
+        *self.server.lock().await = None;
         self.fail(error.to_string())
     }
 

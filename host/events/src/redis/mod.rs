@@ -33,7 +33,7 @@ use crate::lease::Acquisition;
 use crate::redis::groups::Groups;
 use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
-use crate::redis::stream::{Fields, Known, claim_key, event, key, meta_key};
+use crate::redis::stream::{Fields, StreamMeta, claim_key, event, key, meta_key};
 use crate::store::{Health, Usage, Write};
 use crate::subscription::Subscription;
 
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     hub: Arc<Hub>,
     link: Arc<Link>,
     append: Script,
-    kept: state::State,
+    values: state::State,
     leases: RedisLeases,
     /// Notified when another channel is followed.
     followed: Notify,
@@ -74,9 +74,9 @@ impl Redis {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
         let making = tokio::sync::Mutex::new(());
-        let (kept, leases) = (state::State::new(Arc::clone(&config)), RedisLeases::new());
+        let (values, leases) = (state::State::new(Arc::clone(&config)), RedisLeases::new());
         let followed = Notify::new();
-        let shared = Arc::new(Shared { config, clock, hub, link, append, kept, leases, followed, making });
+        let shared = Arc::new(Shared { config, clock, hub, link, append, values, leases, followed, making });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
         Ok(Self { shared, reader, renewed_ms: AtomicU64::new(0) })
     }
@@ -122,7 +122,7 @@ impl Redis {
                 Ok(None) => {}
                 Err(error) => {
                     // The mirror has no subscriber whose end would remove it.
-                    self.shared.hub.forget(name, |state| !state.astray);
+                    self.shared.hub.forget(name, |state| !state.diverged);
                     return Err(error);
                 }
             }
@@ -143,16 +143,16 @@ impl Redis {
         ttl_ms: Option<u64>,
         write: Write<'_>,
     ) -> Result<(), Error> {
-        self.shared.kept.put(&self.shared.link, key, value, ttl_ms, write).await
+        self.shared.values.put(&self.shared.link, key, value, ttl_ms, write).await
     }
 
     pub(crate) async fn count(&self, kind: &str) -> Result<usize, Error> {
-        self.shared.kept.count(&self.shared.link, kind).await
+        self.shared.values.count(&self.shared.link, kind).await
     }
 
     /// What is in use. Claims have no bound in Redis.
     pub(crate) async fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage { state_bytes: self.shared.kept.bytes(&self.shared.link).await?, claims: 0 })
+        Ok(Usage { state_bytes: self.shared.values.bytes(&self.shared.link).await?, claims: 0 })
     }
 
     pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
@@ -160,7 +160,7 @@ impl Redis {
     }
 
     pub(crate) async fn delete(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
-        self.shared.kept.delete(&self.shared.link, key, fence).await
+        self.shared.values.delete(&self.shared.link, key, fence).await
     }
 
     pub(crate) async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
@@ -180,7 +180,7 @@ impl Redis {
     }
 
     pub(crate) async fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
-        self.shared.kept.keys(&self.shared.link, kind, after, limit).await
+        self.shared.values.keys(&self.shared.link, kind, after, limit).await
     }
 
     pub(crate) async fn health(&self) -> Health {
@@ -266,7 +266,7 @@ impl Shared {
 
     async fn run_append(
         &self,
-        mut live: link::Live,
+        mut live: link::ServerConnection,
         name: &ChannelName,
         drafts: &[Draft],
         epoch: u64,
@@ -300,8 +300,8 @@ impl Shared {
             if state.gone {
                 continue;
             }
-            if !state.astray || state.next.epoch <= state.source.epoch {
-                state.astray = true;
+            if !state.diverged || state.next.epoch <= state.source.epoch {
+                state.diverged = true;
                 let after = state.log.last().epoch.saturating_add(1);
                 state.next = Cursor::new(self.clock.fresh_epoch().max(after), 1);
             }
@@ -320,7 +320,7 @@ impl Shared {
             if after.is_unknown() || after <= state.log.last() {
                 return Ok(());
             }
-            state.astray = true;
+            state.diverged = true;
         }
         self.mirror(name).await.map(drop)
     }
@@ -329,21 +329,21 @@ impl Shared {
     async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let (mut from, mut is_known) = (first_after(after), true);
         // Events that are too old are removed by the next append; until then they are skipped.
-        let (entries, known, oldest_ms) = loop {
-            let Range { entries, known, now_ms } = self.range(name, &from, limit).await?;
+        let (entries, meta, oldest_ms) = loop {
+            let Range { entries, meta, now_ms } = self.range(name, &from, limit).await?;
             // By the server's clock, which stamped the events: the local clock may differ.
             let oldest_ms = now_ms.saturating_sub(self.config.retention_of(name).age_ms_max);
             match entries.last() {
                 Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
                 // The cursor is not of this channel: all retained events come after the gap.
-                None if is_known && known.last != Cursor::START && resolve(after, known.last) != after => {
+                None if is_known && meta.last != Cursor::START && resolve(after, meta.last) != after => {
                     (from, is_known) = (first_after(Cursor::UNKNOWN), false);
                 }
-                _ => break (entries, known, oldest_ms),
+                _ => break (entries, meta, oldest_ms),
             }
         };
-        let last = known.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
-        if known.last == Cursor::START && entries.is_empty() {
+        let last = meta.last.max(entries.last().map_or(Cursor::START, |entry| entry.cursor));
+        if meta.last == Cursor::START && entries.is_empty() {
             // The channel is unknown.
             let last = if after == Cursor::START { Cursor::START } else { self.clock.beginning() };
             return Ok(page(after, last, false, std::iter::empty(), limit, 0));
@@ -352,7 +352,7 @@ impl Shared {
         let all = after.is_unknown() || !is_known;
         let news = |entry: &Arc<Entry>| (all || entry.cursor > after) && entry.time_ms >= oldest_ms;
         let entries = entries.into_iter().filter(news);
-        Ok(page(after, last, known.finished, entries, limit, self.config.page_bytes_max))
+        Ok(page(after, last, meta.finished, entries, limit, self.config.page_bytes_max))
     }
 
     /// Entries of a stream and its metadata, read atomically.
@@ -365,12 +365,12 @@ impl Shared {
         let (range, fields, (seconds, micros)): (StreamRangeReply, Fields, (u64, u64)) =
             self.link.ask(|mut live| async move { ask.query_async(&mut live.connection).await }).await?;
         let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
-        let known = Known::from_fields(fields);
-        self.observe(known.last.epoch);
+        let meta = StreamMeta::from_fields(fields);
+        self.observe(meta.last.epoch);
         // From here on, ages are measured by the store clock of this process.
         let here_ms = self.clock.now_ms();
         let stored_ms = |time_ms: u64| here_ms.saturating_sub(now_ms.saturating_sub(time_ms));
-        Ok(Range { entries: range.ids.iter().filter_map(|entry| event(entry, stored_ms)).collect(), known, now_ms })
+        Ok(Range { entries: range.ids.iter().filter_map(|entry| event(entry, stored_ms)).collect(), meta, now_ms })
     }
 
     /// Makes later epochs of this process greater than one that was read.
@@ -382,7 +382,7 @@ impl Shared {
 
     /// The mirror of a channel; loaded where there is none or where it differs from Redis.
     async fn mirror(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
-        let good = |channel: &Arc<Channel>| !channel.lock().astray;
+        let good = |channel: &Arc<Channel>| !channel.lock().diverged;
         if let Some(channel) = self.hub.resident(name).filter(good) {
             return Ok(channel);
         }
@@ -403,12 +403,12 @@ impl Shared {
 
     /// Loads a mirror again that differs from Redis; its subscribers get the events that they have not seen.
     async fn refresh(&self, channel: &Channel) -> Result<(), Error> {
-        if !channel.lock().astray {
+        if !channel.lock().diverged {
             return Ok(());
         }
         let log = self.load(&channel.name).await?;
         let mut state = channel.lock();
-        if !state.astray {
+        if !state.diverged {
             return Ok(());
         }
         // A server that lost its data may continue before the cursor that was read.
@@ -429,7 +429,7 @@ impl Shared {
         }
         state.source = state.log.last();
         state.sealed = state.log.finished();
-        state.astray = false;
+        state.diverged = false;
         wake(state);
         Ok(())
     }
@@ -437,9 +437,9 @@ impl Shared {
     /// Makes the reader start at the beginning of a stream where the server, after a restart, has lost what was read of it: new entries
     /// with an earlier epoch would never be read otherwise.
     async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
-        let Range { known, .. } = self.range(&channel.name, "-", 1).await?;
+        let Range { meta, .. } = self.range(&channel.name, "-", 1).await?;
         let mut state = channel.lock();
-        if known.last < state.source {
+        if meta.last < state.source {
             state.source = Cursor::START;
         }
         Ok(())
@@ -448,15 +448,15 @@ impl Shared {
     /// All entries that Redis has of a channel.
     async fn load(&self, name: &ChannelName) -> Result<Log, Error> {
         // The script appends and trims atomically, so that no more than `events_max` entries are retained.
-        let Range { entries, known, .. } = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
-        let before = entries.first().map_or(known.last, |first| first.cursor.previous());
+        let Range { entries, meta, .. } = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
+        let before = entries.first().map_or(meta.last, |first| first.cursor.previous());
         let mut log = Log::new(self.config.retention, before);
         for entry in entries {
             log.push(entry);
         }
-        log.skip_to(known.last);
+        log.skip_to(meta.last);
         log.expire(self.clock.now_ms());
-        if known.finished {
+        if meta.finished {
             log.finish();
         }
         Ok(log)
@@ -465,7 +465,7 @@ impl Shared {
     /// An empty mirror, marked as different from Redis.
     fn blank(&self) -> State {
         let mut state = State::new(Log::new(self.config.retention, Cursor::START));
-        state.astray = true;
+        state.diverged = true;
         state
     }
 }
@@ -473,7 +473,7 @@ impl Shared {
 /// Entries of a stream, read atomically.
 struct Range {
     entries: Vec<Arc<Entry>>,
-    known: Known,
+    meta: StreamMeta,
     /// The server's clock.
     now_ms: u64,
 }

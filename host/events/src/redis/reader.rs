@@ -11,7 +11,7 @@ use redis::{Cmd, RedisError};
 use crate::error::Error;
 use crate::hub::{Channel, wake};
 use crate::redis::Shared;
-use crate::redis::link::Live;
+use crate::redis::link::ServerConnection;
 use crate::redis::stream::event;
 
 /// The most entries of one stream in one reply.
@@ -37,7 +37,7 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
     // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered lost.
     let block_ms = shared.link.config.block_ms.max(1);
     let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
-    let Live { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
+    let ServerConnection { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
     // Mirrors may have been loaded from another run before this connection was opened.
     if known_run.as_ref() != Some(&run) {
         for channel in shared.hub.all() {
@@ -49,7 +49,7 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
     loop {
         let mut streams = Vec::new();
         for channel in shared.hub.all() {
-            if channel.lock().astray {
+            if channel.lock().diverged {
                 let _making = shared.making.lock().await;
                 shared.refresh(&channel).await?;
                 // Events that memory held while Redis was unavailable, of a channel without followers: pages come from Redis now.
@@ -112,7 +112,7 @@ async fn interruptible(
 
 fn apply(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     let mut state = channel.lock();
-    if state.astray {
+    if state.diverged {
         // It is loaded again, from the last entry that came from Redis.
         return;
     }

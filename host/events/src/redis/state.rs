@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use redis::Script;
-use weir_core::channels::{ChannelName, Exceeded, Fence, Shares, value_bytes_of};
+use weir_core::channels::{ChannelName, Fence, ShareExceeded, Shares, value_bytes_of};
 
 use crate::config::EventsConfig;
 use crate::error::Error;
@@ -51,14 +51,16 @@ impl State {
         let done: u8 = link.ask(|mut live| async move { put.invoke_async(&mut live.connection).await }).await?;
         match done {
             0 => Err(Error::Fenced),
-            2 => Err(Error::state(Exceeded::User {
+            2 => Err(Error::state(ShareExceeded::User {
                 more: bytes,
-                held: self.bytes_of(link, write.user).await?,
+                used: self.bytes_of(link, write.user).await?,
                 max: user_max,
             })),
-            3 => {
-                Err(Error::state(Exceeded::Total { more: bytes, held: self.bytes(link).await?, max: *state_bytes_max }))
-            }
+            3 => Err(Error::state(ShareExceeded::Total {
+                more: bytes,
+                used: self.bytes(link).await?,
+                max: *state_bytes_max,
+            })),
             _ => Ok(()),
         }
     }

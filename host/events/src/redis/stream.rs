@@ -42,7 +42,7 @@ pub(crate) fn event(entry: &StreamId, stored_ms: impl Fn(u64) -> u64) -> Option<
 
 /// The metadata of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Known {
+pub(crate) struct StreamMeta {
     pub(crate) last: Cursor,
     pub(crate) finished: bool,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Known {
 /// Epoch, sequence and finished, as Redis returns them.
 pub(crate) type Fields = (Option<u64>, Option<u64>, Option<u8>);
 
-impl Known {
+impl StreamMeta {
     pub(crate) fn from_fields((epoch, seq, finished): Fields) -> Self {
         let last = Cursor { epoch: epoch.unwrap_or_default(), seq: seq.unwrap_or_default() };
         Self { last, finished: finished == Some(1) }

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::inference::pool::Pool;
 use crate::inference::queue::{Job, Queue};
-use crate::inference::reply::Reply;
+use crate::inference::reply::OutcomeSender;
 use crate::types::{Failure, Item, Outcome, WhenFull};
 
 /// The pools by model name.
@@ -141,7 +141,7 @@ impl CallSender {
     }
 
     /// The pool of an item's model. An item of an unknown model is answered.
-    fn pool_of(&self, item: &Item) -> Option<(Arc<Pool>, Reply)> {
+    fn pool_of(&self, item: &Item) -> Option<(Arc<Pool>, OutcomeSender)> {
         let reply = self.reply(item.id);
         match self.call.pools.get(&item.model) {
             Some(pool) => Some((pool.clone(), reply)),
@@ -152,8 +152,8 @@ impl CallSender {
         }
     }
 
-    fn reply(&self, id: u64) -> Reply {
-        Reply::new(id, self.call.is_abandoned.clone(), self.tx.clone())
+    fn reply(&self, id: u64) -> OutcomeSender {
+        OutcomeSender::new(id, self.call.is_abandoned.clone(), self.tx.clone())
     }
 
     fn check_open(&self) -> Result<(), CallAbandoned> {
@@ -213,7 +213,7 @@ impl CallHandle {
 
 /// A reply and the stream that receives it.
 #[cfg(test)]
-pub(crate) fn test_reply(id: u64) -> (Reply, Outcomes) {
+pub(crate) fn test_reply(id: u64) -> (OutcomeSender, Outcomes) {
     let (sender, outcomes) = CallOpener::new(Arc::default(), 16).open();
     (sender.reply(id), outcomes)
 }

@@ -9,17 +9,17 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_core::inference::breaker::{Breaker, BreakerConfig, Permit};
-use weir_core::inference::queue::{self as core, DropPolicy, Pushed, QueueConfig, Rate, Refused, Ticket};
+use weir_core::inference::queue::{self as core, DropPolicy, PushOutcome, PushRefusal, QueueConfig, Rate, Ticket};
 use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
 use weir_core::random::SplitMix64;
 
-use crate::inference::reply::Reply;
+use crate::inference::reply::OutcomeSender;
 use crate::types::{Failure, Item};
 
 /// An item and how it is answered.
 pub(crate) struct Job {
     pub(crate) item: Item,
-    pub(crate) reply: Reply,
+    pub(crate) reply: OutcomeSender,
     pub(crate) ticket: Ticket,
     pub(crate) retry: Retry,
     /// The circuit breaker's permit; none for a warm-up.
@@ -47,7 +47,7 @@ impl Drop for InFlightTokens {
 }
 
 impl Job {
-    pub(crate) fn new(item: Item, reply: Reply, ticket: Ticket, queue_permit: Option<QueuePermit>) -> Self {
+    pub(crate) fn new(item: Item, reply: OutcomeSender, ticket: Ticket, queue_permit: Option<QueuePermit>) -> Self {
         Self { item, reply, ticket, retry: Retry::new(), permit: None, queue_permit, in_flight: None }
     }
 
@@ -294,23 +294,23 @@ impl Queue {
         let mut wait_ms = inner.rate.wait_ms(inner.waiting.tokens().saturating_add(in_flight), self.replicas);
         let pushed = if job.queue_permit.is_some() {
             inner.waiting.insert(now, ticket, job);
-            Pushed::Waits
+            PushOutcome::Waits
         } else if let Some(late_ms) = inner.late_ms(now, ticket, in_flight, self.replicas) {
             // Refused now, rather than after its deadline.
             wait_ms = late_ms;
-            Pushed::Refused(Refused::Full, job)
+            PushOutcome::Refused(PushRefusal::Full, job)
         } else {
             inner.waiting.push(now, ticket, job)
         };
-        if !matches!(pushed, Pushed::Refused(..)) {
+        if !matches!(pushed, PushOutcome::Refused(..)) {
             inner.budget.deposit(now);
         }
         let waker = if inner.waiting.takeable() > 0 { inner.idle.iter_mut().find_map(Option::take) } else { None };
         let refused = match pushed {
-            Pushed::Waits => Vec::new(),
-            Pushed::Dropped(jobs) => jobs.into_iter().map(|job| (job, Failure::Overloaded(wait_ms))).collect(),
-            Pushed::Refused(Refused::Full, job) => vec![(job, Failure::Overloaded(wait_ms))],
-            Pushed::Refused(Refused::Share, job) => vec![(job, Failure::Throttled(wait_ms))],
+            PushOutcome::Waits => Vec::new(),
+            PushOutcome::Dropped(jobs) => jobs.into_iter().map(|job| (job, Failure::Overloaded(wait_ms))).collect(),
+            PushOutcome::Refused(PushRefusal::Full, job) => vec![(job, Failure::Overloaded(wait_ms))],
+            PushOutcome::Refused(PushRefusal::Share, job) => vec![(job, Failure::Throttled(wait_ms))],
         };
         for (job, _) in &refused {
             inner.return_permit(job);

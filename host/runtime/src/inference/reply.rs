@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use crate::types::{Failure, Outcome, Output};
 
 /// Sends the outcome of one item to its call. One that is dropped unsent answers `unavailable`, so that every item gets an outcome.
-pub(crate) struct Reply {
+pub(crate) struct OutcomeSender {
     id: u64,
     /// The call's flag: true once its outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
@@ -16,7 +16,7 @@ pub(crate) struct Reply {
     is_sent: bool,
 }
 
-impl Reply {
+impl OutcomeSender {
     pub(crate) fn new(id: u64, is_abandoned: Arc<AtomicBool>, tx: mpsc::UnboundedSender<Outcome>) -> Self {
         Self { id, is_abandoned, tx, is_sent: false }
     }
@@ -47,7 +47,7 @@ impl Reply {
     }
 }
 
-impl Drop for Reply {
+impl Drop for OutcomeSender {
     fn drop(&mut self) {
         if !self.is_sent {
             self.send_once(0, Err(Failure::Unavailable("the replica that had this item was lost".into())));

@@ -70,8 +70,8 @@ pub(crate) fn delivery(delivery: channels::Delivery) -> Delivery {
     match delivery {
         channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
         channels::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
-        channels::Delivery::Closed(channels::Closed::Slow) => Delivery::Closed(Closed::Slow),
-        channels::Delivery::Closed(channels::Closed::Lost) => Delivery::Closed(Closed::Lost),
+        channels::Delivery::Closed(channels::CloseReason::Slow) => Delivery::Closed(Closed::Slow),
+        channels::Delivery::Closed(channels::CloseReason::Lost) => Delivery::Closed(Closed::Lost),
     }
 }
 

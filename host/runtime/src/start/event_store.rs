@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use weir_config::{Events, EventsFallback, EventsStore};
 use weir_core::channels::Retention;
-use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, Tapped};
+use weir_events::{EventsConfig, Fallback, FileConfig, RedisConfig, Store, StoreKind, TapItem};
 
 use crate::start::{StartError, pipeline_metrics};
 
@@ -47,7 +47,7 @@ fn start_consumers(config: &Events, events: &Store) -> Result<(), StartError> {
     tokio::spawn(async move {
         let mut names = HashSet::new();
         while let Some(tapped) = tap.next().await {
-            let Tapped::Event { channel, entry } = tapped else { continue };
+            let TapItem::Event { channel, entry } = tapped else { continue };
             if channel.kind() == "pipeline" {
                 pipeline_metrics::count(&entry.name, &entry.data);
             }

@@ -33,7 +33,8 @@ use bindings::{
     wit_stream,
 };
 use weir_core::channels::{
-    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Exceeded, Leases, Log, Retention, Subscriber, Values,
+    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, ShareExceeded, Subscriber,
+    Values,
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
@@ -178,8 +179,8 @@ impl state::Guest for Stub {
             values.expire(now_ms);
             let put = values.put(&key, value, bytes, end_ms, user.as_deref());
             put.map(drop).map_err(|exceeded| match exceeded {
-                Exceeded::User { .. } => Failure::ShareExceeded(1000),
-                Exceeded::Total { .. } => Failure::Full(1000),
+                ShareExceeded::User { .. } => Failure::ShareExceeded(1000),
+                ShareExceeded::Total { .. } => Failure::Full(1000),
             })
         })
     }
@@ -326,8 +327,8 @@ fn wire(delivery: channels::Delivery) -> Delivery {
     match delivery {
         channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
         channels::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
-        channels::Delivery::Closed(channels::Closed::Slow) => Delivery::Closed(WireClosed::Slow),
-        channels::Delivery::Closed(channels::Closed::Lost) => Delivery::Closed(WireClosed::Lost),
+        channels::Delivery::Closed(channels::CloseReason::Slow) => Delivery::Closed(WireClosed::Slow),
+        channels::Delivery::Closed(channels::CloseReason::Lost) => Delivery::Closed(WireClosed::Lost),
     }
 }
 

@@ -85,22 +85,22 @@ fn bounds_and_drop_policies() {
     let mut none = Queue::new(small);
     none.push(0, ticket(1, 1), 0);
     none.push(0, ticket(1, 1), 1);
-    assert_eq!(none.push(0, ticket(1, 1), 2), Pushed::Refused(Refused::Full, 2));
+    assert_eq!(none.push(0, ticket(1, 1), 2), PushOutcome::Refused(PushRefusal::Full, 2));
 
     let mut head = Queue::new(QueueConfig { drop_policy: DropPolicy::Head, ..small });
     head.push(0, ticket(1, 1), 0);
     head.push(0, ticket(2, 1), 1);
-    assert_eq!(head.push(0, ticket(3, 1), 2), Pushed::Dropped(vec![0]));
+    assert_eq!(head.push(0, ticket(3, 1), 2), PushOutcome::Dropped(vec![0]));
     assert_eq!(head.take(0, 9, 99), [1, 2]);
 
     let mut tokens = Queue::new(QueueConfig { tokens_max: 10, ..CONFIG });
-    assert_eq!(tokens.push(0, ticket(1, 50), 0), Pushed::Waits, "alone it may be as large as it is");
-    assert_eq!(tokens.push(0, ticket(1, 1), 1), Pushed::Refused(Refused::Full, 1));
+    assert_eq!(tokens.push(0, ticket(1, 50), 0), PushOutcome::Waits, "alone it may be as large as it is");
+    assert_eq!(tokens.push(0, ticket(1, 1), 1), PushOutcome::Refused(PushRefusal::Full, 1));
 
     let mut share = Queue::new(QueueConfig { owner_items_max: 1, ..CONFIG });
-    assert_eq!(share.push(0, ticket(1, 1), 0), Pushed::Waits);
-    assert_eq!(share.push(0, ticket(2, 1), 1), Pushed::Refused(Refused::Share, 1));
-    assert_eq!(share.push(0, Ticket { owner: 7, ..ticket(3, 1) }, 2), Pushed::Waits);
+    assert_eq!(share.push(0, ticket(1, 1), 0), PushOutcome::Waits);
+    assert_eq!(share.push(0, ticket(2, 1), 1), PushOutcome::Refused(PushRefusal::Share, 1));
+    assert_eq!(share.push(0, Ticket { owner: 7, ..ticket(3, 1) }, 2), PushOutcome::Waits);
 }
 
 #[test]
@@ -224,12 +224,12 @@ proptest! {
                     let ticket = Ticket { call, owner: call % 2, tokens, deadline_ns };
                     inside.push((call, deadline_ns));
                     match queue.push(now, ticket, next) {
-                        Pushed::Waits => {}
-                        Pushed::Dropped(values) => {
+                        PushOutcome::Waits => {}
+                        PushOutcome::Dropped(values) => {
                             prop_assert_eq!(config.drop_policy, DropPolicy::Head);
                             for value in values { gone(value, &mut left)?; }
                         }
-                        Pushed::Refused(_, value) => {
+                        PushOutcome::Refused(_, value) => {
                             prop_assert_eq!(value, next);
                             gone(value, &mut left)?;
                         }

@@ -119,7 +119,7 @@ pub struct Attempt<T> {
 
 /// A batch, for inference.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Released<T> {
+pub struct ReleasedBatch<T> {
     /// Why now.
     pub reason: FlushReason,
     /// At least one; what is retried comes first.
@@ -128,7 +128,7 @@ pub struct Released<T> {
 
 /// A result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivered<R> {
+pub struct ItemResult<R> {
     /// The number that the push of the item returned.
     pub seq: u64,
     /// From the push to the outcome, in nanoseconds; waiting for results before it does not count.

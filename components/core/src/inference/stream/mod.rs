@@ -38,7 +38,7 @@ pub use self::{
         StreamingConfig,
     },
     event::{
-        Attempt, Cause, Delivered, ErrorCategory, FlushReason, ItemError, PushError, Released, StreamState,
+        Attempt, Cause, ErrorCategory, FlushReason, ItemError, ItemResult, PushError, ReleasedBatch, StreamState,
         TransitionError,
     },
     stats::{Histogram, Stats},
@@ -71,7 +71,7 @@ struct Pending<T> {
 
 /// A result or an error that was not polled yet, with the bytes of its place.
 #[derive(Debug)]
-struct Held<V> {
+struct PendingOutput<V> {
     bytes: usize,
     value: V,
 }
@@ -98,10 +98,10 @@ pub struct Stream<T, R> {
     /// Something was held back for lack of acknowledgements.
     held_back: bool,
     /// Results, when the order is strict.
-    ordered: Option<Resequencer<Held<Delivered<R>>>>,
+    ordered: Option<Resequencer<PendingOutput<ItemResult<R>>>>,
     /// Results, when it is not.
-    results: VecDeque<Held<Delivered<R>>>,
-    errors: VecDeque<Held<ItemError<T>>>,
+    results: VecDeque<PendingOutput<ItemResult<R>>>,
+    errors: VecDeque<PendingOutput<ItemError<T>>>,
     /// How many of `errors` were dropped: at most `max_buffer_size`; they hold no place in `held`.
     drops_unpolled: usize,
     held: SizeGate,
@@ -336,7 +336,7 @@ impl<T: Clone, R> Stream<T, R> {
     }
 
     /// The next result: in the order of the pushes when that is strict.
-    pub fn poll_result(&mut self) -> Option<Delivered<R>> {
+    pub fn poll_result(&mut self) -> Option<ItemResult<R>> {
         let held = match &mut self.ordered {
             Some(ordered) => ordered.pop()?.1,
             None => self.results.pop_front()?,

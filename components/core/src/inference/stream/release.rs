@@ -1,6 +1,6 @@
 //! When a stream releases a batch, why, and what is in it.
 
-use super::{Aggregation, Attempt, Batching, FlushReason, NS_PER_MS, Pending, Released, Stream, StreamState};
+use super::{Aggregation, Attempt, Batching, FlushReason, NS_PER_MS, Pending, ReleasedBatch, Stream, StreamState};
 use crate::{
     failure::Failure,
     inference::breaker::{BreakerState, Permit},
@@ -17,7 +17,7 @@ pub(super) struct Batch {
 }
 
 /// First attempts that are to be released together.
-struct Fresh {
+struct FirstAttempts {
     /// From when on; 0 for at once.
     due_ns: u64,
     reason: FlushReason,
@@ -34,7 +34,7 @@ struct Plan {
 impl<T: Clone, R> Stream<T, R> {
     /// The next batch for inference, if it is time for one and a slot is free. Poll until there is none, after every input
     /// and at the time of [`Self::poll_timeout`].
-    pub fn poll_batch(&mut self, now: u64) -> Option<Released<T>> {
+    pub fn poll_batch(&mut self, now: u64) -> Option<ReleasedBatch<T>> {
         self.give_up_if_open(now);
         if !self.may_release() {
             return None;
@@ -112,11 +112,11 @@ impl<T: Clone, R> Stream<T, R> {
     }
 
     /// The first attempts that go next, with what waits now.
-    fn fresh(&self) -> Option<Fresh> {
+    fn fresh(&self) -> Option<FirstAttempts> {
         let oldest = self.waiting.front()?;
         let config = &self.config;
         let waiting = self.waiting.len();
-        let at_once = |reason, count| Some(Fresh { due_ns: 0, reason, count });
+        let at_once = |reason, count| Some(FirstAttempts { due_ns: 0, reason, count });
         if self.state == StreamState::Stopping {
             return at_once(FlushReason::Shutdown, waiting.min(config.max_batch_size));
         }
@@ -134,7 +134,7 @@ impl<T: Clone, R> Stream<T, R> {
                 at_once(FlushReason::BatchSize, config.batch_size)
             }
             (Batching::Windowed, Aggregation::CountOnly) => None,
-            (Batching::Windowed, Aggregation::TimeAndCount | Aggregation::TimeOnly) => Some(Fresh {
+            (Batching::Windowed, Aggregation::TimeAndCount | Aggregation::TimeOnly) => Some(FirstAttempts {
                 due_ns: oldest.pushed_ns.saturating_add(u64::from(config.window_ms) * NS_PER_MS),
                 reason: FlushReason::Timeout,
                 count: most,
@@ -167,7 +167,7 @@ impl<T: Clone, R> Stream<T, R> {
         Some(Plan { reason, retries, fresh: count.min(room) })
     }
 
-    fn release(&mut self, now: u64, plan: &Plan, permit: Option<Permit>) -> Released<T> {
+    fn release(&mut self, now: u64, plan: &Plan, permit: Option<Permit>) -> ReleasedBatch<T> {
         let batch = self.id_next;
         let mut attempts = Vec::with_capacity(plan.retries + plan.fresh);
         for _ in 0..plan.retries {
@@ -187,7 +187,7 @@ impl<T: Clone, R> Stream<T, R> {
         self.batches.insert(batch, Batch { open: attempts.len(), answered: false, permit });
         self.counters.batches_by_reason[plan.reason as usize] += 1;
         self.counters.attempts += attempts.len() as u64;
-        Released { reason: plan.reason, attempts }
+        ReleasedBatch { reason: plan.reason, attempts }
     }
 
     fn attempt(&mut self, batch: u64, mut pending: Pending<T>) -> Attempt<T> {

@@ -1,6 +1,6 @@
 //! What becomes of an item once its outcome is known.
 
-use super::{Cause, Delivered, Held, ItemError, NS_PER_MS, Pending, Stream, StreamState};
+use super::{Cause, ItemError, ItemResult, NS_PER_MS, Pending, PendingOutput, Stream, StreamState};
 use crate::failure::Failure;
 
 impl<T: Clone, R> Stream<T, R> {
@@ -8,7 +8,7 @@ impl<T: Clone, R> Stream<T, R> {
     pub(super) fn deliver(&mut self, now: u64, pending: &Pending<T>, result: R) {
         let latency_ns = now.saturating_sub(pending.pushed_ns);
         self.counters.latency.record(latency_ns);
-        let held = Held { bytes: pending.bytes, value: Delivered { seq: pending.seq, latency_ns, result } };
+        let held = PendingOutput { bytes: pending.bytes, value: ItemResult { seq: pending.seq, latency_ns, result } };
         match &mut self.ordered {
             Some(ordered) => {
                 let inserted = ordered.insert(pending.seq, held);
@@ -63,7 +63,7 @@ impl<T: Clone, R> Stream<T, R> {
             self.acks.sent(1);
         }
         let Pending { seq, item, bytes, attempts_made: attempts, .. } = pending;
-        self.errors.push_back(Held { bytes, value: ItemError { seq, item, attempts, cause } });
+        self.errors.push_back(PendingOutput { bytes, value: ItemError { seq, item, attempts, cause } });
     }
 
     /// Everything that waits for an attempt fails.

@@ -426,7 +426,7 @@ fn a_pause_releases_nothing_and_lets_outcomes_through() {
     push(&mut stream, 0, 1..3);
     assert_eq!((batch(&mut stream, 0), stream.poll_timeout()), (None, None));
     stream.handle_outcome(7, ids[0], Ok(0));
-    assert_eq!(stream.poll_result(), Some(Delivered { seq: 0, latency_ns: 7, result: 0 }));
+    assert_eq!(stream.poll_result(), Some(ItemResult { seq: 0, latency_ns: 7, result: 0 }));
     stream.resume().unwrap();
     assert_eq!(batch(&mut stream, 0).unwrap().1, [1, 2]);
 }

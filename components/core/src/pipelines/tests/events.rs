@@ -101,7 +101,7 @@ fn progress_coalesces_and_outputs_are_pushed_back_when_there_is_no_room() {
     execution.handle_output(at(2), a, json("1")).unwrap();
     execution.handle_progress(at(3), a, f64::NAN, "three");
     execution.handle_output(at(4), a, json("2")).unwrap();
-    assert_eq!(execution.handle_output(at(5), a, json("3")), Err(Rejected::Full));
+    assert_eq!(execution.handle_output(at(5), a, json("3")), Err(ReportError::Full));
     execution.handle_progress(at(6), a, 7.0, &"é".repeat(1000));
     // So many events wait that they need not wait for the interval.
     world.drain(at(6));
@@ -110,10 +110,10 @@ fn progress_coalesces_and_outputs_are_pushed_back_when_there_is_no_room() {
     assert!(lines[2].starts_with("6 6 step_progress a: 1 éé") && lines.len() == 3);
     assert!(world.execution.handle_output(at(7), a, json("3")).is_ok());
     let too_large = json(&"1".repeat((1 << 20) + 1));
-    let want = Rejected::TooLarge { bytes: (1 << 20) + 1, bytes_max: 1 << 20 };
+    let want = ReportError::TooLarge { bytes: (1 << 20) + 1, bytes_max: 1 << 20 };
     assert_eq!(world.execution.handle_output(at(7), a, too_large), Err(want));
     let other = Run { number: 9, ..a };
-    assert_eq!(world.execution.handle_output(at(7), other, json("1")), Err(Rejected::Stale));
+    assert_eq!(world.execution.handle_output(at(7), other, json("1")), Err(ReportError::Stale));
 }
 
 #[test]

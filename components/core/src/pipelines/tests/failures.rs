@@ -190,7 +190,7 @@ fn outputs_are_bounded() {
     assert!(world.told().contains("step_error a: output_too_large"));
     let definition = world.execution.definition().clone();
     let refused = Execution::new(definition, "e", json(&large), Limits::default(), 1, at(0)).map(drop);
-    assert_eq!(refused, Err(Rejected::TooLarge { bytes: (1 << 20) + 2, bytes_max: 1 << 20 }));
+    assert_eq!(refused, Err(ReportError::TooLarge { bytes: (1 << 20) + 2, bytes_max: 1 << 20 }));
 }
 
 #[test]

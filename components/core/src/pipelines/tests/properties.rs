@@ -60,7 +60,7 @@ struct Life {
     saving: Option<Checkpoint>,
     appending: Option<Batch>,
     channel: Vec<Sequenced>,
-    running: Vec<Work>,
+    running: Vec<RunRequest>,
     random: SplitMix64,
     ms: u64,
     crashes_percent: u64,
@@ -220,7 +220,7 @@ fn limits() -> Limits {
 }
 
 /// Says which step it is and what it was given.
-fn output(definition: &Definition, work: &Work) -> Json {
+fn output(definition: &Definition, work: &RunRequest) -> Json {
     let id = &definition.task(work.run.place).expect("a task").id;
     json(&format!("{{\"{id}\":{:?}}}", work.inputs.default_json()))
 }

@@ -1,7 +1,7 @@
 //! The phrases behind the rules of intents. Words are apart by a space, phrases by a semicolon; a space in a phrase is any gap within a
 //! sentence.
 
-use super::Cue;
+use super::PhraseHint;
 
 /// Verbs of what is asked of somebody or promised.
 pub(super) const VERBS: &str = "add adjust arrange ask assign attach book bring build call cancel change check circulate clean close \
@@ -29,9 +29,9 @@ pub(super) const FILLERS: &str = "so and but okay ok well um uh hey hi hello sor
 pub(super) const SOFTENERS: &str = "please also just quickly maybe kindly then still definitely personally go";
 
 /// What each phrase hints at.
-pub(super) const CUES: &[(Cue, &str)] = &[
+pub(super) const CUES: &[(PhraseHint, &str)] = &[
     (
-        Cue::Clarify,
+        PhraseHint::Clarify,
         "what do you mean; what does that mean; what did you mean; what you mean; do you mean; did you mean; \
          you mean; you meant; what's meant by; can you clarify; could you clarify; please clarify; to clarify; \
          clarify that; clarify what; let me clarify; clarification; clarify; can you explain; could you explain; \
@@ -49,7 +49,7 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          is that different; referring to; to put it differently; to put it another way",
     ),
     (
-        Cue::Decide,
+        PhraseHint::Decide,
         "we decided; we've decided; we have decided; i've decided; i have decided; i decided; they decided; \
          they've decided; board decided; team decided; it's decided; it was decided; been decided; \
          that's decided; decided to; decided on; decided that; decided against; decision is; decision was; \
@@ -68,13 +68,13 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          let's do option; selected; it's official",
     ),
     (
-        Cue::Request,
+        PhraseHint::Request,
         "can you; could you; would you; will you; can someone; could someone; can somebody; can anyone; can we; \
          could we; may i ask you to; would you mind",
     ),
-    (Cue::Act, "can i ask you to; could i ask you to; can i get you to"),
+    (PhraseHint::Act, "can i ask you to; could i ask you to; can i get you to"),
     (
-        Cue::Ask,
+        PhraseHint::Ask,
         "how about; what about; what if; any idea; any ideas; any update; any updates; any news; any questions; \
          any thoughts; any chance; i wonder; wondering if; wondering whether; wondering what; wondering how; \
          wondering when; i'd like to know; i would like to know; i want to know; i wanted to know; \
@@ -85,20 +85,20 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          could you make it; can you get",
     ),
     (
-        Cue::Invert,
+        PhraseHint::Invert,
         "is; are; was; were; am; does; did; can; could; will; would; should; shall; may; might; has; have; had; \
          isn't; aren't; wasn't; weren't; don't; doesn't; didn't; can't; couldn't; won't; wouldn't; shouldn't; \
          hasn't; haven't; do i; do you; do we; do they; do any; do all",
     ),
     (
-        Cue::Ask,
+        PhraseHint::Ask,
         "do i have; do i need; do we have; do we need; do we want; do we know; do you have; do you need; \
          do you want; do you think; do they have; do you still; do you guys; do you offer; do i get; \
          do they want; do they know; do you see; do you remember",
     ),
-    (Cue::Wh, "what; when; where; who; whose; why; how; which"),
+    (PhraseHint::Wh, "what; when; where; who; whose; why; how; which"),
     (
-        Cue::Act,
+        PhraseHint::Act,
         "we need to; you need to; they need to; he needs to; she needs to; needs to; need you to; \
          need someone to; want you to; would like you to; like you to; you have to; we have to; has to be; \
          have to be; we must; you must; must be; make sure; be sure to; don't forget; remember to; action item; \
@@ -112,13 +112,13 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          will be responsible",
     ),
     (
-        Cue::ActVerb,
+        PhraseHint::ActVerb,
         "please; let's; we ought to; i want us to; i'd like us to; should; he'll; she'll; they'll; you'll; \
          can you; could you; you can",
     ),
-    (Cue::Suggest, "we should; we ought to"),
+    (PhraseHint::Suggest, "we should; we ought to"),
     (
-        Cue::Commit,
+        PhraseHint::Commit,
         "i'll; i will; we'll; we will; i'm going to; i am going to; i'm gonna; we're going to; we are going to; \
          we're gonna; i promise; we promise; i guarantee; we guarantee; you have my word; count on me; \
          count on us; rely on me; leave it with me; leave it to me; leave that with me; leave that to me; \
@@ -131,9 +131,9 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          i will let you know; i'll get back to you; on my way; i'll be sure to; i pledge; i swear; right on it; \
          i'll go ahead",
     ),
-    (Cue::CommitVerb, "i can; we can; happy to; glad to; i could; i'm happy to; allow me to"),
+    (PhraseHint::CommitVerb, "i can; we can; happy to; glad to; i could; i'm happy to; allow me to"),
     (
-        Cue::Agree,
+        PhraseHint::Agree,
         "i agree; i totally agree; i completely agree; i fully agree; i also agree; i absolutely agree; \
          we agree; agree with you; agree with that; agreed; in agreement; sounds good; sounds great; \
          sounds fine; sounds right; sounds reasonable; sounds like a plan; sound good to me; makes sense; \
@@ -149,12 +149,12 @@ pub(super) const CUES: &[(Cue, &str)] = &[
          true enough; no problem with that; likewise; indeed; for sure",
     ),
     (
-        Cue::Assent,
+        PhraseHint::Assent,
         "yes; yeah; yep; yup; sure; okay; ok; right; alright; great; perfect; fine; true; correct; certainly; \
          cool; deal; totally; very well; all right; uh huh; mm hmm; aye; excellent; very good",
     ),
     (
-        Cue::Nothing,
+        PhraseHint::Nothing,
         "don't agree; do not agree; can't agree; cannot agree; not agree; never agreed; disagree; \
          not sure i agree; wouldn't agree; not exactly; not absolutely; not definitely; not a good idea; \
          doesn't make sense; does not make sense; didn't make sense; not make sense; no decision; \

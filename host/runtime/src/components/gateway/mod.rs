@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use wasmtime_wasi_http::WasiBody;
-use weir_codec::http::router::Found;
+use weir_codec::http::router::RouteMatch;
 
 use crate::components::gateway::admission::{InstanceBounds, OpenRequest, RequestQueue};
 use crate::components::gateway::scaled::ScaledInstances;
@@ -75,7 +75,7 @@ impl Gateway {
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
         let open = Arc::new(OpenRequest::new(client));
-        let response = match Found::is_stateful(request.uri().path()) {
+        let response = match RouteMatch::is_stateful(request.uri().path()) {
             true => self.stateful.handle(request, open.clone(), body_bytes).await?,
             false => self.stateless.handle(request, open.clone(), body_bytes).await?,
         };

@@ -26,7 +26,7 @@ use self::instance::Instance;
 use self::metrics::PoolMetrics;
 use self::streams::{EndWatched, ItemSource, NotifyOnDrop, OutcomeSink};
 use crate::inference::queue::{Job, Queue, QueueSettings};
-use crate::inference::reply::Reply;
+use crate::inference::reply::OutcomeSender;
 use crate::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
     TokenOptions, WhenFull,
@@ -431,7 +431,7 @@ impl Pool {
             task,
         };
         // Its reply has no receiver: `OutcomeSink` handles its outcome.
-        let reply = Reply::without_receiver();
+        let reply = OutcomeSender::without_receiver();
         let ticket = Ticket { call: 0, owner: 0, tokens: 0, deadline_ns: None };
         Job::new(item, reply, ticket, None)
     }

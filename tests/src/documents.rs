@@ -77,6 +77,9 @@ pub fn pages() -> Result<Vec<PathBuf>> {
     fn below(folder: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
+            if path.ends_with("node_modules") {
+                continue;
+            }
             if path.is_dir() {
                 below(&path, pages)?;
             } else if path.extension().is_some_and(|end| end == "md") {

@@ -51,10 +51,13 @@ fn slug(heading: &str) -> String {
     kept.map(|it| if it == ' ' { '-' } else { it }).collect()
 }
 
-/// Every Markdown file below a folder.
+/// Every Markdown file below a folder; what npm has installed is not ours.
 pub(super) fn markdown_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("node_modules") {
+            continue;
+        }
         if path.is_dir() {
             markdown_files(&path, files);
         } else if path.extension().is_some_and(|end| end == "md") {
@@ -84,7 +87,7 @@ fn every_link_leads_somewhere() {
     let book = root.join("docs");
     let mut files: Vec<PathBuf> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|end| end == "md"));
-    for folder in ["docs", "demo", "examples"] {
+    for folder in ["docs", "demo", "examples", "clients"] {
         markdown_files(&root.join(folder), &mut files);
     }
     let texts = files.into_iter().map(|path| (path.clone(), read(&fs::read_to_string(&path).unwrap())));

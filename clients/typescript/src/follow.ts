@@ -1,0 +1,189 @@
+import { errorOf, WeirError } from "./errors.js";
+import { decode } from "./ndjson.js";
+import { createSseParser } from "./sse.js";
+
+export type ConnectionState = "idle" | "connecting" | "open" | "reconnecting" | "closed" | "failed";
+
+export interface StateInfo {
+  /** Attempts since the last event. */
+  attempt: number;
+  retryInMs?: number | undefined;
+  cause?: unknown;
+}
+
+/** Which events of a channel a subscription gets; what is left out is no gap. */
+export interface EventFilter {
+  /** Names of events, such as `step_complete`. */
+  events?: readonly string[] | undefined;
+  /** Ids of steps. */
+  steps?: readonly string[] | undefined;
+  /** Progress of one key comes at most once in this time; the newest is kept. */
+  throttleMs?: number | undefined;
+}
+
+export interface FollowOptions extends EventFilter {
+  /** The id of the last event that the caller has: what follows it comes next. */
+  lastEventId?: string | undefined;
+  signal?: AbortSignal | undefined;
+  /** Default true. */
+  reconnect?: boolean | undefined;
+  /** Default 5: attempts without an event between them. */
+  maxReconnectAttempts?: number | undefined;
+  /** Default 3000, until the server sends another time. */
+  reconnectInterval?: number | undefined;
+  /** Default 45,000: a connection on which nothing comes for this time is taken for dead. */
+  stallMs?: number | undefined;
+  onState?(state: ConnectionState, info: StateInfo): void;
+}
+
+/** An event as it is on the wire. */
+export interface RawEvent {
+  type: string;
+  id?: string | undefined;
+  data: any;
+}
+
+/** One connection. */
+export interface ConnectionRequest {
+  lastEventId: string | undefined;
+  signal: AbortSignal;
+  /** The connection holds. */
+  onOpen(): void;
+  /** Something came, a heartbeat too. */
+  onAlive(): void;
+  /** The time to wait before the next connection, in milliseconds. */
+  onRetry(ms: number): void;
+}
+
+/** Opens connections to one channel. The stream ends where the connection does; it returns "finished" where nothing can come any more. */
+export type Connect = (request: ConnectionRequest) => AsyncGenerator<RawEvent, "finished" | "ended", void>;
+
+const RETRY_MS = 3000;
+const RETRY_MS_MAX = 30_000;
+const STALL_MS = 45_000;
+const ATTEMPTS_MAX = 5;
+
+/**
+ * The events of a channel, over as many connections as it takes: each begins after the last event of the one before. Ends when the
+ * channel is finished or `signal` aborts.
+ *
+ * @throws {@link WeirError} when the server refuses, or the last cause when the attempts are used up.
+ */
+export async function* resume(connect: Connect, options: FollowOptions = {}): AsyncGenerator<RawEvent, void, void> {
+  const { signal } = options;
+  const attemptsMax = options.reconnect === false ? 0 : (options.maxReconnectAttempts ?? ATTEMPTS_MAX);
+  let lastEventId = options.lastEventId || undefined;
+  let retryMs = options.reconnectInterval ?? RETRY_MS;
+  let attempt = 0;
+  let isFirst = true;
+  const say = (state: ConnectionState, info: Partial<StateInfo> = {}): void => options.onState?.(state, { attempt, ...info });
+
+  while (!signal?.aborted) {
+    say(isFirst ? "connecting" : "reconnecting");
+    isFirst = false;
+    const stop = new AbortController();
+    const abort = (): void => stop.abort(signal?.reason);
+    signal?.addEventListener("abort", abort);
+    let stall: ReturnType<typeof setTimeout> | undefined;
+    const stallMs = options.stallMs ?? STALL_MS;
+    const onAlive = (): void => {
+      clearTimeout(stall);
+      stall = setTimeout(() => stop.abort(new Error(`nothing came for ${stallMs} ms`)), stallMs);
+    };
+    let cause: unknown;
+    let serverRetryMs = 0;
+    let events: ReturnType<Connect> | undefined;
+    try {
+      onAlive();
+      events = connect({
+        lastEventId,
+        signal: stop.signal,
+        onAlive,
+        onOpen: () => say("open"),
+        onRetry: (ms) => (retryMs = ms),
+      });
+      for (;;) {
+        const { done, value } = await events.next();
+        if (signal?.aborted) break;
+        if (done) {
+          if (value !== "finished") break;
+          say("closed");
+          return;
+        }
+        attempt = 0;
+        if (value.id !== undefined) lastEventId = value.id;
+        // The consumer's time is not the connection's.
+        clearTimeout(stall);
+        yield value;
+        onAlive();
+        if (value.type === "disconnected" && value.data?.reason === "finished") {
+          say("closed");
+          return;
+        }
+      }
+    } catch (error) {
+      if (signal?.aborted) break;
+      cause = stop.signal.aborted ? stop.signal.reason : error;
+      if (error instanceof WeirError) {
+        if (!error.retryable) {
+          say("failed", { cause: error });
+          throw error;
+        }
+        serverRetryMs = error.retryAfterMs ?? 0;
+      }
+    } finally {
+      clearTimeout(stall);
+      signal?.removeEventListener("abort", abort);
+      stop.abort();
+      events?.return("ended").catch(() => undefined);
+    }
+    if (signal?.aborted) break;
+    if (attempt >= attemptsMax) {
+      cause ??= new WeirError("the connection ended", { status: 0, code: "connection_lost", retryable: true });
+      say("failed", { cause });
+      throw cause;
+    }
+    const backoff = Math.min(RETRY_MS_MAX, retryMs * 2 ** attempt) * (0.5 + Math.random() / 2);
+    const waitMs = Math.max(backoff, serverRetryMs);
+    attempt += 1;
+    say("reconnecting", { retryInMs: waitMs, cause });
+    await sleep(waitMs, signal);
+  }
+  say("closed");
+}
+
+/** Connections by server-sent events over `fetch`. `open` sends the request. */
+export function sse(open: (headers: Record<string, string>, signal: AbortSignal) => Promise<Response>): Connect {
+  return async function* (request) {
+    const headers: Record<string, string> = { accept: "text/event-stream" };
+    if (request.lastEventId !== undefined) headers["last-event-id"] = request.lastEventId;
+    const response = await open(headers, request.signal);
+    if (response.status === 204) return "finished";
+    if (!response.ok || response.body === null) throw await errorOf(response);
+    request.onOpen();
+    const events: RawEvent[] = [];
+    const parser = createSseParser({
+      onRetry: request.onRetry,
+      onMessage: ({ id, event, data }) => events.push({ type: event ?? "message", id, data: JSON.parse(data) }),
+    });
+    for await (const text of decode(response.body)) {
+      request.onAlive();
+      parser.feed(text);
+      while (events.length > 0) yield events.shift()!;
+    }
+    return "ended";
+  };
+}
+
+function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal?.addEventListener("abort", done);
+    if (signal?.aborted) done();
+  });
+}

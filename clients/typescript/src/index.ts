@@ -1,0 +1,24 @@
+/**
+ * Client of Weir: every route, and channels that resume.
+ *
+ * @module
+ */
+export {
+  createClient,
+  createClient as createPipAIClient,
+  type ClientOptions,
+  type ModelOption,
+  type Texts,
+  type UploadOptions,
+  type WeirClient,
+} from "./client.js";
+export { WeirError, type FieldError, type Problem } from "./errors.js";
+export type * from "./events.js";
+export type { ConnectionState, EventFilter, FollowOptions, StateInfo } from "./follow.js";
+export { parseNdjson } from "./ndjson.js";
+export type { CallOptions, Send } from "./send.js";
+export type { Session } from "./session.js";
+export { createSseParser, SseTooLongError, type SseHandlers, type SseMessage, type SseParser } from "./sse.js";
+export { ChannelStore, channelStore, type ChannelSnapshot, type StepView } from "./store.js";
+export type * from "./types.js";
+export type { components, operations, paths } from "./openapi.js";

@@ -1,0 +1,104 @@
+import type { ClientOptions } from "./client.js";
+import { errorOf, WeirError } from "./errors.js";
+import { parseNdjson } from "./ndjson.js";
+
+export interface CallOptions {
+  signal?: AbortSignal | undefined;
+  headers?: HeadersInit | undefined;
+}
+
+/** How to send a request. */
+export interface Send extends CallOptions {
+  method?: string;
+  body?: BodyInit | ReadableStream<Uint8Array> | undefined;
+  json?: unknown;
+  accept?: string;
+  /** The answer is a stream: `timeoutMs` does not apply. */
+  isStream?: boolean;
+  /** A status of 400 and above that is an answer too. */
+  allowStatus?: number;
+}
+
+/** Sends a request; a status of 400 and above is a {@link WeirError}. */
+export type Sender = (path: string, send?: Send) => Promise<Response>;
+
+/** Sends requests with the token and headers of a client. */
+export function sender(base: string, options: ClientOptions): Sender {
+  const attempt = async (path: string, how: Send): Promise<Response> => {
+    const headers = new Headers(options.headers);
+    new Headers(how.headers).forEach((value, name) => headers.set(name, value));
+    if (!headers.has("accept")) headers.set("accept", how.accept ?? "application/json");
+    const init: RequestInit & { duplex?: "half" } = { method: how.method ?? "GET", headers, cache: "no-store" };
+    if (how.json !== undefined || how.body !== undefined) {
+      init.method = how.method ?? "POST";
+      if (how.json !== undefined) headers.set("content-type", "application/json");
+      init.body = how.json !== undefined ? JSON.stringify(how.json) : (how.body as BodyInit);
+      if (how.body instanceof ReadableStream) init.duplex = "half";
+    }
+    const token = typeof options.token === "function" ? await options.token() : options.token;
+    if (token) headers.set("authorization", `Bearer ${token}`);
+    const signals = [how.signal, options.timeoutMs !== undefined && !how.isStream ? AbortSignal.timeout(options.timeoutMs) : undefined];
+    const signal = anySignal(signals.filter((signal) => signal != null));
+    if (signal !== undefined) init.signal = signal;
+    return (options.fetch ?? globalThis.fetch)(base + path, init);
+  };
+  return async (path, how = {}) => {
+    let response = await attempt(path, how);
+    if (response.status === 401 && typeof options.token === "function" && !(how.body instanceof ReadableStream)) {
+      await response.body?.cancel();
+      response = await attempt(path, how);
+    }
+    if (!response.ok && response.status !== how.allowStatus) throw await errorOf(response);
+    return response;
+  };
+}
+
+function anySignal(signals: AbortSignal[]): AbortSignal | undefined {
+  return signals.length < 2 ? signals[0] : AbortSignal.any(signals);
+}
+
+/** Sends lines of JSON and reads lines of JSON; both at once where the runtime streams request bodies, as Node does. */
+export async function* lines<T>(
+  send: Sender,
+  path: string,
+  values: Iterable<unknown> | AsyncIterable<unknown>,
+  how: CallOptions = {},
+): AsyncGenerator<T, void, void> {
+  const headers = new Headers(how.headers);
+  headers.set("content-type", "application/x-ndjson");
+  const body = streamsBodies() ? lineStream(values) : await wholeLines(values);
+  const response = await send(path, { ...how, headers, body, method: "POST", accept: "application/x-ndjson", isStream: true });
+  yield* parseNdjson<T>(bodyOf(response));
+}
+
+/** Browsers send a stream over HTTP/2 only, which a plain `http:` server has not; Node and Deno do over HTTP/1.1. */
+function streamsBodies(): boolean {
+  return typeof document === "undefined" && typeof ReadableStream === "function";
+}
+
+function lineStream(values: Iterable<unknown> | AsyncIterable<unknown>): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  const source = Symbol.asyncIterator in values ? values[Symbol.asyncIterator]() : values[Symbol.iterator]();
+  return new ReadableStream({
+    async pull(controller) {
+      const { done, value } = await source.next();
+      if (done) controller.close();
+      else controller.enqueue(encoder.encode(`${JSON.stringify(value)}\n`));
+    },
+    async cancel() {
+      await source.return?.();
+    },
+  });
+}
+
+async function wholeLines(values: Iterable<unknown> | AsyncIterable<unknown>): Promise<string> {
+  let text = "";
+  for await (const value of values) text += `${JSON.stringify(value)}\n`;
+  return text;
+}
+
+export function bodyOf(response: Response): ReadableStream<Uint8Array> {
+  if (response.body === null) throw new WeirError("the answer has no body", { status: response.status, code: "no_body" });
+  return response.body;
+}
+

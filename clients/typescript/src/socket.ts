@@ -1,0 +1,194 @@
+import { WeirError } from "./errors.js";
+import type { Connect, EventFilter, RawEvent } from "./follow.js";
+
+/** Events of one channel that wait for their consumer; past it the channel is unsubscribed until they are consumed. */
+const QUEUE_MAX = 1000;
+/** Channels of one socket; the server's bound. */
+export const SOCKET_CHANNELS_MAX = 64;
+
+/** The socket could not be opened: server-sent events may work where it does not. */
+export class SocketUnavailableError extends WeirError {
+  constructor(cause?: unknown) {
+    super("the WebSocket cannot be opened", { status: 0, code: "websocket_unavailable", retryable: true, cause });
+  }
+}
+
+interface Envelope extends RawEvent {
+  channel?: string;
+  error?: { code: string; message: string; retryable: boolean };
+}
+
+interface Subscription {
+  queue: RawEvent[];
+  filter: EventFilter;
+  isOpen: boolean;
+  /** The cursor to continue from, once the queue is empty. */
+  pausedAfter: string | undefined;
+  isPaused: boolean;
+  lastEventId: string | undefined;
+  error: unknown;
+  isOver: boolean;
+  onOpen(): void;
+  onAlive(): void;
+  wake(): void;
+}
+
+/** One WebSocket for every channel that a client follows; it is open while a channel is followed. */
+export class SocketHub {
+  private socket: WebSocket | undefined;
+  private opening: Promise<WebSocket> | undefined;
+  private readonly subscriptions = new Map<string, Subscription>();
+
+  /** `url` gives the address for the next socket, with a ticket where one is needed. */
+  constructor(private readonly url: () => Promise<string>) {}
+
+  /** How many channels are followed. */
+  get size(): number {
+    return this.subscriptions.size;
+  }
+
+  /** Whether another channel fits, and this one is not followed yet. */
+  accepts(channel: string): boolean {
+    return this.subscriptions.size < SOCKET_CHANNELS_MAX && !this.subscriptions.has(channel);
+  }
+
+  /** Connections to one channel. */
+  connect(channel: string, filter: EventFilter): Connect {
+    const hub = this;
+    return async function* (request) {
+      let wake = (): void => undefined;
+      const subscription: Subscription = {
+        queue: [],
+        filter,
+        isOpen: false,
+        isPaused: false,
+        pausedAfter: undefined,
+        lastEventId: request.lastEventId,
+        error: undefined,
+        isOver: false,
+        onOpen: request.onOpen,
+        onAlive: request.onAlive,
+        wake: () => wake(),
+      };
+      hub.subscriptions.set(channel, subscription);
+      const abort = (): void => {
+        subscription.error ??= request.signal.reason;
+        subscription.isOver = true;
+        wake();
+      };
+      request.signal.addEventListener("abort", abort);
+      try {
+        const socket = await hub.open();
+        if (request.signal.aborted) throw request.signal.reason;
+        hub.subscribe(socket, channel, subscription);
+        for (;;) {
+          const event = subscription.queue.shift();
+          if (event !== undefined) {
+            yield event;
+            continue;
+          }
+          if (subscription.isOver) {
+            if (subscription.error !== undefined) throw subscription.error;
+            return "ended";
+          }
+          if (subscription.isPaused && subscription.pausedAfter !== undefined) {
+            subscription.isPaused = false;
+            subscription.lastEventId = subscription.pausedAfter;
+            subscription.pausedAfter = undefined;
+            hub.subscribe(socket, channel, subscription);
+          }
+          await new Promise<void>((resolve) => (wake = resolve));
+        }
+      } finally {
+        request.signal.removeEventListener("abort", abort);
+        hub.leave(channel, subscription);
+      }
+    };
+  }
+
+  private open(): Promise<WebSocket> {
+    if (this.socket?.readyState === WebSocket.OPEN) return Promise.resolve(this.socket);
+    this.opening ??= this.begin().finally(() => (this.opening = undefined));
+    return this.opening;
+  }
+
+  private async begin(): Promise<WebSocket> {
+    const socket = new WebSocket(await this.url());
+    await new Promise<void>((resolve, reject) => {
+      socket.onopen = () => resolve();
+      socket.onerror = socket.onclose = () => reject(new SocketUnavailableError());
+    });
+    this.socket = socket;
+    socket.onerror = null;
+    socket.onmessage = ({ data }) => this.receive(String(data));
+    socket.onclose = () => this.lose(socket);
+    // Everything that waited for it may have left.
+    if (this.subscriptions.size === 0) socket.close();
+    return socket;
+  }
+
+  private subscribe(socket: WebSocket, channel: string, subscription: Subscription): void {
+    const { events, steps, throttleMs } = subscription.filter;
+    const message: Record<string, unknown> = { type: "subscribe", channel };
+    if (subscription.lastEventId !== undefined) message.last_event_id = subscription.lastEventId;
+    if (events !== undefined) message.events = events;
+    if (steps !== undefined) message.steps = steps;
+    if (throttleMs !== undefined) message.throttle_ms = throttleMs;
+    if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+    else this.lose(socket);
+  }
+
+  private receive(text: string): void {
+    const message = JSON.parse(text) as Envelope;
+    for (const subscription of this.subscriptions.values()) subscription.onAlive();
+    const subscription = message.channel === undefined ? undefined : this.subscriptions.get(message.channel);
+    if (subscription === undefined) return;
+    if (message.error !== undefined) {
+      const { code, message: detail, retryable } = message.error;
+      this.finish(subscription, new WeirError(detail, { status: 0, code, retryable }));
+      return;
+    }
+    const { type, id, data } = message;
+    if (subscription.isPaused) {
+      // Until the server has confirmed, events of before may come; they come again after the pause.
+      if (type === "disconnected" && data?.reason === "unsubscribed") {
+        subscription.pausedAfter = subscription.lastEventId ?? "";
+        subscription.wake();
+      }
+      return;
+    }
+    if (type === "connected" && !subscription.isOpen) {
+      subscription.isOpen = true;
+      subscription.onOpen();
+    }
+    if (id !== undefined) subscription.lastEventId = id;
+    subscription.queue.push({ type, id, data });
+    if (type === "disconnected") this.finish(subscription, undefined);
+    else if (subscription.queue.length >= QUEUE_MAX && subscription.lastEventId !== undefined) {
+      subscription.isPaused = true;
+      this.socket?.send(JSON.stringify({ type: "unsubscribe", channel: message.channel }));
+    }
+    subscription.wake();
+  }
+
+  private finish(subscription: Subscription, error: unknown): void {
+    subscription.error ??= error;
+    subscription.isOver = true;
+    subscription.wake();
+  }
+
+  private lose(socket: WebSocket): void {
+    if (this.socket === socket) this.socket = undefined;
+    const error = new WeirError("the WebSocket was closed", { status: 0, code: "connection_lost", retryable: true });
+    for (const subscription of this.subscriptions.values()) if (!subscription.isOver) this.finish(subscription, error);
+  }
+
+  private leave(channel: string, subscription: Subscription): void {
+    if (this.subscriptions.get(channel) !== subscription) return;
+    this.subscriptions.delete(channel);
+    const { socket } = this;
+    if (socket?.readyState !== WebSocket.OPEN) return;
+    if (this.subscriptions.size === 0) socket.close();
+    else if (!subscription.isOver) socket.send(JSON.stringify({ type: "unsubscribe", channel }));
+  }
+}

@@ -72,7 +72,7 @@ async fn event_is_published_and_followed_and_a_reader_resumes_where_it_left() ->
 }
 
 #[tokio::test]
-async fn chunks_of_a_transcript_become_segments_with_what_they_say() -> Result<()> {
+async fn transcript_chunks_become_annotated_segments() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let chunk =
         |at: u32, speaker: &str, text: &str| json!({"start": at, "end": at + 1, "speaker_id": speaker, "text": text});
@@ -124,7 +124,7 @@ async fn pipeline_of_steps_runs_and_its_events_are_followed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn user_sees_what_is_their_own_and_nothing_else() -> Result<()> {
+async fn user_reads_only_its_own_channels() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &[]).await?;
     let published = auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &step(Some("ann"))).await?;

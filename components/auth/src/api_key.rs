@@ -281,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_is_found_and_no_other(randoms in prop::collection::btree_set(any::<[u8; 32]>(), 1..6), other: [u8; 32]) {
+        fn only_listed_keys_authenticate(randoms in prop::collection::btree_set(any::<[u8; 32]>(), 1..6), other: [u8; 32]) {
             let made: Vec<NewKey> = randoms.iter().map(generate).collect();
             let contents: String =
                 made.iter().enumerate().map(|(at, key)| format!("n{at} u{at} {}\n", key.hash)).collect();
@@ -296,7 +296,7 @@ mod tests {
         }
 
         #[test]
-        fn any_file_is_read_or_refused(contents in "([a-z#é ]{0,5}(sha256:)?[0-9a-f]{0,64}[ \n]){0,6}") {
+        fn arbitrary_file_is_parsed_or_refused(contents in "([a-z#é ]{0,5}(sha256:)?[0-9a-f]{0,64}[ \n]){0,6}") {
             let _ = ApiKeys::from_file(contents.as_bytes());
         }
     }

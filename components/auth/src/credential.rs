@@ -356,7 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_request_is_read_or_refused(
+        fn arbitrary_request_is_parsed_or_refused(
             name in prop::sample::select(vec!["authorization", "cookie", "Cookie"]),
             value in "(Bearer |__Host-weir=|;|=| |\\PC){0,12}",
             query in "(ticket=|token|&|=|%7|%74|\\PC){0,12}",

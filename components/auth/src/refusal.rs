@@ -103,7 +103,7 @@ mod tests {
     use crate::{api_key::UnknownKey, cors::OriginRefused, jws::JwsError};
 
     #[test]
-    fn every_error_has_its_problem() {
+    fn each_error_has_its_problem() {
         let problems: Vec<Problem> = vec![
             AuthError::Missing.into(),
             AuthError::Token(TokenError::Expired).into(),

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_scope() {
+    fn malformed_scopes_are_refused() {
         for text in [
             "",
             "Admin",
@@ -274,7 +274,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_the_same(text in "(read|publish|admin|\\*)?(:(workflow|user|\\*)?)?(:[a-z:*]{0,3})?") {
+        fn parsed_scope_is_written_unchanged(text in "(read|publish|admin|\\*)?(:(workflow|user|\\*)?)?(:[a-z:*]{0,3})?") {
             if let Some(scope) = Scope::read(&text) {
                 prop_assert_eq!(scope.to_string(), text);
             }

@@ -501,7 +501,7 @@ fn user(entry: Authenticated) -> String {
 }
 
 #[test]
-fn every_kind_of_credential_authenticates() {
+fn each_credential_kind_authenticates() {
     let Door { guard, ann, bob } = door();
     let jwt = claiming(CLAIMS);
     for (headers, want) in [

@@ -164,7 +164,7 @@ fn pattern(text: &str, ours: bool) -> Option<&'static str> {
 }
 
 #[test]
-fn annotations_agree_or_differ_as_stated() {
+fn annotations_agree_or_differ_as_documented() {
     let annotator = Annotator::new(&AnnotateConfig::default()).unwrap();
     let (mut equal, mut different) = (0, Vec::new());
     for vector in vectors("keyword_annotator.jsonl") {

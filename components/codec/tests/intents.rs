@@ -27,7 +27,7 @@ fn labelled() -> Vec<(Intent, String)> {
 }
 
 #[test]
-fn intents_are_as_good_as_they_were() {
+fn intent_accuracy_is_not_lower_than_recorded() {
     let annotator = Annotator::new(&AnnotateConfig::default()).expect("the defaults are good");
     let labelled = labelled();
     let mut counts: BTreeMap<(Intent, Intent), u32> = BTreeMap::new();

@@ -14,7 +14,7 @@ fn file() -> PathBuf {
 }
 
 #[test]
-fn the_file_is_what_the_types_say() {
+fn file_agrees_with_the_types() {
     let document = document(env!("CARGO_PKG_VERSION"));
     if env::var_os("UPDATE").is_some() {
         let text = serde_json::to_string_pretty(&document).expect("JSON");
@@ -27,7 +27,7 @@ fn the_file_is_what_the_types_say() {
 }
 
 #[test]
-fn every_route_is_described() {
+fn each_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
     let others = || CHANNEL_ROUTES.into_iter().chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
@@ -43,7 +43,7 @@ fn every_route_is_described() {
 }
 
 #[test]
-fn a_request_has_its_bounds_and_defaults() {
+fn request_has_its_bounds_and_defaults() {
     let document = document("0.0.0");
     let request = &document["components"]["schemas"]["ProcessRequest"];
     assert_eq!(request["required"], json!(["text"]));
@@ -58,7 +58,7 @@ fn a_request_has_its_bounds_and_defaults() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn references_resolve() {
     fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(members) => {

@@ -100,7 +100,7 @@ fn id(definition: &Definition, work: &RunRequest) -> String {
 }
 
 #[test]
-fn a_review_from_text_to_report() {
+fn pipeline_from_text_to_report_completes() {
     let mut world = World::new(REVIEW, r#"{"text": "It was fine."}"#);
     let definition = world.execution.definition().clone();
     let started = world.drain();
@@ -125,7 +125,7 @@ fn a_review_from_text_to_report() {
 }
 
 #[test]
-fn an_order_that_is_killed_and_then_undone() {
+fn killed_execution_is_resumed_and_compensated() {
     let mut world = World::new(ORDER, r#"{"customer": "c1", "items": [{"price": 2, "note": "nice"}, {"price": 3.5}]}"#);
     let definition = world.execution.definition().clone();
     let read = world.drain().remove(0);
@@ -183,7 +183,7 @@ fn an_order_that_is_killed_and_then_undone() {
 }
 
 #[test]
-fn a_definition_is_written_as_it_is_read() {
+fn definition_is_written_as_parsed() {
     for body in [REVIEW, ORDER] {
         let once = definition::read(body.as_bytes()).expect("a definition");
         let written = definition::to_json(&once);
@@ -193,7 +193,7 @@ fn a_definition_is_written_as_it_is_read() {
 }
 
 #[test]
-fn mistakes_are_told_with_their_paths() {
+fn errors_of_a_definition_name_their_paths() {
     let check = |body: &str, want: expect_test::Expect| {
         let error = definition::read(body.as_bytes()).expect_err("mistakes");
         want.assert_eq(&error.to_string().replace("; ", "\n"));
@@ -292,7 +292,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn hostile_bytes_give_an_error_or_an_execution_that_runs(bytes in damaged(), stored in 0u64..10) {
+    fn arbitrary_bytes_give_an_error_or_an_execution(bytes in damaged(), stored in 0u64..10) {
         let Ok((definition, checkpoint)) = checkpoint::decode(&bytes) else { return Ok(()) };
         let resumed = Execution::resume(Arc::new(definition), checkpoint, stored, Limits::default(), 1, now(9));
         let Ok(mut execution) = resumed else { return Ok(()) };
@@ -313,7 +313,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_give_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_checkpoint_gives_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(checkpoint::decode(&bytes).is_err());
         prop_assert!(definition::read(&bytes).is_err());
     }

@@ -241,7 +241,7 @@ fn good(pipeline: &Pipeline, item: usize) -> Outcome {
 }
 
 #[test]
-fn every_combination_of_flags_has_its_events_in_order() {
+fn each_flag_combination_has_its_events_in_order() {
     for bits in 0..8u8 {
         for text in [LONG, "Alice is short."] {
             let flags = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
@@ -271,7 +271,7 @@ fn every_combination_of_flags_has_its_events_in_order() {
 }
 
 #[test]
-fn summary_of_100_code_points_is_not_asked_for() {
+fn summary_of_100_code_points_is_not_requested() {
     for (length, want) in [(100, 0), (101, 1)] {
         let pipeline = Pipeline::new(request(&"😀".repeat(length), [false, true, false]), Some(50));
         assert_eq!(pipeline.items().len(), want, "{length}");
@@ -357,7 +357,7 @@ fn output_of_another_kind_is_a_failure() {
 }
 
 #[test]
-fn abort_is_the_last_event_and_comes_once() {
+fn abort_is_the_last_event_and_is_sent_once() {
     let mut pipeline = Pipeline::new(request(LONG, [true; 3]), Some(200));
     let failure = Failure::RequestTimeout { timeout_ms: 5 };
     pipeline.cancel(now(0), &failure);

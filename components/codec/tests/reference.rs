@@ -243,7 +243,7 @@ fn schema(out: &mut String, name: &str, schema: &Value) {
 }
 
 #[test]
-fn http_page_is_what_the_wire_types_say() {
+fn http_page_agrees_with_the_wire_types() {
     let document = document(env!("CARGO_PKG_VERSION"));
     let mut out = HTTP.to_owned();
     for (_, title, about) in GROUPS {
@@ -403,7 +403,7 @@ fn execution_events(out: &mut String) {
 }
 
 #[test]
-fn events_page_is_what_the_wire_types_say() {
+fn events_page_agrees_with_the_wire_types() {
     let document = document(env!("CARGO_PKG_VERSION"));
     let schemas = document["components"]["schemas"].as_object().unwrap();
     let mut out = EVENTS.to_owned();
@@ -465,7 +465,7 @@ fn table(out: &mut String, title: &str, rows: &[(&str, String)]) {
 }
 
 #[test]
-fn definitions_page_is_what_the_wire_types_say() {
+fn definitions_page_agrees_with_the_wire_types() {
     let range = |(min, max): (u64, u64), default: u64| format!("{min} to {max}, default {default}");
     let mut out = DEFINITIONS.replace("ORDER", include_str!("../../../demo/pipelines/order.json"));
     let streaming = Streaming::default();

@@ -117,7 +117,7 @@ fn text(value: &Value) -> Option<String> {
 }
 
 #[test]
-fn the_reader_passes_the_vectors() {
+fn reader_passes_the_vectors() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sse_parser.jsonl");
     let vectors = std::fs::read_to_string(path).unwrap();
     let mut count = 0;
@@ -161,7 +161,7 @@ fn nasty() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn whatever_is_written_reads_back(
+    fn arbitrary_value_reads_back(
         events in prop::collection::vec(
             (prop::option::of(nasty()), prop::option::of(nasty()), nasty(), prop::option::of(any::<u32>()), nasty()),
             0..5,
@@ -204,7 +204,7 @@ proptest! {
     }
 
     #[test]
-    fn what_publishers_send_cannot_leave_its_event(step in nasty(), message in nasty(), key in nasty()) {
+    fn published_data_cannot_leave_its_event(step in nasty(), message in nasty(), key in nasty()) {
         let body = serde_json::json!({
             "step": step, "progress": 7, "message": message, "metadata": { key.clone(): message.clone() },
         });

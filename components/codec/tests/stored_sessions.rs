@@ -165,7 +165,7 @@ fn seq(line: &str) -> Option<usize> {
 
 proptest! {
     #[test]
-    fn any_crash_loses_and_doubles_nothing(
+    fn crash_at_any_point_loses_and_repeats_no_event(
         lines in lines(),
         lives in proptest::collection::vec((0usize..40, (1usize..8, 1usize..12, 1usize..5), 0usize..6), 0..8),
     ) {

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_model_lists_those_that_there_are() {
+    fn unknown_model_lists_the_served_models() {
         let text = |name: &str, served: &[&str]| {
             let served = served.iter().map(|name| (*name).to_owned()).collect();
             Failure::UnknownModel { name: name.to_owned(), served }.to_string()

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_the_rate() {
+    fn burst_then_the_rate() {
         let mut quota = Quota::new(config(2, 3, 10));
         for _ in 0..3 {
             assert_eq!(quota.take(0, "a"), Ok(()));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_keys_are_forgotten_and_busy_ones_only_for_want_of_room() {
+    fn idle_keys_are_evicted_before_active_ones() {
         let mut quota = Quota::new(config(1, 1, 3));
         for (at, key) in ["a", "b", "c"].into_iter().enumerate() {
             quota.take(at as u64, key).unwrap();
@@ -273,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_window_has_more_than_the_burst_and_the_rate(
+        fn windows_have_at_most_the_burst_and_the_rate(
             per_period in 1u32..20,
             burst in 1u32..8,
             steps in prop::collection::vec((0u64..S / 2, 0usize..3), 1..120),
@@ -309,7 +309,7 @@ mod tests {
         }
 
         #[test]
-        fn memory_is_bounded_whoever_comes(
+        fn memory_is_bounded_for_any_keys(
             keys_max in 1usize..6,
             keys in prop::collection::vec((0u64..S, "[a-z]{1,2}"), 0..100),
         ) {

@@ -36,7 +36,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_numbers_are_those_of_the_reference() {
+    fn numbers_equal_the_reference() {
         let mut random = SplitMix64::new(1_234_567);
         let numbers: Vec<u64> = (0..3).map(|_| random.next_u64()).collect();
         assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
@@ -44,7 +44,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_between_two_is_between_them(random: u64, low: u64, high: u64) {
+        fn number_is_within_its_range(random: u64, low: u64, high: u64) {
             let number = between(random, low, high);
             prop_assert!(number >= low && (number <= high || high < low));
         }

@@ -127,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn user_with_one_task_goes_before_the_second_slice_of_another() {
+    fn user_with_one_task_precedes_the_second_slice_of_another() {
         let mut turns = Turns::new();
         let heavy: Vec<u64> = (0..100).map(|_| turns.request("heavy")).collect();
         assert_eq!(turns.poll(), Some(heavy[0]));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_user_saves_nothing_up() {
+    fn idle_user_accumulates_no_priority() {
         let mut turns = Turns::new();
         for _ in 0..10 {
             turns.request("busy");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn ticket_that_is_given_up_holds_nobody_up() {
+    fn abandoned_ticket_blocks_no_other() {
         let mut turns = Turns::new();
         let (first, second, third) = (turns.request("a"), turns.request("a"), turns.request("b"));
         turns.finish(first, 0);
@@ -193,7 +193,7 @@ mod tests {
         // Whatever comes and goes: every ticket that is not given up gets its turn once, one at a time, and a user that waits gets one
         // before any other user has had two more slices of the same length.
         #[test]
-        fn every_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {
+        fn each_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {
             let mut turns = Turns::new();
             let mut waiting: Vec<(u64, u8)> = Vec::new();
             let mut running: Option<u64> = None;

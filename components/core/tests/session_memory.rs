@@ -63,7 +63,7 @@ fn held(config: SessionConfig) -> (usize, usize) {
 }
 
 #[test]
-fn an_idle_session_holds_little_besides_its_window() {
+fn idle_session_uses_little_memory_beyond_its_window() {
     let (held_bytes, kept_bytes) = held(SessionConfig::default());
     println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
     assert!(kept_bytes > 2000, "the window is full: {kept_bytes}");
@@ -71,7 +71,7 @@ fn an_idle_session_holds_little_besides_its_window() {
 }
 
 #[test]
-fn queues_hold_little_besides_their_segments() {
+fn queues_use_little_memory_beyond_their_segments() {
     let (held_bytes, kept_bytes) = held(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
     println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
     assert!(kept_bytes > 20_000, "the queues are full: {kept_bytes}");

@@ -59,7 +59,7 @@ fn large_evaluation_is_done_in_many_slices_with_the_same_result() {
 }
 
 #[test]
-fn the_specification_by_example() {
+fn expressions_evaluate_as_specified() {
     for (expression, want) in [
         ("a.b", "[1,2,3]"),
         ("a.b[0]", "1"),
@@ -157,7 +157,7 @@ fn the_specification_by_example() {
 }
 
 #[test]
-fn what_is_no_expression() {
+fn malformed_expressions_are_refused() {
     for (expression, want) in [
         ("", "parse: an unexpected end at byte 1"),
         ("a.", "parse: an unexpected end at byte 3"),
@@ -185,7 +185,7 @@ fn what_is_no_expression() {
 }
 
 #[test]
-fn nothing_can_blow_up() {
+fn evaluation_is_bounded() {
     let deep = |open: &str, close: &str, count: usize| format!("{}a{}", open.repeat(count), close.repeat(count));
     for expression in [
         deep("(", ")", 4000),
@@ -281,12 +281,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_is_read_or_refused(text in any::<String>()) {
+    fn arbitrary_text_is_parsed_or_refused(text in any::<String>()) {
         let _ = Expression::parse(&text);
     }
 
     #[test]
-    fn any_expression_ends_within_its_bounds(
+    fn arbitrary_expression_ends_within_its_bounds(
         text in pieces(),
         input in prop::sample::select(vec![INPUT, "null", "[1,[2,3],{\"a\":[\"x\"]}]", r#"{"a":{"b":"aaa"},"b":[3,1,2]}"#]),
     ) {

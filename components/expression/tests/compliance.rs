@@ -53,7 +53,7 @@ fn is_equal(left: &Value, right: &Value) -> bool {
 }
 
 #[test]
-fn every_case_has_the_result_of_the_suite_or_a_listed_reason() {
+fn each_case_has_the_result_of_the_suite_or_a_listed_reason() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/jmespath");
     let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));

@@ -65,14 +65,14 @@ mod tests {
     }
 
     #[test]
-    fn top_k_takes_the_best() {
+    fn top_k_selects_the_best() {
         let scored = label_scores(&[0.0, 3.0, 1.0], &labels(&["a", "b", "c"]), Activation::Sigmoid, Some(2)).unwrap();
         assert_eq!(names(&scored), ["b", "c"]);
         assert!((scored[0].score - 0.952_574_1).abs() < 1e-6);
     }
 
     #[test]
-    fn what_is_not_a_number_is_the_engines_fault() {
+    fn non_finite_logit_is_an_engine_failure() {
         for bad in [f32::NAN, f32::INFINITY] {
             let result = label_scores(&[bad, 0.0], &labels(&["a", "b"]), Activation::Softmax, None);
             assert!(matches!(result, Err(Failure::Engine(_))), "{result:?}");

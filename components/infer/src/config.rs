@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smaller_maximum_holds_and_roberta_keeps_two_positions() {
+    fn smaller_maximum_applies_and_roberta_reserves_two_positions() {
         let roberta = r#"{"model_type":"roberta","max_position_embeddings":514}"#;
         assert_eq!(parse(roberta, None).tokens_max, 512);
         assert_eq!(parse(roberta, Some(r#"{"model_max_length":1000000000000000019884624838656}"#)).tokens_max, 512);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_activation_follows_the_problem_then_the_labels() {
+    fn activation_follows_the_problem_type_then_the_labels() {
         let activation = |extra: &str| {
             parse(&format!(r#"{{"architectures":["XForSequenceClassification"]{extra}}}"#), None).activation
         };

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_shape_is_an_error() {
+    fn wrong_shape_is_an_error() {
         assert!(pool(&VECTORS, 4, 2, Pooling::Mean).is_err());
         assert!(pool(&VECTORS, 0, 2, Pooling::Mean).is_err());
     }

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_sentences() {
+    fn empty_text_has_no_sentences() {
         check("", &[]);
         check(" \n\t\r\n ", &[]);
     }

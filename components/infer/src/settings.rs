@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_change_what_they_name() {
+    fn variables_set_the_settings() {
         let defaults = Settings { rows_max: 32, tokens_max: 128, time_ns_max: 0, shapes: Shapes::Any };
         assert_eq!(Settings::from(|_| None), defaults);
         assert_eq!(Settings::from(|_| Some("x".to_owned())), defaults);

@@ -120,7 +120,7 @@ fn summary(result: Result<Output, Failure>) -> String {
 }
 
 #[test]
-fn what_a_model_cannot_do_is_refused() {
+fn task_that_the_model_lacks_is_refused() {
     let labels = model(CONFIG_LABELS, 64);
     let vectors = model(CONFIG_VECTORS, 64);
     let split = |task| Item { overflow: Overflow::Split, ..item("text", task) };
@@ -144,7 +144,7 @@ fn what_a_model_cannot_do_is_refused() {
 }
 
 #[test]
-fn a_long_text_is_cut_or_refused_with_its_length() {
+fn long_text_is_cut_or_refused_with_its_length() {
     let files = model(CONFIG_LABELS, 8);
     let text = "one two three four five six seven eight nine ten";
     let Prepared::Compute(_, sequences) = prepare(item(text, classify()), &files) else { panic!("nothing to compute") };
@@ -161,7 +161,7 @@ fn a_long_text_is_cut_or_refused_with_its_length() {
 }
 
 #[test]
-fn a_pair_is_cut_from_the_longer_text() {
+fn pair_is_cut_from_the_longer_text() {
     let files = model(CONFIG_LABELS, 10);
     let pair = Item { text_pair: Some("a b c d e f g h i".to_owned()), ..item("x y", classify()) };
     let Prepared::Compute(_, sequences) = prepare(pair, &files) else { panic!("nothing to compute") };
@@ -183,7 +183,7 @@ fn spans_of_a_split_text_lie_in_the_whole_text() {
 }
 
 #[test]
-fn a_sentence_over_the_maximum_is_read_in_pieces() {
+fn sentence_over_the_maximum_is_read_in_windows() {
     let files = model(CONFIG_TOKENS, 7);
     let text = "one two three four five six seven eight paris nine ten eleven paris";
     let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
@@ -245,7 +245,7 @@ proptest! {
 
     /// Names at random places in speech without punctuation are found once and whole, each where it stands.
     #[test]
-    fn names_in_speech_are_found_whole_wherever_they_stand(
+    fn names_in_speech_are_found_whole_at_any_position(
         words in proptest::collection::vec(
             prop_oneof![4 => Just("tea"), 4 => Just("of"), 2 => Just("tokenization"), 1 => Just("kindheartedness"), 2 => Just("Angela Berlin")],
             1..200,
@@ -269,7 +269,7 @@ proptest! {
 
 /// Without an aggregation each token stands once, with its index in the whole text, and none splits a word.
 #[test]
-fn tokens_of_a_long_text_stand_once_and_windows_split_no_word() {
+fn tokens_of_a_long_text_are_reported_once_and_words_stay_whole() {
     let files = model(CONFIG_NAMES, 20);
     let text = "tea tokenization kindheartedness of a merkel ".repeat(12);
     let want = ids(&text, &model(CONFIG_NAMES, 512));
@@ -320,14 +320,14 @@ fn text_that_is_cut_on_the_left_keeps_its_end() {
 }
 
 #[test]
-fn a_text_without_sentences_has_no_entities() {
+fn text_without_sentences_has_no_entities() {
     let files = model(CONFIG_TOKENS, 64);
     let split = Item { overflow: Overflow::Split, ..item(" \n ", tokens()) };
     assert_eq!(run(split, &files, unused), Ok(Output::Entities(Vec::new())));
 }
 
 #[test]
-fn what_the_graph_gives_wrong_is_the_engines_fault() {
+fn invalid_graph_output_is_an_engine_failure() {
     let check = |item: Item, files: &Rc<ModelFiles>, values: Vec<f32>, shape: Vec<usize>| {
         let result = run(item, files, |_, _| (values.clone(), shape.clone()));
         assert!(matches!(result, Err(Failure::Engine(_))), "{shape:?}: {result:?}");
@@ -353,7 +353,7 @@ fn token_vectors_are_pooled_without_padding_and_scaled() {
 }
 
 #[test]
-fn a_short_text_is_its_own_summary() {
+fn short_text_is_its_own_summary() {
     let files = model(CONFIG_VECTORS, 64);
     assert_eq!(summary(run(item("", summarize(30, 130)), &files, unused)), "");
     assert_eq!(summary(run(item(" One sentence. ", summarize(30, 130)), &files, unused)), "One sentence.");
@@ -364,7 +364,7 @@ fn a_short_text_is_its_own_summary() {
 }
 
 #[test]
-fn a_summary_keeps_order_and_bounds() {
+fn summary_stays_in_order_and_within_bounds() {
     let files = model(CONFIG_VECTORS, 64);
     let sentences: Vec<String> =
         (0..40).map(|n| format!("Sentence {n} says the thing of {}.", n * 7919 % 101)).collect();
@@ -389,7 +389,7 @@ fn a_summary_keeps_order_and_bounds() {
 }
 
 #[test]
-fn a_summary_reads_what_overflow_allows() {
+fn summary_reads_the_part_that_overflow_allows() {
     let files = model(CONFIG_VECTORS, 16);
     let text = "The first sentence is here. The second one is here. The third lies beyond the end.";
     let ask = |overflow| run(Item { overflow, ..item(text, summarize(1, 100)) }, &files, hashed);

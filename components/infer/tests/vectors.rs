@@ -177,7 +177,7 @@ fn check(line: &Value, files: &Rc<ModelFiles>) -> Result<(), String> {
 }
 
 #[test]
-fn every_vector_of_transformers_holds() {
+fn results_equal_the_vectors_of_transformers() {
     let mut models: BTreeMap<String, Rc<ModelFiles>> = BTreeMap::new();
     let mut wrong = Vec::new();
     let mut checked = 0;

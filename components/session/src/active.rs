@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_are_answered_in_their_place() {
+    fn inputs_are_acknowledged_in_order() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{}".to_owned()), &rules, 0).unwrap();
         let outputs = take(&mut active, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_carries_a_session_on() {
+    fn session_continues_from_a_checkpoint() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{\"max_gap_sec\":0.5}".to_owned()), &rules, 0).unwrap();
         take(&mut active, input(1, Some(1), chunk(0.0, 1.0, "one")));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_since_and_how_long_it_lay_count() {
+    fn resume_counts_stored_events_and_elapsed_time() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{}".to_owned()), &rules, 0).unwrap();
         let outputs = take(&mut active, input(0, None, InputBody::Checkpoint));

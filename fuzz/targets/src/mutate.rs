@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inputs_depend_on_the_seed_alone_and_are_bounded() {
+    fn inputs_depend_on_the_seed_only_and_are_bounded() {
         let inputs = |seed| {
             let mut mutator = Mutator::new(seed);
             (0..1000).map(|_| mutator.next(&[b"one input", b"{\"another\": 1}", b""])).collect::<Vec<_>>()

@@ -8,7 +8,7 @@ use weir_fuzz::{run::run, targets::TARGETS};
 const EXECUTIONS: u64 = 1000;
 
 #[test]
-fn every_target_holds_its_properties_in_a_short_run() {
+fn each_target_passes_a_short_run() {
     for target in TARGETS {
         let report = run(target, 1, EXECUTIONS);
         assert_eq!(report.failure.map(|input| String::from_utf8_lossy(&input).into_owned()), None, "{}", target.name);
@@ -17,7 +17,7 @@ fn every_target_holds_its_properties_in_a_short_run() {
 }
 
 #[test]
-fn inputs_to_begin_with_are_accepted_by_their_target() {
+fn seed_inputs_are_accepted_by_their_target() {
     for target in TARGETS {
         let accepted = target.inputs.iter().filter(|input| (target.function)(input)).count();
         assert!(accepted > 0, "{} accepts none of its inputs: it tests nothing but refusals", target.name);
@@ -25,7 +25,7 @@ fn inputs_to_begin_with_are_accepted_by_their_target() {
 }
 
 #[test]
-fn every_target_is_one_of_cargo_fuzz_too() {
+fn each_target_is_a_cargo_fuzz_target() {
     let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
     for name in TARGETS.iter().map(|target| target.name) {

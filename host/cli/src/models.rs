@@ -141,7 +141,7 @@ fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Resul
 }
 
 fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
-    let mut shown = Shown { bar: None, terminal: std::io::stderr().is_terminal() };
+    let mut shown = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
     let pulled = model::pull(source, root, &mut |progress| shown.update(progress));
     shown.clear();
     println_path(&pulled?)?;
@@ -150,7 +150,7 @@ fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
 
 fn fetch_onnxruntime(from: Option<&Path>) -> anyhow::Result<ExitCode> {
     let folder = weir_nn::library_folders().into_iter().next().context("this user has no folder for data: set HOME")?;
-    let mut shown = Shown { bar: None, terminal: std::io::stderr().is_terminal() };
+    let mut shown = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
     let fetched = model::pull_onnxruntime(from, &folder, &mut |progress| shown.update(progress));
     shown.clear();
     println_path(&fetched?)?;
@@ -162,12 +162,12 @@ fn println_path(path: &Path) -> std::io::Result<()> {
 }
 
 /// Shows progress: on a terminal a bar for the current file, elsewhere a line for each step and file.
-struct Shown {
+struct ProgressView {
     bar: Option<(String, ProgressBar)>,
     terminal: bool,
 }
 
-impl Shown {
+impl ProgressView {
     fn update(&mut self, progress: Progress) {
         match progress {
             Progress::Step(text) => {

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn number_is_a_text_for_a_key_that_takes_text() {
+    fn number_is_accepted_for_a_text_key() {
         for key in ["events.file", "auth.dir", "events.path", "models.dir", "pipelines.dir", "events.redis_prefix"] {
             load(None, [], &[(key.into(), "7".into())]).unwrap();
         }

@@ -138,7 +138,7 @@ unit: `_ms`, `_bytes`, `_percent`; `_max` is the greatest value allowed.
     }
 
     #[test]
-    fn every_leaf_is_documented() {
+    fn each_leaf_is_documented() {
         let keys = keys();
         for leaf in crate::variables::leaves() {
             let key = keys.iter().find(|key| key.name == leaf).unwrap_or_else(|| panic!("{leaf} is not in the manual"));

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_alone_is_completed_with_the_loopback_address() {
+    fn port_without_address_is_completed_with_loopback() {
         for (text, want) in [
             ("8081", "127.0.0.1:8081"),
             (":8081", "127.0.0.1:8081"),

@@ -9,8 +9,8 @@ use http_body_util::Full;
 use metrics::gauge;
 use weir_runtime::gateway::{self, BodyError};
 
-use crate::share::{ClientKey, Permit, Refused};
-use crate::sse::feed::{Feed, Piece};
+use crate::share::{ClientKey, Permit, PermitRefusal};
+use crate::sse::feed::{Feed, FeedOutput};
 use crate::sse::subscribers::UserPermit;
 
 /// The body of a request, of either version of HTTP.
@@ -60,7 +60,7 @@ impl HeldBody {
             return Poll::Ready(Some(first));
         }
         let Some(feed) = &mut self.feed else { return Poll::Ready(None) };
-        let Piece { bytes, last } = ready!(feed.poll_next(cx, 0));
+        let FeedOutput { bytes, last } = ready!(feed.poll_next(cx, 0));
         if last {
             self.feed = None;
         }
@@ -116,7 +116,7 @@ impl OpenRequest {
     }
 
     /// Counts it for `client` from now on, if that client has room in its share.
-    pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
+    pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), PermitRefusal> {
         self.permit.assign(client)
     }
 }

@@ -26,7 +26,7 @@ use crate::dispatch;
 use crate::http2;
 use crate::response::EdgeResponse;
 use crate::sse::connection::HeldConnection;
-use crate::sse::hold::HeldStream;
+use crate::sse::hold::HeldResponse;
 use crate::state::EdgeState;
 use crate::timeouts::ReadTimed;
 use crate::timeouts::http1_head::{HeadTimer, RequestGuard};
@@ -180,14 +180,14 @@ impl Body for GuardedBody {
 
 /// Carries a held stream or an upgrade from hyper's service to the loop that takes the connection from hyper.
 struct HandoverSlot {
-    held: Mutex<Option<HeldStream>>,
+    held: Mutex<Option<HeldResponse>>,
     upgrade: Mutex<Option<Box<Upgrade>>>,
     /// Set when everything written of earlier responses is sent.
     flushed: Arc<AtomicBool>,
 }
 
 impl HandoverSlot {
-    fn put_held(&self, held: HeldStream) {
+    fn put_held(&self, held: HeldResponse) {
         // Only a flush after this shows that no byte of an earlier response is unsent.
         self.flushed.store(false, Ordering::Relaxed);
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
@@ -201,7 +201,7 @@ impl HandoverSlot {
         self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn take_held(&self) -> Option<HeldStream> {
+    fn take_held(&self) -> Option<HeldResponse> {
         if !self.flushed.load(Ordering::Relaxed) {
             return None;
         }

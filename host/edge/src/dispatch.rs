@@ -19,9 +19,9 @@ use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH};
 use crate::request_id;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
-use crate::share::{ClientKey, Permit, Refused};
+use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::gzip;
-use crate::sse::hold::{self, HeldStream, HoldError, HoldInstruction};
+use crate::sse::hold::{self, HeldResponse, HoldError, HoldInstruction};
 use crate::state::EdgeState;
 use crate::websocket::handshake::{self, Handshake, HandshakeError};
 
@@ -33,7 +33,7 @@ const STREAMED_BODY_BYTES: u64 = 256 << 10;
 
 /// A request's client, by address, and the request's id.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct RequestSource<'a> {
     client: u64,
     request_id: &'a str,
 }
@@ -55,7 +55,7 @@ pub(crate) async fn handle<B: RequestBody>(
     let version = request.version();
     let admitted = state.head_checks.admit(&mut request);
     let cors = state.head_checks.cors_headers(&request);
-    let source = Source { client, request_id: &id };
+    let source = RequestSource { client, request_id: &id };
     let mut response = match admitted {
         Ok(()) => route(state, request, &cors, source).await,
         Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
@@ -74,7 +74,7 @@ async fn route<B: RequestBody>(
     state: &Arc<EdgeState>,
     request: Request<B>,
     cors: &Result<Headers, OriginRefused>,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     if let Some(preflight) = state.head_checks.preflight(&request) {
         return EdgeResponse::Http(match preflight {
@@ -102,7 +102,7 @@ async fn metrics<B: RequestBody>(
     state: &EdgeState,
     request: Request<B>,
     cors: &Result<Headers, OriginRefused>,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     let id = source.request_id;
     if let Err(refused) = cors {
@@ -131,11 +131,11 @@ async fn metrics<B: RequestBody>(
 }
 
 /// The refusal of a client without a permit.
-fn refuse(refused: Refused, source: Source<'_>) -> EdgeResponse {
+fn refuse(refused: PermitRefusal, source: RequestSource<'_>) -> EdgeResponse {
     counter!("weir_http_rejected_total").increment(1);
     let problem = match refused {
-        Refused::Total => EdgeProblem::Full,
-        Refused::Client => EdgeProblem::ClientShare,
+        PermitRefusal::Total => EdgeProblem::Full,
+        PermitRefusal::Client => EdgeProblem::ClientShare,
     };
     EdgeResponse::Http(edge_problem(problem, source.request_id))
 }
@@ -145,7 +145,7 @@ async fn probe<B: RequestBody>(
     state: &EdgeState,
     request: Request<B>,
     permit: Permit,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     let failed = |problem| EdgeResponse::Http(edge_problem(problem, source.request_id));
     let EdgeResponse::Http(response) = forward(state, request, None, source).await else {
@@ -166,7 +166,7 @@ async fn forward<B: RequestBody>(
     state: &EdgeState,
     mut request: Request<B>,
     mut open: Option<OpenRequest>,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     let bytes = body_bytes(&request, state.config.body_bytes_max);
     request.extensions_mut().insert(bytes);
@@ -201,7 +201,7 @@ async fn open_websocket<B>(
     state: &EdgeState,
     request: Request<B>,
     mut open: Option<OpenRequest>,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     let version = request.version();
     let (handshake, request) = match Handshake::begin(request) {
@@ -238,7 +238,7 @@ fn assign_user(
     head: &mut response::Parts,
     open: &mut Option<OpenRequest>,
     is_socket: bool,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> Option<EdgeResponse> {
     let (Some(user), Some(open)) = (hold::take_user(&mut head.headers), open) else { return None };
     if let Err(refused) = open.assign(ClientKey::User(user.as_str().into())) {
@@ -259,7 +259,7 @@ fn assign_user(
 }
 
 /// The response when the gateway gave none.
-fn gateway_failure(error: &gateway::HandleError, source: Source<'_>) -> EdgeResponse {
+fn gateway_failure(error: &gateway::HandleError, source: RequestSource<'_>) -> EdgeResponse {
     let id = source.request_id;
     if let Some(refused) = gateway::admission_error(error) {
         counter!("weir_http_rejected_total").increment(1);
@@ -287,7 +287,7 @@ async fn hold_stream(
     gzip: bool,
     (mut head, body): (response::Parts, gateway::ResponseBody),
     open: Option<OpenRequest>,
-    source: Source<'_>,
+    source: RequestSource<'_>,
 ) -> EdgeResponse {
     let first = match hold::first(body).await {
         Ok(first) => first,
@@ -312,7 +312,7 @@ async fn hold_stream(
                 }
                 false => first,
             };
-            EdgeResponse::Held(Box::new(HeldStream { head, first, feed }))
+            EdgeResponse::Held(Box::new(HeldResponse { head, first, feed }))
         }
         Err(problem) => {
             EdgeResponse::Http(edge_response::replacing_problem(&problem, &head.headers, source.request_id))
@@ -320,7 +320,7 @@ async fn hold_stream(
     }
 }
 
-fn invalid_hold(error: &HoldError, source: Source<'_>) -> EdgeResponse {
+fn invalid_hold(error: &HoldError, source: RequestSource<'_>) -> EdgeResponse {
     tracing::error!(%error, request_id = source.request_id, "a connection cannot be held as the gateway says");
     EdgeResponse::Http(edge_problem(EdgeProblem::Failed, source.request_id))
 }

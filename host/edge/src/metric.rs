@@ -136,7 +136,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
     }
 
     #[test]
-    fn every_recorded_metric_is_described_and_the_reverse() {
+    fn recorded_and_described_metrics_are_equal() {
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut names = BTreeSet::new();
         for folder in ["edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {

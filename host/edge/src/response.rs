@@ -9,7 +9,7 @@ use weir_codec::http::problem::{self, Problem};
 use crate::body::ResponseBody;
 use crate::request_id;
 use crate::share::Permit;
-use crate::sse::hold::HeldStream;
+use crate::sse::hold::HeldResponse;
 use crate::websocket::connection::Upgrade;
 
 /// What a request is answered with.
@@ -17,7 +17,7 @@ pub(crate) enum EdgeResponse {
     /// A response as HTTP has it.
     Http(Response<ResponseBody>),
     /// A stream of events that this host feeds.
-    Held(Box<HeldStream>),
+    Held(Box<HeldResponse>),
     /// The head of an upgrade, after which the connection is a WebSocket.
     WebSocket(Response<ResponseBody>, Box<Upgrade>),
 }
@@ -29,7 +29,7 @@ impl EdgeResponse {
             // Only HTTP/1.1 has upgrades of this kind, and its connection takes the other half itself.
             Self::Http(response) | Self::WebSocket(response, _) => response,
             Self::Held(held) => {
-                let HeldStream { head, first, feed } = *held;
+                let HeldResponse { head, first, feed } = *held;
                 Response::from_parts(head, ResponseBody::held(first, feed))
             }
         }

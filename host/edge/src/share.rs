@@ -16,7 +16,7 @@ pub(crate) enum ClientKey {
 
 /// Why a client gets no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum PermitRefusal {
     /// All permits are taken.
     Total,
     /// The client holds its share.
@@ -44,8 +44,8 @@ impl SharedPool {
     }
 
     /// Takes a permit for a client that is known by its address.
-    pub(crate) fn try_take(self: &Arc<Self>, address: u64) -> Result<Permit, Refused> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Refused::Total)?;
+    pub(crate) fn try_take(self: &Arc<Self>, address: u64) -> Result<Permit, PermitRefusal> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| PermitRefusal::Total)?;
         let client = ClientKey::Address(address);
         self.count(client.clone())?;
         Ok(Permit { pool: self.clone(), client, _permit: permit })
@@ -66,11 +66,11 @@ impl SharedPool {
         drop(self.permits.acquire_many(self.total).await);
     }
 
-    fn count(&self, client: ClientKey) -> Result<(), Refused> {
+    fn count(&self, client: ClientKey) -> Result<(), PermitRefusal> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = clients.entry(client).or_default();
         if *taken >= self.client_max {
-            return Err(Refused::Client);
+            return Err(PermitRefusal::Client);
         }
         *taken += 1;
         Ok(())
@@ -96,7 +96,7 @@ pub(crate) struct Permit {
 
 impl Permit {
     /// Counts it for another client from now on, if that client has room in its share.
-    pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), Refused> {
+    pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), PermitRefusal> {
         if client != self.client {
             self.pool.count(client.clone())?;
             self.pool.uncount(&self.client);
@@ -120,10 +120,10 @@ mod tests {
     fn client_over_its_share_is_refused_and_others_are_not() {
         let pool = SharedPool::new(4, 50);
         let mut mine: Vec<_> = (0..2).map(|_| pool.try_take(1).ok().unwrap()).collect();
-        assert_eq!(pool.try_take(1).err(), Some(Refused::Client));
+        assert_eq!(pool.try_take(1).err(), Some(PermitRefusal::Client));
         assert_eq!(pool.taken(), 2, "a refusal takes nothing");
         let theirs = [pool.try_take(2).ok().unwrap(), pool.try_take(3).ok().unwrap()];
-        assert_eq!(pool.try_take(4).err(), Some(Refused::Total));
+        assert_eq!(pool.try_take(4).err(), Some(PermitRefusal::Total));
         mine.pop();
         assert!(pool.try_take(1).is_ok());
         drop((mine, theirs));
@@ -141,7 +141,7 @@ mod tests {
         let mut second = pool.try_take(3).ok().unwrap();
         second.assign(user()).unwrap();
         let mut third = pool.try_take(2).ok().unwrap();
-        assert_eq!(third.assign(user()), Err(Refused::Client));
+        assert_eq!(third.assign(user()), Err(PermitRefusal::Client));
         drop((permit, second, others, third));
         assert!(pool.clients.lock().unwrap().is_empty());
     }

@@ -256,7 +256,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn epochs_stay_within_what_is_reserved() {
+    fn epochs_stay_within_the_reservation() {
         let source = Set::at(1_700_000_000_000);
         let clock = Clock::new(source.clone());
         let reserved = clock.epochs_to_reserve().expect("nothing is reserved yet");
@@ -268,7 +268,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn store_clock_advances_with_the_monotonic_clock_alone() {
+    fn store_clock_advances_with_the_monotonic_clock_only() {
         let source = Set::at(1_000_000);
         let clock = Clock::new(source.clone());
         source.pass(500);

@@ -56,7 +56,7 @@ pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
 pub use lease::Acquisition;
 pub use redis::groups::{Groups, PendingEvent};
-pub use store::{Health, Stats, Store, Write};
+pub use store::{Health, Stats, Store, WriteContext};
 pub use subscription::Subscription;
 pub use tap::{Tap, TapItem};
 pub use weir_core::channels::Fence;

@@ -10,7 +10,7 @@ use crate::config::EventsConfig;
 use crate::error::{Error, lock};
 use crate::hub::{Hub, State, wake};
 use crate::lease::LocalLeases;
-use crate::store::{Usage, Write};
+use crate::store::{Usage, WriteContext};
 use crate::subscription::Subscription;
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Memory {
         &self,
         name: &ChannelName,
         mut drafts: Vec<Draft>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let _owned = self.leases.check(write.fence)?;
         loop {
@@ -82,7 +82,7 @@ impl Memory {
         key: &ChannelName,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<(), Error> {
         let _owned = self.leases.check(write.fence)?;
         let (now_ms, bytes) = (self.clock.now_ms(), value.len());

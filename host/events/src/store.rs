@@ -55,7 +55,7 @@ enum Kind {
 
 /// The conditions of a write.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Write<'a> {
+pub struct WriteContext<'a> {
     /// The lease that must be held.
     pub fence: Option<&'a Fence>,
     /// The user whose share it counts towards; none for the server's own writes, and where users are not identified.
@@ -140,7 +140,7 @@ impl Store {
     ///
     /// After [`Error::Unavailable`] the events may be appended nevertheless: a retry may append them twice.
     pub async fn append(&self, channel: &ChannelName, events: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
-        self.append_as(channel, events, Write::default()).await
+        self.append_as(channel, events, WriteContext::default()).await
     }
 
     /// [`Store::append`], refused when the lease is not held any more. Memory never replaces Redis for such an append.
@@ -154,7 +154,7 @@ impl Store {
         events: Vec<Draft>,
         fence: Option<&Fence>,
     ) -> Result<Vec<Cursor>, Error> {
-        self.append_as(channel, events, Write { fence, user: None }).await
+        self.append_as(channel, events, WriteContext { fence, user: None }).await
     }
 
     /// [`Store::append`] on the terms of a write. With a fence, memory never stands in for Redis. The channel takes the share of the
@@ -168,7 +168,7 @@ impl Store {
         &self,
         channel: &ChannelName,
         events: Vec<Draft>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         Draft::check_all(&events, &self.inner.config.limits)?;
         if events.is_empty() {
@@ -270,7 +270,7 @@ impl Store {
     /// A value past its bound, a time of 0 or past ten years, [`Error::Full`], or the store is unavailable: memory does not stand in for
     /// it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
-        self.put_as(key, value, ttl_ms, Write::default()).await
+        self.put_as(key, value, ttl_ms, WriteContext::default()).await
     }
 
     /// [`Store::put`], refused when the lease is not held any more.
@@ -285,7 +285,7 @@ impl Store {
         ttl_ms: Option<u64>,
         fence: Option<&Fence>,
     ) -> Result<(), Error> {
-        self.put_as(key, value, ttl_ms, Write { fence, user: None }).await
+        self.put_as(key, value, ttl_ms, WriteContext { fence, user: None }).await
     }
 
     /// [`Store::put`] on the terms of a write. The value takes the share of the user.
@@ -298,7 +298,7 @@ impl Store {
         key: &ChannelName,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<(), Error> {
         if value.len() > VALUE_BYTES_MAX {
             return Err(Error::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));

@@ -17,7 +17,7 @@ conformance!(
     extreme_cursors_are_read_and_followed,
     a_busy_channel_takes_nothing_from_another,
     bytes_and_age_bound_a_channel_too,
-    replay_goes_over_into_live_without_a_seam,
+    replay_continues_into_live_events,
     a_finished_channel_ends,
     appends_are_taken_whole_or_refused,
     publishers_side_by_side_share_one_sequence,
@@ -171,7 +171,7 @@ async fn bytes_and_age_bound_a_channel_too(config: EventsConfig) {
     assert_eq!(gaps, [Gap { missing_from: places[8], missing_to: places[9] }]);
 }
 
-async fn replay_goes_over_into_live_without_a_seam(config: EventsConfig) {
+async fn replay_continues_into_live_events(config: EventsConfig) {
     const EVENTS: u64 = 600;
     let store = open(config).await;
     let channel = name("pipeline:p");

@@ -110,7 +110,7 @@ async fn contents(store: &Store, channel: &str) -> (Vec<Gap>, Vec<(Cursor, Strin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_loses_nothing_that_was_answered_or_seen() {
+async fn kill_9_loses_no_acknowledged_or_delivered_event() {
     let folder = TempDir::new().unwrap();
     let mut said = BTreeMap::new();
     for round in 0..6 {
@@ -136,7 +136,7 @@ async fn kill_9_loses_nothing_that_was_answered_or_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_fsync_kill_9_is_a_gap_and_no_place_is_used_again() {
+async fn without_fsync_kill_9_is_a_gap_and_no_cursor_is_reused() {
     let folder = TempDir::new().unwrap();
     let mut said = BTreeMap::new();
     for round in 0..3 {
@@ -160,7 +160,7 @@ async fn without_fsync_kill_9_is_a_gap_and_no_place_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_closed_goes_on_where_it_was() {
+async fn closed_file_continues_its_epoch() {
     for durable in [true, false] {
         let folder = TempDir::new().unwrap();
         let config = EventsConfig { durable, ..disk(folder.path()) };
@@ -183,7 +183,7 @@ async fn a_file_that_was_closed_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_finished_channel_stays_finished() {
+async fn finished_channel_stays_finished() {
     let folder = TempDir::new().unwrap();
     let store = open(disk(folder.path())).await;
     let place = store.append(&name("pipeline:p"), vec![Draft::new("done", "1").finishing()]).await.unwrap()[0];
@@ -194,7 +194,7 @@ async fn a_finished_channel_stays_finished() {
 }
 
 #[tokio::test]
-async fn an_event_that_was_damaged_is_missing_and_said_to_be() {
+async fn damaged_event_is_a_gap() {
     let folder = TempDir::new().unwrap();
     let store = open(disk(folder.path())).await;
     let channel = name("file:f");
@@ -221,7 +221,7 @@ async fn an_event_that_was_damaged_is_missing_and_said_to_be() {
 
 /// The process whose files may not grow until it says that it noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn goes_on_when_the_disk_has_room_again() {
+async fn store_recovers_when_the_disk_has_room() {
     let Some(folder) = std::env::var_os(SMALL_FOLDER) else { return };
     let store = open(config(Path::new(&folder), true)).await;
     let channel = name("user:u");
@@ -257,11 +257,11 @@ async fn goes_on_when_the_disk_has_room_again() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_work_goes_on_when_it_is_not_full_any_more() {
+fn full_disk_is_reported_and_writes_succeed_after_it_has_room() {
     let folder = TempDir::new().unwrap();
     // A write past the limit fails as one to a full disk does, where the signal that comes with it is ignored.
     let script =
-        "trap '' XFSZ; ulimit -S -f 16384; exec \"$0\" --exact goes_on_when_the_disk_has_room_again --nocapture";
+        "trap '' XFSZ; ulimit -S -f 16384; exec \"$0\" --exact store_recovers_when_the_disk_has_room --nocapture";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(SMALL_FOLDER, folder.path());
     let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
@@ -278,7 +278,7 @@ fn a_full_disk_is_said_and_work_goes_on_when_it_is_not_full_any_more() {
 }
 
 #[tokio::test]
-async fn a_file_has_one_store_and_what_is_none_is_refused() {
+async fn file_in_use_and_other_files_are_refused() {
     let folder = TempDir::new().unwrap();
     let config = disk(&folder.path().join("deep/er"));
     let store = open(config.clone()).await;
@@ -289,7 +289,7 @@ async fn a_file_has_one_store_and_what_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn channels_that_are_not_in_memory_lose_nothing() {
+async fn evicted_channels_lose_no_events() {
     let folder = TempDir::new().unwrap();
     let store = open(EventsConfig { resident_channels_max: 2, ..disk(folder.path()) }).await;
     let channels: Vec<_> = (0..12).map(|channel| name(&format!("user:u{channel}"))).collect();

@@ -56,7 +56,7 @@ async fn instances_share_channels_and_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publishers_are_told_and_work_goes_on_when_it_is_back() {
+async fn publishers_get_errors_until_redis_returns() {
     let mut server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("workflow:w");
@@ -87,7 +87,7 @@ async fn publishers_are_told_and_work_goes_on_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_keeps_every_write_goes_on_in_its_sequence() {
+async fn durable_server_continues_its_sequence() {
     let mut server = RedisServer::durable();
     let store = open(EventsConfig { durable: true, ..server.config() }).await;
     let careful = open(server.config()).await;
@@ -109,7 +109,7 @@ async fn a_server_that_keeps_every_write_goes_on_in_its_sequence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_takes_over_and_says_so() {
+async fn memory_takes_over_with_a_new_epoch() {
     let mut server = RedisServer::durable();
     let config = server.config();
     let redis = RedisConfig { fallback: Fallback::Memory, ..config.redis };
@@ -166,7 +166,7 @@ async fn memory_takes_over_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_hangs_costs_a_publisher_no_more_than_the_bound() {
+async fn unresponsive_server_delays_a_publisher_within_the_bound() {
     let server = RedisServer::start();
     let config = server.config();
     let redis = RedisConfig { timeout_ms: 300, ..config.redis };
@@ -193,7 +193,7 @@ async fn a_server_that_hangs_costs_a_publisher_no_more_than_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_come_through_any_number_of_outages() {
+async fn readers_survive_repeated_outages() {
     let mut server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("pipeline:p");
@@ -264,7 +264,7 @@ async fn readers_come_through_any_number_of_outages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_subscribers_share_one_blocking_read_and_none_waits_for_it() {
+async fn subscribers_share_one_blocking_read() {
     let server = RedisServer::start();
     let config = server.config();
     let redis = RedisConfig { block_ms: 60_000, ..config.redis };
@@ -293,7 +293,7 @@ async fn all_subscribers_share_one_blocking_read_and_none_waits_for_it() {
 }
 
 #[tokio::test]
-async fn subscribers_are_bounded_and_who_is_refused_leaves_nothing_behind() {
+async fn refused_subscriber_leaves_no_state() {
     let server = RedisServer::start();
     for config in [server.config(), common::memory()] {
         let store = open(EventsConfig { subscribers_max: 2, ..config }).await;
@@ -310,7 +310,7 @@ async fn subscribers_are_bounded_and_who_is_refused_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_works_a_channel_together() {
+async fn group_shares_a_channel() {
     let server = RedisServer::start();
     let store = open(server.config()).await;
     let groups = store.groups().unwrap();
@@ -342,7 +342,7 @@ async fn a_group_works_a_channel_together() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_holds_no_more_than_its_bound_and_entries_of_others_are_holes() {
+async fn stream_is_bounded_and_foreign_entries_are_holes() {
     let server = RedisServer::start();
     let retention = Retention { events_max: 1_000, bytes_max: 1 << 30, ..Retention::default() };
     let store = open(EventsConfig { retention, ..server.config() }).await;
@@ -377,7 +377,7 @@ async fn a_stream_holds_no_more_than_its_bound_and_entries_of_others_are_holes()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn channel_that_begins_before_what_followers_saw_reaches_them_behind_a_gap() {
+async fn earlier_start_of_a_channel_reaches_followers_after_a_gap() {
     let mut server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("workflow:w");
@@ -406,7 +406,7 @@ async fn channel_that_begins_before_what_followers_saw_reaches_them_behind_a_gap
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entry_of_others_at_the_end_of_the_sequence_begins_an_epoch() {
+async fn foreign_entry_at_the_last_sequence_starts_an_epoch() {
     let server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("workflow:w");

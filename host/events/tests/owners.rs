@@ -83,7 +83,7 @@ async fn channels_of_another_user_do_not_evict_the_owner_record_of_a_followed_ch
 }
 
 #[tokio::test]
-async fn evicted_channel_takes_its_owner_record_with_it() {
+async fn eviction_of_a_channel_removes_its_owner_record() {
     let folder = TempDir::new().unwrap();
     for config in bounded(&folder, 2) {
         let store = open(config).await;
@@ -116,7 +116,7 @@ async fn owner_records_without_channels_are_bounded_and_evict_no_others() {
 }
 
 #[tokio::test]
-async fn owner_records_are_kept_and_bounded_by_a_file_that_is_opened_again() {
+async fn reopened_file_keeps_and_bounds_owner_records() {
     let folder = TempDir::new().unwrap();
     let config = EventsConfig { channels_max: 4, ..disk(folder.path()) };
     for round in 0..3 {

@@ -9,7 +9,7 @@ use common::{RedisServer, conformance, disk, memory, name, numbered, open, until
 use tempfile::TempDir;
 use weir_core::channels::{Cursor, value_bytes_of};
 use weir_core::random::SplitMix64;
-use weir_events::{Error, EventsConfig, Store, StoreKind, Write};
+use weir_events::{Error, EventsConfig, Store, StoreKind, WriteContext};
 
 conformance!(
     user_with_its_share_of_state_is_refused_and_others_are_not,
@@ -21,11 +21,11 @@ conformance!(
 const LARGE: usize = 100_000;
 
 async fn put(store: &Store, key: &str, bytes: usize, user: Option<&str>) -> Result<(), Error> {
-    store.put_as(&name(key), vec![7; bytes], None, Write { fence: None, user }).await
+    store.put_as(&name(key), vec![7; bytes], None, WriteContext { fence: None, user }).await
 }
 
 async fn append(store: &Store, channel: &str, number: u64, user: Option<&str>) -> Result<(), Error> {
-    store.append_as(&name(channel), numbered([number]), Write { fence: None, user }).await.map(drop)
+    store.append_as(&name(channel), numbered([number]), WriteContext { fence: None, user }).await.map(drop)
 }
 
 async fn events(store: &Store, channel: &str) -> usize {
@@ -58,7 +58,7 @@ async fn user_with_its_share_of_state_is_refused_and_others_are_not(config: Even
     store.delete(&name("session:a1")).await.unwrap();
     put(&store, "session:a3", LARGE, Some("ann")).await.unwrap();
     assert!(exceeds_share(put(&store, "session:a1", LARGE, Some("ann")).await));
-    let ends = Write { fence: None, user: Some("ann") };
+    let ends = WriteContext { fence: None, user: Some("ann") };
     store.put_as(&name("session:a3"), vec![7; LARGE], Some(50), ends).await.unwrap();
     until("what has ended is given back", || async { put(&store, "session:a1", LARGE, Some("ann")).await.is_ok() })
         .await;
@@ -157,7 +157,7 @@ async fn state_of_each_user_stays_within_its_share(config: EventsConfig) {
 }
 
 #[tokio::test]
-async fn shares_are_known_after_a_restart() {
+async fn shares_are_restored_after_a_restart() {
     let folder = TempDir::new().unwrap();
     let redis = RedisServer::durable();
     for config in [disk(folder.path()), redis.config()] {
@@ -194,7 +194,7 @@ async fn shares_are_known_after_a_restart() {
 }
 
 #[tokio::test]
-async fn full_store_takes_channels_from_the_user_that_has_the_most() {
+async fn full_store_evicts_channels_of_the_largest_user() {
     let folder = TempDir::new().unwrap();
     for config in [memory(), disk(folder.path())] {
         let store = open(EventsConfig { channels_max: 10, user_percent_max: 60, ..config }).await;
@@ -252,7 +252,7 @@ async fn user_that_follows_all_its_channels_is_refused_more_and_others_are_not()
 }
 
 #[tokio::test]
-async fn channel_that_is_followed_before_its_first_event_takes_the_share_of_its_publisher() {
+async fn channel_followed_before_its_first_event_counts_for_its_publisher() {
     let folder = TempDir::new().unwrap();
     for config in [memory(), disk(folder.path())] {
         let store = open(EventsConfig { channels_max: 8, user_percent_max: 25, ..config }).await;

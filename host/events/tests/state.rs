@@ -138,7 +138,7 @@ async fn what_is_put_side_by_side_is_whole(config: EventsConfig) {
 }
 
 #[tokio::test]
-async fn a_file_that_was_closed_has_its_values() {
+async fn closed_file_has_its_values() {
     for durable in [true, false] {
         let folder = TempDir::new().unwrap();
         let config = EventsConfig { durable, state_bytes_max: 2 << 20, ..disk(folder.path()) };
@@ -164,7 +164,7 @@ async fn a_file_that_was_closed_has_its_values() {
 }
 
 #[tokio::test]
-async fn a_value_that_was_damaged_is_said_to_be() {
+async fn damaged_value_is_an_error() {
     let folder = TempDir::new().unwrap();
     let store = open(disk(folder.path())).await;
     let mark = b"a value to be found in the file";
@@ -259,7 +259,7 @@ fn killed(folder: &Path, durable: bool, answers: usize) -> Said {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_takes_back_nothing_that_was_answered() {
+async fn kill_9_loses_no_acknowledged_value() {
     let folder = TempDir::new().unwrap();
     for round in 0..5 {
         let said = killed(folder.path(), true, 40 + round * 53);
@@ -292,7 +292,7 @@ async fn without_fsync_kill_9_brings_back_a_whole_value_of_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_stands_in_for_redis() {
+async fn values_have_no_memory_fallback() {
     for fallback in [Fallback::None, Fallback::Memory] {
         let mut server = RedisServer::durable();
         let config = server.config();
@@ -326,7 +326,7 @@ async fn nothing_stands_in_for_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instances_share_values_and_redis_keeps_no_list_of_what_is_gone() {
+async fn instances_share_values_and_index_entries_are_removed() {
     let server = RedisServer::start();
     let stores = [open(server.config()).await, open(server.config()).await];
     for number in 0..100 {

@@ -19,7 +19,7 @@ fn numbered(n: usize) -> Draft {
 }
 
 #[tokio::test]
-async fn a_callback_gets_everything_and_one_that_panics_hurts_nobody() -> Result<()> {
+async fn callback_gets_all_events_and_a_panic_affects_no_other() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let name = channel("workflow:w")?;
     store.append(&name, vec![numbered(0)]).await?;
@@ -47,7 +47,7 @@ async fn a_callback_gets_everything_and_one_that_panics_hurts_nobody() -> Result
 }
 
 #[tokio::test]
-async fn a_callback_that_was_taken_off_is_called_no_more() -> Result<()> {
+async fn removed_callback_is_not_called() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let name = channel("workflow:w")?;
     let (sender, receiver) = mpsc::channel();
@@ -65,7 +65,7 @@ async fn a_callback_that_was_taken_off_is_called_no_more() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_tap_sees_all_channels_and_says_what_it_missed() -> Result<()> {
+async fn tap_gets_events_of_all_channels_and_the_missed_count() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let mut tap = store.tap();
     for n in 0..3000 {
@@ -100,7 +100,7 @@ fn lines(path: &Path, files: u32) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_file_gets_every_event_and_is_rotated() -> Result<()> {
+async fn file_gets_all_events_and_is_rotated() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("events.ndjson");
     std::fs::write(&path, "{\"type\":\"before\"}\n")?;
@@ -132,7 +132,7 @@ async fn a_file_gets_every_event_and_is_rotated() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_opened_is_an_error_at_once() -> Result<()> {
+async fn file_that_cannot_be_opened_is_an_error() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let config = FileConfig { path: "/nowhere/at/all".into(), bytes_max: 1, files_max: 1 };
     assert!(write_events(config, store.tap()).is_err());

@@ -13,18 +13,18 @@ pub(crate) fn check_truth_values(info: &TensorInfo, tensor: &Tensor) -> Result<(
 }
 
 /// An integer of the WIT, read from its bytes.
-pub(crate) trait Wide: Copy + std::fmt::Display {
+pub(crate) trait TensorInteger: Copy + std::fmt::Display {
     /// All of them.
     fn all(data: &[u8]) -> Vec<Self>;
 }
 
-impl Wide for i32 {
+impl TensorInteger for i32 {
     fn all(data: &[u8]) -> Vec<i32> {
         data.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }
 
-impl Wide for i64 {
+impl TensorInteger for i64 {
     fn all(data: &[u8]) -> Vec<i64> {
         let of = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
         data.chunks_exact(8).map(of).collect()
@@ -32,7 +32,7 @@ impl Wide for i64 {
 }
 
 /// The values of a checked input as the integers that the graph declares.
-pub(crate) fn fitting<N: TryFrom<W>, W: Wide>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
+pub(crate) fn fitting<N: TryFrom<W>, W: TensorInteger>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
     let fit = |wide: W| {
         let (name, element) = (&info.name, info.element);
         N::try_from(wide).map_err(|_| NnError::invalid(format!("input {name:?} holds {wide}, which is no {element}")))

@@ -56,7 +56,7 @@ pub struct TensorHandle {
 
 /// Which graphs an instance may load by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Names {
+pub enum GraphAccess {
     /// Every graph of the registry.
     All,
     /// These only.
@@ -66,7 +66,7 @@ pub enum Names {
     None,
 }
 
-impl Names {
+impl GraphAccess {
     /// These only.
     pub fn only<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
         Self::Only(names.into_iter().map(Into::into).collect())
@@ -85,7 +85,7 @@ impl Names {
 #[derive(Debug)]
 pub struct NnCtx {
     registry: Arc<Registry>,
-    allowed: Names,
+    allowed: GraphAccess,
     resources: usize,
     tensor_bytes: usize,
     computed: Arc<AtomicU64>,
@@ -93,7 +93,7 @@ pub struct NnCtx {
 
 impl NnCtx {
     /// An instance that sees only the `allowed` graphs of the registry.
-    pub fn new(registry: Arc<Registry>, allowed: Names) -> Self {
+    pub fn new(registry: Arc<Registry>, allowed: GraphAccess) -> Self {
         Self { registry, allowed, resources: 0, tensor_bytes: 0, computed: Arc::default() }
     }
 
@@ -132,7 +132,7 @@ impl HasData for HasNn {
     type Data<'a> = NnView<'a>;
 }
 
-type Answer<T> = wasmtime::Result<Result<T, Resource<ErrorHandle>>>;
+type HostResult<T> = wasmtime::Result<Result<T, Resource<ErrorHandle>>>;
 
 impl NnView<'_> {
     fn push<T: Send + 'static>(&mut self, entry: T) -> wasmtime::Result<Resource<T>> {
@@ -178,7 +178,7 @@ impl NnView<'_> {
         Ok(handle)
     }
 
-    fn answer<T>(&mut self, result: Result<T, NnError>) -> Answer<T> {
+    fn answer<T>(&mut self, result: Result<T, NnError>) -> HostResult<T> {
         match result {
             Ok(value) => Ok(Ok(value)),
             Err(error) => {
@@ -188,7 +188,7 @@ impl NnView<'_> {
         }
     }
 
-    fn push_graph(&mut self, loaded: Result<Arc<Graph>, NnError>) -> Answer<Resource<GraphHandle>> {
+    fn push_graph(&mut self, loaded: Result<Arc<Graph>, NnError>) -> HostResult<Resource<GraphHandle>> {
         match loaded.and_then(|graph| self.room(1, 0).map(|()| graph)) {
             Ok(graph) => Ok(Ok(self.push(GraphHandle(graph))?)),
             Err(error) => self.answer(Err(error)),
@@ -230,7 +230,7 @@ impl graph::Host for NnView<'_> {
         builders: Vec<graph::GraphBuilder>,
         encoding: graph::GraphEncoding,
         target: graph::ExecutionTarget,
-    ) -> Answer<Resource<GraphHandle>> {
+    ) -> HostResult<Resource<GraphHandle>> {
         let loaded = match target {
             graph::ExecutionTarget::Cpu => self.load_bytes(&builders, encoding),
             other => Err(NnError::unsupported(format!("graphs run on the CPU here, not on a {}", plain(&other)))),
@@ -238,7 +238,7 @@ impl graph::Host for NnView<'_> {
         self.push_graph(loaded)
     }
 
-    fn load_by_name(&mut self, name: String) -> Answer<Resource<GraphHandle>> {
+    fn load_by_name(&mut self, name: String) -> HostResult<Resource<GraphHandle>> {
         let loaded = if self.ctx.allowed.contains(&name) {
             self.ctx.registry.graph(&name).map_err(NnError::from)
         } else {
@@ -250,7 +250,7 @@ impl graph::Host for NnView<'_> {
 }
 
 impl graph::HostGraph for NnView<'_> {
-    fn init_execution_context(&mut self, handle: Resource<GraphHandle>) -> Answer<Resource<ContextHandle>> {
+    fn init_execution_context(&mut self, handle: Resource<GraphHandle>) -> HostResult<Resource<ContextHandle>> {
         let graph = self.table.get(&handle)?.0.clone();
         match self.room(1, 0).and_then(|()| graph.context()) {
             Ok(context) => Ok(Ok(self.push(ContextHandle(context))?)),
@@ -270,7 +270,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         &mut self,
         handle: Resource<ContextHandle>,
         inputs: Vec<(String, Resource<TensorHandle>)>,
-    ) -> Answer<Vec<(String, Resource<TensorHandle>)>> {
+    ) -> HostResult<Vec<(String, Resource<TensorHandle>)>> {
         let mut tensors = Vec::with_capacity(inputs.len());
         let mut refused = None;
         for (name, input) in inputs {

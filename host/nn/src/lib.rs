@@ -52,7 +52,7 @@ pub use engine::{
 };
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};
-pub use host::{ContextHandle, ErrorHandle, GraphHandle, Names, NnCtx, NnView, TensorHandle, add_to_linker};
+pub use host::{ContextHandle, ErrorHandle, GraphAccess, GraphHandle, NnCtx, NnView, TensorHandle, add_to_linker};
 pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
 pub use selection::Selection;

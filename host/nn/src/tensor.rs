@@ -173,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_passes_is_exactly_as_long_as_it_says(
+        fn accepted_tensor_has_exactly_its_length(
             dimensions in prop::collection::vec(0u32..=u32::MAX, 0..5),
             ty in prop::sample::select(TensorType::ALL.to_vec()),
             len in 0usize..64,

@@ -83,7 +83,7 @@ fn directories() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_architecture_gives_what_transformers_gives() {
+fn each_architecture_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for dir in directories() {
         let graph = load(&dir);

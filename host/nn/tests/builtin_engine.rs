@@ -78,7 +78,7 @@ fn compute(graph: &Arc<Graph>, texts: &[&Vec<i64>], fillers: usize) -> Vec<Vec<f
 }
 
 #[test]
-fn shipped_models_give_what_tract_gives() {
+fn shipped_models_agree_with_tract() {
     let mut random = Random(7);
     for name in MODELS {
         let file = model(name).join("model_packed.onnx");
@@ -185,7 +185,7 @@ fn graph_that_differs_in_one_place_is_refused() {
 }
 
 #[test]
-fn bad_input_is_refused_and_the_context_goes_on_computing() {
+fn invalid_input_is_refused_and_the_context_stays_usable() {
     let graph = load(&model("entities").join("model_packed.onnx"), Engine::Builtin).unwrap();
     let mut context = graph.context().unwrap();
     let good = vec![101, 2023, 102];

@@ -27,7 +27,7 @@ fn x(dimensions: &[u32], value: f32) -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn a_graph_is_loaded_once_however_many_ask_at_once() {
+fn concurrent_loads_load_a_graph_once() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("model.onnx"), graphs::matmul()).unwrap();
     let registry = Arc::new(Registry::new(RegistryConfig::default()));
@@ -49,7 +49,7 @@ fn a_graph_is_loaded_once_however_many_ask_at_once() {
 }
 
 #[test]
-fn the_registry_says_what_is_wrong() {
+fn registry_errors_name_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::new(RegistryConfig::default());
     assert_eq!(registry.graph("m").unwrap_err(), LoadError::UnknownName("m".to_owned()));
@@ -73,7 +73,7 @@ fn the_registry_says_what_is_wrong() {
 }
 
 #[test]
-fn a_shape_that_comes_often_gets_a_plan_of_its_own_and_the_same_results() {
+fn frequent_shape_gets_a_plan_with_equal_results() {
     let config = RegistryConfig { plan_after_uses: 2, plans_max: 2, ..RegistryConfig::default() };
     let graph = load(&graphs::matmul(), config).unwrap();
     let mut context = graph.context().unwrap();
@@ -93,7 +93,7 @@ fn a_shape_that_comes_often_gets_a_plan_of_its_own_and_the_same_results() {
 }
 
 #[test]
-fn an_idle_plan_gives_way() {
+fn idle_plan_is_evicted() {
     let config = RegistryConfig { plan_after_uses: 1, plans_max: 1, ..RegistryConfig::default() };
     let graph = load(&graphs::matmul(), config).unwrap();
     let mut context = graph.context().unwrap();
@@ -145,7 +145,7 @@ fn check_external(w: graphs::Weights, file: Option<&[u8]>, expected: Expect) {
 }
 
 #[test]
-fn external_data_comes_from_the_models_own_directory() {
+fn external_data_is_read_from_the_model_directory_only() {
     let weights: Vec<u8> = [1f32, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let shifted = [&[0; 4], weights.as_slice()].concat();
     let w = |entries: &[(&str, &str)]| graphs::external("w", &[4, 2], entries);
@@ -188,7 +188,7 @@ fn external_data_comes_from_the_models_own_directory() {
 
 #[test]
 #[cfg(unix)]
-fn a_link_in_the_models_directory_is_followed() {
+fn link_in_the_models_directory_is_followed() {
     let root = tempfile::tempdir().unwrap();
     let model = root.path().join("model");
     std::fs::create_dir(&model).unwrap();
@@ -255,7 +255,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_tensor_makes_the_host_panic(runs in prop::collection::vec(any_inputs(), 1..4)) {
+    fn arbitrary_tensors_do_not_panic(runs in prop::collection::vec(any_inputs(), 1..4)) {
         static GRAPH: std::sync::LazyLock<Arc<Graph>> =
             std::sync::LazyLock::new(|| load(&graphs::add(Dt::Float), RegistryConfig::default()).unwrap());
         let mut context = GRAPH.context().unwrap();
@@ -279,7 +279,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_file_makes_the_host_panic(
+    fn arbitrary_files_do_not_panic(
         which in 0usize..4,
         cut in 0usize..400,
         flips in prop::collection::vec((0usize..400, any::<u8>()), 0..4),
@@ -304,7 +304,7 @@ proptest! {
 }
 
 #[test]
-fn a_directory_without_a_graph_is_an_error() {
+fn directory_without_a_graph_is_an_error() {
     let registry = Registry::new(RegistryConfig::default());
     assert!(registry.insert_dir("none", Path::new("/does/not/exist"), Engine::Tract).is_err());
 }

@@ -43,7 +43,7 @@ fn check_config(config: &str, expected: Expect) {
 }
 
 #[test]
-fn what_a_directory_says() {
+fn directory_describes_its_model() {
     check_config(
         BERT,
         expect![[r#"text-classification "bert" ["negative", "neutral", "positive"] None None tokens_max 512 pad 0"#]],
@@ -84,7 +84,7 @@ fn what_a_directory_says() {
 }
 
 #[test]
-fn what_is_wrong_with_a_directory() {
+fn invalid_directory_has_its_reason() {
     expect!["DIR: there is no such directory"]
         .assert_eq(&describe(Path::new("/does/not/exist")).replace("/does/not/exist", "DIR"));
     let dir = tempfile::tempdir().unwrap();
@@ -237,7 +237,7 @@ fn check_runs_the_graph_and_compares_it_with_the_configuration() {
 }
 
 #[test]
-fn list_names_every_model_and_what_is_wrong_with_it() {
+fn list_has_each_model_or_its_error() {
     let root = tempfile::tempdir().unwrap();
     write(
         root.path(),

@@ -211,7 +211,7 @@ fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path, copy: &Path) {
 }
 
 #[test]
-fn the_engines_agree_on_the_shipped_models() {
+fn engines_agree_on_the_shipped_models() {
     let mut onnx_runtime = OnnxRuntime::start();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     // ONNX Runtime refuses external data behind a link that leaves the directory; a pull replaces links by files.

@@ -36,7 +36,7 @@ fn of(ty: TensorType, dimensions: &[u32], data: &[u8]) -> Tensor {
 }
 
 #[test]
-fn a_graph_computes() {
+fn graph_computes() {
     let graph = graph(&graphs::matmul());
     assert_eq!((graph.engine().to_string(), graph.parameter_bytes()), ("onnxruntime".to_owned(), 32));
     assert_eq!(graph.inputs()[0].to_string(), "x fp32[batch, tokens, 4]");
@@ -51,7 +51,7 @@ fn a_graph_computes() {
 }
 
 #[test]
-fn every_type_of_the_wit_passes() {
+fn each_wit_tensor_type_is_accepted() {
     let same = |declared: Dt, ty: TensorType, data: &[u8]| {
         let tensor = of(ty, &[2], data);
         let outputs = graph(&graphs::identity(declared, &["n"])).context().unwrap().compute(x(tensor.clone())).unwrap();
@@ -95,7 +95,7 @@ fn every_type_of_the_wit_passes() {
 }
 
 #[test]
-fn what_is_refused_or_fails_leaves_the_context_usable() {
+fn failed_computation_leaves_the_context_usable() {
     let gather = graph(&graphs::gather());
     let mut context = gather.context().unwrap();
     let fine = |context: &mut weir_nn::Context| {
@@ -187,7 +187,7 @@ fn large_weights_pass_and_links_are_followed() {
 }
 
 #[test]
-fn no_tensor_of_a_file_lies_outside_of_its_directory() {
+fn external_data_outside_the_directory_is_refused() {
     use prost::Message;
     use tract_onnx::pb::{
         AttributeProto, FunctionProto, ModelProto, SparseTensorProto, attribute_proto::AttributeType,
@@ -247,7 +247,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_file_makes_the_host_panic(
+    fn arbitrary_files_do_not_panic(
         which in 0usize..4,
         cut in 0usize..400,
         flips in prop::collection::vec((0usize..400, any::<u8>()), 0..4),
@@ -272,7 +272,7 @@ proptest! {
 }
 
 #[test]
-fn the_library_is_installed_and_found_again() {
+fn installed_library_is_found() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("data/weir/onnxruntime");
     for _ in 0..2 {

@@ -12,7 +12,7 @@ use graphs::Dt;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use weir_nn::{Names, NnCtx, NnView, Registry, RegistryConfig};
+use weir_nn::{GraphAccess, NnCtx, NnView, Registry, RegistryConfig};
 
 mod bindings {
     #![allow(missing_docs, reason = "the WIT documents it")]
@@ -76,7 +76,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn new(registry: Arc<Registry>, names: Names) -> Self {
+    fn new(registry: Arc<Registry>, names: GraphAccess) -> Self {
         let (engine, component) = component();
         let mut linker: Linker<State> = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_sync(&mut linker).unwrap();
@@ -116,7 +116,7 @@ fn registry(config: RegistryConfig, graphs: &[(&str, Vec<u8>)]) -> (tempfile::Te
 
 fn probe(graphs: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Probe) {
     let (dir, registry) = registry(RegistryConfig::default(), graphs);
-    (dir, Probe::new(registry, Names::All))
+    (dir, Probe::new(registry, GraphAccess::All))
 }
 
 fn named(name: &str) -> Source {
@@ -154,7 +154,7 @@ fn show(result: &Result<Vec<Value>, Failure>) -> String {
 }
 
 #[test]
-fn the_tensor_resource_keeps_what_it_was_given() {
+fn tensor_resource_returns_its_content() {
     let (_dir, mut probe) = probe(&[]);
     for (ty, _, size) in TYPES {
         for given in [
@@ -170,7 +170,7 @@ fn the_tensor_resource_keeps_what_it_was_given() {
 }
 
 #[test]
-fn every_type_goes_through_a_graph_and_comes_back_bit_for_bit() {
+fn each_type_passes_a_graph_bit_for_bit() {
     for (ty, onnx, size) in TYPES {
         let (_dir, mut probe) = probe(&[
             ("fixed", graphs::identity(onnx, &["2", "3"])),
@@ -186,7 +186,7 @@ fn every_type_goes_through_a_graph_and_comes_back_bit_for_bit() {
 }
 
 #[test]
-fn every_type_of_number_is_computed_with() {
+fn each_numeric_type_is_computed() {
     // 1 + 2 = 3 in each, little-endian.
     let number = |ty: Ty, n: u8| -> Vec<u8> {
         let f = f32::from(n);
@@ -209,7 +209,7 @@ fn every_type_of_number_is_computed_with() {
 }
 
 #[test]
-fn types_that_the_wit_lacks_become_the_nearest_that_holds_them() {
+fn types_outside_the_wit_become_the_nearest_wider_type() {
     let from_f32 = |to: Dt| graphs::cast(Dt::Float, to, &["3"]);
     let (_dir, mut probe) = probe(&[
         ("bool", from_f32(Dt::Bool)),
@@ -344,7 +344,7 @@ fn wrong_inputs_are_errors_with_a_code_and_a_sentence() {
 }
 
 #[test]
-fn a_context_goes_on_after_an_error() {
+fn context_stays_usable_after_an_error() {
     let (_dir, mut probe) = probe(&[("gather", graphs::gather())]);
     let indices = |values: &[i64]| vec![i64s("x", &[values.len() as u32], values)];
     let runs = vec![indices(&[0, 3]), indices(&[9]), vec![], indices(&[i64::MIN]), indices(&[1])];
@@ -359,7 +359,7 @@ fn a_context_goes_on_after_an_error() {
 }
 
 #[test]
-fn a_guest_may_bring_its_own_graph() {
+fn guest_may_load_its_own_graph() {
     let (_dir, mut probe) = probe(&[]);
     let graph = graphs::matmul();
     let x = || vec![f32s("x", &[1, 1, 4], &[1.0; 4])];
@@ -406,20 +406,20 @@ fn a_guest_may_bring_its_own_graph() {
 }
 
 #[test]
-fn bounds_on_what_a_guest_brings_and_holds() {
+fn guest_graphs_and_resources_are_bounded() {
     let config = RegistryConfig { guest_graph_bytes_max: 100, ..RegistryConfig::default() };
     let (_dir, graphs_bounded) = registry(config, &[]);
-    let shown = show(&Probe::new(graphs_bounded, Names::All).run(bytes(&[0; 101]), vec![]));
+    let shown = show(&Probe::new(graphs_bounded, GraphAccess::All).run(bytes(&[0; 101]), vec![]));
     expect!["Stage::Load ErrorCode::TooLarge: the graph has 101 bytes, more than the 100 allowed"].assert_eq(&shown);
 
     let config = RegistryConfig { guest_graph_bytes_max: 0, ..RegistryConfig::default() };
     let (_dir, by_name_only) = registry(config, &[]);
-    let shown = show(&Probe::new(by_name_only, Names::All).run(bytes(&graphs::matmul()), vec![]));
+    let shown = show(&Probe::new(by_name_only, GraphAccess::All).run(bytes(&graphs::matmul()), vec![]));
     expect!["Stage::Load ErrorCode::Security: this host loads graphs by name only"].assert_eq(&shown);
 
     let config = RegistryConfig { resources_max: 20, resource_bytes_max: 100, ..RegistryConfig::default() };
     let (_dir, hoarders) = registry(config, &[("id", graphs::identity(Dt::Uint8, &["n"]))]);
-    let mut probe = Probe::new(hoarders, Names::All);
+    let mut probe = Probe::new(hoarders, GraphAccess::All);
     let mut hoard = |count: u32, size: u32| {
         let value = value("x", &[size], Ty::U8, vec![1; size as usize]);
         show(&probe.guest.call_hoard(&mut probe.store, "id", count, &value).expect("a hoarder does not trap"))
@@ -435,15 +435,15 @@ fn bounds_on_what_a_guest_brings_and_holds() {
 }
 
 #[test]
-fn an_instance_sees_only_the_graphs_that_it_was_given() {
+fn instance_loads_only_its_graphs() {
     let graphs = [("a", graphs::identity(Dt::Uint8, &["n"])), ("b", graphs::identity(Dt::Uint8, &["n"]))];
     let (_dir, registry) = registry(RegistryConfig::default(), &graphs);
     let x = || vec![value("x", &[1], Ty::U8, vec![5])];
-    let mut given_a = Probe::new(registry.clone(), Names::only(["a"]));
+    let mut given_a = Probe::new(registry.clone(), GraphAccess::only(["a"]));
     given_a.check(named("a"), x(), &expect!["y TensorType::U8[1] = [5]"]);
     given_a.check(named("b"), x(), &expect![[r#"Stage::Load ErrorCode::NotFound: there is no graph named "b""#]]);
     given_a.check(named("c"), x(), &expect![[r#"Stage::Load ErrorCode::NotFound: there is no graph named "c""#]]);
-    let mut given_none = Probe::new(registry.clone(), Names::None);
+    let mut given_none = Probe::new(registry.clone(), GraphAccess::None);
     given_none.check(named("a"), x(), &expect![[r#"Stage::Load ErrorCode::NotFound: there is no graph named "a""#]]);
-    Probe::new(registry, Names::All).check(named("b"), x(), &expect!["y TensorType::U8[1] = [5]"]);
+    Probe::new(registry, GraphAccess::All).check(named("b"), x(), &expect!["y TensorType::U8[1] = [5]"]);
 }

@@ -38,7 +38,7 @@ mod start;
 pub mod stream;
 
 pub use bindings::types;
-pub use components::code::{ComponentError, Source};
+pub use components::code::{ComponentError, ComponentSource};
 pub use components::gateway;
 pub use components::guest_log::TARGET as GUEST_LOG_TARGET;
 pub use inference::call::{CallOpener, CallSender, Outcomes};

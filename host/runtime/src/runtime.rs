@@ -18,12 +18,12 @@ use crate::types::ModelInfo;
 pub struct Runtime {
     _host: Host,
     calls: CallOpener,
-    serving: Option<Serving>,
+    serving: Option<ServerParts>,
     draining: Arc<AtomicBool>,
 }
 
 /// The parts of a runtime that serves.
-struct Serving {
+struct ServerParts {
     gateway: Gateway,
     events: Store,
 }
@@ -58,7 +58,7 @@ impl Runtime {
         let serving = match events {
             Some(events) => {
                 let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;
-                Some(Serving { gateway, events })
+                Some(ServerParts { gateway, events })
             }
             None => None,
         };

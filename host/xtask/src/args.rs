@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_values_are_taken_once() {
+    fn flags_and_values_are_accepted_once() {
         let mut given = args("--components --toolchain debian");
         assert!(given.flag("--components"));
         assert!(!given.flag("--components"));

@@ -212,7 +212,7 @@ mod tests {
 
     /// Every guest has a line in [`GUESTS`] (so it is built) and a test that names its file (so it is run).
     #[test]
-    fn every_guest_is_built_and_tested() {
+    fn each_guest_is_built_and_tested() {
         let house = House::find();
         let mut folders: BTreeSet<String> = fs::read_dir(house.root.join("tests").join("guests"))
             .unwrap()

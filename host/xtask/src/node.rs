@@ -18,7 +18,7 @@ pub(crate) const TESTS: [&str; 8] = [
     "sse_clients_with_cut_connections_get_every_event_once",
     "websocket_follows_many_channels_and_resumes",
     "websocket_path_names_the_first_channel",
-    "websocket_of_a_session_takes_chunks_and_sends_events",
+    "websocket_of_a_session_accepts_chunks_and_sends_events",
     "request_that_is_no_websocket_handshake_is_refused",
     "websocket_that_is_cut_or_drained_is_released",
     "javascript_example_labels_lines",

@@ -104,7 +104,7 @@ const RESERVED: &[(&str, &[&str])] = &[
 ];
 
 #[test]
-fn every_crate_uses_only_what_it_may() {
+fn crates_use_only_allowed_dependencies() {
     let house = House::find();
     let mut cargo = sh::cargo(&house);
     cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
@@ -144,7 +144,7 @@ fn allowed(rule: &Rule, used: &str, houses: &[&str]) -> bool {
 }
 
 #[test]
-fn rules_forbid_what_they_should() {
+fn rules_forbid_other_dependencies() {
     let rule = |name: &str| RULES.iter().find(|rule| rule.package == name).unwrap();
     let houses: Vec<&str> = RULES.iter().map(|rule| rule.package).collect();
     for (package, used) in [
@@ -168,7 +168,7 @@ fn rules_forbid_what_they_should() {
 /// A development dependency may enable more features of a crate that the host uses too. Then `cargo test` compiles that crate, and
 /// all that depend on it, a second time; this happened with wasmtime.
 #[test]
-fn build_and_test_ask_the_same_features() {
+fn build_and_tests_enable_the_same_features() {
     let features = |edges: &str| -> BTreeSet<String> {
         let mut cargo = sh::cargo(&House::find());
         cargo.args(["tree", "--prefix", "none", "--format", "{p} [{f}]", "--edges", edges]);
@@ -229,7 +229,7 @@ fn files_with(component: &str, text: &str) -> Vec<String> {
 
 /// One file calls inference, and one file at each boundary knows both sides of a type.
 #[test]
-fn every_boundary_has_one_place_of_conversions() {
+fn each_boundary_has_one_conversion_module() {
     assert_eq!(files_with("gateway", "infer::run("), ["inference/client.rs"]);
     assert_eq!(files_with("gateway", "wire::Failure::"), ["inference/convert.rs"]);
     assert_eq!(files_with("gateway", "session::KeywordMatch"), ["transcripts/convert.rs"]);

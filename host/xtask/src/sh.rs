@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_carries_the_output_of_both_streams() {
+    fn failure_has_the_output_of_both_streams() {
         let mut step = Step::begin("test", "a failing program");
         let error = check(&mut step, Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_exist_is_named() {
+    fn missing_program_is_named() {
         let error = answer(&mut Command::new("weir-no-such-program")).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `weir-no-such-program`");
     }

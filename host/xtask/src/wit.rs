@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_difference_is_named() {
+    fn each_difference_is_named() {
         let packages = |files: &[(&str, &str)]| -> Packages {
             files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
         };

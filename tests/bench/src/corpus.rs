@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mixed_corpus_is_log_normal() {
+    fn mixed_corpus_is_log_normal() {
         let (sentences, counts) = world();
         let mut tokens: Vec<u32> =
             make(Mix::Mixed, &sentences, &counts, 5).unwrap().iter().map(|text| text.tokens).collect();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_a_corpus() {
+    fn seed_determines_the_corpus() {
         let (sentences, counts) = world();
         let make = |seed| make(Mix::Short, &sentences, &counts, seed).unwrap();
         assert_eq!(make(1), make(1));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_texts_that_ship_are_enough() {
+    fn shipped_texts_suffice() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         assert!(gather(None, root).unwrap().len() > 20);
     }

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_miss_is_a_miss_and_nothing_measured_is_neither() {
+    fn missed_goal_fails_and_unmeasured_goal_is_unknown() {
         let values = |list: &[f64]| list.iter().map(|value| (format!("at {value}"), Some(*value))).collect::<Vec<_>>();
         let shown = |value: f64| format!("{value}");
         let miss = worst("g".to_owned(), values(&[1.5, 1.2, 2.0]), 1.4, shown);

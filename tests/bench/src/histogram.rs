@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_lies_in_its_bucket_and_buckets_are_narrow() {
+    fn values_lie_in_narrow_buckets() {
         let mut before = 0;
         for value in (0..2_000).chain((11..64).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1])) {
             let ix = bucket(value);

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_say_how_bodies_end() {
+    fn heads_determine_the_end_of_bodies() {
         let head = |text: &str| parse_head(text).map(|(head, keep)| (head.status, head.framing, keep)).unwrap();
         assert_eq!(head("HTTP/1.1 200 OK\r\nContent-Length: 5"), (200, Framing::Length(5), true));
         assert_eq!(

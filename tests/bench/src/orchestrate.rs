@@ -463,7 +463,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_shown_without_the_places_of_one_machine() {
+    fn commands_are_shown_without_local_paths() {
         let words = ["A=/home/me/weir/lib.so", "/home/me/weir/target/weir", "--data", "/mnt/x/data", "a b"];
         let line = shown(words.into_iter().map(str::to_owned), Path::new("/home/me/weir"));
         assert_eq!(line, "A=lib.so target/weir --data …/data 'a b'");

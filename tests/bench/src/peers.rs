@@ -335,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_of_a_table_counts() {
+    fn lowest_value_of_a_table_counts() {
         let table = "8 x 16  symbolic  91.5 us/token\n at most 64 in a batch: 55.1 us/token, 1.02 computed\n best: 60 us/token,";
         assert_eq!(least_us(table), Some(55.1));
         assert_eq!(least_us("0.0 us/token or none"), None);

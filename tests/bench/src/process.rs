@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_is_seen_with_its_memory_and_its_end() {
+    fn process_tree_is_measured_until_it_ends() {
         let mut child = std::process::Command::new("sh").args(["-c", "sleep 30 & wait"]).spawn().unwrap();
         let own = std::process::id();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_has_every_number_once() {
+    fn permutation_has_each_number_once() {
         let mut order = Rng::new(1).order(100);
         assert_ne!(order, (0..100).collect::<Vec<_>>());
         order.sort_unstable();

@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_a_schedule() {
+    fn seed_determines_the_schedule() {
         assert_eq!(poisson(100.0, 2.0, 1), poisson(100.0, 2.0, 1));
         assert_ne!(poisson(100.0, 2.0, 1), poisson(100.0, 2.0, 2));
         assert!(poisson(100.0, 2.0, 1).is_sorted());

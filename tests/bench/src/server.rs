@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_and_what_it_started_end_together() {
+    fn server_ends_with_its_child_processes() {
         let logs = std::env::temp_dir().join(format!("weir-bench-{}", std::process::id()));
         std::fs::create_dir_all(&logs).unwrap();
         let spec = Spec {

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plots_hold_every_point_and_stay_in_their_frame() {
+    fn plots_contain_all_points_within_their_frame() {
         let series = || {
             let points = vec![(1.0, 10.0), (64.0, 900.0), (512.0, 700.0)];
             vec![Series { name: "a < b".to_owned(), points }, Series { name: "none".to_owned(), points: vec![] }]

@@ -116,7 +116,7 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
 }
 
 #[tokio::test]
-async fn another_users_session_and_execution_read_as_unknown_ones() -> Result<()> {
+async fn session_and_execution_of_another_user_read_as_unknown() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let server = guarded(dir.path(), &folder.arguments()).await?;

@@ -62,7 +62,7 @@ async fn readiness(server: &Server) -> Result<u16> {
 }
 
 #[tokio::test]
-async fn full_disk_makes_the_server_unready_and_loses_and_mixes_up_nothing() -> Result<()> {
+async fn full_disk_makes_the_server_unready_and_loses_no_event() -> Result<()> {
     for durable in [true, false] {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("events.redb");
@@ -104,7 +104,7 @@ async fn full_disk_makes_the_server_unready_and_loses_and_mixes_up_nothing() -> 
 
 /// A publisher's retry, or a client's, does not wait for the end of what a failed attempt had begun.
 #[tokio::test]
-async fn channel_and_key_whose_first_write_failed_work_at_once_when_there_is_room() -> Result<()> {
+async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Result<()> {
     // What would hold a channel for 5 s, and a key for 10 s.
     const AT_ONCE: Duration = Duration::from_secs(4);
     const ROUNDS: usize = 6;
@@ -154,7 +154,7 @@ async fn channel_and_key_whose_first_write_failed_work_at_once_when_there_is_roo
 }
 
 #[tokio::test]
-async fn full_disk_leaves_whole_lines_in_events_file_and_the_number_of_events_that_are_missing() -> Result<()> {
+async fn full_disk_leaves_whole_lines_and_the_missed_count_in_the_events_file() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.ndjson");
     let server = bounded(&[&format!("events.file={}", file.display())]).await?;

@@ -44,7 +44,7 @@ async fn quiet_subscriber_occupies_no_request_and_no_instance() -> Result<()> {
 }
 
 #[tokio::test]
-async fn client_that_leaves_a_quiet_subscription_is_noticed_at_once() -> Result<()> {
+async fn disconnect_from_a_quiet_subscription_is_detected_at_once() -> Result<()> {
     let server = Server::start_stub(&["--set", "events.heartbeat_ms=3600000"]).await?;
     let mut followers = Vec::new();
     for _ in 0..3 {
@@ -151,7 +151,7 @@ async fn subscription_over_any_http_version_is_held_by_the_host() -> Result<()> 
 }
 
 #[tokio::test]
-async fn client_that_sends_its_request_slowly_occupies_nothing() -> Result<()> {
+async fn slow_request_occupies_no_instance() -> Result<()> {
     const SLOW: usize = 100;
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=500", "--set", "http.requests_max=8"]).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;

@@ -114,7 +114,7 @@ async fn events_of_every_channel_are_in_the_file_and_the_metrics() -> Result<()>
 }
 
 #[tokio::test]
-async fn health_asks_the_store_and_heartbeats_are_sent() -> Result<()> {
+async fn health_queries_the_store_and_heartbeats_are_sent() -> Result<()> {
     let server = Server::start_stub(&["--set", "events.heartbeat_ms=100", "--set", "events.retry_ms=1234"]).await?;
     let health = |server: &Server| reqwest::get(server.url("/stream/health"));
     let before: Value = health(&server).await?.json().await?;
@@ -376,7 +376,7 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
 }
 
 #[tokio::test]
-async fn memory_stands_in_while_redis_is_away() -> Result<()> {
+async fn memory_replaces_redis_during_an_outage() -> Result<()> {
     let mut redis = Redis::start()?;
     let server = redis.weir(&["--set", "events.fallback=memory"]).await?;
     published(&server, "w", 0).await?;

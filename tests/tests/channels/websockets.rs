@@ -168,7 +168,7 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
 }
 
 #[tokio::test]
-async fn websocket_of_a_session_takes_chunks_and_sends_events() -> Result<()> {
+async fn websocket_of_a_session_accepts_chunks_and_sends_events() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({"annotate": ["keywords"]})).await?;
     let mut socket = Socket::connected(&server, &format!("/ws/session/{id}")).await?;

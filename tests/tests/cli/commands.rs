@@ -182,7 +182,7 @@ fn flag_that_is_a_key_of_the_configuration_is_suggested() -> Result<()> {
 
 /// `weir config > weir.toml; weir serve --config weir.toml`.
 #[tokio::test]
-async fn printed_configuration_is_one_that_the_server_takes() -> Result<()> {
+async fn printed_configuration_is_accepted_by_the_server() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("weir.toml");
     std::fs::write(&file, call(&["config"])?.stdout)?;
@@ -190,7 +190,7 @@ async fn printed_configuration_is_one_that_the_server_takes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn port_alone_is_one_of_the_loopback_address() -> Result<()> {
+async fn port_without_address_listens_on_loopback() -> Result<()> {
     for prefix in ["", ":"] {
         // Another program may take the port between the two: then the next one is tried.
         let started = (0..10).find_map(|_| {

@@ -41,7 +41,7 @@ pages! {
 }
 
 #[test]
-fn every_page_with_commands_has_a_test() -> Result<()> {
+fn each_page_with_commands_has_a_test() -> Result<()> {
     let mut missing = Vec::new();
     for page in pages()? {
         let name = page.strip_prefix(root())?.display().to_string();
@@ -60,7 +60,7 @@ fn trimmed(text: &str) -> String {
 }
 
 #[test]
-fn every_program_runs_or_says_why_not() -> Result<()> {
+fn each_program_runs_or_prints_a_reason() -> Result<()> {
     let mut seen = 0;
     for page in pages()? {
         let name = page.strip_prefix(root())?.display().to_string();

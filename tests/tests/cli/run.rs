@@ -32,7 +32,7 @@ fn lines(output: &Output) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn bad_line_is_an_error_in_its_place() -> Result<()> {
+fn invalid_line_is_an_error_at_its_index() -> Result<()> {
     let input = b"I love this so much!\n{\"text\":\"This is awful and I hate it.\"}\n{\"no\":1}\n\xff\xfe\nThe meeting is at ten.\n";
     let output = run(&["--task", "sentiment"], input)?;
     assert_eq!(output.status.code(), Some(1), "a bad line shows in the status");
@@ -50,7 +50,7 @@ fn bad_line_is_an_error_in_its_place() -> Result<()> {
 }
 
 #[test]
-fn top_k_gives_scores_that_add_up() -> Result<()> {
+fn top_k_scores_add_up() -> Result<()> {
     let output = run(&["--task", "sentiment", "--top-k", "3"], b"A fine day.\n")?;
     assert!(output.status.success(), "{output:?}");
     let line = &lines(&output)?[0];
@@ -230,7 +230,7 @@ fn captions_in_another_encoding_are_refused_and_the_next_file_is_read() -> Resul
 
 /// A pipe whose first read has one byte, and one that is opened by name.
 #[test]
-fn pipes_are_read_once_and_however_slowly_they_begin() -> Result<()> {
+fn slow_pipes_are_read_once() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let vtt = "WEBVTT\n\n00:01.000 --> 00:02.000\nslow\n";
     for (task, file, at) in [("transcript", vtt, 1), ("sentiment", "I love it\n", 4)] {
@@ -254,7 +254,7 @@ fn pipes_are_read_once_and_however_slowly_they_begin() -> Result<()> {
 }
 
 #[test]
-fn lines_of_files_are_read_as_over_http() -> Result<()> {
+fn file_lines_are_parsed_as_over_http() -> Result<()> {
     let input = "\u{feff}{\"text\":\"I love it\",\"id\":\"x\",\"stars\":5}\r\n\r\n \n\"I hate \\\"it\\\"\"\n\"Wonderful,\" she said.\n";
     let output = run(&["--task", "entities", "--quiet"], input.as_bytes())?;
     assert!(output.status.success(), "{output:?}");
@@ -288,7 +288,7 @@ fn names_in_long_speech_are_found_whole() -> Result<()> {
 }
 
 #[test]
-fn no_input_is_no_output() -> Result<()> {
+fn empty_input_gives_empty_output() -> Result<()> {
     let output = run(&["--task", "sentiment", "--quiet"], b"")?;
     assert!(output.status.success() && output.stdout.is_empty());
     Ok(())

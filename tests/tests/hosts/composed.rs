@@ -348,7 +348,7 @@ async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
 }
 
 #[tokio::test]
-async fn client_under_another_host_is_not_taken_for_local() -> Result<()> {
+async fn client_under_another_host_is_not_treated_as_local() -> Result<()> {
     let (server, _dir) = composed(&[]).await?;
     assert_eq!(reqwest::get(server.url("/stream/workflow/w")).await?.status(), 403);
     Ok(())

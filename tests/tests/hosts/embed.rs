@@ -30,7 +30,7 @@ fn note(list: &Seen) -> impl Fn(u64) + Send + Sync + 'static {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn embedded_stream_answers_in_order_where_asked() -> Result<()> {
+async fn embedded_stream_with_strict_order_delivers_in_order() -> Result<()> {
     let runtime = runtime(&config(), "infer")?;
     let strict = StreamingConfig { ordering: Ordering::Strict, ..StreamingConfig::high_throughput() };
     let stream = TextStream::initialize(&runtime, "sentiment", strict).await?;

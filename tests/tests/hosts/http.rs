@@ -80,7 +80,7 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
 }
 
 #[tokio::test]
-async fn host_that_is_missing_or_there_twice_is_400() -> Result<()> {
+async fn missing_or_repeated_host_is_400() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for path in PATHS {
         for hosts in [
@@ -250,7 +250,7 @@ async fn preflights(server: &Server) -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_answer_to_an_allowed_page_can_be_read_by_it() -> Result<()> {
+async fn allowed_page_can_read_each_response() -> Result<()> {
     let server = Server::start_stub(&["--set", PAGES]).await?;
     let ask = |method: Method, path: &str| from_page(&server, method, path);
     for path in ["/", "/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/stream/health", "/pipelines"] {
@@ -272,7 +272,7 @@ async fn every_answer_to_an_allowed_page_can_be_read_by_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn page_can_read_that_the_server_is_full_or_draining_and_preflights_are_answered() -> Result<()> {
+async fn page_can_read_overload_and_draining_and_preflights_succeed() -> Result<()> {
     let server =
         Server::start_stub(&["--set", PAGES, "--set", "http.requests_max=1", "--set", "http.drain_timeout_ms=60000"])
             .await?;
@@ -292,7 +292,7 @@ async fn page_can_read_that_the_server_is_full_or_draining_and_preflights_are_an
 }
 
 #[tokio::test]
-async fn refused_page_is_told_the_key_and_the_log_has_it_once() -> Result<()> {
+async fn refused_page_gets_the_key_and_one_log_line() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = Client::new();
     for path in ["/v1/models", "/metrics", "/stream/workflow/w"] {
@@ -449,7 +449,7 @@ async fn lines_that_a_client_causes_are_bounded_in_the_log() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_line_of_a_json_log_is_json_with_numbers_as_numbers() -> Result<()> {
+async fn json_log_lines_are_json_with_numbers() -> Result<()> {
     let dir = tempfile::tempdir()?;
     std::fs::write(dir.path().join("torn.json"), "{")?;
     let pipelines = format!("pipelines.dir={}", dir.path().display());

@@ -45,7 +45,7 @@ async fn model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sigterm_lets_streams_finish_and_refuses_new_requests() -> Result<()> {
+async fn sigterm_finishes_streams_and_refuses_new_requests() -> Result<()> {
     let mut server = Server::start_stub(&[]).await?;
     // Twenty chunks of 300 ms each: long enough to look around meanwhile.
     let text = "this one is !slow to come. ".repeat(40);
@@ -84,7 +84,7 @@ async fn stream_that_does_not_finish_is_cut_after_the_drain_timeout() -> Result<
 }
 
 #[tokio::test]
-async fn killed_server_leaves_a_stream_visibly_unfinished() -> Result<()> {
+async fn killed_server_leaves_a_stream_without_its_end() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut streaming = Raw::post(&server, "/process-stream", &body).await?;

@@ -128,7 +128,7 @@ fn poisoned(into: &Path) -> Result<Model> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn item_that_fails_its_batch_fails_alone() -> Result<()> {
+async fn failing_item_does_not_fail_its_batch() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = sentiment();
     config.models.names = vec!["sentiment".into()];
@@ -150,7 +150,7 @@ async fn item_that_fails_its_batch_fails_alone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_that_traps_its_replica_fails_alone() -> Result<()> {
+async fn trapping_text_does_not_fail_others() -> Result<()> {
     let runtime = stub(&sentiment())?;
     let text = |id| if id == 11 { "!trap" } else { "good" };
     let answers = ask(&runtime, (0..30).map(|id| classify(id, "sentiment", text(id))).collect()).await?;
@@ -354,7 +354,7 @@ async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn drop_policies_answer_what_they_drop() -> Result<()> {
+async fn dropped_items_get_an_outcome() -> Result<()> {
     for policy in [DropPolicy::Head, DropPolicy::Tail] {
         let mut config = sentiment();
         (config.infer.queue_items_max, config.infer.drop_policy) = (5, policy);
@@ -377,7 +377,7 @@ async fn drop_policies_answer_what_they_drop() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_hold_back_until_count_time_or_flush() -> Result<()> {
+async fn windows_delay_items_until_count_time_or_flush() -> Result<()> {
     let mut config = sentiment();
     config.infer.batching = Batching::Windowed;
     (config.infer.batch_size, config.infer.window_ms) = (4, 1500);

@@ -33,7 +33,7 @@ fn run(engine: &str, texts: &str) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn engines_give_the_same_answers() -> Result<()> {
+fn engines_give_the_same_results() -> Result<()> {
     let mut random = Random(11);
     let texts: String = (0..80).map(|index| random.text(1 + index % 40) + "\n").collect();
     let tract = run("tract", &texts)?;

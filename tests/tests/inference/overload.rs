@@ -12,14 +12,14 @@ use weir_tests::texts::Random;
 
 /// What became of a request.
 #[derive(Debug, PartialEq)]
-enum Became {
+enum ItemResult {
     Answered,
     /// 429 or 503.
     Refused(u16),
 }
 
 /// Sends texts as one request; a refusal must say when to come back.
-async fn send(client: &Client, server: &Server, texts: &[String]) -> Result<Became> {
+async fn send(client: &Client, server: &Server, texts: &[String]) -> Result<ItemResult> {
     let answer = client.post(server.url("/v1/classify")).json(&json!({"inputs": texts})).send().await?;
     let status = answer.status().as_u16();
     let after = answer.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
@@ -28,19 +28,19 @@ async fn send(client: &Client, server: &Server, texts: &[String]) -> Result<Beca
         200 => {
             let outputs = body["outputs"].as_array().context("outputs")?;
             ensure!(outputs.len() == texts.len() && outputs.iter().all(Value::is_array), "{body}");
-            Ok(Became::Answered)
+            Ok(ItemResult::Answered)
         }
         429 | 503 => {
             let seconds: u32 = after.with_context(|| format!("no Retry-After with {body}"))?.parse()?;
             ensure!(seconds >= 1 && body["retryable"] == true && body["status"] == status, "{body}");
-            Ok(Became::Refused(status))
+            Ok(ItemResult::Refused(status))
         }
         _ => bail!("{status}: {body}"),
     }
 }
 
 /// So many requests of eight texts from so many clients; the resident memory that it takes, looked at as it goes.
-async fn press(server: &Server, clients: usize, requests: usize) -> Result<(Vec<Became>, u64)> {
+async fn press(server: &Server, clients: usize, requests: usize) -> Result<(Vec<ItemResult>, u64)> {
     let client = Client::new();
     let next = AtomicUsize::new(0);
     let mut most = 0;
@@ -83,19 +83,19 @@ const ROOM: [&str; 12] = [
 
 /// Ten times the texts that fit into the queue are sent at once, over and over: 200 clients with 8 texts each.
 #[tokio::test(flavor = "multi_thread")]
-async fn overload_of_ten_times_keeps_memory_flat_and_loses_nothing() -> Result<()> {
+async fn tenfold_overload_keeps_memory_constant_and_answers_each_item() -> Result<()> {
     let server = Server::start(&ROOM).await?;
     // The first wave brings every buffer, instance and plan that this load needs.
     press(&server, 200, 1_000).await?;
     let before = server.resident_bytes()?;
     let (became, most) = press(&server, 200, 5_000).await?;
-    let answered = became.iter().filter(|one| **one == Became::Answered).count();
+    let answered = became.iter().filter(|one| **one == ItemResult::Answered).count();
     println!("{answered} of {} answered, {} MiB before, {} MiB at most", became.len(), before >> 20, most >> 20);
     ensure!(became.len() == 5_000 && answered > 0 && answered < 5_000, "{answered} answered");
     ensure!(most < before + before / 10 + (16 << 20), "{before} bytes grew to {most}");
     ensure!(server.metric("weir_infer_queue_items").await? == 0.0, "something is left in the queue");
     // Nothing broke: the next one is answered.
-    ensure!(send(&Client::new(), &server, &["A fine day.".into()]).await? == Became::Answered);
+    ensure!(send(&Client::new(), &server, &["A fine day.".into()]).await? == ItemResult::Answered);
     Ok(())
 }
 
@@ -104,7 +104,7 @@ async fn overload_of_ten_times_keeps_memory_flat_and_loses_nothing() -> Result<(
 async fn client_over_its_share_gets_429_and_over_a_full_queue_503() -> Result<()> {
     let server = Server::start(&[ROOM.as_slice(), &["--set", "infer.caller_items_max=40"]].concat()).await?;
     let (became, _) = press(&server, 60, 600).await?;
-    let refused = |became: &[Became], status| became.contains(&Became::Refused(status));
+    let refused = |became: &[ItemResult], status| became.contains(&ItemResult::Refused(status));
     ensure!(refused(&became, 429) && !refused(&became, 503), "a client over its share was not told so");
     let other = Client::builder().local_address(Some([127, 0, 0, 2].into())).build()?;
     let (pressed, other) = tokio::join!(press(&server, 60, 600), async {
@@ -115,7 +115,7 @@ async fn client_over_its_share_gets_429_and_over_a_full_queue_503() -> Result<()
         Ok::<_, anyhow::Error>(became)
     });
     ensure!(refused(&pressed?.0, 429));
-    ensure!(other?.iter().all(|one| *one == Became::Answered), "one client's load refused another");
+    ensure!(other?.iter().all(|one| *one == ItemResult::Answered), "one client's load refused another");
 
     let server = Server::start(&ROOM).await?;
     let (became, _) = press(&server, 60, 600).await?;

@@ -87,7 +87,7 @@ async fn process_batch_answers_with_the_results_of_the_stream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn unknown_field_is_refused_with_the_nearest_that_is_known() -> Result<()> {
+async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for path in ["/process-stream", "/process-batch"] {
         let body = json!({"text": "ten points and more", "include_entity": true});

@@ -206,7 +206,7 @@ async fn embedding() -> Result<()> {
 }
 
 #[tokio::test]
-async fn concurrent_calls_get_their_own_answers() -> Result<()> {
+async fn concurrent_calls_get_their_own_outcomes() -> Result<()> {
     let runtime = std::sync::Arc::new(start()?);
     let lines: Vec<Value> =
         lines("text_classification.jsonl")?.into_iter().filter(|line| line["model"] == "sentiment").take(24).collect();

@@ -172,7 +172,7 @@ async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
 }
 
 #[tokio::test]
-async fn idempotency_key_begins_one_execution_across_a_crash() -> Result<()> {
+async fn idempotency_key_starts_one_execution_across_a_crash() -> Result<()> {
     let folder = Folder::new(&[("slow", slow_steps(3))])?;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");

@@ -227,7 +227,7 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
 }
 
 #[tokio::test]
-async fn idempotency_key_and_prefer_wait_begin_one_execution() -> Result<()> {
+async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let server = stub(&folder, &[]).await?;
     let answer = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
@@ -363,7 +363,7 @@ worker worker sha256:3706688a5d50a892bb76689237f8c9fd18f498405f442a83575d29adf3e
 ";
 
 #[tokio::test]
-async fn execution_belongs_to_the_user_who_began_it() -> Result<()> {
+async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     let folder = Folder::new(&[
         ("mood", json!([{"id": "mood", "kind": "sentiment"}])),
         ("other", json!([{"id": "a", "kind": "map", "expression": "@"}])),

@@ -214,7 +214,7 @@ async fn executions_of_every_instance_are_listed_by_each_newest_first() -> Resul
 }
 
 #[tokio::test]
-async fn execution_of_a_killed_instance_is_taken_over_by_a_living_one() -> Result<()> {
+async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
     let shared = Shared::new(3).await?;
     let (mut one, two) = (shared.instance().await?, shared.instance().await?);
     let key = [("idempotency-key", "k")];
@@ -239,7 +239,7 @@ async fn execution_of_a_killed_instance_is_taken_over_by_a_living_one() -> Resul
 }
 
 #[tokio::test]
-async fn paused_instance_changes_nothing_after_another_has_taken_over() -> Result<()> {
+async fn paused_instance_is_fenced_after_a_takeover() -> Result<()> {
     let shared = Shared::new(3).await?;
     let (one, two) = (shared.instance().await?, shared.instance().await?);
     let id = begin(&one, "calls", &json!({})).await?;

@@ -28,7 +28,7 @@ async fn with_own(folder: &Folder, file: &Path) -> Result<Server> {
 }
 
 #[tokio::test]
-async fn component_step_is_contained_whatever_it_does() -> Result<()> {
+async fn faulty_component_step_is_contained() -> Result<()> {
     let folder = Folder::new(&[
         ("own", step(&json!({"config": {"threshold": 0.8}, "deadline_ms": 2000, "memory_bytes_max": 20_000_000}))),
         ("missing", step(&json!({"path": "nobody"}))),

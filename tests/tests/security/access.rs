@@ -151,7 +151,7 @@ async fn channel_of_another_user_reads_as_missing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn channel_in_use_keeps_its_owner_whatever_others_begin() -> Result<()> {
+async fn channel_in_use_keeps_its_owner() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["memory", "disk"] {
@@ -195,7 +195,7 @@ async fn publisher_without_read_scope_does_not_own_a_past_by_naming_itself() -> 
 }
 
 #[tokio::test]
-async fn publisher_without_read_scope_gives_nobody_what_others_have_published() -> Result<()> {
+async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["memory", "disk"] {
@@ -253,7 +253,7 @@ async fn has_event(server: &Server, path: &str) -> Result<bool> {
 
 /// With room for two channels, each is removed again and again between the look for its owner and its next event.
 #[tokio::test(flavor = "multi_thread")]
-async fn channel_that_begins_again_has_its_owner() -> Result<()> {
+async fn recreated_channel_has_its_owner() -> Result<()> {
     const CHANNELS: usize = 24;
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
@@ -415,7 +415,7 @@ async fn open_stream(server: &Server, key: &str) -> Result<(String, Raw)> {
 }
 
 #[tokio::test]
-async fn user_over_its_share_of_places_is_refused_and_another_at_the_same_address_is_served() -> Result<()> {
+async fn user_over_its_share_of_permits_is_refused_and_another_at_the_same_address_is_served() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &["--set", "http.requests_max=4"]).await?;
     let open = async |key: &str| open_stream(&server, key).await;

@@ -62,7 +62,7 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
 }
 
 #[tokio::test]
-async fn refused_connection_uses_no_place() -> Result<()> {
+async fn refused_connection_uses_no_permit() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &["--set", "auth.connections_max=1"]).await?;
     for _ in 0..5 {

@@ -72,7 +72,7 @@ async fn reset(body: &mut RecvStream) -> Result<(Reason, Vec<u8>)> {
 const GOOD: &str = r#"{"inputs":"good"}"#;
 
 #[tokio::test]
-async fn stream_that_takes_nothing_is_reset_and_its_place_is_free() -> Result<()> {
+async fn stream_that_reads_nothing_is_reset_and_its_permit_returned() -> Result<()> {
     let server = Server::start_stub(&[
         "--set",
         "http.requests_max=8",
@@ -104,7 +104,7 @@ async fn stream_that_takes_nothing_is_reset_and_its_place_is_free() -> Result<()
 }
 
 #[tokio::test]
-async fn stream_that_takes_a_little_at_a_time_is_served() -> Result<()> {
+async fn stream_that_reads_slowly_is_served() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.write_timeout_ms=4000"]).await?;
     let mut send = http2(&server, ONE, 8).await?;
     let inputs: Vec<_> = (0..8).map(|_| "good").collect();
@@ -124,7 +124,7 @@ async fn stream_that_takes_a_little_at_a_time_is_served() -> Result<()> {
 }
 
 #[tokio::test]
-async fn http2_header_that_does_not_come_closes_the_connection() -> Result<()> {
+async fn http2_header_that_does_not_arrive_closes_the_connection() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=300"]).await?;
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -253,7 +253,7 @@ async fn unfinished(server: &Server, from: Ipv4Addr, path: &str, bytes: usize) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unfinished_bodies_of_one_client_end_no_instance_and_leave_room() -> Result<()> {
+async fn unfinished_bodies_of_one_client_end_no_instance_and_leave_capacity() -> Result<()> {
     let server = Server::start_stub(&[
         "--set",
         "http.client_share_percent=80",
@@ -322,7 +322,7 @@ async fn unfinished_bodies_of_hundreds_of_mebibytes_fit_the_memory_formula() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn instances_are_as_many_as_the_memory_formula_says() -> Result<()> {
+async fn instance_count_follows_the_memory_formula() -> Result<()> {
     for (requests_max, instance_requests_max) in [(128, 128), (128, 32)] {
         let server = Server::start_stub(&[
             "--set",
@@ -363,7 +363,7 @@ async fn open_stream(server: &Server, from: Ipv4Addr) -> Result<(String, TcpStre
 }
 
 #[tokio::test]
-async fn client_over_its_share_of_places_is_refused_and_another_is_served() -> Result<()> {
+async fn client_over_its_share_of_permits_is_refused_and_another_is_served() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.requests_max=4"]).await?;
     let first = [open_stream(&server, ONE).await?, open_stream(&server, ONE).await?];
     let (refused, _) = open_stream(&server, ONE).await?;

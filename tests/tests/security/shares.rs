@@ -115,7 +115,7 @@ fn stores() -> Result<Vec<StoreSettings>> {
 }
 
 #[tokio::test]
-async fn user_that_fills_its_share_of_state_is_refused_and_another_works_on_also_after_a_restart() -> Result<()> {
+async fn user_with_a_full_share_of_state_is_refused_and_another_served_across_a_restart() -> Result<()> {
     for (store, folder, redis) in stores()? {
         let keys = keys()?;
         let mut settings: Vec<&str> = store.iter().map(String::as_str).collect();
@@ -189,7 +189,7 @@ async fn without_authentication_the_share_is_the_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn user_with_many_channels_leaves_the_history_of_another() -> Result<()> {
+async fn user_with_many_channels_evicts_no_history_of_another() -> Result<()> {
     for (store, _folder, _redis) in stores()? {
         let keys = keys()?;
         let mut settings: Vec<&str> = store.iter().map(String::as_str).collect();
@@ -222,7 +222,7 @@ async fn user_with_many_channels_leaves_the_history_of_another() -> Result<()> {
 }
 
 #[tokio::test]
-async fn user_has_no_more_sessions_and_executions_than_its_share_also_when_it_asks_for_many_at_once() -> Result<()> {
+async fn concurrent_requests_of_a_user_exceed_no_share_of_sessions_and_executions() -> Result<()> {
     let keys = keys()?;
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let settings = [
@@ -273,7 +273,7 @@ async fn user_has_no_more_sessions_and_executions_than_its_share_also_when_it_as
 }
 
 #[tokio::test]
-async fn session_that_never_expires_is_the_operator_s_to_allow() -> Result<()> {
+async fn session_without_expiry_needs_the_setting_of_the_operator() -> Result<()> {
     let keys = keys()?;
     let server = server(keys.path(), &["sessions.expire_ms_max=86400000"], &[]).await?;
     for expire_ms in [0_u64, 86_400_001] {

@@ -143,7 +143,7 @@ async fn wrong_session_request_is_answered_with_its_reason() -> Result<()> {
 
 /// Events come while chunks are sent, and whoever has them and asks for the session finds them there.
 #[tokio::test]
-async fn state_has_what_was_answered() -> Result<()> {
+async fn state_has_the_acknowledged_chunks() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({})).await?;
     let mut follower = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
@@ -164,7 +164,7 @@ async fn state_has_what_was_answered() -> Result<()> {
 }
 
 #[tokio::test]
-async fn newer_of_two_feeders_takes_over() -> Result<()> {
+async fn newer_feeder_replaces_the_earlier_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({})).await?;
     let path = format!("/sessions/{id}/chunks");
@@ -186,7 +186,7 @@ async fn newer_of_two_feeders_takes_over() -> Result<()> {
 
 /// A feeder whose client does not read what it is answered is taken over all the same, at once.
 #[tokio::test]
-async fn feeder_that_does_not_read_is_taken_over() -> Result<()> {
+async fn feeder_that_does_not_read_is_replaced() -> Result<()> {
     const CHUNKS: usize = 20_000;
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
@@ -225,7 +225,7 @@ async fn feeder_that_does_not_read_is_taken_over() -> Result<()> {
 
 /// Two clients submit the same chunks and take the session from each other all the time: nothing is lost, nothing is doubled.
 #[tokio::test]
-async fn competing_feeders_lose_and_double_nothing() -> Result<()> {
+async fn competing_feeders_lose_and_repeat_no_event() -> Result<()> {
     const CHUNKS: usize = 300;
     let server = Server::start_stub(&[]).await?;
     let chunks = conversation(CHUNKS, &mut Random(7));
@@ -278,7 +278,7 @@ async fn on_disk(path: &Path) -> Result<Server> {
 /// Killed in the middle of feeding, again and again: a client that submits again what has no answer finds each event once, and
 /// what it was answered before is what the channel has.
 #[tokio::test]
-async fn kill_9_loses_and_doubles_nothing() -> Result<()> {
+async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
     const CHUNKS: usize = 400;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
@@ -331,7 +331,7 @@ async fn kill_9_loses_and_doubles_nothing() -> Result<()> {
 
 /// Killed while so much pours in that the channel keeps only the end of it: the session is where it would be all the same.
 #[tokio::test]
-async fn kill_9_under_load_loses_and_doubles_nothing() -> Result<()> {
+async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
     const CHUNKS: usize = 6000;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
@@ -473,7 +473,7 @@ bob bob sha256:4d764170b1d6528180ca8f712c94a712b1c66239c05234a4264750a7c78c656c
 ";
 
 #[tokio::test]
-async fn session_belongs_to_the_user_who_made_it() -> Result<()> {
+async fn session_belongs_to_the_user_that_created_it() -> Result<()> {
     let dir = tempfile::tempdir()?;
     std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
     let keys = format!("auth.dir={}", dir.path().display());

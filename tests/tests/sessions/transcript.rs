@@ -69,7 +69,7 @@ fn inflight(vector: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn annotations_agree_with_slower_whisper_or_differ_as_stated() -> Result<()> {
+async fn annotations_agree_with_slower_whisper_or_differ_as_documented() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let vectors = vectors("keyword_annotator.jsonl")?;
     let texts: Vec<Value> =
@@ -119,7 +119,7 @@ async fn events_arrive_while_chunks_are_sent() -> Result<()> {
 }
 
 #[tokio::test]
-async fn wrong_chunk_is_answered_in_its_place() -> Result<()> {
+async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let chunks = [
         json!({"start": 1, "end": 2, "text": "a", "seq": 5}),
@@ -234,7 +234,7 @@ async fn captions_over_http_are_read() -> Result<()> {
 
 /// Noise of rounding is no disorder, and chunks may overlap where the request says so.
 #[tokio::test]
-async fn overlapping_chunks_are_taken_where_the_request_allows_them() -> Result<()> {
+async fn overlapping_chunks_are_accepted_where_the_request_allows_them() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let noise = "{\"start\":0,\"end\":0.30000000000000004,\"text\":\"a\"}\n{\"start\":0.3,\"end\":1,\"text\":\"b\"}\n";
     let events = lines(&server, "/v1/transcript", NDJSON, noise.to_owned()).await?;
@@ -272,7 +272,7 @@ async fn text_is_annotated_in_every_form() -> Result<()> {
 
 /// Summaries are due by the count of finals, and carry the prompt that a language model would be given.
 #[tokio::test]
-async fn summary_is_sent_where_asked_for() -> Result<()> {
+async fn summary_is_sent_on_request() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let chunks: Vec<Value> = (0..4)
         .map(|at| json!({"start": at, "end": at, "text": "we cancel", "speaker_id": (["a", "b"][at % 2])}))

@@ -304,7 +304,7 @@ fn more_keys_than_the_bound_are_refused() {
 
 proptest! {
     #[test]
-    fn any_file_is_read_or_refused(
+    fn arbitrary_file_is_parsed_or_refused(
         contents in prop::collection::vec(any::<u8>(), 0..80),
         begin in prop::sample::select(vec!["", "-----BEGIN PUBLIC KEY-----\n", "{\"keys\":[", "[{", "\u{feff}", "ssh-", "0\u{2}"]),
     ) {

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_publishers_send() {
+    fn events_of_publishers() {
         let body = br#"{"step":"processing","progress":50,"message":"a\r\nb","metadata":{ "n": 1.10, "a": [] }}"#;
         let body = WorkflowBody::from_json(body).unwrap();
         check(
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says() {
+    fn events_of_the_server() {
         check(
             &StreamEvent::Connected,
             "pipeline:0b1c",
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope() {
+    fn envelope_fields() {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         expect![[r#"{"type":"gap","id":"e-1","channel":"file:f","data":{}}"#]].assert_eq(&text(envelope(
             &channel("file:f"),

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn hold_headers_read_back() {
         let headers = hold().to_headers().unwrap();
         let text: String = headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
         expect![[r#"
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_write() {
+    fn hold_headers_of_other_implementations_are_read() {
         assert_eq!(read(&[("content-type", "text/plain"), ("grip-channel", "a")]), Ok(None));
         let read = read(&[
             ("Grip-Hold", "response"),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_fails() {
+    fn malformed_hold_headers_are_errors() {
         refused(
             "grip-hold",
             "streaming",
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_say_something_else_is_not_written() {
+    fn hold_that_would_change_its_meaning_is_not_written() {
         let with = |change: &dyn Fn(&mut Hold)| {
             let mut hold = hold();
             change(&mut hold);
@@ -482,7 +482,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_reads_back(
+        fn arbitrary_hold_reads_back(
             names in prop::collection::vec(("\\PC{0,4}|[a-z:;,]{1,5}", prop::option::of("[a-z0-9;=-]{0,4}")), 0..4),
             data in "[:;\\\\\r\n a-z]{0,6}",
             timeout_s in 0u64..30,
@@ -503,7 +503,7 @@ mod tests {
         }
 
         #[test]
-        fn no_values_can_hurt(
+        fn arbitrary_headers_do_not_panic(
             name in prop::sample::select(vec![HOLD, CHANNEL, KEEP_ALIVE, LINK, STATUS]),
             value in "\\PC{0,20}|[a-z=;,<>/\\\\ 0-9-]{0,20}",
         ) {

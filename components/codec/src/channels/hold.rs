@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back() {
+    fn terms_read_back() {
         let value = terms().to_header();
         assert_eq!(value, "after=5-7; framing=sse; heartbeat-ms=15000; ends-s=1700000000; user=ann");
         assert_eq!(Terms::from_header(value.as_bytes()), Ok(terms()));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_exactly_that_is_refused() {
+    fn inexact_terms_are_refused() {
         for value in [
             "",
             "after=5-7",
@@ -150,12 +150,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_can_hurt(value in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn arbitrary_terms_do_not_panic(value in prop::collection::vec(any::<u8>(), 0..60)) {
             let _ = Terms::from_header(&value);
         }
 
         #[test]
-        fn whatever_is_written_reads_back(
+        fn arbitrary_value_reads_back(
             after in (0u64..9, 0u64..9),
             heartbeat_ms in 1..=HEARTBEAT_MS_MAX,
             ends_s in prop::option::of(any::<u64>()),

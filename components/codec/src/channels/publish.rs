@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workflow_event() {
+    fn workflow_event_is_read() {
         workflow(
             r#"{"step":"processing","progress":50,"message":"Analyzing document content","metadata":{}}"#,
             expect![[
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_all_told() {
+    fn all_field_errors_are_listed() {
         workflow("{}", expect!["`step` is required; `progress` is required"]);
         workflow(
             r#"{"step":"","progress":101,"message":1,"metadata":[],"error":false,"canceled":"no","user_id":"a b","mesage":""}"#,
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn an_analysis_event() {
+    fn analysis_event_is_read() {
         let read = Progress::analysis_from_json(
             br#"{"step":"text_extraction","progress":25,"message":"Extracting text from PDF","result":{}}"#,
         );
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn which_events_may_be_left_out() {
+    fn coalescing_key_of_each_event() {
         for (body, want) in [
             (r#"{"step":"s","progress":99.9}"#, true),
             (r#"{"step":"s","progress":100}"#, false),
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notification() {
+    fn notification_is_read() {
         expect![[r#"Notification { title: Some("t"), message: "m", level: "warning", metadata: None }"#]]
             .assert_eq(&told(Notification::from_json(br#"{"title":"t","message":"m","level":"warning"}"#)));
         expect!["`message` is required; `level` must be one of info, success, warning, error"]
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket() {
+    fn ticket_request_is_read() {
         expect![[r#"TicketBody { path: "/stream/workflow/42", scopes: None }"#]]
             .assert_eq(&told(TicketBody::from_json(br#"{"path":"/stream/workflow/42"}"#)));
         expect![[r#"TicketBody { path: "/ws", scopes: Some(["read:user:a", "read:file:b"]) }"#]]
@@ -487,13 +487,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(body in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn arbitrary_bytes_do_not_panic(body in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = WorkflowBody::from_json(&body);
             let _ = TicketBody::from_json(&body);
         }
 
         #[test]
-        fn no_values_can_hurt(
+        fn arbitrary_values_do_not_panic(
             name in prop::sample::select(vec!["step", "progress", "metadata", "result", "event", "path", "level"]),
             value in prop::sample::select(vec!["null", "1", "-1e999", "\"\"", "[[]]", "{\"a\":{}}", "true", "\"\\u0000\""]),
         ) {

@@ -330,7 +330,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_path_can_hurt_and_every_channel_has_a_fit_id(path in "/(stream|ws)/(publish/)?[a-z]{0,9}/\\PC{0,20}") {
+        fn arbitrary_path_does_not_panic_and_gives_valid_ids(path in "/(stream|ws)/(publish/)?[a-z]{0,9}/\\PC{0,20}") {
             if let Ok(Some(route)) = ChannelRoute::find(&path)
                 && let Some(channel) = route.channel()
             {
@@ -340,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn a_name_that_is_read_is_written_the_same(name in "(workflow|file|user|x)?:?[a-z:*.; ]{0,8}") {
+        fn parsed_name_is_written_unchanged(name in "(workflow|file|user|x)?:?[a-z:*.; ]{0,8}") {
             if let Some(channel) = Channel::from_name(&name) {
                 prop_assert_eq!(channel.to_string(), name);
             }

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_all_told() {
+    fn all_field_errors_are_listed() {
         check("{}", expect!["`type` is required; `channel` is required"]);
         check(
             r#"{"type":"follow","channel":"workflow","last_event_id":"a\r\n","x":1}"#,
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(message in "\\PC{0,60}") {
+        fn arbitrary_bytes_do_not_panic(message in "\\PC{0,60}") {
             let _ = SocketMessage::from_json(message.as_bytes());
         }
     }

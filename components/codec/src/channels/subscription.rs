@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_in_each_framing() {
+    fn subscription_in_each_framing() {
         check(
             Framing::Sse,
             expect![[r#"
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_drawn_alike_by_whoever_draws_it() {
+    fn event_is_rendered_alike_on_each_path() {
         let drawing = EventRenderer::new(Channel::from_name("user:ann").expect("a name"), Framing::Sse);
         for data in ["{}", "{\"a\":1}\r\n", "\n"] {
             let mut out = Vec::new();

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn json_or_nothing() {
+    fn json_or_not_acceptable() {
         assert!(json(None));
         assert!(json(Some("application/*")));
         assert!(json(Some("text/html, */*;q=0.001")));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_kept_however_they_are_written() {
+    fn zero_weight_refuses_in_every_notation() {
         for accept in ["*;q=0", "*/*;q=.0", "*/*;Q=\"0\"", "*/*; q = 0.000", "*/*;q=00", "*/*;q=0;q=1"] {
             assert_eq!(framing(Some(accept)), None, "{accept}");
             assert!(!json(Some(accept)), "{accept}");
@@ -320,14 +320,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everything_accepted_last_is_never_refused(ranges in prop::collection::vec("[ -~]{0,12}", 0..8)) {
+        fn trailing_wildcard_is_never_refused(ranges in prop::collection::vec("[ -~]{0,12}", 0..8)) {
             let ranges: Vec<String> = ranges.into_iter().filter(|range| !range.contains(['"', '0'])).collect();
             let accept = format!("{},*/*", ranges.join(","));
             prop_assert!(framing(Some(&accept)).is_some(), "{}", accept);
         }
 
         #[test]
-        fn no_accept_panics(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
+        fn arbitrary_accept_does_not_panic(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
             let _ = (framing(Some(&accept)), answer(Some(&accept)), plain_text(Some(&accept)));
         }
     }

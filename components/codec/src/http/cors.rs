@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_alone_is_not_enough_to_change_something() {
+    fn cookie_alone_does_not_authorize_a_change() {
         let cors = Cors::new(&["https://a.example"], true).unwrap();
         let without = Cors::new(&["https://a.example"], false).unwrap();
         let site = |fetch_site| Page { origin: None, fetch_site, ..page("") };
@@ -388,7 +388,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_a_star_with_credentials(
+        fn wildcard_is_never_sent_with_credentials(
             origins in prop::collection::vec("\\*|null|https://[a-c]\\.example", 0..4),
             credentials: bool,
             origin in "\\*|null|https://[a-d]\\.example|\\PC{0,8}",

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_in_each_framing() {
+    fn event_in_each_framing() {
         check(
             Framing::Ndjson,
             r#"{"a":1}"#,
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_line_in_the_data_begins_another_data_line() {
+    fn line_end_in_data_starts_another_data_line() {
         check(
             Framing::Sse,
             "a\nb\r\nc\rd\n",

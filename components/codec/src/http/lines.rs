@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_told_once() {
+    fn line_over_the_limit_is_reported_once() {
         check(&["1234\r\n12345\n1\n"], &[(1, Some("1234")), (2, None), (3, Some("1"))]);
         check(&["12", "34", "5", "67", "89\n", "1\n"], &[(1, None), (2, Some("1"))]);
         check(&["1234", "\r", "\n"], &[(1, Some("1234"))]);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_skipped_before_the_first_line_alone() {
+    fn byte_order_mark_is_skipped_before_the_first_line_only() {
         check(&["\u{feff}1234\n\u{feff}\n"], &[(1, Some("1234")), (2, Some("\u{feff}"))]);
         check(&["\u{feff}\r\n\u{feff}"], &[(2, Some("\u{feff}"))]);
         check(&["\u{feff}\u{feff}"], &[(1, Some("\u{feff}"))]);

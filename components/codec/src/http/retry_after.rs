@@ -123,7 +123,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(value in "\\PC{0,40}", now: u64) {
+        fn arbitrary_text_is_parsed_or_refused(value in "\\PC{0,40}", now: u64) {
             let _ = retry_after_ms(&value, now);
         }
     }

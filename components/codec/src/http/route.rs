@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_found_exactly() {
+    fn path_matches_exactly() {
         assert_eq!(Route::find("/"), Some(Route::Index));
         assert_eq!(Route::find("/process-stream"), Some(Route::ProcessStream));
         assert_eq!(Route::find("/v1/tokens"), Some(Route::Task(Task::Tokens)));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_names_every_route() {
+    fn index_names_each_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
         expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
     }

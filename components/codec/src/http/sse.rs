@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_every_field() {
+    fn event_with_each_field() {
         let mut out = b"".to_vec();
         push_retry(&mut out, 3000);
         push_comment(&mut out, "hb\r\nid: 7");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_break_it() {
+    fn names_with_line_ends_are_refused() {
         for (text, want) in [
             ("a\nb", SseError::Breaks { at: 1 }),
             ("\r", SseError::Breaks { at: 0 }),

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn results_come_as_they_are_made() {
+    fn results_are_written_in_completion_order() {
         let mut session = Session::new(Task::Classify, Framing::Ndjson);
         assert_eq!(session.poll_output(), None);
         let (first, input) = line(&mut session, 1, r#"{"text":"a","id":"x"}"#).expect("a text");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_breaks_says_why_and_then_what_it_did() {
+    fn broken_stream_ends_with_the_error_and_the_counts() {
         let mut session = Session::new(Task::Embed, Framing::Sse);
         let (index, _) = line(&mut session, 1, r#"{"text":"a","id":-1}"#).expect("a text");
         session.handle_end(Some(&ItemError::body_incomplete()));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_when_inference_ends_has_failed() {
+    fn open_items_fail_when_inference_ends() {
         let mut session = Session::new(Task::Tokens, Framing::Ndjson);
         let (first, _) = line(&mut session, 1, r#""a""#).expect("a text");
         let (second, _) = line(&mut session, 2, r#""b""#).expect("a text");

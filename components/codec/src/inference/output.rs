@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_has_a_place_for_each_text() {
+    fn body_has_a_slot_for_each_text() {
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         let outputs = [Ok(labels), Err(ItemError::from(&Failure::TooLong { tokens: 9, tokens_max: 8 }))];
         expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_query_says() {
+    fn query_sets_the_parameters() {
         check("", Task::Classify, expect!["None None None None None None None None"]);
         check(
             "model=a%2Fb+c&top_k=3&function_to_apply=None&truncation=true&timeout_ms=250&&",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_all_told() {
+    fn all_parameter_errors_are_listed() {
         check(
             "top_k=0&function_to_apply=tanh&truncation=yes&normalize=true&model=&timeout_ms=",
             Task::Classify,

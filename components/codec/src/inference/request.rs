@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told() {
+    fn all_field_errors_are_listed() {
         check(
             r#"{"inputs":[1,{"text":2},{"text":"a","pair":"b"},{}],"model":5,"parameters":{"top_k":-1,"normalize":true},"options":{}}"#,
             Task::Classify,
@@ -460,7 +460,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Ask::from_json(&body, Task::Classify, query::Query::default());
             for rules in [LineRules::stream(Task::Tokens), LineRules::file(Task::Classify, 100)] {
                 let _ = rules.read(&Line { number: 1, content: Some(&body) });

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_and_where() {
+    fn errors_name_the_member() {
         check(b"", expect!["the body is empty; a JSON object was expected"]);
         check(b" \r\n\t", expect!["the body is empty; a JSON object was expected"]);
         check(b"\xef\xbb\xbf{}", expect!["the body is not JSON: expected value at line 1, column 1"]);
@@ -420,12 +420,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Members::of_body(&body);
         }
 
         #[test]
-        fn every_string_reads_back(text in any::<String>()) {
+        fn arbitrary_string_reads_back(text in any::<String>()) {
             let body = serde_json::to_vec(&serde_json::json!({ "text": text })).expect("a string");
             let mut members = Members::of_body(&body).expect("an object");
             prop_assert_eq!(members.take("text"), Some(Node::Text(text.into())));

@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_member_is_what_a_tree_says_it_is(first in value(), second in value()) {
+        fn member_equals_that_of_a_tree(first in value(), second in value()) {
             let tree = serde_json::json!({ "a": first, "b": second });
             let body = serde_json::to_vec_pretty(&tree).expect("a tree is JSON");
             for name in ["a", "b"] {
@@ -127,7 +127,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_can_hurt(body in "[\\\\\"{},\\]\\[: a1]{0,40}") {
+        fn arbitrary_bytes_do_not_panic(body in "[\\\\\"{},\\]\\[: a1]{0,40}") {
             let _ = member(body.as_bytes(), "a");
         }
     }

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn malformed_json_is_refused() {
         check("", expect!["the body is empty; a JSON object was expected"]);
         check("{} {}", expect!["the body is not JSON: trailing characters at line 1, column 4"]);
         check(r#"{"a":1,"a":2}"#, expect!["the key `a` appears twice, the second time at line 1, column 10"]);
@@ -275,12 +275,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Node::read(&body, 100);
         }
 
         #[test]
-        fn every_string_reads_back(text in any::<String>()) {
+        fn arbitrary_string_reads_back(text in any::<String>()) {
             let body = serde_json::to_vec(&text).expect("a string");
             prop_assert_eq!(Node::read(&body, 1), Ok(Node::Text(text.as_str().into())));
         }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_definition_has_a_fault_that_says_what_is_wrong_and_where() {
+    fn fault_of_a_definition_has_reason_and_position() {
         let fault = |contents: &[u8]| read(contents, "p").unwrap_err();
         let torn = fault(b"{\n  \"name\": ");
         assert_eq!(torn.place.map(|(line, _)| line), Some(2));

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_has_its_fields() {
+    fn each_event_has_its_fields() {
         let failure = StepFailure { retry_after_ms: Some(3), ..StepFailure::passing("busy", "come \"back\"\n") };
         let pipeline_failure = PipelineFailure {
             failure: failure.clone(),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_an_event_is_in_its_metadata() {
+    fn event_number_is_in_the_metadata() {
         let output = Json::from_checked(format!("\"{}\"", "x".repeat(1000)));
         let data = Data::PipelineComplete { output, duration_ns: 1_000_000, steps_completed: 2, steps_failed: 0 };
         let event = Event { step_id: None, unix_ns: 0, data, metadata: Metadata::default() };

@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id() {
+    fn malformed_ids_are_refused() {
         for id in [
             "",
             "exec_",
@@ -66,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_id_is_valid(random: [u8; 16]) {
+        fn generated_ids_are_valid(random: [u8; 16]) {
             prop_assert!(is_valid(&from_random(random)));
         }
     }

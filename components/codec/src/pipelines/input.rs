@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text() {
+    fn inputs_without_a_text_are_refused() {
         for json in ["null", "1", "{}", r#"{"text":1}"#, r#"["a",1]"#, r#"{"chunks":[["a"]]}"#, "", "{"] {
             assert_eq!(read(json), Err(InputError::NoText), "{json}");
         }

@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning() {
+    fn first_events_of_a_stream() {
         check(
             &ProcessEvent::Started { unix_ns: 1_700_000_000_250_000_000, text_length: 42 },
             expect![[

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field() {
+    fn each_field_is_read() {
         check(
             r#"{"text":"ten points","include_sentiment":false,"include_summary":false,"include_entities":true,
                 "chunk_size":50.0}"#,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_refused_with_the_nearest_that_is_known() {
+    fn unknown_field_is_refused_with_the_nearest_name() {
         let check = |body: &str, want: &str| {
             let error = ProcessRequest::from_json(body.as_bytes()).expect_err("a field is not known");
             assert_eq!(error.to_string(), want);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_are_all_told() {
+    fn all_type_errors_are_listed() {
         check(
             r#"{"text":["a"],"include_sentiment":"true","include_summary":1,"include_entities":null,"chunk_size":75.5}"#,
             expect![[r#"
@@ -438,7 +438,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_size_is_taken_within_its_bounds_only(size in -1000i64..1000) {
+        fn size_outside_its_bounds_is_refused(size in -1000i64..1000) {
             let body = format!(r#"{{"text":"ten points","chunk_size":{size}}}"#);
             let taken = ProcessRequest::from_json(body.as_bytes()).map(|request| i64::from(request.chunk_size));
             prop_assert_eq!(taken.ok(), (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size).then_some(size));

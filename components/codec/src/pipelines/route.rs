@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_of_ours() {
+    fn other_paths_do_not_match() {
         let long = format!("/pipelines/{}", "x".repeat(NAME_BYTES_MAX + 1));
         for path in [
             "",

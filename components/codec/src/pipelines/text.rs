@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_put_on_one_line_and_otherwise_left_alone() {
+    fn value_is_written_on_one_line_otherwise_unchanged() {
         for (text, want) in [
             (" { \"a\" : [ 1 ,\r\n 2.50 ] } ", r#"{"a":[1,2.50]}"#),
             (r#" "a \" b\\" "#, r#""a \" b\\""#),
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_value_keeps_its_meaning(key in "\\PC*", text in any::<String>(), number in any::<f64>()) {
+        fn arbitrary_value_keeps_its_meaning(key in "\\PC*", text in any::<String>(), number in any::<f64>()) {
             let value = serde_json::json!({ key: [text, number, { "x": null }] });
             let pretty = serde_json::to_string_pretty(&value).expect("JSON");
             let json = read(pretty.as_bytes()).expect("JSON");
@@ -92,7 +92,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = read(&body);
         }
     }

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn json_bodies_say_what_is_wrong_with_which_text() {
+    fn body_errors_name_the_text() {
         let check = |body: &str, want: &str| assert_eq!(read_texts(body.as_bytes()).unwrap_err().to_string(), want);
         check("{}", "`inputs` is required");
         check("[]", "the body is an array; a JSON object was expected");

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_reads_back() {
+    fn checkpoint_reads_back() {
         let (ask, session) = session();
         let checkpoint = session.checkpoint(100).unwrap();
         let bytes = encode(&ask, &checkpoint);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_checkpoint_is_refused() {
+    fn malformed_checkpoint_is_refused() {
         let (ask, session) = session();
         let text = String::from_utf8(encode(&ask, &session.checkpoint(100).unwrap())).unwrap();
         let check = |from: &str, to: &str, want: &str| {
@@ -341,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damage_never_panics(at in 0usize..8000, byte: u8, cut in 0usize..8000) {
+        fn damaged_checkpoint_does_not_panic(at in 0usize..8000, byte: u8, cut in 0usize..8000) {
             let (ask, session) = session();
             let mut bytes = encode(&ask, &session.checkpoint(100).unwrap());
             let length = bytes.len();

@@ -370,13 +370,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_empty_object_has_every_default() {
+    fn empty_object_has_all_defaults() {
         assert_eq!(SessionRequest::from_json(b"{}").unwrap(), SessionRequest::stored());
         assert_eq!(SessionRequest::from_query("").unwrap(), SessionRequest::one_shot());
     }
 
     #[test]
-    fn every_knob_reads_back() {
+    fn each_setting_reads_back() {
         let body = r#"{"max_gap_sec":0.5,"overlap":true,"annotate":["intent","entities"],"keywords":{"outage":["down","is slow"]},"actions":{},
             "context":{"max_segments":3,"max_time_sec":60},"summary":{"every_finals":0,"at_end":false},
             "routing":{"question":5,"action_item":4,"decision":3,"general":2,"queued_max":9},
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_listed() {
+    fn all_field_errors_are_listed() {
         let check = |body: &str, want: Expect| {
             want.assert_eq(&SessionRequest::from_json(body.as_bytes()).unwrap_err().to_string());
         };
@@ -439,7 +439,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(body in proptest::collection::vec(any::<u8>(), 0..100), query: String) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..100), query: String) {
             let _ = SessionRequest::from_json(&body);
             let _ = SessionRequest::from_query(&query);
         }

@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_every_event() {
+    fn each_event_has_its_line() {
         let none = SemanticParts { keywords: false, intent: false };
         check(
             &lines(|_| {}, &["hi"], none, false),
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_session_is() {
+    fn state_line_has_its_fields() {
         let mut session = Session::new(SessionRules::new(SessionConfig::default()).unwrap(), 0);
         let chunk = |start: f64, text: &str| Chunk { start, end: start, text: text.to_owned(), speaker_id: None };
         session.handle_chunk(0, Some(4), chunk(0.0, "the price")).unwrap();

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_and_where() {
+    fn errors_name_the_field() {
         check(
             r#"{"start":0,"text":""}"#,
             expect![[r#"{"message":"`end` is required","code":"missing_field","field":"end"}"#]],
@@ -259,12 +259,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_hurt(content in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn arbitrary_bytes_do_not_panic(content in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = read(&content);
         }
 
         #[test]
-        fn every_chunk_reads_back(start: f64, end: f64, text: String, speaker_id: Option<String>, seq in proptest::option::of(0..=i64::MAX as u64)) {
+        fn arbitrary_chunk_reads_back(start: f64, end: f64, text: String, speaker_id: Option<String>, seq in proptest::option::of(0..=i64::MAX as u64)) {
             prop_assume!(start.is_finite() && end.is_finite());
             let line = serde_json::json!({"start": start, "end": end, "text": text, "speaker_id": speaker_id, "seq": seq});
             let want = Input { seq, body: Body::Chunk(Chunk { start, end, text, speaker_id }) };

@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transcript_from_line_to_line() {
+    fn transcript_is_rendered_line_by_line() {
         let ask = SessionRequest::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
         let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
         let mut stream = EventOutbox::one_shot((&ask).into(), Framing::Sse);
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn models_are_asked_before_anything_is_stored() {
+    fn enrichment_is_complete_before_events_are_stored() {
         let ask = SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
             .unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Sse);
@@ -528,7 +528,7 @@ mod tests {
 
     /// What comes behind a checkpoint is not in it, be it that half of what an input led to has come.
     #[test]
-    fn a_checkpoint_has_what_came_before_it() {
+    fn checkpoint_covers_the_events_before_it() {
         let ask = SessionRequest::from_json(b"{}").unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
         let partial = |text: &str| {
@@ -558,7 +558,7 @@ mod tests {
 
     /// Whatever the size of a batch, what one input led to is in one.
     #[test]
-    fn batches_are_bounded_and_hold_whole_inputs() {
+    fn batches_are_bounded_and_contain_whole_inputs() {
         let ask = SessionRequest::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
         let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
         hand_over(&ask, &mut outbox, &["a word"; 700]);

@@ -245,7 +245,7 @@ mod tests {
     use weir_core::transcripts::{Chunk, Session, SessionConfig, SessionRules};
 
     #[test]
-    fn events_read_back_as_they_were_told() {
+    fn stored_events_read_back_unchanged() {
         let mut config = SessionConfig::default();
         config.summary.every_finals = 1;
         let mut session = Session::new(SessionRules::new(config).unwrap(), 0);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_reads_back_or_is_refused() {
+    fn stored_session_reads_back_or_is_refused() {
         let head = Head { after: (3, 9), ..Head::new(Some("ann".into()), 5, &SessionRequest::stored()) };
         let bytes = encode(&head, b"{}\n{}");
         assert_eq!(decode(&bytes).unwrap(), (head, b"{}\n{}".as_slice()));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn states_say_who_knows_what() {
+    fn state_combines_the_session_and_its_registry() {
         let head = Head { phase: Phase::Ended, ..Head::new(None, 5, &SessionRequest::stored()) };
         let got = session_json("x", &head, false, r#"{"state":"open","current":null,"events":3}"#);
         let want = r#"{"session_id":"x","state":"ended","created_ms":5,"feeding":false,"current":null,"events":3}"#;

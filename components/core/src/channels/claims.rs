@@ -95,7 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn one_caller_gets_it_until_it_ends() {
+    fn one_caller_has_a_claim_until_it_expires() {
         let mut claims = Claims::new(10);
         assert_eq!(claims.claim("a", 0, 100), Ok(true));
         assert_eq!(claims.claim("a", 99, 100), Ok(false));
@@ -114,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_held_exactly_as_long_as_it_was_claimed(
+        fn claim_lasts_exactly_its_duration(
             claims_max in 1usize..5,
             ops in prop::collection::vec((0u64..20, 0u8..6, 0u64..40, any::<bool>()), 0..200),
         ) {

@@ -119,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn only_what_is_written_is_read() {
+    fn only_canonical_cursors_are_parsed() {
         assert_eq!("0".parse(), Ok(Cursor::START));
         assert_eq!("12-7".parse(), Ok(Cursor::new(12, 7)));
         assert_eq!(Cursor::new(u64::MAX, u64::MAX).to_string().parse(), Ok(Cursor::new(u64::MAX, u64::MAX)));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_lies_between_places_that_do_not_touch() {
+    fn gap_between_cursors_that_are_not_neighbours() {
         let at = Cursor::new;
         assert_eq!(Gap::between(at(1, 4), at(1, 5)), None);
         assert_eq!(Gap::between(at(1, 4), at(1, 9)), Some(Gap { missing_from: at(1, 5), missing_to: at(1, 8) }));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn id_that_is_no_place_gives_the_unknown_cursor() {
+    fn malformed_id_gives_the_unknown_cursor() {
         assert_eq!((Cursor::from_id("12-7"), Cursor::from_id("0")), (Cursor::new(12, 7), Cursor::START));
         for id in ["", "x", "e-7", "1-2-3", "18446744073709551616-1", "\u{fffd}", "01-1", "0-5"] {
             assert!(Cursor::from_id(id).is_unknown(), "{id:?}");
@@ -171,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "[0-9+-]{0,45}|\\PC{0,10}") {
+        fn arbitrary_text_is_parsed_or_refused(text in "[0-9+-]{0,45}|\\PC{0,10}") {
             if let Ok(cursor) = text.parse::<Cursor>() {
                 prop_assert!(cursor.to_string() == text || text == "0-0");
             }

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_arrive_has_no_key() {
+    fn events_that_must_arrive_do_not_coalesce() {
         let progress = |name: &str| Draft::new(name, "1").coalescing("step");
         assert_eq!(check(&[progress("step_progress")]), Ok(()));
         assert_eq!(check(&[progress("step_complete")]), Err(EventError::MustArrive));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_break_a_line_are_refused() {
+    fn names_with_line_ends_are_refused() {
         for name in ["", "a b", "a\nb", "a\r", "a\0", "ä", &"x".repeat(65)] {
             assert_eq!(check(&[Draft::new(name, "")]), Err(EventError::Name), "{name:?}");
             assert_eq!(check(&[Draft::new("a", "").coalescing(name)]), Err(EventError::Coalesce), "{name:?}");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bound_has_its_error() {
+    fn each_bound_has_its_error() {
         let event = |bytes: usize| Draft::new("e", "x".repeat(bytes));
         assert_eq!(check(&[event(11)]), Err(EventError::DataTooLarge { bytes: 11, bytes_max: 10 }));
         assert_eq!(
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_drawn_once() {
+    fn event_is_rendered_once() {
         let entry = Draft::new("e", "1").at(Cursor::new(1, 1), 0);
         assert_eq!(entry.drawn_once(|entry| entry.data.as_bytes().to_vec()), b"1");
         assert_eq!(entry.drawn_once(|_| panic!("drawn twice")), b"1");

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_lease_that_nobody_acquired_is_renewed_with_its_token() {
+    fn expired_lease_without_a_new_owner_is_renewed_with_its_token() {
         let mut leases = Leases::new(10, 0);
         let token = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
         assert_eq!(leases.check(&fence(token)), Ok(()));

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pushed_out_is_a_gap() {
+    fn evicted_events_are_a_gap() {
         let log = log(&[(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]);
         assert_eq!((log.len(), log.first().unwrap().cursor), (4, at(1, 3)));
         assert_eq!(log.seek(at(1, 2)), Seek { position: at(1, 2), gap: None });
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_before_a_hole_and_the_next_begins_with_it() {
+    fn page_ends_before_a_hole_and_the_next_starts_with_it() {
         let log = log(&[(1, 1), (1, 2), (1, 8), (1, 9)]);
         let page = log.read(Cursor::START, 10, 10_000);
         assert_eq!((page.gap, page.entries.len(), page.next, page.ended), (None, 2, at(1, 2), false));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_keeps_its_bounds_and_never_stands_still() {
+    fn page_is_bounded_and_always_advances() {
         let log = log(&[(1, 1), (1, 2), (1, 3)]);
         assert_eq!(log.read(Cursor::START, 2, 10_000).next, at(1, 2));
         assert_eq!(log.read(Cursor::START, 10, 1).next, at(1, 1));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_log_says_what_it_forgot() {
+    fn empty_log_declares_evicted_events() {
         let mut log = log(&[(1, 1), (1, 2)]);
         assert!(!log.expire(100) && log.expire(101) && log.is_empty() && log.bytes() == 0);
         assert_eq!(log.seek(at(1, 1)), Seek { position: at(1, 2), gap: gap((1, 2), (1, 2)) });
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_push_out_too_and_one_large_event_stays_alone() {
+    fn bytes_evict_and_one_large_event_remains() {
         let mut log = Log::new(Retention { bytes_max: 1_000, ..KEEP }, at(1, 0));
         log.push(entry(1, 1, 500, 0));
         log.push(entry(1, 2, 500, 0));
@@ -321,13 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_come_after_is_ignored() {
+    fn entries_that_are_not_after_the_last_are_ignored() {
         let mut log = log(&[(2, 5)]);
         assert!(!log.push(entry(2, 5, 1, 0)) && !log.push(entry(1, 9, 1, 0)) && log.len() == 1);
     }
 
     #[test]
-    fn a_finished_channel_ends_with_its_last_page() {
+    fn finished_channel_ends_with_its_last_page() {
         let mut log = log(&[(1, 1)]);
         log.push(Arc::new(Draft::new("pipeline_complete", "{}").finishing().at(at(1, 2), 0)));
         assert!(log.finished());

@@ -187,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_id_may_have_colons_and_the_kind_may_not() {
+    fn colons_are_allowed_in_ids_only() {
         let name: ChannelName = "user:auth0|a:b@c".parse().unwrap();
         assert_eq!((name.kind(), name.id()), ("user", "auth0|a:b@c"));
         assert_eq!(name, ChannelName::of(Kind::User, "auth0|a:b@c").unwrap());
@@ -234,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_name_that_reads_back_or_an_error(text in "\\PC{0,40}|[a-z]{1,8}:[ -~]{0,12}") {
+        fn arbitrary_text_is_a_name_or_an_error(text in "\\PC{0,40}|[a-z]{1,8}:[ -~]{0,12}") {
             if let Ok(name) = text.parse::<ChannelName>() {
                 prop_assert_eq!(name.as_str(), &text);
                 prop_assert_eq!(&ChannelName::new(name.kind(), name.id()).unwrap(), &name);

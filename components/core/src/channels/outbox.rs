@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_keeps_up_gets_everything() {
+    fn fast_reader_gets_all_events() {
         let mut outbox = Outbox::default();
         for seq in 1..=3 {
             assert!(outbox.push(event(seq, Some("k")), 10_000));
@@ -183,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn one_large_event_fits_alone() {
+    fn single_large_event_fits() {
         let mut outbox = Outbox::default();
         assert!(outbox.push(event(1, None), 1));
         assert!(!outbox.push(event(2, None), 1));
     }
 
     #[test]
-    fn nothing_is_replaced_across_a_gap() {
+    fn events_do_not_coalesce_across_a_gap() {
         let mut outbox = Outbox::default();
         let bytes_max = event(1, Some("a")).bytes() * 3;
         let gap = Gap { missing_from: Cursor::new(1, 3), missing_to: Cursor::new(2, 0) };

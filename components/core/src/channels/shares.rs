@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_grow_fits_in_a_share_that_was_made_smaller() {
+    fn write_that_does_not_grow_fits_a_reduced_share() {
         let mut shares = Shares::new(100, 10);
         shares.add(Some("a"), 50);
         shares.check(Some("a"), 20, 20).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn largest_user_gives_way_first_and_its_least_rank_before_others() {
+    fn largest_user_is_evicted_first_by_rank() {
         let user = |name: &str| Some(Arc::from(name));
         let candidates = [
             (user("a"), 9, "a9"),
@@ -231,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_of_a_user_gives_way_while_another_has_more(
+        fn user_is_not_evicted_while_another_has_more(
             owners in prop::collection::vec(0usize..5, 0..60),
         ) {
             let name = |owner: usize| (owner > 0).then(|| Arc::<str>::from(format!("u{owner}")));

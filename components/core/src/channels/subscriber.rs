@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn replay_goes_over_into_live_without_a_seam() {
+    fn replay_continues_into_live_events() {
         let mut channel = Channel::new(100);
         channel.events(3);
         let reader = channel.follow(at(1), 10);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_during_the_replay_is_declared() {
+    fn events_lost_during_replay_are_a_gap() {
         let mut channel = Channel::new(3);
         channel.events(3);
         let reader = channel.follow(Cursor::START, 10);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_an_empty_channel_is_its_first_event() {
+    fn start_of_an_empty_channel_is_its_first_event() {
         let mut channel = Channel::new(2);
         let reader = channel.follow(Cursor::START, 10);
         // It is not polled until the first two are gone.
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_closed_and_resumes_where_it_was() {
+    fn slow_reader_is_closed_and_resumes_from_its_cursor() {
         let mut channel = Channel::new(100);
         let slow = channel.follow(Cursor::START, 4);
         channel.events(1);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn reader_with_a_foreign_cursor_gets_a_gap_and_all_that_is_retained() {
+    fn foreign_cursor_gets_a_gap_and_the_retained_events() {
         for foreign in [at(9), Cursor::new(7, 1), Cursor::UNKNOWN] {
             let mut channel = Channel::new(3);
             channel.events(4);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn reader_with_a_foreign_cursor_of_an_empty_channel_gets_one_gap() {
+    fn foreign_cursor_of_an_empty_channel_gets_one_gap() {
         let mut channel = Channel::new(5);
         let reader = channel.follow(at(1), 10);
         assert!(matches!(channel.poll(reader), Some(Delivery::Gap(_))));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_cursor_that_the_channel_gives_out_later_is_a_gap_all_the_same() {
+    fn foreign_cursor_assigned_later_is_a_gap() {
         let mut channel = Channel::new(5);
         let reader = channel.follow(at(1), 10);
         channel.events(2);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handover_is_bounded_by_the_outbox() {
+    fn handover_is_bounded_by_the_outbox() {
         let mut channel = Channel::new(100);
         channel.events(2);
         let reader = channel.follow(Cursor::START, 4);
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_with_its_channel() {
+    fn subscriber_ends_with_its_channel() {
         let mut channel = Channel::new(100);
         let reader = channel.follow(Cursor::START, 10);
         channel.append(Draft::new("done", "").finishing());
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_begins_anew_is_a_gap() {
+    fn new_epoch_of_a_log_is_a_gap() {
         let mut channel = Channel::new(100);
         channel.events(2);
         let reader = channel.follow(Cursor::START, 10);

@@ -266,7 +266,7 @@ fn miss(reader: &mut Reader, gap: Gap) {
 
 proptest! {
     #[test]
-    fn every_reader_ends_with_the_exact_sequence_or_a_declared_gap(
+    fn reader_gets_the_exact_sequence_or_a_gap(
         events_max in 1usize..20,
         bytes_max in 200usize..4_000,
         outbox_bytes_max in 300usize..2_500,
@@ -279,7 +279,7 @@ proptest! {
     }
 
     #[test]
-    fn a_page_is_what_a_search_by_hand_finds(
+    fn page_equals_a_linear_search(
         cursors in prop::collection::btree_set((1u64..4, 1u64..12), 0..20),
         after in (0u64..5, 0u64..13),
         limit in 1usize..6,

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_leaves_what_was_there() {
+    fn value_that_does_not_fit_leaves_the_earlier_one() {
         let mut values = Values::new(2 * (3 + 10 + VALUE_OVERHEAD_BYTES), 100);
         values.put(&key("k:1"), 1, 10, 100, None).unwrap();
         values.put(&key("k:2"), 2, 10, 200, None).unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn value_of_another_user_under_the_same_key_goes_from_one_share_to_the_other() {
+    fn value_of_another_user_moves_to_its_share() {
         let mut values = Values::new(1_000, 50);
         values.put(&key("k:1"), 1, 100, 100, Some("a")).unwrap();
         assert_eq!((values.bytes().of(Some("a")), values.count("k")), (231, 1));
@@ -231,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_holds_what_was_put_last_until_it_ends_within_the_shares(
+        fn values_equal_a_model_within_the_shares(
             percent in 30u8..=100,
             ops in prop::collection::vec(
                 (0u64..20, 0u8..6, 0usize..300, prop::option::of(1u64..40), 0u8..4, prop::option::of(0u8..2)), 0..200),

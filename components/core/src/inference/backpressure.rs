@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_that_nobody_owes_give_no_room() {
+    fn surplus_acknowledgements_free_no_capacity() {
         let mut gate = AckGate::new(2);
         assert_eq!(gate.acknowledge(5), 0);
         gate.sent(2);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_larger_than_the_bound_goes_alone() {
+    fn item_over_the_bound_is_admitted_alone() {
         let mut gate = SizeGate::new(3, 10);
         assert!(gate.may_send(99));
         gate.add(99);
@@ -145,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn gates_that_are_asked_keep_their_bounds(
+        fn gate_stays_within_its_bounds(
             items_max in 1usize..10,
             bytes_max in 0usize..100,
             ops in prop::collection::vec((any::<bool>(), 0usize..60), 0..200),

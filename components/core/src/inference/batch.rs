@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_makes_no_batch() {
+    fn empty_queue_gives_no_batch() {
         assert_eq!(packed().next_batch(), None);
     }
 
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_sequence_goes_alone() {
+    fn long_sequence_is_a_batch_of_its_own() {
         for form in [Form::Packed, Form::Padded] {
             let mut batcher = Batcher::new(form, Shapes::Bounded, LIMITS);
             push(&mut batcher, 1, &[500, 10]);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_on_time_makes_batches_smaller() {
+    fn time_bound_reduces_the_batch_size() {
         let limits = BatchLimits { time_ns_max: 4_000_000, ..LIMITS };
         let mut batcher = Batcher::new(Form::Packed, Shapes::Any, limits);
         for _ in 0..100 {
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_many_sentences_lets_others_pass() {
+    fn text_of_many_sentences_does_not_block_others() {
         let mut batcher = packed();
         batcher.push(1, (0..1000).map(|part| (30, part)));
         assert!(batcher.wants(), "a long text does not fill the batcher");
@@ -408,7 +408,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_sequence_is_in_exactly_one_batch_within_the_bounds(
+        fn each_sequence_is_in_one_batch_within_the_bounds(
             lengths in prop::collection::vec((0u32..5, 1usize..300), 0..150),
             (form, shapes) in forms(),
             rows_max in 1usize..40,
@@ -431,7 +431,7 @@ mod tests {
         /// However much others have waiting, a newcomer is in the next batch or, when that is another newcomer's, in one
         /// of the next few.
         #[test]
-        fn a_newcomer_waits_for_no_line(
+        fn new_sequence_does_not_wait_for_the_whole_queue(
             line in prop::collection::vec(1usize..128, 1..300),
             batches in 1usize..20,
             mine in 1usize..128,
@@ -452,7 +452,7 @@ mod tests {
 
         /// Callers that keep coming with texts that leave no room starve nobody whose turn is later.
         #[test]
-        fn newcomers_starve_nobody(mine in 65usize..128, theirs in 65usize..128, (form, shapes) in forms()) {
+        fn new_sequences_do_not_starve_earlier_ones(mine in 65usize..128, theirs in 65usize..128, (form, shapes) in forms()) {
             let mut batcher = Batcher::new(form, shapes, LIMITS);
             batcher.push(0, [(mine, 1), (mine, 9999)]);
             for caller in 1u32.. {
@@ -478,7 +478,7 @@ mod tests {
         }
 
         #[test]
-        fn the_plan_depends_on_its_input_alone(lengths in prop::collection::vec(1usize..200, 0..60), (form, shapes) in forms()) {
+        fn plan_is_deterministic(lengths in prop::collection::vec(1usize..200, 0..60), (form, shapes) in forms()) {
             let plan = || {
                 let mut batcher = Batcher::new(form, shapes, LIMITS);
                 push(&mut batcher, 1, &lengths);

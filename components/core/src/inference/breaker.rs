@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn one_failed_probe_opens_it_again_for_as_long() {
+    fn failed_probe_reopens_for_the_same_time() {
         let mut breaker = opened(0);
         let probes = [0; 2].map(|_| breaker.admit(40 * S).unwrap());
         breaker.record(41 * S, probes[0], false);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn late_results_say_nothing() {
+    fn late_results_are_ignored() {
         let mut breaker = Breaker::new(BreakerConfig::default());
         let late = [0; 4].map(|_| breaker.admit(0).unwrap());
         fail(&mut breaker, 0, 5);
@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_opens_exactly_by_the_rules(
+        fn breaker_agrees_with_a_model(
             failures_to_open in 1u32..6,
             successes_to_close in 1u32..4,
             window_ns in 1u64..100,

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_point_is_never_cut_but_a_cluster_may_be() {
+    fn code_points_stay_whole_and_clusters_are_cut() {
         check("😀😀😀", 2, expect![[r#"["😀😀", "😀"]"#]]);
         // A family is man, joiner, woman, joiner, girl: five code points.
         check("👨\u{200d}👩\u{200d}👧!", 4, expect![[r#"["👨\u{200d}👩\u{200d}", "👧!"]"#]]);

@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_learns_a_linear_cost_through_noise_and_outliers(
+        fn linear_cost_is_learned_despite_outliers(
             a in 100.0f64..5_000.0, b in 0.0f64..200.0, c in 5.0f64..300.0, seed in 1u64..u64::MAX,
         ) {
             let mut cost = Cost::default();
@@ -125,7 +125,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_useless(
+        fn arbitrary_measurements_leave_a_usable_estimate(
             runs in prop::collection::vec((0usize..100, 0usize..10_000, 0u64..u64::MAX), 0..200),
         ) {
             let mut cost = Cost::default();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_run_over_and_over_does_no_harm() {
+    fn repeated_equal_runs_leave_a_usable_estimate() {
         let mut cost = Cost::default();
         for _ in 0..100_000 {
             cost.record(1, 16, 2_000_000);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_a_machine_that_becomes_slower() {
+    fn estimate_follows_a_slower_machine() {
         let mut cost = Cost::default();
         for round in 0..3000usize {
             let slow = if round < 1500 { 1 } else { 3 };

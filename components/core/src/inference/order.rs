@@ -155,7 +155,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_comes_early_waits_for_what_is_before_it() {
+    fn early_item_waits_for_its_predecessors() {
         let mut order = Resequencer::new(3);
         order.insert(1, 'b').unwrap();
         assert_eq!((order.pop(), order.len(), order.room(2)), (None, 1, 1));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_number_holds_nobody_up() {
+    fn skipped_number_blocks_no_later_item() {
         let mut order = Resequencer::new(4);
         order.skip(1).unwrap();
         order.insert(2, 'c').unwrap();
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_in_is_the_order_out(
+        fn arbitrary_arrival_order_is_resequenced(
             window in 1usize..20,
             ops in prop::collection::vec((0u64..40, any::<bool>(), any::<bool>()), 0..400),
         ) {

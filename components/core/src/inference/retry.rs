@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_starts_with_a_second_of_its_floor() {
+    fn budget_starts_with_one_second_of_its_floor() {
         let config = RetryBudgetConfig { ratio_percent: 50, retries_per_s_min: 2, saved_retries_max: 3 };
         let mut budget = RetryBudget::new(config, 0);
         assert_eq!([0; 3].map(|now| budget.withdraw(now)), [true, true, false]);
@@ -315,7 +315,7 @@ mod tests {
         }
 
         #[test]
-        fn the_floor_is_always_there(retries_per_s_min in 1u32..50, firsts in 0usize..20) {
+        fn floor_is_always_available(retries_per_s_min in 1u32..50, firsts in 0usize..20) {
             let config = RetryBudgetConfig { ratio_percent: 0, retries_per_s_min, saved_retries_max: 100 };
             let mut budget = RetryBudget::new(config, 0);
             while budget.withdraw(0) {}

@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn vectors_that_are_not_numbers_are_similar_to_nothing() {
+    fn non_finite_vectors_have_no_similarity() {
         let similarity = Similarity::cosine(&[vec![f32::NAN, 1.0], vec![0.0, 0.0], vec![0.0, 2.0]]);
         assert_eq!(similarity.cells, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]
-    fn what_repeats_a_chosen_sentence_is_passed_over() {
+    fn repetition_of_a_chosen_sentence_is_skipped() {
         let vectors = [vec![1.0, 0.1, 0.0], vec![1.0, 0.1, 0.0], vec![0.7, 0.7, 0.1]];
         let selection = select_sentences(&Similarity::cosine(&vectors), &[40, 40, 40], BOUNDS);
         assert_eq!(selection, Selection { sentences: vec![0, 2], cut: None });
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_over_the_bound_is_cut() {
+    fn sentence_over_the_bound_is_cut() {
         let vectors = [vec![1.0, 0.0], vec![0.9, 0.3]];
         let selection = select_sentences(&Similarity::cosine(&vectors), &[300, 10], BOUNDS);
         assert_eq!(selection, Selection { sentences: vec![0, 1], cut: Some((0, 120)) });
@@ -195,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_summary_keeps_its_bounds_and_the_order(
+        fn summary_stays_within_its_bounds_and_in_order(
             sentences in prop::collection::vec((prop::collection::vec(-1.0f32..1.0, 3), 0usize..200), 0..20),
             tokens_min in 0usize..60,
             room in 0usize..100,

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_majority_wins_and_a_tie_is_neutral() {
+    fn majority_wins_and_a_tie_is_neutral() {
         assert_eq!(overall(&[]), NEUTRAL);
         assert_eq!(overall(&[POSITIVE]), POSITIVE);
         assert_eq!(overall(&[NEGATIVE, NEGATIVE, POSITIVE]), NEGATIVE);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_put_in_capitals() {
+    fn labels_are_written_in_capitals() {
         assert_eq!(sentiment_label("positive"), POSITIVE);
         assert_eq!(sentiment_label("Negative "), NEGATIVE);
         assert_eq!(sentiment_label("NEU"), NEUTRAL);

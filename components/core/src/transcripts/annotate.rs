@@ -18,10 +18,10 @@
 //!
 //! | input | original | here | reason | test |
 //! |---|---|---|---|---|
-//! | a segment that would pass `segment_bytes_max` | grows without a bound | final, and a new one begins | everything is bounded | `a_segment_is_bounded` |
-//! | times that are infinite or no number | taken | refused | JSON cannot say them, and no order holds among them | `what_is_wrong_leaves_the_state_alone` |
+//! | a segment that would pass `segment_bytes_max` | grows without a bound | final, and a new one begins | everything is bounded | `segment_length_is_bounded` |
+//! | times that are infinite or no number | taken | refused | JSON cannot say them, and no order holds among them | `invalid_chunk_does_not_change_the_state` |
 //! | a time up to a microsecond before the one that it may not precede | refused | taken | recognizers compute times, and rounding loses speech | `noise_of_rounding_is_no_disorder` |
-//! | a chunk that starts while the segment in flight lasts | refused | taken where `overlap` is set | captions may overlap | `overlapping_chunks_are_taken_in_order_of_start` |
+//! | a chunk that starts while the segment in flight lasts | refused | taken where `overlap` is set | captions may overlap | `overlapping_chunks_are_accepted_in_order_of_start` |
 
 use std::sync::Arc;
 
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_may_be_others() {
+    fn configured_rules_replace_the_defaults() {
         let config = AnnotateConfig {
             groups: vec![KeywordGroup {
                 risk: "outage".to_owned(),

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_by_name() {
+    fn invalid_values_are_refused_with_their_key() {
         type Change = fn(&mut SessionConfig);
         let changes: [(Change, &str); 7] = [
             (|config| config.max_gap_sec = f64::NAN, "max_gap_sec must be a finite number of at least 0, and is NaN"),

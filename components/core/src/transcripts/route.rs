@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_urgent_is_dropped_first() {
+    fn least_urgent_segment_is_dropped_first() {
         let config = RoutingConfig { queue_len_max: [3; 4], queued_max: 4 };
         let mut router = Router::default();
         use Workflow::{ActionItem, General, Question};
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_unsaid(pushes in proptest::collection::vec(0usize..5, 0..60), len_max in 1usize..5, all in 0usize..9) {
+        fn each_dropped_segment_is_counted(pushes in proptest::collection::vec(0usize..5, 0..60), len_max in 1usize..5, all in 0usize..9) {
             let config = RoutingConfig { queue_len_max: [len_max; 4], queued_max: all };
             let mut router = Router::default();
             let (mut pushed, mut seen) = (0, Vec::new());

@@ -31,7 +31,7 @@ fn told(session: &mut Session) -> Vec<String> {
 }
 
 #[test]
-fn a_segment_goes_on_until_the_speaker_changes_or_pauses() {
+fn segment_continues_until_the_speaker_changes_or_pauses() {
     let mut session = session(|_| {});
     session.handle_chunk(0, None, chunk(0.0, 1.0, "we", None)).unwrap();
     session.handle_chunk(0, None, chunk(2.0, 3.0, "start ", None)).unwrap();
@@ -60,7 +60,7 @@ fn a_segment_goes_on_until_the_speaker_changes_or_pauses() {
 }
 
 #[test]
-fn what_is_wrong_leaves_the_state_alone() {
+fn invalid_chunk_does_not_change_the_state() {
     let mut session = session(|config| {
         config.limits = SessionLimits { text_bytes_max: 4, speaker_bytes_max: 2, segment_bytes_max: 9 };
     });
@@ -111,7 +111,7 @@ fn noise_of_rounding_is_no_disorder() {
 }
 
 #[test]
-fn overlapping_chunks_are_taken_in_order_of_start() {
+fn overlapping_chunks_are_accepted_in_order_of_start() {
     let mut session = session(|config| config.overlap = true);
     session.handle_chunk(0, None, chunk(0.0, 9.0, "a", Some("x"))).unwrap();
     session.handle_chunk(0, None, chunk(2.0, 3.0, "b", Some("x"))).unwrap();
@@ -132,7 +132,7 @@ fn overlapping_chunks_are_taken_in_order_of_start() {
 }
 
 #[test]
-fn a_segment_is_bounded() {
+fn segment_length_is_bounded() {
     let mut session = session(|config| {
         config.limits = SessionLimits { text_bytes_max: 4, segment_bytes_max: 9, ..SessionLimits::default() };
     });
@@ -143,7 +143,7 @@ fn a_segment_is_bounded() {
 }
 
 #[test]
-fn a_chunk_is_taken_once() {
+fn repeated_chunk_is_ignored() {
     let mut session = session(|_| {});
     assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Receipt::New));
     assert_eq!(session.handle_chunk(0, Some(4), chunk(0.0, 1.0, "a", None)), Ok(Receipt::Repeated { seq_last: 4 }));
@@ -192,7 +192,7 @@ fn summaries_are_due_by_finals_and_not_by_the_window() {
 }
 
 #[test]
-fn seconds_are_drawn_as_python_draws_them() {
+fn seconds_are_formatted_like_python() {
     let mut window = ContextWindow::default();
     for start in [0.05, 0.25, 0.35, 0.75, 2.5, -0.04, 1e16] {
         let segment = Segment { start, end: start, text: "x".to_owned(), speaker_id: None };
@@ -206,7 +206,7 @@ fn seconds_are_drawn_as_python_draws_them() {
 }
 
 #[test]
-fn an_idle_session_is_warned_and_expires() {
+fn idle_session_is_warned_and_expires() {
     const S: u64 = 1_000_000_000;
     let mut session = session(|config| config.idle = IdleConfig { expire_ms: 10_000, warn_ms: 3000 });
     session.handle_chunk(5 * S, None, chunk(0.0, 1.0, "bye", None)).unwrap();
@@ -231,7 +231,7 @@ fn an_idle_session_is_warned_and_expires() {
 }
 
 #[test]
-fn a_chunk_keeps_it_alive() {
+fn chunk_resets_the_idle_time() {
     const S: u64 = 1_000_000_000;
     let mut session = session(|config| config.idle = IdleConfig { expire_ms: 10_000, warn_ms: 3000 });
     session.handle_time(8 * S);
@@ -243,7 +243,7 @@ fn a_chunk_keeps_it_alive() {
 }
 
 #[test]
-fn queues_are_bounded_and_say_what_they_drop() {
+fn queues_are_bounded_and_report_dropped_segments() {
     let mut session = session(|config| config.routing = RoutingConfig { queue_len_max: [2; 4], queued_max: 3 });
     for (at, text) in ["who is it?", "the sky was grey", "I'll send it", "why is that?"].iter().enumerate() {
         session.handle_chunk(0, None, chunk(at as f64, at as f64, text, Some(text))).unwrap();
@@ -258,7 +258,7 @@ fn queues_are_bounded_and_say_what_they_drop() {
 }
 
 #[test]
-fn events_that_are_not_taken_push_back() {
+fn unread_events_block_further_input() {
     let mut session = session(|_| {});
     let mut taken = 0;
     let error = loop {
@@ -291,7 +291,7 @@ fn metrics_have_the_counts_of_the_contract() {
 }
 
 #[test]
-fn a_checkpoint_that_no_session_left_is_refused() {
+fn inconsistent_checkpoint_is_refused() {
     let mut session = session(|config| config.routing = RoutingConfig::queued());
     for at in 0..3 {
         session.handle_chunk(0, None, chunk(f64::from(at), f64::from(at), "a", Some(&at.to_string()))).unwrap();
@@ -404,7 +404,7 @@ fn config() -> SessionConfig {
 
 proptest! {
     #[test]
-    fn a_session_goes_on_from_any_checkpoint(steps in steps(), crash in 0usize..60) {
+    fn session_continues_from_any_checkpoint(steps in steps(), crash in 0usize..60) {
         let rules = SessionRules::new(config()).unwrap();
         let mut whole = Session::new(rules.clone(), 0);
         let mut broken = Session::new(rules.clone(), 0);
@@ -426,7 +426,7 @@ proptest! {
     /// What a checkpoint missed is submitted again from any chunk before it: nothing is lost, nothing is taken twice, and the
     /// numbers say which events had been told.
     #[test]
-    fn submitting_again_loses_and_doubles_nothing(
+    fn resubmission_loses_and_repeats_no_event(
         steps in steps(),
         kept_at in 0usize..60,
         crash in 0usize..60,

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_say_what_stands_between() {
+    fn gaps_have_the_text_between_words() {
         let mut words = Words::default();
         Lexicon::default().read("\"Hi there,  you'll be at 3.5 or d’you go. No?! Yes - ok", &mut words);
         use Gap::{Apostrophe, Question, Space, Start, Stop, Within};

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_allowed() {
+    fn only_listed_addresses_are_allowed() {
         let allow: Vec<String> =
             ["api.example.org", "127.0.0.1:8080", "[::1]:9000", "[::1]"].map(str::to_owned).to_vec();
         for url in [

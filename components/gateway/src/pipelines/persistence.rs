@@ -360,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_say_what_they_are() {
+    fn values_are_marked_with_their_kind() {
         let value = [head(0, "a", "ann@example.org").as_bytes(), b"{\n}"].concat();
         assert_eq!(split(&value), Some((0, "a", "ann@example.org", b"{\n}".as_slice())));
         for other in [

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_taken() {
+    fn variables_set_the_settings() {
         let settings = read(&[("WEIR_HTTP_BODY_BYTES_MAX", " 7 "), ("WEIR_STEPS_SUMMARY", "mini")]);
         let settings = settings.expect("both can be understood");
         assert_eq!((settings.body_bytes_max, settings.summary_model.as_str()), (7, "mini"));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_named() {
+    fn malformed_variable_is_refused_with_its_name() {
         for (name, value) in [
             ("WEIR_HTTP_BODY_BYTES_MAX", "1MB"),
             ("WEIR_HTTP_BODY_TIMEOUT_MS", "0"),

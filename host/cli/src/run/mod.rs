@@ -24,7 +24,7 @@ use weir_runtime::{CallSender, Outcomes, Runtime};
 use crate::arguments::{Aggregation, Run, Task};
 use crate::{BUILTIN, logs};
 use input::{Line, Reader};
-use output::{Form, Rendered};
+use output::{Form, OutputLine};
 use progress::Progress;
 
 /// Most lines between the one that is read and the one that is printed. Results arrive in any order and are printed in the order
@@ -222,7 +222,7 @@ impl Request {
 struct Feed {
     sender: CallSender,
     request: Request,
-    rendered: mpsc::Sender<Rendered>,
+    rendered: mpsc::Sender<OutputLine>,
     ids: Arc<Ids>,
     window: Arc<tokio::sync::Semaphore>,
     progress: Arc<Progress>,
@@ -257,9 +257,9 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
                 }
                 sender.send(request.item(index, text, text_pair)).await.is_ok()
             }
-            Line::Refused(id, error) => rendered.send(Rendered::refused(index, id, &error)).await.is_ok(),
+            Line::Refused(id, error) => rendered.send(OutputLine::refused(index, id, &error)).await.is_ok(),
             Line::Broken(reason) => {
-                rendered.send(Rendered::failure(index, None, &Failure::Other(reason))).await.is_ok()
+                rendered.send(OutputLine::failure(index, None, &Failure::Other(reason))).await.is_ok()
             }
         };
         if !sent {
@@ -271,12 +271,12 @@ async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
 }
 
 /// Renders outcomes as they arrive.
-async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<Rendered>) {
+async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<OutputLine>) {
     while let Some(Outcome { id: index, result, .. }) = outcomes.recv().await {
         let id = ids.take(index);
         let line = match result {
             Ok(output) => form.render(index, id, output),
-            Err(failure) => Rendered::failure(index, id, &failure),
+            Err(failure) => OutputLine::failure(index, id, &failure),
         };
         if rendered.send(line).await.is_err() {
             return;
@@ -286,12 +286,12 @@ async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mp
 
 /// Prints results in the order of the lines; returns how many, and how many of them are errors.
 async fn print(
-    mut results: mpsc::Receiver<Rendered>,
+    mut results: mpsc::Receiver<OutputLine>,
     window: &tokio::sync::Semaphore,
     progress: &Progress,
 ) -> anyhow::Result<(u64, u64)> {
     let mut out = BufWriter::new(std::io::stdout());
-    let mut waiting: BTreeMap<u64, Rendered> = BTreeMap::new();
+    let mut waiting: BTreeMap<u64, OutputLine> = BTreeMap::new();
     let (mut next, mut failed) = (0, 0);
     loop {
         let result = match results.try_recv() {

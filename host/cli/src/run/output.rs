@@ -20,7 +20,7 @@ pub(crate) enum Form {
 
 /// A line to print.
 #[derive(Debug)]
-pub(crate) struct Rendered {
+pub(crate) struct OutputLine {
     pub(crate) index: u64,
     pub(crate) json: String,
     pub(crate) failed: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Rendered {
 
 /// The fields of every line: the index and the id of the input.
 #[derive(Serialize)]
-struct About {
+struct LineHeader {
     index: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Id>,
@@ -37,7 +37,7 @@ struct About {
 #[derive(Serialize)]
 struct Line<T> {
     #[serde(flatten)]
-    about: About,
+    about: LineHeader,
     #[serde(flatten)]
     body: T,
 }
@@ -113,8 +113,8 @@ impl Form {
         }
     }
 
-    pub(crate) fn render(self, index: u64, id: Option<Id>, output: Output) -> Rendered {
-        let about = About { index, id };
+    pub(crate) fn render(self, index: u64, id: Option<Id>, output: Output) -> OutputLine {
+        let about = LineHeader { index, id };
         let json = match &output {
             Output::Labels(labels) => match labels.first() {
                 Some(LabelScore { label, score }) if self == Self::Label => line(about, Best { label, score: *score }),
@@ -124,25 +124,25 @@ impl Form {
             Output::Embedding(embedding) => line(about, Embedding { embedding }),
             Output::Summary(summary) => line(about, Summary { summary }),
         };
-        Rendered { index, json, failed: false }
+        OutputLine { index, json, failed: false }
     }
 }
 
-impl Rendered {
+impl OutputLine {
     /// The failure of an input.
     pub(crate) fn failure(index: u64, id: Option<Id>, failure: &Failure) -> Self {
         let message = failure::text(failure);
         let reason = Reason { code: failure::code(failure), message: &message, field: None, line: None };
-        Self::failed(About { index, id }, reason)
+        Self::failed(LineHeader { index, id }, reason)
     }
 
     /// The error of an invalid line.
     pub(crate) fn refused(index: u64, id: Option<Id>, error: &ItemError) -> Self {
         let ItemError { code, message, field, line, .. } = error;
-        Self::failed(About { index, id }, Reason { code, message, field: field.as_deref(), line: *line })
+        Self::failed(LineHeader { index, id }, Reason { code, message, field: field.as_deref(), line: *line })
     }
 
-    fn failed(about: About, error: Reason<'_>) -> Self {
+    fn failed(about: LineHeader, error: Reason<'_>) -> Self {
         Self { index: about.index, json: line(about, Failed { error }), failed: true }
     }
 }
@@ -166,7 +166,7 @@ fn span(entity: &Entity) -> Span<'_> {
     }
 }
 
-fn line(about: About, body: impl Serialize) -> String {
+fn line(about: LineHeader, body: impl Serialize) -> String {
     serde_json::to_string(&Line { about, body }).expect("records of strings and numbers can be written")
 }
 
@@ -187,11 +187,11 @@ mod tests {
 
     #[test]
     fn failure_is_a_line() {
-        let line = Rendered::failure(3, None, &Failure::UnknownModel("x".into()));
+        let line = OutputLine::failure(3, None, &Failure::UnknownModel("x".into()));
         expect![[r#"{"index":3,"error":{"code":"unknown_model","message":"no model named `x` is served here"}}"#]]
             .assert_eq(&line.json);
         let error = ItemError { line: Some(9), ..ItemError::new("not_utf8", "line 9: it is not UTF-8") };
-        let line = Rendered::refused(4, Some(Id::Text("a".into())), &error);
+        let line = OutputLine::refused(4, Some(Id::Text("a".into())), &error);
         expect![[r#"{"index":4,"id":"a","error":{"code":"not_utf8","message":"line 9: it is not UTF-8","line":9}}"#]]
             .assert_eq(&line.json);
     }

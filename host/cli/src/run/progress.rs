@@ -14,11 +14,11 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Progress {
     began: Instant,
     bytes_total: Option<u64>,
-    shown: Shown,
+    shown: ProgressView,
     state: Mutex<State>,
 }
 
-enum Shown {
+enum ProgressView {
     Nothing,
     Bar(ProgressBar),
     Plain,
@@ -35,11 +35,11 @@ struct State {
 impl Progress {
     pub(crate) fn new(quiet: bool, bytes_total: Option<u64>) -> Self {
         let shown = if quiet {
-            Shown::Nothing
+            ProgressView::Nothing
         } else if std::io::stderr().is_terminal() {
-            Shown::Bar(bar(bytes_total))
+            ProgressView::Bar(bar(bytes_total))
         } else {
-            Shown::Plain
+            ProgressView::Plain
         };
         let began = Instant::now();
         let state = Mutex::new(State { open: VecDeque::new(), lines: 0, bytes: 0, written: began });
@@ -57,12 +57,12 @@ impl Progress {
         state.lines += 1;
         state.bytes += state.open.pop_front().unwrap_or(0);
         match &self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => {
+            ProgressView::Nothing => {}
+            ProgressView::Bar(bar) => {
                 bar.set_position(state.bytes);
                 bar.set_message(self.rate(state.lines));
             }
-            Shown::Plain => {
+            ProgressView::Plain => {
                 if state.written.elapsed() >= PLAIN_EVERY {
                     state.written = Instant::now();
                     eprintln!(
@@ -79,10 +79,10 @@ impl Progress {
     /// Shows the totals.
     pub(crate) fn finish(&self) {
         let lines = self.state.lock().unwrap_or_else(PoisonError::into_inner).lines;
-        if let Shown::Bar(bar) = &self.shown {
+        if let ProgressView::Bar(bar) = &self.shown {
             bar.finish_and_clear();
         }
-        if !matches!(self.shown, Shown::Nothing) {
+        if !matches!(self.shown, ProgressView::Nothing) {
             let took = self.began.elapsed().as_secs_f64();
             eprintln!("{} lines in {took:.1} s, {}", HumanCount(lines), self.rate(lines));
         }

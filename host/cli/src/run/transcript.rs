@@ -86,10 +86,10 @@ async fn transcript(
     progress: &Arc<Progress>,
 ) -> anyhow::Result<bool> {
     let path = file.to_owned();
-    let Source { reader, content } =
-        tokio::task::spawn_blocking(move || Source::open(&path)).await.context("opening")??;
+    let InputFile { reader, content } =
+        tokio::task::spawn_blocking(move || InputFile::open(&path)).await.context("opening")??;
     let (to, lines) = mpsc::channel(16);
-    let to = Sink { lines: to, progress: progress.clone() };
+    let to = LineSink { lines: to, progress: progress.clone() };
     let reading = tokio::task::spawn_blocking(move || match content {
         Content::Captions => read_captions(reader, &to),
         Content::Lines => read_lines(reader, &to),
@@ -139,12 +139,12 @@ fn display_name(file: &Path) -> String {
 type Reader = BufReader<Box<dyn Read + Send>>;
 
 /// An open file and its kind of content.
-struct Source {
+struct InputFile {
     reader: Reader,
     content: Content,
 }
 
-impl Source {
+impl InputFile {
     /// Opens a file, once because a pipe can be read only once, and reads as much as detects its content.
     fn open(path: &Path) -> anyhow::Result<Self> {
         let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
@@ -182,13 +182,13 @@ impl Source {
 }
 
 /// The destinations of the bytes of a file.
-struct Sink {
+struct LineSink {
     lines: mpsc::Sender<Bytes>,
     progress: Arc<Progress>,
 }
 
 /// Sends lines as they arrive. Ends when the receiver is dropped, which reports its own error.
-fn read_lines(mut reader: Reader, to: &Sink) -> anyhow::Result<()> {
+fn read_lines(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
     let mut part = Vec::with_capacity(PART_BYTES);
     loop {
         let read = (&mut reader).take(LINE_PART_BYTES).read_until(b'\n', &mut part)?;
@@ -206,7 +206,7 @@ fn read_lines(mut reader: Reader, to: &Sink) -> anyhow::Result<()> {
 }
 
 /// Sends captions, which the gateway reads whole.
-fn read_captions(mut reader: Reader, to: &Sink) -> anyhow::Result<()> {
+fn read_captions(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
     loop {
         let part = reader.fill_buf()?.to_vec();
         let read = part.len();

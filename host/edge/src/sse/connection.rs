@@ -12,8 +12,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderValue, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::sse::feed::{Feed, Piece};
-use crate::sse::hold::HeldStream;
+use crate::sse::feed::{Feed, FeedOutput};
+use crate::sse::hold::HeldResponse;
 
 /// Bytes before a chunk for its size: eight digits and an end of line.
 const SIZE_ROOM: usize = 10;
@@ -40,8 +40,8 @@ enum State {
 }
 
 impl<S> HeldConnection<S> {
-    pub(crate) fn new(stream: S, held: HeldStream) -> Self {
-        let HeldStream { head, first, feed } = held;
+    pub(crate) fn new(stream: S, held: HeldResponse) -> Self {
+        let HeldResponse { head, first, feed } = held;
         let mut out = render_head(head);
         if !first.is_empty() {
             out.extend_from_slice(format!("{:x}\r\n", first.len()).as_bytes());
@@ -79,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
 
     /// Takes the next piece of the feed, as a chunk.
     fn poll_next_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Piece { mut bytes, last } = ready!(self.feed.poll_next(cx, SIZE_ROOM));
+        let FeedOutput { mut bytes, last } = ready!(self.feed.poll_next(cx, SIZE_ROOM));
         let size = format!("{:x}\r\n", bytes.len() - SIZE_ROOM);
         // A piece has far less than 2^32 bytes, and so its size at most eight digits.
         self.at = SIZE_ROOM.saturating_sub(size.len());

@@ -27,7 +27,7 @@ const WRITE_BYTES_MAX: usize = 64 * 1024;
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
 /// Bytes to be written next.
-pub(crate) struct Piece {
+pub(crate) struct FeedOutput {
     /// The bytes, after the requested room.
     pub(crate) bytes: Vec<u8>,
     /// It is the last one.
@@ -87,7 +87,7 @@ impl Feed {
     }
 
     /// The next bytes to write, after `room` bytes for the caller. Must not be called again after the last piece.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Piece> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<FeedOutput> {
         // Allocates nothing until an event has arrived.
         let mut batch = Vec::new();
         let ready = self.subscription.poll_batch(cx, &mut batch, WRITE_EVENTS_MAX, WRITE_BYTES_MAX);
@@ -120,7 +120,7 @@ impl Feed {
     }
 
     /// Waits for the next heartbeat, or the end of the client's authorization.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Piece> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<FeedOutput> {
         loop {
             let next = self.last_write + self.heartbeat;
             let next = self.expires.map_or(next, |expires| expires.min(next));
@@ -186,14 +186,14 @@ impl Feed {
     }
 
     /// A piece, with the reason of the end if it is the last.
-    fn piece(&mut self, mut bytes: Vec<u8>, end: Option<SubscriptionEnd>) -> Piece {
+    fn piece(&mut self, mut bytes: Vec<u8>, end: Option<SubscriptionEnd>) -> FeedOutput {
         if let Some(end) = end {
             self.push_own(&mut bytes, |drawing, out| drawing.push_end(out, end, unix_ms()));
             if let Some(gzip) = &self.gzip {
                 gzip.push_end(&mut bytes);
             }
         }
-        Piece { bytes, last: end.is_some() }
+        FeedOutput { bytes, last: end.is_some() }
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_piece_can_be_read_by_itself_and_the_stream_as_a_whole() {
+    fn each_piece_is_readable_at_once_and_the_stream_as_a_whole() {
         let (mut gzip, mut all) = (Gzip::default(), Vec::new());
         Gzip::push_head(&mut all);
         // After the head it is deflate, read with the bytes so far.

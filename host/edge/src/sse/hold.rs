@@ -118,7 +118,7 @@ impl HoldInstruction {
 }
 
 /// A response whose connection is held.
-pub(crate) struct HeldStream {
+pub(crate) struct HeldResponse {
     pub(crate) head: response::Parts,
     /// The body with which it begins.
     pub(crate) first: Bytes,

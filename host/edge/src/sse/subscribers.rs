@@ -6,7 +6,7 @@ use metrics::gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_core::quota::{ConnectionRefused, Connections};
 
-use crate::share::{Permit, Refused, SharedPool};
+use crate::share::{Permit, PermitRefusal, SharedPool};
 
 /// Counts the held connections, and the connections of each user.
 pub(crate) struct Subscribers {
@@ -51,8 +51,8 @@ impl Subscribers {
         let owner = match user {
             Some(user) => Owner::User(self.connect(user)?),
             None => Owner::Address(self.anonymous.try_take(client).map_err(|refused| match refused {
-                Refused::Total => ConnectionRefused::Total,
-                Refused::Client => ConnectionRefused::User { connections_max: self.anonymous.client_max() },
+                PermitRefusal::Total => ConnectionRefused::Total,
+                PermitRefusal::Client => ConnectionRefused::User { connections_max: self.anonymous.client_max() },
             })?),
         };
         gauge!("weir_http_connections_held").increment(1);
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_of_a_user_are_counted_together_whatever_their_kind() {
+    fn connections_of_a_user_are_counted_together_across_kinds() {
         let subscribers = Subscribers::new(10, 100, 2);
         let (held, socket) = (subscribers.hold(Some("ann"), 1).unwrap(), subscribers.connect("ann").unwrap());
         let full = Some(ConnectionRefused::User { connections_max: 2 });

@@ -68,7 +68,7 @@ struct Connection<S> {
 }
 
 /// Why a connection ends.
-enum End {
+enum ConnectionEnd {
     /// The client has disconnected or sent a close frame.
     Disconnected,
     /// The host closes it, with this code and reason.
@@ -78,8 +78,8 @@ enum End {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn run(mut self, to_gateway: mpsc::Sender<Bytes>, closing: watch::Receiver<bool>) {
         match self.transfer(to_gateway, closing).await {
-            End::Disconnected => {}
-            End::Close(code, reason) => {
+            ConnectionEnd::Disconnected => {}
+            ConnectionEnd::Close(code, reason) => {
                 let close = async {
                     let frame = CloseFrame { code, reason: reason.into() };
                     if self.socket.close(Some(frame)).await.is_ok() {
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Moves messages in both directions until the connection ends.
-    async fn transfer(&mut self, to_gateway: mpsc::Sender<Bytes>, mut closing: watch::Receiver<bool>) -> End {
+    async fn transfer(&mut self, to_gateway: mpsc::Sender<Bytes>, mut closing: watch::Receiver<bool>) -> ConnectionEnd {
         let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         let mut room = None;
         loop {
@@ -116,70 +116,70 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                             }
                         }
                         Some(Ok(Message::Binary(_))) => {
-                            return End::Close(CloseCode::Unsupported, "messages are text");
+                            return ConnectionEnd::Close(CloseCode::Unsupported, "messages are text");
                         }
                         Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
                             // The library answers pings with the next write.
                             if self.socket.flush().await.is_err() {
-                                return End::Disconnected;
+                                return ConnectionEnd::Disconnected;
                             }
                         }
                         Some(Ok(Message::Close(_))) => {
                             let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
-                            return End::Disconnected;
+                            return ConnectionEnd::Disconnected;
                         }
                         Some(Err(SocketError::Capacity(_))) => {
-                            return End::Close(CloseCode::Size, "the message is too long");
+                            return ConnectionEnd::Close(CloseCode::Size, "the message is too long");
                         }
                         Some(Err(SocketError::Utf8(_))) => {
-                            return End::Close(CloseCode::Invalid, "the message is not UTF-8");
+                            return ConnectionEnd::Close(CloseCode::Invalid, "the message is not UTF-8");
                         }
                         Some(Err(SocketError::Protocol(_))) => {
-                            return End::Close(CloseCode::Protocol, "the frame is invalid");
+                            return ConnectionEnd::Close(CloseCode::Protocol, "the frame is invalid");
                         }
-                        Some(Err(_)) | None => return End::Disconnected,
+                        Some(Err(_)) | None => return ConnectionEnd::Disconnected,
                     }
                 }
                 frame = self.body.frame() => match frame {
                     Some(Ok(frame)) => {
                         if self.send(frame).await.is_err() {
-                            return End::Disconnected;
+                            return ConnectionEnd::Disconnected;
                         }
                     }
-                    Some(Err(_)) => return End::Close(CloseCode::Error, "the server lost this connection"),
-                    None => return End::Close(CloseCode::Normal, ""),
+                    Some(Err(_)) => return ConnectionEnd::Close(CloseCode::Error, "the server lost this connection"),
+                    None => return ConnectionEnd::Close(CloseCode::Normal, ""),
                 },
                 now = ping.tick() => {
                     if room.is_some() && now.duration_since(self.last_received) > PING_INTERVAL * 2 {
-                        return End::Disconnected;
+                        return ConnectionEnd::Disconnected;
                     }
                     if self.socket.send(Message::Ping(Bytes::new())).await.is_err() {
-                        return End::Disconnected;
+                        return ConnectionEnd::Disconnected;
                     }
                 }
                 () = is_true(&mut closing) => {
-                    return End::Close(CloseCode::Away, "the server is stopping");
+                    return ConnectionEnd::Close(CloseCode::Away, "the server is stopping");
                 }
             }
         }
     }
 
     /// Sends the rest of the gateway's response, when the gateway reads no more.
-    async fn finish(&mut self) -> End {
+    async fn finish(&mut self) -> ConnectionEnd {
         let rest = async {
             loop {
                 match self.body.frame().await {
                     Some(Ok(frame)) => {
                         if self.send(frame).await.is_err() {
-                            return End::Disconnected;
+                            return ConnectionEnd::Disconnected;
                         }
                     }
-                    Some(Err(_)) => return End::Close(CloseCode::Error, "the server lost this connection"),
-                    None => return End::Close(CloseCode::Normal, ""),
+                    Some(Err(_)) => return ConnectionEnd::Close(CloseCode::Error, "the server lost this connection"),
+                    None => return ConnectionEnd::Close(CloseCode::Normal, ""),
                 }
             }
         };
-        let late = End::Close(CloseCode::Error, "the server did not finish in time");
+        let late = ConnectionEnd::Close(CloseCode::Error, "the server did not finish in time");
         tokio::time::timeout(CLOSE_TIMEOUT, rest).await.unwrap_or(late)
     }
 

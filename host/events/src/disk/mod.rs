@@ -33,7 +33,7 @@ use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
 use crate::lease::{Acquisition, LocalLeases};
-use crate::store::{Health, Usage, Write};
+use crate::store::{Health, Usage, WriteContext};
 use crate::subscription::Subscription;
 
 /// When a publisher should retry after the file could not be written.
@@ -96,7 +96,7 @@ impl Disk {
         &self,
         name: &ChannelName,
         mut drafts: Vec<Draft>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let (answer, answered) = oneshot::channel();
         // The slot in the queue is reserved first, so that events are written in the order of their cursors.
@@ -163,7 +163,7 @@ impl Disk {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         let end_ms = self.clock.end_ms(ttl_ms);

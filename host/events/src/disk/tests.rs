@@ -16,7 +16,7 @@ use crate::clock::tests::Set;
 use crate::config::{EventsConfig, StoreKind};
 use crate::error::Error;
 use crate::hub::Hub;
-use crate::store::Write;
+use crate::store::WriteContext;
 use drive::Drive;
 
 fn name(text: &str) -> ChannelName {
@@ -47,9 +47,9 @@ async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
 const SHARES: [&str; 3] = ["ann", "bob", "eve"];
 
 /// On whose terms something under a name is written.
-fn write_of(name: &ChannelName) -> Write<'static> {
+fn write_of(name: &ChannelName) -> WriteContext<'static> {
     let number = name.as_str().bytes().map(usize::from).sum::<usize>();
-    Write { fence: None, user: SHARES.get(number % 4).copied() }
+    WriteContext { fence: None, user: SHARES.get(number % 4).copied() }
 }
 
 /// Channels and bytes of state of each user.

@@ -34,7 +34,7 @@ use crate::redis::groups::Groups;
 use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
 use crate::redis::stream::{Fields, StreamMeta, claim_key, event, key, meta_key};
-use crate::store::{Health, Usage, Write};
+use crate::store::{Health, Usage, WriteContext};
 use crate::subscription::Subscription;
 
 /// Epochs from here on are not assigned by Weir: another program wrote the entry.
@@ -85,7 +85,7 @@ impl Redis {
         &self,
         name: &ChannelName,
         drafts: Vec<Draft>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let appended = self.shared.append(name, &drafts, write).await;
         match appended {
@@ -141,7 +141,7 @@ impl Redis {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<(), Error> {
         self.shared.values.put(&self.shared.link, key, value, ttl_ms, write).await
     }
@@ -243,7 +243,12 @@ impl Shared {
         meta_key(&self.link.config.prefix, name)
     }
 
-    async fn append(&self, name: &ChannelName, drafts: &[Draft], write: Write<'_>) -> Result<Vec<Cursor>, Error> {
+    async fn append(
+        &self,
+        name: &ChannelName,
+        drafts: &[Draft],
+        write: WriteContext<'_>,
+    ) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
         // The clock of another server may be ahead, and then the epoch must be greater; yet another server may take that one too.
         for _ in 0..4 {
@@ -270,7 +275,7 @@ impl Shared {
         name: &ChannelName,
         drafts: &[Draft],
         epoch: u64,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<Vec<String>, redis::RedisError> {
         let retention = self.config.retention;
         let mut call = self.append.prepare_invoke();

@@ -12,7 +12,7 @@ use crate::config::EventsConfig;
 use crate::error::Error;
 use crate::redis::lease::fence_arguments;
 use crate::redis::link::Link;
-use crate::store::Write;
+use crate::store::WriteContext;
 
 /// The scripts of it.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl State {
         key: &ChannelName,
         value: &[u8],
         ttl_ms: Option<u64>,
-        write: Write<'_>,
+        write: WriteContext<'_>,
     ) -> Result<(), Error> {
         let mut put = self.put.prepare_invoke();
         put.key(value_key(link, key)).key(names_key(link, key.kind())).key(ends_key(link, key.kind()));

@@ -83,12 +83,12 @@ impl Mapping {
 
 /// Bytes of numbers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Numbers<'a> {
+pub(super) struct TensorBytes<'a> {
     pub(super) dtype: Dtype,
     pub(super) bytes: &'a [u8],
 }
 
-impl<'a> Numbers<'a> {
+impl<'a> TensorBytes<'a> {
     /// The numbers in f32; borrowed where they lie there as such.
     pub(super) fn f32(self) -> Result<Cow<'a, [f32]>, String> {
         let bytes = self.bytes;
@@ -144,7 +144,7 @@ impl TableRows for MappedTable {
         let row_bytes = self.width * self.dtype.size_bytes();
         let bytes = &self.mapping[self.range.clone()][row * row_bytes..][..row_bytes];
         // Floats alone get here.
-        if let Ok(values) = (Numbers { dtype: self.dtype, bytes }).f32() {
+        if let Ok(values) = (TensorBytes { dtype: self.dtype, bytes }).f32() {
             to.copy_from_slice(&values);
         }
     }

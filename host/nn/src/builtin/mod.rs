@@ -18,12 +18,12 @@ use weir_kernels::{Isa, Rows, Scratch, Texts};
 
 use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
-use crate::fit::{Wide as _, fitting};
+use crate::fit::{TensorInteger as _, fitting};
 use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
-use network::{AnyEncoder, From, Readout};
-use weights::Stored;
+use network::{AnyEncoder, Readout, RowSelection};
+use weights::GraphTensors;
 
 /// The file of weights that the hub has.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
@@ -72,7 +72,7 @@ fn load_onnx(
     let shape = recognize::shape(graph).map_err(|reason| {
         unsupported(format!("is no encoder that the built-in engine knows ({reason}); use the engine tract"))
     })?;
-    let stored = Stored::read(graph, directory, config.graph_bytes_max).map_err(unsupported)?;
+    let stored = GraphTensors::read(graph, directory, config.graph_bytes_max).map_err(unsupported)?;
     let loaded = weights::load(&stored, &shape, isa, precision).map_err(unsupported)?;
     stored.release();
     Ok(Inner {
@@ -80,7 +80,10 @@ fn load_onnx(
         outputs: vec![shape.output],
         parameter_bytes: loaded.parameter_bytes,
         encoder: AnyEncoder::Bert(Box::new(loaded.encoder)),
-        readout: Readout { from: if shape.pooled { From::PoolInput } else { From::Tokens }, stages: loaded.head },
+        readout: Readout {
+            from: if shape.pooled { RowSelection::PoolInput } else { RowSelection::Tokens },
+            stages: loaded.head,
+        },
         types_input: None,
     })
 }
@@ -99,14 +102,14 @@ fn kernel_precision(precision: Precision) -> weir_kernels::Precision {
 }
 
 /// What the engine takes a model for.
-pub(crate) struct Recognized {
+pub(crate) struct RecognizedModel {
     /// The encoder, in one clause.
     pub(crate) description: String,
     /// A classifier whose weights are stored in int8: there int8 products lose only what activations are rounded by.
     is_int8_classifier: bool,
 }
 
-impl Recognized {
+impl RecognizedModel {
     /// The precision where none is configured, and why.
     pub(crate) fn precision(&self) -> (Precision, &'static str) {
         match (self.is_int8_classifier, Isa::best().has_bf16_products()) {
@@ -129,14 +132,14 @@ pub(crate) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
 ///
 /// # Errors
 /// Why the engine does not take it.
-pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<Recognized, String> {
+pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<RecognizedModel, String> {
     if is_safetensors(file) {
-        return Ok(Recognized { description: hub::recognize(file, config)?, is_int8_classifier: false });
+        return Ok(RecognizedModel { description: hub::recognize(file, config)?, is_int8_classifier: false });
     }
     let model = onnx::read_structure(file, config).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it has no graph")?;
     let recognize::Shape { layers, hidden, heads, has_head, .. } = recognize::shape(graph)?;
-    Ok(Recognized {
+    Ok(RecognizedModel {
         description: format!("an encoder of {layers} layers, {hidden} wide, {heads} heads"),
         is_int8_classifier: has_head,
     })
@@ -240,11 +243,11 @@ impl BackendContext for BuiltinContext {
         let states = encoder.states(texts, &mut self.scratch).map_err(|error| NnError::invalid(error.to_string()))?;
         let hidden = encoder.hidden();
         let (rows, mut dimensions) = match readout.from {
-            From::PoolInput => {
+            RowSelection::PoolInput => {
                 let pool = inputs[3].to_f32().ok_or_else(|| NnError::runtime("the pool is not of f32"))?;
                 (pooled_states(&pool, states, hidden, &batch), inputs[3].dimensions[..1].to_vec())
             }
-            From::Tokens => {
+            RowSelection::Tokens => {
                 let mut rows = vec![0.0; batch.places.len() * hidden];
                 for (to, place) in rows.chunks_exact_mut(hidden).zip(&batch.places) {
                     if let Some(place) = place {
@@ -253,10 +256,10 @@ impl BackendContext for BuiltinContext {
                 }
                 (rows, inputs[0].dimensions.clone())
             }
-            From::Texts(_) if batch.lengths.is_empty() => {
+            RowSelection::Texts(_) if batch.lengths.is_empty() => {
                 return Err(NnError::invalid("there is no text in the batch"));
             }
-            From::Texts(pooling) => {
+            RowSelection::Texts(pooling) => {
                 let mut rows = vec![0.0; batch.lengths.len() * hidden];
                 let mut rest = states;
                 for (to, tokens) in rows.chunks_exact_mut(hidden).zip(&batch.lengths) {

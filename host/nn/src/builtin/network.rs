@@ -138,13 +138,13 @@ pub(super) fn normalize(row: &mut [f32], gain: &[f32], bias: &[f32], epsilon: f3
 
 /// What is read from the states.
 pub(super) struct Readout {
-    pub(super) from: From,
+    pub(super) from: RowSelection,
     pub(super) stages: Vec<Stage>,
 }
 
 /// The rows that the first stage takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum RowSelection {
     /// One for each row of the input `pool`.
     PoolInput,
     /// The state of each token.

@@ -248,7 +248,7 @@ mod tests {
         "a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"n":{"dtype":"I64","shape":[0,5],"data_offsets":[8,8]}}"#;
 
     #[test]
-    fn tensors_of_a_file_have_their_place() {
+    fn tensors_have_their_offsets() {
         let header = Header::parse(&file(GOOD, 14)).unwrap();
         let start = 8 + GOOD.len();
         let entry = |dtype, shape: &[usize], range: Range<usize>| Entry {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_headers_are_refused_by_what_is_wrong() {
+    fn malformed_headers_are_refused_with_the_reason() {
         let check = |file: &[u8], expected: Expect| expected.assert_eq(&Header::parse(file).unwrap_err());
         check(&[1, 2, 3], expect!["a header begins with 8 bytes of length, and the file has 3"]);
         check(&u64::MAX.to_le_bytes(), expect!["the header has 18446744073709551615 bytes, more than 33554432"]);
@@ -314,7 +314,7 @@ mod tests {
     proptest! {
         /// Whatever is changed in a file, its tensors lie within it or it is refused.
         #[test]
-        fn changed_bytes_never_lead_out_of_the_file(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in 0usize..40) {
+        fn changed_bytes_never_give_offsets_outside_the_file(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in 0usize..40) {
             let mut file = file(GOOD, 14);
             for (index, byte) in changes {
                 let index = index.index(file.len());

@@ -13,14 +13,14 @@ use weir_kernels::{
     TableRows, Values, Variant,
 };
 
-use super::mapping::{MappedIntegers, Mapping, Numbers};
+use super::mapping::{MappedIntegers, Mapping, TensorBytes};
 use super::network::{HeadActivation, Stage};
 use super::recognize::Shape;
 use super::safetensors::Dtype;
 use crate::onnx::External;
 
 /// What computes a graph.
-pub(super) struct Loaded {
+pub(super) struct PackedModel {
     pub(super) encoder: Encoder,
     /// From a state to scores; empty where the states are the result.
     pub(super) head: Vec<Stage>,
@@ -31,7 +31,12 @@ pub(super) struct Loaded {
 ///
 /// # Errors
 /// When one is missing, of another type, or not of the length that the shape gives it.
-pub(super) fn load(stored: &Stored<'_>, shape: &Shape, isa: Isa, precision: Precision) -> Result<Loaded, String> {
+pub(super) fn load(
+    stored: &GraphTensors<'_>,
+    shape: &Shape,
+    isa: Isa,
+    precision: Precision,
+) -> Result<PackedModel, String> {
     let hidden = shape.hidden;
     let scales = stored.f32("embeddings.scales")?;
     let shared = stored.table("embeddings.words", &scales, hidden)?;
@@ -83,11 +88,11 @@ pub(super) fn load(stored: &Stored<'_>, shape: &Shape, isa: Isa, precision: Prec
         Ok(Stage::Linear { matrix, activation: HeadActivation::None })
     });
     let head = head.transpose()?.into_iter().collect();
-    Ok(Loaded { encoder, head, parameter_bytes: stored.parameter_bytes })
+    Ok(PackedModel { encoder, head, parameter_bytes: stored.parameter_bytes })
 }
 
 /// The tensors of a graph by name.
-pub(super) struct Stored<'a> {
+pub(super) struct GraphTensors<'a> {
     tensors: HashMap<&'a str, Data<'a>>,
     parameter_bytes: u64,
 }
@@ -136,7 +141,7 @@ impl StoredNorm<'_> {
     }
 }
 
-impl<'a> Stored<'a> {
+impl<'a> GraphTensors<'a> {
     /// Finds the data of all tensors; `directory` has the external data.
     pub(super) fn read(graph: &'a GraphProto, directory: Option<&Path>, bytes_max: u64) -> Result<Self, String> {
         let mut stored = Self { tensors: HashMap::new(), parameter_bytes: 0 };
@@ -175,7 +180,7 @@ impl<'a> Stored<'a> {
         if !bytes.len().is_multiple_of(size_of::<f32>()) {
             return Err(format!("{name} is cut short"));
         }
-        Numbers { dtype: Dtype::F32, bytes }.f32()
+        TensorBytes { dtype: Dtype::F32, bytes }.f32()
     }
 
     fn i8(&self, name: &str) -> Result<&[i8], String> {

@@ -17,7 +17,7 @@ const TRIAL_TOKENS: u32 = 8;
 
 /// A directory that looks like a model's.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed {
+pub struct ModelListing {
     /// The directory's name.
     pub name: String,
     /// What is in it, or what is wrong with it.
@@ -53,7 +53,7 @@ pub struct Report {
 ///
 /// # Errors
 /// When the directory cannot be read. A broken model is listed with its error.
-pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
+pub fn list(root: &Path) -> Result<Vec<ModelListing>, ModelError> {
     let unreadable = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ModelError::NoDirectory(root.to_owned()),
         _ => ModelError::Unreadable { dir: root.to_owned(), file: ".".to_owned(), reason: e.to_string() },
@@ -69,7 +69,7 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ModelError> {
             let model = ModelDir::open(&path);
             let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, &RegistryConfig::default());
             let selection = selection.ok().filter(|_| model.is_ok());
-            let listed = Listed { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
+            let listed = ModelListing { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
             found.insert(name, listed);
         }
     }

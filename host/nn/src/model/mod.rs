@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use config::{FunctionToApply, ProblemType, Task};
-pub use inspect::{Listed, Report, check, list};
+pub use inspect::{ModelListing, Report, check, list};
 pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime};
 
 use crate::builtin::SAFETENSORS;

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_to_the_engine() {
+    fn other_patterns_are_left_to_the_engine() {
         let w = || int8("w", Dt::Int8, &[2, 3], &[0; 6]);
         let s = |dims: &[i64], values: &[f32]| graphs::weights("s", dims, values);
         assert_eq!(check(w(), s(&[2], &[1.0; 2]), None, None), Err(2));

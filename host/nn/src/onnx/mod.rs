@@ -22,7 +22,7 @@ use crate::registry::RegistryConfig;
 const BF16: i32 = DataType::Bfloat16 as i32;
 
 /// A graph whose stored weights are folded.
-pub(crate) struct Parsed {
+pub(crate) struct FoldedGraph {
     pub(crate) model: ModelProto,
     pub(crate) output_names: Vec<String>,
     pub(crate) input_bf16: HashSet<String>,
@@ -34,7 +34,7 @@ pub(crate) struct Parsed {
 }
 
 /// A graph as its file stores it, whole and in memory.
-struct Stored {
+struct StoredGraph {
     model: ModelProto,
     /// Every operator it uses, subgraphs included.
     operators: BTreeSet<String>,
@@ -43,10 +43,10 @@ struct Stored {
 }
 
 /// Reads it, and folds its stored int8 weights.
-pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Parsed, LoadError> {
+pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<FoldedGraph, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
-    let Stored { mut model, operators, parameter_bytes } = read_stored(source, config)?;
+    let StoredGraph { mut model, operators, parameter_bytes } = read_stored(source, config)?;
     let graph = model.graph.as_mut().ok_or_else(|| broken("there is no graph in it".to_owned()))?;
     dequantize::fold(graph);
     let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
@@ -61,11 +61,11 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<P
     if output_names.is_empty() {
         return Err(broken("malformed graph: it has no output".to_owned()));
     }
-    Ok(Parsed { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
+    Ok(FoldedGraph { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
 }
 
 /// Reads it within bounds, external data brought in and bf16 widened.
-fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Stored, LoadError> {
+fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<StoredGraph, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
     let bytes;
@@ -87,7 +87,7 @@ fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Store
     let Some(graph) = model.graph.as_mut() else {
         return Err(broken("truncated or not ONNX: there is no graph in it".to_owned()));
     };
-    let mut walk = Walk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
+    let mut walk = WeightWalk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
     let functions = model.functions.iter_mut();
     let walked =
         walk.graph(graph).and_then(|()| functions.map(|f| &mut f.node).try_for_each(|nodes| walk.nodes(nodes)));
@@ -97,7 +97,7 @@ fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Store
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
     })?;
     let (operators, parameter_bytes) = (walk.operators, walk.parameter_bytes);
-    Ok(Stored { model, operators, parameter_bytes })
+    Ok(StoredGraph { model, operators, parameter_bytes })
 }
 
 /// Reads its structure, without external data.
@@ -137,14 +137,14 @@ enum Fault {
     TooLarge(String),
 }
 
-struct Walk<'a> {
+struct WeightWalk<'a> {
     directory: Option<&'a Path>,
     bytes_left: u64,
     parameter_bytes: u64,
     operators: BTreeSet<String>,
 }
 
-impl Walk<'_> {
+impl WeightWalk<'_> {
     fn graph(&mut self, graph: &mut GraphProto) -> Result<(), Fault> {
         for tensor in &mut graph.initializer {
             self.tensor(tensor)?;

@@ -43,7 +43,7 @@ pub(super) fn environment(configured: Option<&Path>) -> Result<Environment, Load
         return Ok(environment.clone());
     }
     let failed = |reason: String| LoadError::NoEngine { engine: "onnxruntime", reason };
-    let (builder, path) = Places::of_process(configured).open().map_err(failed)?;
+    let (builder, path) = SearchPath::of_process(configured).open().map_err(failed)?;
     let made = catch_unwind(AssertUnwindSafe(|| builder.with_telemetry(false).with_logger(Arc::new(log)).build()));
     let unfit = |what: &str| failed(format!("{}: {what}", path.display()));
     let environment = made.map_err(|_| unfit("it cannot be started"))?.map_err(|e| unfit(&one_line(e.message())))?;
@@ -68,7 +68,7 @@ fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
 }
 
 /// Where the library may be.
-struct Places {
+struct SearchPath {
     /// What names it, and what it names.
     named: Option<(&'static str, PathBuf)>,
     folders: Vec<PathBuf>,
@@ -76,7 +76,7 @@ struct Places {
     system: &'static [&'static str],
 }
 
-impl Places {
+impl SearchPath {
     fn of_process(configured: Option<&Path>) -> Self {
         let variable = |name: &'static str| {
             let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
@@ -100,8 +100,8 @@ impl Places {
         for name in self.system {
             match dlopen(Path::new(name)) {
                 Ok(builder) => return Ok((builder, PathBuf::from(name))),
-                Err(Unfit::NotLoaded(_)) => {}
-                Err(Unfit::Other(reason)) => return Err(format!("{name} of this system {reason}; {REMEDY}")),
+                Err(LibraryFault::NotLoaded(_)) => {}
+                Err(LibraryFault::Other(reason)) => return Err(format!("{name} of this system {reason}; {REMEDY}")),
             }
         }
         Err(format!("there is no {FILE} on this machine: {REMEDY}"))
@@ -125,33 +125,34 @@ fn open(path: &Path) -> Result<EnvironmentBuilder, String> {
     // A relative path would be taken from the program's folder.
     let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
     dlopen(&path).map_err(|unfit| {
-        let (Unfit::NotLoaded(reason) | Unfit::Other(reason)) = unfit;
+        let (LibraryFault::NotLoaded(reason) | LibraryFault::Other(reason)) = unfit;
         format!("{} {reason}; {REMEDY}", path.display())
     })
 }
 
-enum Unfit {
+enum LibraryFault {
     /// The system's loader found nothing, or nothing that is a library.
     NotLoaded(String),
     Other(String),
 }
 
-fn dlopen(path: &Path) -> Result<EnvironmentBuilder, Unfit> {
+fn dlopen(path: &Path) -> Result<EnvironmentBuilder, LibraryFault> {
     // It panics when a library is malformed in ways that no accident makes.
     let opened = catch_unwind(AssertUnwindSafe(|| ort::init_from(path)));
-    let opened = opened.map_err(|_| Unfit::Other("is not fit to be ONNX Runtime".to_owned()))?;
+    let opened = opened.map_err(|_| LibraryFault::Other("is not fit to be ONNX Runtime".to_owned()))?;
     opened.map_err(|error| match error {
         LoadDynamicError::Dlopen { error, .. } => {
             // Why is in its source.
             let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            Unfit::NotLoaded(format!("cannot be loaded: {}", one_line(&reason)))
+            LibraryFault::NotLoaded(format!("cannot be loaded: {}", one_line(&reason)))
         }
         LoadDynamicError::MissingApi { .. } | LoadDynamicError::InvalidVersionString => {
-            Unfit::Other("is not ONNX Runtime".to_owned())
+            LibraryFault::Other("is not ONNX Runtime".to_owned())
         }
-        LoadDynamicError::BadVersion { version_str, .. } => {
-            Unfit::Other(format!("is ONNX Runtime {version_str}, but 1.{} or later is needed", ort::MINOR_VERSION))
-        }
+        LoadDynamicError::BadVersion { version_str, .. } => LibraryFault::Other(format!(
+            "is ONNX Runtime {version_str}, but 1.{} or later is needed",
+            ort::MINOR_VERSION
+        )),
     })
 }
 
@@ -161,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    fn check(places: &Places, folder: &Path, expected: &Expect) {
+    fn check(places: &SearchPath, folder: &Path, expected: &Expect) {
         let error = places.open().map(|(_, path)| path).unwrap_err();
         // What the system's loader says is its own.
         let error = error.replace(&folder.display().to_string(), "DIR");
@@ -173,13 +174,15 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_unfit_library_is_said_with_what_to_do() {
+    fn missing_or_invalid_library_is_an_error_with_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path();
-        let named = |path: PathBuf| Places { named: Some(("WEIR_ONNXRUNTIME", path)), folders: vec![], system: &[] };
-        let in_folder = || Places { named: None, folders: vec![folder.join("none"), folder.to_owned()], system: &[] };
+        let named =
+            |path: PathBuf| SearchPath { named: Some(("WEIR_ONNXRUNTIME", path)), folders: vec![], system: &[] };
+        let in_folder =
+            || SearchPath { named: None, folders: vec![folder.join("none"), folder.to_owned()], system: &[] };
         check(
-            &Places { system: &["libweir-is-nowhere.so"], ..in_folder() },
+            &SearchPath { system: &["libweir-is-nowhere.so"], ..in_folder() },
             folder,
             &expect![
                 "there is no libonnxruntime.so on this machine: `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
@@ -197,7 +200,7 @@ mod tests {
         );
         // A library that is another's. The C library is everywhere.
         check(
-            &Places { system: &["libc.so.6"], ..in_folder() },
+            &SearchPath { system: &["libc.so.6"], ..in_folder() },
             folder,
             &expect![
                 "libc.so.6 of this system is not ONNX Runtime; `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_version_is_taken() {
+    fn highest_version_is_selected() {
         let dir = tempfile::tempdir().unwrap();
         let check = |expected: Option<&str>| {
             assert_eq!(best_in(dir.path()), expected.map(|name| dir.path().join(name)));

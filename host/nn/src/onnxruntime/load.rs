@@ -16,7 +16,7 @@ use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::{GraphProto, StringStringEntryProto, ValueInfoProto, type_proto};
 
 use super::value::Runner;
-use super::{Loaded, convert};
+use super::{LoadedGraph, convert};
 use crate::engine::{Dimension, ElementType, GraphSource, TensorInfo};
 use crate::error::{LoadError, one_line};
 use crate::onnx;
@@ -42,7 +42,7 @@ pub(super) fn load(
     environment: &Environment,
     source: GraphSource<'_>,
     config: &RegistryConfig,
-) -> Result<Loaded, LoadError> {
+) -> Result<LoadedGraph, LoadError> {
     let origin = source.origin();
     let mut parsed = onnx::read(source, config)?;
     let graph = parsed.model.graph.as_mut();
@@ -77,7 +77,7 @@ pub(super) fn load(
     let inputs = inputs.collect::<Result<_, _>>()?;
     let outputs = session.outputs().iter().map(|o| describe(o, "output", parsed.output_bf16.contains(o.name())));
     let outputs = outputs.collect::<Result<_, _>>()?;
-    Ok(Loaded {
+    Ok(LoadedGraph {
         inputs,
         outputs,
         parameter_bytes: parsed.parameter_bytes,

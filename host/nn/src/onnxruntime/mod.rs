@@ -45,7 +45,7 @@ impl Backend for OnnxRuntime {
 }
 
 /// A loaded graph.
-struct Loaded {
+struct LoadedGraph {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     parameter_bytes: u64,
@@ -53,7 +53,7 @@ struct Loaded {
     runner: Runner,
 }
 
-struct SharedGraph(Arc<Loaded>);
+struct SharedGraph(Arc<LoadedGraph>);
 
 impl BackendGraph for SharedGraph {
     fn inputs(&self) -> &[TensorInfo] {
@@ -73,7 +73,7 @@ impl BackendGraph for SharedGraph {
     }
 }
 
-struct Caller(Arc<Loaded>);
+struct Caller(Arc<LoadedGraph>);
 
 impl BackendContext for Caller {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {

@@ -16,7 +16,7 @@ use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 
 /// What loading yields.
-pub(super) struct Loaded {
+pub(super) struct LoadedModel {
     /// The model before it is lowered to kernels: what fixed-shape plans are made from.
     pub(super) typed: Arc<TypedModel>,
     /// The plan for every shape.
@@ -29,7 +29,7 @@ pub(super) struct Loaded {
 }
 
 /// Loads a graph.
-pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Loaded, LoadError> {
+pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<LoadedModel, LoadError> {
     let origin = source.origin();
     let broken = |what: &str, e: TractError| LoadError::Broken {
         origin: origin.clone(),
@@ -69,7 +69,7 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
     let symbolic = TypedSimplePlan::new(optimized).map_err(|e| broken("cannot be planned", e))?;
     at.lap("plan");
     tracing::debug!(%origin, times = %at.laps, "graph made ready");
-    Ok(Loaded { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, weights })
+    Ok(LoadedModel { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, weights })
 }
 
 /// Milliseconds per step, for the log.
@@ -95,7 +95,7 @@ impl Stopwatch {
 /// Gives each input a fact with symbols where the graph leaves a dimension open.
 fn declare_inputs(
     model: &mut InferenceModel,
-    parsed: &onnx::Parsed,
+    parsed: &onnx::FoldedGraph,
     origin: &str,
 ) -> Result<Vec<TensorInfo>, LoadError> {
     let unsupported = |reason: String| LoadError::Unsupported { origin: origin.to_owned(), reason };

@@ -39,7 +39,7 @@ struct Ready {
     used_at: u64,
 }
 
-struct Book {
+struct PlanTable {
     seen: LruCache<Shape, u32>,
     ready: LruCache<Shape, Ready>,
     /// Shapes that cannot be planned stay symbolic.
@@ -56,7 +56,7 @@ pub(super) struct Plans {
     symbolic: Arc<TypedRunnableModel>,
     plans_max: usize,
     after_uses: u32,
-    book: Mutex<Book>,
+    book: Mutex<PlanTable>,
     idle: Condvar,
     weights: Mutex<PackedWeights>,
 }
@@ -69,7 +69,7 @@ impl Plans {
         config: &RegistryConfig,
     ) -> Arc<Self> {
         let (plans_max, after_uses) = (config.plans_max, config.plan_after_uses);
-        let book = Book {
+        let book = PlanTable {
             seen: LruCache::new(SEEN_MAX),
             ready: LruCache::new(NonZeroUsize::new(plans_max).unwrap_or(NonZeroUsize::MIN)),
             refused: LruCache::new(SEEN_MAX),
@@ -87,7 +87,7 @@ impl Plans {
         Arc::new(Self { typed, symbolic, plans_max, after_uses, book, idle: Condvar::new(), weights })
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, PlanTable> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

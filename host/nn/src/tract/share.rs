@@ -14,9 +14,9 @@ use tract_onnx::tract_core::prelude::tract_linalg::pack::PackedFormat;
 
 /// The packed weights of the plans that live.
 #[derive(Default)]
-pub(super) struct PackedWeights(Vec<Kept>);
+pub(super) struct PackedWeights(Vec<PackedEntry>);
 
-struct Kept {
+struct PackedEntry {
     packed: Weak<Blob>,
     fact: PackedExoticFact,
     panel_bytes: usize,
@@ -48,7 +48,7 @@ impl PackedWeights {
         let mut candidates = candidates.filter_map(|kept| kept.packed.upgrade());
         match candidates.find(|packed| same_panels(packed, &weights.packed, weights.panel_bytes, used_bytes)) {
             Some(packed) => weights.packed = packed,
-            None => self.0.push(Kept {
+            None => self.0.push(PackedEntry {
                 packed: Arc::downgrade(&weights.packed),
                 fact: weights.fact.clone(),
                 panel_bytes: weights.panel_bytes,
@@ -59,7 +59,7 @@ impl PackedWeights {
     /// How many matrices are kept, and by how many plans together.
     #[cfg(test)]
     pub(super) fn count(&self) -> (usize, usize) {
-        let users = |kept: &Kept| kept.packed.strong_count();
+        let users = |kept: &PackedEntry| kept.packed.strong_count();
         (self.0.iter().filter(|kept| users(kept) > 0).count(), self.0.iter().map(users).sum())
     }
 }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_weights_are_kept_once_and_freed_with_their_last_plan() {
+    fn equal_weights_are_stored_once_and_freed_with_their_last_plan() {
         let mut weights = PackedWeights::default();
         let mut plans: Vec<TypedModel> = [16; 3].into_iter().map(plan).collect();
         plans.iter_mut().for_each(|plan| weights.share(plan));

@@ -9,7 +9,7 @@ use crate::components::engine;
 
 /// A component's code.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Source {
+pub enum ComponentSource {
     /// Compiled ahead of time when this program was built.
     Builtin(&'static [u8]),
     /// A `.wasm` file, compiled when it is loaded.
@@ -54,11 +54,13 @@ pub enum ComponentError {
 }
 
 /// Loads a component.
-pub fn load(engine: &Engine, source: &Source) -> Result<Component, ComponentError> {
+pub fn load(engine: &Engine, source: &ComponentSource) -> Result<Component, ComponentError> {
     match source {
         // SAFETY: the bytes were made by `precompile` in this program's own build and are part of its image.
-        Source::Builtin(code) => unsafe { Component::deserialize(engine, code) }.map_err(ComponentError::Mismatch),
-        Source::File(path) => {
+        ComponentSource::Builtin(code) => {
+            unsafe { Component::deserialize(engine, code) }.map_err(ComponentError::Mismatch)
+        }
+        ComponentSource::File(path) => {
             let bytes = read(path)?;
             Component::new(engine, bytes).map_err(|source| ComponentError::Invalid { path: path.clone(), source })
         }

@@ -206,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_component_are_bounded_and_leave_those_of_others_alone() {
+    fn lines_are_bounded_per_component() {
         let admitted = (0..1000).filter(|_| admit("test", "noisy").is_some()).count();
         assert!((100..200).contains(&admitted), "{admitted}");
         assert_eq!(admit("test", "quiet"), Some(0));
     }
 
     #[test]
-    fn panic_and_what_follows_it_are_errors() {
+    fn panic_and_its_following_lines_are_errors() {
         let log = GuestLog::built_in("test", "panics");
         let mut lines = log.0.lock().unwrap();
         lines.push(b"warn: before\nthread '<unnamed>' panicked at src/lib.rs:1:2:\nthe mess");

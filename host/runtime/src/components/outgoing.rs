@@ -14,9 +14,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The authorities that may be called, in lower case.
 #[derive(Debug, Clone)]
-pub(crate) struct Outgoing(Arc<[String]>);
+pub(crate) struct HttpAllowList(Arc<[String]>);
 
-impl Outgoing {
+impl HttpAllowList {
     /// `HOST` allows the scheme's own port, `HOST:PORT` that port with either scheme.
     pub(crate) fn new(allow: &[String]) -> Self {
         Self(allow.iter().map(|entry| entry.to_ascii_lowercase()).collect())
@@ -42,7 +42,7 @@ impl Outgoing {
 
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
-impl WasiHttpHooks for Outgoing {
+impl WasiHttpHooks for HttpAllowList {
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn only_listed_authorities_are_allowed() {
         let allow = ["api.example.org", "127.0.0.1:8080", "[::1]:9000"].map(str::to_owned);
-        let outgoing = Outgoing::new(&allow);
+        let outgoing = HttpAllowList::new(&allow);
         let allows = |url: &str| url.parse().is_ok_and(|uri| outgoing.allows(&uri));
         for url in [
             "http://api.example.org/x",
@@ -92,7 +92,7 @@ mod tests {
         ] {
             assert!(!allows(url), "{url}");
         }
-        let empty = Outgoing::new(&[]);
+        let empty = HttpAllowList::new(&[]);
         assert!(!empty.allows(&"http://api.example.org/".parse().unwrap()));
     }
 
@@ -100,7 +100,7 @@ mod tests {
     async fn request_to_another_authority_is_denied_before_a_connection() {
         let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = http::Request::get("http://127.0.0.1:1/").body(body).unwrap();
-        let sent = Outgoing::new(&[]).send_request(request, None, Box::new(std::future::ready(Ok(()))));
+        let sent = HttpAllowList::new(&[]).send_request(request, None, Box::new(std::future::ready(Ok(()))));
         assert!(matches!(Box::into_pin(sent).await, Err(Error::HttpRequestDenied)));
     }
 }

@@ -49,14 +49,14 @@ struct Inner {
     engine: Engine,
     linker: Linker<StepState>,
     config: StepsConfig,
-    compiled: BTreeMap<String, Mutex<Compiled>>,
+    compiled: BTreeMap<String, Mutex<CachedStep>>,
     /// One for each call at once.
     permits: Arc<Semaphore>,
 }
 
 /// A step as its file was at the last check.
 #[derive(Default)]
-struct Compiled {
+struct CachedStep {
     checked: Option<Instant>,
     /// Modification time and length, bytes.
     stamp: Option<(SystemTime, u64)>,
@@ -136,7 +136,7 @@ impl Steps {
 
 impl Inner {
     /// The current code of a step, compiled if it is not yet.
-    async fn code(&self, name: &str, compiled: &Mutex<Compiled>) -> Result<StepComponentPre<StepState>, Failure> {
+    async fn code(&self, name: &str, compiled: &Mutex<CachedStep>) -> Result<StepComponentPre<StepState>, Failure> {
         let unavailable = || transient("step_unavailable", format!("the component `{name}` cannot be used now"));
         // Locked during the compilation: concurrent calls wait for the same one.
         let mut compiled = compiled.lock().await;

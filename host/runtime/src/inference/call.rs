@@ -37,7 +37,7 @@ impl CallOpener {
     /// As [`CallOpener::open`], for one of several owners, each of whom has a share of each queue (`infer.caller_items_max`).
     pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
-        let call = Arc::new(Call {
+        let call = Arc::new(CallState {
             // From 1: an item of call 0 is a warm-up.
             id: 1 + self.next_id.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
             owner,
@@ -55,7 +55,7 @@ impl CallOpener {
 }
 
 /// What the two ends of a call share.
-struct Call {
+struct CallState {
     /// Queues take turns between calls by this number.
     id: u64,
     owner: u64,
@@ -66,7 +66,7 @@ struct Call {
     room: Arc<Semaphore>,
 }
 
-impl Call {
+impl CallState {
     fn abandon(&self) {
         if self.is_abandoned.swap(true, Ordering::SeqCst) {
             return;
@@ -86,7 +86,7 @@ pub struct CallAbandoned;
 /// The sending end of a call. Dropping it ends the items.
 #[derive(Clone)]
 pub struct CallSender {
-    call: Arc<Call>,
+    call: Arc<CallState>,
     tx: mpsc::UnboundedSender<Outcome>,
 }
 
@@ -168,7 +168,7 @@ fn waits_for_room(item: &Item, queue: &Queue) -> bool {
 /// The receiving end of a call. Dropping it abandons the call: items not yet computed are skipped.
 pub struct Outcomes {
     rx: mpsc::UnboundedReceiver<Outcome>,
-    call: Arc<Call>,
+    call: Arc<CallState>,
 }
 
 impl Outcomes {
@@ -200,7 +200,7 @@ impl Drop for Outcomes {
 }
 
 /// Does not keep the call alive.
-pub(crate) struct CallHandle(Weak<Call>);
+pub(crate) struct CallHandle(Weak<CallState>);
 
 impl CallHandle {
     /// Abandons the call, if it is still open: its items that are not yet computed are skipped.

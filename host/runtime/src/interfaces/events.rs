@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Accessor, Destination, HasSelf, StreamProducer, StreamReader, StreamResult, VecBuffer};
-use weir_events::{Store, Subscription, Write};
+use weir_events::{Store, Subscription, WriteContext};
 
 use crate::bindings::gateway::weir::stream::events::{
     Condition, Cursor, Delivery, Event, Failure, Fence, Host, HostWithStore, Page,
@@ -34,7 +34,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             (Err(invalid), _) | (_, Err(invalid)) => return Ok(Err(invalid)),
         };
         let drafts = events.into_iter().map(draft).collect();
-        let write = Write { fence: fence.as_ref(), user: user.as_deref() };
+        let write = WriteContext { fence: fence.as_ref(), user: user.as_deref() };
         let cursors = store.append_as(&name, drafts, write).await;
         Ok(cursors.map(|cursors| cursors.into_iter().map(cursor).collect()).map_err(failure))
     }

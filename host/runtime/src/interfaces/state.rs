@@ -1,7 +1,7 @@
 //! `weir:stream/state` for gateway instances: values and leases, over the channel store.
 
 use wasmtime::component::{Accessor, HasSelf};
-use weir_events::Write;
+use weir_events::WriteContext;
 
 use crate::bindings::gateway::weir::stream::events::{Failure, Fence};
 use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithStore};
@@ -27,7 +27,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         };
         match lease.map(fence).transpose() {
             Ok(fence) => {
-                let write = Write { fence: fence.as_ref(), user: user.as_deref() };
+                let write = WriteContext { fence: fence.as_ref(), user: user.as_deref() };
                 Ok(store.put_as(&name, value, ttl_ms, write).await.map_err(failure))
             }
             Err(invalid) => Ok(Err(invalid)),

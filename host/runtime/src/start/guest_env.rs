@@ -147,7 +147,7 @@ mod tests {
     /// Every key that takes a text (paths, the URL of Redis with its password, lists) is set to a marker of its own. Of these
     /// texts guests see those that are listed below and no other.
     #[test]
-    fn no_path_and_no_secret_of_the_host_reaches_a_guest() {
+    fn paths_and_secrets_of_the_host_do_not_reach_guests() {
         const TEXTS: [&str; 8] = [
             "auth.audiences",
             "auth.cors_origins",

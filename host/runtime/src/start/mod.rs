@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use weir_events::OpenError;
 use weir_nn::model::ModelError;
 
-use crate::components::code::{ComponentError, Source};
+use crate::components::code::{ComponentError, ComponentSource};
 
 /// The components that this program was built with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,10 +90,14 @@ fn listed(names: &[String]) -> String {
 }
 
 /// The code of a component: the configured file, or the built-in code.
-fn component_source(name: &'static str, file: &Path, builtin: Option<&'static [u8]>) -> Result<Source, ComponentError> {
+fn component_source(
+    name: &'static str,
+    file: &Path,
+    builtin: Option<&'static [u8]>,
+) -> Result<ComponentSource, ComponentError> {
     match builtin {
-        _ if !file.as_os_str().is_empty() => Ok(Source::File(file.to_path_buf())),
-        Some(code) => Ok(Source::Builtin(code)),
+        _ if !file.as_os_str().is_empty() => Ok(ComponentSource::File(file.to_path_buf())),
+        Some(code) => Ok(ComponentSource::Builtin(code)),
         None => Err(ComponentError::Missing(name)),
     }
 }

@@ -82,7 +82,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn links_resolve() {
     let root = House::find().root;
     let book = root.join("docs");
     let mut files: Vec<PathBuf> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -26,7 +26,7 @@ fn folders(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_path_of_the_documents_exists() {
+fn paths_in_the_documents_exist() {
     let root = House::find().root;
     let mut documents: Vec<PathBuf> =
         ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].iter().map(|name| root.join(name)).collect();
@@ -52,7 +52,7 @@ fn every_path_of_the_documents_exists() {
 }
 
 #[test]
-fn every_crate_has_a_section_with_its_folders() {
+fn each_crate_has_a_section_with_its_folders() {
     let root = House::find().root;
     let document = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
     let mut missing = Vec::new();

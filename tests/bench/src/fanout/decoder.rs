@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_out_however_the_answer_is_cut() {
+    fn lines_are_decoded_from_any_chunks() {
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nid: \r\n9;x=1\r\n1\ndata: a\r\n3\r\nb\n\n\r\n0\r\n\r\n";
         let plain = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n: hi\n\ndata: a\n\n";
         for piece in 1..chunked.len() {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_an_error() {
+    fn refusal_is_an_error() {
         let error = Decoder::default().take(b"HTTP/1.1 503 Busy\r\n", &mut |_| ()).unwrap_err().to_string();
         assert_eq!(error, "answered `HTTP/1.1 503 Busy`");
         let broken = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n";

@@ -394,7 +394,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_read_back_from_either_body() {
+    fn mark_is_read_from_either_body() {
         let fan = |dialect| Fan {
             address: ([127, 0, 0, 1], 1).into(),
             dialect,

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_never_counts_a_part_of_a_batch() {
+    fn rate_counts_whole_batches() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut done = Done::default();

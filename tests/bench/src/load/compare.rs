@@ -80,7 +80,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_form_of_an_answer_is_read() {
+    fn each_response_format_is_read() {
         let labels = ["negative".to_owned(), "positive".to_owned()];
         let peer = scores(&json!({"label": "positive", "scores": [0.25, 0.75]}), &labels).unwrap();
         let pair = |label: &str, score: f64| json!({"label": label, "score": score});
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_seen() {
+    fn differences_are_reported() {
         let of = |score: f64| vec![Scores::from([("a".to_owned(), score)])];
         assert!((difference(&of(0.5), &of(0.75)) - 0.25).abs() < 1e-12);
         assert_eq!(difference(&of(0.5), &[Scores::from([("b".to_owned(), 0.5)])]), f64::INFINITY);

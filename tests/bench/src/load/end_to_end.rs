@@ -140,7 +140,7 @@ fn adds_up(measured: &Measured) {
 }
 
 #[test]
-fn a_closed_loop_measures_what_the_server_takes() {
+fn closed_loop_measures_the_throughput_of_the_server() {
     let measured = run(Manner::After(Duration::from_millis(10)), |load| closed::run(load, 4));
     adds_up(&measured);
     assert_eq!(measured.answered, measured.requests);
@@ -164,7 +164,7 @@ fn one_connection_keeps_the_latency_of_each_text_in_the_order_of_the_corpus() {
 /// A server that stalls for 400 ms delays about half the requests that were due in 800 ms. A generator that waits for
 /// answers before it sends sees one slow request for each connection; this one must see them all.
 #[test]
-fn a_stall_is_seen_by_every_request_that_was_due_meanwhile() {
+fn stall_delays_each_request_that_was_due() {
     let open = run(Manner::Stall, |load| open::run(load, 200.0, 1_000));
     adds_up(&open);
     assert_eq!(open.unanswered + open.failed, 0, "{open:?}");
@@ -197,7 +197,7 @@ fn rejections_are_counted_and_timed_apart() {
 }
 
 #[test]
-fn broken_connections_are_failures_and_the_load_goes_on() {
+fn broken_connections_are_failures_and_the_load_continues() {
     for measured in [
         run(Manner::Disconnect, |load| open::run(load, 200.0, 100)),
         run(Manner::Disconnect, |load| closed::run(load, 2)),
@@ -209,14 +209,14 @@ fn broken_connections_are_failures_and_the_load_goes_on() {
 }
 
 #[test]
-fn a_server_may_close_after_each_answer() {
+fn server_may_close_after_each_response() {
     let measured = run(Manner::OneEach, |load| closed::run(load, 2));
     adds_up(&measured);
     assert!(measured.answered > 10 && measured.failed == 0, "{measured:?}");
 }
 
 #[test]
-fn silence_is_counted_as_unanswered() {
+fn request_without_a_response_is_counted() {
     for measured in
         [run(Manner::Silence, |load| open::run(load, 50.0, 100)), run(Manner::Silence, |load| open::run(load, 50.0, 2))]
     {
@@ -227,7 +227,7 @@ fn silence_is_counted_as_unanswered() {
 }
 
 #[test]
-fn a_stream_is_whole_or_says_why_not() {
+fn incomplete_stream_has_a_reason() {
     let limit = Duration::from_secs(20);
     let whole = run(Manner::Lines { lose: false }, |load| stream::run(load, 1_000, limit));
     adds_up(&whole);
@@ -242,7 +242,7 @@ fn a_stream_is_whole_or_says_why_not() {
 }
 
 #[test]
-fn answers_are_compared_alone_and_together() {
+fn responses_are_compared_alone_and_in_batches() {
     let after = Manner::After(Duration::from_millis(1));
     let [alone, together] = run(after, |load| async move { compare::run(load, 64, &[]).await.unwrap() });
     assert_eq!(alone.len(), 20);

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_decoded_as_html_says() {
+    fn references_are_decoded_as_in_html() {
         for (text, want) in [
             ("O&#39;Brien &quot;caf&eacute;&quot;", "O'Brien \"café\""),
             ("&#x27;&#X2019;&#8217", "'’’"),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_the_table_is_found() {
+    fn each_name_of_the_table_is_decoded() {
         assert!(NAMED.lines().is_sorted_by_key(|line| line.split(' ').next()));
         for line in NAMED.lines() {
             let (name, code_points) = line.split_once(' ').unwrap();
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_decoded(text in "[&#xX0-9a-f;é a]{0,40}") {
+        fn arbitrary_text_is_decoded(text in "[&#xX0-9a-f;é a]{0,40}") {
             decode_all(&text);
         }
     }

@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_recognized_however_few_bytes_come_at_once() {
+    fn captions_are_recognized_in_pieces_of_any_size() {
         let srt = "1\r\n00:00:01,000 --> 00:00:02,000\r\na\r\n";
         let utf16 = |text: &str, unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<u8>>();
         for text in [
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_line_of_json_is_recognized_at_once() {
+    fn first_json_line_is_recognized_at_once() {
         assert_eq!(sniff(b"{", false), Some(Content::Lines));
         assert_eq!(sniff(b"{\"", false), Some(Content::Lines));
         assert_eq!(sniff(b"\xef\xbb\xbf{", false), Some(Content::Lines));

@@ -35,7 +35,7 @@ fn one_call_is_served_in_its_order() {
 }
 
 #[test]
-fn what_is_due_first_goes_first_in_a_call() {
+fn earliest_deadline_of_a_call_is_served_first() {
     let mut queue = Queue::new(CONFIG);
     queue.push(0, ticket(1, 1), "undated");
     queue.push(0, due(1, 1, 900), "late");
@@ -45,7 +45,7 @@ fn what_is_due_first_goes_first_in_a_call() {
 }
 
 #[test]
-fn an_item_without_a_deadline_comes_due_as_well() {
+fn item_without_a_deadline_becomes_due() {
     let mut queue = Queue::new(CONFIG);
     queue.push(0, ticket(1, 1), "old");
     let late = CONFIG.age_ns_max;
@@ -54,7 +54,7 @@ fn an_item_without_a_deadline_comes_due_as_well() {
 }
 
 #[test]
-fn what_is_past_its_deadline_is_never_taken() {
+fn expired_item_is_never_taken() {
     let mut queue = Queue::new(CONFIG);
     queue.push(0, due(1, 1, 50), "expires");
     queue.push(0, ticket(1, 1), "stays");
@@ -67,7 +67,7 @@ fn what_is_past_its_deadline_is_never_taken() {
 }
 
 #[test]
-fn a_call_that_is_given_up_leaves() {
+fn abandoned_call_is_removed() {
     let mut queue = Queue::new(CONFIG);
     for value in 0..6 {
         queue.push(0, if value % 3 == 0 { due(value % 2, 5, 1000 - value) } else { ticket(value % 2, 5) }, value);
@@ -133,7 +133,7 @@ fn windows_close_as_configured() {
 }
 
 #[test]
-fn the_rate_says_when_to_come_back() {
+fn retry_after_follows_the_drain_rate() {
     let mut rate = Rate::default();
     for _ in 0..1000 {
         rate.served(100, 10_000_000);
@@ -185,7 +185,7 @@ fn configs() -> impl Strategy<Value = QueueConfig> {
 }
 
 #[test]
-fn what_is_served_before_an_item_is_all_or_its_turns() {
+fn items_served_before_an_item_are_bounded_by_turns() {
     let mut queue = Queue::new(CONFIG);
     assert_eq!(queue.until_served(1, 20), 20);
     for value in 0..1000 {
@@ -208,7 +208,7 @@ fn what_is_served_before_an_item_is_all_or_its_turns() {
 proptest! {
     /// Nothing is lost or doubled, bounds hold, what expired is not taken, what a window holds back comes out in time.
     #[test]
-    fn every_item_leaves_exactly_once(config in configs(), steps in steps()) {
+    fn each_item_leaves_exactly_once(config in configs(), steps in steps()) {
         let mut queue = Queue::new(config);
         let (mut now, mut next) = (0u64, 0usize);
         let mut inside: Vec<(u64, Option<u64>)> = Vec::new();
@@ -280,7 +280,7 @@ proptest! {
 
     /// However much one call has waiting, another's item is among the next quantum or two of tokens.
     #[test]
-    fn a_long_line_delays_nobody_else(
+    fn call_with_many_items_delays_no_other(
         line in 1usize..2000, length in 1u64..128, taken in 0usize..50, mine in 1u64..128, others in 1u64..4,
     ) {
         let mut queue = Queue::new(CONFIG);
@@ -312,7 +312,7 @@ proptest! {
 
     /// Dated items that keep coming do not starve an item without a deadline.
     #[test]
-    fn nothing_starves(calls in 1u64..5, patience in 1u64..1000) {
+    fn waiting_items_do_not_starve(calls in 1u64..5, patience in 1u64..1000) {
         let mut queue = Queue::new(QueueConfig { age_ns_max: 1000, ..CONFIG });
         queue.push(0, ticket(0, 10), true);
         let mut rounds = 0u64;
@@ -328,7 +328,7 @@ proptest! {
 
     /// Calls that keep coming, each new, do not starve one that was served more than its share before they came.
     #[test]
-    fn new_calls_starve_nobody(rate in 1u64..8, lead in 0usize..100, length in 1u64..64) {
+    fn new_calls_do_not_starve_earlier_ones(rate in 1u64..8, lead in 0usize..100, length in 1u64..64) {
         let mut queue = Queue::new(CONFIG);
         for _ in 0..lead + 1 { queue.push(0, ticket(0, length), true); }
         queue.take(1, lead, u64::MAX);
@@ -355,7 +355,7 @@ proptest! {
 
     /// A call that has one item at a time gets no more than one that has many.
     #[test]
-    fn a_call_gains_nothing_by_being_brief(length in 1u64..128) {
+    fn short_calls_gain_no_priority(length in 1u64..128) {
         let mut queue = Queue::new(CONFIG);
         for _ in 0..2000 { queue.push(0, ticket(1, length), 1); }
         let mut served = [0u64; 2];

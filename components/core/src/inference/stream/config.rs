@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_by_name() {
+    fn invalid_values_are_refused_with_their_key() {
         type Change = fn(&mut StreamingConfig);
         let changes: [Change; 10] = [
             |config| config.batch_size = 0,

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_has_a_category() {
+    fn each_failure_has_a_category() {
         let text = String::new;
         for (failure, category) in [
             (Failure::InvalidInput(text()), "client"),

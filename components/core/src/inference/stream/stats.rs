@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_quantile() {
+    fn empty_histogram_has_no_quantile() {
         let mut histogram = Histogram::default();
         assert_eq!((histogram.quantile_ns(50), histogram.max_ns()), (None, 0));
         histogram.record(0);
@@ -180,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_quantile_is_at_most_an_eighth_too_high(
+        fn quantile_is_at_most_an_eighth_too_high(
             mut values in prop::collection::vec(prop_oneof![0u64..100, any::<u64>(), 0u64..10_000_000_000], 1..200),
             percent in 0u32..120,
         ) {

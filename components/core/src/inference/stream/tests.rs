@@ -67,7 +67,7 @@ fn unavailable() -> Result<u32, Failure> {
 }
 
 #[test]
-fn a_free_slot_takes_what_waits() {
+fn free_slot_releases_waiting_items() {
     let mut stream = running(config(|_| ()));
     push(&mut stream, 0, 0..1);
     assert_eq!(stream.poll_timeout(), Some(0));
@@ -85,7 +85,7 @@ fn a_free_slot_takes_what_waits() {
 }
 
 #[test]
-fn a_window_ends_by_time_or_count() {
+fn window_ends_by_time_or_count() {
     let mut stream = running(windowed(Aggregation::TimeAndCount));
     push(&mut stream, 0, 0..1);
     push(&mut stream, 9 * MS, 1..3);
@@ -100,7 +100,7 @@ fn a_window_ends_by_time_or_count() {
 }
 
 #[test]
-fn a_window_by_time_alone_does_not_count() {
+fn window_by_time_does_not_count() {
     let mut stream = running(windowed(Aggregation::TimeOnly));
     push(&mut stream, 0, 0..100);
     assert_eq!((batch(&mut stream, 0), stream.poll_timeout()), (None, Some(250 * MS)));
@@ -110,7 +110,7 @@ fn a_window_by_time_alone_does_not_count() {
 }
 
 #[test]
-fn a_window_by_count_alone_waits_for_a_flush() {
+fn window_by_count_waits_for_a_flush() {
     let mut stream = running(windowed(Aggregation::CountOnly));
     push(&mut stream, 0, 0..6);
     assert_eq!(batch(&mut stream, 0).unwrap().1.len(), 4);
@@ -139,7 +139,7 @@ fn flushes_keep_their_reasons_and_their_bound() {
 }
 
 #[test]
-fn a_full_buffer_pushes_back_or_drops() {
+fn full_buffer_blocks_or_drops() {
     let full = |drop_policy| {
         let mut stream = running(config(|config| {
             config.batch_size = 3;
@@ -174,7 +174,7 @@ fn a_full_buffer_pushes_back_or_drops() {
 }
 
 #[test]
-fn bytes_push_back_and_drop_as_many_as_it_takes() {
+fn byte_bound_drops_as_many_items_as_needed() {
     let mut stream = running(config(|config| {
         config.limits.buffer_bytes_max = 10;
         config.buffering.drop_policy = DropPolicy::Head;
@@ -191,7 +191,7 @@ fn bytes_push_back_and_drop_as_many_as_it_takes() {
 }
 
 #[test]
-fn a_strict_stream_delivers_in_order_and_passes_over_errors() {
+fn strict_stream_delivers_in_order_and_skips_errors() {
     let mut stream = running(config(|config| config.ordering = Ordering::Strict));
     push(&mut stream, 0, 0..4);
     let ids = batch(&mut stream, 0).unwrap().2;
@@ -206,7 +206,7 @@ fn a_strict_stream_delivers_in_order_and_passes_over_errors() {
 }
 
 #[test]
-fn an_item_far_behind_pushes_back_a_strict_stream() {
+fn late_item_blocks_a_strict_stream() {
     let mut stream = running(config(|config| {
         config.ordering = Ordering::Strict;
         config.batch_size = 2;
@@ -228,7 +228,7 @@ fn an_item_far_behind_pushes_back_a_strict_stream() {
 }
 
 #[test]
-fn what_may_pass_is_tried_again_and_the_rest_is_not() {
+fn transient_failures_are_retried_and_others_are_not() {
     let mut stream = running(config(|_| ()));
     push(&mut stream, 0, 0..2);
     let (_, _, ids) = batch(&mut stream, 0).unwrap();
@@ -251,7 +251,7 @@ fn what_may_pass_is_tried_again_and_the_rest_is_not() {
 }
 
 #[test]
-fn an_empty_budget_ends_the_retries() {
+fn empty_budget_ends_the_retries() {
     let mut stream = running(config(|config| {
         config.limits.retry_budget =
             RetryBudgetConfig { ratio_percent: 10, retries_per_s_min: 0, saved_retries_max: 9 };
@@ -263,7 +263,7 @@ fn an_empty_budget_ends_the_retries() {
 }
 
 #[test]
-fn an_open_circuit_holds_batches_until_it_half_opens() {
+fn open_circuit_delays_batches_until_half_open() {
     let mut stream = running(config(|config| config.retry.policy = RetryPolicy::NoRetry));
     for item in 0..5 {
         push(&mut stream, 0, item..item + 1);
@@ -278,7 +278,7 @@ fn an_open_circuit_holds_batches_until_it_half_opens() {
 }
 
 #[test]
-fn a_stream_that_stops_does_not_wait_for_an_open_circuit() {
+fn stopping_stream_does_not_wait_for_an_open_circuit() {
     let mut stream = running(config(|_| ()));
     for at in 0..5 {
         push(&mut stream, at, 0..1);
@@ -295,7 +295,7 @@ fn a_stream_that_stops_does_not_wait_for_an_open_circuit() {
 }
 
 #[test]
-fn a_poisoned_item_says_nothing_about_the_model() {
+fn rejected_item_does_not_count_against_the_model() {
     let mut stream = running(config(|config| config.retry.policy = RetryPolicy::NoRetry));
     for _ in 0..9 {
         push(&mut stream, 0, 0..2);
@@ -316,7 +316,7 @@ fn a_poisoned_item_says_nothing_about_the_model() {
 }
 
 #[test]
-fn what_is_not_acknowledged_holds_back() {
+fn unacknowledged_results_block_further_input() {
     let mut stream = running(config(|config| {
         config.backpressure = BackpressurePolicy::AckBased;
         config.limits.unacknowledged_max = 10;
@@ -335,7 +335,7 @@ fn what_is_not_acknowledged_holds_back() {
 }
 
 #[test]
-fn what_acknowledgements_let_go_says_so() {
+fn acknowledgement_reports_released_capacity() {
     let mut stream = running(config(|config| {
         config.backpressure = BackpressurePolicy::AckBased;
         config.limits.unacknowledged_max = 8;
@@ -351,7 +351,7 @@ fn what_acknowledgements_let_go_says_so() {
 }
 
 #[test]
-fn retries_go_first_and_leave_the_rest_of_the_batch() {
+fn retries_are_first_in_the_batch() {
     let mut stream = running(config(|config| {
         config.batch_size = 2;
         config.buffering.min_batch_size = 1;
@@ -418,7 +418,7 @@ fn commands_are_legal_in_their_states_only() {
 }
 
 #[test]
-fn a_pause_releases_nothing_and_lets_outcomes_through() {
+fn pause_releases_no_batch_and_delivers_outcomes() {
     let mut stream = running(config(|_| ()));
     push(&mut stream, 0, 0..1);
     let ids = batch(&mut stream, 0).unwrap().2;
@@ -432,7 +432,7 @@ fn a_pause_releases_nothing_and_lets_outcomes_through() {
 }
 
 #[test]
-fn a_stop_releases_what_waits_and_ends_when_all_is_polled() {
+fn stop_releases_waiting_items_and_ends_after_the_last_poll() {
     let mut stream = running(windowed(Aggregation::TimeAndCount));
     push(&mut stream, 0, 0..3);
     stream.stop().unwrap();
@@ -452,7 +452,7 @@ fn a_stop_releases_what_waits_and_ends_when_all_is_polled() {
 }
 
 #[test]
-fn an_abort_fails_everything_at_once() {
+fn abort_fails_all_items_at_once() {
     let mut stream = running(config(|config| config.ordering = Ordering::Strict));
     push(&mut stream, 0, 0..3);
     let ids = batch(&mut stream, 0).unwrap().2;

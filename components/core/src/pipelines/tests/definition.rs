@@ -9,7 +9,7 @@ fn check(draft: Draft, want: Expect) {
 }
 
 #[test]
-fn steps_follow_each_other_unless_they_say_otherwise() {
+fn steps_depend_on_the_previous_step_by_default() {
     let steps = vec![annotate("a"), annotate("b"), after("c", &["a"]), after("d", &[]), after("e", &["c", "d"])];
     let definition = draft(steps).check().expect("a definition");
     let masks: Vec<u64> = (0..5).map(|at| definition.after(at)).collect();
@@ -19,7 +19,7 @@ fn steps_follow_each_other_unless_they_say_otherwise() {
 }
 
 #[test]
-fn mistakes_are_told() {
+fn errors_name_the_step() {
     check(draft(vec![]), expect!["a pipeline needs at least one step\n"]);
     check(
         draft((0..65).map(|n| annotate(&n.to_string())).collect()),
@@ -68,7 +68,7 @@ fn mistakes_are_told() {
 }
 
 #[test]
-fn cycles_are_told_around() {
+fn cycle_is_reported_with_its_steps() {
     check(draft(vec![after("a", &["a"])]), expect!["steps wait for each other: a after a\n"]);
     let steps = vec![after("z", &[]), after("a", &["c", "z"]), after("b", &["a"]), after("c", &["b"]), annotate("d")];
     check(draft(steps), expect!["steps wait for each other: a after c after b after a\n"]);
@@ -77,7 +77,7 @@ fn cycles_are_told_around() {
 proptest! {
     /// Any graph is either in an order or has a cycle that is one.
     #[test]
-    fn a_graph_has_an_order_or_a_cycle(masks in prop::collection::vec(any::<u64>(), 1..=64), thin in 0u32..4) {
+    fn graph_has_an_order_or_a_cycle(masks in prop::collection::vec(any::<u64>(), 1..=64), thin in 0u32..4) {
         let count = masks.len();
         let thinned = masks.iter().map(|mask| (0..thin).fold(*mask, |mask, by| mask & mask.rotate_left(7 * by + 3)));
         let masks: Vec<u64> = thinned.map(|mask| mask & crate::pipelines::definition::all(count)).collect();

@@ -3,7 +3,7 @@ use expect_test::expect;
 use super::*;
 
 #[test]
-fn a_sequence_from_start_to_end() {
+fn sequence_of_a_complete_execution() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), r#"{"text":"x"}"#);
     let a = world.start_one(at(1));
     assert_eq!(a.inputs.default_json(), json(r#"{"text":"x"}"#));
@@ -57,7 +57,7 @@ fn branches_run_at_once_within_the_bound() {
 }
 
 #[test]
-fn nothing_is_stored_or_started_before_its_checkpoint_is_saved() {
+fn events_and_steps_wait_for_the_checkpoint() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let execution = &mut world.execution;
     assert!(execution.poll_events(at(0)).is_none() && execution.poll_start(at(0)).is_none());
@@ -89,7 +89,7 @@ fn nothing_is_stored_or_started_before_its_checkpoint_is_saved() {
 }
 
 #[test]
-fn progress_coalesces_and_outputs_are_pushed_back_when_there_is_no_room() {
+fn full_buffer_coalesces_progress_and_refuses_outputs() {
     let mut draft = draft(vec![annotate("a")]);
     draft.streaming.buffer_size = 3;
     let mut world = World::new(draft, "0");
@@ -117,7 +117,7 @@ fn progress_coalesces_and_outputs_are_pushed_back_when_there_is_no_room() {
 }
 
 #[test]
-fn batches_leave_at_most_once_in_an_interval_and_at_once_after_a_quiet_time() {
+fn batches_are_sent_once_per_interval_and_at_once_after_idling() {
     let mut world = World::new(draft(vec![annotate("a")]), "0");
     let a = world.start_one(at(0)).run;
     let stored = |world: &mut World, ms: u64| {
@@ -140,7 +140,7 @@ fn batches_leave_at_most_once_in_an_interval_and_at_once_after_a_quiet_time() {
 }
 
 #[test]
-fn streaming_can_be_told_to_say_less() {
+fn streaming_settings_reduce_the_events() {
     for (enabled, emit_progress, want) in [
         (
             true,
@@ -163,7 +163,7 @@ fn streaming_can_be_told_to_say_less() {
 }
 
 #[test]
-fn a_status_says_how_far_it_is() {
+fn status_has_the_progress() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let a = world.start_one(at(0));
     world.finish(at(1), a.run, "1");

@@ -20,7 +20,7 @@ fn undone(id: &str, by: &[&str]) -> Step {
 }
 
 #[test]
-fn what_may_pass_is_tried_again_and_then_it_is_for_good() {
+fn transient_failure_is_retried_up_to_the_bound() {
     let mut step = annotate("a");
     step.task.retry = RetryConfig { policy: RetryPolicy::FixedDelay, max_attempts: 3, ..RetryConfig::default() };
     let mut world = World::new(draft(vec![step, annotate("b")]), "0");
@@ -52,7 +52,7 @@ fn what_may_pass_is_tried_again_and_then_it_is_for_good() {
 }
 
 #[test]
-fn service_that_asks_for_a_longer_wait_than_the_bound_gets_the_bound() {
+fn retry_after_over_the_bound_is_reduced_to_it() {
     let mut step = annotate("a");
     step.task.retry = RetryConfig {
         policy: RetryPolicy::FixedDelay,
@@ -71,7 +71,7 @@ fn service_that_asks_for_a_longer_wait_than_the_bound_gets_the_bound() {
 }
 
 #[test]
-fn a_run_that_takes_too_long_is_stopped() {
+fn run_past_its_timeout_is_stopped() {
     let mut step = annotate("a");
     step.task.timeout_ms = 50;
     let mut world = World::new(draft(vec![step]), "0");
@@ -88,7 +88,7 @@ fn a_run_that_takes_too_long_is_stopped() {
 }
 
 #[test]
-fn on_error_continue_goes_on_with_null() {
+fn on_error_continue_gives_null() {
     let mut a = annotate("a");
     a.on_error = OnError::Continue;
     let mut world = World::new(draft(vec![a, annotate("b")]), "0");
@@ -101,7 +101,7 @@ fn on_error_continue_goes_on_with_null() {
 }
 
 #[test]
-fn on_error_fail_stops_what_runs() {
+fn on_error_fail_stops_running_steps() {
     let mut world = World::new(draft(vec![after("a", &[]), after("b", &[])]), "0");
     let both = world.start(at(0));
     world.fail(at(1), both[0].run, last());
@@ -111,7 +111,7 @@ fn on_error_fail_stops_what_runs() {
 }
 
 #[test]
-fn on_error_compensate_lets_finish_and_undoes_in_reverse() {
+fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
     let mut c = undone("c", &["undo-c"]);
     c.on_error = OnError::Compensate;
     let steps = vec![undone("a", &["undo-a-1", "undo-a-2"]), undone("b", &["undo-b"]), c, after("d", &["a", "b"])];
@@ -167,7 +167,7 @@ fn on_error_compensate_lets_finish_and_undoes_in_reverse() {
 }
 
 #[test]
-fn a_cancel_is_the_end() {
+fn cancel_ends_the_execution() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let a = world.start_one(at(0)).run;
     assert!(world.execution.handle_cancel(at(3), StepFailure::last("cancelled", "asked to")));
@@ -194,7 +194,7 @@ fn outputs_are_bounded() {
 }
 
 #[test]
-fn an_execution_that_kills_its_process_ends_some_day() {
+fn execution_that_crashes_its_process_is_bounded() {
     let mut world = World::new(draft(vec![annotate("a")]), "0");
     for _ in 0..=Limits::default().resumes_max {
         assert_eq!(world.start(at(0)).len(), 1);
@@ -205,7 +205,7 @@ fn an_execution_that_kills_its_process_ends_some_day() {
 }
 
 #[test]
-fn a_checkpoint_that_does_not_fit_is_refused() {
+fn checkpoint_of_another_definition_is_refused() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let a = world.start_one(at(0)).run;
     world.finish(at(1), a, "1");

@@ -360,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_crash_and_any_interleaving_give_the_same_outputs_and_a_legal_sequence(plan in plans()) {
+    fn crashes_and_interleavings_give_equal_outputs_and_a_legal_sequence(plan in plans()) {
         let mut life = Life::new(&plan);
         life.live();
         let outputs = match judge(&life.definition, &life.channel) {
@@ -385,7 +385,7 @@ proptest! {
     }
 
     #[test]
-    fn what_ended_stays_so_wherever_the_channel_stands(plan in plans(), behind in 0usize..20) {
+    fn ended_execution_stays_ended_at_any_channel_length(plan in plans(), behind in 0usize..20) {
         let mut life = Life::new(&plan);
         life.live();
         let checkpoint = life.saved.clone().expect("a checkpoint");

@@ -21,7 +21,7 @@ fn failed(cancelled: bool) -> Event {
 }
 
 #[test]
-fn rates_are_as_defined() {
+fn rates_follow_their_definition() {
     let mut reliability = Reliability::new(ReliabilityConfig::default());
     let empty = reliability.snapshot(0).total;
     assert_eq!((empty.success_rate(), empty.compensation_rate()), (None, None));
@@ -61,7 +61,7 @@ fn rates_are_as_defined() {
 }
 
 #[test]
-fn the_window_moves_and_nothing_grows() {
+fn window_moves_and_memory_is_constant() {
     let mut reliability = Reliability::new(ReliabilityConfig { slice_ns: S, slices: 3 });
     let window = |reliability: &Reliability, s: u64| reliability.snapshot(s * S).window.executions_completed;
     for s in 0..10 {

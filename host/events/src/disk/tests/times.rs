@@ -8,7 +8,7 @@ use super::{History, config, contents, draft, name, open};
 use crate::clock::tests::Set;
 use crate::config::EventsConfig;
 use crate::disk::storage::Opener;
-use crate::store::Write;
+use crate::store::WriteContext;
 
 const NOON: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 31_536_000_000;
@@ -27,7 +27,7 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
             let mut cursor = Cursor::START;
             for number in 0..20 {
                 let data = format!("user:u {number}");
-                cursor = store.append(&channel, draft(&data), Write::default()).await.unwrap()[0];
+                cursor = store.append(&channel, draft(&data), WriteContext::default()).await.unwrap()[0];
                 history.saw(&channel, cursor, &data);
             }
             source.set(wall_ms);
@@ -36,7 +36,7 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
                 let store = open(config(durable), &drive, &source).await;
                 let mut follower = store.follow(&channel, cursor, None).await.unwrap();
                 let data = format!("user:u after {round}");
-                let place = store.append(&channel, draft(&data), Write::default()).await.unwrap()[0];
+                let place = store.append(&channel, draft(&data), WriteContext::default()).await.unwrap()[0];
                 history.saw(&channel, place, &data);
                 let mut gap = false;
                 loop {
@@ -59,14 +59,14 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
 }
 
 #[tokio::test]
-async fn clock_that_is_set_expires_and_hides_nothing() {
+async fn clock_change_expires_and_hides_no_events() {
     for durable in [true, false] {
         for wall_ms in SET {
             let (drive, source) = (Drive::default(), Set::at(NOON));
             let channel = name("user:u");
             let mut store = open(config(durable), &drive, &source).await;
-            store.append(&channel, draft("user:u 1"), Write::default()).await.unwrap();
-            store.put(&name("state:s"), b"value", Some(600_000), Write::default()).await.unwrap();
+            store.append(&channel, draft("user:u 1"), WriteContext::default()).await.unwrap();
+            store.put(&name("state:s"), b"value", Some(600_000), WriteContext::default()).await.unwrap();
             assert_eq!(store.claim("ticket", 60_000).await, Ok(true));
             for restarts in 0..3 {
                 source.set(wall_ms);
@@ -95,19 +95,19 @@ async fn clock_that_is_set_expires_and_hides_nothing() {
 }
 
 #[tokio::test]
-async fn channel_that_was_removed_begins_behind_what_was_seen_of_it_though_the_clock_is_set_back() {
+async fn removed_channel_starts_after_its_last_cursor_despite_a_clock_set_back() {
     let (drive, source) = (Drive::default(), Set::at(NOON));
     let bounded = EventsConfig { channels_max: 2, ..config(false) };
     let store = open(bounded.clone(), &drive, &source).await;
-    let first = store.append(&name("user:a"), draft("user:a 1"), Write::default()).await.unwrap()[0];
+    let first = store.append(&name("user:a"), draft("user:a 1"), WriteContext::default()).await.unwrap()[0];
     for other in ["user:b", "user:c", "user:d"] {
         source.pass(1);
-        store.append(&name(other), draft("x"), Write::default()).await.unwrap();
+        store.append(&name(other), draft("x"), WriteContext::default()).await.unwrap();
     }
     source.set(1_000);
     let drive = drive.crash(1);
     let store = open(bounded, &drive, &source).await;
-    let again = store.append(&name("user:a"), draft("user:a 2"), Write::default()).await.unwrap()[0];
+    let again = store.append(&name("user:a"), draft("user:a 2"), WriteContext::default()).await.unwrap()[0];
     assert!(again > first, "{again} after {first}");
 }
 
@@ -151,7 +151,7 @@ async fn file_of_an_earlier_version_is_read_and_continued() {
         store.close().await.unwrap();
     }
     let store = open(config(true), &drive, &source).await;
-    assert_eq!(store.append(&name("user:a"), draft("2"), Write::default()).await, Ok(vec![Cursor::new(7, 2)]));
+    assert_eq!(store.append(&name("user:a"), draft("2"), WriteContext::default()).await, Ok(vec![Cursor::new(7, 2)]));
     assert_eq!(contents(&store, &name("user:a"), Cursor::START).await.unwrap().len(), 2);
     assert_eq!(contents(&store, &name("user:b"), Cursor::START).await.unwrap().len(), 1);
 }
@@ -164,11 +164,11 @@ async fn channels_that_share_a_number_in_an_earlier_file_are_separated_without_t
     for (channel, events) in [("user:a", 0), ("user:b", 0), ("user:c", 1)] {
         assert_eq!(contents(&store, &name(channel), Cursor::START).await.unwrap().len(), events);
         // A reader that has seen the event gets a gap, and the next is its own.
-        let place = store.append(&name(channel), draft(channel), Write::default()).await.unwrap()[0];
+        let place = store.append(&name(channel), draft(channel), WriteContext::default()).await.unwrap()[0];
         let rest = contents(&store, &name(channel), Cursor::new(7, 1)).await.unwrap();
         assert_eq!(rest, [(place, channel.to_owned())]);
     }
-    let new = store.append(&name("user:d"), draft("user:d"), Write::default()).await.unwrap()[0];
+    let new = store.append(&name("user:d"), draft("user:d"), WriteContext::default()).await.unwrap()[0];
     assert_eq!(contents(&store, &name("user:d"), Cursor::START).await.unwrap(), [(new, "user:d".to_owned())]);
     store.close().await.unwrap();
     let store = open(config(true), &drive, &source).await;

@@ -14,7 +14,7 @@ use super::tensors::Tensors;
 use crate::builtin::network::AnyEncoder;
 
 /// The numbers of `config.json`.
-struct Numbers {
+struct BertDimensions {
     hidden: usize,
     heads: usize,
     intermediate: usize,
@@ -27,7 +27,7 @@ struct Numbers {
     first_position: usize,
 }
 
-impl Numbers {
+impl BertDimensions {
     fn read(family: Family, settings: &Settings) -> Result<Self, String> {
         let (hidden, heads, layers, intermediate, activation) = match family {
             Family::DistilBert => ("dim", "n_heads", "n_layers", "hidden_dim", "activation"),
@@ -74,7 +74,7 @@ fn root(family: Family, tensors: &Tensors) -> &'static str {
 
 /// What the encoder is, when its settings and the names of its tensors are as they must be.
 pub(super) fn shape(family: Family, settings: &Settings, tensors: &Tensors) -> Result<String, String> {
-    let Numbers { hidden, heads, layers, groups, .. } = Numbers::read(family, settings)?;
+    let BertDimensions { hidden, heads, layers, groups, .. } = BertDimensions::read(family, settings)?;
     if family == Family::Deberta {
         Deberta::read(settings)?;
     }
@@ -94,8 +94,8 @@ pub(super) fn load(
     isa: Isa,
     precision: Precision,
 ) -> Result<(AnyEncoder, bool), String> {
-    let numbers = Numbers::read(family, settings)?;
-    let Numbers { hidden, heads, intermediate, .. } = numbers;
+    let numbers = BertDimensions::read(family, settings)?;
+    let BertDimensions { hidden, heads, intermediate, .. } = numbers;
     let deberta = if family == Family::Deberta { Some(Deberta::read(settings)?) } else { None };
     let root = root(family, tensors);
     let name = |part: &str| format!("{root}{part}");

@@ -5,7 +5,7 @@ use weir_kernels::{Activation, Isa};
 use super::family::Family;
 use super::settings::Settings;
 use super::tensors::Tensors;
-use crate::builtin::network::{From, HeadActivation, Pooling, Readout, Stage};
+use crate::builtin::network::{HeadActivation, Pooling, Readout, RowSelection, Stage};
 
 /// A linear layer of the file, with as many columns as its weight has rows.
 fn stage(tensors: &Tensors, name: &str, inner: usize, activation: HeadActivation, isa: Isa) -> Result<Stage, String> {
@@ -33,7 +33,7 @@ pub(super) fn sequence(
     };
     let stages =
         vec![stage(tensors, first, hidden, activation, isa)?, stage(tensors, last, hidden, HeadActivation::None, isa)?];
-    Ok(Readout { from: From::Texts(Pooling::First), stages })
+    Ok(Readout { from: RowSelection::Texts(Pooling::First), stages })
 }
 
 fn modern(settings: &Settings, tensors: &Tensors, isa: Isa, hidden: usize) -> Result<Readout, String> {
@@ -42,7 +42,7 @@ fn modern(settings: &Settings, tensors: &Tensors, isa: Isa, hidden: usize) -> Re
         Some("mean") => Pooling::Mean,
         Some(other) => return Err(format!("classifier_pooling = {other:?} is not supported")),
     };
-    Ok(Readout { from: From::Texts(pooling), stages: modern_stages(settings, tensors, isa, hidden)? })
+    Ok(Readout { from: RowSelection::Texts(pooling), stages: modern_stages(settings, tensors, isa, hidden)? })
 }
 
 fn modern_stages(settings: &Settings, tensors: &Tensors, isa: Isa, hidden: usize) -> Result<Vec<Stage>, String> {
@@ -70,5 +70,5 @@ pub(super) fn tokens(
         Family::ModernBert => modern_stages(settings, tensors, isa, hidden)?,
         _ => vec![stage(tensors, "classifier", hidden, HeadActivation::None, isa)?],
     };
-    Ok(Readout { from: From::Tokens, stages })
+    Ok(Readout { from: RowSelection::Tokens, stages })
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use weir_kernels::{Isa, Precision};
 
 use super::Inner;
-use super::network::{From, Readout};
+use super::network::{Readout, RowSelection};
 use crate::engine::{Dimension, ElementType, TensorInfo};
 use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
@@ -44,7 +44,7 @@ enum Task {
 }
 
 /// A model that has been recognized.
-struct Recognized {
+struct HubModel {
     family: Family,
     task: Task,
     settings: Settings,
@@ -52,7 +52,7 @@ struct Recognized {
     modules: Option<Modules>,
 }
 
-impl Recognized {
+impl HubModel {
     /// Reads what says which architecture the model has; `file` is its `model.safetensors`.
     fn read(file: &Path, config: &RegistryConfig) -> Result<Self, String> {
         let dir = file.parent().unwrap_or(Path::new("."));
@@ -98,7 +98,7 @@ pub(super) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
 /// # Errors
 /// Why it does not take it.
 pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
-    let Recognized { family, settings, tensors, .. } = Recognized::read(file, config)?;
+    let HubModel { family, settings, tensors, .. } = HubModel::read(file, config)?;
     let encoder = match family {
         Family::ModernBert => modern::shape(&settings, &tensors)?,
         family => bert::shape(family, &settings, &tensors)?,
@@ -111,7 +111,7 @@ pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, 
 /// # Errors
 /// Why it cannot be computed.
 pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Precision) -> Result<Inner, String> {
-    let Recognized { family, task, settings, tensors, modules } = Recognized::read(file, config)?;
+    let HubModel { family, task, settings, tensors, modules } = HubModel::read(file, config)?;
     let (encoder, types) = match family {
         Family::ModernBert => (modern::load(&settings, &tensors, isa, precision)?, false),
         family => bert::load(family, &settings, &tensors, isa, precision)?,
@@ -122,7 +122,7 @@ pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Pr
         Task::Tokens => head::tokens(family, &settings, &tensors, isa, hidden)?,
         Task::Features => match modules {
             Some(modules) => modules.readout(isa, hidden)?,
-            None => Readout { from: From::Tokens, stages: Vec::new() },
+            None => Readout { from: RowSelection::Tokens, stages: Vec::new() },
         },
     };
     tensors.release();
@@ -139,7 +139,9 @@ pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Pr
     let (name, dimensions) = match (task, readout.from) {
         (Task::Sequence, _) => ("logits", vec![Dimension::Symbol("texts".to_owned()), width]),
         (Task::Tokens, _) => ("logits", vec![Dimension::Fixed(1), Dimension::Symbol("tokens".to_owned()), width]),
-        (Task::Features, From::Texts(_)) => ("sentence_embedding", vec![Dimension::Symbol("texts".to_owned()), width]),
+        (Task::Features, RowSelection::Texts(_)) => {
+            ("sentence_embedding", vec![Dimension::Symbol("texts".to_owned()), width])
+        }
         (Task::Features, _) => {
             ("last_hidden_state", vec![Dimension::Fixed(1), Dimension::Symbol("tokens".to_owned()), width])
         }

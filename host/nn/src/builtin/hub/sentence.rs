@@ -7,7 +7,7 @@ use weir_kernels::Isa;
 
 use super::settings::{Settings, read_json};
 use super::tensors::Tensors;
-use crate::builtin::network::{From, HeadActivation, Pooling, Readout, Stage};
+use crate::builtin::network::{HeadActivation, Pooling, Readout, RowSelection, Stage};
 
 /// The most modules of a model.
 const MODULES_MAX: usize = 16;
@@ -31,7 +31,7 @@ impl Modules {
     pub(super) fn read(dir: &Path, bytes_max: u64) -> Result<Option<Self>, String> {
         let Some(list) = list(dir)? else { return Ok(None) };
         let (mut pooling, mut stages) = (None, Vec::new());
-        for Listed { kind, path } in list {
+        for ModuleEntry { kind, path } in list {
             let path = dir.join(path);
             match kind {
                 Kind::Transformer => {}
@@ -61,7 +61,7 @@ impl Modules {
                 }
             });
         }
-        Ok(Readout { from: From::Texts(self.pooling), stages })
+        Ok(Readout { from: RowSelection::Texts(self.pooling), stages })
     }
 }
 
@@ -75,14 +75,14 @@ enum Kind {
 }
 
 /// A line of `modules.json`.
-pub(super) struct Listed {
+pub(super) struct ModuleEntry {
     kind: Kind,
     /// Its folder, within the model's; empty for the model's own.
     pub(super) path: String,
 }
 
 /// What `modules.json` lists, in an order that is computed; none where there is no such file.
-pub(super) fn list(dir: &Path) -> Result<Option<Vec<Listed>>, String> {
+pub(super) fn list(dir: &Path) -> Result<Option<Vec<ModuleEntry>>, String> {
     let Some(list) = read_json(&dir.join("modules.json"))? else { return Ok(None) };
     let list = list.as_array().ok_or("modules.json is not a list")?;
     if list.len() > MODULES_MAX {
@@ -105,7 +105,7 @@ pub(super) fn list(dir: &Path) -> Result<Option<Vec<Listed>>, String> {
             ("Normalize", 2..) => Kind::Normalize,
             _ => return Err(format!("modules.json: {name} at place {index} is not supported")),
         };
-        Ok(Listed { kind, path: path.to_owned() })
+        Ok(ModuleEntry { kind, path: path.to_owned() })
     };
     list.iter().enumerate().map(module).collect::<Result<_, _>>().map(Some)
 }

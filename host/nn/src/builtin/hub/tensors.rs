@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use weir_kernels::{Linear, Norm, TableRows, Values};
 
-use crate::builtin::mapping::{MappedTable, Mapping, Numbers};
+use crate::builtin::mapping::{MappedTable, Mapping, TensorBytes};
 use crate::builtin::safetensors::{Entry, Header};
 
 /// A file of weights.
@@ -72,7 +72,7 @@ impl Tensors {
         if entry.shape != shape {
             return Err(format!("{name} has shape {:?}, not {shape:?}", entry.shape));
         }
-        let numbers = Numbers { dtype: entry.dtype, bytes: &self.mapping[entry.range.clone()] };
+        let numbers = TensorBytes { dtype: entry.dtype, bytes: &self.mapping[entry.range.clone()] };
         numbers.f32().map_err(|reason| format!("{name}: {reason}"))
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::{FILES_MAX, Progress, PullError, Source, copy_bounded, disk, provenance};
+use super::{FILES_MAX, ModelSource, Progress, PullError, copy_bounded, disk, provenance};
 
 /// How deep a model's files may lie.
 const DEPTH_MAX: usize = 3;
@@ -43,7 +43,7 @@ impl Directory {
     }
 }
 
-impl Source for Directory {
+impl ModelSource for Directory {
     fn origin(&self) -> String {
         self.path.display().to_string()
     }

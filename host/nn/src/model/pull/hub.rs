@@ -6,7 +6,7 @@ use std::path::Path;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
-use super::{Progress, PullError, Source, disk, provenance};
+use super::{ModelSource, Progress, PullError, disk, provenance};
 
 /// The revision when none is named.
 const REVISION_DEFAULT: &str = "main";
@@ -53,7 +53,7 @@ impl Hub {
     }
 }
 
-impl Source for Hub {
+impl ModelSource for Hub {
     fn origin(&self) -> String {
         self.origin.clone()
     }

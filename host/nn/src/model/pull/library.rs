@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wheel_is_the_one_that_the_tests_run_with() {
+    fn wheel_version_equals_that_of_the_tests() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let requirements = std::fs::read_to_string(root.join("tests/python-requirements.txt")).unwrap();
         assert!(requirements.contains(REQUIREMENT), "copy the lines of onnxruntime from there into onnxruntime.txt");
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_library_leaves_nothing_behind() {
+    fn invalid_library_leaves_no_files() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("to");
         let check = |from: PathBuf, expected: Expect| {

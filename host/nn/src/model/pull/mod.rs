@@ -127,7 +127,7 @@ pub enum PullError {
 }
 
 /// A place that models come from.
-trait Source {
+trait ModelSource {
     /// What names it in errors.
     fn origin(&self) -> String;
 
@@ -185,7 +185,7 @@ fn pull_with(
     }
     std::fs::create_dir_all(dest_root).map_err(disk(dest_root))?;
     let work = tempfile::Builder::new().prefix(".pull-").tempdir_in(dest_root).map_err(disk(dest_root))?;
-    let mut source: Box<dyn Source> = match &parsed {
+    let mut source: Box<dyn ModelSource> = match &parsed {
         Spec::Hub { repository, revision, .. } => {
             Box::new(hub::Hub::open(repository, revision.as_deref(), endpoints.hub.as_deref(), work.path(), progress)?)
         }
@@ -208,7 +208,11 @@ fn pull_with(
 }
 
 /// Fetches what a model needs.
-fn fetch_model(source: &mut dyn Source, model: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), PullError> {
+fn fetch_model(
+    source: &mut dyn ModelSource,
+    model: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), PullError> {
     let origin = source.origin();
     let has = |name: &str| source.files().contains(name);
     for file in REQUIRED {
@@ -220,7 +224,7 @@ fn fetch_model(source: &mut dyn Source, model: &Path, progress: &mut dyn FnMut(P
         true => source.files().clone(),
         false => REQUIRED.into_iter().chain(OPTIONAL).filter(|name| has(name)).map(str::to_owned).collect(),
     };
-    let mut fetched = Fetched { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
+    let mut fetched = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
     for name in &wanted {
         fetched.one(source, name, progress)?;
     }
@@ -258,8 +262,8 @@ fn fetch_model(source: &mut dyn Source, model: &Path, progress: &mut dyn FnMut(P
 
 /// Fetches the weights as the hub has them, where the built-in engine takes them: no graph is needed then. Else why it does not.
 fn fetch_weights(
-    fetched: &mut Fetched<'_>,
-    source: &mut dyn Source,
+    fetched: &mut Fetcher<'_>,
+    source: &mut dyn ModelSource,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Result<(), String>, PullError> {
     let model = fetched.model;
@@ -289,16 +293,16 @@ fn fetch_weights(
     }
 }
 
-struct Fetched<'a> {
+struct Fetcher<'a> {
     model: &'a Path,
     bytes_left: u64,
     files: BTreeSet<String>,
 }
 
-impl Fetched<'_> {
+impl Fetcher<'_> {
     fn one(
         &mut self,
-        source: &mut dyn Source,
+        source: &mut dyn ModelSource,
         name: &str,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), PullError> {

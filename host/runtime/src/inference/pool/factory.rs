@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
-use weir_nn::{Names, NnCtx, NnView, Registry};
+use weir_nn::{GraphAccess, NnCtx, NnView, Registry};
 
 use super::PoolConfig;
 use crate::bindings::infer::InferExportsPre;
@@ -44,7 +44,7 @@ impl InferFactory {
         let state = InferState {
             table: ResourceTable::new(),
             wasi: wasi.build(),
-            nn: NnCtx::new(self.registry.clone(), Names::only([name.clone()])).counting(computed),
+            nn: NnCtx::new(self.registry.clone(), GraphAccess::only([name.clone()])).counting(computed),
             limits: limits(pool.memory_bytes_max),
         };
         let mut store = Store::new(&self.engine, state);

@@ -24,7 +24,7 @@ use weir_core::inference::queue::Ticket;
 pub(crate) use self::factory::InferFactory;
 use self::instance::Instance;
 use self::metrics::PoolMetrics;
-use self::streams::{EndWatched, ItemSource, NotifyOnDrop, OutcomeSink};
+use self::streams::{ItemSource, NotifyOnDrop, OutcomeSink, WatchedSink};
 use crate::inference::queue::{Job, Queue, QueueSettings};
 use crate::inference::reply::OutcomeSender;
 use crate::types::{
@@ -395,7 +395,7 @@ impl Pool {
         let run = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
             let items = accessor.with(|mut access| StreamReader::new(&mut access, source))?;
             let outcomes = component.weir_stream_infer().call_run(accessor, items).await?;
-            let consumer = EndWatched { sink, _ended: NotifyOnDrop(ended.clone()) };
+            let consumer = WatchedSink { sink, _ended: NotifyOnDrop(ended.clone()) };
             accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
             tokio::select! {
                 () = ended.notified() => Ok(()),

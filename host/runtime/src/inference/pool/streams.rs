@@ -108,7 +108,7 @@ impl OutcomeSink {
 }
 
 /// A sink that notifies when it is dropped: the stream has ended.
-pub(super) struct EndWatched {
+pub(super) struct WatchedSink {
     pub(super) sink: OutcomeSink,
     pub(super) _ended: NotifyOnDrop,
 }
@@ -121,7 +121,7 @@ impl Drop for NotifyOnDrop {
     }
 }
 
-impl<D> StreamConsumer<D> for EndWatched {
+impl<D> StreamConsumer<D> for WatchedSink {
     type Item = Outcome;
 
     fn poll_consume(

@@ -62,7 +62,7 @@ async fn failure(outcomes: &mut Outcomes) -> Failure {
 }
 
 #[test]
-fn replica_takes_its_share_of_the_waiting_items() {
+fn replica_gets_its_share_of_the_waiting_items() {
     let queue = Queue::new(settings(), 2);
     let kept: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
     // Half of the tokens that wait, and one item at least.

@@ -363,7 +363,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_item_comes_out_exactly_once(
+    fn each_item_has_exactly_one_outcome(
         config in configs(),
         ops in ops(),
         kinds in prop::collection::vec(0u8..10, 1..30),
@@ -382,7 +382,7 @@ proptest! {
     }
 
     #[test]
-    fn an_abort_ends_every_item_too(config in configs(), ops in ops(), seed: u64) {
+    fn abort_gives_each_item_an_outcome(config in configs(), ops in ops(), seed: u64) {
         let mut driver = Driver::new(config, seed);
         for op in ops {
             driver.apply(op);
@@ -396,7 +396,7 @@ proptest! {
     }
 
     #[test]
-    fn who_only_wakes_when_told_finishes_without_a_stop(
+    fn driver_that_waits_for_timers_finishes_without_a_stop(
         config in configs(),
         ops in ops(),
         kinds in prop::collection::vec(0u8..10, 1..30),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use crate::body::ResponseBody;
 use crate::dispatch;
 use crate::http2;
+use crate::linger::{self, WatchedBody};
 use crate::response::EdgeResponse;
 use crate::sse::connection::HeldConnection;
 use crate::sse::hold::HeldResponse;
@@ -45,41 +47,46 @@ pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64,
     // The first bytes show the version of HTTP, and reading them has no timeout of its own.
     let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
     let Ok(Ok(http2)) = tokio::time::timeout(header_timeout, is_http2(&stream)).await else { return };
-    let stream = WriteTimed::new(stream, Duration::from_millis(state.config.write_timeout_ms));
+    let mut stream = WriteTimed::new(stream, Duration::from_millis(state.config.write_timeout_ms));
+    let (lingering, stopping) = (state.lingering.clone(), stopped.clone());
     if http2 {
-        return Box::pin(http2::serve(state, stream, client, stopped)).await;
+        Box::pin(http2::serve(state, &mut stream, client, stopped)).await;
+        return linger::close(&mut stream, &lingering, client, stopping).await;
     }
     let closing = state.closing.subscribe();
     // Boxed and dropped, so that a held connection does not keep the memory for reading requests.
-    match Box::pin(serve_http1(state, stream, client, stopped)).await {
-        None => {}
-        Some(Handover::Held(held)) => {
-            if let Err(error) = held.await {
-                tracing::debug!(%error, "a held connection ended early");
+    let Some((mut stream, handover)) = Box::pin(serve_http1(state, stream, client, stopped)).await else { return };
+    match handover {
+        Handover::Closed => {}
+        Handover::Held(held) => {
+            if let Err(error) = HeldConnection::new(&mut stream, *held).await {
+                return tracing::debug!(%error, "a held connection ended early");
             }
         }
-        Some(Handover::WebSocket { stream, read, upgrade }) => Box::pin(upgrade.run(stream, read, closing)).await,
+        Handover::WebSocket { read, upgrade } => Box::pin(upgrade.run(&mut stream, read, closing)).await,
     }
+    Box::pin(linger::close(&mut stream, &lingering, client, stopping)).await;
 }
 
 /// What a connection becomes when it takes no more requests.
 enum Handover {
-    Held(HeldConnection<Stream>),
+    /// Everything was answered.
+    Closed,
+    Held(Box<HeldStream>),
     WebSocket {
-        stream: Stream,
         /// Bytes that were read after the request.
         read: Bytes,
         upgrade: Box<Upgrade>,
     },
 }
 
-/// Answers requests until the connection ends or is handed over.
+/// Answers requests until the connection is handed over; `None` where it has failed.
 async fn serve_http1(
     state: Arc<EdgeState>,
     stream: Stream,
     client: u64,
     mut stopped: watch::Receiver<bool>,
-) -> Option<Handover> {
+) -> Option<(Stream, Handover)> {
     let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
     let idle_timeout = Duration::from_millis(state.config.idle_timeout_ms);
     let slot = Arc::new(HandoverSlot { held: Mutex::new(None), upgrade: Mutex::new(None), flushed: stream.flushed() });
@@ -92,7 +99,8 @@ async fn serve_http1(
         let guard = heads.complete();
         async move {
             let can_chunk = request.version() == Version::HTTP_11;
-            let response = match dispatch::handle(&state, request, client).await {
+            let (request, body) = WatchedBody::watch(request);
+            let mut response = match dispatch::handle(&state, request, client).await {
                 EdgeResponse::Held(held) if can_chunk => {
                     slot.put_held(*held);
                     // The connection is taken from hyper before this request is answered.
@@ -104,6 +112,9 @@ async fn serve_http1(
                 }
                 response => response.into_http(),
             };
+            if !body.discard_unread().await {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|body| GuardedBody { body, _guard: guard }))
         }
     });
@@ -131,21 +142,23 @@ async fn serve_http1(
                 let stream = connection.into_parts().io.into_inner().into_inner();
                 // Best effort. Otherwise the system may buffer megabytes for each client that does not read.
                 let _ = SockRef::from(stream.get_ref()).set_send_buffer_size(SEND_BUFFER_BYTES);
-                return Some(Handover::Held(HeldConnection::new(stream, held)));
+                return Some((stream, Handover::Held(Box::new(held))));
             }
-            // hyper ends its connection after the head of an upgrade.
-            Some(Ok(None)) => {
-                let upgrade = filled.take_upgrade()?;
+            Some(ended) => {
+                // An error of the connection itself leaves nothing to send; after others a response was sent, whole or in part.
+                if let Err(error) = &ended {
+                    log(error);
+                    if !error.is_parse() && !error.is_user() {
+                        return None;
+                    }
+                }
                 let parts = connection.into_parts();
-                return Some(Handover::WebSocket {
-                    stream: parts.io.into_inner().into_inner(),
-                    read: parts.read_buf,
-                    upgrade,
-                });
-            }
-            Some(Err(error)) => {
-                log(&error);
-                return None;
+                // hyper ends its connection after the head of an upgrade.
+                let handover = match filled.take_upgrade().filter(|_| ended.is_ok()) {
+                    Some(upgrade) => Handover::WebSocket { read: parts.read_buf, upgrade },
+                    None => Handover::Closed,
+                };
+                return Some((parts.io.into_inner().into_inner(), handover));
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: the HTTP listener: accepts, bounds, drains.
 //! - `connection`: one connection, of HTTP/1.1 or HTTP/2; `http2`: a connection of HTTP/2, stream by stream.
+//! - `linger`: the end of a connection whose client may still be sending.
 //! - `dispatch`: finds what answers a request: the host itself, or the gateway component.
 //! - `head_checks`: the checks of the head of every request: transfer coding, host, path, origin.
 //! - `response`, `body`, `request_id`: responses, those of the host itself among them.
@@ -26,6 +27,7 @@ mod dispatch;
 mod error;
 mod head_checks;
 mod http2;
+mod linger;
 mod metric;
 pub mod observe;
 mod request_id;

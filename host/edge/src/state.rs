@@ -19,6 +19,8 @@ use crate::sse::subscribers::Subscribers;
 const PROBES_MAX: u32 = 64;
 /// Responses of `/metrics` that are not sent yet.
 const SCRAPES_MAX: u32 = 16;
+/// One of this many connections may linger.
+const LINGERING_DIVISOR: u32 = 4;
 
 pub(crate) struct EdgeState {
     pub(crate) config: Http,
@@ -30,6 +32,8 @@ pub(crate) struct EdgeState {
     /// Whether `auth.mode` is `required`.
     pub(crate) needs_token: bool,
     pub(crate) connections: Arc<SharedPool>,
+    /// Connections that discard what their client sends after its last response.
+    pub(crate) lingering: Arc<SharedPool>,
     pub(crate) requests: Arc<SharedPool>,
     pub(crate) probes: Arc<SharedPool>,
     pub(crate) scrapes: Arc<SharedPool>,
@@ -60,6 +64,7 @@ impl EdgeState {
             head_checks: HeadChecks::new(config, is_loopback)?,
             needs_token: config.auth.mode == AuthMode::Required,
             connections: SharedPool::new(http.connections_max, share),
+            lingering: SharedPool::new((http.connections_max / LINGERING_DIVISOR).max(1), share),
             requests: SharedPool::new(http.requests_max, share),
             probes: SharedPool::new(PROBES_MAX, share),
             scrapes: SharedPool::new(SCRAPES_MAX, share),

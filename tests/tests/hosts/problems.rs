@@ -67,14 +67,7 @@ async fn wrong_request_is_answered_with_one_problem() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = reqwest::Client::new();
     for case in cases() {
-        let mut request = client.request(case.method.clone(), server.url(case.path));
-        request = if case.status == 413 {
-            // The length alone decides: nothing of the body is sent, so the refusal cannot be lost with unread bytes.
-            let body = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();
-            request.header("content-length", case.body.len()).body(reqwest::Body::wrap_stream(body))
-        } else {
-            request.body(case.body.clone())
-        };
+        let mut request = client.request(case.method.clone(), server.url(case.path)).body(case.body.clone());
         for (name, value) in case.headers {
             request = request.header(*name, *value);
         }

@@ -14,7 +14,10 @@ export interface ClientOptions {
   /** Sent as `Authorization: Bearer`; a function is asked again after a 401. */
   token?: string | (() => string | Promise<string>) | undefined;
   fetch?: typeof fetch | undefined;
-  /** `auto`, the default: server-sent events, and one WebSocket from the third channel on, where there are WebSockets. */
+  /**
+   * `auto`, the default: server-sent events, and one WebSocket from the third channel on. `ws`: one WebSocket for every channel. Both take
+   * server-sent events where no WebSocket can be opened.
+   */
   transport?: "auto" | "sse" | "ws" | undefined;
   headers?: HeadersInit | undefined;
   /** The time that an answer which is not a stream may take. */
@@ -132,12 +135,12 @@ export function createClient(baseUrl = "", options: ClientOptions = {}): WeirCli
     );
     const connect: Connect = async function* (request) {
       const wantsSocket = options.transport === "ws" || (options.transport !== "sse" && sseChannels >= SSE_CHANNELS_MAX);
-      const mayFallBack = options.transport !== "ws";
-      if (wantsSocket && typeof WebSocket === "function" && hub.accepts(channel) && !(mayFallBack && socketFailed)) {
+      if (wantsSocket && typeof WebSocket === "function" && !socketFailed && hub.accepts(channel)) {
         try {
           return yield* hub.connect(channel, how)(request);
         } catch (error) {
-          if (!(error instanceof SocketUnavailableError) || !mayFallBack || request.signal.aborted) throw error;
+          // A server that had one before is away, and not without WebSockets.
+          if (!(error instanceof SocketUnavailableError) || hub.hasOpened || request.signal.aborted) throw error;
           socketFailed = true;
         }
       }

@@ -37,6 +37,8 @@ interface Subscription {
 export class SocketHub {
   private socket: WebSocket | undefined;
   private opening: Promise<WebSocket> | undefined;
+  /** Whether a socket has been open: WebSockets work. */
+  hasOpened = false;
   private readonly subscriptions = new Map<string, Subscription>();
 
   /** `url` gives the address for the next socket, with a ticket where one is needed. */
@@ -107,7 +109,7 @@ export class SocketHub {
   }
 
   private open(): Promise<WebSocket> {
-    if (this.socket?.readyState === WebSocket.OPEN) return Promise.resolve(this.socket);
+    if (this.socket !== undefined && this.socket.readyState === WebSocket.OPEN) return Promise.resolve(this.socket);
     this.opening ??= this.begin().finally(() => (this.opening = undefined));
     return this.opening;
   }
@@ -119,6 +121,7 @@ export class SocketHub {
       socket.onerror = socket.onclose = () => reject(new SocketUnavailableError());
     });
     this.socket = socket;
+    this.hasOpened = true;
     socket.onerror = null;
     socket.onmessage = ({ data }) => this.receive(String(data));
     socket.onclose = () => this.lose(socket);

@@ -102,6 +102,8 @@ export const INITIAL: ChannelSnapshot = Object.freeze({
 export class ChannelStore {
   snapshot: ChannelSnapshot = INITIAL;
   private readonly listeners = new Set<() => void>();
+  /** Events that are not in the snapshot yet: many that come at once are added at once. */
+  private pending: ChannelEvent[] = [];
   private stopper: AbortController | undefined;
   private linger: ReturnType<typeof setTimeout> | undefined;
   private isScheduled = false;
@@ -165,12 +167,15 @@ export class ChannelStore {
         if (isCurrent()) this.put({ connection, attempt, retryInMs, ...(connection === "open" ? { error: null } : {}) });
       },
     };
+    this.fold();
     const { lastEventId } = this.snapshot;
     if (lastEventId !== undefined) follow.lastEventId = lastEventId;
     try {
       for await (const event of this.client.follow(this.kind, this.id, follow)) {
         if (!isCurrent()) return;
-        this.put(reduce(this.snapshot, event));
+        this.pending.push(event);
+        if (this.pending.length >= EVENTS_MAX) this.fold();
+        this.announce();
       }
       if (isCurrent()) this.put({ isFinished: true, connection: "closed" });
     } catch (error) {
@@ -181,21 +186,41 @@ export class ChannelStore {
   }
 
   private put(change: Partial<ChannelSnapshot>): void {
+    this.fold();
     this.snapshot = { ...this.snapshot, ...change };
+    this.announce();
+  }
+
+  private fold(): void {
+    if (this.pending.length === 0) return;
+    this.snapshot = reduce(this.snapshot, this.pending);
+    this.pending = [];
+  }
+
+  private announce(): void {
     if (this.isScheduled) return;
     this.isScheduled = true;
     this.schedule(() => {
       this.isScheduled = false;
+      this.fold();
       for (const listener of this.listeners) listener();
     });
   }
 }
 
+/** The state after events. */
+export function reduce(before: ChannelSnapshot, events: ChannelEvent[]): ChannelSnapshot {
+  const next = { ...before };
+  for (const event of events) Object.assign(next, changeOf(next, event));
+  next.events = [...before.events, ...events].slice(-EVENTS_MAX);
+  next.count += events.length;
+  next.last = events.at(-1) ?? before.last;
+  return next;
+}
+
 /** What an event changes. */
-export function reduce(before: ChannelSnapshot, event: ChannelEvent): Partial<ChannelSnapshot> {
-  const change: Partial<ChannelSnapshot> = { count: before.count + 1, last: event };
-  const from = before.events.length >= EVENTS_MAX ? before.events.length - EVENTS_MAX + 1 : 0;
-  change.events = [...before.events.slice(from), event];
+function changeOf(before: ChannelSnapshot, event: ChannelEvent): Partial<ChannelSnapshot> {
+  const change: Partial<ChannelSnapshot> = {};
   if (event.id !== undefined) change.lastEventId = event.id;
   switch (event.type) {
     case "gap":

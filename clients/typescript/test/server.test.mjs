@@ -12,7 +12,7 @@ const REVIEW = {
   steps: [
     { id: "chunk", kind: "chunk", chunk_size: 200 },
     { id: "sentiment", kind: "sentiment", after: ["chunk"] },
-    { id: "report", kind: "map", after: ["sentiment"], expression: "{verdict: sentiment.overall_sentiment}" },
+    { id: "report", kind: "map", after: ["sentiment"], expression: "{verdict: overall_sentiment}" },
   ],
 };
 

@@ -1,0 +1,275 @@
+// The page in a browser, served by a real server: every view, and what a bad day brings.
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+import { closeBrowser, inspect, open, options, post, scratch, serve, slowService, tasksOf, until } from "./support.mjs";
+
+after(closeBrowser);
+
+const REVIEW = {
+  steps: [
+    { id: "chunk", kind: "chunk", chunk_size: 200 },
+    { id: "sentiment", kind: "sentiment", after: ["chunk"] },
+    { id: "entities", kind: "entities", after: [], on_error: "continue" },
+    { id: "report", kind: "map", after: ["sentiment", "entities"], expression: "{verdict: sentiment.overall_sentiment}" },
+  ],
+};
+const text = (page, selector) => page.locator(selector).innerText();
+const publish = (server, id, progress, more = {}) => post(`${server.url}/stream/publish/workflow/${id}`, { step: `step ${progress}`, progress, ...more });
+/** The numbers of the stored events that a page has, from its download. */
+async function eventsOf(page) {
+  const [file] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download .ndjson" }).click()]);
+  const chunks = [];
+  for await (const chunk of await file.createReadStream()) chunks.push(chunk);
+  return Buffer.concat(chunks).toString().trim().split("\n").map((line) => JSON.parse(line));
+}
+
+test("home runs every task, shows the same call as code, and loads nothing else", options, async (t) => {
+  const server = await serve(t, { pipelines: { review: REVIEW } });
+  const { page, seen } = await open(t, server.page);
+  await page.getByRole("button", { name: /^Run/ }).click();
+  await page.getByText("positive", { exact: true }).waitFor();
+  assert.match(await text(page, "[data-times]"), /ms to the first event, .* in all/);
+  await inspect(page, "home");
+  await page.getByRole("radio", { name: "Entities" }).check();
+  await page.getByRole("button", { name: "news" }).click();
+  await page.getByRole("textbox", { name: "Text" }).press("Control+Enter");
+  await page.locator("mark", { hasText: "Berlin" }).waitFor();
+  await page.getByRole("radio", { name: "Everything" }).check();
+  await page.getByRole("button", { name: /^Run/ }).click();
+  await page.getByText(/overall:/).waitFor();
+  await page.locator("mark", { hasText: "Berlin" }).waitFor();
+  assert.match(await text(page, "section[aria-labelledby=same] > pre"), /curl -N .*\/process-stream/);
+  await page.getByRole("tab", { name: "curl" }).press("ArrowRight");
+  assert.match(await text(page, "section[aria-labelledby=same] > pre"), /urllib/);
+  assert.equal(await page.getByRole("radio", { name: /Generate/ }).isDisabled(), !(await page.getByText("text-generation").count()) && true);
+  await page.getByRole("link", { name: "review" }).waitFor();
+  const strangers = seen.requests.filter((url) => !url.startsWith(server.page) && !url.startsWith("data:"));
+  assert.deepEqual(strangers, []);
+});
+
+test("runs: a pipeline is started, followed to its end and found in the list", options, async (t) => {
+  const service = await slowService(t);
+  const slow = { steps: [{ id: "quick", kind: "map", expression: "`1`" }, { id: "call", kind: "http", after: ["quick"], url: service.url }] };
+  const server = await serve(t, { pipelines: { review: REVIEW, slow }, settings: [`pipelines.http_allow=["${service.url.slice(7)}"]`] });
+  const { page } = await open(t, `${server.page}/pipelines/review`);
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.locator("[data-state]", { hasText: "completed" }).waitFor();
+  await page.locator("[data-timeline]", { hasText: "report" }).waitFor();
+  assert.equal(await page.locator("[data-timeline] button").count(), 4);
+  await page.locator("[data-connection]", { hasText: "finished" }).waitFor();
+  await page.getByRole("button", { name: "sentiment" }).click();
+  await page.getByText("kind sentiment").waitFor();
+  await inspect(page, "run");
+  await page.getByRole("tab", { name: "Log" }).click();
+  await page.locator("[data-filter]").fill("step:report type:step_complete");
+  await until(async () => (await page.locator(".log li").count()) === 1);
+  await page.getByRole("tab", { name: "Output" }).click();
+  await page.getByText('"verdict": "POSITIVE"').waitFor();
+
+  const { execution_id: id } = await post(`${server.url}/pipelines/slow`, {});
+  await until(() => service.waiting.length === 1);
+  await page.goto(`${server.page}/executions/${id}`);
+  await page.locator("[data-timeline]", { hasText: "running" }).waitFor();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.locator("[data-state]", { hasText: "cancelled" }).waitFor();
+
+  await page.keyboard.press("g");
+  await page.keyboard.press("r");
+  await page.getByRole("cell", { name: id }).waitFor();
+  await inspect(page, "runs");
+  await page.getByRole("link", { name: id }).click();
+  await page.waitForURL(`**/executions/${id}`);
+});
+
+test("channels are followed over one socket, and published to", options, async (t) => {
+  const server = await serve(t);
+  await publish(server, "42", 10);
+  const { page, seen } = await open(t, `${server.page}/channels?c=workflow:42&c=user:ann`);
+  await page.locator(".log li", { hasText: "step 10" }).waitFor();
+  await page.getByRole("spinbutton", { name: "progress" }).fill("55");
+  await page.getByLabel("user_id").fill("ann");
+  await page.getByRole("button", { name: "Publish" }).click();
+  await page.getByText(/published as/).waitFor();
+  await page.locator(".log li", { hasText: "55 %" }).waitFor();
+  await page.getByRole("button", { name: "user:ann", exact: true }).click();
+  await page.locator(".log li", { hasText: "55 %" }).waitFor();
+  await inspect(page, "channels");
+  await page.getByLabel("Id", { exact: true }).fill("43");
+  await page.getByRole("button", { name: "Follow", exact: true }).click();
+  await page.getByText("3 of 64 on one socket").waitFor();
+  await publish(server, "43", 5);
+  await page.locator(".log li", { hasText: "step 5" }).waitFor();
+  assert.equal(seen.sockets, 1);
+  await page.getByRole("button", { name: "Unfollow workflow:43" }).click();
+  await page.getByText("2 of 64 on one socket").waitFor();
+});
+
+test("page whose socket cannot be opened follows by server-sent events", options, async (t) => {
+  const server = await serve(t);
+  const block = (page) => page.addInitScript(() => {
+    window.WebSocket = class { static OPEN = 1; constructor() { setTimeout(() => this.onclose?.()); } };
+  });
+  const { page, seen } = await open(t, `${server.page}/channels?c=workflow:42`, { block });
+  await publish(server, "42", 7);
+  await page.locator(".log li", { hasText: "step 7" }).waitFor();
+  assert.equal(seen.sockets, 0);
+  assert.ok(seen.requests.some((url) => url.endsWith("/stream/workflow/42")));
+});
+
+test("page survives kill -9 of the server with every event once", options, async (t) => {
+  const settings = ["events.store=disk", "events.durable=true"];
+  const folder = scratch(t);
+  const first = await serve(t, { settings: [...settings, `events.path=${folder}/events.redb`] });
+  for (let seq = 1; seq <= 20; seq++) await publish(first, "42", seq);
+  const { page } = await open(t, `${first.page}/channels?c=workflow:42`);
+  await page.locator(".log li", { hasText: "step 20" }).waitFor();
+  await first.kill();
+  await page.locator("[data-banner=lost]").waitFor();
+  await page.locator("[data-overall]", { hasText: "reconnecting" }).waitFor();
+  await until(async () => /reconnecting/.test(await page.title()));
+  await inspect(page, "connection-lost");
+  const second = await serve(t, { settings: [...settings, `events.path=${folder}/events.redb`], port: first.port });
+  for (let seq = 21; seq <= 30; seq++) await publish(second, "42", seq);
+  await page.locator("[data-overall]", { hasText: "live" }).waitFor({ timeout: 60_000 });
+  await page.locator(".log li", { hasText: "step 30" }).waitFor();
+  const progress = (await eventsOf(page)).filter(({ type }) => type === "workflow_progress").map(({ data }) => data.progress);
+  assert.deepEqual(progress, Array.from({ length: 30 }, (_, at) => at + 1));
+  assert.equal(await page.locator("[data-banner=lost]").count(), 0);
+});
+
+test("events that are gone are told as a gap", options, async (t) => {
+  const server = await serve(t, { settings: ["events.events_max=50"] });
+  const { id } = await publish(server, "42", 0);
+  for (let seq = 1; seq <= 100; seq++) await publish(server, "42", seq / 10);
+  const { page } = await open(t, `${server.page}/channels`);
+  await page.getByLabel("Id", { exact: true }).fill("42");
+  await page.getByLabel("from").selectOption("id");
+  await page.getByLabel("After the id").fill(id);
+  await page.getByRole("button", { name: "Follow", exact: true }).click();
+  await page.locator("[data-banner=gap]").waitFor();
+  assert.match(await text(page, "[data-banner=gap]"), /50 events are gone/);
+  await page.locator(".log li", { hasText: "step 10" }).first().waitFor();
+  await inspect(page, "gap");
+});
+
+test("10,000 events cause no long task and at most 500 rows", options, async (t) => {
+  const server = await serve(t, { settings: ["events.events_max=20000", "events.bytes_max=67108864"] });
+  const total = 10_000;
+  const queue = Array.from({ length: total }, (_, seq) => seq);
+  // One after the other for the channel's order, many at once for the time it takes.
+  await Promise.all(Array.from({ length: 16 }, async () => {
+    for (let seq = queue.shift(); seq !== undefined; seq = queue.shift()) await publish(server, "42", (seq % 1000) / 10);
+  }));
+  const block = (page) => page.addInitScript(() => {
+    window.rowsMax = 0;
+    new MutationObserver(() => (window.rowsMax = Math.max(window.rowsMax, document.querySelectorAll(".log li").length))).observe(document, { childList: true, subtree: true });
+  });
+  const { page } = await open(t, `${server.page}/channels`, { block });
+  await page.getByLabel("Id", { exact: true }).fill("42");
+  const traced = await tasksOf(page, async () => {
+    await page.getByRole("button", { name: "Follow", exact: true }).click();
+    await until(async () => (await text(page, "[data-count]").catch(() => "")).startsWith("10,001"), 60_000);
+  });
+  assert.ok(traced.length > 100, `${traced.length} tasks`);
+  assert.ok(Math.max(...traced) <= 50, `the longest task took ${Math.max(...traced)} ms`);
+  const rows = await page.evaluate(() => window.rowsMax);
+  assert.ok(rows > 0 && rows <= 500, `${rows} rows`);
+  await page.locator(".log").evaluate((box) => (box.scrollTop = 0));
+  await page.getByText("paused · 0 new").waitFor();
+  for (let seq = 0; seq < 3; seq++) await publish(server, "42", seq);
+  await page.getByText("paused · 3 new").click();
+  await page.locator(".log li", { hasText: "step 2" }).last().waitFor();
+});
+
+test("tab that is hidden follows nothing and gets what it missed when it is seen", options, async (t) => {
+  const server = await serve(t);
+  await publish(server, "42", 1);
+  const { page } = await open(t, `${server.page}/channels?c=workflow:42`);
+  await page.locator(".log li", { hasText: "step 1" }).waitFor();
+  const hide = (hidden) => page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+  const streams = async () => (await (await fetch(`${server.url}/stream/health`)).json()).active_streams;
+  assert.equal(await streams(), 1);
+  await hide(true);
+  await until(async () => (await streams()) === 0);
+  await publish(server, "42", 2);
+  assert.equal(await page.locator(".log li", { hasText: "step 2" }).count(), 0);
+  await hide(false);
+  await page.locator(".log li", { hasText: "step 2" }).waitFor();
+  assert.deepEqual((await eventsOf(page)).filter(({ id }) => id).map(({ data }) => data.progress), [1, 2]);
+});
+
+test("session shows segments as they become final", options, async (t) => {
+  const server = await serve(t);
+  const { session_id: id } = await post(`${server.url}/sessions`, { annotate: ["keywords", "intent", "sentiment"] });
+  const { page } = await open(t, `${server.page}/sessions/${id}`);
+  const feed = async (who, words) => {
+    await page.getByLabel("Speaker", { exact: true }).last().fill(who);
+    await page.getByPlaceholder("Feed a chunk").fill(words);
+    await page.getByRole("button", { name: "Feed" }).click();
+    await page.getByText(words).first().waitFor();
+  };
+  await feed("ann", "Can you send the price list?");
+  await page.locator(".partial", { hasText: "price list" }).waitFor();
+  await feed("bob", "I will.");
+  await feed("ann", "This is unacceptable, I want to cancel.");
+  await page.locator(".lines li", { hasText: "#price" }).waitFor();
+  await page.getByRole("button", { name: "End", exact: true }).click();
+  await page.locator(".lines li", { hasText: "churn_risk" }).waitFor();
+  await inspect(page, "session");
+  await page.getByLabel("risks only").check();
+  await until(async () => (await page.locator(".lines li").count()) === 2);
+  await page.getByRole("button", { name: "Context for an LLM" }).click();
+  await page.getByText("Recent conversation context:").waitFor();
+});
+
+test("server shows models and counts", options, async (t) => {
+  const server = await serve(t);
+  const { page } = await open(t, `${server.page}/server`);
+  await page.getByRole("rowheader", { name: "sentiment" }).waitFor();
+  await page.locator("[data-server]", { hasText: "requests open" }).waitFor();
+  await page.locator("[data-server]", { hasText: "uptime" }).waitFor();
+  await inspect(page, "server");
+});
+
+test("demo uploads a text, follows its analysis, and resumes after a cut", options, async (t) => {
+  const server = await serve(t);
+  const { page } = await open(t, `${server.page}/demo/streaming`);
+  await page.getByRole("button", { name: "use night-train.txt" }).click();
+  await page.getByRole("button", { name: "Download JSON" }).waitFor({ timeout: 60_000 });
+  const events = (await eventsOf(page)).filter(({ type }) => type === "analysis_progress");
+  assert.equal(events.at(-1).data.progress, 100);
+  const seqs = events.map(({ id }) => Number(id.split("-")[1]));
+  assert.deepEqual(seqs, seqs.map((_, at) => seqs[0] + at));
+  await inspect(page, "demo");
+});
+
+test("keys reach every view, and ? lists them", options, async (t) => {
+  const server = await serve(t);
+  const { page } = await open(t, server.page);
+  await page.getByText("Try it").waitFor();
+  for (const [key, path] of [["c", "/channels"], ["s", "/server"], ["d", "/demo/streaming"], ["r", "/executions"], ["h", "/"]]) {
+    await page.keyboard.press("g");
+    await page.keyboard.press(key);
+    await page.waitForURL(`${server.page}${path}`);
+  }
+  await page.keyboard.press("?");
+  await page.getByRole("dialog").waitFor();
+  await page.keyboard.press("Escape");
+  await until(async () => (await page.getByRole("dialog").count()) === 0);
+});
+
+test("first paint is within 100 ms and the page within its budget", options, async (t) => {
+  const server = await serve(t);
+  const { page } = await open(t, server.page);
+  await page.getByText("Try it").waitFor();
+  await page.reload();
+  await page.getByText("Try it").waitFor();
+  const paint = await until(() => page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime));
+  assert.ok(paint < 100, `${paint} ms`);
+  const body = await (await fetch(server.page, { headers: { accept: "text/html" } })).arrayBuffer();
+  const { gzipSync } = await import("node:zlib");
+  assert.ok(gzipSync(Buffer.from(body), { level: 9 }).length < 60_000);
+});

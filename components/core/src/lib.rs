@@ -1,6 +1,7 @@
 //! Weir's pure state machines: no IO, no clock, no randomness.
 //!
 //! - [`inference`]: items: queues, batches, retries, circuit breakers, the stream of the embedding API.
+//! - [`generation`]: text of language models, token by token: steps, kept prompts, whole characters, stop strings.
 //! - [`channels`]: events in sequence, retained, replayed and followed: the exact sequence, or an explicit gap.
 //! - [`transcripts`]: chunks of a transcript in, segments and annotations out.
 //! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
@@ -17,6 +18,7 @@
 
 pub mod channels;
 pub mod failure;
+pub mod generation;
 pub mod inference;
 mod named;
 pub mod nearest;

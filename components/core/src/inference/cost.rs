@@ -41,6 +41,11 @@ fn dot(one: [f64; 3], other: [f64; 3]) -> f64 {
 }
 
 impl Cost {
+    /// A cost that is guessed first as `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
+    pub fn with_guess(guess_us: [f64; 3]) -> Self {
+        Self { weights: guess_us, ..Self::default() }
+    }
+
     /// What a run of so many sequences, and so many tokens with whatever fills it up, is expected to take; at least 1 µs.
     pub fn predict_ns(&self, rows: usize, tokens: usize) -> u64 {
         // Tokens never cost less than nothing, whatever the last measurements seem to say.

@@ -1,0 +1,31 @@
+//! Generation of text by a language model: pure, on virtual time.
+//!
+//! - [`scheduler`]: which requests run, and what each step computes.
+//! - [`admission`]: which request runs next, and which computed prompt gives way to it.
+//! - [`prefix`]: which computed prompts are kept, for requests that begin alike.
+//! - [`text`]: from the bytes of tokens to pieces of text: whole characters ([`utf8`]), and never a stop string ([`stop`]).
+
+pub mod admission;
+pub mod prefix;
+pub mod scheduler;
+pub mod stop;
+pub mod text;
+pub mod utf8;
+
+#[cfg(test)]
+mod tests;
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string.
+    Stop,
+    /// It has as many tokens as it may have, or the context is full.
+    Length,
+    /// The model calls tools.
+    ToolCalls,
+    /// The content was filtered.
+    Filtered,
+    /// The caller cancelled it.
+    Cancelled,
+}

@@ -1,0 +1,448 @@
+//! Properties of the scheduler and the prefix cache together, on virtual time, with sequences whose pages are counted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+
+use super::admission::{self, Admission};
+use super::prefix::{Insertion, OwnedTokens, PrefixCache};
+use super::scheduler::{Request, Row, Scheduler, SchedulerConfig};
+
+const PAGE: usize = 4;
+const PAGES_MAX: usize = 40;
+const CONTEXT: u32 = 120;
+
+fn config() -> SchedulerConfig {
+    SchedulerConfig {
+        step_ns: 30_000_000,
+        running_max: 6,
+        queue_max: 50,
+        page_tokens: PAGE as u32,
+        pages_max: PAGES_MAX as u32,
+        context_tokens_max: CONTEXT,
+    }
+}
+
+/// Sequences in pages that forks share and copy when they write, as the engine has them.
+#[derive(Default)]
+struct Pages {
+    sequences: HashMap<u32, (usize, Vec<usize>)>,
+    holders: HashMap<usize, usize>,
+    next: usize,
+}
+
+impl Pages {
+    fn free(&self) -> usize {
+        PAGES_MAX - self.holders.len()
+    }
+
+    fn add(&mut self, length: usize, pages: Vec<usize>) -> u32 {
+        pages.iter().for_each(|page| *self.holders.entry(*page).or_default() += 1);
+        self.next += 1;
+        self.sequences.insert(self.next as u32, (length, pages));
+        self.next as u32
+    }
+
+    fn fork(&mut self, from: u32, length: usize) -> u32 {
+        let pages = self.sequences[&from].1[..length.div_ceil(PAGE)].to_vec();
+        self.add(length, pages)
+    }
+
+    fn release(&mut self, page: usize) {
+        let holders = self.holders.get_mut(&page).unwrap();
+        *holders -= 1;
+        if *holders == 0 {
+            self.holders.remove(&page);
+        }
+    }
+
+    fn trim(&mut self, sequence: u32, length: usize) {
+        let (old, pages) = self.sequences.get_mut(&sequence).unwrap();
+        *old = length;
+        let removed = pages.split_off(length.div_ceil(PAGE));
+        removed.into_iter().for_each(|page| self.release(page));
+    }
+
+    fn remove(&mut self, sequence: u32) {
+        let (_, pages) = self.sequences.remove(&sequence).unwrap();
+        pages.into_iter().for_each(|page| self.release(page));
+    }
+
+    fn append(&mut self, sequence: u32, tokens: usize) {
+        let (length, mut pages) = self.sequences.remove(&sequence).unwrap();
+        let last = pages.last().copied();
+        if let Some(last) = last.filter(|page| !length.is_multiple_of(PAGE) && self.holders[page] > 1) {
+            self.release(last);
+            self.next += 1;
+            self.holders.insert(self.next, 1);
+            *pages.last_mut().unwrap() = self.next;
+        }
+        while pages.len() < (length + tokens).div_ceil(PAGE) {
+            self.next += 1;
+            self.holders.insert(self.next, 1);
+            pages.push(self.next);
+        }
+        assert!(self.holders.len() <= PAGES_MAX, "the cache is full against all promises");
+        self.sequences.insert(sequence, (length + tokens, pages));
+    }
+}
+
+/// A driver as the component has one.
+struct Driver {
+    scheduler: Scheduler,
+    cache: PrefixCache,
+    pages: Pages,
+    prompts: BTreeMap<u64, (Request, Vec<u32>)>,
+    sequences: BTreeMap<u64, Vec<Option<u32>>>,
+    now_ns: u64,
+    /// Tokens that were computed for each tenant.
+    served: HashMap<u32, u64>,
+    ended: Vec<u64>,
+    cached_tokens: u64,
+    /// What a step takes: fixed, for each row, for each token.
+    takes_ns: [u64; 3],
+    longest_ns: u64,
+}
+
+impl Driver {
+    fn new() -> Self {
+        Self {
+            scheduler: Scheduler::new(config()),
+            cache: PrefixCache::new(PAGE, 8),
+            pages: Pages::default(),
+            prompts: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            now_ns: 0,
+            served: HashMap::new(),
+            ended: Vec::new(),
+            cached_tokens: 0,
+            takes_ns: [1_000_000, 200_000, 500_000],
+            longest_ns: 0,
+        }
+    }
+
+    fn push(&mut self, id: u64, tenant: u32, prompt: Vec<u32>, choices: u32, tokens_max: u32) -> bool {
+        let prompt_tokens = prompt.len() as u32;
+        let Ok(tokens_max) = self.scheduler.fit(prompt_tokens, choices, tokens_max) else { return false };
+        let request = Request { id, tenant, prompt_tokens, choices, tokens_max, deadline_ns: None };
+        let is_queued = self.scheduler.push(request).is_ok();
+        if is_queued {
+            self.prompts.insert(id, (request, prompt));
+        }
+        is_queued
+    }
+
+    fn admit(&mut self) {
+        loop {
+            let prompts = &self.prompts;
+            let prompt = |id| {
+                let (request, tokens) = &prompts[&id];
+                OwnedTokens { tenant: request.tenant, tokens, shared_tokens: 0 }
+            };
+            match admission::poll(&self.scheduler, &mut self.cache, prompt, self.pages.free() as u64) {
+                Admission::Wait => return,
+                Admission::Evict { sequence } => self.pages.remove(sequence),
+                Admission::Admit { request, cached } => {
+                    let sequence = match cached {
+                        Some((from, tokens)) => self.pages.fork(from, tokens as usize),
+                        None => self.pages.add(0, Vec::new()),
+                    };
+                    let tokens = cached.map_or(0, |(_, tokens)| tokens);
+                    self.cached_tokens += u64::from(tokens);
+                    self.sequences.insert(request.id, vec![Some(sequence)]);
+                    if self.scheduler.admit(request.id, tokens) {
+                        self.begin(request.id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The prompt is computed but for its last token.
+    fn begin(&mut self, id: u64) {
+        let (request, _) = &self.prompts[&id];
+        let first = self.sequences[&id][0].unwrap();
+        let length = request.prompt_tokens as usize - 1;
+        let forks: Vec<Option<u32>> = (1..request.choices).map(|_| Some(self.pages.fork(first, length))).collect();
+        self.sequences.get_mut(&id).unwrap().extend(forks);
+    }
+
+    fn step(&mut self) -> bool {
+        self.admit();
+        let rows = self.scheduler.plan();
+        if rows.is_empty() {
+            return false;
+        }
+        let tokens = |row: &Row| match row {
+            Row::Decode { .. } => 1,
+            Row::Prefill { from, to, .. } => u64::from(to - from),
+        };
+        let total: u64 = rows.iter().map(tokens).sum();
+        let took = self.takes_ns[0] + self.takes_ns[1] * rows.len() as u64 + self.takes_ns[2] * total;
+        self.longest_ns = self.longest_ns.max(took);
+        self.now_ns += took;
+        self.scheduler.handle_step(rows.len(), total as usize, took);
+        for row in rows {
+            let (Row::Decode { id, .. } | Row::Prefill { id, .. }) = row;
+            *self.served.entry(self.prompts[&id].0.tenant).or_default() += tokens(&row);
+            match row {
+                Row::Prefill { from, to, .. } => {
+                    self.pages.append(self.sequences[&id][0].unwrap(), (to - from) as usize);
+                    if self.scheduler.handle_prefill(id, to - from) {
+                        self.begin(id);
+                    }
+                }
+                Row::Decode { choice, .. } => {
+                    let sequence = self.sequences[&id][choice as usize].unwrap();
+                    self.pages.append(sequence, 1);
+                    if self.scheduler.handle_token(id, choice) {
+                        self.end_choice(id, choice);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn end_choice(&mut self, id: u64, choice: u32) {
+        let sequence = self.sequences.get_mut(&id).unwrap()[choice as usize].take().unwrap();
+        let (request, prompt) = self.prompts[&id].clone();
+        let length = self.pages.sequences[&sequence].0;
+        let tokens: Vec<u32> = prompt.into_iter().chain((0..).map(|n| 1000 + n)).take(length).collect();
+        let owned = OwnedTokens { tenant: request.tenant, tokens: &tokens, shared_tokens: 0 };
+        match self.cache.insert(sequence, owned) {
+            Insertion::Kept { tokens, removed } => {
+                self.pages.trim(sequence, tokens);
+                removed.into_iter().for_each(|sequence| self.pages.remove(sequence));
+            }
+            Insertion::Refused => self.pages.remove(sequence),
+        }
+        if self.scheduler.end_choice(id, choice) {
+            self.gone(id);
+        }
+    }
+
+    fn cancel(&mut self, id: u64) {
+        if self.scheduler.remove(id) {
+            self.gone(id);
+        }
+    }
+
+    fn gone(&mut self, id: u64) {
+        let sequences = self.sequences.remove(&id).unwrap_or_default();
+        sequences.into_iter().flatten().for_each(|sequence| self.pages.remove(sequence));
+        self.prompts.remove(&id);
+        self.ended.push(id);
+    }
+}
+
+/// What happens to a driver.
+#[derive(Debug, Clone)]
+enum Action {
+    Start { tenant: u32, prefix: u32, prompt: usize, choices: u32, tokens_max: u32 },
+    Cancel { nth: usize },
+    Step,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let start = (0u32..4, 0u32..3, 1usize..130, 1u32..4, 1u32..40);
+    prop_oneof![
+        start.prop_map(|(tenant, prefix, prompt, choices, tokens_max)| Action::Start {
+            tenant,
+            prefix,
+            prompt,
+            choices,
+            tokens_max
+        }),
+        (0usize..20).prop_map(|nth| Action::Cancel { nth }),
+        Just(Action::Step),
+        Just(Action::Step),
+        Just(Action::Step),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever comes and goes: pages suffice, every request ends, and what is left in the cache is what is kept.
+    #[test]
+    fn every_request_ends_and_no_page_is_lost(actions in prop::collection::vec(action(), 1..120)) {
+        let mut driver = Driver::new();
+        let mut accepted = Vec::new();
+        for (id, action) in (1u64..).zip(actions) {
+            match action {
+                Action::Start { tenant, prefix, prompt, choices, tokens_max } => {
+                    let tokens = (0..prompt as u32).map(|at| if at < 30 { prefix } else { id as u32 * 1000 + at }).collect();
+                    if driver.push(id, tenant, tokens, choices, tokens_max) {
+                        accepted.push(id);
+                    }
+                }
+                Action::Cancel { nth } => {
+                    if let Some(id) = driver.prompts.keys().nth(nth).copied() {
+                        driver.cancel(id);
+                        prop_assert!(!driver.sequences.contains_key(&id));
+                    }
+                }
+                Action::Step => drop(driver.step()),
+            }
+        }
+        let mut steps = 0;
+        while driver.step() {
+            steps += 1;
+            prop_assert!(steps < 20_000, "it does not end");
+        }
+        prop_assert!(driver.scheduler.is_idle(), "{} requests wait", driver.scheduler.queued());
+        driver.ended.sort_unstable();
+        prop_assert_eq!(&driver.ended, &accepted);
+        prop_assert_eq!(driver.pages.sequences.len(), driver.cache.len());
+        while let Some(sequence) = driver.cache.evict(None) {
+            driver.pages.remove(sequence);
+        }
+        prop_assert_eq!(driver.pages.free(), PAGES_MAX);
+    }
+
+    /// A backlog of one tenant costs another no more than its turn: both are served alike while both have work.
+    #[test]
+    fn tenants_with_work_are_served_alike(
+        greedy in prop::collection::vec((1usize..60, 1u32..30), 20..30),
+        modest in prop::collection::vec((1usize..60, 1u32..30), 6..10),
+    ) {
+        let mut driver = Driver::new();
+        for (id, (prompt, tokens_max)) in (1u64..).zip(greedy) {
+            prop_assert!(driver.push(id, 1, vec![id as u32; prompt], 1, tokens_max));
+        }
+        for (id, (prompt, tokens_max)) in (101u64..).zip(modest) {
+            prop_assert!(driver.push(id, 2, vec![id as u32; prompt], 1, tokens_max));
+        }
+        let mut worst = 0i64;
+        while driver.prompts.keys().any(|id| *id > 100) && driver.prompts.keys().any(|id| *id < 100) {
+            prop_assert!(driver.step());
+            let served = |tenant: u32| driver.served.get(&tenant).copied().unwrap_or(0) as i64;
+            worst = worst.max(served(1) - served(2));
+        }
+        // What is admitted runs to its end: the other tenant can be ahead by what runs at once.
+        prop_assert!(worst <= 6 * 90, "{worst} tokens ahead");
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// A long prompt beside texts that are generated: no step takes much longer than it should, once its cost is learned.
+    #[test]
+    fn long_prompts_keep_steps_short(per_token_us in 200u64..1500, decoding in 1usize..4) {
+        let mut driver = Driver::new();
+        driver.takes_ns = [1_000_000, 300_000, per_token_us * 1000];
+        let ids = 1..=decoding as u64;
+        for id in ids.clone() {
+            prop_assert!(driver.push(id, id as u32, vec![id as u32; 3], 1, 16));
+        }
+        // The cost is learned from prompts of other lengths.
+        for round in 0..10 {
+            for id in 50..70u64 {
+                driver.push(round * 100 + id, 9, vec![id as u32; 3 + (id + round) as usize], 1, 1 + round as u32);
+            }
+            while driver.step() {}
+        }
+        driver.longest_ns = 0;
+        for id in ids {
+            prop_assert!(driver.push(id, id as u32, vec![id as u32; 3], 1, 16));
+        }
+        prop_assert!(driver.push(99, 9, (0..100).collect(), 1, 1));
+        while driver.step() {}
+        let least = driver.takes_ns[0] + driver.takes_ns[1] * (1 + decoding as u64) + driver.takes_ns[2] * (16 + decoding as u64);
+        let bound = (config().step_ns * 12 / 10).max(least);
+        prop_assert!(driver.longest_ns <= bound, "{} ns, at most {bound}", driver.longest_ns);
+    }
+
+}
+
+proptest! {
+    /// The cache finds what a plain search over all that is kept would find.
+    #[test]
+    fn longest_kept_beginning_is_found(
+        sequences in prop::collection::vec((0u32..3, prop::collection::vec(0u32..2, 0..14)), 1..30),
+        prompt in (0u32..3, prop::collection::vec(0u32..2, 1..16)),
+        shared_tokens in 0usize..10,
+    ) {
+        let mut cache = PrefixCache::new(2, 5);
+        let mut kept: BTreeMap<u32, (u32, Vec<u32>)> = BTreeMap::new();
+        for (sequence, (tenant, tokens)) in (1u32..).zip(sequences) {
+            let owned = OwnedTokens { tenant, tokens: &tokens, shared_tokens };
+            if let Insertion::Kept { tokens: length, removed } = cache.insert(sequence, owned) {
+                prop_assert_eq!(length, tokens.len() / 2 * 2);
+                kept.insert(sequence, (tenant, tokens[..length].to_vec()));
+                for sequence in removed {
+                    prop_assert!(kept.remove(&sequence).is_some());
+                }
+            }
+            prop_assert!(cache.len() <= 5);
+            prop_assert_eq!(cache.len(), kept.len());
+        }
+        let (tenant, tokens) = &prompt;
+        let longest = kept.values().map(|(owner, other)| {
+            let most = (tokens.len() - 1) / 2;
+            let pages = (0..most).take_while(|page| {
+                let range = page * 2..page * 2 + 2;
+                let is_same = other.get(range.clone()) == tokens.get(range.clone());
+                is_same && (owner == tenant || range.end <= shared_tokens)
+            });
+            pages.count() * 2
+        });
+        let longest = longest.max().unwrap_or(0);
+        let found = cache.find(OwnedTokens { tenant: *tenant, tokens, shared_tokens });
+        prop_assert_eq!(found.map_or(0, |(_, tokens)| tokens), longest);
+        if let Some((sequence, tokens)) = found {
+            prop_assert!(kept[&sequence].1.len() >= tokens);
+        }
+    }
+}
+
+#[test]
+fn shared_beginning_is_computed_once() {
+    let mut driver = Driver::new();
+    let system: Vec<u32> = (0..40).collect();
+    let prompt = |user: u32| system.iter().copied().chain([500 + user]).collect::<Vec<u32>>();
+    assert!(driver.push(1, 7, prompt(1), 1, 4));
+    while driver.step() {}
+    assert!(driver.push(2, 7, prompt(2), 1, 4));
+    while driver.step() {}
+    assert_eq!(driver.cached_tokens, 40);
+    // Another tenant gets nothing of it.
+    assert!(driver.push(3, 8, prompt(2), 1, 4));
+    while driver.step() {}
+    assert_eq!(driver.cached_tokens, 40);
+}
+
+#[test]
+fn prompt_is_paid_once_for_all_choices() {
+    let mut driver = Driver::new();
+    assert!(driver.push(1, 7, vec![3; 30], 4, 5));
+    while driver.step() {}
+    assert_eq!(driver.served[&7], 29 + 4 * 5);
+    assert_eq!(driver.ended, [1]);
+}
+
+#[test]
+fn text_is_bounded_by_what_context_and_cache_leave() {
+    let scheduler = Scheduler::new(config());
+    assert_eq!(scheduler.fit(100, 1, 512), Ok(20));
+    assert_eq!(scheduler.fit(119, 1, 512), Ok(1));
+    assert_eq!(scheduler.fit(120, 1, 512).unwrap_err().tokens_max, 119);
+    // Four texts of 10 pages each at most.
+    assert_eq!(scheduler.fit(1, 4, 512), Ok(39));
+}
+
+#[test]
+fn deadlines_are_those_of_queued_and_running_requests() {
+    let mut scheduler = Scheduler::new(config());
+    let request = |id, deadline_ns| Request { id, tenant: 1, prompt_tokens: 5, choices: 1, tokens_max: 5, deadline_ns };
+    for one in [request(1, Some(50)), request(2, Some(20)), request(3, None)] {
+        scheduler.push(one).unwrap();
+    }
+    scheduler.admit(2, 0);
+    assert_eq!(scheduler.poll_timeout(), Some(20));
+    assert_eq!(scheduler.poll_expired(20), [2]);
+    assert_eq!(scheduler.poll_expired(60), [1, 2]);
+}

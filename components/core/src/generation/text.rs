@@ -1,0 +1,34 @@
+//! The text of one choice, from the bytes of its tokens.
+
+use super::stop::{Cut, StopStrings};
+use super::utf8::Utf8Assembler;
+
+/// Bytes of tokens in, text out: whole characters, without a stop string or the beginning of one.
+#[derive(Debug, Clone, Default)]
+pub struct TextStream {
+    characters: Utf8Assembler,
+    stops: StopStrings,
+}
+
+impl TextStream {
+    /// A text that ends before any of the stop strings.
+    pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
+        Self { characters: Utf8Assembler::default(), stops: StopStrings::new(stops) }
+    }
+
+    /// Adds the bytes of a token.
+    pub fn push(&mut self, bytes: &[u8]) -> Cut {
+        let text = self.characters.push(bytes);
+        self.stops.push(&text)
+    }
+
+    /// Ends the text: the rest of it. The end of an incomplete character may complete a stop string as well.
+    pub fn finish(&mut self) -> Cut {
+        let tail = self.characters.finish();
+        let cut = self.stops.push(tail);
+        match cut.stop {
+            Some(_) => cut,
+            None => Cut { text: cut.text + &self.stops.finish(), stop: None },
+        }
+    }
+}

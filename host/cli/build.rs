@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const COMPONENTS: [&str; 2] = ["gateway", "infer"];
+const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");

@@ -93,6 +93,15 @@ impl Server {
         Ok(server)
     }
 
+    /// [`Server::start_stub`], with the stand-in for the generate component as the language model `stub`.
+    pub async fn start_generate_stub(arguments: &[&str]) -> Result<Self> {
+        let stub = format!("generate={}", component("generate_stub.wasm")?.display());
+        let model = format!("stub={}", root().join("tests/data/language-model").display());
+        let mut all = vec!["--component", stub.as_str(), "--model", model.as_str()];
+        all.extend(arguments);
+        Self::start_stub(&all).await
+    }
+
     /// [`Server::start`], for a server that is not ready yet, or never will be: it listens.
     pub fn launch(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(weir()?);

@@ -37,7 +37,10 @@ pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
     let mut config = config.clone();
     let compiled = component(&format!("{infer}.cwasm"));
     let builtin = match compiled {
-        Ok(file) => Builtin { infer: Some(Box::leak(std::fs::read(file)?.into_boxed_slice())), gateway: None },
+        Ok(file) => {
+            let infer: &[u8] = Box::leak(std::fs::read(file)?.into_boxed_slice());
+            Builtin { infer: Some(infer), ..Builtin::default() }
+        }
         Err(_) => {
             config.infer.component = component(&format!("{infer}.wasm"))?;
             Builtin::default()

@@ -42,7 +42,7 @@ pub(crate) struct Setup {
     /// Folder whose subfolders are models [default: the folder `models` beside the program]
     #[arg(long, value_name = "DIR")]
     pub(crate) models_dir: Option<PathBuf>,
-    /// Use a component file in place of the built-in `gateway` or `infer`; can be repeated
+    /// Use a component file in place of the built-in `gateway`, `generate` or `infer`; can be repeated
     #[arg(long = "component", value_name = "NAME=FILE")]
     pub(crate) components: Vec<String>,
     /// Set any key of the configuration, as in `--set http.requests_max=64`; can be repeated
@@ -196,8 +196,8 @@ impl Setup {
         }
         for pair in &self.components {
             let (name, file) = key_value("--component", pair)?;
-            if name != "gateway" && name != "infer" {
-                bail!("--component {pair}: the components are gateway and infer");
+            if !["gateway", "generate", "infer"].contains(&name.as_str()) {
+                bail!("--component {pair}: the components are gateway, generate and infer");
             }
             overrides.push((format!("{name}.component"), file));
         }

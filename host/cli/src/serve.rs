@@ -94,7 +94,8 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         );
     }
     let models = runtime.models();
-    if models.is_empty() {
+    let language_models = runtime.language_models();
+    if models.is_empty() && language_models.is_empty() {
         let dir = &config.models.dir;
         let place = match dir.as_os_str().is_empty() {
             true => "there is no folder `models` beside the program".to_owned(),
@@ -105,12 +106,13 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     for unmet in unmet_steps(&config.steps, &models) {
         tracing::warn!("not ready: {unmet}");
     }
-    for model in models {
+    let names = models.into_iter().map(|model| model.name);
+    for model in names.chain(language_models.into_iter().map(|model| model.name)) {
         let runtime = runtime.clone();
         tokio::spawn(async move {
-            match runtime.settled(&model.name).await {
-                Ok(()) => tracing::info!(model = model.name, after_ms = began.elapsed().as_millis() as u64, "ready"),
-                Err(reason) => tracing::error!(model = model.name, reason, "cannot answer"),
+            match runtime.settled(&model).await {
+                Ok(()) => tracing::info!(model, after_ms = began.elapsed().as_millis() as u64, "ready"),
+                Err(reason) => tracing::error!(model, reason, "cannot answer"),
             }
         });
     }

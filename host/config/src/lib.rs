@@ -9,6 +9,7 @@
 //! - An unknown key is an error, in the file, in the environment and on the command line.
 
 mod channels;
+mod generate;
 mod load;
 mod manual;
 mod pipelines;
@@ -23,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
+pub use generate::Generate;
 pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown, template};
 pub use pipelines::Pipelines;
@@ -45,6 +47,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// The infer component.
     pub infer: Infer,
+    /// Text generation.
+    pub generate: Generate,
     /// The channels of events.
     pub events: Events,
     /// Stored transcript sessions.

@@ -72,7 +72,7 @@ pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64,
 enum Handover {
     /// Everything was answered.
     Closed,
-    Held(Box<HeldStream>),
+    Held(Box<HeldResponse>),
     WebSocket {
         /// Bytes that were read after the request.
         read: Bytes,

@@ -38,6 +38,25 @@ pub(crate) const METRICS: &[Metric] = &[
     gauge("weir_events_subscribers", &[], "subscribers of channels"),
     counter("weir_gateway_instances_lost_total", &[], "gateway instances lost to a trap or a limit"),
     counter("weir_gateway_instances_total", &[], "gateway instances made"),
+    counter("weir_generate_cached_tokens_total", &["model"], "tokens of prompts that were in the cache"),
+    counter("weir_generate_failures_total", &["model"], "requests for generated text answered with a failure"),
+    histogram("weir_generate_first_token_seconds", &["model"], "time from a request to its first token"),
+    gauge("weir_generate_pages_free", &["model"], "pages of the cache that no sequence uses"),
+    counter("weir_generate_prefill_tokens_total", &["model"], "tokens of prompts that were computed"),
+    counter("weir_generate_prompt_tokens_total", &["model"], "tokens of prompts, those in the cache included"),
+    gauge("weir_generate_ready", &["model"], "1 while the model can answer"),
+    counter(
+        "weir_generate_requests_cancelled_total",
+        &["model"],
+        "requests that were cancelled, or whose client was gone",
+    ),
+    counter("weir_generate_requests_overloaded_total", &["model"], "requests refused because the queue was full"),
+    gauge("weir_generate_requests_queued", &["model"], "requests that have not begun"),
+    gauge("weir_generate_requests_running", &["model"], "requests that have begun and not ended"),
+    counter("weir_generate_requests_total", &["model"], "requests for generated text"),
+    counter("weir_generate_restarts_total", &["model"], "instances of the generate component lost and made anew"),
+    histogram("weir_generate_step_seconds", &["model"], "steps: one token of every text, and parts of prompts"),
+    counter("weir_generate_tokens_total", &["model"], "tokens generated"),
     gauge("weir_http_connections_held", &[], "connections held for subscribers, without a guest"),
     gauge("weir_http_connections_open", &[], "connections open"),
     counter("weir_http_connections_refused_total", &[], "connections closed because their client had its share"),
@@ -121,7 +140,8 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
 
     /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
     fn recorded(folder: &Path, names: &mut BTreeSet<String>) {
-        const SUBJECTS: [&str; 8] = ["events", "gateway", "http", "infer", "keeper", "pipeline", "step", "websockets"];
+        const SUBJECTS: [&str; 9] =
+            ["events", "gateway", "generate", "http", "infer", "keeper", "pipeline", "step", "websockets"];
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

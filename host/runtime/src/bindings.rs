@@ -23,6 +23,26 @@ pub mod generate {
     });
 }
 
+/// The generate component's import, as the host provides it.
+#[allow(missing_docs, clippy::all)]
+pub mod lm {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "lm-host",
+        imports: {
+            "weir:stream/lm.models": async | store | trappable,
+            "weir:stream/lm.[static]model.open": async | store | trappable,
+            "weir:stream/lm.[method]model.step": async | store | trappable,
+            default: trappable,
+        },
+        with: {
+            "weir:stream/types": crate::bindings::types,
+            "weir:stream/lm.model": crate::generation::lm::LanguageModel,
+        },
+        additional_derives: [Clone, PartialEq],
+    });
+}
+
 /// The gateway component's import, as the host provides it.
 #[allow(missing_docs, clippy::all)]
 pub mod gateway {

@@ -6,18 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use weir_config::Config;
 use weir_events::Store;
 
+use crate::bindings::generate_types::GenerateModel;
 use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
 use crate::generation::Generations;
 use crate::inference::call::CallOpener;
 use crate::inference::pool::PoolStats;
-use crate::start::{Builtin, StartError, event_store, gateway, pools};
+use crate::start::{Builtin, StartError, event_store, gateway, generations, pools};
 use crate::types::ModelInfo;
 
 /// The native host.
 pub struct Runtime {
     _host: Host,
     calls: CallOpener,
+    generations: Generations,
     serving: Option<ServerParts>,
     draining: Arc<AtomicBool>,
 }
@@ -54,7 +56,7 @@ impl Runtime {
         let draining = Arc::new(AtomicBool::new(false));
         let pools = Arc::new(pools::start(config, builtin, &host)?);
         let calls = CallOpener::new(pools, config.infer.call_items_max as usize);
-        let generations = Generations::default();
+        let generations = generations::start(config, builtin, &host)?;
         let serving = match events {
             Some(events) => {
                 let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;
@@ -62,7 +64,7 @@ impl Runtime {
             }
             None => None,
         };
-        Ok(Self { _host: host, calls, serving, draining })
+        Ok(Self { _host: host, calls, generations, serving, draining })
     }
 
     /// Opens calls.
@@ -85,6 +87,11 @@ impl Runtime {
         self.calls.pools().values().map(|pool| pool.info()).collect()
     }
 
+    /// The language models and their current state, ordered by name.
+    pub fn language_models(&self) -> Vec<GenerateModel> {
+        self.generations.models()
+    }
+
     /// The counters of a model's items; `None` when the model is not served.
     pub fn stats(&self, name: &str) -> Option<PoolStats> {
         self.calls.pools().get(name).map(|pool| pool.stats())
@@ -103,7 +110,10 @@ impl Runtime {
     pub async fn settled(&self, name: &str) -> Result<(), String> {
         match self.calls.pools().get(name) {
             Some(pool) => pool.settled().await,
-            None => Err(format!("no model named `{name}` is served here")),
+            None => match self.generations.settled(name).await {
+                Some(settled) => settled,
+                None => Err(format!("no model named `{name}` is served here")),
+            },
         }
     }
 
@@ -133,6 +143,7 @@ impl Runtime {
         for pool in self.calls.pools().values() {
             pool.report();
         }
+        self.generations.report();
         if let Some(events) = self.events() {
             event_store::report(events);
         }
@@ -144,5 +155,6 @@ impl Drop for Runtime {
         for pool in self.calls.pools().values() {
             pool.stop();
         }
+        self.generations.stop();
     }
 }

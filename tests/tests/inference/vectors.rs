@@ -33,7 +33,8 @@ fn start() -> Result<Runtime> {
         }
     }
     let code = std::fs::read(component("infer.cwasm")?)?;
-    let builtin = Builtin { infer: Some(Box::leak(code.into_boxed_slice())), gateway: None };
+    let infer: &[u8] = Box::leak(code.into_boxed_slice());
+    let builtin = Builtin { infer: Some(infer), ..Builtin::default() };
     Ok(Runtime::start(&config, builtin)?)
 }
 

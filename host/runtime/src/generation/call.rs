@@ -130,7 +130,7 @@ impl CommandSender {
         match pool.room().clone().try_acquire_owned() {
             Ok(permit) => self.submit(&pool, request, since, permit),
             Err(_) if request.when_full == WhenFull::Wait => return Some(Waiting { pool, request, since }),
-            Err(_) => self.refuse(request.id, Failure::Overloaded(pool.retry_after_ms())),
+            Err(_) => self.refuse(request.id, Failure::Overloaded(pool.count_refused())),
         }
         None
     }

@@ -3,14 +3,23 @@
 //!
 //! - `call`: one caller's pair of streams, commands in and events out.
 //! - `pool`: the generations of a model: their ids on the merged stream, and the way of their events back to the callers.
+//! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
+//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`.
 
 mod call;
+pub(crate) mod engine;
+pub(crate) mod instance;
+pub(crate) mod lm;
+mod metrics;
 mod pool;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use self::call::{CommandSender, EventReceiver, GenerationHandle};
+use self::engine::Load;
+pub(crate) use self::instance::GenerateFactory;
 use self::pool::ModelPool;
 use crate::bindings::generate_types::GenerateModel;
 
@@ -21,14 +30,37 @@ pub struct Generations {
     tenants: Arc<std::hash::RandomState>,
 }
 
+/// Bounds of each model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PoolBounds {
+    /// Requests at once, the queued ones included.
+    pub(crate) requests_max: usize,
+    pub(crate) hang_timeout: Duration,
+}
+
 impl Generations {
+    /// Starts an instance for each model, by name and how it is loaded. They load in the background.
+    pub(crate) fn start(
+        models: BTreeMap<String, Load>,
+        factory: &GenerateFactory,
+        bounds: PoolBounds,
+    ) -> std::io::Result<Self> {
+        let mut pools = BTreeMap::new();
+        for (name, load) in models {
+            let pool = ModelPool::new(name.clone(), load, bounds.requests_max);
+            instance::start(pool.clone(), factory.clone(), bounds.hang_timeout)?;
+            pools.insert(name, pool);
+        }
+        Ok(Self { pools: Arc::new(pools), tenants: Arc::default() })
+    }
+
     /// Opens a call for one of several owners: a sender of commands and the stream of events.
     pub(crate) fn open_for(&self, owner: u64) -> (CommandSender, EventReceiver) {
         call::open(self.pools.clone(), self.tenant(owner))
     }
 
-    /// The upper half of the ids of an owner's generations. The hash has a key of this process, so that nobody can choose an owner
-    /// whose tenant is that of another.
+    /// The upper half of the ids of an owner's generations. The hash has a key of this process, so that a client cannot choose to be
+    /// the tenant of another.
     fn tenant(&self, owner: u64) -> u32 {
         use std::hash::BuildHasher;
         (self.tenants.hash_one(owner) >> 32) as u32
@@ -37,5 +69,20 @@ impl Generations {
     /// The models, ordered by name.
     pub fn models(&self) -> Vec<GenerateModel> {
         self.pools.values().map(|pool| pool.info()).collect()
+    }
+
+    /// Resolves when a model is ready; `None` when no language model has this name.
+    pub(crate) async fn settled(&self, name: &str) -> Option<Result<(), String>> {
+        Some(self.pools.get(name)?.settled().await)
+    }
+
+    /// Updates the metrics that are sampled.
+    pub(crate) fn report(&self) {
+        self.pools.values().for_each(|pool| pool.report());
+    }
+
+    /// Ends the instances.
+    pub(crate) fn stop(&self) {
+        self.pools.values().for_each(|pool| pool.stop());
     }
 }

@@ -1,13 +1,17 @@
 //! The generations of one model, from all callers: their ids on the merged stream, and the way of their events back.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::call::Call;
-use crate::bindings::generate_types::{Command, Event, EventKind, GenerateModel, Request};
+use super::engine::Load;
+use super::lm::ServedModel;
+use super::metrics::PoolMetrics;
+use crate::bindings::generate_types::{Command, Event, EventKind, GenerateModel, Reason, Request};
 use crate::types::Failure;
 
 /// How long a caller that finds the queue full should wait, ms.
@@ -15,15 +19,21 @@ const RETRY_AFTER_MS: u32 = 1_000;
 
 /// The generations of one model.
 pub(super) struct ModelPool {
-    name: String,
+    model: ServedModel,
+    /// Permits of requests that have not ended.
     room: Arc<Semaphore>,
     next: AtomicU32,
     state: Mutex<State>,
+    /// Changes when the model becomes ready, or cannot.
+    changed: watch::Sender<()>,
+    stopping: watch::Sender<bool>,
 }
 
 struct State {
     /// Commands for the instance that runs, or the next one.
     commands: mpsc::UnboundedSender<Command>,
+    /// Until an instance takes it.
+    receiver: Option<mpsc::UnboundedReceiver<Command>>,
     routes: HashMap<u64, Route>,
     info: GenerateModel,
 }
@@ -35,6 +45,9 @@ pub(super) struct Route {
     tx: mpsc::UnboundedSender<Event>,
     /// Choices that have not ended.
     choices: u32,
+    since: Instant,
+    has_begun: bool,
+    has_token: bool,
     /// Its place in the queue.
     _permit: OwnedSemaphorePermit,
 }
@@ -47,18 +60,44 @@ impl Route {
         choices: u32,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        Self { caller_id, call, tx, choices: choices.max(1), _permit: permit }
+        Self {
+            caller_id,
+            call,
+            tx,
+            choices: choices.max(1),
+            since: Instant::now(),
+            has_begun: false,
+            has_token: false,
+            _permit: permit,
+        }
     }
 
     /// Sends an event to the caller; returns whether the generation has ended with it.
-    fn send(&mut self, kind: EventKind) -> bool {
+    fn send(&mut self, kind: EventKind, metrics: &PoolMetrics) -> bool {
         let has_ended = match &kind {
-            EventKind::Failed(_) => true,
-            EventKind::Done(_) => {
+            EventKind::Begun(begun) => {
+                self.has_begun = true;
+                metrics.prompt_tokens.increment(u64::from(begun.prompt_tokens));
+                metrics.cached_tokens.increment(u64::from(begun.cached_tokens));
+                false
+            }
+            EventKind::Failed(_) => {
+                metrics.failures.increment(1);
+                true
+            }
+            EventKind::Done(done) => {
                 self.choices -= 1;
+                if self.choices == 0 && done.reason == Reason::Cancelled {
+                    metrics.cancelled.increment(1);
+                }
                 self.choices == 0
             }
-            _ => false,
+            EventKind::Piece(_) | EventKind::Tool(_) => {
+                if !std::mem::replace(&mut self.has_token, true) {
+                    metrics.first_token.record(self.since.elapsed().as_secs_f64());
+                }
+                false
+            }
         };
         // An error means that the receiver is dropped.
         let _ = self.tx.send(Event { id: self.caller_id, kind });
@@ -67,16 +106,52 @@ impl Route {
 }
 
 impl ModelPool {
+    /// The generations of a model, at most `requests_max` at once, the queued ones included.
+    pub(super) fn new(name: String, load: Load, requests_max: usize) -> Arc<Self> {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let info = GenerateModel {
+            name: name.clone(),
+            context_tokens_max: None,
+            ready: false,
+            reason: Some("the model is loading".into()),
+        };
+        let model = ServedModel {
+            metrics: Arc::new(PoolMetrics::new(&name)),
+            name,
+            load,
+            engine: Arc::new(OnceCell::new()),
+            steps: Arc::new(AtomicU64::new(0)),
+        };
+        Arc::new(Self {
+            model,
+            room: Arc::new(Semaphore::new(requests_max)),
+            next: AtomicU32::new(0),
+            state: Mutex::new(State { commands, receiver: Some(receiver), routes: HashMap::new(), info }),
+            changed: watch::Sender::new(()),
+            stopping: watch::Sender::new(false),
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The permits of generations that have not ended.
+    pub(super) fn name(&self) -> &str {
+        &self.model.name
+    }
+
+    pub(super) fn model(&self) -> &ServedModel {
+        &self.model
+    }
+
+    /// The permits of requests that have not ended.
     pub(super) fn room(&self) -> &Arc<Semaphore> {
         &self.room
     }
 
-    pub(super) fn retry_after_ms(&self) -> u32 {
+    /// Counts a request that found the queue full; returns when to try again, ms.
+    pub(super) fn count_refused(&self) -> u32 {
+        self.model.metrics.refused.increment(1);
         RETRY_AFTER_MS
     }
 
@@ -89,16 +164,31 @@ impl ModelPool {
         u64::from(tenant) << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Hands a generation to the instance.
+    /// Hands a generation to the instance, or to the next one. It is refused while the model cannot be loaded.
     pub(super) fn submit(&self, request: Request, route: Route) {
+        self.model.metrics.requests.increment(1);
         let mut state = self.state();
         let id = request.id;
+        let refusal = match &state.info {
+            GenerateModel { ready: false, reason: Some(reason), .. } if self.is_unavailable(&state) => {
+                Some(format!("the model {} cannot answer: {reason}", self.model.name))
+            }
+            _ => None,
+        };
         state.routes.insert(id, route);
-        if state.commands.send(Command::Start(request)).is_err() {
-            drop(state);
-            let text = format!("the instance of the model {} was lost", self.name);
-            self.deliver(Event { id, kind: EventKind::Failed(Failure::Unavailable(text)) });
+        match refusal {
+            Some(text) => {
+                drop(state);
+                self.deliver(vec![Event { id, kind: EventKind::Failed(Failure::Unavailable(text)) }]);
+            }
+            // The receiver lives in the state, or in the instance, whose loss replaces the sender.
+            None => drop(state.commands.send(Command::Start(request))),
         }
+    }
+
+    /// Whether the last instance ended before it was ready.
+    fn is_unavailable(&self, state: &State) -> bool {
+        !state.info.ready && state.info.reason.as_deref() != Some("the model is loading")
     }
 
     /// Cancels a generation, unless it has ended.
@@ -110,15 +200,137 @@ impl ModelPool {
         }
     }
 
-    /// Sends an event of the instance to its caller.
-    pub(super) fn deliver(&self, event: Event) {
+    /// Sends events of the instance to their callers.
+    pub(super) fn deliver(&self, events: Vec<Event>) {
+        let mut ended = Vec::new();
         let mut state = self.state();
-        let Some(route) = state.routes.get_mut(&event.id) else { return };
-        if route.send(event.kind)
-            && let Some(route) = state.routes.remove(&event.id)
-        {
-            drop(state);
+        for event in events {
+            let Some(route) = state.routes.get_mut(&event.id) else {
+                tracing::warn!(model = self.model.name, "the generate component gave an event for an unknown request");
+                continue;
+            };
+            if route.send(event.kind, &self.model.metrics) {
+                ended.extend(state.routes.remove(&event.id));
+            }
+        }
+        drop(state);
+        // A call locks its own state, then that of a pool: not while this one is locked.
+        for route in ended {
             route.call.remove(route.caller_id);
+        }
+    }
+
+    /// The commands for a new instance.
+    pub(super) fn connect(&self) -> mpsc::UnboundedReceiver<Command> {
+        let mut state = self.state();
+        state.receiver.take().unwrap_or_else(|| {
+            let (commands, receiver) = mpsc::unbounded_channel();
+            state.commands = commands;
+            receiver
+        })
+    }
+
+    /// Keeps what an instance says about its model.
+    pub(super) fn set_info(&self, models: Vec<GenerateModel>) -> Result<(), String> {
+        let Some(model) = models.into_iter().find(|model| model.name == self.model.name) else {
+            return Err(format!("the generate component does not know the model {}", self.model.name));
+        };
+        if !model.ready {
+            return Err(model.reason.unwrap_or_else(|| "it is not ready".into()));
+        }
+        self.state().info.context_tokens_max = model.context_tokens_max;
+        Ok(())
+    }
+
+    pub(super) fn set_ready(&self) {
+        let mut state = self.state();
+        state.info.ready = true;
+        state.info.reason = None;
+        drop(state);
+        self.model.metrics.ready.set(1.0);
+        self.changed.send_replace(());
+    }
+
+    /// Refuses requests from now on, until an instance is ready.
+    pub(super) fn set_unavailable(&self, reason: String) {
+        let mut state = self.state();
+        state.info.ready = false;
+        state.info.reason = Some(reason);
+        drop(state);
+        self.model.metrics.ready.set(0.0);
+        self.changed.send_replace(());
+    }
+
+    /// Fails everything that a lost instance had. Returns whether it was ready.
+    pub(super) fn handle_loss(&self, text: &str) -> bool {
+        self.model.metrics.restarts.increment(1);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let mut state = self.state();
+        (state.commands, state.receiver) = (commands, Some(receiver));
+        let was_ready = state.info.ready;
+        let ids: Vec<u64> = state.routes.keys().copied().collect();
+        drop(state);
+        if !was_ready {
+            self.set_unavailable(text.to_owned());
+        }
+        let reason = if was_ready { "the instance that had this request was lost" } else { text };
+        let failed = |id| Event { id, kind: EventKind::Failed(Failure::Unavailable(reason.to_owned())) };
+        self.deliver(ids.into_iter().map(failed).collect());
+        was_ready
+    }
+
+    /// Whether a request has not ended.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.state().routes.is_empty()
+    }
+
+    /// Steps and events so far.
+    pub(super) fn progress(&self) -> u64 {
+        self.model.steps.load(Ordering::Relaxed)
+    }
+
+    /// Updates the metrics that are sampled.
+    pub(super) fn report(&self) {
+        let state = self.state();
+        let running = state.routes.values().filter(|route| route.has_begun).count();
+        self.model.metrics.running.set(running as f64);
+        self.model.metrics.queued.set((state.routes.len() - running) as f64);
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.set_unavailable("the server is stopping".into());
+    }
+
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    /// Resolves when the model is ready.
+    ///
+    /// # Errors
+    ///
+    /// Why the model cannot answer.
+    pub(super) async fn settled(&self) -> Result<(), String> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            if let Some(settled) = self.poll_settled() {
+                return settled;
+            }
+            if changed.changed().await.is_err() {
+                return Err("the server is stopping".into());
+            }
+        }
+    }
+
+    /// Whether the model is ready, or why it cannot be; `None` while it loads.
+    fn poll_settled(&self) -> Option<Result<(), String>> {
+        let state = self.state();
+        match state.info.ready {
+            true => Some(Ok(())),
+            false if self.is_unavailable(&state) => Some(Err(state.info.reason.clone().unwrap_or_default())),
+            false => None,
         }
     }
 }

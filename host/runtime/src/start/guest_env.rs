@@ -52,6 +52,10 @@ const GATEWAY_KEYS: &[(&str, &[&str])] = &[
 /// The keys that the infer component sees.
 const INFER_KEYS: &[(&str, &[&str])] = &[("infer", &["max_batch_size", "batch_time_ms_max"])];
 
+/// The keys that the generate component sees.
+const GENERATE_KEYS: &[(&str, &[&str])] =
+    &[("generate", &["step_ms", "running_max", "queue_requests_max", "tokens_max", "prompt_bytes_max", "choices_max"])];
+
 /// The environment of the gateway component.
 pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
     let facts = [
@@ -74,6 +78,13 @@ pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> V
     let facts =
         [("WEIR_INFER_BATCH_TOKENS_MAX", batch_tokens_max.to_string()), ("WEIR_INFER_SHAPES", shapes.to_owned())];
     variables(config, INFER_KEYS, facts)
+}
+
+/// The environment of the generate component.
+pub(super) fn generate(config: &Config) -> Vec<(String, String)> {
+    // They have spaces, and lines: a record separator is between them.
+    let prefixes = config.generate.prefixes.join("\u{1e}");
+    variables(config, GENERATE_KEYS, [("WEIR_GENERATE_PREFIXES", prefixes)])
 }
 
 fn variables<const N: usize>(
@@ -112,7 +123,7 @@ mod tests {
     fn listed_keys_exist() {
         let config = Config::default();
         let known: Vec<String> = weir_config::keys().into_iter().map(|key| key.name).collect();
-        for (section, names) in GATEWAY_KEYS.iter().chain(INFER_KEYS) {
+        for (section, names) in GATEWAY_KEYS.iter().chain(INFER_KEYS).chain(GENERATE_KEYS) {
             for name in *names {
                 assert!(known.contains(&format!("{section}.{name}")), "{section}.{name}");
             }
@@ -121,6 +132,7 @@ mod tests {
         assert_eq!(gateway(&config).len(), count(GATEWAY_KEYS) + 6);
         let engine = Engine::Tract;
         assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 2);
+        assert_eq!(generate(&config).len(), count(GENERATE_KEYS) + 1);
     }
 
     #[test]
@@ -148,10 +160,11 @@ mod tests {
     /// texts guests see those that are listed below and no other.
     #[test]
     fn paths_and_secrets_of_the_host_do_not_reach_guests() {
-        const TEXTS: [&str; 8] = [
+        const TEXTS: [&str; 9] = [
             "auth.audiences",
             "auth.cors_origins",
             "auth.issuers",
+            "generate.prefixes",
             "http.hosts",
             "pipelines.http_allow",
             "steps.entities",
@@ -176,7 +189,7 @@ mod tests {
         }
         let config = weir_config::load(None, [], &marked).expect("a configuration of markers");
         let engine = Engine::Tract;
-        for (name, value) in gateway(&config).into_iter().chain(infer(&config, engine, 7)) {
+        for (name, value) in gateway(&config).into_iter().chain(generate(&config)).chain(infer(&config, engine, 7)) {
             assert!(!value.contains('/') || value == KEYS_DIR || value == PIPELINES_DIR, "{name} is {value}");
             for (key, _) in &marked {
                 let is_seen = value.split(' ').any(|word| word == format!("marker-{key}"));

@@ -2,11 +2,13 @@
 //!
 //! - `models`: the models that the configuration names.
 //! - `pools`: a pool of replicas for each model.
+//! - `generations`: an instance of the generate component for each language model.
 //! - `event_store`: the channel store; `pipeline_metrics`: metrics from its events.
 //! - `gateway`: the gateway; `guest_env`: the settings that its instances see.
 
 pub(crate) mod event_store;
 pub(crate) mod gateway;
+pub(crate) mod generations;
 mod guest_env;
 mod models;
 mod pipeline_metrics;
@@ -24,6 +26,8 @@ use crate::components::code::{ComponentError, ComponentSource};
 pub struct Builtin {
     /// The gateway component's code, compiled ahead of time.
     pub gateway: Option<&'static [u8]>,
+    /// The generate component's code, compiled ahead of time.
+    pub generate: Option<&'static [u8]>,
     /// The infer component's code, compiled ahead of time.
     pub infer: Option<&'static [u8]>,
 }

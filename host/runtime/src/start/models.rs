@@ -17,16 +17,20 @@ pub(super) struct ModelSettings {
     pub(super) replicas: usize,
 }
 
-/// The settings of every model, by name.
+/// The file by which a folder is that of a language model.
+const LANGUAGE_MODEL: &str = "model.gguf";
+
+/// The files of the language models, by name.
+pub(super) fn language_models(config: &Config) -> Result<BTreeMap<String, PathBuf>, StartError> {
+    let models = named_folders(config)?.into_iter();
+    let files = models.map(|(name, model)| (name, model.path.join(LANGUAGE_MODEL)));
+    Ok(files.filter(|(_, file)| file.is_file()).collect())
+}
+
+/// The settings of every model but the language models, by name.
 pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettings>, StartError> {
-    let mut models: BTreeMap<String, weir_config::Model> = BTreeMap::new();
-    for (name, path) in folders(config)? {
-        models.insert(name, weir_config::Model { path, ..Default::default() });
-    }
-    for (name, model) in &config.model {
-        models.insert(name.clone(), model.clone());
-    }
-    let settings = models.into_iter().map(|(name, model)| {
+    let models = named_folders(config)?.into_iter().filter(|(_, model)| !model.path.join(LANGUAGE_MODEL).is_file());
+    let settings = models.map(|(name, model)| {
         let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
         let engine = EngineChoice::from_str(engine)
             .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
@@ -40,6 +44,18 @@ pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettin
         Ok((name, ModelSettings { path: model.path, engine, precision, replicas }))
     });
     settings.collect()
+}
+
+/// The models with their folders, by name.
+fn named_folders(config: &Config) -> Result<BTreeMap<String, weir_config::Model>, StartError> {
+    let mut models: BTreeMap<String, weir_config::Model> = BTreeMap::new();
+    for (name, path) in folders(config)? {
+        models.insert(name, weir_config::Model { path, ..Default::default() });
+    }
+    for (name, model) in &config.model {
+        models.insert(name.clone(), model.clone());
+    }
+    Ok(models)
 }
 
 /// The models of `models.dir`, with their folders.
@@ -67,7 +83,7 @@ fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         let Some(name) = name.filter(|name| !name.starts_with('.')) else { continue };
-        if path.join("config.json").is_file() {
+        if path.join("config.json").is_file() || path.join(LANGUAGE_MODEL).is_file() {
             folders.push((name, path));
         } else if path.join("model.onnx").is_file() {
             tracing::warn!(folder = %path.display(), "this folder has model.onnx and no config.json, and is not served");

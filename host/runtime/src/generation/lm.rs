@@ -1,0 +1,202 @@
+//! `weir:stream/lm` for instances of the generate component. An instance sees one model.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::OnceCell;
+use wasmtime::component::{Accessor, HasSelf, Resource};
+
+use super::engine::{Engine, Load, Sequences};
+use super::instance::InstanceState;
+use super::metrics::PoolMetrics;
+use crate::bindings::lm::weir::stream::lm::{
+    Host, HostModel, HostModelWithStore, HostWithStore, ModelInfo, Row, Sampled, Sampler, Tokenizer,
+};
+use crate::types::{self, Failure};
+
+/// The model that an instance sees.
+#[derive(Clone)]
+pub(crate) struct ServedModel {
+    pub(super) name: String,
+    pub(super) load: Load,
+    pub(super) engine: Arc<OnceCell<Arc<dyn Engine>>>,
+    pub(super) metrics: Arc<PoolMetrics>,
+    /// Steps that were computed: a sign of progress.
+    pub(super) steps: Arc<AtomicU64>,
+}
+
+impl ServedModel {
+    /// Loads the model, unless it is loaded.
+    async fn engine(&self) -> Result<Arc<dyn Engine>, String> {
+        let load = async || {
+            let load = self.load.clone();
+            let began = Instant::now();
+            let engine = tokio::task::spawn_blocking(move || load()).await;
+            let engine = engine.unwrap_or_else(|_| Err("the engine panicked while it loaded the model".into()))?;
+            tracing::info!(model = self.name, ms = began.elapsed().as_millis() as u64, "language model loaded");
+            Ok(engine)
+        };
+        self.engine.get_or_try_init(load).await.cloned()
+    }
+
+    /// What the model is; with `ready` false and no other value while it is not loaded.
+    fn info(&self) -> ModelInfo {
+        let unloaded = || ModelInfo {
+            name: self.name.clone(),
+            architecture: String::new(),
+            vocabulary_tokens: 0,
+            context_tokens_max: 0,
+            page_tokens: 0,
+            pages_max: 0,
+            begin_token: None,
+            end_tokens: Vec::new(),
+            ready: false,
+        };
+        self.engine.get().map_or_else(unloaded, |engine| ModelInfo { name: self.name.clone(), ..engine.info() })
+    }
+}
+
+/// The resource `model`: a loaded model, and the sequences of one instance. Those end with the store of the instance.
+pub struct LanguageModel {
+    served: ServedModel,
+    engine: Arc<dyn Engine>,
+    sequences: Arc<Mutex<Box<dyn Sequences>>>,
+}
+
+impl LanguageModel {
+    /// Waits for a step in progress.
+    fn sequences(&self) -> MutexGuard<'_, Box<dyn Sequences>> {
+        self.sequences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops a step between two layers when its call is dropped.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl types::Host for InstanceState {}
+
+impl Host for InstanceState {}
+
+impl HostWithStore<InstanceState> for HasSelf<InstanceState> {
+    async fn models(accessor: &Accessor<InstanceState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+        Ok(accessor.with(|mut access| vec![access.get().model.info()]))
+    }
+}
+
+impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
+    async fn open(
+        accessor: &Accessor<InstanceState, Self>,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<LanguageModel>, Failure>> {
+        let served = accessor.with(|mut access| access.get().model.clone());
+        if name != served.name {
+            return Ok(Err(Failure::UnknownModel(name)));
+        }
+        let engine = match served.engine().await {
+            Ok(engine) => engine,
+            Err(reason) => return Ok(Err(Failure::Unavailable(reason))),
+        };
+        let sequences = Arc::new(Mutex::new(engine.sequences()));
+        let model = LanguageModel { served, engine, sequences };
+        accessor.with(|mut access| Ok(Ok(access.get().table.push(model)?)))
+    }
+
+    async fn step(
+        accessor: &Accessor<InstanceState, Self>,
+        model: Resource<LanguageModel>,
+        rows: Vec<Row>,
+    ) -> wasmtime::Result<Result<Vec<Sampled>, Failure>> {
+        let (sequences, served) = accessor.with(|mut access| -> wasmtime::Result<_> {
+            let model = access.get().table.get(&model)?;
+            Ok((model.sequences.clone(), model.served.clone()))
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        let step = tokio::task::spawn_blocking(move || {
+            // The lock is taken on this thread: it waits for a step whose call was dropped.
+            let mut sequences = sequences.lock().unwrap_or_else(PoisonError::into_inner);
+            let (began, shape) = (Instant::now(), RowsShape::of(&rows));
+            let sampled = sequences.step(rows, &stop);
+            served.metrics.handle_step(shape, sequences.pages_free(), began.elapsed());
+            served.steps.fetch_add(1, Ordering::Relaxed);
+            sampled
+        });
+        Ok(step.await.unwrap_or_else(|_| Err(Failure::Engine("the engine panicked in a step".into()))))
+    }
+}
+
+/// What a step computes, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowsShape {
+    /// Tokens that are sampled.
+    pub(super) sampled: u64,
+    /// Tokens that are computed and not sampled before: those of prompts.
+    pub(super) prefill_tokens: u64,
+}
+
+impl RowsShape {
+    fn of(rows: &[Row]) -> Self {
+        let sampled = rows.iter().filter(|row| row.sample.is_some()).count() as u64;
+        // A row of one token that samples continues a text; it may be the end of a prompt as well.
+        let prefill = rows.iter().filter(|row| row.sample.is_none() || row.tokens.len() > 1);
+        Self { sampled, prefill_tokens: prefill.map(|row| row.tokens.len() as u64).sum() }
+    }
+}
+
+impl HostModel for InstanceState {
+    fn info(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<ModelInfo> {
+        Ok(self.table.get(&model)?.served.info())
+    }
+
+    fn tokenizer(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<Tokenizer> {
+        Ok(self.table.get(&model)?.engine.tokenizer())
+    }
+
+    fn chat_template(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<Option<String>> {
+        Ok(self.table.get(&model)?.engine.chat_template())
+    }
+
+    fn pages_free(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<u32> {
+        Ok(self.table.get(&model)?.sequences().pages_free())
+    }
+
+    fn create(&mut self, model: Resource<LanguageModel>, sampler: Sampler) -> wasmtime::Result<Result<u32, Failure>> {
+        Ok(self.table.get(&model)?.sequences().create(sampler))
+    }
+
+    fn fork(
+        &mut self,
+        model: Resource<LanguageModel>,
+        sequence: u32,
+        tokens: u32,
+        sampler: Sampler,
+    ) -> wasmtime::Result<Result<u32, Failure>> {
+        Ok(self.table.get(&model)?.sequences().fork(sequence, tokens, sampler))
+    }
+
+    fn trim(
+        &mut self,
+        model: Resource<LanguageModel>,
+        sequence: u32,
+        tokens: u32,
+    ) -> wasmtime::Result<Result<(), Failure>> {
+        Ok(self.table.get(&model)?.sequences().trim(sequence, tokens))
+    }
+
+    fn remove(&mut self, model: Resource<LanguageModel>, sequence: u32) -> wasmtime::Result<()> {
+        self.table.get(&model)?.sequences().remove(sequence);
+        Ok(())
+    }
+
+    fn drop(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<()> {
+        self.table.delete(model)?;
+        Ok(())
+    }
+}

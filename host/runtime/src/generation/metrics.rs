@@ -1,0 +1,61 @@
+//! The metrics of a language model.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::lm::RowsShape;
+
+pub(super) struct PoolMetrics {
+    /// Requests that have not begun.
+    pub(super) queued: Gauge,
+    /// Requests that have begun and not ended.
+    pub(super) running: Gauge,
+    pub(super) refused: Counter,
+    pub(super) cancelled: Counter,
+    pub(super) failures: Counter,
+    pub(super) requests: Counter,
+    pub(super) tokens: Counter,
+    pub(super) prompt_tokens: Counter,
+    pub(super) cached_tokens: Counter,
+    pub(super) restarts: Counter,
+    pub(super) ready: Gauge,
+    /// From the arrival of a request to its first token.
+    pub(super) first_token: Histogram,
+    prefill_tokens: Counter,
+    step: Histogram,
+    pages_free: Gauge,
+}
+
+impl PoolMetrics {
+    pub(super) fn new(name: &str) -> Self {
+        let name = name.to_owned();
+        let counter = |metric: &'static str| metrics::counter!(metric, "model" => name.clone());
+        let gauge = |metric: &'static str| metrics::gauge!(metric, "model" => name.clone());
+        let histogram = |metric: &'static str| metrics::histogram!(metric, "model" => name.clone());
+        Self {
+            queued: gauge("weir_generate_requests_queued"),
+            running: gauge("weir_generate_requests_running"),
+            refused: counter("weir_generate_requests_overloaded_total"),
+            cancelled: counter("weir_generate_requests_cancelled_total"),
+            failures: counter("weir_generate_failures_total"),
+            requests: counter("weir_generate_requests_total"),
+            tokens: counter("weir_generate_tokens_total"),
+            prompt_tokens: counter("weir_generate_prompt_tokens_total"),
+            cached_tokens: counter("weir_generate_cached_tokens_total"),
+            restarts: counter("weir_generate_restarts_total"),
+            ready: gauge("weir_generate_ready"),
+            first_token: histogram("weir_generate_first_token_seconds"),
+            prefill_tokens: counter("weir_generate_prefill_tokens_total"),
+            step: histogram("weir_generate_step_seconds"),
+            pages_free: gauge("weir_generate_pages_free"),
+        }
+    }
+
+    pub(super) fn handle_step(&self, shape: RowsShape, pages_free: u32, took: Duration) {
+        self.tokens.increment(shape.sampled);
+        self.prefill_tokens.increment(shape.prefill_tokens);
+        self.step.record(took.as_secs_f64());
+        self.pages_free.set(f64::from(pages_free));
+    }
+}

@@ -33,7 +33,7 @@ impl Drop for Callback {
 
 impl Store {
     /// Calls a function with every event of a channel after a cursor, in order, until the channel's last event or
-    /// [`Delivery::CloseReason`]. It has a task of its own, so that a slow or panicking function affects no other subscriber. It should not block. Must be
+    /// [`Delivery::Closed`]. It has a task of its own, so that a slow or panicking function affects no other subscriber. It should not block. Must be
     /// called in a tokio runtime.
     ///
     /// # Errors

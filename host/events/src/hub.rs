@@ -57,6 +57,23 @@ impl Channel {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
+
+    /// Publishes written events to subscribers.
+    pub(crate) fn publish(&self, entries: &[Arc<Entry>]) {
+        let mut state = self.lock();
+        state.pending -= 1;
+        state.log_and_offer(entries);
+        wake(state);
+    }
+
+    /// Discards events that were not written: their cursors stay unused.
+    pub(crate) fn discard(&self, entries: &[Arc<Entry>]) {
+        let mut state = self.lock();
+        state.pending -= 1;
+        if entries.iter().any(|entry| entry.finishes) {
+            state.sealed = false;
+        }
+    }
 }
 
 impl State {

@@ -35,6 +35,7 @@
 //! # });
 //! ```
 
+mod backend;
 mod callback;
 mod claims;
 mod clock;
@@ -50,13 +51,14 @@ mod store;
 mod subscription;
 mod tap;
 
+pub use backend::{Health, WriteContext};
 pub use callback::Callback;
 pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
 pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
 pub use lease::Acquisition;
 pub use redis::groups::{Groups, PendingEvent};
-pub use store::{Health, Stats, Store, WriteContext};
+pub use store::{Stats, Store};
 pub use subscription::Subscription;
 pub use tap::{Tap, TapItem};
 pub use weir_core::channels::Fence;

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Log, Page, Values};
 
+use crate::backend::{Usage, WriteContext};
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
 use crate::config::EventsConfig;
 use crate::error::{Error, lock};
 use crate::hub::{Hub, State, wake};
 use crate::lease::LocalLeases;
-use crate::store::{Usage, WriteContext};
 use crate::subscription::Subscription;
 
 #[derive(Debug)]

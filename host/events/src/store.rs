@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Page};
 
+use crate::backend::{Health, WriteContext};
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::disk::Disk;
@@ -51,37 +52,6 @@ enum Kind {
     Memory(Box<Memory>),
     Disk(Disk),
     Redis(Redis),
-}
-
-/// The conditions of a write.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct WriteContext<'a> {
-    /// The lease that must be held.
-    pub fence: Option<&'a Fence>,
-    /// The user whose share it counts towards; none for the server's own writes, and where users are not identified.
-    pub user: Option<&'a str>,
-}
-
-/// How much of a store's bounds is in use.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Usage {
-    pub(crate) state_bytes: usize,
-    pub(crate) claims: usize,
-}
-
-/// The health of a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Its configured kind.
-    pub store: StoreKind,
-    /// True when appends are accepted, even if only in memory.
-    pub ok: bool,
-    /// True when memory replaces Redis: new events are visible in this process only, and are not stored.
-    pub fallback: bool,
-    /// The reason, for people.
-    pub detail: Option<String>,
-    /// Which run of a server elsewhere answers, where a restart of it may lose what it has answered, claims included.
-    pub life: Option<Arc<str>>,
 }
 
 /// The counters of a store since it was opened.
@@ -147,7 +117,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`], and those of [`Store::append`].
+    /// [`Error::Fenced`], and those of [`Store::append`].
     pub async fn append_fenced(
         &self,
         channel: &ChannelName,
@@ -163,7 +133,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
+    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
     pub async fn append_as(
         &self,
         channel: &ChannelName,
@@ -277,7 +247,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`], and those of [`Store::put`].
+    /// [`Error::Fenced`], and those of [`Store::put`].
     pub async fn put_fenced(
         &self,
         key: &ChannelName,
@@ -292,7 +262,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`], [`Error::ShareExceeded`], and those of [`Store::put`].
+    /// [`Error::Fenced`], [`Error::ShareExceeded`], and those of [`Store::put`].
     pub async fn put_as(
         &self,
         key: &ChannelName,
@@ -339,7 +309,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`], and those of [`Store::delete`].
+    /// [`Error::Fenced`], and those of [`Store::delete`].
     pub async fn delete_fenced(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => memory.delete(key, fence),
@@ -375,7 +345,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`] where it is lost, a time of 0 or beyond the bound, or the store is unavailable.
+    /// [`Error::Fenced`] where it is lost, a time of 0 or beyond the bound, or the store is unavailable.
     pub async fn renew(&self, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
         check_lease_ttl(ttl_ms)?;
         match &self.inner.kind {
@@ -389,7 +359,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleFence`] where it was not held any more, or the store is unavailable: then it ends by itself.
+    /// [`Error::Fenced`] where it was not held any more, or the store is unavailable: then it ends by itself.
     pub async fn release(&self, fence: &Fence) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::Memory(memory) => memory.leases.release(fence),

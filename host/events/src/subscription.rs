@@ -12,7 +12,7 @@ use crate::hub::{Channel, Hub, State};
 
 /// A reader that follows a channel: the retained events after its cursor, then live events.
 ///
-/// It ends after the channel's last event, or with [`Delivery::CloseReason`]. Its events are shared, never copied. The events that wait
+/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. The events that wait
 /// for it are bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
 #[derive(Debug)]
 pub struct Subscription {

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use weir_core::channels::{ChannelName, Cursor, Draft, Fence, Log, Page};
 
+use crate::backend::{Health, Usage, WriteContext};
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
@@ -33,7 +34,6 @@ use crate::disk::writer::{Job, Shared, Status, Writer};
 use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
 use crate::lease::{Acquisition, LocalLeases};
-use crate::store::{Health, Usage, WriteContext};
 use crate::subscription::Subscription;
 
 /// When a publisher should retry after the file could not be written.

@@ -12,7 +12,6 @@ use weir_core::channels::Entry;
 use crate::clock::Clock;
 use crate::disk::database::Database;
 use crate::disk::tables::{Change, FileContent, KeyRow};
-use crate::disk::writer::{give_up, publish};
 use crate::hub::Channel;
 
 /// The most bytes of changes that wait in memory for a flush.
@@ -85,7 +84,7 @@ impl Recovery {
     pub(crate) fn undecided(&mut self, channel: Arc<Channel>, entries: Vec<Arc<Entry>>) {
         match &mut self.failed {
             Some(failed) => failed.appends.push((channel, entries)),
-            None => give_up(&channel, &entries),
+            None => channel.discard(&entries),
         }
     }
 
@@ -99,7 +98,7 @@ impl Recovery {
         match database.recover(&self.unflushed, ended_claims) {
             Ok(FileContent { commit, values, .. }) => {
                 if let Some(failed) = self.failed.take() {
-                    let settle = if commit >= failed.number { publish } else { give_up };
+                    let settle = if commit >= failed.number { Channel::publish } else { Channel::discard };
                     failed.appends.iter().for_each(|(channel, entries)| settle(channel, entries));
                 }
                 self.flushed();

@@ -11,12 +11,12 @@ use weir_core::channels::{ChannelName, Cursor, Draft, Retention};
 
 use super::Disk;
 use super::storage::Opener;
+use crate::backend::WriteContext;
 use crate::clock::Clock;
 use crate::clock::tests::Set;
 use crate::config::{EventsConfig, StoreKind};
 use crate::error::Error;
 use crate::hub::Hub;
-use crate::store::WriteContext;
 use drive::Drive;
 
 fn name(text: &str) -> ChannelName {

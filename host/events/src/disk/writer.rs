@@ -17,7 +17,7 @@ use crate::disk::recovery::Recovery;
 use crate::disk::tables::{Append, Change, Put};
 use crate::disk::values::{StoredValues, Undo};
 use crate::error::{Error, lock};
-use crate::hub::{Channel, Hub, wake};
+use crate::hub::{Channel, Hub};
 
 /// The most jobs that share a commit.
 const GROUP_JOBS_MAX: usize = 4_096;
@@ -157,7 +157,7 @@ impl Writer {
             match self.place(&mut group.change, &channel, &entries) {
                 Ok(()) => group.appends.push((channel, entries, answer)),
                 Err(error) => {
-                    give_up(&channel, &entries);
+                    channel.discard(&entries);
                     let _ = answer.send(Err(error));
                 }
             }
@@ -169,7 +169,7 @@ impl Writer {
         let Err(error) = self.commit(change) else {
             for (channel, entries, answer) in appends {
                 let places = entries.iter().map(|entry| entry.cursor).collect();
-                publish(&channel, &entries);
+                channel.publish(&entries);
                 // A publisher that does not wait any more is not an error: its events are written.
                 let _ = answer.send(Ok(places));
             }
@@ -227,7 +227,7 @@ impl Writer {
     fn refuse(&mut self, job: Job, error: &Error) {
         match job {
             Job::Append { channel, entries, answer } => {
-                give_up(&channel, &entries);
+                channel.discard(&entries);
                 let _ = answer.send(Err(error.clone()));
             }
             Job::Claim { key, answer, .. } => {
@@ -454,21 +454,4 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<
         next = if room { queue.try_recv().ok() } else { None };
     }
     jobs
-}
-
-/// Publishes written events to subscribers.
-pub(crate) fn publish(channel: &Channel, entries: &[Arc<Entry>]) {
-    let mut state = channel.lock();
-    state.pending -= 1;
-    state.log_and_offer(entries);
-    wake(state);
-}
-
-/// Discards events that were not written: their cursors stay unused.
-pub(crate) fn give_up(channel: &Channel, entries: &[Arc<Entry>]) {
-    let mut state = channel.lock();
-    state.pending -= 1;
-    if entries.iter().any(|entry| entry.finishes) {
-        state.sealed = false;
-    }
 }

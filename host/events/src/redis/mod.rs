@@ -25,6 +25,7 @@ use redis::streams::StreamRangeReply;
 use tokio::sync::Notify;
 use weir_core::channels::{ChannelName, Cursor, Draft, Entry, Fence, Log, Page, page, resolve};
 
+use crate::backend::{Health, Usage, WriteContext};
 use crate::clock::Clock;
 use crate::config::{EventsConfig, Fallback, StoreKind};
 use crate::error::{Error, OpenError};
@@ -34,7 +35,6 @@ use crate::redis::groups::Groups;
 use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
 use crate::redis::stream::{Fields, StreamMeta, claim_key, event, key, meta_key};
-use crate::store::{Health, Usage, WriteContext};
 use crate::subscription::Subscription;
 
 /// Epochs from here on are not assigned by Weir: another program wrote the entry.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use redis::Script;
 use weir_core::channels::{ChannelName, Fence, ShareExceeded, Shares, value_bytes_of};
 
+use crate::backend::WriteContext;
 use crate::config::EventsConfig;
 use crate::error::Error;
 use crate::redis::lease::fence_arguments;
 use crate::redis::link::Link;
-use crate::store::WriteContext;
 
 /// The scripts of it.
 #[derive(Debug)]

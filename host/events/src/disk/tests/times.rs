@@ -5,10 +5,10 @@ use weir_core::channels::{Cursor, Delivery};
 
 use super::drive::Drive;
 use super::{History, config, contents, draft, name, open};
+use crate::backend::WriteContext;
 use crate::clock::tests::Set;
 use crate::config::EventsConfig;
 use crate::disk::storage::Opener;
-use crate::store::WriteContext;
 
 const NOON: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 31_536_000_000;

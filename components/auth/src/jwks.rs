@@ -11,7 +11,7 @@ use weir_codec::json::tree::Node;
 use crate::{
     base64url,
     key::{Algorithm, Key, KeyError},
-    key_file::{KeyFile, KeyPlace, SkippedKey},
+    key_list::{KeyFile, KeyPlace, SkippedKey},
 };
 
 /// Most values in the JSON of a set.

@@ -8,7 +8,7 @@ use p256::ecdsa::signature::Verifier as _;
 use sha2::Sha256;
 use thiserror::Error;
 
-use crate::key_file;
+use crate::key_form;
 
 /// Fewest bytes in a shared secret: as many as the hash has (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -138,7 +138,7 @@ impl Key {
         if !(SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len()) {
             return Err(KeyError::SecretLength { bytes: secret.len() });
         }
-        match key_file::key_form(secret, key_file::ENCODINGS_MAX) {
+        match key_form::key_form(secret, key_form::ENCODINGS_MAX) {
             Some(form) => Err(KeyError::SecretIsKey { form }),
             None => Ok(Self { id: None, material: Material::Hs256(secret.into()) }),
         }
@@ -212,7 +212,7 @@ impl Key {
         // A coordinate alone, or the whole point.
         let is_part =
             |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && known.windows(bytes.len()).any(|part| part == bytes);
-        let decodings = std::str::from_utf8(secret).map(key_file::decodings).unwrap_or_default();
+        let decodings = std::str::from_utf8(secret).map(key_form::decodings).unwrap_or_default();
         is_part(secret) || decodings.iter().any(|bytes| is_part(bytes))
     }
 
@@ -336,6 +336,6 @@ mod tests {
     }
 
     fn hex(digits: &str) -> Vec<u8> {
-        key_file::decodings(digits).pop().unwrap()
+        key_form::decodings(digits).pop().unwrap()
     }
 }

@@ -41,6 +41,8 @@ pub mod jws;
 pub mod jwt;
 pub mod key;
 pub mod key_file;
+mod key_form;
+mod key_list;
 pub mod limits;
 mod pem;
 pub mod refusal;

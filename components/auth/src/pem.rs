@@ -4,7 +4,7 @@ use base64ct::{Base64, Encoding as _};
 
 use crate::{
     key::{Key, KeyError},
-    key_file::{KeyFile, KeyPlace, SkippedKey},
+    key_list::{KeyFile, KeyPlace, SkippedKey},
 };
 
 const BEGIN: &str = "-----BEGIN ";

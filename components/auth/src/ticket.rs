@@ -20,7 +20,7 @@ use crate::{
     base64url,
     identity::Identity,
     key::{KeyError, SECRET_BYTES_MAX, SECRET_BYTES_MIN, mac},
-    key_file::{ENCODINGS_MAX, key_form},
+    key_form::{ENCODINGS_MAX, key_form},
     scope::Scopes,
 };
 

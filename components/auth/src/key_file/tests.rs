@@ -1,4 +1,4 @@
-use base64ct::Base64;
+use base64ct::{Base64, Base64UrlUnpadded, Encoding as _};
 use expect_test::{Expect, expect};
 use hmac::Mac as _;
 use proptest::prelude::*;

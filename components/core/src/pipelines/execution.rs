@@ -1,155 +1,38 @@
-//! One run of a pipeline.
+//! One execution of a pipeline.
 //!
 //! A driver feeds it (`handle_*`) and then drains it until every `poll_*` is empty:
 //!
 //! 1. [`Execution::poll_checkpoint`]: save it, then [`Execution::handle_checkpoint_saved`].
 //! 2. [`Execution::poll_events`]: append them, then [`Execution::handle_stored`] with how many the channel holds.
 //! 3. [`Execution::poll_stop`]: give up on a run.
-//! 4. [`Execution::poll_start`]: begin a run; tell how it goes by its [`Run`].
+//! 4. [`Execution::poll_start`]: start a run, and report its progress and its end by its [`Run`].
 //! 5. [`Execution::poll_timeout`]: call [`Execution::handle_timer`] then.
 //!
-//! Saving and appending may take their time: the rest goes on meanwhile, and what piles up is saved and stored together.
+//! The execution continues while the driver saves and appends; the next checkpoint and batch have all that has accumulated.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use thiserror::Error;
-
 use super::{
-    buffer::{Batch, Buffer, Full},
+    buffer::{Batch, Buffer},
     checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep},
-    definition::{Definition, OnError, StepIndex, Task, bit, each},
-    event::{Data, Event, Metadata, PipelineFailure, StepFailure},
+    definition::{Definition, StepIndex, Task, bit, each},
+    event::{Data, Event, Metadata, StepFailure},
     json::Json,
+    run::{Inputs, Limits, Outcome, ReportError, Run, RunRequest},
     slot::{Slot, SlotState},
 };
 use crate::{random::SplitMix64, time::Now};
 
+mod transitions;
+
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Bounds that no definition can change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// The input of a pipeline, bytes of JSON.
-    pub input_bytes_max: usize,
-    /// The output of a step, or a part of it, bytes of JSON.
-    pub output_bytes_max: usize,
-    /// The outputs of all steps together, bytes of JSON: they are in every checkpoint.
-    pub outputs_bytes_max: usize,
-    /// The values of events that wait to be stored, bytes.
-    pub buffer_bytes_max: usize,
-    /// The message of a progress; what is longer is cut.
-    pub message_bytes_max: usize,
-    /// How often an execution may be resumed before it counts as one that kills its process.
-    pub resumes_max: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            input_bytes_max: 1 << 20,
-            output_bytes_max: 1 << 20,
-            outputs_bytes_max: 8 << 20,
-            buffer_bytes_max: 4 << 20,
-            message_bytes_max: 1024,
-            resumes_max: 16,
-        }
-    }
-}
-
-/// One attempt of a step or a compensation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Run {
-    /// Which.
-    pub place: StepIndex,
-    /// Unique in the execution, also across crashes.
-    pub number: u32,
-}
-
-/// A run to begin.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunRequest {
-    /// What every report about it must name.
-    pub run: Run,
-    /// Which attempt it is, from 1.
-    pub attempt: u32,
-    /// What it is given.
-    pub inputs: Inputs,
-}
-
-/// What a run is given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inputs {
-    /// The input of the pipeline.
-    pub input: Json,
-    /// The outputs of all steps that lead to it, by id, in the order of the definition; `null` of one that failed. Of a
-    /// compensation also the output of the step that it undoes, last.
-    pub steps: Vec<(Arc<str>, Json)>,
-    /// Which of them it comes directly after.
-    pub direct: Vec<usize>,
-}
-
-impl Inputs {
-    /// The input when the task has no expression for it: that of the pipeline when it comes after nothing, the output of the
-    /// one step it comes after, or an object of the outputs of several by id.
-    pub fn default_json(&self) -> Json {
-        let direct = |at: &usize| self.steps.get(*at).map(|(id, output)| (&**id, output));
-        match &self.direct[..] {
-            [] => self.input.clone(),
-            [at] => direct(at).map_or_else(Json::null, |(_, output)| output.clone()),
-            several => Json::object(several.iter().filter_map(direct)),
-        }
-    }
-
-    /// What its expression is evaluated over: `{"input": …, "steps": {id: output, …}}`.
-    pub fn context_json(&self) -> Json {
-        let steps = Json::object(self.steps.iter().map(|(id, output)| (&**id, output)));
-        Json::object([("input", &self.input), ("steps", &steps)])
-    }
-}
-
-/// How an execution ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every step is over.
-    Completed {
-        /// The output of the step that none comes after; of several an object by id.
-        output: Json,
-    },
-    /// It failed or was cancelled.
-    Failed(PipelineFailure),
-}
-
-/// Why something was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum ReportError {
-    /// Bring it again when more events were stored; until then read no more from the step.
-    #[error("the events that wait to be stored have no room for more")]
-    Full,
-    /// The run is over: its result is not used.
-    #[error("the run is over")]
-    Stale,
-    /// It has too many bytes; the run should be failed.
-    #[error("{bytes} bytes of JSON are more than the {bytes_max} that are allowed")]
-    TooLarge {
-        /// Bytes that it has.
-        bytes: usize,
-        /// Bytes that it may have.
-        bytes_max: usize,
-    },
-}
-
-impl From<Full> for ReportError {
-    fn from(_: Full) -> Self {
-        Self::Full
-    }
-}
-
-/// How far the whole is.
+/// The phase of an execution.
 #[derive(Debug)]
 pub(super) enum Phase {
     Running,
-    /// What runs is let finish, then what was completed is undone.
+    /// Running steps finish, then completed steps are compensated.
     Failing {
         failure: StepFailure,
         step: usize,
@@ -476,118 +359,6 @@ impl Execution {
             Phase::Done { duration_ns, .. } => duration_ns,
             _ => self.carried_ns.saturating_add(now_ns.saturating_sub(self.since_ns)),
         }
-    }
-
-    /// An attempt failed: another one, or the consequences.
-    fn fail(&mut self, now: Now, run: Run, failure: StepFailure) {
-        let Some(started_ns) = self.started(run) else { return };
-        let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
-        let Some(task) = self.definition.task(run.place) else { return };
-        let (kind, retry) = (task.kind.name(), task.retry.clone());
-        let is_step = run.place.compensation.is_none();
-        // Once the pipeline is failing a step is only let finish.
-        let may_retry = failure.retryable && !(is_step && self.is_failing());
-        let random = self.random.next_u64();
-        let delay_ns = match self.slot_mut(run.place) {
-            Some(slot) if may_retry => slot.retry.next_delay_ns(&retry, random),
-            _ => None,
-        };
-        // A service may ask for any time; the definition bounds how long an execution waits.
-        let asked_ms = failure.retry_after_ms.unwrap_or(0).min(retry.backoff_ms_max);
-        let retry_in_ns = delay_ns.map(|delay_ns| delay_ns.max(u64::from(asked_ms) * NS_PER_MS));
-        self.tell_of(now, run, Data::StepError { kind, failure: failure.clone(), retry_in_ns, duration_ns });
-        if let Some(delay_ns) = retry_in_ns {
-            if is_step {
-                self.running &= !bit(run.place.step);
-                self.waiting |= bit(run.place.step);
-            }
-            if let Some(slot) = self.slot_mut(run.place) {
-                slot.state = SlotState::Backoff { until_ns: now.monotonic_ns.saturating_add(delay_ns) };
-            }
-            return;
-        }
-        self.settle(run.place, SlotState::Failed(failure.clone()));
-        if !is_step {
-            self.undo_failed += 1;
-        } else if matches!(self.phase, Phase::Running) {
-            let step = run.place.step;
-            match self.definition.steps()[step].on_error {
-                OnError::Continue => {}
-                OnError::Fail => return self.end(now, failure, Some(step), false),
-                OnError::Compensate => {
-                    self.phase = Phase::Failing { failure, step };
-                    for at in each(std::mem::take(&mut self.waiting)) {
-                        if matches!(self.steps[at].state, SlotState::Backoff { .. }) {
-                            self.steps[at].state = SlotState::Stopped;
-                        }
-                    }
-                }
-            }
-        }
-        self.advance(now);
-    }
-
-    /// A step or compensation is over.
-    fn settle(&mut self, place: StepIndex, state: SlotState) {
-        if place.compensation.is_none() {
-            self.running &= !bit(place.step);
-            self.settled |= bit(place.step);
-        } else {
-            self.undo_over += 1;
-        }
-        if let Some(slot) = self.slot_mut(place) {
-            slot.state = state;
-        }
-        self.dirty = true;
-    }
-
-    /// Takes the consequences of a step or compensation that is over.
-    pub(super) fn advance(&mut self, now: Now) {
-        match &self.phase {
-            Phase::Running if self.running | self.waiting == 0 => {
-                let duration_ns = self.duration_ns(now.monotonic_ns);
-                let output = self.output();
-                let steps_completed = self.completed.len() as u32;
-                let steps_failed = self.steps.len() as u32 - steps_completed;
-                self.phase = Phase::Done { outcome: Outcome::Completed { output: output.clone() }, duration_ns };
-                self.tell(now, Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed });
-                self.dirty = true;
-            }
-            Phase::Failing { failure, step } if self.running == 0 => {
-                let (failure, step) = (failure.clone(), *step);
-                let undo = self.undo.get_or_insert_with(|| undo_list(&self.definition, &self.completed));
-                if self.undo_over >= undo.len() {
-                    self.end(now, failure, Some(step), false);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Ends it with a failure.
-    pub(super) fn end(&mut self, now: Now, failure: StepFailure, step: Option<usize>, cancelled: bool) {
-        let duration_ns = self.duration_ns(now.monotonic_ns);
-        for at in each(self.running) {
-            if let SlotState::Running { run, .. } = std::mem::replace(&mut self.steps[at].state, SlotState::Stopped) {
-                self.stops.push_back(Run { place: step_place(at), number: run });
-            }
-        }
-        for at in each(self.waiting) {
-            if matches!(self.steps[at].state, SlotState::Backoff { .. }) {
-                self.steps[at].state = SlotState::Stopped;
-            }
-        }
-        (self.running, self.waiting) = (0, 0);
-        let failure = PipelineFailure {
-            failure,
-            step_id: step.map(|at| self.definition.steps()[at].task.id.clone()),
-            cancelled,
-            compensated: (self.undo_over as u32).saturating_sub(self.undo_failed),
-            compensations_failed: self.undo_failed,
-        };
-        self.phase = Phase::Done { outcome: Outcome::Failed(failure.clone()), duration_ns };
-        self.tell(now, Data::PipelineError { failure, duration_ns });
-        self.dirty = true;
     }
 
     /// The output of the whole.

@@ -31,6 +31,7 @@ mod execution;
 mod json;
 mod reliability;
 mod resume;
+mod run;
 mod slot;
 mod status;
 #[cfg(test)]
@@ -44,7 +45,8 @@ pub use definition::{
     TIMEOUT_MS_MAX, Task, bounds,
 };
 pub use event::{Data, Event, EventType, Metadata, PipelineFailure, Sequenced, StepFailure};
-pub use execution::{Execution, Inputs, Limits, Outcome, ReportError, Run, RunRequest};
+pub use execution::Execution;
 pub use json::Json;
 pub use reliability::{Rates, Reliability, ReliabilityConfig, Snapshot};
+pub use run::{Inputs, Limits, Outcome, ReportError, Run, RunRequest};
 pub use status::{State, Status, StepState, StepStatus};

@@ -7,8 +7,9 @@ use super::{
     checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError},
     definition::{Definition, OnError, all, bit},
     event::{Sequenced, StepFailure},
-    execution::{Execution, Limits, Outcome, Phase, undo_list},
+    execution::{Execution, Phase, undo_list},
     json::Json,
+    run::{Limits, Outcome},
     slot::{Slot, SlotState},
 };
 use crate::{random::SplitMix64, time::Now};

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{
     event::{PipelineFailure, StepFailure},
-    execution::{Execution, Outcome},
+    execution::Execution,
     json::Json,
+    run::Outcome,
     slot::SlotState,
 };
 use crate::named::named;

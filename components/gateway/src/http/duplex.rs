@@ -15,11 +15,17 @@ use spin_sdk::wasip3::{
     http::types::ErrorCode,
     wit_bindgen::{StreamResult, StreamWriter as BodyWriter},
 };
-use weir_codec::inference::output::ItemError;
+use weir_codec::{
+    http::lines::Lines,
+    inference::{output::ItemError, request::LINE_BYTES_MAX},
+};
 use weir_core::time::Now;
 
 use crate::{
-    http::response::Client,
+    http::{
+        body::{BodyPart, BodyReader},
+        response::Client,
+    },
     platform::{
         clock::{self, Deadline},
         notify::{LocalNotify, Signal},
@@ -155,6 +161,35 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
     }
 
     /// Sends what there is, as soon as there is something, until the last line or until the reader is gone.
+    /// Reads a body by lines, as fast as the client reads the output. `step` gets the bytes that are left of a piece and takes lines from
+    /// them. Returns the reader of lines, which has the last line; a line in which the body breaks off is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of `step`, or the body is incomplete.
+    pub(crate) async fn read_lines<E: From<ItemError>>(
+        &self,
+        mut body: BodyReader,
+        mut step: impl AsyncFnMut(&mut Lines, &mut &[u8]) -> Result<(), E>,
+    ) -> Result<Lines, E> {
+        let mut lines = Lines::new(LINE_BYTES_MAX);
+        let mut buffer = Vec::new();
+        loop {
+            self.unsent_few().await;
+            let BodyPart { bytes, more } = body.piece(buffer).await;
+            self.arrived(&bytes);
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                step(&mut lines, &mut rest).await?;
+            }
+            buffer = bytes;
+            if !more {
+                break;
+            }
+        }
+        if body.arrived_whole().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
+    }
+
     async fn write(&self, client: &mut BodyWriter<u8>) {
         loop {
             let out = self.session.borrow_mut().poll_output();

@@ -11,8 +11,8 @@ use std::{
 
 use futures::future::{Either, join, select};
 use weir_codec::{
-    http::{framing::Framing, lines::Lines, problem::Problem},
-    inference::{output::ItemError, request::LINE_BYTES_MAX},
+    http::{framing::Framing, problem::Problem},
+    inference::output::ItemError,
     transcripts::{
         input::Refusal,
         outbox::{Batch, EventOutbox},
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     http::{
-        body::{BodyPart, BodyReader},
+        body::BodyReader,
         duplex::{Duplex, OUT_BYTES_MAX},
         response::Client,
     },
@@ -224,66 +224,50 @@ impl Feed<'_> {
     }
 
     /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
-    async fn bring_lines(&self, mut body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
+    async fn bring_lines(&self, body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
         let user = self.user();
-        let mut lines = Lines::new(LINE_BYTES_MAX);
-        let mut room = Vec::new();
-        loop {
-            self.duplex.unsent_few().await;
-            let BodyPart { bytes, more } = body.piece(room).await;
-            self.duplex.arrived(&bytes);
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                if let Some(error) = self.duplex.answer_too_large() {
-                    return Some(error.into());
-                }
-                // A turn for what comes together: its lines here, and what the session makes of them as far as that is quick.
-                let turn = turns::take(&user).await;
-                self.has_turn.set(true);
-                let mut taken = Vec::with_capacity(INPUTS_MAX + 1);
-                // What is kept of the channel must reach back to the last checkpoint.
-                let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
-                let mut bytes = 0;
-                while taken.len() < inputs_max
-                    && bytes < TURN_BYTES
-                    && let Some(line) = lines.next_line(&mut rest)
-                {
-                    bytes += line.content.map_or(0, <[u8]>::len);
-                    taken.push(convert::input(&line));
-                }
-                if !taken.is_empty() {
-                    // The answers to what came together are held back until the checkpoint is there: whoever has them and asks
-                    // for the session sees them.
-                    taken.push(asked(InputBody::Checkpoint));
-                    let end = Deadline::after(clock::now(), TURN_MS);
-                    let written = inputs.write_all(taken);
-                    let left = match select(pin!(written), pin!(end.passed())).await {
-                        Either::Left((left, _)) => left,
-                        // It waits for the reader of the answers.
-                        Either::Right(((), written)) => {
-                            drop(turn);
-                            self.has_turn.set(false);
-                            written.await
-                        }
-                    };
-                    self.has_turn.set(false);
-                    if !left.is_empty() {
-                        return Some(one_shot::lost());
-                    }
-                }
+        let read = self.duplex.read_lines(body, async |lines, rest| {
+            if let Some(error) = self.duplex.answer_too_large() {
+                return Err(Refusal::from(error));
+            }
+            // One turn for the lines of a piece: reading them, and the part of the session's work that is quick.
+            let turn = turns::take(&user).await;
+            self.has_turn.set(true);
+            let mut batch = Vec::with_capacity(INPUTS_MAX + 1);
+            // The retained events of the channel must reach back to the last checkpoint.
+            let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
+            let mut bytes = 0;
+            while batch.len() < inputs_max
+                && bytes < TURN_BYTES
+                && let Some(line) = lines.next_line(rest)
+            {
+                bytes += line.content.map_or(0, <[u8]>::len);
+                batch.push(convert::input(&line));
+            }
+            if batch.is_empty() {
                 self.has_turn.set(false);
+                return Ok(());
             }
-            room = bytes;
-            if !more {
-                break;
-            }
+            // The acknowledgements of a batch wait for its checkpoint: a client that has them finds them in the session.
+            batch.push(asked(InputBody::Checkpoint));
+            let end = Deadline::after(clock::now(), TURN_MS);
+            let written = inputs.write_all(batch);
+            let unwritten = match select(pin!(written), pin!(end.passed())).await {
+                Either::Left((unwritten, _)) => unwritten,
+                // It waits for the reader of the responses.
+                Either::Right(((), written)) => {
+                    drop(turn);
+                    self.has_turn.set(false);
+                    written.await
+                }
+            };
+            self.has_turn.set(false);
+            if unwritten.is_empty() { Ok(()) } else { Err(one_shot::lost()) }
+        });
+        match read.await {
+            Ok(mut lines) => inputs.write_one(convert::input(&lines.last_line()?)).await.map(|_| one_shot::lost()),
+            Err(refusal) => Some(refusal),
         }
-        // A line that the body broke off in is dropped.
-        if !body.arrived_whole().await {
-            return Some(ItemError::body_incomplete().into());
-        }
-        let last = convert::input(&lines.last_line()?);
-        inputs.write_one(last).await.map(|_| one_shot::lost())
     }
 
     /// Brings what the session says, until it says no more or it cannot be stored.

@@ -4,8 +4,8 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::{
-    http::{framing::Framing, lines::Lines, problem::Problem},
-    inference::{output::ItemError, request::LINE_BYTES_MAX},
+    http::{framing::Framing, problem::Problem},
+    inference::output::ItemError,
     transcripts::{
         annotate_stream::{AnnotateStream, NumberedText, blocks_json},
         captions::{self, CaptionError, Captions, Cue},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     http::{
-        body::{BodyPart, BodyReader},
+        body::BodyReader,
         duplex::{Duplex, OUT_BYTES_MAX, OutputSource},
         response::Client,
     },
@@ -44,7 +44,7 @@ const INPUTS_MAX: usize = 128;
 /// Most outputs that are taken at once.
 const OUTPUTS_MAX: usize = 256;
 /// Most lines that are annotated at once.
-const PLACES_MAX: usize = 128;
+const TEXTS_MAX: usize = 128;
 
 impl OutputSource for EventOutbox {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
@@ -177,42 +177,29 @@ async fn feed(
 /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
 async fn feed_lines(
     duplex: &Duplex<'_, EventOutbox>,
-    mut body: BodyReader,
+    body: BodyReader,
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
-    let mut lines = Lines::new(LINE_BYTES_MAX);
-    let mut room = Vec::new();
-    loop {
+    let read = duplex.read_lines(body, async |lines, rest| {
+        if let Some(error) = duplex.answer_too_large() {
+            return Err(Refusal::from(error));
+        }
+        let mut batch = Vec::new();
+        while batch.len() < INPUTS_MAX
+            && let Some(line) = lines.next_line(rest)
+        {
+            batch.push(input(&line));
+        }
+        if !batch.is_empty() && !inputs.write_all(batch).await.is_empty() {
+            return Err(lost());
+        }
         duplex.unsent_few().await;
-        let BodyPart { bytes, more } = body.piece(room).await;
-        duplex.arrived(&bytes);
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            if let Some(error) = duplex.answer_too_large() {
-                return Some(error.into());
-            }
-            let mut taken = Vec::new();
-            while taken.len() < INPUTS_MAX
-                && let Some(line) = lines.next_line(&mut rest)
-            {
-                taken.push(input(&line));
-            }
-            if !taken.is_empty() && !inputs.write_all(taken).await.is_empty() {
-                return Some(lost());
-            }
-            duplex.unsent_few().await;
-        }
-        room = bytes;
-        if !more {
-            break;
-        }
+        Ok(())
+    });
+    match read.await {
+        Ok(mut lines) => inputs.write_one(input(&lines.last_line()?)).await.map(|_| lost()),
+        Err(refusal) => Some(refusal),
     }
-    // A line that the body broke off in is dropped.
-    if !body.arrived_whole().await {
-        return Some(ItemError::body_incomplete().into());
-    }
-    let last = input(&lines.last_line()?);
-    inputs.write_one(last).await.map(|_| lost())
 }
 
 /// Brings cues. Returns why no more come, unless all have.
@@ -315,51 +302,41 @@ pub(crate) async fn annotate_stream(
 }
 
 /// Annotates the lines of a body. Returns why no more come, unless all that was to come has.
-async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, mut body: BodyReader, config: String) -> Option<Refusal> {
-    let mut lines = Lines::new(LINE_BYTES_MAX);
-    let mut room = Vec::new();
-    loop {
+async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, body: BodyReader, config: String) -> Option<Refusal> {
+    let read = duplex.read_lines(body, async |lines, rest| {
+        if let Some(error) = duplex.answer_too_large() {
+            return Err(Refusal::from(error));
+        }
+        let mut texts = Vec::new();
+        while texts.len() < TEXTS_MAX
+            && duplex.session.borrow().output_bytes() < OUT_BYTES_MAX
+            && let Some(line) = lines.next_line(rest)
+        {
+            texts.push(duplex.session.borrow_mut().handle_line(&line));
+        }
+        if !annotate_texts(duplex, &texts, &config).await {
+            return Err(lost());
+        }
         duplex.unsent_few().await;
-        let BodyPart { bytes, more } = body.piece(room).await;
-        duplex.arrived(&bytes);
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            if let Some(error) = duplex.answer_too_large() {
-                return Some(error.into());
-            }
-            let mut places = Vec::new();
-            while places.len() < PLACES_MAX
-                && duplex.session.borrow().output_bytes() < OUT_BYTES_MAX
-                && let Some(line) = lines.next_line(&mut rest)
-            {
-                places.push(duplex.session.borrow_mut().handle_line(&line));
-            }
-            if !answer(duplex, &places, &config).await {
-                return Some(lost());
-            }
-            duplex.unsent_few().await;
-        }
-        room = bytes;
-        if !more {
-            break;
-        }
-    }
-    if !body.arrived_whole().await {
-        return Some(ItemError::body_incomplete().into());
-    }
+        Ok(())
+    });
+    let mut lines = match read.await {
+        Ok(lines) => lines,
+        Err(refusal) => return Some(refusal),
+    };
     let last: Vec<NumberedText> =
         lines.last_line().map(|line| duplex.session.borrow_mut().handle_line(&line)).into_iter().collect();
-    (!answer(duplex, &last, &config).await).then(lost)
+    (!annotate_texts(duplex, &last, &config).await).then(lost)
 }
 
-/// Annotates the texts of some lines. False when that cannot be done any more.
-async fn answer(duplex: &Duplex<'_, AnnotateStream>, places: &[NumberedText], config: &str) -> bool {
-    if places.is_empty() {
+/// Annotates the texts of some lines. False when the session component has ended.
+async fn annotate_texts(duplex: &Duplex<'_, AnnotateStream>, lines: &[NumberedText], config: &str) -> bool {
+    if lines.is_empty() {
         return true;
     }
-    let texts = places.iter().filter_map(|place| place.text.as_ref().ok());
+    let texts = lines.iter().filter_map(|line| line.text.as_ref().ok());
     let Some(annotations) = annotate(config, texts).await else { return false };
-    duplex.session.borrow_mut().handle_annotations(places, &annotations);
+    duplex.session.borrow_mut().handle_annotations(lines, &annotations);
     duplex.touch();
     duplex.changed();
     true

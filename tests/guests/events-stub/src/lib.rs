@@ -19,6 +19,10 @@ mod bindings {
         path: "../../../wit",
         world: "weir:events-stub/events-stub",
         generate_all,
+        with: {
+            "weir:stream/events@0.1.0/cursor": weir_core::channels::Cursor,
+            "weir:stream/events@0.1.0/gap": weir_core::channels::Gap,
+        },
     });
 }
 
@@ -26,15 +30,15 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use bindings::{
     exports::weir::stream::{
-        events::{Closed as WireClosed, Condition, Cursor, Delivery, Entry, Event, Failure, Fence, Gap, Guest, Page},
+        events::{Closed as WireClosed, Condition, Delivery, Entry, Event, Failure, Fence, Guest, Page},
         state, steps,
     },
     wasi::clocks::{monotonic_clock, system_clock},
     wit_stream,
 };
 use weir_core::channels::{
-    self, AcquireError, ChannelName, Claims, Draft, EventLimits, Leases, Log, Retention, ShareExceeded, Subscriber,
-    Values,
+    self, AcquireError, ChannelName, Claims, Cursor, Draft, EventLimits, Leases, Log, Retention, ShareExceeded,
+    Subscriber, Values,
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
@@ -90,7 +94,7 @@ impl Guest for Stub {
             let mut places = Vec::new();
             for draft in drafts {
                 let entry = Arc::new(draft.at(channel.log.last().next(), now_ms()));
-                places.push(cursor(entry.cursor));
+                places.push(entry.cursor);
                 channel.log.push(entry.clone());
                 for (_, subscriber) in &mut channel.subscribers {
                     subscriber.handle_appended(&entry);
@@ -103,11 +107,11 @@ impl Guest for Stub {
     async fn read(channel: String, after: Cursor, limit: u32) -> Result<Page, Failure> {
         let name = name(&channel)?;
         let limit = (limit as usize).clamp(1, PAGE_EVENTS_MAX);
-        let page = with(&name, |channel| channel.log.read(place(after), limit, PAGE_BYTES_MAX))?;
+        let page = with(&name, |channel| channel.log.read(after, limit, PAGE_BYTES_MAX))?;
         Ok(Page {
-            gap: page.gap.map(gap),
+            gap: page.gap,
             entries: page.entries.iter().map(|of_page| entry(of_page, 0)).collect(),
-            next: cursor(page.next),
+            next: page.next,
             ended: page.ended,
         })
     }
@@ -119,7 +123,7 @@ impl Guest for Stub {
             state.followers
         });
         with(&name, |channel| {
-            let subscriber = Subscriber::new(place(after), OUTBOX_BYTES_MAX, &channel.log);
+            let subscriber = Subscriber::new(after, OUTBOX_BYTES_MAX, &channel.log);
             channel.subscribers.push((id, subscriber));
         })?;
         let (mut writer, reader) = wit_stream::new::<Delivery>();
@@ -297,21 +301,9 @@ fn draft(event: Event) -> Draft {
     }
 }
 
-fn place(cursor: Cursor) -> channels::Cursor {
-    channels::Cursor::new(cursor.epoch, cursor.seq)
-}
-
-fn cursor(place: channels::Cursor) -> Cursor {
-    Cursor { epoch: place.epoch, seq: place.seq }
-}
-
-fn gap(gap: channels::Gap) -> Gap {
-    Gap { missing_from: cursor(gap.missing_from), missing_to: cursor(gap.missing_to) }
-}
-
 fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
     Entry {
-        at: cursor(entry.cursor),
+        at: entry.cursor,
         time_ms: entry.time_ms,
         event: Event {
             name: entry.name.to_string(),
@@ -326,7 +318,7 @@ fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
 fn wire(delivery: channels::Delivery) -> Delivery {
     match delivery {
         channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
-        channels::Delivery::Gap(missing) => Delivery::Gap(gap(missing)),
+        channels::Delivery::Gap(missing) => Delivery::Gap(missing),
         channels::Delivery::Closed(channels::CloseReason::Slow) => Delivery::Closed(WireClosed::Slow),
         channels::Delivery::Closed(channels::CloseReason::Lost) => Delivery::Closed(WireClosed::Lost),
     }

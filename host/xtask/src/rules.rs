@@ -218,20 +218,29 @@ fn guests_leave_json_to_codec() {
     }
 }
 
-/// The files of a component that contain a text.
-fn files_with(component: &str, text: &str) -> Vec<String> {
-    let sources = sources(&House::find().root.join("components").join(component).join("src"));
+/// The files of a crate that contain a text.
+fn files_with(krate: &str, text: &str) -> Vec<String> {
+    let sources = sources(&House::find().root.join(krate).join("src"));
     let mut files: Vec<String> =
         sources.into_iter().filter(|(_, source)| source.contains(text)).map(|(name, _)| name).collect();
     files.sort();
     files
 }
 
-/// One file calls inference, and one file at each boundary knows both sides of a type.
+/// One file calls inference, and one file at each boundary knows both sides of a type. Guests map WIT records of the same form as core's
+/// onto core's types (`with` of `wit_bindgen::generate!`).
 #[test]
 fn each_boundary_has_one_conversion_module() {
-    assert_eq!(files_with("gateway", "infer::run("), ["inference/client.rs"]);
-    assert_eq!(files_with("gateway", "wire::Failure::"), ["inference/convert.rs"]);
-    assert_eq!(files_with("gateway", "session::KeywordMatch"), ["transcripts/convert.rs"]);
-    assert_eq!(files_with("session", "KeywordMatch {"), ["convert.rs"]);
+    for (krate, text, file) in [
+        ("components/gateway", "infer::run(", "inference/client.rs"),
+        ("components/gateway", "wire::Failure::", "inference/convert.rs"),
+        ("components/gateway", "session::KeywordMatch", "transcripts/convert.rs"),
+        ("components/session", "KeywordMatch {", "convert.rs"),
+        // Events and state of the host, and failures of items.
+        ("host/runtime", "channels::Delivery::", "interfaces/convert.rs"),
+        ("host/runtime", "Error::ShareExceeded", "interfaces/convert.rs"),
+        ("host/runtime", "core::Failure::", "interfaces/convert.rs"),
+    ] {
+        assert_eq!(files_with(krate, text), [file], "{text} in {krate}");
+    }
 }

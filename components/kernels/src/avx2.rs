@@ -1,17 +1,17 @@
-//! AVX2 with FMA, and with or without AVX-VNNI: vectors of eight lanes. x86-64 processors since Haswell (2013) and Zen (2017);
+//! AVX2 with FMA and F16C, and with or without AVX-VNNI: vectors of eight lanes. x86-64 processors since Haswell (2013) and Zen (2017);
 //! AVX-VNNI since Alder Lake (2021) and Zen 5 (2024).
 //!
 //! # Safety
-//! Every intrinsic here needs AVX2 and FMA, `_mm256_dpbusd_avx_epi32` needs AVX-VNNI also, and nothing else but, for loads and
+//! Every intrinsic here needs AVX2, FMA or F16C, `_mm256_dpbusd_avx_epi32` needs AVX-VNNI also, and nothing else but, for loads and
 //! stores, memory that the slices have been checked to cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so code that holds
-//! one runs on a processor with both; a value of `Avx2<true>` means AVX-VNNI as well. None of the pointers that are read or written needs
+//! one runs on a processor with all three; a value of `Avx2<true>` means AVX-VNNI as well. None of the pointers that are read or written needs
 //! an alignment (`loadu`, `storeu`).
 
 use std::arch::x86_64::*;
 
 use crate::simd::{Kernel, Simd};
 
-/// The proof that the processor has AVX2 and FMA, and AVX-VNNI if `VNNI` is true.
+/// The proof that the processor has AVX2, FMA and F16C, and AVX-VNNI if `VNNI` is true.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2<const VNNI: bool>(());
 
@@ -20,17 +20,18 @@ impl<const VNNI: bool> Avx2<VNNI> {
     pub(crate) fn detect() -> Option<Self> {
         let has_all = std::is_x86_feature_detected!("avx2")
             && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
             && (!VNNI || std::is_x86_feature_detected!("avxvnni"));
         has_all.then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn compiled<K: Kernel>(kernel: K, simd: Avx2<false>) -> K::Output {
     kernel.run(simd)
 }
 
-#[target_feature(enable = "avx2,fma,avxvnni")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 fn compiled_vnni<K: Kernel>(kernel: K, simd: Avx2<true>) -> K::Output {
     kernel.run(simd)
 }
@@ -51,12 +52,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     const INT8_GROUP: usize = if VNNI { 4 } else { 2 };
+    const BLOCK_ROWS: usize = 4;
+    const BYTE_SHIFT: u8 = if VNNI { 0 } else { 128 };
 
     type F32 = __m256;
     type I32 = __m256i;
     type Bf16 = __m256i;
     /// 32 u8 or i8 with AVX-VNNI. 16 i16 without: AVX2's product of u8 and i8 saturates, the one of i16 does not.
     type Int8 = __m256i;
+    type Bytes = __m256i;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -269,6 +273,78 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             } else {
                 _mm_storeu_si128(to.as_mut_ptr().cast(), pairs);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> __m256i {
+        let from = &from[..32];
+        // SAFETY: see the module; `from` has 32 bytes.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: __m256i) -> __m256i {
+        // SAFETY: see the module.
+        unsafe { _mm256_and_si256(bytes, _mm256_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m256i) -> __m256i {
+        // SAFETY: see the module.
+        unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m256i, weights: __m256i, activations: u32) -> __m256i {
+        // SAFETY: see the module.
+        unsafe {
+            let activations = _mm256_set1_epi32(activations as i32);
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(sum, weights, activations);
+            }
+            // The sum of two products of a magnitude of at most 128 and an activation of at most 127 fits i16.
+            let signed = _mm256_sign_epi8(activations, weights);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(self, sum: __m256i, weights: &[__m256i; 8], activations: &[u32; 8]) -> __m256i {
+        let mut sum = sum;
+        if VNNI {
+            for group in 0..8 {
+                sum = self.dot_bytes(sum, weights[group], activations[group]);
+            }
+            return sum;
+        }
+        // SAFETY: see the module.
+        unsafe {
+            // A lane adds sixteen products of at most 15 * 127: 30480 fits i16.
+            let mut pairs = _mm256_setzero_si256();
+            for group in 0..8 {
+                let activations = _mm256_set1_epi32(activations[group] as i32);
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[group], activations));
+            }
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> __m256 {
+        let from = &from[..8];
+        // SAFETY: see the module; `from` has sixteen bytes.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, value: __m256, to: &mut [u16]) {
+        let to = &mut to[..8];
+        // SAFETY: see the module; `to` has sixteen bytes.
+        unsafe {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+            _mm_storeu_si128(to.as_mut_ptr().cast(), halves);
         }
     }
 }

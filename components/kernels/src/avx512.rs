@@ -48,11 +48,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const ROWS: usize = 12;
     const INT8_GROUP: usize = 4;
+    const BLOCK_ROWS: usize = 8;
+    const BYTE_SHIFT: u8 = 0;
 
     type F32 = __m512;
     type I32 = __m512i;
     type Bf16 = __m512i;
     type Int8 = __m512i;
+    type Bytes = __m512i;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -265,6 +268,48 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let words =
                 _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), bytes);
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_castsi512_si128(words));
+        }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> __m512i {
+        let from = &from[..64];
+        // SAFETY: see the module; `from` has 64 bytes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: __m512i) -> __m512i {
+        // SAFETY: see the module.
+        unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m512i) -> __m512i {
+        // SAFETY: see the module.
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, weights: __m512i, activations: u32) -> __m512i {
+        // SAFETY: see the module.
+        unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(activations as i32)) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: see the module; `from` has 32 bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, value: __m512, to: &mut [u16]) {
+        let to = &mut to[..16];
+        // SAFETY: see the module; `to` has 32 bytes.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
         }
     }
 

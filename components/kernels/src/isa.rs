@@ -146,6 +146,11 @@ impl Isa {
         with_simd!(self.0, simd => layout_of(simd))
     }
 
+    /// What packed weights in bytes are less than those of a quantized matrix.
+    pub(crate) fn byte_shift(self) -> u8 {
+        with_simd!(self.0, simd => byte_shift_of(simd))
+    }
+
     /// Runs a kernel, compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         with_simd!(self.0, simd => simd.run(kernel))
@@ -154,6 +159,10 @@ impl Isa {
 
 fn layout_of<S: Simd>(_: S) -> Layout {
     Layout { columns: 2 * S::LANES, group: S::INT8_GROUP }
+}
+
+fn byte_shift_of<S: Simd>(_: S) -> u8 {
+    S::BYTE_SHIFT
 }
 
 impl FromStr for Isa {

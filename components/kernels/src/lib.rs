@@ -31,6 +31,7 @@
 
 mod aligned;
 mod attention;
+mod decoder;
 mod encoder;
 mod isa;
 mod math;
@@ -41,6 +42,7 @@ mod pack;
 mod peak;
 mod portable;
 mod product;
+mod quantized;
 mod relative;
 mod rows;
 mod simd;
@@ -56,6 +58,9 @@ mod neon;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
 
+pub use decoder::{
+    CachePages, PAGE_TOKENS, PageShape, PagedAttention, exponentials, gated_silu, greatest, rms_norm, rotate,
+};
 pub use encoder::{
     Activation, Embeddings, Encoder, EncoderConfig, EncoderError, EncoderWeights, LayerWeights, Linear, Norm, Scratch,
     Texts, Variant,
@@ -65,6 +70,7 @@ pub use matrix::{Matrix, Precision, Values};
 pub use modern::{ModernConfig, ModernEncoder, ModernLayerWeights};
 pub use peak::peak_operations;
 pub use product::Epilogue;
+pub use quantized::{BLOCK, PANEL, QuantizedMatrix, QuantizedRows, WeightBlock, WeightForm};
 pub use relative::{LayerDistances, Relative};
 pub use rows::Rows;
 pub use table::{Table, TableRows};

@@ -28,12 +28,15 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     const INT8_GROUP: usize = if DOT { 4 } else { 2 };
     /// `SDOT` multiplies i8 by i8.
     const INT8_SHIFT: i32 = if DOT { 128 } else { 0 };
+    const BLOCK_ROWS: usize = 8;
+    const BYTE_SHIFT: u8 = 128;
 
     type F32 = float32x4_t;
     type I32 = int32x4_t;
     type Bf16 = uint32x4_t;
     /// 16 i8 with the dot product, 8 i16 without.
     type Int8 = int8x16_t;
+    type Bytes = int8x16_t;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -276,6 +279,63 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         };
         for (column, values) in columns.into_iter().enumerate() {
             self.store(values, &mut to[column * to_stride..]);
+        }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> int8x16_t {
+        let from = &from[..16];
+        // SAFETY: `from` has sixteen bytes.
+        unsafe { vreinterpretq_s8_u8(vld1q_u8(from.as_ptr())) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: int8x16_t) -> int8x16_t {
+        // SAFETY: see the module.
+        unsafe { vandq_s8(bytes, vdupq_n_s8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: int8x16_t) -> int8x16_t {
+        // SAFETY: see the module.
+        unsafe { vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(bytes))) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: int32x4_t, weights: int8x16_t, activations: u32) -> int32x4_t {
+        let activations = self.splat_int8(activations);
+        if DOT {
+            return self.dot_int8(sum, activations, weights);
+        }
+        // SAFETY: see the module.
+        unsafe {
+            let low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(activations)));
+            let high = vpaddlq_s16(vmull_high_s8(weights, activations));
+            vaddq_s32(sum, vpaddq_s32(low, high))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> float32x4_t {
+        let from = &from[..4];
+        // SAFETY: `from` has eight bytes; the instruction is part of NEON, reads and writes registers alone, and its intrinsic is not
+        // stable.
+        unsafe {
+            let halves = vld1_u16(from.as_ptr());
+            let value: float32x4_t;
+            asm!("fcvtl {value:v}.4s, {halves:v}.4h", value = lateout(vreg) value, halves = in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
+            value
+        }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, value: float32x4_t, to: &mut [u16]) {
+        let to = &mut to[..4];
+        // SAFETY: `to` has eight bytes; as in `load_f16`.
+        unsafe {
+            let halves: uint16x4_t;
+            asm!("fcvtn {halves:v}.4h, {value:v}.4s", halves = lateout(vreg) halves, value = in(vreg) value, options(pure, nomem, nostack, preserves_flags));
+            vst1_u16(to.as_mut_ptr(), halves);
         }
     }
 }

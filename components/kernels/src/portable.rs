@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use crate::simd::{Kernel, Simd, bf16};
+use crate::simd::{Kernel, Simd, bf16, f16_to_f32, f32_to_f16};
 
 /// The instruction set that every processor has.
 #[derive(Clone, Copy, Debug)]
@@ -15,12 +15,15 @@ impl Simd for Portable {
     const LANES: usize = 4;
     const ROWS: usize = 6;
     const INT8_GROUP: usize = 2;
+    const BLOCK_ROWS: usize = 4;
+    const BYTE_SHIFT: u8 = 128;
 
     type F32 = F32;
     type I32 = I32;
     /// Pairs of i16, one after the other: the form in which compilers know the sum of two products (SSE2 has an instruction for it).
     type Int8 = [i16; 8];
     type Bf16 = [u32; 4];
+    type Bytes = [u8; 16];
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -177,5 +180,40 @@ impl Simd for Portable {
         for (to, pair) in to[..2].iter_mut().zip(value.chunks_exact(2)) {
             *to = pair[0] as u32 | (pair[1] as u32) << 16;
         }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> [u8; 16] {
+        from_fn(|index| from[..16][index])
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: [u8; 16]) -> [u8; 16] {
+        bytes.map(|byte| byte & 15)
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: [u8; 16]) -> [u8; 16] {
+        bytes.map(|byte| byte >> 4)
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: I32, weights: [u8; 16], activations: u32) -> I32 {
+        let activations = activations.to_le_bytes().map(|byte| i16::from(byte as i8));
+        let product = |index: usize| i32::from(i16::from(weights[index] as i8) * activations[index % 4]);
+        from_fn(|lane| {
+            let first = 4 * lane;
+            sum[lane] + ((product(first) + product(first + 1)) + (product(first + 2) + product(first + 3)))
+        })
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> F32 {
+        from_fn(|lane| f16_to_f32(from[..4][lane]))
+    }
+
+    #[inline(always)]
+    fn store_f16(self, value: F32, to: &mut [u16]) {
+        to[..4].copy_from_slice(&value.map(f32_to_f16));
     }
 }

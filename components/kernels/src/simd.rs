@@ -26,6 +26,10 @@ pub(crate) trait Simd: Copy {
     /// What is subtracted from activations in u8 where integer products take i8: 128. It is subtracted from zero points too, so
     /// that the results are the same.
     const INT8_SHIFT: i32 = 0;
+    /// The most rows of a tile of a product with quantized weights, where the eight vectors of a block are kept as well.
+    const BLOCK_ROWS: usize;
+    /// What is subtracted from weights in u8 where [`dot_bytes`](Self::dot_bytes) takes i8: 128.
+    const BYTE_SHIFT: u8;
 
     /// [`LANES`](Self::LANES) f32.
     type F32: Copy;
@@ -35,6 +39,8 @@ pub(crate) trait Simd: Copy {
     type Bf16: Copy;
     /// [`LANES`](Self::LANES) groups of [`INT8_GROUP`](Self::INT8_GROUP) factors of an integer product.
     type Int8: Copy;
+    /// [`LANES`](Self::LANES) groups of four bytes.
+    type Bytes: Copy;
 
     /// Runs a kernel, compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -99,6 +105,31 @@ pub(crate) trait Simd: Copy {
     /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as `LANES / INT8_GROUP` groups.
     fn store_int8(self, value: Self::F32, to: &mut [u32]);
 
+    /// Four bytes for each lane: the first `4 * LANES` of a slice.
+    fn load_bytes(self, from: &[u8]) -> Self::Bytes;
+    /// The low four bits of each byte.
+    fn low_nibbles(self, bytes: Self::Bytes) -> Self::Bytes;
+    /// The high four bits of each byte.
+    fn high_nibbles(self, bytes: Self::Bytes) -> Self::Bytes;
+    /// Adds to each lane the exact sum of the products of its four weights, less [`BYTE_SHIFT`](Self::BYTE_SHIFT), and four
+    /// activations in i8 from -127 to 127, the first one in the lowest byte.
+    fn dot_bytes(self, sum: Self::I32, weights: Self::Bytes, activations: u32) -> Self::I32;
+
+    /// Adds the products of eight groups, with weights from 0 to 15 that nothing is subtracted from.
+    #[inline(always)]
+    fn dot_nibbles(self, sum: Self::I32, weights: &[Self::Bytes; 8], activations: &[u32; 8]) -> Self::I32 {
+        let mut sum = sum;
+        for group in 0..8 {
+            sum = self.dot_bytes(sum, weights[group], activations[group]);
+        }
+        sum
+    }
+
+    /// The first elements of a slice of f16, exactly. Infinities and NaN have no place there.
+    fn load_f16(self, from: &[u16]) -> Self::F32;
+    /// Writes the first elements of a slice, each rounded to the nearest f16, ties to even. Values are at most 65504 in magnitude.
+    fn store_f16(self, value: Self::F32, to: &mut [u16]);
+
     /// Requests the cache line of an address, which need not be valid: a hint.
     #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
@@ -144,6 +175,27 @@ pub(crate) fn load_up_to<S: Simd>(simd: S, from: &[f32], fill: f32) -> S::F32 {
 #[inline(always)]
 pub(crate) fn store_up_to<S: Simd>(simd: S, value: S::F32, to: &mut [f32]) {
     if to.len() >= S::LANES { simd.store(value, to) } else { simd.store_part(value, to) }
+}
+
+/// The value of a finite f16.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    // The exponent's bias is 112 less than that of f32, which a product makes good, for subnormal numbers as well.
+    const FACTOR: f32 = f32::from_bits((127 + 112) << 23);
+    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * FACTOR;
+    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
+}
+
+/// The nearest f16, ties to even, of a value of at most 65504 in magnitude.
+#[inline(always)]
+pub(crate) fn f32_to_f16(value: f32) -> u16 {
+    let (sign, magnitude) = ((value.to_bits() >> 16 & 0x8000) as u16, value.abs());
+    // Below 2^-14 the step is 2^-24: adding 0.5 leaves a multiple of it in the low bits.
+    if magnitude < 6.103_515_6e-5 {
+        return sign | ((magnitude + 0.5).to_bits() - 0x3f00_0000) as u16;
+    }
+    let bits = magnitude.to_bits() - (112 << 23);
+    sign | ((bits + 0xfff + (bits >> 13 & 1)) >> 13) as u16
 }
 
 /// The nearest bf16, ties to even; a quiet NaN of a NaN.

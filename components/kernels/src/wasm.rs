@@ -6,7 +6,7 @@
 
 use std::arch::wasm32::*;
 
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, f32_to_f16};
 
 /// WebAssembly's vectors, which this module is compiled for.
 #[derive(Clone, Copy, Debug)]
@@ -16,12 +16,15 @@ impl Simd for Wasm {
     const LANES: usize = 4;
     const ROWS: usize = 6;
     const INT8_GROUP: usize = 2;
+    const BLOCK_ROWS: usize = 4;
+    const BYTE_SHIFT: u8 = 128;
 
     type F32 = v128;
     type I32 = v128;
     type Bf16 = v128;
     /// 8 i16.
     type Int8 = v128;
+    type Bytes = v128;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -191,5 +194,48 @@ impl Simd for Wasm {
         let words = i32x4_trunc_sat_f32x4(value);
         let packed = u16x8_narrow_i32x4(words, words);
         (to[0], to[1]) = (u32x4_extract_lane::<0>(packed), u32x4_extract_lane::<1>(packed));
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> v128 {
+        let from = &from[..16];
+        // SAFETY: `from` has sixteen bytes.
+        unsafe { v128_load(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: v128) -> v128 {
+        v128_and(bytes, u8x16_splat(15))
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: v128) -> v128 {
+        u8x16_shr(bytes, 4)
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: v128, weights: v128, activations: u32) -> v128 {
+        let activations = i16x8_extend_low_i8x16(u32x4_splat(activations));
+        let low = i32x4_dot_i16x8(i16x8_extend_low_i8x16(weights), activations);
+        let high = i32x4_dot_i16x8(i16x8_extend_high_i8x16(weights), activations);
+        let pairs = i32x4_add(i32x4_shuffle::<0, 2, 4, 6>(low, high), i32x4_shuffle::<1, 3, 5, 7>(low, high));
+        i32x4_add(sum, pairs)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> v128 {
+        let from = &from[..4];
+        // SAFETY: `from` has eight bytes.
+        let halves = unsafe { u32x4_load_extend_u16x4(from.as_ptr()) };
+        let magnitude = u32x4_shl(v128_and(halves, u32x4_splat(0x7fff)), 13);
+        let value = f32x4_mul(magnitude, f32x4_splat(f32::from_bits((127 + 112) << 23)));
+        v128_or(value, u32x4_shl(v128_and(halves, u32x4_splat(0x8000)), 16))
+    }
+
+    #[inline(always)]
+    fn store_f16(self, value: v128, to: &mut [u16]) {
+        let mut lanes = [0.0; 4];
+        self.store(value, &mut lanes);
+        to[..4].copy_from_slice(&lanes.map(f32_to_f16));
     }
 }

@@ -1,0 +1,10 @@
+//! What a decoder computes beside products: attention over a paged cache, root mean square normalization, rotary positions and the
+//! gate of its feed-forward layers. Every function reads one row, so a batch never changes a result.
+
+mod attention;
+mod cache;
+mod functions;
+
+pub use attention::PagedAttention;
+pub use cache::{CachePages, PAGE_TOKENS, PageShape};
+pub use functions::{exponentials, gated_silu, greatest, rms_norm, rotate};

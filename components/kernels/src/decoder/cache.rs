@@ -1,0 +1,130 @@
+//! Keys and values of a layer, in pages.
+
+use crate::aligned::Aligned;
+use crate::isa::Isa;
+use crate::simd::{Kernel, Simd, f32_to_f16};
+
+/// Tokens of a page.
+pub const PAGE_TOKENS: usize = 16;
+
+/// What a page consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageShape {
+    /// Heads of keys and values.
+    pub heads: usize,
+    /// Elements of a head, a multiple of 16.
+    pub head_size: usize,
+}
+
+impl PageShape {
+    /// Elements of a token: those of its keys, and as many of its values.
+    pub fn token_elements(self) -> usize {
+        self.heads * self.head_size
+    }
+}
+
+/// The keys and values of a layer in f16. A number that f16 has no room for is stored as the greatest one that it has.
+#[derive(Debug)]
+pub struct CachePages {
+    shape: PageShape,
+    /// `[page][head][element][token]`: the tokens of a page are the lanes of a product with a query.
+    keys: Aligned<u16>,
+    /// `[page][head][token][element]`
+    values: Aligned<u16>,
+}
+
+impl CachePages {
+    /// Makes room for pages. The system provides the memory when a page is first written to.
+    ///
+    /// # Panics
+    /// If the size of a head is not a multiple of 16.
+    pub fn new(shape: PageShape, pages: usize) -> Self {
+        assert_eq!(shape.head_size % 16, 0, "the size of a head");
+        let elements = pages * PAGE_TOKENS * shape.token_elements();
+        Self { shape, keys: Aligned::zeroed(elements), values: Aligned::zeroed(elements) }
+    }
+
+    /// What a page consists of.
+    pub fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    /// Writes a token's key and value, `[head][element]` each.
+    ///
+    /// # Panics
+    /// If there is no such place, or a slice has another length.
+    pub fn write(&mut self, isa: Isa, page: usize, slot: usize, key: &[f32], value: &[f32]) {
+        let PageShape { heads, head_size } = self.shape;
+        assert!(
+            slot < PAGE_TOKENS && key.len() == heads * head_size && value.len() == key.len(),
+            "a token of the cache"
+        );
+        let elements = PAGE_TOKENS * key.len();
+        let keys = &mut self.keys[page * elements..][..elements];
+        for (element, key) in key.iter().enumerate() {
+            keys[element * PAGE_TOKENS + slot] = f32_to_f16(key.clamp(-F16_MAX, F16_MAX));
+        }
+        let values = &mut self.values[page * elements..][..elements];
+        isa.run(StoreValues { value, head_size, slot, values });
+    }
+
+    /// Copies the first tokens of a page to another.
+    ///
+    /// # Panics
+    /// If there is no such page, or `tokens` is more than a page has.
+    pub fn copy(&mut self, from: usize, to: usize, tokens: usize) {
+        assert!(tokens <= PAGE_TOKENS, "the tokens of a page");
+        let PageShape { heads, head_size } = self.shape;
+        let elements = PAGE_TOKENS * heads * head_size;
+        for element in 0..heads * head_size {
+            let place = element * PAGE_TOKENS;
+            self.keys.copy_within(from * elements + place..from * elements + place + tokens, to * elements + place);
+        }
+        for head in 0..heads {
+            let place = head * PAGE_TOKENS * head_size;
+            let source = from * elements + place;
+            self.values.copy_within(source..source + tokens * head_size, to * elements + place);
+        }
+    }
+
+    /// The keys of a head, `[element][token]`.
+    #[inline(always)]
+    pub(crate) fn keys(&self, page: u32, head: usize) -> &[u16] {
+        let elements = PAGE_TOKENS * self.shape.head_size;
+        &self.keys[(page as usize * self.shape.heads + head) * elements..][..elements]
+    }
+
+    /// The values of a head, `[token][element]`.
+    #[inline(always)]
+    pub(crate) fn values(&self, page: u32, head: usize) -> &[u16] {
+        let elements = PAGE_TOKENS * self.shape.head_size;
+        &self.values[(page as usize * self.shape.heads + head) * elements..][..elements]
+    }
+}
+
+/// The greatest f16.
+const F16_MAX: f32 = 65504.0;
+
+struct StoreValues<'a> {
+    value: &'a [f32],
+    head_size: usize,
+    slot: usize,
+    /// Of the page: `[head][token][element]`.
+    values: &'a mut [u16],
+}
+
+impl Kernel for StoreValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (least, greatest) = (simd.splat(-F16_MAX), simd.splat(F16_MAX));
+        let heads = self.values.chunks_exact_mut(PAGE_TOKENS * self.head_size);
+        for (value, to) in self.value.chunks_exact(self.head_size).zip(heads) {
+            let to = &mut to[self.slot * self.head_size..][..self.head_size];
+            for (value, to) in value.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+                simd.store_f16(simd.min(simd.max(simd.load(value), least), greatest), to);
+            }
+        }
+    }
+}

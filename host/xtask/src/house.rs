@@ -45,6 +45,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-gateway",
     "weir-infer",
     "weir-kernels",
+    "weir-lm",
     "weir-session",
     "xtask",
 ];

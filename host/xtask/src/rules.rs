@@ -35,6 +35,8 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
+    // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
+    Rule { package: "weir-lm", house: &["weir-kernels"], others: Some(&["thiserror"]) },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
     // Of codec: which routes go to the stateful gateway instance.
     Rule {

@@ -1,0 +1,140 @@
+//! Why a file is not read.
+
+/// What is wrong with the header of a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GgufError {
+    /// The bytes end within the header.
+    #[error("the file ends within {what}, at byte {position}")]
+    Truncated {
+        /// What was read.
+        what: String,
+        /// Where it begins.
+        position: usize,
+    },
+    /// The first four bytes are other ones.
+    #[error("not a GGUF file: it does not begin with \"GGUF\"")]
+    Magic,
+    /// A version that is not read.
+    #[error("GGUF version {version} is not supported; use version 2 or 3, in little-endian order{}",
+        if *.is_big_endian { " (the file is in big-endian order)" } else { "" })]
+    Version {
+        /// As it was read.
+        version: u32,
+        /// Whether it is a version in the other order of bytes.
+        is_big_endian: bool,
+    },
+    /// More of something than the bound.
+    #[error("the file declares {count} {what}; at most {count_max} are read")]
+    TooMany {
+        /// What it is.
+        what: String,
+        /// As declared.
+        count: u64,
+        /// The bound.
+        count_max: u64,
+    },
+    /// A text longer than the bound.
+    #[error("{what} has {bytes} bytes; at most {bytes_max} are read")]
+    TooLong {
+        /// What it is.
+        what: String,
+        /// As declared.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// A text that is not UTF-8.
+    #[error("{what} is not UTF-8")]
+    NotUtf8 {
+        /// What it is.
+        what: String,
+    },
+    /// A type of metadata that does not exist.
+    #[error("the value of {key:?} has the type {id}, which does not exist")]
+    ValueType {
+        /// The key.
+        key: String,
+        /// The number of the type.
+        id: u32,
+    },
+    /// An array of arrays.
+    #[error("the value of {key:?} is an array of arrays, which is not supported")]
+    Nested {
+        /// The key.
+        key: String,
+    },
+    /// A boolean that is neither 0 nor 1.
+    #[error("the value of {key:?} has a boolean that is neither 0 nor 1")]
+    NotBoolean {
+        /// The key.
+        key: String,
+    },
+    /// A key that occurs twice.
+    #[error("the key {key:?} occurs twice")]
+    RepeatedKey {
+        /// The key.
+        key: String,
+    },
+    /// A tensor that occurs twice.
+    #[error("the tensor {name:?} occurs twice")]
+    RepeatedTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A type of tensor that does not exist.
+    #[error("the tensor {name:?} has the type {id}, which is not known")]
+    TensorType {
+        /// Its name.
+        name: String,
+        /// The number of the type.
+        id: u32,
+    },
+    /// Dimensions that a tensor cannot have.
+    #[error("the tensor {name:?} has the dimensions {dimensions:?}: {reason}")]
+    Dimensions {
+        /// Its name.
+        name: String,
+        /// As declared.
+        dimensions: Vec<u64>,
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// `general.alignment` is no alignment.
+    #[error("general.alignment is not a power of two from 8 to {bytes_max}")]
+    Alignment {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// The header is longer than the bound.
+    #[error("the header is longer than {bytes_max} bytes")]
+    HeaderTooLong {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// An offset that is not aligned.
+    #[error("the tensor {name:?} begins at offset {offset}, which is not a multiple of {alignment}")]
+    Unaligned {
+        /// Its name.
+        name: String,
+        /// Within the data.
+        offset: u64,
+        /// As declared.
+        alignment: u64,
+    },
+    /// A tensor that the file does not have all of.
+    #[error("the tensor {name:?} ends past the end of the file, which has {file_bytes} bytes")]
+    OutOfFile {
+        /// Its name.
+        name: String,
+        /// The bytes of the file.
+        file_bytes: u64,
+    },
+    /// Two tensors in one place.
+    #[error("the tensors {first:?} and {second:?} overlap")]
+    Overlap {
+        /// The name of the one that begins first.
+        first: String,
+        /// The name of the other.
+        second: String,
+    },
+}

@@ -1,0 +1,216 @@
+//! From logits to a token.
+
+use weir_kernels::{Isa, exponentials, greatest};
+
+use super::Sampler;
+use super::random::uniform;
+use super::select::{self, Candidate};
+
+/// Where a token is sampled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) sampler: &'a Sampler,
+    /// The tokens of the sequence.
+    pub(crate) tokens: &'a [u32],
+    /// Those of them before the first one that was sampled.
+    pub(crate) prompt: usize,
+    /// The choice of the request that the sequence is.
+    pub(crate) index: u32,
+    /// A bit for each token, the lowest of the first byte for token 0; `None`: all are allowed.
+    pub(crate) allowed: Option<&'a [u8]>,
+    /// How many of the most likely tokens are reported.
+    pub(crate) top: usize,
+}
+
+/// A sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) token: u32,
+    /// Before temperature, penalties and filters.
+    pub(crate) logprob: f32,
+    /// The most likely tokens with their log probabilities.
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+/// Memory to work in.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    weights: Vec<f32>,
+    candidates: Vec<Candidate>,
+    /// By token, 0 between uses.
+    counts: Vec<u32>,
+    /// Tokens whose logit was changed, and what it was.
+    touched: Vec<(u32, f32)>,
+}
+
+/// Samples from logits, which are changed.
+pub(crate) fn sample(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) -> Outcome {
+    let Context { isa, sampler, allowed, .. } = context;
+    scratch.weights.clear();
+    scratch.weights.extend_from_slice(logits);
+    let most = greatest(isa, logits);
+    let normalizer = most + exponentials(isa, &mut scratch.weights, 1.0).ln();
+    let mut top = select::top(logits, context.top.min(logits.len()));
+    top.iter_mut().for_each(|(_, value)| *value -= normalizer);
+
+    adjust(context, logits, scratch);
+    if let Some(allowed) = allowed {
+        forbid(logits, allowed);
+    }
+    let token = if sampler.temperature == 0.0 { most_likely(isa, logits) } else { draw(context, logits, scratch) };
+    let before = scratch.touched.iter().find(|(touched, _)| *touched == token);
+    let logit = before.map_or(logits[token as usize], |(_, logit)| *logit);
+    Outcome { token, logprob: logit - normalizer, top }
+}
+
+/// Applies biases and penalties, to the tokens that have one only.
+fn adjust(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) {
+    let Context { sampler, tokens, prompt, .. } = context;
+    let Scratch { counts, touched, .. } = scratch;
+    touched.clear();
+    counts.resize(logits.len(), 0);
+    for (token, bias) in &sampler.biases {
+        touched.push((*token, logits[*token as usize]));
+        logits[*token as usize] += bias;
+    }
+    if sampler.repeat_penalty != 1.0 {
+        let recent = &tokens[tokens.len().saturating_sub(sampler.penalty_tokens as usize)..];
+        for token in recent {
+            let count = &mut counts[*token as usize];
+            if *count == 0 {
+                let logit = &mut logits[*token as usize];
+                touched.push((*token, *logit));
+                *logit = if *logit > 0.0 { *logit / sampler.repeat_penalty } else { *logit * sampler.repeat_penalty };
+            }
+            *count = 1;
+        }
+        recent.iter().for_each(|token| counts[*token as usize] = 0);
+    }
+    if sampler.presence_penalty != 0.0 || sampler.frequency_penalty != 0.0 {
+        let generated = &tokens[prompt.min(tokens.len())..];
+        generated.iter().for_each(|token| counts[*token as usize] += 1);
+        for token in generated {
+            let count = std::mem::take(&mut counts[*token as usize]);
+            if count > 0 {
+                let logit = &mut logits[*token as usize];
+                touched.push((*token, *logit));
+                *logit -= sampler.presence_penalty + sampler.frequency_penalty * count as f32;
+            }
+        }
+    }
+}
+
+/// Replaces the logits of tokens that are not allowed by negative infinity.
+fn forbid(logits: &mut [f32], allowed: &[u8]) {
+    for (logits, byte) in logits.chunks_mut(8).zip(allowed) {
+        match byte {
+            0xff => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            byte => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if byte >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The first token with the greatest logit.
+fn most_likely(isa: Isa, logits: &[f32]) -> u32 {
+    let most = greatest(isa, logits);
+    logits.iter().position(|logit| *logit == most).unwrap_or(0) as u32
+}
+
+/// Draws a token by its probability at the temperature, among those that the filters leave.
+fn draw(context: Context<'_>, logits: &[f32], scratch: &mut Scratch) -> u32 {
+    let Context { isa, sampler, allowed, .. } = context;
+    let Scratch { weights, candidates, .. } = scratch;
+    weights.clear();
+    weights.extend_from_slice(logits);
+    exponentials(isa, weights, 1.0 / sampler.temperature.max(TEMPERATURE_MIN));
+    if allowed.is_some() {
+        // The exponential of negative infinity is a small number.
+        for (weight, logit) in weights.iter_mut().zip(logits) {
+            if *logit == f32::NEG_INFINITY {
+                *weight = 0.0;
+            }
+        }
+    }
+    let random = uniform(sampler.seed, context.index, context.tokens.len() as u64);
+    let keeps_all = sampler.top_p >= 1.0;
+    if sampler.top_k > 0 && (sampler.top_k as usize) < weights.len() {
+        select::heaviest(weights, sampler.top_k as usize, candidates);
+        let total: f64 = sorted_total(candidates);
+        select::nucleus(candidates, if keeps_all { f64::INFINITY } else { f64::from(sampler.top_p) * total });
+    } else if !keeps_all {
+        let total = total(weights);
+        // All tokens below this together are less than what `top_p` leaves out.
+        let rest = (1.0 - f64::from(sampler.top_p)) * total / weights.len() as f64;
+        select::at_least(weights, (rest / 2.0) as f32, candidates);
+        select::nucleus(candidates, f64::from(sampler.top_p) * total);
+    } else if sampler.min_p > 0.0 {
+        select::at_least(weights, sampler.min_p, candidates);
+        select::nucleus(candidates, f64::INFINITY);
+    } else {
+        return pick(weights, random);
+    }
+    // The weight of the most likely token is 1.
+    candidates.retain(|(_, weight)| *weight >= sampler.min_p);
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let mut left = random * total;
+    for (token, weight) in candidates.iter() {
+        left -= f64::from(*weight);
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    candidates.last().map_or_else(|| most_likely(isa, logits), |(token, _)| *token)
+}
+
+/// The least temperature that differs from 0: below it a quotient may overflow, and one token has all of the probability anyway.
+const TEMPERATURE_MIN: f32 = 1e-3;
+
+/// The sum in the order of the candidates.
+fn sorted_total(candidates: &mut [Candidate]) -> f64 {
+    candidates.sort_unstable_by(select::order);
+    candidates.iter().map(|(_, weight)| f64::from(*weight)).sum()
+}
+
+/// Weights that are added up together.
+const PART: usize = 128;
+
+/// The sum of some weights, in eight chains that do not wait for each other.
+fn part_total(weights: &[f32]) -> f64 {
+    let mut totals = [0.0; 8];
+    for (index, weight) in weights.iter().enumerate() {
+        totals[index % 8] += f64::from(*weight);
+    }
+    totals.iter().sum()
+}
+
+fn total(weights: &[f32]) -> f64 {
+    weights.chunks(PART).map(part_total).sum()
+}
+
+/// The token at a share of the sum of all weights.
+fn pick(weights: &[f32], random: f64) -> u32 {
+    let mut left = random * total(weights);
+    for (part, weights) in weights.chunks(PART).enumerate() {
+        let sum = part_total(weights);
+        if left >= sum {
+            left -= sum;
+            continue;
+        }
+        for (index, weight) in weights.iter().enumerate() {
+            left -= f64::from(*weight);
+            if left < 0.0 {
+                return (part * PART + index) as u32;
+            }
+        }
+    }
+    // Sums in another order may be less by their rounding.
+    weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0) as u32
+}

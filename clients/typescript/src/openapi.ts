@@ -625,7 +625,7 @@ export interface components {
         };
         /** @description How tokens become entities, as in the token-classification pipeline of transformers. */
         AggregationStrategy: "none" | "simple" | "first" | "average" | "max";
-        /** @description The semantic blocks, each at the place of its text. */
+        /** @description The semantic blocks, in the order of the texts. */
         AnnotateAnswer: {
             /** @description None of a text where nothing was asked for. */
             outputs: (components["schemas"]["Semantic"] | null)[];
@@ -638,7 +638,7 @@ export interface components {
         AnnotateObject: {
             /**
              * Format: uint64
-             * @description Comes back with matches and actions; the place of the text when absent.
+             * @description Repeated with matches and actions; the index of the text when absent.
              * @default null
              */
             segment_id?: number | null;
@@ -787,7 +787,7 @@ export interface components {
             /** @description The side at which it is cut; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and what is asked of them; other fields are refused. */
+        /** @description Texts and their task parameters; other fields are refused. */
         ClassifyParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -846,7 +846,7 @@ export interface components {
             /** @description The side at which it is cut; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and what is asked of them; other fields are refused. */
+        /** @description Texts and their task parameters; other fields are refused. */
         EmbedParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -918,7 +918,7 @@ export interface components {
             segment: components["schemas"]["Segment"];
             /**
              * Format: uint64
-             * @description Its place among the final segments, from 0.
+             * @description Its number among the final segments, from 0.
              */
             segment_id: number;
             /** @description What it says, if that was asked for. */
@@ -953,7 +953,7 @@ export interface components {
             keywords: string[];
             /** @description incremental or final. */
             kind: string;
-            /** @description The context and what is asked. */
+            /** @description The context and the instruction. */
             prompt: string;
             /**
              * Format: uint64
@@ -979,7 +979,7 @@ export interface components {
         } | {
             /**
              * Format: uint64
-             * @description In so many milliseconds.
+             * @description The time until it expires, in milliseconds.
              */
             in_ms: number;
             /** @constant */
@@ -1170,7 +1170,7 @@ export interface components {
              */
             score: number;
         };
-        /** @description The results, each at the place of its text. */
+        /** @description The results, in the order of the texts. */
         LabelScoreAnswer: {
             /** @description The model that made them. */
             model: string;
@@ -1423,7 +1423,7 @@ export interface components {
              */
             total_processing_time: number;
         } | components["schemas"]["Failure"];
-        /** @description A text and what is asked of it. Other fields are refused: one that is misspelled would ask for something else than was meant. */
+        /** @description A text and its options. Other fields are refused: a misspelled one would change the meaning of the request. */
         ProcessRequest: {
             /**
              * Format: uint32
@@ -1609,7 +1609,7 @@ export interface components {
             segments_finalized: number;
             /**
              * Format: uint64
-             * @description States of the segment in flight that were told.
+             * @description Partial states of segments that were sent.
              */
             segments_partial: number;
         };
@@ -1665,7 +1665,7 @@ export interface components {
             /** @description The tokens of it, joined. */
             word: string;
         };
-        /** @description The results, each at the place of its text. */
+        /** @description The results, in the order of the texts. */
         TokenEntityAnswer: {
             /** @description The model that made them. */
             model: string;
@@ -1709,7 +1709,7 @@ export interface components {
             /** @description The side at which it is cut; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and what is asked of them; other fields are refused. */
+        /** @description Texts and their task parameters; other fields are refused. */
         TokensParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -1725,7 +1725,7 @@ export interface components {
         TranscriptLine: components["schemas"]["Chunk"] | components["schemas"]["End"];
         /** @description A side of a text, in any case. */
         TruncationDirection: "left" | "right";
-        /** @description The results, each at the place of its text. */
+        /** @description The results, in the order of the texts. */
         floatAnswer: {
             /** @description The model that made them. */
             model: string;

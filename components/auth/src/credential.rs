@@ -171,7 +171,7 @@ fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
         if name == TICKET {
             // IssuedTicket tickets need no escaping, so none is decoded.
             let value = token68(value.as_bytes(), "the query", TICKET_BYTES_MAX)?;
-            // A token in place of a ticket is a token in a URL.
+            // A token instead of a ticket is a token in a URL.
             if value.starts_with("eyJ") || crate::api_key::is_key(&value) {
                 return Err(CredentialError::InUrl { parameter: TICKET });
             }

@@ -105,7 +105,7 @@ impl<'a> Header<'a> {
                 ("alg" | "kid" | "typ", _) => return Err(JwsError::Header),
                 // `b64` changes what is signed (RFC 7797), and is to be named in `crit`.
                 ("crit" | "b64", _) => return Err(JwsError::Critical),
-                // Keys that a token brings (`jwk`, `jku`, `x5c`, `x5u`) are never looked at.
+                // Keys in the token's header (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
                 _ => {}
             }
         }

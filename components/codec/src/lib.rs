@@ -1,6 +1,6 @@
 //! Weir's wire formats: JSON, NDJSON, server-sent events and `application/problem+json`, by feature.
 //!
-//! - [`json`]: bounded, exact readers of JSON that say what is wrong and where.
+//! - [`json`]: bounded, exact readers of JSON whose errors have the reason and the path.
 //! - [`http`]: negotiation, targets, framings and problems.
 //! - [`inference`]: tasks on texts, item by item.
 //! - [`channels`]: publishing, subscribing, GRIP.

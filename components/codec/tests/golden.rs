@@ -1,9 +1,9 @@
-//! The vectors of `tests/golden`, made by running the original: sessions, context windows and annotations. `WEIR_GOLDEN_DIR` names
+//! The vectors of `tests/golden`, made by running slower-whisper: sessions, context windows and annotations. `WEIR_GOLDEN_DIR` names
 //! another directory with more of the same form.
 //!
-//! Sessions and windows must agree exactly. So must annotations, except where `weir_core::transcripts::annotate` says that ours differ and
-//! why: there the answer must be the stated one. What the original and ours do is modelled here a second time, naively, so that every vector
-//! is either equal, or differs as stated; none is skipped.
+//! Sessions and windows must agree exactly. So must annotations, except where `weir_core::transcripts::annotate` documents a difference:
+//! there the documented result is expected. A second, naive model of both, here, decides for every vector whether it must be equal or differ
+//! as documented; none is skipped.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -137,7 +137,7 @@ fn context_windows_agree_exactly() {
     }
 }
 
-/// The patterns that can be the first to fit, in their order: the name, then the beginnings in the original and in ours.
+/// The patterns that can match first, in their order: the name, then the beginnings in slower-whisper and in Weir.
 const PATTERNS: [(&str, &[&str], &[&str]); 5] = [
     ("\\b(i['’]?ll|i will)\\s+", &["i'll", "i’ll", "ill", "i will"], &["i'll", "i’ll", "i will"]),
     ("\\bwe('?ll| will)\\s+", &["we'll", "well", "we will"], &["we'll", "we’ll", "we will"]),
@@ -146,8 +146,8 @@ const PATTERNS: [(&str, &[&str], &[&str]); 5] = [
     ("\\bi can\\s+", &["i can"], &["i can"]),
 ];
 
-/// The pattern under which a text is an action, by looking at every place.
-fn pattern(text: &str, ours: bool) -> Option<&'static str> {
+/// The pattern that makes a text an action, by trying every position.
+fn pattern(text: &str, is_weir: bool) -> Option<&'static str> {
     let text = text.trim().to_lowercase();
     let fits = |phrase: &str| {
         text.match_indices(phrase).any(|(at, _)| {
@@ -156,8 +156,8 @@ fn pattern(text: &str, ours: bool) -> Option<&'static str> {
             !before.is_some_and(|c| c.is_alphanumeric() || c == '_') && after.is_some_and(char::is_whitespace)
         })
     };
-    let (name, ..) = PATTERNS.into_iter().find(|(_, original, stated)| {
-        let phrases = if ours { stated } else { original };
+    let (name, ..) = PATTERNS.into_iter().find(|(_, slower_whisper, weir)| {
+        let phrases = if is_weir { weir } else { slower_whisper };
         phrases.iter().any(|phrase| fits(phrase))
     })?;
     Some(name)
@@ -174,10 +174,14 @@ fn annotations_agree_or_differ_as_documented() {
         let block = Semantic::new(&annotation, parts, 0, text, Some("spk_0"));
         let mut got = serde_json::to_value(&block).unwrap();
         let mut want = vector["semantic"].clone();
-        let original = want["actions"][0]["pattern"].as_str().map(str::to_owned);
-        assert_eq!(original.as_deref(), pattern(text, false), "the model of the original is wrong about {text:?}");
+        let slower_whisper = want["actions"][0]["pattern"].as_str().map(str::to_owned);
+        assert_eq!(
+            slower_whisper.as_deref(),
+            pattern(text, false),
+            "the model of slower-whisper is wrong about {text:?}"
+        );
         let stated = pattern(text, true);
-        if original.as_deref() == stated {
+        if slower_whisper.as_deref() == stated {
             equal += 1;
         } else {
             different.push(text.to_owned());

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::nearest::nearest;
 
-/// Why an item has no result. The message is what a client reads.
+/// Why an item has no result. Clients read the message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Failure {
     /// The request to the model was wrong; retrying cannot help.

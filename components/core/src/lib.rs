@@ -1,7 +1,7 @@
 //! Weir's pure state machines: no IO, no clock, no randomness.
 //!
 //! - [`inference`]: items: queues, batches, retries, circuit breakers, the stream of the embedding API.
-//! - [`generation`]: text of language models, token by token: steps, kept prompts, whole characters, stop strings.
+//! - [`generation`]: text of language models, token by token: steps, cached prompts, whole characters, stop strings.
 //! - [`channels`]: events in sequence, retained, replayed and followed: the exact sequence, or an explicit gap.
 //! - [`transcripts`]: chunks of a transcript in, segments and annotations out.
 //! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
@@ -12,9 +12,9 @@
 //!
 //! # How to drive a state machine
 //!
-//! Time is an argument, in nanoseconds of a monotonic clock. Methods are of four kinds: `handle_*` for what happened, commands for
-//! what a caller wants, `poll_*` for what is to be done now, and getters. After each `handle_*` or command, a driver polls until
-//! nothing is returned, and waits until the earliest `poll_timeout`.
+//! Time is an argument, in nanoseconds of a monotonic clock. Methods are of four kinds: `handle_*` for events, commands of a caller,
+//! `poll_*` for the next action, and getters. After each `handle_*` or command, a driver polls until nothing is returned, and waits until
+//! the earliest `poll_timeout`.
 
 pub mod channels;
 pub mod failure;

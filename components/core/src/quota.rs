@@ -1,7 +1,7 @@
 //! Rates of requests and bounds of open connections: pure state, with a key for each client.
 //!
-//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which all that the key has used
-//! is paid back. A key whose time is past is as good as one never seen, so nothing is kept of it.
+//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which the quota of the key is full again. A
+//! key whose time has passed equals an unknown one, so it is not stored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,7 +72,7 @@ impl Quota {
     ///
     /// # Errors
     ///
-    /// The key has used what it may.
+    /// The key has used its quota.
     pub fn take(&mut self, now: u64, key: &str) -> Result<(), RateExceeded> {
         self.forget_idle(now);
         let known = self.paid_ns.get_key_value(key).map(|(key, paid_ns)| (key.clone(), *paid_ns));
@@ -181,7 +181,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Closes one of a user's; of a user who has none, nothing.
+    /// Closes one of a user's permits, if it has any.
     pub fn close(&mut self, user: &str) {
         let Some(open) = self.open.get_mut(user) else { return };
         *open -= 1;

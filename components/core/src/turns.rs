@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Who waits, and who has the turn. Tickets are answered by [`Turns::request`].
+/// The waiting tickets, and the running one. [`Turns::request`] answers a ticket.
 #[derive(Debug, Default)]
 pub struct Turns {
     users: HashMap<Arc<str>, User>,
@@ -67,7 +67,7 @@ impl Turns {
         Some(ticket)
     }
 
-    /// A ticket is given up: its slice is over after so long, or it does not wait any more.
+    /// Ends a ticket: its slice has taken this long, or it no longer waits.
     pub fn finish(&mut self, ticket: u64, took_ns: u64) {
         match self.running.take_if(|(running, _)| *running == ticket) {
             Some((_, user)) => {
@@ -100,7 +100,7 @@ impl Turns {
             entry.waiting.remove(at);
             Some((Arc::clone(user), at, entry.waiting.front().copied()))
         });
-        // Where it was the first of its user and that user does not run, the next one takes its place.
+        // If it was the first of its user and that user does not run, the next one replaces it.
         let Some((user, 0, first)) = found else { return };
         let Some(key) = self.next.iter().find(|(_, other, _)| *other == ticket).cloned() else { return };
         self.next.remove(&key);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     proptest! {
-        // Whatever comes and goes: every ticket that is not given up gets its turn once, one at a time, and a user that waits gets one
+        // In any order of events every ticket that is not abandoned gets its turn once, one at a time, and a user that waits gets one
         // before any other user has had two more slices of the same length.
         #[test]
         fn each_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {

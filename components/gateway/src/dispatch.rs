@@ -34,7 +34,7 @@ use crate::{
     transcripts,
 };
 
-/// Answered by a host that has metrics, which asks here who may read them: 204 for one who may.
+/// A host with metrics asks whether the user may read them: 204 for yes.
 const METRICS: &str = "/metrics";
 
 /// Answers a request.

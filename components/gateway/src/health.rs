@@ -47,8 +47,8 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     }
 }
 
-/// The bounds that all users together have reached: those of the store, and those of sessions and executions. They make the server no
-/// less ready: what needs no state is served, and what does is answered 503 until there is room.
+/// The bounds that all users together have reached: those of the store, and those of sessions and executions. They do not make the server
+/// unready: requests without state are served, and the others are answered 503 until there is capacity.
 async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>, Problem> {
     let settings = Settings::current().map_err(Problem::internal)?;
     let mut bounds = vec![("session", "sessions.live_max", settings.sessions.live_max)];
@@ -76,7 +76,7 @@ fn unmet_steps(models: &[Model]) -> Result<Vec<String>, Problem> {
     Ok(steps.unmet(models))
 }
 
-/// How the channel store is, or why it takes no events.
+/// The condition of the channel store, or why it accepts no events.
 async fn store(began: Now) -> Result<events::Condition, String> {
     match Deadline::after(began, STORE_TIMEOUT_MS).bound(events::health()).await {
         None => Err("it does not answer".to_owned()),

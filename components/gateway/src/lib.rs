@@ -6,7 +6,7 @@
 //! - `dispatch`: from a path to the feature that answers it; `health`: probes.
 //! - `inference`, `channels`, `transcripts`, `pipelines`: the features.
 //! - `auth`: users, their rates and their subscriptions.
-//! - `http`: what every route needs of a request and of a response.
+//! - `http`: requests, responses, and streams in both directions.
 //! - `platform`: bindings, clocks, settings, leases.
 //!
 //! Arrows go down this list. Imports `wasi:*` and `weir:stream/*`, nothing else.

@@ -86,8 +86,8 @@ pub fn find_entities(
     Ok(entities)
 }
 
-/// The tokens of a text that was read in windows, each as the window read it that read it best. `windows` are the ranges of the
-/// windows among the tokens, and `read` what was read in each.
+/// The tokens of a text that was read in windows, each with the prediction of the window with the best context. `windows` are the ranges
+/// of the windows among the tokens, and `read` the predictions of each.
 pub fn merge_windows(
     windows: &[Range<usize>],
     mut read: Vec<Vec<Token>>,

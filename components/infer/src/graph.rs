@@ -1,7 +1,7 @@
 //! A model's graph behind `wasi:nn`: batches of sequences in, numbers out.
 //!
-//! `wasi:nn` cannot be asked which inputs a graph takes, so the usual combinations are tried when it is loaded and the
-//! one that works is kept.
+//! `wasi:nn` does not list the inputs of a graph, so the usual combinations are tried when it is loaded, and the first one that works is
+//! used.
 
 use crate::bindings::wasi::nn::errors::{Error as NnError, ErrorCode};
 use crate::bindings::wasi::nn::graph::load_by_name;
@@ -94,7 +94,7 @@ pub(crate) struct Graph {
     shapes: Shapes,
 }
 
-/// A packed run has room for one text to so many tokens, where its rows allow it.
+/// A packed run has capacity for one text per this many tokens, where its rows allow it.
 const TOKENS_PER_TEXT: usize = 4;
 /// The most texts of a packed run that is not exact.
 const PACKED_TEXTS_MAX: usize = 32;

@@ -1,4 +1,4 @@
-//! One item: what its text needs computed, and how the results become its outcome.
+//! One item: the sequences to compute for its text, and how their results become its outcome.
 
 use crate::classify::label_scores;
 use crate::code_points::CodePoints;
@@ -294,8 +294,7 @@ fn unreadable(error: TokenizeError) -> Failure {
 }
 
 impl Job {
-    /// Takes the result of one of the job's sequences; returns the outcome once every one has been taken, or as soon
-    /// as it is clear that there is none.
+    /// Accepts the result of one of the job's sequences; returns the outcome after the last one, or once a failure is certain.
     pub fn accept(
         &mut self,
         part: usize,

@@ -1,12 +1,12 @@
 //! The infer component: tokenizes, batches and runs texts through `wasi:nn`.
 //!
 //! Read in this order:
-//! - [`config`]: what a model directory says about its model.
+//! - [`config`]: the configuration in a model directory.
 //! - [`tokenize`]: texts into sequences of token ids.
 //! - [`settings`]: what the host says about its engine.
 //! - [`sentences`]: texts into sentences.
-//! - [`job`]: one item as sequences to compute, and their results as one outcome; it uses [`classify`], [`entities`],
-//!   [`embed`] and [`summarize`] for what is particular to a task.
+//! - [`job`]: one item as sequences to compute, and their results as one outcome; [`classify`], [`entities`], [`embed`] and [`summarize`]
+//!   have the parts of each task.
 //! - `graph`, `models` and `service`: the parts that touch the world: `wasi:nn`, the `/models` directory, the streams.
 //!
 //! All but the last line is pure and tested natively; the last exists for wasm32 only.

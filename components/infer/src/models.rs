@@ -1,4 +1,4 @@
-//! The models of this instance: found in `/models`, loaded when first used, kept.
+//! The models of this instance: found in `/models`, loaded on first use, and never unloaded.
 
 use crate::config::ModelConfig;
 use crate::graph::Graph;

@@ -7,11 +7,11 @@
 use std::ops::Range;
 use unicode_segmentation::UnicodeSegmentation;
 
-/// A line of at least this many code points that ends without punctuation is taken for wrapped text, a shorter one for a
-/// heading or an item of a list.
+/// A line of at least this many code points that ends without punctuation is wrapped text; a shorter one is a heading or an item of a
+/// list.
 const WRAPPED_LINE_MIN: usize = 50;
 
-/// Abbreviations that stand before a capital letter in the middle of a sentence.
+/// Abbreviations before a capital letter within a sentence.
 const ABBREVIATIONS: [&str; 37] = [
     "Adm", "Apr", "Aug", "Brig", "Capt", "Cmdr", "Col", "Dec", "Dr", "Feb", "Fr", "Ft", "Gen", "Gov", "Hon", "Jan",
     "Jr", "Lt", "Maj", "Messrs", "Mr", "Mrs", "Ms", "Mt", "Nov", "Oct", "Pres", "Prof", "Rep", "Rev", "Sen", "Sept",

@@ -1,8 +1,8 @@
 //! The streams: items in, outcomes out.
 //!
-//! Every call of `run` is a loop of its own: read what waits, tokenize it once, form the best batch of what there is,
-//! compute it, write its outcomes, and look again for what has come meanwhile. It waits only when it has nothing to
-//! compute. Nothing is borrowed across an await, so that any number of calls can share the instance and its models.
+//! Every call of `run` is a loop: read the waiting items, tokenize each once, form the best batch, compute it, write its outcomes, and
+//! read the items that have arrived since. It waits only when it has nothing to compute. Nothing is borrowed across an await, so that any
+//! number of calls can share the instance and its models.
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wit_stream;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use weir_core::inference::batch::{BatchLimits, Batcher, Form, Shape};
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
-/// The most items taken at once.
+/// The most items in one read.
 const ITEMS_MAX: usize = 32;
 /// Items read at once are tokenized one after another up to this many bytes of text before a batch is computed, so that
 /// short texts do not wait for the tokenizing of long ones behind them.
@@ -74,7 +74,7 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
             }
         }
         if done.is_empty() {
-            // A batch of parts of longer texts: let the other calls of this instance have their turn.
+            // After a batch of parts of longer texts, the other calls of this instance have their turn.
             wit_bindgen::yield_async().await;
         } else if !outcomes.write_all(done).await.is_empty() {
             return;
@@ -82,7 +82,7 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
     }
 }
 
-/// Reads items: waits for some when there is nothing else to do, else takes what is there.
+/// Reads items: waits for some when there is nothing else to do, else reads those that wait.
 async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<Item>) {
     let mut reading = pin!(items.read(Vec::with_capacity(ITEMS_MAX)));
     if wait {
@@ -198,7 +198,7 @@ impl RunCall {
     }
 }
 
-/// Answers the items whose time is up; they are not computed, and neither are the parts of items already answered.
+/// Answers the items past their deadline; neither they nor the parts of items already answered are computed.
 fn drop_late(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
     let mut now = None;
     batcher.retain(|row| {
@@ -215,7 +215,7 @@ fn drop_late(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
 }
 
 impl Lane {
-    /// Computes rows together; when that fails, halves of them, until what fails is alone.
+    /// Computes rows together; after a failure, halves of them, until the failing row is isolated.
     fn compute(&self, rows: &[Row], shape: Shape, done: &mut Vec<Outcome>) {
         let sequences: Vec<&Sequence> = rows.iter().map(|row| &row.sequence).collect();
         let began = Instant::now();

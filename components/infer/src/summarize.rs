@@ -1,6 +1,6 @@
 //! Extractive summaries: from a text and the vectors of its sentences to the summary.
 //!
-//! Which sentences are kept is decided in [`weir_core::inference::summary`]; here they are counted, cut and joined.
+//! The selection of sentences is [`weir_core::inference::summary`]; here they are counted, cut and joined.
 
 use crate::sentences::split_sentences;
 use crate::tokenize::{ModelTokenizer, TokenizeError};
@@ -10,7 +10,7 @@ use weir_core::inference::summary::{Selection, Similarity, SummaryBounds, select
 /// Of a longer text only this number of sentences is read, from its beginning: the cost of centrality is quadratic.
 pub const SENTENCES_MAX: usize = 1024;
 
-/// How many places to cut a text are tried, of each sort, from the last on.
+/// How many positions to cut a text are tried, of each sort, from the last on.
 const CUTS_MAX: usize = 8;
 
 /// The sentences of `text` that a summary is made of.
@@ -58,7 +58,7 @@ pub fn cut<'a>(text: &'a str, bounds: SummaryBounds, tokenizer: &ModelTokenizer)
         text.split_word_bound_indices().map(|(start, _)| start).take_while(|&start| start <= limit).collect();
     let words = words.into_iter().rev().map(|end| (end, bounds.tokens_min.max(1)));
     let tokens = ends[..bounds.tokens_max].iter().rev().map(|&end| (text.floor_char_boundary(end), 1));
-    // A shorter text may have more tokens than its part of the longer one, so what is kept is counted.
+    // A shorter text may have more tokens than its part of the longer one, so the result is counted.
     for (end, tokens_min) in words.take(CUTS_MAX).chain(tokens.take(CUTS_MAX)) {
         let kept = text[..end].trim_end();
         if (tokens_min..=bounds.tokens_max).contains(&tokenizer.count(kept)?) {

@@ -13,7 +13,7 @@ use tokenizers::tokenizer::{Decoder, PostProcessor};
 use tokenizers::utils::truncation::{TruncationDirection, truncate_encodings};
 use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, TruncationParams};
 
-/// Which part of a text is kept when it is too long.
+/// The end of a text at which it is cut when it is too long: the named part remains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TruncationSide {
     /// Its beginning.
@@ -28,7 +28,7 @@ pub enum TokenizeError {
     /// `tokenizer.json` is not one.
     #[error("tokenizer.json is not valid: {0}")]
     Load(tokenizers::Error),
-    /// The special tokens alone fill the model's maximum.
+    /// The special tokens fill the model's maximum.
     #[error("a maximum of {tokens_max} tokens leaves no room beside {added} special tokens")]
     NoRoom {
         /// The model's maximum.
@@ -122,7 +122,7 @@ impl ModelTokenizer {
         self.pad_type_id
     }
 
-    /// True for the token that stands for unknown text.
+    /// True for the token of unknown text.
     pub fn is_unknown(&self, id: u32) -> bool {
         self.unk_id == Some(id)
     }
@@ -158,7 +158,7 @@ impl ModelTokenizer {
         };
         let room = TruncationParams { max_length: self.tokens_max - added, direction, ..TruncationParams::default() };
         let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;
-        // What was cut off is kept as overflow; the post-processor would combine every piece with every other.
+        // The tokenizer keeps the part that was cut off as overflow; the post-processor would combine every piece with every other.
         drop(text.take_overflowing());
         drop(pair.as_mut().map(Encoding::take_overflowing));
         Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
@@ -195,8 +195,8 @@ impl ModelTokenizer {
         tokens.map(boundary).collect()
     }
 
-    /// Whether a token, which stands for the code points from `start` to before `end`, continues a word, as the token-classification
-    /// pipeline of transformers decides it.
+    /// True when a token, whose text is the code points from `start` to before `end`, continues a word, by the rule of the
+    /// token-classification pipeline of transformers.
     pub fn continues_word(&self, id: u32, text: &CodePoints, start: usize, end: usize) -> bool {
         if self.is_unknown(id) {
             return false;

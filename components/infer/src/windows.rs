@@ -1,8 +1,8 @@
 //! Windows over a text that is longer than a model takes: where they lie, and which of them a token is read in.
 //!
-//! Windows overlap, as with the `stride` of Hugging Face, so that what stands at the edge of one stands within another. They are cut
-//! between words. Where two have read the same tokens, tokens of one entity stay together, and are taken from the window with the
-//! better score among those that have enough context on both sides.
+//! Windows overlap, as with the `stride` of Hugging Face, so that text at the edge of one is inside another. They are cut between words.
+//! Where two have read the same tokens, the tokens of one entity stay together, and are those of the window with the better score among
+//! the windows with enough context on both sides.
 
 use std::ops::Range;
 
@@ -42,7 +42,7 @@ pub fn windows(boundaries: &[Boundary], room: usize, stride: usize) -> Vec<Range
     windows
 }
 
-/// The best place to cut among `at`, the last of those that are alike: between words with white space in the last `slack` places, else
+/// The best position to cut among `at`, the last of equal ones: between words with white space in the last `slack` positions, else
 /// between any words there, else between any words at all.
 fn cut(boundaries: &[Boundary], at: Range<usize>, slack: usize) -> Option<usize> {
     let near = at.end.saturating_sub(slack + 1).max(at.start)..at.end;
@@ -63,7 +63,7 @@ pub struct TokenPrediction {
 pub struct Overlap<'a> {
     /// The windows, in order.
     pub windows: &'a [Range<usize>],
-    /// For each window what it says of each of its tokens.
+    /// For each window its predictions.
     pub readings: &'a [Vec<TokenPrediction>],
     /// For each token whether it continues a word.
     pub continues_word: &'a [bool],
@@ -203,7 +203,7 @@ mod tests {
         let windows = [0..8, 4..12];
         let mut first = vec![(0.5, false); 8];
         let mut second = vec![(0.4, false); 8];
-        // The second window begins within the entity 3..6, and is sure of what it sees.
+        // The second window begins within the entity 3..6, and has a high score.
         (first[4], first[5]) = ((0.5, true), (0.5, true));
         (second[0], second[1]) = ((0.99, false), (0.99, true));
         let chosen = choose(&windows, &[readings(&first), readings(&second)], &[false; 12], 4);

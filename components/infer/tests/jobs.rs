@@ -1,6 +1,6 @@
-//! Items from text to outcome, with a made-up graph: what is refused, what is cut, and where spans and summaries lie.
+//! Items from text to outcome, with an artificial graph: refusals, truncation, and the positions of spans and summaries.
 
-// A test that cannot go on says so by panicking.
+// A failing test panics.
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn summarize(tokens_min: u32, tokens_max: u32) -> Task {
     Task::Summarize(SummaryOptions { tokens_min, tokens_max })
 }
 
-/// The outcome of an item whose sequences are computed by `graph`, each giving numbers and their shape.
+/// The outcome of an item whose sequences `graph` computes: each gives numbers and their shape.
 fn run(
     item: Item,
     files: &Rc<ModelFiles>,
@@ -191,8 +191,7 @@ fn sentence_over_the_maximum_is_read_in_windows() {
     assert_eq!(found.iter().map(|entity| surface(text, entity)).collect::<Vec<_>>(), ["paris", "paris"]);
 }
 
-/// A graph that knows "angela berlin" by what stands beside it: a name at the edge of its window is taken for something else, and
-/// with a better score than a name has.
+/// A graph that recognizes "angela berlin" by its neighbours: a name at the edge of its window gets another label, with a higher score.
 fn names_in_context(ids: [u32; 2]) -> impl Fn(usize, &Sequence) -> (Vec<f32>, Vec<usize>) {
     move |_, sequence| {
         let at = |index: usize| sequence.ids.get(index).copied();
@@ -243,7 +242,7 @@ thread_local! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Names at random places in speech without punctuation are found once and whole, each where it stands.
+    /// Names at random positions in speech without punctuation are found once and whole, at their positions.
     #[test]
     fn names_in_speech_are_found_whole_at_any_position(
         words in proptest::collection::vec(

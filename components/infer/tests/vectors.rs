@@ -1,10 +1,9 @@
 //! Tokenizing and post-processing against what the transformers library gives for the same texts and logits.
 //!
-//! Each line of `tests/vectors/*.jsonl` holds one input, what the tokenizer of transformers makes of it and, in the
-//! files of the two pipelines, the logits of the model and the pipeline's answer. The graph does not run here: the
-//! logits of the file take its place.
+//! Each line of `tests/vectors/*.jsonl` has one input, the encoding of the tokenizer of transformers and, in the files of the two
+//! pipelines, the logits of the model and the pipeline's result. No graph runs here: the logits of the file replace it.
 
-// A test that cannot go on says so by panicking.
+// A failing test panics.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;

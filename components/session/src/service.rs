@@ -12,9 +12,9 @@ use crate::{
     types::{Annotation, Guest, Input, Output, Start, StartFailure},
 };
 
-/// Most inputs taken at once.
+/// The most inputs in one read.
 const INPUTS_MAX: usize = 128;
-/// Outputs that are written before more inputs are taken.
+/// Outputs that are written before more inputs are read.
 const OUTPUTS_FEW: usize = 256;
 /// Most texts that are annotated at once.
 const TEXTS_MAX: usize = 1024;

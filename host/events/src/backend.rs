@@ -33,6 +33,6 @@ pub struct Health {
     pub fallback: bool,
     /// The reason, for people.
     pub detail: Option<String>,
-    /// Which run of a server elsewhere answers, where a restart of it may lose what it has answered, claims included.
+    /// The run of a server elsewhere, where a restart of it may lose acknowledged writes, claims included.
     pub life: Option<Arc<str>>,
 }

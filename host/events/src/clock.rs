@@ -14,7 +14,7 @@ use weir_core::channels::{Cursor, Values};
 
 use crate::error::lock;
 
-/// Low bits of an epoch that tell processes apart.
+/// Low bits of an epoch that distinguish processes.
 const RANDOM_BITS: u32 = 16;
 /// The greatest wall clock time that fits an epoch.
 const WALL_MS_MAX: u64 = (1 << (64 - RANDOM_BITS)) - 1;
@@ -122,7 +122,7 @@ impl Clock {
     }
 
     /// Continues from a moment that a file has stored. The time since then counts if the machine has been up all the time; across a
-    /// restart of the machine only the wall clock could tell how long it was, and that may have been set.
+    /// restart only the wall clock has measured it, and the wall clock may have been set.
     pub(crate) fn resume(&self, from: Moment) {
         let since_ms = match (from.uptime, self.source.uptime()) {
             (Some(then), Some(now)) if then.boot == now.boot => now.ms.saturating_sub(then.ms),

@@ -65,8 +65,8 @@ pub struct EventsConfig {
     /// The most bytes that values between events may take together, keys and bookkeeping included; in Redis those of all servers
     /// that share it.
     pub state_bytes_max: usize,
-    /// The most that one user may have of `channels_max` and of `state_bytes_max`, in percent. A channel beyond it takes the place of
-    /// the user's own.
+    /// The most that one user may have of `channels_max` and of `state_bytes_max`, in percent. A channel beyond it replaces one of the
+    /// user's own.
     pub user_percent_max: u8,
     /// The most appends and claims in the write queue of the disk store; further callers wait for room in it.
     pub writes_max: usize,

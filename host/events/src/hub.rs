@@ -226,7 +226,7 @@ impl Hub {
         let mut residents = lock(&self.residents);
         let channel = self.of(&mut residents, name).get(name).map(Arc::clone)?;
         self.touch(&channel);
-        // A channel whose owner is looked up is about to be used.
+        // The lookup of an owner precedes a use of its channel.
         if let Some(owned) = name.owned().and_then(|owned| residents.channels.get(&owned)) {
             self.touch(owned);
         }
@@ -402,7 +402,8 @@ impl Hub {
         self.counters.subscribers.load(Ordering::Relaxed) >= self.subscribers_max
     }
 
-    /// Removes some channels without subscribers from memory, of a store that has them elsewhere. Returns false when there is none.
+    /// Removes some channels without subscribers from memory, of a store that has them on disk or in Redis. Returns false when there is
+    /// none.
     pub(crate) fn shrink(&self) -> bool {
         self.make_room(&mut lock(&self.residents)).is_ok()
     }

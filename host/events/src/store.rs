@@ -127,9 +127,8 @@ impl Store {
         self.append_as(channel, events, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::append`] on the terms of a write. With a fence, memory never stands in for Redis. The channel takes the share of the
-    /// user that appends its first event: one beyond the share takes the place of those of the user's own that were not used the
-    /// longest.
+    /// [`Store::append`] with the terms of a write. With a fence, memory never replaces Redis. The channel counts towards the share of
+    /// the user that appends its first event: a channel beyond the share replaces the least recently used ones of the same user.
     ///
     /// # Errors
     ///
@@ -182,7 +181,7 @@ impl Store {
         self.follow_as(channel, after, None).await
     }
 
-    /// [`Store::follow`] for a user, whose share a channel without events takes while memory has it.
+    /// [`Store::follow`] for a user: a channel without events counts towards its share while memory has it.
     ///
     /// # Errors
     ///
@@ -237,8 +236,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A value past its bound, a time of 0 or past ten years, [`Error::Full`], or the store is unavailable: memory does not stand in for
-    /// it. After [`Error::Unavailable`] the value may be in all the same; retrying is safe.
+    /// A value over its bound, a time of 0 or over ten years, [`Error::Full`], or the store is unavailable: memory does not replace it.
+    /// After [`Error::Unavailable`] the value may be stored nevertheless; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
         self.put_as(key, value, ttl_ms, WriteContext::default()).await
     }
@@ -318,9 +317,9 @@ impl Store {
         }
     }
 
-    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later writes that carry its token are
-    /// refused once another owner has acquired it, and what was written before is seen by every later [`Store::get`] and
-    /// [`Store::read`] of its owner. The same owner gets a new token, and its earlier one is refused then.
+    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later writes that carry
+    /// its token are refused once another owner has acquired it, and every later [`Store::get`] and [`Store::read`] of its owner sees all
+    /// earlier writes. The same owner gets a new token, and its earlier one is refused then.
     ///
     /// Time is the store's own: a monotonic clock of this process, or the clock of the Redis server.
     ///
@@ -460,7 +459,7 @@ impl Store {
         self.inner.taps.tap()
     }
 
-    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume elsewhere, or here later.
+    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume at another server, or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }

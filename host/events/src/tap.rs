@@ -23,8 +23,8 @@ pub enum TapItem {
     Missed(u64),
 }
 
-/// Observes what is appended to every channel from its creation on. It delays no publisher: events that it does not read in time
-/// are dropped.
+/// Observes all appended events of every channel from its creation on. It delays no publisher: events that it does not read in time are
+/// dropped.
 #[derive(Debug)]
 pub struct Tap {
     receiver: broadcast::Receiver<(ChannelName, Arc<Entry>)>,

@@ -69,11 +69,11 @@ async fn an_unknown_channel_is_empty(config: EventsConfig) {
     let store = open(config).await;
     let page = store.read(&name("file:x"), Cursor::START, 10).await.unwrap();
     assert!(page.gap.is_none() && page.entries.is_empty() && !page.ended);
-    // Whoever has a cursor saw something that nobody remembers.
+    // A cursor of events that no store remembers.
     let seen = Cursor::new(5, 5);
     let page = store.read(&name("file:x"), seen, 10).await.unwrap();
     assert_eq!(page.gap.map(|gap| gap.missing_from), Some(seen.next()));
-    // It begins with its first event, for who came before, too.
+    // It begins with its first event, for earlier subscribers too.
     let mut early = store.follow(&name("file:x"), Cursor::START).await.unwrap();
     let mut stale = store.follow(&name("file:x"), seen).await.unwrap();
     store.append(&name("file:x"), numbered([1])).await.unwrap();
@@ -105,7 +105,7 @@ async fn what_is_not_retained_is_a_gap(config: EventsConfig) {
     let mut follower = store.follow(&channel, places[3]).await.unwrap();
     assert_eq!(gap(&mut follower).await, Gap { missing_from: places[4], missing_to: places[14] });
     assert_eq!(number(&mut follower).await, 15);
-    // A place that was not given yet, and one of another life.
+    // A cursor that was not assigned yet, and one of another epoch.
     for foreign in [Cursor::new(places[0].epoch, 999), Cursor::new(u64::MAX - 1, 1), Cursor::new(1, 1)] {
         let page = store.read(&channel, foreign, 100).await.unwrap();
         assert_eq!(page.gap.unwrap().missing_from, foreign.next());
@@ -164,7 +164,7 @@ async fn bytes_and_age_bound_a_channel_too(config: EventsConfig) {
     assert_eq!(all(&store, "session:s", Cursor::START).await.1, [6, 7, 8, 9]);
     let store = Arc::new(store);
     until("events get too old", || async { all(&store, "session:s", Cursor::START).await.1.is_empty() }).await;
-    // The sequence goes on, and who has seen all of it misses nothing.
+    // The sequence continues, and a reader of all of it misses nothing.
     let place = store.append(&channel, vec![large(10)]).await.unwrap()[0];
     assert_eq!(all(&store, "session:s", places[9]).await, (vec![], vec![10], place));
     let gaps = all(&store, "session:s", places[7]).await.0;
@@ -189,7 +189,7 @@ async fn replay_continues_into_live_events(config: EventsConfig) {
         let (store, channel) = (store.clone(), channel.clone());
         readers.spawn(async move {
             let mut seen = Seen::default();
-            // Each leaves and comes back at places of its own.
+            // Each reader disconnects and resumes at positions of its own.
             let mut stays = 7 + reader * 13;
             while seen.numbers.len() < EVENTS as usize {
                 let mut subscription = store.follow(&channel, seen.cursor).await.unwrap();
@@ -360,7 +360,7 @@ async fn exactly_one_caller_gets_a_claim(config: EventsConfig) {
         got += u32::from(caller.unwrap());
     }
     assert_eq!(got, 1);
-    // The time runs from when it is asked for, however long it takes to be kept.
+    // The time runs from the request, however long the claim takes.
     let claimed = Instant::now();
     assert_eq!(store.claim("ticket:2", 50).await, Ok(true));
     until("the claim ends", || async { store.claim("ticket:2", 60_000).await.unwrap() }).await;

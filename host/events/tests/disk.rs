@@ -16,7 +16,7 @@ use weir_events::{EventsConfig, OpenError, Store};
 /// The folder that the process to be killed writes to; without it, that process is not wanted.
 const FOLDER: &str = "WEIR_EVENTS_FOLDER";
 const DURABLE: &str = "WEIR_EVENTS_DURABLE";
-/// The folder of the process whose files may not grow.
+/// The folder of the process whose file sizes are limited.
 const SMALL_FOLDER: &str = "WEIR_EVENTS_SMALL_FOLDER";
 const CHANNELS: [&str; 2] = ["pipeline:a", "user:b"];
 
@@ -25,7 +25,7 @@ fn config(folder: &Path, durable: bool) -> EventsConfig {
     EventsConfig { durable, retention, ..disk(folder) }
 }
 
-/// The process that is killed: appends and follows, and says what was answered and what was seen.
+/// The process that is killed: appends and follows, and prints what was acknowledged and delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_until_it_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
@@ -59,7 +59,7 @@ async fn appends_until_it_is_killed() {
     publishers.join_next().await.unwrap().unwrap();
 }
 
-/// Starts that process, kills it when it has said so much, and answers what it said.
+/// Starts that process, kills it after a number of lines, and returns what it printed.
 fn killed(folder: &Path, durable: bool, lines: usize) -> BTreeMap<(String, Cursor), String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "appends_until_it_is_killed", "--nocapture"]).env(FOLDER, folder);
@@ -88,7 +88,7 @@ fn killed(folder: &Path, durable: bool, lines: usize) -> BTreeMap<(String, Curso
     said
 }
 
-/// What a later process says may repeat what is retained, and not contradict it.
+/// A later process may repeat retained events, and must not contradict them.
 fn say_again(said: &mut BTreeMap<(String, Cursor), String>, more: BTreeMap<(String, Cursor), String>) {
     for (place, data) in more {
         let before = said.insert(place, data.clone());
@@ -144,7 +144,7 @@ async fn without_fsync_kill_9_is_a_gap_and_no_cursor_is_reused() {
         let seen = more.iter().filter(|((channel, _), _)| channel == CHANNELS[0]).map(|((_, cursor), _)| *cursor).max();
         say_again(&mut said, more);
         let store = open(config(folder.path(), false)).await;
-        // Somebody who saw what may be lost resumes.
+        // A reader of events that may be lost resumes.
         let mut seen = Seen { cursor: seen.unwrap(), ..Seen::default() };
         let place = store.append(&name(CHANNELS[0]), numbered([round as u64])).await.unwrap()[0];
         assert!(place.epoch > seen.cursor.epoch && place.seq == 1);
@@ -219,7 +219,7 @@ async fn damaged_event_is_a_gap() {
     assert!(places[4].leads_to(store.append(&channel, numbered([1])).await.unwrap()[0]));
 }
 
-/// The process whose files may not grow until it says that it noticed.
+/// The process whose file sizes are limited until it has reported an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn store_recovers_when_the_disk_has_room() {
     let Some(folder) = std::env::var_os(SMALL_FOLDER) else { return };
@@ -237,14 +237,14 @@ async fn store_recovers_when_the_disk_has_room() {
         assert_eq!(Some(&entry.cursor), answered.last());
     };
     assert!(error.retryable() && !answered.is_empty(), "{error}");
-    // Nobody sees what was not kept.
+    // No reader gets an event that was not stored.
     assert_eq!(follower.try_next(), None);
     let health = store.health().await;
     assert!(!health.ok && health.detail.is_some());
     writeln!(std::io::stdout(), "\n@ full").unwrap();
     until("there is room again", || async { store.append(&channel, numbered([7])).await.is_ok() }).await;
     assert!(store.health().await.ok);
-    // The places that failed are not used again, and the follower is told.
+    // The cursors of failed writes are not used again, and the follower gets a gap.
     let told = gap(&mut follower).await;
     assert_eq!(Some(told.missing_from), answered.last().map(|last| last.next()));
     assert_eq!(number(&mut follower).await, 7);
@@ -335,7 +335,7 @@ async fn too_many_channels_push_out_finished_ones_first() {
         assert!(!has("user:new", places[3]).await);
         assert!(has("user:followed", places[0]).await && has("user:8", places[0]).await);
         assert_eq!(store.stats().evicted, 4);
-        // What went and comes again has another epoch: old cursors get a gap, and no place comes again.
+        // A removed channel that starts again has another epoch: old cursors get a gap, and no cursor is reused.
         let again = store.append(&name("user:old"), numbered([2])).await.unwrap()[0];
         assert!(again.epoch > places[1].epoch);
         let mut resumed = store.follow(&name("user:old"), places[1]).await.unwrap();

@@ -68,7 +68,7 @@ async fn write_with_an_earlier_token_is_refused(config: EventsConfig) {
     assert_eq!(store.release(&old).await, Err(Error::Fenced));
     assert_eq!(store.get(&key).await, Ok(Some(b"old".to_vec())));
     assert_eq!(store.get(&part).await, Ok(None));
-    // The new owner's are taken, and the channel has no hole where the refused ones would have been.
+    // The new owner's events are accepted, and the channel has no hole for the refused ones.
     let after = store.append_fenced(&channel, numbered([4]), Some(&new)).await.unwrap();
     let page = store.read(&channel, Cursor::START, 10).await.unwrap();
     let data: Vec<_> = page.entries.iter().map(|entry| entry.data.to_string()).collect();
@@ -105,7 +105,7 @@ async fn released_lease_is_acquired_at_once(config: EventsConfig) {
     let key = name("session:x");
     let first = acquired(&store, &key, "a", LONG_MS).await;
     store.release(&first).await.unwrap();
-    // Its last owner has it again where nobody else had it in between.
+    // Its last owner can renew it where no other owner has acquired it.
     store.renew(&first, LONG_MS).await.unwrap();
     assert!(matches!(store.acquire(&key, "b", LONG_MS).await, Ok(Acquisition::Held { .. })));
     store.release(&first).await.unwrap();
@@ -127,8 +127,8 @@ async fn lease_arguments_out_of_bounds_are_refused(config: EventsConfig) {
     }
 }
 
-/// Owners take a key from one another while each writes as fast as it can: what a new owner reads after its acquisition is never
-/// changed by an earlier one.
+/// Owners acquire a key in turn while each writes as fast as it can: an earlier owner never changes what a new owner reads after its
+/// acquisition.
 async fn writes_of_racing_owners_never_go_back(config: EventsConfig) {
     const OWNERS: usize = 4;
     const TURNS: usize = 25;
@@ -219,7 +219,7 @@ async fn fenced_append_never_falls_back_to_memory() {
     assert!(acquired(&store, &key, "b", LONG_MS).await.token > fence.token);
 }
 
-/// The clock of the server is set back by the age of the record: a lease whose end lies further ahead than it lasts.
+/// The clock of the server is set back by the age of the record: the end of a lease is further ahead than its duration.
 #[tokio::test]
 async fn lease_ends_in_time_although_the_clock_was_set_back() {
     let server = RedisServer::start();

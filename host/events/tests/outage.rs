@@ -121,7 +121,7 @@ async fn memory_takes_over_with_a_new_epoch() {
         seen.take(&next(&mut follower).await.unwrap());
     }
     server.kill();
-    // At once, without an error, and with a place that Redis will not give.
+    // At once, without an error, and with a cursor that Redis will not assign.
     let here = store.append(&name("workflow:w"), numbered([2])).await.unwrap()[0];
     let more = store.append(&name("workflow:w"), numbered([3])).await.unwrap()[0];
     assert!(here.leads_to(more) && here.epoch > seen.cursor.epoch);
@@ -132,7 +132,7 @@ async fn memory_takes_over_with_a_new_epoch() {
     }
     assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (1, &[0, 1, 2, 3][..]));
     assert_eq!(store.read(&name("workflow:w"), here.previous(), 9).await.unwrap().entries.len(), 2);
-    // Somebody who comes meanwhile sees what is seen here. Claims wait.
+    // A new subscriber sees the events of this process. Claims wait.
     let mut other = store.follow(&name("user:new"), Cursor::START).await.unwrap();
     store.append(&name("user:new"), numbered([7])).await.unwrap();
     assert_eq!(number(&mut other).await, 7);
@@ -150,7 +150,7 @@ async fn memory_takes_over_with_a_new_epoch() {
         seen.take(&next(&mut follower).await.unwrap());
     }
     assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (2, &[0, 1, 2, 3, 4][..]));
-    // Redis has what it had, and what came since; whoever was at a place of ours is told.
+    // Redis has its earlier events and the later ones; a reader at a cursor of the fallback gets a gap.
     let page = store.read(&name("workflow:w"), Cursor::START, 9).await.unwrap();
     assert_eq!(page.entries.iter().map(|entry| &*entry.data).collect::<Vec<_>>(), ["0", "1", "4"]);
     let mut resumed = store.follow(&name("workflow:w"), more).await.unwrap();
@@ -183,7 +183,7 @@ async fn unresponsive_server_delays_a_publisher_within_the_bound() {
     }
     server.signal("CONT");
     let last = append_again(&store, "workflow:w", 9).await;
-    // What was not answered may be there; what is there is a sequence.
+    // Events that were not acknowledged may be there; those that are there are a sequence.
     let mut before = Cursor::new(last.epoch, 1);
     while before != last {
         let Some(Delivery::Event { entry, coalesced: 0 }) = next(&mut follower).await else { panic!() };
@@ -218,7 +218,7 @@ async fn readers_survive_repeated_outages() {
             answered
         }
     });
-    // One stays for all of it, others come back after so many events.
+    // One reader stays, the others resume after a number of events.
     let mut readers = tokio::task::JoinSet::new();
     for stays in [usize::MAX, 17, 60] {
         let (store, channel, stop) = (store.clone(), channel.clone(), Arc::clone(&stop));
@@ -278,7 +278,7 @@ async fn subscribers_share_one_blocking_read() {
         let channel = name(&format!("user:{}", turn * 15));
         store.append(&channel, numbered([turn as u64])).await.unwrap();
         assert_eq!(number(&mut subscriptions[turn * 15]).await, turn as u64);
-        // A new one is not kept waiting by the read that goes on.
+        // A new subscriber does not wait for the blocking read.
         let mut late = store.follow(&name(&format!("file:{turn}")), Cursor::START).await.unwrap();
         store.append(&name(&format!("file:{turn}")), numbered([1])).await.unwrap();
         assert_eq!(number(&mut late).await, 1);
@@ -330,7 +330,7 @@ async fn group_shares_a_channel() {
     assert_eq!(groups.claim_stale(&channel, "workers", "b", 60_000, 10).await, Ok(vec![]));
     let stale = groups.claim_stale(&channel, "workers", "b", 0, 10).await.unwrap();
     assert_eq!(stale.iter().map(|work| work.cursor).collect::<Vec<_>>(), places[2..]);
-    // Whoever waits is given what comes, and holds up nobody else.
+    // A waiting subscriber gets events as they arrive, and delays no other.
     let waiting = tokio::spawn({
         let (groups, channel) = (groups.clone(), channel.clone());
         async move { groups.read(&channel, "workers", "c", 10, 20_000).await.unwrap() }
@@ -354,7 +354,7 @@ async fn stream_is_bounded_and_foreign_entries_are_holes() {
     }
     let length: u64 = redis::cmd("XLEN").arg("pip-ai:workflow:w").query_async(&mut connection).await.unwrap();
     assert_eq!(length, 1_000);
-    // Somebody deletes an entry, and somebody adds one that is no event.
+    // Another client deletes an entry, and one adds an entry that is not an event.
     let mut delete = redis::cmd("XDEL");
     delete.arg("pip-ai:workflow:w").arg(places[50].to_string());
     assert_eq!(delete.query_async::<u64>(&mut connection).await.unwrap(), 1);
@@ -367,7 +367,7 @@ async fn stream_is_bounded_and_foreign_entries_are_holes() {
     let mut add = redis::cmd("XADD");
     add.arg("pip-ai:workflow:w").arg(format!("{}-{}", places[99].epoch, places[99].seq + 1)).arg("who").arg("other");
     let _: String = add.query_async(&mut connection).await.unwrap();
-    // Its place is a hole; our sequence goes on behind it.
+    // Its cursor is a hole; the sequence continues after it.
     let place = store.append(&channel, numbered([1_500])).await.unwrap()[0];
     assert_eq!(place, Cursor::new(places[99].epoch, places[99].seq + 2));
     assert_eq!(gap(&mut follower).await, Gap { missing_from: place.previous(), missing_to: place.previous() });
@@ -387,7 +387,7 @@ async fn earlier_start_of_a_channel_reaches_followers_after_a_gap() {
         assert_eq!(number(&mut follower).await, expected);
     }
     assert_eq!(follower.try_next(), None);
-    // The server loses all of it, and an instance whose clock is behind publishes first.
+    // The server loses all data, and an instance whose clock is behind publishes first.
     server.kill();
     server.start_again();
     let mut connection = server.connection().await;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use weir_core::channels::{Cursor, Retention};
 use weir_events::{EventsConfig, Store};
 
-/// Redis removes what is past its age by its own clock: long enough that a busy machine renews a record before.
+/// Redis removes entries past their age by its own clock: long enough that a busy machine renews a record in time.
 const AGE_MS: u64 = 2_000;
 
 conformance!(owner_record_stays_while_its_channel_has_events_or_followers_and_goes_with_it);

@@ -54,7 +54,7 @@ async fn user_with_its_share_of_state_is_refused_and_others_are_not(config: Even
     put(&store, "label:l", LARGE, None).await.unwrap();
     assert_eq!(store.count("session").await, Ok(3));
     assert_eq!(store.exhausted().await, Ok(Vec::new()));
-    // What is deleted is given back, and so is what has ended.
+    // Deleted values are subtracted, and so are those that have ended.
     store.delete(&name("session:a1")).await.unwrap();
     put(&store, "session:a3", LARGE, Some("ann")).await.unwrap();
     assert!(exceeds_share(put(&store, "session:a1", LARGE, Some("ann")).await));
@@ -78,7 +78,7 @@ async fn store_without_room_is_full_for_all_and_says_so(config: EventsConfig) {
     for user in [Some("f"), None] {
         assert!(matches!(put(&store, "session:f1", LARGE, user).await, Err(Error::Full { retry_after_ms: 1.., .. })));
     }
-    // One that has its share is told of that.
+    // A user over its share gets that error.
     assert!(exceeds_share(put(&store, "session:a9", LARGE, Some("a")).await));
     assert_eq!(store.exhausted().await, Ok(vec!["events.state_bytes_max"]));
     store.delete(&name("session:a0")).await.unwrap();
@@ -107,13 +107,13 @@ async fn channels_of_one_user_take_no_history_of_another(config: EventsConfig) {
     for id in 0..3 {
         assert_eq!(events(&store, &format!("workflow:b{id}")).await, 1, "workflow:b{id}");
     }
-    // A channel stays its first publisher's, whoever publishes to it, and one that is known takes no more room.
+    // A channel stays with its first publisher, and a known channel counts once.
     append(&store, "workflow:b0", 9, Some("ann")).await.unwrap();
     append(&store, "workflow:a59", 9, Some("bob")).await.unwrap();
     assert_eq!((events(&store, "workflow:b0").await, events(&store, "workflow:a55").await), (2, 1));
 }
 
-/// Random puts and deletions of three users and the server: what is refused is what does not fit, and nothing else is.
+/// Random puts and deletions of three users and the server: exactly the writes that do not fit are refused.
 async fn state_of_each_user_stays_within_its_share(config: EventsConfig) {
     const TOTAL: usize = 40_000;
     // A value on the disk has its checksum and its end.
@@ -238,7 +238,7 @@ async fn user_that_follows_all_its_channels_is_refused_more_and_others_are_not()
             followers.push(store.follow_as(&name(&channel), Cursor::START, Some("ann")).await.unwrap());
         }
         assert!(exceeds_share(append(&store, "workflow:a9", 9, Some("ann")).await));
-        // Channels without events that are followed are in memory alone.
+        // Channels without events that are followed exist in memory only.
         if kind == StoreKind::Memory {
             assert!(exceeds_share(store.follow_as(&name("workflow:x"), Cursor::START, Some("ann")).await));
         }

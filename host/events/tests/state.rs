@@ -1,4 +1,4 @@
-//! What is kept between events, in every store: values under keys, across restarts, `kill -9`, damage and outages.
+//! Values under keys in every store, across restarts, `kill -9`, damage and outages.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -31,7 +31,7 @@ async fn a_value_is_what_was_put_last(config: EventsConfig) {
         store.put(&key, value.clone(), None).await.unwrap();
         assert_eq!(store.get(&key).await, Ok(Some(value)));
     }
-    // It is no channel, and takes nothing from the channel of its name.
+    // It is not a channel, and does not affect the channel of its name.
     store.append(&key, numbered([1])).await.unwrap();
     store.append(&name("state:pipeline:p"), numbered([2])).await.unwrap();
     assert_eq!(store.read(&key, Cursor::START, 10).await.unwrap().entries.len(), 1);
@@ -103,12 +103,12 @@ async fn values_are_bounded(config: EventsConfig) {
     assert_eq!(store.get(&name("k:1")).await, Ok(None));
     store.put(&name("k:1"), large(), Some(600_000)).await.unwrap();
     store.put(&name("k:2"), large(), None).await.unwrap();
-    // What is put in the place of another takes its room, not more.
+    // A replacement is counted once.
     store.put(&name("k:2"), large(), None).await.unwrap();
     assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::Full { .. })));
     assert_eq!(store.get(&name("k:3")).await, Ok(None));
     assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
-    // What has ended is let go of.
+    // Ended values are removed.
     store.put(&name("k:1"), large(), Some(50)).await.unwrap();
     until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
     assert_eq!(store.get(&name("k:1")).await, Ok(None));
@@ -230,7 +230,7 @@ struct Said {
     done: BTreeMap<u64, u64>,
 }
 
-/// Starts that process, kills it when so much was answered, and says what it said.
+/// Starts that process, kills it after a number of acknowledged writes, and returns what it printed.
 fn killed(folder: &Path, durable: bool, answers: usize) -> Said {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "puts_until_it_is_killed", "--nocapture"]).env(FOLDER, folder);
@@ -340,7 +340,7 @@ async fn instances_share_values_and_index_entries_are_removed() {
         redis::cmd("ZCARD").arg(format!("pip-ai:@@state-{list}:k")).query_async(&mut connection).await.unwrap()
     };
     assert_eq!((listed("keys").await, listed("ends").await), (1, 0));
-    // Without anybody who lists them, too.
+    // Without a list request, too.
     for number in 0..100 {
         stores[0].put(&name(&format!("k:{number}")), b"v".to_vec(), Some(1)).await.unwrap();
     }

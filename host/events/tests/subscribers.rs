@@ -116,7 +116,7 @@ async fn file_gets_all_events_and_is_rotated() -> Result<()> {
     }
     // Read only now: nothing is rotated any more between one file and the next.
     let written = lines(&path, 4)?;
-    // One is one line, and the last of them are kept, without a hole.
+    // One event is one line, and the last events are there, without a hole.
     for (line, n) in written.iter().rev().zip((0..60).rev()) {
         assert!(line.starts_with("{\"type\":\"workflow_progress\",\"id\":\"") && line.ends_with("\"}}"), "{line}");
         assert!(line.contains("\"channel\":\"workflow:w\",\"time\":"), "{line}");

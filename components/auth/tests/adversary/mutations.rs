@@ -30,7 +30,7 @@ proptest! {
             mutated(token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, eddsa)),
         ],
     ) {
-        // ES256 may be signed anew with another signature of the same token; that takes the key, which nobody here has.
+        // ES256 has many valid signatures of one token; making one takes the private key.
         if verify(&token).is_ok() {
             let good = [
                 claiming(CLAIMS),

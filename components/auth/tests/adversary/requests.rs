@@ -99,7 +99,7 @@ fn server_without_authentication_accepts_loopback_only() {
     for host in [None, Some("localhost:8080"), Some("127.0.0.1")] {
         assert_eq!(user(enter(host).unwrap()), "local");
     }
-    // A page whose name was made to lead here.
+    // A page whose host name resolves to this server.
     assert_eq!(enter(Some("evil.example:8080")), Err(AuthError::HostNotLoopback));
 }
 

@@ -70,7 +70,7 @@ fn public_key_is_not_a_secret() {
         let header = format!(r#"{{"alg":"Ed25519","kid":"{kid}"}}"#);
         assert_eq!(refused(&token(&header, CLAIMS, eddsa)), TokenError::Jws(JwsError::Algorithm));
     }
-    // And a set of public keys alone takes no HS256 at all.
+    // A set with public keys only accepts no HS256 token.
     let public = KeySet::new(vec![public(P256_PUBLIC)]).unwrap();
     let verifier = Verifier::new(public, rules()).unwrap();
     let forged = token(r#"{"alg":"HS256"}"#, CLAIMS, |message| hs256(message, P256_PUBLIC.as_bytes()));
@@ -86,7 +86,7 @@ fn token_of_another_key_is_refused() {
     assert_eq!(wrong(r#"{"alg":"EdDSA","kid":"es"}"#), TokenError::Jws(JwsError::Algorithm));
     assert_eq!(wrong(r#"{"alg":"ES256","kid":"es"}"#), TokenError::Jws(JwsError::Signature));
     assert_eq!(wrong(r#"{"alg":"EdDSA","kid":["ed"]}"#), TokenError::Jws(JwsError::Header));
-    // A key that the token itself brings is not looked at.
+    // A key in the token's own header is ignored.
     let own = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
     let sign = |message: &[u8]| ed25519_dalek::Signer::sign(&own, message).to_bytes().to_vec();
     let jwk = format!(

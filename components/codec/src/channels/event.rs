@@ -17,7 +17,7 @@ use crate::{
 /// An event of a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StreamEvent<'a> {
-    /// `connected`: the subscription holds; the first event of every connection. It has no id and is not kept.
+    /// `connected`: the subscription is established; the first event of every connection. It has no id and is not stored.
     Connected,
     /// `workflow_progress`
     WorkflowProgress(&'a Progress),
@@ -25,7 +25,7 @@ pub enum StreamEvent<'a> {
     AnalysisProgress(&'a Progress),
     /// `notification`
     Notification(&'a Notification),
-    /// `temporal_status`: what a workflow engine says, sent by a publisher that asked it.
+    /// `temporal_status`: the state of a workflow engine, from a publisher that queried it.
     TemporalStatus(&'a Temporal),
     /// `error`: something went wrong with the subscription, not with the work that it follows.
     Error {
@@ -42,10 +42,10 @@ pub enum StreamEvent<'a> {
         reason: &'a str,
         /// For people.
         message: &'a str,
-        /// True when connecting again goes on where this ended.
+        /// True when a reconnection can resume.
         resumable: bool,
     },
-    /// `gap`: events that are no longer kept. Ids as on the wire; both ends are missing.
+    /// `gap`: events that are no longer retained. Ids as on the wire; both ends are missing.
     Gap {
         /// The first that is missing.
         missing_from: &'a str,
@@ -78,7 +78,7 @@ impl StreamEvent<'_> {
         }
     }
 
-    /// True when a later event of the same type may take its place in a slow reader's buffer.
+    /// True when a later event of the same type may replace it in a slow reader's buffer.
     pub fn coalesces(&self) -> bool {
         match self {
             Self::WorkflowProgress(progress) | Self::AnalysisProgress(progress) => progress.coalesces(),
@@ -144,8 +144,8 @@ impl StreamEvent<'_> {
     }
 }
 
-/// An event as one object, for what has no frame of its own: a message of a WebSocket, a line of NDJSON. `data` is an
-/// event's, on one line; `id` is absent for what is not kept.
+/// An event as one object, for transports without a frame of their own: a message of a WebSocket, a line of NDJSON. `data` is an event's,
+/// on one line; `id` is absent for events that are not stored.
 pub fn envelope(channel: &Channel, id: Option<&str>, name: &str, data: &[u8]) -> Vec<u8> {
     let mut object = Object::open();
     object.text("type", name);
@@ -156,7 +156,7 @@ pub fn envelope(channel: &Channel, id: Option<&str>, name: &str, data: &[u8]) ->
     object.close()
 }
 
-/// The answer to a publisher: where the event has its place, and where its copy for a user has, as ids on the wire.
+/// The response to a publisher: the ids on the wire of the event and of its copy for a user.
 pub fn published_json(channel: &Channel, id: &str, user: Option<(&Channel, &str)>) -> Vec<u8> {
     let mut object = Object::open();
     object.text("status", "published");

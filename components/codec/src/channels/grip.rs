@@ -29,7 +29,7 @@ pub enum HoldMode {
 pub struct HoldChannel {
     /// Its name.
     pub name: String,
-    /// The id of the last event that the client has, or that this answer brings: what follows comes next.
+    /// The id of the last event that the client has, or that this response has: the events after it follow.
     pub prev_id: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub struct Hold {
     pub channels: Vec<HoldChannel>,
     /// What keeps it from looking dead.
     pub keep_alive: Option<KeepAlive>,
-    /// Where the intermediary asks for what it has missed: a path of this server.
+    /// Where the intermediary requests missed events: a path of this server.
     pub link: Option<String>,
     /// The status of the answer as the client sees it, where it is not that of the answer.
     pub status: Option<u16>,
@@ -150,8 +150,7 @@ impl Hold {
     ///
     /// # Errors
     ///
-    /// A header says what it cannot, or is over its bound: the answer is to fail rather than to be held otherwise than
-    /// it was meant.
+    /// A header is malformed or over its bound: the request fails, because a hold with other terms than intended would be wrong.
     pub fn from_headers<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> Result<Option<Self>, GripError> {
         let (mut mode, mut keep_alive, mut link, mut status) = (None, None, None, None);
         let mut channels = Vec::new();

@@ -1,7 +1,7 @@
 //! The header beside [`crate::channels::grip`] for Weir's own host: the exact terms on which it holds a connection.
 //!
-//! GRIP says which channel to follow; it has no words for the place to go on from, for how long, and for whom. They
-//! are one header more, which the host takes out of every request and every answer: clients neither send nor see it.
+//! GRIP names the channel to follow; it has no fields for the cursor to resume after, the duration and the user. They are one more
+//! header, which the host removes from every request and every response: clients neither send nor see it.
 
 use thiserror::Error;
 use weir_core::channels::Cursor;
@@ -26,7 +26,7 @@ pub fn is_private(header: &str) -> bool {
 /// On which terms a connection is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
-    /// The place of the last event that the client has.
+    /// The cursor of the last event that the client has.
     pub after: Cursor,
     /// The format of the events.
     pub framing: Framing,
@@ -34,7 +34,7 @@ pub struct Terms {
     pub heartbeat_ms: u64,
     /// When the client's right ends, in seconds since 1970.
     pub ends_s: Option<u64>,
-    /// Whose connection it is; none where nobody is asked.
+    /// The user of the connection; none where users are not identified.
     pub user: Option<String>,
 }
 

@@ -45,7 +45,7 @@ pub struct Progress {
     pub message: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
-    /// True when it was given up.
+    /// True when it was cancelled.
     pub canceled: Option<bool>,
     /// An object of the publisher's.
     pub(crate) metadata: Option<Raw>,
@@ -162,8 +162,7 @@ impl Progress {
         body.finish(progress, &known)
     }
 
-    /// True when a later event may take its place in a slow reader's buffer: it says how far the work is, and nothing else
-    /// that would be missed.
+    /// True when a later event may replace it in a slow reader's buffer: it has nothing but progress.
     pub fn coalesces(&self) -> bool {
         self.progress < 100.0
             && self.error.is_none()
@@ -230,7 +229,7 @@ pub fn user_channel(user_id: &str) -> Option<Channel> {
     Channel::new(ChannelKind::User, user_id).ok()
 }
 
-/// The members of a body with what they have in common, and what is wrong with them.
+/// The members of a body that all events have, and the errors of reading them.
 struct Body<'b> {
     bytes: &'b [u8],
     members: Members<'b>,

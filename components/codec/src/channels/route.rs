@@ -91,7 +91,7 @@ pub enum ChannelRoute {
     /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow others too. To the gateway
     /// a WebSocket is a `POST` of lines.
     Socket(Channel),
-    /// `GET /ws` with an upgrade: a WebSocket that says itself what it follows. As above.
+    /// `GET /ws` with an upgrade: a WebSocket whose messages name the channels to follow. As above.
     Sockets,
     /// `POST /stream/publish/workflow/{id}`
     PublishWorkflow(Channel),
@@ -188,7 +188,7 @@ fn followed(rest: &str) -> Result<Option<Channel>, RequestError> {
     }
 }
 
-/// A channel by the last part of a path. One with another slash in it is no path of ours.
+/// A channel by the last part of a path. A part with another slash is not a path of this server.
 fn channel(kind: ChannelKind, id: &str) -> Result<Option<Channel>, RequestError> {
     if id.contains('/') {
         return Ok(None);

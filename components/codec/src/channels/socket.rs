@@ -19,7 +19,7 @@ pub enum SocketMessage {
     Subscribe {
         /// What to follow.
         channel: Channel,
-        /// The id of the last event that the client has; without one it gets all that is kept.
+        /// The id of the last event that the client has; without one it gets all retained events.
         last_event_id: Option<String>,
     },
     /// `{"type":"unsubscribe","channel":"workflow:42"}`

@@ -1,7 +1,7 @@
 //! The cursor from which a subscription resumes.
 //!
-//! `Last-Event-ID` is what a browser sends by itself when it connects again; `last_event_id` in the query is for the first
-//! connection. A browser that connects again sends both, and the query is old by then: the header counts.
+//! `Last-Event-ID` is sent by a browser when it reconnects; `last_event_id` in the query is for the first connection. A browser that
+//! reconnects sends both, and the query is out of date by then: the header has precedence.
 
 use std::borrow::Cow;
 
@@ -18,8 +18,8 @@ pub const LAST_EVENT_ID: &str = "last_event_id";
 /// Where a client resumes, by the header `Last-Event-ID` and the query without its question mark; at the beginning where neither
 /// says, or with an empty id. Other parameters are passed over: they are others' concern.
 ///
-/// An id that is none of ours is [`Cursor::UNKNOWN`] and no error: a browser sends what it got last, from whichever server that
-/// was, and an `EventSource` that is answered with an error ends for good.
+/// An id that this server did not assign is [`Cursor::UNKNOWN`] and not an error: a browser sends the last id that it got, from any
+/// server, and an `EventSource` that is answered with an error does not reconnect.
 ///
 /// # Errors
 ///

@@ -18,7 +18,7 @@ pub enum SubscriptionEnd {
     Finished,
     /// The client did not read fast enough.
     Slow,
-    /// The server stops, or lost what it followed.
+    /// The server stops, or its store lost the channel.
     Lost,
     /// The client's right has ended.
     Expired,

@@ -131,8 +131,8 @@ fn is_weight(name: &str) -> bool {
     name.trim().eq_ignore_ascii_case("q")
 }
 
-/// A weight in thousandths. RFC 9110 allows `0`, `1` and three decimals; clients also send `.2`, quotes, more decimals
-/// and more than 1. None for what is no number: such a weight is ignored.
+/// A weight in thousandths. RFC 9110 allows `0`, `1` and three decimals; clients also send `.2`, quotes, more decimals and more than 1.
+/// None for text that is not a number: such a weight is ignored.
 fn parse_weight(text: &str) -> Option<u16> {
     let text = text.trim().trim_matches('"').trim();
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));

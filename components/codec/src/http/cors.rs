@@ -1,7 +1,7 @@
 //! Which pages of other origins may ask (the Fetch standard, section 3.2): an allow-list. Headers in, headers out.
 //!
-//! An origin that is not allowed is refused rather than answered without headers: a browser would hide the answer, but what was
-//! asked for would have happened, and a WebSocket has no such protection at all.
+//! A request from an origin that is not allowed is refused rather than answered without headers: a browser would hide the response, but
+//! the effect of the request would remain, and a WebSocket has no such protection at all.
 
 use thiserror::Error;
 

@@ -32,7 +32,7 @@ impl Framing {
         out.extend_from_slice(if self == Self::Sse { b"\n\n" } else { b"\n" });
     }
 
-    /// Appends one event. `id` is its place in the stream, from 1; `name` must have no end of line, `data` may.
+    /// Appends one event. `id` is its number in the stream, from 1; `name` must not have a line end, `data` may.
     pub fn push(self, out: &mut Vec<u8>, id: u64, name: &str, data: &[u8]) {
         match self {
             Self::Ndjson => {

@@ -1,8 +1,7 @@
 //! NDJSON in: bytes as they arrive, cut into lines.
 //!
-//! Lines end with LF or CR LF; the last needs no end. A byte order mark before the first is skipped. A line that lies whole in one
-//! piece is borrowed from it; only what is begun is copied. A line over the bound is not kept: its end is looked for and it is told
-//! once.
+//! Lines end with LF or CR LF; the last needs no end. A byte order mark before the first is skipped. A line that is complete in one piece
+//! is borrowed from it; only incomplete lines are copied. A line over the bound is dropped: it is skipped to its end and reported once.
 
 /// The byte order mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
@@ -22,9 +21,9 @@ pub struct Lines {
     bytes_max: usize,
     /// The beginning of a line whose end has not come, and after [`Self::next_line`] perhaps a whole line.
     begun: Vec<u8>,
-    /// `begun` is a line that was given out.
+    /// `begun` is a line that was returned.
     given: bool,
-    /// The line that has begun is too long; its bytes are dropped.
+    /// The line in progress is too long; its bytes are dropped.
     too_long: bool,
     /// How many lines have ended.
     ended: u64,
@@ -38,8 +37,7 @@ impl Lines {
         Self { bytes_max, begun: Vec::new(), given: false, too_long: false, ended: 0, marked: Some(0) }
     }
 
-    /// The next line that ends in `bytes`, from which it is taken. None when no line ends there any more: all bytes
-    /// are taken then, and `bytes` is empty.
+    /// The next complete line, which is removed from `bytes`. None when no line ends there: `bytes` is consumed then.
     pub fn next_line<'s, 'b: 's>(&'s mut self, bytes: &mut &'b [u8]) -> Option<Line<'s>> {
         self.forget();
         self.skip_mark(bytes);
@@ -74,7 +72,7 @@ impl Lines {
         }
     }
 
-    /// The line that has begun and will not end: what comes after the last LF.
+    /// The last line, which has no LF.
     pub fn last_line(&mut self) -> Option<Line<'_>> {
         self.forget();
         if let Some(seen @ 1..) = self.marked.take() {
@@ -105,14 +103,14 @@ impl Lines {
         }
     }
 
-    /// Gives out what has been collected.
+    /// Returns the collected line.
     fn give(&mut self, number: u64) -> Line<'_> {
         self.given = true;
         let line = without_cr(&self.begun);
         Line { number, content: (line.len() <= self.bytes_max).then_some(line) }
     }
 
-    /// A line of nothing but white space is skipped, unless it is too long: what is dropped could have been anything.
+    /// A line of white space is skipped, unless it is too long: the dropped part is unknown.
     fn is_nothing(&self) -> bool {
         let line = without_cr(&self.begun);
         line.len() <= self.bytes_max && is_blank(line)
@@ -158,7 +156,7 @@ mod tests {
         (line.number, line.content.map(<[u8]>::to_vec))
     }
 
-    /// The lines of what comes in pieces.
+    /// The lines of text that arrives in pieces.
     fn cut(pieces: &[&[u8]], bytes_max: usize) -> Vec<Owned> {
         let mut lines = Lines::new(bytes_max);
         let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Problem details for HTTP APIs, RFC 9457: one body for everything that goes wrong before a stream has begun.
+//! Problem details for HTTP APIs, RFC 9457: the body of every error before a stream starts.
 
 use serde::Serialize;
 use weir_core::{
@@ -194,7 +194,7 @@ impl Problem {
         Self::new(400, "invalid_handshake", "The WebSocket handshake is not valid", what)
     }
 
-    /// 400: the connection brought less than was announced.
+    /// 400: the connection ended before the announced length.
     pub fn body_incomplete() -> Self {
         let detail = "the body ended before all of it had arrived";
         Self::new(400, "body_incomplete", "The body is incomplete", detail)
@@ -249,7 +249,7 @@ impl Problem {
         Self { more: ProblemDetails::Models(models), ..problem }
     }
 
-    /// 503: what channels are kept in cannot take events.
+    /// 503: the channel store accepts no events.
     pub fn store_not_ready(detail: &str) -> Self {
         let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: the channel store: {detail}"));
         Self { retry_after_ms: Some(1000), ..problem }

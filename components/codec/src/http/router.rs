@@ -37,7 +37,7 @@ impl RouteMatch {
             return Ok(Self::Pipelines(route));
         }
         match ChannelRoute::find(path)? {
-            // A socket of a session brings chunks: it is a request that feeds it.
+            // A socket of a session sends chunks: it is a feeder.
             Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
                 Ok(Self::Sessions(SessionRoute::Chunks(channel)))
             }

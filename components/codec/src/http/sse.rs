@@ -1,5 +1,4 @@
-//! Server-sent events for subscriptions (the HTML standard, section 9.2): what a reader gets back is what was written,
-//! whatever the texts contain.
+//! Server-sent events for subscriptions (the HTML standard, section 9.2): a reader gets back exactly what was written, for any text.
 //!
 //! Three characters can break the framing: CR and LF, which end a line, and NUL, with which a reader ignores an id. In data an
 //! end of line begins another `data` line; names and ids with one of the three are refused before they are written. All

@@ -19,7 +19,7 @@ pub enum TargetError {
         /// Where in the part it is, from 0, in bytes.
         at: usize,
     },
-    /// The bytes that the escapes stand for are not UTF-8.
+    /// The bytes of the escapes are not UTF-8.
     #[error("the {part} is not UTF-8 once its percent-encoding is removed; encode the bytes of UTF-8")]
     NotUtf8 {
         /// `path` or `query`.
@@ -38,7 +38,7 @@ impl From<TargetError> for Problem {
 ///
 /// # Errors
 ///
-/// An escape is not complete, or the escapes do not stand for UTF-8.
+/// An escape is incomplete, or the escapes are not UTF-8.
 pub fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
     const PART: &str = "path";
     if !path.contains('%') {

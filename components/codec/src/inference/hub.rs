@@ -32,7 +32,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads what comes after `/models/`.
+    /// Reads the path after `/models/`.
     pub fn read(path: &str) -> Self {
         match path.rsplit_once("/pipeline/") {
             Some((model, task)) if !model.is_empty() && !task.contains('/') => {
@@ -55,7 +55,7 @@ pub struct HubRequest {
 }
 
 impl HubRequest {
-    /// Reads a body. Parameters stand in `parameters`, or beside `inputs`, where clients put those of embeddings.
+    /// Reads a body. Parameters are members of `parameters`, or of the body itself, where clients write those of embeddings.
     pub fn from_json(body: &[u8], task: Task) -> Result<Self, RequestError> {
         let members = match Node::read(body, VALUES_MAX)? {
             Node::Object(members) => members,

@@ -1,7 +1,7 @@
-//! A stream of texts in and of results out: which index each has, what is owed, and what is written.
+//! A stream of texts in and of results out: the index of each, the open ones, and the output.
 //!
-//! It does no IO. A driver hands over lines and outcomes as they come and takes [`Session::poll_output`]; it
-//! holds the ids of the texts that are owed, and what has not been taken.
+//! It does no IO. A driver passes lines and outcomes as they arrive and polls [`Session::poll_output`]; the state has the ids of the open
+//! texts and the output that was not polled.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +99,7 @@ impl Session {
         }
     }
 
-    /// No more outcomes come: what is owed has failed.
+    /// No more outcomes follow: the open texts have failed.
     pub fn handle_lost(&mut self, failure: &Failure) {
         while let Some((index, _)) = self.open.first_key_value() {
             self.handle_outcome(*index, Err(failure.clone()));

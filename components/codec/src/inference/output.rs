@@ -1,4 +1,4 @@
-//! What comes back for one text: on a line of a stream, or at its place in a list.
+//! The result of one text: a line of a stream, or an item of a list.
 
 use serde::Serialize;
 use weir_core::failure::Failure;
@@ -171,7 +171,7 @@ pub struct DoneLine {
     pub failed: u64,
 }
 
-/// One place in the list of an answer: a result, or why there is none.
+/// One item of the list of a response: a result, or an error.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum ResultSlot<'a> {

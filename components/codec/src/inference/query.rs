@@ -1,4 +1,4 @@
-//! Query strings, as forms write them (the URL standard, section 5.1): how a stream says what is asked of its items.
+//! Query strings as forms write them (the URL standard, section 5.1): the parameters of a stream's items.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads a query string without its `?`; what is wrong is listed, up to one more than [`ERRORS_MAX`].
+    /// Reads a query string without its `?`; errors are listed, up to one more than [`ERRORS_MAX`].
     pub fn read(query: &str, task: Task) -> Result<Self, RequestError> {
         let mut read = Self::default();
         let mut errors = Vec::new();
@@ -62,7 +62,7 @@ pub(crate) fn model(name: String) -> Result<String, FieldError> {
     }
 }
 
-/// Percent-decodes; `+` is a space, and what is no escape stays. Bytes that are not UTF-8 become U+FFFD.
+/// Percent-decodes; `+` is a space, and text that is not an escape is unchanged. Bytes that are not UTF-8 become U+FFFD.
 pub fn decode(text: &str) -> Cow<'_, str> {
     decode_with(text, true)
 }

@@ -156,7 +156,7 @@ impl InputPosition {
     }
 }
 
-/// One input, or its id if it has one that can be read; what is wrong is in `errors`.
+/// One input, or its id if that can be read; the errors are in `errors`.
 fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
     let members = match node {
         Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
@@ -224,8 +224,8 @@ impl LineRules {
         Self { task, is_file: false, bytes_max: LINE_BYTES_MAX }
     }
 
-    /// Of a file, with lines of at most so many bytes. Besides what a stream may have, a line that begins with neither a brace nor a
-    /// quoted string is a text as it stands, and objects may have fields that mean nothing here, as those of data sets do.
+    /// Of a file, with lines of at most this many bytes. In addition to the lines of a stream, a line that begins with neither a brace
+    /// nor a quoted string is a text, and objects may have unknown fields, as those of data sets do.
     pub fn file(task: Task, bytes_max: usize) -> Self {
         Self { task, is_file: true, bytes_max }
     }

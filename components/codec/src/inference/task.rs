@@ -113,7 +113,7 @@ impl Parameters {
         self.truncation.unwrap_or(task != Task::Classify)
     }
 
-    /// Takes one parameter, which is one of the task's. `field` is what a mistake is told about; null says nothing.
+    /// Sets one parameter of the task. `field` names it in errors; null is ignored.
     pub(crate) fn take(&mut self, name: &str, field: Cow<'static, str>, value: Node<'_>) -> Result<(), FieldError> {
         if value == Node::Null {
             return Ok(());

@@ -71,7 +71,7 @@ pub enum FieldReason {
 }
 
 impl FieldError {
-    /// A field and what is wrong with it; `message` names the field.
+    /// A field and its error; `message` names the field.
     pub fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
         let field = field.into();
         Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }

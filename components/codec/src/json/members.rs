@@ -1,5 +1,5 @@
-//! The one reader of JSON objects: members are taken by name and type, each mistake is recorded with its path, and what is left over
-//! is a mistake too.
+//! The one reader of JSON objects: members are read by name and type, each error is recorded with its path, and a member that was not
+//! read is an error too.
 
 use std::borrow::Cow;
 
@@ -301,13 +301,13 @@ impl<'a> Members<'a> {
         Members::of_node(path, node, errors).map(|members| Self { null_is_absent, ..members })
     }
 
-    /// Records what was not taken as unknown, beside the names that were asked for.
+    /// Records members that were not read as unknown, with the names that were read.
     pub(crate) fn finish(self, errors: &mut Errors) {
         let known = self.known.clone();
         self.finish_with(&known, errors);
     }
 
-    /// Records what was not taken as unknown, beside these names.
+    /// Records members that were not read as unknown, with these names.
     pub(crate) fn finish_with(self, known: &[&str], errors: &mut Errors) {
         for (key, _) in &self.members {
             errors.push(unknown(self.path(key), known));

@@ -1,10 +1,10 @@
-//! Bounded, exact readers of JSON that say what is wrong and where.
+//! Bounded, exact readers of JSON whose errors have the reason and the path.
 //!
 //! Stricter than `serde_json::Value`: an object that names a key twice is refused, since parties that read different
 //! ones of the two would act on different requests. Nesting is bounded.
 //!
 //! - [`tree`]: any value as a tree; `members`: an object member by member; `raw`: a member as it was sent.
-//! - [`field`]: what is wrong with the fields of a body.
+//! - [`field`]: errors of the fields of a body.
 
 pub mod field;
 pub(crate) mod members;

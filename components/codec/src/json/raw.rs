@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-/// A member's value as text of JSON on one line, and how deep it is nested: 0 for what is no array or object.
+/// A member's value as JSON text on one line, and its nesting depth: 0 for a scalar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Raw {
     pub(crate) text: Box<str>,

@@ -54,7 +54,7 @@ impl<'a> Node<'a> {
             .map_err(|error| explain(&error))
     }
 
-    /// Reads one value; the contents of the arrays and objects in it are checked and dropped, so that they take no memory.
+    /// Reads one value; the contents of the arrays and objects in it are checked and dropped, so that they need no memory.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl<'a> Node<'a> {
 #[derive(Clone, Copy)]
 struct Seed<'c> {
     left: &'c Cell<usize>,
-    /// Levels of arrays and objects whose contents are kept.
+    /// Levels of arrays and objects whose contents are built.
     depth_kept: usize,
 }
 

@@ -50,7 +50,7 @@ pub fn document(version: &str) -> Value {
     })
 }
 
-/// Schemas of what clients send, in which fields with a default may be absent, and of what they get.
+/// Schemas of request bodies, in which fields with a default may be absent, and of responses.
 struct Schemas {
     sent: SchemaGenerator,
     answered: SchemaGenerator,

@@ -128,8 +128,8 @@ struct TokensParameters {
     /// The side at which it is cut; `right`, the end, when absent.
     #[schemars(default)]
     truncation_direction: Option<TruncationDirection>,
-    /// Read a longer text whole, in windows with at least so many tokens in common; at most half of what the model takes. It is not
-    /// cut then.
+    /// Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not cut
+    /// then.
     #[schemars(default, range(min = 1))]
     stride: Option<u32>,
     /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
@@ -160,7 +160,7 @@ fn yes() -> bool {
     true
 }
 
-/// Texts and what is asked of them; other fields are refused.
+/// Texts and their task parameters; other fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "{P}Request")]
 #[allow(dead_code)]
@@ -185,7 +185,7 @@ enum ResultSlot<O> {
     Failed { error: ItemError },
 }
 
-/// The results, each at the place of its text.
+/// The results, in the order of the texts.
 #[derive(JsonSchema)]
 #[schemars(rename = "{O}Answer")]
 #[allow(dead_code)]
@@ -327,7 +327,7 @@ pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     content
 }
 
-/// What stands in the path and the query string.
+/// The parameters of the path and the query string.
 pub(super) fn parameters(route: Route, schemas: &mut Schemas) -> Option<Value> {
     match route {
         Route::Hub => Some(json!([{

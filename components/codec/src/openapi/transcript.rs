@@ -73,7 +73,7 @@ struct TextObject {
     /// Comes back with an action.
     #[schemars(default, length(max = SPEAKER_BYTES_MAX))]
     speaker_id: Option<String>,
-    /// Comes back with matches and actions; the place of the text when absent.
+    /// Repeated with matches and actions; the index of the text when absent.
     #[schemars(default)]
     segment_id: Option<u64>,
 }
@@ -96,7 +96,7 @@ struct AnnotateRequest {
     inputs: TextsDoc,
 }
 
-/// The semantic blocks, each at the place of its text.
+/// The semantic blocks, in the order of the texts.
 #[derive(JsonSchema)]
 #[schemars(rename = "AnnotateAnswer")]
 #[allow(dead_code)]

@@ -27,7 +27,7 @@ pub enum CheckpointError {
     /// They are more than are read.
     #[error("a checkpoint of {0} bytes is too large")]
     TooLarge(usize),
-    /// They are not what was written.
+    /// The bytes are damaged.
     #[error("the checkpoint is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
     /// Another Weir wrote them.

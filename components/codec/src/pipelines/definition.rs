@@ -1,4 +1,4 @@
-//! The JSON of a pipeline. Strict: what is not known is a mistake, and every mistake is reported with its path.
+//! The JSON of a pipeline. Strict: unknown members are errors, and every error is reported with its path.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -34,7 +34,7 @@ const PATH_BYTES_MAX: usize = 1024;
 const HEADERS_MAX: usize = 32;
 /// Longest name or value of a header, in bytes.
 const HEADER_BYTES_MAX: usize = 4096;
-/// Longest text that [`Draft::check`] has to look at, in bytes: it says what is too long.
+/// Longest text that is passed to [`Draft::check`], in bytes, which reports a text that is too long.
 const NAME_BYTES_READ: usize = 1024;
 /// The memory of a component whose step does not say, in bytes.
 pub const MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
@@ -290,7 +290,7 @@ fn is_token(name: &str) -> bool {
     (1..=HEADER_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
 }
 
-/// RFC 9110, section 5.5, without what is not ASCII.
+/// RFC 9110, section 5.5, ASCII only.
 fn is_header_value(value: &str) -> bool {
     let fits = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
     value.len() <= HEADER_BYTES_MAX && value.bytes().all(fits) && value.trim() == value

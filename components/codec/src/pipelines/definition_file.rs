@@ -1,4 +1,4 @@
-//! The file of a pipeline: its definition, or what is wrong with it in the words of the operator.
+//! The file of a pipeline: its definition, or its fault in words for the operator.
 
 use std::fmt;
 

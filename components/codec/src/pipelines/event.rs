@@ -11,9 +11,9 @@ pub fn to_json(execution_id: &str, event: &Event) -> String {
     write(execution_id, event, None)
 }
 
-/// An event for its channel: its metadata have its number in the execution as `seq`, so that a reader of the channel's last
-/// event knows how many there are. An output for which an event of `bytes_max` bytes has no room is null; a request for
-/// the execution gets it all the same.
+/// An event for its channel: its metadata have its number in the execution as `seq`, so that a reader of the channel's last event knows
+/// the number of events. An output for which an event of `bytes_max` bytes has no room is null; a request for the execution returns it
+/// nevertheless.
 pub fn numbered_json(execution_id: &str, Sequenced { seq, event }: &Sequenced, bytes_max: usize) -> String {
     let json = write(execution_id, event, Some(*seq));
     match &event.data {
@@ -124,8 +124,8 @@ pub fn timestamp(unix_ns: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// The Gregorian date so many days after 1970-01-01. Years are counted from March, so that a leap day is a year's last: then
-/// every 400 years, 100 years, 4 years and years begin alike (146,097, 36,524, 1,461 and 365 days).
+/// The Gregorian date of a number of days after 1970-01-01. Years are counted from March, so that a leap day is a year's last: then every
+/// 400 years, 100 years, 4 years and years begin alike (146,097, 36,524, 1,461 and 365 days).
 fn date(days: u64) -> (u64, u64, u64) {
     // From 0000-03-01.
     let mut rest = days + 719_468;

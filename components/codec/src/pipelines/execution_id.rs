@@ -18,8 +18,7 @@ pub fn from_random(random: [u8; 16]) -> String {
     PREFIX.chars().chain(digits).collect()
 }
 
-/// True for what [`from_random`] gives for some bits, and nothing else: such an id may stand in a path, a header, a file name
-/// and an SSE field.
+/// True exactly for the results of [`from_random`]: such an id is valid in a path, a header, a file name and an SSE field.
 pub fn is_valid(id: &str) -> bool {
     let Some(digits) = id.strip_prefix(PREFIX) else { return false };
     let is_last_canonical = matches!(digits.as_bytes().last(), Some(b'A' | b'Q' | b'g' | b'w'));

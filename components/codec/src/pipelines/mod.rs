@@ -1,14 +1,14 @@
 //! Pipelines on the wire.
 //!
 //! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
-//! - [`definition_file`]: the file of a pipeline, or what is wrong with it.
+//! - [`definition_file`]: the file of a pipeline, or its fault.
 //! - [`text`]: any JSON, checked and put on one line.
 //! - [`event`]: the nine events.
 //! - [`checkpoint`]: an execution and its definition as bytes, and back.
 //! - [`execution_id`]: ids that cannot be guessed.
 //! - [`execution`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
-//! - [`input`], [`output`]: what the steps of texts take, and what they put out.
+//! - [`input`], [`output`]: inputs and outputs of the steps of texts.
 //! - [`route`]: the paths of pipelines and executions.
 //! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_stream`]: their pipeline;
 //!   [`process_event`]: the events of the one, [`process_batch`]: the response of the other.

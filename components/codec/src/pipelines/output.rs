@@ -1,5 +1,5 @@
-//! What the steps of texts put out. For the steps that `/process-stream` has too, an output is what its events say besides
-//! `status`, byte by byte.
+//! The outputs of the steps of texts. For the steps that `/process-stream` has too, an output equals its events without `status`, byte by
+//! byte.
 //!
 //! | step | output | parts |
 //! |---|---|---|

@@ -1,6 +1,6 @@
 //! `Prefer`, RFC 7240: whether a client waits for the end of an execution.
 
-/// What a client prefers of what is known here; the rest is ignored, as the RFC asks.
+/// The known preferences of a client; others are ignored, as the RFC requires.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Prefer {
     /// `wait`
@@ -12,7 +12,7 @@ pub struct Prefer {
 /// How long a client waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// `wait=10`: so many seconds.
+    /// `wait=10`: the number of seconds.
     Seconds(u32),
     /// `wait` without a number, which the RFC does not have: as long as the server lets it.
     Longest,

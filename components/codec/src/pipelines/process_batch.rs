@@ -146,7 +146,7 @@ struct SentimentOutput {
 #[derive(Deserialize)]
 struct ChunkOutput {
     sentiment: String,
-    /// Null where the model gave no number.
+    /// Null where the model has no number.
     confidence: Option<f32>,
 }
 

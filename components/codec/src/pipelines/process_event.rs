@@ -76,7 +76,7 @@ pub enum ProcessEvent {
         /// Nanoseconds since 1970.
         unix_ns: u64,
     },
-    /// The last event: the request was given up.
+    /// The last event: the request was aborted.
     Error(StepFailure),
 }
 
@@ -160,11 +160,11 @@ pub enum Wire<'a> {
         /// How many there are.
         total_entities: usize,
     },
-    /// Sentiment failed; the stream goes on with the next step.
+    /// Sentiment failed; the stream continues with the next step.
     SentimentError(WireFailure<'a>),
-    /// The summary failed; the stream goes on with the next step.
+    /// The summary failed; the stream continues with the next step.
     SummarizationError(WireFailure<'a>),
-    /// Entities failed; the stream goes on.
+    /// Entities failed; the stream continues.
     EntitiesError(WireFailure<'a>),
     /// The last event: every step has been completed or has failed.
     Completed {
@@ -178,7 +178,7 @@ pub enum Wire<'a> {
         /// Seconds since 1970.
         timestamp: f64,
     },
-    /// The last event: the request was given up.
+    /// The last event: the request was aborted.
     Error(WireFailure<'a>),
 }
 

@@ -18,7 +18,7 @@ pub const CHUNK_SIZE_MAX: i64 = 500;
 /// Code points in a chunk when the request does not say.
 pub const CHUNK_SIZE_DEFAULT: i64 = 200;
 
-/// A text and what is asked of it. Other fields are refused: one that is misspelled would ask for something else than was meant.
+/// A text and its options. Other fields are refused: a misspelled one would change the meaning of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]

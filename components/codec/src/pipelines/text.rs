@@ -9,10 +9,10 @@ pub const VALUES_MAX: usize = 1 << 17;
 /// Deepest nesting of such a text. Outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
 pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 
-/// Reads one JSON value of any type: what `POST /pipelines/{name}` takes, and what a step puts out.
+/// Reads one JSON value of any type: the body of `POST /pipelines/{name}`, and the output of a step.
 ///
-/// As strict as everything here: duplicate keys are refused and nesting is bounded. The text is kept as it is but for the
-/// white space between values, so that numbers keep all their digits.
+/// As strict as the other readers: duplicate keys are refused and nesting is bounded. The text is unchanged but for the white space
+/// between values, so that numbers keep all their digits.
 pub fn read(body: &[u8]) -> Result<Json, JsonError> {
     Node::read(body, VALUES_MAX)?;
     let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;

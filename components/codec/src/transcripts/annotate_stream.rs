@@ -1,5 +1,5 @@
-//! The stream of `/v1/annotate`: what is written for each line. It does no IO; a driver hands over lines and answers as
-//! they come and takes `poll_output`.
+//! The stream of `/v1/annotate`: the output for each line. It does no IO; a driver passes lines and annotations as they arrive and polls
+//! `poll_output`.
 
 use weir_core::transcripts::Annotation;
 
@@ -54,7 +54,7 @@ impl LineWriter {
     }
 }
 
-/// A line of `/v1/annotate`: its place, and the text or why there is none.
+/// A line of `/v1/annotate`: its index, and the text or its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NumberedText {
     /// From 0, lines that are no texts included.
@@ -198,7 +198,7 @@ fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<Tex
     }
 }
 
-/// The JSON answer of `/v1/annotate`: the block of each text, at its place.
+/// The JSON response of `/v1/annotate`: the blocks in the order of the texts.
 pub fn blocks_json(parts: SemanticParts, texts: &[TextInput], annotations: &[Annotation]) -> Vec<u8> {
     #[derive(serde::Serialize)]
     struct BlocksBody<'a> {

@@ -35,7 +35,7 @@ pub enum CheckpointError {
     /// The configuration is wrong.
     #[error("the configuration in the checkpoint: {0}")]
     Config(#[from] RequestError),
-    /// A name is not one of ours.
+    /// A name is unknown.
     #[error("the checkpoint names the {kind} `{name}`, which is none")]
     Name {
         /// Of what.
@@ -54,7 +54,7 @@ pub fn encode(ask: &SessionRequest, checkpoint: &Checkpoint) -> Vec<u8> {
     to_vec(&Stored { version: VERSION, config, state: State::new(checkpoint) })
 }
 
-/// The session in bytes, and its configuration. `rules` gives what a configuration says and its rules, which may be shared with other
+/// The session in bytes, and its configuration. `rules` returns the parsed configuration and its rules, which may be shared with other
 /// sessions.
 ///
 /// # Errors
@@ -314,7 +314,7 @@ mod tests {
         let (read, restored) = decode(&bytes, own_rules, 5).unwrap();
         assert_eq!(read, ask);
         assert_eq!(restored.checkpoint(5), Some(checkpoint));
-        // What is in the window and in a queue is kept once.
+        // A segment in the window and in a queue is stored once.
         assert!(restored.kept_bytes() <= session.kept_bytes());
     }
 

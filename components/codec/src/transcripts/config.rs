@@ -20,7 +20,7 @@ use crate::{
 /// Most values in a configuration.
 const VALUES_MAX: usize = 2048;
 
-/// A session's configuration and what is attached to its final segments.
+/// A session's configuration and the enrichment of its final segments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionRequest {
     /// The session's own.
@@ -344,7 +344,7 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// Sets what a member says, if it says anything.
+/// Sets a value that a member has.
 fn set<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;

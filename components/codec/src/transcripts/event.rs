@@ -65,7 +65,7 @@ pub enum EventLine<'a> {
     FinalSegment {
         /// The segment.
         segment: SegmentWire<'a>,
-        /// Its place among the final segments, from 0.
+        /// Its number among the final segments, from 0.
         segment_id: u64,
         /// What it says, if that was asked for.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +92,7 @@ pub enum EventLine<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
-    /// A summary is due: what a language model would be asked.
+    /// A summary is due: the prompt for a language model.
     SummaryDue {
         /// incremental or final.
         kind: &'static str,
@@ -102,7 +102,7 @@ pub enum EventLine<'a> {
         context: &'a str,
         /// Its keywords.
         keywords: Vec<&'a str>,
-        /// The context and what is asked.
+        /// The context and the instruction.
         prompt: &'a str,
         /// The sentences of the window that say most of it.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,16 +126,16 @@ pub enum EventLine<'a> {
     },
     /// The session expires without input.
     SessionExpiring {
-        /// In so many milliseconds.
+        /// The time until it expires, in milliseconds.
         in_ms: u64,
     },
-    /// The session takes nothing more: it was left alone.
+    /// The session accepts no more input: it was idle for too long.
     SessionExpired {
         /// The event's number in the session, where it is stored.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
-    /// The session takes nothing more: its client has ended it.
+    /// The session accepts no more input: its client has ended it.
     SessionEnded,
     /// The session was deleted.
     SessionDeleted,
@@ -267,7 +267,7 @@ pub struct MetricsWire {
     pub chunks_ingested: u64,
     /// Segments that have become final.
     pub segments_finalized: u64,
-    /// States of the segment in flight that were told.
+    /// Partial states of segments that were sent.
     pub segments_partial: u64,
     /// Calls of a language model.
     pub llm_calls: u64,

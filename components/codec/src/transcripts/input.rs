@@ -14,7 +14,7 @@ use crate::{
     json::tree::Node,
 };
 
-/// Most values on a line: more than any chunk has, few enough to bound what is read.
+/// Most values on a line: more than any chunk has, and few enough to bound the reader.
 const VALUES_MAX: usize = 64;
 
 /// What a line asks for.
@@ -72,7 +72,7 @@ pub fn read_line(line: &Line<'_>) -> Result<Input, Refusal> {
     }
 }
 
-/// Reads what is on a line, or in a message.
+/// Reads a line or a message.
 ///
 /// # Errors
 ///

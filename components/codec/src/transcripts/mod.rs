@@ -1,7 +1,7 @@
 //! Transcript sessions on the wire.
 //!
-//! - [`input`]: chunks as lines of JSON, and what is wrong with one.
-//! - [`event`]: what a session says, as lines of JSON: events, refusals, metrics, the context.
+//! - [`input`]: chunks as lines of JSON, and their errors.
+//! - [`event`]: the outputs of a session as lines of JSON: events, refusals, metrics, the context.
 //! - [`semantic`]: the semantic block of a text, and the lines of `/v1/annotate`.
 //! - [`annotate_stream`]: the stream of `/v1/annotate`, line by line.
 //! - [`outbox`]: the events of a session on their way to models, to its channel and to its client.

@@ -48,7 +48,7 @@ enum OutboxEntry {
     Checkpoint(Vec<u8>),
 }
 
-/// An event with what its line is rendered from.
+/// An event with the source that its line is rendered from.
 #[derive(Debug)]
 struct SourceEvent {
     event: Event,
@@ -196,7 +196,7 @@ impl EventOutbox {
         self.waiting.push_back(OutboxEntry::Event(event));
     }
 
-    /// The next batch: what came before a checkpoint or a pause, or as much as one batch may have.
+    /// The next batch: the events before a checkpoint or a pause, up to the bound of a batch.
     pub fn poll_batch(&mut self) -> Option<Batch> {
         let (mut count, mut bytes, mut whole) = (0, 0, 0);
         let mut ready = None;

@@ -139,7 +139,7 @@ pub struct TextInput {
     pub text: String,
     /// Who says it.
     pub speaker_id: Option<String>,
-    /// Its segment; its place in the stream when absent.
+    /// Its segment; its index in the stream when absent.
     pub segment_id: Option<u64>,
 }
 

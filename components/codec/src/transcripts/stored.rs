@@ -1,5 +1,4 @@
-//! What is kept of a session that is stored: its last checkpoint and what belongs to it, and the events that were stored after
-//! it, which carry it on.
+//! The stored form of a session: its last checkpoint with a head, and the events that were stored after it, from which it continues.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -10,7 +9,7 @@ use crate::json::to_vec;
 
 /// The version that is written.
 const VERSION: u32 = 1;
-/// Most bytes that the head of a kept session may have.
+/// The most bytes of the head of a stored session.
 const HEAD_BYTES_MAX: usize = 4096;
 
 /// The event on a line of a session's channel; none where it has no number, and changes nothing.
@@ -50,7 +49,7 @@ pub fn stored_event(line: &[u8]) -> Option<StoredEvent> {
 pub enum Phase {
     /// It takes chunks.
     Open,
-    /// It was left alone, and takes no more.
+    /// It was idle for too long, and accepts no more input.
     Expired,
     /// Its client has ended it.
     Ended,
@@ -67,7 +66,7 @@ impl Phase {
     }
 }
 
-/// What is kept of a session besides its checkpoint.
+/// The stored state of a session besides its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
@@ -76,7 +75,7 @@ pub struct Head {
     pub owner: Option<Box<str>>,
     /// How far it is.
     pub phase: Phase,
-    /// The place of the last event that the checkpoint has: epoch and sequence.
+    /// The cursor of the last event that the checkpoint has: epoch and sequence.
     pub after: (u64, u64),
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
@@ -84,7 +83,7 @@ pub struct Head {
     pub kept_ms: u64,
     /// How long it may be left alone, in milliseconds, and how long before the end of that it is warned; 0 for ever.
     pub idle: (u64, u64),
-    /// It was warned that it expires in so many milliseconds.
+    /// The time until it expires when it was warned, in milliseconds.
     pub warned_ms: Option<u64>,
     /// The annotations of final segments.
     pub annotate: Annotate,
@@ -139,17 +138,17 @@ impl Head {
     }
 }
 
-/// Why bytes are no kept session.
+/// Why bytes are not a stored session.
 #[derive(Debug, Error)]
 pub enum StoredSessionError {
     /// They cannot be read.
-    #[error("what was kept of the session cannot be read: {0}")]
+    #[error("the stored session cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
     /// They have no end of line where the head ends.
-    #[error("what was kept of the session has no head")]
+    #[error("the stored session has no head")]
     NoHead,
     /// Another version wrote them.
-    #[error("what was kept of the session has version {0}; this is version {VERSION}")]
+    #[error("the stored session has version {0}; this is version {VERSION}")]
     Version(u32),
 }
 
@@ -217,8 +216,7 @@ pub fn created_json(id: &str) -> Vec<u8> {
     to_vec(&SessionCreated { session_id: id, state: Phase::Open.name(), links })
 }
 
-/// The answer of `GET /sessions/{id}`: what the session says of itself (`state_json` of [`super::event`]), with what its keeper
-/// knows.
+/// The response of `GET /sessions/{id}`: the state of the session (`state_json` of [`super::event`]) with that of its registry.
 pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8> {
     #[derive(Serialize)]
     struct StateBody<'a> {
@@ -229,7 +227,7 @@ pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8
     }
     let known = StateBody { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
     let mut out = to_vec(&known);
-    // The session's own `state` knows of no end; the rest stands beside ours.
+    // The session's own `state` does not know its end; the other members follow ours.
     if let Some((_, rest)) = state.split_once(',') {
         out.pop();
         out.push(b',');

@@ -66,12 +66,12 @@ impl Claims {
         }
     }
 
-    /// Gives back a claim that could not be kept.
+    /// Releases a claim that could not be stored.
     pub fn release(&mut self, key: &str) {
         self.ends_ms.remove(key);
     }
 
-    /// Lets go of what has ended, and returns the keys.
+    /// Removes expired claims, and returns their keys.
     pub fn expire(&mut self, now_ms: u64) -> Vec<Arc<str>> {
         let mut ended = Vec::new();
         while let Some(Reverse((end_ms, _))) = self.by_end.peek() {

@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// The place of an event in its channel: the number of the channel's life, and the event's number in that life, from 1.
+/// The position of an event in its channel: the epoch of the channel, and the event's number in it, from 1.
 ///
-/// A reader's cursor is the place of the last event that it saw. Cursors are ordered as their channel is, as long as the
-/// clock that the epochs are taken from is not set back.
+/// A reader's cursor is that of the last event that it saw. Cursors are ordered as their channel is, as long as the clock that the epochs
+/// come from is not set back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cursor {
-    /// Which life of the channel. A channel that was forgotten, or may have lost its end, goes on with another one.
+    /// The epoch. A channel that was removed, or may have lost its end, continues in another one.
     pub epoch: u64,
     /// Which event of that life; 0 stands before the first.
     pub seq: u64,
@@ -25,12 +25,12 @@ impl Cursor {
     /// No channel has the epoch 0.
     pub const UNKNOWN: Self = Self { epoch: 0, seq: 1 };
 
-    /// The place of an event.
+    /// The cursor of an event.
     pub const fn new(epoch: u64, seq: u64) -> Self {
         Self { epoch, seq }
     }
 
-    /// The cursor of a reader that names `id` as its last event: [`Self::UNKNOWN`] where that is no place at all.
+    /// The cursor of a reader that names `id` as its last event: [`Self::UNKNOWN`] where that is not a cursor.
     ///
     /// A browser sends the id that it got last, from whichever server that was, and stops for good at an error.
     pub fn from_id(id: &str) -> Self {
@@ -42,17 +42,17 @@ impl Cursor {
         self.epoch == 0 && self.seq > 0
     }
 
-    /// The place after this one, in the same epoch.
+    /// The cursor after this one, in the same epoch.
     pub fn next(self) -> Self {
         Self { epoch: self.epoch, seq: self.seq.saturating_add(1) }
     }
 
-    /// The place before this one, in the same epoch.
+    /// The cursor before this one, in the same epoch.
     pub fn previous(self) -> Self {
         Self { epoch: self.epoch, seq: self.seq.saturating_sub(1) }
     }
 
-    /// True when nothing lies between this place and the other.
+    /// True when no event lies between this cursor and the other.
     pub fn leads_to(self, other: Self) -> bool {
         self.epoch == other.epoch && self.seq.checked_add(1) == Some(other.seq)
     }
@@ -66,7 +66,7 @@ pub struct CursorError;
 impl FromStr for Cursor {
     type Err = CursorError;
 
-    /// Reads `epoch-seq`, or `0`. Exactly what is written is read: no sign, no leading zero, no white space.
+    /// Parses `epoch-seq`, or `0`. Only the written form is accepted: no sign, no leading zero, no white space.
     fn from_str(text: &str) -> Result<Self, CursorError> {
         if text == "0" {
             return Ok(Self::START);
@@ -90,22 +90,22 @@ fn number(text: &str) -> Result<u64, CursorError> {
     if plain { text.parse().map_err(|_| CursorError) } else { Err(CursorError) }
 }
 
-/// Events that a reader cannot have any more: everything from one place to another, both included.
+/// Events that are not available to a reader: from one cursor to another, both included.
 ///
-/// Within one epoch it is so many numbers, although a crash may leave numbers that no event ever had. Across epochs it is
-/// the rest of the one and the beginning of the other; `missing_to` has sequence 0 when the other begins with what follows.
-/// A reader that resumes from `missing_to` gets what comes after the gap. `missing_from` is [`Cursor::START`] for a reader whose
-/// cursor is no place of any channel. Where a reader's cursor lies past the channel, `missing_to` lies before `missing_from`.
+/// Within one epoch these are numbers, although a crash may leave numbers that no event ever had. Across epochs it is the rest of the one
+/// and the beginning of the other; `missing_to` has sequence 0 when the other begins with the next available event. A reader that resumes
+/// from `missing_to` gets the events after the gap. `missing_from` is [`Cursor::START`] for a reader whose cursor no channel assigned.
+/// Where a reader's cursor is after the end of the channel, `missing_to` is before `missing_from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The first place that is missing.
+    /// The first missing cursor.
     pub missing_from: Cursor,
-    /// The last place that is missing.
+    /// The last missing cursor.
     pub missing_to: Cursor,
 }
 
 impl Gap {
-    /// What lies between two places; none when the one leads to the other, or is [`Cursor::START`], which leads to anything.
+    /// The gap between two cursors; none when the one leads to the other, or is [`Cursor::START`], which leads to any.
     pub fn between(seen: Cursor, next: Cursor) -> Option<Self> {
         let missing_from = if seen.is_unknown() { Cursor::START } else { seen.next() };
         (seen != Cursor::START && (seen.is_unknown() || !seen.leads_to(next)))

@@ -1,4 +1,4 @@
-//! Events, before and after they have a place.
+//! Events, before and after they have a cursor.
 
 use std::sync::OnceLock;
 
@@ -146,7 +146,7 @@ impl Draft {
         if bytes > bytes_max { Err(EventError::DataTooLarge { bytes, bytes_max }) } else { Ok(()) }
     }
 
-    /// The event in its place, at a time in milliseconds since 1970.
+    /// The event at a cursor, with a time in milliseconds since 1970.
     pub fn at(self, cursor: Cursor, time_ms: u64) -> Entry {
         let Self { name, data, coalesce, finishes } = self;
         Entry {
@@ -168,10 +168,10 @@ fn word(text: &str) -> bool {
     !text.is_empty() && text.len() <= WORD_BYTES_MAX && text.bytes().all(good)
 }
 
-/// An event in its place. All readers share one.
+/// An event with its cursor. All readers share one.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its place.
+    /// Its cursor.
     pub cursor: Cursor,
     /// When it was appended, in milliseconds since 1970.
     pub time_ms: u64,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::{Cursor, Entry, Gap};
 
-/// How much of each channel is kept. Every channel has these bounds for itself: a busy one takes nothing from another.
+/// The retention of each channel. Every channel has these bounds for itself: a busy one takes nothing from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// The most events of a channel; at least 1 is assumed.
     pub events_max: usize,
-    /// The most bytes of a channel, names and bookkeeping included. One event with more is kept alone.
+    /// The most bytes of a channel, names and bookkeeping included. A single larger event is retained.
     pub bytes_max: usize,
-    /// How long an event is kept, in milliseconds.
+    /// How long an event is retained, in milliseconds.
     pub age_ms_max: u64,
 }
 
@@ -28,7 +28,7 @@ pub struct Log {
     retention: Retention,
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
-    /// The place of the newest event, retained or not.
+    /// The cursor of the newest event, retained or not.
     last: Cursor,
     finished: bool,
 }
@@ -36,7 +36,7 @@ pub struct Log {
 /// Where a reader begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seek {
-    /// The place before the first event that it gets.
+    /// The cursor before the first event that it gets.
     pub position: Cursor,
     /// What it misses before that.
     pub gap: Option<Gap>,
@@ -62,7 +62,7 @@ impl Log {
         Self { retention, entries: VecDeque::new(), bytes: 0, last, finished: false }
     }
 
-    /// The place of the newest event, retained or not.
+    /// The cursor of the newest event, retained or not.
     pub fn last(&self) -> Cursor {
         self.last
     }
@@ -97,8 +97,8 @@ impl Log {
         self.entries.front()
     }
 
-    /// Takes the next event, and lets go of what that pushes out; an event that does not come after the newest is ignored.
-    /// Returns whether it was taken.
+    /// Appends the next event, and evicts the events that exceed the retention; an event that is not after the newest is ignored. Returns
+    /// whether it was appended.
     pub fn push(&mut self, entry: Arc<Entry>) -> bool {
         if entry.cursor <= self.last {
             return false;
@@ -137,8 +137,8 @@ impl Log {
 
     /// Where a reader begins that has seen everything up to `after`, in O(log n).
     ///
-    /// [`Cursor::START`] begins with what is retained and misses nothing. A cursor past the newest event was not given out by
-    /// this channel: its reader gets a gap from the beginning, then everything that is retained.
+    /// [`Cursor::START`] is the first retained event and misses nothing. A cursor after the newest event was not assigned by this
+    /// channel: its reader gets a gap from the beginning, then all retained events.
     pub fn seek(&self, after: Cursor) -> Seek {
         let first = self.after(self.resolve(after)).map(|entry| entry.cursor);
         seek(after, first, self.last)
@@ -149,17 +149,17 @@ impl Log {
         resolve(after, self.last)
     }
 
-    /// The first event retained after a place, in O(log n).
+    /// The first event retained after a cursor, in O(log n).
     pub fn after(&self, position: Cursor) -> Option<&Arc<Entry>> {
         self.entries.get(self.index(position))
     }
 
-    /// All events retained after a place, in order.
+    /// All events retained after a cursor, in order.
     pub fn all_after(&self, position: Cursor) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.range(self.index(position)..)
     }
 
-    /// The part of the channel after a place: at most `limit` events, and not many more than `bytes_max` bytes.
+    /// The part of the channel after a cursor: at most `limit` events, and not many more than `bytes_max` bytes.
     pub fn read(&self, after: Cursor, limit: usize, bytes_max: usize) -> Page {
         let entries = self.all_after(self.resolve(after)).map(Arc::clone);
         page(after, self.last, self.finished, entries, limit, bytes_max)
@@ -181,9 +181,9 @@ pub fn resolve(after: Cursor, last: Cursor) -> Cursor {
     if after > last { Cursor::UNKNOWN } else { after }
 }
 
-/// The part of a channel after a place, from the events that a store has after it: at most `limit`, and none that would make
-/// it more than `bytes_max` bytes except the first. It ends before a hole; the next one begins with the gap. The events of
-/// a cursor past the newest event are those after what [`resolve`] makes of it.
+/// The part of a channel after a cursor, from the events that a store has after it: at most `limit`, and none that would make it more
+/// than `bytes_max` bytes except the first. It ends before a hole; the next one starts with the gap. The events of a cursor after the
+/// newest event are those after the result of [`resolve`].
 pub fn page(
     after: Cursor,
     last: Cursor,
@@ -211,7 +211,7 @@ fn seek(after: Cursor, first: Option<Cursor>, last: Cursor) -> Seek {
     let next = match first {
         // Nothing was ever appended.
         None if last == Cursor::START && after == last => return Seek { position: after, gap: None },
-        // Past the newest, or everything after it is gone: what comes next is what follows the newest.
+        // After the newest, or all later events are gone: the next event follows the newest.
         None => last.next(),
         Some(first) => first,
     };
@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(log.seek(at(1, 2)), Seek { position: at(1, 2), gap: None });
         assert_eq!(log.seek(at(1, 0)), Seek { position: at(1, 2), gap: gap((1, 1), (1, 2)) });
         assert_eq!(log.seek(at(1, 6)), Seek { position: at(1, 6), gap: None });
-        // From the beginning is from what there is.
+        // The start is the oldest retained event.
         assert_eq!(log.seek(Cursor::START), Seek { position: at(1, 2), gap: None });
     }
 

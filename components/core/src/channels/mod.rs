@@ -1,19 +1,19 @@
 //! Channels of events: the exact sequence, or an explicit gap.
 //!
-//! A channel is a sequence of events under one name. A reader holds a [`Cursor`], the place of the last event it
-//! saw, and gets everything after it, in order and once. What is no longer retained, was lost in a crash, or belongs to an
-//! earlier life of the channel comes as a [`Gap`] before the rest: never a duplicate, never a silent hole.
+//! A channel is a sequence of events under one name. A reader has a [`Cursor`], that of the last event it saw, and gets everything after
+//! it, in order and once. Events that are no longer retained, were lost in a crash, or belong to an earlier epoch of the channel are
+//! reported as a [`Gap`] before the rest: never a duplicate, never a silent hole.
 //!
 //! - [`ChannelName`]: a kind and an id, in a grammar that is safe in keys, paths and headers.
-//! - [`Cursor`], [`Gap`]: places in a channel, `epoch-seq` on the wire.
-//! - [`Draft`], [`Entry`]: an event before and after it has its place.
-//! - [`Log`]: what is retained of one channel, bounded by [`Retention`].
+//! - [`Cursor`], [`Gap`]: positions in a channel, `epoch-seq` on the wire.
+//! - [`Draft`], [`Entry`]: an event before and after it has its cursor.
+//! - [`Log`]: the retained events of one channel, bounded by [`Retention`].
 //! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
 //! - [`Claims`]: keys that exactly one caller gets.
 //! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
 //! - [`Shares`]: what each user has of what all users share, and [`eviction_order`], which takes from the largest first.
-//! - [`Values`]: what is to be kept between events, one value under one key.
+//! - [`Values`]: state between events, one value under one key.
 //!
 //! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
 //! sequence numbers. Logs may have holes; a reader that crosses one gets a gap, so no store has to promise that it has none.

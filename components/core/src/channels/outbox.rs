@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{Entry, Gap};
 
-/// What an item costs beside the event, which all subscribers share, in bytes. The event itself counts in full: it is what
-/// the subscriber's socket has to swallow, and what it keeps in memory when the log has let go of it.
+/// The bytes of an item besides its event, which all subscribers share. The event counts in full: the subscriber's socket has to send it,
+/// and the subscriber keeps it in memory after the log has evicted it.
 const ITEM_BYTES: usize = 32;
 
 /// An emptied queue larger than this gives its memory back.
@@ -29,9 +29,9 @@ impl Item {
 
 /// A queue of one subscriber's undelivered events, bounded by bytes.
 ///
-/// A reader that keeps up gets everything. Past the bound, events that a later one of the same key replaces are let go, and
-/// the next event that is delivered says how many. What has no key never is. When what is left still takes more than
-/// seven eighths of the bound, the reader is too slow; that eighth makes the work of letting go constant for each event.
+/// A reader that keeps up gets all events. Over the bound, events that a later one of the same key replaces are dropped, and the next
+/// delivered event has their number. Events without a key are never dropped. When the rest takes more than seven eighths of the bound,
+/// the reader is too slow; that eighth makes the cost of dropping constant per event.
 #[derive(Debug, Default)]
 pub struct Outbox {
     items: VecDeque<Item>,
@@ -54,8 +54,7 @@ impl Outbox {
         self.bytes
     }
 
-    /// Adds an item. Returns false when the reader is too slow: the item is in and the bound is broken, so the outbox has to be
-    /// given up.
+    /// Adds an item. Returns false when the reader is too slow: the outbox is over its bound then and has to be dropped.
     #[must_use]
     pub fn push(&mut self, item: Item, bytes_max: usize) -> bool {
         self.bytes += item.bytes();

@@ -68,7 +68,7 @@ impl Shares {
         user.and_then(|user| self.users.get(user)).copied().unwrap_or(0)
     }
 
-    /// Checks that `more` fits for a user that gives up `less` for it.
+    /// Checks that `more` fits for a user that releases `less` for it.
     ///
     /// # Errors
     ///

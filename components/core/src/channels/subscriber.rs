@@ -10,7 +10,7 @@ named! {
     pub enum CloseReason {
         /// It did not take its events fast enough.
         Slow = "slow",
-        /// The store stopped, or lost what it followed.
+        /// The store stopped, or lost the channel.
         Lost = "lost",
     }
 }
@@ -39,7 +39,7 @@ enum State {
     Live,
     /// Closed; the reason is the next delivery.
     Closing(CloseReason),
-    /// Has everything, or was told why not.
+    /// All was delivered, or the reason why not.
     Ended,
 }
 
@@ -54,23 +54,23 @@ enum State {
 #[derive(Debug)]
 pub struct Subscriber {
     state: State,
-    /// The place of the last event that was taken from the log, or put into the outbox.
+    /// The cursor of the last event that was read from the log, or put into the outbox.
     tail: Cursor,
-    /// The place up to which the reader was given everything, or told that it is missing.
+    /// The cursor up to which the reader got everything, or a gap.
     delivered: Cursor,
-    /// The reader's cursor, where the channel has not given it out, until the reader is told.
+    /// The reader's cursor, where the channel has not assigned it, until the reader gets the gap.
     foreign: Option<Cursor>,
     outbox: Outbox,
     outbox_bytes_max: usize,
 }
 
 impl Subscriber {
-    /// A reader that has seen everything up to `after`, whose outbox holds at most so many bytes.
+    /// A reader that has seen everything up to `after`, whose outbox has at most this many bytes.
     pub fn new(after: Cursor, outbox_bytes_max: usize, log: &Log) -> Self {
         // A cursor that the channel has not given out must not be taken for one that it gives out later.
         let foreign = Some(after).filter(|_| log.resolve(after) != after);
         let after = log.resolve(after);
-        // From the beginning is from what there is now; what goes away before it is read is missing.
+        // The start is the oldest event that is retained now; events that are evicted before they are read are missing.
         let tail = if after == Cursor::START { log.seek(after).position } else { after };
         let state = State::Replay { until: log.last() };
         Self { state, tail, delivered: tail, foreign, outbox: Outbox::default(), outbox_bytes_max }

@@ -10,10 +10,10 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// Events, each of so many bytes, with one of a few keys or none.
+    /// Events with their sizes in bytes, each with one of a few keys or none.
     Publish(Vec<(usize, Option<u8>)>),
     Poll(Index, usize),
-    /// A new reader, from the beginning or from any place that was ever given.
+    /// A new reader, from the start or from any assigned cursor.
     Follow(Option<Index>),
     Disconnect(Index),
     Reconnect(Index),
@@ -21,7 +21,7 @@ enum Op {
     Wait(u64),
     /// A restart that loses nothing that was answered.
     Restart,
-    /// A crash that loses so many of the newest events.
+    /// A crash that loses this many of the newest events.
     Crash(usize),
     /// The channel is forgotten and comes again.
     Forget,
@@ -44,7 +44,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 0..150)
 }
 
-/// A reader, and what it was given.
+/// A reader, and its deliveries.
 struct Reader {
     connection: Option<Subscriber>,
     /// What it would send as `Last-Event-ID`.
@@ -57,7 +57,7 @@ struct World {
     retention: Retention,
     outbox_bytes_max: usize,
     log: Log,
-    /// The place of the next event.
+    /// The cursor of the next event.
     next: Cursor,
     now_ms: u64,
     published: Vec<Arc<Entry>>,
@@ -137,7 +137,7 @@ impl World {
             .for_each(|it| it.handle_appended(&entry));
     }
 
-    /// A process that ends and another that begins with what was kept.
+    /// A process ends and another starts from the stored events.
     fn recover(&mut self, lost: usize) {
         let kept: Vec<_> = self.log.all_after(Cursor::START).cloned().collect();
         let last = self.log.last();
@@ -236,7 +236,7 @@ impl World {
     }
 }
 
-/// An event arrives: it comes right after what the reader has, or what is between was replaced and is counted.
+/// An event arrives: it follows the reader's last one, or the ones between were replaced and are counted.
 fn take(
     reader: &mut Reader,
     entry: &Arc<Entry>,
@@ -290,8 +290,8 @@ proptest! {
         }
         let after = Cursor::new(after.0, after.1);
         let page = log.read(after, limit, usize::MAX);
-        // By hand: what comes after, until the first hole.
-        // A cursor past the newest event is not of this channel: everything comes after it.
+        // A linear search: the events after the cursor, until the first hole. A cursor after the newest event is not of this channel: all
+        // events are after it.
         let is_foreign = after > log.last();
         let rest = cursors.iter().map(|&(epoch, seq)| Cursor::new(epoch, seq));
         let rest = rest.filter(|cursor| *cursor > after || is_foreign);
@@ -312,7 +312,7 @@ proptest! {
     }
 }
 
-/// The random worlds do come to what is to be tested.
+/// The random cases cover the behaviour to be tested.
 #[test]
 fn worlds_have_gaps_and_slow_readers_and_replaced_events() {
     use proptest::strategy::ValueTree;

@@ -9,7 +9,7 @@ use super::{ChannelName, ShareExceeded, Shares};
 /// Bytes that a value takes besides its own and its key's.
 const VALUE_OVERHEAD_BYTES: usize = 128;
 
-/// A value that is held, or what stands for it.
+/// A value, or its substitute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value<V> {
     /// What was put.
@@ -22,7 +22,7 @@ pub struct Value<V> {
 
 /// Values under keys, one under each. A key has the grammar of a channel's name.
 ///
-/// `V` is the value itself, or whatever stands for it where it is kept elsewhere.
+/// `V` is the value itself, or its substitute where it is stored elsewhere.
 #[derive(Debug)]
 pub struct Values<V> {
     bytes: Shares,
@@ -110,7 +110,7 @@ impl<V> Values<V> {
         self.set(key.as_str(), None)
     }
 
-    /// Makes a key hold what it held before, such as a change returned; returns what it held until now.
+    /// Restores the earlier entry of a key, as a change returned it; returns the present one.
     pub fn set(&mut self, key: &str, value: Option<Value<V>>) -> Option<Value<V>> {
         let (key, before) = match self.used.remove_entry(key) {
             Some((key, before)) => (key, Some(before)),
@@ -157,7 +157,7 @@ impl<V> Values<V> {
         live.take(limit).map(|(key, _)| Arc::clone(key)).collect()
     }
 
-    /// Lets go of what has ended, and returns it.
+    /// Removes expired values, and returns them.
     pub fn expire(&mut self, now_ms: u64) -> Vec<(Arc<str>, Value<V>)> {
         let mut ended = Vec::new();
         while let Some((end_ms, key)) = self.ends.first() {

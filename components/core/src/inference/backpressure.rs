@@ -1,6 +1,6 @@
-//! Gates that push back: by what the consumer has acknowledged, or by the size of what is held.
+//! Gates for backpressure: by acknowledgements of the consumer, or by the size of the queued items.
 //!
-//! Both are counters with a bound: the driver asks before it sends and says what it sent. Neither holds what it counts.
+//! Both are counters with a bound: the driver asks before it sends and reports each send. They store no items.
 
 use crate::named::named;
 
@@ -14,7 +14,7 @@ named! {
     }
 }
 
-/// At most so many sent and not acknowledged.
+/// A bound on items sent and not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AckGate {
     unacknowledged: usize,
@@ -42,7 +42,7 @@ impl AckGate {
         self.unacknowledged
     }
 
-    /// Counts what was sent, also past the bound: the room is then none until enough is acknowledged.
+    /// Counts sent items, also over the bound: there is no capacity then until enough are acknowledged.
     pub fn sent(&mut self, count: usize) {
         self.unacknowledged = self.unacknowledged.saturating_add(count);
     }
@@ -55,8 +55,7 @@ impl AckGate {
     }
 }
 
-/// At most so many items and bytes held. One item larger than all of the bytes may be held alone, for it could
-/// otherwise never be sent.
+/// A bound on items and bytes. One item larger than all of the bytes is admitted alone, because it could otherwise never be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SizeGate {
     items: usize,
@@ -81,25 +80,25 @@ impl SizeGate {
         self.bytes
     }
 
-    /// True when one more item of so many bytes may be sent now.
+    /// True when one more item of this size, in bytes, may be sent now.
     pub fn may_send(&self, bytes: usize) -> bool {
         self.may_send_after(bytes, 0, 0)
     }
 
-    /// True when one more item of so many bytes could be sent once so much was removed.
+    /// True when one more item of this size, in bytes, could be sent once others were removed.
     pub fn may_send_after(&self, bytes: usize, removed_items: usize, removed_bytes: usize) -> bool {
         let items = self.items.saturating_sub(removed_items);
         let held = self.bytes.saturating_sub(removed_bytes);
         items < self.items_max && (items == 0 || held.saturating_add(bytes) <= self.bytes_max)
     }
 
-    /// Counts one item of so many bytes.
+    /// Counts one item of this size, in bytes.
     pub fn add(&mut self, bytes: usize) {
         self.items += 1;
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Counts one item of so many bytes as gone.
+    /// Removes one item of this size, in bytes, from the count.
     pub fn remove(&mut self, bytes: usize) {
         self.items = self.items.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);

@@ -60,7 +60,7 @@ const PARTS: u64 = 1 << 16;
 const LONG_ITEMS_MAX: usize = 32;
 
 impl Shapes {
-    /// The size that a run of so many tokens (packed) or a sequence of that length (padded) is given.
+    /// The size of a run with this many tokens (packed) or of a sequence of that length (padded), rounded up.
     pub fn round(self, tokens: usize) -> usize {
         match self {
             Self::Any => tokens,
@@ -213,7 +213,7 @@ impl<R> Batcher<R> {
         Some(Batch { rows, shape })
     }
 
-    /// Learns what a run took.
+    /// Records the duration of a run.
     pub fn record(&mut self, shape: Shape, took_ns: u64) {
         self.cost.record(shape.rows, shape.tokens, took_ns);
     }
@@ -450,7 +450,7 @@ mod tests {
             prop_assert!(before <= newcomers, "{before} batches went first");
         }
 
-        /// Callers that keep coming with texts that leave no room starve nobody whose turn is later.
+        /// Callers that keep adding texts that leave no room do not starve others with a later turn.
         #[test]
         fn new_sequences_do_not_starve_earlier_ones(mine in 65usize..128, theirs in 65usize..128, (form, shapes) in forms()) {
             let mut batcher = Batcher::new(form, shapes, LIMITS);

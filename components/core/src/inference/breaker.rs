@@ -1,9 +1,9 @@
 //! A circuit breaker: leaves what fails too often alone for a while.
 //!
-//! Closed lets every call through and remembers when calls failed. Enough failures within the window open it: every
-//! call is refused until it half-opens and lets a few probes through. Probes that succeed close it, one that fails opens
-//! it again. Each change of state begins a new generation, and a call's result counts only in the generation
-//! that admitted it: what was admitted before it opened says nothing about now.
+//! A closed breaker admits every call and remembers when calls failed. Enough failures within the window open it: every call is refused
+//! until it half-opens and admits a few probes. Probes that succeed close it, one that fails opens it again. Each change of state starts
+//! a new generation, and a call's result counts only in the generation that admitted it: calls admitted before it opened say nothing
+//! about the present.
 
 use std::collections::VecDeque;
 
@@ -102,7 +102,7 @@ impl Breaker {
         match self.state {
             BreakerState::Closed => 0,
             BreakerState::HalfOpen if self.probes_out + self.probes_ok < self.config.successes_to_close => 0,
-            // A probe that is out for as long as the breaker would be open is given up.
+            // A probe without a result for as long as the breaker would be open is abandoned.
             BreakerState::Open | BreakerState::HalfOpen => self.since_ns.saturating_add(self.config.open_ns),
         }
     }
@@ -147,7 +147,7 @@ impl Breaker {
         }
     }
 
-    /// Gives back a permit whose call was not made, or says nothing about what is guarded.
+    /// Returns a permit whose call was not made, or whose result does not count.
     pub fn cancel(&mut self, permit: Permit) {
         if permit.generation == self.generation {
             self.probes_out = self.probes_out.saturating_sub(1);

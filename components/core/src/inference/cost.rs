@@ -1,17 +1,17 @@
 //! What a run of a model costs, learned while it runs.
 //!
-//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2). A
-//! measurement far from what was expected is cut to a few times the usual error (Huber's estimator), so that a run which
-//! the machine interrupted teaches little. A first guess stands in until there are measurements.
+//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2). The deviation of a
+//! measurement is cut to a few times the usual error (Huber's estimator), so that a run which the machine interrupted has little weight.
+//! An initial estimate is used until there are measurements.
 
 /// The learned cost of a run, in nanoseconds.
 #[derive(Debug, Clone)]
 pub struct Cost {
     /// `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
     weights: [f64; 3],
-    /// The inverse of what was seen, `P` in the literature.
+    /// The inverse of the weighted covariance, `P` in the literature.
     spread: [[f64; 3]; 3],
-    /// The usual size of an error, as a part of what a run takes.
+    /// The usual error, as a fraction of the duration of a run.
     error: f64,
     runs: u64,
 }
@@ -46,7 +46,7 @@ impl Cost {
         Self { weights: guess_us, ..Self::default() }
     }
 
-    /// What a run of so many sequences, and so many tokens with whatever fills it up, is expected to take; at least 1 µs.
+    /// The expected duration of a run with this many sequences and tokens, padding included; at least 1 µs.
     pub fn predict_ns(&self, rows: usize, tokens: usize) -> u64 {
         // Tokens never cost less than nothing, whatever the last measurements seem to say.
         let [a, b, c] = self.weights.map(|weight| weight.max(0.0));
@@ -62,7 +62,7 @@ impl Cost {
         let mut error = 1.0 - dot(self.weights, x);
         self.runs += 1;
         if self.runs <= 8 {
-            // The first runs find out what is usual.
+            // The first runs determine the usual error.
             self.error = self.error.max(error.abs());
         } else {
             let most = ERRORS_MAX * self.error.max(0.01);

@@ -1,7 +1,7 @@
 //! Results of one stream put back in order.
 //!
-//! Batches and retries finish in any order; a strict stream lets each result go only after all before it. What waits
-//! is bounded by a window of sequence numbers: upstream asks before it goes further ahead, and nothing grows.
+//! Batches and retries finish in any order; a strict stream emits each result only after all before it. The waiting results are bounded
+//! by a window of sequence numbers: upstream asks before it goes further ahead.
 
 use std::collections::VecDeque;
 

@@ -5,10 +5,10 @@
 //!   of `quantum_tokens`, so that a call is served a batch's worth before the next has its turn. Now moves on with what
 //!   is served, shared by those who wait (after WF2Q+: Bennett, Zhang, INFOCOM 1996), even where new calls keep coming in
 //!   the same round: they cannot hold it still and starve one that is a round ahead.
-//! - **Deadlines**: inside a round, and inside a call, what is due first goes first. An item without a deadline is due
-//!   `age_ns_max` after it came, so that dated items cannot starve it.
-//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of a call that
-//!   is given up by [`Queue::cancel`]; neither is ever taken for a batch.
+//! - **Deadlines**: within a round, and within a call, the earliest due time is served first. An item without a deadline is due
+//!   `age_ns_max` after its arrival, so that items with a deadline cannot starve it.
+//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of an abandoned call by
+//!   [`Queue::cancel`]; neither is ever taken for a batch.
 //! - **Bounded**: by items and tokens over all calls, and by items for each owner. What does not fit is refused, or makes
 //!   room for itself as the [`DropPolicy`] says.
 //! - **Windows**: by default whatever waits may be taken at once. With a [`Window`] it waits for its batch.
@@ -95,8 +95,8 @@ struct Entry<T> {
 /// The waiting items of one call.
 #[derive(Debug, Default)]
 struct CallQueue {
-    /// Items in the order of their arrival, which is that of their due times too: `(sequence, slot)`.
-    /// Slots that were given up stay until they come to the front.
+    /// Items in the order of their arrival, which is that of their due times too: `(sequence, slot)`. Empty slots stay until they come to
+    /// the front.
     line: VecDeque<(u64, usize)>,
     /// Items that are due before one that came earlier.
     early: BTreeMap<(u64, u64), usize>,
@@ -109,7 +109,7 @@ struct CallQueue {
     ranked: Option<(u64, u64)>,
 }
 
-/// A map by numbers that this process gave out, or that are spread already: the finalizer of SplitMix64 is enough.
+/// A map by numbers that this process assigned, or that are well distributed already: the finalizer of SplitMix64 is enough.
 type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<SplitMixHasher>>;
 
 #[derive(Debug, Default)]
@@ -130,13 +130,13 @@ impl Hasher for SplitMixHasher {
     }
 }
 
-/// So many ended calls are kept before the first look at which of them are past.
+/// The number of ended calls from which past ones are removed.
 const ENDED_MIN: usize = 64;
 
 /// Virtual time is counted in these parts of a token, so that a share of one is not lost.
 const PARTS: u64 = 1 << 16;
 
-/// A call's place in the order: round, due time and sequence of its first item, and the call.
+/// A call's rank: round, due time and sequence of its first item, and the call.
 type Rank = Reverse<(u64, u64, u64, u64)>;
 
 /// The queue. `T` is what the caller keeps of an item.
@@ -219,7 +219,7 @@ impl<T> Queue<T> {
         self.owners.get(&owner).copied().unwrap_or(0)
     }
 
-    /// Whether an item of so many tokens would be let in.
+    /// Checks that an item of this many tokens would be admitted.
     pub fn has_room(&self, owner: u64, tokens: u64) -> Result<(), PushRefusal> {
         if self.owned(owner) >= self.config.owner_items_max {
             return Err(PushRefusal::Share);
@@ -351,7 +351,7 @@ impl<T> Queue<T> {
         None
     }
 
-    /// Takes out what waits of a call that is given up.
+    /// Removes the waiting items of an abandoned call.
     pub fn cancel(&mut self, call: u64) -> Vec<T> {
         let Some(waiting) = self.calls.remove(&call) else { return Vec::new() };
         let slots: Vec<(u64, usize)> = waiting
@@ -386,7 +386,7 @@ impl<T> Queue<T> {
         count
     }
 
-    /// How many items may be taken now. [`Queue::take`] brings it up to date first.
+    /// How many items may be taken now. [`Queue::take`] updates it first.
     pub fn takeable(&self) -> usize {
         if self.config.window.is_some() { self.released.min(self.items) } else { self.items }
     }
@@ -409,7 +409,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Releases what a window that has ended held back.
+    /// Releases the items of windows that have ended.
     pub fn release(&mut self, now_ns: u64) {
         let Some(window) = self.config.window else { return };
         let ended = self.opened_ns.is_some_and(|opened_ns| opened_ns.saturating_add(window.window_ns) <= now_ns);
@@ -487,7 +487,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The slot of a call's first item; forgets what is gone at the front of its line.
+    /// The slot of a call's first item; removes empty slots at the front of its line.
     fn first_of(&mut self, id: u64) -> Option<usize> {
         let call = self.calls.get_mut(&id)?;
         while let Some(&(sequence, slot)) = call.line.front() {
@@ -512,7 +512,7 @@ impl<T> Queue<T> {
         self.config.quantum_tokens.max(1) * PARTS
     }
 
-    /// Gives a call its place in the order, by its first item.
+    /// Ranks a call by its first item.
     fn rank(&mut self, id: u64) {
         let Some(slot) = self.first_of(id) else { return };
         let Some((due_ns, sequence)) = self.slots[slot].as_ref().map(|entry| (entry.due_ns, entry.sequence)) else {
@@ -536,7 +536,7 @@ impl<T> Queue<T> {
         None
     }
 
-    /// The slot of the item that came first, of an owner or of all; kept with [`DropPolicy::Head`] alone.
+    /// The slot of the oldest item, of an owner or of all; maintained with [`DropPolicy::Head`] only.
     fn oldest(&mut self, owner: Option<u64>) -> Option<usize> {
         while let Some(&(sequence, slot)) = self.arrivals.front() {
             if self.lives(slot, sequence) {
@@ -553,20 +553,20 @@ impl<T> Queue<T> {
     }
 }
 
-/// How fast a model answers, from what it answered of late: for saying when to come back.
+/// The recent rate of a model's answers, for `Retry-After`.
 #[derive(Debug, Clone, Default)]
 pub struct Rate {
     tokens: f64,
     busy_ns: f64,
 }
 
-/// What a model is taken to do until it has answered, in tokens per second.
+/// The rate of a model that has not answered yet, in tokens per second.
 const FIRST_TOKENS_PER_SECOND: f64 = 5_000.0;
 /// The work over which older answers are forgotten: short, since a processor that is shared changes its pace.
 const RATE_MEMORY_NS: f64 = 1e9;
 
 impl Rate {
-    /// Takes note that so many tokens were answered in so much time of work.
+    /// Records that a number of tokens was computed in a time.
     pub fn served(&mut self, tokens: u64, busy_ns: u64) {
         let keep = (-(busy_ns as f64) / RATE_MEMORY_NS).exp();
         self.tokens = self.tokens * keep + tokens as f64;
@@ -580,7 +580,7 @@ impl Rate {
         (self.tokens + FIRST_TOKENS_PER_SECOND * GUESS_NS / 1e9) / ((self.busy_ns + GUESS_NS) / 1e9)
     }
 
-    /// When so many waiting tokens will have been answered by so many replicas, in milliseconds: from 1 to 60,000.
+    /// The expected time until this many waiting tokens are computed by the replicas, in milliseconds: from 1 to 60,000.
     pub fn wait_ms(&self, tokens: u64, replicas: usize) -> u32 {
         let ms = tokens as f64 / (self.tokens_per_second() * replicas.max(1) as f64) * 1e3;
         ms.ceil().clamp(1.0, 60_000.0) as u32

@@ -105,9 +105,9 @@ pub struct Selection {
 
 /// Chooses sentences by their centrality, given how many tokens each has.
 ///
-/// The most central go first, until one comes that does not fit in `tokens_max`. While fewer than `tokens_min` are
-/// chosen, the search goes on: first among sentences that fit, then among those passed over as redundant, and at last
-/// the best sentence left is cut. Ties go to the earlier sentence. Sentences without tokens are never chosen.
+/// The most central are chosen first, until one does not fit in `tokens_max`. While fewer than `tokens_min` are chosen, the search
+/// continues: first among sentences that fit, then among the redundant ones, and finally the best remaining sentence is cut. Of equal
+/// sentences the earlier one is chosen. Sentences without tokens are never chosen.
 pub fn select_sentences(similarity: &Similarity, tokens: &[usize], bounds: SummaryBounds) -> Selection {
     let scores = similarity.centrality();
     let mut ranked: Vec<usize> = (0..tokens.len()).filter(|&sentence| tokens[sentence] > 0).collect();

@@ -187,7 +187,7 @@ impl Buffer {
         self.due_ns().filter(|_| waits)
     }
 
-    /// The channel holds `stored` events: what was leaving and is not among them leaves again.
+    /// The channel has `stored` events: sent events that are not among them are sent again.
     pub(super) fn handle_stored(&mut self, events_stored: u64) {
         for sequenced in mem::take(&mut self.leaving).into_iter().rev() {
             if sequenced.seq > events_stored {

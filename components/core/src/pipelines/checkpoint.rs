@@ -9,7 +9,7 @@ use super::{
     json::Json,
 };
 
-/// Everything that an execution needs to go on, besides its definition. Encoded by `weir-codec`.
+/// The state from which an execution continues, besides its definition. Encoded by `weir-codec`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     /// Its number, from 1; a later one replaces it.
@@ -20,13 +20,13 @@ pub struct Checkpoint {
     pub input: Json,
     /// When the execution began, in nanoseconds since 1970.
     pub began_unix_ns: u64,
-    /// When this was taken, in nanoseconds since 1970.
+    /// When it was made, in nanoseconds since 1970.
     pub unix_ns: u64,
     /// How long the execution had taken by then.
     pub elapsed_ns: u64,
     /// How often it had been resumed.
     pub resumes: u32,
-    /// Runs of steps that had begun.
+    /// Runs of steps that were started.
     pub runs: u32,
     /// Each step of the definition.
     pub steps: Vec<CheckpointStep>,
@@ -47,7 +47,7 @@ pub struct Checkpoint {
 /// A step in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckpointStep {
-    /// It has not begun, or its attempt is not over: it runs again.
+    /// It was not started, or its attempt has not ended: it runs again.
     Open,
     /// It was completed with this output.
     Completed(Json),
@@ -60,7 +60,7 @@ pub enum CheckpointStep {
 pub enum CheckpointPhase {
     /// Steps run.
     Running,
-    /// A step failed and what was done is being undone.
+    /// A step failed, and completed steps are being compensated.
     Failing {
         /// Why.
         failure: StepFailure,
@@ -73,7 +73,7 @@ pub enum CheckpointPhase {
     Failed(PipelineFailure),
 }
 
-/// Why an execution cannot go on from a checkpoint.
+/// Why an execution cannot continue from a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ResumeError {
     /// The checkpoint is not one of this definition, or is damaged.

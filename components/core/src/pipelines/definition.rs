@@ -80,7 +80,7 @@ named! {
         Fail = "fail",
         /// It continues; the output of the step is `null`.
         Continue = "continue",
-        /// Nothing new starts, what runs is let finish, and what was completed is undone.
+        /// No step starts, running steps finish, and completed steps are compensated.
         Compensate = "compensate",
     }
 }

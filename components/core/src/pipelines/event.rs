@@ -31,7 +31,7 @@ named! {
     }
 }
 
-/// Why an attempt of a step, or an execution, failed. The message is what a client reads.
+/// Why an attempt of a step, or an execution, failed. Clients read the message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{message}")]
 pub struct StepFailure {
@@ -113,7 +113,7 @@ pub enum Data {
     },
     /// A step has a part of its output.
     StepOutput {
-        /// Its place among the parts of this attempt, from 0.
+        /// Its number among the parts of this attempt, from 0.
         index: u64,
         /// The part.
         output: Json,
@@ -146,7 +146,7 @@ pub enum Data {
         duration_ns: u64,
         /// Steps that were completed.
         steps_completed: u32,
-        /// Steps that failed, and the pipeline went on.
+        /// Steps that failed while the pipeline continued.
         steps_failed: u32,
     },
     /// The execution has failed or was cancelled.
@@ -165,12 +165,13 @@ pub enum Data {
     },
 }
 
-/// What an event says about itself; what there is nothing to say about is 0 or none.
+/// The metadata of an event; absent values are 0 or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Which attempt of the step, from 1.
     pub attempt: u32,
-    /// Which start of any step in this execution, from 1: it tells runs of a step apart across attempts and crashes.
+    /// The number of the run among all runs of steps in this execution, from 1: it distinguishes runs of a step across attempts and
+    /// crashes.
     pub run: u32,
     /// How often the execution had been resumed.
     pub resumed: u32,
@@ -230,10 +231,10 @@ impl Event {
     }
 }
 
-/// An event and its place in the channel, from 1, without holes.
+/// An event and its number in the channel, from 1, without holes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequenced {
-    /// The place.
+    /// The number.
     pub seq: u64,
     /// The event.
     pub event: Event,

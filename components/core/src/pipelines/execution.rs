@@ -4,7 +4,7 @@
 //!
 //! 1. [`Execution::poll_checkpoint`]: save it, then [`Execution::handle_checkpoint_saved`].
 //! 2. [`Execution::poll_events`]: append them, then [`Execution::handle_stored`] with how many the channel holds.
-//! 3. [`Execution::poll_stop`]: give up on a run.
+//! 3. [`Execution::poll_stop`]: cancel a run.
 //! 4. [`Execution::poll_start`]: start a run, and report its progress and its end by its [`Run`].
 //! 5. [`Execution::poll_timeout`]: call [`Execution::handle_timer`] then.
 //!
@@ -74,7 +74,7 @@ pub struct Execution {
     pub(super) undo_failed: u32,
     pub(super) buffer: Buffer,
     pub(super) stops: VecDeque<Run>,
-    /// Something lasting happened since the last checkpoint was taken.
+    /// The state has changed since the last checkpoint.
     pub(super) dirty: bool,
     pub(super) checkpoint: u64,
     /// The steps that are over in the checkpoint that is being saved.
@@ -269,7 +269,7 @@ impl Execution {
         Some(RunRequest { run, attempt, inputs: self.inputs(place) })
     }
 
-    /// The next run to give up on: whatever it still says is ignored.
+    /// The next run to cancel: its further reports are ignored.
     pub fn poll_stop(&mut self) -> Option<Run> {
         self.stops.pop_front()
     }
@@ -279,8 +279,8 @@ impl Execution {
         self.buffer.poll(now.monotonic_ns, !self.dirty)
     }
 
-    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it again:
-    /// until then nothing that it tells is stored, and nothing starts from it.
+    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it again: until then
+    /// none of its events is stored, and no step starts from it.
     pub fn poll_checkpoint(&mut self, now: Now) -> Option<Checkpoint> {
         if !self.dirty || self.saving.is_some() {
             return None;

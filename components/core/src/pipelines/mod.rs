@@ -1,9 +1,9 @@
 //! Pipelines: steps of a graph that run, fail, are retried and undone, and append every event of it to a channel.
 //!
-//! - [`Definition`]: what is to be done, checked.
+//! - [`Definition`]: the steps and their dependencies, validated.
 //! - [`Execution`]: one run of it, as a state machine that a driver feeds and drains.
-//! - [`Event`]: what a run tells; [`Sequenced`] with its place in the channel.
-//! - [`Checkpoint`]: a run as plain data, to go on from after a crash.
+//! - [`Event`]: an event of an execution; [`Sequenced`] with its number in the channel.
+//! - [`Checkpoint`]: the state of an execution as plain data, to continue from after a crash.
 //! - [`Reliability`]: SR, CR, TCL and WCT, from the events.
 //!
 //! # What is guaranteed across a crash
@@ -12,8 +12,8 @@
 //! events of that change and every earlier event whose storing was not confirmed: an outbox. Its events leave only once it
 //! is saved, and no step starts from an output that is not in a saved one. So, however the process dies:
 //!
-//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the number of
-//!   events the channel holds and hands out only what comes after.
+//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the number of events
+//!   that the channel has, and sends only later ones.
 //! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a step
 //!   with a stored `step_complete` never runs again.
 //! - A step that was running, or waited for a retry, is run again from its first attempt: **at least once**. Its

@@ -1,6 +1,6 @@
 //! SR, CR, TCL and WCT, from the events of all executions, over all time and over a window.
 //!
-//! The source names the four and leaves their definitions open; these are ours:
+//! The source names the four rates and does not define them; these are our definitions:
 //!
 //! - **SR**, success rate: executions that were completed, by executions that were completed or failed. A cancelled one
 //!   counts as neither.

@@ -21,8 +21,8 @@ impl Execution {
     /// Continues from the last checkpoint that was saved, where the channel holds `events_stored` events of the execution: the
     /// number of its last one, whether or not the first are still retained.
     ///
-    /// The module says what is guaranteed. What had ended only hands out the events that are missing. The time between the
-    /// checkpoint and now counts into the duration, as far as the wall clock knows it.
+    /// The module documents the guarantees. An execution that had ended only sends its missing events. The time since the checkpoint
+    /// counts into the duration, as far as the wall clock has measured it.
     pub fn resume(
         definition: Arc<Definition>,
         checkpoint: Checkpoint,

@@ -6,7 +6,7 @@ use crate::inference::retry::Retry;
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SlotState {
-    /// It has not begun.
+    /// It was not started.
     Waiting,
     /// An attempt runs.
     Running {
@@ -26,7 +26,7 @@ pub(super) enum SlotState {
     Done(Json),
     /// It failed for good.
     Failed(StepFailure),
-    /// It was given up while it ran or waited for another attempt.
+    /// It was cancelled while it ran or waited for another attempt.
     Stopped,
 }
 
@@ -35,7 +35,7 @@ pub(super) enum SlotState {
 pub(super) struct Slot {
     pub(super) state: SlotState,
     pub(super) retry: Retry,
-    /// Attempts that have begun.
+    /// Attempts that were started.
     pub(super) attempts: u32,
     /// Parts of output of this attempt.
     pub(super) parts: u64,

@@ -16,7 +16,7 @@ named! {
     pub enum State {
         /// Steps run or wait.
         Running = "running",
-        /// A step failed and what was done is being undone.
+        /// A step failed, and completed steps are being compensated.
         Compensating = "compensating",
         /// It was completed.
         Completed = "completed",
@@ -30,7 +30,7 @@ named! {
 named! {
     /// How far a step is.
     pub enum StepState {
-        /// It waits for others, or for a place.
+        /// It waits for other steps, or for a free slot.
         Waiting = "waiting",
         /// An attempt runs.
         Running = "running",
@@ -40,7 +40,7 @@ named! {
         Completed = "completed",
         /// It failed for good.
         Failed = "failed",
-        /// It was given up, or never began.
+        /// It was cancelled, or never started.
         Skipped = "skipped",
     }
 }
@@ -77,7 +77,7 @@ pub struct StepStatus {
     pub id: Arc<str>,
     /// How far it is.
     pub state: StepState,
-    /// Attempts that have begun since the execution was last resumed.
+    /// Attempts that were started since the execution was last resumed.
     pub attempts: u32,
     /// Why it failed.
     pub failure: Option<StepFailure>,

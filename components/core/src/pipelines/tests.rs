@@ -96,7 +96,7 @@ impl World {
         self.drain(now);
     }
 
-    /// The process dies, and another goes on from what is saved.
+    /// The process ends, and another continues from the saved state.
     fn crash(&mut self, now: Now) {
         let definition = self.execution.definition().clone();
         let saved = self.saved.clone().expect("a checkpoint");

@@ -174,7 +174,7 @@ impl std::fmt::Debug for Annotator {
 }
 
 impl Annotator {
-    /// An annotator for what a configuration names.
+    /// An annotator for the rules of a configuration.
     ///
     /// # Errors
     ///
@@ -262,7 +262,7 @@ impl Annotator {
         annotation.risk_tags.dedup();
     }
 
-    /// A keyword's shared name, for what was kept as text.
+    /// The shared name of a keyword that was stored as text.
     pub(super) fn shared(&self, name: &str) -> Arc<str> {
         let known = self.found.iter().flat_map(|found| [&found.keyword, &found.risk]).chain(&self.actions);
         known.into_iter().find(|known| &***known == name).cloned().unwrap_or_else(|| name.into())

@@ -24,11 +24,11 @@ pub struct SummaryDue {
     pub finals: u64,
     /// The window as [`ContextWindow::render_for_llm`] gives it.
     pub context: String,
-    /// The texts of the window, a line each: what a model that chooses sentences reads.
+    /// The texts of the window, one per line: the input of an extractive model.
     pub transcript: String,
     /// The keywords of the window.
     pub keywords: Vec<Arc<str>>,
-    /// The context and what is asked.
+    /// The context and the instruction.
     pub prompt: String,
 }
 

@@ -30,13 +30,13 @@ named! {
     pub enum Intent {
         /// It asks.
         Question = "question",
-        /// It asks for an explanation of what was said, or gives one.
+        /// It asks for an explanation, or gives one.
         Clarification = "clarification",
-        /// It says what a person is to do.
+        /// It assigns a task to a person.
         ActionItem = "action_item",
         /// The speaker promises to do something.
         Commitment = "commitment",
-        /// It says what was decided.
+        /// It states a decision.
         Decision = "decision",
         /// It agrees.
         Agreement = "agreement",
@@ -190,7 +190,7 @@ impl IntentRules {
                 lead = lead && length == 1 && filler;
                 continue;
             }
-            // "Maria will send it": somebody else does.
+            // "Maria will send it": another person does.
             if word.id == self.will && index > 0 && !lead && self.verbs.has(words.get(index + 1)) {
                 hints.note(PhraseHint::Act, index);
             }

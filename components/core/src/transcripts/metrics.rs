@@ -2,16 +2,16 @@
 
 use super::route::WORKFLOWS;
 
-/// Counts of a session, kept over a restart.
+/// Counts of a session, which continue across a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Chunks that were taken.
     pub chunks_ingested: u64,
     /// Segments that have become final.
     pub segments_finalized: u64,
-    /// States of the segment in flight that were told.
+    /// Partial states of segments that were sent.
     pub segments_partial: u64,
-    /// Calls of a language model, as the driver tells them.
+    /// Calls of a language model, as the driver reports them.
     pub llm_calls: u64,
     /// Chunks that were refused.
     pub chunks_refused: u64,
@@ -50,7 +50,7 @@ impl Latency {
 pub struct Metrics {
     /// All that is counted.
     pub counters: Counters,
-    /// Since the session began, in seconds; of the time in which it lay in a checkpoint what the driver told.
+    /// Since the session started, in seconds; the driver reports the time for which it was a checkpoint.
     pub elapsed_sec: f64,
     /// 0 when no time has passed.
     pub chunks_per_sec: f64,

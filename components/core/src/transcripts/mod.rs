@@ -1,4 +1,4 @@
-//! Transcript sessions: chunks of a transcript in, segments with what they say out.
+//! Transcript sessions: chunks of a transcript in, annotated segments out.
 //!
 //! A [`Session`] holds no socket, no clock and no model. After each input (a chunk, the end, the time) its driver takes
 //! events with [`Session::poll_event`] until there are none. A chunk extends the segment in flight when the speaker is the
@@ -68,10 +68,10 @@ const NS_PER_MS: u64 = 1_000_000;
 /// Events that are not taken, from which chunks are refused.
 pub const EVENTS_MAX: usize = 1024;
 
-/// A segment that will not change, and what it says.
+/// A segment that does not change any more, and its annotation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Final {
-    /// Its place among the final segments of the session, from 0.
+    /// Its number among the final segments of the session, from 0.
     pub id: u64,
     /// What was said.
     pub segment: Segment,
@@ -97,7 +97,7 @@ pub enum Event {
         /// In milliseconds.
         in_ms: u64,
     },
-    /// The session has expired; it takes nothing more.
+    /// The session has expired; it accepts no more input.
     Expired,
 }
 
@@ -126,7 +126,7 @@ pub struct StoredEvent {
 pub enum StoredBody {
     /// [`Event::Partial`]
     Partial(Segment),
-    /// [`Event::Final`]: its place among the final segments, and the segment. What was found in it is found again.
+    /// [`Event::Final`]: its number among the final segments, and the segment. It is annotated again.
     Final(u64, Segment),
     /// [`Event::Summary`]
     Summary(SummaryKind),
@@ -137,11 +137,11 @@ pub enum StoredBody {
 /// The result of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {
-    /// It was taken.
+    /// It was accepted.
     New,
     /// It had come before: its sequence number is not above this one.
     Repeated {
-        /// The highest that was taken.
+        /// The highest accepted number.
         seq_last: u64,
     },
 }
@@ -218,7 +218,7 @@ impl Session {
         };
         let own = |kept: Arc<Final>| share(Arc::unwrap_or_clone(kept));
         let window: VecDeque<Arc<Final>> = checkpoint.window.into_iter().map(own).collect();
-        // What is in the window and in a queue is kept once.
+        // A segment in the window and in a queue is stored once.
         let queues = checkpoint.queues.map(|queue| {
             let same = |kept: Arc<Final>| match window.iter().find(|other| **other == kept) {
                 Some(other) => other.clone(),
@@ -303,9 +303,9 @@ impl Session {
         Ok(Receipt::New)
     }
 
-    /// Takes an event that was stored after the checkpoint that this session continues from, in the order of their numbers: the state
-    /// is what it was after that event, and nothing is said again. One that the checkpoint has already changes nothing; where some
-    /// between are missing, the session continues with what there is.
+    /// Applies an event that was stored after the checkpoint that this session continues from, in the order of their numbers: the state
+    /// is that after the event, and the event is not repeated. An event that the checkpoint covers changes nothing; where some are
+    /// missing, the session continues without them.
     ///
     /// Chunks that were refused or repeated meanwhile are not counted, for nothing was stored of them.
     pub fn handle_stored(&mut self, now_ns: u64, stored: StoredEvent) {
@@ -406,7 +406,7 @@ impl Session {
         &self.window
     }
 
-    /// The highest sequence number that was taken.
+    /// The highest accepted sequence number.
     pub fn seq_last(&self) -> Option<u64> {
         self.seq_last
     }
@@ -416,7 +416,7 @@ impl Session {
         self.numbered
     }
 
-    /// It takes nothing more.
+    /// It accepts no more input.
     pub fn is_expired(&self) -> bool {
         self.expired
     }
@@ -440,7 +440,7 @@ impl Session {
         }
     }
 
-    /// Bytes of what it keeps of the transcript: the segment in flight, the window and the queues.
+    /// Bytes of the transcript in memory: the open segment, the window and the queues.
     pub fn kept_bytes(&self) -> usize {
         let mut seen: Vec<*const Final> = Vec::new();
         let mut bytes = self.segmenter.current.as_ref().map_or(0, Segment::heap_bytes);
@@ -502,7 +502,7 @@ impl Session {
         let config = &rules.config;
         let id = self.counters.segments_finalized;
         self.counters.segments_finalized += 1;
-        // It grew by doubling, and may be kept for long.
+        // It grew by doubling, and may stay for long.
         segment.text.shrink_to_fit();
         let annotation = rules.annotator.annotate(&segment.text, &mut AnnotateBuffer::default());
         let workflow = annotation.intent.map_or(Workflow::General, Workflow::from);
@@ -527,13 +527,13 @@ impl Session {
         self.tell(now_ns, Event::Summary(Box::new(summary)));
     }
 
-    /// Says what is numbered.
+    /// Adds a numbered event.
     fn tell(&mut self, now_ns: u64, event: Event) {
         self.numbered += 1;
         self.events.push_back((now_ns, Output { number: Some(self.numbered), event }));
     }
 
-    /// Says what is not.
+    /// Adds an event without a number.
     fn note(&mut self, now_ns: u64, event: Event) {
         self.events.push_back((now_ns, Output { number: None, event }));
     }
@@ -553,5 +553,5 @@ impl Session {
     }
 }
 
-/// Room for events that is kept while there are none.
+/// Capacity for events that an empty queue keeps.
 const EVENTS_KEPT: usize = 8;

@@ -10,7 +10,7 @@ struct Phrase<T> {
     value: T,
 }
 
-/// Phrases that each stand for something.
+/// Phrases, each with a value.
 #[derive(Debug, Clone)]
 pub(super) struct Phrases<T> {
     /// By first word, then the longest first.
@@ -52,8 +52,8 @@ impl<T: Copy> Phrases<T> {
         Ok(Self { phrases: all, heads })
     }
 
-    /// The phrases that begin at a word, the longest first, with their lengths in words. `loose` lets any gap within a
-    /// sentence stand for a space.
+    /// The phrases that begin at a word, the longest first, with their lengths in words. With `loose` any gap within a sentence matches a
+    /// space.
     pub(super) fn at<'a>(
         &'a self,
         words: &'a [Word],

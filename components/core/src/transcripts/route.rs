@@ -43,8 +43,8 @@ pub struct RoutingConfig {
 }
 
 impl Default for RoutingConfig {
-    /// No queues: final segments name their workflow, and who reads the events routes by that. Queues that nobody takes from would
-    /// only hold memory and drop.
+    /// No queues: final segments name their workflow, by which readers of the events route them. Queues without a consumer would only use
+    /// memory and drop.
     fn default() -> Self {
         Self { queue_len_max: [0; WORKFLOWS], queued_max: 128 }
     }
@@ -70,8 +70,8 @@ impl<T> Default for Router<T> {
 }
 
 impl<T> Router<T> {
-    /// Puts an item into its queue. Returns what is dropped for it: the oldest of a queue that is full, else the oldest of the
-    /// least urgent queue when all together are; that may be the item itself.
+    /// Puts an item into its queue. Returns the dropped item: the oldest of a full queue, else the oldest of the least urgent queue when
+    /// all together are full; that may be the item itself.
     pub(super) fn push(&mut self, config: &RoutingConfig, workflow: Workflow, item: T) -> Option<(Workflow, T)> {
         let own = workflow as usize;
         let len_max = config.queue_len_max[own];

@@ -9,7 +9,7 @@ pub struct Chunk {
     pub start: f64,
     /// In seconds.
     pub end: f64,
-    /// Joined to what was said before with a space; never trimmed.
+    /// Joined to the earlier text with a space; never trimmed.
     pub text: String,
     /// Who speaks. None is a speaker too: the same as any other none.
     pub speaker_id: Option<String>,

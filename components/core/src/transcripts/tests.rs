@@ -321,7 +321,7 @@ fn inconsistent_checkpoint_is_refused() {
     }
     let restored = Session::restore(rules(), good.clone(), 7).unwrap();
     assert_eq!(restored.checkpoint(7), Some(good));
-    // What is in the window and in a queue is kept once after a restart too.
+    // A segment in the window and in a queue is stored once after a restart too.
     assert_eq!(restored.kept_bytes(), session.kept_bytes());
 }
 
@@ -423,8 +423,8 @@ proptest! {
         prop_assert_eq!(whole.checkpoint(end), broken.checkpoint(end));
     }
 
-    /// What a checkpoint missed is submitted again from any chunk before it: nothing is lost, nothing is taken twice, and the
-    /// numbers say which events had been told.
+    /// After a restart the client submits again from any chunk before the checkpoint's end: nothing is lost, nothing is accepted twice,
+    /// and the numbers identify the events that had been delivered.
     #[test]
     fn resubmission_loses_and_repeats_no_event(
         steps in steps(),

@@ -1,8 +1,8 @@
 //! Texts as words: what keywords, actions and intents are all found in.
 //!
-//! A word is a maximal run of letters, digits and `_`, what `\w+` finds in Python; the bounds of words are those of `\b`.
-//! Words are compared in small letters, with the few further equalities that Python's `re.IGNORECASE` adds to
-//! ASCII: `ſ` is `s`, `ı` is `i`, and `K` (the Kelvin sign) is `k`. Words that no rule knows are all the same word.
+//! A word is a maximal run of letters, digits and `_`, as `\w+` matches in Python; the bounds of words are those of `\b`. Words are
+//! compared in lower case, with the few further equalities that Python's `re.IGNORECASE` adds to ASCII: `ſ` is `s`, `ı` is `i`, and `K`
+//! (the Kelvin sign) is `k`. All words that no rule has are equal.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ pub(super) struct Word {
     pub(super) spaced: bool,
 }
 
-/// The words of a text, kept from one text to the next so that nothing is allocated for most.
+/// The words of a text, reused from one text to the next to avoid allocations.
 #[derive(Debug, Default)]
 pub(super) struct Words {
     pub(super) words: Vec<Word>,
@@ -179,7 +179,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// By byte: the small letter, digit or `_` that it is in a word; 0 for what is in none, and for bytes beyond ASCII.
+/// By byte: the lower-case letter, digit or `_`; 0 for other bytes, and for bytes beyond ASCII.
 const FOLDED: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -201,7 +201,7 @@ fn hash(bytes: &[u8]) -> u32 {
 const FNV_OFFSET: u32 = 0x811c_9dc5;
 const FNV_PRIME: u32 = 0x0100_0193;
 
-/// A place in a text, and the word that was read last.
+/// A position in a text, and the last word.
 struct Scan<'t> {
     text: &'t str,
     at: usize,
@@ -269,7 +269,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Goes on to the next word and says what is between.
+    /// Advances to the next word and returns the gap before it.
     fn gap(&mut self, first: bool) -> Gap {
         let from = self.at;
         let bytes = self.text.as_bytes();

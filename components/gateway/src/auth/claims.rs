@@ -1,8 +1,8 @@
 //! The label of the claims that the store remembers.
 //!
-//! A ticket carries the label of its time. The label is kept in `weir:stream/state`, where the store loses it together with the
-//! claims: a memory store that was restarted has another one, so a ticket that was used before the restart is refused after it.
-//! A server of Redis that is restarted may keep the label and lose the newest claims, so the label names the life of such a store, too.
+//! A ticket carries the label of the store's claims. The label is stored in `weir:stream/state`, and the store loses it together with the
+//! claims: a memory store has another label after a restart, so a ticket that was used before the restart is refused. A Redis server may
+//! keep the label and lose its newest claims when it restarts, so the label of such a store names the run of the server, too.
 
 use weir_codec::http::{problem::Problem, request_id::uuid};
 
@@ -60,7 +60,7 @@ async fn kept() -> Result<String, Problem> {
         return Ok(label);
     }
     let first = events::claim(KEY.to_owned(), CLAIM_MS).await.map_err(store::problem)?;
-    // Another instance may have made it since, also one whose claim has ended.
+    // Another instance may have created it, even one whose claim has ended.
     match find_kept().await? {
         Some(label) => Ok(label),
         None if first => {

@@ -37,9 +37,9 @@ use crate::platform::{
     store,
 };
 
-/// How long what was read of the keys is not looked at again.
+/// The files of keys are read again after this time.
 const RELOAD_NS: u64 = 1_000_000_000;
-/// Users whose rate is remembered.
+/// Users with a rate limiter in memory.
 const USERS_MAX: usize = 10_000;
 /// Subscriptions in one instance, of all users; the host bounds the requests of an instance below this.
 const CONNECTIONS_MAX: usize = 100_000;
@@ -51,7 +51,7 @@ const API_KEYS: &str = "api_keys";
 const TICKET_SECRETS: &str = "ticket_secrets";
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// What a request says of who sends it.
+/// The credentials of a request.
 pub(crate) struct RequestCredentials<'a> {
     /// Names in lower case.
     pub(crate) headers: Vec<(&'a str, &'a [u8])>,
@@ -101,7 +101,7 @@ struct GuardCache {
 struct LoadError {
     /// For the operator's log.
     reason: String,
-    /// For everybody who asks `/readyz`: it repeats nothing of a file.
+    /// The reason for `/readyz`, without any content of a file.
     public: String,
 }
 
@@ -112,7 +112,7 @@ impl From<String> for LoadError {
 }
 
 impl Access {
-    /// Reads the keys, so that what is wrong with them is in the log when the server starts.
+    /// Reads the keys, so that errors in them are logged at the start.
     pub(crate) fn wake(now: Now) {
         // Settings that cannot be understood are in the answer to every request.
         if let Ok(access) = Self::current()
@@ -159,7 +159,7 @@ impl Access {
         })
     }
 
-    /// Whether requests show who sends them.
+    /// True when requests must carry credentials.
     pub(crate) fn required(&self) -> bool {
         self.settings.required
     }
@@ -215,7 +215,7 @@ impl Access {
         self.rate(&self.publishes, identity, now)
     }
 
-    /// Takes a place among the connections of a user. Weir's own host counts them itself, in the whole process.
+    /// Takes a permit for a connection of a user. Weir's own host counts connections itself, for the whole process.
     pub(crate) fn connect(&'static self, identity: &Identity, grip: Grip) -> Result<SubscriptionPermit, Problem> {
         // Without authentication all clients are the same user, and the host's bounds are the only ones.
         let user = (self.required() && grip != Grip::Host).then(|| identity.user().to_owned());
@@ -333,7 +333,7 @@ impl Access {
     }
 }
 
-/// A place among the subscriptions of a user, given back when it is dropped.
+/// A permit for a subscription of a user, returned when it is dropped.
 pub(crate) struct SubscriptionPermit {
     access: &'static Access,
     user: Option<String>,

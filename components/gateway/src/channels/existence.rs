@@ -1,4 +1,4 @@
-//! Whether a channel exists, for those who follow it.
+//! Whether a channel exists, for its subscribers.
 //!
 //! Weir knows this of the sessions and executions that it keeps. The channels of workflows, files and users belong to things
 //! outside of it, which may begin at any time, so these can always be followed.
@@ -22,18 +22,18 @@ use crate::{
     transcripts,
 };
 
-/// The place before the oldest event.
+/// The cursor before the oldest event.
 const START: Cursor = Cursor { epoch: 0, seq: 0 };
 
 /// Checks that a user may follow a channel, and that it exists.
 ///
-/// Permission is checked first: who may not follow a channel gets the same answer whether it exists or not.
+/// Permission is checked first: a user that may not follow a channel gets the same response whether it exists or not.
 pub(crate) async fn authorize_follow(identity: &Identity, channel: &Channel, path: &str) -> Result<(), Problem> {
     authorize(identity, Action::Read, channel, path).await?;
     if exists(channel).await? { Ok(()) } else { Err(refusal::not_found(NotFound, path)) }
 }
 
-/// Whether a session or an execution has the channel: one that is kept, or one whose events are.
+/// True when a session or an execution has the channel: one that is stored, or one whose events are.
 async fn exists(channel: &Channel) -> Result<bool, Problem> {
     let is_kept = match channel.kind() {
         ChannelKind::Workflow | ChannelKind::File | ChannelKind::User => true,

@@ -1,7 +1,7 @@
-//! A subscription that an intermediary in front holds: the answer says what it is to do (GRIP), and is over at once.
+//! A subscription that an intermediary holds: the response is complete at once and instructs the intermediary (GRIP).
 //!
-//! Weir's own host has the channels: the response names the cursor and the terms, and the host does the rest. A proxy such
-//! as Pushpin knows only what is published to it: what the channel has already is in the answer, and what comes is held for.
+//! Weir's own host has the channel store: the response names the cursor and the terms. A proxy such as Pushpin receives only published
+//! events: the response has the retained events, and the proxy holds the connection for later ones.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ use crate::{
 
 /// Events in one page.
 const PAGE_EVENTS: u32 = 1000;
-/// Bytes of what a channel has already from which an answer takes no more: the client comes again for the rest.
+/// The most bytes of retained events in one response: the client reconnects for the rest.
 const REPLAY_BYTES_MAX: usize = 1 << 20;
 
-/// The answer to a subscriber whose connection is held for it.
+/// The response to a subscriber whose connection an intermediary holds.
 pub(crate) async fn hold_response(
     channel: Channel,
     after: Cursor,
@@ -54,7 +54,7 @@ pub(crate) async fn hold_response(
     }
     let hold = Hold {
         mode: HoldMode::Stream,
-        // What comes next is said by the terms, or by what is published: a proxy takes a place only with a link to ask at.
+        // Later events follow from the terms, or from what is published: a proxy accepts a previous id only with a link.
         channels: vec![HoldChannel { name: channel.to_string(), prev_id: None }],
         keep_alive: Some(keep_alive),
         link: None,
@@ -71,8 +71,8 @@ pub(crate) async fn hold_response(
     Ok(reply)
 }
 
-/// Renders what a channel has after a cursor. Returns whether to wait for more: not when the channel is finished, nor
-/// when there is so much that the client has to come again for the rest.
+/// Renders the retained events of a channel after a cursor. Returns true when more events may follow: false when the channel is finished,
+/// or when the client has to reconnect for the rest.
 async fn replay(
     channel: &Channel,
     mut after: Cursor,

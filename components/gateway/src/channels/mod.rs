@@ -1,4 +1,4 @@
-//! Channels: publishing, subscribing, and who may do either.
+//! Channels: publishing, subscribing and their authorization.
 //!
 //! - `routes`: the paths of channels.
 //! - `ownership`: the owners of channels; `authorize`: permission by scope or ownership; `existence`: whether a channel exists.

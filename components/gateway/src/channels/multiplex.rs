@@ -1,9 +1,8 @@
-//! Channels over one conversation in both directions: messages of JSON in, which say what to follow, and events of JSON out. On the
-//! wire both are lines of NDJSON in a request whose body stays open; the native host makes a WebSocket of it, a message for
-//! each line.
+//! Several channels over one bidirectional stream: JSON messages in, which subscribe and unsubscribe, and JSON events out. On the wire
+//! both are NDJSON lines in a request whose body stays open; the native host maps it to a WebSocket with a message for each line.
 //!
-//! A socket holds nothing that grows: the number of channels is bounded, what waits for each is bounded in the store, and
-//! while the client does not read, nothing is read for it.
+//! The memory of a socket is bounded: the number of channels, the events that wait for each of them in the store, and nothing is read
+//! from the store while the client does not read.
 
 use std::{
     future::{Future, poll_fn},
@@ -45,21 +44,21 @@ use crate::{
 
 /// Most channels that one socket follows.
 const CHANNELS_MAX: usize = 64;
-/// Most deliveries taken at once.
+/// The most deliveries in one read.
 const DELIVERIES_MAX: usize = 64;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// Who talks, and until when.
 pub(crate) struct Socket {
     pub(crate) identity: Identity,
-    /// As asked, for what is not found.
+    /// As the client wrote it, for errors.
     pub(crate) path: String,
     pub(crate) settings: &'static Settings,
     pub(crate) _place: SubscriptionPermit,
 }
 
 impl Socket {
-    /// The user whose share channels without events take.
+    /// The user whose share channels without events count towards.
     fn share(&self) -> Option<String> {
         self.settings.auth.required.then(|| self.identity.user().to_owned())
     }
@@ -113,10 +112,10 @@ impl OutputSource for SocketOutput {
     }
 }
 
-/// A read of deliveries: who reads, how it ended, what came.
+/// A completed read of deliveries: the reader, how the read ended, and the deliveries.
 type DeliveryRead = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
 
-/// A channel that is followed, and what is being read of it.
+/// A channel that is followed, and the read in progress.
 struct FollowedChannel {
     channel: Channel,
     reading: Pin<Box<dyn Future<Output = DeliveryRead>>>,
@@ -219,7 +218,7 @@ impl Conversation<'_> {
         Box::pin(ends.map_or(beat, |ends| beat.earlier(ends)).passed())
     }
 
-    /// Does what a message says.
+    /// Handles a message of the client.
     async fn hear(&mut self, line: &Line<'_>) {
         let Some(message) = line.content else {
             let message = format!("a message has at most {MESSAGE_BYTES_MAX} bytes");
@@ -284,7 +283,7 @@ impl Conversation<'_> {
         self.followed.iter().position(|followed| followed.channel == *channel)
     }
 
-    /// Says what was delivered, and reads on.
+    /// Writes deliveries, and starts the next read.
     fn heard(&mut self, at: usize, (deliveries, result, mut batch): DeliveryRead) {
         let FollowedChannel { channel, .. } = self.followed.remove(at);
         let mut end = None;

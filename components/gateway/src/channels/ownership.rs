@@ -5,8 +5,8 @@
 //! The first record of an owner counts. Records are written under a lease, which is released at once, so that a record that could not
 //! be written, for instance on a full disk, delays no later attempt.
 //!
-//! While a channel has no owner, its record says who has published to it: one publisher, or several. A publisher that may not read the channel can
-//! then name an owner of events that are all its own, and never of another publisher's.
+//! The record of a channel without an owner has its publishers: one, or several. A publisher without read access can then name an owner
+//! only for a channel in which all events are its own.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -75,7 +75,7 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'
         _ => {}
     }
     under_lease(channel, async |lease| {
-        // Another may have written it since, also one whose lease has ended.
+        // Another request may have written it, even one whose lease has ended.
         match read(channel).await? {
             Record::Owner(_) => Ok(true),
             record if !may_settle(channel, &record, past).await? => Ok(false),
@@ -85,7 +85,7 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'
     .await
 }
 
-/// Records who publishes to a channel without an owner, before its event is appended.
+/// Records the publisher of a channel without an owner, before its event is appended.
 pub(crate) async fn record_publisher(channel: &Channel, publisher: &str) -> Result<(), Problem> {
     if is_user(channel) || recorded(channel, publisher).is_some() {
         return Ok(());

@@ -77,7 +77,7 @@ async fn append(
     let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
     let name = event.name();
     let copy = user.as_ref().map(|user| {
-        // In the channel of a user, the progress of one workflow does not stand for another's.
+        // In the channel of a user, progress coalesces for each workflow separately.
         let key = format!("{name}:{}", channel.id());
         let coalesce = coalesce.is_some().then_some(key).filter(|key| is_key(key));
         (user, Event { name: name.to_owned(), data: data.clone(), coalesce, finishes: false })
@@ -109,7 +109,7 @@ async fn append(
     Ok(BufferedResponse::json(published_json(channel, &id, copied)))
 }
 
-/// The user whose own channel this is.
+/// The user that a user channel belongs to.
 fn own_channel(channel: &Channel) -> Option<&str> {
     (channel.kind() == ChannelKind::User).then(|| channel.id())
 }
@@ -140,7 +140,7 @@ async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) 
     Ok(RecordKind::Publisher)
 }
 
-/// Appends one event; its place. A new channel takes the share of a user.
+/// Appends one event; returns its cursor. A new channel counts towards the share of a user.
 async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
     let share = share.map(str::to_owned);
     let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;

@@ -1,10 +1,9 @@
-//! A subscription: what a channel has after a cursor, then what comes, as server-sent events or NDJSON, until the channel's
-//! last event, the end of the subscriber's right, or its leaving.
+//! A subscription: the retained events of a channel after a cursor, then live ones, as server-sent events or NDJSON, until the last event
+//! of the channel, the end of the authorization, or the disconnect.
 //!
-//! This is for hosts without an intermediary in front: with one, [`crate::channels::grip`] says what it is to do, and nothing of a
-//! subscription stays here.
+//! For hosts without an intermediary: with one, [`crate::channels::grip`] instructs it, and the gateway keeps no state of a subscription.
 //!
-//! Nothing grows: while the client does not take what is written, nothing is read from the store, which bounds what waits.
+//! Memory is bounded: while the client does not read, nothing is read from the store, which bounds the waiting events.
 
 use std::{future::pending, pin::pin};
 
@@ -32,9 +31,9 @@ use crate::{
     },
 };
 
-/// Most deliveries taken at once: they are one write.
+/// The most deliveries in one read: they are one write.
 const DELIVERIES_MAX: usize = 64;
-/// How long a client that does not read may keep what it has no right to any more, in milliseconds.
+/// How long after the end of its authorization a client that does not read is disconnected, in milliseconds.
 const LINGER_MS: u64 = 5000;
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -120,7 +119,7 @@ impl Subscription {
         }
     }
 
-    /// Writes what comes. Returns why no more comes, unless it is because the client has left.
+    /// Writes deliveries. Returns why the subscription ends; none when the client has disconnected.
     async fn pump(&mut self, body: &mut BodyWriter<u8>, ends: Option<Deadline>) -> Option<SubscriptionEnd> {
         let heartbeat_ms = self.settings.heartbeat_ms;
         let timer = |from| {
@@ -128,7 +127,7 @@ impl Subscription {
             ends.map_or(beat, |ends| beat.earlier(ends))
         };
         let mut wrote = clock::now();
-        // Armed once and looked at when it rings: what is written meanwhile costs no timer of its own.
+        // One timer for all writes: it is inspected when it fires, so that a write needs no timer of its own.
         let mut ring = Box::pin(timer(wrote).passed());
         let mut buffer = Vec::with_capacity(DELIVERIES_MAX);
         loop {

@@ -12,7 +12,7 @@ use crate::platform::{clock::Deadline, settings::Settings};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
-/// Room made at first for a body whose length is announced.
+/// Capacity that is reserved for a body of announced length.
 const ANNOUNCED_BYTES_MAX: u64 = 64 * 1024;
 
 /// Reads a body whole.
@@ -90,7 +90,7 @@ impl BodyReader {
         }
     }
 
-    /// The next piece, in `room`, whose contents are dropped.
+    /// The next part of the body, in the allocation of `room`.
     pub(crate) async fn piece(&mut self, mut room: Vec<u8>) -> BodyPart {
         if let Some(first) = self.first.take() {
             return first;

@@ -1,8 +1,8 @@
-//! The client's side of a stream in both directions: what is written, and when it is time to stop.
+//! The client's side of a bidirectional stream: writing, and when to stop.
 //!
-//! A route brings what comes and what is answered (its work); this writes it as soon as there is something, looks after a client that
-//! leaves or does not read, and says when there is room for more. The parts run side by side in one task and share the route's
-//! state; when all is written, or the client is gone, the work is dropped, and with it the streams that it holds.
+//! A route reads input and produces output (its work); this writes the output as soon as there is some, detects a client that disconnects
+//! or does not read, and signals when there is capacity for more. Both run concurrently in one task and share the route's state. When all
+//! output is written, or the client has disconnected, the work is dropped, and with it its streams.
 
 use std::{
     cell::{Cell, RefCell},
@@ -33,10 +33,10 @@ use crate::{
     },
 };
 
-/// Unsent bytes from which nothing more is brought.
+/// Reading input pauses while at least this many bytes are unsent.
 pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
-/// Bytes that an answer may have for each byte of the request body, and bytes besides. What is generated from a body without the work of a
-/// model would otherwise be a way to make this server send a hundred times of what a client sends.
+/// Bytes of output for each byte of the request body, in addition to a constant. Output that needs no work of a model would otherwise
+/// amplify the bytes of a client a hundredfold.
 const ANSWER_BYTES_PER_BYTE: u64 = 32;
 const ANSWER_BYTES_FREE: u64 = 1 << 20;
 /// The clock is looked at this often, and while there is nothing to write, the client.
@@ -46,11 +46,11 @@ const TICK_MS: u64 = 500;
 pub(crate) trait OutputSource {
     /// What is to be written now, if anything.
     fn poll_output(&mut self) -> Option<Vec<u8>>;
-    /// Bytes that were not taken.
+    /// Unsent bytes.
     fn output_bytes(&self) -> usize;
     /// True when something that came has no answer yet.
     fn has_pending(&self) -> bool;
-    /// True when all was taken, and no more comes.
+    /// True when all output was polled, and no more follows.
     fn is_done(&self) -> bool;
 }
 
@@ -63,16 +63,16 @@ pub(crate) struct Duplex<'a, S> {
     changed: Signal,
     /// There may be room for more.
     pub(crate) room: LocalNotify,
-    /// The client should be looked after.
+    /// True when the client should be probed.
     probe: Cell<bool>,
     /// Bytes of the body that have arrived, and bytes of the answer that were sent.
     body_bytes: Cell<u64>,
     sent_bytes: Cell<u64>,
     /// When something last arrived or was answered.
     active_ns: Cell<u64>,
-    /// While the client is written to: since when it has taken nothing.
+    /// Since when a write waits for the client.
     writing_since_ns: Cell<Option<u64>>,
-    /// While the client is only looked after: since when.
+    /// Since when a probe waits for the client.
     probing_since_ns: Cell<Option<u64>>,
 }
 
@@ -93,7 +93,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Writes what `work` leads to until all is said or the client is gone; work that is left is dropped then.
+    /// Writes the output of `work` until it is complete or the client is gone; unfinished work is dropped.
     pub(crate) async fn serve(&self, work: impl Future<Output = ()>, client: Client) {
         let Client { mut body, trailers, sent } = client;
         let stalled = {
@@ -155,12 +155,11 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         self.active_ns.set(clock::now().monotonic_ns);
     }
 
-    /// Resolves when so little is unsent that more may be brought.
+    /// Resolves when the unsent output allows more input.
     pub(crate) async fn unsent_few(&self) {
         self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
     }
 
-    /// Sends what there is, as soon as there is something, until the last line or until the reader is gone.
     /// Reads a body by lines, as fast as the client reads the output. `step` gets the bytes that are left of a piece and takes lines from
     /// them. Returns the reader of lines, which has the last line; a line in which the body breaks off is dropped.
     ///
@@ -190,6 +189,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         if body.arrived_whole().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
     }
 
+    /// Writes output as soon as there is some, until the last line or until the reader is gone.
     async fn write(&self, client: &mut BodyWriter<u8>) {
         loop {
             let out = self.session.borrow_mut().poll_output();
@@ -248,13 +248,12 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Has the client looked after from time to time. Resolves when it has taken nothing for twice the time of a
-    /// request, though there was something to take.
+    /// Probes the client periodically. Resolves when it has read nothing for twice the timeout of a request although there was output.
     async fn watch(&self) {
         let stalled_ns = self.settings.request_timeout_ms.saturating_mul(2 * 1_000_000);
         loop {
             Deadline::after(clock::now(), TICK_MS).passed().await;
-            // While a probe waits for the reader, what has come since waits behind it.
+            // Output that was produced while a probe waits for the reader waits as well.
             let behind = self.probing_since_ns.get().filter(|_| self.session.borrow().output_bytes() > 0);
             match self.writing_since_ns.get().or(behind) {
                 Some(since_ns) if clock::now().monotonic_ns.saturating_sub(since_ns) >= stalled_ns => return,

@@ -1,4 +1,4 @@
-//! HTTP: what every route needs of a request and of a response.
+//! HTTP: requests, responses, and streams in both directions.
 //!
 //! - `request`: the head of a request, and its body by type; `body`: bodies, bounded in bytes and time; `request_id`: `X-Request-Id`.
 //! - `response`: responses; `duplex`: the client's side of a stream in both directions.

@@ -1,4 +1,4 @@
-//! A request: its head, its bounds, who sends it, and how its body is read.
+//! A request: its head, its bounds, its credentials, and reading its body.
 
 use std::{borrow::Cow, cell::RefCell};
 
@@ -73,7 +73,7 @@ impl RequestContext<'_> {
         let target = format!("{}?{}", self.path, self.query);
         let checked = Limits::default().check_head(&target, credentials.headers.iter().copied());
         let checked = checked.map_err(Problem::from).and_then(|()| access.check_host(&credentials));
-        // Caches must not give to one page what was answered to another.
+        // Caches must not give the response for one page to another.
         let (page, refused) =
             page.map_or_else(|refused| (vec![cors::Cors::vary()], Err(refused)), |page| (page, Ok(())));
         self.page = page;
@@ -91,7 +91,7 @@ impl RequestContext<'_> {
         Ok(identity)
     }
 
-    /// The header that names the user to the host that holds connections; no other intermediary would take it out.
+    /// The header that names the user to a host that holds connections; other intermediaries would forward it to the client.
     pub(crate) fn user_header(&self) -> Option<(&'static str, String)> {
         let user = self.user.borrow().clone()?;
         let is_host = Settings::current().is_ok_and(|settings| matches!(settings.grip, Grip::Host));

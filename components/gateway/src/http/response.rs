@@ -113,24 +113,24 @@ impl BufferedResponse {
     }
 }
 
-/// The client's end of a response whose body is written while it is sent.
+/// The client's end of a response whose body is streamed.
 pub(crate) struct Client {
     /// The body; dropping it is its end.
     pub(crate) body: StreamWriter<u8>,
-    /// What follows the body. Dropping it says that all is well; an error tells the client that the body was cut.
+    /// The trailers of the body. Dropping it completes the body; an error tells the client that the body is incomplete.
     pub(crate) trailers: FutureWriter<Result<Option<Trailers>, ErrorCode>>,
     /// What the host says of the sending: an error is a client that has left.
     pub(crate) sent: FutureReader<Result<(), ErrorCode>>,
 }
 
-/// A response whose body is written while it is sent.
+/// A response whose body is streamed.
 pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response, Client), ErrorCode> {
     let (body, reader) = wit_stream::new();
     let (response, trailers, sent) = respond(200, headers, Some(reader))?;
     Ok((response, Client { body, trailers, sent }))
 }
 
-/// A response, its trailers to be, and what the host will say of its sending.
+/// A response, the writer of its trailers, and the result of sending it.
 type Parts = (Response, FutureWriter<Result<Option<Trailers>, ErrorCode>>, FutureReader<Result<(), ErrorCode>>);
 
 fn respond(

@@ -57,7 +57,7 @@ pub(crate) async fn all(
     results.into_iter().map(|result| result.map_err(|failure| Problem::item(&failure))).collect()
 }
 
-/// One call with all texts. When one fails and may succeed later, the others are given up.
+/// One call with all texts. When one of them fails and may succeed later, the others are dropped.
 async fn run(plan: &Plan, inputs: Vec<Input>) -> Vec<Result<Output, Failure>> {
     let mut results: Vec<Result<Output, Failure>> = inputs.iter().map(|_| Err(no_outcome())).collect();
     let mut owed = inputs.len();
@@ -69,7 +69,7 @@ async fn run(plan: &Plan, inputs: Vec<Input>) -> Vec<Result<Output, Failure>> {
         *result = outcome.and_then(output);
         owed = owed.saturating_sub(1);
         match result {
-            // It stands for the whole request, wherever it is.
+            // A retryable failure of one text is that of the whole request.
             Err(failure) if failure.retryable() => ControlFlow::Break(Some(failure.clone())),
             _ if owed == 0 => ControlFlow::Break(None),
             _ => ControlFlow::Continue(()),

@@ -21,7 +21,7 @@ use crate::platform::{
 
 /// How long the models may take to say whether they are ready.
 const MODELS_TIMEOUT_MS: u64 = 5000;
-/// Most outcomes taken at once.
+/// The most outcomes in one read.
 const OUTCOMES_MAX: usize = 32;
 
 /// The outcomes of one call.
@@ -33,7 +33,7 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Begins a call for a stream of items. Dropping the outcomes ends it: inference skips what it has not computed.
+    /// Starts a call for a stream of items. Dropping the outcomes ends it: items that were not computed are skipped.
     pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
         Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None }
     }
@@ -64,8 +64,8 @@ impl Outcomes {
     }
 }
 
-/// Hands items to inference in one call, so that they can be batched, and brings their outcomes until `on_outcome` breaks with what it
-/// wanted; none when there are no more before that. Dropping the future ends the call.
+/// Passes items to inference in one call, so that they can be batched, and their outcomes to `on_outcome` until it breaks with a value;
+/// none when all outcomes were passed before. Dropping the future ends the call.
 pub(crate) async fn exchange<T>(
     items: Vec<Item>,
     mut on_outcome: impl AsyncFnMut(u64, Result<Output, Failure>) -> ControlFlow<T>,
@@ -100,7 +100,7 @@ pub(crate) async fn exchange<T>(
     }
 }
 
-/// The failure of an item whose outcome did not come.
+/// The failure of an item without an outcome.
 pub(crate) fn no_outcome() -> Failure {
     Failure::Unavailable("inference ended without an answer".to_owned())
 }

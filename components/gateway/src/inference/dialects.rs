@@ -19,8 +19,7 @@ use crate::{
 };
 
 thread_local! {
-    /// The tasks of the models by name. Which models are served, and what they are, does not change while the host
-    /// runs, so this grows no further than they do.
+    /// The tasks of the models by name. The models do not change while the host runs, so this is bounded by their number.
     static TASKS: RefCell<BTreeMap<String, Task>> = const { RefCell::new(BTreeMap::new()) };
 }
 
@@ -40,7 +39,7 @@ async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
     known(name).ok_or_else(|| Problem::item(&Failure::UnknownModel { name: name.to_owned(), served: names }))
 }
 
-/// Answers in the dialect of the Hugging Face inference API. `path` is what comes after `/models/`.
+/// Answers in the dialect of the Hugging Face inference API. `path` is the path after `/models/`.
 pub(crate) async fn hub(path: &str, body: &[u8], settings: &Settings, began: Now) -> Result<BufferedResponse, Problem> {
     let Target { model, pipeline } = Target::read(path);
     let task = task_of(&model, began).await?;

@@ -29,8 +29,8 @@ pub(crate) fn text_item(id: u64, step: TextStep, text: String, settings: &Settin
             (&settings.summary_model, Overflow::Split, wire::Task::Summarize(options))
         }
         TextStep::Entities => {
-            // A word takes the label of its first piece. `simple` would let the pieces of a word disagree and cut a
-            // name in two; `average` would weigh the B- of the first piece against the I- of the others.
+            // A word has the label of its first piece. With `simple` the pieces of a word may disagree and cut a name in two; `average`
+            // would weigh the B- of the first piece against the I- of the others.
             let ignore_labels = vec!["O".to_owned()];
             let options = wire::TokenOptions { aggregation: wire::Aggregation::First, ignore_labels, stride: None };
             (&settings.entities_model, Overflow::Split, wire::Task::Tokens(options))
@@ -71,7 +71,7 @@ impl Plan {
         Self { task, model, parameters, when_full: WhenFull::Wait, deadline_ms }
     }
 
-    /// Bounds the time of its items by what is left of the request's time.
+    /// Limits the deadline of its items to the rest of the request's time.
     pub(crate) fn within(self, settings: &Settings, began: Now) -> Self {
         let passed_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
         let left_ms = settings.request_timeout_ms.saturating_sub(passed_ms).max(1);

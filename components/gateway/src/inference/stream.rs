@@ -1,10 +1,10 @@
 //! Streams of texts in and of results out: a [`Session`] driven by the body, inference, the client and the clock.
 //!
-//! `feed` brings texts and `receive` brings results, side by side in one task; a [`Duplex`] writes what there is and looks after the
-//! client. When that is done, all of it is dropped, and with it the streams to inference and the work that is left.
+//! `feed` passes texts and `receive` passes results, concurrently in one task; a [`Duplex`] writes the output and observes the client.
+//! When it returns, everything is dropped, and with it the streams to inference and the unfinished work.
 //!
-//! Nothing grows: who brings something waits while much is unsent ([`OUT_BYTES_MAX`]) or owed ([`OPEN_MAX`]), so a
-//! client that does not read is not read from either.
+//! Memory is bounded: reading input pauses while much output is unsent ([`OUT_BYTES_MAX`]) or many outcomes are missing ([`OPEN_MAX`]),
+//! so that a client that does not read is not read from either.
 
 use std::{cell::Cell, pin::pin};
 
@@ -172,7 +172,7 @@ impl Stream<'_> {
         }
     }
 
-    /// The items of the next lines: some, so that what is wrong with the others does not pile up.
+    /// The items of the next lines: a few, so that the errors of the others do not accumulate.
     fn take_lines(&self, lines: &mut Lines, rest: &mut &[u8]) -> Vec<Item> {
         let mut items = Vec::new();
         while items.len() < ITEMS_MAX && self.duplex.session.borrow().output_bytes() < OUT_BYTES_MAX {
@@ -212,7 +212,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Hands items to inference, when it takes them. False when it takes no more.
+    /// Passes items to inference, which may wait. False when the call has ended.
     async fn hand_over(&self, items: Vec<Item>, writer: &mut StreamWriter<Item>) -> bool {
         self.duplex.changed();
         items.is_empty() || writer.write_all(items).await.is_empty()
@@ -235,7 +235,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Resolves when there is room for more texts and what they bring.
+    /// Resolves when there is capacity for more texts and their results.
     async fn room(&self) {
         let has_room = || {
             let session = self.duplex.session.borrow();

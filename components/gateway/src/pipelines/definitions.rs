@@ -1,6 +1,6 @@
-//! The operator's pipelines: a read-only folder with a file `NAME.json` for each. Looked at again once a second; a file that changes
-//! is read again, and an execution goes on with the definition that it began with. What is wrong with a file is logged once, when
-//! it is read, and is in every answer about the pipeline.
+//! The operator's pipelines: a read-only folder with a file `NAME.json` for each. The folder is inspected once a second; a file that has
+//! changed is read again, and an execution keeps the definition that it started with. The fault of a file is logged once, when it is
+//! read, and is in every response about the pipeline.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +21,7 @@ use weir_core::pipelines::{Definition, NAME_BYTES_MAX};
 
 use crate::platform::clock;
 
-/// How long what was read is not looked at again.
+/// The folder is inspected again after this time.
 const RELOAD_NS: u64 = 1_000_000_000;
 /// Most pipelines; other files of the folder are passed over.
 const PIPELINES_MAX: usize = 1000;
@@ -31,7 +31,7 @@ pub(super) struct Definitions {
     dir: PathBuf,
     looked_ns: Cell<Option<u64>>,
     known: RefCell<BTreeMap<String, CachedDefinition>>,
-    /// The files whose names are not those of pipelines.
+    /// The files whose names are not pipeline names.
     ignored: RefCell<BTreeSet<String>>,
 }
 
@@ -61,7 +61,7 @@ impl Definitions {
         known.iter().map(|(name, known)| (name.clone(), known.definition.clone())).collect()
     }
 
-    /// Reads what has changed, if the last look is long enough ago.
+    /// Reads changed files, if the last inspection is long enough ago.
     pub(super) fn look(&self) {
         let now_ns = clock::now().monotonic_ns;
         if self.looked_ns.get().is_some_and(|looked_ns| now_ns.saturating_sub(looked_ns) < RELOAD_NS) {

@@ -1,4 +1,4 @@
-//! Drives an execution: saves what it wants saved, stores what it tells, runs what it starts.
+//! Drives an execution: saves its checkpoints, stores its events, starts and stops its runs.
 
 use std::{
     future::poll_fn,
@@ -30,7 +30,7 @@ use crate::platform::clock::{self, Deadline};
 const LATER_MS: u64 = 50;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Runs that go on, and how to give up on each.
+/// The runs in progress, and how to cancel each.
 #[derive(Default)]
 pub(super) struct Runs {
     running: FuturesUnordered<LocalBoxFuture<'static, Run>>,
@@ -134,7 +134,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecuti
 }
 
 impl Runs {
-    /// Gives up the runs that are to stop, and begins those that can. Whether any has begun.
+    /// Cancels the runs that are to stop, and starts those that can. Returns whether any was started.
     pub(super) fn stop_and_start(
         &mut self,
         pipelines: &'static Pipelines,
@@ -167,7 +167,7 @@ impl Runs {
         self.handles.len() > before
     }
 
-    /// Lets the runs go on. Whether any has ended.
+    /// Polls the runs. Returns whether any has ended.
     pub(super) fn poll_ended(&mut self, context: &mut Context<'_>) -> bool {
         let mut ended = false;
         while let Poll::Ready(Some(run)) = self.running.poll_next_unpin(context) {

@@ -43,7 +43,7 @@ impl Lines {
         self.waiting.pop_front()
     }
 
-    /// True when every line was taken.
+    /// True when all lines were polled.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -103,7 +103,7 @@ impl<S: EventSink> EphemeralExecution<S> {
         Ok(inside)
     }
 
-    /// What has taken the events so far. Not held across an await.
+    /// The sink that has the events so far. Not held across an await.
     pub(crate) fn sink(&self) -> RefMut<'_, S> {
         self.sink.borrow_mut()
     }
@@ -130,7 +130,7 @@ impl<S: EventSink> EphemeralExecution<S> {
         let mut runs = Runs::default();
         loop {
             let now = clock::now();
-            // Events that were handed over let the next steps begin.
+            // Events that were polled may allow the next steps to start.
             loop {
                 self.tell(now);
                 if !runs.stop_and_start(self.pipelines, &self.live, now) {

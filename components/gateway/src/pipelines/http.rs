@@ -49,7 +49,7 @@ pub(super) async fn call(
     output(&body, is_json)
 }
 
-/// The request. The service can tell by `Idempotency-Key` that it has had it: an attempt may be made again.
+/// The request. `Idempotency-Key` identifies an attempt to the service, since an attempt may be repeated.
 fn request(
     url: &str,
     method: Method,

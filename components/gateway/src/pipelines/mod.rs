@@ -64,7 +64,7 @@ pub(crate) struct Pipelines {
     opening: RefCell<BTreeSet<String>>,
     /// Executions that cannot be resumed, and why is in the log.
     damaged: RefCell<BTreeSet<String>>,
-    /// Resuming has begun.
+    /// True once resuming has started.
     woken: Cell<bool>,
 }
 
@@ -123,7 +123,7 @@ impl Pipelines {
         }
     }
 
-    /// Lets an execution go on, in the task that calls.
+    /// Drives an execution in the task of the caller.
     fn go(&'static self, live: RunningExecution) -> Rc<RunningExecution> {
         let live = Rc::new(live);
         let id = live.execution.borrow().id().clone();
@@ -142,13 +142,13 @@ impl Pipelines {
         self.live.borrow().len() + self.starting.borrow().total() >= self.config.executions_max
     }
 
-    /// It has ended, and is kept where others look.
+    /// Lists it as ended; its end is stored.
     fn ended(&self, live: &RunningExecution, listed: ExecutionSummary) {
         self.live.borrow_mut().remove(&listed.execution_id);
         self.list(live.owner.clone(), listed);
     }
 
-    /// Another instance has taken it over.
+    /// Drops an execution that another instance has taken over.
     fn abandon(&self, live: &Rc<RunningExecution>) {
         let id = live.execution.borrow().id().clone();
         let mut all = self.live.borrow_mut();
@@ -174,7 +174,7 @@ impl Pipelines {
         ended.push_back((owner, listed));
     }
 
-    /// Whether an execution is kept, in memory or in the store.
+    /// True when an execution exists, in memory or in the store.
     pub(crate) async fn exists(&self, id: &str) -> Result<bool, Failure> {
         Ok(self.find(id).is_some() || persistence::exists(id).await?)
     }

@@ -48,7 +48,7 @@ const PAGE_EVENTS_MAX: u32 = 1000;
 const RETRY_MS: (u64, u64) = (100, 10_000);
 const VERSION: &str = "1";
 
-/// Which of the two places of an execution.
+/// The kinds of keys of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutionKey {
     Going,
@@ -72,7 +72,7 @@ impl ExecutionKey {
     }
 }
 
-/// What is kept of an execution.
+/// The stored state of an execution.
 pub(super) struct StoredExecution {
     pub(super) owner: String,
     pub(super) parts: usize,
@@ -80,7 +80,7 @@ pub(super) struct StoredExecution {
     pub(super) checkpoint: Checkpoint,
 }
 
-/// Another instance owns the execution: nothing of it may be kept from here.
+/// Another instance owns the execution: nothing more may be stored from here.
 #[derive(Debug)]
 pub(super) struct OwnershipLost;
 
@@ -208,7 +208,7 @@ pub(super) async fn tail(live: &RunningExecution) -> Result<u64, Failure> {
     Ok(stored)
 }
 
-/// The place and the number of the last event of a channel after one that is known.
+/// The cursor and the number of the last event of a channel after a known one.
 pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Result<(Cursor, u64), Failure> {
     let (mut last, mut stored) = (last, stored);
     loop {
@@ -219,8 +219,8 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
     }
 }
 
-/// An execution has ended: it is kept for those who ask, and no longer among those that go on. While the store does not take
-/// it, it stays where it is, and is ended again after a restart.
+/// Stores the end of an execution and removes its unfinished state. While the store refuses, the unfinished state remains, and the
+/// execution ends again after a restart.
 pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Result<(), OwnershipLost> {
     let Some(mut checkpoint) = live.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
@@ -237,8 +237,8 @@ pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Resul
                 live.lose();
                 return Err(OwnershipLost);
             }
-            // Both do not fit at once: the running one makes room for the ended one. A crash in between leaves its
-            // channel alone to tell how it ended.
+            // Both do not fit at once: the unfinished state is deleted first. After a crash in between, only the channel says how the
+            // execution ended.
             Failure::ShareExceeded(_) | Failure::Full(_) if !forgotten => {
                 forget(&id, live).await;
                 forgotten = true;
@@ -265,7 +265,7 @@ async fn put_end(id: &str, live: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64)
     listing::put(live, Some(ttl_ms)).await
 }
 
-/// Takes an execution from those that go on. What stays behind in a store that does not answer is taken by the next restart.
+/// Deletes the unfinished state of an execution. If the store is unavailable, the next restart deletes it.
 async fn forget(id: &str, live: &RunningExecution) {
     let parts = live.parts.get();
     if let Err(failure) = state::delete(ExecutionKey::Going.key(id), live.fence()).await {
@@ -283,7 +283,7 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
     format!("checkpoint:{id}.{slot}.{part}")
 }
 
-/// Puts a checkpoint in its place; how many parts it has besides.
+/// Stores a checkpoint under its key; returns the number of its further parts.
 async fn put(
     place: ExecutionKey,
     id: &str,
@@ -336,7 +336,7 @@ pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
     Ok(false)
 }
 
-/// What is kept of an execution in a place.
+/// The stored state of an execution under a key.
 pub(super) async fn get(place: ExecutionKey, id: &str) -> Result<Option<StoredExecution>, Failure> {
     let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };
     let damaged = |what: &str| Failure::Other(format!("what is kept of {id} is damaged: {what}"));

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// While there is nothing to write, the client is looked after this often.
+/// How often the client is probed while there is no output.
 const PROBE_MS: u64 = 500;
 
 impl RequestContext<'_> {
@@ -97,9 +97,9 @@ pub(crate) async fn batch(
 
 /// Runs the pipeline of a request and writes its events until the last, or until the client is gone.
 ///
-/// The first event leaves before inference is asked for anything. Then two halves run side by side: one brings
-/// answers, the other writes events, so that a client that reads slowly slows only itself. When this returns,
-/// the streams to inference are dropped and with them the work that is left.
+/// The first event is written before inference is called. Then two futures run concurrently: one receives outcomes, the other writes
+/// events, so that a client that reads slowly delays only itself. When this returns, the streams to inference are dropped, and with them
+/// the unfinished work.
 pub(crate) async fn stream(
     execution: EphemeralExecution<Lines>,
     framing: Framing,

@@ -1,4 +1,4 @@
-//! Resumes executions that have no owner: what a crash has interrupted, here or in another instance.
+//! Resumes executions without an owner, after a crash of this instance or another.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -41,12 +41,12 @@ pub(super) enum OpenResult {
     Elsewhere(u64),
     /// It is being opened here.
     Opening,
-    /// It is not among those that go on.
+    /// It has no unfinished execution of this id.
     Gone,
 }
 
-/// Resumes every execution that has no owner, lists those that have ended, and then looks again and again for executions whose owner
-/// has died. New ones may begin meanwhile.
+/// Resumes every execution without an owner, lists those that have ended, and then scans periodically for executions whose owner has
+/// died. New ones may start during this.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
     each_key(pipelines, ExecutionKey::Going).await;
     each_key(pipelines, ExecutionKey::Ended).await;
@@ -84,7 +84,7 @@ async fn each_key(pipelines: &'static Pipelines, place: ExecutionKey) {
     }
 }
 
-/// Resumes one where it has no owner and there is room; what is damaged is reported once in the log and left where it is.
+/// Resumes an execution where it has no owner and there is capacity; damage is logged once, and the stored state is left unchanged.
 async fn go_on(pipelines: &'static Pipelines, id: &str) {
     if pipelines.is_full() || pipelines.damaged.borrow().contains(id) {
         return;
@@ -131,7 +131,7 @@ pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Open
     }
 }
 
-/// The last checkpoint of an execution, the place of the last event in its channel, and how many events that has.
+/// The last checkpoint of an execution, the cursor of the last event in its channel, and the number of its events.
 async fn read(id: &str) -> Result<Option<(StoredExecution, Cursor, u64)>, Failure> {
     let Some(kept) = persistence::get(ExecutionKey::Going, id).await? else { return Ok(None) };
     let (last, stored) = persistence::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
@@ -150,8 +150,8 @@ fn live(
         Execution::resume(definition, checkpoint, events_stored, pipelines.limits(), request_id::seed(), clock::now())
     };
     let resumed = match resume(stored) {
-        // A store that keeps less than it says has lost events, or they are too old to be kept. Subscribers get the
-        // gap by the channel.
+        // A store with fewer events than it acknowledged has lost them, or they exceeded their retention. Subscribers see a gap in the
+        // channel.
         Err(ResumeError::EventsLost { events_known, .. }) => resume(events_known),
         other => other,
     };
@@ -181,7 +181,7 @@ async fn list(pipelines: &'static Pipelines, id: &str) {
     }
 }
 
-/// How far a kept execution is.
+/// The status of a stored execution.
 pub(super) fn status(pipelines: &Pipelines, kept: StoredExecution) -> Option<weir_core::pipelines::Status> {
     let (stored, now) = (kept.checkpoint.events_end, clock::now());
     let definition = Arc::new(kept.definition);

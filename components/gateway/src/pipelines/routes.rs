@@ -56,11 +56,11 @@ const BUSY_RETRY_MS: u32 = 1000;
 enum StartDecision {
     /// An execution.
     New(New),
-    /// Nothing: it has begun.
+    /// Nothing: it was started.
     Begun(String),
 }
 
-/// An execution that is to begin, and what keeps other requests with the same `Idempotency-Key` from beginning it.
+/// An execution to start, with the lease that keeps other requests with the same `Idempotency-Key` from starting it.
 struct New {
     id: String,
     lease: Option<RequestLease>,
@@ -166,7 +166,7 @@ impl RequestContext<'_> {
         let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
         if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
-            // Where another instance has taken it over, its end comes there.
+            // After a takeover by another instance, the end is known there.
             if end.bound(live.clone().ended()).await.is_some() && !live.is_lost() {
                 let status = live.execution.borrow().status(clock::now().monotonic_ns);
                 let bytes = status.output.as_ref().map_or(0, Json::bytes);
@@ -311,7 +311,7 @@ impl RequestContext<'_> {
         if !live.cancel() {
             return over();
         }
-        // It is kept a moment later.
+        // It is stored shortly after.
         Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
         if live.is_lost() {
             return Err(store::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
@@ -322,7 +322,7 @@ impl RequestContext<'_> {
 }
 
 impl Pipelines {
-    /// Takes a place among the executions that go on.
+    /// Takes a permit for an unfinished execution.
     fn reserve(&'static self, user: &str) -> Result<Starting, Problem> {
         let live = self.live.borrow();
         let full = |status, code, detail: &str| {
@@ -345,7 +345,7 @@ impl Pipelines {
 /// What is written down of an `Idempotency-Key`.
 enum KeyRecord {
     Nothing,
-    /// The execution with this id is to begin, and did not so far.
+    /// The execution with this id was chosen and not started yet.
     Chosen(String),
     Begun(String),
 }
@@ -364,7 +364,7 @@ async fn known(pipelines: &'static Pipelines, place: &str, print: &str) -> Resul
     Ok(if exists(pipelines, &id).await? { KeyRecord::Begun(id) } else { KeyRecord::Chosen(id) })
 }
 
-/// Writes down which execution is to begin, where no other request has begun it before the lease was acquired.
+/// Records which execution is to start, where no other request has started it before the lease was acquired.
 async fn begin_under(
     pipelines: &'static Pipelines,
     place: &str,
@@ -419,7 +419,7 @@ async fn new_live(
     Ok(pipelines.go(live))
 }
 
-/// A place among those that begin, given back when it is dropped.
+/// A permit for an execution that is starting, returned when it is dropped.
 struct Starting {
     pipelines: &'static Pipelines,
     user: String,
@@ -436,7 +436,7 @@ fn is_over(status: &Status) -> bool {
     status.output.is_some() || status.failure.is_some()
 }
 
-/// The channel of an execution; with the name of a pipeline, what scopes say of starting it.
+/// The channel of an execution; with the name of a pipeline, the scope that starting it requires.
 fn channel(id: &str) -> Result<Channel, Problem> {
     Channel::new(ChannelKind::Pipeline, id).map_err(|_| Problem::internal("a name that no channel has"))
 }

@@ -22,12 +22,12 @@ use crate::platform::{
 /// How long after a lease could not be renewed it is tried again, in milliseconds.
 const RENEW_MS: u64 = 100;
 
-/// An execution, shared by its driver, its steps and who asks for it.
+/// An execution, shared by its driver, its steps and the requests about it.
 pub(super) struct RunningExecution {
     pub(super) execution: RefCell<Execution>,
-    /// The user who began it.
+    /// The user that started it.
     pub(super) owner: String,
-    /// None where nothing of it is kept.
+    /// None for an ephemeral execution.
     lease: Option<StoreLease>,
     /// The checkpoint that was saved last.
     pub(super) checkpoint: RefCell<Option<Checkpoint>>,
@@ -35,7 +35,7 @@ pub(super) struct RunningExecution {
     pub(super) parts: Cell<usize>,
     /// The state in the store's list of executions, as far as this instance has written it.
     pub(super) listed: Cell<Option<State>>,
-    /// The place of the last event in the channel, and its number.
+    /// The cursor and the number of the last event in the channel.
     pub(super) last: Cell<Cursor>,
     pub(super) stored: Cell<u64>,
     /// Tells the driver to look: from its steps, which are of its task; and from other tasks.
@@ -48,7 +48,7 @@ pub(super) struct RunningExecution {
 }
 
 impl RunningExecution {
-    /// Nothing of it is kept yet.
+    /// Nothing of it is stored yet.
     pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
         Self {
             execution: RefCell::new(execution),
@@ -72,18 +72,18 @@ impl RunningExecution {
         self.lease.as_ref().map(StoreLease::fence)
     }
 
-    /// The user whose share of the store it takes; none where users are not identified.
+    /// The user whose share of the store it counts towards; none where users are not identified.
     pub(super) fn share(&self) -> Option<String> {
         let required = Settings::current().is_ok_and(|settings| settings.auth.required);
         required.then(|| self.owner.clone())
     }
 
-    /// Steps may begin: no other instance can have taken it over.
+    /// True when steps may start: no other instance can have taken it over.
     pub(super) fn is_owned(&self, now: Now) -> bool {
         self.lease.as_ref().is_none_or(|lease| lease.is_fresh(now))
     }
 
-    /// Another instance has taken it over: nothing that is done here has an effect any more.
+    /// True when another instance has taken it over: writes from here are refused.
     pub(super) fn is_lost(&self) -> bool {
         self.lease.as_ref().is_some_and(StoreLease::is_lost)
     }
@@ -162,13 +162,13 @@ impl RunningExecution {
         self.asked.until(|| self.cancelled.get()).await;
     }
 
-    /// All of it is kept where others look.
+    /// Marks it as completely stored.
     pub(super) fn finish(&self) {
         self.over.set(true);
         self.moved.ring();
     }
 
-    /// Resolves when it has ended and that is kept.
+    /// Resolves when it has ended and its end is stored.
     pub(super) async fn ended(self: Rc<Self>) {
         self.moved.until(|| self.over.get()).await;
     }

@@ -35,7 +35,7 @@ use crate::{
 /// Most texts that are annotated in one turn.
 const ANNOTATED_MAX: usize = 64;
 
-/// Runs a step, or a compensation, once and tells how it went.
+/// Runs a step, or a compensation, once and reports its result.
 pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution>, work: RunRequest) {
     let (definition, id) = {
         let execution = live.execution.borrow();

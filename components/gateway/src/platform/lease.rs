@@ -1,5 +1,5 @@
-//! Ownership of what several instances could work on: executions and stored sessions. `weir:stream/state` grants a lease, and
-//! refuses writes that carry an earlier token, so an instance that was paused past its lease changes nothing.
+//! Ownership of executions and stored sessions among instances. `weir:stream/state` grants a lease and refuses writes with an earlier
+//! token, so an instance that was paused past its lease changes nothing.
 //!
 //! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth; others look for expired ones every quarter. What a
 //! dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
@@ -44,7 +44,7 @@ fn renew_ms() -> u64 {
     (lease_ms() / 8).max(1)
 }
 
-/// How often an instance looks for what has no owner, in milliseconds.
+/// How often an instance scans for state without an owner, in milliseconds.
 pub(crate) fn scan_ms() -> u64 {
     (lease_ms() / 4).max(1)
 }
@@ -53,8 +53,8 @@ fn lease_ms() -> u64 {
     Settings::current().map_or(DEFAULT_MS, |settings| settings.lease_ms)
 }
 
-/// The name under which this instance owns things: what the host says, so that the next instance of the same host need not wait for
-/// the end of leases that this one leaves behind.
+/// The owner name of this instance: that of the host, so that the next instance of the same host need not wait for the end of the leases
+/// of this one.
 fn owner() -> String {
     thread_local! {
         static RANDOM: String = format!("{:032x}", u128::from_be_bytes(request_id::random()));
@@ -79,8 +79,8 @@ pub(crate) async fn acquire(key: String) -> Result<Result<StoreLease, u64>, Fail
     }
 }
 
-/// A lease that one request has, also against other requests of the same instance. It is for work that is done at once: it is not
-/// renewed, and whoever has it releases it.
+/// A lease of one request, exclusive among requests of the same instance as well. It is for short work: it is not renewed, and its holder
+/// releases it.
 #[derive(Debug)]
 pub(crate) struct RequestLease {
     fence: Fence,
@@ -108,7 +108,7 @@ impl RequestLease {
 }
 
 impl StoreLease {
-    /// What writes of what is owned carry.
+    /// The fence for writes of the owned state.
     pub(crate) fn fence(&self) -> Fence {
         self.fence.clone()
     }

@@ -38,8 +38,8 @@ impl Signal {
     }
 }
 
-/// Lets halves of one task go on when something has become true. Any number of them may wait: they are polled together,
-/// so one waker is all of theirs.
+/// Wakes waiting futures of one task when a condition may have become true. Any number of them may wait: they are polled together, so
+/// they share one waker.
 #[derive(Default)]
 pub(crate) struct LocalNotify {
     waker: Cell<Option<Waker>>,
@@ -66,10 +66,10 @@ impl LocalNotify {
     }
 }
 
-/// Lets any number of others go on when something has become true, in whatever tasks they are.
+/// Wakes waiting futures of any task when a condition may have become true.
 ///
-/// A task of a component does not wake another (wit-bindgen's `inter-task-wakeup` would, and traps under wasmtime 48), but what
-/// the host tells a task does: who waits reads from a stream, and ringing drops the other end of it.
+/// A task of a component cannot wake another (wit-bindgen's `inter-task-wakeup` could, and traps under wasmtime 48), but the host can: a
+/// waiting task reads from a stream, and `notify` drops the writer.
 #[derive(Default)]
 pub(crate) struct TaskNotify {
     waiting: RefCell<BTreeMap<u64, StreamWriter<u8>>>,

@@ -25,9 +25,9 @@ pub(crate) struct Settings {
     pub(crate) retry_ms: u32,
     /// `WEIR_GRIP`: the holder of connections, `off` by default.
     pub(crate) grip: Grip,
-    /// `WEIR_KEEPER`: `1` in the stateful gateway instance, which resumes what a crash has interrupted.
+    /// `WEIR_KEEPER`: `1` in the stateful gateway instance, which resumes executions and sessions after a crash.
     pub(crate) keeper: bool,
-    /// `WEIR_EVENTS_LEASE_MS`: within how long what a dead instance owned is taken over, 10000 by default.
+    /// `WEIR_EVENTS_LEASE_MS`: the time after which the state of a dead instance is taken over, 10000 by default.
     pub(crate) lease_ms: u64,
     /// `WEIR_INSTANCE`: the name under which this instance acquires leases, a random one by default.
     pub(crate) instance: Option<String>,
@@ -51,7 +51,7 @@ pub(crate) struct Sessions {
     /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest that a session may rest before it expires, a week by default; 0 where it need not
     /// expire.
     pub(crate) expire_ms_max: u64,
-    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: what sessions at rest may hold in memory, 268435456 by default.
+    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: the memory of sessions at rest, 268435456 by default.
     pub(crate) memory_bytes_max: u64,
     /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 by default.
     pub(crate) checkpoint_ms: u64,
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(settings.entities_model, "entities");
         assert_eq!((settings.heartbeat_ms, settings.retry_ms), (15_000, 3000));
         assert_eq!(settings.grip, Grip::Off);
-        // Clients are not taken to be on this machine unless the host says so.
+        // Clients are remote unless the host says otherwise.
         assert!(!settings.auth.required && !settings.auth.loopback && !settings.auth.cors_credentials);
     }
 

@@ -42,7 +42,7 @@ pub(crate) async fn take(user: &str) -> Turn {
         }
         ticket
     });
-    // From here on the ticket is given up when the task is.
+    // From here on, dropping the task abandons the ticket.
     let mut turn = Turn { ticket, began_ns: 0 };
     if let Some(mut reader) = waiting {
         // Nothing is ever written.
@@ -55,8 +55,8 @@ pub(crate) async fn take(user: &str) -> Turn {
 /// Bytes from which on a value is copied to the host in a turn.
 const LARGE_BYTES: usize = 16 << 10;
 
-/// Hands bytes to the host, and waits for its answer: what is done before it first waits, such as copying a large value, is done in a turn
-/// of the user.
+/// Passes bytes to the host and waits for the result. The part before the first wait, such as copying a large value, is done in a turn of
+/// the user.
 pub(crate) async fn hand_over<T>(user: &str, bytes: usize, work: impl Future<Output = T>) -> T {
     if bytes < LARGE_BYTES {
         return work.await;

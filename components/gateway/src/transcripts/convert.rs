@@ -12,7 +12,7 @@ use weir_core::transcripts::{self as core, Event, Intent, SummaryKind, Workflow,
 
 use crate::platform::bindings::weir::stream::session::{self, Input, InputBody, Output, OutputBody};
 
-/// A line as an input. The session answers what is refused here too, in its place.
+/// Converts a line to an input. A refused line is an input too, so that the session acknowledges it in order.
 pub(crate) fn input(line: &Line<'_>) -> Input {
     let (seq, body) = match read_line(line) {
         Ok(input) => {

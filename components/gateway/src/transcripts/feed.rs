@@ -1,8 +1,8 @@
 //! A request that feeds a session: lines in, events out, each in the channel before the client has it.
 //!
-//! `bring` brings lines, `receive` brings what the session says of them, `put` the session into the store; a [`Duplex`] writes what there
-//! is. Unlike the work of other requests this is not dropped when the client is gone or another takes over: it brings no more,
-//! and ends when what the session was given is in the channel and in its checkpoint.
+//! `bring` feeds lines, `receive` reads the outputs of the session, `put` stores it; a [`Duplex`] writes to the client. Unlike the work
+//! of other requests this is not dropped when the client disconnects or another feeder takes over: it feeds no more, and ends when all
+//! outputs are in the channel and in the checkpoint.
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,16 +49,16 @@ const INPUTS_MAX: usize = 128;
 const EVENTS_BYTES: usize = 128 << 10;
 /// Bytes of lines after which a turn ends.
 const TURN_BYTES: usize = 32 << 10;
-/// Most outputs that are taken at once.
+/// The most outputs in one read.
 const OUTPUTS_MAX: usize = 256;
-/// How long after the store has not taken a session it is asked again.
+/// The time between two attempts to store a session, in milliseconds.
 const RETRY_MS: u64 = 500;
-/// How long a turn may be held while the session takes what was brought, in milliseconds.
+/// How long a turn may be held while the session reads its inputs, in milliseconds.
 const TURN_MS: u64 = 5;
 /// How often it is asked at the end.
 const PUTS_MAX: u32 = 3;
 
-/// What a request brings.
+/// The inputs of a request.
 pub(crate) enum FeedSource {
     /// Lines.
     Lines(BodyReader),
@@ -66,11 +66,11 @@ pub(crate) enum FeedSource {
     End,
 }
 
-/// Why no more is brought.
+/// Why feeding has stopped.
 enum Stop {
     /// All that was to come has, or this ended it.
     Over(Option<Refusal>),
-    /// Another has taken the session.
+    /// Another feeder has requested the session.
     Wanted,
     /// The client is gone, or the session cannot be stored.
     Cut,
@@ -80,16 +80,16 @@ struct Feed<'a> {
     lease: &'a SessionLease,
     storing: SessionLog<'a>,
     duplex: Duplex<'a, EventOutbox>,
-    /// The client is gone, or the session cannot be stored: nothing more is brought.
+    /// The client is gone, or the session cannot be stored: feeding stops.
     cut: Cell<bool>,
     cut_gate: LocalNotify,
-    /// What was brought is all, and all of it was received.
+    /// All inputs were fed, and all outputs received.
     received: Cell<bool>,
     /// There may be something to put, or room again.
     put: LocalNotify,
     /// Why the store did not take the session.
     put_error: RefCell<Option<Problem>>,
-    /// The half that brings lines has the turn.
+    /// True while `bring` has the turn.
     has_turn: Cell<bool>,
     /// Bytes of the longest event of late.
     line_bytes: Cell<usize>,
@@ -179,14 +179,14 @@ impl Feed<'_> {
         self.put.notify();
     }
 
-    /// Nothing more is brought.
+    /// Stops feeding.
     fn cut(&self) {
         self.cut.set(true);
         self.cut_gate.notify();
         self.duplex.room.notify();
     }
 
-    /// Brings what the request has, and asks for a checkpoint at the end. Why no more comes, unless all that was to come has.
+    /// Feeds the inputs of the request, and requests a checkpoint at the end. Returns why feeding stopped; none when all inputs were fed.
     async fn bring(&self, source: FeedSource, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
         let stop = {
             let cut = pin!(self.cut_gate.until(|| self.cut.get()));
@@ -270,7 +270,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Brings what the session says, until it says no more or it cannot be stored.
+    /// Reads the outputs of the session until it ends or cannot be stored.
     async fn receive(&self, mut outputs: StreamReader<Output>) {
         let user = self.user();
         let mut room = Vec::with_capacity(OUTPUTS_MAX);
@@ -306,7 +306,7 @@ impl Feed<'_> {
         unsent < OUT_BYTES_MAX || self.cut.get() || self.lease.is_wanted()
     }
 
-    /// Stores what the session says, then hands it to the client.
+    /// Stores the outputs of a batch, then passes them to the client.
     async fn store(&self, mut batch: Batch) -> Result<(), Problem> {
         if self.storing.must_put() {
             self.put.notify();
@@ -320,7 +320,7 @@ impl Feed<'_> {
         if let Some(checkpoint) = batch.checkpoint.as_ref().filter(|_| self.ends) {
             self.checkpoint.borrow_mut().clone_from(checkpoint);
         }
-        // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
+        // Other futures of this task run during a call of a model, so nothing is borrowed across it.
         let outbox = self.outbox();
         let places = self.storing.tell(&outbox, &mut batch).await?;
         let mut session = self.duplex.session.borrow_mut();
@@ -338,7 +338,7 @@ impl Feed<'_> {
         self.lease.entry.head().owner.map(String::from).unwrap_or_default()
     }
 
-    /// What knows what models are asked.
+    /// An outbox that selects the calls of models.
     fn outbox(&self) -> EventOutbox {
         EventOutbox::stored(self.lease.entry.head().annotate, Framing::Ndjson)
     }
@@ -382,7 +382,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Puts it at the end. What is not taken is put later, by who looks after sessions at rest.
+    /// Stores the session at the end. After a failure the sweep task stores it later.
     async fn put_at_last(&self) {
         for _ in 0..PUTS_MAX {
             match self.storing.put().await {

@@ -34,8 +34,7 @@ pub(crate) struct SessionLog<'a> {
     after: Cell<Cursor>,
     /// What was appended.
     appended: Cell<Amount>,
-    /// What was when the last checkpoint was kept, and when the one was that the store has: what the channel keeps must reach
-    /// back to there.
+    /// The amounts of events at the last checkpoint and at the stored one: the channel must retain the events since then.
     kept: Cell<Amount>,
     put: Cell<Amount>,
 }
@@ -50,7 +49,7 @@ impl<'a> SessionLog<'a> {
         Self { registry, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }
     }
 
-    /// Has models asked about a batch, stores it, and keeps its checkpoint. The places of its records.
+    /// Enriches a batch, stores it, and sets its checkpoint. Returns the cursors of its records.
     pub(crate) async fn tell(&self, outbox: &EventOutbox, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
         let questions = outbox.queries(batch);
         if !questions.is_empty() {
@@ -72,7 +71,7 @@ impl<'a> SessionLog<'a> {
         Ok(places)
     }
 
-    /// The session has ended: its channel is finished, and it takes no more. It must have said all.
+    /// Ends the session: its channel is finished. All outputs must have been stored.
     pub(crate) async fn end(&self, batch: &Batch, checkpoint: Vec<u8>) -> Result<Vec<(u64, u64)>, Problem> {
         let mut events = self.events(batch.records());
         if let Some(last) = events.last_mut() {
@@ -92,7 +91,7 @@ impl<'a> SessionLog<'a> {
         far && self.kept.get() != put
     }
 
-    /// Puts the session into the store as it was last kept. One at a time.
+    /// Stores the session with its last checkpoint. Not concurrently.
     pub(crate) async fn put(&self) -> Result<(), Problem> {
         let kept = self.kept.get();
         self.registry.put(self.entry).await?;
@@ -127,12 +126,12 @@ impl<'a> SessionLog<'a> {
         records.into_iter().map(event).collect()
     }
 
-    /// Appends events; their places.
+    /// Appends events; returns their cursors.
     async fn place(&self, events: Vec<Event>) -> Result<Vec<(u64, u64)>, Problem> {
         let (count, bytes) = (events.len() as u64, events.iter().map(|event| event.data.len() as u64).sum::<u64>());
         // Until the checkpoint says so, and for ever if it fails, the channel may have more than the checkpoint.
         self.entry.unclean();
-        // Without a lease another instance has taken the session over.
+        // Without a lease, another instance has taken the session over.
         let Some(fence) = self.entry.fence() else { return Err(store::problem(Failure::Fenced)) };
         let owner = self.entry.owner();
         let (user, size) = (owner.clone().unwrap_or_default(), usize::try_from(bytes).unwrap_or(usize::MAX));

@@ -1,4 +1,4 @@
-//! `/v1/transcript` and `/v1/annotate`: lines in, what `weir:stream/session` says of them out.
+//! `/v1/transcript` and `/v1/annotate`: lines in, the outputs of `weir:stream/session` out.
 
 use std::pin::pin;
 
@@ -41,7 +41,7 @@ use crate::{
 
 /// Most inputs that are handed over at once.
 const INPUTS_MAX: usize = 128;
-/// Most outputs that are taken at once.
+/// The most outputs in one read.
 const OUTPUTS_MAX: usize = 256;
 /// Most lines that are annotated at once.
 const TEXTS_MAX: usize = 128;
@@ -82,7 +82,7 @@ impl OutputSource for AnnotateStream {
     }
 }
 
-/// A session that has begun, from its two ends.
+/// The two streams of a running session.
 pub(crate) struct SessionStreams {
     inputs: StreamWriter<Input>,
     outputs: StreamReader<Output>,
@@ -170,7 +170,7 @@ async fn feed(
     if let Some(refusal) = broken {
         duplex.session.borrow_mut().handle_input_failure(refusal);
     }
-    // Whatever ended it, what was in flight is final.
+    // After any end of the input, the open segment becomes final.
     inputs.write_one(Input { line: 0, seq: None, body: InputBody::End }).await;
 }
 
@@ -221,14 +221,14 @@ async fn feed_cues(
     }
 }
 
-/// Brings what the session says until it says no more.
+/// Reads the outputs of the session until it ends.
 async fn receive(
     duplex: &Duplex<'_, EventOutbox>,
     ask: &SessionRequest,
     mut outputs: StreamReader<Output>,
     settings: &Settings,
 ) {
-    // Models are asked while others of this task go on, so nothing is borrowed meanwhile.
+    // Other futures of this task run during a call of a model, so nothing is borrowed across it.
     let asking = EventOutbox::one_shot(Annotate::from(ask), Framing::Ndjson);
     let mut room = Vec::with_capacity(OUTPUTS_MAX);
     loop {

@@ -24,7 +24,7 @@ pub(super) async fn put(
     state::put(channel.to_string(), bytes, ttl_ms, Some(fence), owner).await
 }
 
-/// What is kept of a session.
+/// The stored state of a session.
 pub(super) async fn get(channel: &Channel) -> Result<Option<Vec<u8>>, Problem> {
     state::get(channel.to_string()).await.map_err(store::problem)
 }
@@ -34,7 +34,7 @@ pub(super) async fn delete(channel: &Channel, fence: Fence) -> Result<(), Failur
     state::delete(channel.to_string(), Some(fence)).await
 }
 
-/// The sessions that are kept, after one: some of them, in order.
+/// A page of stored sessions after one, in order.
 pub(super) async fn after(channel: Option<&Channel>) -> Result<Vec<Channel>, Problem> {
     let after = channel.map(Channel::to_string).unwrap_or_default();
     let keys = state::keys("session".to_owned(), after, KEYS).await.map_err(store::problem)?;

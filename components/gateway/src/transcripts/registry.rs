@@ -1,10 +1,10 @@
-//! The sessions that this instance keeps: each at rest is its last checkpoint, and one that is fed is held by who feeds it.
+//! The sessions of this instance: a session at rest is its last checkpoint; one that is fed is held by its feeder.
 //!
 //! One request at a time has a [`SessionLease`]: a newcomer asks the holder to stop, and gets the lease when it was released.
 //! So the newest feeder wins, and nothing of two is ever in the channel side by side.
 //!
-//! Where instances share a store, who holds a session also owns it there ([`StoreLease`]) before it changes anything, and reads it again
-//! if another instance has owned it since. A session at rest has no owner.
+//! Where instances share a store, the holder of a session also owns it there ([`StoreLease`]) before it changes anything, and reads it
+//! again if another instance has owned it in between. A session at rest has no owner.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -48,7 +48,7 @@ pub(crate) struct SessionRegistry {
     beginning: RefCell<Shares>,
     /// Of checkpoints and entries in memory.
     bytes: Cell<usize>,
-    /// A task looks after sessions at rest.
+    /// True when the sweep task runs.
     pub(crate) swept: Cell<bool>,
 }
 
@@ -68,7 +68,7 @@ struct State {
     clean: bool,
     /// When the session is to be looked at, in milliseconds since 1970; 0 for never.
     due_ms: u64,
-    /// The last who asked for it.
+    /// The last request in the queue for it.
     last: Option<Tail>,
     leases: u64,
     /// What this instance owned the session by last: where no other instance has owned it since, it can be renewed.
@@ -76,14 +76,14 @@ struct State {
     deleted: bool,
 }
 
-/// Who asked last: dropping `stop` tells them to let go, and `released` ends when they have.
+/// The last request of a queue: dropping `stop` makes it release the session, and `released` ends when it has.
 struct Tail {
     number: u64,
     _stop: StreamWriter<u8>,
     released: StreamReader<u8>,
 }
 
-/// A place for a session that begins, given back when it is dropped: a session that has begun counts by itself.
+/// A permit for a session that is starting, returned when it is dropped: a started session counts itself.
 pub(crate) struct SessionReservation {
     registry: &'static SessionRegistry,
     owner: Option<String>,
@@ -125,7 +125,7 @@ impl SessionRegistry {
         self.entries.borrow().len()
     }
 
-    /// Takes a place for a session that begins, for its owner where users are identified.
+    /// Takes a permit for a session that is starting, of its owner where users are identified.
     pub(crate) fn reserve(&'static self, owner: Option<&str>) -> Result<SessionReservation, Problem> {
         let settings = &self.settings.sessions;
         let (users, mut beginning) = (self.users.borrow(), self.beginning.borrow_mut());
@@ -247,7 +247,7 @@ impl SessionRegistry {
         }
         let bytes = persistence::get(&entry.channel).await?;
         if version() != before {
-            // It was held here meanwhile, so what is in memory is newer.
+            // It was held here in between, so memory is newer.
             return Ok(true);
         }
         match bytes {
@@ -257,7 +257,7 @@ impl SessionRegistry {
         Ok(!entry.is_deleted())
     }
 
-    /// Makes a session what the store has.
+    /// Replaces a session by its stored state.
     fn replace(&self, entry: &Entry, bytes: &[u8]) -> Result<(), Problem> {
         let (head, checkpoint) = stored::decode(bytes).map_err(|error| Problem::internal(&error.to_string()))?;
         let mut state = entry.state.borrow_mut();
@@ -297,12 +297,12 @@ impl SessionRegistry {
         (state.dirty, state.clean) = (true, true);
     }
 
-    /// Puts a session into the store as it is now. False when the store did not take it.
+    /// Stores the session in its present state. False when the store refused it.
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
         let (bytes, ttl_ms, fence, owner) = {
             let mut state = entry.state.borrow_mut();
             let Some(fence) = state.owned.as_ref().map(|owned| owned.fence()) else {
-                // Another instance owns it, and has what was appended to the channel.
+                // Another instance owns it, and has the events that were appended to the channel.
                 state.dirty = false;
                 return Ok(());
             };
@@ -329,7 +329,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Takes a session back to what the store has, where the store has no room for more: its channel carries it on from there.
+    /// Reverts a session to its stored state, where the store has no capacity: the later events of its channel restore the rest.
     pub(crate) async fn revert(&self, entry: &Entry) -> Result<(), Problem> {
         match persistence::get(&entry.channel).await? {
             Some(bytes) => {
@@ -369,7 +369,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Lets checkpoints go that the store has, until what is in memory is within its bound.
+    /// Evicts stored checkpoints from memory until they are within their bound.
     pub(crate) fn evict(&self) {
         let bytes_max = self.settings.sessions.memory_bytes_max as usize;
         if self.bytes.get() <= bytes_max {
@@ -396,7 +396,7 @@ pub(crate) fn is_no_room(problem: &Problem) -> bool {
 }
 
 impl Entry {
-    /// What is kept of it besides its checkpoint.
+    /// The head of its stored record.
     pub(crate) fn head(&self) -> Head {
         self.state.borrow().head.clone()
     }
@@ -421,7 +421,7 @@ impl Entry {
         self.state.borrow().owned.as_ref().map(|owned| owned.fence())
     }
 
-    /// Another instance has owned it since: what is in memory is not what the session is.
+    /// Marks it as owned by another instance since: memory is out of date.
     pub(crate) fn disown(&self) {
         let mut state = self.state.borrow_mut();
         if let Some(owned) = state.owned.take() {
@@ -479,7 +479,7 @@ impl Entry {
 
     /// Holds it once the request before has released it, which is asked to.
     ///
-    /// Must be awaited to its end: those who come later wait for it.
+    /// Must be awaited to its end: later requests wait for it.
     pub(crate) async fn lease(self: &Rc<Self>) -> SessionLease {
         let (stop, told) = wit_stream::new::<u8>();
         let (releases, released) = wit_stream::new::<u8>();

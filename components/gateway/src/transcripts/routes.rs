@@ -119,7 +119,7 @@ impl RequestContext<'_> {
     }
 }
 
-/// The host has started this instance: sessions that are in the store are looked after again.
+/// The host has started this instance: the sweep of stored sessions starts.
 pub(crate) fn wake() {
     if std::env::var_os("WEIR_KEEPER").is_none() {
         return;
@@ -198,7 +198,7 @@ fn gone(call: &RequestContext<'_>) -> Problem {
     refusal::not_found(weir_auth::identity::NotFound, &call.path)
 }
 
-/// Whether a session of a channel is kept, in memory or in the store.
+/// True when a session of this channel exists, in memory or in the store.
 pub(crate) async fn exists(channel: &Channel) -> Result<bool, Problem> {
     if let Some(is_deleted) = SessionRegistry::current()?.is_deleted(channel.id()) {
         return Ok(!is_deleted);

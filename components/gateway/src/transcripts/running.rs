@@ -1,4 +1,4 @@
-//! A session that is run: from its checkpoint, carried on by what its channel has since.
+//! A session that runs from its checkpoint and the later events of its channel.
 
 use weir_codec::{
     http::problem::Problem,
@@ -27,7 +27,7 @@ const NS_PER_MS: u64 = 1_000_000;
 pub(crate) struct RunningSession {
     pub(crate) inputs: StreamWriter<Input>,
     pub(crate) outputs: StreamReader<Output>,
-    /// The place of the last event in its channel that it has.
+    /// The cursor of the last event of its channel that it contains.
     pub(crate) after: Cursor,
     /// Its channel has its last event already.
     pub(crate) finished: Option<Phase>,
@@ -96,7 +96,7 @@ pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<Ru
                     });
                 }
             }
-            // A store that lost the newest events gives out again what the checkpoint has already.
+            // A store that has lost its newest events repeats cursors that the checkpoint already covers.
             let new = page.entries.into_iter().filter(|stored| (stored.at.epoch, stored.at.seq) > (epoch, seq));
             let stored = new.map(|stored| asked(InputBody::Stored(stored.event.data)));
             if !inputs.write_all(stored.collect()).await.is_empty() {

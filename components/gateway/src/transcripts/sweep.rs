@@ -1,5 +1,5 @@
-//! Who looks after sessions at rest: those that were left alone are warned and expire, those that have ended are forgotten, and what
-//! the store has not taken is put again. One task of this instance, for as long as there are sessions.
+//! The sweep task: warns and expires idle sessions, removes those that have ended, and retries failed writes. One task of this instance,
+//! while there are sessions.
 
 use std::rc::Rc;
 
@@ -29,7 +29,7 @@ const TICK_MS: u64 = 1000;
 /// How long after one could not be looked at it is tried again.
 const RETRY_MS: u64 = 10_000;
 
-/// Starts the task that looks after the sessions of this instance, unless it runs.
+/// Starts the sweep task of this instance, unless it runs.
 pub(crate) fn begin(registry: &'static SessionRegistry) {
     if !registry.swept.replace(true) {
         spawn(async move {
@@ -42,8 +42,7 @@ pub(crate) fn begin(registry: &'static SessionRegistry) {
     }
 }
 
-/// Takes in all sessions that the store has, so that they are looked after again; where other instances share it, again and again, for
-/// they may have died.
+/// Adopts all stored sessions for the sweep; repeatedly where instances share the store, because another instance may have died.
 pub(crate) async fn restore(registry: &'static SessionRegistry) {
     loop {
         restore_once(registry).await;
@@ -114,7 +113,7 @@ async fn forget(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result
     forgotten
 }
 
-/// Puts what the store has not taken yet.
+/// Stores a session whose last write failed.
 async fn put(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     match registry.put(entry).await {
         Err(problem) if registry::is_no_room(&problem) && !entry.is_held() => registry.revert(entry).await?,
@@ -130,7 +129,7 @@ fn is_over(registry: &SessionRegistry, entry: &Entry, now_ms: u64) -> bool {
     now_ms >= entry.head().kept_ms.saturating_add(registry.settings.sessions.ended_ttl_ms)
 }
 
-/// Tells a session what time it is.
+/// Advances the clock of a session.
 async fn look(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
     let Some(_owned) = registry.own(entry, 0).await? else { return Ok(()) };

@@ -128,7 +128,7 @@ impl Database {
         lock(&self.index).users.get(user).copied().unwrap_or(0)
     }
 
-    /// The user whose share a channel takes.
+    /// The user whose share a channel counts towards.
     pub(crate) fn user(&self, name: &ChannelName) -> Option<Arc<str>> {
         lock(&self.index).channels.get(name).and_then(|meta| meta.user.clone())
     }

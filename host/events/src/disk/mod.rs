@@ -234,7 +234,7 @@ impl Disk {
     /// Deletes expired data, and flushes a file that is not durable.
     pub(crate) async fn sweep(&self) {
         self.leases.sweep();
-        // A writer whose queue is full does this the next time.
+        // If the queue of the writer is full, the next sweep does it.
         let Ok(permit) = self.jobs.try_reserve() else { return };
         let claims = lock(&self.claims).expire(&self.clock);
         permit.send(Job::Sweep { now_ms: self.clock.now_ms(), claims });

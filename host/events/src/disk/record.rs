@@ -26,7 +26,7 @@ pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// Decodes a record; none when it is not what was written there.
+/// Decodes a record; none when it is damaged.
 pub(crate) fn decode(id: u64, channel: &ChannelName, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     let stored = rest.get(8)? & STORED != 0;
@@ -70,7 +70,7 @@ pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<
     bytes
 }
 
-/// Decodes a value and its end; none when it is not what was written there.
+/// Decodes a value and its end; none when it is damaged.
 pub(crate) fn decode_value<'a>(key: &ChannelName, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     if u64::from_le_bytes(*sum) != value_checksum(key, rest) {

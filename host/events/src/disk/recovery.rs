@@ -1,8 +1,8 @@
 //! Recovery of the file after a failed commit, so that it agrees with memory again.
 //!
 //! Commits are numbered, and each writes its number into the file. After a failed commit it is unknown whether it is in the file, and
-//! earlier ones that were not flushed may be lost with it. So changes stay in memory until a flush has succeeded, and the file is
-//! opened again: the number in it tells what it contains, the rest is written again, and the events of the failed commit are
+//! earlier ones that were not flushed may be lost with it. So changes stay in memory until a flush has succeeded, and the file is opened
+//! again: the number in it says which commits it contains, the others are written again, and the events of the failed commit are
 //! published or discarded. Until then nothing else is written.
 
 use std::sync::Arc;

@@ -22,9 +22,9 @@ const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_en
 pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 /// By the key: the size of its value, and its end by the store clock. It is read completely when the file is opened.
 const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
-/// By the key: the user whose share the value takes. Read whole when the file is opened; files of earlier versions have none.
+/// By the key: the user whose share the value counts towards. Read whole when the file is opened; files of earlier versions have none.
 const VALUE_USERS: TableDefinition<&str, &str> = TableDefinition::new("value_users");
-/// By the channel's name: the user whose share the channel takes. Files of earlier versions have none.
+/// By the channel's name: the user whose share the channel counts towards. Files of earlier versions have none.
 const CHANNEL_USERS: TableDefinition<&str, &str> = TableDefinition::new("channel_users");
 /// The file itself.
 const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");

@@ -43,10 +43,10 @@ async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
     Disk::open_with(config, Arc::new(Clock::new(source.clone())), hub, opener).await.unwrap()
 }
 
-/// The users whose shares the channels and values of tests take.
+/// The users whose shares the channels and values of tests count towards.
 const SHARES: [&str; 3] = ["ann", "bob", "eve"];
 
-/// On whose terms something under a name is written.
+/// The terms of a write to a name.
 fn write_of(name: &ChannelName) -> WriteContext<'static> {
     let number = name.as_str().bytes().map(usize::from).sum::<usize>();
     WriteContext { fence: None, user: SHARES.get(number % 4).copied() }
@@ -61,8 +61,7 @@ fn draft(data: &str) -> Vec<Draft> {
     vec![Draft::new("e", data)]
 }
 
-/// All events of a channel that a reader gets from a place on: their places and data. Between two that do not follow each other
-/// there was a gap.
+/// All events of a channel that a reader gets after a cursor: their cursors and data. Where two are not consecutive there was a gap.
 async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<Vec<(Cursor, String)>, Error> {
     let (mut cursor, mut events) = (after, Vec::new());
     loop {
@@ -84,7 +83,7 @@ async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<
     }
 }
 
-/// All that was ever answered or read: one place, one event.
+/// Every event that was acknowledged or read, by its cursor.
 #[derive(Debug, Default)]
 struct History(BTreeMap<(ChannelName, Cursor), String>);
 

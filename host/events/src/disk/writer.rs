@@ -382,7 +382,7 @@ impl Writer {
         for name in finished {
             self.forget(change, &name);
         }
-        // A younger record may be of a channel whose first event is on its way.
+        // A younger record may belong to a channel whose first event is about to be appended.
         for record in database.records_without_events(old_ms, false).into_iter().take(SWEEP_CHANNELS_MAX) {
             if !self.owned_in_use(change, &record) {
                 self.forget(change, &record);

@@ -96,7 +96,7 @@ impl RedisLeases {
     }
 }
 
-/// The key of a lease, whose token a fenced write is compared with.
+/// The key of a lease, with the token that a fenced write is compared with.
 pub(crate) fn lease_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@lease:{key}", link.config.prefix)
 }

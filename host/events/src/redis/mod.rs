@@ -8,7 +8,7 @@
 //! mirrors ([`reader`]). Pages are read from Redis directly.
 //!
 //! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis is available
-//! again, the mirror is loaded again, and its subscribers see a gap in the place of the events that only memory had.
+//! again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory had.
 
 pub(crate) mod groups;
 mod lease;
@@ -439,7 +439,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the reader start at the beginning of a stream where the server, after a restart, has lost what was read of it: new entries
+    /// Makes the reader start at the beginning of a stream where the server, after a restart, has lost events that were read: new entries
     /// with an earlier epoch would never be read otherwise.
     async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
         let Range { meta, .. } = self.range(&channel.name, "-", 1).await?;

@@ -1,7 +1,6 @@
-//! What is kept between events in Redis: a key for each value, and two sorted sets for each kind, the keys in the order of their
-//! bytes and the ends of those that end. Hashes have the bytes of each key and of each user, so that shares hold for all servers
-//! together, whichever of them is started again. Looking through all keys of the server instead (`SCAN`) would take as long as there
-//! are keys of anybody, and gives no order to page in.
+//! State in Redis: a key for each value, and two sorted sets for each kind, the keys in the order of their bytes and the ends of those
+//! that expire. Hashes have the bytes of each key and of each user, so that shares hold for all servers together, and across restarts.
+//! Scanning all keys of the server (`SCAN`) would take time in proportion to the keys of all applications, and has no order for pages.
 
 use std::sync::Arc;
 
@@ -118,7 +117,7 @@ pub(crate) async fn value(link: &Link, key: &ChannelName) -> Result<Option<Vec<u
     link.command(get).await
 }
 
-// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or what is known of it (`@workflow:ID`).
+// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or its metadata (`@workflow:ID`).
 
 fn value_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@state:{key}", link.config.prefix)

@@ -164,7 +164,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Takes a delivery, and checks that it comes right after what was seen.
+    /// Records a delivery, and checks that it continues the sequence.
     pub(crate) fn take(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Event { entry, coalesced } => {
@@ -187,7 +187,7 @@ impl Seen {
     }
 }
 
-/// Each test with each store. A test is given the means to open stores that share what they keep where the kind can.
+/// Each test with each store. A test can open several stores, which share their content where the kind allows it.
 macro_rules! conformance {
     ($($test:ident),+ $(,)?) => {
         mod in_memory {

@@ -1,7 +1,7 @@
 //! The encoding of a captions file: UTF-8, or UTF-16 where the file shows it. Anything else is refused, with the line.
 //!
-//! No character is replaced: a file in Latin-1 or windows-1252 cannot be told from one in another 8-bit encoding, so it is refused
-//! rather than guessed.
+//! No character is replaced: a file in Latin-1 or windows-1252 cannot be distinguished from one in another 8-bit encoding, so it is
+//! refused.
 
 use std::borrow::Cow;
 

@@ -95,7 +95,7 @@ pub fn read(text: &str, format: Captions) -> Vec<Result<Cue, CaptionError>> {
     in_order(reader.read)
 }
 
-/// Sorts cues by their start. The order of the text is kept where it is the order of time, errors included.
+/// Sorts cues by their start. The order of the text is preserved where it is the order of time, errors included.
 fn in_order(read: Vec<Result<Cue, CaptionError>>) -> Vec<Result<Cue, CaptionError>> {
     let mut latest = f64::NEG_INFINITY;
     let mut placed: Vec<(f64, Result<Cue, CaptionError>)> = Vec::with_capacity(read.len());
@@ -112,7 +112,7 @@ fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// The lines of a text and what was read of them.
+/// The lines of a text and the cues that were read.
 struct Reader<'t> {
     lines: Vec<&'t str>,
     /// Index of the next line.
@@ -212,7 +212,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Reads WebVTT: section 6.1 of the specification, but that what it drops is an error.
+    /// Reads WebVTT: section 6.1 of the specification, except that a part which that drops is an error.
     fn web_vtt(&mut self) {
         while self.line(self.next).is_some_and(is_blank) {
             self.next += 1;

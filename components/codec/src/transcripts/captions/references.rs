@@ -1,7 +1,7 @@
 //! Character references (`&eacute;`, `&#39;`, `&#x27;`), decoded as the HTML standard says (section 13.2.5.72 and after).
 //!
-//! WebVTT uses the rules for text outside of attributes: a name of the old list counts without its semicolon too, and the
-//! longest name that fits is taken. What is no reference is text.
+//! WebVTT uses the rules for text outside of attributes: a name of the old list counts without its semicolon too, and the longest
+//! matching name is used. Other text is literal.
 
 use std::sync::OnceLock;
 
@@ -12,13 +12,13 @@ const NAMED: &str = include_str!("references.txt");
 /// The longest name, bytes, with its semicolon.
 const NAME_BYTES_MAX: usize = 32;
 
-/// What the numbers from 0x80 to 0x9F stand for: windows-1252, where it has a character.
+/// The characters of the numbers from 0x80 to 0x9F: windows-1252, where it has one.
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
     '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
-/// Appends what the reference at the beginning of `text` stands for. Returns its length in bytes; none when there is no reference.
+/// Appends the character of the reference at the beginning of `text`. Returns its length in bytes; none when there is no reference.
 pub(super) fn decode(text: &str, out: &mut String) -> Option<usize> {
     let after = text.strip_prefix('&')?;
     match after.strip_prefix('#') {
@@ -54,7 +54,7 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
     if count == 0 {
         return None;
     }
-    // A number that does not fit stands for no character, as one above U+10FFFF.
+    // A number that does not fit is not a character, as one above U+10FFFF.
     let number = u32::from_str_radix(&digits[..count], radix).unwrap_or(u32::MAX);
     out.push(match number {
         0x80..=0x9f => WINDOWS_1252[number as usize - 0x80],

@@ -40,7 +40,7 @@ fn subrip_without_blank_lines_keeps_numbers_out_of_the_text() {
         Captions::Srt,
         &["1-2 a", "3-4 b", "5-6 3", "7-8 "],
     );
-    // Cues without numbers: a number is what somebody says.
+    // Cues without numbers: a number is speech.
     check("00:00:01,000 --> 00:00:02,000\n42\n00:00:03,000 --> 00:00:04,000\nb", Captions::Srt, &["1-2 42", "3-4 b"]);
 }
 

@@ -206,7 +206,7 @@ fn items_served_before_an_item_are_bounded_by_turns() {
 }
 
 proptest! {
-    /// Nothing is lost or doubled, bounds hold, what expired is not taken, what a window holds back comes out in time.
+    /// No item is lost or duplicated, bounds hold, expired items are not taken, and items of a window are released in time.
     #[test]
     fn each_item_leaves_exactly_once(config in configs(), steps in steps()) {
         let mut queue = Queue::new(config);
@@ -266,7 +266,7 @@ proptest! {
             prop_assert!(queue.order.len() <= 2 * queue.calls.len() + 65 + next.min(65));
             prop_assert!(queue.deadlines.len() <= 2 * queue.items + 66);
         }
-        // A caller that wakes when it is told to gets everything, unless only a flush can release it.
+        // A caller that wakes at the timeouts gets every item, unless only a flush can release it.
         while let Some(at) = queue.poll_timeout() {
             now = now.max(at);
             while let Some(value) = queue.poll_expired(now) { gone(value, &mut left)?; }

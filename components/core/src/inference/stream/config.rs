@@ -108,7 +108,7 @@ pub struct StreamingConfig {
     pub batch_size: usize,
     /// How long the oldest waiting item waits before its window ends, in milliseconds.
     pub window_ms: u32,
-    /// The most items in any batch: what a flush or the stop releases is cut by it.
+    /// The most items in any batch: a flush and the stop release batches of at most this size.
     pub max_batch_size: usize,
     /// In which order results are delivered.
     pub ordering: Ordering,
@@ -181,7 +181,7 @@ impl StreamingConfig {
         Self { batch_size: 64, window_ms: 500, buffering, ..Self::default() }
     }
 
-    /// Checks that the configuration makes a stream that can always go on.
+    /// Checks that a stream with this configuration can always make progress.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What goes into a stream and what comes out of it.
+//! The inputs and outputs of a stream.
 
 use thiserror::Error;
 
@@ -7,13 +7,13 @@ use crate::{failure::Failure, named::named};
 named! {
     /// Where a stream is in its life.
     pub enum StreamState {
-        /// Made, not started: takes nothing.
+        /// Created, not started: accepts no items.
         Initialized = "initialized",
         /// Takes items and releases batches.
         Running = "running",
-        /// Takes items, releases nothing; what is at inference still comes back.
+        /// Accepts items and releases no batch; outcomes of batches at inference still arrive.
         Paused = "paused",
-        /// Takes nothing and works off what it has.
+        /// Accepts no items and finishes those that it has.
         Stopping = "stopping",
         /// Every item has its result or error.
         Stopped = "stopped",
@@ -54,7 +54,7 @@ named! {
         Manual = "manual",
         /// The window of the oldest item ended, or the delay before a retry.
         Timeout = "timeout",
-        /// Acknowledgements made room for what was held back, or left room for only a part.
+        /// Acknowledgements made room for waiting items, or for a part of them.
         BackpressureAck = "backpressure_ack",
         /// A batch slot was free; or a caller's schedule said so.
         Scheduled = "scheduled",
@@ -99,7 +99,7 @@ pub enum PushError<T> {
     /// No room; push again when a result or an error has been polled.
     #[error("the stream is full")]
     Full(T),
-    /// The stream takes no items in its state.
+    /// The stream accepts no items in its state.
     #[error("the stream is not running")]
     NotRunning(T),
 }
@@ -122,7 +122,7 @@ pub struct Attempt<T> {
 pub struct ReleasedBatch<T> {
     /// Why now.
     pub reason: FlushReason,
-    /// At least one; what is retried comes first.
+    /// At least one; retries come first.
     pub attempts: Vec<Attempt<T>>,
 }
 

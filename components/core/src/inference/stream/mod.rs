@@ -1,9 +1,9 @@
 //! A stream of items through a model: buffered, batched, retried, put in order, with backpressure.
 //!
-//! A [`Stream`] holds no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the
-//! time of [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none.
-//! Every item that a push takes comes out exactly once: as a result, or as an error that says why there is none. An item
-//! holds its place from its push until then, so a driver that does not poll is pushed back, and nothing grows.
+//! A [`Stream`] has no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the time of
+//! [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none. Every accepted item has
+//! exactly one result or error. An item counts towards the bounds from its push until that is polled, so a driver that does not poll gets
+//! backpressure, and memory is bounded.
 //!
 //! ```
 //! use weir_core::inference::stream::{FlushReason, Stream, StreamingConfig};
@@ -69,7 +69,7 @@ struct Pending<T> {
     attempts_made: u32,
 }
 
-/// A result or an error that was not polled yet, with the bytes of its place.
+/// A result or an error that was not polled yet, with its bytes.
 #[derive(Debug)]
 struct PendingOutput<V> {
     bytes: usize,
@@ -102,7 +102,7 @@ pub struct Stream<T, R> {
     /// Results, when it is not.
     results: VecDeque<PendingOutput<ItemResult<R>>>,
     errors: VecDeque<PendingOutput<ItemError<T>>>,
-    /// How many of `errors` were dropped: at most `max_buffer_size`; they hold no place in `held`.
+    /// How many of `errors` were dropped: at most `max_buffer_size`; they do not count in `held`.
     drops_unpolled: usize,
     held: SizeGate,
     acks: AckGate,
@@ -136,7 +136,7 @@ impl<T: Clone, R> Stream<T, R> {
             batches: BTreeMap::new(),
             flushes: VecDeque::new(),
             held_back: false,
-            // Twice what is held, so that items which were dropped or failed behind a slow one leave room to go on.
+            // Twice the bound of `held`, so that items which were dropped or failed behind a slow one leave capacity for progress.
             ordered: (config.ordering == Ordering::Strict).then(|| Resequencer::new(items_max * 2)),
             results: VecDeque::new(),
             errors: VecDeque::new(),
@@ -218,8 +218,8 @@ impl<T: Clone, R> Stream<T, R> {
         self.command("resume", &[StreamState::Paused], StreamState::Running)
     }
 
-    /// Takes no more items and works off what it has; retries are made as ever. When the circuit is open, what is left
-    /// fails at once, so that the end does not wait for a model that does not answer.
+    /// Accepts no more items and finishes those that it has; retries are made as before. When the circuit is open, the remaining items
+    /// fail at once, so that the end does not wait for a model that does not answer.
     ///
     /// # Errors
     ///
@@ -263,9 +263,8 @@ impl<T: Clone, R> Stream<T, R> {
     ///
     /// # Errors
     ///
-    /// There is no room, and nothing may be dropped: by the policy, because nothing waits that could be, because dropped
-    /// items were not polled, or because the oldest item without an outcome is too far behind in a strict order. Or the
-    /// stream takes no items in its state.
+    /// There is no capacity, and no item may be dropped: by the policy, because no item waits, because dropped items were not polled, or
+    /// because the oldest item without an outcome is too far behind in a strict order. Or the stream accepts no items in its state.
     pub fn push_sized(&mut self, now: u64, item: T, bytes: usize) -> Result<u64, PushError<T>> {
         if !matches!(self.state, StreamState::Running | StreamState::Paused) {
             return Err(PushError::NotRunning(item));
@@ -302,8 +301,8 @@ impl<T: Clone, R> Stream<T, R> {
         Ok(seq)
     }
 
-    /// Asks that what waits for its first attempt be released as soon as there are batch slots, and returns how many items
-    /// that is. What an earlier flush asked for keeps its reason, and what is to be retried keeps its delay.
+    /// Requests that the items waiting for their first attempt are released as soon as there are batch slots; returns their number. Items
+    /// of an earlier flush keep its reason, and retries keep their delay.
     pub fn flush(&mut self, reason: FlushReason) -> usize {
         let flushed_seq = self.flushes.back().map_or(0, |(end_seq, _)| *end_seq);
         let count = self.waiting.iter().rev().take_while(|pending| pending.seq >= flushed_seq).count();
@@ -313,7 +312,7 @@ impl<T: Clone, R> Stream<T, R> {
         count
     }
 
-    /// Takes the outcome of an attempt. False when it is not awaited: it came before, or the stream was given up.
+    /// Handles the outcome of an attempt. False when it is not expected: it arrived before, or the stream was aborted.
     pub fn handle_outcome(&mut self, now: u64, id: u64, outcome: Result<R, Failure>) -> bool {
         let Some((batch, pending)) = self.in_flight.remove(&id) else { return false };
         // A model that refuses an item has answered.
@@ -350,7 +349,7 @@ impl<T: Clone, R> Stream<T, R> {
     pub fn poll_error(&mut self) -> Option<ItemError<T>> {
         let held = self.errors.pop_front()?;
         match &held.value.cause {
-            // Its place went to the item that was pushed.
+            // The pushed item has replaced it.
             Cause::Dropped => self.drops_unpolled -= 1,
             Cause::Failed(failure) => {
                 self.held.remove(held.bytes);

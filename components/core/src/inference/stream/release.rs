@@ -1,4 +1,4 @@
-//! When a stream releases a batch, why, and what is in it.
+//! When a stream releases a batch, why, and with which items.
 
 use super::{Aggregation, Attempt, Batching, FlushReason, NS_PER_MS, Pending, ReleasedBatch, Stream, StreamState};
 use crate::{
@@ -47,7 +47,7 @@ impl<T: Clone, R> Stream<T, R> {
         Some(self.release(now, &plan, permit))
     }
 
-    /// When to poll a batch although nothing else happens; 0 for at once, none when only an input can bring one.
+    /// When to poll a batch although nothing else happens; 0 for at once, none when only an input can release one.
     pub fn poll_timeout(&self) -> Option<u64> {
         if !self.may_release() {
             return None;
@@ -58,8 +58,8 @@ impl<T: Clone, R> Stream<T, R> {
         Some(due_ns.max(self.breaker.as_ref().map_or(0, |breaker| breaker.ready_ns())))
     }
 
-    /// Counts an outcome of a batch; the last one frees its slot and tells the breaker. A batch of which the model answered
-    /// anything is a success: one poisoned item says nothing about the model.
+    /// Counts an outcome of a batch; the last one frees its slot and informs the breaker. A batch with any outcome of the model is a
+    /// success: one failing item does not count against the model.
     pub(super) fn count_outcome(&mut self, now: u64, id: u64, answered: bool) {
         let Some(batch) = self.batches.get_mut(&id) else { return };
         batch.open = batch.open.saturating_sub(1);
@@ -149,10 +149,10 @@ impl<T: Clone, R> Stream<T, R> {
         let reason = if self.state == StreamState::Stopping { FlushReason::Shutdown } else { FlushReason::Timeout };
         let retries_only = (retries > 0).then_some(Plan { reason, retries, fresh: 0 });
 
-        // The rules of a window are about first attempts: what is retried does not mix with them.
+        // The rules of a window apply to first attempts: retries do not mix with them.
         let mixes = retries == 0 || forced || self.config.batching == Batching::Adaptive;
         let Some(fresh) = self.fresh().filter(|fresh| mixes && fresh.due_ns <= now) else { return retries_only };
-        // A window's batch may be larger than what a free slot releases.
+        // A window's batch may be larger than that of a free slot.
         let count = if retries == 0 { fresh.count } else { fresh.count.min(most - retries) };
         if count == 0 {
             return retries_only;

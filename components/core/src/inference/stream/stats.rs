@@ -41,8 +41,8 @@ impl Histogram {
         self.max_ns
     }
 
-    /// A value that `percent` of the values do not pass, at most 1/8 too high; none when there are no values. More than
-    /// 100 is taken as 100.
+    /// A value that `percent` of the values do not exceed, at most 1/8 too high; none when there are no values. More than 100 counts as
+    /// 100.
     pub fn quantile_ns(&self, percent: u32) -> Option<u64> {
         let wanted = (u128::from(self.count) * u128::from(percent.min(100))).div_ceil(100).max(1);
         let mut below = 0u128;
@@ -75,8 +75,8 @@ fn bound_ns(bucket: usize) -> u64 {
 
 /// What a stream has done so far.
 ///
-/// At any time `pushed == delivered + failed + dropped + held`, where what is held waits, is at inference, or has an
-/// outcome that was not polled yet.
+/// At any time `pushed == delivered + failed + dropped + held`, where held items wait, are at inference, or have an outcome that was not
+/// polled yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// Where the stream is in its life.

@@ -75,7 +75,7 @@ fn free_slot_releases_waiting_items() {
     assert_eq!((reason, seqs), (FlushReason::Scheduled, vec![0]));
     push(&mut stream, 1, 1..3);
     assert_eq!(batch(&mut stream, 1).unwrap().1, [1, 2]);
-    // Both slots are taken: what comes meanwhile makes one batch, as large as a free slot releases.
+    // Both slots are in use: items pushed meanwhile make one batch, as large as a free slot releases.
     push(&mut stream, 2, 3..103);
     assert_eq!((batch(&mut stream, 2), stream.poll_timeout()), (None, None));
     stream.handle_outcome(3, first[0], Ok(1));

@@ -129,7 +129,7 @@ fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
         assert_eq!((world.id(work.run).as_str(), work.inputs.default_json()), (undo, json(input)));
         world.finish(at(ms), work.run, "0");
     }
-    // A crash in between: what was undone stays so.
+    // After a crash in between, compensated steps stay compensated.
     world.crash(at(5));
     let work = world.start_one(at(6));
     assert_eq!((world.id(work.run).as_str(), work.inputs.default_json()), ("undo-b", json(r#""B""#)));

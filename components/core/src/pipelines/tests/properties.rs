@@ -19,7 +19,7 @@ struct Plan {
     draft: Draft,
     fates: Vec<Fate>,
     seed: u64,
-    /// A crash in so many of a hundred moves.
+    /// The percentage of moves that are crashes.
     crashes_percent: u64,
 }
 
@@ -219,7 +219,7 @@ fn limits() -> Limits {
     Limits::default()
 }
 
-/// Says which step it is and what it was given.
+/// An output with the step and its inputs.
 fn output(definition: &Definition, work: &RunRequest) -> Json {
     let id = &definition.task(work.run.place).expect("a task").id;
     json(&format!("{{\"{id}\":{:?}}}", work.inputs.default_json()))
@@ -370,7 +370,7 @@ proptest! {
         let calm = calm(&plan);
         let fatal = |(step, fate): (&Step, &Fate)| *fate == Fate::Fails && step.on_error != OnError::Continue;
         if plan.draft.steps.iter().zip(&plan.fates).any(fatal) {
-            // Which steps had their turn before the end is chance; what they said is not.
+            // Which steps ran before the end is random; their outputs are not.
             let has_failed = matches!(life.execution.outcome(), Some(Outcome::Failed(_)));
             prop_assert!(has_failed);
             for (id, output) in &outputs {

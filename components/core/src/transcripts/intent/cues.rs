@@ -3,7 +3,7 @@
 
 use super::PhraseHint;
 
-/// Verbs of what is asked of somebody or promised.
+/// Verbs of requests and promises.
 pub(super) const VERBS: &str = "add adjust arrange ask assign attach book bring build call cancel change check circulate clean close \
     collect compile complete confirm contact coordinate copy correct create deliver deploy document draft \
     drop email escalate file fill finalize finish fix follow forward gather get give grab handle hand \

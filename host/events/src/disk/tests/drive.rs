@@ -1,4 +1,4 @@
-//! A drive with a page cache whose operations fail when they should.
+//! A drive with a page cache whose operations fail as configured.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::error::lock;
 pub(crate) enum Fault {
     /// One operation fails, and does nothing.
     Once,
-    /// One operation fails, and a write does half of what it should.
+    /// One operation fails, and a write does half of its work.
     OnceHalf,
     /// From this operation on nothing is written, until the drive is healed: the disk is full.
     Full,
@@ -103,7 +103,7 @@ impl Drive {
         }
     }
 
-    /// Makes the operation fail that comes after so many from now on.
+    /// Makes the operation after this many more fail.
     pub(crate) fn fail(&self, after: usize, fault: Fault) {
         let mut state = lock(&self.state);
         state.fault = Some((state.operations + after, fault));
@@ -117,8 +117,7 @@ impl Drive {
         state.failed
     }
 
-    /// Cuts the power: of what was not synced, each write is there or is not, as `seed` says. Returns the drive as the next process
-    /// has it.
+    /// Cuts the power: each write that was not synced is kept or lost, as `seed` says. Returns the drive as the next process finds it.
     pub(crate) fn crash(&self, seed: u64) -> Self {
         let mut state = lock(&self.state);
         state.process += 1;

@@ -1,4 +1,5 @@
-//! Whatever fails: nobody reads another's events, no place is given twice, what was answered is there, and memory and the file agree.
+//! After any fault: no reader gets events of another channel, no cursor is assigned twice, every acknowledged write is there, and memory
+//! and the file agree.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::disk::Disk;
 const USERS: usize = 4;
 const ROUNDS: usize = 4;
 
-/// What users asked for, and what was answered.
+/// Requests of users, and their results.
 #[derive(Debug, Default)]
 struct Users {
     history: History,
@@ -127,13 +128,13 @@ async fn recovered(store: &Disk, source: &Arc<Set>) {
 enum End {
     /// The drive is healed, and the store is closed.
     Close,
-    /// The drive is healed, the store goes on, and the power is cut.
+    /// The drive works again, the store continues, and the power is cut.
     Crash,
     /// The drive is not healed before the store is closed.
     CloseFailing,
 }
 
-/// Runs users against a store whose drive fails; returns false when no operation failed, since there were not as many.
+/// Runs users against a store whose drive fails; returns false when there were too few operations for the fault.
 async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
     let (mut drive, source) = (Drive::default(), Set::at(1_700_000_000_000));
     let mut users = Users::default();
@@ -163,7 +164,7 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         recovered(&store, &source).await;
         let before = users.read(&store, true).await;
         assert!(before.values().any(|events| !events.is_empty()));
-        // Every other time nothing is written behind the recovery that would hide what it left out.
+        // In every other run nothing is written after the recovery that would hide an omission of it.
         if after.is_multiple_of(2) {
             users.round(&store, ROUNDS).await;
             users.read(&store, true).await;

@@ -13,7 +13,7 @@ use crate::disk::storage::Opener;
 const NOON: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 31_536_000_000;
 
-/// Where somebody may set a clock to.
+/// Times that the clock is set to.
 const SET: [u64; 5] = [0, NOON - YEAR_MS, NOON - 5_000, NOON + 3 * YEAR_MS, u64::MAX / 2];
 
 #[tokio::test]

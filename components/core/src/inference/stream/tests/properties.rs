@@ -303,7 +303,7 @@ impl Driver {
         let allowed = u64::from(budget.ratio_percent) * self.attempts.len() as u64 / 100
             + u64::from(budget.retries_per_s_min) * (self.now / 1_000_000_000 + 2);
         assert!(stats.retried <= allowed);
-        // Whoever wakes when told to, wakes for something.
+        // A driver that wakes at the timeout has something to do.
         assert!(self.stream.poll_timeout().is_none_or(|wake_ns| wake_ns > self.now));
 
         let free = self.stream.batches.len() < config.limits.batches_in_flight_max;
@@ -324,7 +324,7 @@ impl Driver {
         }
     }
 
-    /// Answers, polls, acknowledges and wakes when told to, until nothing more happens.
+    /// Sends outcomes, polls, acknowledges and wakes at timeouts, until nothing more happens.
     fn run_dry(&mut self, kinds: &[u8]) {
         let mut kinds = kinds.iter().cycle();
         for _ in 0..100_000 {

@@ -3,6 +3,7 @@
 //! - [`json`]: bounded, exact readers of JSON whose errors have the reason and the path.
 //! - [`http`]: negotiation, targets, framings and problems.
 //! - [`inference`]: tasks on texts, item by item.
+//! - [`generation`]: generated text in the dialects of several APIs.
 //! - [`channels`]: publishing, subscribing, GRIP.
 //! - [`transcripts`]: transcript sessions, captions.
 //! - [`pipelines`]: definitions, executions, `/process-stream` and `/process-batch`.
@@ -11,6 +12,7 @@
 //! `openapi.json`; the component itself is built without.
 
 pub mod channels;
+pub mod generation;
 pub mod http;
 pub mod inference;
 pub mod json;

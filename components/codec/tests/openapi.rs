@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use serde_json::{Value, json};
 use weir_codec::{
-    channels::route::CHANNEL_ROUTES, http::route::ROUTES, openapi::document, pipelines::route::PIPELINE_ROUTES,
-    transcripts::route::SESSION_ROUTES,
+    channels::route::CHANNEL_ROUTES, generation::route::GENERATION_ROUTES, http::route::ROUTES, openapi::document,
+    pipelines::route::PIPELINE_ROUTES, transcripts::route::SESSION_ROUTES,
 };
 
 fn file() -> PathBuf {
@@ -30,7 +30,7 @@ fn file_agrees_with_the_types() {
 fn each_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
-    let others = || CHANNEL_ROUTES.into_iter().chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
+    let others = || CHANNEL_ROUTES.into_iter().chain(GENERATION_ROUTES).chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
     let named: BTreeSet<_> = others().map(|(_, path)| path).collect();
     assert_eq!(paths.len(), ROUTES.len() + named.len());
     for (path, route) in ROUTES {

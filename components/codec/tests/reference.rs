@@ -29,7 +29,8 @@ use weir_core::{
 use weir_expression::EXPRESSION_BYTES_MAX;
 
 /// Where a group of routes begins, its title and what it is about; the longest prefix counts.
-const GROUPS: [(&str, &str, &str); 8] = [
+const GROUPS: [(&str, &str, &str); 9] = [
+    ("/generate-stream", "Generated text", "See [Generate text](../guides/generation.md)."),
     ("/v1/", "Texts", "See [Classify, tag and embed texts](../guides/texts.md)."),
     ("/process-", "Whole documents", "See the [tutorial](../tutorial.md#4-process-a-document-step-by-step)."),
     ("/v1/transcript", "Transcripts", "See [Transcript sessions](../guides/sessions.md)."),
@@ -41,10 +42,16 @@ const GROUPS: [(&str, &str, &str); 8] = [
 ];
 
 /// Routes without a prefix of their own, and the prefix of the group that they belong to.
-const MEMBERS: [(&str, &str); 9] = [
+const MEMBERS: [(&str, &str); 15] = [
     ("/models/", "/v1/"),
     ("/predict", "/v1/"),
-    ("/generate-stream", "/v1/"),
+    ("/v1/chat/completions", "/generate-stream"),
+    ("/v1/completions", "/generate-stream"),
+    ("/v1/responses", "/generate-stream"),
+    ("/v1/messages", "/generate-stream"),
+    ("/v1beta/", "/generate-stream"),
+    ("/v1/ui/", "/generate-stream"),
+    ("/v1/generations", "/generate-stream"),
     ("/executions", "/pipelines"),
     ("/reliability", "/pipelines"),
     ("/livez", "/v1/models"),

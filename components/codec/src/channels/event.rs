@@ -296,6 +296,9 @@ pub fn events_of(kind: ChannelKind) -> &'static [&'static str] {
             "gap",
         ],
         ChannelKind::Pipeline | ChannelKind::Session => &["connected", "error", "disconnected", "gap"],
+        ChannelKind::Generation => {
+            &["connected", "started", "token", "tool_call", "done", "error", "disconnected", "gap"]
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) const fn id_field(kind: ChannelKind) -> &'static str {
         ChannelKind::User => "user_id",
         ChannelKind::Pipeline => "execution_id",
         ChannelKind::Session => "session_id",
+        ChannelKind::Generation => "generation_id",
     }
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn id_error(error: IdError, field: &str) -> FieldError {
 /// What answers a path of the channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelRoute {
-    /// `GET /stream/{workflow|file|user|pipeline|session}/{id}`: server-sent events, or NDJSON by `Accept`.
+    /// `GET /stream/{workflow|file|user|pipeline|session|generation}/{id}`: server-sent events, or NDJSON by `Accept`.
     Subscribe(Channel),
     /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow others too. To the gateway
     /// a WebSocket is a `POST` of lines.
@@ -109,12 +110,13 @@ pub enum ChannelRoute {
 pub const SOCKET_ROUTES: [(&str, &str); 2] = [("GET", "/ws"), ("GET", "/ws/{kind}/{id}")];
 
 /// Every other path of [`ChannelRoute::find`], with its method, for the index.
-pub const CHANNEL_ROUTES: [(&str, &str); 10] = [
+pub const CHANNEL_ROUTES: [(&str, &str); 11] = [
     ("GET", "/stream/workflow/{id}"),
     ("GET", "/stream/file/{id}"),
     ("GET", "/stream/user/{id}"),
     ("GET", "/stream/pipeline/{execution_id}"),
     ("GET", "/stream/session/{id}"),
+    ("GET", "/stream/generation/{id}"),
     ("POST", "/stream/publish/workflow/{id}"),
     ("POST", "/stream/publish/analysis/{file_id}"),
     ("POST", "/stream/publish/user/{id}"),

@@ -69,7 +69,7 @@ pub fn plain_text(accept: Option<&str>) -> Option<bool> {
 }
 
 /// Chooses among offers, each with the media types that name it, the proper one first.
-fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)])]) -> Option<T> {
+pub(crate) fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)])]) -> Option<T> {
     let ranges = parse(accept.unwrap_or("*/*"));
     // An `Accept` that says nothing readable is treated as absent.
     if ranges.is_empty() {

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     channels::route::{CHANNEL_ROUTES, SOCKET_ROUTES},
+    generation::route::GENERATION_ROUTES,
     inference::task::Task,
     json::to_vec,
     pipelines::route::PIPELINE_ROUTES,
@@ -27,8 +28,6 @@ pub enum Route {
     ProcessStream,
     /// `POST /process-batch`
     ProcessBatch,
-    /// `POST /generate-stream`
-    GenerateStream,
     /// `POST /v1/classify`, `/v1/tokens`, `/v1/embed`
     Task(Task),
     /// `POST /v1/transcript`: a session in one request.
@@ -45,7 +44,7 @@ pub enum Route {
 pub const HUB_PREFIX: &str = "/models/";
 
 /// Every route, for [`Route::find`] and the index.
-pub const ROUTES: [(&str, Route); 15] = [
+pub const ROUTES: [(&str, Route); 14] = [
     ("/", Route::Index),
     ("/livez", Route::Livez),
     ("/readyz", Route::Readyz),
@@ -53,7 +52,6 @@ pub const ROUTES: [(&str, Route); 15] = [
     ("/openapi.json", Route::OpenApi),
     ("/process-stream", Route::ProcessStream),
     ("/process-batch", Route::ProcessBatch),
-    ("/generate-stream", Route::GenerateStream),
     ("/v1/classify", Route::Task(Task::Classify)),
     ("/v1/tokens", Route::Task(Task::Tokens)),
     ("/v1/embed", Route::Task(Task::Embed)),
@@ -76,7 +74,7 @@ impl Route {
     pub fn posts(self) -> bool {
         match self {
             Self::Index | Self::Livez | Self::Readyz | Self::Models | Self::OpenApi => false,
-            Self::ProcessStream | Self::ProcessBatch | Self::GenerateStream => true,
+            Self::ProcessStream | Self::ProcessBatch => true,
             Self::Task(_) | Self::Transcript | Self::Annotate | Self::Hub | Self::Predict => true,
         }
     }
@@ -102,7 +100,12 @@ pub struct Index<'a> {
 /// The body of `GET /`.
 pub fn index_json(version: &str) -> Vec<u8> {
     let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
-    let others = CHANNEL_ROUTES.iter().chain(&SESSION_ROUTES).chain(&PIPELINE_ROUTES).chain(&SOCKET_ROUTES);
+    let others = GENERATION_ROUTES
+        .iter()
+        .chain(&CHANNEL_ROUTES)
+        .chain(&SESSION_ROUTES)
+        .chain(&PIPELINE_ROUTES)
+        .chain(&SOCKET_ROUTES);
     let others = others.map(|(method, path)| format!("{method} {path}"));
     to_vec(&Index { name: "weir", version, routes: ROUTES.iter().map(line).chain(others).collect() })
 }
@@ -137,6 +140,6 @@ mod tests {
     #[test]
     fn index_names_each_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /generate-stream","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","POST /generate-stream","POST /v1/chat/completions","POST /v1/completions","POST /v1/responses","GET /v1/responses/{response_id}","DELETE /v1/responses/{response_id}","POST /v1/responses/{response_id}/cancel","POST /v1/messages","POST /v1/messages/count_tokens","POST /v1beta/models/{model}:generateContent","POST /v1beta/models/{model}:streamGenerateContent","POST /v1/ui/chat","GET /v1/generations/{generation_id}","DELETE /v1/generations/{generation_id}","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","GET /stream/generation/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     channels::route::{ChannelKind, ChannelRoute},
+    generation::route::GenerationRoute,
     http::{problem::Problem, route::Route},
     pipelines::route::PipelineRoute,
     transcripts::route::SessionRoute,
@@ -12,6 +13,8 @@ use crate::{
 pub enum RouteMatch {
     /// Texts, models, probes and documents.
     Own(Route),
+    /// Generated text.
+    Generation(GenerationRoute),
     /// Channels and tickets.
     Channels(ChannelRoute),
     /// Stored sessions.
@@ -27,6 +30,10 @@ impl RouteMatch {
     ///
     /// Nothing does, or the id in it is not fit.
     pub fn at(path: &str) -> Result<Self, Problem> {
+        // Before the paths of models, whose names may have colons.
+        if let Some(route) = GenerationRoute::find(path) {
+            return Ok(Self::Generation(route));
+        }
         if let Some(route) = Route::find(path) {
             return Ok(Self::Own(route));
         }
@@ -50,6 +57,7 @@ impl RouteMatch {
     pub fn takes(&self, method: &str) -> bool {
         let posts = match self {
             Self::Own(route) => route.posts(),
+            Self::Generation(route) => return route.takes(method),
             Self::Channels(route) => route.posts(),
             Self::Sessions(route) => return route.takes(method),
             Self::Pipelines(route) => return route.takes(method),
@@ -61,17 +69,19 @@ impl RouteMatch {
     pub fn allow(&self) -> &'static str {
         match self {
             Self::Own(route) => route.allow(),
+            Self::Generation(route) => route.allow(),
             Self::Channels(route) => route.allow(),
             Self::Sessions(route) => route.allow(),
             Self::Pipelines(route) => route.allow(),
         }
     }
 
-    /// Whether a path is answered by the stateful gateway instance, the one that holds executions and stored sessions. A host
+    /// Whether a path is answered by the stateful gateway instance, the one that holds executions, stored sessions and
+    /// generations. A host
     /// with several instances routes by it; under a host with one, it says nothing.
     pub fn is_stateful(path: &str) -> bool {
         match Self::at(path) {
-            Ok(found) => matches!(found, Self::Sessions(_) | Self::Pipelines(_)),
+            Ok(found) => matches!(found, Self::Sessions(_) | Self::Pipelines(_) | Self::Generation(_)),
             // A session's path with an unfit id is refused where sessions are.
             Err(_) => SessionRoute::find(path).is_err(),
         }
@@ -99,6 +109,9 @@ mod tests {
             "/reliability",
             "/executions",
             "/ws/session/1",
+            "/generate-stream",
+            "/v1/responses/1",
+            "/models/a:generateContent",
         ] {
             assert!(RouteMatch::is_stateful(path), "{path}");
         }
@@ -109,6 +122,9 @@ mod tests {
             "/stream/session/1",
             "//sessions",
             "/v1/transcript",
+            "/v1/models",
+            "/models/a",
+            "/stream/generation/1",
             "/ws",
             "/ws/workflow/1",
             "/metrics",

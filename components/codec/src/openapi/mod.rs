@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
 
 mod channels;
+mod generation;
 mod pipelines;
 mod sessions;
 mod tasks;
@@ -29,6 +30,7 @@ pub fn document(version: &str) -> Value {
         let method = if route.posts() { "post" } else { "get" };
         paths.insert(path.to_owned(), json!({ method: operation(route, &mut schemas) }));
     }
+    generation::add(&mut paths, &mut schemas);
     channels::add(&mut paths, &mut schemas);
     sessions::add(&mut paths, &mut schemas);
     pipelines::add(&mut paths, &mut schemas);
@@ -121,7 +123,6 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         }
         Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),
         Route::Transcript | Route::Annotate => transcript::described(route, schemas),
-        Route::GenerateStream => ("generateStream", "Generate text; not implemented yet", Value::Null),
     };
     let mut responses = Map::new();
     if !ok.is_null() {
@@ -130,7 +131,6 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
     let problems: &[&[(&str, &str)]] = match route {
         Route::ProcessStream => &[&BODY_PROBLEMS],
         Route::ProcessBatch => &[&BODY_PROBLEMS, &BATCH_PROBLEMS],
-        Route::GenerateStream => &[&[("501", "This server does not generate text")]],
         Route::Readyz | Route::Models => &[&[("503", "Not ready; `models` says which")]],
         Route::Index | Route::Livez | Route::OpenApi => &[],
         Route::Transcript | Route::Annotate => &[&BODY_PROBLEMS],

@@ -26,6 +26,8 @@ named! {
         Pipeline = "pipeline",
         /// A transcript session.
         Session = "session",
+        /// Generated text.
+        Generation = "generation",
     }
 }
 

@@ -19,7 +19,7 @@ use weir_codec::{
 
 use crate::{
     auth::Access,
-    health,
+    generation, health,
     http::{
         request::{LIVEZ, RequestContext},
         request_id,
@@ -41,6 +41,7 @@ const METRICS: &str = "/metrics";
 pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
     Pipelines::wake();
+    generation::wake();
     let (parts, mut body) = incoming.into_parts();
     let mut request = RequestContext {
         path: parts.uri.path().into(),
@@ -63,7 +64,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
         Ok(RouteResponse::Streaming(response)) => return Ok(response),
         Ok(RouteResponse::Whole(reply)) => reply,
         Err(problem) => {
-            let reply = BufferedResponse::problem(&problem, Route::find(&request.path), &request.request_id);
+            let reply = BufferedResponse::problem(&problem, &request.path, &request.request_id);
             match refusal::challenge(&problem) {
                 Some(challenge) => reply.with("www-authenticate", challenge),
                 None => reply,
@@ -99,6 +100,7 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
     }
     match found {
         RouteMatch::Own(route) => own(request, route, body).await,
+        RouteMatch::Generation(route) => request.generation(route, body).await,
         RouteMatch::Channels(ChannelRoute::Health) => health::health(request.began).await.map(RouteResponse::Whole),
         RouteMatch::Channels(route) => request.answer_channels(route, body).await,
         RouteMatch::Sessions(route) => transcripts::routes::answer(request, route, body).await,
@@ -144,7 +146,6 @@ async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -
             let body = request.json(body, settings).await?;
             dialects::predict(&body, settings, request.began).await?
         }
-        Route::GenerateStream => return Err(Problem::not_implemented("this server does not generate text")),
         Route::Index => BufferedResponse::json(route::index_json(env!("CARGO_PKG_VERSION"))),
         // Alive means able to answer, whatever the settings and the models say.
         Route::Livez => BufferedResponse::json(br#"{"status":"alive"}"#.as_slice()),

@@ -4,7 +4,7 @@
 //! sessions. One instance serves many requests at once: nothing here blocks.
 //!
 //! - `dispatch`: from a path to the feature that answers it; `health`: probes.
-//! - `inference`, `channels`, `transcripts`, `pipelines`: the features.
+//! - `inference`, `generation`, `channels`, `transcripts`, `pipelines`: the features.
 //! - `auth`: users, their rates and their subscriptions.
 //! - `http`: requests, responses, and streams in both directions.
 //! - `platform`: bindings, clocks, settings, leases.
@@ -14,6 +14,7 @@
 mod auth;
 mod channels;
 mod dispatch;
+mod generation;
 mod health;
 mod http;
 mod inference;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::event::Failed;
 use crate::{
-    http::problem::{More, Problem},
+    http::problem::{Problem, ProblemDetails},
     json::to_vec,
 };
 
@@ -66,7 +66,7 @@ fn openai_code(code: &str) -> &str {
 /// The first field that is wrong.
 fn field(problem: &Problem) -> Option<String> {
     match &problem.more {
-        More::Fields(fields) => fields.first().map(|error| error.field.clone().into_string()),
+        ProblemDetails::Fields(fields) => fields.first().map(|error| error.field.clone().into_string()),
         _ => None,
     }
 }

@@ -176,11 +176,6 @@ pub fn generation_id(response_id: &str) -> &str {
     response_id.strip_prefix(ID_PREFIX).unwrap_or(response_id)
 }
 
-/// The answer of a deletion.
-pub fn deleted_json(generation_id: &str) -> Vec<u8> {
-    to_vec(&json!({ "id": response_id(generation_id), "object": "response", "deleted": true }))
-}
-
 fn status(choice: &Choice) -> &'static str {
     match choice.finish() {
         None => "in_progress",

@@ -80,6 +80,10 @@ fn flag(name: &'static str, value: &str) -> Result<bool, RequestError> {
 }
 
 fn number(name: &'static str, value: &str) -> Result<u64, RequestError> {
+    // In Weir's own dialect an id is the place in the channel, where every event is one frame.
+    if let Some(seq) = value.split_once('-').and_then(|(_, seq)| seq.parse::<u64>().ok()) {
+        return seq.checked_sub(1).ok_or_else(|| wrong(name, "names no event"));
+    }
     value.parse().map_err(|_| wrong(name, "must be the number of a frame, as `id` in the stream has it"))
 }
 

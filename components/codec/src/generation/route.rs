@@ -24,20 +24,19 @@ pub enum GenerationRoute {
     },
     /// `GET` and `DELETE /v1/generations/{generation_id}`: in the dialect of its request.
     Generation(String),
-    /// `GET` and `DELETE /v1/responses/{response_id}`; the id is that of the generation.
+    /// `GET /v1/responses/{response_id}`; the id is that of the generation.
     Response(String),
     /// `POST /v1/responses/{response_id}/cancel`
     CancelResponse(String),
 }
 
 /// Every path, with its method, for the index.
-pub const GENERATION_ROUTES: [(&str, &str); 14] = [
+pub const GENERATION_ROUTES: [(&str, &str); 13] = [
     ("POST", "/generate-stream"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/responses"),
     ("GET", "/v1/responses/{response_id}"),
-    ("DELETE", "/v1/responses/{response_id}"),
     ("POST", "/v1/responses/{response_id}/cancel"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
@@ -102,7 +101,8 @@ impl GenerationRoute {
     /// Whether it takes a method.
     pub fn takes(&self, method: &str) -> bool {
         match self {
-            Self::Generation(_) | Self::Response(_) => matches!(method, "GET" | "HEAD" | "DELETE"),
+            Self::Generation(_) => matches!(method, "GET" | "HEAD" | "DELETE"),
+            Self::Response(_) => matches!(method, "GET" | "HEAD"),
             _ => method == "POST",
         }
     }
@@ -110,7 +110,8 @@ impl GenerationRoute {
     /// The value of `Allow`.
     pub fn allow(&self) -> &'static str {
         match self {
-            Self::Generation(_) | Self::Response(_) => "GET, HEAD, DELETE, OPTIONS",
+            Self::Generation(_) => "GET, HEAD, DELETE, OPTIONS",
+            Self::Response(_) => "GET, HEAD, OPTIONS",
             _ => "POST, OPTIONS",
         }
     }

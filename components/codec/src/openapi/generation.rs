@@ -100,7 +100,6 @@ fn described(method: &str, path: &str) -> (&'static str, &'static str, Option<Va
         ("GET", "/v1/responses/{response_id}") => {
             ("response", "A response: its state, or with `stream=true` the rest of its stream", None)
         }
-        ("DELETE", "/v1/responses/{response_id}") => ("deleteResponse", "End a response", None),
         (_, "/v1/responses/{response_id}/cancel") => ("cancelResponse", "Cancel a response", None),
         (_, "/v1/messages") => {
             let body = other("As in the messages API of Anthropic, for text and tools of the client");

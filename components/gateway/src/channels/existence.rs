@@ -37,6 +37,8 @@ pub(crate) async fn authorize_follow(identity: &Identity, channel: &Channel, pat
 async fn exists(channel: &Channel) -> Result<bool, Problem> {
     let is_kept = match channel.kind() {
         ChannelKind::Workflow | ChannelKind::File | ChannelKind::User => true,
+        // Its first event is there before anything is known of it.
+        ChannelKind::Generation => false,
         ChannelKind::Session => transcripts::routes::exists(channel).await?,
         ChannelKind::Pipeline => {
             let pipelines = Pipelines::current().map_err(Problem::internal)?;

@@ -118,14 +118,24 @@ impl RequestContext<'_> {
 
     /// A response that is written while it is sent.
     pub(crate) fn streaming(&self, framing: Framing) -> Result<(Response, Client), Problem> {
+        self.streaming_as(framing.content_type(), Vec::new())
+    }
+
+    /// A response of a type, with headers of its own, that is written while it is sent.
+    pub(crate) fn streaming_as(
+        &self,
+        content_type: &str,
+        more: Vec<(&'static str, String)>,
+    ) -> Result<(Response, Client), Problem> {
         let mut headers = vec![
-            ("content-type", framing.content_type().to_owned()),
+            ("content-type", content_type.to_owned()),
             ("cache-control", "no-store".to_owned()),
             ("vary", "accept".to_owned()),
             // Proxies that buffer a response would undo the streaming.
             ("x-accel-buffering", "no".to_owned()),
             (request_id::HEADER, self.request_id.clone()),
         ];
+        headers.extend(more);
         headers.extend(self.page.iter().cloned());
         headers.extend(self.user_header());
         streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))

@@ -9,6 +9,7 @@ use spin_sdk::wasip3::{
     wit_future, wit_stream,
 };
 use weir_codec::{
+    generation::{dialect::DialectKind, route::GenerationRoute},
     http::{
         problem::{self, Problem},
         route::Route,
@@ -63,8 +64,13 @@ impl BufferedResponse {
     }
 
     /// A problem, in the words of the route that it happened on.
-    pub(crate) fn problem(problem: &Problem, route: Option<Route>, request_id: &str) -> Self {
-        let mut reply = match route {
+    pub(crate) fn problem(problem: &Problem, path: &str, request_id: &str) -> Self {
+        let generation = GenerationRoute::find(path).map(|route| route.dialect());
+        if let Some(dialect) = generation.filter(|dialect| *dialect != DialectKind::Weir) {
+            let (status, body) = dialect.error_json(problem);
+            return Self::error(status, body).with_headers(problem);
+        }
+        let reply = match Route::find(path) {
             Some(Route::Hub) => {
                 let (status, body) = hub::error_json(problem);
                 Self::error(status, body)
@@ -78,10 +84,12 @@ impl BufferedResponse {
                 Self { status: problem.status, ..Self::ok(problem::CONTENT_TYPE, body) }
             }
         };
-        for (name, value) in problem.headers() {
-            reply = reply.with(name, value);
-        }
-        reply
+        reply.with_headers(problem)
+    }
+
+    /// Adds the headers that belong to a problem.
+    fn with_headers(self, problem: &Problem) -> Self {
+        problem.headers().into_iter().fold(self, |reply, (name, value)| reply.with(name, value))
     }
 
     /// Adds a header.

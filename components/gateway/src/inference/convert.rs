@@ -13,7 +13,7 @@ use weir_core::{
 use crate::platform::bindings::weir::stream::types as wire;
 
 /// A failure as core's.
-pub(super) fn failure(failure: wire::Failure) -> Failure {
+pub(crate) fn failure(failure: wire::Failure) -> Failure {
     match failure {
         wire::Failure::InvalidInput(reason) => Failure::InvalidInput(reason),
         wire::Failure::UnknownModel(name) => Failure::UnknownModel { name, served: Vec::new() },

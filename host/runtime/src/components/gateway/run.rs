@@ -13,6 +13,7 @@ use wasmtime::AsContextMut;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{Prepared, Proxy};
+use weir_codec::generation::route::GenerationRoute;
 
 use crate::components::gateway::admission::{
     AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
@@ -77,10 +78,13 @@ impl InstanceRun<'_> {
     ) -> wasmtime::Result<()> {
         let mut open = FuturesUnordered::new();
         let begin = |request: Request, result: oneshot::Sender<HandleResult>, admission: Option<Admission>| {
+            // What a stateful instance does outlives its requests, but for the generations that end with their clients.
+            let ends_with_request =
+                self.idle_timeout.is_some() || GenerationRoute::find(request.uri().path()).is_some();
             let prepared = accessor.with(|mut access| {
                 let prepared = Prepared::new(access.as_context_mut(), proxy, request, GatewayState::http, result);
                 if let (Ok(Prepared::P3 { call, .. }), Some((request, _))) = (&prepared, &admission)
-                    && self.idle_timeout.is_some()
+                    && ends_with_request
                 {
                     access.get().add_request(call.task(), request);
                 }

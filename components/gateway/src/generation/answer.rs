@@ -1,0 +1,315 @@
+//! A generation as a response: rendered from its channel, for the client that began it and for those that come back.
+
+use std::{future::pending, pin::pin, rc::Rc};
+
+use futures::future::{Either, LocalBoxFuture, select};
+use spin_sdk::wasip3::{http::types::ErrorCode, wit_bindgen::StreamWriter as BodyWriter};
+use weir_codec::{
+    channels::route::Channel,
+    generation::{
+        dialect::{Dialect, GenerationStream, StreamFraming},
+        event::{GenerationEvent, Started},
+        generated::Generated,
+    },
+    http::problem::Problem,
+};
+use weir_core::channels::Cursor;
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
+
+use super::running::{RunningGeneration, failed};
+use crate::{
+    http::response::Client,
+    platform::{
+        bindings::weir::stream::events::{self, Closed, Delivery, Entry},
+        clock::{self, Deadline},
+        settings::Settings,
+        store,
+    },
+};
+
+/// Most deliveries taken at once: they are one write.
+const DELIVERIES_MAX: usize = 64;
+/// Events in one page.
+const PAGE_EVENTS: u32 = 1000;
+/// While there is nothing to write, the client is looked after this often.
+const PROBE_MS: u64 = 500;
+const START: Cursor = Cursor { epoch: 0, seq: 0 };
+
+/// The events of a channel, one after the other, to its last.
+pub(super) struct ChannelEvents {
+    channel: Channel,
+    user: Option<String>,
+    deliveries: StreamReader<Delivery>,
+    last: Cursor,
+    has_ended: bool,
+}
+
+/// The channel has lost events, or its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EventsLost;
+
+impl ChannelEvents {
+    /// From the first.
+    pub(super) async fn follow(channel: Channel, user: Option<String>) -> Result<Self, Problem> {
+        let deliveries = events::follow(channel.to_string(), START, user.clone()).await.map_err(store::problem)?;
+        Ok(Self { channel, user, deliveries, last: START, has_ended: false })
+    }
+
+    /// Waits for events; none after the last.
+    async fn next(&mut self) -> Result<Option<Vec<Entry>>, EventsLost> {
+        loop {
+            if self.has_ended {
+                return Ok(None);
+            }
+            let (result, batch) = self.deliveries.read(Vec::with_capacity(DELIVERIES_MAX)).await;
+            let (mut entries, mut is_slow) = (Vec::new(), false);
+            for delivery in batch {
+                match delivery {
+                    Delivery::Entry(entry) => {
+                        (self.last, self.has_ended) = (entry.at, entry.event.finishes);
+                        entries.push(entry);
+                    }
+                    Delivery::Closed(Closed::Slow) => is_slow = true,
+                    Delivery::Gap(_) | Delivery::Closed(Closed::Lost) => return Err(EventsLost),
+                }
+            }
+            if is_slow {
+                // The channel has what was not read.
+                let followed = events::follow(self.channel.to_string(), self.last, self.user.clone()).await;
+                self.deliveries = followed.map_err(|_| EventsLost)?;
+            } else if !matches!(result, StreamResult::Complete(_)) && !self.has_ended {
+                return if entries.is_empty() { Err(EventsLost) } else { Ok(Some(entries)) };
+            }
+            if !entries.is_empty() {
+                return Ok(Some(entries));
+            }
+        }
+    }
+}
+
+/// All of a generation, once it has ended.
+pub(super) async fn whole(mut channel: ChannelEvents) -> Result<Generated, Problem> {
+    let mut generated = Generated::default();
+    loop {
+        match channel.next().await {
+            Ok(None) => return Ok(generated),
+            Ok(Some(entries)) => entries.iter().filter_map(event).for_each(|event| generated.push(&event)),
+            Err(EventsLost) => return Err(lost()),
+        }
+    }
+}
+
+/// A generation as far as it is.
+pub(super) async fn state(channel: &Channel) -> Result<Generated, Problem> {
+    let mut generated = Generated::default();
+    let mut after = START;
+    loop {
+        let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(store::problem)?;
+        if page.gap.is_some() {
+            return Err(lost());
+        }
+        page.entries.iter().filter_map(event).for_each(|event| generated.push(&event));
+        if page.ended || page.entries.is_empty() {
+            return Ok(generated);
+        }
+        after = page.next;
+    }
+}
+
+/// The start of a generation; none where the channel has none.
+pub(super) async fn started(channel: &Channel) -> Result<Option<Started>, Problem> {
+    let page = events::read(channel.to_string(), START, 1).await.map_err(store::problem)?;
+    match page.entries.first().and_then(event) {
+        Some(GenerationEvent::Started(started)) if page.gap.is_none() => Ok(Some(started)),
+        _ => Ok(None),
+    }
+}
+
+fn event(entry: &Entry) -> Option<GenerationEvent> {
+    GenerationEvent::from_json(&entry.event.data)
+}
+
+/// 410: the channel does not have all of the generation any more.
+fn lost() -> Problem {
+    let detail = "the events of this generation are not retained any more (events.events_max, events.bytes_max)";
+    Problem::refused(410, "events_lost", "The generation is not retained", detail, None)
+}
+
+/// What a response is written from.
+pub(super) enum Source {
+    /// A generation whose prompt is being computed.
+    Starting(LocalBoxFuture<'static, Result<Rc<RunningGeneration>, Problem>>),
+    /// One that this request has begun.
+    Running(Rc<RunningGeneration>),
+    /// A channel.
+    Channel(ChannelEvents),
+}
+
+/// A generation that is written to a client.
+pub(super) struct Answer {
+    pub(super) dialect: Dialect,
+    pub(super) framing: StreamFraming,
+    /// The client has the frames up to this one.
+    pub(super) after: Option<u64>,
+    /// The generation ends when the client leaves.
+    pub(super) ends_with_client: bool,
+    pub(super) settings: &'static Settings,
+}
+
+impl Answer {
+    /// Writes until the last event, or until the client is gone.
+    pub(super) async fn write(self, source: Source, client: Client) {
+        let Client { mut body, trailers, sent } = client;
+        let mut running = None;
+        let outcome = {
+            let gone = pin!(async {
+                // What a detached generation has not begun is begun for a client that has left, too.
+                if !self.ends_with_client || sent.await.is_ok() {
+                    pending::<()>().await;
+                }
+            });
+            let write = pin!(self.write_all(source, &mut running, &mut body));
+            match select(write, gone).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(((), _)) => Outcome::Gone,
+            }
+        };
+        match outcome {
+            Outcome::Whole => {}
+            Outcome::Gone => {
+                if let Some(running) = running.filter(|_| self.ends_with_client) {
+                    running.cancel();
+                }
+            }
+            Outcome::Cut => {
+                let cut = trailers.write(Err(ErrorCode::InternalError(None)));
+                Deadline::after(clock::now(), PROBE_MS).bound(cut).await;
+            }
+        }
+    }
+
+    async fn write_all(
+        &self,
+        source: Source,
+        running: &mut Option<Rc<RunningGeneration>>,
+        body: &mut BodyWriter<u8>,
+    ) -> Outcome {
+        let mut stream = GenerationStream::new(&self.dialect, self.framing, self.after);
+        let mut channel = match source {
+            Source::Channel(channel) => Ok(channel),
+            Source::Running(generation) => self.follow(generation, running).await,
+            Source::Starting(mut starting) => {
+                match self.keep_alive(&mut starting, &stream, body).await {
+                    None => {
+                        if !self.ends_with_client {
+                            // Its task goes on without a client.
+                            drop(starting.await);
+                        }
+                        return Outcome::Gone;
+                    }
+                    Some(Ok(generation)) => self.follow(generation, running).await,
+                    Some(Err(problem)) => Err(problem),
+                }
+            }
+        };
+        let channel = match &mut channel {
+            Ok(channel) => channel,
+            Err(problem) => {
+                let mut out = Vec::new();
+                stream.push("", &failed(problem), &mut out);
+                return if send(body, out).await { self.end(true) } else { Outcome::Gone };
+            }
+        };
+        loop {
+            let next = Box::pin(channel.next());
+            let Some(next) = self.keep_alive(next, &stream, body).await else { return Outcome::Gone };
+            let (entries, is_lost) = match next {
+                Ok(Some(entries)) => (entries, false),
+                Ok(None) => return Outcome::Whole,
+                Err(EventsLost) => (Vec::new(), true),
+            };
+            let mut out = Vec::new();
+            let mut is_failed = is_lost;
+            for entry in &entries {
+                let Some(event) = event(entry) else { continue };
+                is_failed |= matches!(event, GenerationEvent::Error(_));
+                stream.push(&entry.at.to_string(), &event, &mut out);
+            }
+            if is_lost {
+                stream.push("", &failed(&lost()), &mut out);
+            }
+            if !out.is_empty() && !send(body, out).await {
+                return Outcome::Gone;
+            }
+            if is_failed {
+                return self.end(true);
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        generation: Rc<RunningGeneration>,
+        running: &mut Option<Rc<RunningGeneration>>,
+    ) -> Result<ChannelEvents, Problem> {
+        let channel = (generation.channel.clone(), generation.share());
+        *running = Some(generation);
+        ChannelEvents::follow(channel.0, channel.1).await
+    }
+
+    /// How the body ends: a text has no other sign of an error than that it is cut.
+    fn end(&self, is_failed: bool) -> Outcome {
+        if is_failed && self.framing == StreamFraming::Text { Outcome::Cut } else { Outcome::Whole }
+    }
+
+    /// Waits for something and tells the client from time to time that it is waited for; none when the client is gone.
+    async fn keep_alive<T>(
+        &self,
+        mut work: impl Future<Output = T> + Unpin,
+        stream: &GenerationStream,
+        body: &mut BodyWriter<u8>,
+    ) -> Option<T> {
+        let mut beat = Deadline::after(clock::now(), self.settings.heartbeat_ms);
+        loop {
+            let tick = Box::pin(Deadline::after(clock::now(), PROBE_MS).passed());
+            match select(&mut work, tick).await {
+                Either::Left((done, _)) => return Some(done),
+                Either::Right(((), _)) => {
+                    let bytes = match stream.keep_alive().filter(|_| beat.is_past(clock::now())) {
+                        Some(bytes) => {
+                            beat = Deadline::after(clock::now(), self.settings.heartbeat_ms);
+                            bytes.to_vec()
+                        }
+                        None => Vec::new(),
+                    };
+                    // A write of nothing is done when the reader is ready for more, or gone. Work that is done meanwhile waits for it.
+                    if !is_taken(body, bytes).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How the writing of a response has ended.
+enum Outcome {
+    Whole,
+    /// The client is gone.
+    Gone,
+    /// The client must see that this is not all.
+    Cut,
+}
+
+/// Writes to the client; false when the reader is gone.
+async fn is_taken(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
+    if bytes.is_empty() {
+        return body.write(bytes).await.0 != StreamResult::Dropped;
+    }
+    send(body, bytes).await
+}
+
+/// Sends bytes; false when the reader is gone.
+async fn send(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
+    body.write_all(bytes).await.is_empty()
+}

@@ -1,0 +1,125 @@
+//! The one client of `weir:stream/generate`.
+
+use weir_codec::{generation::request::GenerateRequest, http::problem::Problem};
+use weir_core::{failure::Failure, time::Now};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
+
+use super::convert;
+use crate::{
+    inference::convert::failure,
+    platform::{
+        bindings::{
+            weir::stream::{
+                generate,
+                generate_types::{Begun, Command, Event, EventKind, GenerateModel},
+            },
+            wit_stream,
+        },
+        clock::Deadline,
+    },
+};
+
+/// How long the models may take to say whether they are ready.
+const MODELS_TIMEOUT_MS: u64 = 5000;
+/// Most events taken at once.
+const EVENTS_MAX: usize = 64;
+/// Every call has one generation.
+const ID: u64 = 1;
+
+/// A generation that is being computed. Dropping it ends it.
+pub(crate) struct Computation {
+    commands: StreamWriter<Command>,
+    events: StreamReader<Event>,
+    buffer: Vec<Event>,
+    /// Came together with what was wanted before.
+    unread: Vec<EventKind>,
+}
+
+impl Computation {
+    /// Starts a generation.
+    pub(crate) async fn start(
+        request: GenerateRequest,
+        model: String,
+        deadline_ms: Option<u32>,
+        is_detached: bool,
+    ) -> Self {
+        let (mut commands, reader) = wit_stream::new::<Command>();
+        let events = generate::run(reader).await;
+        let request = convert::request(ID, model, request, deadline_ms, is_detached);
+        // What is not taken is left to a reader that is gone; the events, or their absence, say the rest.
+        commands.write_one(Command::Start(request)).await;
+        Self { commands, events, buffer: Vec::with_capacity(EVENTS_MAX), unread: Vec::new() }
+    }
+
+    /// Waits until the prompt is computed.
+    pub(crate) async fn begun(&mut self) -> Result<Begun, Failure> {
+        let mut events = self.next().await.ok_or_else(lost)?.into_iter();
+        match events.next() {
+            Some(EventKind::Begun(begun)) => {
+                self.unread = events.collect();
+                Ok(begun)
+            }
+            Some(EventKind::Failed(reason)) => Err(failure(reason)),
+            _ => Err(Failure::Other("the generation began without a start".to_owned())),
+        }
+    }
+
+    /// Waits for events; none when there are no more.
+    pub(crate) async fn next(&mut self) -> Option<Vec<EventKind>> {
+        if !self.unread.is_empty() {
+            return Some(std::mem::take(&mut self.unread));
+        }
+        loop {
+            let (result, mut batch) = self.events.read(std::mem::take(&mut self.buffer)).await;
+            let kinds: Vec<EventKind> = batch.drain(..).map(|event| event.kind).collect();
+            self.buffer = batch;
+            if !kinds.is_empty() {
+                return Some(kinds);
+            }
+            if !matches!(result, StreamResult::Complete(_)) {
+                return None;
+            }
+        }
+    }
+
+    /// Asks for its end; its events say when it has ended.
+    pub(crate) async fn cancel(&mut self) {
+        self.commands.write_one(Command::Cancel(ID)).await;
+    }
+}
+
+/// The failure of a generation whose events ended early.
+pub(crate) fn lost() -> Failure {
+    Failure::Unavailable("the generation ended without a reason".to_owned())
+}
+
+/// The models that can generate, within [`MODELS_TIMEOUT_MS`].
+pub(crate) async fn served_models(began: Now) -> Result<Vec<GenerateModel>, Problem> {
+    let models = Deadline::after(began, MODELS_TIMEOUT_MS).bound(generate::models()).await;
+    models.ok_or_else(|| Problem::not_ready(Vec::new()))
+}
+
+/// The model of a request: the one that it names, or the first that is ready.
+pub(crate) async fn choose_model(named: Option<String>, began: Now) -> Result<String, Problem> {
+    let models = served_models(began).await?;
+    let first = models.iter().find(|model| model.ready).or(models.first());
+    let Some(first) = first else {
+        return Err(not_loaded(
+            "no model that generates text is served: `cargo xtask setup` or `weir models pull` gets one",
+        ));
+    };
+    let Some(named) = named else { return Ok(first.name.clone()) };
+    Ok(named)
+}
+
+/// What went wrong before the first token, for a client. A model that is not served is answered with those that are.
+pub(crate) async fn problem(failure: Failure, began: Now) -> Problem {
+    let Failure::UnknownModel { name, .. } = failure else { return Problem::item(&failure) };
+    let served = served_models(began).await.unwrap_or_default();
+    let served: Vec<String> = served.into_iter().map(|model| model.name).collect();
+    Problem::item(&Failure::UnknownModel { name, served })
+}
+
+fn not_loaded(detail: &str) -> Problem {
+    Problem::refused(503, "model_not_loaded", "No model generates text", detail, None)
+}

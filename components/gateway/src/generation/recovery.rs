@@ -1,0 +1,83 @@
+//! The generations that a crash has interrupted: each gets a last event that says so.
+
+use weir_codec::generation::event::{Failed, GenerationEvent};
+
+use super::registry::Registry;
+use crate::platform::{
+    bindings::weir::stream::{
+        events::{self, Event, Failure},
+        state,
+    },
+    clock::{self, Deadline},
+    lease,
+    settings::Settings,
+    store,
+};
+use spin_sdk::wasip3::spawn;
+
+/// Keys in a page.
+const KEYS_MAX: u32 = 500;
+/// The kind of the keys of generations that run.
+const KIND: &str = "generation";
+
+/// Called with the first request of the stateful instance.
+pub(crate) fn wake() {
+    let is_stateful = Settings::current().is_ok_and(|settings| settings.keeper);
+    if is_stateful && !Registry::current().is_woken.replace(true) {
+        spawn(recover());
+    }
+}
+
+/// Looks again and again for generations whose instance has died.
+async fn recover() {
+    loop {
+        if let Err(failure) = each().await {
+            eprintln!("warn: which generations were interrupted is not known yet: {}", store::reason(&failure));
+        }
+        Deadline::after(clock::now(), lease::scan_ms()).passed().await;
+    }
+}
+
+async fn each() -> Result<(), Failure> {
+    let mut after = String::new();
+    loop {
+        let keys = state::keys(KIND.to_owned(), after, KEYS_MAX).await?;
+        for key in &keys {
+            let id = key.split_once(':').map_or("", |(_, id)| id);
+            if !Registry::current().has(id) {
+                interrupt(key).await?;
+            }
+        }
+        if keys.len() < KEYS_MAX as usize {
+            return Ok(());
+        }
+        after = keys.last().cloned().unwrap_or_default();
+    }
+}
+
+/// Gives a generation its end, unless another instance runs it.
+async fn interrupt(key: &str) -> Result<(), Failure> {
+    let Ok(lease) = lease::acquire(key.to_owned()).await? else { return Ok(()) };
+    // It may have ended, and been removed, since the keys were read.
+    if state::get(key.to_owned()).await?.is_some() {
+        let message = "the server was interrupted while it generated this text";
+        let last = GenerationEvent::Error(Failed {
+            code: "interrupted".to_owned(),
+            message: message.to_owned(),
+            status: 503,
+            retryable: true,
+        });
+        let event =
+            Event { name: last.name().to_owned(), data: last.to_json(), coalesce: None, finishes: last.is_last() };
+        match events::append(key.to_owned(), vec![event], Some(lease.fence()), None).await {
+            Ok(_) | Err(Failure::Finished) => {}
+            Err(failure) => {
+                lease.release().await;
+                return Err(failure);
+            }
+        }
+        state::delete(key.to_owned(), Some(lease.fence())).await?;
+    }
+    lease.release().await;
+    Ok(())
+}

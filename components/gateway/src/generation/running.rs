@@ -1,0 +1,354 @@
+//! A generation from its start to its last event.
+//!
+//! | key | value |
+//! |---|---|
+//! | `generation:ID` in the state | present while the generation runs; its lease is held by the instance that runs it |
+//! | `generation:ID` as a channel | its events |
+
+use std::{cell::Cell, pin::pin, rc::Rc};
+
+use futures::future::{Either, join, select};
+use spin_sdk::wasip3::spawn;
+use weir_auth::identity::Identity;
+use weir_codec::{
+    channels::route::{Channel, ChannelKind},
+    generation::{
+        ApiRequest,
+        dialect::Dialect,
+        event::{Done, Failed, GenerationEvent, Started, Usage},
+        request::GenerateRequest,
+    },
+    http::problem::Problem,
+};
+use weir_core::time::Now;
+
+use super::{
+    batch::EventBatch,
+    client::{self, Computation},
+    convert,
+    registry::{Admission, Registry},
+};
+use crate::{
+    channels::ownership,
+    http::request_id,
+    inference,
+    platform::{
+        bindings::weir::stream::{
+            events::{self, Event, Failure as StoreFailure},
+            generate_types::{Begun, EventKind},
+            state,
+        },
+        clock::{self, Deadline},
+        lease::{self, StoreLease},
+        notify::TaskNotify,
+        settings::Settings,
+        store,
+    },
+};
+
+/// How long a generation that was cancelled may take to end, in milliseconds.
+const CANCEL_MS: u64 = 2000;
+/// The delays between attempts to append, in milliseconds, and for how long in all.
+const RETRY_MS: (u64, u64, u64) = (100, 2000, 30_000);
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// A generation that runs in this instance.
+pub(super) struct RunningGeneration {
+    pub(super) id: String,
+    /// The user who began it.
+    pub(super) owner: String,
+    pub(super) channel: Channel,
+    lease: StoreLease,
+    is_cancelled: Cell<bool>,
+    cancel: TaskNotify,
+    has_ended: Cell<bool>,
+    end: TaskNotify,
+}
+
+/// A generation whose prompt is being computed.
+pub(super) struct StartingGeneration {
+    admission: Admission,
+    id: String,
+    model: String,
+    choices: u32,
+    dialect: Dialect,
+    computation: Computation,
+    began: Now,
+}
+
+impl StartingGeneration {
+    /// Starts a generation.
+    pub(super) async fn start(
+        request: ApiRequest,
+        identity: &Identity,
+        deadline_ms: Option<u32>,
+        began: Now,
+    ) -> Result<Self, Problem> {
+        let id = format!("{:032x}", u128::from_be_bytes(request_id::random()));
+        let admission = Registry::current().admit(&id, identity.user())?;
+        let ApiRequest { request, detach, dialect, .. } = request;
+        let GenerateRequest { model, choices, .. } = &request;
+        let (model, choices) = (client::choose_model(model.clone(), began).await?, *choices);
+        let computation = Computation::start(request, model.clone(), deadline_ms, detach).await;
+        Ok(Self { admission, id, model, choices, dialect, computation, began })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Waits until the prompt is computed, and lets the generation run in a task of its own from then on. Its channel has its first event
+    /// then.
+    pub(super) async fn run(mut self) -> Result<Rc<RunningGeneration>, Problem> {
+        let channel = Channel::new(ChannelKind::Generation, &self.id);
+        let channel = channel.map_err(|error| Problem::internal(&error.to_string()))?;
+        let (begun, lease) = join(self.computation.begun(), lease::acquire(channel.to_string())).await;
+        let lease = match lease.map_err(store::problem)? {
+            Ok(lease) => lease,
+            Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
+        };
+        let running = RunningGeneration {
+            id: self.id.clone(),
+            owner: self.admission.user.clone(),
+            channel,
+            lease,
+            is_cancelled: Cell::new(false),
+            cancel: TaskNotify::default(),
+            has_ended: Cell::new(false),
+            end: TaskNotify::default(),
+        };
+        let begun = match begun {
+            Ok(begun) => running.open(self.started(&begun)).await.map(|()| begun),
+            Err(failure) => Err(client::problem(failure, self.began).await),
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(problem) => {
+                running.close().await;
+                return Err(problem);
+            }
+        };
+        let running = Rc::new(running);
+        Registry::current().insert(running.clone());
+        let usage =
+            Usage { prompt_tokens: begun.prompt_tokens, cached_tokens: begun.cached_tokens, completion_tokens: 0 };
+        let progress = Progress { usage, open: self.choices, cancelled: false };
+        spawn(running.clone().drive(self.computation, progress));
+        Ok(running)
+    }
+
+    fn started(&self, begun: &Begun) -> GenerationEvent {
+        GenerationEvent::Started(Started {
+            generation_id: self.id.clone(),
+            model: self.model.clone(),
+            created: clock::now().unix_ns / NS_PER_S,
+            prompt_tokens: begun.prompt_tokens,
+            cached_tokens: begun.cached_tokens,
+            seed: begun.seed,
+            choices: self.choices,
+            dialect: self.dialect.clone(),
+        })
+    }
+}
+
+/// How far a generation is.
+struct Progress {
+    usage: Usage,
+    /// Choices that have not ended.
+    open: u32,
+    cancelled: bool,
+}
+
+impl Progress {
+    /// An event of the computation as one of the channel.
+    fn event(&mut self, kind: EventKind) -> Option<GenerationEvent> {
+        match kind {
+            EventKind::Begun(_) => None,
+            EventKind::Piece(piece) if piece.text.is_empty() && piece.tokens.is_empty() => None,
+            EventKind::Piece(piece) => Some(GenerationEvent::Token(convert::token(piece))),
+            EventKind::Tool(delta) => Some(GenerationEvent::ToolCall(convert::tool(delta))),
+            EventKind::Failed(reason) => Some(failed(&Problem::item(&inference::convert::failure(reason)))),
+            EventKind::Done(done) => {
+                self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(done.tokens);
+                self.open = self.open.saturating_sub(1);
+                let finish = convert::finish(done.reason);
+                self.cancelled |= finish.is_none();
+                if self.open == 0 && self.cancelled {
+                    return Some(cancelled());
+                }
+                let usage = (self.open == 0).then_some(self.usage);
+                finish.map(|finish_reason| {
+                    GenerationEvent::Done(Done { index: done.index, finish_reason, stop: done.stop, usage })
+                })
+            }
+        }
+    }
+}
+
+impl RunningGeneration {
+    /// Ends it, if it has not ended.
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.set(true);
+        self.cancel.ring();
+    }
+
+    /// Resolves when its last event is in its channel, or cannot be.
+    pub(super) async fn ended(&self) {
+        self.end.until(|| self.has_ended.get()).await;
+    }
+
+    /// The user whose share of the store it takes; none where users are not identified.
+    pub(super) fn share(&self) -> Option<String> {
+        let is_required = Settings::current().is_ok_and(|settings| settings.auth.required);
+        is_required.then(|| self.owner.clone())
+    }
+
+    /// Makes the channel the user's, and appends its first event.
+    async fn open(&self, started: GenerationEvent) -> Result<(), Problem> {
+        let key = self.channel.to_string();
+        let value = b"{}".to_vec();
+        let put = state::put(key, value, None, Some(self.lease.fence()), self.share());
+        let own = async {
+            if self.share().is_none() {
+                return Ok(true);
+            }
+            let user = Channel::new(ChannelKind::User, &self.owner);
+            let user = user.map_err(|error| Problem::internal(&error.to_string()))?;
+            ownership::settle(&self.channel, &user, ownership::PastEvents::Owned).await
+        };
+        let (put, own) = join(put, own).await;
+        put.map_err(store::problem)?;
+        own?;
+        self.append(&[started]).await.map(drop).map_err(store::problem)
+    }
+
+    async fn append(&self, batch: &[GenerationEvent]) -> Result<(), StoreFailure> {
+        let event = |event: &GenerationEvent| Event {
+            name: event.name().to_owned(),
+            data: event.to_json(),
+            coalesce: None,
+            finishes: event.is_last(),
+        };
+        let wire = batch.iter().map(event).collect();
+        events::append(self.channel.to_string(), wire, Some(self.lease.fence()), self.share()).await.map(drop)
+    }
+
+    /// Appends events, however often that has to be tried; false where they cannot be appended.
+    async fn store(&self, batch: &[GenerationEvent]) -> bool {
+        let (mut delay_ms, delay_ms_max, for_ms) = RETRY_MS;
+        let until = Deadline::after(clock::now(), for_ms);
+        loop {
+            match self.append(batch).await {
+                Ok(()) => return true,
+                Err(StoreFailure::Unavailable(_) | StoreFailure::Full(_) | StoreFailure::ShareExceeded(_))
+                    if !until.is_past(clock::now()) =>
+                {
+                    Deadline::after(clock::now(), delay_ms).passed().await;
+                    delay_ms = (delay_ms * 2).min(delay_ms_max);
+                }
+                Err(failure) => {
+                    eprintln!("warn: events of {} were not stored: {}", self.channel, store::reason(&failure));
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Appends the events of a computation until the last. No task awaits this.
+    async fn drive(self: Rc<Self>, computation: Computation, progress: Progress) {
+        {
+            let run = pin!(self.events(computation, progress));
+            // Where the lease is lost, another instance has given the generation its end.
+            let lease = pin!(self.lease.keep(|| {}));
+            select(run, lease).await;
+        }
+        self.has_ended.set(true);
+        self.end.ring();
+        self.close().await;
+        Registry::current().remove(&self.id);
+    }
+
+    async fn events(&self, mut computation: Computation, mut progress: Progress) {
+        let events_max = Settings::current().map_or(1000, |settings| settings.sessions.channel_events_max);
+        let mut batch = EventBatch::new(events_max);
+        let mut cancelled_at: Option<Deadline> = None;
+        loop {
+            let next = {
+                let next = pin!(computation.next());
+                match cancelled_at {
+                    Some(at) => at.bound(next).await.flatten(),
+                    None => {
+                        let cancel = pin!(self.cancel.until(|| self.is_cancelled.get()));
+                        match select(next, cancel).await {
+                            Either::Left((next, _)) => next,
+                            Either::Right(((), _)) => {
+                                cancelled_at = Some(Deadline::after(clock::now(), CANCEL_MS));
+                                Some(Vec::new())
+                            }
+                        }
+                    }
+                }
+            };
+            let Some(kinds) = next else {
+                // It never ends with a reason that it has not.
+                let last = if cancelled_at.is_some() { cancelled() } else { failed(&Problem::item(&client::lost())) };
+                batch.push(last);
+                if let Some(events) = batch.take() {
+                    self.store(&events).await;
+                }
+                return;
+            };
+            if kinds.is_empty() {
+                computation.cancel().await;
+            }
+            for event in kinds.into_iter().filter_map(|kind| progress.event(kind)) {
+                batch.push(event);
+            }
+            if let Some(events) = batch.take() {
+                let is_last = events.last().is_some_and(GenerationEvent::is_last);
+                if !self.store(&events).await || is_last {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Removes what says that it runs. Best effort: recovery finds the last event otherwise.
+    async fn close(&self) {
+        let _ = state::delete(self.channel.to_string(), Some(self.lease.fence())).await;
+        self.lease.release().await;
+    }
+}
+
+/// The last event of a generation that was cancelled.
+fn cancelled() -> GenerationEvent {
+    let message = "the generation was cancelled".to_owned();
+    GenerationEvent::Error(Failed { code: "cancelled".to_owned(), message, status: 499, retryable: true })
+}
+
+/// The last event of a generation that has failed.
+pub(super) fn failed(problem: &Problem) -> GenerationEvent {
+    GenerationEvent::Error(Failed {
+        code: problem.code.to_owned(),
+        message: problem.detail.clone(),
+        status: problem.status,
+        retryable: problem.retry_after_ms.is_some(),
+    })
+}
+
+/// The failure of a generation that ended early, for a client that waits for all of it.
+pub(super) fn problem(failed: &Failed) -> Problem {
+    let code = match failed.code.as_str() {
+        "cancelled" => "cancelled",
+        "interrupted" => "interrupted",
+        "request_timeout" | "deadline_exceeded" => "request_timeout",
+        "overloaded" => "overloaded",
+        "model_unavailable" => "model_unavailable",
+        "engine_failed" => "engine_failed",
+        "invalid_input" => "invalid_input",
+        _ => "inference_failed",
+    };
+    let status = if code == "request_timeout" { 504 } else { failed.status };
+    let retry_after_ms = failed.retryable.then_some(weir_core::failure::RETRY_AFTER_MS);
+    Problem::refused(status, code, "The generation has failed", &failed.message, retry_after_ms)
+}

@@ -1,4 +1,5 @@
-//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query.
+//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query. Clients of
+//! other APIs send theirs as `x-api-key` or `x-goog-api-key`; `Authorization` counts before these.
 //!
 //! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send them as
 //! `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid once and for seconds.
@@ -11,6 +12,8 @@ use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
 /// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis, section
 /// 4.1.3.2).
 pub const COOKIE: &str = "__Host-weir";
+/// The headers in which clients of other APIs send a key.
+const API_KEY_HEADERS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
 /// The query parameter of a ticket.
 pub const TICKET: &str = "ticket";
 /// Most bytes in all `Cookie` headers together.
@@ -95,11 +98,14 @@ impl Credentials {
     ) -> Result<Self, CredentialError> {
         let mut found = Self { ticket: ticket(query)?, ..Self::default() };
         let mut cookies_bytes = 0;
+        let mut api_key = None;
         for (name, value) in headers {
             if name.eq_ignore_ascii_case("authorization") {
                 if found.bearer.replace(bearer(value)?).is_some() {
                     return Err(CredentialError::AuthorizationTwice);
                 }
+            } else if API_KEY_HEADERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
+                api_key = Some(token68(value, "the header of an API key", TOKEN_BYTES_MAX)?);
             } else if name.eq_ignore_ascii_case("cookie") {
                 cookies_bytes += value.len();
                 if cookies_bytes > COOKIES_BYTES_MAX {
@@ -109,6 +115,7 @@ impl Credentials {
                 cookie(value, &mut found.cookie)?;
             }
         }
+        found.bearer = found.bearer.or(api_key);
         Ok(found)
     }
 
@@ -224,6 +231,18 @@ mod tests {
             &[("cookie", "__host-weir=x; __Host-weir2=y; weir=z; x__Host-weir=1")],
             "tickets=1&Ticket=2",
             expect!["None None None"],
+        );
+    }
+
+    #[test]
+    fn key_of_another_api_is_a_bearer_token_unless_authorization_has_one() {
+        check(&[("x-api-key", "a.b")], "", expect![[r#"Some("a.b") None None"#]]);
+        check(&[("X-Goog-Api-Key", "a")], "", expect![[r#"Some("a") None None"#]]);
+        check(&[("x-api-key", "a"), ("authorization", "Bearer b")], "", expect![[r#"Some("b") None None"#]]);
+        check(
+            &[("x-api-key", "a b")],
+            "",
+            expect!["the token in the header of an API key has characters that no token has, or is empty or too long"],
         );
     }
 

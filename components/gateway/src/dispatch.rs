@@ -14,8 +14,9 @@ use weir_codec::{
         route::{self, HUB_PREFIX, Route},
         router::RouteMatch,
     },
-    inference::models,
+    inference::models::{self, Model},
 };
+use weir_core::time::Now;
 
 use crate::{
     auth::Access,
@@ -123,6 +124,14 @@ fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<Buff
     Ok(BufferedResponse::methods(allow))
 }
 
+/// The models of every kind, by name.
+async fn all_models(began: Now) -> Result<Vec<Model>, Problem> {
+    let (mut models, generate) = (served_models(began).await?, generation::client::listed_models(began).await?);
+    models.extend(generate);
+    models.sort_by(|left, right| left.name.cmp(&right.name));
+    Ok(models)
+}
+
 /// Texts, models, probes and documents.
 async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -> Result<RouteResponse, Problem> {
     let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
@@ -150,7 +159,7 @@ async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -
         // Alive means able to answer, whatever the settings and the models say.
         Route::Livez => BufferedResponse::json(br#"{"status":"alive"}"#.as_slice()),
         Route::Readyz => health::readyz(request.began).await?,
-        Route::Models => BufferedResponse::json(models::models_json(&served_models(request.began).await?)),
+        Route::Models => BufferedResponse::json(models::models_json(&all_models(request.began).await?)),
         Route::OpenApi => BufferedResponse::json(include_bytes!("../openapi.json").as_slice()),
     };
     Ok(RouteResponse::Whole(reply))

@@ -12,6 +12,7 @@ use weir_core::time::Now;
 
 use crate::{
     auth::Access,
+    generation,
     http::response::BufferedResponse,
     inference::client::served_models,
     platform::{
@@ -25,7 +26,8 @@ use crate::{
 const STORE_TIMEOUT_MS: u64 = 5000;
 
 pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
-    let models = served_models(began).await?;
+    let mut models = served_models(began).await?;
+    models.extend(generation::client::loading_models(began).await?);
     if !models.iter().all(|model| model.ready) {
         return Err(Problem::not_ready(models));
     }

@@ -48,7 +48,7 @@ fn openai_kind(status: u16) -> &'static str {
         404 => "not_found_error",
         408 => "timeout_error",
         429 => "rate_limit_error",
-        400..=499 => "invalid_request_error",
+        status if status < 500 => "invalid_request_error",
         _ => "server_error",
     }
 }
@@ -103,7 +103,7 @@ fn anthropic_kind(status: u16) -> &'static str {
         429 => "rate_limit_error",
         503 => "overloaded_error",
         504 => "timeout_error",
-        400..=499 => "invalid_request_error",
+        status if status < 500 => "invalid_request_error",
         _ => "api_error",
     }
 }
@@ -136,7 +136,7 @@ fn google_status(status: u16) -> &'static str {
         501 => "UNIMPLEMENTED",
         503 => "UNAVAILABLE",
         504 => "DEADLINE_EXCEEDED",
-        400..=499 => "FAILED_PRECONDITION",
+        status if status < 500 => "FAILED_PRECONDITION",
         _ => "INTERNAL",
     }
 }

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn index_lists_paths_that_are_found() {
         for (method, path) in GENERATION_ROUTES {
-            let route = GenerationRoute::find(&path.replace('{', "").replace('}', "")).expect(path);
+            let route = GenerationRoute::find(&path.replace(['{', '}'], "")).expect(path);
             assert!(route.takes(method), "{method} {path}");
         }
     }

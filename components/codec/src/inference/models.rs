@@ -10,11 +10,11 @@ use crate::json::to_vec;
 pub struct Model {
     /// Its name.
     pub name: String,
-    /// `text-classification`, `token-classification` or `feature-extraction`.
+    /// `text-classification`, `token-classification`, `feature-extraction` or `text-generation`.
     pub kind: &'static str,
-    /// Its labels in the order of their ids; empty for an embedding model.
+    /// Its labels in the order of their ids; empty for an embedding model and for one that generates text.
     pub labels: Vec<String>,
-    /// The longest sequence it takes, special tokens included.
+    /// The longest sequence it takes, special tokens included; 0 where that is not known.
     pub tokens_max: u32,
     /// True once it has answered.
     pub ready: bool,
@@ -26,7 +26,28 @@ pub struct Model {
 pub struct Models<'a> {
     /// In the order of their names.
     pub models: &'a [Model],
+    /// `list`, as OpenAI's API has it.
+    pub object: &'static str,
+    /// The same models as OpenAI's API lists them.
+    pub data: Vec<ListedModel<'a>>,
 }
+
+/// A model as OpenAI's API lists it.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ListedModel<'a> {
+    /// Its name.
+    pub id: &'a str,
+    /// `model`
+    pub object: &'static str,
+    /// Not known: 0.
+    pub created: u64,
+    /// `weir`
+    pub owned_by: &'static str,
+}
+
+/// The kind of a model that generates text.
+pub const TEXT_GENERATION: &str = "text-generation";
 
 /// The body of `GET /readyz` when every model is ready.
 #[derive(Debug, Serialize)]
@@ -53,7 +74,17 @@ pub struct ModelState<'a> {
 
 /// The body of `GET /v1/models`.
 pub fn models_json(models: &[Model]) -> Vec<u8> {
-    to_vec(&Models { models })
+    let data = models.iter().map(|model| listed(&model.name)).collect();
+    to_vec(&Models { models, object: "list", data })
+}
+
+/// The body of `GET /v1/models/{model}`.
+pub fn model_json(model: &Model) -> Vec<u8> {
+    to_vec(&listed(&model.name))
+}
+
+fn listed(name: &str) -> ListedModel<'_> {
+    ListedModel { id: name, object: "model", created: 0, owned_by: "weir" }
 }
 
 /// The body of `GET /readyz` when every model is ready.

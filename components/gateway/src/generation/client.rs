@@ -1,6 +1,10 @@
 //! The one client of `weir:stream/generate`.
 
-use weir_codec::{generation::request::GenerateRequest, http::problem::Problem};
+use weir_codec::{
+    generation::request::GenerateRequest,
+    http::problem::Problem,
+    inference::models::{Model, TEXT_GENERATION},
+};
 use weir_core::{failure::Failure, time::Now};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
@@ -97,6 +101,27 @@ pub(crate) fn lost() -> Failure {
 pub(crate) async fn served_models(began: Now) -> Result<Vec<GenerateModel>, Problem> {
     let models = Deadline::after(began, MODELS_TIMEOUT_MS).bound(generate::models()).await;
     models.ok_or_else(|| Problem::not_ready(Vec::new()))
+}
+
+/// The models that can generate, as all models are listed.
+pub(crate) async fn listed_models(began: Now) -> Result<Vec<Model>, Problem> {
+    Ok(served_models(began).await?.into_iter().map(listed).collect())
+}
+
+/// The models that are still loading. One that cannot be loaded keeps no other from being ready.
+pub(crate) async fn loading_models(began: Now) -> Result<Vec<Model>, Problem> {
+    let loading = served_models(began).await?.into_iter().filter(|model| !model.ready && model.reason.is_none());
+    Ok(loading.map(listed).collect())
+}
+
+fn listed(model: GenerateModel) -> Model {
+    Model {
+        name: model.name,
+        kind: TEXT_GENERATION,
+        labels: Vec::new(),
+        tokens_max: model.context_tokens_max.unwrap_or(0),
+        ready: model.ready,
+    }
 }
 
 /// The model of a request: the one that it names, or the first that is ready.

@@ -4,6 +4,7 @@
 //! - [`event`]: the events of a generation, as they lie in its channel; [`generated`]: the text that they add up to.
 //! - [`dialect`]: a stream of events in the form of an API; [`error`]: errors in the shapes of the APIs.
 //! - [`weir`], [`chat`], [`completions`], [`responses`], [`messages`], [`gemini`], [`ui`]: the APIs.
+//! - [`upstream`]: the same APIs the other way round, for other servers that generate.
 //! - [`route`]: their paths; [`resume`]: where a client that comes back continues.
 
 pub mod chat;
@@ -22,6 +23,7 @@ pub mod route;
 #[cfg(test)]
 mod tests;
 pub mod ui;
+pub mod upstream;
 pub mod weir;
 
 use self::{dialect::Dialect, request::GenerateRequest};

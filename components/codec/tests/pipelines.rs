@@ -225,7 +225,7 @@ fn errors_of_a_definition_name_their_paths() {
             `steps[0].size` is not known here
             there are id, kind, input, timeout_ms, retry, chunk_size, after, on_error, compensation
             `steps[1].id` is required
-            `steps[1].kind` must be one of chunk, sentiment, entities, summary, embed, annotate, http, map, component
+            `steps[1].kind` must be one of chunk, sentiment, entities, summary, embed, annotate, generate, http, map, component
             `steps[1].timeout_ms` must be 1 to 86400000, and is -1
             `steps[1].after` must be an array, and is a string
             `steps[1].on_error` must be one of fail, continue, compensate

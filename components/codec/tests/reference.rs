@@ -42,9 +42,12 @@ const GROUPS: [(&str, &str, &str); 9] = [
 ];
 
 /// Routes without a prefix of their own, and the prefix of the group that they belong to.
-const MEMBERS: [(&str, &str); 15] = [
+const MEMBERS: [(&str, &str); 18] = [
     ("/models/", "/v1/"),
     ("/predict", "/v1/"),
+    ("/embed", "/v1/"),
+    ("/embed_sparse", "/v1/"),
+    ("/rerank", "/v1/"),
     ("/v1/chat/completions", "/generate-stream"),
     ("/v1/completions", "/generate-stream"),
     ("/v1/responses", "/generate-stream"),
@@ -552,6 +555,11 @@ fn definitions_page_agrees_with_the_wire_types() {
             }
             KindName::Embed => ("turns each text into a vector", "`model`; `normalize`, default true".to_owned()),
             KindName::Annotate => ("finds keywords, risks, actions and the intent", String::new()),
+            KindName::Generate => (
+                "generates text, each piece a part of its output",
+                "`template`, the message of the user, with expressions over the input in double braces; `system`; `model`, default the first that is served; `max_tokens`; `temperature`; `seed`"
+                    .to_owned(),
+            ),
             KindName::Map => ("computes a value", format!("`expression`, at most {EXPRESSION_BYTES_MAX} bytes")),
             KindName::Http => (
                 "calls a service of `pipelines.http_allow`",

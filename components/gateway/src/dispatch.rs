@@ -155,6 +155,20 @@ async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -
             let body = request.json(body, settings).await?;
             dialects::predict(&body, settings, request.began).await?
         }
+        Route::TeiEmbed | Route::Rerank | Route::Embeddings | Route::Moderations => {
+            let settings = Settings::current().map_err(Problem::internal)?;
+            let body = request.json(body, settings).await?;
+            match route {
+                Route::TeiEmbed => dialects::embed(&body, settings, request.began).await?,
+                Route::Rerank => dialects::rerank(&body, settings, request.began).await?,
+                Route::Embeddings => dialects::embeddings(&body, settings, request.began).await?,
+                _ => dialects::moderations(&body, settings, request.began, &request.request_id).await?,
+            }
+        }
+        Route::EmbedSparse => {
+            let detail = "no model of this server makes sparse embeddings; use `/embed`";
+            return Err(Problem::refused(424, "inference_failed", "No sparse embeddings", detail, None));
+        }
         Route::Index => BufferedResponse::json(route::index_json(env!("CARGO_PKG_VERSION"))),
         // Alive means able to answer, whatever the settings and the models say.
         Route::Livez => BufferedResponse::json(br#"{"status":"alive"}"#.as_slice()),

@@ -236,6 +236,8 @@ fn each_boundary_has_one_conversion_module() {
     for (krate, text, file) in [
         ("components/gateway", "infer::run(", "inference/client.rs"),
         ("components/gateway", "wire::Failure::", "inference/convert.rs"),
+        ("components/gateway", "generate::run(", "generation/client.rs"),
+        ("components/gateway", "wire::Prompt::", "generation/convert.rs"),
         ("components/gateway", "session::KeywordMatch", "transcripts/convert.rs"),
         ("components/session", "KeywordMatch {", "convert.rs"),
         // Events and state of the host, and failures of items.

@@ -100,6 +100,16 @@ pub enum Format {
     Regex(String),
 }
 
+impl Prompt {
+    /// A chat with a message of the system, if any, and one of the user.
+    pub fn chat(system: Option<&str>, user: &str) -> Self {
+        let message = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+        let system = system.map(|text| message("system", text));
+        let messages: serde_json::Value = system.into_iter().chain([message("user", user)]).collect();
+        Self::Chat { messages: messages.to_string(), tools: None, tool_choice: None }
+    }
+}
+
 impl GenerateRequest {
     /// A request with defaults for all but the prompt.
     pub fn new(prompt: Prompt) -> Self {

@@ -591,6 +591,6 @@ mod tests {
         let text = |body| String::from_utf8(body).expect("UTF-8");
         expect![[r#"{"status":"ready","models":[{"name":"a","ready":true}],"exhausted":[]}"#]]
             .assert_eq(&text(crate::inference::models::ready_json(&models[..1], &[])));
-        expect![[r#"{"models":[{"name":"a","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":true},{"name":"b","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":false}]}"#]].assert_eq(&text(crate::inference::models::models_json(&models)));
+        expect![[r#"{"models":[{"name":"a","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":true},{"name":"b","kind":"text-classification","labels":["no","yes"],"tokens_max":512,"ready":false}],"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"weir"},{"id":"b","object":"model","created":0,"owned_by":"weir"}]}"#]].assert_eq(&text(crate::inference::models::models_json(&models)));
     }
 }

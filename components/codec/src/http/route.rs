@@ -38,13 +38,23 @@ pub enum Route {
     Hub,
     /// `POST /predict`: the dialect of text-embeddings-inference.
     Predict,
+    /// `POST /embed`: the same.
+    TeiEmbed,
+    /// `POST /embed_sparse`: declined, as that server declines it where it has no model for it.
+    EmbedSparse,
+    /// `POST /rerank`: the same, where a cross-encoder is served.
+    Rerank,
+    /// `POST /v1/embeddings`: the dialect of OpenAI.
+    Embeddings,
+    /// `POST /v1/moderations`: the same, by a classifier that is served.
+    Moderations,
 }
 
 /// Where the paths of [`Route::Hub`] begin.
 pub const HUB_PREFIX: &str = "/models/";
 
 /// Every route, for [`Route::find`] and the index.
-pub const ROUTES: [(&str, Route); 14] = [
+pub const ROUTES: [(&str, Route); 19] = [
     ("/", Route::Index),
     ("/livez", Route::Livez),
     ("/readyz", Route::Readyz),
@@ -59,6 +69,11 @@ pub const ROUTES: [(&str, Route); 14] = [
     ("/v1/annotate", Route::Annotate),
     ("/models/{name}", Route::Hub),
     ("/predict", Route::Predict),
+    ("/embed", Route::TeiEmbed),
+    ("/embed_sparse", Route::EmbedSparse),
+    ("/rerank", Route::Rerank),
+    ("/v1/embeddings", Route::Embeddings),
+    ("/v1/moderations", Route::Moderations),
 ];
 
 impl Route {
@@ -75,6 +90,7 @@ impl Route {
         match self {
             Self::Index | Self::Livez | Self::Readyz | Self::Models | Self::OpenApi => false,
             Self::ProcessStream | Self::ProcessBatch => true,
+            Self::TeiEmbed | Self::EmbedSparse | Self::Rerank | Self::Embeddings | Self::Moderations => true,
             Self::Task(_) | Self::Transcript | Self::Annotate | Self::Hub | Self::Predict => true,
         }
     }
@@ -140,6 +156,6 @@ mod tests {
     #[test]
     fn index_names_each_route() {
         let index = String::from_utf8(index_json("1.2.3")).expect("UTF-8");
-        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","POST /generate-stream","POST /v1/chat/completions","POST /v1/completions","POST /v1/responses","GET /v1/responses/{response_id}","DELETE /v1/responses/{response_id}","POST /v1/responses/{response_id}/cancel","POST /v1/messages","POST /v1/messages/count_tokens","POST /v1beta/models/{model}:generateContent","POST /v1beta/models/{model}:streamGenerateContent","POST /v1/ui/chat","GET /v1/generations/{generation_id}","DELETE /v1/generations/{generation_id}","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","GET /stream/generation/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
+        expect![[r#"{"name":"weir","version":"1.2.3","routes":["GET /","GET /livez","GET /readyz","GET /v1/models","GET /openapi.json","POST /process-stream","POST /process-batch","POST /v1/classify","POST /v1/tokens","POST /v1/embed","POST /v1/transcript","POST /v1/annotate","POST /models/{name}","POST /predict","POST /embed","POST /embed_sparse","POST /rerank","POST /v1/embeddings","POST /v1/moderations","POST /generate-stream","POST /v1/chat/completions","POST /v1/completions","POST /v1/responses","GET /v1/responses/{response_id}","POST /v1/responses/{response_id}/cancel","POST /v1/messages","POST /v1/messages/count_tokens","POST /v1beta/models/{model}:generateContent","POST /v1beta/models/{model}:streamGenerateContent","POST /v1/ui/chat","GET /v1/generations/{generation_id}","DELETE /v1/generations/{generation_id}","GET /stream/workflow/{id}","GET /stream/file/{id}","GET /stream/user/{id}","GET /stream/pipeline/{execution_id}","GET /stream/session/{id}","GET /stream/generation/{id}","POST /stream/publish/workflow/{id}","POST /stream/publish/analysis/{file_id}","POST /stream/publish/user/{id}","GET /stream/health","POST /tickets","POST /sessions","GET /sessions/{session_id}","DELETE /sessions/{session_id}","POST /sessions/{session_id}/chunks","POST /sessions/{session_id}/end","GET /sessions/{session_id}/context","GET /pipelines","GET /pipelines/{name}","POST /pipelines/{name}","GET /executions","GET /executions/{execution_id}","DELETE /executions/{execution_id}","GET /reliability","GET /ws","GET /ws/{kind}/{id}"]}"#]].assert_eq(&index);
     }
 }

@@ -3,15 +3,19 @@
 //! - [`task`]: the tasks and their parameters.
 //! - [`request`]: the JSON body and the lines of `/v1/classify`, `/v1/tokens` and `/v1/embed`; [`query`]: the parameters of a stream.
 //! - [`output`]: the result of an item; [`item_stream`]: a stream of items, line by line.
+//! - [`embeddings`], [`moderation`], [`rerank`]: the same tasks as OpenAI's API and text-embeddings-inference have them.
 //! - [`hub`], [`tei`]: the dialects of the Hugging Face inference API and of text-embeddings-inference.
 //! - [`models`], [`readiness`]: the list of models, and whether they can do what the steps need.
 
+pub mod embeddings;
 pub mod hub;
 pub mod item_stream;
 pub mod models;
+pub mod moderation;
 pub mod output;
 pub mod query;
 pub mod readiness;
 pub mod request;
+pub mod rerank;
 pub mod task;
 pub mod tei;

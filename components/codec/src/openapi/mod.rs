@@ -122,6 +122,10 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             ("processBatch", "Process a text and answer once", answer)
         }
         Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),
+        Route::TeiEmbed | Route::EmbedSparse | Route::Rerank | Route::Embeddings | Route::Moderations => {
+            let (id, summary, _) = other_dialect(route);
+            (id, summary, json_of(json!({})))
+        }
         Route::Transcript | Route::Annotate => transcript::described(route, schemas),
     };
     let mut responses = Map::new();
@@ -135,6 +139,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         Route::Index | Route::Livez | Route::OpenApi => &[],
         Route::Transcript | Route::Annotate => &[&BODY_PROBLEMS],
         Route::Task(_) | Route::Hub | Route::Predict => &[],
+        Route::TeiEmbed | Route::EmbedSparse | Route::Rerank | Route::Embeddings | Route::Moderations => &[],
     };
     let mut problems: Vec<_> = match problems {
         [] => Vec::new(),
@@ -155,6 +160,15 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         let content = json_of(schemas.sent::<ProcessRequest>());
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
+    if matches!(route, Route::TeiEmbed | Route::EmbedSparse | Route::Rerank | Route::Embeddings | Route::Moderations) {
+        let (.., body) = other_dialect(route);
+        let body = json_of(json!({ "type": "object", "description": body }));
+        operation["requestBody"] = json!({ "required": true, "content": body });
+        let error = json_of(json!({ "type": "object" }));
+        for (status, what) in OTHER_PROBLEMS {
+            operation["responses"][status] = json!({ "description": what, "content": error });
+        }
+    }
     if matches!(route, Route::Transcript | Route::Annotate) {
         operation["requestBody"] = json!({ "required": true, "content": transcript::body(route, schemas) });
         operation["parameters"] = transcript::parameters(route);
@@ -166,6 +180,42 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
         }
     }
     operation
+}
+
+/// Problems of the routes of other servers, whose errors have the shapes of these.
+const OTHER_PROBLEMS: [(&str, &str); 5] = [
+    ("400", "The request is wrong; 422 in the dialect of text-embeddings-inference"),
+    ("404", "No such model is served"),
+    ("424", "No model that is served does this"),
+    ("429", "The caller has more than its share, see `Retry-After`"),
+    ("503", "The model cannot answer now"),
+];
+
+/// The id, the summary and the body of a route of another server.
+fn other_dialect(route: Route) -> (&'static str, &'static str, &'static str) {
+    match route {
+        Route::TeiEmbed => (
+            "teiEmbed",
+            "Embeddings, in the dialect of text-embeddings-inference",
+            "`inputs`, a text or a list of texts; `normalize`, `truncate`",
+        ),
+        Route::EmbedSparse => ("embedSparse", "Declined: no model makes sparse embeddings", "As for `/embed`"),
+        Route::Rerank => (
+            "rerank",
+            "Texts by their relevance, in the dialect of text-embeddings-inference",
+            "`query`, `texts`; `raw_scores`, `return_text`, `truncate`",
+        ),
+        Route::Moderations => (
+            "moderations",
+            "Moderation by a classifier, in the dialect of OpenAI",
+            "`input`, a text or a list of texts; `model`, whose labels are the categories",
+        ),
+        _ => (
+            "embeddings",
+            "Embeddings, in the dialect of OpenAI",
+            "`input`, a text or a list of texts; `model`; `encoding_format`, `float` or `base64`",
+        ),
+    }
 }
 
 /// A problem, by its media type.

@@ -19,7 +19,10 @@ use crate::{
         members::{Errors, Members},
         tree::Node,
     },
-    pipelines::process_request::CHUNK_SIZE_DEFAULT,
+    pipelines::{
+        process_request::CHUNK_SIZE_DEFAULT,
+        template::{self, TEMPLATE_BYTES_MAX},
+    },
 };
 
 /// Longest definition, in bytes.
@@ -196,6 +199,7 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
             Kind::Embed { model: model(errors), normalize: members.boolean("normalize", errors).unwrap_or(true) }
         }
         KindName::Annotate => Kind::Annotate,
+        KindName::Generate => generate(members, errors)?,
         KindName::Map => {
             let text = members.required_text_bytes("expression", EXPRESSION_BYTES_MAX, errors);
             Kind::Map { expression: checked(text, &members.path("expression"), errors)? }
@@ -217,6 +221,31 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
             }
             Kind::Component { path: path?, memory_bytes_max, deadline_ms, config }
         }
+    })
+}
+
+fn generate(members: &mut Members<'_>, errors: &mut Errors) -> Option<Kind> {
+    let model = members.text_bytes("model", MODEL_BYTES_MAX, errors);
+    let template = members.required_text_bytes("template", TEMPLATE_BYTES_MAX, errors);
+    if let Some(Err(error)) = template.as_deref().map(template::parts) {
+        errors.push_at(&members.path("template"), FieldReason::NotAllowed, &format!("is no template: {error}"));
+    }
+    let system = members.text_bytes("system", TEMPLATE_BYTES_MAX, errors);
+    let within = |(min, max): (u64, u64)| (min as i64, max as i64);
+    let tokens_max = members.integer_within("max_tokens", within(bounds::TOKENS), errors);
+    let temperature = members.number("temperature", errors).map(|temperature| (temperature * 1000.0).round());
+    let (min, max) = bounds::TEMPERATURE_THOUSANDTHS;
+    if temperature.is_some_and(|thousandths| !(min as f64..=max as f64).contains(&thousandths)) {
+        errors.push_at(&members.path("temperature"), FieldReason::OutOfRange, "must be 0 to 2");
+    }
+    let seed = members.integer("seed", errors).map(i64::cast_unsigned);
+    Some(Kind::Generate {
+        model,
+        template: template?,
+        system,
+        tokens_max: tokens_max.map(|tokens| tokens as u32),
+        temperature_thousandths: temperature.map(|thousandths| thousandths as u32),
+        seed,
     })
 }
 
@@ -345,6 +374,20 @@ fn write_task(out: &mut Object<'_>, task: &Task) {
             out.value("normalize", normalize);
         }
         Kind::Annotate => {}
+        Kind::Generate { model, template, system, tokens_max, temperature_thousandths, seed } => {
+            write_some(out, "model", model);
+            out.value("template", template);
+            write_some(out, "system", system);
+            if let Some(tokens_max) = tokens_max {
+                out.value("max_tokens", tokens_max);
+            }
+            if let Some(thousandths) = temperature_thousandths {
+                out.value("temperature", &(f64::from(*thousandths) / 1000.0));
+            }
+            if let Some(seed) = seed {
+                out.value("seed", &seed.cast_signed());
+            }
+        }
         Kind::Map { expression } => {
             out.value("expression", expression);
         }

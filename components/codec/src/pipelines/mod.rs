@@ -9,6 +9,7 @@
 //! - [`execution`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
 //! - [`input`], [`output`]: inputs and outputs of the steps of texts.
+//! - [`template`]: the prompt of a step that generates text.
 //! - [`route`]: the paths of pipelines and executions.
 //! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_stream`]: their pipeline;
 //!   [`process_event`]: the events of the one, [`process_batch`]: the response of the other.
@@ -27,5 +28,6 @@ pub mod process_event;
 pub mod process_request;
 pub mod process_stream;
 pub mod route;
+pub mod template;
 pub mod text;
 mod writer;

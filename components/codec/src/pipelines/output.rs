@@ -9,6 +9,7 @@
 //! | `entities` | `{"entities", "entity_types", "total_entities"}` | |
 //! | `embed` | `{"embeddings": [[…], …], "dimensions"}` | |
 //! | `annotate` | `{"outputs": [{…}, …]}`, a block for each text | |
+//! | `generate` | `{"text", "finish_reason", "usage"}` | per piece: `{"text"}` |
 
 use std::num::NonZeroUsize;
 
@@ -25,6 +26,7 @@ use weir_core::{
 
 use super::writer::object;
 use crate::{
+    generation::event::{Finish, Usage},
     pipelines::process_event::{self, ProcessEvent},
     transcripts::{
         annotate_stream::blocks_json,
@@ -71,6 +73,20 @@ pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
 pub fn annotations(parts: SemanticParts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
     let answer = blocks_json(parts, texts, annotations);
     Json::from_checked(String::from_utf8(answer).expect("serde_json writes UTF-8, on one line"))
+}
+
+/// The output of a `generate` step.
+pub fn generated(text: &str, finish: Finish, usage: &Usage) -> Json {
+    Json::from_checked(object(|out| {
+        out.value("text", text).value("finish_reason", &finish).value("usage", usage);
+    }))
+}
+
+/// A piece of the output of a `generate` step.
+pub fn generated_part(text: &str) -> Json {
+    Json::from_checked(object(|out| {
+        out.value("text", text);
+    }))
 }
 
 /// A `sentiment` step: answers come in any order, parts leave in the order of the chunks.

@@ -34,6 +34,10 @@ pub mod bounds {
     pub const MAX_ATTEMPTS: (u64, u64) = (1, 100);
     /// The timeout of a step, in milliseconds.
     pub const TIMEOUT_MS: (u64, u64) = (1, super::TIMEOUT_MS_MAX);
+    /// Tokens of a text that is generated.
+    pub const TOKENS: (u64, u64) = (1, 131_072);
+    /// The temperature of a text that is generated, in thousandths.
+    pub const TEMPERATURE_THOUSANDTHS: (u64, u64) = (0, 2000);
     /// Code points per chunk.
     pub const CHUNK_SIZE: (u64, u64) = (1, 100_000);
     /// The memory of a component, in bytes: 64 KiB to 4 GiB.
@@ -57,6 +61,8 @@ named! {
         Embed = "embed",
         /// Marks keywords, actions and intents.
         Annotate = "annotate",
+        /// Generates text.
+        Generate = "generate",
         /// Calls another service.
         Http = "http",
         /// Computes a value from values.
@@ -133,6 +139,21 @@ pub enum Kind {
     },
     /// Keywords, actions and intents.
     Annotate,
+    /// Generates text from a prompt.
+    Generate {
+        /// The model; none: the first that is served.
+        model: Option<String>,
+        /// The message of the user: a text with expressions over the input, in double braces.
+        template: String,
+        /// The message of the system.
+        system: Option<String>,
+        /// At most this many tokens.
+        tokens_max: Option<u32>,
+        /// The temperature, in thousandths.
+        temperature_thousandths: Option<u32>,
+        /// The seed.
+        seed: Option<u64>,
+    },
     /// A call to another service.
     Http {
         /// Where to.
@@ -172,6 +193,7 @@ impl Kind {
             Self::Summary { .. } => KindName::Summary,
             Self::Embed { .. } => KindName::Embed,
             Self::Annotate => KindName::Annotate,
+            Self::Generate { .. } => KindName::Generate,
             Self::Http { .. } => KindName::Http,
             Self::Map { .. } => KindName::Map,
             Self::Component { .. } => KindName::Component,

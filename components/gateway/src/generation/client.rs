@@ -1,7 +1,10 @@
 //! The one client of `weir:stream/generate`.
 
 use weir_codec::{
-    generation::request::GenerateRequest,
+    generation::{
+        event::{Done, Failed, GenerationEvent, Usage},
+        request::GenerateRequest,
+    },
     http::problem::Problem,
     inference::models::{Model, TEXT_GENERATION},
 };
@@ -90,6 +93,52 @@ impl Computation {
     pub(crate) async fn cancel(&mut self) {
         self.commands.write_one(Command::Cancel(ID)).await;
     }
+}
+
+/// How far a generation is.
+pub(crate) struct Progress {
+    usage: Usage,
+    /// Choices that have not ended.
+    open: u32,
+    is_cancelled: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(begun: &Begun, choices: u32) -> Self {
+        let usage =
+            Usage { prompt_tokens: begun.prompt_tokens, cached_tokens: begun.cached_tokens, completion_tokens: 0 };
+        Self { usage, open: choices, is_cancelled: false }
+    }
+
+    /// An event of the computation as one of a channel, or its failure.
+    pub(crate) fn event(&mut self, kind: EventKind) -> Option<Result<GenerationEvent, Failure>> {
+        match kind {
+            EventKind::Begun(_) => None,
+            EventKind::Piece(piece) if piece.text.is_empty() && piece.tokens.is_empty() => None,
+            EventKind::Piece(piece) => Some(Ok(GenerationEvent::Token(convert::token(piece)))),
+            EventKind::Tool(delta) => Some(Ok(GenerationEvent::ToolCall(convert::tool(delta)))),
+            EventKind::Failed(reason) => Some(Err(failure(reason))),
+            EventKind::Done(done) => {
+                self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(done.tokens);
+                self.open = self.open.saturating_sub(1);
+                let finish = convert::finish(done.reason);
+                self.is_cancelled |= finish.is_none();
+                if self.open == 0 && self.is_cancelled {
+                    return Some(Ok(cancelled()));
+                }
+                let usage = (self.open == 0).then_some(self.usage);
+                let done =
+                    finish.map(|finish_reason| Done { index: done.index, finish_reason, stop: done.stop, usage });
+                done.map(|done| Ok(GenerationEvent::Done(done)))
+            }
+        }
+    }
+}
+
+/// The last event of a generation that was cancelled.
+pub(crate) fn cancelled() -> GenerationEvent {
+    let message = "the generation was cancelled".to_owned();
+    GenerationEvent::Error(Failed { code: "cancelled".to_owned(), message, status: 499, retryable: true })
 }
 
 /// The failure of a generation whose events ended early.

@@ -125,7 +125,10 @@ impl RequestContext<'_> {
         let starting = StartingGeneration::start(request, identity, deadline_ms, self.began).await?;
         let id = starting.id().to_owned();
         if !is_stream {
-            let running = starting.run().await?;
+            // The model ends what its deadline has passed; this is for one that does not.
+            let timeout_ms = settings.request_timeout_ms;
+            let running = Deadline::after(clock::now(), timeout_ms.saturating_mul(2)).bound(starting.run()).await;
+            let running = running.unwrap_or_else(|| Err(Problem::request_timeout(timeout_ms)))?;
             // A detached response is asked for later.
             if is_detached && dialect.kind == DialectKind::Responses {
                 let generated = answer::state(&running.channel).await?;

@@ -15,7 +15,7 @@ use weir_codec::{
     generation::{
         ApiRequest,
         dialect::Dialect,
-        event::{Done, Failed, GenerationEvent, Started, Usage},
+        event::{Failed, GenerationEvent, Started},
         request::GenerateRequest,
     },
     http::problem::Problem,
@@ -24,18 +24,16 @@ use weir_core::time::Now;
 
 use super::{
     batch::EventBatch,
-    client::{self, Computation},
-    convert,
+    client::{self, Computation, Progress},
     registry::{Admission, Registry},
 };
 use crate::{
     channels::ownership,
     http::request_id,
-    inference,
     platform::{
         bindings::weir::stream::{
             events::{self, Event, Failure as StoreFailure},
-            generate_types::{Begun, EventKind},
+            generate_types::Begun,
             state,
         },
         clock::{self, Deadline},
@@ -102,8 +100,12 @@ impl StartingGeneration {
     pub(super) async fn run(mut self) -> Result<Rc<RunningGeneration>, Problem> {
         let channel = Channel::new(ChannelKind::Generation, &self.id);
         let channel = channel.map_err(|error| Problem::internal(&error.to_string()))?;
-        let (begun, lease) = join(self.computation.begun(), lease::acquire(channel.to_string())).await;
-        let lease = match lease.map_err(store::problem)? {
+        let begun = match self.computation.begun().await {
+            Ok(begun) => begun,
+            Err(failure) => return Err(client::problem(failure, self.began).await),
+        };
+        // Not before: a lease that is not renewed would end while the prompt waits.
+        let lease = match lease::acquire(channel.to_string()).await.map_err(store::problem)? {
             Ok(lease) => lease,
             Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
         };
@@ -117,22 +119,13 @@ impl StartingGeneration {
             has_ended: Cell::new(false),
             end: TaskNotify::default(),
         };
-        let begun = match begun {
-            Ok(begun) => running.open(self.started(&begun)).await.map(|()| begun),
-            Err(failure) => Err(client::problem(failure, self.began).await),
-        };
-        let begun = match begun {
-            Ok(begun) => begun,
-            Err(problem) => {
-                running.close().await;
-                return Err(problem);
-            }
-        };
+        if let Err(problem) = running.open(self.started(&begun)).await {
+            running.close().await;
+            return Err(problem);
+        }
         let running = Rc::new(running);
         Registry::current().insert(running.clone());
-        let usage =
-            Usage { prompt_tokens: begun.prompt_tokens, cached_tokens: begun.cached_tokens, completion_tokens: 0 };
-        let progress = Progress { usage, open: self.choices, cancelled: false };
+        let progress = Progress::new(&begun, self.choices);
         spawn(running.clone().drive(self.computation, progress));
         Ok(running)
     }
@@ -148,40 +141,6 @@ impl StartingGeneration {
             choices: self.choices,
             dialect: self.dialect.clone(),
         })
-    }
-}
-
-/// How far a generation is.
-struct Progress {
-    usage: Usage,
-    /// Choices that have not ended.
-    open: u32,
-    cancelled: bool,
-}
-
-impl Progress {
-    /// An event of the computation as one of the channel.
-    fn event(&mut self, kind: EventKind) -> Option<GenerationEvent> {
-        match kind {
-            EventKind::Begun(_) => None,
-            EventKind::Piece(piece) if piece.text.is_empty() && piece.tokens.is_empty() => None,
-            EventKind::Piece(piece) => Some(GenerationEvent::Token(convert::token(piece))),
-            EventKind::Tool(delta) => Some(GenerationEvent::ToolCall(convert::tool(delta))),
-            EventKind::Failed(reason) => Some(failed(&Problem::item(&inference::convert::failure(reason)))),
-            EventKind::Done(done) => {
-                self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(done.tokens);
-                self.open = self.open.saturating_sub(1);
-                let finish = convert::finish(done.reason);
-                self.cancelled |= finish.is_none();
-                if self.open == 0 && self.cancelled {
-                    return Some(cancelled());
-                }
-                let usage = (self.open == 0).then_some(self.usage);
-                finish.map(|finish_reason| {
-                    GenerationEvent::Done(Done { index: done.index, finish_reason, stop: done.stop, usage })
-                })
-            }
-        }
     }
 }
 
@@ -272,26 +231,25 @@ impl RunningGeneration {
         let events_max = Settings::current().map_or(1000, |settings| settings.sessions.channel_events_max);
         let mut batch = EventBatch::new(events_max);
         let mut cancelled_at: Option<Deadline> = None;
+        let mut cancel = pin!(self.cancel.until(|| self.is_cancelled.get()));
         loop {
             let next = {
                 let next = pin!(computation.next());
                 match cancelled_at {
                     Some(at) => at.bound(next).await.flatten(),
-                    None => {
-                        let cancel = pin!(self.cancel.until(|| self.is_cancelled.get()));
-                        match select(next, cancel).await {
-                            Either::Left((next, _)) => next,
-                            Either::Right(((), _)) => {
-                                cancelled_at = Some(Deadline::after(clock::now(), CANCEL_MS));
-                                Some(Vec::new())
-                            }
+                    None => match select(next, cancel.as_mut()).await {
+                        Either::Left((next, _)) => next,
+                        Either::Right(((), _)) => {
+                            cancelled_at = Some(Deadline::after(clock::now(), CANCEL_MS));
+                            Some(Vec::new())
                         }
-                    }
+                    },
                 }
             };
             let Some(kinds) = next else {
                 // It never ends with a reason that it has not.
-                let last = if cancelled_at.is_some() { cancelled() } else { failed(&Problem::item(&client::lost())) };
+                let last =
+                    if cancelled_at.is_some() { client::cancelled() } else { failed(&Problem::item(&client::lost())) };
                 batch.push(last);
                 if let Some(events) = batch.take() {
                     self.store(&events).await;
@@ -302,7 +260,7 @@ impl RunningGeneration {
                 computation.cancel().await;
             }
             for event in kinds.into_iter().filter_map(|kind| progress.event(kind)) {
-                batch.push(event);
+                batch.push(event.unwrap_or_else(|failure| failed(&Problem::item(&failure))));
             }
             if let Some(events) = batch.take() {
                 let is_last = events.last().is_some_and(GenerationEvent::is_last);
@@ -318,12 +276,6 @@ impl RunningGeneration {
         let _ = state::delete(self.channel.to_string(), Some(self.lease.fence())).await;
         self.lease.release().await;
     }
-}
-
-/// The last event of a generation that was cancelled.
-fn cancelled() -> GenerationEvent {
-    let message = "the generation was cancelled".to_owned();
-    GenerationEvent::Error(Failed { code: "cancelled".to_owned(), message, status: 499, retryable: true })
 }
 
 /// The last event of a generation that has failed.

@@ -9,7 +9,7 @@ use spin_sdk::wasip3::{
     wit_future, wit_stream,
 };
 use weir_codec::{
-    generation::{dialect::DialectKind, route::GenerationRoute},
+    generation::{dialect::DialectKind, error, route::GenerationRoute},
     http::{
         problem::{self, Problem},
         route::Route,
@@ -75,7 +75,11 @@ impl BufferedResponse {
                 let (status, body) = hub::error_json(problem);
                 Self::error(status, body)
             }
-            Some(Route::Predict) => {
+            Some(Route::Embeddings | Route::Moderations) => {
+                let (status, body) = error::openai(problem);
+                Self::error(status, body)
+            }
+            Some(Route::Predict | Route::TeiEmbed | Route::EmbedSparse | Route::Rerank) => {
                 let (status, body) = tei::error_json(problem);
                 Self::error(status, body)
             }

@@ -1,6 +1,6 @@
 //! Requests of many texts that are answered whole.
 
-use std::ops::ControlFlow;
+use std::{cell::Cell, ops::ControlFlow};
 
 use weir_codec::{
     http::problem::Problem,
@@ -12,7 +12,7 @@ use weir_codec::{
 use weir_core::{failure::Failure, time::Now};
 
 use super::{
-    client::{exchange, no_outcome},
+    client::{exchange_counting, no_outcome},
     convert::output,
     requests::Plan,
 };
@@ -34,7 +34,7 @@ pub(crate) async fn whole(
 ) -> Result<Vec<Result<Output, ItemError>>, Problem> {
     let alone = inputs.len() == 1;
     let deadline = Deadline::after(began, settings.request_timeout_ms);
-    let results = deadline.bound(run(plan, inputs)).await;
+    let results = deadline.bound(run(plan, inputs, &Cell::new(0))).await;
     let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
     let judge = |result: Result<Output, Failure>| match result {
         Err(failure) if alone || failure.retryable() => Err(Problem::item(&failure)),
@@ -51,18 +51,30 @@ pub(crate) async fn all(
     settings: &Settings,
     began: Now,
 ) -> Result<Vec<Output>, Problem> {
+    all_counted(plan, inputs, settings, began).await.map(|(outputs, _)| outputs)
+}
+
+/// As [`all`], with the tokens of all texts.
+pub(crate) async fn all_counted(
+    plan: &Plan,
+    inputs: Vec<Input>,
+    settings: &Settings,
+    began: Now,
+) -> Result<(Vec<Output>, u64), Problem> {
     let deadline = Deadline::after(began, settings.request_timeout_ms);
-    let results = deadline.bound(run(plan, inputs)).await;
+    let tokens = Cell::new(0);
+    let results = deadline.bound(run(plan, inputs, &tokens)).await;
     let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
-    results.into_iter().map(|result| result.map_err(|failure| Problem::item(&failure))).collect()
+    let outputs = results.into_iter().map(|result| result.map_err(|failure| Problem::item(&failure)));
+    Ok((outputs.collect::<Result<_, _>>()?, tokens.get()))
 }
 
 /// One call with all texts. When one of them fails and may succeed later, the others are dropped.
-async fn run(plan: &Plan, inputs: Vec<Input>) -> Vec<Result<Output, Failure>> {
+async fn run(plan: &Plan, inputs: Vec<Input>, tokens: &Cell<u64>) -> Vec<Result<Output, Failure>> {
     let mut results: Vec<Result<Output, Failure>> = inputs.iter().map(|_| Err(no_outcome())).collect();
     let mut owed = inputs.len();
     let items: Vec<Item> = (0..).zip(inputs).map(|(id, input)| plan.item(id, input)).collect();
-    let stopped = exchange(items, async |id, outcome: Result<wire::Output, Failure>| {
+    let stopped = exchange_counting(items, tokens, async |id, outcome: Result<wire::Output, Failure>| {
         let Some(result) = usize::try_from(id).ok().and_then(|id| results.get_mut(id)) else {
             return ControlFlow::Continue(());
         };

@@ -1,6 +1,6 @@
 //! The one client of `weir:stream/infer`.
 
-use std::{ops::ControlFlow, pin::pin};
+use std::{cell::Cell, ops::ControlFlow, pin::pin};
 
 use futures::future::{Either, select};
 use weir_codec::{http::problem::Problem, inference::models::Model};
@@ -30,18 +30,21 @@ pub(crate) struct Outcomes {
     buffer: Vec<Outcome>,
     /// The names of the models that are served, once an outcome names a model that is not.
     served: Option<Vec<String>>,
+    /// Tokens that were computed.
+    tokens: u64,
 }
 
 impl Outcomes {
     /// Starts a call for a stream of items. Dropping the outcomes ends it: items that were not computed are skipped.
     pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
-        Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None }
+        Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None, tokens: 0 }
     }
 
     /// Waits for outcomes and hands over those that have come, by the ids of their items. False when there are no more.
     pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, Result<Output, Failure>)) -> bool {
         let (read, mut batch) = self.outcomes.read(std::mem::take(&mut self.buffer)).await;
-        for Outcome { id, result, .. } in batch.drain(..) {
+        for Outcome { id, tokens, result } in batch.drain(..) {
+            self.tokens += u64::from(tokens);
             let mut result = result.map_err(failure);
             if let Err(Failure::UnknownModel { name, served }) = &mut result
                 && !name.is_empty()
@@ -68,6 +71,15 @@ impl Outcomes {
 /// none when all outcomes were passed before. Dropping the future ends the call.
 pub(crate) async fn exchange<T>(
     items: Vec<Item>,
+    on_outcome: impl AsyncFnMut(u64, Result<Output, Failure>) -> ControlFlow<T>,
+) -> Option<T> {
+    exchange_counting(items, &Cell::new(0), on_outcome).await
+}
+
+/// As [`exchange`]; `tokens` is how many were computed so far.
+pub(crate) async fn exchange_counting<T>(
+    items: Vec<Item>,
+    tokens: &Cell<u64>,
     mut on_outcome: impl AsyncFnMut(u64, Result<Output, Failure>) -> ControlFlow<T>,
 ) -> Option<T> {
     if items.is_empty() {
@@ -84,6 +96,7 @@ pub(crate) async fn exchange<T>(
         let mut batch = Vec::new();
         loop {
             let more = outcomes.next(|id, result| batch.push((id, result))).await;
+            tokens.set(outcomes.tokens);
             for (id, result) in batch.drain(..) {
                 if let ControlFlow::Break(wanted) = on_outcome(id, result).await {
                     return Some(wanted);

@@ -7,7 +7,7 @@
 //! - `ephemeral`: an execution inside of one request, of which nothing is stored; `process`: `/process-stream` and `/process-batch`, which
 //!   are such executions.
 //! - `persistence`: checkpoints and events in the store; `resume`: continuing from there; `listing`: the executions of a user in the store.
-//! - `attempt`, `steps`: one attempt of each kind of step; `http`, `component`: the steps that leave Weir.
+//! - `attempt`, `steps`: one attempt of each kind of step; `generate`: the step that generates text; `http`, `component`: the steps that leave Weir.
 //!
 //! Executions belong to an instance, not to a request: they continue when the client has left. Where the host has a stateful instance
 //! (`WEIR_KEEPER`), it has all of them.
@@ -17,6 +17,7 @@ mod component;
 mod definitions;
 mod driver;
 mod ephemeral;
+mod generate;
 mod http;
 mod listing;
 mod persistence;

@@ -64,6 +64,7 @@ impl Attempt<'_> {
             Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(wrong)?, *chunk_size)),
             Kind::Map { expression } => self.evaluate(expression, || input).await,
             Kind::Annotate => annotate(&self.live.owner, &input).await,
+            Kind::Generate { .. } => self.generate(&input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
             Kind::Summary { model } => self.summary(&input, model.as_deref()).await,
             Kind::Entities { model } => self.entities(&input, model.as_deref()).await,
@@ -83,7 +84,7 @@ impl Attempt<'_> {
     }
 
     /// Evaluates an expression, a turn for each slice of it.
-    async fn evaluate(&self, expression: &str, over: impl FnOnce() -> Json) -> Result<Json, StepFailure> {
+    pub(super) async fn evaluate(&self, expression: &str, over: impl FnOnce() -> Json) -> Result<Json, StepFailure> {
         let user = &self.live.owner;
         let mut turn = Some(turns::take(user).await);
         let over = over();

@@ -58,7 +58,12 @@ fn cases() -> Vec<Case> {
             ..case("", good.clone(), 415, "unsupported_media_type", "text/plain")
         },
         Case { name: "metrics", path: "/metrics", ..case("", "", 405, "method_not_allowed", "GET") },
-        Case { name: "generation", path: "/generate-stream", ..case("", good, 501, "not_implemented", "") },
+        Case { name: "generation", path: "/generate-stream", ..case("", good, 422, "invalid_request", "messages") },
+        Case {
+            name: "no model",
+            path: "/generate-stream",
+            ..case("", r#"{"prompt": "a"}"#, 503, "model_not_loaded", "weir models pull")
+        },
     ]
 }
 

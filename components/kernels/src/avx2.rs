@@ -296,6 +296,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: __m256, to: &mut [u32]) {
+        let to = &mut to[..2];
+        // SAFETY: see the module; `to` has eight bytes.
+        unsafe {
+            let words = _mm256_cvtps_epi32(value);
+            let pairs = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi32(words, words));
+            let pairs = _mm256_castsi256_si128(pairs);
+            _mm_storel_epi64(to.as_mut_ptr().cast(), _mm_packs_epi16(pairs, pairs));
+        }
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, sum: __m256i, weights: __m256i, activations: u32) -> __m256i {
         // SAFETY: see the module.
         unsafe {

@@ -291,6 +291,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: __m512, to: &mut [u32]) {
+        // The low byte of each integer, whatever its sign.
+        self.store_int8(value, to);
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, sum: __m512i, weights: __m512i, activations: u32) -> __m512i {
         // SAFETY: see the module.
         unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(activations as i32)) }

@@ -302,6 +302,15 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: float32x4_t, to: &mut [u32]) {
+        // SAFETY: see the module.
+        unsafe {
+            let words = vmovn_s32(vcvtq_s32_f32(value));
+            to[0] = vget_lane_u32::<0>(vreinterpret_u32_s8(vmovn_s16(vcombine_s16(words, words))));
+        }
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, sum: int32x4_t, weights: int8x16_t, activations: u32) -> int32x4_t {
         let activations = self.splat_int8(activations);
         if DOT {

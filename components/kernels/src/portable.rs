@@ -198,6 +198,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: F32, to: &mut [u32]) {
+        to[0] = u32::from_le_bytes(value.map(|value| value as i8 as u8));
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, sum: I32, weights: [u8; 16], activations: u32) -> I32 {
         let activations = activations.to_le_bytes().map(|byte| i16::from(byte as i8));
         let product = |index: usize| i32::from(i16::from(weights[index] as i8) * activations[index % 4]);

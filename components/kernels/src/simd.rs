@@ -111,6 +111,8 @@ pub(crate) trait Simd: Copy {
     fn low_nibbles(self, bytes: Self::Bytes) -> Self::Bytes;
     /// The high four bits of each byte.
     fn high_nibbles(self, bytes: Self::Bytes) -> Self::Bytes;
+    /// Writes [`LANES`](Self::LANES) integers from -127 to 127 as i8, four in a word.
+    fn store_bytes(self, value: Self::F32, to: &mut [u32]);
     /// Adds to each lane the exact sum of the products of its four weights, less [`BYTE_SHIFT`](Self::BYTE_SHIFT), and four
     /// activations in i8 from -127 to 127, the first one in the lowest byte.
     fn dot_bytes(self, sum: Self::I32, weights: Self::Bytes, activations: u32) -> Self::I32;

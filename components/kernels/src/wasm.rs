@@ -214,6 +214,13 @@ impl Simd for Wasm {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: v128, to: &mut [u32]) {
+        let words = i32x4_trunc_sat_f32x4(value);
+        let pairs = i16x8_narrow_i32x4(words, words);
+        to[0] = u32x4_extract_lane::<0>(i8x16_narrow_i16x8(pairs, pairs));
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, sum: v128, weights: v128, activations: u32) -> v128 {
         let activations = i16x8_extend_low_i8x16(u32x4_splat(activations));
         let low = i32x4_dot_i16x8(i16x8_extend_low_i8x16(weights), activations);

@@ -121,21 +121,16 @@ impl Kernel for Quantize<'_> {
             // The reciprocal of a subnormal number may be infinite.
             let inverse = if greatest > f32::MIN_POSITIVE { 127.0 / greatest } else { 0.0 };
             let inverse = simd.splat(inverse);
-            let mut rounded = [0.0; BLOCK];
-            for (values, to) in block.chunks_exact(S::LANES).zip(rounded.chunks_exact_mut(S::LANES)) {
-                simd.store(simd.round(simd.mul(simd.load(values), inverse)), to);
+            // A sum of 32 integers below 128 is exact.
+            let mut total = simd.splat(0.0);
+            for (values, words) in block.chunks_exact(S::LANES).zip(words.chunks_exact_mut(S::LANES / 4)) {
+                let rounded = simd.round(simd.mul(simd.load(values), inverse));
+                // Also what is not a number becomes one.
+                let rounded = simd.min(simd.max(rounded, simd.splat(-127.0)), simd.splat(127.0));
+                total = simd.add(total, rounded);
+                simd.store_bytes(rounded, words);
             }
-            let mut total = 0;
-            for (values, word) in rounded.chunks_exact(4).zip(words) {
-                let mut bytes = [0; 4];
-                for (value, byte) in values.iter().zip(&mut bytes) {
-                    let integer = (*value as i32).clamp(-127, 127);
-                    total += integer;
-                    *byte = integer as i8 as u8;
-                }
-                *word = u32::from_le_bytes(bytes);
-            }
-            *sum = total;
+            *sum = simd.sum(total) as i32;
         }
     }
 }

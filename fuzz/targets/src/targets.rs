@@ -134,6 +134,15 @@ pub const TARGETS: &[Target] = &[
         ],
     },
     Target {
+        name: "gguf",
+        function: gguf,
+        inputs: &[
+            b"GGUF\x03\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0k\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0hi\
+              \x01\0\0\0\0\0\0\0t\x01\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"GGUF\x02\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0a\x04\0\0\0\x07\0\0\0\x01\0\0\0\0\0\0\0b\x07\0\0\0\x01",
+        ],
+    },
+    Target {
         name: "checkpoints",
         function: checkpoints,
         inputs: &[br#"{"version":1,"config":"{}","state":{}}"#, b"{\"version\":1}\n{}"],
@@ -391,6 +400,18 @@ pub fn checkpoints(data: &[u8]) -> bool {
         assert!(checkpoint::decode(&bytes).is_ok(), "a checkpoint that is written can be read");
     }
     // There is no short input that is a whole checkpoint.
+    true
+}
+
+/// The header of a file of a language model: every tensor lies within the file and nowhere on another.
+pub fn gguf(data: &[u8]) -> bool {
+    use weir_lm::gguf::Header;
+    let Ok(header) = Header::parse(data, data.len() as u64) else { return false };
+    let ranges = header.tensors.values().map(|entry| (entry.offset, entry.offset + entry.bytes));
+    let mut ranges: Vec<(u64, u64)> = ranges.collect();
+    ranges.sort_unstable();
+    assert!(ranges.last().is_none_or(|range| range.1 <= data.len() as u64));
+    assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
     true
 }
 

@@ -13,7 +13,7 @@ use crate::sh;
 
 pub(crate) const USAGE: &str = "\
 Executes the fuzz targets (requests, lines, captions, events, channels, definitions, expressions, keys, tokens, GRIP,
-checkpoints; with --nn the tensors of wasi:nn and files of weights) and prints how many executions there were. It uses cargo-fuzz where it is
+checkpoints, files of language models; with --nn the tensors of wasi:nn and files of weights) and prints how many executions there were. It uses cargo-fuzz where it is
 installed with a nightly compiler, and a seeded generator of inputs elsewhere. The input of a failure is kept under
 target/fuzz-failures (fuzz/artifacts with cargo-fuzz). A short run is part of `cargo xtask test`.
 

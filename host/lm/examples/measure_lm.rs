@@ -1,4 +1,9 @@
-//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure -- MODEL.gguf [THREADS] [ISA]`.
+//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure_lm -- MODEL.gguf [THREADS] [ISA] [PART]`, PART being
+//! the part to measure, as `prefill 512`, `decode 4` or `gap`.
+//!
+//! A line is the part, tokens per second of the time that passed, and tokens per second of the time that all threads computed: on a
+//! machine that is busy otherwise too, that is what can be compared. `gap` is the time between tokens of four sequences while a
+//! prompt of 2,000 tokens is computed beside them, in milliseconds.
 
 #![allow(clippy::print_stdout)]
 
@@ -9,60 +14,110 @@ use std::time::Instant;
 
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampler};
 
+/// Tokens of a prompt beside the tokens of running sequences in a step, as a scheduler would have them.
+const PROMPT_TOKENS: usize = 32;
+
+/// The time that passed, and what all threads of this process computed, in seconds.
+fn now(start: Instant) -> (f64, f64) {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let computed = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    (start.elapsed().as_secs_f64(), computed.sum::<f64>() / 1e9)
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let path = arguments.get(1).ok_or("usage: measure MODEL.gguf [THREADS] [ISA]")?;
-    let threads = arguments.get(2).map_or(Ok(1), |threads| threads.parse())?;
-    let isa = arguments.get(3).map_or(Ok(weir_kernels::Isa::best()), |isa| isa.parse())?;
+    let path = arguments.get(1).ok_or("usage: measure_lm MODEL.gguf [THREADS] [ISA] [PART]")?;
+    let threads: usize = arguments.get(2).map_or(Ok(1), |threads| threads.parse())?;
+    let is_asked = |part: &str| arguments.get(4).is_none_or(|asked| asked == part);
+    let isa = arguments.get(3).filter(|name| *name != "best");
+    let isa = isa.map_or(Ok(weir_kernels::Isa::best()), |isa| isa.parse())?;
     let start = Instant::now();
     let model = Arc::new(Model::load_for(isa, Path::new(path))?);
-    println!(
-        "loaded in {:.0} ms for {}, {:.1} MB of weights, {threads} threads",
-        start.elapsed().as_secs_f64() * 1e3,
-        model.isa(),
-        model.weight_bytes() as f64 / 1e6
-    );
-    let engine = Engine::new(model, EngineConfig { threads, pages_max: 512, ..EngineConfig::default() })?;
+    println!("isa {}", model.isa());
+    println!("load {:.0}", start.elapsed().as_secs_f64() * 1e3);
+    println!("weights {:.1}", model.weight_bytes() as f64 / 1e6);
+    let engine = Engine::new(model, EngineConfig { threads, pages_max: 1024, ..EngineConfig::default() })?;
     let prompt: Vec<u32> = (0..2048_u32).map(|index| 1000 + index * 37 % 20_000).collect();
-    for tokens in [128, 512, 2048] {
-        let mut best = f64::INFINITY;
+    for tokens in [128, 512, 2000] {
+        if !is_asked(&format!("prefill {tokens}")) {
+            continue;
+        }
+        let (mut passed, mut computed) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..3 {
             let sequence = engine.create(Sampler::default())?;
             let row = Row { sequence, tokens: prompt[..tokens].to_vec(), sample: Some(Sample::default()) };
-            let start = Instant::now();
+            let before = now(start);
             engine.step(&[row], &Cancel::default())?;
-            best = best.min(start.elapsed().as_secs_f64());
+            let after = now(start);
+            (passed, computed) = (passed.min(after.0 - before.0), computed.min(after.1 - before.1));
             engine.remove(sequence);
         }
-        println!("prefill {tokens:4}: {:6.0} tokens/s, {:.1} ms", tokens as f64 / best, best * 1e3);
+        println!("prefill {tokens} {:.1} {:.1}", tokens as f64 / passed, tokens as f64 / computed);
     }
-    for count in [1, 2, 4, 8, 16, 32] {
-        let mut sequences = Vec::new();
-        for index in 0..count {
-            let sequence = engine.create(Sampler::default())?;
-            let tokens = prompt[index..index + 50].to_vec();
-            engine.step(&[Row { sequence, tokens, sample: None }], &Cancel::default())?;
-            sequences.push((sequence, prompt[index]));
+    for count in [1, 4, 16, 32] {
+        if !is_asked(&format!("decode {count}")) {
+            continue;
         }
-        let steps = if count >= 16 { 24 } else { 48 };
-        let start = Instant::now();
+        let mut sequences = begin(&engine, &prompt, count)?;
+        let steps = 48;
+        let before = now(start);
         for _ in 0..steps {
-            let rows: Vec<Row> = sequences
-                .iter()
-                .map(|(sequence, token)| Row {
-                    sequence: *sequence,
-                    tokens: vec![*token],
-                    sample: Some(Sample::default()),
-                })
-                .collect();
-            for (sampled, (_, token)) in engine.step(&rows, &Cancel::default())?.iter().zip(&mut sequences) {
-                *token = sampled.token;
-            }
+            decode(&engine, &mut sequences, None)?;
         }
-        let seconds = start.elapsed().as_secs_f64();
-        let rate = (count * steps) as f64 / seconds;
-        println!("decode {count:2}: {rate:7.1} tokens/s, {:.2} ms a step", seconds * 1e3 / steps as f64);
+        let after = now(start);
+        let tokens = (count * steps) as f64;
+        println!("decode {count} {:.1} {:.1}", tokens / (after.0 - before.0), tokens / (after.1 - before.1));
         sequences.iter().for_each(|(sequence, _)| engine.remove(*sequence));
+    }
+    if is_asked("gap") {
+        let mut sequences = begin(&engine, &prompt, 4)?;
+        let long = engine.create(Sampler::default())?;
+        let mut gaps = Vec::new();
+        for tokens in prompt[..2000].chunks(PROMPT_TOKENS) {
+            let before = now(start);
+            decode(&engine, &mut sequences, Some(Row { sequence: long, tokens: tokens.to_vec(), sample: None }))?;
+            let after = now(start);
+            gaps.push((after.0 - before.0, after.1 - before.1));
+        }
+        let at = |share: f64, of: fn(&(f64, f64)) -> f64| {
+            let mut times: Vec<f64> = gaps.iter().map(of).collect();
+            times.sort_by(f64::total_cmp);
+            times[((times.len() - 1) as f64 * share).ceil() as usize] * 1e3
+        };
+        println!("gap p50 {:.1} {:.1}", at(0.5, |gap| gap.0), at(0.5, |gap| gap.1));
+        println!("gap p99 {:.1} {:.1}", at(0.99, |gap| gap.0), at(0.99, |gap| gap.1));
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+    println!("memory {:.0}", rss.and_then(|rss| rss.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0);
+    Ok(())
+}
+
+/// Sequences with prompts of fifty tokens, and what each appends next.
+fn begin(engine: &Engine, prompt: &[u32], count: usize) -> Result<Vec<(u32, u32)>, Box<dyn Error>> {
+    let mut sequences = Vec::new();
+    for index in 0..count {
+        let sequence = engine.create(Sampler::default())?;
+        let tokens = prompt[index..index + 50].to_vec();
+        engine.step(&[Row { sequence, tokens, sample: None }], &Cancel::default())?;
+        sequences.push((sequence, prompt[index]));
+    }
+    Ok(sequences)
+}
+
+/// A token of every sequence, and more beside them.
+fn decode(engine: &Engine, sequences: &mut [(u32, u32)], more: Option<Row>) -> Result<(), Box<dyn Error>> {
+    let row = |(sequence, token): &(u32, u32)| Row {
+        sequence: *sequence,
+        tokens: vec![*token],
+        sample: Some(Sample::default()),
+    };
+    let rows: Vec<Row> = sequences.iter().map(row).chain(more).collect();
+    for (sampled, (_, token)) in engine.step(&rows, &Cancel::default())?.iter().zip(sequences) {
+        *token = sampled.token;
     }
     Ok(())
 }

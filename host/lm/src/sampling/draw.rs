@@ -214,3 +214,155 @@ fn pick(weights: &[f32], random: f64) -> u32 {
     // Sums in another order may be less by their rounding.
     weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TOKENS: usize = 700;
+
+    /// What [`sample`] does, by sorting everything.
+    fn naive(context: Context<'_>, logits: &[f32]) -> Outcome {
+        let Context { isa, sampler, tokens, prompt, index, allowed, top } = context;
+        let mut powers = logits.to_vec();
+        let most = greatest(isa, logits);
+        let normalizer = most + exponentials(isa, &mut powers, 1.0).ln();
+        let mut sorted: Vec<Candidate> = (0..).zip(logits.iter().copied()).collect();
+        sorted.sort_by(select::order);
+        let top = sorted.iter().take(top).map(|(token, logit)| (*token, logit - normalizer)).collect();
+        let mut changed = logits.to_vec();
+        for (token, logit) in changed.iter_mut().enumerate() {
+            let is_it = |other: &&u32| **other == token as u32;
+            sampler.biases.iter().filter(|(other, _)| is_it(&other)).for_each(|(_, bias)| *logit += bias);
+            let recent = tokens.iter().rev().take(sampler.penalty_tokens as usize);
+            if recent.filter(is_it).count() > 0 && sampler.repeat_penalty != 1.0 {
+                *logit = if *logit > 0.0 { *logit / sampler.repeat_penalty } else { *logit * sampler.repeat_penalty };
+            }
+            let count = tokens[prompt..].iter().filter(is_it).count();
+            if count > 0 {
+                *logit -= sampler.presence_penalty + sampler.frequency_penalty * count as f32;
+            }
+            if allowed.is_some_and(|allowed| allowed[token / 8] >> (token % 8) & 1 == 0) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let mut weights = changed.clone();
+        let temperature = if sampler.temperature == 0.0 { 1.0 } else { sampler.temperature.max(TEMPERATURE_MIN) };
+        exponentials(isa, &mut weights, 1.0 / temperature);
+        let kept = (0..).zip(weights).zip(&changed).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        let mut kept: Vec<Candidate> = kept.map(|(candidate, _)| candidate).collect();
+        let total = |kept: &[Candidate]| kept.iter().map(|(_, weight)| f64::from(*weight)).sum::<f64>();
+        let filters = (1..TOKENS as u32).contains(&sampler.top_k) || sampler.top_p < 1.0 || sampler.min_p > 0.0;
+        if filters || sampler.temperature == 0.0 {
+            kept.sort_by(select::order);
+        }
+        if sampler.top_k > 0 {
+            kept.truncate(sampler.top_k as usize);
+        }
+        if sampler.top_p < 1.0 {
+            let (target, mut sum) = (f64::from(sampler.top_p) * total(&kept), 0.0);
+            let count = kept.iter().position(|(_, weight)| {
+                sum += f64::from(*weight);
+                sum >= target
+            });
+            kept.truncate(count.map_or(kept.len(), |count| count + 1));
+        }
+        kept.retain(|(_, weight)| *weight >= sampler.min_p);
+        let mut left = uniform(sampler.seed, index, tokens.len() as u64) * total(&kept);
+        let drawn = kept.iter().find(|(_, weight)| {
+            left -= f64::from(*weight);
+            left < 0.0
+        });
+        let first = |_: &Candidate| (0..).zip(&changed).find(|(_, logit)| **logit == greatest(isa, &changed));
+        let token = if sampler.temperature == 0.0 {
+            kept.first().and_then(first).map_or(0, |(token, _)| token)
+        } else {
+            drawn.or(kept.last()).map_or(0, |(token, _)| *token)
+        };
+        Outcome { token, logprob: logits[token as usize] - normalizer, top }
+    }
+
+    fn sampler() -> impl Strategy<Value = Sampler> {
+        let filters = (
+            prop_oneof![Just(0.0_f32), Just(1.0), 0.01..3.0_f32],
+            prop_oneof![Just(0_u32), 1..20_u32, Just(650), Just(5000)],
+            prop_oneof![Just(1.0_f32), 0.0..1.0_f32],
+            prop_oneof![Just(0.0_f32), 0.0..0.5_f32],
+        );
+        let penalties = (
+            prop_oneof![Just(1.0_f32), 0.5..2.0_f32],
+            prop_oneof![Just(0.0_f32), -2.0..2.0_f32],
+            prop_oneof![Just(0.0_f32), -2.0..2.0_f32],
+            0..90_u32,
+        );
+        let biases = prop::collection::btree_map(0..TOKENS as u32, -9.0..9.0_f32, 0..9);
+        (filters, penalties, biases, any::<u64>()).prop_map(|(filters, penalties, biases, seed)| Sampler {
+            temperature: filters.0,
+            top_k: filters.1,
+            top_p: filters.2,
+            min_p: filters.3,
+            repeat_penalty: penalties.0,
+            presence_penalty: penalties.1,
+            frequency_penalty: penalties.2,
+            penalty_tokens: penalties.3,
+            biases: biases.into_iter().collect(),
+            seed,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn sample_is_that_of_sorting_everything(
+            sampler in sampler(),
+            logits in prop::collection::vec(prop_oneof![-12.0..12.0_f32, (-8..8_i8).prop_map(f32::from)], TOKENS),
+            tokens in prop::collection::vec(0..TOKENS as u32, 0..80),
+            prompt in 0_usize..80,
+            allowed in prop::option::of(prop::collection::vec(any::<u8>(), TOKENS.div_ceil(8))),
+            index in 0_u32..8,
+            top in 0_usize..21,
+        ) {
+            let allowed = allowed.filter(|bytes| bytes[..80].iter().any(|byte| *byte > 0));
+            let context = Context {
+                isa: Isa::best(),
+                sampler: &sampler,
+                tokens: &tokens,
+                prompt: prompt.min(tokens.len()),
+                index,
+                allowed: allowed.as_deref(),
+                top,
+            };
+            let mut scratch = Scratch::default();
+            let expected = naive(context, &logits);
+            prop_assert_eq!(&sample(context, &mut logits.clone(), &mut scratch), &expected);
+            // The memory has nothing of the first use.
+            prop_assert_eq!(&sample(context, &mut logits.clone(), &mut scratch), &expected);
+        }
+    }
+
+    #[test]
+    fn drawn_tokens_have_the_frequencies_of_their_probabilities() {
+        let logits: Vec<f32> = [0.5_f32, 0.25, 0.125, 0.125].map(f32::ln).to_vec();
+        let mut counts = [0_u32; 4];
+        let mut scratch = Scratch::default();
+        for seed in 0..16_000 {
+            let sampler = Sampler { temperature: 1.0, seed, ..Sampler::default() };
+            let context = Context {
+                isa: Isa::best(),
+                sampler: &sampler,
+                tokens: &[1, 2, 3],
+                prompt: 3,
+                index: 0,
+                allowed: None,
+                top: 0,
+            };
+            counts[sample(context, &mut logits.clone(), &mut scratch).token as usize] += 1;
+        }
+        // Six standard deviations.
+        let expected = [8000_u32, 4000, 2000, 2000];
+        assert!(counts.iter().zip(expected).all(|(count, expected)| count.abs_diff(expected) < 380), "{counts:?}");
+    }
+}

@@ -63,6 +63,13 @@ impl GgufFile {
         self.tensors.push((name.to_owned(), dimensions.to_vec(), ty, bytes));
     }
 
+    /// The file with a tensor stored as another type, in `bytes` of zeros.
+    pub(crate) fn with_tensor(mut self, name: &str, ty: TensorType, bytes: usize) -> Self {
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+        (tensor.2, tensor.3) = (ty, vec![0; bytes]);
+        self
+    }
+
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = b"GGUF\x03\0\0\0".to_vec();
         bytes.extend((self.tensors.len() as u64).to_le_bytes());

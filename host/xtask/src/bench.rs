@@ -1,10 +1,11 @@
 //! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
 //! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
-//! ([`fanout`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
+//! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
 
 mod compare;
 mod engine;
 mod fanout;
+mod generate;
 mod sessions;
 
 use std::io::{BufRead, BufReader, Write};
@@ -32,6 +33,9 @@ about 8 minutes. It takes --quick, --as-built (measures target/release/weir as i
 
 `cargo xtask bench engine` measures the kernels of the built-in engine, by instruction set and model size, beside ONNX Runtime and
 the peak of the processor, and writes tests/bench/ENGINE.md: about six minutes. It takes --quick (one round).
+
+`cargo xtask bench generate` measures the engine of language models beside llama-server on the same file, and writes
+tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round).
 
 `cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
@@ -67,6 +71,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if args.word("fanout") {
         return fanout::task(house, args);
+    }
+    if args.word("generate") {
+        return generate::task(house, args);
     }
     if args.word("sessions") {
         return sessions::task(house, args);

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, dist, nginx, node, pushpin, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -52,6 +52,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let nginx = report.whole("nginx", || nginx::folder(house));
     let readers = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
+    // Tests of the language model are skipped without it.
+    let model = lm::model(house);
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
@@ -63,6 +65,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Some(nginx) = &nginx {
             command.env(nginx::VARIABLE, nginx);
+        }
+        if let Ok(model) = &model {
+            command.env(lm::VARIABLE, model);
         }
         if let Some(readers) = &readers {
             command.env(node::VARIABLE, readers);
@@ -112,6 +117,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     test("host examples", "those in the documentation", &mut build::host_cargo(house, "test --doc"));
     if data.is_none() {
         report.skipped("scores", "WEIR_DATA is not set");
+    }
+    if let Err(error) = &model {
+        report.skipped("model", &format!("there is no language model: {error:#}"));
     }
     if readers.is_none() {
         report.skipped("npm clients", "Node.js and npm are not here, or their packages were not fetched");

@@ -28,6 +28,7 @@ mod fuzz;
 mod house;
 mod http;
 mod kernels;
+mod lm;
 mod nginx;
 mod node;
 mod pushpin;
@@ -58,7 +59,7 @@ struct Task {
 const TASKS: &[Task] = &[
     Task {
         name: "setup",
-        about: "install what the build needs: the wasm32-wasip2 target",
+        about: "install what the build needs: the wasm32-wasip2 target, and the language model of the demo",
         usage: setup::USAGE,
         run: setup::task,
     },
@@ -90,6 +91,7 @@ const TASKS: &[Task] = &[
         usage: kernels::USAGE,
         run: kernels::task,
     },
+    Task { name: "lm", about: "fetch the language model of the demo and the tests", usage: lm::USAGE, run: lm::task },
     Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
     Task { name: "redis", about: "fetch a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task {

@@ -62,7 +62,7 @@ const RULES: &[Rule] = &[
     // Of nn: tensors, with a feature that no build of the workspace enables.
     Rule {
         package: "weir-fuzz",
-        house: &["weir-auth", "weir-codec", "weir-core", "weir-expression", "weir-nn"],
+        house: &["weir-auth", "weir-codec", "weir-core", "weir-expression", "weir-lm", "weir-nn"],
         others: Some(&["serde_json"]),
     },
     Rule { package: "xtask", house: &[], others: None },

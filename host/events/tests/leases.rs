@@ -242,3 +242,44 @@ async fn lease_ends_in_time_although_the_clock_was_set_back() {
     .await;
     assert_eq!(store.renew(&fence, 50).await, Err(Error::Fenced));
 }
+
+/// The server makes an acquisition after its owner has given up: nobody has the lease, and it delays no later owner.
+#[tokio::test]
+async fn acquisition_without_an_answer_does_not_block_its_key() {
+    let server = RedisServer::start();
+    let config = server.config();
+    let redis = RedisConfig { timeout_ms: 200, ..config.redis.clone() };
+    let store = open(EventsConfig { redis, ..config }).await;
+    let key = name("execution:x");
+    acquired(&store, &name("execution:y"), "y", LONG_MS).await;
+    let mut connection = server.connection().await;
+    for owner in ["timed out", "dropped"] {
+        server.signal("STOP");
+        match owner {
+            "dropped" => {
+                let waiting = std::time::Duration::from_millis(50);
+                assert!(tokio::time::timeout(waiting, store.acquire(&key, owner, LONG_MS)).await.is_err());
+            }
+            _ => assert!(matches!(store.acquire(&key, owner, LONG_MS).await, Err(Error::Unavailable { .. }))),
+        }
+        server.signal("CONT");
+        let mut holder = None::<String>;
+        while holder.as_deref() != Some(owner) {
+            holder = redis::cmd("HGET")
+                .arg("pip-ai:@@lease:execution:x")
+                .arg("owner")
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+        }
+        until("the server answers", || async { store.get(&key).await.is_ok() }).await;
+        // For other processes the lease is held.
+        let other = open(server.config()).await;
+        assert!(matches!(other.acquire(&key, "other", LONG_MS).await, Ok(Acquisition::Held { .. })));
+        let fence = acquired(&store, &key, "next", LONG_MS).await;
+        store.put_fenced(&key, owner.into(), None, Some(&fence)).await.unwrap();
+        // Of one that is held with an answer, the next owner is told so.
+        assert!(matches!(store.acquire(&key, "third", LONG_MS).await, Ok(Acquisition::Held { .. })));
+        store.release(&fence).await.unwrap();
+    }
+}

@@ -1,7 +1,7 @@
 -- Acquires, renews or releases a lease by the server's clock.
 -- KEYS: the lease, the newest token of all leases.
 -- ARGV: `acquire`, `renew` or `release`; the owner that acquires, or else the token; how long the lease lasts in ms; how long it
--- is remembered after its end and after its release, in ms.
+-- is remembered after its end and after its release, in ms; then owners that gave up their acquisition and may have it.
 -- Returns { 'ok', token }, { 'held', ms until it ends }, or { 'fenced', 0 } where the token is not the newest.
 local lease, newest = KEYS[1], KEYS[2]
 local action, who, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -18,7 +18,9 @@ end
 
 if action == 'acquire' then
   local held = redis.call('HMGET', lease, 'owner', 'end', 'ttl')
-  if held[1] and held[1] ~= who then
+  local given_up = held[1] == who
+  for at = 6, #ARGV do given_up = given_up or held[1] == ARGV[at] end
+  if held[1] and not given_up then
     local left, most = tonumber(held[2]) - now, tonumber(held[3])
     if left > most then
       -- The clock was set back. The lease ends no later than it would from now.

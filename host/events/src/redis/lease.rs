@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use redis::Script;
 use weir_core::channels::{ChannelName, EXPIRED_MS, Fence, RELEASED_MS};
@@ -11,12 +12,45 @@ use crate::error::{Error, lock};
 use crate::lease::Acquisition;
 use crate::redis::link::Link;
 
+/// Keys with acquisitions without an answer, and owners of one key, that are remembered.
+const UNANSWERED_KEYS_MAX: usize = 4096;
+const UNANSWERED_OWNERS_MAX: usize = 16;
+/// How long after its time a command may still reach the server.
+const LATE: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(crate) struct RedisLeases {
     script: Script,
     /// Leases that were acquired here and not released, so that they can be released when the store is closed.
     tokens: Mutex<HashMap<ChannelName, u64>>,
+    /// Acquisitions that the server may have made although their owners have no answer. The next acquisition of the key names the
+    /// owners, and none of them delays it.
+    unanswered: Mutex<HashMap<ChannelName, Vec<Unanswered>>>,
     closed: AtomicBool,
+}
+
+/// An owner whose acquisition has no answer.
+#[derive(Debug)]
+struct Unanswered {
+    owner: Box<str>,
+    until: Instant,
+}
+
+/// An acquisition that is sent. Dropped without an answer, it is given up.
+struct PendingAcquisition<'a> {
+    leases: &'a RedisLeases,
+    key: &'a ChannelName,
+    owner: &'a str,
+    ttl_ms: u64,
+    is_answered: bool,
+}
+
+impl Drop for PendingAcquisition<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.leases.give_up(self.key, self.owner, self.ttl_ms);
+        }
+    }
 }
 
 impl RedisLeases {
@@ -24,6 +58,7 @@ impl RedisLeases {
         Self {
             script: Script::new(include_str!("lease.lua")),
             tokens: Mutex::default(),
+            unanswered: Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -35,7 +70,12 @@ impl RedisLeases {
         owner: &str,
         ttl_ms: u64,
     ) -> Result<Acquisition, Error> {
-        let (outcome, number) = self.run(link, "acquire", key, owner, ttl_ms).await?;
+        let given_up = self.given_up(key, owner);
+        // The caller may stop waiting for the answer, too.
+        let mut pending = PendingAcquisition { leases: self, key, owner, ttl_ms, is_answered: false };
+        let (outcome, number) = self.run(link, "acquire", key, owner, ttl_ms, &given_up).await?;
+        pending.is_answered = true;
+        self.answered(key, owner);
         if outcome == "held" {
             return Ok(Acquisition::Held { remaining_ms: number });
         }
@@ -44,7 +84,7 @@ impl RedisLeases {
     }
 
     pub(crate) async fn renew(&self, link: &Link, fence: &Fence, ttl_ms: u64) -> Result<(), Error> {
-        let (outcome, _) = self.run(link, "renew", &fence.key, &fence.token.to_string(), ttl_ms).await?;
+        let (outcome, _) = self.run(link, "renew", &fence.key, &fence.token.to_string(), ttl_ms, &[]).await?;
         if outcome == "fenced" {
             self.forget(fence);
             return Err(Error::Fenced);
@@ -54,7 +94,7 @@ impl RedisLeases {
     }
 
     pub(crate) async fn release(&self, link: &Link, fence: &Fence) -> Result<(), Error> {
-        let (outcome, _) = self.run(link, "release", &fence.key, &fence.token.to_string(), 0).await?;
+        let (outcome, _) = self.run(link, "release", &fence.key, &fence.token.to_string(), 0, &[]).await?;
         self.forget(fence);
         if outcome == "fenced" { Err(Error::Fenced) } else { Ok(()) }
     }
@@ -67,6 +107,44 @@ impl RedisLeases {
         for fence in tokens {
             if let Err(Error::Unavailable { .. }) = self.release(link, &fence).await {
                 return;
+            }
+        }
+    }
+
+    /// The owners that gave up an acquisition of this key, besides the one that acquires it now.
+    fn given_up(&self, key: &ChannelName, owner: &str) -> Vec<Box<str>> {
+        let now = Instant::now();
+        let unanswered = lock(&self.unanswered);
+        let owners = unanswered.get(key).into_iter().flatten();
+        owners.filter(|one| one.until > now && *one.owner != *owner).map(|one| one.owner.clone()).collect()
+    }
+
+    /// Records that an owner has no answer.
+    fn give_up(&self, key: &ChannelName, owner: &str, ttl_ms: u64) {
+        let now = Instant::now();
+        let mut unanswered = lock(&self.unanswered);
+        if unanswered.len() >= UNANSWERED_KEYS_MAX {
+            unanswered.retain(|_, owners| owners.iter().any(|one| one.until > now));
+        }
+        if unanswered.len() >= UNANSWERED_KEYS_MAX && !unanswered.contains_key(key) {
+            return;
+        }
+        let owners = unanswered.entry(key.clone()).or_default();
+        owners.retain(|one| one.until > now && *one.owner != *owner);
+        if owners.len() >= UNANSWERED_OWNERS_MAX {
+            owners.remove(0);
+        }
+        let until = now + Duration::from_millis(ttl_ms).saturating_add(LATE);
+        owners.push(Unanswered { owner: owner.into(), until });
+    }
+
+    /// Forgets that an owner had no answer: it has one now.
+    fn answered(&self, key: &ChannelName, owner: &str) {
+        let mut unanswered = lock(&self.unanswered);
+        if let Some(owners) = unanswered.get_mut(key) {
+            owners.retain(|one| *one.owner != *owner);
+            if owners.is_empty() {
+                unanswered.remove(key);
             }
         }
     }
@@ -85,6 +163,7 @@ impl RedisLeases {
         key: &ChannelName,
         who: &str,
         ttl_ms: u64,
+        given_up: &[Box<str>],
     ) -> Result<(String, u64), Error> {
         if action != "release" && self.closed.load(Ordering::Relaxed) {
             return Err(Error::unavailable("the channel store is closed", 1_000));
@@ -92,6 +171,9 @@ impl RedisLeases {
         let mut call = self.script.prepare_invoke();
         call.key(lease_key(link, key)).key(format!("{}@@lease-token", link.config.prefix));
         call.arg(action).arg(who).arg(ttl_ms).arg(EXPIRED_MS).arg(RELEASED_MS);
+        for owner in given_up {
+            call.arg(&**owner);
+        }
         link.ask(|mut live| async move { call.invoke_async(&mut live.connection).await }).await
     }
 }

@@ -210,9 +210,14 @@ impl TicketKeys {
 }
 
 impl UnclaimedTicket {
-    /// The key that the store must claim.
+    /// The number of the ticket.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The key that the store must claim: it counts for the user of the ticket.
+    pub fn claim_key(&self) -> String {
+        format!("ticket:{}:{}", self.user(), self.id)
     }
 
     /// How long the store must keep the claim, s: longer than the ticket is valid.

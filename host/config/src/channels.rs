@@ -52,8 +52,8 @@ pub struct Events {
     pub state_bytes_max: u64,
     /// Most of `channels_max` and of `state_bytes_max` for one user, percent; 1 to 100. State beyond it is answered 429 with
     /// `Retry-After`; a channel beyond it replaces the least recently used one of the same user, and is answered 429 if all of them
-    /// have subscribers. A channel belongs to the user that its first event names, or else to its publisher. Without authentication
-    /// there are no shares.
+    /// have subscribers. A user may always have two channels. A channel belongs to the user that its first event names, or else to its
+    /// publisher. Without authentication there are no shares.
     pub user_percent_max: u32,
     /// Time within which another instance takes over the executions and stored sessions of a dead one, ms; 1000 to 3600000. An
     /// instance that is stopped for longer than three quarters of it loses them to others that share the store.

@@ -36,8 +36,9 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    pub(crate) fn new(claims_max: usize) -> Self {
-        Self { claims: weir_core::channels::Claims::new(claims_max), wall_ends_ms: HashMap::new() }
+    pub(crate) fn new(claims_max: usize, user_percent_max: u8) -> Self {
+        let claims = weir_core::channels::Claims::new(claims_max, user_percent_max);
+        Self { claims, wall_ends_ms: HashMap::new() }
     }
 
     /// Claims a key until an end; false where it is held.
@@ -95,7 +96,7 @@ mod tests {
         for (jump_ms, held_ms) in [(0_i64, 1_000), (1_000_000, 1_000), (-5_000, 6_000)] {
             let source = Set::at(10_000_000);
             let clock = Clock::new(source.clone());
-            let mut claims = Claims::new(10);
+            let mut claims = Claims::new(10, 100);
             let claim = |claims: &mut Claims| claims.claim("t", ClaimEnd::after(&clock, 1_000), &clock);
             assert_eq!(claim(&mut claims), Ok(true));
             source.set(10_000_000_u64.saturating_add_signed(jump_ms));

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use weir_core::channels::{ChannelName, EventLimits, Retention, Shares};
 
+/// Channels that one user may have at least: an event that names a user is appended to two, the second of which is the user's own.
+const USER_CHANNELS_MIN: usize = 2;
+
 /// Where channels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
@@ -123,9 +126,9 @@ impl Default for EventsConfig {
 }
 
 impl EventsConfig {
-    /// The most channels of one user.
-    pub(crate) fn user_channels_max(&self) -> usize {
-        Shares::new(self.channels_max.max(1), self.user_percent_max).user_max()
+    /// The channels of all users, of which there are `channels_max`, and of each.
+    pub(crate) fn channel_shares(&self, channels_max: usize) -> Shares {
+        Shares::new(channels_max.max(1), self.user_percent_max).with_user_min(USER_CHANNELS_MIN)
     }
 
     /// The retention of a channel. An owner record does not age: it is removed with its channel.

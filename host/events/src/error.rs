@@ -74,7 +74,13 @@ impl From<EventError> for Error {
 
 impl From<ClaimsFull> for Error {
     fn from(full: ClaimsFull) -> Self {
-        Self::unavailable("too many claims are held", full.retry_after_ms)
+        match full {
+            ClaimsFull::Total { retry_after_ms } => Self::unavailable("too many claims are held", retry_after_ms),
+            ClaimsFull::User { .. } => Self::ShareExceeded {
+                reason: format!("events.user_percent_max of events.claims_max: {full}"),
+                retry_after_ms: STATE_RETRY_MS,
+            },
+        }
     }
 }
 

@@ -208,7 +208,7 @@ impl Hub {
     /// Room for `channels_max` channels, of which one user may have `user_percent_max` percent where memory is all that keeps them.
     pub(crate) fn new(config: &EventsConfig, channels_max: usize) -> Self {
         let channels_max = channels_max.max(1);
-        let shares = Shares::new(channels_max, config.user_percent_max);
+        let shares = config.channel_shares(channels_max);
         Self {
             residents: Mutex::new(Residents { channels: Channels::new(), shares, records: Channels::new() }),
             channels_max,

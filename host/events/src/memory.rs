@@ -25,7 +25,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Self {
-        let claims = Mutex::new(Claims::new(config.claims_max));
+        let claims = Mutex::new(Claims::new(config.claims_max, config.user_percent_max));
         let values = Mutex::new(Values::new(config.state_bytes_max, config.user_percent_max));
         let leases = LocalLeases::new(&clock);
         Self { config, clock, hub, claims, values, leases }

@@ -209,6 +209,7 @@ impl Store {
     }
 
     /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
+    /// In memory and on disk a key `KIND:USER:ID` takes the share of the user that it names.
     ///
     /// # Errors
     ///

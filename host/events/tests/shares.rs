@@ -15,6 +15,7 @@ conformance!(
     user_with_its_share_of_state_is_refused_and_others_are_not,
     store_without_room_is_full_for_all_and_says_so,
     channels_of_one_user_take_no_history_of_another,
+    user_of_a_small_store_has_two_channels,
     state_of_each_user_stays_within_its_share,
 );
 
@@ -277,4 +278,39 @@ async fn store_whose_channels_are_all_followed_is_exhausted() {
     assert_eq!(store.exhausted().await, Ok(Vec::new()));
     assert!(matches!(append(&store, "workflow:9", 1, Some("eve")).await, Err(Error::Full { .. })));
     assert_eq!(store.exhausted().await, Ok(vec!["events.channels_max"]));
+}
+
+/// An event that names a user is appended to its channel and to the user's own.
+async fn user_of_a_small_store_has_two_channels(config: EventsConfig) {
+    let store = open(EventsConfig { channels_max: 6, user_percent_max: 25, ..config }).await;
+    for channel in ["workflow:w", "user:ann"] {
+        append(&store, channel, 1, Some("ann")).await.unwrap();
+    }
+    assert_eq!((events(&store, "workflow:w").await, events(&store, "user:ann").await), (1, 1));
+    append(&store, "workflow:v", 1, Some("ann")).await.unwrap();
+    let left = events(&store, "workflow:w").await + events(&store, "user:ann").await;
+    assert_eq!((left, events(&store, "workflow:v").await), (1, 1));
+}
+
+#[tokio::test]
+async fn user_with_its_share_of_claims_is_refused_and_others_are_not() {
+    let folder = TempDir::new().unwrap();
+    for config in [memory(), disk(folder.path())] {
+        let config = EventsConfig { claims_max: 8, user_percent_max: 25, ..config };
+        let mut store = open(config.clone()).await;
+        for key in ["ticket:ann:1", "ticket:ann:2"] {
+            assert_eq!(store.claim(key, 60_000).await, Ok(true));
+        }
+        for _ in 0..2 {
+            assert!(exceeds_share(store.claim("ticket:ann:3", 60_000).await));
+            // One that is held reads as ever.
+            assert_eq!(store.claim("ticket:ann:1", 60_000).await, Ok(false));
+            if config.store == StoreKind::Disk {
+                store.close().await.unwrap();
+                store = open(config.clone()).await;
+            }
+        }
+        assert_eq!(store.claim("ticket:bob:1", 60_000).await, Ok(true));
+        assert_eq!(store.claim("tickets:label", 60_000).await, Ok(true));
+    }
 }

@@ -156,9 +156,8 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["memory", "disk"] {
         let store = format!("events.store={store}");
-        // A share of three channels: the one of the workflow, and the user's own, which gets a copy of each event.
-        let bounds = ["--set", "events.channels_max=6", "--set", "events.user_percent_max=50"];
-        let more = [&bounds[..], &["--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path]].concat();
+        let more =
+            ["--set", "events.channels_max=6", "--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path];
         let server = guarded(dir.path(), &more).await?;
         assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("ann"))).await?, 200);
         let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
@@ -259,10 +258,8 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["disk", "memory"] {
         let store = format!("events.store={store}");
-        let more = ["--set", "events.channels_max=2", "--set", "events.user_percent_max=100"];
-        let more =
-            [&more[..], &["--set", "auth.publishes_burst=100000", "--set", "auth.requests_burst=100000"]].concat();
-        let more = [&more[..], &["--set", &store, "--set", &path]].concat();
+        let more = ["--set", "events.channels_max=2", "--set", "auth.publishes_burst=100000"];
+        let more = [&more[..], &["--set", "auth.requests_burst=100000", "--set", &store, "--set", &path]].concat();
         let server = guarded(dir.path(), &more).await?;
         for _ in 0..6 {
             let publish = |id: usize| {
@@ -271,7 +268,7 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
                 async move { status(request).await }
             };
             for status in futures::future::try_join_all((0..CHANNELS).map(publish)).await? {
-                // Those of the two channels may be in use by other requests at this moment.
+                // The user has both channels, which may be in use by other requests at this moment.
                 assert!(matches!(status, 200 | 429 | 503), "{status}");
             }
             // Those that have events are the owner's.

@@ -48,6 +48,13 @@ impl Shares {
         Self { total_max, user_max, total: 0, users: HashMap::new() }
     }
 
+    /// One user may have at least `user_min`, where there is as much: less would be of no use.
+    #[must_use]
+    pub fn with_user_min(mut self, user_min: usize) -> Self {
+        self.user_max = self.user_max.max(user_min.min(self.total_max));
+        self
+    }
+
     /// The most that one user may have.
     pub fn user_max(&self) -> usize {
         self.user_max
@@ -164,6 +171,13 @@ mod tests {
         shares.add(None, 20);
         assert_eq!(shares.check(Some("d"), 6, 0), Err(ShareExceeded::Total { more: 6, used: 95, max: 100 }));
         assert_eq!((shares.of(Some("a")), shares.of(None), shares.total()), (25, 0, 95));
+    }
+
+    #[test]
+    fn share_has_a_minimum_where_there_is_as_much() {
+        for (total, percent, user_min, want) in [(8, 25, 2, 2), (7, 25, 2, 2), (100, 25, 2, 25), (1, 100, 2, 1)] {
+            assert_eq!(Shares::new(total, percent).with_user_min(user_min).user_max(), want, "{total}");
+        }
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl Access {
             Authenticated::Identity(identity) => identity,
             Authenticated::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
-                let first = events::claim(format!("ticket:{}", unclaimed.id()), ttl_ms).await;
+                let first = events::claim(unclaimed.claim_key(), ttl_ms).await;
                 let first = first.map_err(store::problem)?;
                 // Asked after the claim: a store that loses its claims in between has no label, or another one.
                 let label = claims::find_label().await?.unwrap_or_default();

@@ -73,7 +73,7 @@ impl Disk {
             Ok(opened) => opened?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let mut claims = Claims::new(config.claims_max);
+        let mut claims = Claims::new(config.claims_max, config.user_percent_max);
         content.claims.iter().for_each(|(key, end)| claims.restore(key, *end));
         let (jobs, queue) = mpsc::channel(config.writes_max.max(1));
         let shared = Shared {

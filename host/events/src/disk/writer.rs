@@ -284,7 +284,7 @@ impl Writer {
         let added = change.appends.iter().filter(is_new).count();
         let forgotten = change.forgotten.iter().filter(|name| database.user(name).as_ref() == Some(user)).count();
         let channels = (database.count_of(user) + added).saturating_sub(forgotten);
-        let channels_max = self.shared.config.user_channels_max();
+        let channels_max = self.shared.config.channel_shares(self.shared.config.channels_max).user_max();
         if channels < channels_max {
             return Ok(());
         }

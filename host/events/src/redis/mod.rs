@@ -288,7 +288,10 @@ impl Shared {
         call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
         call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS)).arg(token);
         let user = write.user.filter(|_| !name.is_owner_record()).unwrap_or_default();
-        call.arg(&self.link.config.prefix).arg(name.as_str()).arg(user).arg(self.config.user_channels_max());
+        call.arg(&self.link.config.prefix)
+            .arg(name.as_str())
+            .arg(user)
+            .arg(self.config.channel_shares(self.config.channels_max).user_max());
         for draft in drafts {
             call.arg(&*draft.name).arg(&*draft.data);
             call.arg(draft.coalesce.as_deref().unwrap_or_default()).arg(u8::from(draft.finishes));

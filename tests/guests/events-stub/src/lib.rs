@@ -148,7 +148,7 @@ impl Guest for Stub {
 
     async fn claim(key: String, ttl_ms: u64) -> Result<bool, Failure> {
         STATE.with_borrow_mut(|state| {
-            let claims = state.claims.get_or_insert_with(|| Claims::new(CLAIMS_MAX));
+            let claims = state.claims.get_or_insert_with(|| Claims::new(CLAIMS_MAX, 100));
             claims.claim(&key, now_ms(), ttl_ms).map_err(|_| Failure::Unavailable(1000))
         })
     }

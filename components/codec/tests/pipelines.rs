@@ -229,7 +229,7 @@ fn errors_of_a_definition_name_their_paths() {
             `steps[1].timeout_ms` must be 1 to 86400000, and is -1
             `steps[1].after` must be an array, and is a string
             `steps[1].on_error` must be one of fail, continue, compensate
-            `steps[2].method` must be one of GET, POST, PUT, PATCH, DELETE
+            `steps[2].method` must be one of GET, POST, PUT, PATCH, DELETE (did you mean `GET`?)
             `steps[2].headers.Host` is set by the HTTP client
             `steps[2].headers.a b` is no name of a header
             `steps[2].headers.k` is no value of a header

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::nearest::nearest;
+use crate::nearest::suggestion;
 
 /// Why an item has no result. Clients read the message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -74,9 +74,7 @@ fn unknown_model(name: &str, served: &[String]) -> String {
     }
     let mut text = format!("no model named `{name}` is served");
     let names: Vec<&str> = served.iter().map(String::as_str).collect();
-    if let Some(meant) = nearest(name, &names) {
-        text += &format!(" (did you mean `{meant}`?)");
-    }
+    text += &suggestion(name, &names);
     if !names.is_empty() {
         let more = if names.len() > LISTED_MAX { " and others" } else { "" };
         text += &format!("; there are {}{more}", names[..names.len().min(LISTED_MAX)].join(", "));

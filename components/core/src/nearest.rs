@@ -18,6 +18,11 @@ pub fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
     (distance * 3 <= known.len()).then_some(known)
 }
 
+/// The nearest of the names that are known, as the part of a message after the wrong name: `" (did you mean `x`?)"`, or nothing.
+pub fn suggestion(name: &str, known: &[&str]) -> String {
+    nearest(name, known).map(|known| format!(" (did you mean `{known}`?)")).unwrap_or_default()
+}
+
 /// How many letters must be put in, taken out or replaced to make one name of the other (Levenshtein 1966).
 fn distance(one: &[char], other: &[char]) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();

@@ -196,8 +196,11 @@ impl Setup {
         }
         for pair in &self.components {
             let (name, file) = key_value("--component", pair)?;
-            if !["gateway", "generate", "infer"].contains(&name.as_str()) {
-                bail!("--component {pair}: the components are gateway, generate and infer");
+            const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
+            if !COMPONENTS.contains(&name.as_str()) {
+                let meant = weir_config::suggest(&name, COMPONENTS.into_iter());
+                let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+                bail!("--component {pair}: the components are {}{meant}", COMPONENTS.join(", "));
             }
             overrides.push((format!("{name}.component"), file));
         }

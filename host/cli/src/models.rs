@@ -95,7 +95,7 @@ fn check(
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
                 let root = root.unwrap_or(Path::new("."));
-                let names = names_in(root);
+                let names = names_in(root, &dir.file_name().unwrap_or_default().to_string_lossy());
                 writeln!(out, "{}: there is no such directory, and {} has {names}", dir.display(), root.display())?;
                 code = ExitCode::FAILURE;
             }
@@ -108,10 +108,12 @@ fn check(
     Ok(code)
 }
 
-/// The names of the models in a folder, for a message.
-pub(crate) fn names_in(root: &Path) -> String {
+/// The names of the models in a folder, and the one that was probably meant, for a message about a name that is not among them.
+pub(crate) fn names_in(root: &Path, name: &str) -> String {
     let names: Vec<String> = model::list(root).into_iter().flatten().map(|listed| listed.name).collect();
-    if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
+    let meant = weir_config::suggest(name, names.iter().map(String::as_str));
+    let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+    if names.is_empty() { "no models".to_owned() } else { format!("{}{meant}", names.join(", ")) }
 }
 
 fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {

@@ -28,7 +28,7 @@ pub use generate::Generate;
 pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown, template};
 pub use pipelines::Pipelines;
-pub use suggest::suggest_key;
+pub use suggest::{suggest, suggest_key};
 pub use variables::variables;
 
 /// The configuration.

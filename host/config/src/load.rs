@@ -182,10 +182,16 @@ fn one_line(error: figment::Error) -> String {
     }
     // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
     let said = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
+    let meant = match &first.kind {
+        figment::error::Kind::UnknownVariant(value, known) => {
+            suggest(value, known.iter().copied()).map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default()
+        }
+        _ => String::new(),
+    };
     let place = place(&first);
     // The TOML parser shows the line below its message.
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    if key.is_empty() { format!("{said}{place}") } else { format!("{key}: {said}{place}") }
+    if key.is_empty() { format!("{said}{place}{meant}") } else { format!("{key}: {said}{place}{meant}") }
 }
 
 /// A suggestion in place of an unknown key. `siblings` are the keys of its section.
@@ -424,6 +430,13 @@ mod tests {
             "[log]\nformat = 'xml'\n",
             &[],
             expect!["log.format: unknown variant: found `xml`, expected `text` or `json` (in FILE)"],
+        );
+        error(
+            "[events]\nstore = 'dsk'\n",
+            &[],
+            expect![
+                "events.store: unknown variant: found `dsk`, expected one of `memory`, `disk`, `redis` (in FILE); did you mean `disk`?"
+            ],
         );
         assert!(matches!(load(Some(Path::new("/nowhere.toml")), [], &[]), Err(ConfigError::Unreadable(_))));
     }

@@ -22,7 +22,7 @@ fn keys_of_model(name: &str) -> Vec<String> {
 }
 
 /// The candidate that `name` probably means; `None` when none is near.
-pub(crate) fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+pub fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
     let plain = name.to_lowercase().replace('-', "_");
     let is_last = |key: &&str| key.rsplit_once('.').is_some_and(|(_, last)| last == plain);
     let mut with_section = candidates.clone().filter(is_last);

@@ -147,7 +147,7 @@ fn mistake_is_answered_with_one_sentence() -> Result<()> {
         (vec!["serve", "--listen", "nonsense", "--models-dir", &empty], "cannot listen on nonsense"),
         (vec!["serve", "--config", "/nowhere.toml"], "/nowhere.toml cannot be read"),
         (vec!["serve", "--model", "nodir"], "expected NAME=VALUE"),
-        (vec!["serve", "--component", "other=x.wasm"], "the components are gateway and infer"),
+        (vec!["serve", "--component", "other=x.wasm"], "the components are gateway, generate, infer"),
         (vec!["serve", "--component", "gateway=/nowhere.wasm", "--models-dir", &empty], "/nowhere.wasm cannot be read"),
         (vec!["serve", "--models-dir", "/nowhere"], "/nowhere cannot be read"),
         (vec!["serve", "--set", "http.requests_max=0"], "http.requests_max must be at least 1"),
@@ -158,6 +158,10 @@ fn mistake_is_answered_with_one_sentence() -> Result<()> {
         (vec!["serve", "--set", "log.level=loud"], "use error, warn, info, debug, trace or off"),
         (vec!["serve", "--set", "http.request_max=5"], "did you mean `http.requests_max`?"),
         (vec!["serve", "--set", "requests_max=5"], "did you mean `http.requests_max`?"),
+        (vec!["serve", "--set", "events.store=dsk"], "did you mean `disk`?"),
+        (vec!["serve", "--set", "models.engine=buildin", "--models-dir", &shipped], "did you mean `builtin`?"),
+        (vec!["serve", "--component", "gatway=x.wasm"], "did you mean `gateway`?"),
+        (vec!["run", "sentiment", "--model", "sentimnt", "--models-dir", &shipped], "did you mean `sentiment`?"),
         (
             vec!["serve", "--set", "models.names=[\"nope\"]", "--models-dir", &shipped],
             "it has embeddings, entities, sentiment",
@@ -177,6 +181,25 @@ fn flag_that_is_a_key_of_the_configuration_is_suggested() -> Result<()> {
     let (_, err) = said(&output);
     assert_eq!(output.status.code(), Some(2), "{err}");
     assert!(err.contains("did you mean `--set http.requests_max=VALUE`?"), "{err}");
+    Ok(())
+}
+
+#[test]
+fn misspelled_flag_command_or_value_is_answered_with_the_nearest() -> Result<()> {
+    let shipped = weir_tests::models().display().to_string();
+    for (arguments, meant) in [
+        (vec!["serv"], "serve"),
+        (vec!["serve", "--lisen", "8081"], "--listen"),
+        (vec!["models", "chek"], "check"),
+        (vec!["models", "engine", "onnxruntme"], "onnxruntime"),
+        (vec!["completions", "bsh"], "bash"),
+        (vec!["models", "check", "sentimnt", "--models-dir", &shipped], "did you mean `sentiment`?"),
+    ] {
+        let output = call(&arguments)?;
+        let (out, err) = said(&output);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(format!("{out}{err}").contains(meant), "{arguments:?}: {out}{err}");
+    }
     Ok(())
 }
 

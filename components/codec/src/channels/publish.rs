@@ -415,7 +415,7 @@ mod tests {
         workflow(
             r#"{"event":"temporal_status","status":"running"}"#,
             expect![
-                "`status` must be one of RUNNING, COMPLETED, FAILED, CANCELED, TERMINATED, CONTINUED_AS_NEW, TIMED_OUT"
+                "`status` must be one of RUNNING, COMPLETED, FAILED, CANCELED, TERMINATED, CONTINUED_AS_NEW, TIMED_OUT (did you mean `RUNNING`?)"
             ],
         );
         workflow(

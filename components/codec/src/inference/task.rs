@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::json::{
+    field,
     field::{FieldError, FieldReason, unknown},
     tree::Node,
 };
@@ -201,7 +202,7 @@ fn choice<T: Copy>(field: Cow<'static, str>, value: Node<'_>, known: &[(&str, T)
         return Ok(*chosen);
     }
     let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-    let message = format!("`{field}` must be one of {}", names.join(", "));
+    let message = format!("`{field}` {}", field::one_of(&text, &names));
     Err(FieldError::new(field, FieldReason::NotAllowed, message))
 }
 

@@ -1,7 +1,7 @@
 //! What is wrong with the fields of a body.
 
 use serde::Serialize;
-use weir_core::nearest::nearest;
+use weir_core::nearest::suggestion;
 
 use super::{JsonError, with_article};
 
@@ -115,11 +115,16 @@ pub(crate) fn unknown(field: impl Into<Box<str>>, known: &[&str]) -> FieldError 
         known => {
             // Of `parameters.top_k` the last part is the name.
             let name = shown.rsplit_once('.').map_or(shown.as_str(), |(_, name)| name);
-            let meant = nearest(name, known).map(|known| format!(" (did you mean `{known}`?)")).unwrap_or_default();
+            let meant = suggestion(name, known);
             format!("`{shown}` is not known here{meant}; there are {}", known.join(", "))
         }
     };
     FieldError::new(shown, FieldReason::Unknown, message)
+}
+
+/// What a text must be that is none of the names that it may be.
+pub(crate) fn one_of(text: &str, names: &[&str]) -> String {
+    format!("must be one of {}{}", names.join(", "), suggestion(text, names))
 }
 
 /// What was read, if there was no mistake; else at most one mistake more than an answer shows.

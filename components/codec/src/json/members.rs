@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{
-    JsonError,
+    JsonError, field,
     field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
     tree::Node,
 };
@@ -242,7 +242,7 @@ impl<'a> Members<'a> {
         let chosen = all.iter().copied().find(|value| name_of(*value) == text);
         if chosen.is_none() {
             let names: Vec<&str> = all.iter().map(|value| name_of(*value)).collect();
-            errors.push_at(&self.path(name), FieldReason::NotAllowed, &format!("must be one of {}", names.join(", ")));
+            errors.push_at(&self.path(name), FieldReason::NotAllowed, &field::one_of(&text, &names));
         }
         chosen
     }

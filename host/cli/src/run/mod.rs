@@ -101,7 +101,7 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
             weir_config::Model { path: beside, ..Default::default() }
         }
         None if PathBuf::from(name).is_dir() => weir_config::Model { path: name.into(), ..Default::default() },
-        None => bail!("no model `{name}`: not a folder, and not in {}", folder_text(&config.models.dir)),
+        None => bail!("no model `{name}`: not a folder, and not in {}", folder_text(&config.models.dir, name)),
     };
     let name = PathBuf::from(name).file_name().and_then(|n| n.to_str()).unwrap_or("model").to_string();
     config.models.dir = PathBuf::new();
@@ -109,11 +109,11 @@ fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String
     Ok(name)
 }
 
-fn folder_text(dir: &std::path::Path) -> String {
+fn folder_text(dir: &std::path::Path, name: &str) -> String {
     if dir.as_os_str().is_empty() {
         return "any models folder (none was given or found): give one with --models-dir".into();
     }
-    format!("{}, which has {}", dir.display(), crate::models::names_in(dir))
+    format!("{}, which has {}", dir.display(), crate::models::names_in(dir, name))
 }
 
 async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {

@@ -312,7 +312,8 @@ impl OutputReader<'_> {
 
     fn wrong(&self, dimensions: &[usize]) -> GraphError {
         let (name, rows, length) = (self.name, self.rows.len(), self.length);
-        GraphError::Shape(format!("{name} as {dimensions:?} for {rows} sequences in {length} tokens"))
+        let dimensions = dimensions.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        GraphError::Shape(format!("{name} as [{dimensions}] for {rows} sequences in {length} tokens"))
     }
 
     fn values(&self, dimensions: &[usize]) -> Result<Vec<f32>, GraphError> {
@@ -328,8 +329,7 @@ impl OutputReader<'_> {
                 data.as_chunks().0.iter().map(|&bytes| half_to_f32(u16::from_le_bytes(bytes))).collect()
             }
             TensorType::U8 | TensorType::I32 | TensorType::I64 => {
-                let ty = self.tensor.ty();
-                return Err(GraphError::Shape(format!("{} as {ty:?}, which is not read here", self.name)));
+                return Err(GraphError::Shape(format!("{} as integers, which are not read here", self.name)));
             }
         };
         if values.len() != dimensions.iter().product::<usize>() {

@@ -70,7 +70,7 @@ pub struct UnknownIsa {
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, available } = self;
-        write!(f, "instruction set {name:?} is not available; this processor has: {available}")
+        write!(f, "instruction set `{name}` is not available; this processor has: {available}")
     }
 }
 

@@ -6,9 +6,12 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use weir_core::nearest::suggestion;
+
 use crate::error::{LoadError, NnError};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
+use crate::wording::quoted;
 
 /// The engines that can run a graph; chosen per named graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,9 +37,12 @@ pub enum EngineChoice {
     Only(Engine),
 }
 
+/// The names that an [`EngineChoice`] has.
+const ENGINES: [&str; 4] = ["auto", "builtin", "tract", "onnxruntime"];
+
 /// The name of no engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no engine named {0:?}; the engines are: auto, builtin, tract, onnxruntime")]
+#[error("there is no engine named {}{}; the engines are: {}", quoted(.0), suggestion(.0, &ENGINES), ENGINES.join(", "))]
 pub struct UnknownEngine(String);
 
 impl FromStr for EngineChoice {
@@ -136,9 +142,12 @@ pub enum PrecisionChoice {
     Only(Precision),
 }
 
+/// The names that a [`PrecisionChoice`] has.
+const PRECISIONS: [&str; 4] = ["auto", "int8", "bf16", "f32"];
+
 /// The name of no precision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no precision named {0:?}; there are: auto, int8, bf16, f32")]
+#[error("there is no precision named {}{}; there are: {}", quoted(.0), suggestion(.0, &PRECISIONS), PRECISIONS.join(", "))]
 pub struct UnknownPrecision(String);
 
 impl FromStr for PrecisionChoice {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::wording::quoted;
+
 /// Why a guest's call failed: the cases of `wasi:nn/errors.error-code`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
@@ -70,10 +72,10 @@ impl NnError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LoadError {
     /// No graph of that name was registered.
-    #[error("there is no graph named {0:?}")]
+    #[error("there is no graph named {}", quoted(.0))]
     UnknownName(String),
     /// The name is registered already.
-    #[error("a graph named {0:?} is registered already")]
+    #[error("a graph named {} is registered already", quoted(.0))]
     NameTaken(String),
     /// A file that a graph needs is not there.
     #[error("{}: {file} is missing", dir.display())]

@@ -3,11 +3,12 @@
 use crate::engine::TensorInfo;
 use crate::error::NnError;
 use crate::tensor::Tensor;
+use crate::wording::quoted;
 
 /// Are these truth values, 0 or 1?
 pub(crate) fn check_truth_values(info: &TensorInfo, tensor: &Tensor) -> Result<(), NnError> {
     match tensor.data.iter().any(|byte| *byte > 1) {
-        true => Err(NnError::invalid(format!("input {:?} is of truth values: 0 or 1 only", info.name))),
+        true => Err(NnError::invalid(format!("input {} is of truth values: 0 or 1 only", quoted(&info.name)))),
         false => Ok(()),
     }
 }
@@ -35,7 +36,9 @@ impl TensorInteger for i64 {
 pub(crate) fn fitting<N: TryFrom<W>, W: TensorInteger>(info: &TensorInfo, tensor: &Tensor) -> Result<Vec<N>, NnError> {
     let fit = |wide: W| {
         let (name, element) = (&info.name, info.element);
-        N::try_from(wide).map_err(|_| NnError::invalid(format!("input {name:?} holds {wide}, which is no {element}")))
+        N::try_from(wide).map_err(|_| {
+            NnError::invalid(format!("input {name} holds {wide}, which is no {element}", name = quoted(&name)))
+        })
     };
     W::all(&tensor.data).into_iter().map(fit).collect()
 }

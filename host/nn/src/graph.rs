@@ -14,6 +14,7 @@ use crate::onnxruntime::OnnxRuntime;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use crate::tract::Tract;
+use crate::wording::{listed, quoted};
 
 /// A graph, loaded once and shared: cheap to clone inside its `Arc`, safe to use from every thread.
 pub struct Graph {
@@ -122,33 +123,24 @@ impl Graph {
         for (name, tensor) in tensors {
             let Some(place) = infos.iter().position(|info| info.name == name) else {
                 let known: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
-                let name = shown(&name);
+                let name = quoted(&name);
                 return Err(NnError::invalid(format!(
                     "there is no input {name}; the inputs are: {}",
                     known.join(", ")
                 )));
             };
             if places[place].replace(tensor).is_some() {
-                return Err(NnError::invalid(format!("input {} is given more than once", shown(&name))));
+                return Err(NnError::invalid(format!("input {} is given more than once", quoted(&name))));
             }
         }
         let mut symbols = HashMap::new();
         let mut arranged = Vec::with_capacity(infos.len());
         for (info, place) in infos.iter().zip(places) {
-            let tensor = place.ok_or_else(|| NnError::invalid(format!("input {:?} is missing", info.name)))?;
+            let tensor = place.ok_or_else(|| NnError::invalid(format!("input {} is missing", quoted(&info.name))))?;
             check_input(info, &tensor, self.tensor_bytes_max, &mut symbols)?;
             arranged.push(tensor);
         }
         Ok(arranged)
-    }
-}
-
-/// A name from a guest, bounded so that an error text stays one.
-fn shown(name: &str) -> String {
-    const CHARS_MAX: usize = 64;
-    match name.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{:?}…", &name[..end]),
-        None => format!("{name:?}"),
     }
 }
 
@@ -159,19 +151,21 @@ fn check_input<'a>(
     symbols: &mut HashMap<&'a str, (u32, &'a str)>,
 ) -> Result<(), NnError> {
     let name = &info.name;
-    tensor.check(&format_args!("input {name:?}"), bytes_max)?;
+    tensor.check(&format_args!("input {name}", name = quoted(&name)), bytes_max)?;
     if tensor.ty != info.element.wit() {
         return Err(NnError::invalid(format!(
-            "input {name:?} is {} but the graph takes {}",
+            "input {name} is {} but the graph takes {}",
             tensor.ty,
-            info.element.wit()
+            info.element.wit(),
+            name = quoted(&name)
         )));
     }
     let Some(dimensions) = &info.dimensions else { return Ok(()) };
     let wrong = |why: String| {
         NnError::invalid(format!(
-            "input {name:?} has dimensions {:?} but the graph takes {info}{why}",
-            tensor.dimensions
+            "input {name} has dimensions {} but the graph takes {info}{why}",
+            listed(&tensor.dimensions),
+            name = quoted(&name)
         ))
     };
     if tensor.dimensions.len() != dimensions.len() {
@@ -183,7 +177,7 @@ fn check_input<'a>(
             Dimension::Symbol(symbol) => {
                 let (bound, first) = *symbols.entry(symbol.as_str()).or_insert((*given, name.as_str()));
                 if bound != *given {
-                    return Err(wrong(format!(", and {symbol} is {bound} in input {first:?}")));
+                    return Err(wrong(format!(", and {symbol} is {bound} in input {first}", first = quoted(&first))));
                 }
             }
             Dimension::Fixed(_) | Dimension::Unknown => {}

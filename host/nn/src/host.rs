@@ -32,6 +32,7 @@ mod generated {
     });
 }
 
+use crate::wording::case_name;
 use generated::wasi::nn::{errors, graph, inference, tensor};
 
 /// A guest's handle of a graph.
@@ -199,7 +200,7 @@ impl NnView<'_> {
         use graph::GraphEncoding as E;
         let config = self.ctx.registry.config();
         if !matches!(encoding, E::Onnx | E::Autodetect) {
-            let text = format!("graphs are ONNX here, not {}", plain(&encoding));
+            let text = format!("graphs are ONNX here, not {}", case_name(&encoding));
             return Err(NnError::new(ErrorCode::InvalidEncoding, text));
         }
         if config.guest_graph_bytes_max == 0 {
@@ -219,11 +220,6 @@ impl NnView<'_> {
     }
 }
 
-/// The name of a case of one of the WIT's enums.
-fn plain(case: &dyn std::fmt::Debug) -> String {
-    format!("{case:?}").rsplit("::").next().unwrap_or_default().to_lowercase()
-}
-
 impl graph::Host for NnView<'_> {
     fn load(
         &mut self,
@@ -233,7 +229,7 @@ impl graph::Host for NnView<'_> {
     ) -> HostResult<Resource<GraphHandle>> {
         let loaded = match target {
             graph::ExecutionTarget::Cpu => self.load_bytes(&builders, encoding),
-            other => Err(NnError::unsupported(format!("graphs run on the CPU here, not on a {}", plain(&other)))),
+            other => Err(NnError::unsupported(format!("graphs run on the CPU here, not on a {}", case_name(&other)))),
         };
         self.push_graph(loaded)
     }

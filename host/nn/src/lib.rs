@@ -34,6 +34,7 @@ mod registry;
 mod selection;
 mod tensor;
 mod tract;
+mod wording;
 
 pub mod safetensors {
     //! The header of a file of weights in the safetensors format.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::{ErrorCode, NnError};
+use crate::wording::listed;
 
 /// The element types of `wasi:nn/tensor.tensor-type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +92,10 @@ impl Tensor {
     pub fn check(&self, what: &dyn fmt::Display, bytes_max: usize) -> Result<(), NnError> {
         let dimensions = &self.dimensions;
         if let Some(axis) = dimensions.iter().position(|d| *d == 0) {
-            return Err(NnError::invalid(format!("{what} is empty: dimension {axis} of {dimensions:?} is 0")));
+            return Err(NnError::invalid(format!(
+                "{what} is empty: dimension {axis} of {dimensions} is 0",
+                dimensions = listed(dimensions)
+            )));
         }
         let bytes = dimensions.iter().try_fold(self.ty.size_bytes(), |n, d| n.checked_mul(*d as usize));
         match bytes {
@@ -100,9 +104,10 @@ impl Tensor {
                     return Ok(());
                 }
                 Err(NnError::invalid(format!(
-                    "{what} has {} bytes of data but its dimensions {dimensions:?} of {} take {bytes}",
+                    "{what} has {} bytes of data but its dimensions {dimensions} of {} take {bytes}",
                     self.data.len(),
-                    self.ty
+                    self.ty,
+                    dimensions = listed(dimensions)
                 )))
             }
             Some(bytes) => Err(NnError::new(
@@ -111,7 +116,7 @@ impl Tensor {
             )),
             None => Err(NnError::new(
                 ErrorCode::TooLarge,
-                format!("{what} has dimensions {dimensions:?}, whose product overflows"),
+                format!("{what} has dimensions {dimensions}, whose product overflows", dimensions = listed(dimensions)),
             )),
         }
     }

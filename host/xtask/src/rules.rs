@@ -220,6 +220,29 @@ fn guests_leave_json_to_codec() {
     }
 }
 
+/// The form of `Debug` is for developers: it shows names of Rust types and Rust's escapes. A line of code outside of tests formats it only
+/// where the form is turned into words.
+#[test]
+fn messages_have_no_debug_forms() {
+    const CONVERSIONS: [&str; 3] = ["wording.rs", "platform/wording.rs", "logs/line.rs"];
+    let root = House::find().root;
+    for folder in ["host", "components"] {
+        for (name, text) in sources(&root.join(folder)) {
+            // Messages of lm about the file of a model are not converted yet.
+            let is_other = ["xtask/", "lm/"].iter().any(|other| name.starts_with(other));
+            let is_ours = name.split('/').nth(1) == Some("src") && !is_other;
+            let is_test = name.contains("/tests/") || name.ends_with("/tests.rs");
+            if !is_ours || is_test || CONVERSIONS.iter().any(|file| name.ends_with(file)) {
+                continue;
+            }
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let debug: Vec<_> = lines.filter(|line| line.contains(":?}") || line.contains(":#?}")).collect();
+            assert!(debug.is_empty(), "{folder}/{name} formats with `{{:?}}`:\n{}", debug.join("\n"));
+        }
+    }
+}
+
 /// The files of a crate that contain a text.
 fn files_with(krate: &str, text: &str) -> Vec<String> {
     let sources = sources(&House::find().root.join(krate).join("src"));

@@ -11,6 +11,7 @@ use weir_config::{Config, Model};
 use weir_nn::model::{self, ModelDir};
 use weir_nn::{Engine, EngineChoice, Precision, PrecisionChoice, RegistryConfig, Selection};
 use weir_runtime::Runtime;
+use weir_runtime::inference::failure;
 use weir_runtime::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, Outcome, Output, Overflow, Task, TokenOptions, WhenFull,
 };
@@ -151,7 +152,7 @@ async fn outputs(
                 }
                 // A text that no precision takes says nothing of them.
                 Err(Failure::InvalidInput(_) | Failure::TooLong(_)) => {}
-                Err(failure) => bail!("{name}: text {} failed: {failure:?}", id + 1),
+                Err(failure) => bail!("{name}: text {} failed: {}", id + 1, failure::text(&failure)),
             }
         }
         Ok(outputs)

@@ -169,7 +169,8 @@ impl MappedIntegers {
     ) -> Result<Self, String> {
         let bytes = mapping.get(range.clone()).map(<[u8]>::len);
         if bytes != scales.len().checked_mul(width) {
-            return Err(format!("it has {bytes:?} bytes, not {} rows of {width}", scales.len()));
+            let bytes = bytes.unwrap_or_default();
+            return Err(format!("it has {bytes} bytes, not {} rows of {width}", scales.len()));
         }
         Ok(Self { mapping, range, scales, width })
     }

@@ -12,6 +12,7 @@ use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, ValueInfoProto, tensor_
 
 use crate::engine::{Dimension, ElementType, TensorInfo};
 use crate::tensor::TensorType;
+use crate::wording::listed;
 
 /// The numbers of a recognized encoder.
 pub(super) struct Shape {
@@ -102,7 +103,7 @@ fn check_constants(constants: &HashMap<&str, &TensorProto>, hidden: usize, poole
     }
     for (name, expected) in lists {
         if integers(constants, name)? != expected {
-            return Err(format!("its constant {name} is not {expected:?}"));
+            return Err(format!("its constant {name} is not {expected}", expected = listed(&expected)));
         }
     }
     Ok(())
@@ -151,7 +152,7 @@ fn describe(node: &NodeProto) -> String {
         let _ = match (attribute.name.as_str(), attribute.ints.as_slice()) {
             (name @ "epsilon", _) => write!(line, " {name}={}", attribute.f),
             (name, []) => write!(line, " {name}={}", attribute.i),
-            (name, list) => write!(line, " {name}={list:?}"),
+            (name, list) => write!(line, " {name}={list}", list = listed(list)),
         };
     }
     if !node.domain.is_empty() {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+use crate::wording::{listed, quoted};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -100,7 +101,7 @@ impl Header {
         let data = file.len() - begin;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in raw {
-            let entry = tensor.place(begin, data).map_err(|reason| format!("tensor {}: {reason}", shown(&name)))?;
+            let entry = tensor.place(begin, data).map_err(|reason| format!("tensor {}: {reason}", quoted(&name)))?;
             tensors.insert(name, entry);
         }
         check_layout(&tensors, begin, data)?;
@@ -117,7 +118,7 @@ fn check_layout(tensors: &BTreeMap<String, Entry>, begin: usize, data: usize) ->
         if entry.range.start != end {
             return Err(format!(
                 "tensor {} begins at byte {} of the data, where {} is expected",
-                shown(name),
+                quoted(&name),
                 entry.range.start - begin,
                 end - begin
             ));
@@ -127,15 +128,6 @@ fn check_layout(tensors: &BTreeMap<String, Entry>, begin: usize, data: usize) ->
     match end - begin {
         used if used == data => Ok(()),
         used => Err(format!("the tensors have {used} bytes, and the file {data}")),
-    }
-}
-
-/// A name of a file, bounded so that an error text stays one.
-fn shown(name: &str) -> String {
-    const CHARS_MAX: usize = 120;
-    match name.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{:?}…", &name[..end]),
-        None => format!("{name:?}"),
     }
 }
 
@@ -149,7 +141,7 @@ struct RawTensor {
 
 impl RawTensor {
     fn place(self, begin: usize, data: usize) -> Result<Entry, String> {
-        let dtype = Dtype::parse(&self.dtype).ok_or_else(|| format!("{} is no known type", shown(&self.dtype)))?;
+        let dtype = Dtype::parse(&self.dtype).ok_or_else(|| format!("{} is no known type", quoted(&self.dtype)))?;
         let (from, to) = self.data_offsets;
         if from > to || to > data as u64 {
             return Err(format!("bytes {from} to {to} are not within the {data} of the file"));
@@ -157,11 +149,17 @@ impl RawTensor {
         let Shape(shape) = self.shape;
         let bytes = shape.iter().try_fold(dtype.size_bytes() as u64, |bytes, size| bytes.checked_mul(*size));
         if bytes != Some(to - from) {
-            return Err(format!("shape {shape:?} of {} does not take {} bytes", self.dtype, to - from));
+            return Err(format!(
+                "shape {shape} of {} does not take {} bytes",
+                self.dtype,
+                to - from,
+                shape = listed(&shape)
+            ));
         }
         // All are at most the length of the file, or 0 is among the dimensions.
-        let sizes =
-            shape.iter().map(|size| usize::try_from(*size).map_err(|_| format!("shape {shape:?} is too large")));
+        let sizes = shape.iter().map(|size| {
+            usize::try_from(*size).map_err(|_| format!("shape {shape} is too large", shape = listed(&shape)))
+        });
         let shape = sizes.collect::<Result<_, _>>()?;
         Ok(Entry { dtype, shape, range: begin + from as usize..begin + to as usize })
     }
@@ -220,7 +218,7 @@ impl<'de> Deserialize<'de> for Raw {
                     }
                     let tensor = map.next_value()?;
                     if tensors.insert(name.clone(), tensor).is_some() {
-                        return Err(A::Error::custom(format_args!("tensor {} is there twice", shown(&name))));
+                        return Err(A::Error::custom(format_args!("tensor {} is there twice", quoted(&name))));
                     }
                 }
                 Ok(Raw(tensors))

@@ -18,6 +18,7 @@ use super::network::{HeadActivation, Stage};
 use super::recognize::Shape;
 use super::safetensors::Dtype;
 use crate::onnx::External;
+use crate::wording::quoted;
 
 /// What computes a graph.
 pub(super) struct PackedModel {
@@ -155,7 +156,11 @@ impl<'a> GraphTensors<'a> {
                     let mapping = mapping.map_err(|error| error.to_string())?;
                     let range = external_range(&external, &mapping).ok_or_else(|| {
                         let (location, bytes) = (&external.location, mapping.len());
-                        format!("external data {location:?} has {bytes} bytes but tensor {name:?} takes more")
+                        format!(
+                            "external data {location} has {bytes} bytes but tensor {name} takes more",
+                            location = quoted(&location),
+                            name = quoted(&name)
+                        )
                     })?;
                     Bytes::Mapped(mapping, range)
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::wording::quoted;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -144,7 +145,7 @@ impl Config {
         let mut by_id: BTreeMap<u64, String> = BTreeMap::new();
         if let Some(id2label) = &self.id2label {
             for (id, label) in id2label {
-                let parsed = id.parse().map_err(|_| format!("id2label: {id:?} is no label id"))?;
+                let parsed = id.parse().map_err(|_| format!("id2label: {} is no label id", quoted(&id)))?;
                 by_id.insert(parsed, label.clone());
             }
         } else if let Some(label2id) = &self.label2id {
@@ -182,7 +183,8 @@ impl Config {
             Some("single_label_classification") => Ok(Some(ProblemType::SingleLabel)),
             Some("multi_label_classification") => Ok(Some(ProblemType::MultiLabel)),
             Some(other) => Err(format!(
-                "problem_type: {other:?} is none of regression, single_label_classification, multi_label_classification"
+                "problem_type: {other} is none of regression, single_label_classification, multi_label_classification",
+                other = quoted(&other)
             )),
         }
     }
@@ -193,7 +195,9 @@ impl Config {
             Some("sigmoid") => Ok(Some(FunctionToApply::Sigmoid)),
             Some("softmax") => Ok(Some(FunctionToApply::Softmax)),
             Some("none") => Ok(Some(FunctionToApply::None)),
-            Some(other) => Err(format!("function_to_apply: {other:?} is none of sigmoid, softmax, none")),
+            Some(other) => {
+                Err(format!("function_to_apply: {other} is none of sigmoid, softmax, none", other = quoted(&other)))
+            }
         }
     }
 }

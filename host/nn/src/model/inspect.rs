@@ -11,6 +11,7 @@ use crate::graph::Graph;
 use crate::registry::{Registry, RegistryConfig};
 use crate::selection::Selection;
 use crate::tensor::{Tensor, TensorType};
+use crate::wording::{listed, quoted};
 
 /// How many tokens the trial run of [`check`] has.
 const TRIAL_TOKENS: u32 = 8;
@@ -175,7 +176,7 @@ fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     for (name, output) in outputs {
         let broken = output.to_f32().is_some_and(|values| values.iter().any(|v| !v.is_finite()));
         if broken {
-            return Err(format!("output {name:?} is not a finite number in the trial run"));
+            return Err(format!("output {name} is not a finite number in the trial run", name = quoted(&name)));
         }
     }
     let labels = model.labels.len() as u32;
@@ -188,8 +189,10 @@ fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     match logits {
         Some((_, output)) if output.dimensions.len() == rank && output.dimensions.last() == Some(&labels) => Ok(()),
         Some((name, output)) => Err(format!(
-            "output {name:?} has dimensions {:?}, but a {} model with {labels} labels ends in {labels}",
-            output.dimensions, model.task
+            "output {name} has dimensions {}, but a {} model with {labels} labels ends in {labels}",
+            listed(&output.dimensions),
+            model.task,
+            name = quoted(&name)
         )),
         None => Err("the graph has no output".to_owned()),
     }

@@ -18,6 +18,7 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, Tenso
 use crate::engine::GraphSource;
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
+use crate::wording::quoted;
 
 const BF16: i32 = DataType::Bfloat16 as i32;
 
@@ -55,7 +56,7 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<F
     let mut seen = HashSet::new();
     for name in graph.input.iter().map(|input| &input.name) {
         if !seen.insert(name) {
-            return Err(broken(format!("malformed graph: two inputs are named {name:?}")));
+            return Err(broken(format!("malformed graph: two inputs are named {name}", name = quoted(&name))));
         }
     }
     if output_names.is_empty() {
@@ -207,26 +208,35 @@ impl WeightWalk<'_> {
         };
         let Some(directory) = self.directory else {
             let text = "a graph passed as bytes cannot have external data: load it by name or put the weights inside";
-            return Err(Fault::Broken(format!("tensor {name:?} lies in {location:?}; {text}")));
+            return Err(Fault::Broken(format!(
+                "tensor {name} lies in {location}; {text}",
+                name = quoted(&name),
+                location = quoted(&location)
+            )));
         };
         let io = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => Fault::Missing(location.clone()),
-            _ => Fault::Broken(format!("external data {location:?} cannot be read: {e}")),
+            _ => Fault::Broken(format!("external data {location} cannot be read: {e}", location = quoted(&location))),
         };
         let file = File::open(directory.join(&location)).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
-            return Err(Fault::Broken(format!("external data {location:?} is not a file")));
+            return Err(Fault::Broken(format!("external data {location} is not a file", location = quoted(&location))));
         }
         let length = length.unwrap_or_else(|| metadata.len().saturating_sub(offset));
         if offset.checked_add(length).is_none_or(|end| end > metadata.len()) {
             return Err(Fault::Broken(format!(
-                "external data {location:?} has {} bytes but tensor {name:?} takes {length} from byte {offset}",
-                metadata.len()
+                "external data {location} has {} bytes but tensor {name} takes {length} from byte {offset}",
+                metadata.len(),
+                location = quoted(&location),
+                name = quoted(&name)
             )));
         }
         if length > self.bytes_left {
-            return Err(Fault::TooLarge(format!("external data {location:?} is past the bytes allowed for a graph")));
+            return Err(Fault::TooLarge(format!(
+                "external data {location} is past the bytes allowed for a graph",
+                location = quoted(&location)
+            )));
         }
         self.bytes_left -= length;
         let mut data = vec![0; length as usize];
@@ -262,13 +272,20 @@ impl External {
         let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
         let number = |key: &str| {
             let parse = |text: &str| text.trim().parse::<u64>();
-            entry(key).map(parse).transpose().map_err(|_| format!("tensor {name:?}: {key} is no number"))
+            entry(key)
+                .map(parse)
+                .transpose()
+                .map_err(|_| format!("tensor {name}: {key} is no number", name = quoted(&name)))
         };
-        let location =
-            entry("location").ok_or_else(|| format!("tensor {name:?} is external but does not say where"))?;
+        let location = entry("location")
+            .ok_or_else(|| format!("tensor {name} is external but does not say where", name = quoted(&name)))?;
         let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
         if location.is_empty() || !Path::new(location).components().all(inside) {
-            return Err(format!("tensor {name:?} lies in {location:?}, which is not inside the model's directory"));
+            return Err(format!(
+                "tensor {name} lies in {location}, which is not inside the model's directory",
+                name = quoted(&name),
+                location = quoted(&location)
+            ));
         }
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         Ok(Some(Self { location: location.to_owned(), offset, length }))

@@ -11,6 +11,7 @@ use crate::engine::{ElementType, TensorInfo};
 use crate::error::NnError;
 use crate::fit::{check_truth_values, fitting};
 use crate::tensor::{Tensor, TensorType};
+use crate::wording::{listed, quoted};
 
 /// What ONNX Runtime calls a type, in our terms; `None` when a guest can neither pass nor get it.
 pub(super) fn element(native: Native) -> Option<ElementType> {
@@ -71,18 +72,22 @@ pub(super) fn to_native<'a>(info: &TensorInfo, tensor: &'a Tensor) -> Result<Cow
 /// The tensor for an engine's output.
 pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) -> Result<Tensor, NnError> {
     let name = &info.name;
-    let failed = |reason: String| NnError::runtime(format!("output {name:?} cannot be read: {reason}"));
+    let failed =
+        |reason: String| NnError::runtime(format!("output {name} cannot be read: {reason}", name = quoted(&name)));
     let values = output.values().map_err(failed)?;
     let ty = info.element.wit();
     let Values { element, dimensions, data } = values;
     if element.map(native) != Some(native(info.element)) {
-        return Err(failed(format!("it is {element:?} but the graph declares {}", info.element)));
+        let element = element.map_or("of another type".to_owned(), |element| element.to_string());
+        return Err(failed(format!("it is {element} but the graph declares {}", info.element)));
     }
     let declared: Result<Vec<u32>, _> = dimensions.iter().map(|d| u32::try_from(*d)).collect();
     let count = dimensions.iter().try_fold(ty.size_bytes(), |n, d| n.checked_mul(usize::try_from(*d).ok()?));
     let (Ok(dimensions), true) = (declared, count.is_some_and(|bytes| bytes <= bytes_max)) else {
         return Err(NnError::too_large(format!(
-            "output {name:?} has dimensions {dimensions:?} of {ty}, more than the {bytes_max} bytes allowed"
+            "output {name} has dimensions {dimensions} of {ty}, more than the {bytes_max} bytes allowed",
+            name = quoted(&name),
+            dimensions = listed(&dimensions)
         )));
     };
     let data = match info.element {
@@ -101,7 +106,7 @@ pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) 
         // The same bytes, unless the highest bit makes a negative number of them.
         ElementType::U64 if data.chunks_exact(8).all(|b| b[7] < 0x80) => data.to_vec(),
         ElementType::U64 => {
-            return Err(NnError::unsupported(format!("output {name:?} is past the range of i64")));
+            return Err(NnError::unsupported(format!("output {name} is past the range of i64", name = quoted(&name))));
         }
     };
     Ok(Tensor { dimensions, ty, data })

@@ -22,6 +22,7 @@ use crate::error::{LoadError, one_line};
 use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
+use crate::wording::quoted;
 
 /// The name of the file in memory that the weights are in.
 const WEIGHTS: &str = "weights";
@@ -57,12 +58,17 @@ pub(super) fn load(
         let name = outlet.name().to_owned();
         let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
         let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
-            return Err(unsupported(format!("{what} {name:?} is no tensor")));
+            return Err(unsupported(format!("{what} {name} is no tensor", name = quoted(&name))));
         };
         let element = match convert::element(*ty) {
             Some(ElementType::Wit(TensorType::Fp32)) if is_bf16 => ElementType::Wit(TensorType::Bf16),
             Some(element) => element,
-            None => return Err(unsupported(format!("{what} {name:?} is {ty}, which no guest can pass or get"))),
+            None => {
+                return Err(unsupported(format!(
+                    "{what} {name} is {ty}, which no guest can pass or get",
+                    name = quoted(&name)
+                )));
+            }
         };
         let dimension = |(size, symbol): (&i64, &String)| match usize::try_from(*size) {
             Ok(size) => Dimension::Fixed(size),

@@ -18,6 +18,7 @@ use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precisio
 use crate::error::{LoadError, NnError};
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
+use crate::wording::quoted;
 use value::{Runner, Value};
 
 pub(crate) use library::{best_in, probe};
@@ -82,7 +83,7 @@ impl BackendContext for Caller {
         let data = data.collect::<Result<Vec<_>, NnError>>()?;
         let values = graph.inputs.iter().zip(inputs).zip(&data).map(|((info, tensor), data)| {
             let value = Value::borrowing(convert::native(info.element), &tensor.dimensions, data);
-            value.map_err(|e| NnError::runtime(format!("input {:?} cannot be passed on: {e}", info.name)))
+            value.map_err(|e| NnError::runtime(format!("input {} cannot be passed on: {e}", quoted(&info.name))))
         });
         let values = values.collect::<Result<Vec<_>, NnError>>()?;
         let outputs = graph.runner.run(&values).map_err(NnError::runtime)?;

@@ -14,6 +14,7 @@ use ort::value::TensorElementType;
 use super::convert;
 use crate::engine::ElementType;
 use crate::error::one_line;
+use crate::wording::{listed, quoted};
 
 /// Larger than the alignment of any element; what the system's allocator gives anyway.
 const ALIGNMENT_BYTES: usize = 8;
@@ -129,7 +130,9 @@ impl Runner {
         // SAFETY: the status is of this call.
         unsafe { done(status) }?;
         let output = |(ix, value): (usize, Option<Owned>)| {
-            value.map(Output).ok_or_else(|| format!("output {:?} was not computed", self.outputs[ix]))
+            value
+                .map(Output)
+                .ok_or_else(|| format!("output {} was not computed", quoted(&self.outputs[ix].to_string_lossy())))
         };
         outputs.into_iter().enumerate().map(output).collect()
     }
@@ -165,7 +168,8 @@ impl Output {
         let element = convert::element(native);
         let count = dimensions.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?));
         let bytes = count.and_then(|n| n.checked_mul(element.map_or(0, ElementType::size_bytes)));
-        let bytes = bytes.ok_or_else(|| format!("its dimensions {dimensions:?} are no size"))?;
+        let bytes = bytes
+            .ok_or_else(|| format!("its dimensions {dimensions} are no size", dimensions = listed(&dimensions)))?;
         let mut data = ptr::null_mut();
         // SAFETY: as above.
         unsafe { done((api.GetTensorMutableData)(value, &raw mut data)) }?;

@@ -8,6 +8,7 @@ use crate::engine::{ElementType, TensorInfo};
 use crate::error::NnError;
 use crate::fit::{check_truth_values, fitting};
 use crate::tensor::{Tensor, TensorType};
+use crate::wording::{listed, quoted};
 
 type TractTensor = tract_onnx::prelude::Tensor;
 
@@ -30,24 +31,26 @@ pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnE
     };
     match value {
         Ok(value) => Ok(value.into_tvalue()),
-        Err(error) => Err(NnError::runtime(format!("input {name:?} cannot be passed on: {error}"))),
+        Err(error) => Err(NnError::runtime(format!("input {name} cannot be passed on: {error}", name = quoted(&name)))),
     }
 }
 
 /// The tensor for an engine's output.
 pub(super) fn from_tract(info: &TensorInfo, value: &TractTensor, bytes_max: usize) -> Result<Tensor, NnError> {
     let name = &info.name;
-    let failed = |error: TractError| NnError::runtime(format!("output {name:?} cannot be read: {error}"));
+    let failed =
+        |error: TractError| NnError::runtime(format!("output {name} cannot be read: {error}", name = quoted(&name)));
     let dimensions: Result<Vec<u32>, _> = value.shape().iter().map(|d| u32::try_from(*d)).collect();
     let ty = info.element.wit();
     let (Ok(dimensions), true) = (dimensions, value.len().saturating_mul(ty.size_bytes()) <= bytes_max) else {
         return Err(NnError::too_large(format!(
-            "output {name:?} has dimensions {:?} of {ty}, more than the {bytes_max} bytes allowed",
-            value.shape()
+            "output {name} has dimensions {} of {ty}, more than the {bytes_max} bytes allowed",
+            listed(value.shape()),
+            name = quoted(&name)
         )));
     };
     if !value.is_plain_ram() {
-        return Err(NnError::unsupported(format!("output {name:?} is in a form of tract's own")));
+        return Err(NnError::unsupported(format!("output {name} is in a form of tract's own", name = quoted(&name))));
     }
     let data = match (ty, value.datum_type()) {
         (TensorType::Bf16, DatumType::F32) => {
@@ -60,8 +63,9 @@ pub(super) fn from_tract(info: &TensorInfo, value: &TractTensor, bytes_max: usiz
             let values = values.as_slice::<u64>().map_err(failed)?;
             let fits = |v: &u64| i64::try_from(*v).map(i64::to_le_bytes);
             let values: Result<Vec<[u8; 8]>, _> = values.iter().map(fits).collect();
-            let values =
-                values.map_err(|_| NnError::unsupported(format!("output {name:?} is past the range of i64")))?;
+            let values = values.map_err(|_| {
+                NnError::unsupported(format!("output {name} is past the range of i64", name = quoted(&name)))
+            })?;
             values.concat()
         }
         (ty, datum) if datum_type(ty) == datum => value.as_bytes().to_vec(),

@@ -14,6 +14,7 @@ use crate::error::LoadError;
 use crate::onnx;
 use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
+use crate::wording::{case_name, quoted};
 
 /// What loading yields.
 pub(super) struct LoadedModel {
@@ -47,7 +48,10 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
     }
     let result = framework.parse(&parsed.model, None).map_err(|e| broken("malformed graph", e))?;
     if let Some(name) = result.unresolved_inputs.first() {
-        return Err(LoadError::Broken { origin, reason: format!("malformed graph: nothing computes {name:?}") });
+        return Err(LoadError::Broken {
+            origin,
+            reason: format!("malformed graph: nothing computes {name}", name = quoted(&name)),
+        });
     }
     let mut model = result.model;
     at.lap("parse");
@@ -105,9 +109,12 @@ fn declare_inputs(
     for (ix, outlet) in outlets.iter().enumerate() {
         let name = model.node(outlet.node).name.clone();
         let fact = model.outlet_fact(*outlet).map_err(broken)?.clone();
-        let datum = fact.datum_type.concretize().ok_or_else(|| unsupported(format!("input {name:?} has no type")))?;
+        let datum = fact
+            .datum_type
+            .concretize()
+            .ok_or_else(|| unsupported(format!("input {name} has no type", name = quoted(&name))))?;
         if fact.shape.is_open() {
-            return Err(unsupported(format!("input {name:?} does not say its rank")));
+            return Err(unsupported(format!("input {name} does not say its rank", name = quoted(&name))));
         }
         let dims: Vec<Option<TDim>> = fact.shape.dims().map(GenericFactoid::concretize).collect();
         let mut shape: TVec<TDim> = tvec![];
@@ -127,7 +134,13 @@ fn declare_inputs(
                 ElementType::Wit(TensorType::Bf16)
             }
             Some(element) => element,
-            None => return Err(unsupported(format!("input {name:?} is {datum:?}, which no guest can pass"))),
+            None => {
+                return Err(unsupported(format!(
+                    "input {name} is {ty}, which no guest can pass",
+                    name = quoted(&name),
+                    ty = case_name(&datum)
+                )));
+            }
         };
         infos.push(TensorInfo { name, element, dimensions: Some(dimensions) });
     }
@@ -147,7 +160,11 @@ fn describe_outputs(
             Some(ElementType::Wit(TensorType::Fp32)) if bf16.contains(&name) => ElementType::Wit(TensorType::Bf16),
             Some(element) => element,
             None => {
-                let reason = format!("output {name:?} is {:?}, which no guest can get", fact.datum_type);
+                let reason = format!(
+                    "output {name} is {}, which no guest can get",
+                    case_name(&fact.datum_type),
+                    name = quoted(&name)
+                );
                 return Err(LoadError::Unsupported { origin: origin.to_owned(), reason });
             }
         };

@@ -9,6 +9,7 @@ use super::TOKENS_MAX;
 use super::settings::Settings;
 use super::tensors::{OwnedLinear, Tensors};
 use crate::builtin::network::normalize;
+use crate::wording::quoted;
 
 /// What `config.json` says of distances.
 pub(super) struct Deberta {
@@ -63,12 +64,12 @@ impl Deberta {
             Some(other) => return Err(format!("pos_att_type = {other} is not supported")),
         };
         if let Some(other) = kinds.iter().find(|kind| !["c2p", "p2c"].contains(kind)) {
-            return Err(format!("pos_att_type = {other:?} is not supported"));
+            return Err(format!("pos_att_type = {other} is not supported", other = quoted(&other)));
         }
         let normalized = match settings.text("norm_rel_ebd")? {
             None | Some("none") => false,
             Some("layer_norm") => true,
-            Some(other) => return Err(format!("norm_rel_ebd = {other:?} is not supported")),
+            Some(other) => return Err(format!("norm_rel_ebd = {other} is not supported", other = quoted(&other))),
         };
         // -1 stands for none.
         let optional = |key: &str| match settings.value(key).and_then(Value::as_i64) {

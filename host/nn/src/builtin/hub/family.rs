@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::settings::Settings;
+use crate::wording::quoted;
 
 /// An architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Family {
             "mpnet" => Self::Mpnet,
             "deberta-v2" => Self::Deberta,
             "modernbert" => Self::ModernBert,
-            other => return Err(format!("model_type = {other:?} is not supported")),
+            other => return Err(format!("model_type = {other} is not supported", other = quoted(&other))),
         };
         settings.only("position_embedding_type", &json!("absolute"))?;
         settings.only("is_decoder", &Value::Bool(false))?;

@@ -6,6 +6,7 @@ use super::family::Family;
 use super::settings::Settings;
 use super::tensors::Tensors;
 use crate::builtin::network::{HeadActivation, Pooling, Readout, RowSelection, Stage};
+use crate::wording::quoted;
 
 /// A linear layer of the file, with as many columns as its weight has rows.
 fn stage(tensors: &Tensors, name: &str, inner: usize, activation: HeadActivation, isa: Isa) -> Result<Stage, String> {
@@ -40,7 +41,7 @@ fn modern(settings: &Settings, tensors: &Tensors, isa: Isa, hidden: usize) -> Re
     let pooling = match settings.text("classifier_pooling")? {
         None | Some("cls") => Pooling::First,
         Some("mean") => Pooling::Mean,
-        Some(other) => return Err(format!("classifier_pooling = {other:?} is not supported")),
+        Some(other) => return Err(format!("classifier_pooling = {other} is not supported", other = quoted(&other))),
     };
     Ok(Readout { from: RowSelection::Texts(pooling), stages: modern_stages(settings, tensors, isa, hidden)? })
 }

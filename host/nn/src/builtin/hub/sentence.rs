@@ -8,6 +8,7 @@ use weir_kernels::Isa;
 use super::settings::{Settings, read_json};
 use super::tensors::Tensors;
 use crate::builtin::network::{HeadActivation, Pooling, Readout, RowSelection, Stage};
+use crate::wording::quoted;
 
 /// The most modules of a model.
 const MODULES_MAX: usize = 16;
@@ -96,7 +97,10 @@ pub(super) fn list(dir: &Path) -> Result<Option<Vec<ModuleEntry>>, String> {
         let name = text("type")?.rsplit('.').next().unwrap_or_default();
         let path = text("path")?;
         if !Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(format!("modules.json: the path {path:?} is not within the model's directory"));
+            return Err(format!(
+                "modules.json: the path {path} is not within the model's directory",
+                path = quoted(&path)
+            ));
         }
         let kind = match (name, index) {
             ("Transformer", 0) if path.is_empty() => Kind::Transformer,
@@ -144,7 +148,7 @@ fn read_dense(path: &Path, bytes_max: u64) -> Result<Module, String> {
         Some("Identity") => HeadActivation::None,
         Some("ReLU") => HeadActivation::Kernel(weir_kernels::Activation::Relu),
         Some("GELU") => HeadActivation::Kernel(weir_kernels::Activation::Gelu),
-        _ => return Err(format!("dense module: activation_function = {name:?} is not supported")),
+        _ => return Err(format!("dense module: activation_function = {name} is not supported", name = quoted(&name))),
     };
     Ok(Module::Dense { tensors, inner, columns, activation })
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use weir_kernels::Activation;
 
 use crate::builtin::network::HeadActivation;
+use crate::wording::quoted;
 
 /// The longest of these files, in bytes.
 const BYTES_MAX: u64 = 16 << 20;
@@ -108,7 +109,7 @@ impl Settings {
             Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate") => Activation::GeluTanh,
             Some("relu") => Activation::Relu,
             Some("silu" | "swish") => Activation::Silu,
-            Some(other) => return Err(format!("{key} = {other:?} is not supported")),
+            Some(other) => return Err(format!("{key} = {other} is not supported", other = quoted(&other))),
         })
     }
 

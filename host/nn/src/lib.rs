@@ -46,7 +46,6 @@ pub mod safetensors {
 #[path = "../tests/graphs/mod.rs"]
 mod graphs;
 
-pub use builtin::processor_multiplies_bf16;
 pub use engine::{
     Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
     UnknownPrecision,
@@ -58,3 +57,4 @@ pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
 pub use selection::Selection;
 pub use tensor::{Tensor, TensorType};
+pub use weir_kernels::{Isa, UnknownIsa};

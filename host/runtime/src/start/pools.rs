@@ -34,6 +34,7 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
     let registry = Arc::new(Registry::new(RegistryConfig {
         tensor_bytes_max: usize::try_from(config.models.tensor_bytes_max).unwrap_or(usize::MAX),
         plans_max: config.models.plans_max as usize,
+        isa: models::isa(config)?,
         ..RegistryConfig::default()
     }));
     let source = component_source("infer", &config.infer.component, builtin.infer)?;

@@ -14,6 +14,7 @@ use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryCo
 use weir_core::random::SplitMix64;
 
 use crate::inference::reply::OutcomeSender;
+use crate::sleeper::Sleeper;
 use crate::types::{Failure, Item};
 
 /// An item and how it is answered.
@@ -71,6 +72,8 @@ pub(crate) struct QueueSettings {
     pub(crate) budget: RetryBudgetConfig,
     /// `None`: no circuit breaker.
     pub(crate) breaker: Option<BreakerConfig>,
+    /// The thread that calls [`Queue::tick`] while an item waits.
+    pub(crate) check_thread: Arc<Sleeper>,
 }
 
 /// The queue of one model; replicas pull from it.
@@ -319,6 +322,7 @@ impl Queue {
         if let Some(waker) = waker {
             waker.wake();
         }
+        self.settings.check_thread.wake();
         for (job, failure) in refused {
             let counter =
                 if matches!(failure, Failure::Throttled(_)) { &self.counts.throttled } else { &self.counts.overloaded };

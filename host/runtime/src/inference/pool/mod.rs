@@ -213,6 +213,7 @@ impl Pool {
     /// Ends the replicas, each after its computation in progress.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
+        self.config.queue.check_thread.wake();
         self.queue.set_unavailable(Some("the server is stopping".into()));
     }
 
@@ -328,9 +329,9 @@ impl Pool {
     }
 
     /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds. Returns
-    /// whether an item waits or is in flight.
+    /// whether an item waits or is in flight, or the pool is being stopped.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
-        let mut busy = self.queue.tick();
+        let mut busy = self.queue.tick() || *self.stopping.borrow();
         let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (replica, instance) in instances.into_iter().enumerate() {
             let Some(instance) = instance else { continue };
@@ -387,7 +388,7 @@ impl Pool {
         instance: Arc<Instance>,
     ) -> wasmtime::Result<std::convert::Infallible> {
         let mut store = factory.store(&self.config, instance.in_flight.computed.clone())?;
-        let component = factory.pre.instantiate_async(&mut store).await?;
+        let component = factory.host.run_guest(factory.pre.instantiate_async(&mut store)).await?;
         let warm_up = Some(self.warm_up());
         let source = ItemSource { pool: self.clone(), replica, instance: instance.clone(), warm_up };
         let sink = OutcomeSink { pool: self.clone(), instance: instance.clone() };
@@ -404,7 +405,7 @@ impl Pool {
         });
         // From outside of the store: a guest that never yields blocks every future inside of it.
         let result = tokio::select! {
-            result = run => result,
+            result = factory.host.run_guest(run) => result,
             () = instance.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
         };
         result??;

@@ -43,7 +43,10 @@ impl<D> StreamProducer<D> for ItemSource {
             return Poll::Ready(Ok(StreamResult::Dropped));
         }
         let assignment = match self.warm_up.take() {
-            Some(job) => Poll::Ready(Assignment::Jobs(vec![job])),
+            Some(job) => {
+                self.pool.config.queue.check_thread.wake();
+                Poll::Ready(Assignment::Jobs(vec![job]))
+            }
             None => {
                 let (is_busy, has_suspect) = self.instance.in_flight.register(cx);
                 let tokens_max = self.pool.config.ahead_tokens;

@@ -11,6 +11,7 @@ use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, S
 use super::Pool;
 use super::instance::Instance;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
+use crate::inference::reply::OutcomeLists;
 use crate::types::{Item, Outcome};
 
 /// Writes the items of all callers to an instance.
@@ -84,7 +85,7 @@ pub(super) struct OutcomeSink {
 impl OutcomeSink {
     fn deliver(&self, outcomes: Vec<Outcome>) {
         let pool = &self.pool;
-        let (mut tokens, mut failures) = (0, 0);
+        let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
         for outcome in outcomes {
             let Some((job, busy)) = self.instance.in_flight.remove(outcome.id) else {
                 if !self.instance.replaced.load(Ordering::SeqCst) {
@@ -103,7 +104,7 @@ impl OutcomeSink {
             pool.queue.record_answer(job.bytes(), u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
-            job.reply.send(outcome.tokens, outcome.result);
+            lists.add(job.reply, outcome.tokens, outcome.result);
         }
         pool.metrics.tokens.increment(tokens);
         pool.metrics.failures.increment(failures);

@@ -4,6 +4,6 @@ mod composed;
 mod early_answers;
 mod embed;
 mod http;
-mod idle;
 mod lifecycle;
 mod problems;
+mod threads;

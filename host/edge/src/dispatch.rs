@@ -173,7 +173,7 @@ async fn forward<B: RequestBody>(
     if handshake::is_handshake(&request) {
         return open_websocket(state, request, open, source).await;
     }
-    let is_get = request.method() == Method::GET;
+    let (is_get, is_head) = (request.method() == Method::GET, request.method() == Method::HEAD);
     // Lines in both directions, in place of a WebSocket. The gateway matches routes by the normal form of the path.
     let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| RouteMatch::is_socket(&path));
     let gzip = state.gzip && gzip::is_accepted(request.headers());
@@ -188,7 +188,14 @@ async fn forward<B: RequestBody>(
                 Ok(Some(instruction)) if is_get => {
                     hold_stream(state, instruction, gzip, (head, body), open, source).await
                 }
-                Ok(_) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::streamed(body, open))),
+                Ok(_) => {
+                    let body = match head.headers.contains_key(CONTENT_LENGTH) && !is_head {
+                        true => ResponseBody::begun(body, open).await,
+                        // A stream begins with its head.
+                        false => ResponseBody::streamed(body, open),
+                    };
+                    EdgeResponse::Http(Response::from_parts(head, body))
+                }
                 Err(error) => invalid_hold(&error, source),
             }
         }

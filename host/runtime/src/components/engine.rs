@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use wasmtime::{Config, Engine};
 
 use crate::sleeper::Sleeper;
@@ -49,6 +51,16 @@ impl Host {
         &self.engine
     }
 
+    /// Lets the clock tick, every 10 ms, until the guard is dropped.
+    pub(crate) fn ticking(&self) -> Running<'_> {
+        self.ticker.0.enter()
+    }
+
+    /// Resolves after the next tick.
+    pub(crate) fn ticked(&self) -> Notified<'_> {
+        self.ticker.0.ticks.notified()
+    }
+
     /// Runs a future in which a guest may run: the epoch advances only while such a future is polled, so one outside of this is not
     /// interrupted.
     pub(crate) async fn run_guest<F: Future>(&self, future: F) -> F::Output {
@@ -68,6 +80,7 @@ struct Clock {
     left: AtomicU64,
     is_stopped: AtomicBool,
     sleeper: Sleeper,
+    ticks: Notify,
 }
 
 impl Clock {
@@ -89,12 +102,13 @@ impl Clock {
             seen = self.entered.load(Ordering::SeqCst);
             std::thread::sleep(EPOCH);
             engine.increment_epoch();
+            self.ticks.notify_waiters();
         }
     }
 }
 
-/// A guest that runs until this is dropped.
-struct Running<'a>(&'a Clock);
+/// A guest that runs, or something else that needs ticks, until this is dropped.
+pub(crate) struct Running<'a>(&'a Clock);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {

@@ -14,6 +14,7 @@ use weir_codec::http::problem::Problem;
 use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
+use weir_runtime::stages::{self, Stage};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH};
@@ -45,6 +46,7 @@ pub(crate) async fn handle<B: RequestBody>(
     client: u64,
 ) -> EdgeResponse {
     let started = Instant::now();
+    stages::mark(Stage::Head);
     hold::strip(request.headers_mut());
     let method = request.method().clone();
     let id = request_id::of(request.headers(), || state.new_request_id());
@@ -60,6 +62,7 @@ pub(crate) async fn handle<B: RequestBody>(
         Ok(()) => route(state, request, &cors, source).await,
         Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
     };
+    stages::mark(Stage::Answered);
     head_checks::add_cors_headers(response.headers_mut(), &cors);
     let status = response.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())

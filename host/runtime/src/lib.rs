@@ -47,3 +47,4 @@ pub use inference::call::{CallOpener, CallSender, Outcomes};
 pub use inference::pool::PoolStats;
 pub use runtime::Runtime;
 pub use start::{Builtin, StartError};
+pub use weir_nn::stages;

@@ -15,6 +15,7 @@ use weir_core::random::SplitMix64;
 
 use crate::inference::reply::OutcomeSender;
 use crate::sleeper::Sleeper;
+use crate::stages::{self, Stage};
 use crate::types::{Failure, Item};
 
 /// An item and how it is answered.
@@ -269,6 +270,7 @@ impl Queue {
 
     /// Adds an item and wakes a replica. An item that cannot be queued is answered at once.
     pub(crate) fn push(&self, mut job: Job) {
+        stages::mark(Stage::Queued);
         let now = self.now_ns();
         let mut inner = self.lock();
         // Under the lock: abandoning a call cancels its items after this.

@@ -19,6 +19,7 @@ use crate::components::gateway::admission::{
     AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
 };
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
+use crate::stages::{self, Stage};
 
 /// Heartbeats of an instance's event loop in the time after which it is lost without one.
 const HEARTBEATS: u32 = 4;
@@ -126,6 +127,7 @@ impl InstanceRun<'_> {
                     continue;
                 }
                 if accepts && let Poll::Ready(admitted) = self.queue.poll_admit(occupancy, cx) {
+                    stages::mark(Stage::Admitted);
                     let AdmittedRequest { request, open: state, result, reservation } = admitted;
                     open.push(begin(request, result, Some((state, reservation))));
                     // The guest works on this request before it takes another: while it computes, other instances may.

@@ -12,6 +12,7 @@ use super::Pool;
 use super::instance::Instance;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
 use crate::inference::reply::OutcomeLists;
+use crate::stages::{self, Stage};
 use crate::types::{Item, Outcome};
 
 /// Writes the items of all callers to an instance.
@@ -57,6 +58,7 @@ impl<D> StreamProducer<D> for ItemSource {
         };
         match assignment {
             Poll::Ready(assignment) => {
+                stages::mark(Stage::Taken);
                 let (jobs, has_suspect) = match assignment {
                     Assignment::Jobs(jobs) => (jobs, false),
                     Assignment::Suspect(job) => (vec![*job], true),
@@ -84,6 +86,7 @@ pub(super) struct OutcomeSink {
 
 impl OutcomeSink {
     fn deliver(&self, outcomes: Vec<Outcome>) {
+        stages::mark(Stage::Delivered);
         let pool = &self.pool;
         let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
         for outcome in outcomes {

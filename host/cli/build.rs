@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
+const COMPONENTS: [&str; 4] = ["adapter", "gateway", "generate", "infer"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");

@@ -64,6 +64,21 @@ impl Redis {
         Ok(())
     }
 
+    /// Sends a command, and returns the answer as it is on the wire.
+    pub fn command(&self, words: &[&str]) -> Result<String> {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+        let mut command = format!("*{}\r\n", words.len());
+        words.iter().for_each(|word| command += &format!("${}\r\n{word}\r\n", word.len()));
+        // The server closes the connection after its answer.
+        command += "*1\r\n$4\r\nQUIT\r\n";
+        connection.write_all(command.as_bytes())?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        let answer = answer.strip_suffix("+OK\r\n").unwrap_or(&answer).to_owned();
+        ensure!(!answer.starts_with('-'), "{answer}");
+        Ok(answer)
+    }
+
     /// Starts it where it was.
     pub fn again(&mut self) -> Result<()> {
         self.child = Self::spawn(&self.program, self.port, self.dir.path(), self.persistence)?;

@@ -3,6 +3,7 @@
 //! - [`json`]: bounded, exact readers of JSON whose errors have the reason and the path.
 //! - [`http`]: negotiation, targets, framings and problems.
 //! - [`inference`]: tasks on texts, item by item.
+//! - [`adapter`]: the formats of records of other systems.
 //! - [`generation`]: generated text in the dialects of several APIs.
 //! - [`channels`]: publishing, subscribing, GRIP.
 //! - [`transcripts`]: transcript sessions, captions.
@@ -11,6 +12,7 @@
 //! The feature `schema` derives JSON Schema for all of it and adds `openapi`, which writes the gateway's
 //! `openapi.json`; the component itself is built without.
 
+pub mod adapter;
 pub mod channels;
 pub mod generation;
 pub mod http;

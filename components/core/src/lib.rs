@@ -5,6 +5,7 @@
 //! - [`channels`]: events in sequence, retained, replayed and followed: the exact sequence, or an explicit gap.
 //! - [`transcripts`]: chunks of a transcript in, segments and annotations out.
 //! - [`pipelines`]: a graph of steps that run, fail, are retried and compensated, as events and checkpoints.
+//! - [`adapter`]: records of other systems: positions, attempts, reconnection.
 //! - [`failure`]: why a text has no result.
 //! - [`quota`]: rates and connections by user; [`turns`]: slices of one thread, fair by user.
 //! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator; [`nearest`]: the known
@@ -16,6 +17,7 @@
 //! `poll_*` for the next action, and getters. After each `handle_*` or command, a driver polls until nothing is returned, and waits until
 //! the earliest `poll_timeout`.
 
+pub mod adapter;
 pub mod channels;
 pub mod failure;
 pub mod generation;

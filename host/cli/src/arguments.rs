@@ -7,6 +7,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_config::{Config, Model};
 
+use crate::stream::arguments::Stream;
+
 /// A streaming inference server for text whose logic is WebAssembly.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, max_term_width = 100)]
@@ -21,6 +23,8 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Run a model over the lines of files or of standard input
     Run(Run),
+    /// Read records of files or of Redis, run a model over their texts, and write the results
+    Stream(Box<Stream>),
     /// List, check and fetch models
     Models(Models),
     /// Print every key of the configuration with its default and meaning
@@ -58,6 +62,9 @@ pub(crate) struct Serve {
     /// Serve a model from a folder under a name; can be repeated
     #[arg(long = "model", value_name = "NAME=DIR")]
     pub(crate) models: Vec<String>,
+    /// Use a component file in place of the built-in one for an `[[adapter]]`; can be repeated
+    #[arg(long = "adapter", value_name = "NAME=FILE")]
+    pub(crate) adapters: Vec<String>,
     #[command(flatten)]
     pub(crate) setup: Setup,
 }
@@ -224,6 +231,19 @@ pub(crate) fn add_models(config: &mut Config, pairs: &[String]) -> anyhow::Resul
     for pair in pairs {
         let (name, dir) = key_value("--model", pair)?;
         config.model.insert(name, Model { path: dir.into(), ..Default::default() });
+    }
+    Ok(())
+}
+
+/// Sets the component files of `--adapter NAME=FILE`.
+pub(crate) fn set_adapters(config: &mut Config, pairs: &[String]) -> anyhow::Result<()> {
+    for pair in pairs {
+        let (name, file) = key_value("--adapter", pair)?;
+        let names = config.adapter.iter().map(|adapter| adapter.name.as_str()).collect::<Vec<_>>().join(", ");
+        let Some(adapter) = config.adapter.iter_mut().find(|adapter| adapter.name == name) else {
+            bail!("--adapter {pair}: there is no [[adapter]] named `{name}`; there are: {names}");
+        };
+        adapter.component = file.into();
     }
     Ok(())
 }

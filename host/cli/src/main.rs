@@ -1,5 +1,6 @@
 //! The `weir` command.
 
+mod adapters;
 mod arguments;
 mod logs;
 mod manual;
@@ -9,6 +10,7 @@ mod reference;
 mod run;
 mod serve;
 mod start_files;
+mod stream;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Serve(serve) => serve::main(&serve),
         Command::Run(run) => run::main(&run),
+        Command::Stream(stream) => stream::main(&stream),
         Command::Models(models) => models::main(&models),
         Command::Config(config) => manual::main(&config),
         Command::Completions { shell } => completions(shell),

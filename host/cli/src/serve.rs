@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +14,8 @@ use weir_edge::{Listener, Observer, Server};
 use weir_runtime::Runtime;
 use weir_runtime::types::{ModelInfo, ModelKind};
 
-use crate::arguments::{Serve, add_models};
+use crate::adapters::RunningAdapters;
+use crate::arguments::{Serve, add_models, set_adapters};
 use crate::start_files::NewFiles;
 use crate::{BUILTIN, logs};
 
@@ -25,6 +26,7 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     }
     let mut config = arguments.setup.load(&more)?;
     add_models(&mut config, &arguments.models)?;
+    set_adapters(&mut config, &arguments.adapters)?;
     logs::start(&config.log)?;
     allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
@@ -80,6 +82,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
             return Err(error.into());
         }
     };
+    let mut adapters = RunningAdapters::start(&runtime, &config.adapter)?;
     let server = Server::new(&config, listener, runtime.clone(), observer)?;
     {
         let mut out = std::io::stdout().lock();
@@ -123,7 +126,26 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         };
         tracing::info!(signal = name, "stopping: open streams may finish, new requests are refused");
     };
-    let serving = server.serve(stop);
+    let drain_timeout = Duration::from_millis(config.http.drain_timeout_ms);
+    let serving = async {
+        let (signal, signalled) = tokio::sync::oneshot::channel();
+        let stop = async {
+            stop.await;
+            // The receiver is this future.
+            let _ = signal.send(());
+        };
+        // Adapters write what is in flight while the streams of clients finish.
+        let drain = async {
+            if signalled.await.is_err() {
+                return;
+            }
+            adapters.stop();
+            if tokio::time::timeout(drain_timeout, adapters.ended()).await.is_err() {
+                tracing::warn!("adapters were cut after http.drain_timeout_ms: their records will be read again");
+            }
+        };
+        tokio::join!(server.serve(stop), drain).0
+    };
     let again = async {
         // The first signal is also received by `stop`; the second ends the process at once.
         let mut terminate = signal(SignalKind::terminate())?;

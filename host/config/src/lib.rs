@@ -8,6 +8,7 @@
 //! - A setting is defined once, here: its type, its default, its meaning and its variable.
 //! - An unknown key is an error, in the file, in the environment and on the command line.
 
+mod adapters;
 mod channels;
 mod generate;
 mod load;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use adapters::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, RedisSink, RedisSource, StdoutSink};
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use generate::Generate;
 pub use load::{ConfigError, load};
@@ -57,6 +59,8 @@ pub struct Config {
     pub pipelines: Pipelines,
     /// Authentication and authorization.
     pub auth: Auth,
+    /// Adapters, one by one: `[[adapter]]`.
+    pub adapter: Vec<Adapter>,
     /// Logs.
     pub log: Log,
 }
@@ -133,9 +137,6 @@ pub struct Models {
     /// `int8` for classifiers whose weights are stored so, as the models for sentiment and entities that ship, and for all others `bf16`
     /// where the processor has an instruction for it, else `f32`. `weir models check --precision` measures what each changes on your texts.
     pub precision: String,
-    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to compute what a machine
-    /// without the others would: `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon` or `portable`.
-    pub isa: String,
     /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
     pub plans_max: u32,
     /// Largest tensor a component may pass, bytes.
@@ -150,7 +151,6 @@ impl Default for Models {
             replicas: 0,
             engine: "auto".into(),
             precision: "auto".into(),
-            isa: "auto".into(),
             plans_max: 32,
             tensor_bytes_max: 64 << 20,
         }

@@ -159,6 +159,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Invalid(large));
     }
     config.pipelines.named_steps().map_err(ConfigError::Invalid)?;
+    crate::adapters::check(&config.adapter).map_err(ConfigError::Invalid)?;
     // They reach the gateway in one variable, separated by spaces.
     let lists = [
         ("auth.issuers", &config.auth.issuers),

@@ -42,11 +42,13 @@ pub fn template() -> String {
     let mut section = String::new();
     for key in keys() {
         let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
-        // A section with NAME is a comment: the name is to be replaced.
-        let comment = if head.contains("NAME") { "# " } else { "" };
+        // A section with NAME is a comment: the name is to be replaced. So are adapters, of which there are none by default.
+        let is_adapter = head == "adapter" || head.starts_with("adapter.");
+        let comment = if head.contains("NAME") || is_adapter { "# " } else { "" };
         if head != section {
             section = head.to_owned();
-            text.push_str(&format!("\n{comment}[{section}]\n"));
+            let title = if section == "adapter" { "[[adapter]]".to_owned() } else { format!("[{section}]") };
+            text.push_str(&format!("\n{comment}{title}\n"));
         }
         text.push_str(&format!("# {}\n", key.meaning));
         match key.default.as_str() {
@@ -76,8 +78,19 @@ fn walk(root: &Value, node: &Value, defaults: &Value, path: &str, keys: &mut Vec
 }
 
 fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut Vec<Key>) {
-    let target = resolve(root, property);
-    if target.get("properties").is_some() {
+    let target = resolve(root, optional(property));
+    if path == "adapter.errors" {
+        let meaning = property.get("description").and_then(Value::as_str).unwrap_or_default();
+        let meaning = format!("{meaning} Its keys are those of `adapter.sink`.");
+        keys.push(Key { name: path.to_owned(), variable: String::new(), default: String::new(), meaning });
+    } else if let Some(kinds) = target.get("oneOf").and_then(Value::as_array)
+        && kinds.iter().any(|kind| kind.pointer("/properties/kind").is_some())
+    {
+        visit_kinds(root, kinds, path, keys);
+    } else if path == "adapter" {
+        let item = resolve(root, target.get("items").unwrap_or(&Value::Null));
+        walk(root, item, &serde_json::to_value(crate::Adapter::default()).unwrap_or_default(), path, keys);
+    } else if target.get("properties").is_some() {
         walk(root, target, default, path, keys);
     } else if let Some(item) = target.get("additionalProperties").filter(|item| item.is_object()) {
         walk(root, item, &Value::Null, &join(path, "NAME"), keys);
@@ -90,6 +103,36 @@ fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut
             meaning: meaning.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "),
         });
     }
+}
+
+/// A table whose `kind` decides which keys it has: the keys of each kind.
+fn visit_kinds(root: &Value, kinds: &[Value], path: &str, keys: &mut Vec<Key>) {
+    let names: Vec<&str> =
+        kinds.iter().filter_map(|kind| kind.pointer("/properties/kind/const").and_then(Value::as_str)).collect();
+    keys.push(Key {
+        name: join(path, "kind"),
+        variable: String::new(),
+        default: String::new(),
+        meaning: format!("`{}`; the next keys are those of each kind.", names.join("`, `")),
+    });
+    for kind in kinds {
+        let Some(name) = kind.pointer("/properties/kind/const").and_then(Value::as_str) else { continue };
+        let content = resolve(root, kind);
+        let mut of_kind = Vec::new();
+        if let Some(properties) = content.get("properties").and_then(Value::as_object) {
+            for (key, property) in properties.iter().filter(|(key, _)| *key != "kind") {
+                let default = property.get("default").unwrap_or(&Value::Null);
+                visit(root, property, default, &join(path, key), &mut of_kind);
+            }
+        }
+        keys.extend(of_kind.into_iter().map(|key| Key { meaning: format!("Of `{name}`: {}", key.meaning), ..key }));
+    }
+}
+
+/// The schema of an optional value.
+fn optional(property: &Value) -> &Value {
+    let one = property.get("anyOf").and_then(Value::as_array).and_then(|any| any.first());
+    one.unwrap_or(property)
 }
 
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {

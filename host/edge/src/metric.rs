@@ -27,6 +27,15 @@ pub(crate) struct Metric {
 
 /// Every metric, by name.
 pub(crate) const METRICS: &[Metric] = &[
+    counter("weir_adapter_errors_total", &["adapter"], "records of an adapter written to its error destination"),
+    gauge("weir_adapter_in_flight", &["adapter"], "records of an adapter that were read and are not written"),
+    counter("weir_adapter_reconnects_total", &["adapter"], "connections of an adapter that were lost or failed"),
+    counter("weir_adapter_record_bytes_total", &["adapter"], "bytes of the records that an adapter has read"),
+    counter("weir_adapter_records_total", &["adapter"], "records that an adapter has read"),
+    gauge("weir_adapter_remaining", &["adapter"], "bytes left in the files of an adapter, where that is known"),
+    counter("weir_adapter_result_bytes_total", &["adapter"], "bytes of the results that an adapter has written"),
+    counter("weir_adapter_results_total", &["adapter"], "results that an adapter has written"),
+    gauge("weir_adapter_state", &["adapter", "state"], "1 for the state that an adapter is in"),
     counter("weir_events_appended_total", &[], "events appended to channels"),
     gauge("weir_events_channels", &[], "channels in the store"),
     counter("weir_events_closed_slow_total", &[], "subscribers closed because they read too slowly"),
@@ -140,8 +149,8 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
 
     /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
     fn recorded(folder: &Path, names: &mut BTreeSet<String>) {
-        const SUBJECTS: [&str; 9] =
-            ["events", "gateway", "generate", "http", "infer", "keeper", "pipeline", "step", "websockets"];
+        const SUBJECTS: [&str; 10] =
+            ["adapter", "events", "gateway", "generate", "http", "infer", "keeper", "pipeline", "step", "websockets"];
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

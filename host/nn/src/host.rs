@@ -14,7 +14,6 @@ use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::{ErrorCode, NnError};
 use crate::graph::{Context, Graph};
 use crate::registry::Registry;
-use crate::stages;
 use crate::tensor::{Tensor, TensorType};
 
 mod generated {
@@ -277,10 +276,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         }
         let computed = match refused {
             Some(error) => Err(error),
-            None => {
-                let context = &mut self.table.get_mut(&handle)?.0;
-                stages::compute(|| context.compute(tensors))
-            }
+            None => self.table.get_mut(&handle)?.0.compute(tensors),
         };
         self.ctx.computed.fetch_add(1, Ordering::Relaxed);
         let bytes = |outputs: &[(String, Tensor)]| outputs.iter().map(|(_, output)| output.data.len()).sum();

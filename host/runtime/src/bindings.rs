@@ -67,5 +67,15 @@ pub mod step {
     });
 }
 
+/// The adapter component, as the host calls it.
+#[allow(missing_docs, clippy::all)]
+pub mod adapter {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "adapter-exports",
+        exports: { default: async },
+    });
+}
+
 pub use generate::weir::stream::generate_types;
 pub use infer::weir::stream::types;

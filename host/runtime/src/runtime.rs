@@ -7,6 +7,7 @@ use weir_config::Config;
 use weir_events::Store;
 
 use crate::bindings::generate_types::GenerateModel;
+use crate::components::adapter::Adapters;
 use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
 use crate::generation::Generations;
@@ -20,6 +21,7 @@ pub struct Runtime {
     _host: Host,
     calls: CallOpener,
     generations: Generations,
+    adapters: Adapters,
     serving: Option<ServerParts>,
     draining: Arc<AtomicBool>,
 }
@@ -57,6 +59,7 @@ impl Runtime {
         let pools = Arc::new(pools::start(config, builtin, &host)?);
         let calls = CallOpener::new(pools, config.infer.call_items_max as usize);
         let generations = generations::start(config, builtin, &host)?;
+        let adapters = Adapters::new(host.engine(), &calls, builtin, config.gateway.memory_bytes_max);
         let serving = match events {
             Some(events) => {
                 let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;
@@ -64,12 +67,17 @@ impl Runtime {
             }
             None => None,
         };
-        Ok(Self { _host: host, calls, generations, serving, draining })
+        Ok(Self { _host: host, calls, generations, adapters, serving, draining })
     }
 
     /// Opens calls.
     pub fn call(&self) -> &CallOpener {
         &self.calls
+    }
+
+    /// Adapter components, which share the models' queues with all other callers.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
     }
 
     /// The gateway; `None` unless this runtime serves.

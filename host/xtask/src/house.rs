@@ -12,8 +12,11 @@ pub(crate) struct Component {
 }
 
 /// The components that are built into `weir`: one line each.
-pub(crate) const COMPONENTS: &[Component] =
-    &[Component { package: "weir-gateway", name: "gateway" }, Component { package: "weir-infer", name: "infer" }];
+pub(crate) const COMPONENTS: &[Component] = &[
+    Component { package: "weir-gateway", name: "gateway" },
+    Component { package: "weir-infer", name: "infer" },
+    Component { package: "weir-adapter", name: "adapter" },
+];
 
 /// The components that are plugged into another when they are built, and satisfy its imports.
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
@@ -25,6 +28,7 @@ pub(crate) const GUESTS: &[Component] = &[
     Component { package: "events-stub", name: "events_stub" },
     Component { package: "generate-stub", name: "generate_stub" },
     Component { package: "step-guest", name: "step_guest" },
+    Component { package: "adapter-guest", name: "adapter_guest" },
     Component { package: "step-example", name: "step_example" },
 ];
 
@@ -35,6 +39,8 @@ pub(crate) const HOST_PACKAGES: &[&str] =
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
 pub(crate) const LIGHT_PACKAGES: &[&str] = &[
+    "weir-adapter",
+    "weir-adapters",
     "weir-auth",
     "weir-bench",
     "weir-codec",

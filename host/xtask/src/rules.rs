@@ -33,6 +33,7 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec", "weir-expression"], others: None },
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-adapter", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
@@ -50,10 +51,12 @@ const RULES: &[Rule] = &[
         house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime"],
         others: None,
     },
+    // Of codec: the settings of the adapter component, the rows of CSV, captions.
+    Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core"], others: None },
     // Of codec: captions, and lines of inputs.
     Rule {
         package: "weir",
-        house: &["weir-codec", "weir-config", "weir-edge", "weir-nn", "weir-runtime"],
+        house: &["weir-adapters", "weir-codec", "weir-config", "weir-edge", "weir-nn", "weir-runtime"],
         others: None,
     },
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
@@ -72,6 +75,7 @@ const RULES: &[Rule] = &[
     Rule { package: "events-stub", house: &["weir-core"], others: None },
     Rule { package: "generate-stub", house: &[], others: None },
     Rule { package: "step-guest", house: &[], others: None },
+    Rule { package: "adapter-guest", house: &[], others: None },
     Rule { package: "step-example", house: &[], others: None },
     Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
 ];
@@ -81,13 +85,14 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
-    ("tokio", &["embed-example", "weir", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
+    ("tokio", &["embed-example", "weir", "weir-adapters", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
     ("redb", &["weir-events"]),
-    ("redis", &["weir-events"]),
+    ("redis", &["weir-adapters", "weir-events"]),
     ("hyper", &["weir-edge"]),
     (
         "wit-bindgen",
         &[
+            "weir-adapter",
             "weir-gateway",
             "weir-infer",
             "weir-session",
@@ -96,6 +101,7 @@ const RESERVED: &[(&str, &[&str])] = &[
             "events-stub",
             "generate-stub",
             "step-guest",
+            "adapter-guest",
             "step-example",
         ],
     ),
@@ -212,7 +218,7 @@ fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
 #[test]
 fn guests_leave_json_to_codec() {
     let house = House::find();
-    for folder in ["core", "kernels", "auth", "gateway", "session"] {
+    for folder in ["core", "kernels", "auth", "gateway", "session", "adapter"] {
         for (name, text) in sources(&house.root.join("components").join(folder).join("src")) {
             let code = text.split("#[cfg(test)]").next().unwrap();
             assert!(!code.contains("serde_json"), "components/{folder}/src/{name} uses serde_json");

@@ -6,4 +6,3 @@ mod embed;
 mod http;
 mod lifecycle;
 mod problems;
-mod threads;

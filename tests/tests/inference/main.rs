@@ -3,7 +3,6 @@
 mod classify;
 mod dialects;
 mod engine;
-mod isa;
 mod onnxruntime;
 mod overload;
 mod process;

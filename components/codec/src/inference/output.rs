@@ -73,6 +73,15 @@ pub enum Id {
     Number(i64),
 }
 
+impl std::fmt::Display for Id {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => out.write_str(text),
+            Self::Number(number) => number.fmt(out),
+        }
+    }
+}
+
 /// Why a text has no result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

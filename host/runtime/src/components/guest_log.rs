@@ -51,6 +51,11 @@ impl GuestLog {
         Self::new("step", name, Level::INFO)
     }
 
+    /// The log of an adapter, which may be a component of the operator.
+    pub(crate) fn adapter(name: &str) -> Self {
+        Self::new("adapter", name, Level::WARN)
+    }
+
     fn new(component: &'static str, name: &str, default: Level) -> Self {
         let lines = Lines { component, name: name.to_owned(), default, partial: Vec::new(), panicking: false };
         Self(Arc::new(Mutex::new(lines)))

@@ -2,10 +2,12 @@
 //!
 //! - [`code`]: the code of a component: built into the program, or a file.
 //! - `engine`: the settings of wasmtime, and the clock that interrupts a guest.
+//! - [`adapter`]: adapter components, one instance for each running adapter.
 //! - [`gateway`]: the instances of the gateway component.
 //! - `steps`: components of the operator that are steps of pipelines.
 //! - `guest_log`, `limits`, `outgoing`: what a guest may write, use and call.
 
+pub mod adapter;
 pub mod code;
 pub(crate) mod engine;
 pub mod gateway;

@@ -1,4 +1,4 @@
-//! `weir:stream/infer` for gateway instances: the items of a guest go into a call, and the outcomes of the call to the guest.
+//! `weir:stream/infer` for instances of gateway and adapter components: the items of a guest go into a call, and the outcomes of the call to the guest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,9 +13,9 @@ use wasmtime::component::{
 use wasmtime::{AsContextMut, StoreContextMut};
 
 use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
+use crate::components::adapter::AdapterState;
 use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
-use crate::stages::{self, Stage};
 use crate::types::{Item, ModelInfo, Outcome};
 
 /// Most items read from a guest, or outcomes written to it, at once.
@@ -51,6 +51,28 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
             let models = state.calls.pools().values().map(|pool| pool.info());
             models.map(|info| ModelInfo { ready: info.ready && !is_draining, ..info }).collect()
         }))
+    }
+}
+
+impl crate::types::Host for AdapterState {}
+
+impl Host for AdapterState {}
+
+/// For adapters: their items have no client, and are taken while the server drains.
+impl HostWithStore<AdapterState> for HasSelf<AdapterState> {
+    async fn run(
+        accessor: &Accessor<AdapterState, Self>,
+        items: StreamReader<Item>,
+    ) -> wasmtime::Result<StreamReader<Outcome>> {
+        accessor.with(|mut access| {
+            let (sender, outcomes) = access.get().calls.open();
+            items.pipe(&mut access, GuestItems::new(sender))?;
+            StreamReader::new(&mut access, GuestOutcomes(outcomes))
+        })
+    }
+
+    async fn models(accessor: &Accessor<AdapterState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+        Ok(accessor.with(|mut access| access.get().calls.pools().values().map(|pool| pool.info()).collect()))
     }
 }
 
@@ -225,7 +247,6 @@ impl<D> StreamProducer<D> for GuestOutcomes {
         match self.0.poll_recv_many(cx, room) {
             Poll::Ready(outcomes) if outcomes.is_empty() => Poll::Ready(Ok(StreamResult::Dropped)),
             Poll::Ready(outcomes) => {
-                stages::mark(Stage::Returned);
                 destination.set_buffer(outcomes.into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }

@@ -30,6 +30,8 @@ pub struct Builtin {
     pub generate: Option<&'static [u8]>,
     /// The infer component's code, compiled ahead of time.
     pub infer: Option<&'static [u8]>,
+    /// The adapter component's code, compiled ahead of time.
+    pub adapter: Option<&'static [u8]>,
 }
 
 /// Why the runtime cannot start.
@@ -94,7 +96,7 @@ fn listed(names: &[String]) -> String {
 }
 
 /// The code of a component: the configured file, or the built-in code.
-fn component_source(
+pub(crate) fn component_source(
     name: &'static str,
     file: &Path,
     builtin: Option<&'static [u8]>,

@@ -121,7 +121,5 @@ fn spec(name: &str, title: &str, command: Vec<String>, path: &str) -> Spec {
         headers: Vec::new(),
         streams: false,
         engine: None,
-        difference_max: 0.0,
-        together_max: 0.0,
     }
 }

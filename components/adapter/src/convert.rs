@@ -1,0 +1,93 @@
+//! Conversions between core's and codec's types and the records of `weir:stream/types` and `weir:stream/adapter`: all that there are.
+
+use weir_codec::{
+    adapter::{
+        config::{AdapterConfig, Aggregation, TaskKind},
+        decode::Input,
+        encode::Output,
+    },
+    inference::output::Entity,
+};
+use weir_core::{
+    adapter::{Destination, ResultRecord},
+    failure::Failure,
+};
+
+use crate::bindings::{exports::weir::stream::adapter as records, weir::stream::types as wire};
+
+/// The bounds of a summary, in tokens.
+const SUMMARY_TOKENS: (u32, u32) = (30, 130);
+
+/// The item of an attempt. It waits for room in the queue.
+pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
+    let cut = if config.truncation { wire::Overflow::Truncate } else { wire::Overflow::Fail };
+    let (overflow, task) = match config.task {
+        TaskKind::Classify => {
+            (cut, wire::Task::Classify(wire::ClassifyOptions { top_k: Some(config.top_k), activation: None }))
+        }
+        TaskKind::Tokens => {
+            let aggregation = match config.aggregation {
+                Aggregation::None => wire::Aggregation::None,
+                Aggregation::Simple => wire::Aggregation::Simple,
+                Aggregation::First => wire::Aggregation::First,
+                Aggregation::Average => wire::Aggregation::Average,
+                Aggregation::Max => wire::Aggregation::Max,
+            };
+            let options = wire::TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride: None };
+            (wire::Overflow::Split, wire::Task::Tokens(options))
+        }
+        TaskKind::Embed => (cut, wire::Task::Embed(wire::EmbedOptions { normalize: true })),
+        TaskKind::Summarize => {
+            let (tokens_min, tokens_max) = SUMMARY_TOKENS;
+            (wire::Overflow::Split, wire::Task::Summarize(wire::SummaryOptions { tokens_min, tokens_max }))
+        }
+    };
+    wire::Item {
+        id: attempt,
+        model: config.model.clone(),
+        text: input.text,
+        text_pair: input.text_pair,
+        overflow,
+        deadline_ms: None,
+        when_full: wire::WhenFull::Wait,
+        task,
+    }
+}
+
+/// The result of an outcome.
+pub fn result(result: Result<wire::Output, wire::Failure>) -> Result<Output, Failure> {
+    let entity = |e: wire::Entity| Entity::new(e.label, e.score, e.index, (e.word, e.text), (e.start, e.end));
+    match result {
+        Ok(wire::Output::Labels(labels)) => Ok(Output::Labels(labels)),
+        Ok(wire::Output::Entities(entities)) => Ok(Output::Entities(entities.into_iter().map(entity).collect())),
+        Ok(wire::Output::Embedding(embedding)) => Ok(Output::Embedding(embedding)),
+        Ok(wire::Output::Summary(summary)) => Ok(Output::Summary(summary)),
+        Err(failure) => Err(core_failure(failure)),
+    }
+}
+
+fn core_failure(failure: wire::Failure) -> Failure {
+    match failure {
+        wire::Failure::InvalidInput(reason) => Failure::InvalidInput(reason),
+        wire::Failure::UnknownModel(name) => Failure::UnknownModel { name, served: Vec::new() },
+        wire::Failure::TooLong(counts) => Failure::TooLong { tokens: counts.tokens, tokens_max: counts.tokens_max },
+        wire::Failure::Overloaded(retry_after_ms) => Failure::Overloaded { retry_after_ms },
+        wire::Failure::Throttled(retry_after_ms) => Failure::Throttled { retry_after_ms },
+        wire::Failure::CircuitOpen(retry_after_ms) => Failure::CircuitOpen { retry_after_ms },
+        wire::Failure::Unavailable(reason) => Failure::Unavailable(reason),
+        wire::Failure::DeadlineExceeded => Failure::DeadlineExceeded,
+        wire::Failure::Engine(reason) => Failure::Engine(reason),
+        wire::Failure::Other(reason) => Failure::Other(reason),
+    }
+}
+
+/// A result as a record.
+pub fn result_record(record: ResultRecord) -> records::ResultRecord {
+    let ResultRecord { payload, key, headers, destination, origin, completes } = record;
+    let destination = match destination {
+        Destination::Output => records::Destination::Output,
+        Destination::Error => records::Destination::Error,
+        Destination::None => records::Destination::None,
+    };
+    records::ResultRecord { payload, key, headers, destination, origin, completes }
+}

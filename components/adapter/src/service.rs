@@ -1,0 +1,200 @@
+//! The streams: records in, items to inference and back, results out. The four directions run side by side in one task.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::pin,
+    task::{Poll, Waker},
+};
+
+use futures::future::{Either, join3, select};
+use weir_core::adapter::SourceRecord;
+use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
+
+use crate::{
+    bindings::{
+        exports::weir::stream::adapter::{Guest, ResultRecord, StartFailure},
+        wasi::clocks::monotonic_clock,
+        weir::stream::{
+            infer,
+            types::{Item, Outcome},
+        },
+        wit_stream,
+    },
+    convert::{item, result, result_record},
+    transform::Transform,
+};
+
+/// Most records, items or outcomes taken at once.
+const TRANSFER_MAX: usize = 64;
+/// Results that are written at once, unless one record has more.
+const RESULTS_FEW: usize = 256;
+
+struct Service;
+
+crate::bindings::export!(Service with_types_in crate::bindings);
+
+impl Guest for Service {
+    async fn run(
+        config: String,
+        records: StreamReader<SourceRecord>,
+    ) -> Result<StreamReader<ResultRecord>, StartFailure> {
+        let transform = Transform::new(&config, monotonic_clock::now()).map_err(StartFailure::InvalidConfig)?;
+        let (writer, reader) = wit_stream::new();
+        wit_bindgen::spawn(serve(transform, records, writer));
+        Ok(reader)
+    }
+}
+
+async fn serve(transform: Transform, records: StreamReader<SourceRecord>, results: StreamWriter<ResultRecord>) {
+    let (items, reader) = wit_stream::new::<Item>();
+    let outcomes = infer::run(reader).await;
+    let call = Call {
+        transform: RefCell::new(transform),
+        has_ended: Cell::new(false),
+        items: Signal::default(),
+        results: Signal::default(),
+    };
+    let work = pin!(join3(call.read_records(records), call.send_items(items), call.read_outcomes(outcomes)));
+    let written = pin!(call.write_results(results));
+    // The results end last. When their reader is gone, or inference has ended before that, the rest is abandoned: the host sees the
+    // records that are not complete.
+    if let Either::Right((_, written)) = select(written, work).await
+        && call.is_done()
+    {
+        written.await;
+    }
+}
+
+/// What the directions of a call share.
+struct Call {
+    transform: RefCell<Transform>,
+    /// No more records come.
+    has_ended: Cell<bool>,
+    /// There may be items to send.
+    items: Signal,
+    /// There may be results to write.
+    results: Signal,
+}
+
+impl Call {
+    async fn read_records(&self, mut records: StreamReader<SourceRecord>) {
+        let mut room = Vec::with_capacity(TRANSFER_MAX);
+        loop {
+            let (status, mut read) = records.read(room).await;
+            for record in read.drain(..) {
+                self.transform.borrow_mut().handle_record(record);
+            }
+            room = read;
+            let ended = !matches!(status, StreamResult::Complete(_));
+            self.has_ended.set(ended);
+            self.items.notify();
+            self.results.notify();
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.has_ended.get() && self.transform.borrow().open() == 0
+    }
+
+    /// Ends when every record has its results, or when inference takes no more items.
+    async fn send_items(&self, mut items: StreamWriter<Item>) {
+        while !self.is_done() {
+            let (batch, timeout) = {
+                let mut transform = self.transform.borrow_mut();
+                let now = monotonic_clock::now();
+                let mut batch = Vec::new();
+                while batch.len() < TRANSFER_MAX
+                    && let Some((attempt, input)) = transform.poll_item(now)
+                {
+                    batch.push(item(transform.config(), attempt, input));
+                }
+                (batch, transform.poll_timeout())
+            };
+            if !batch.is_empty() {
+                if !items.write_all(batch).await.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            let changed = pin!(self.items.wait());
+            match timeout {
+                Some(at) => {
+                    select(changed, pin!(monotonic_clock::wait_until(at))).await;
+                }
+                None => changed.await,
+            }
+        }
+    }
+
+    async fn read_outcomes(&self, mut outcomes: StreamReader<Outcome>) {
+        let mut room = Vec::with_capacity(TRANSFER_MAX);
+        loop {
+            let (status, mut read) = outcomes.read(room).await;
+            let now = monotonic_clock::now();
+            for outcome in read.drain(..) {
+                self.transform.borrow_mut().handle_outcome(now, outcome.id, result(outcome.result));
+            }
+            room = read;
+            self.items.notify();
+            self.results.notify();
+            if !matches!(status, StreamResult::Complete(_)) {
+                return;
+            }
+        }
+    }
+
+    /// Ends when every record has its results, or when their reader is gone.
+    async fn write_results(&self, mut results: StreamWriter<ResultRecord>) {
+        loop {
+            let mut batch = Vec::new();
+            {
+                let mut transform = self.transform.borrow_mut();
+                while batch.len() < RESULTS_FEW && transform.poll_results(&mut batch) {}
+            }
+            if !batch.is_empty() {
+                self.items.notify();
+                let batch = batch.into_iter().map(result_record).collect();
+                if !results.write_all(batch).await.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            if self.is_done() {
+                return;
+            }
+            self.results.wait().await;
+        }
+    }
+}
+
+/// Wakes the direction that waits for a change.
+#[derive(Default)]
+struct Signal {
+    is_set: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Signal {
+    fn notify(&self) {
+        self.is_set.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Resolves when there was a change since the last time.
+    async fn wait(&self) {
+        poll_fn(|context| {
+            if self.is_set.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}

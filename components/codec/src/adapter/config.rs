@@ -1,0 +1,261 @@
+//! The settings of an adapter component: a JSON object.
+
+use serde::{Deserialize, Serialize};
+use weir_core::{
+    adapter::Ordering,
+    inference::retry::{RetryConfig, RetryPolicy},
+};
+
+use super::decode::Fields;
+
+/// The settings of an adapter component.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdapterConfig {
+    /// What the model computes.
+    pub task: TaskKind,
+    /// The model's name.
+    pub model: String,
+    /// The format of payloads.
+    pub format: Format,
+    /// The fields of an item.
+    pub fields: Fields,
+    /// The separator of CSV: one ASCII character.
+    pub delimiter: char,
+    /// The format of results.
+    pub output: OutputFormat,
+    /// Whether results repeat the text.
+    pub output_text: bool,
+    /// Whether results have the order of the records in each partition.
+    pub ordering: OrderingName,
+    /// Attempts for an item whose failure may pass, the first one included.
+    pub retry_max_attempts: u32,
+    /// Base delay of retries, ms.
+    pub retry_base_backoff_ms: u32,
+    /// Of `classify`: the number of labels in a result; 1: `label` and `score`.
+    pub top_k: u32,
+    /// Of `tokens`: how tokens are grouped into entities.
+    pub aggregation: Aggregation,
+    /// Whether a text that is too long is truncated; else it is an error.
+    pub truncation: bool,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        Self {
+            task: TaskKind::Classify,
+            model: "sentiment".to_owned(),
+            format: Format::Json,
+            fields: Fields::default(),
+            delimiter: ',',
+            output: OutputFormat::Json,
+            output_text: false,
+            ordering: OrderingName::BestEffort,
+            retry_max_attempts: 3,
+            retry_base_backoff_ms: 100,
+            top_k: 1,
+            aggregation: Aggregation::Average,
+            truncation: true,
+        }
+    }
+}
+
+/// What the model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// Labels with scores.
+    Classify,
+    /// Entities.
+    Tokens,
+    /// An embedding.
+    Embed,
+    /// The most central sentences.
+    Summarize,
+}
+
+/// The format of payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// One JSON value: an object with the text, or a string.
+    Json,
+    /// Lines of JSON.
+    Ndjson,
+    /// A JSON array of objects or strings.
+    JsonArray,
+    /// The text itself.
+    Text,
+    /// Rows below a row with the names of the columns.
+    Csv,
+    /// Declined.
+    Avro,
+    /// Declined.
+    Protobuf,
+}
+
+/// The format of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputFormat {
+    /// A JSON object.
+    Json,
+    /// The result alone, for people.
+    Text,
+    /// A row.
+    Csv,
+}
+
+/// Whether results have the order of the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderingName {
+    /// In the order of completion.
+    BestEffort,
+    /// In the order of the records of each partition.
+    Strict,
+}
+
+/// How tokens are grouped into entities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// Each token is an entity.
+    None,
+    /// Adjacent tokens with the same label.
+    Simple,
+    /// A word has the label of its first token.
+    First,
+    /// A word has the label with the best mean score.
+    Average,
+    /// A word has the label of its best token.
+    Max,
+}
+
+impl AdapterConfig {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the field and what is valid.
+    pub fn from_json(json: &str) -> Result<Self, String> {
+        let config: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The settings as JSON.
+    pub fn to_json(&self) -> String {
+        String::from_utf8(crate::json::to_vec(self)).expect("JSON is UTF-8")
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the field and what is valid.
+    pub fn check(&self) -> Result<(), String> {
+        match self.format {
+            Format::Avro | Format::Protobuf => {
+                let name = if self.format == Format::Avro { "avro" } else { "protobuf" };
+                return Err(format!(
+                    "format `{name}` is not decoded here, since it needs a schema; use json, ndjson, json_array, text or csv, or give \
+                     a component that decodes it with --adapter NAME=FILE.wasm"
+                ));
+            }
+            Format::Csv if !self.delimiter.is_ascii() || matches!(self.delimiter, '"' | '\n' | '\r') => {
+                return Err(format!(
+                    "delimiter `{}` must be one ASCII character, and not a quote",
+                    self.delimiter.escape_default()
+                ));
+            }
+            _ => {}
+        }
+        if self.model.is_empty() {
+            return Err("model is empty; name a model that is served".to_owned());
+        }
+        if self.fields.text.is_empty() && self.format != Format::Text {
+            return Err("fields.text is empty; give a JSON pointer such as /text, or the name of a column".to_owned());
+        }
+        if self.retry_max_attempts == 0 {
+            return Err("retry_max_attempts is 0, and must be at least 1".to_owned());
+        }
+        if self.top_k == 0 {
+            return Err("top_k is 0, and must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The attempts of an item.
+    pub fn retry(&self) -> RetryConfig {
+        RetryConfig {
+            max_attempts: self.retry_max_attempts,
+            base_backoff_ms: self.retry_base_backoff_ms,
+            policy: RetryPolicy::ExponentialJitter,
+            ..RetryConfig::default()
+        }
+    }
+
+    /// The order of results.
+    pub fn order(&self) -> Ordering {
+        match self.ordering {
+            OrderingName::BestEffort => Ordering::BestEffort,
+            OrderingName::Strict => Ordering::Strict,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(json: &str, expect: Expect) {
+        expect.assert_eq(&match AdapterConfig::from_json(json) {
+            Ok(config) => format!("{:?} {} {:?}", config.task, config.model, config.format),
+            Err(error) => error,
+        });
+    }
+
+    #[test]
+    fn settings_are_read_and_checked() {
+        check("{}", expect!["Classify sentiment Json"]);
+        check(r#"{"task":"embed","model":"m","format":"csv","delimiter":";"}"#, expect!["Embed m Csv"]);
+        check(
+            r#"{"format":"avro"}"#,
+            expect![
+                "format `avro` is not decoded here, since it needs a schema; use json, ndjson, json_array, text or csv, or give a component that decodes it with --adapter NAME=FILE.wasm"
+            ],
+        );
+        check(
+            r#"{"format":"protobuf"}"#,
+            expect![
+                "format `protobuf` is not decoded here, since it needs a schema; use json, ndjson, json_array, text or csv, or give a component that decodes it with --adapter NAME=FILE.wasm"
+            ],
+        );
+        check(
+            r#"{"format":"csv","delimiter":"\""}"#,
+            expect![[r#"delimiter `\"` must be one ASCII character, and not a quote"#]],
+        );
+        check(r#"{"model":""}"#, expect!["model is empty; name a model that is served"]);
+        check(
+            r#"{"fields":{"text":""}}"#,
+            expect!["fields.text is empty; give a JSON pointer such as /text, or the name of a column"],
+        );
+        check(r#"{"top_k":0}"#, expect!["top_k is 0, and must be at least 1"]);
+        check(r#"{"retry_max_attempts":0}"#, expect!["retry_max_attempts is 0, and must be at least 1"]);
+        check(
+            r#"{"modl":"x"}"#,
+            expect![
+                "unknown field `modl`, expected one of `task`, `model`, `format`, `fields`, `delimiter`, `output`, `output_text`, `ordering`, `retry_max_attempts`, `retry_base_backoff_ms`, `top_k`, `aggregation`, `truncation` at line 1 column 7"
+            ],
+        );
+    }
+
+    #[test]
+    fn settings_survive_their_json() {
+        let config = AdapterConfig { format: Format::Text, top_k: 3, ..AdapterConfig::default() };
+        assert_eq!(AdapterConfig::from_json(&config.to_json()), Ok(config));
+    }
+}

@@ -1,0 +1,15 @@
+//! The formats of adapters: payloads of records into items, and outputs into payloads.
+//!
+//! - [`config`]: the settings of an adapter component.
+//! - [`decode`]: JSON, NDJSON, JSON arrays, text and CSV into items; Avro and Protobuf are declined.
+//! - [`csv`]: rows and fields (RFC 4180).
+//! - [`encode`]: outputs as JSON, text or CSV.
+//! - [`sse`]: a reader of server-sent events.
+//! - [`error_line`]: an error record as a line of JSON, for sinks without headers.
+
+pub mod config;
+pub mod csv;
+pub mod decode;
+pub mod encode;
+pub mod error_line;
+pub mod sse;

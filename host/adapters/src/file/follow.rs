@@ -1,0 +1,247 @@
+//! Files that grow, are rotated and truncated: as `tail -F`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weir_core::adapter::SourceRecord;
+
+use super::frames::{Frames, Framing};
+use super::progress::{FileKey, Progress};
+use super::source::record;
+
+/// How often the patterns are matched again.
+const MATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Follows the files that match patterns.
+pub(super) struct Follower {
+    patterns: Vec<String>,
+    framing: Framing,
+    progress: Arc<Progress>,
+    matched: Option<Instant>,
+    files: BTreeMap<PathBuf, Followed>,
+    /// Files that were rotated while nothing followed them: read to their end, before their successors.
+    rotated: Vec<Followed>,
+}
+
+/// A file that is followed.
+struct Followed {
+    path: PathBuf,
+    key: FileKey,
+    partition: u32,
+    frames: Frames,
+    /// The position after the last record that was read.
+    offset: u64,
+}
+
+impl Followed {
+    fn open(path: &Path, file: File, key: FileKey, framing: Framing, progress: &Progress) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let (mut partition, mut offset) = progress.open(&key);
+        if offset > length {
+            progress.reset(&key);
+            (partition, offset) = progress.open(&key);
+        }
+        let frames = Frames::open(path, file, framing, offset)?;
+        Ok(Self { path: path.to_owned(), key, partition, frames, offset })
+    }
+
+    /// Appends records until there are `max`, or no more.
+    fn read(&mut self, max: usize, is_final: bool, records: &mut Vec<SourceRecord>) -> io::Result<()> {
+        while records.len() < max
+            && let Some(frame) = self.frames.next(is_final)?
+        {
+            self.offset = frame.offset;
+            records.push(record(frame, &self.key.path, self.partition));
+        }
+        Ok(())
+    }
+}
+
+impl Follower {
+    pub(super) fn new(patterns: Vec<String>, framing: Framing, progress: Arc<Progress>) -> Self {
+        Self { patterns, framing, progress, matched: None, files: BTreeMap::new(), rotated: Vec::new() }
+    }
+
+    /// Reads at most `max` records of what there is; none when there is nothing new.
+    pub(super) fn read(&mut self, max: usize) -> io::Result<Vec<SourceRecord>> {
+        if self.matched.is_none_or(|matched| matched.elapsed() >= MATCH_INTERVAL) {
+            self.matched = Some(Instant::now());
+            self.open_matches()?;
+        }
+        let mut records = Vec::new();
+        while let Some(file) = self.rotated.last_mut() {
+            file.read(max, true, &mut records)?;
+            if records.len() >= max {
+                return Ok(records);
+            }
+            self.rotated.pop();
+        }
+        for path in self.files.keys().cloned().collect::<Vec<_>>() {
+            let Some(file) = self.files.get_mut(&path) else { continue };
+            file.read(max, false, &mut records)?;
+            if records.len() >= max {
+                break;
+            }
+            match successor(file)? {
+                None => {}
+                Some(Successor::Rotated(next, key)) => {
+                    // What was written before the rotation, and a last line without an end.
+                    file.read(max, true, &mut records)?;
+                    if records.len() >= max {
+                        break;
+                    }
+                    let next = Followed::open(&path, next, key, self.framing, &self.progress)?;
+                    self.files.insert(path, next);
+                }
+                Some(Successor::Truncated) => {
+                    let key = file.key.clone();
+                    self.progress.reset(&key);
+                    let next = Followed::open(&path, File::open(&path)?, key, self.framing, &self.progress)?;
+                    self.files.insert(path, next);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Opens files that match and are not followed yet.
+    fn open_matches(&mut self) -> io::Result<()> {
+        for path in matches(&self.patterns)? {
+            if self.files.contains_key(&path) {
+                continue;
+            }
+            let file = match File::open(&path) {
+                // It may come.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file?,
+            };
+            let key = FileKey::of(&path, &file)?;
+            for replaced in self.progress.replaced(&key) {
+                if let Some(old) = find_rotated(&path, &replaced)? {
+                    self.rotated.push(Followed::open(&path, old, replaced, self.framing, &self.progress)?);
+                }
+            }
+            let followed = Followed::open(&path, file, key, self.framing, &self.progress)?;
+            self.files.insert(path, followed);
+        }
+        Ok(())
+    }
+}
+
+/// What has taken the place of a file.
+enum Successor {
+    Rotated(File, FileKey),
+    Truncated,
+}
+
+fn successor(file: &Followed) -> io::Result<Option<Successor>> {
+    let next = match File::open(&file.path) {
+        // The writer may still have the old one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        next => next?,
+    };
+    let key = FileKey::of(&file.path, &next)?;
+    if key != file.key {
+        return Ok(Some(Successor::Rotated(next, key)));
+    }
+    let is_truncated = next.metadata()?.len() < file.offset;
+    Ok(is_truncated.then_some(Successor::Truncated))
+}
+
+/// A file of the same folder that has the identity of one that was rotated.
+fn find_rotated(path: &Path, key: &FileKey) -> io::Result<Option<File>> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in std::fs::read_dir(parent)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.is_file() && (meta.dev(), meta.ino()) == key.identity {
+            return File::open(entry.path()).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The files that match patterns, in the order of the patterns and of their names. A path without wildcards matches itself.
+pub(super) fn matches(patterns: &[String]) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for pattern in patterns {
+        if !pattern.contains(['*', '?', '[']) || Path::new(pattern).exists() {
+            paths.push(PathBuf::from(pattern));
+            continue;
+        }
+        let invalid = |error: glob::PatternError| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        for path in glob::glob(pattern).map_err(invalid)? {
+            let path = path.map_err(std::io::Error::from)?;
+            if path.is_file() {
+                paths.push(path);
+            }
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn append(path: &Path, text: &str) {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn texts(follower: &mut Follower) -> Vec<String> {
+        let records = follower.read(100).unwrap();
+        records.into_iter().map(|record| String::from_utf8(record.payload).unwrap()).collect()
+    }
+
+    #[test]
+    fn growth_rotation_and_truncation_lose_no_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let progress = Arc::new(Progress::load(None).unwrap());
+        append(&path, "a\nb");
+        let mut follower = Follower::new(vec![path.display().to_string()], Framing::Lines, progress);
+        assert_eq!(texts(&mut follower), ["a"]);
+        append(&path, "c\n");
+        assert_eq!(texts(&mut follower), ["bc"]);
+        // The end of the old file is read, with a last line without an end, then the new one.
+        append(&path, "d\ne");
+        std::fs::rename(&path, dir.path().join("log.1")).unwrap();
+        append(&path, "f\n");
+        assert_eq!(texts(&mut follower), ["d", "e"]);
+        assert_eq!(texts(&mut follower), ["f"]);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(texts(&mut follower), Vec::<String>::new());
+        append(&path, "g\n");
+        assert_eq!(texts(&mut follower), ["g"]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(texts(&mut follower), Vec::<String>::new());
+        append(&path, "h\n");
+        assert_eq!(texts(&mut follower), Vec::<String>::new());
+        assert_eq!(texts(&mut follower), ["h"]);
+    }
+
+    #[test]
+    fn patterns_match_in_the_order_of_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b.log", "a.log", "c.txt"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let all = [format!("{}/*.log", dir.path().display()), dir.path().join("a.log").display().to_string()];
+        let names: Vec<String> = matches(&all)
+            .unwrap()
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(names, ["a.log", "b.log"]);
+    }
+}

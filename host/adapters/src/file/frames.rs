@@ -1,0 +1,327 @@
+//! Bytes of a file into records.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use weir_codec::adapter::csv::{RowScanner, without_end};
+use weir_codec::adapter::decode::{CSV_COLUMNS_HEADER, PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
+use weir_codec::transcripts::captions::{self, Captions};
+use weir_core::adapter::Header;
+
+/// Bytes that are read of a file at once.
+const READ_BYTES: usize = 1 << 16;
+/// The longest captions file, bytes: it is read whole.
+const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
+/// The byte order mark of UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// How the bytes of a file are cut into records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// A record is a line; blank lines are none.
+    Lines,
+    /// A record is a row of CSV below the row with the names of the columns.
+    Rows,
+    /// The whole file is one record.
+    Whole,
+    /// A record is a cue of SubRip or WebVTT, as JSON with `text`, `start`, `end` and `speaker_id`.
+    Cues,
+}
+
+/// A record of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) payload: Vec<u8>,
+    pub(super) headers: Vec<Header>,
+    /// The position after it: where reading continues.
+    pub(super) offset: u64,
+}
+
+/// The content of a file, unpacked if its name ends in `.gz` or `.zst`.
+pub(super) fn unpacked(path: &Path, file: File) -> io::Result<Box<dyn Read + Send>> {
+    Ok(match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
+        Some("zst") => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file));
+            Box::new(decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?)
+        }
+        _ => Box::new(file),
+    })
+}
+
+/// True if the content of a file is packed, so that one cannot seek in it.
+pub(super) fn is_packed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
+}
+
+/// Cuts the content of one file into records.
+pub(super) struct Frames {
+    framing: Framing,
+    content: BufReader<Box<dyn Read + Send>>,
+    /// Bytes of the content that were read, and in `begun`.
+    offset: u64,
+    /// A line or row whose end has not come.
+    begun: Vec<u8>,
+    /// Its length: more than `begun` has if it is too long.
+    begun_bytes: u64,
+    scanner: RowScanner,
+    /// The row with the names of the columns.
+    columns: Option<Vec<u8>>,
+    /// Cues that were read.
+    cues: Option<VecDeque<Frame>>,
+}
+
+impl Frames {
+    /// From a position on, at which a record ended.
+    pub(super) fn open(path: &Path, file: File, framing: Framing, start: u64) -> io::Result<Self> {
+        let mut file = file;
+        let seeks = !is_packed(path) && framing == Framing::Lines && start > 0;
+        if seeks {
+            file.seek(SeekFrom::Start(start))?;
+        }
+        let mut frames = Self::new(unpacked(path, file)?, framing);
+        if seeks {
+            frames.offset = start;
+        } else {
+            frames.skip(start)?;
+        }
+        Ok(frames)
+    }
+
+    /// From the beginning.
+    pub(super) fn new(content: Box<dyn Read + Send>, framing: Framing) -> Self {
+        Self {
+            framing,
+            content: BufReader::with_capacity(READ_BYTES, content),
+            offset: 0,
+            begun: Vec::new(),
+            begun_bytes: 0,
+            scanner: RowScanner::default(),
+            columns: None,
+            cues: None,
+        }
+    }
+
+    /// Goes to a position at which a record ended.
+    fn skip(&mut self, start: u64) -> io::Result<()> {
+        match self.framing {
+            Framing::Lines => {
+                let skipped = io::copy(&mut (&mut self.content).take(start), &mut io::sink())?;
+                self.offset = skipped;
+            }
+            Framing::Rows => {
+                if start > 0 {
+                    // The names of the columns come again.
+                    self.read_columns()?;
+                    let rest = start.saturating_sub(self.offset);
+                    self.offset += io::copy(&mut (&mut self.content).take(rest), &mut io::sink())?;
+                }
+            }
+            Framing::Whole | Framing::Cues => self.offset = start,
+        }
+        Ok(())
+    }
+
+    /// The next record; `None` while there is no whole one. With `is_final` what has begun is the last.
+    pub(super) fn next(&mut self, is_final: bool) -> io::Result<Option<Frame>> {
+        match self.framing {
+            Framing::Lines => self.next_line(is_final),
+            Framing::Rows => self.next_row(is_final),
+            Framing::Whole => self.whole(),
+            Framing::Cues => self.next_cue(),
+        }
+    }
+
+    fn next_line(&mut self, is_final: bool) -> io::Result<Option<Frame>> {
+        while let Some(line) = self.next_piece(is_final, false)? {
+            let is_first = self.offset == line.len() as u64;
+            let content = without_end(&line);
+            let content = if is_first { content.strip_prefix(MARK).unwrap_or(content) } else { content };
+            if content.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r')) {
+                continue;
+            }
+            return Ok(Some(Frame { payload: content.to_vec(), headers: Vec::new(), offset: self.offset }));
+        }
+        Ok(None)
+    }
+
+    fn read_columns(&mut self) -> io::Result<bool> {
+        if self.columns.is_none() {
+            self.columns = self.next_piece(false, true)?.map(|row| without_end(&row).to_vec());
+        }
+        Ok(self.columns.is_some())
+    }
+
+    fn next_row(&mut self, is_final: bool) -> io::Result<Option<Frame>> {
+        if !self.read_columns()? {
+            return Ok(None);
+        }
+        while let Some(row) = self.next_piece(is_final, true)? {
+            let payload = without_end(&row).to_vec();
+            if payload.is_empty() {
+                continue;
+            }
+            let columns = self.columns.clone().unwrap_or_default();
+            let headers = vec![Header { name: CSV_COLUMNS_HEADER.to_owned(), value: columns }];
+            return Ok(Some(Frame { payload, headers, offset: self.offset }));
+        }
+        Ok(None)
+    }
+
+    /// The next line or row with its end. Of one that is too long the beginning, which is too long for a record too.
+    fn next_piece(&mut self, is_final: bool, is_row: bool) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let bytes = match self.content.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                bytes => bytes?,
+            };
+            if bytes.is_empty() {
+                if !is_final || self.begun_bytes == 0 {
+                    return Ok(None);
+                }
+                self.scanner = RowScanner::default();
+                return Ok(Some(self.take_begun()));
+            }
+            let end = match is_row {
+                true => self.scanner.row_bytes(bytes),
+                false => bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1),
+            };
+            let taken = end.unwrap_or(bytes.len());
+            let room = (PAYLOAD_BYTES_MAX + 1).saturating_sub(self.begun.len());
+            self.begun.extend_from_slice(&bytes[..taken.min(room)]);
+            self.begun_bytes += taken as u64;
+            self.content.consume(taken);
+            if end.is_some() {
+                return Ok(Some(self.take_begun()));
+            }
+        }
+    }
+
+    fn take_begun(&mut self) -> Vec<u8> {
+        self.offset += std::mem::take(&mut self.begun_bytes);
+        std::mem::take(&mut self.begun)
+    }
+
+    fn whole(&mut self) -> io::Result<Option<Frame>> {
+        if self.offset > 0 {
+            return Ok(None);
+        }
+        let mut payload = Vec::new();
+        (&mut self.content).take(PAYLOAD_BYTES_MAX as u64 + 1).read_to_end(&mut payload)?;
+        self.offset = payload.len() as u64;
+        Ok((!payload.is_empty()).then_some(Frame { payload, headers: Vec::new(), offset: self.offset }))
+    }
+
+    fn next_cue(&mut self) -> io::Result<Option<Frame>> {
+        if self.cues.is_none() {
+            let mut bytes = Vec::new();
+            (&mut self.content).take(CAPTIONS_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > CAPTIONS_BYTES_MAX {
+                let message = format!("captions have more than {CAPTIONS_BYTES_MAX} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            self.cues = Some(cues(&bytes).into_iter().filter(|frame| frame.offset > self.offset).collect());
+        }
+        Ok(self.cues.as_mut().and_then(VecDeque::pop_front))
+    }
+}
+
+/// The cues of a captions file. One that cannot be read is a record that is refused.
+fn cues(bytes: &[u8]) -> Vec<Frame> {
+    let refused = |number: u64, payload: Vec<u8>, reason: String| Frame {
+        payload,
+        headers: vec![Header::new(REFUSAL_HEADER, reason)],
+        offset: number,
+    };
+    let text = match captions::decode(bytes) {
+        Ok(text) => text,
+        Err(error) => return vec![refused(1, bytes.to_vec(), error.to_string())],
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let read = captions::read(&text, Captions::of_text(&text));
+    let frames = read.into_iter().zip(1..).map(|(cue, number)| match cue {
+        Ok(cue) => {
+            let chunk = cue.chunk;
+            let value = serde_json::json!({
+                "text": chunk.text, "start": chunk.start, "end": chunk.end, "speaker_id": chunk.speaker_id,
+            });
+            Frame { payload: value.to_string().into_bytes(), headers: Vec::new(), offset: number }
+        }
+        Err(error) => {
+            let line = usize::try_from(error.line).ok().and_then(|line| lines.get(line.saturating_sub(1)));
+            refused(number, line.unwrap_or(&"").as_bytes().to_vec(), error.to_string())
+        }
+    });
+    frames.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all(content: &[u8], framing: Framing) -> Vec<(String, u64)> {
+        let mut frames = Frames::new(Box::new(io::Cursor::new(content.to_vec())), framing);
+        let mut found = Vec::new();
+        while let Some(frame) = frames.next(true).unwrap() {
+            found.push((String::from_utf8_lossy(&frame.payload).into_owned(), frame.offset));
+        }
+        found
+    }
+
+    fn owned(frames: &[(&str, u64)]) -> Vec<(String, u64)> {
+        frames.iter().map(|(text, offset)| ((*text).to_owned(), *offset)).collect()
+    }
+
+    #[test]
+    fn lines_rows_and_whole_files() {
+        assert_eq!(all(b"\xef\xbb\xbfa\r\n\n \nb", Framing::Lines), owned(&[("a", 6), ("b", 10)]));
+        assert_eq!(all(b"id,text\n1,\"a\nb\"\n\n2,c", Framing::Rows), owned(&[("1,\"a\nb\"", 16), ("2,c", 20)]));
+        assert_eq!(all(b"[1]\n", Framing::Whole), owned(&[("[1]\n", 4)]));
+        assert_eq!(all(b"", Framing::Whole), owned(&[]));
+        let long = vec![b'x'; PAYLOAD_BYTES_MAX + 5];
+        let found = all(&[&long[..], b"\ny\n"].concat(), Framing::Lines);
+        assert_eq!((found[0].0.len(), found[0].1), (PAYLOAD_BYTES_MAX + 1, long.len() as u64 + 1));
+        assert_eq!(found[1].0, "y");
+    }
+
+    #[test]
+    fn cues_are_records_and_broken_ones_are_refused() {
+        let file = b"stray\n\n1\n00:00:01,000 --> 00:00:02,000\nHello there\n\n3\n00:00:05,000 --> 00:00:06,000\nBye\n";
+        let mut frames = Frames::new(Box::new(io::Cursor::new(file.to_vec())), Framing::Cues);
+        let mut found = Vec::new();
+        while let Some(frame) = frames.next(true).unwrap() {
+            found.push(frame);
+        }
+        let texts: Vec<serde_json::Value> =
+            found.iter().filter_map(|frame| serde_json::from_slice(&frame.payload).ok()).collect();
+        assert_eq!(texts[0]["text"], "Hello there");
+        assert_eq!(texts[1]["text"], "Bye");
+        assert_eq!(found.iter().filter(|frame| !frame.headers.is_empty()).count(), 1);
+        assert_eq!(found.iter().map(|frame| frame.offset).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    proptest! {
+        /// From the position after any record, the remaining ones are read.
+        #[test]
+        fn reading_continues_at_every_position(
+            content in "[a,\n\"\r]{0,60}", framing in prop::sample::select(vec![Framing::Lines, Framing::Rows, Framing::Whole]),
+        ) {
+            let whole = all(content.as_bytes(), framing);
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("f");
+            std::fs::write(&path, &content).unwrap();
+            for (at, (_, offset)) in whole.iter().enumerate() {
+                let mut frames = Frames::open(&path, File::open(&path).unwrap(), framing, *offset).unwrap();
+                let mut rest = Vec::new();
+                while let Some(frame) = frames.next(true).unwrap() {
+                    rest.push((String::from_utf8_lossy(&frame.payload).into_owned(), frame.offset));
+                }
+                prop_assert_eq!(&rest[..], &whole[at + 1..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The committed position in every file, and the lengths of the output files that belong to it: in memory, and in a checkpoint file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::file_error;
+use crate::driver::{DriverError, Marks, Safe, SinkMark};
+
+/// How often the checkpoint file is written, at most.
+const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+/// The version of the checkpoint file.
+const VERSION: u32 = 1;
+
+/// A file by its path and its identity: a file that takes the place of another has another one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileKey {
+    /// Its path, as it was given.
+    pub(super) path: String,
+    /// The number of its device and of its inode.
+    pub(super) identity: (u64, u64),
+}
+
+impl FileKey {
+    pub(super) fn of(path: &Path, file: &File) -> std::io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self { path: path.display().to_string(), identity: (meta.dev(), meta.ino()) })
+    }
+
+    pub(super) fn stdin() -> Self {
+        Self { path: "-".to_owned(), identity: (0, 0) }
+    }
+}
+
+/// The committed position. It outlives connections.
+#[derive(Debug)]
+pub struct Progress {
+    checkpoint: Option<PathBuf>,
+    state: Mutex<State>,
+    /// Held while the checkpoint file is written.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The files of the partitions that were opened.
+    partitions: BTreeMap<u32, FileKey>,
+    partition_next: u32,
+    /// The committed offset in each file.
+    offsets: BTreeMap<FileKey, u64>,
+    marks: Marks,
+    /// Watermarks that have advanced since the last exact state.
+    pending: BTreeMap<u32, u64>,
+    is_dirty: bool,
+    written: Option<Instant>,
+}
+
+/// The checkpoint file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Checkpoint {
+    version: u32,
+    files: Vec<FileOffset>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    output: Option<SinkMark>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    errors: Option<SinkMark>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileOffset {
+    path: String,
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+impl Progress {
+    /// Reads the checkpoint file, if it exists.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is no checkpoint of this version.
+    pub fn load(checkpoint: Option<PathBuf>) -> Result<Self, DriverError> {
+        let mut state = State::default();
+        if let Some(path) = &checkpoint {
+            match std::fs::read(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(DriverError::Config(format!("checkpoint {}: {error}", path.display()))),
+                Ok(bytes) => {
+                    let invalid = |reason: String| {
+                        DriverError::Config(format!(
+                            "checkpoint {} is not one of this version: {reason}; remove it to begin again",
+                            path.display()
+                        ))
+                    };
+                    let read: Checkpoint =
+                        serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+                    if read.version != VERSION {
+                        return Err(invalid(format!("version {}", read.version)));
+                    }
+                    state.marks = Marks { output: read.output, errors: read.errors };
+                    state.offsets = read
+                        .files
+                        .into_iter()
+                        .map(|file| (FileKey { path: file.path, identity: (file.device, file.inode) }, file.offset))
+                        .collect();
+                }
+            }
+        }
+        Ok(Self { checkpoint, state: Mutex::new(state), writing: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The marks of the sinks at the committed position.
+    pub fn marks(&self) -> Marks {
+        self.lock().marks.clone()
+    }
+
+    /// Records where the sinks are before anything is committed, so that what a killed process wrote is removed.
+    ///
+    /// # Errors
+    ///
+    /// The checkpoint file cannot be written.
+    pub async fn begin(self: &Arc<Self>, marks: Marks) -> Result<(), DriverError> {
+        {
+            let mut state = self.lock();
+            if state.marks == marks {
+                return Ok(());
+            }
+            state.marks = marks;
+            state.is_dirty = true;
+        }
+        self.write().await
+    }
+
+    /// Begins a partition for a file. Returns its number, and the offset at which reading begins.
+    pub(super) fn open(&self, key: &FileKey) -> (u32, u64) {
+        let mut state = self.lock();
+        let partition = state.partition_next;
+        state.partition_next += 1;
+        state.partitions.insert(partition, key.clone());
+        (partition, state.offsets.get(key).copied().unwrap_or(0))
+    }
+
+    /// Forgets the position in a file that was truncated.
+    pub(super) fn reset(&self, key: &FileKey) {
+        self.lock().offsets.remove(key);
+    }
+
+    /// The committed files of a path that has another file now.
+    pub(super) fn replaced(&self, key: &FileKey) -> Vec<FileKey> {
+        let state = self.lock();
+        state.offsets.keys().filter(|other| other.path == key.path && other.identity != key.identity).cloned().collect()
+    }
+
+    /// Records what is safe. True when the checkpoint file is to be written.
+    pub(super) fn handle_safe(&self, safe: &Safe) -> bool {
+        let mut state = self.lock();
+        state.pending.extend(safe.commits.iter().map(|commit| (commit.partition, commit.offset)));
+        if !safe.is_exact {
+            return false;
+        }
+        for (partition, offset) in std::mem::take(&mut state.pending) {
+            if let Some(key) = state.partitions.get(&partition).cloned() {
+                state.offsets.insert(key, offset);
+            }
+        }
+        state.marks = safe.marks.clone();
+        state.is_dirty = true;
+        self.checkpoint.is_some() && state.written.is_none_or(|written| written.elapsed() >= WRITE_INTERVAL)
+    }
+
+    /// Writes the checkpoint file, after the files that it speaks of.
+    pub(super) async fn write(self: &Arc<Self>) -> Result<(), DriverError> {
+        if self.checkpoint.is_none() {
+            return Ok(());
+        }
+        let progress = self.clone();
+        // It goes on when its connection is dropped; the next write waits for it.
+        tokio::task::spawn_blocking(move || progress.write_blocking()).await.map_err(DriverError::transport)?
+    }
+
+    fn write_blocking(&self) -> Result<(), DriverError> {
+        let Some(path) = &self.checkpoint else { return Ok(()) };
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let checkpoint = {
+            let mut state = self.lock();
+            if !std::mem::take(&mut state.is_dirty) {
+                return Ok(());
+            }
+            state.written = Some(Instant::now());
+            let file = |(key, offset): (&FileKey, &u64)| FileOffset {
+                path: key.path.clone(),
+                device: key.identity.0,
+                inode: key.identity.1,
+                offset: *offset,
+            };
+            Checkpoint {
+                version: VERSION,
+                files: state.offsets.iter().map(file).collect(),
+                output: state.marks.output.clone(),
+                errors: state.marks.errors.clone(),
+            }
+        };
+        write(path, &checkpoint).map_err(|error| file_error(path, &error))
+    }
+}
+
+fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
+    for mark in checkpoint.output.iter().chain(&checkpoint.errors) {
+        File::open(&mark.path)?.sync_data()?;
+    }
+    let next = path.with_added_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(&serde_json::to_vec(checkpoint)?)?;
+    file.sync_data()?;
+    std::fs::rename(&next, path)
+}

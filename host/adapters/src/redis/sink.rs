@@ -1,0 +1,63 @@
+//! A stream as a sink.
+
+use std::time::Duration;
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use weir_config::RedisSink as Config;
+use weir_core::adapter::ResultRecord;
+
+use super::{KEY_FIELD, connect, failure};
+use crate::driver::{BoxFuture, DriverError, Sink};
+
+/// Most entries in one pipeline.
+const PIPELINE_ENTRIES_MAX: usize = 256;
+
+/// A stream as a sink.
+pub struct RedisSink {
+    config: Config,
+    connection: MultiplexedConnection,
+}
+
+impl RedisSink {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached, or refuses.
+    pub async fn open(config: &Config) -> Result<Self, DriverError> {
+        let timeout = Duration::from_millis(config.timeout_ms);
+        let connection = connect(&config.url, &config.password_file, timeout, timeout).await?;
+        Ok(Self { config: config.clone(), connection })
+    }
+
+    fn add(&self, result: &ResultRecord, pipeline: &mut redis::Pipeline) {
+        let add = pipeline.cmd("XADD").arg(&self.config.stream);
+        if self.config.entries_max > 0 {
+            add.arg("MAXLEN").arg("~").arg(self.config.entries_max);
+        }
+        add.arg("*").arg(&self.config.field).arg(&result.payload);
+        if let Some(key) = &result.key {
+            add.arg(KEY_FIELD).arg(key);
+        }
+        for header in &result.headers {
+            // A header with the name of one of these two would be read as it.
+            if header.name != self.config.field && header.name != KEY_FIELD {
+                add.arg(&header.name).arg(&header.value);
+            }
+        }
+    }
+}
+
+impl Sink for RedisSink {
+    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(async move {
+            for part in results.chunks(PIPELINE_ENTRIES_MAX) {
+                let mut pipeline = redis::pipe();
+                part.iter().for_each(|result| self.add(result, &mut pipeline));
+                pipeline.query_async::<Vec<Value>>(&mut self.connection).await.map_err(|error| failure(&error))?;
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,515 @@
+//! One adapter from its start to its end: records in flight, results written, positions committed, connections made anew.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::future::OptionFuture;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+use weir_core::adapter::{
+    Destination, ErrorCategory, Reconnect, ReconnectConfig, ResultRecord, SourceRecord, Watermarks,
+};
+use weir_core::random::SplitMix64;
+
+use crate::driver::{BoxFuture, Committer, Connection, Driver, DriverError, Marks, Read, Safe, Sink, Source};
+use crate::status::{State, Status};
+
+/// Most records that are read at once.
+const READ_RECORDS_MAX: usize = 256;
+/// Results that wait for the sink before no more are taken from the component.
+const PENDING_MAX: usize = 512;
+/// Instances that one record may end before it goes to the error destination.
+const STRIKES_MAX: u32 = 2;
+
+/// An adapter component.
+pub trait Component: Send + Sync {
+    /// Starts a call.
+    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>>;
+}
+
+/// A call of an adapter component.
+pub struct Call {
+    /// Takes records; dropping it ends them.
+    pub records: mpsc::Sender<SourceRecord>,
+    /// The results.
+    pub results: mpsc::Receiver<ResultRecord>,
+    /// Resolves, once the results have ended, with the reason if the component did not end them.
+    pub end: BoxFuture<'static, Option<String>>,
+}
+
+/// Why a call cannot start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ComponentError {
+    /// The component refuses its configuration.
+    #[error("{0}")]
+    Config(String),
+    /// The instance has ended.
+    #[error("the adapter component has ended: {0}")]
+    Ended(String),
+}
+
+/// Why a connection ended, or the adapter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdapterFailure {
+    /// A driver failed.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The component cannot start.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// The component ended with records that it had not completed.
+    #[error("the adapter component has ended with {open} records in flight: {reason}")]
+    Lost {
+        /// Records without a result.
+        open: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl AdapterFailure {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Driver(error) => error.is_retryable(),
+            Self::Component(ComponentError::Config(_)) => false,
+            Self::Component(ComponentError::Ended(_)) | Self::Lost { .. } => true,
+        }
+    }
+
+    fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::Driver(DriverError::Transport { retry_after_ms, .. }) => *retry_after_ms,
+            _ => None,
+        }
+    }
+}
+
+/// The bounds of an adapter.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Records that were read and are not written; at least 1.
+    pub in_flight_max: usize,
+    /// Attempts to connect.
+    pub reconnect: ReconnectConfig,
+    /// The seed of the jitter.
+    pub seed: u64,
+}
+
+/// Runs one adapter.
+pub struct Supervisor {
+    driver: Arc<dyn Driver>,
+    component: Arc<dyn Component>,
+    bounds: Bounds,
+    status: Status,
+    poison: Poison,
+}
+
+impl Supervisor {
+    /// An adapter that has not started.
+    pub fn new(driver: Arc<dyn Driver>, component: Arc<dyn Component>, bounds: Bounds, status: Status) -> Self {
+        Self { driver, component, bounds, status, poison: Poison::default() }
+    }
+
+    /// Runs until the source has ended, or until `stop` is true and everything in flight is written.
+    ///
+    /// # Errors
+    ///
+    /// What ended it: a failure that another attempt does not mend, or the last of too many.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), AdapterFailure> {
+        let began = Instant::now();
+        let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut reconnect = Reconnect::new(self.bounds.reconnect);
+        let mut random = SplitMix64::new(self.bounds.seed);
+        let name = self.status.name().to_owned();
+        loop {
+            let ended = self.connect(&mut stop, || reconnect.handle_connected(now())).await;
+            let failure = match ended {
+                Ok(()) => {
+                    self.status.set(State::Stopped, None);
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            self.status.counters().reconnects.fetch_add(1, Ordering::Relaxed);
+            self.status.counters().in_flight.store(0, Ordering::Relaxed);
+            let delay_ns = failure
+                .is_retryable()
+                .then(|| reconnect.handle_lost(now(), failure.retry_after_ms(), random.next_u64()))
+                .flatten();
+            let Some(delay_ns) = delay_ns else {
+                tracing::error!(adapter = name, %failure, "the adapter has stopped");
+                self.status.set(State::Failed, Some(failure.to_string()));
+                return Err(failure);
+            };
+            let after_ms = delay_ns / 1_000_000;
+            tracing::warn!(adapter = name, %failure, after_ms, "the adapter connects again");
+            self.status.set(State::Reconnecting, Some(failure.to_string()));
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_nanos(delay_ns)) => {}
+                () = stopped(&mut stop) => {
+                    self.status.set(State::Stopped, None);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// One connection from its start to its end.
+    async fn connect(
+        &mut self,
+        stop: &mut watch::Receiver<bool>,
+        connected: impl FnOnce(),
+    ) -> Result<(), AdapterFailure> {
+        let opened = async {
+            let connection = self.driver.open().await?;
+            let call = self.component.open().await?;
+            Ok::<_, AdapterFailure>((connection, call))
+        };
+        let (connection, call) = tokio::select! {
+            opened = opened => opened?,
+            () = stopped(stop) => return Ok(()),
+        };
+        connected();
+        self.status.set(State::Running, None);
+        let Connection { source, committer, sink, errors } = connection;
+        let window = if self.poison.solo > 0 { 1 } else { self.bounds.in_flight_max.max(1) };
+        let permits = Arc::new(Semaphore::new(window));
+        let (reads_to, reads) = mpsc::channel(1);
+        let reader = AbortOnDropHandle::new(tokio::spawn(read(source, permits.clone(), reads_to, self.status.clone())));
+        let flight = Flight {
+            status: &self.status,
+            poison: &mut self.poison,
+            in_flight_max: self.bounds.in_flight_max.max(1),
+            window,
+            permits,
+            reads,
+            reader: Some(reader),
+            records: Some(call.records),
+            results: Some(call.results),
+            unsent: VecDeque::new(),
+            pending: Vec::new(),
+            safe: Safe::default(),
+            marks: Watermarks::new(),
+            has_ended: false,
+        };
+        flight.run(Writer { sink, errors, committer }, call.end, stop).await
+    }
+}
+
+/// Resolves when the adapter is to stop; if the sender is gone, it is.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Reads records while there is room for them.
+async fn read(
+    mut source: Box<dyn Source>,
+    permits: Arc<Semaphore>,
+    reads: mpsc::Sender<Result<Read, DriverError>>,
+    status: Status,
+) {
+    loop {
+        let Ok(first) = permits.acquire().await else { return };
+        let more = permits.available_permits().min(READ_RECORDS_MAX - 1);
+        let rest = permits.try_acquire_many(u32::try_from(more).unwrap_or(0)).ok();
+        let max = 1 + rest.as_ref().map_or(0, |_| more);
+        let read = source.read(max).await;
+        let count = match &read {
+            Ok(Read::Records(records) | Read::Dead(records, _)) => records.len(),
+            _ => 0,
+        };
+        // Each record keeps one until it is complete.
+        let mut held = first;
+        if let Some(rest) = rest {
+            held.merge(rest);
+        }
+        if let Some(kept) = held.split(count.min(max)) {
+            kept.forget();
+        }
+        drop(held);
+        status.counters().remaining.store(source.remaining().unwrap_or(u64::MAX), Ordering::Relaxed);
+        let is_last = matches!(read, Ok(Read::End) | Err(_));
+        if reads.send(read).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// The writing parts of a connection, which one future at a time has.
+struct Writer {
+    sink: Box<dyn Sink>,
+    errors: Option<Box<dyn Sink>>,
+    committer: Box<dyn Committer>,
+}
+
+impl Writer {
+    /// Commits what is safe, then writes the next results.
+    async fn step(
+        mut self,
+        mut safe: Safe,
+        batch: Vec<ResultRecord>,
+    ) -> (Self, Vec<ResultRecord>, Result<(), DriverError>) {
+        let done = async {
+            if !safe.completed.is_empty() {
+                safe.marks = self.marks();
+                self.committer.commit(&safe).await?;
+            }
+            self.write(&batch).await
+        };
+        let done = done.await;
+        (self, batch, done)
+    }
+
+    fn marks(&self) -> Marks {
+        Marks { output: self.sink.mark(), errors: self.errors.as_ref().and_then(|errors| errors.mark()) }
+    }
+
+    /// Writes runs of results with the same destination.
+    async fn write(&mut self, batch: &[ResultRecord]) -> Result<(), DriverError> {
+        for run in batch.chunk_by(|one, other| one.destination == other.destination) {
+            let sink = match run[0].destination {
+                Destination::Error => self.errors.as_mut().unwrap_or(&mut self.sink),
+                Destination::Output => &mut self.sink,
+                Destination::None => continue,
+            };
+            sink.write(run).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<(), DriverError> {
+        self.sink.finish().await?;
+        if let Some(errors) = &mut self.errors {
+            errors.finish().await?;
+        }
+        self.committer.finish().await
+    }
+}
+
+/// Records that end instances of the component.
+#[derive(Debug, Default)]
+struct Poison {
+    /// Records that are still to be processed one at a time.
+    solo: usize,
+    /// The record that was alone when an instance ended, and how often.
+    suspect: Option<(SourceRecord, u32)>,
+}
+
+impl Poison {
+    /// True when the record has ended too many instances.
+    fn is_condemned(&self, record: &SourceRecord) -> bool {
+        self.suspect.as_ref().is_some_and(|(suspect, strikes)| *strikes >= STRIKES_MAX && same(suspect, record))
+    }
+
+    /// Records that an instance has ended with these records in flight.
+    fn handle_lost(&mut self, open: usize, alone: Option<SourceRecord>) {
+        self.solo = self.solo.max(open);
+        if let Some(record) = alone.filter(|_| open == 1) {
+            let strikes = match &self.suspect {
+                Some((suspect, strikes)) if same(suspect, &record) => strikes + 1,
+                _ => 1,
+            };
+            self.suspect = Some((record, strikes));
+        }
+    }
+}
+
+/// Whether two are the same record: its position may have another partition number after a reconnection.
+fn same(one: &SourceRecord, other: &SourceRecord) -> bool {
+    one.payload == other.payload && one.key == other.key && one.origin == other.origin
+}
+
+/// The records of one connection.
+struct Flight<'a> {
+    status: &'a Status,
+    poison: &'a mut Poison,
+    in_flight_max: usize,
+    window: usize,
+    permits: Arc<Semaphore>,
+    reads: mpsc::Receiver<Result<Read, DriverError>>,
+    reader: Option<AbortOnDropHandle<()>>,
+    records: Option<mpsc::Sender<SourceRecord>>,
+    results: Option<mpsc::Receiver<ResultRecord>>,
+    unsent: VecDeque<SourceRecord>,
+    pending: Vec<ResultRecord>,
+    safe: Safe,
+    marks: Watermarks,
+    /// No more records are read.
+    has_ended: bool,
+}
+
+impl Flight<'_> {
+    async fn run(
+        mut self,
+        writer: Writer,
+        end: BoxFuture<'static, Option<String>>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), AdapterFailure> {
+        let mut idle = Some(writer);
+        let mut busy = OptionFuture::default();
+        // While there is one record at a time: that record.
+        let mut alone: Option<SourceRecord> = None;
+        loop {
+            if let Some(writer) = idle.take() {
+                let batch = self.complete_results();
+                if batch.is_empty() && self.safe.completed.is_empty() {
+                    if self.results.is_none() {
+                        return self.end(writer, end, alone).await;
+                    }
+                    idle = Some(writer);
+                } else {
+                    let safe = std::mem::take(&mut self.safe);
+                    busy = OptionFuture::from(Some(Box::pin(writer.step(safe, batch))));
+                }
+            }
+            if self.has_ended && self.unsent.is_empty() {
+                self.records = None;
+            }
+            self.status.counters().in_flight.store(self.marks.open() as u64, Ordering::Relaxed);
+            let is_busy = idle.is_none();
+            tokio::select! {
+                Some((writer, batch, written)) = &mut busy, if is_busy => {
+                    busy = OptionFuture::default();
+                    written?;
+                    self.handle_written(&batch);
+                    idle = Some(writer);
+                }
+                read = self.reads.recv(), if !self.has_ended && self.unsent.is_empty() => match read {
+                    Some(read) => self.handle_read(read?)?,
+                    None => self.has_ended = true,
+                },
+                sent = send(self.records.clone()), if !self.unsent.is_empty() => {
+                    if let Some(permit) = sent
+                        && let Some(record) = self.unsent.pop_front()
+                    {
+                        if self.window == 1 {
+                            alone = Some(record.clone());
+                        }
+                        permit.send(record);
+                    } else {
+                        // The component is gone; its results say why.
+                        self.unsent.clear();
+                        self.has_ended = true;
+                    }
+                }
+                result = receive(&mut self.results), if self.results.is_some() && self.pending.len() < PENDING_MAX => {
+                    match result {
+                        Some(result) => self.pending.push(result),
+                        None => self.results = None,
+                    }
+                }
+                () = stopped(stop), if !self.has_ended => {
+                    self.status.set(State::Stopping, None);
+                    self.reader = None;
+                    self.has_ended = true;
+                }
+            }
+            // What else is there already.
+            while let Some(results) = &mut self.results
+                && self.pending.len() < PENDING_MAX
+                && let Ok(result) = results.try_recv()
+            {
+                self.pending.push(result);
+            }
+        }
+    }
+
+    /// Ends the connection: everything is written, or the component is lost.
+    async fn end(
+        self,
+        writer: Writer,
+        end: BoxFuture<'static, Option<String>>,
+        alone: Option<SourceRecord>,
+    ) -> Result<(), AdapterFailure> {
+        let open = self.marks.open();
+        if open > 0 || !self.has_ended {
+            let reason = end.await.unwrap_or_else(|| "it has ended the results".to_owned());
+            self.poison.handle_lost(open, alone);
+            return Err(AdapterFailure::Lost { open, reason });
+        }
+        writer.finish().await?;
+        Ok(())
+    }
+
+    fn handle_read(&mut self, read: Read) -> Result<(), AdapterFailure> {
+        let counters = self.status.counters();
+        let (records, dead) = match read {
+            Read::Records(records) => (records, None),
+            Read::Dead(records, reason) => (records, Some(reason)),
+            Read::Revoked(partitions) => {
+                let before = self.marks.open();
+                partitions.into_iter().for_each(|partition| self.marks.handle_revoked(partition));
+                self.permits.add_permits(before - self.marks.open());
+                return Ok(());
+            }
+            Read::End => {
+                self.has_ended = true;
+                return Ok(());
+            }
+        };
+        for record in records {
+            counters.records.fetch_add(1, Ordering::Relaxed);
+            counters.record_bytes.fetch_add(record.payload.len() as u64, Ordering::Relaxed);
+            self.marks
+                .handle_read(record.position)
+                .map_err(|error| DriverError::Config(format!("the driver is wrong: {error}")))?;
+            if let Some(reason) = &dead {
+                self.pending.push(ResultRecord::error(record, ErrorCategory::System, "deliveries_exhausted", reason));
+            } else if self.poison.is_condemned(&record) {
+                let reason = "the adapter component ended each time it had this record";
+                self.pending.push(ResultRecord::error(record, ErrorCategory::System, "component_trapped", reason));
+            } else {
+                self.unsent.push_back(record);
+            }
+        }
+        Ok(())
+    }
+
+    /// The results that may be written: those of complete records.
+    fn complete_results(&mut self) -> Vec<ResultRecord> {
+        let complete = self.pending.iter().rposition(|result| !result.completes.is_empty()).map_or(0, |last| last + 1);
+        self.pending.drain(..complete).collect()
+    }
+
+    fn handle_written(&mut self, batch: &[ResultRecord]) {
+        let counters = self.status.counters();
+        for result in batch {
+            match result.destination {
+                Destination::Output => counters.results.fetch_add(1, Ordering::Relaxed),
+                Destination::Error => counters.errors.fetch_add(1, Ordering::Relaxed),
+                Destination::None => 0,
+            };
+            counters.result_bytes.fetch_add(result.payload.len() as u64, Ordering::Relaxed);
+            for position in &result.completes {
+                // Of a revoked partition, or of a component that completes a position twice.
+                if !self.marks.handle_complete(*position) {
+                    continue;
+                }
+                counters.completed.fetch_add(1, Ordering::Relaxed);
+                self.safe.completed.push(*position);
+                self.permits.add_permits(1);
+                self.poison.solo = self.poison.solo.saturating_sub(1);
+            }
+        }
+        if self.poison.solo == 0 && self.window == 1 && self.in_flight_max > 1 {
+            self.permits.add_permits(self.in_flight_max - 1);
+            self.window = self.in_flight_max;
+        }
+        while let Some(commit) = self.marks.poll_commit() {
+            self.safe.commits.push(commit);
+        }
+        self.safe.is_exact = !self.marks.has_gaps();
+    }
+}
+
+/// Waits for room in the component; `None` when it is gone.
+async fn send(records: Option<mpsc::Sender<SourceRecord>>) -> Option<mpsc::OwnedPermit<SourceRecord>> {
+    records?.reserve_owned().await.ok()
+}
+
+async fn receive(results: &mut Option<mpsc::Receiver<ResultRecord>>) -> Option<ResultRecord> {
+    results.as_mut()?.recv().await
+}

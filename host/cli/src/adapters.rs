@@ -1,0 +1,130 @@
+//! Adapters that run beside the server, or alone: `[[adapter]]` tables and `weir stream`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use weir_adapters::build::Plan;
+use weir_adapters::driver::BoxFuture;
+use weir_adapters::status::Status;
+use weir_adapters::supervisor::{AdapterFailure, Call, Component, ComponentError, Supervisor};
+use weir_config::Adapter;
+use weir_runtime::Runtime;
+use weir_runtime::components::adapter::{AdapterCall, AdapterComponent, AdapterError};
+
+/// How often the counters of adapters become metrics.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The running adapters. Dropping it ends them without writing what is in flight.
+pub(crate) struct RunningAdapters {
+    stop: watch::Sender<bool>,
+    adapters: Vec<RunningAdapter>,
+    metrics: Option<JoinHandle<()>>,
+}
+
+struct RunningAdapter {
+    status: Status,
+    task: JoinHandle<Result<(), AdapterFailure>>,
+}
+
+impl RunningAdapters {
+    /// Checks all adapters, then starts them.
+    pub(crate) fn start(runtime: &Arc<Runtime>, adapters: &[Adapter]) -> anyhow::Result<Self> {
+        let mut prepared = Vec::new();
+        for adapter in adapters {
+            // Two adapters should not retry in step.
+            let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), &adapter.name);
+            let plan = Plan::new(adapter, seed).map_err(anyhow::Error::msg)?;
+            let component = Arc::new(RuntimeComponent {
+                component: runtime.adapters().load(&plan.component)?,
+                runtime: runtime.clone(),
+                name: plan.name.clone(),
+                model: plan.model.clone(),
+                settings: plan.settings.clone(),
+            });
+            prepared.push((plan, component));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let running = prepared.into_iter().map(|(plan, component)| {
+            let status = Status::new(&plan.name, plan.source, plan.sink);
+            let supervisor = Supervisor::new(plan.driver, component, plan.bounds, status.clone());
+            RunningAdapter { status, task: tokio::spawn(supervisor.run(stopped.clone())) }
+        });
+        let adapters: Vec<RunningAdapter> = running.collect();
+        let statuses: Vec<Status> = adapters.iter().map(|adapter| adapter.status.clone()).collect();
+        let metrics = (!statuses.is_empty()).then(|| tokio::spawn(publish(statuses)));
+        Ok(Self { stop, adapters, metrics })
+    }
+
+    /// The status of each adapter.
+    pub(crate) fn statuses(&self) -> Vec<Status> {
+        self.adapters.iter().map(|adapter| adapter.status.clone()).collect()
+    }
+
+    /// Makes the adapters read no more.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until every adapter has ended. Returns the failures.
+    pub(crate) async fn ended(&mut self) -> Vec<(String, String)> {
+        let mut failures = Vec::new();
+        for adapter in &mut self.adapters {
+            let ended = match (&mut adapter.task).await {
+                Ok(ended) => ended.map_err(|failure| failure.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(failure) = ended {
+                failures.push((adapter.status.name().to_owned(), failure));
+            }
+        }
+        failures
+    }
+}
+
+impl Drop for RunningAdapters {
+    fn drop(&mut self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.abort();
+        }
+        for adapter in &self.adapters {
+            adapter.task.abort();
+        }
+    }
+}
+
+async fn publish(statuses: Vec<Status>) {
+    let mut interval = tokio::time::interval(METRICS_INTERVAL);
+    loop {
+        interval.tick().await;
+        statuses.iter().for_each(Status::publish);
+    }
+}
+
+/// Calls of the runtime's adapter component.
+struct RuntimeComponent {
+    component: AdapterComponent,
+    runtime: Arc<Runtime>,
+    name: String,
+    model: String,
+    settings: String,
+}
+
+impl Component for RuntimeComponent {
+    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+        Box::pin(async move {
+            if !self.runtime.models().iter().any(|model| model.name == self.model) {
+                return Err(ComponentError::Config(format!("no model named `{}` is served", self.model)));
+            }
+            // Texts for a model that still loads would use up their attempts.
+            self.runtime.settled(&self.model).await.map_err(ComponentError::Ended)?;
+            let opened = self.component.open(&self.name, self.settings.clone()).await;
+            let AdapterCall { records, results, instance } = opened.map_err(|error| match error {
+                AdapterError::Ended(reason) => ComponentError::Ended(reason),
+                other => ComponentError::Config(other.to_string()),
+            })?;
+            Ok(Call { records, results, end: Box::pin(instance.ended()) })
+        })
+    }
+}

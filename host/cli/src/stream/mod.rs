@@ -1,0 +1,178 @@
+//! `weir stream`: one adapter without a server.
+
+pub(crate) mod arguments;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+use weir_adapters::status::Status;
+use weir_config::{Adapter, Config};
+use weir_runtime::Runtime;
+
+use crate::adapters::RunningAdapters;
+use crate::{BUILTIN, logs};
+use arguments::Stream;
+
+/// How often the progress bar is drawn, and how often a plain line is written.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
+    let common = arguments.source.common();
+    let batch = common.batch_size.map(|size| ("infer.max_batch_size", size.to_string()));
+    let mut config = common.setup.load(batch.as_slice())?;
+    if config.log == weir_config::Log::default() {
+        config.log.level = "warn".into();
+    }
+    logs::start(&config.log)?;
+    let adapter = arguments.source.adapter();
+    keep_one_model(&mut config, &adapter);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let code = runtime.block_on(run(config, adapter, common.quiet));
+    // Without waiting for replicas, which are threads in the middle of a computation.
+    runtime.shutdown_background();
+    code
+}
+
+/// Starts the model of the adapter alone, if it is one of the models folder.
+fn keep_one_model(config: &mut Config, adapter: &Adapter) {
+    let bundled = match adapter.task.as_str() {
+        "classify" => "sentiment",
+        "tokens" => "entities",
+        _ => "embeddings",
+    };
+    let name = if adapter.model.is_empty() { bundled } else { &adapter.model };
+    config.model.retain(|other, _| other == name);
+    if config.model.is_empty() {
+        config.models.names = vec![name.to_owned()];
+    } else {
+        config.models.dir = std::path::PathBuf::new();
+        config.models.names.clear();
+    }
+}
+
+async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<ExitCode> {
+    // First, so that no signal is lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
+    let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter))?;
+    let status = adapters.statuses().pop().context("the adapter has no status")?;
+    let progress = tokio::spawn(show(status.clone(), quiet));
+    let mut stopping = false;
+    let failures = loop {
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let ended = {
+            let ended = adapters.ended();
+            tokio::select! {
+                failures = ended => Some(failures),
+                () = stop => None,
+            }
+        };
+        match ended {
+            Some(failures) => break failures,
+            // The second signal ends the command at once.
+            None if stopping => return Ok(ExitCode::FAILURE),
+            None => {
+                stopping = true;
+                adapters.stop();
+            }
+        }
+    };
+    progress.abort();
+    // It was aborted, or has ended.
+    let _ = progress.await;
+    let report = status.report();
+    if let Some((_, failure)) = failures.into_iter().next() {
+        anyhow::bail!("{failure}");
+    }
+    Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Shows the progress until it is dropped, then the totals.
+async fn show(status: Status, quiet: bool) {
+    if quiet {
+        return;
+    }
+    let mut shown = Shown::new(status);
+    let interval = if shown.bar.is_some() { BAR_INTERVAL } else { PLAIN_INTERVAL };
+    loop {
+        tokio::time::sleep(interval).await;
+        shown.update();
+    }
+}
+
+struct Shown {
+    status: Status,
+    began: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn new(status: Status) -> Self {
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}")
+            .expect("the template is a constant and valid");
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style));
+        Self { status, began: Instant::now(), bar }
+    }
+
+    fn completed(&self) -> u64 {
+        self.status.counters().completed.load(Ordering::Relaxed)
+    }
+
+    /// Records in a second, and the time that the rest needs at the rate of bytes, if the length of the source is known.
+    fn text(&self) -> String {
+        let counters = self.status.counters();
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
+        let rate = self.completed() as f64 / seconds;
+        let (read, left) = (counters.record_bytes.load(Ordering::Relaxed), counters.remaining.load(Ordering::Relaxed));
+        let left = match left {
+            u64::MAX => String::new(),
+            left if read > 0 => {
+                let left = Duration::from_secs_f64(seconds * left as f64 / read as f64);
+                format!(", {} left", HumanDuration(left))
+            }
+            _ => String::new(),
+        };
+        format!("{rate:.0} records/s{left}")
+    }
+
+    fn update(&mut self) {
+        let text = self.text();
+        match &self.bar {
+            Some(bar) => {
+                let counters = self.status.counters();
+                let read = counters.record_bytes.load(Ordering::Relaxed);
+                if let Some(left) = Some(counters.remaining.load(Ordering::Relaxed)).filter(|left| *left != u64::MAX) {
+                    bar.set_length(read + left);
+                    bar.set_position(read);
+                }
+                bar.set_message(format!("{} records, {text}", HumanCount(self.completed())));
+            }
+            None => eprintln!("{} records, {text}", HumanCount(self.completed())),
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let report = self.status.report();
+        let errors = if report.errors > 0 { format!(", {} errors", HumanCount(report.errors)) } else { String::new() };
+        let took = self.began.elapsed().as_secs_f64();
+        eprintln!("{} records in {took:.1} s{errors}", HumanCount(self.completed()));
+    }
+}

@@ -1,0 +1,272 @@
+//! The keys of adapters: `[[adapter]]`, their sources and their sinks.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Adapter {
+    /// Its name in logs, metrics and `/stream/health`: letters, digits, `-` and `_`.
+    pub name: String,
+    /// A component file that decodes and encodes in place of the built-in one.
+    pub component: PathBuf,
+    /// What the model computes: `classify`, `tokens`, `embed` or `summarize`.
+    pub task: String,
+    /// The model; empty: the bundled model of the task.
+    pub model: String,
+    /// The format of records: `json`, `ndjson`, `json_array`, `text` or `csv`; `auto` for files: by the extension.
+    pub format: String,
+    /// Where the text is: a JSON pointer (`/review/text`), the name of a member, or of a column of CSV.
+    pub text: String,
+    /// Where the second text of a pair is; empty: there is none.
+    pub text_pair: String,
+    /// Where the id is, which the result repeats; empty: there is none.
+    pub id: String,
+    /// Where the language is, which the result repeats; empty: there is none.
+    pub language: String,
+    /// Where the user is, which the result repeats; empty: there is none.
+    pub user: String,
+    /// The separator of CSV.
+    pub delimiter: char,
+    /// The format of results: `json`, `text` or `csv`.
+    pub output_format: String,
+    /// Whether results repeat the text.
+    pub output_text: bool,
+    /// `best_effort`: results in the order of completion. `strict`: in the order of the records of each partition.
+    pub ordering: String,
+    /// Of `classify`: the number of labels in a result.
+    pub top_k: u32,
+    /// Of `tokens`: how tokens are grouped: `none`, `simple`, `first`, `average` or `max`.
+    pub aggregation: String,
+    /// Whether a text that is longer than the model takes is truncated; else it is an error.
+    pub truncation: bool,
+    /// Attempts for a text whose failure may pass, the first one included; then it goes to the error destination.
+    pub retry_max_attempts: u32,
+    /// Base delay of these attempts, ms.
+    pub retry_base_backoff_ms: u32,
+    /// Records that were read and are not written yet; the source waits over it.
+    pub in_flight_max: u32,
+    /// Attempts to connect again after a failure before the adapter stops; 0: without end.
+    pub reconnect_attempts_max: u32,
+    /// Delay before the first of these attempts, ms; it doubles with each one, and a random part is subtracted.
+    pub reconnect_delay_ms: u64,
+    /// The longest of these delays, ms.
+    pub reconnect_delay_ms_max: u64,
+    /// Where records come from.
+    pub source: AdapterSource,
+    /// Where results go.
+    pub sink: AdapterSink,
+    /// Where records go that have no result because of an error, with their original bytes and the reason; absent: to the sink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<AdapterSink>,
+}
+
+impl Default for Adapter {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            component: PathBuf::new(),
+            task: "classify".into(),
+            model: String::new(),
+            format: "json".into(),
+            text: "/text".into(),
+            text_pair: String::new(),
+            id: "/id".into(),
+            language: "/language".into(),
+            user: "/user".into(),
+            delimiter: ',',
+            output_format: "json".into(),
+            output_text: false,
+            ordering: "best_effort".into(),
+            top_k: 1,
+            aggregation: "average".into(),
+            truncation: true,
+            retry_max_attempts: 3,
+            retry_base_backoff_ms: 100,
+            in_flight_max: 256,
+            reconnect_attempts_max: 0,
+            reconnect_delay_ms: 1000,
+            reconnect_delay_ms_max: 30_000,
+            source: AdapterSource::default(),
+            sink: AdapterSink::default(),
+            errors: None,
+        }
+    }
+}
+
+/// Where records come from; `kind` says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum AdapterSource {
+    /// Files.
+    File(FileSource),
+    /// A stream of Redis.
+    Redis(RedisSource),
+}
+
+impl Default for AdapterSource {
+    fn default() -> Self {
+        Self::File(FileSource::default())
+    }
+}
+
+/// Where results go; `kind` says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum AdapterSink {
+    /// The standard output of the program.
+    Stdout(StdoutSink),
+    /// A file.
+    File(FileSink),
+    /// A stream of Redis.
+    Redis(RedisSink),
+}
+
+impl Default for AdapterSink {
+    fn default() -> Self {
+        Self::Stdout(StdoutSink::default())
+    }
+}
+
+/// Files as a source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileSource {
+    /// Paths and patterns such as `logs/*.ndjson`, read one after another; `-` is the standard input. `.gz` and `.zst` are unpacked.
+    pub paths: Vec<String>,
+    /// Whether to wait for more at the end, as `tail -F`: files may be rotated and truncated, and new files may match a pattern.
+    pub follow: bool,
+    /// A file with the position that is reached: the next start continues there, with no line lost or repeated in a file as the sink.
+    /// Empty: none. Results are then in the order of the lines.
+    pub checkpoint: PathBuf,
+}
+
+/// The standard output as a sink.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StdoutSink {
+    /// `ndjson`, `json` (one array), `csv`, `text` or `table`; empty: `ndjson`.
+    pub format: String,
+}
+
+/// A file as a sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileSink {
+    /// The file; its folder must exist.
+    pub path: PathBuf,
+    /// `ndjson`, `json` (one array), `csv`, `text` or `table`; empty: `ndjson`.
+    pub format: String,
+    /// Whether what the file has is kept.
+    pub append: bool,
+}
+
+impl Default for FileSink {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), format: String::new(), append: true }
+    }
+}
+
+/// A stream of Redis as a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisSource {
+    /// The server, `redis://[user@]host:port/database`.
+    pub url: String,
+    /// A file with the password.
+    pub password_file: PathBuf,
+    /// The key of the stream.
+    pub stream: String,
+    /// The consumer group; created if it is missing.
+    pub group: String,
+    /// The name of this consumer; empty: the name of the host.
+    pub consumer: String,
+    /// The field of an entry that is the record; the other fields are its headers.
+    pub field: String,
+    /// Where a new group begins: `0`, the first entry, or `$`, after the last one.
+    pub start: String,
+    /// How long one blocking read waits, ms.
+    pub block_ms: u64,
+    /// Timeout of a connection attempt or a command, ms.
+    pub timeout_ms: u64,
+    /// Entries that another consumer has had for this time without an acknowledgement are taken over, ms.
+    pub claim_idle_ms: u64,
+    /// Deliveries of an entry before it goes to the error destination without another attempt.
+    pub deliveries_max: u64,
+}
+
+impl Default for RedisSource {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            password_file: PathBuf::new(),
+            stream: "text-input".into(),
+            group: "weir".into(),
+            consumer: String::new(),
+            field: "payload".into(),
+            start: "0".into(),
+            block_ms: 1000,
+            timeout_ms: 5000,
+            claim_idle_ms: 30_000,
+            deliveries_max: 5,
+        }
+    }
+}
+
+/// A stream of Redis as a sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisSink {
+    /// The server, `redis://[user@]host:port/database`.
+    pub url: String,
+    /// A file with the password.
+    pub password_file: PathBuf,
+    /// The key of the stream.
+    pub stream: String,
+    /// The field of an entry that is the result; headers are further fields.
+    pub field: String,
+    /// Entries kept, approximately; 0: all.
+    pub entries_max: u64,
+    /// Timeout of a connection attempt or a command, ms.
+    pub timeout_ms: u64,
+}
+
+impl Default for RedisSink {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            password_file: PathBuf::new(),
+            stream: "sentiment-output".into(),
+            field: "payload".into(),
+            entries_max: 0,
+            timeout_ms: 5000,
+        }
+    }
+}
+
+/// Checks the adapters of a configuration.
+pub(crate) fn check(adapters: &[Adapter]) -> Result<(), String> {
+    let mut names = std::collections::BTreeSet::new();
+    for adapter in adapters {
+        let name = &adapter.name;
+        let is_name = !name.is_empty() && name.len() <= 64;
+        if !is_name || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
+            return Err(format!("adapter.name `{name}` must be 1 to 64 letters, digits, `-` or `_`"));
+        }
+        if !names.insert(name) {
+            return Err(format!("adapter.name `{name}` is used twice"));
+        }
+        let positive = [
+            ("in_flight_max", u64::from(adapter.in_flight_max)),
+            ("retry_max_attempts", u64::from(adapter.retry_max_attempts)),
+            ("top_k", u64::from(adapter.top_k)),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("adapter.{key} of `{name}` must be at least 1"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! Adapter components: records of a driver in, results out. Each call has an instance and a store of its own, on a task of its own,
+//! so that an adapter that traps ends alone.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+use wasmtime::component::{
+    Accessor, Component, Destination, HasSelf, Linker, ResourceTable, Source, StreamConsumer, StreamProducer,
+    StreamReader, StreamResult, VecBuffer,
+};
+use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use weir_core::adapter as core;
+
+use crate::bindings::adapter::AdapterExportsPre;
+use crate::bindings::adapter::exports::weir::stream::adapter as wire;
+use crate::bindings::gateway::weir::stream::infer;
+use crate::components::code::{self, ComponentError};
+use crate::components::guest_log::GuestLog;
+use crate::components::limits::limits;
+use crate::inference::call::CallOpener;
+use crate::start::{Builtin, component_source};
+
+/// Most records written to an instance at once.
+const TRANSFER_MAX: usize = 64;
+/// Results that wait for their reader.
+const RESULTS_MAX: usize = 256;
+
+/// Opens calls of adapter components; cheap to clone.
+#[derive(Clone)]
+pub struct Adapters {
+    engine: Engine,
+    calls: CallOpener,
+    builtin: Option<&'static [u8]>,
+    memory_bytes_max: u64,
+}
+
+/// Why a call of an adapter component cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// The component cannot be used.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// The component imports an interface that this host does not provide, or lacks an export.
+    #[error("the adapter component does not fit this host: {0:#}")]
+    Link(wasmtime::Error),
+    /// The component refuses its configuration.
+    #[error("the configuration of the adapter is invalid: {0}")]
+    Config(String),
+    /// The instance ended before it gave an answer.
+    #[error("the adapter component has ended: {0}")]
+    Ended(String),
+}
+
+/// A linked adapter component, of which instances are made; cheap to clone.
+#[derive(Clone)]
+pub struct AdapterComponent {
+    pre: AdapterExportsPre<AdapterState>,
+    adapters: Adapters,
+}
+
+/// A call of an adapter component.
+pub struct AdapterCall {
+    /// Takes records; dropping it ends them.
+    pub records: mpsc::Sender<core::SourceRecord>,
+    /// The results. They end when every record is complete, or when the instance is lost.
+    pub results: mpsc::Receiver<core::ResultRecord>,
+    /// Dropping it ends the instance.
+    pub instance: AdapterInstance,
+}
+
+/// The instance of a call.
+pub struct AdapterInstance(AbortOnDropHandle<Result<(), String>>);
+
+impl AdapterInstance {
+    /// Waits for its end, which follows that of the results. Returns why the results have ended; `None` if the component has ended
+    /// them.
+    pub async fn ended(self) -> Option<String> {
+        match self.0.await {
+            Ok(ended) => ended.err(),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
+impl Adapters {
+    pub(crate) fn new(engine: &Engine, calls: &CallOpener, builtin: Builtin, memory_bytes_max: u64) -> Self {
+        Self { engine: engine.clone(), calls: calls.clone(), builtin: builtin.adapter, memory_bytes_max }
+    }
+
+    /// Loads and links the component of a file, or the built-in one if the path is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Component`], [`AdapterError::Link`]
+    pub fn load(&self, file: &Path) -> Result<AdapterComponent, AdapterError> {
+        let source = component_source("adapter", file, self.builtin)?;
+        let component = code::load(&self.engine, &source)?;
+        let pre = self.link(&component).map_err(AdapterError::Link)?;
+        Ok(AdapterComponent { pre, adapters: self.clone() })
+    }
+
+    fn link(&self, component: &Component) -> wasmtime::Result<AdapterExportsPre<AdapterState>> {
+        let mut linker = Linker::<AdapterState>::new(&self.engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        infer::add_to_linker::<_, HasSelf<AdapterState>>(&mut linker, |state| state)?;
+        AdapterExportsPre::new(linker.instantiate_pre(component)?)
+    }
+}
+
+impl AdapterComponent {
+    /// Starts an instance with a configuration, for the adapter `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::Config`], [`AdapterError::Ended`]
+    pub async fn open(&self, name: &str, config: String) -> Result<AdapterCall, AdapterError> {
+        let (records, from_driver) = mpsc::channel(TRANSFER_MAX);
+        let (to_driver, results) = mpsc::channel(RESULTS_MAX);
+        let (started, start) = tokio::sync::oneshot::channel();
+        let run = run(self.clone(), name.to_owned(), config, from_driver, to_driver, started);
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { run.await.map_err(|error| format!("{error:#}")) }));
+        match start.await {
+            Ok(Ok(())) => Ok(AdapterCall { records, results, instance: AdapterInstance(task) }),
+            Ok(Err(reason)) => Err(AdapterError::Config(reason)),
+            Err(_) => {
+                let reason = match task.await {
+                    Ok(ended) => ended.err().unwrap_or_else(|| "it gave no answer".to_owned()),
+                    Err(error) => error.to_string(),
+                };
+                Err(AdapterError::Ended(reason))
+            }
+        }
+    }
+}
+
+/// One instance from its start to its end.
+async fn run(
+    component: AdapterComponent,
+    name: String,
+    config: String,
+    records: mpsc::Receiver<core::SourceRecord>,
+    results: mpsc::Sender<core::ResultRecord>,
+    started: tokio::sync::oneshot::Sender<Result<(), String>>,
+) -> wasmtime::Result<()> {
+    let adapters = &component.adapters;
+    let mut wasi = WasiCtx::builder();
+    wasi.stderr(GuestLog::adapter(&name));
+    let state = AdapterState {
+        table: ResourceTable::new(),
+        wasi: wasi.build(),
+        limits: limits(adapters.memory_bytes_max),
+        calls: adapters.calls.clone(),
+    };
+    let mut store = Store::new(&adapters.engine, state);
+    store.limiter(|state| &mut state.limits);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_async_yield_and_update(1);
+    let instance = component.pre.instantiate_async(&mut store).await?;
+    let ended = Arc::new(Notify::new());
+    let call = async |accessor: &Accessor<AdapterState>| {
+        let records = accessor.with(|access| StreamReader::new(access, Records(records)))?;
+        let answer = instance.weir_stream_adapter().call_run(accessor, config, records).await?;
+        let outcomes = match answer {
+            Ok(outcomes) => outcomes,
+            Err(wire::StartFailure::InvalidConfig(reason)) => {
+                let _ = started.send(Err(reason));
+                return wasmtime::Result::Ok(());
+            }
+        };
+        let consumer = Results { results: Some(results), pending: None, _ended: NotifyOnDrop(ended.clone()) };
+        accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
+        // The caller may be gone.
+        let _ = started.send(Ok(()));
+        ended.notified().await;
+        Ok(())
+    };
+    store.run_concurrent(call).await?
+}
+
+/// The data of an adapter instance's store.
+pub(crate) struct AdapterState {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    limits: StoreLimits,
+    pub(crate) calls: CallOpener,
+}
+
+impl WasiView for AdapterState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Writes the records of a driver to the instance.
+struct Records(mpsc::Receiver<core::SourceRecord>);
+
+impl<D> StreamProducer<D> for Records {
+    type Item = wire::SourceRecord;
+    type Buffer = VecBuffer<wire::SourceRecord>;
+
+    fn poll_produce<'a>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut store: StoreContextMut<'a, D>,
+        mut destination: Destination<'a, wire::SourceRecord, VecBuffer<wire::SourceRecord>>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        let room = destination.remaining(&mut store).unwrap_or(TRANSFER_MAX);
+        if room == 0 {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let mut records = Vec::new();
+        match self.0.poll_recv_many(cx, &mut records, room) {
+            Poll::Ready(0) => Poll::Ready(Ok(StreamResult::Dropped)),
+            Poll::Ready(_) => {
+                destination.set_buffer(records.into_iter().map(source_record).collect::<Vec<_>>().into());
+                Poll::Ready(Ok(StreamResult::Completed))
+            }
+            Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Sends the results of the instance to the driver.
+struct Results {
+    results: Option<mpsc::Sender<core::ResultRecord>>,
+    pending: Option<Pending>,
+    _ended: NotifyOnDrop,
+}
+
+/// Waits for room for one result.
+type Pending = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<core::ResultRecord>, ()>> + Send>>;
+
+struct NotifyOnDrop(Arc<Notify>);
+
+impl Drop for NotifyOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl<D> StreamConsumer<D> for Results {
+    type Item = wire::ResultRecord;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut store: StoreContextMut<D>,
+        mut source: Source<'_, wire::ResultRecord>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        let offered = source.remaining(&mut store);
+        if offered == 0 {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        let Some(results) = self.results.clone() else { return Poll::Ready(Ok(StreamResult::Dropped)) };
+        // Room first, results second: what does not fit stays with the instance.
+        let pending = self.pending.get_or_insert_with(|| {
+            let results = results.clone();
+            Box::pin(async move { results.reserve_owned().await.map_err(|_| ()) })
+        });
+        let permit = match pending.as_mut().poll(cx) {
+            Poll::Ready(Ok(permit)) => permit,
+            Poll::Ready(Err(())) => {
+                self.results = None;
+                return Poll::Ready(Ok(StreamResult::Dropped));
+            }
+            Poll::Pending if finish => {
+                self.pending = None;
+                return Poll::Ready(Ok(StreamResult::Cancelled));
+            }
+            Poll::Pending => return Poll::Pending,
+        };
+        self.pending = None;
+        let more = (offered - 1).min(results.capacity());
+        let mut read = Vec::with_capacity(1 + more);
+        source.read(&mut store, &mut read)?;
+        let mut read = read.into_iter().map(result_record);
+        if let Some(first) = read.next() {
+            permit.send(first);
+        }
+        for result in read {
+            // This is the only sender, so the room that was counted is there; the reader may be gone.
+            let _ = results.try_send(result);
+        }
+        Poll::Ready(Ok(StreamResult::Completed))
+    }
+}
+
+fn source_record(record: core::SourceRecord) -> wire::SourceRecord {
+    let core::SourceRecord { payload, key, headers, origin, position } = record;
+    let header = |core::Header { name, value }| wire::Header { name, value };
+    wire::SourceRecord {
+        payload,
+        key,
+        headers: headers.into_iter().map(header).collect(),
+        origin,
+        position: wire::Position { partition: position.partition, offset: position.offset },
+    }
+}
+
+fn result_record(record: wire::ResultRecord) -> core::ResultRecord {
+    let wire::ResultRecord { payload, key, headers, destination, origin, completes } = record;
+    let header = |wire::Header { name, value }| core::Header { name, value };
+    let position = |position: wire::Position| core::Position { partition: position.partition, offset: position.offset };
+    core::ResultRecord {
+        payload,
+        key,
+        headers: headers.into_iter().map(header).collect(),
+        destination: match destination {
+            wire::Destination::Output => core::Destination::Output,
+            wire::Destination::Error => core::Destination::Error,
+            wire::Destination::None => core::Destination::None,
+        },
+        origin,
+        completes: completes.into_iter().map(position).collect(),
+    }
+}

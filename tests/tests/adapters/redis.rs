@@ -1,0 +1,65 @@
+//! `weir stream redis` with a real server.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use weir_tests::redis::Redis;
+use weir_tests::{PATIENCE, until};
+
+use super::stub_stream;
+
+/// Runs a command of Redis; returns the answer as it is on the wire.
+fn command(redis: &Redis, words: &[&str]) -> Result<String> {
+    redis.command(words)
+}
+
+/// Processes of two consumers are killed at random: every entry has a result, and none is left.
+#[tokio::test]
+async fn killed_processes_lose_no_entry() -> Result<()> {
+    let redis = Redis::start()?;
+    until("up", || async { Ok(command(&redis, &["PING"]).is_ok()) }).await?;
+    let count = 400;
+    for id in 0..count {
+        let payload = format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}");
+        command(&redis, &["XADD", "text-input", "*", "payload", &payload])?;
+    }
+    let url = redis.url();
+    let start = |consumer: &str| -> Result<std::process::Child> {
+        let arguments = ["redis", "--url", &url, "--consumer", consumer, "--quiet", "--in-flight", "16"];
+        Ok(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    };
+    let length = |stream: &str| -> Result<usize> {
+        Ok(command(&redis, &["XLEN", stream])?.trim_start_matches(':').trim().parse()?)
+    };
+    for round in 0..6 {
+        let before = length("sentiment-output")?;
+        let mut child = start("one")?;
+        let began = Instant::now();
+        while length("sentiment-output")? <= before && before < count {
+            ensure!(began.elapsed() < PATIENCE, "it writes nothing in round {round}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill()?;
+        child.wait()?;
+    }
+    let mut child = start("one")?;
+    let pending = || -> Result<bool> {
+        let pending = command(&redis, &["XPENDING", "text-input", "weir"])?;
+        let groups = command(&redis, &["XINFO", "GROUPS", "text-input"])?;
+        Ok(pending.contains(":0\r\n") && groups.replace("\r\n", " ").contains("lag :0"))
+    };
+    until("acknowledged", || async { pending() }).await?;
+    // It ends as it should at a signal.
+    std::process::Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status()?;
+    ensure!(child.wait()?.success(), "it did not end well");
+    let written = command(&redis, &["XRANGE", "sentiment-output", "-", "+"])?;
+    let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+    for line in written.lines().filter(|line| line.starts_with("{\"id\":")) {
+        let result: serde_json::Value = serde_json::from_str(line)?;
+        *times.entry(usize::try_from(result["id"].as_u64().unwrap_or(u64::MAX))?).or_default() += 1;
+    }
+    ensure!(times.len() == count, "{} of {count} entries have a result", times.len());
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! `[[adapter]]` tables inside of `weir serve`.
+
+use anyhow::{Result, ensure};
+use weir_tests::{Server, until};
+
+use super::path;
+
+/// Three adapters at once beside HTTP: each has its own results, and one that fails is alone.
+#[tokio::test]
+async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut config = String::new();
+    for name in ["one", "two"] {
+        let text: String =
+            (0..500).map(|id| format!("{{\"text\":\"I love {name} {id}\",\"id\":\"{name}-{id}\"}}\n")).collect();
+        std::fs::write(dir.path().join(format!("{name}.ndjson")), text)?;
+        config += &format!(
+            "[[adapter]]\nname = '{name}'\nformat = 'ndjson'\n[adapter.source]\nkind = 'file'\npaths = ['{}']\n[adapter.sink]\nkind = 'file'\npath = '{}'\n",
+            path(dir.path(), &format!("{name}.ndjson")),
+            path(dir.path(), &format!("{name}.out")),
+        );
+    }
+    config += "[[adapter]]\nname = 'broken'\nreconnect_delay_ms = 20\n[adapter.source]\nkind = 'redis'\nurl = 'redis://127.0.0.1:1/0'\n[adapter.sink]\nkind = 'stdout'\n";
+    let file = path(dir.path(), "weir.toml");
+    std::fs::write(&file, config)?;
+    let mut server = Server::start_stub(&["--config", &file]).await?;
+    for name in ["one", "two"] {
+        let out = path(dir.path(), &format!("{name}.out"));
+        let read = || std::fs::read_to_string(&out).unwrap_or_default();
+        until("written", || async { Ok(read().lines().count() == 500) }).await?;
+        let foreign = read().lines().filter(|line| !line.contains(&format!("\"id\":\"{name}-"))).count();
+        ensure!(foreign == 0, "{name} has {foreign} results of another adapter");
+    }
+    until("counted", || async { Ok(server.metric("weir_adapter_results_total").await? >= 1000.0) }).await?;
+    until("tried again", || async { Ok(server.metric("weir_adapter_reconnects_total").await? >= 2.0) }).await?;
+    server.signal("TERM")?;
+    let status = server.wait().await?;
+    ensure!(status.success(), "{status}: {}", server.log());
+    ensure!(server.log().contains("the adapter connects again"), "{}", server.log());
+    Ok(())
+}
+
+#[test]
+fn wrong_table_stops_the_start_with_its_reason() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = path(dir.path(), "weir.toml");
+    for (table, says) in [
+        ("[[adapter]]\nname = 'a b'\n", "adapter.name `a b`"),
+        ("[[adapter]]\nname = 'a'\n[[adapter]]\nname = 'a'\n", "is used twice"),
+        ("[[adapter]]\nname = 'a'\nformat = 'avro'\n", "format `avro` is not decoded here"),
+        ("[[adapter]]\nname = 'a'\n[adapter.source]\nkind = 'mqtt'\n", "mqtt"),
+        ("[[adapter]]\nname = 'a'\n[adapter.source]\nkind = 'redis'\nurll = ''\n", "urll"),
+    ] {
+        std::fs::write(&file, table)?;
+        let mut command = std::process::Command::new(weir_tests::weir()?);
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--config", &file])
+            .arg("--models-dir")
+            .arg(weir_tests::models());
+        let output = command.output()?;
+        let said = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(2) && said.contains(says), "{table}: {said}");
+    }
+    Ok(())
+}

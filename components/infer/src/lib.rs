@@ -2,7 +2,7 @@
 //!
 //! Read in this order:
 //! - [`config`]: the configuration in a model directory.
-//! - [`tokenize`]: texts into sequences of token ids.
+//! - [`tokenize`]: texts into sequences of token ids; `wordpiece`: the same in one pass, for most texts of BERT's tokenizer.
 //! - [`settings`]: what the host says about its engine.
 //! - [`sentences`]: texts into sentences.
 //! - [`job`]: one item as sequences to compute, and their results as one outcome; [`classify`], [`entities`], [`embed`] and [`summarize`]
@@ -36,6 +36,7 @@ pub mod settings;
 pub mod summarize;
 pub mod tokenize;
 pub mod windows;
+mod wordpiece;
 
 #[cfg(target_arch = "wasm32")]
 mod graph;

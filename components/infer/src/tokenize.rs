@@ -7,6 +7,7 @@
 use crate::code_points::CodePoints;
 use crate::config::ModelConfig;
 use crate::windows::{self, Boundary};
+use crate::wordpiece::{Pieces, WordPiece};
 use std::ops::Range;
 use thiserror::Error;
 use tokenizers::tokenizer::{Decoder, PostProcessor};
@@ -76,6 +77,53 @@ pub struct ModelTokenizer {
     pad_type_id: u32,
     unk_id: Option<u32>,
     marks_subwords: bool,
+    /// For single texts, where the tokenizer is of that kind.
+    word_piece: Option<(WordPiece, Frame)>,
+}
+
+/// What the post-processor puts around the tokens of a single text.
+struct Frame {
+    /// Ids and token types.
+    before: Vec<(u32, u32)>,
+    after: Vec<(u32, u32)>,
+    /// The token type of the text.
+    type_id: u32,
+}
+
+impl Frame {
+    /// From the sequence of a text of one token; none where the post-processor does more than to put tokens around it.
+    fn of(sequence: &Sequence) -> Option<Self> {
+        let at = sequence.special.iter().position(|special| !special)?;
+        let tokens: Vec<(u32, u32)> = sequence.ids.iter().copied().zip(sequence.types.iter().copied()).collect();
+        let (before, rest) = tokens.split_at(at);
+        let (&(_, type_id), after) = rest.split_first()?;
+        let is_plain = sequence.special[at + 1..].iter().all(|special| *special);
+        is_plain.then(|| Self { before: before.to_vec(), after: after.to_vec(), type_id })
+    }
+
+    /// Tokens as a sequence.
+    fn sequence(&self, ids: &[u32], offsets: &[(usize, usize)]) -> Sequence {
+        let Self { before, after, type_id } = self;
+        let around = || before.iter().chain(after);
+        let total = ids.len() + around().count();
+        let mut sequence = Sequence {
+            ids: Vec::with_capacity(total),
+            types: vec![*type_id; total],
+            offsets: Vec::with_capacity(total),
+            special: vec![true; total],
+        };
+        let (start, end) = (before.len(), before.len() + ids.len());
+        sequence.ids.extend(before.iter().map(|(id, _)| id));
+        sequence.ids.extend_from_slice(ids);
+        sequence.ids.extend(after.iter().map(|(id, _)| id));
+        sequence.types.iter_mut().zip(before).for_each(|(to, (_, type_id))| *to = *type_id);
+        sequence.types[end..].iter_mut().zip(after).for_each(|(to, (_, type_id))| *to = *type_id);
+        sequence.offsets.resize(start, (0, 0));
+        sequence.offsets.extend_from_slice(offsets);
+        sequence.offsets.resize(total, (0, 0));
+        sequence.special[start..end].fill(false);
+        sequence
+    }
 }
 
 impl ModelTokenizer {
@@ -101,15 +149,39 @@ impl ModelTokenizer {
         let marks_subwords = prefix.is_some_and(|prefix| !prefix.is_empty());
         let pad_id = padding.map(|(id, _)| id).or_else(|| named(&config.pad_token)).or(config.pad_id).unwrap_or(0);
         let unk_id = if config.unk_token.is_some() { named(&config.unk_token) } else { named(&unk_of_model) };
-        Ok(Self {
+        let mut parsed = Self {
             tokens_max: config.tokens_max,
             pad_id,
             pad_type_id: padding.map_or(0, |(_, type_id)| type_id),
             unk_id,
             marks_subwords,
             post_processor,
+            word_piece: None,
             tokenizer,
-        })
+        };
+        if let Some(word_piece) = WordPiece::of(&parsed.tokenizer) {
+            // A text of one token: the first of the vocabulary.
+            let token = parsed.token(0);
+            let one = Encoding::new(
+                vec![0],
+                vec![0],
+                vec![token],
+                vec![None],
+                vec![(0, 1)],
+                vec![0],
+                vec![1],
+                Vec::new(),
+                Default::default(),
+            );
+            parsed.word_piece = Frame::of(&parsed.finish(one, None)?).map(|frame| (word_piece, frame));
+        }
+        Ok(parsed)
+    }
+
+    /// The bare tokens of a single text, where they are found in one pass, and what is put around them.
+    fn pieces(&self, text: &str) -> Option<(Pieces, &Frame)> {
+        let (word_piece, frame) = self.word_piece.as_ref()?;
+        Some((word_piece.pieces(text)?, frame))
     }
 
     /// The id that fills a sequence up to the longest of its batch.
@@ -148,6 +220,17 @@ impl ModelTokenizer {
     /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off at the side that `keep` leaves: of a
     /// pair, from the longer text first.
     pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: TruncationSide) -> Result<Tokenized, TokenizeError> {
+        if pair.is_none()
+            && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
+        {
+            let cut = ids.len().saturating_sub(self.room());
+            let kept = match keep {
+                TruncationSide::Beginning => 0..ids.len() - cut,
+                TruncationSide::End => cut..ids.len(),
+            };
+            let sequence = frame.sequence(&ids[kept.clone()], &offsets[kept]);
+            return Ok(Tokenized { sequence, tokens_total: ids.len() + self.added_tokens(false) });
+        }
         let text = self.bare(text)?;
         let pair = pair.map(|pair| self.bare(pair)).transpose()?;
         let added = self.added_tokens(pair.is_some());
@@ -167,6 +250,11 @@ impl ModelTokenizer {
     /// A text as one sequence or, when it is over the model's maximum, as windows that overlap by `stride` tokens and are cut between
     /// words. Each with its range among the tokens of the text.
     pub fn tokenize_windows(&self, text: &str, stride: usize) -> Result<Vec<(Range<usize>, Sequence)>, TokenizeError> {
+        if let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
+            && ids.len() <= self.room()
+        {
+            return Ok(vec![(0..ids.len(), frame.sequence(&ids, &offsets))]);
+        }
         let bare = self.bare(text)?;
         if bare.len() <= self.room() {
             return Ok(vec![(0..bare.len(), self.finish(bare, None)?)]);
@@ -210,6 +298,9 @@ impl ModelTokenizer {
 
     /// How many tokens a text has, without special tokens.
     pub fn count(&self, text: &str) -> Result<usize, TokenizeError> {
+        if let Some((pieces, _)) = self.pieces(text) {
+            return Ok(pieces.ids.len());
+        }
         Ok(self.tokenizer.encode_fast(text, false).map_err(TokenizeError::Encode)?.len())
     }
 

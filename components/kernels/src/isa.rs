@@ -37,6 +37,14 @@ enum Kind {
     Wasm(Wasm),
 }
 
+impl PartialEq for Isa {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Isa {}
+
 /// Evaluates an expression with the instruction set in scope.
 macro_rules! with_simd {
     ($kind:expr, $simd:ident => $value:expr) => {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use weir_nn::model::{self, Progress, Report};
-use weir_nn::{EngineChoice, Selection};
+use weir_nn::{EngineChoice, Isa, RegistryConfig, Selection};
 
 use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
 
@@ -29,11 +29,20 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// How graphs are loaded: on the instruction set that `models.isa` names in the environment.
+fn registry_config() -> anyhow::Result<RegistryConfig> {
+    let isa = match std::env::var("WEIR_MODELS_ISA") {
+        Ok(name) if name != "auto" => name.parse::<Isa>().context("WEIR_MODELS_ISA")?,
+        _ => Isa::best(),
+    };
+    Ok(RegistryConfig { isa, ..RegistryConfig::default() })
+}
+
 const NO_FOLDER: &str = "there is no folder `models` beside the program: give one with --models-dir";
 
 fn list(root: &Path) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
-    let listed = model::list(root)?;
+    let listed = model::list(root, &registry_config()?)?;
     let width = listed.iter().map(|listed| listed.name.len()).max().unwrap_or(0);
     let mut code = ExitCode::SUCCESS;
     for listed in listed {
@@ -61,11 +70,11 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// The engine and the precision, and why.
+/// The engine and the precision, and why; the instruction set.
 fn engine_of(selection: &Selection) -> String {
     let Selection { engine, reason, precision_reason, .. } = selection;
-    match selection.precision {
-        Some(precision) => format!("{engine} ({reason}) in {precision} ({precision_reason})"),
+    match selection.precision.zip(selection.isa) {
+        Some((precision, isa)) => format!("{engine} ({reason}) in {precision} ({precision_reason}) on {isa}"),
         None => format!("{engine} ({reason})"),
     }
 }
@@ -76,22 +85,23 @@ fn check(
     engine: EngineChoice,
     texts: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
+    let config = registry_config()?;
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
-        dirs = model::list(root)?.into_iter().map(|listed| root.join(listed.name)).collect();
+        dirs = model::list(root, &config)?.into_iter().map(|listed| root.join(listed.name)).collect();
         if dirs.is_empty() {
             bail!("{} has no models", root.display());
         }
     }
     let mut out = std::io::stdout().lock();
     if let Some(texts) = texts {
-        precision::check(&mut out, &dirs, texts)?;
+        precision::check(&mut out, &dirs, texts, &config)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;
     for dir in dirs {
-        match model::check(&dir, engine) {
+        match model::check(&dir, engine, &config) {
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
                 let root = root.unwrap_or(Path::new("."));
@@ -110,7 +120,8 @@ fn check(
 
 /// The names of the models in a folder, and the one that was probably meant, for a message about a name that is not among them.
 pub(crate) fn names_in(root: &Path, name: &str) -> String {
-    let names: Vec<String> = model::list(root).into_iter().flatten().map(|listed| listed.name).collect();
+    let names: Vec<String> =
+        model::list(root, &RegistryConfig::default()).into_iter().flatten().map(|listed| listed.name).collect();
     let meant = weir_config::suggest(name, names.iter().map(String::as_str));
     let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
     if names.is_empty() { "no models".to_owned() } else { format!("{}{meant}", names.join(", ")) }

@@ -137,6 +137,9 @@ pub struct Models {
     /// `int8` for classifiers whose weights are stored so, as the models for sentiment and entities that ship, and for all others `bf16`
     /// where the processor has an instruction for it, else `f32`. `weir models check --precision` measures what each changes on your texts.
     pub precision: String,
+    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to compute what a machine
+    /// without the others would: `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon` or `portable`.
+    pub isa: String,
     /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
     pub plans_max: u32,
     /// Largest tensor a component may pass, bytes.
@@ -151,6 +154,7 @@ impl Default for Models {
             replicas: 0,
             engine: "auto".into(),
             precision: "auto".into(),
+            isa: "auto".into(),
             plans_max: 32,
             tensor_bytes_max: 64 << 20,
         }

@@ -21,7 +21,12 @@ impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BodyError>> + 
 /// The body of a response.
 pub(crate) enum ResponseBody {
     /// The gateway's stream.
-    Streamed { body: Box<gateway::ResponseBody>, _open: Option<OpenRequest> },
+    Streamed {
+        body: Box<gateway::ResponseBody>,
+        /// What was read of it before its head was sent.
+        first: Option<Result<Frame<Bytes>, BodyError>>,
+        _open: Option<OpenRequest>,
+    },
     /// Bytes of the host.
     Full { body: Full<Bytes>, _permit: Option<Permit> },
     /// Events for a subscriber.
@@ -46,7 +51,14 @@ impl ResponseBody {
     }
 
     pub(crate) fn streamed(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
-        Self::Streamed { body: Box::new(body), _open: open }
+        Self::Streamed { body: Box::new(body), first: None, _open: open }
+    }
+
+    /// As [`ResponseBody::streamed`], once its first bytes are there: head and body of a short response then leave in one write.
+    pub(crate) async fn begun(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
+        let mut body = Box::new(body);
+        let first = std::future::poll_fn(|cx| Pin::new(body.as_mut()).poll_frame(cx)).await;
+        Self::Streamed { body, first, _open: open }
     }
 
     pub(crate) fn held(first: Bytes, feed: Feed) -> Self {
@@ -74,7 +86,10 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Self::Streamed { body, .. } => Pin::new(body.as_mut()).poll_frame(cx),
+            Self::Streamed { body, first, .. } => match first.take() {
+                Some(first) => Poll::Ready(Some(first)),
+                None => Pin::new(body.as_mut()).poll_frame(cx),
+            },
             Self::Full { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Held(body) => body.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
@@ -82,7 +97,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Streamed { body, .. } => body.is_end_stream(),
+            Self::Streamed { body, first, .. } => first.is_none() && body.is_end_stream(),
             Self::Full { body, .. } => body.is_end_stream(),
             Self::Held(body) => body.first.is_none() && body.feed.is_none(),
         }
@@ -90,6 +105,8 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            // Known from the head where the first bytes were read.
+            Self::Streamed { first: Some(_), .. } => SizeHint::default(),
             Self::Streamed { body, .. } => body.size_hint(),
             Self::Full { body, .. } => body.size_hint(),
             Self::Held(_) => SizeHint::default(),

@@ -14,6 +14,7 @@ use weir_codec::http::problem::Problem;
 use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
+use weir_runtime::stages::{self, Stage};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH};
@@ -45,6 +46,7 @@ pub(crate) async fn handle<B: RequestBody>(
     client: u64,
 ) -> EdgeResponse {
     let started = Instant::now();
+    stages::mark(Stage::Head);
     hold::strip(request.headers_mut());
     let method = request.method().clone();
     let id = request_id::of(request.headers(), || state.new_request_id());
@@ -60,6 +62,7 @@ pub(crate) async fn handle<B: RequestBody>(
         Ok(()) => route(state, request, &cors, source).await,
         Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
     };
+    stages::mark(Stage::Answered);
     head_checks::add_cors_headers(response.headers_mut(), &cors);
     let status = response.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
@@ -173,7 +176,7 @@ async fn forward<B: RequestBody>(
     if handshake::is_handshake(&request) {
         return open_websocket(state, request, open, source).await;
     }
-    let is_get = request.method() == Method::GET;
+    let (is_get, is_head) = (request.method() == Method::GET, request.method() == Method::HEAD);
     // Lines in both directions, in place of a WebSocket. The gateway matches routes by the normal form of the path.
     let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| RouteMatch::is_socket(&path));
     let gzip = state.gzip && gzip::is_accepted(request.headers());
@@ -188,7 +191,14 @@ async fn forward<B: RequestBody>(
                 Ok(Some(instruction)) if is_get => {
                     hold_stream(state, instruction, gzip, (head, body), open, source).await
                 }
-                Ok(_) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::streamed(body, open))),
+                Ok(_) => {
+                    let body = match head.headers.contains_key(CONTENT_LENGTH) && !is_head {
+                        true => ResponseBody::begun(body, open).await,
+                        // A stream begins with its head.
+                        false => ResponseBody::streamed(body, open),
+                    };
+                    EdgeResponse::Http(Response::from_parts(head, body))
+                }
                 Err(error) => invalid_hold(&error, source),
             }
         }

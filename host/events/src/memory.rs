@@ -117,6 +117,11 @@ impl Memory {
         Usage { state_bytes: values.bytes().total(), claims: lock(&self.claims).len() }
     }
 
+    /// Whether there is nothing that could expire; leases are not counted, since their owners ask for them.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hub.len() == 0 && lock(&self.claims).len() == 0 && lock(&self.values).is_empty()
+    }
+
     pub(crate) fn sweep(&self) {
         self.hub.sweep_records(self.clock.now_ms(), self.config.retention.age_ms_max);
         lock(&self.claims).expire(&self.clock);

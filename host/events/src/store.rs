@@ -490,10 +490,14 @@ fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
+/// Intervals between sweeps of a store in memory that has no data, so that an idle process sleeps. Reads do not depend on sweeps.
+const EMPTY_INTERVALS: u32 = 5;
+
 /// Removes expired data periodically, until the store is dropped.
 async fn sweep(store: Weak<Inner>, every: Duration) {
+    let mut pause = every;
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(pause).await;
         let Some(inner) = store.upgrade() else { return };
         inner.hub.sweep(inner.clock.now_ms());
         match &inner.kind {
@@ -501,5 +505,7 @@ async fn sweep(store: Weak<Inner>, every: Duration) {
             Kind::Disk(disk) => disk.sweep().await,
             Kind::Redis(redis) => redis.sweep().await,
         }
+        let is_empty = matches!(&inner.kind, Kind::Memory(memory) if memory.is_empty());
+        pause = if is_empty { every * EMPTY_INTERVALS } else { every };
     }
 }

@@ -1,7 +1,7 @@
 //! Measures a graph in a bare loop, on either engine: the ceiling that a server around it is compared with.
 //!
 //! ```text
-//! cargo run --release -p weir-nn --example measure -- MODEL [--engine ENGINE] [--threads N] [--texts FILE | --shapes]
+//! cargo run --release -p weir-nn --example measure -- MODEL [--engine ENGINE] [--precision PRECISION] [--threads N] [--texts FILE | --shapes]
 //! ```
 //!
 //! MODEL is a model's folder, or a graph in it (`model_packed.onnx`). Texts are computed in the best way that the graph allows:
@@ -23,7 +23,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use weir_nn::{Dimension, ElementType, Engine, EngineChoice, Graph, Registry, RegistryConfig, Tensor, TensorType};
+use weir_nn::{
+    Dimension, ElementType, Engine, EngineChoice, Graph, PrecisionChoice, Registry, RegistryConfig, Selection, Tensor,
+    TensorType,
+};
 
 /// Batch and tokens.
 const SHAPES: [(u32, u32); 6] = [(1, 16), (1, 32), (1, 128), (8, 16), (16, 32), (32, 16)];
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
     // RUST_LOG=weir_nn=debug shows where the time of loading goes.
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let mut path = None;
+    let mut precision = PrecisionChoice::Auto;
     let (mut engine, mut threads, mut texts, mut shapes) = (Engine::default(), 1usize, None, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -65,18 +69,29 @@ fn main() -> anyhow::Result<()> {
                 EngineChoice::Only(named) => engine = named,
                 EngineChoice::Auto => bail!("--engine takes builtin, tract or onnxruntime"),
             },
+            "--precision" => precision = value()?.parse()?,
             "--threads" => threads = value()?.parse()?,
             "--texts" => texts = Some(PathBuf::from(value()?)),
             "--shapes" => shapes = true,
             _ if !argument.starts_with('-') && path.is_none() => path = Some(PathBuf::from(argument)),
-            _ => bail!("usage: measure MODEL [--engine ENGINE] [--threads N] [--texts FILE | --shapes]"),
+            _ => bail!(
+                "usage: measure MODEL [--engine ENGINE] [--precision PRECISION] [--threads N] [--texts FILE | --shapes]"
+            ),
         }
     }
     let path = path.context("name a model's folder or graph")?;
     // A plan for every shape that comes, made while the loop warms up.
     let config = RegistryConfig { plan_after_uses: 1, plans_max: 64, ..RegistryConfig::default() };
     let (resident, started) = (resident_mib(), Instant::now());
-    let graph = Registry::new(config).insert_dir("measured", &path, engine)?;
+    let registry = Registry::new(config);
+    let graph = if engine == Engine::Builtin {
+        let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { &path };
+        let selection = Selection::of(folder, EngineChoice::Only(engine), precision, registry.config())?;
+        registry.insert_selection("measured", &selection)?;
+        registry.graph("measured")?
+    } else {
+        registry.insert_dir("measured", &path, engine)?
+    };
     let (ms, mib) = (started.elapsed().as_secs_f64() * 1e3, resident_mib() - resident);
     println!("{} with {engine}: loaded in {ms:.0} ms, {mib:.0} MiB resident", path.display());
     for info in graph.inputs().iter().chain(graph.outputs()) {

@@ -14,6 +14,7 @@ use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::{ErrorCode, NnError};
 use crate::graph::{Context, Graph};
 use crate::registry::Registry;
+use crate::stages;
 use crate::tensor::{Tensor, TensorType};
 
 mod generated {
@@ -276,7 +277,10 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         }
         let computed = match refused {
             Some(error) => Err(error),
-            None => self.table.get_mut(&handle)?.0.compute(tensors),
+            None => {
+                let context = &mut self.table.get_mut(&handle)?.0;
+                stages::compute(|| context.compute(tensors))
+            }
         };
         self.ctx.computed.fetch_add(1, Ordering::Relaxed);
         let bytes = |outputs: &[(String, Tensor)]| outputs.iter().map(|(_, output)| output.data.len()).sum();

@@ -4,6 +4,7 @@
 //! - [`Registry`]: graphs by name, each loaded once per process.
 //! - [`Graph`], [`Context`]: a loaded graph and what one caller computes with, whatever the [`Engine`].
 //! - [`NnCtx`], [`NnView`], [`add_to_linker`]: the interfaces of `wasi:nn@0.2.0-rc-2024-10-28` for wasmtime components.
+//! - [`stages`]: when an item passed the stages of its way.
 //! - [`model`]: models on disk in the Hugging Face layout, listed, checked and fetched.
 //!
 //! ```no_run
@@ -32,6 +33,7 @@ mod onnx;
 mod onnxruntime;
 mod registry;
 mod selection;
+pub mod stages;
 mod tensor;
 mod tract;
 mod wording;
@@ -46,7 +48,6 @@ pub mod safetensors {
 #[path = "../tests/graphs/mod.rs"]
 mod graphs;
 
-pub use builtin::processor_multiplies_bf16;
 pub use engine::{
     Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
     UnknownPrecision,
@@ -58,3 +59,4 @@ pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
 pub use selection::Selection;
 pub use tensor::{Tensor, TensorType};
+pub use weir_kernels::{Isa, UnknownIsa};

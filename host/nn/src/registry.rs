@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use weir_kernels::Isa;
+
 use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::LoadError;
 use crate::graph::{Graph, backend};
@@ -28,6 +30,8 @@ pub struct RegistryConfig {
     /// (`WEIR_ONNXRUNTIME`, `ORT_DYLIB_PATH`), in [`library_folders`](crate::library_folders) and where the system's loader
     /// does. A process loads it once: the first graph that needs it decides.
     pub onnxruntime: Option<PathBuf>,
+    /// The instruction set of the engine `builtin`.
+    pub isa: Isa,
     /// How many tensors, contexts, graphs and errors an instance may hold at once.
     pub resources_max: usize,
     /// How many bytes of tensors an instance may hold at once.
@@ -43,6 +47,7 @@ impl Default for RegistryConfig {
             plans_max: 32,
             plan_after_uses: 4,
             onnxruntime: None,
+            isa: Isa::best(),
             resources_max: 10_000,
             resource_bytes_max: 1 << 30,
         }
@@ -145,8 +150,10 @@ impl Registry {
         let file = onnx_file(&entry.path)?;
         let graph = Graph::load(name, GraphSource::File(&file), entry.engine, entry.precision, &self.config)?;
         let ms = started.elapsed().as_millis() as u64;
-        let precision = (entry.engine == Engine::Builtin).then(|| tracing::field::display(entry.precision));
-        tracing::info!(name, engine = %entry.engine, precision, ms, "graph loaded");
+        let builtin = entry.engine == Engine::Builtin;
+        let precision = builtin.then(|| tracing::field::display(entry.precision));
+        let isa = builtin.then(|| tracing::field::display(self.config.isa));
+        tracing::info!(name, engine = %entry.engine, precision, isa, ms, "graph loaded");
         tracing::debug!(name, file = %file.display(), "graph loaded from");
         Ok(Arc::new(graph))
     }

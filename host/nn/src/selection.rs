@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use weir_kernels::Isa;
+
 use crate::builtin::{self, SAFETENSORS};
 use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
@@ -20,6 +22,8 @@ pub struct Selection {
     pub file: PathBuf,
     /// What weights are multiplied in; none where the engine computes as the graph says.
     pub precision: Option<Precision>,
+    /// The instruction set of the engine `builtin`; none where another engine chooses its own.
+    pub isa: Option<Isa>,
     /// Whether the graph takes texts end to end; else it takes them padded.
     pub packed: bool,
     /// Why this engine, in one clause.
@@ -71,16 +75,17 @@ impl Selection {
             match builtin::recognize(&file, config) {
                 Ok(found) => {
                     let (precision, why) = match precision {
-                        PrecisionChoice::Auto => found.precision(),
-                        PrecisionChoice::Only(precision) => (precision, "as configured"),
+                        PrecisionChoice::Auto => found.precision(config.isa),
+                        PrecisionChoice::Only(precision) => (precision, "as configured".to_owned()),
                     };
                     return Ok(Self {
                         engine: Engine::Builtin,
                         file,
                         precision: Some(precision),
+                        isa: Some(config.isa),
                         packed: true,
                         reason: format!("{name}: {}", found.description),
-                        precision_reason: why.to_owned(),
+                        precision_reason: why,
                     });
                 }
                 Err(reason) => refusals.push(format!("{name}: {reason}")),
@@ -97,6 +102,7 @@ impl Selection {
         let packed = Some(path.join(PACKED)).filter(|file| engine.prefers_packed() && file.is_file());
         let is_packed = packed.is_some();
         let file = packed.map_or_else(|| onnx_file(path), Ok)?;
-        Ok(Self { engine, file, precision: None, packed: is_packed, reason, precision_reason: String::new() })
+        let (precision, isa) = (None, None);
+        Ok(Self { engine, file, precision, isa, packed: is_packed, reason, precision_reason: String::new() })
     }
 }

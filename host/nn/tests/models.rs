@@ -8,7 +8,7 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use graphs::Dt;
 use weir_nn::model::{ModelDir, check, list};
-use weir_nn::{Engine, EngineChoice};
+use weir_nn::{Engine, EngineChoice, RegistryConfig};
 
 const BERT: &str = r#"{"model_type":"bert","architectures":["BertForSequenceClassification"],
     "id2label":{"0":"negative","1":"neutral","2":"positive"},"max_position_embeddings":512,"pad_token_id":0}"#;
@@ -196,7 +196,7 @@ fn classifier(labels: i64, weight: f32) -> Vec<u8> {
 }
 
 fn checked(dir: &Path) -> String {
-    match check(dir, EngineChoice::Auto) {
+    match check(dir, EngineChoice::Auto, &RegistryConfig::default()) {
         Ok(report) => {
             let inputs: Vec<String> = report.inputs.iter().map(ToString::to_string).collect();
             format!("{} -> {:?}, {} bytes", inputs.join(", "), report.trial_dimensions, report.parameter_bytes)
@@ -250,27 +250,28 @@ fn list_has_each_model_or_its_error() {
             (".pull-x/config.json", BERT),
         ],
     );
-    let listed = list(root.path()).unwrap();
+    let listed = list(root.path(), &RegistryConfig::default()).unwrap();
     let shown: Vec<String> = listed.iter().map(|l| format!("{} {} {}", l.name, l.bytes, l.model.is_ok())).collect();
     assert_eq!(shown, ["bad 1 false".to_owned(), format!("good {} true", BERT.len() + 7)]);
     let good = listed[1].selection.as_ref().unwrap();
     assert_eq!((good.engine, good.packed), (Engine::Tract, false));
     assert_eq!(good.reason, "not builtin: there is neither model.safetensors nor model_packed.onnx");
     assert_eq!(listed[0].selection, None);
-    let error = list(&root.path().join("none")).unwrap_err().to_string();
+    let error = list(&root.path().join("none"), &RegistryConfig::default()).unwrap_err().to_string();
     assert!(error.ends_with("none: there is no such directory"), "{error}");
 }
 
 #[test]
 fn shipped_models_are_served_by_the_builtin_engine() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    for listed in list(&models).unwrap() {
+    for listed in list(&models, &RegistryConfig::default()).unwrap() {
         let selection = listed.selection.unwrap();
         assert_eq!((selection.engine, selection.packed), (Engine::Builtin, true), "{}", listed.name);
         assert!(selection.reason.starts_with("model_packed.onnx: an encoder of "), "{}", selection.reason);
-        let report = check(&models.join(&listed.name), EngineChoice::Auto).unwrap();
+        let report = check(&models.join(&listed.name), EngineChoice::Auto, &RegistryConfig::default()).unwrap();
         assert_eq!(report.selection, selection);
-        let tract = check(&models.join(&listed.name), EngineChoice::Only(Engine::Tract)).unwrap();
+        let tract =
+            check(&models.join(&listed.name), EngineChoice::Only(Engine::Tract), &RegistryConfig::default()).unwrap();
         assert_eq!((tract.selection.engine, tract.selection.reason.as_str()), (Engine::Tract, "as configured"));
         assert_eq!(tract.trial_dimensions, report.trial_dimensions);
     }

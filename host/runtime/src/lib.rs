@@ -11,6 +11,7 @@
 //! - [`generation`]: calls that generate text, and the instance of each language model.
 //! - [`components`]: wasmtime, and the instances of the gateway component and of steps.
 //! - `interfaces`: what the host provides to gateway instances, one file for each interface of `weir:stream`.
+//! - `sleeper`: a thread that sleeps while it has nothing to do.
 //! - `start`: the start from the configuration.
 //! - [`runtime`]: all of it as one value.
 //! - [`stream`]: the embedding API, texts in and results by callback.
@@ -34,6 +35,7 @@ pub mod generation;
 pub mod inference;
 mod interfaces;
 pub mod runtime;
+mod sleeper;
 mod start;
 pub mod stream;
 
@@ -45,3 +47,4 @@ pub use inference::call::{CallOpener, CallSender, Outcomes};
 pub use inference::pool::PoolStats;
 pub use runtime::Runtime;
 pub use start::{Builtin, StartError};
+pub use weir_nn::stages;

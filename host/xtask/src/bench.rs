@@ -1,11 +1,13 @@
 //! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
 //! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
-//! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
+//! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench path`: the stages of a request ([`path`]);
+//! `cargo xtask bench sessions`: transcripts ([`sessions`]).
 
 mod compare;
 mod engine;
 mod fanout;
 mod generate;
+mod path;
 mod sessions;
 
 use std::io::{BufRead, BufReader, Write};
@@ -25,7 +27,7 @@ use crate::{build, http, setup, sh};
 pub(crate) const USAGE: &str = "\
 Measures on this machine: the time from exec until `/readyz` is 200, from a request to its first and to its last event, and the
 lines per second of `weir run`. Prints medians. Then compares Weir with other servers (tests/bench) and writes
-tests/bench/RESULTS.md with its plots: about 25 minutes, and longer the first time, for their Python packages.
+tests/bench/RESULTS.md with its plots: about 35 minutes, and longer the first time, for their Python packages.
 
 `cargo xtask bench fanout` measures channels: the memory of 10,000 idle subscribers, and the time from publishing to receiving
 for 1,000, compared with nginx and nchan (from Debian, fetched and unpacked under target), and writes tests/bench/FANOUT.md:
@@ -41,9 +43,13 @@ tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round).
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
 --as-built.
 
+`cargo xtask bench path` prints where the microseconds of a request go, stage by stage, and the processor time outside of the engine for
+each request and each item of a stream, on one core and on all: about a minute. It takes --quick, --as-built and -- OPTIONS of the
+example `path` of host/edge (--texts FILE, --set KEY=VALUE).
+
 Options:
   --rounds N     number of measurements (default 5)
-  --quick        a small subset of the comparison: less than three minutes
+  --quick        a small subset of the comparison: less than eight minutes
   --no-compare   no comparison
   -- OPTIONS     options of `weir-bench run`; `-- --help` lists them
 
@@ -74,6 +80,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if args.word("generate") {
         return generate::task(house, args);
+    }
+    if args.word("path") {
+        return path::task(house, args);
     }
     if args.word("sessions") {
         return sessions::task(house, args);

@@ -1,4 +1,5 @@
-"""The one model of all peers in ONNX Runtime: tokenize, pad, run, softmax. One thread, f32 arithmetic, 128 tokens at most."""
+"""The one model of all peers in ONNX Runtime: tokenize, pad, run, softmax. One thread, 128 tokens at most; f32 arithmetic, but for the
+graph of prepare.py int8, which $BENCH_GRAPH names."""
 
 import json
 import os
@@ -11,7 +12,7 @@ BATCH_MAX = int(os.environ.get("BENCH_BATCH_MAX", "32"))
 class Engine:
     """A tokenizer and a session; `classify(texts)` answers `(label, scores)` for each text, scores in label order."""
 
-    def __init__(self, directory, graph="model.onnx"):
+    def __init__(self, directory, graph=os.environ.get("BENCH_GRAPH", "model.onnx")):
         import numpy
         import onnxruntime
         from tokenizers import Tokenizer

@@ -1,6 +1,7 @@
 """What the measurement needs from Python before it begins.
 
     prepare.py model SOURCE DESTINATION       a copy without links: ONNX Runtime refuses external data behind a link
+    prepare.py int8 MODEL_DIR                 writes model_int8.onnx beside model.onnx: dynamic quantization, the fastest of ONNX Runtime
     prepare.py count TOKENIZER_JSON           reads a JSON list of words, prints the token count of each as a JSON list
     prepare.py verify TOKENIZER_JSON FILE...  every line's `tokens` is what the tokenizer says of its `text`
 """
@@ -23,12 +24,54 @@ def tokenizer(path):
     return found
 
 
+def fold(graph):
+    """Weights that are stored as int8 with factors become f32, as dynamic quantization takes them."""
+    import numpy
+    from onnx import numpy_helper
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or any(name not in stored for name in node.input):
+            kept.append(node)
+            continue
+        values, factor, *zero = (numpy_helper.to_array(stored[name]) for name in node.input)
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        if factor.ndim == 1 and factor.size > 1:
+            shape = [1] * values.ndim
+            shape[axis] = factor.size
+            factor, zero = factor.reshape(shape), [part.reshape(shape) for part in zero]
+        values = values.astype(numpy.float32) - (zero[0].astype(numpy.float32) if zero else 0)
+        tensor = numpy_helper.from_array((values * factor).astype(numpy.float32), node.output[0])
+        graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(kept)
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    needed = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(needed)
+
+
+def int8(directory):
+    """Products of int8 with factors of activations that are found while it runs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(directory / "model.onnx")
+    fold(model.graph)
+    whole = directory / "model_f32.onnx"
+    onnx.save(model, whole)
+    quantize_dynamic(whole, directory / "model_int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
+
+
 def main():
     """Reads the command line."""
     what, *rest = sys.argv[1:]
     if what == "model":
         shutil.rmtree(rest[1], ignore_errors=True)
         shutil.copytree(rest[0], rest[1], symlinks=False)
+    elif what == "int8":
+        int8(Path(rest[0]))
     elif what == "count":
         words = json.load(sys.stdin)
         encodings = tokenizer(rest[0]).encode_batch(words, add_special_tokens=False)

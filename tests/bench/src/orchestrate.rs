@@ -20,8 +20,6 @@ use crate::server::{Running, Spec, pinned};
 
 /// The share of the requests of an open loop that must be answered within 100 ms: the 99th percentile.
 const GOOD_SHARE: f64 = 0.99;
-/// The largest difference of scores of the same weights.
-const DIFFERENCE_MAX: f64 = 1e-3;
 /// Texts whose scores are compared.
 const COMPARED: usize = 64;
 /// Texts of the loop with one connection, with which the bare engine is timed too.
@@ -126,12 +124,19 @@ impl Run {
             self.results.servers.push(server);
         }
         ensure!(!specs.is_empty(), "no server runs");
-        if let Some(command) = self.options.tract_ceiling.clone() {
-            self.say("ceiling of tract");
+        for engine in specs.iter().filter_map(|spec| spec.engine) {
+            let command = match engine {
+                // Measured in every round, in Python.
+                "onnxruntime" => None,
+                "tract" => self.options.tract_ceiling.clone(),
+                _ => self.options.builtin_ceiling.clone(),
+            };
+            let Some(command) = command else { continue };
+            self.say(&format!("ceiling of {engine}"));
             for mix in self.plan().mixes.clone() {
-                match self.places.tract_ceiling(&command, self.results.machine.server_core, mix) {
+                match self.places.ceiling(&command, engine, self.results.machine.server_core, mix) {
                     Ok(ceiling) => self.results.ceilings.push(ceiling),
-                    Err(error) => self.note(format!("the ceiling of tract, {}: {error:#}", mix.name())),
+                    Err(error) => self.note(format!("the ceiling of {engine}, {}: {error:#}", mix.name())),
                 }
             }
         }
@@ -151,11 +156,11 @@ impl Run {
         let answer = self.generate(&running, Mix::Mixed, &["compare", "--count", &COMPARED.to_string()])?;
         let scores: Vec<Scores> = serde_json::from_value(answer["scores"].clone()).context("no scores")?;
         server.together = answer["together"].as_f64().unwrap_or(f64::INFINITY);
-        ensure!(server.together <= DIFFERENCE_MAX, "in a batch its scores are off by {:.1e}", server.together);
+        ensure!(server.together <= spec.together_max, "in a batch its scores are off by {:.1e}", server.together);
         if let Some((name, theirs)) = reference {
             server.difference = difference(&scores, theirs);
             let difference = server.difference;
-            ensure!(difference <= DIFFERENCE_MAX, "its scores are up to {difference:.1e} from those of {name}");
+            ensure!(difference <= spec.difference_max, "its scores are up to {difference:.1e} from those of {name}");
         } else {
             *reference = Some((spec.name.clone(), scores));
         }

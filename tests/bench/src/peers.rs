@@ -17,14 +17,20 @@ use crate::server::{Spec, pinned};
 
 /// The requirements of the peers, and the modules that show that they are installed. Those of single peers
 /// are separate: if they cannot be installed, these peers are skipped with the reason.
-const REQUIREMENTS: [(&str, &[&str]); 3] = [
+const REQUIREMENTS: [(&str, &[&str]); 4] = [
     (
         "requirements.txt",
         &["onnxruntime", "tokenizers", "fastapi", "uvicorn", "uvloop", "httptools", "orjson", "mosec"],
     ),
+    ("requirements-int8.txt", &["onnx"]),
     ("requirements-pytriton.txt", &["pytriton"]),
     ("requirements-transformers.txt", &["torch", "transformers", "onnx"]),
 ];
+/// The largest difference of scores: of the same weights, and of products in bf16 and int8.
+const SAME_MAX: f64 = 1e-3;
+const BF16_MAX: f64 = 0.03;
+const INT8_MAX: f64 = 0.15;
+const PEER_INT8_MAX: f64 = 0.5;
 /// Texts of the loop without a server.
 const CEILING_TEXTS: usize = 128;
 
@@ -85,6 +91,9 @@ impl Places {
         }
         let source = places.models.join("sentiment");
         said(places.script("prepare.py").arg("model").arg(source).arg(&places.model))?;
+        if !places.missing.contains_key("requirements-int8.txt") {
+            said(places.script("prepare.py").arg("int8").arg(&places.model)).context("the int8 graph of the peer")?;
+        }
         Ok(places)
     }
 
@@ -185,13 +194,15 @@ impl Places {
         Ok(ceilings)
     }
 
-    /// Tract alone, by the given command.
-    pub(crate) fn tract_ceiling(&self, command: &str, core: usize, mix: Mix) -> Result<Ceiling> {
+    /// An engine of Weir alone, by the given command.
+    pub(crate) fn ceiling(&self, command: &str, engine: &str, core: usize, mix: Mix) -> Result<Ceiling> {
         let shell = ["sh", "-c", command].map(str::to_owned);
         let texts = self.corpus(mix).with_extension("txt");
-        let answer = said(pinned(core, &shell).current_dir(&self.root).env("BENCH_TEXTS", texts))?;
+        let answer = said(
+            pinned(core, &shell).current_dir(&self.root).env("BENCH_TEXTS", texts).env("BENCH_PRECISION", engine),
+        )?;
         let us = least_us(&answer).with_context(|| format!("no `N us/token` in: {}", last_line(&answer)))?;
-        let (engine, shape) = ("tract".to_owned(), "the command's best".to_owned());
+        let (engine, shape) = (engine.to_owned(), "the command's best".to_owned());
         Ok(Ceiling { round: 0, engine, mix, tokens_per_s: 1e6 / us, shape, calls_us: alone_us(&answer) })
     }
 
@@ -199,15 +210,25 @@ impl Places {
     pub(crate) fn specs(&self, options: &Options) -> Vec<(Spec, Option<String>)> {
         let weir = options.at(options.weir.as_ref(), "target/release/weir");
         let mut specs = Vec::new();
-        for (engine, title) in [("onnxruntime", "Weir, ONNX Runtime"), ("tract", "Weir, tract")] {
+        for (engine, title, difference_max) in [
+            ("f32", "Weir in f32", SAME_MAX),
+            ("bf16", "Weir in bf16", BF16_MAX),
+            ("int8", "Weir in int8", INT8_MAX),
+            ("onnxruntime", "Weir, ONNX Runtime", SAME_MAX),
+            ("tract", "Weir, tract", SAME_MAX),
+        ] {
             let mut command = vec![path(&crate::plan::absolute(&weir)), "serve".to_owned()];
             command.extend(["--listen".to_owned(), "127.0.0.1:{port}".to_owned()]);
             command.extend(["--models-dir".to_owned(), path(&self.models)]);
             command.extend(options.weir_arg.iter().cloned());
-            let mut environment = vec![
-                ("WEIR_MODELS_REPLICAS".to_owned(), "1".to_owned()),
-                ("WEIR_MODELS_ENGINE".to_owned(), engine.to_owned()),
-            ];
+            let mut environment = vec![("WEIR_MODELS_REPLICAS".to_owned(), "1".to_owned())];
+            environment.extend(match engine {
+                "onnxruntime" | "tract" => vec![("WEIR_MODELS_ENGINE".to_owned(), engine.to_owned())],
+                precision => vec![
+                    ("WEIR_MODELS_ENGINE".to_owned(), "builtin".to_owned()),
+                    ("WEIR_MODELS_PRECISION".to_owned(), precision.to_owned()),
+                ],
+            });
             let mut missing = (!weir.is_file()).then(|| format!("{} is not built", weir.display()));
             if engine == "onnxruntime" {
                 match self.onnxruntime() {
@@ -225,6 +246,9 @@ impl Places {
                 headers: options.weir_header.clone(),
                 streams: true,
                 engine: Some(engine),
+                difference_max,
+                // In a batch of Weir nothing may change.
+                together_max: SAME_MAX,
             };
             specs.push((spec, missing));
         }
@@ -237,6 +261,14 @@ impl Places {
                 1,
                 REQUIREMENTS[0].0,
             ),
+            (
+                "fastapi-onnxruntime-int8",
+                "FastAPI, ONNX Runtime int8",
+                "fastapi_onnxruntime.py",
+                "/classify",
+                1,
+                REQUIREMENTS[1].0,
+            ),
             ("mosec", "mosec, ONNX Runtime", "mosec_onnxruntime.py", "/classify", 1, REQUIREMENTS[0].0),
             (
                 "pytriton",
@@ -244,7 +276,7 @@ impl Places {
                 "pytriton_onnxruntime.py",
                 "/v2/models/classify/generate",
                 3,
-                REQUIREMENTS[1].0,
+                REQUIREMENTS[2].0,
             ),
             (
                 "fastapi-transformers",
@@ -252,22 +284,32 @@ impl Places {
                 "fastapi_transformers.py",
                 "/classify",
                 1,
-                REQUIREMENTS[2].0,
+                REQUIREMENTS[3].0,
             ),
         ] {
             let mut command =
                 vec![path(&self.python()), "-B".to_owned(), path(&self.peers.join(script)), path(&self.model)];
             command.extend(["{port}", "{port2}", "{port3}"].into_iter().take(ports).map(str::to_owned));
+            let mut environment = vec![("BENCH_BATCH_MAX".to_owned(), options.peer_batch.to_string())];
+            let is_int8 = name.ends_with("int8");
+            if is_int8 {
+                environment.push(("BENCH_GRAPH".to_owned(), "model_int8.onnx".to_owned()));
+            }
+            // Its activations have one scale for the whole batch, so that a batch changes scores.
+            let (difference_max, together_max) =
+                if is_int8 { (PEER_INT8_MAX, PEER_INT8_MAX) } else { (SAME_MAX, SAME_MAX) };
             let spec = Spec {
                 name: name.to_owned(),
                 title: title.to_owned(),
                 command,
-                environment: vec![("BENCH_BATCH_MAX".to_owned(), options.peer_batch.to_string())],
+                environment,
                 path: url.to_owned(),
                 form: Form::Text,
                 headers: Vec::new(),
                 streams: false,
                 engine: None,
+                difference_max,
+                together_max,
             };
             specs.push((spec, self.missing.get(needs).cloned()));
         }
@@ -290,7 +332,7 @@ impl Places {
     /// Versions of the peers' packages.
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         let script = "import json, platform, importlib.metadata as m\n\
-                      names = 'onnxruntime fastapi uvicorn uvloop mosec nvidia-pytriton torch transformers tokenizers'\n\
+                      names = 'onnxruntime onnx fastapi uvicorn uvloop mosec nvidia-pytriton torch transformers tokenizers'\n\
                       found = {d.name.lower(): d.version for d in m.distributions()}\n\
                       print(json.dumps({'python': platform.python_version()} | {n: found[n] for n in names.split() if n in found}))";
         let answer = said(Command::new(self.python()).args(["-c", script])).unwrap_or_default();

@@ -9,16 +9,17 @@ use crate::corpus::Mix;
 /// The options of `weir-bench run`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// A small subset that takes less than three minutes.
+    /// A small subset that takes less than eight minutes.
     #[arg(long)]
     pub(crate) quick: bool,
     /// Rounds; every round measures every server, in alternating order (ABBA).
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
     /// Approximate time of a full run, minutes: measurements are shortened, to a half at most, if it would take longer.
-    #[arg(long, default_value_t = 25.0)]
+    #[arg(long, default_value_t = 35.0)]
     pub(crate) minutes: f64,
-    /// Only these servers: weir-onnxruntime, weir-tract, fastapi-onnxruntime, mosec, pytriton, fastapi-transformers.
+    /// Only these servers: weir-f32, weir-bf16, weir-int8, weir-onnxruntime, weir-tract, fastapi-onnxruntime,
+    /// fastapi-onnxruntime-int8, mosec, pytriton, fastapi-transformers; by default all but weir-onnxruntime and weir-tract.
     #[arg(long, value_delimiter = ',')]
     pub(crate) only: Vec<String>,
     #[arg(long, default_value_t = 1)]
@@ -58,6 +59,9 @@ pub(crate) struct Options {
     /// with one text. `$BENCH_TEXTS` is a file with a text in each line.
     #[arg(long, env = "WEIR_BENCH_TRACT_CEILING")]
     pub(crate) tract_ceiling: Option<String>,
+    /// The same for the built-in engine, in the precision `$BENCH_PRECISION`: `f32`, `bf16` or `int8`.
+    #[arg(long, env = "WEIR_BENCH_BUILTIN_CEILING")]
+    pub(crate) builtin_ceiling: Option<String>,
     /// The most texts that a peer batches.
     #[arg(long, default_value_t = 32)]
     pub(crate) peer_batch: usize,
@@ -123,7 +127,7 @@ impl Plan {
                 overload_times: vec![10.0],
                 ceiling_s: 0.3,
                 scale: 1.0,
-                servers: names(&["weir-onnxruntime", "fastapi-onnxruntime", "mosec", "weir-tract"]),
+                servers: names(&["weir-f32", "fastapi-onnxruntime", "weir-int8", "fastapi-onnxruntime-int8", "mosec"]),
             }
         } else {
             Self {
@@ -143,10 +147,12 @@ impl Plan {
                 ceiling_s: 0.5,
                 scale: 1.0,
                 servers: names(&[
-                    "weir-onnxruntime",
+                    "weir-f32",
                     "fastapi-onnxruntime",
+                    "weir-int8",
+                    "fastapi-onnxruntime-int8",
                     "mosec",
-                    "weir-tract",
+                    "weir-bf16",
                     "pytriton",
                     "fastapi-transformers",
                 ]),

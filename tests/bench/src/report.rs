@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::corpus::Mix;
-use crate::goals::{self, SAME_WEIGHTS, TRANSFORMERS};
+use crate::goals::{self, ENGINES, INT8, SAME_WEIGHTS, TRANSFORMERS};
 use crate::results::{Cell, Results, Server, median};
 use crate::svg::{self, Series};
 
@@ -155,7 +155,7 @@ fn ratios(results: &Results, text: &mut String) -> Result<()> {
             let shapes = shapes_of(results, *mix);
             writeln!(text, "| {} to, {} | {} |", ours.title, mix.name(), shapes.join(" | "))?;
             writeln!(text, "|---|{}", "---|".repeat(shapes.len()))?;
-            let peers = SAME_WEIGHTS.iter().chain([&TRANSFORMERS]);
+            let peers = SAME_WEIGHTS.iter().chain([&INT8, &TRANSFORMERS]);
             for theirs in peers.filter_map(|peer| results.ran().find(|server| server.name == *peer)) {
                 let cell = |shape: &String| {
                     let found = results.ratios(&ours.name, &theirs.name, *mix, shape);
@@ -222,7 +222,7 @@ fn ceilings(results: &Results, text: &mut String) -> Result<()> {
         text,
         "| engine | mix | shape | us for a real token | tokens/s | Weir's goodput of it |\n|---|---|---|---|---|---|"
     )?;
-    for engine in ["onnxruntime", "tract"] {
+    for engine in ENGINES {
         for mix in &results.plan.mixes {
             let found = || results.ceilings.iter().filter(|one| one.engine == engine && one.mix == *mix);
             let Some(tokens_per_s) = median(found().map(|one| one.tokens_per_s)) else { continue };

@@ -127,7 +127,11 @@ impl Results {
         let all = self.cells.len();
         let ceilings = std::mem::take(&mut self.ceilings);
         self.cells.retain(|cell| {
-            let engine = cell.server.rsplit('-').next().filter(|engine| *engine == "tract").unwrap_or("onnxruntime");
+            let engine = cell.server.strip_prefix("weir-").unwrap_or(match cell.server.ends_with("int8") {
+                // Not measured alone.
+                true => return true,
+                false => "onnxruntime",
+            });
             let same = |one: &&Ceiling| one.engine == engine && one.mix == cell.mix;
             let of_round = ceilings.iter().filter(same).find(|one| one.round == cell.round);
             let most = of_round.or_else(|| ceilings.iter().find(same)).map_or(f64::INFINITY, |one| one.tokens_per_s);

@@ -33,8 +33,11 @@ pub(crate) struct Spec {
     pub(crate) headers: Vec<String>,
     /// Whether it takes NDJSON streams.
     pub(crate) streams: bool,
-    /// The engine whose ceiling it is compared with.
+    /// Of Weir: the engine whose ceiling it is compared with, or the precision of the built-in one.
     pub(crate) engine: Option<&'static str>,
+    /// The largest difference of a score from the first server's, and from its own outside of a batch.
+    pub(crate) difference_max: f64,
+    pub(crate) together_max: f64,
 }
 
 impl Spec {
@@ -221,6 +224,8 @@ mod tests {
             headers: Vec::new(),
             streams: false,
             engine: None,
+            difference_max: 0.0,
+            together_max: 0.0,
         };
         let child = pinned(0, &spec.command).stdout(Stdio::null()).spawn().unwrap();
         let pid = child.id();

@@ -6,3 +6,4 @@ mod embed;
 mod http;
 mod lifecycle;
 mod problems;
+mod threads;

@@ -3,6 +3,7 @@
 mod classify;
 mod dialects;
 mod engine;
+mod isa;
 mod onnxruntime;
 mod overload;
 mod process;

@@ -172,7 +172,7 @@ impl QuantizedMatrix {
             scales: &self.scales[cells.clone()],
             minima: if form.has_minimum() { &self.minima[cells] } else { &[] },
             bias: if self.bias.is_empty() { &[] } else { &self.bias[bias] },
-            offset: i32::from(shift) - i32::from(form.center()),
+            offset: f32::from(shift) - f32::from(form.center()),
         };
         let has_bytes = form.has_bytes();
         self.isa.run(Multiply { weights, has_bytes, rows, out });

@@ -15,7 +15,7 @@ pub(crate) struct Weights<'a> {
     pub(crate) minima: &'a [u16],
     pub(crate) bias: &'a [f32],
     /// What is added to the stored integers.
-    pub(crate) offset: i32,
+    pub(crate) offset: f32,
 }
 
 /// `out[panel][row][column]` of all rows and panels.
@@ -136,10 +136,18 @@ fn tile<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
             }
         }
         let scales = simd.load_f16(&weights.scales[block * PANEL + first..]);
-        let minima = if MINIMUM { simd.load_f16(&weights.minima[block * PANEL + first..]) } else { scales };
+        // What the sum of the activations is multiplied by: the minimum, and what the stored integers lack.
+        let minima = match (MINIMUM, BYTES) {
+            (true, false) => simd.load_f16(&weights.minima[block * PANEL + first..]),
+            (true, true) => {
+                let minima = simd.load_f16(&weights.minima[block * PANEL + first..]);
+                simd.mul_add(scales, simd.splat(weights.offset), minima)
+            }
+            (false, _) => simd.mul(scales, simd.splat(weights.offset)),
+        };
         for (row, total) in rows.iter().zip(&mut totals) {
             let (activations, scale, sum) = (&row.groups[block], row.scales[block], row.sums[block]);
-            let mut products = simd.splat_i32(weights.offset.wrapping_mul(sum));
+            let mut products = simd.splat_i32(0);
             if BYTES {
                 for (vector, activations) in groups.iter().zip(activations) {
                     products = simd.dot_bytes(products, *vector, *activations);
@@ -149,9 +157,7 @@ fn tile<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
             }
             let scaled = simd.mul(scales, simd.splat(scale));
             *total = simd.mul_add(scaled, simd.to_f32(products), *total);
-            if MINIMUM {
-                *total = simd.mul_add(minima, simd.splat(scale * sum as f32), *total);
-            }
+            *total = simd.mul_add(minima, simd.splat(sum), *total);
         }
     }
     totals

@@ -16,8 +16,8 @@ pub struct QuantizedRows {
     stride: usize,
     /// `[row][block]`
     scales: Vec<f32>,
-    /// The sums of the integers: `[row][block]`
-    sums: Vec<i32>,
+    /// The sums of what the integers stand for: `[row][block]`
+    sums: Vec<f32>,
 }
 
 impl QuantizedRows {
@@ -45,7 +45,7 @@ impl QuantizedRows {
         self.stride = lines * LINE_BYTES / size_of::<u32>();
         self.words.resize(rows * self.stride);
         self.scales.resize(rows * inner / BLOCK, 0.0);
-        self.sums.resize(rows * inner / BLOCK, 0);
+        self.sums.resize(rows * inner / BLOCK, 0.0);
     }
 
     /// Quantizes one row.
@@ -90,7 +90,7 @@ impl QuantizedRows {
 pub(crate) struct QuantizedRow<'a> {
     pub(crate) groups: &'a [[u32; GROUPS]],
     pub(crate) scales: &'a [f32],
-    pub(crate) sums: &'a [i32],
+    pub(crate) sums: &'a [f32],
 }
 
 /// Bytes of a cache line.
@@ -100,7 +100,7 @@ struct Quantize<'a> {
     source: &'a [f32],
     words: &'a mut [u32],
     scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    sums: &'a mut [f32],
 }
 
 impl Kernel for Quantize<'_> {
@@ -130,7 +130,7 @@ impl Kernel for Quantize<'_> {
                 total = simd.add(total, rounded);
                 simd.store_bytes(rounded, words);
             }
-            *sum = simd.sum(total) as i32;
+            *sum = *scale * simd.sum(total);
         }
     }
 }

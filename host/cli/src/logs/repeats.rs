@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Filter};
 
 /// Lines of one call site at once.
@@ -88,6 +89,12 @@ impl<S: Subscriber> Filter<S> for Repeats {
         Interest::always()
     }
 
+    /// Without it the filter that this is combined with could not exclude levels as a whole, and every trace point of every crate would
+    /// be looked at.
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
+    }
+
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         let metadata = event.metadata();
         let is_bounded = *metadata.level() <= Level::WARN && !matches!(metadata.target(), TARGET | GUEST);
@@ -102,6 +109,13 @@ const GUEST: &str = weir_runtime::GUEST_LOG_TARGET;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn levels_that_are_not_logged_are_excluded_as_a_whole() {
+        use tracing_subscriber::filter::FilterExt;
+        let filter = tracing_subscriber::EnvFilter::new("info").and(Repeats::default());
+        assert_eq!(Filter::<tracing_subscriber::Registry>::max_level_hint(&filter), Some(LevelFilter::INFO));
+    }
 
     #[test]
     fn lines_of_one_call_site_are_bounded_and_omitted_ones_counted() {

@@ -29,11 +29,16 @@ const TOKENS_MIN: f64 = 0.998;
 const COSINE_MIN: f64 = 0.9999;
 
 /// Compares the precisions on the lines of a file (`-`: of the standard input).
-pub(crate) fn check(out: &mut impl Write, dirs: &[impl AsRef<Path>], texts: &Path) -> anyhow::Result<()> {
+pub(crate) fn check(
+    out: &mut impl Write,
+    dirs: &[impl AsRef<Path>],
+    texts: &Path,
+    registry: &RegistryConfig,
+) -> anyhow::Result<()> {
     let texts = read_texts(texts)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for dir in dirs {
-        runtime.block_on(check_model(out, dir.as_ref(), &texts))?;
+        runtime.block_on(check_model(out, dir.as_ref(), &texts, registry))?;
     }
     runtime.shutdown_background();
     Ok(())
@@ -60,9 +65,14 @@ fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(texts)
 }
 
-async fn check_model(out: &mut impl Write, dir: &Path, texts: &[String]) -> anyhow::Result<()> {
+async fn check_model(
+    out: &mut impl Write,
+    dir: &Path,
+    texts: &[String],
+    registry: &RegistryConfig,
+) -> anyhow::Result<()> {
     let model = ModelDir::open(dir)?;
-    let of = |choice| Selection::of(dir, EngineChoice::Auto, choice, &RegistryConfig::default());
+    let of = |choice| Selection::of(dir, EngineChoice::Auto, choice, registry);
     let selection = of(PrecisionChoice::Auto)?;
     if selection.engine != Engine::Builtin {
         writeln!(out, "{}: {} computes as the graph says ({})", dir.display(), selection.engine, selection.reason)?;
@@ -71,6 +81,7 @@ async fn check_model(out: &mut impl Write, dir: &Path, texts: &[String]) -> anyh
     writeln!(out, "{}: {} texts, compared with f32", dir.display(), texts.len())?;
     let mut config = Config::default();
     config.models.replicas = 1;
+    config.models.isa = registry.isa.to_string();
     config.infer.queue_items_max = config.infer.queue_items_max.max(texts.len().try_into().unwrap_or(u32::MAX));
     for precision in Precision::ALL {
         let served = Model {
@@ -96,8 +107,8 @@ async fn check_model(out: &mut impl Write, dir: &Path, texts: &[String]) -> anyh
             passed.push(precision);
         }
     }
-    // bf16 is no faster than f32 where the processor has no instruction for it.
-    let is_faster = |precision: &Precision| *precision != Precision::Bf16 || weir_nn::processor_multiplies_bf16();
+    // bf16 is no faster than f32 without an instruction for it.
+    let is_faster = |precision: &Precision| *precision != Precision::Bf16 || registry.isa.has_bf16_products();
     let recommended = passed.into_iter().rfind(is_faster).unwrap_or_default();
     let automatic = selection.precision.unwrap_or_default();
     writeln!(

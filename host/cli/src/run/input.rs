@@ -40,6 +40,8 @@ struct OpenFile {
     name: String,
     source: Box<dyn BufRead + Send>,
     lines: Lines,
+    /// What has been read has the end of another line.
+    has_line: bool,
 }
 
 impl Reader {
@@ -53,6 +55,11 @@ impl Reader {
     /// The length of all files together, bytes; `None` if it is unknown.
     pub(crate) fn bytes_total(&self) -> Option<u64> {
         self.bytes_total
+    }
+
+    /// Whether there is another line without waiting for the source.
+    pub(crate) fn has_line(&self) -> bool {
+        self.current.as_ref().is_some_and(|file| file.has_line)
     }
 
     /// The next line, and how many bytes were read for it; `None` at the end of the last file.
@@ -117,7 +124,7 @@ impl OpenFile {
     }
 
     fn new(name: String, source: Box<dyn BufRead + Send>) -> Self {
-        Self { name, source, lines: Lines::new(LINE_BYTES_MAX) }
+        Self { name, source, lines: Lines::new(LINE_BYTES_MAX), has_line: false }
     }
 
     /// The next line, or `None` at the end. Adds the bytes that were read to `read`.
@@ -133,6 +140,7 @@ impl OpenFile {
             let mut rest = bytes;
             let line = self.lines.next_line(&mut rest).map(|line| parse(rules, &line));
             let taken = bytes.len() - rest.len();
+            self.has_line = rest.contains(&b'\n');
             self.source.consume(taken);
             *read += taken as u64;
             if line.is_some() {

@@ -30,6 +30,10 @@ use progress::Progress;
 /// Most lines between the one that is read and the one that is printed. Results arrive in any order and are printed in the order
 /// of the lines, so this bounds the results that wait.
 const WINDOW_LINES: usize = 4096;
+/// Most lines that one task hands to another at once. No line waits for others.
+const LIST_LINES_MAX: usize = 64;
+/// Lists between two tasks.
+const LISTS_MAX: usize = 16;
 
 /// The bounds of a summary, in tokens.
 const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
@@ -126,16 +130,23 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
 
     let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
     let (sender, outcomes) = runtime.call().open();
-    let (rendered, results) = mpsc::channel(256);
+    let (rendered, results) = mpsc::channel(LISTS_MAX);
     let window = Arc::new(tokio::sync::Semaphore::new(WINDOW_LINES));
 
     let ids = Arc::new(Ids::default());
     let collect = tokio::spawn(collect(outcomes, form, ids.clone(), rendered.clone()));
     let places = window.clone();
-    let (lines, read) = mpsc::channel(256);
+    let (lines, read) = mpsc::channel(LISTS_MAX);
     let reading = tokio::task::spawn_blocking(move || {
         while let Some(line) = reader.next() {
-            if lines.blocking_send(line).is_err() {
+            let mut list = vec![line];
+            while list.len() < LIST_LINES_MAX
+                && reader.has_line()
+                && let Some(line) = reader.next()
+            {
+                list.push(line);
+            }
+            if lines.blocking_send(list).is_err() {
                 return;
             }
         }
@@ -222,7 +233,7 @@ impl Request {
 struct Feed {
     sender: CallSender,
     request: Request,
-    rendered: mpsc::Sender<OutputLine>,
+    rendered: mpsc::Sender<Vec<OutputLine>>,
     ids: Arc<Ids>,
     window: Arc<tokio::sync::Semaphore>,
     progress: Arc<Progress>,
@@ -243,42 +254,51 @@ impl Ids {
 }
 
 /// Sends the lines to the model, and renders the errors of invalid ones. Returns the number of lines.
-async fn feed(mut lines: mpsc::Receiver<(Line, u64)>, to: Feed) -> u64 {
+async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, to: Feed) -> u64 {
     let Feed { sender, request, rendered, ids, window, progress } = to;
     let mut index = 0;
-    while let Some((line, bytes)) = lines.recv().await {
-        let Ok(place) = window.clone().acquire_owned().await else { return index };
-        place.forget();
-        progress.read(bytes);
-        let sent = match line {
-            Line::Input(Input { text, text_pair, id }) => {
-                if let Some(id) = id {
-                    ids.add(index, id);
+    while let Some(list) = lists.recv().await {
+        for (line, bytes) in list {
+            let Ok(place) = window.acquire().await else { return index };
+            place.forget();
+            progress.read(bytes);
+            let sent = match line {
+                Line::Input(Input { text, text_pair, id }) => {
+                    if let Some(id) = id {
+                        ids.add(index, id);
+                    }
+                    sender.send(request.item(index, text, text_pair)).await.is_ok()
                 }
-                sender.send(request.item(index, text, text_pair)).await.is_ok()
+                Line::Refused(id, error) => rendered.send(vec![OutputLine::refused(index, id, &error)]).await.is_ok(),
+                Line::Broken(reason) => {
+                    let line = OutputLine::failure(index, None, &Failure::Other(reason));
+                    rendered.send(vec![line]).await.is_ok()
+                }
+            };
+            if !sent {
+                return index;
             }
-            Line::Refused(id, error) => rendered.send(OutputLine::refused(index, id, &error)).await.is_ok(),
-            Line::Broken(reason) => {
-                rendered.send(OutputLine::failure(index, None, &Failure::Other(reason))).await.is_ok()
-            }
-        };
-        if !sent {
-            return index;
+            index += 1;
         }
-        index += 1;
     }
     index
 }
 
 /// Renders outcomes as they arrive.
-async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<OutputLine>) {
-    while let Some(Outcome { id: index, result, .. }) = outcomes.recv().await {
-        let id = ids.take(index);
-        let line = match result {
-            Ok(output) => form.render(index, id, output),
-            Err(failure) => OutputLine::failure(index, id, &failure),
+async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<Vec<OutputLine>>) {
+    loop {
+        let list = outcomes.recv_many(LIST_LINES_MAX).await;
+        if list.is_empty() {
+            return;
+        }
+        let render = |Outcome { id: index, result, .. }| {
+            let id = ids.take(index);
+            match result {
+                Ok(output) => form.render(index, id, output),
+                Err(failure) => OutputLine::failure(index, id, &failure),
+            }
         };
-        if rendered.send(line).await.is_err() {
+        if rendered.send(list.into_iter().map(render).collect()).await.is_err() {
             return;
         }
     }
@@ -286,7 +306,7 @@ async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mp
 
 /// Prints results in the order of the lines; returns how many, and how many of them are errors.
 async fn print(
-    mut results: mpsc::Receiver<OutputLine>,
+    mut results: mpsc::Receiver<Vec<OutputLine>>,
     window: &tokio::sync::Semaphore,
     progress: &Progress,
 ) -> anyhow::Result<(u64, u64)> {
@@ -294,16 +314,16 @@ async fn print(
     let mut waiting: BTreeMap<u64, OutputLine> = BTreeMap::new();
     let (mut next, mut failed) = (0, 0);
     loop {
-        let result = match results.try_recv() {
-            Ok(result) => Some(result),
+        let list = match results.try_recv() {
+            Ok(list) => Some(list),
             Err(_) => {
                 // No further result is ready: the buffered ones are written now.
                 out.flush()?;
                 results.recv().await
             }
         };
-        let Some(result) = result else { break };
-        waiting.insert(result.index, result);
+        let Some(list) = list else { break };
+        waiting.extend(list.into_iter().map(|line| (line.index, line)));
         while let Some(line) = waiting.remove(&next) {
             failed += u64::from(line.failed);
             out.write_all(line.json.as_bytes())?;

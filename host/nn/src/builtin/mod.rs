@@ -39,7 +39,7 @@ impl Backend for Builtin {
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let origin = source.origin();
-        let isa = Isa::best();
+        let isa = config.isa;
         let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
         let inner = match source {
             GraphSource::File(file) if is_safetensors(file) => {
@@ -88,11 +88,6 @@ fn load_onnx(
     })
 }
 
-/// Whether [`Precision::Bf16`] is faster than f32 here.
-pub fn processor_multiplies_bf16() -> bool {
-    Isa::best().has_bf16_products()
-}
-
 fn kernel_precision(precision: Precision) -> weir_kernels::Precision {
     match precision {
         Precision::F32 => weir_kernels::Precision::F32,
@@ -111,11 +106,11 @@ pub(crate) struct RecognizedModel {
 
 impl RecognizedModel {
     /// The precision where none is configured, and why.
-    pub(crate) fn precision(&self) -> (Precision, &'static str) {
-        match (self.is_int8_classifier, Isa::best().has_bf16_products()) {
-            (true, _) => (Precision::Int8, "a classifier with int8 weights"),
-            (false, true) => (Precision::Bf16, "this processor multiplies bf16"),
-            (false, false) => (Precision::F32, "this processor does not multiply bf16"),
+    pub(crate) fn precision(&self, isa: Isa) -> (Precision, String) {
+        match (self.is_int8_classifier, isa.has_bf16_products()) {
+            (true, _) => (Precision::Int8, "a classifier with int8 weights".to_owned()),
+            (false, true) => (Precision::Bf16, format!("{isa} multiplies bf16")),
+            (false, false) => (Precision::F32, format!("{isa} does not multiply bf16")),
         }
     }
 }

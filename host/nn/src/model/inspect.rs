@@ -54,7 +54,7 @@ pub struct Report {
 ///
 /// # Errors
 /// When the directory cannot be read. A broken model is listed with its error.
-pub fn list(root: &Path) -> Result<Vec<ModelListing>, ModelError> {
+pub fn list(root: &Path, config: &RegistryConfig) -> Result<Vec<ModelListing>, ModelError> {
     let unreadable = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ModelError::NoDirectory(root.to_owned()),
         _ => ModelError::Unreadable { dir: root.to_owned(), file: ".".to_owned(), reason: e.to_string() },
@@ -68,7 +68,7 @@ pub fn list(root: &Path) -> Result<Vec<ModelListing>, ModelError> {
             .any(|f| path.join(f).is_file());
         if looks_like_one && !name.starts_with('.') {
             let model = ModelDir::open(&path);
-            let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, &RegistryConfig::default());
+            let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, config);
             let selection = selection.ok().filter(|_| model.is_ok());
             let listed = ModelListing { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
             found.insert(name, listed);
@@ -94,9 +94,9 @@ fn directory_bytes(path: &Path, depth: u32) -> u64 {
 /// # Errors
 /// When the directory is broken, the graph cannot be loaded or run, or what it computes does not fit `config.json`: a
 /// number of labels, or numbers that are none.
-pub fn check(path: &Path, choice: EngineChoice) -> Result<Report, ModelError> {
+pub fn check(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Report, ModelError> {
     let model = ModelDir::open(path)?;
-    let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..RegistryConfig::default() });
+    let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..config.clone() });
     let selection = Selection::of(path, choice, PrecisionChoice::Auto, registry.config())?;
     let started = Instant::now();
     registry.insert_selection("model", &selection)?;

@@ -1,10 +1,16 @@
-//! The settings of wasmtime. The build compiles components with the same settings, so that the embedded code is accepted.
+//! The settings of wasmtime, and the clock that makes guests yield. The build compiles components with the same settings, so that the
+//! embedded code is accepted.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use wasmtime::{Config, Engine};
+
+use crate::sleeper::Sleeper;
 
 /// How long a guest runs before it yields to others.
 const EPOCH: Duration = Duration::from_millis(10);
@@ -24,40 +30,98 @@ pub(crate) fn config() -> wasmtime::Result<Config> {
 /// The target triple of this build.
 const TARGET: &str = env!("WEIR_TARGET");
 
-/// An engine and the thread that advances its epoch.
+/// An engine and the thread that advances its epoch while guests run.
 #[derive(Clone)]
 pub(crate) struct Host {
     engine: Engine,
-    _ticker: Arc<Ticker>,
+    ticker: Arc<Ticker>,
 }
 
 impl Host {
-    /// Makes the engine and starts its epoch thread, which stops when the last clone is dropped.
+    /// Makes the engine and starts its epoch thread, which ends when the last clone is dropped.
     pub(crate) fn new() -> wasmtime::Result<Self> {
         let engine = Engine::new(&config()?)?;
-        let ticker = Arc::new(Ticker { stopped: AtomicBool::new(false) });
-        let weak: Weak<Ticker> = Arc::downgrade(&ticker);
-        let ticking = engine.clone();
-        std::thread::Builder::new().name("weir-epoch".into()).spawn(move || {
-            while weak.upgrade().is_some_and(|t| !t.stopped.load(Ordering::Relaxed)) {
-                std::thread::sleep(EPOCH);
-                ticking.increment_epoch();
-            }
-        })?;
-        Ok(Self { engine, _ticker: ticker })
+        let clock = Arc::new(Clock::default());
+        let (ticking, of_thread) = (engine.clone(), clock.clone());
+        std::thread::Builder::new().name("weir-epoch".into()).spawn(move || of_thread.run(&ticking))?;
+        Ok(Self { engine, ticker: Arc::new(Ticker(clock)) })
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
+
+    /// Lets the clock tick, every 10 ms, until the guard is dropped.
+    pub(crate) fn ticking(&self) -> Running<'_> {
+        self.ticker.0.enter()
+    }
+
+    /// Resolves after the next tick.
+    pub(crate) fn ticked(&self) -> Notified<'_> {
+        self.ticker.0.ticks.notified()
+    }
+
+    /// Runs a future in which a guest may run: the epoch advances only while such a future is polled, so one outside of this is not
+    /// interrupted.
+    pub(crate) async fn run_guest<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| {
+            let _running = self.ticker.0.enter();
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
-struct Ticker {
-    stopped: AtomicBool,
+/// The guests that run now.
+#[derive(Default)]
+struct Clock {
+    entered: AtomicU64,
+    left: AtomicU64,
+    is_stopped: AtomicBool,
+    sleeper: Sleeper,
+    ticks: Notify,
 }
+
+impl Clock {
+    fn enter(&self) -> Running<'_> {
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        self.sleeper.wake();
+        Running(self)
+    }
+
+    /// Advances the epoch until it is stopped.
+    fn run(&self, engine: &Engine) {
+        let mut seen = 0;
+        while !self.is_stopped.load(Ordering::SeqCst) {
+            // No guest runs, and none has since the tick before.
+            if self.left.load(Ordering::SeqCst) == seen {
+                let has_work = || self.entered.load(Ordering::SeqCst) != seen || self.is_stopped.load(Ordering::SeqCst);
+                self.sleeper.sleep_unless(has_work);
+            }
+            seen = self.entered.load(Ordering::SeqCst);
+            std::thread::sleep(EPOCH);
+            engine.increment_epoch();
+            self.ticks.notify_waiters();
+        }
+    }
+}
+
+/// A guest that runs, or something else that needs ticks, until this is dropped.
+pub(crate) struct Running<'a>(&'a Clock);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.left.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Stops the clock when the last host is dropped.
+struct Ticker(Arc<Clock>);
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.0.is_stopped.store(true, Ordering::SeqCst);
+        self.0.sleeper.wake();
     }
 }

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::component::{Accessor, Component, Linker, ResourceTable};
-use wasmtime::{Engine, ResourceLimiter, Store};
+use wasmtime::{ResourceLimiter, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::gateway::weir::stream::step_types::Failure;
 use crate::bindings::gateway::weir::stream::steps::Limits;
 use crate::bindings::step::StepComponentPre;
+use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 
 /// How often a file is checked for a change, at most.
@@ -46,7 +47,7 @@ pub(crate) struct StepsConfig {
 pub(crate) struct Steps(Arc<Inner>);
 
 struct Inner {
-    engine: Engine,
+    host: Host,
     linker: Linker<StepState>,
     config: StepsConfig,
     compiled: BTreeMap<String, Mutex<CachedStep>>,
@@ -64,8 +65,8 @@ struct CachedStep {
 }
 
 impl Steps {
-    pub(crate) fn new(engine: &Engine, config: StepsConfig) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<StepState>::new(engine);
+    pub(crate) fn new(host: &Host, config: StepsConfig) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<StepState>::new(host.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         for (name, path) in &config.files {
@@ -77,7 +78,7 @@ impl Steps {
         }
         let compiled = config.files.keys().map(|name| (name.clone(), Mutex::default())).collect();
         let permits = Arc::new(Semaphore::new(config.calls_max));
-        Ok(Self(Arc::new(Inner { engine: engine.clone(), linker, config, compiled, permits })))
+        Ok(Self(Arc::new(Inner { host: host.clone(), linker, config, compiled, permits })))
     }
 
     /// Runs a step once. Dropping the future ends the call.
@@ -104,9 +105,10 @@ impl Steps {
         let denied = Arc::new(AtomicBool::new(false));
         let log = GuestLog::step(&name);
         let call = call(inner.clone(), code, memory_bytes_max, denied.clone(), log, (input, config));
+        let host = inner.host.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let _permit = permit;
-            tokio::time::timeout(left, call).await
+            tokio::time::timeout(left, host.run_guest(call)).await
         }));
         let outcome = match task.await {
             Ok(Err(_)) => ("deadline", Err(late())),
@@ -169,7 +171,7 @@ impl Inner {
         if bytes > FILE_BYTES_MAX {
             wasmtime::bail!("the file has {bytes} bytes, and may have {FILE_BYTES_MAX}");
         }
-        let (engine, linker) = (self.engine.clone(), self.linker.clone());
+        let (engine, linker) = (self.host.engine().clone(), self.linker.clone());
         let compile = move || {
             let component = Component::new(&engine, read(&path)?)?;
             StepComponentPre::new(linker.instantiate_pre(&component)?)
@@ -215,7 +217,8 @@ async fn call(
     let mut wasi = WasiCtx::builder();
     wasi.stderr(log);
     let limits = Limiter { memory_bytes_max, memory_bytes: 0, denied };
-    let mut store = Store::new(&inner.engine, StepState { table: ResourceTable::new(), wasi: wasi.build(), limits });
+    let mut store =
+        Store::new(inner.host.engine(), StepState { table: ResourceTable::new(), wasi: wasi.build(), limits });
     store.limiter(|state| &mut state.limits);
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);

@@ -12,7 +12,7 @@ use wasmtime::component::{
     Component, Destination, HasSelf, Linker, ResourceTable, Source, StreamConsumer, StreamProducer, StreamReader,
     StreamResult, VecBuffer,
 };
-use wasmtime::{Engine as Wasmtime, Store, StoreContextMut, StoreLimits};
+use wasmtime::{Store, StoreContextMut, StoreLimits};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::lm::ServedModel;
@@ -20,13 +20,14 @@ use super::pool::ModelPool;
 use crate::bindings::generate::GenerateExportsPre;
 use crate::bindings::generate_types::{Command, Event};
 use crate::bindings::lm::LmHost;
+use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 
 /// Makes the instances; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct GenerateFactory {
-    engine: Wasmtime,
+    host: Host,
     pre: GenerateExportsPre<InstanceState>,
     memory_bytes_max: u64,
     environment: Vec<(String, String)>,
@@ -49,17 +50,17 @@ impl WasiView for InstanceState {
 impl GenerateFactory {
     /// Links the component once for all models.
     pub(crate) fn new(
-        engine: &Wasmtime,
+        host: &Host,
         component: &Component,
         memory_bytes_max: u64,
         environment: Vec<(String, String)>,
     ) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<InstanceState>::new(engine);
+        let mut linker = Linker::<InstanceState>::new(host.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         LmHost::add_to_linker::<_, HasSelf<InstanceState>>(&mut linker, |state| state)?;
         let pre = GenerateExportsPre::new(linker.instantiate_pre(component)?)?;
-        Ok(Self { engine: engine.clone(), pre, memory_bytes_max, environment })
+        Ok(Self { host: host.clone(), pre, memory_bytes_max, environment })
     }
 
     fn store(&self, model: ServedModel) -> Store<InstanceState> {
@@ -67,7 +68,7 @@ impl GenerateFactory {
         wasi.stderr(GuestLog::built_in("generate", &model.name)).envs(&self.environment);
         let limits = limits(self.memory_bytes_max);
         let state = InstanceState { table: ResourceTable::new(), model, wasi: wasi.build(), limits };
-        let mut store = Store::new(&self.engine, state);
+        let mut store = Store::new(self.host.engine(), state);
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
@@ -124,7 +125,7 @@ async fn run_instance(
     hang_timeout: Duration,
 ) -> wasmtime::Result<std::convert::Infallible> {
     let mut store = factory.store(pool.model().clone());
-    let component = factory.pre.instantiate_async(&mut store).await?;
+    let component = factory.host.run_guest(factory.pre.instantiate_async(&mut store)).await?;
     let ended = Arc::new(Notify::new());
     let (source, sink) =
         (CommandSource(pool.connect()), EventSink { pool: pool.clone(), _ended: NotifyOnDrop(ended.clone()) });
@@ -141,7 +142,7 @@ async fn run_instance(
     });
     // From outside of the store: a guest that never yields blocks every future inside of it.
     tokio::select! {
-        result = run => result??,
+        result = factory.host.run_guest(run) => result??,
         () = hang(pool, hang_timeout) => {
             let text = format!("it computed nothing for {} ms though it had requests", hang_timeout.as_millis());
             return Err(wasmtime::Error::msg(text));

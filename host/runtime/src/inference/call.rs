@@ -46,7 +46,7 @@ impl CallOpener {
             room: Arc::new(Semaphore::new(self.items_max)),
         });
         let sender = CallSender { call: call.clone(), tx };
-        (sender, Outcomes { rx, call })
+        (sender, Outcomes { rx, received: Vec::new().into_iter(), call })
     }
 
     pub(crate) fn pools(&self) -> &Pools {
@@ -87,7 +87,7 @@ pub struct CallAbandoned;
 #[derive(Clone)]
 pub struct CallSender {
     call: Arc<CallState>,
-    tx: mpsc::UnboundedSender<Outcome>,
+    tx: mpsc::UnboundedSender<Vec<Outcome>>,
 }
 
 impl CallSender {
@@ -167,23 +167,46 @@ fn waits_for_room(item: &Item, queue: &Queue) -> bool {
 
 /// The receiving end of a call. Dropping it abandons the call: items not yet computed are skipped.
 pub struct Outcomes {
-    rx: mpsc::UnboundedReceiver<Outcome>,
+    rx: mpsc::UnboundedReceiver<Vec<Outcome>>,
+    /// Of the list that was received last, those that are still to be read.
+    received: std::vec::IntoIter<Outcome>,
     call: Arc<CallState>,
 }
 
 impl Outcomes {
     /// The next outcome, in the order of completion; `None` once the sender is dropped and every item has its outcome.
     pub async fn recv(&mut self) -> Option<Outcome> {
-        let outcome = self.rx.recv().await?;
-        self.call.room.add_permits(1);
-        Some(outcome)
+        loop {
+            if let Some(outcome) = self.received.next() {
+                self.call.room.add_permits(1);
+                return Some(outcome);
+            }
+            self.received = self.rx.recv().await?.into_iter();
+        }
+    }
+
+    /// Waits for an outcome, and takes up to `max` of those that are there; empty once the sender is dropped and every item has its
+    /// outcome.
+    pub async fn recv_many(&mut self, max: usize) -> Vec<Outcome> {
+        std::future::poll_fn(|cx| self.poll_recv_many(cx, max)).await
     }
 
     /// Up to `max` outcomes; empty once the sender is dropped and every item has its outcome.
     pub(crate) fn poll_recv_many(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Vec<Outcome>> {
-        let mut outcomes = Vec::with_capacity(max.min(64));
-        let read = ready!(self.rx.poll_recv_many(cx, &mut outcomes, max));
-        self.call.room.add_permits(read);
+        while self.received.len() == 0 {
+            match ready!(self.rx.poll_recv(cx)) {
+                Some(list) => self.received = list.into_iter(),
+                None => return Poll::Ready(Vec::new()),
+            }
+        }
+        let mut outcomes: Vec<Outcome> = self.received.by_ref().take(max).collect();
+        while outcomes.len() < max
+            && let Ok(list) = self.rx.try_recv()
+        {
+            self.received = list.into_iter();
+            outcomes.extend(self.received.by_ref().take(max - outcomes.len()));
+        }
+        self.call.room.add_permits(outcomes.len());
         Poll::Ready(outcomes)
     }
 

@@ -14,6 +14,8 @@ use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryCo
 use weir_core::random::SplitMix64;
 
 use crate::inference::reply::OutcomeSender;
+use crate::sleeper::Sleeper;
+use crate::stages::{self, Stage};
 use crate::types::{Failure, Item};
 
 /// An item and how it is answered.
@@ -71,6 +73,8 @@ pub(crate) struct QueueSettings {
     pub(crate) budget: RetryBudgetConfig,
     /// `None`: no circuit breaker.
     pub(crate) breaker: Option<BreakerConfig>,
+    /// The thread that calls [`Queue::tick`] while an item waits.
+    pub(crate) check_thread: Arc<Sleeper>,
 }
 
 /// The queue of one model; replicas pull from it.
@@ -266,6 +270,7 @@ impl Queue {
 
     /// Adds an item and wakes a replica. An item that cannot be queued is answered at once.
     pub(crate) fn push(&self, mut job: Job) {
+        stages::mark(Stage::Queued);
         let now = self.now_ns();
         let mut inner = self.lock();
         // Under the lock: abandoning a call cancels its items after this.
@@ -319,6 +324,7 @@ impl Queue {
         if let Some(waker) = waker {
             waker.wake();
         }
+        self.settings.check_thread.wake();
         for (job, failure) in refused {
             let counter =
                 if matches!(failure, Failure::Throttled(_)) { &self.counts.throttled } else { &self.counts.overloaded };

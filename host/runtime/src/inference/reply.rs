@@ -1,4 +1,4 @@
-//! The sender of one outcome.
+//! The sender of one outcome, and outcomes that are sent together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +12,12 @@ pub(crate) struct OutcomeSender {
     id: u64,
     /// The call's flag: true once its outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
-    tx: mpsc::UnboundedSender<Outcome>,
+    tx: mpsc::UnboundedSender<Vec<Outcome>>,
     is_sent: bool,
 }
 
 impl OutcomeSender {
-    pub(crate) fn new(id: u64, is_abandoned: Arc<AtomicBool>, tx: mpsc::UnboundedSender<Outcome>) -> Self {
+    pub(crate) fn new(id: u64, is_abandoned: Arc<AtomicBool>, tx: mpsc::UnboundedSender<Vec<Outcome>>) -> Self {
         Self { id, is_abandoned, tx, is_sent: false }
     }
 
@@ -43,7 +43,33 @@ impl OutcomeSender {
     fn send_once(&mut self, tokens: u32, result: Result<Output, Failure>) {
         self.is_sent = true;
         // An error means that the receiver is dropped.
-        let _ = self.tx.send(Outcome { id: self.id, tokens, result });
+        let _ = self.tx.send(vec![Outcome { id: self.id, tokens, result }]);
+    }
+}
+
+/// Outcomes that exist at the same time. Those of one call are sent as one list when this is dropped, so that its receiver wakes up
+/// once for all of them and not once for each.
+#[derive(Default)]
+pub(crate) struct OutcomeLists(Vec<(mpsc::UnboundedSender<Vec<Outcome>>, Vec<Outcome>)>);
+
+impl OutcomeLists {
+    pub(crate) fn add(&mut self, mut sender: OutcomeSender, tokens: u32, result: Result<Output, Failure>) {
+        sender.is_sent = true;
+        let outcome = Outcome { id: sender.id, tokens, result };
+        // Outcomes of one call often follow each other.
+        match self.0.iter_mut().rev().find(|(tx, _)| tx.same_channel(&sender.tx)) {
+            Some((_, list)) => list.push(outcome),
+            None => self.0.push((sender.tx.clone(), vec![outcome])),
+        }
+    }
+}
+
+impl Drop for OutcomeLists {
+    fn drop(&mut self) {
+        for (tx, list) in self.0.drain(..) {
+            // An error means that the receiver is dropped.
+            let _ = tx.send(list);
+        }
     }
 }
 

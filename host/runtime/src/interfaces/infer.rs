@@ -16,6 +16,7 @@ use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::components::adapter::AdapterState;
 use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
+use crate::stages::{self, Stage};
 use crate::types::{Item, ModelInfo, Outcome};
 
 /// Most items read from a guest, or outcomes written to it, at once.
@@ -247,6 +248,7 @@ impl<D> StreamProducer<D> for GuestOutcomes {
         match self.0.poll_recv_many(cx, room) {
             Poll::Ready(outcomes) if outcomes.is_empty() => Poll::Ready(Ok(StreamResult::Dropped)),
             Poll::Ready(outcomes) => {
+                stages::mark(Stage::Returned);
                 destination.set_buffer(outcomes.into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }

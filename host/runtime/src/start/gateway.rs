@@ -32,7 +32,7 @@ pub(crate) fn start(
 ) -> Result<Gateway, StartError> {
     let source = component_source("gateway", &config.gateway.component, builtin.gateway)?;
     let component = code::load(host.engine(), &source)?;
-    let steps = Steps::new(host.engine(), steps_config(config)?).map_err(|error| StartError::Link("step", error))?;
+    let steps = Steps::new(host, steps_config(config)?).map_err(|error| StartError::Link("step", error))?;
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
         instances_max: config.http.requests_max.div_ceil(config.gateway.instance_requests_max) as usize,
@@ -51,7 +51,7 @@ pub(crate) fn start(
     };
     let calls = (calls.clone(), generations.clone());
     let (events, draining) = (events.clone(), draining.clone());
-    let factory = GatewayFactory::new(host.engine(), &component, gateway, calls, events, steps, draining);
+    let factory = GatewayFactory::new(host, &component, gateway, calls, events, steps, draining);
     Ok(Gateway::start(factory.map_err(|error| StartError::Link("gateway", error))?))
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Ge
     let source = component_source("generate", &generate.component, builtin.generate)?;
     let component = code::load(host.engine(), &source)?;
     let environment = guest_env::generate(config);
-    let factory = GenerateFactory::new(host.engine(), &component, generate.memory_bytes_max, environment)
+    let factory = GenerateFactory::new(host, &component, generate.memory_bytes_max, environment)
         .map_err(|error| StartError::Link("generate", error))?;
     let bounds = PoolBounds {
         requests_max: (generate.running_max + generate.queue_requests_max) as usize,

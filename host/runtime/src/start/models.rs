@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use weir_config::Config;
-use weir_nn::{EngineChoice, PrecisionChoice};
+use weir_nn::{EngineChoice, Isa, PrecisionChoice, RegistryConfig, UnknownIsa};
 
 use crate::start::StartError;
 
@@ -15,6 +15,14 @@ pub(super) struct ModelSettings {
     pub(super) engine: EngineChoice,
     pub(super) precision: PrecisionChoice,
     pub(super) replicas: usize,
+}
+
+/// The instruction set of the engine `builtin`.
+pub(super) fn isa(config: &Config) -> Result<Isa, StartError> {
+    match config.models.isa.as_str() {
+        "auto" => Ok(Isa::best()),
+        name => name.parse().map_err(|error: UnknownIsa| StartError::Config(format!("models.isa: {error}"))),
+    }
 }
 
 /// The file by which a folder is that of a language model.
@@ -67,7 +75,7 @@ fn folders(config: &Config) -> Result<Vec<(String, PathBuf)>, StartError> {
             if path.is_dir() {
                 Ok((name.clone(), path))
             } else {
-                let listed = weir_nn::model::list(dir).unwrap_or_default();
+                let listed = weir_nn::model::list(dir, &RegistryConfig::default()).unwrap_or_default();
                 let names = listed.into_iter().map(|listed| listed.name).collect();
                 Err(StartError::NoSuchModel { name: name.clone(), names, dir: dir.clone() })
             }

@@ -1,7 +1,7 @@
 //! Starts a pool of replicas for each model, and the thread that checks the pools.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use weir_config::{Config, Infer};
 use weir_core::inference::breaker::BreakerConfig;
@@ -15,17 +15,24 @@ use crate::components::engine::Host;
 use crate::inference::call::Pools;
 use crate::inference::pool::{InferFactory, Pool, PoolConfig};
 use crate::inference::queue::QueueSettings;
+use crate::sleeper::Sleeper;
 use crate::start::{Builtin, StartError, component_source, guest_env, models};
 use crate::types::{ModelInfo, ModelKind};
 
 /// Starts the pools. Models load in the background.
 pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
-    let pools = start_pools(config, builtin, host)?;
-    start_check_thread(&pools).map_err(StartError::Threads)?;
+    let check_thread = Arc::<Sleeper>::default();
+    let pools = start_pools(config, builtin, host, &check_thread)?;
+    start_check_thread(&pools, check_thread).map_err(StartError::Threads)?;
     Ok(pools)
 }
 
-fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, StartError> {
+fn start_pools(
+    config: &Config,
+    builtin: Builtin,
+    host: &Host,
+    check_thread: &Arc<Sleeper>,
+) -> Result<Pools, StartError> {
     let models = models::configured(config)?;
     let mut pools = Pools::new();
     if models.is_empty() {
@@ -34,12 +41,13 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
     let registry = Arc::new(Registry::new(RegistryConfig {
         tensor_bytes_max: usize::try_from(config.models.tensor_bytes_max).unwrap_or(usize::MAX),
         plans_max: config.models.plans_max as usize,
+        isa: models::isa(config)?,
         ..RegistryConfig::default()
     }));
     let source = component_source("infer", &config.infer.component, builtin.infer)?;
     let component = code::load(host.engine(), &source)?;
-    let factory = InferFactory::new(host.engine(), &component, registry.clone())
-        .map_err(|error| StartError::Link("infer", error))?;
+    let factory =
+        InferFactory::new(host, &component, registry.clone()).map_err(|error| StartError::Link("infer", error))?;
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
         let failed = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
@@ -56,7 +64,7 @@ fn start_pools(config: &Config, builtin: Builtin, host: &Host) -> Result<Pools, 
             info: info(&name, &dir),
             path: model.path,
             replicas: model.replicas,
-            queue: queue_settings(&config.infer),
+            queue: queue_settings(&config.infer, check_thread),
             memory_bytes_max: config.infer.memory_bytes_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
             environment: guest_env::infer(config, selection.engine, tokens_max),
@@ -88,7 +96,7 @@ const AGE_NS_MAX: u64 = 10_000_000_000;
 /// Tokens of a call that are served before the next call has its turn.
 const QUANTUM_TOKENS: u64 = 64;
 
-fn queue_settings(infer: &Infer) -> QueueSettings {
+fn queue_settings(infer: &Infer, check_thread: &Arc<Sleeper>) -> QueueSettings {
     let window = (infer.batching == weir_config::Batching::Windowed).then(|| Window {
         aggregation: match infer.aggregation {
             weir_config::Aggregation::TimeAndCount => Aggregation::TimeAndCount,
@@ -130,29 +138,39 @@ fn queue_settings(infer: &Infer) -> QueueSettings {
             open_ns: infer.circuit_open_ms.saturating_mul(1_000_000),
             successes_to_close: infer.circuit_successes,
         }),
+        check_thread: check_thread.clone(),
     }
 }
 
-/// How often the pools are checked while an item waits or is in flight, and while none is.
+/// How often the pools are checked while an item waits or is in flight, and for a while after that.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the pools are checked after they were busy. Then the thread sleeps: waking it for each of many single items would cost more.
+const IDLE_CHECK_DURATION: Duration = Duration::from_secs(1);
 
-/// Starts a thread that checks the pools until they are dropped.
-fn start_check_thread(pools: &Pools) -> std::io::Result<()> {
+/// Starts a thread that checks the pools until they are dropped. The next item wakes it when it sleeps.
+fn start_check_thread(pools: &Pools, sleeper: Arc<Sleeper>) -> std::io::Result<()> {
     let pools: Vec<_> = pools.values().map(Arc::downgrade).collect();
     let check = move || {
-        loop {
-            let mut busy = false;
-            let mut any = false;
-            for pool in pools.iter().filter_map(std::sync::Weak::upgrade) {
-                any = true;
-                busy |= pool.tick();
+        let mut busy_until = Instant::now() + IDLE_CHECK_DURATION;
+        while let Some(is_busy) = tick(&pools) {
+            let now = Instant::now();
+            let mut interval = CHECK_INTERVAL;
+            if is_busy {
+                busy_until = now + IDLE_CHECK_DURATION;
+            } else if now < busy_until {
+                interval = IDLE_CHECK_INTERVAL;
+            } else {
+                sleeper.sleep_unless(|| tick(&pools).unwrap_or(true));
+                busy_until = Instant::now() + IDLE_CHECK_DURATION;
             }
-            if !any {
-                return;
-            }
-            std::thread::sleep(if busy { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL });
+            std::thread::sleep(interval);
         }
     };
     std::thread::Builder::new().name("weir-watch".into()).spawn(check).map(drop)
+}
+
+/// Checks the pools; returns whether one is busy, or nothing when all are dropped.
+fn tick(pools: &[Weak<Pool>]) -> Option<bool> {
+    pools.iter().filter_map(Weak::upgrade).map(|pool| pool.tick()).reduce(|busy, more| busy | more)
 }

@@ -33,6 +33,11 @@ pub(super) fn run(house: &House, quick: bool, more: &[String]) -> Result<()> {
         words.extend([name.to_owned(), path.display().to_string()]);
     }
     words.extend(["--tract-ceiling".to_owned(), ceiling]);
+    let builtin = format!(
+        "'{}' {SHIPPED_MODELS}/sentiment --engine builtin --precision \"$BENCH_PRECISION\" --texts \"$BENCH_TEXTS\"",
+        house.target.join(TRACT_CEILING).display()
+    );
+    words.extend(["--builtin-ceiling".to_owned(), builtin]);
     if quick {
         words.push("--quick".to_owned());
     }

@@ -121,5 +121,7 @@ fn spec(name: &str, title: &str, command: Vec<String>, path: &str) -> Spec {
         headers: Vec::new(),
         streams: false,
         engine: None,
+        difference_max: 0.0,
+        together_max: 0.0,
     }
 }

@@ -5,7 +5,7 @@
 //! runs out of memory traps and ends every request that it has.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::TrapOrPanicError;
 
+use crate::components::engine::Host;
 use crate::generation::GenerationHandle;
 use crate::inference::call::CallHandle;
 
@@ -30,8 +31,6 @@ pub(crate) type HandleResult = wasmtime::Result<http::Response<WasiBody>>;
 
 /// How long a request waits for an instance that has room for it.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a waiting request checks whether another instance is to be started for it.
-const START_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why no instance admitted a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -208,12 +207,14 @@ impl RequestQueue {
     }
 
     /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs at once
-    /// and every [`START_CHECK_INTERVAL`] while the request waits.
+    /// and at each tick of the clock of guests while the request waits: a timer for each request would wake the thread that waits for
+    /// sockets.
     pub(crate) async fn submit(
         &self,
         request: Request,
         open: Arc<OpenRequest>,
         body_bytes: u64,
+        host: &Host,
         start_if_needed: impl Fn(),
     ) -> HandleResult {
         let (result, mut received) = oneshot::channel();
@@ -221,17 +222,22 @@ impl RequestQueue {
         let client = open.client;
         self.lock().waiting.push_back(WaitingRequest { request, open: open.clone(), result, body_bytes, since });
         self.wake();
+        let ticking = host.ticking();
+        let mut timeout = pin!(tokio::time::sleep(ADMISSION_TIMEOUT));
         while !open.is_admitted() {
+            let ticked = host.ticked();
             start_if_needed();
             tokio::select! {
                 result = &mut received => return result.map_err(|_| TrapOrPanicError)?,
-                () = tokio::time::sleep(START_CHECK_INTERVAL) => {}
+                () = ticked => {}
+                () = &mut timeout => {}
             }
-            if since.elapsed() > ADMISSION_TIMEOUT && !open.is_admitted() {
+            if timeout.is_elapsed() && !open.is_admitted() {
                 let over = self.lock().is_over_share(client, body_bytes, &self.bounds);
                 return Err(if over { AdmissionError::ClientShare } else { AdmissionError::Full }.into());
             }
         }
+        drop(ticking);
         received.await.map_err(|_| TrapOrPanicError)?
     }
 
@@ -319,8 +325,11 @@ impl RequestQueue {
                 state.client_bytes.remove(&client);
             }
         }
+        let waits = !state.waiting.is_empty();
         drop(state);
-        self.wake();
+        if waits {
+            self.wake();
+        }
     }
 }
 

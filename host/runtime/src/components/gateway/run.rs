@@ -19,9 +19,10 @@ use crate::components::gateway::admission::{
     AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
 };
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
+use crate::stages::{self, Stage};
 
-/// How often the event loop of an instance increments its heartbeat counter.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// Heartbeats of an instance's event loop in the time after which it is lost without one.
+const HEARTBEATS: u32 = 4;
 
 /// A request that an instance has, and the reserved bytes of its body.
 type Admission = (Arc<OpenRequest>, Arc<Reservation>);
@@ -54,6 +55,7 @@ impl InstanceRun<'_> {
         let heartbeats = AtomicU64::new(0);
         let serving =
             store.run_concurrent(async |accessor| self.serve(accessor, &proxy, &occupancy, first, &heartbeats).await);
+        let serving = self.factory.host().run_guest(serving);
         let served = tokio::select! {
             served = serving => served.and_then(|served| served),
             () = silence(&heartbeats, self.hang_timeout) => {
@@ -121,10 +123,11 @@ impl InstanceRun<'_> {
                 }
                 if heartbeat.as_mut().poll(cx).is_ready() {
                     heartbeats.fetch_add(1, Ordering::Relaxed);
-                    heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
+                    heartbeat.as_mut().reset(Instant::now() + self.hang_timeout / HEARTBEATS);
                     continue;
                 }
                 if accepts && let Poll::Ready(admitted) = self.queue.poll_admit(occupancy, cx) {
+                    stages::mark(Stage::Admitted);
                     let AdmittedRequest { request, open: state, result, reservation } = admitted;
                     open.push(begin(request, result, Some((state, reservation))));
                     // The guest works on this request before it takes another: while it computes, other instances may.

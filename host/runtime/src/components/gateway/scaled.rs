@@ -35,7 +35,8 @@ impl ScaledInstances {
     }
 
     pub(crate) async fn handle(&self, request: Request, open: Arc<OpenRequest>, body_bytes: u64) -> HandleResult {
-        self.0.queue.submit(request, open, body_bytes, || self.start_if_needed()).await
+        let host = self.0.factory.host();
+        self.0.queue.submit(request, open, body_bytes, host, || self.start_if_needed()).await
     }
 
     fn start_if_needed(&self) {

@@ -7,13 +7,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use wasmtime::component::{Component, GuestTaskId, HasSelf, Linker, ResourceTable};
-use wasmtime::{Engine, Store, StoreLimits};
+use wasmtime::{Store, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use weir_events::Store as EventStore;
 
 use crate::bindings::gateway::GatewayHost;
+use crate::components::engine::Host;
 use crate::components::gateway::admission::OpenRequest;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
@@ -115,7 +116,7 @@ impl WasiHttpView for GatewayState {
 
 /// Makes gateway instances.
 pub(crate) struct GatewayFactory {
-    engine: Engine,
+    host: Host,
     pre: ServicePre<GatewayState>,
     config: GatewayConfig,
     calls: CallOpener,
@@ -128,7 +129,7 @@ pub(crate) struct GatewayFactory {
 impl GatewayFactory {
     /// Links the component once for all instances.
     pub(crate) fn new(
-        engine: &Engine,
+        host: &Host,
         component: &Component,
         config: GatewayConfig,
         (calls, generations): (CallOpener, Generations),
@@ -136,13 +137,17 @@ impl GatewayFactory {
         steps: Steps,
         draining: Arc<AtomicBool>,
     ) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<GatewayState>::new(engine);
+        let mut linker = Linker::<GatewayState>::new(host.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
-        Ok(Self { engine: engine.clone(), pre, config, calls, generations, events, steps, draining })
+        Ok(Self { host: host.clone(), pre, config, calls, generations, events, steps, draining })
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     pub(crate) fn config(&self) -> &GatewayConfig {
@@ -182,11 +187,11 @@ impl GatewayFactory {
             draining: self.draining.clone(),
             requests: HashMap::new(),
         };
-        let mut store = Store::new(&self.engine, state);
+        let mut store = Store::new(self.host.engine(), state);
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
-        let service = self.pre.instantiate_async(&mut store).await?;
+        let service = self.host.run_guest(self.pre.instantiate_async(&mut store)).await?;
         Ok((store, service))
     }
 }

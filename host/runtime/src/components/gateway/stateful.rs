@@ -26,6 +26,7 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct StatefulInstance {
     queue: Arc<RequestQueue>,
+    factory: Arc<GatewayFactory>,
     _task: Arc<Task>,
 }
 
@@ -40,12 +41,12 @@ impl Drop for Task {
 impl StatefulInstance {
     /// Starts the instance. Must be called in a tokio runtime.
     pub(crate) fn start(factory: Arc<GatewayFactory>, queue: Arc<RequestQueue>) -> Self {
-        let task = tokio::spawn(run_forever(factory, queue.clone()));
-        Self { queue, _task: Arc::new(Task(task)) }
+        let task = tokio::spawn(run_forever(factory.clone(), queue.clone()));
+        Self { queue, factory, _task: Arc::new(Task(task)) }
     }
 
     pub(crate) async fn handle(&self, request: Request, open: Arc<OpenRequest>, body_bytes: u64) -> HandleResult {
-        self.queue.submit(request, open, body_bytes, || {}).await
+        self.queue.submit(request, open, body_bytes, self.factory.host(), || {}).await
     }
 }
 

@@ -4,27 +4,28 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use wasmtime::component::{Component, Linker, ResourceTable};
-use wasmtime::{Engine, Store, StoreLimits};
+use wasmtime::{Store, StoreLimits};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use weir_nn::{GraphAccess, NnCtx, NnView, Registry};
 
 use super::PoolConfig;
 use crate::bindings::infer::InferExportsPre;
+use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 
 /// Makes the instances of replicas; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct InferFactory {
-    pub(crate) engine: Engine,
+    pub(crate) host: Host,
     pub(crate) pre: InferExportsPre<InferState>,
     pub(crate) registry: Arc<Registry>,
 }
 
 impl InferFactory {
     /// Links the infer component once for all replicas.
-    pub(crate) fn new(engine: &Engine, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<InferState>::new(engine);
+    pub(crate) fn new(host: &Host, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
+        let mut linker = Linker::<InferState>::new(host.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         weir_nn::add_to_linker(&mut linker, |state: &mut InferState| NnView {
@@ -32,7 +33,7 @@ impl InferFactory {
             table: &mut state.table,
         })?;
         let pre = InferExportsPre::new(linker.instantiate_pre(component)?)?;
-        Ok(Self { engine: engine.clone(), pre, registry })
+        Ok(Self { host: host.clone(), pre, registry })
     }
 
     /// A store for an instance of a model. The finished computations of its engine are counted in `computed`.
@@ -47,7 +48,7 @@ impl InferFactory {
             nn: NnCtx::new(self.registry.clone(), GraphAccess::only([name.clone()])).counting(computed),
             limits: limits(pool.memory_bytes_max),
         };
-        let mut store = Store::new(&self.engine, state);
+        let mut store = Store::new(self.host.engine(), state);
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);

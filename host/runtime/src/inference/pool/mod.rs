@@ -213,6 +213,7 @@ impl Pool {
     /// Ends the replicas, each after its computation in progress.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
+        self.config.queue.check_thread.wake();
         self.queue.set_unavailable(Some("the server is stopping".into()));
     }
 
@@ -230,7 +231,9 @@ impl Pool {
 
     fn run_thread(self: Arc<Self>, first: usize) {
         let Some(factory) = self.factory.get().cloned() else { return };
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        lower_priority();
+        // Without the driver of sockets, which no replica has: the thread then sleeps on a futex, and is woken at less cost.
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!(model = self.config.name, first, %error, "cannot start a replica");
@@ -328,9 +331,9 @@ impl Pool {
     }
 
     /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds. Returns
-    /// whether an item waits or is in flight.
+    /// whether an item waits or is in flight, or the pool is being stopped.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
-        let mut busy = self.queue.tick();
+        let mut busy = self.queue.tick() || *self.stopping.borrow();
         let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (replica, instance) in instances.into_iter().enumerate() {
             let Some(instance) = instance else { continue };
@@ -387,7 +390,7 @@ impl Pool {
         instance: Arc<Instance>,
     ) -> wasmtime::Result<std::convert::Infallible> {
         let mut store = factory.store(&self.config, instance.in_flight.computed.clone())?;
-        let component = factory.pre.instantiate_async(&mut store).await?;
+        let component = factory.host.run_guest(factory.pre.instantiate_async(&mut store)).await?;
         let warm_up = Some(self.warm_up());
         let source = ItemSource { pool: self.clone(), replica, instance: instance.clone(), warm_up };
         let sink = OutcomeSink { pool: self.clone(), instance: instance.clone() };
@@ -404,7 +407,7 @@ impl Pool {
         });
         // From outside of the store: a guest that never yields blocks every future inside of it.
         let result = tokio::select! {
-            result = run => result,
+            result = factory.host.run_guest(run) => result,
             () = instance.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
         };
         result??;
@@ -479,6 +482,20 @@ impl Pool {
 
 /// Another thread runs the replica.
 struct ThreadReplaced;
+
+/// Lowers the priority of this thread below that of the threads that serve sockets, so that these run as soon as they have something to
+/// do while the replicas use all cores. Best effort; a thread that has the cores to itself computes as fast as before.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    // On Linux the priority of "this process" is that of the calling thread.
+    if let Err(error) = rustix::process::setpriority_process(None, REPLICA_NICE) {
+        tracing::debug!(%error, "the priority of a replica's thread cannot be lowered");
+    }
+}
+
+/// The nice value of replica threads: a third of the processor time of a thread of nice 0 where both want the same core.
+#[cfg(target_os = "linux")]
+const REPLICA_NICE: i32 = 5;
 
 /// How many hang timeouts a replica may take for its first item.
 const START_TIMEOUT_FACTOR: u32 = 5;

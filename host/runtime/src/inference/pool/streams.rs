@@ -11,6 +11,8 @@ use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, S
 use super::Pool;
 use super::instance::Instance;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
+use crate::inference::reply::OutcomeLists;
+use crate::stages::{self, Stage};
 use crate::types::{Item, Outcome};
 
 /// Writes the items of all callers to an instance.
@@ -43,7 +45,10 @@ impl<D> StreamProducer<D> for ItemSource {
             return Poll::Ready(Ok(StreamResult::Dropped));
         }
         let assignment = match self.warm_up.take() {
-            Some(job) => Poll::Ready(Assignment::Jobs(vec![job])),
+            Some(job) => {
+                self.pool.config.queue.check_thread.wake();
+                Poll::Ready(Assignment::Jobs(vec![job]))
+            }
             None => {
                 let (is_busy, has_suspect) = self.instance.in_flight.register(cx);
                 let tokens_max = self.pool.config.ahead_tokens;
@@ -53,6 +58,7 @@ impl<D> StreamProducer<D> for ItemSource {
         };
         match assignment {
             Poll::Ready(assignment) => {
+                stages::mark(Stage::Taken);
                 let (jobs, has_suspect) = match assignment {
                     Assignment::Jobs(jobs) => (jobs, false),
                     Assignment::Suspect(job) => (vec![*job], true),
@@ -80,8 +86,9 @@ pub(super) struct OutcomeSink {
 
 impl OutcomeSink {
     fn deliver(&self, outcomes: Vec<Outcome>) {
+        stages::mark(Stage::Delivered);
         let pool = &self.pool;
-        let (mut tokens, mut failures) = (0, 0);
+        let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
         for outcome in outcomes {
             let Some((job, busy)) = self.instance.in_flight.remove(outcome.id) else {
                 if !self.instance.replaced.load(Ordering::SeqCst) {
@@ -100,7 +107,7 @@ impl OutcomeSink {
             pool.queue.record_answer(job.bytes(), u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
-            job.reply.send(outcome.tokens, outcome.result);
+            lists.add(job.reply, outcome.tokens, outcome.result);
         }
         pool.metrics.tokens.increment(tokens);
         pool.metrics.failures.increment(failures);

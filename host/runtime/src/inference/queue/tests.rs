@@ -20,6 +20,7 @@ fn settings() -> QueueSettings {
         retry: RetryConfig { base_backoff_ms: 0, ..RetryConfig::default() },
         budget: RetryBudgetConfig::default(),
         breaker: Some(BreakerConfig { failures_to_open: 2, ..BreakerConfig::default() }),
+        check_thread: Arc::default(),
     }
 }
 

@@ -1,0 +1,408 @@
+//! WordPiece over the characters of BERT's normalizer and pre-tokenizer, in one pass over the text and without copies of words.
+//!
+//! It gives what the crate `tokenizers` gives, for texts of characters whose normal form is at most one character whatever stands beside
+//! them; all other texts are left to that crate. The normal form of a character, and whether it divides words, is asked of the tokenizer
+//! itself, once for each character. Pieces are found by a trie of the vocabulary: the longest entry from the start of the word, then
+//! the longest from there on, each in as many steps as the entry has bytes (Song et al., "Fast WordPiece Tokenization", 2021, adds
+//! links to the trie that spare steps of words of many pieces).
+
+use std::cell::Cell;
+
+use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizer};
+use tokenizers::{
+    Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, PreTokenizedString, PreTokenizerWrapper,
+    Tokenizer,
+};
+
+/// Characters from here on are left to the crate: their marks are reordered, or they divide words by themselves.
+const CHARS_END: u32 = 0x2C00;
+/// As [`CHARS_END`], between the alphabets of Europe and the punctuation: scripts with marks that are letters.
+const CHARS_GAP: std::ops::Range<u32> = 0x590..0x1E00;
+
+/// The bare tokens of a text.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    /// Token ids.
+    pub(crate) ids: Vec<u32>,
+    /// For each token its first code point and the one after it.
+    pub(crate) offsets: Vec<(usize, usize)>,
+}
+
+/// A tokenizer's vocabulary as a trie, and what its normalizer makes of characters.
+pub(crate) struct WordPiece {
+    trie: Trie,
+    /// Where the pieces that continue a word begin; none in a vocabulary without such.
+    continuing: Option<u32>,
+    unk_id: u32,
+    word_chars_max: usize,
+    /// Texts that are tokens whatever stands beside them.
+    added: Vec<String>,
+    normalizer: NormalizerWrapper,
+    pre_tokenizer: PreTokenizerWrapper,
+    /// By code point, once it has occurred.
+    classes: Vec<Cell<Class>>,
+}
+
+/// What a character becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// It has not occurred yet.
+    Unknown,
+    /// Nothing.
+    Removed,
+    /// It divides words.
+    Space,
+    /// This character, a word of its own.
+    Alone(char),
+    /// This character, part of a word.
+    Part(char),
+    /// Not one character.
+    Other,
+}
+
+impl WordPiece {
+    /// Of a tokenizer without truncation, padding and post-processor; none where it is of another kind.
+    pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
+        let ModelWrapper::WordPiece(model) = tokenizer.get_model() else { return None };
+        let normalizer = tokenizer.get_normalizer()?;
+        let pre_tokenizer = tokenizer.get_pre_tokenizer()?;
+        let is_bert = matches!(
+            (normalizer, pre_tokenizer),
+            (NormalizerWrapper::BertNormalizer(_), PreTokenizerWrapper::BertPreTokenizer(_))
+        );
+        let added = tokenizer.get_added_tokens_decoder();
+        // Those are searched for in the normal form of the text.
+        if !is_bert || added.values().any(|token| token.normalized || token.content.is_empty()) {
+            return None;
+        }
+        let vocabulary = model.get_vocab();
+        let unk_id = *vocabulary.get(&model.unk_token)?;
+        let mut trie = Trie::default();
+        for (piece, id) in vocabulary {
+            trie.insert(piece.as_bytes(), id)?;
+        }
+        let prefix = model.continuing_subword_prefix.bytes();
+        Some(Self {
+            continuing: prefix.into_iter().try_fold(ROOT, |node, byte| trie.next(node, byte)),
+            trie,
+            unk_id,
+            word_chars_max: model.max_input_chars_per_word,
+            added: added.into_values().map(|token| token.content).collect(),
+            normalizer: normalizer.clone(),
+            pre_tokenizer: pre_tokenizer.clone(),
+            classes: vec![Cell::new(Class::Unknown); CHARS_END as usize],
+        })
+    }
+
+    /// The tokens of a text; none where it has characters that are left to the crate.
+    pub(crate) fn pieces(&self, text: &str) -> Option<Pieces> {
+        if self.added.iter().any(|token| text.contains(token.as_str())) {
+            return None;
+        }
+        let mut pieces = Pieces::default();
+        let mut word = Word::default();
+        for (index, char) in text.chars().enumerate() {
+            match self.class(char) {
+                Class::Part(char) => word.push(char, index),
+                Class::Removed => {}
+                Class::Space => self.end_word(&mut word, &mut pieces),
+                Class::Alone(char) => {
+                    self.end_word(&mut word, &mut pieces);
+                    word.push(char, index);
+                    self.end_word(&mut word, &mut pieces);
+                }
+                Class::Other | Class::Unknown => return None,
+            }
+        }
+        self.end_word(&mut word, &mut pieces);
+        Some(pieces)
+    }
+
+    fn class(&self, char: char) -> Class {
+        let code = char as u32;
+        let Some(cell) = self.classes.get(code as usize) else { return Class::Other };
+        if cell.get() == Class::Unknown {
+            let is_left_out = CHARS_GAP.contains(&code);
+            cell.set(if is_left_out { Class::Other } else { self.find_class(char).unwrap_or(Class::Other) });
+        }
+        cell.get()
+    }
+
+    /// Asks the normalizer and the pre-tokenizer.
+    fn find_class(&self, char: char) -> tokenizers::Result<Class> {
+        let mut normalized = NormalizedString::from(char.to_string());
+        self.normalizer.normalize(&mut normalized)?;
+        let mut chars = normalized.get().chars();
+        let char = match (chars.next(), chars.next()) {
+            (None, _) => return Ok(Class::Removed),
+            (Some(char), None) => char,
+            (Some(_), Some(_)) => return Ok(Class::Other),
+        };
+        // Between two letters it divides the word, is a word between two, or belongs to one.
+        let mut between = PreTokenizedString::from(format!("a{char}a"));
+        self.pre_tokenizer.pre_tokenize(&mut between)?;
+        Ok(match between.get_splits(OffsetReferential::Normalized, OffsetType::Byte).len() {
+            1 => Class::Part(char),
+            2 => Class::Space,
+            3 => Class::Alone(char),
+            _ => Class::Other,
+        })
+    }
+
+    /// Appends the pieces of a word, and begins the next.
+    fn end_word(&self, word: &mut Word, pieces: &mut Pieces) {
+        let Some(last) = word.bytes.len().checked_sub(1) else { return };
+        let before = pieces.ids.len();
+        let mut start = 0;
+        let mut is_known = word.chars <= self.word_chars_max;
+        while is_known && start <= last {
+            let from = if start == 0 { Some(ROOT) } else { self.continuing };
+            match from.and_then(|from| self.trie.longest(from, &word.bytes[start..])) {
+                Some((id, bytes)) => {
+                    pieces.ids.push(id);
+                    pieces.offsets.push((word.origins[start], word.origins[start + bytes - 1] + 1));
+                    start += bytes;
+                }
+                None => is_known = false,
+            }
+        }
+        if !is_known {
+            pieces.ids.truncate(before);
+            pieces.offsets.truncate(before);
+            pieces.ids.push(self.unk_id);
+            pieces.offsets.push((word.origins[0], word.origins[last] + 1));
+        }
+        word.clear();
+    }
+}
+
+/// The normal form of a word.
+#[derive(Default)]
+struct Word {
+    bytes: Vec<u8>,
+    /// For each byte the code point of the text that it is of.
+    origins: Vec<usize>,
+    chars: usize,
+}
+
+impl Word {
+    fn push(&mut self, char: char, origin: usize) {
+        let mut buffer = [0; 4];
+        let bytes = char.encode_utf8(&mut buffer).as_bytes();
+        self.bytes.extend_from_slice(bytes);
+        self.origins.resize(self.bytes.len(), origin);
+        self.chars += 1;
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.origins.clear();
+        self.chars = 0;
+    }
+}
+
+const ROOT: u32 = 0;
+/// No id, and no edge.
+const NONE: u32 = u32::MAX;
+/// Nodes that an edge's key has room for.
+const NODES_MAX: usize = 1 << 24;
+
+/// Byte strings with ids. The edges of all nodes are in one table with open addressing.
+struct Trie {
+    /// The id of the entry that ends at each node.
+    ids: Vec<u32>,
+    /// Pairs of an edge's key and the node that it leads to; the length is a power of two.
+    edges: Vec<(u32, u32)>,
+}
+
+impl Default for Trie {
+    fn default() -> Self {
+        Self { ids: vec![NONE], edges: vec![(NONE, NONE); 1 << 10] }
+    }
+}
+
+impl Trie {
+    /// Adds an entry; none where there are too many nodes.
+    fn insert(&mut self, entry: &[u8], id: u32) -> Option<()> {
+        let mut node = ROOT;
+        for &byte in entry {
+            node = match self.next(node, byte) {
+                Some(next) => next,
+                None => {
+                    let next = u32::try_from(self.ids.len()).ok().filter(|_| self.ids.len() < NODES_MAX)?;
+                    self.ids.push(NONE);
+                    // At most half of the places are taken.
+                    if 2 * self.ids.len() > self.edges.len() {
+                        let doubled = vec![(NONE, NONE); 2 * self.edges.len()];
+                        let edges = std::mem::replace(&mut self.edges, doubled);
+                        edges.into_iter().filter(|(key, _)| *key != NONE).for_each(|(key, to)| self.add(key, to));
+                    }
+                    self.add(key(node, byte), next);
+                    next
+                }
+            };
+        }
+        self.ids[node as usize] = id;
+        Some(())
+    }
+
+    fn add(&mut self, key: u32, to: u32) {
+        let place = self.place(key);
+        self.edges[place] = (key, to);
+    }
+
+    /// Where a key is, or would be.
+    fn place(&self, key: u32) -> usize {
+        let mask = self.edges.len() - 1;
+        // Fibonacci hashing: the upper bits of the product are mixed best.
+        let mut place = (u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & mask;
+        while self.edges[place].0 != key && self.edges[place].0 != NONE {
+            place = (place + 1) & mask;
+        }
+        place
+    }
+
+    fn next(&self, node: u32, byte: u8) -> Option<u32> {
+        let (_, to) = self.edges[self.place(key(node, byte))];
+        (to != NONE).then_some(to)
+    }
+
+    /// The longest entry below a node that the bytes begin with: its id and its length in bytes.
+    fn longest(&self, from: u32, bytes: &[u8]) -> Option<(u32, usize)> {
+        let (mut node, mut found) = (from, None);
+        for (index, &byte) in bytes.iter().enumerate() {
+            let Some(next) = self.next(node, byte) else { break };
+            node = next;
+            let id = self.ids[node as usize];
+            if id != NONE {
+                found = Some((id, index + 1));
+            }
+        }
+        found
+    }
+}
+
+fn key(node: u32, byte: u8) -> u32 {
+    node << 8 | u32::from(byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    use super::*;
+
+    const MODELS: [&str; 2] = ["host/nn/models/sentiment", "tests/models/pair-toy"];
+
+    fn root() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    }
+
+    fn tokenizer(model: &str) -> Tokenizer {
+        let mut tokenizer = Tokenizer::from_file(root().join(model).join("tokenizer.json")).unwrap();
+        tokenizer.with_padding(None).with_truncation(None).unwrap();
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        tokenizer
+    }
+
+    fn both() -> Vec<(Tokenizer, WordPiece)> {
+        let both = |model| {
+            let tokenizer = tokenizer(model);
+            let word_piece = WordPiece::of(&tokenizer).unwrap();
+            (tokenizer, word_piece)
+        };
+        MODELS.into_iter().map(both).collect()
+    }
+
+    /// Whether the text was tokenized here; panics where the result is not that of the crate.
+    fn check(tokenizer: &Tokenizer, word_piece: &WordPiece, text: &str) -> bool {
+        let Some(Pieces { ids, offsets }) = word_piece.pieces(text) else { return false };
+        let expected = tokenizer.encode_char_offsets(text, false).unwrap();
+        assert_eq!(ids, expected.get_ids(), "{text:?}");
+        assert_eq!(offsets, expected.get_offsets(), "{text:?}");
+        true
+    }
+
+    #[test]
+    fn texts_with_traps_are_tokenized_as_by_the_crate() {
+        let long = "a".repeat(101);
+        let texts = [
+            ("", true),
+            (" \t\n", true),
+            ("Don't panic: it's 3.50 dollars (or more)…", true),
+            ("un\u{200b}believable\u{0} con\u{ad}trol\u{7f}", true),
+            ("re\u{fffd}placed", false),
+            ("Ĳ ŉ ǰ ﬁ", false),
+            ("İstanbul ǅ ŉ ẞ", true),
+            ("Crème brûlée à la carte, Ærøskøbing", true),
+            ("e\u{301}\u{323} x\u{20dd}", true),
+            ("Ελλάς, Москва й", true),
+            ("日本語", false),
+            ("an [MASK] here", false),
+            ("brackets [MAS] only", true),
+            (long.as_str(), true),
+            ("##ing # ##", true),
+            ("xqzjkvw", true),
+        ];
+        for (tokenizer, word_piece) in both() {
+            for (text, is_own) in texts {
+                let own = check(&tokenizer, &word_piece, text);
+                assert!(own == is_own, "{text:?}");
+            }
+        }
+    }
+
+    /// Of a folder that is not part of the repository; without it the vectors of the tests take its place. Without optimization only the first
+    /// texts of each file, for the sake of time.
+    #[test]
+    fn held_out_texts_are_tokenized_as_by_the_crate_and_nearly_all_here() {
+        let data = std::env::var_os("WEIR_DATA").map_or_else(|| root().join("tests/vectors"), Into::into);
+        let (tokenizer, word_piece) = both().remove(0);
+        let (mut texts, mut own) = (0, 0);
+        for file in std::fs::read_dir(data).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "jsonl") {
+                continue;
+            }
+            let most = if cfg!(debug_assertions) { 500 } else { usize::MAX };
+            for line in std::fs::read_to_string(path).unwrap().lines().take(most) {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                // Of entities there are words.
+                let words = || line["tokens"].as_array().into_iter().flatten().filter_map(|word| word.as_str());
+                let text = line["text"].as_str().map_or_else(|| words().collect::<Vec<_>>().join(" "), str::to_owned);
+                texts += 1;
+                own += usize::from(check(&tokenizer, &word_piece, &text));
+            }
+        }
+        assert!(texts > 10 && own * 100 >= texts * 80, "{own} of {texts}");
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        let char = prop_oneof![
+            6 => proptest::char::range('a', 'z'),
+            2 => proptest::char::range('A', 'Z'),
+            2 => Just(' '),
+            3 => proptest::char::range('\0', '\u{17f}'),
+            1 => proptest::char::range('\u{300}', '\u{36f}'),
+            1 => proptest::char::range('\u{0}', '\u{58f}'),
+            1 => proptest::char::range('\u{1e00}', '\u{2bff}'),
+        ];
+        proptest::collection::vec(char, 0..60).prop_map(|chars| chars.into_iter().collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+        #[test]
+        fn random_texts_are_tokenized_as_by_the_crate(text in text(), any in ".{0,30}") {
+            thread_local! {
+                static BOTH: Vec<(Tokenizer, WordPiece)> = both();
+            }
+            BOTH.with(|both| for (tokenizer, word_piece) in both {
+                check(tokenizer, word_piece, &text);
+                check(tokenizer, word_piece, &any);
+            });
+        }
+    }
+}

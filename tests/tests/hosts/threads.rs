@@ -1,0 +1,118 @@
+//! The threads of a server: they sleep while there are no requests, and those that compute give way to those that serve sockets.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use weir_tests::client::{body_of, classify, lines};
+use weir_tests::{PATIENCE, Server};
+
+/// Wake-ups of all threads together.
+const WAKE_UPS_PER_S_MAX: f64 = 5.0;
+/// How long wake-ups are counted.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// How often each thread has waited so far, by thread id: it wakes up once for each wait.
+fn waits(process: u32) -> Result<BTreeMap<String, (String, u64)>> {
+    let mut waits = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?;
+        // A thread may end meanwhile.
+        let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
+        let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+        let count = value("voluntary_ctxt_switches:").parse()?;
+        waits.insert(task.file_name().to_string_lossy().into_owned(), (value("Name:").to_owned(), count));
+    }
+    Ok(waits)
+}
+
+#[tokio::test]
+async fn idle_server_sleeps() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    classify(&server, &["A fine day.", "What a mess."]).await?;
+    // What the start and the requests have left to do, timers that end once among them, is done after a while.
+    let began = Instant::now();
+    loop {
+        let (before, since) = (waits(server.id())?, Instant::now());
+        tokio::time::sleep(WINDOW).await;
+        let after = waits(server.id())?;
+        let seconds = since.elapsed().as_secs_f64();
+        let mut by_thread = BTreeMap::<String, u64>::new();
+        for (thread, (name, count)) in &after {
+            let earlier = before.get(thread).map_or(0, |(_, count)| *count);
+            *by_thread.entry(name.clone()).or_default() += count - earlier;
+        }
+        by_thread.retain(|_, count| *count > 0);
+        let per_s = by_thread.values().sum::<u64>() as f64 / seconds;
+        println!("{per_s:.1} wake-ups a second, {by_thread:?} in {seconds:.1} s");
+        if per_s < WAKE_UPS_PER_S_MAX {
+            break;
+        }
+        ensure!(began.elapsed() < PATIENCE, "{per_s:.1} wake-ups a second: {by_thread:?}");
+    }
+    ensure!(classify(&server, &["A fine day."]).await?.len() == 1, "it wakes up");
+    Ok(())
+}
+
+/// The least nice value of the threads of each name: those of a thread pool inherit that of the thread that starts them.
+fn nice_values(process: u32) -> Result<BTreeMap<String, i64>> {
+    let mut found = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+        let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).context("a name")?;
+        // Of the fields of proc(5), the state after the name is the third.
+        let nice = rest.split_whitespace().nth(19 - 3).context("a nice value")?;
+        let nice: i64 = nice.parse()?;
+        found.entry(name.to_owned()).and_modify(|least: &mut i64| *least = nice.min(*least)).or_insert(nice);
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn replicas_have_a_lower_priority_than_sockets() -> Result<()> {
+    let server = Server::start(&["--set", "models.replicas=2"]).await?;
+    let nice = nice_values(server.id())?;
+    let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));
+    let sockets = of("tokio-rt-worker")?;
+    for name in ["sentiment-0", "entities-0", "embeddings-0"] {
+        ensure!(of(name)? == (sockets + 5).min(19), "{nice:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_are_answered_while_all_replicas_compute() -> Result<()> {
+    const PROBES: usize = 100;
+    let server = Server::start(&[]).await?;
+    let probe = async || -> Result<Duration> {
+        let began = Instant::now();
+        ensure!(reqwest::get(server.url("/livez")).await?.status() == 200);
+        Ok(began.elapsed())
+    };
+    let median = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let mut idle = Vec::new();
+    for _ in 0..PROBES {
+        idle.push(probe().await?);
+    }
+    let text = "The train was late and nobody said a word about it but we loved the old town. ".repeat(6);
+    let body = body_of(&vec![serde_json::json!({ "text": text }); 1500]);
+    let load = async || lines(&server, "/v1/classify", "application/x-ndjson", body.clone()).await;
+    let probes = async {
+        let mut busy = Vec::new();
+        for _ in 0..PROBES {
+            busy.push(probe().await?);
+        }
+        anyhow::Ok(busy)
+    };
+    let (busy, first, second) = tokio::join!(probes, load(), load());
+    ensure!(first?.len() >= 1500 && second?.len() >= 1500);
+    let (idle, busy) = (median(idle), median(busy?));
+    println!("/livez: {idle:?} idle, {busy:?} while all replicas compute");
+    // A batch takes several milliseconds on each core: a probe that waited for batches would take many times as long.
+    ensure!(busy <= 8 * idle + Duration::from_millis(5), "{idle:?} idle, {busy:?} while all replicas compute");
+    Ok(())
+}

@@ -1,5 +1,5 @@
-//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure_lm -- MODEL.gguf [THREADS] [ISA] [PART]`, PART being
-//! the part to measure, as `prefill 512`, `decode 4` or `gap`.
+//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure_lm -- MODEL.gguf [THREADS] [ISA] [PARTS]`, PARTS being
+//! what to measure, as `prefill 512,decode 4,gap`; without them all.
 //!
 //! A line is the part, tokens per second of the time that passed, and tokens per second of the time that all threads computed: on a
 //! machine that is busy otherwise too, that is what can be compared. `gap` is the time between tokens of four sequences while a
@@ -29,9 +29,9 @@ fn now(start: Instant) -> (f64, f64) {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let path = arguments.get(1).ok_or("usage: measure_lm MODEL.gguf [THREADS] [ISA] [PART]")?;
+    let path = arguments.get(1).ok_or("usage: measure_lm MODEL.gguf [THREADS] [ISA] [PARTS]")?;
     let threads: usize = arguments.get(2).map_or(Ok(1), |threads| threads.parse())?;
-    let is_asked = |part: &str| arguments.get(4).is_none_or(|asked| asked == part);
+    let is_asked = |part: &str| arguments.get(4).is_none_or(|asked| asked.split(',').any(|asked| asked == part));
     let isa = arguments.get(3).filter(|name| *name != "best");
     let isa = isa.map_or(Ok(weir_kernels::Isa::best()), |isa| isa.parse())?;
     let start = Instant::now();

@@ -37,7 +37,7 @@ about 8 minutes. It takes --quick, --as-built (measures target/release/weir as i
 the peak of the processor, and writes tests/bench/ENGINE.md: about six minutes. It takes --quick (one round).
 
 `cargo xtask bench generate` measures the engine of language models beside llama-server on the same file, and writes
-tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round).
+tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round with one thread, fewer sequences).
 
 `cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and

@@ -1,8 +1,8 @@
 """Prints the rates of llama-server on a model: what the example measure_lm of weir-lm prints of Weir's engine.
 
-    python3 llama_server.py FOLDER MODEL.gguf THREADS
+    python3 llama_server.py FOLDER MODEL.gguf THREADS [PARTS]
 
-FOLDER has llama-server and its libraries. A line is the part, tokens per second of the time that passed, and tokens per second of the
+FOLDER has llama-server and its libraries; PARTS are what to measure, as `prefill 512,decode 4`, without them all. A line is the part, tokens per second of the time that passed, and tokens per second of the
 time that all threads computed. Prompts are given as tokens, and answers are not streamed, so that little but the engine is measured.
 """
 
@@ -19,14 +19,14 @@ PORT = 18947
 STEPS = 48
 
 
-def main(folder, model, threads):
+def main(folder, model, threads, parts=""):
     command = [folder + "/llama-server", "-m", model, "-ngl", "0", "-t", threads, "-tb", threads, "-c", str(33 * 512), "-np", "32",
                "--port", str(PORT), "--host", "127.0.0.1", "--no-webui", "-b", "2048", "-ub", "512", "-kvu"]
     server = subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": folder}, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL)
     try:
         wait(server)
-        measure(server.pid)
+        measure(server.pid, [part for part in parts.split(",") if part])
     finally:
         server.terminate()
         server.wait()
@@ -65,9 +65,11 @@ def computed(pid):
     return total / 1e9
 
 
-def measure(pid):
+def measure(pid, parts):
     prompt = [1000 + index * 37 % 20000 for index in range(2048)]
     for tokens in (128, 512, 2000):
+        if parts and f"prefill {tokens}" not in parts:
+            continue
         best = [1e9, 1e9]
         for turn in range(3):
             before = computed(pid)
@@ -75,6 +77,8 @@ def measure(pid):
             best = [min(best[0], timings["prompt_ms"] / 1e3), min(best[1], computed(pid) - before)]
         print(f"prefill {tokens} {tokens / best[0]:.1f} {tokens / best[1]:.1f}", flush=True)
     for count in (1, 4, 16, 32):
+        if parts and f"decode {count}" not in parts:
+            continue
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             # The prompts, and then the prompts with the tokens: the difference is the tokens.
             times = []

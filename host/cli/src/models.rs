@@ -1,5 +1,6 @@
 //! `weir models`: lists, checks and fetches models; fetches an engine.
 
+mod language;
 mod precision;
 
 use std::io::{IsTerminal, Write};
@@ -67,6 +68,7 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    language::list(&mut out, root)?;
     Ok(code)
 }
 
@@ -90,6 +92,7 @@ fn check(
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
         dirs = model::list(root, &config)?.into_iter().map(|listed| root.join(listed.name)).collect();
+        dirs.extend(language::folders(root));
         if dirs.is_empty() {
             bail!("{} has no models", root.display());
         }
@@ -101,6 +104,12 @@ fn check(
     }
     let mut code = ExitCode::SUCCESS;
     for dir in dirs {
+        if language::is_folder(&dir) {
+            if !language::check(&mut out, &dir)? {
+                code = ExitCode::FAILURE;
+            }
+            continue;
+        }
         match model::check(&dir, engine, &config) {
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
@@ -120,8 +129,8 @@ fn check(
 
 /// The names of the models in a folder, and the one that was probably meant, for a message about a name that is not among them.
 pub(crate) fn names_in(root: &Path, name: &str) -> String {
-    let names: Vec<String> =
-        model::list(root, &RegistryConfig::default()).into_iter().flatten().map(|listed| listed.name).collect();
+    let listed = model::list(root, &RegistryConfig::default()).into_iter().flatten().map(|listed| listed.name);
+    let names: Vec<String> = listed.chain(language::names(root)).collect();
     let meant = weir_config::suggest(name, names.iter().map(String::as_str));
     let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
     if names.is_empty() { "no models".to_owned() } else { format!("{}{meant}", names.join(", ")) }

@@ -27,3 +27,6 @@ pub use cache::SequenceError;
 pub use engine::{Cancel, Engine, EngineConfig, EngineError, Row, Sample, Sampled, StepError};
 pub use model::{LoadError, Model, Tokenizer, TokenizerKind};
 pub use sampling::{Sampler, SamplerError};
+
+/// Tokens of a page of the cache.
+pub const PAGE_TOKENS: u32 = weir_kernels::PAGE_TOKENS as u32;

@@ -11,7 +11,8 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
-    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SHIPPED_MODELS, WASM_TARGET,
+    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SEPARATE_PACKAGES, SHIPPED_MODELS,
+    WASM_TARGET,
 };
 use crate::sh;
 use crate::ui::Step;
@@ -45,8 +46,12 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
     let what: Vec<&Component> = COMPONENTS.iter().chain(plugs).chain(GUESTS.iter().filter(|_| guests)).collect();
     let names: Vec<&str> = what.iter().map(|component| component.name).collect();
     let mut step = Step::begin("components", &format!("builds {} for {WASM_TARGET}", names.join(", ")));
-    let mut command = component_cargo(house, "build");
-    let built = sh::check(&mut step, packages(&mut command, what.iter().map(|component| component.package)));
+    let names = what.iter().map(|component| component.package);
+    let (separate, together): (Vec<_>, Vec<_>) = names.partition(|package| SEPARATE_PACKAGES.contains(package));
+    let mut built = sh::check(&mut step, packages(&mut component_cargo(house, "build"), together.into_iter()));
+    for package in separate {
+        built = built.and_then(|_| sh::check(&mut step, component_cargo(house, "build").args(["-p", package])));
+    }
     let result = built.and_then(|_| {
         let mut changed = Vec::new();
         for component in &what {

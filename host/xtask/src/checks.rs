@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS};
+use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, wit};
 
@@ -91,6 +91,11 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         ("test --lib --bins --tests", &["--no-fail-fast"])
     };
     test("tests", "core, codec, events, components, bench and xtask", light_cargo(house, runner).args(run));
+    for package in SEPARATE_PACKAGES {
+        let mut command = sh::cargo(house);
+        command.args(runner.split(' ')).args(["-p", package]).args(run);
+        test(package, "a component of a build of its own", &mut command);
+    }
     let mut host = build::host_cargo(house, runner);
     host.args(run);
     // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
@@ -142,6 +147,11 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
 fn lints(house: &House, report: &mut Report) -> Result<()> {
     const STRICT: [&str; 3] = ["--", "-D", "warnings"];
     report.check("lint", "clippy", light_cargo(house, "clippy").arg("--all-targets").args(STRICT));
+    for package in SEPARATE_PACKAGES {
+        let mut command = sh::cargo(house);
+        command.args(["clippy", "-p", package, "--all-targets"]).args(STRICT);
+        report.check(&format!("{package} lint"), "clippy", &mut command);
+    }
     report.check("host lint", "clippy", build::host_cargo(house, "clippy").arg("--all-targets").args(STRICT));
     if debian::chosen(house).is_some() {
         report.skipped("wasm lint", "Debian's compiler has no clippy");

@@ -14,9 +14,14 @@ pub(crate) struct Component {
 /// The components that are built into `weir`: one line each.
 pub(crate) const COMPONENTS: &[Component] = &[
     Component { package: "weir-gateway", name: "gateway" },
+    Component { package: "weir-generate", name: "generate" },
     Component { package: "weir-infer", name: "infer" },
     Component { package: "weir-adapter", name: "adapter" },
 ];
+
+/// Packages that cargo builds and tests by a command of their own: llguidance wants `preserve_order` of serde_json, and features are
+/// united over the packages of one command. Elsewhere the members of JSON objects are sorted.
+pub(crate) const SEPARATE_PACKAGES: &[&str] = &["weir-generate"];
 
 /// The components that are plugged into another when they are built, and satisfy its imports.
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];

@@ -32,6 +32,7 @@ const RULES: &[Rule] = &[
     },
     Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec", "weir-expression"], others: None },
     Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-generate", house: &["weir-core"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-adapter", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
@@ -42,7 +43,7 @@ const RULES: &[Rule] = &[
     // Of codec: which routes go to the stateful gateway instance.
     Rule {
         package: "weir-runtime",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-nn"],
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-lm", "weir-nn"],
         others: None,
     },
     // Of codec: GRIP, and the rendering of events on a held connection.
@@ -56,7 +57,7 @@ const RULES: &[Rule] = &[
     // Of codec: captions, and lines of inputs.
     Rule {
         package: "weir",
-        house: &["weir-adapters", "weir-codec", "weir-config", "weir-edge", "weir-nn", "weir-runtime"],
+        house: &["weir-adapters", "weir-codec", "weir-config", "weir-edge", "weir-lm", "weir-nn", "weir-runtime"],
         others: None,
     },
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
@@ -94,6 +95,7 @@ const RESERVED: &[(&str, &[&str])] = &[
         &[
             "weir-adapter",
             "weir-gateway",
+            "weir-generate",
             "weir-infer",
             "weir-session",
             "nn-probe",
@@ -107,7 +109,9 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("wasip3", &["weir-gateway"]),
     ("spin-sdk", &["weir-gateway"]),
-    ("tokenizers", &["weir-infer"]),
+    ("tokenizers", &["weir-generate", "weir-infer"]),
+    ("minijinja", &["weir-generate"]),
+    ("llguidance", &["weir-generate"]),
     ("anyhow", &["embed-example", "weir", "weir-tests", "xtask"]),
 ];
 

@@ -52,7 +52,7 @@ impl Models {
             let opened = self.open(&info.name).await;
             let reason = opened.as_ref().err().map(|failure| match failure {
                 Failure::Unavailable(reason) | Failure::Other(reason) => reason.clone(),
-                other => format!("{other:?}"),
+                _ => "it cannot be opened".to_owned(),
             });
             let context_tokens_max = opened.ok().map(|open| open.language.info.context_tokens_max);
             models.push(GenerateModel { name: info.name, context_tokens_max, ready: reason.is_none(), reason });

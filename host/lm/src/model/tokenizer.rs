@@ -43,6 +43,8 @@ pub struct Tokenizer {
     pub beginning_of_sequence: Option<u32>,
     /// Whether the file asks for it at the front of every prompt.
     pub adds_beginning: bool,
+    /// Of SentencePiece: whether a space comes before a text.
+    pub adds_space: bool,
     /// The token that ends a sequence, if the file has one.
     pub end_of_sequence: Option<u32>,
     /// Every token that ends a generation, ascending.
@@ -117,6 +119,7 @@ impl Tokenizer {
             merges: if kind == TokenizerKind::Bpe { merges } else { Vec::new() },
             beginning_of_sequence,
             adds_beginning: adds.unwrap_or(adds_by_default) && beginning_of_sequence.is_some(),
+            adds_space: metadata.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(true),
             end_of_sequence,
             end_tokens,
         })

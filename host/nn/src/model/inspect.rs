@@ -66,7 +66,8 @@ pub fn list(root: &Path, config: &RegistryConfig) -> Result<Vec<ModelListing>, M
         let looks_like_one = ["config.json", "model.safetensors", "model.onnx", "onnx/model.onnx"]
             .iter()
             .any(|f| path.join(f).is_file());
-        if looks_like_one && !name.starts_with('.') {
+        let is_language_model = path.join(super::LANGUAGE_MODEL).is_file();
+        if looks_like_one && !is_language_model && !name.starts_with('.') {
             let model = ModelDir::open(&path);
             let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, config);
             let selection = selection.ok().filter(|_| model.is_ok());

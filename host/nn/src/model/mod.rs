@@ -18,6 +18,9 @@ pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime}
 use crate::builtin::SAFETENSORS;
 use crate::error::LoadError;
 
+/// The file by which a folder is that of a language model, for `weir-lm`.
+pub const LANGUAGE_MODEL: &str = "model.gguf";
+
 /// The largest JSON file that is read, in bytes.
 const JSON_BYTES_MAX: u64 = 256 << 20;
 

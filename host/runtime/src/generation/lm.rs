@@ -1,11 +1,12 @@
 //! `weir:stream/lm` for instances of the generate component. An instance sees one model.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::OnceCell;
 use wasmtime::component::{Accessor, HasSelf, Resource};
+use weir_lm::Cancel;
 
 use super::engine::{Engine, Load, Sequences};
 use super::instance::InstanceState;
@@ -61,22 +62,15 @@ impl ServedModel {
 pub struct LanguageModel {
     served: ServedModel,
     engine: Arc<dyn Engine>,
-    sequences: Arc<Mutex<Box<dyn Sequences>>>,
-}
-
-impl LanguageModel {
-    /// Waits for a step in progress.
-    fn sequences(&self) -> MutexGuard<'_, Box<dyn Sequences>> {
-        self.sequences.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    sequences: Arc<dyn Sequences>,
 }
 
 /// Stops a step between two layers when its call is dropped.
-struct StopOnDrop(Arc<AtomicBool>);
+struct CancelOnDrop(Cancel);
 
-impl Drop for StopOnDrop {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.cancel();
     }
 }
 
@@ -103,7 +97,7 @@ impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
             Ok(engine) => engine,
             Err(reason) => return Ok(Err(Failure::Unavailable(reason))),
         };
-        let sequences = Arc::new(Mutex::new(engine.sequences()));
+        let sequences = engine.sequences();
         let model = LanguageModel { served, engine, sequences };
         accessor.with(|mut access| Ok(Ok(access.get().table.push(model)?)))
     }
@@ -117,13 +111,11 @@ impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
             let model = access.get().table.get(&model)?;
             Ok((model.sequences.clone(), model.served.clone()))
         })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let _guard = StopOnDrop(stop.clone());
+        let cancel = CancelOnDrop(Cancel::default());
+        let token = cancel.0.clone();
         let step = tokio::task::spawn_blocking(move || {
-            // The lock is taken on this thread: it waits for a step whose call was dropped.
-            let mut sequences = sequences.lock().unwrap_or_else(PoisonError::into_inner);
             let (began, shape) = (Instant::now(), RowsShape::of(&rows));
-            let sampled = sequences.step(rows, &stop);
+            let sampled = sequences.step(rows, &token);
             served.metrics.handle_step(shape, sequences.pages_free(), began.elapsed());
             served.steps.fetch_add(1, Ordering::Relaxed);
             sampled
@@ -164,11 +156,11 @@ impl HostModel for InstanceState {
     }
 
     fn pages_free(&mut self, model: Resource<LanguageModel>) -> wasmtime::Result<u32> {
-        Ok(self.table.get(&model)?.sequences().pages_free())
+        Ok(self.table.get(&model)?.sequences.pages_free())
     }
 
     fn create(&mut self, model: Resource<LanguageModel>, sampler: Sampler) -> wasmtime::Result<Result<u32, Failure>> {
-        Ok(self.table.get(&model)?.sequences().create(sampler))
+        Ok(self.table.get(&model)?.sequences.create(sampler))
     }
 
     fn fork(
@@ -178,7 +170,7 @@ impl HostModel for InstanceState {
         tokens: u32,
         sampler: Sampler,
     ) -> wasmtime::Result<Result<u32, Failure>> {
-        Ok(self.table.get(&model)?.sequences().fork(sequence, tokens, sampler))
+        Ok(self.table.get(&model)?.sequences.fork(sequence, tokens, sampler))
     }
 
     fn trim(
@@ -187,11 +179,11 @@ impl HostModel for InstanceState {
         sequence: u32,
         tokens: u32,
     ) -> wasmtime::Result<Result<(), Failure>> {
-        Ok(self.table.get(&model)?.sequences().trim(sequence, tokens))
+        Ok(self.table.get(&model)?.sequences.trim(sequence, tokens))
     }
 
     fn remove(&mut self, model: Resource<LanguageModel>, sequence: u32) -> wasmtime::Result<()> {
-        self.table.get(&model)?.sequences().remove(sequence);
+        self.table.get(&model)?.sequences.remove(sequence);
         Ok(())
     }
 

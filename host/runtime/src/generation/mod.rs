@@ -4,14 +4,17 @@
 //! - `call`: one caller's pair of streams, commands in and events out.
 //! - `pool`: the generations of a model: their ids on the merged stream, and the way of their events back to the callers.
 //! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
-//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`.
+//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`; `gguf`: the one for GGUF files.
 
 mod call;
 pub(crate) mod engine;
+pub(crate) mod gguf;
 pub(crate) mod instance;
 pub(crate) mod lm;
 mod metrics;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

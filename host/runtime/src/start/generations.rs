@@ -1,15 +1,16 @@
 //! Starts an instance of the generate component for each language model.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_config::Config;
+use weir_config::{Config, Generate};
 
 use crate::components::code;
 use crate::components::engine::Host;
-use crate::generation::engine::{Engine, Load};
+use crate::generation::engine::Load;
+use crate::generation::gguf::{self, GgufBounds};
 use crate::generation::{GenerateFactory, Generations, PoolBounds};
 use crate::start::{Builtin, StartError, component_source, guest_env, models};
 
@@ -33,10 +34,8 @@ pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Ge
     Generations::start(models, &factory, bounds).map_err(StartError::Threads)
 }
 
-fn load(_config: &Config, path: PathBuf) -> Load {
-    Arc::new(move || open(&path))
-}
-
-fn open(path: &Path) -> Result<Arc<dyn Engine>, String> {
-    Err(format!("{}: this build has no engine for GGUF files", path.display()))
+fn load(config: &Config, path: PathBuf) -> Load {
+    let Generate { threads, cache_tokens_max, running_max, .. } = config.generate;
+    let bounds = GgufBounds { threads, cache_tokens_max, running_max };
+    Arc::new(move || gguf::load(&path, bounds))
 }

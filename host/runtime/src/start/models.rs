@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use weir_config::Config;
+use weir_nn::model::LANGUAGE_MODEL;
 use weir_nn::{EngineChoice, Isa, PrecisionChoice, RegistryConfig, UnknownIsa};
 
 use crate::start::StartError;
@@ -24,9 +25,6 @@ pub(super) fn isa(config: &Config) -> Result<Isa, StartError> {
         name => name.parse().map_err(|error: UnknownIsa| StartError::Config(format!("models.isa: {error}"))),
     }
 }
-
-/// The file by which a folder is that of a language model.
-const LANGUAGE_MODEL: &str = "model.gguf";
 
 /// The files of the language models, by name.
 pub(super) fn language_models(config: &Config) -> Result<BTreeMap<String, PathBuf>, StartError> {

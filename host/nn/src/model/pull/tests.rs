@@ -42,8 +42,17 @@ fn specifications() {
         let shown = Spec::parse(text).map_or_else(|e| e.to_string(), |spec| format!("{spec:?}"));
         expected.assert_eq(&shown);
     };
-    check("hf:a/b", expect![[r#"Hub { repository: "a/b", name: "b", revision: None }"#]]);
-    check("hf:a/b@refs/pr/1", expect![[r#"Hub { repository: "a/b", name: "b", revision: Some("refs/pr/1") }"#]]);
+    check("hf:a/b", expect![[r#"Hub { repository: "a/b", name: "b", revision: None, file: None }"#]]);
+    check(
+        "hf:a/b@refs/pr/1",
+        expect![[r#"Hub { repository: "a/b", name: "b", revision: Some("refs/pr/1"), file: None }"#]],
+    );
+    check(
+        "hf:a/b-GGUF/b.Q4_0.gguf@main",
+        expect![[
+            r#"Hub { repository: "a/b-GGUF", name: "b-GGUF", revision: Some("main"), file: Some("b.Q4_0.gguf") }"#
+        ]],
+    );
     check("pypi:a-b==1.0.post1", expect![[r#"Wheel { name: "a-b", version: "1.0.post1" }"#]]);
     for wrong in [
         "",
@@ -53,6 +62,7 @@ fn specifications() {
         "hf:a/..",
         "hf:../b",
         "hf:a/b/c",
+        "hf:a/b/../c.gguf",
         "hf:a/b@../x",
         "hf:a/b@x?y",
         "pypi:a",
@@ -64,7 +74,7 @@ fn specifications() {
         let error = Spec::parse(wrong).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("{wrong:?} is neither hf:ORG/NAME[@REV] nor pypi:NAME==VERSION nor a directory")
+            format!("{wrong:?} is neither hf:ORG/NAME[/FILE.gguf][@REV] nor pypi:NAME==VERSION nor a directory")
         );
     }
 }

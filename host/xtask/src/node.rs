@@ -49,7 +49,7 @@ pub(crate) fn ensure(house: &House) -> Result<PathBuf> {
         npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
         sh::check(&mut step, npm.arg(&folder))?;
         stamp.set()?;
-        Ok("eventsource, eventsource-parser, ws".to_owned())
+        Ok("eventsource, eventsource-parser, ws, openai, anthropic, ai".to_owned())
     };
     let installed = install();
     finish(step, installed)?;

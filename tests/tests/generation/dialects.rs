@@ -5,7 +5,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::{Server, client::post, ndjson};
 
-use crate::{chat, ended, frames, send, streamed, text_of, until};
+use crate::{cancelled, chat, frames, send, streamed, text_of, until};
 
 #[tokio::test]
 async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()> {
@@ -207,7 +207,7 @@ async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
 #[tokio::test]
 async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let mut cancelled = 0;
+    let mut count = 0;
     for stream in [true, false] {
         let mut body = chat("!never");
         body["stream"] = stream.into();
@@ -217,8 +217,8 @@ async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()>
             answer.text().await
         });
         assert!(left.await.is_err(), "it never ends by itself");
-        cancelled += 1;
-        until("the generation is cancelled", async || Ok(ended(&server).await? >= cancelled)).await?;
+        count += 1;
+        until("the generation is cancelled", async || Ok(cancelled(&server).await? >= count)).await?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Generated text: the dialects over sockets, generations that are resumed, cancelled and interrupted, and the clients of other servers.
 
+mod clients;
 mod dialects;
 mod resume;
+mod steps;
 
 use std::time::Duration;
 
@@ -39,14 +41,11 @@ fn text_of(frames: &[Value]) -> String {
     frames.iter().filter_map(|frame| frame.pointer("/choices/0/delta/content")?.as_str()).collect()
 }
 
-/// How many generations the stand-in has begun, ended and abandoned; those that the host has cancelled have ended.
-async fn ended(server: &Server) -> Result<u64> {
+/// How many generations were cancelled.
+async fn cancelled(server: &Server) -> Result<u64> {
     let metrics = reqwest::get(server.url("/metrics")).await?.text().await?;
-    let sum = |name: &str| -> u64 {
-        let lines = metrics.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64
-    };
-    Ok(sum("weir_generate_cancelled_total"))
+    let lines = metrics.lines().filter(|line| line.starts_with("weir_generate_requests_cancelled_total"));
+    Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64)
 }
 
 /// Waits until a condition holds.

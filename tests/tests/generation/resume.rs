@@ -12,6 +12,12 @@ fn parts(text: &str) -> Vec<&str> {
     text.split_inclusive("\n\n").collect()
 }
 
+/// The frames that are whole so far.
+fn whole_frames(seen: &[u8]) -> Result<&str> {
+    let end = seen.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |at| at + 2);
+    Ok(std::str::from_utf8(&seen[..end])?)
+}
+
 async fn get(server: &Server, path: &str) -> Result<reqwest::Response> {
     Ok(Client::new().get(server.url(path)).send().await?)
 }
@@ -114,7 +120,7 @@ async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted()
         let mut answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
         let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
         let mut seen = Vec::new();
-        while text_of(&frames(&String::from_utf8(seen.clone())?)?).is_empty() {
+        while text_of(&frames(whole_frames(&seen)?)?).is_empty() {
             seen.extend(answer.chunk().await?.context("a stream that goes on")?);
         }
         before.push((id, String::from_utf8(seen)?));

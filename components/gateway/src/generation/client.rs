@@ -35,7 +35,15 @@ const ID: u64 = 1;
 
 /// A generation that is being computed. Dropping it ends it.
 pub(crate) struct Computation {
-    commands: StreamWriter<Command>,
+    pub(super) commands: Commands,
+    pub(super) events: Events,
+}
+
+/// The commands of a generation.
+pub(crate) struct Commands(StreamWriter<Command>);
+
+/// The events of a generation.
+pub(crate) struct Events {
     events: StreamReader<Event>,
     buffer: Vec<Event>,
     /// Came together with what was wanted before.
@@ -55,7 +63,8 @@ impl Computation {
         let request = convert::request(ID, model, request, deadline_ms, is_detached);
         // What is not taken is left to a reader that is gone; the events, or their absence, say the rest.
         commands.write_one(Command::Start(request)).await;
-        Self { commands, events, buffer: Vec::with_capacity(EVENTS_MAX), unread: Vec::new() }
+        let events = Events { events, buffer: Vec::new(), unread: Vec::new() };
+        Self { commands: Commands(commands), events }
     }
 
     /// Waits until the prompt is computed.
@@ -63,7 +72,7 @@ impl Computation {
         let mut events = self.next().await.ok_or_else(lost)?.into_iter();
         match events.next() {
             Some(EventKind::Begun(begun)) => {
-                self.unread = events.collect();
+                self.events.unread = events.collect();
                 Ok(begun)
             }
             Some(EventKind::Failed(reason)) => Err(failure(reason)),
@@ -73,11 +82,28 @@ impl Computation {
 
     /// Waits for events; none when there are no more.
     pub(crate) async fn next(&mut self) -> Option<Vec<EventKind>> {
+        self.events.next().await
+    }
+}
+
+impl Commands {
+    /// Asks for the end of the generation; its events say when it has ended.
+    pub(super) async fn cancel(&mut self) {
+        self.0.write_one(Command::Cancel(ID)).await;
+    }
+}
+
+impl Events {
+    /// Waits for events; none when there are no more. Dropping the future may lose events.
+    pub(super) async fn next(&mut self) -> Option<Vec<EventKind>> {
         if !self.unread.is_empty() {
             return Some(std::mem::take(&mut self.unread));
         }
         loop {
-            let (result, mut batch) = self.events.read(std::mem::take(&mut self.buffer)).await;
+            let mut buffer = std::mem::take(&mut self.buffer);
+            // A read without room is done at once, with nothing.
+            buffer.reserve(EVENTS_MAX);
+            let (result, mut batch) = self.events.read(buffer).await;
             let kinds: Vec<EventKind> = batch.drain(..).map(|event| event.kind).collect();
             self.buffer = batch;
             if !kinds.is_empty() {
@@ -87,11 +113,6 @@ impl Computation {
                 return None;
             }
         }
-    }
-
-    /// Asks for its end; its events say when it has ended.
-    pub(crate) async fn cancel(&mut self) {
-        self.commands.write_one(Command::Cancel(ID)).await;
     }
 }
 

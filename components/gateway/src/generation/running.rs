@@ -227,26 +227,33 @@ impl RunningGeneration {
         Registry::current().remove(&self.id);
     }
 
-    async fn events(&self, mut computation: Computation, mut progress: Progress) {
+    async fn events(&self, computation: Computation, mut progress: Progress) {
+        let Computation { mut commands, mut events } = computation;
         let events_max = Settings::current().map_or(1000, |settings| settings.sessions.channel_events_max);
         let mut batch = EventBatch::new(events_max);
         let mut cancelled_at: Option<Deadline> = None;
         let mut cancel = pin!(self.cancel.until(|| self.is_cancelled.get()));
         loop {
-            let next = {
-                let next = pin!(computation.next());
-                match cancelled_at {
-                    Some(at) => at.bound(next).await.flatten(),
-                    None => match select(next, cancel.as_mut()).await {
-                        Either::Left((next, _)) => next,
+            let kinds = {
+                let mut next = pin!(events.next());
+                let first = match cancelled_at {
+                    None => match select(next.as_mut(), cancel.as_mut()).await {
+                        Either::Left((kinds, _)) => Some(kinds),
                         Either::Right(((), _)) => {
                             cancelled_at = Some(Deadline::after(clock::now(), CANCEL_MS));
-                            Some(Vec::new())
+                            commands.cancel().await;
+                            None
                         }
                     },
+                    Some(_) => None,
+                };
+                match (first, cancelled_at) {
+                    (Some(kinds), _) => kinds,
+                    (None, Some(at)) => at.bound(next).await.flatten(),
+                    (None, None) => None,
                 }
             };
-            let Some(kinds) = next else {
+            let Some(kinds) = kinds else {
                 // It never ends with a reason that it has not.
                 let last =
                     if cancelled_at.is_some() { client::cancelled() } else { failed(&Problem::item(&client::lost())) };
@@ -256,9 +263,6 @@ impl RunningGeneration {
                 }
                 return;
             };
-            if kinds.is_empty() {
-                computation.cancel().await;
-            }
             for event in kinds.into_iter().filter_map(|kind| progress.event(kind)) {
                 batch.push(event.unwrap_or_else(|failure| failed(&Problem::item(&failure))));
             }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::{Server, root, tool};
 
-const SAID: &str = "One two three four five.";
+use crate::SAID;
 
 /// What a client from PyPI understood.
 async fn python(server: &Server, client: &str) -> Result<Value> {

@@ -12,6 +12,9 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use weir_tests::{PATIENCE, Server};
 
+/// What the stand-in generates.
+const SAID: &str = "One two three four five.";
+
 /// A chat with one message.
 fn chat(text: &str) -> Value {
     json!({ "model": "stub", "messages": [{ "role": "user", "content": text }] })

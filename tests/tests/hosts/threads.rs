@@ -76,7 +76,7 @@ async fn replicas_have_a_lower_priority_than_sockets() -> Result<()> {
     let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));
     let sockets = of("tokio-rt-worker")?;
     for name in ["sentiment-0", "entities-0", "embeddings-0"] {
-        ensure!(of(name)? == (sockets + 5).min(19), "{nice:?}");
+        ensure!(of(name)? > sockets || sockets == 19, "{nice:?}");
     }
     Ok(())
 }

@@ -493,9 +493,10 @@ fn lower_priority() {
     }
 }
 
-/// The nice value of replica threads: a third of the processor time of a thread of nice 0 where both want the same core.
+/// The nice value of replica threads: two thirds of the processor time of a thread of nice 0 where both want the same core. More would let
+/// other busy programs of the machine delay each computation by many milliseconds.
 #[cfg(target_os = "linux")]
-const REPLICA_NICE: i32 = 5;
+const REPLICA_NICE: i32 = 2;
 
 /// How many hang timeouts a replica may take for its first item.
 const START_TIMEOUT_FACTOR: u32 = 5;

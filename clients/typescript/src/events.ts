@@ -1,5 +1,5 @@
 /** The kinds of channels: what `GET /stream/{kind}/{id}` follows. */
-export type ChannelKind = "workflow" | "file" | "user" | "pipeline" | "session";
+export type ChannelKind = "workflow" | "file" | "user" | "pipeline" | "session" | "generation";
 
 interface Stamped {
   timestamp: string;
@@ -132,12 +132,20 @@ export type TranscriptEvent =
   | { type: "repeated"; seq: number; seq_last: number };
 export type SessionEvent = { [E in TranscriptEvent as E["type"]]: Event<E["type"], E> }[TranscriptEvent["type"]];
 
+/** An event of generated text. */
+export type GenerationEvent =
+  | Event<"started", { type: "started"; generation_id: string; model: string; prompt_tokens: number; choices: number }>
+  | Event<"token", { type: "token"; index: number; text: string }>
+  | Event<"tool_call", { type: "tool_call"; index: number; call: number; id?: string; name?: string; arguments: string }>
+  | Event<"done", { type: "done"; index: number; finish_reason: string; usage?: Record<string, number> }>;
+
 interface EventsOf {
   workflow: WorkflowProgressEvent | TemporalStatusEvent;
   file: AnalysisProgressEvent;
   user: NotificationEvent | WorkflowProgressEvent | AnalysisProgressEvent | TemporalStatusEvent;
   pipeline: PipelineEvent;
   session: SessionEvent;
+  generation: GenerationEvent;
 }
 /** The events of a channel of a kind, those of the subscription included. */
 export type ChannelEvent<K extends ChannelKind = ChannelKind> = EventsOf[K] | SubscriptionEvent;

@@ -21,6 +21,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/embed": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Embeddings, in the dialect of text-embeddings-inference */
+        post: operations["teiEmbed"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/embed_sparse": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Declined: no model makes sparse embeddings */
+        post: operations["embedSparse"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/executions": {
         parameters: {
             query?: never;
@@ -65,7 +99,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Generate text; not implemented yet */
+        /** Generate text, streamed as it is generated */
         post: operations["generateStream"];
         delete?: never;
         options?: never;
@@ -247,6 +281,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/rerank": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Texts by their relevance, in the dialect of text-embeddings-inference */
+        post: operations["rerank"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sessions": {
         parameters: {
             query?: never;
@@ -345,6 +396,23 @@ export interface paths {
         };
         /** Follow the channel of a file */
         get: operations["follow_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/stream/generation/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Follow the channel of a generation */
+        get: operations["follow_generation"];
         put?: never;
         post?: never;
         delete?: never;
@@ -506,6 +574,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/upload": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Analyze a file: an execution with its text as the input
+         * @description Its progress is reported as `analysis_progress` in the channel of the file and as `workflow_progress` in that of the workflow. The built-in pipeline `analyze` gives sentiment, summary and entities. The input of another pipeline is `{text, upload: {name, bytes}}`.
+         */
+        post: operations["upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/annotate": {
         parameters: {
             query?: never;
@@ -517,6 +605,23 @@ export interface paths {
         put?: never;
         /** What texts say by their words: keywords, risks, actions and intents */
         post: operations["annotate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Chat, in the dialect of OpenAI's chat completions */
+        post: operations["chatCompletions"];
         delete?: never;
         options?: never;
         head?: never;
@@ -540,6 +645,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Continue a text, in the dialect of OpenAI's completions */
+        post: operations["completions"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/embed": {
         parameters: {
             query?: never;
@@ -557,6 +679,75 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/embeddings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Embeddings, in the dialect of OpenAI */
+        post: operations["embeddings"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/generations/{generation_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A generation, in the dialect of its request, from where the client has it */
+        get: operations["generation"];
+        put?: never;
+        post?: never;
+        /** Cancel a generation */
+        delete: operations["cancelGeneration"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/messages": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Chat, in the dialect of Anthropic's messages */
+        post: operations["messages"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/messages/count_tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Count the tokens of messages */
+        post: operations["countMessageTokens"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -568,6 +759,74 @@ export interface paths {
         get: operations["models"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/moderations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Moderation by a classifier, in the dialect of OpenAI */
+        post: operations["moderations"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/responses": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Chat, in the dialect of OpenAI's responses */
+        post: operations["responses"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/responses/{response_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A response: its state, or with `stream=true` the rest of its stream */
+        get: operations["response"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/responses/{response_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Cancel a response */
+        post: operations["cancelResponse"];
         delete?: never;
         options?: never;
         head?: never;
@@ -608,6 +867,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/ui/chat": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Chat, as the UI message stream of the AI SDK */
+        post: operations["uiChat"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1beta/models/{model}:generateContent": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Chat, in the dialect of Gemini; also under `/v1/models/` and `/models/` */
+        post: operations["generateContent"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1beta/models/{model}:streamGenerateContent": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** The same as a stream: events with `alt=sse`, else a JSON array */
+        post: operations["streamGenerateContent"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -625,6 +935,21 @@ export interface components {
         };
         /** @description How tokens become entities, as in the token-classification pipeline of transformers. */
         AggregationStrategy: "none" | "simple" | "first" | "average" | "max";
+        /** @description A token that could have been sampled. */
+        Alternative: {
+            /** @description Its bytes. */
+            bytes: number[];
+            /**
+             * Format: uint32
+             * @description The id.
+             */
+            id: number;
+            /**
+             * Format: float
+             * @description Its log probability.
+             */
+            logprob: number;
+        };
         /** @description The semantic blocks, in the order of the texts. */
         AnnotateAnswer: {
             /** @description None of a text where nothing was asked for. */
@@ -810,6 +1135,17 @@ export interface components {
             /** @description As a language model reads it. */
             text: string;
         };
+        /** @description How a request asks to be answered. */
+        Dialect: {
+            /** @description What the answer repeats of the request. */
+            echo?: unknown;
+            /** @description The stream ends with the usage, where the API leaves that to the request. */
+            include_usage?: boolean;
+            /** @description The API. */
+            kind: components["schemas"]["DialectKind"];
+        };
+        /** @description An API. */
+        DialectKind: "weir" | "chat" | "completions" | "responses" | "messages" | "gemini" | "ui";
         /** @description The last line of a stream. */
         Done: {
             /** @description True. */
@@ -824,6 +1160,20 @@ export interface components {
              * @description Texts with a result.
              */
             ok: number;
+        };
+        /** @description The end of a choice. */
+        Done2: {
+            /** @description Why it ended. */
+            finish_reason: components["schemas"]["Finish"];
+            /**
+             * Format: uint32
+             * @description The choice, from 0.
+             */
+            index: number;
+            /** @description The stop string that ended it. */
+            stop?: string | null;
+            /** @description Tokens of the request, with the last choice alone. */
+            usage?: components["schemas"]["Usage"] | null;
         };
         /** @description Parameters of `/v1/embed`. The query string takes the same. */
         EmbedParameters: {
@@ -1022,6 +1372,20 @@ export interface components {
             /** @constant */
             type: "repeated";
         };
+        /** @description Why a generation has no end of its own. */
+        Failed: {
+            /** @description A constant for programs: `cancelled`, `interrupted`, or that of a problem. */
+            code: string;
+            /** @description What went wrong. */
+            message: string;
+            /** @description True when the same request may succeed later. */
+            retryable: boolean;
+            /**
+             * Format: uint16
+             * @description The status that the request would have got.
+             */
+            status: number;
+        };
         /** @description Why a step or a request failed. */
         Failure: {
             /** @description A constant for programs. */
@@ -1061,8 +1425,12 @@ export interface components {
         };
         /** @description The ways in which a field can be wrong. */
         FieldReason: "missing" | "wrong_type" | "too_short" | "too_long" | "out_of_range" | "contains_nul" | "unknown" | "not_allowed";
+        /** @description Why a choice ended. */
+        Finish: "stop" | "length" | "tool_calls" | "filtered";
         /** @description The function from logits to scores. */
         FunctionToApply: "softmax" | "sigmoid" | "none";
+        /** @description An event of a generation. */
+        GenerationEvent: components["schemas"]["Started"] | components["schemas"]["Token"] | components["schemas"]["ToolDelta"] | components["schemas"]["Done2"] | components["schemas"]["Failed"];
         /** @description An answer in the dialect of the Hugging Face inference API, by the kind of the model. */
         HubAnswer: components["schemas"]["LabelScore"][][] | components["schemas"]["TokenEntity"][] | components["schemas"]["TokenEntity"][][] | number[] | number[][];
         /** @description What went wrong, as that service says it. */
@@ -1184,6 +1552,20 @@ export interface components {
         LabelScorePlace: components["schemas"]["LabelScore"][] | {
             error: components["schemas"]["ItemError"];
         };
+        /** @description A model as OpenAI's API lists it. */
+        ListedModel: {
+            /**
+             * Format: uint64
+             * @description Not known: 0.
+             */
+            created: number;
+            /** @description Its name. */
+            id: string;
+            /** @description `model` */
+            object: string;
+            /** @description `weir` */
+            owned_by: string;
+        };
         /** @description A keyword and the risk that it speaks of. */
         Match: {
             /** @description The keyword. */
@@ -1198,9 +1580,9 @@ export interface components {
         };
         /** @description A served model. */
         Model: {
-            /** @description `text-classification`, `token-classification` or `feature-extraction`. */
+            /** @description `text-classification`, `token-classification`, `feature-extraction` or `text-generation`. */
             kind: string;
-            /** @description Its labels in the order of their ids; empty for an embedding model. */
+            /** @description Its labels in the order of their ids; empty for an embedding model and for one that generates text. */
             labels: string[];
             /** @description Its name. */
             name: string;
@@ -1208,7 +1590,7 @@ export interface components {
             ready: boolean;
             /**
              * Format: uint32
-             * @description The longest sequence it takes, special tokens included.
+             * @description The longest sequence it takes, special tokens included; 0 where that is not known.
              */
             tokens_max: number;
         };
@@ -1221,10 +1603,30 @@ export interface components {
         };
         /** @description The body of `GET /v1/models`. */
         Models: {
+            /** @description The same models as OpenAI's API lists them. */
+            data: components["schemas"]["ListedModel"][];
             /** @description In the order of their names. */
             models: components["schemas"]["Model"][];
+            /** @description `list`, as OpenAI's API has it. */
+            object: string;
         };
         Names: string[];
+        /** @description An error of OpenAI's APIs. */
+        OpenAiError: {
+            /** @description The error. */
+            error: components["schemas"]["OpenAiErrorBody"];
+        };
+        /** @description What an error of OpenAI's APIs says. */
+        OpenAiErrorBody: {
+            /** @description A constant for programs. */
+            code: string | null;
+            /** @description What went wrong. */
+            message: string;
+            /** @description The field that is wrong. */
+            param: string | null;
+            /** @description The kind of error. */
+            type: string;
+        };
         /** @description An answer in the dialect of text-embeddings-inference. */
         PredictAnswer: components["schemas"]["Prediction"][] | components["schemas"]["Prediction"][][];
         /** @description What went wrong, as that service says it. */
@@ -1613,6 +2015,40 @@ export interface components {
              */
             segments_partial: number;
         };
+        /** @description The start of a generation. */
+        Started: {
+            /**
+             * Format: uint32
+             * @description Those of them that were in the cache.
+             */
+            cached_tokens: number;
+            /**
+             * Format: uint32
+             * @description How many texts are generated.
+             */
+            choices: number;
+            /**
+             * Format: uint64
+             * @description When it began, in seconds since 1970.
+             */
+            created: number;
+            /** @description How the request asked to be answered. */
+            dialect: components["schemas"]["Dialect"];
+            /** @description The id of the generation, which is that of its channel. */
+            generation_id: string;
+            /** @description The model. */
+            model: string;
+            /**
+             * Format: uint32
+             * @description Tokens of the prompt.
+             */
+            prompt_tokens: number;
+            /**
+             * Format: uint64
+             * @description The seed.
+             */
+            seed: number;
+        };
         /** @description What a session is, for `GET /sessions/{id}`. */
         StateWire: {
             /** @description The segment in flight. */
@@ -1634,6 +2070,18 @@ export interface components {
         };
         /** @description A line of a stream. */
         StreamLine: components["schemas"]["ItemLine"] | components["schemas"]["Done"];
+        /** @description Generated text: whole UTF-8. */
+        Token: {
+            /**
+             * Format: uint32
+             * @description The choice, from 0.
+             */
+            index: number;
+            /** @description The text. */
+            text: string;
+            /** @description Its tokens, where log probabilities were asked for. */
+            tokens?: components["schemas"]["TokenLogprob"][];
+        };
         /** @description A labelled span of a text. */
         TokenEntity: {
             /**
@@ -1679,6 +2127,23 @@ export interface components {
         TokenEntityPlace: components["schemas"]["TokenEntity"][] | {
             error: components["schemas"]["ItemError"];
         };
+        /** @description A token and its log probability. */
+        TokenLogprob: {
+            /** @description Its bytes, which need not be whole UTF-8. */
+            bytes: number[];
+            /**
+             * Format: uint32
+             * @description The id.
+             */
+            id: number;
+            /**
+             * Format: float
+             * @description Its log probability.
+             */
+            logprob: number;
+            /** @description The most likely tokens at its position, best first. */
+            top?: components["schemas"]["Alternative"][];
+        };
         /** @description Parameters of `/v1/tokens`. The query string takes the same; `ignore_labels` is repeated there. */
         TokensParameters: {
             /** @description `none` when absent. */
@@ -1690,8 +2155,8 @@ export interface components {
             ignore_labels?: string[] | null;
             /**
              * Format: uint32
-             * @description Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not
-             *     cut then.
+             * @description Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not cut
+             *     then.
              * @default null
              */
             stride?: number | null;
@@ -1721,10 +2186,47 @@ export interface components {
             /** @description What is asked. */
             parameters?: components["schemas"]["TokensParameters"] | null;
         };
+        /** @description A part of a tool call. */
+        ToolDelta: {
+            /** @description A part of the arguments, which are JSON text. */
+            arguments: string;
+            /**
+             * Format: uint32
+             * @description The call of the choice, from 0.
+             */
+            call: number;
+            /** @description The id of the call, in its first part. */
+            id?: string | null;
+            /**
+             * Format: uint32
+             * @description The choice, from 0.
+             */
+            index: number;
+            /** @description The name of the tool, in the first part. */
+            name?: string | null;
+        };
         /** @description A line of a transcript. */
         TranscriptLine: components["schemas"]["Chunk"] | components["schemas"]["End"];
         /** @description A side of a text, in any case. */
         TruncationDirection: "left" | "right";
+        /** @description Tokens of a request and of all its choices. */
+        Usage: {
+            /**
+             * Format: uint32
+             * @description Those of them that were in the cache.
+             */
+            cached_tokens: number;
+            /**
+             * Format: uint32
+             * @description Tokens that were generated.
+             */
+            completion_tokens: number;
+            /**
+             * Format: uint32
+             * @description Tokens of the prompt, counted once.
+             */
+            prompt_tokens: number;
+        };
         /** @description The results, in the order of the texts. */
         floatAnswer: {
             /** @description The model that made them. */
@@ -1768,9 +2270,156 @@ export interface operations {
             };
         };
     };
-    executions: {
+    teiEmbed: {
         parameters: {
             query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No such model is served */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No model that is served does this */
+            424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The caller has more than its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    embedSparse: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No such model is served */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No model that is served does this */
+            424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The caller has more than its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    executions: {
+        parameters: {
+            query?: {
+                /** @description In this state only */
+                state?: "running" | "compensating" | "completed" | "failed" | "cancelled";
+                /** @description Of this pipeline only */
+                pipeline?: string;
+                /** @description At most this number */
+                limit?: number;
+                /** @description Those that began before the execution with this id */
+                after?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -1785,6 +2434,8 @@ export interface operations {
                 content: {
                     "application/json": {
                         executions: {
+                            /** @description Steps that have failed */
+                            errors: number;
                             execution_id: string;
                             links: {
                                 events: string;
@@ -1811,6 +2462,15 @@ export interface operations {
             };
             /** @description Without authentication executions are served on a loopback address only */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The query is not fit; `errors` lists what is wrong */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1873,11 +2533,22 @@ export interface operations {
                         /** @enum {unknown} */
                         state: "running" | "compensating" | "completed" | "failed" | "cancelled";
                         steps: {
+                            after: string[];
                             attempts: number;
                             code?: string;
+                            /** @description How long it took; null until it is over */
+                            duration_ms?: number | null;
                             error?: string;
                             id: string;
+                            kind: string;
+                            /** @description From 0 to 1, as far as it has said */
+                            progress?: number | null;
                             retryable?: boolean;
+                            /**
+                             * Format: date-time
+                             * @description When the last attempt began
+                             */
+                            started_at?: string | null;
                             /** @enum {unknown} */
                             state: "waiting" | "running" | "retrying" | "completed" | "failed" | "skipped";
                         }[];
@@ -1975,11 +2646,22 @@ export interface operations {
                         /** @enum {unknown} */
                         state: "running" | "compensating" | "completed" | "failed" | "cancelled";
                         steps: {
+                            after: string[];
                             attempts: number;
                             code?: string;
+                            /** @description How long it took; null until it is over */
+                            duration_ms?: number | null;
                             error?: string;
                             id: string;
+                            kind: string;
+                            /** @description From 0 to 1, as far as it has said */
+                            progress?: number | null;
                             retryable?: boolean;
+                            /**
+                             * Format: date-time
+                             * @description When the last attempt began
+                             */
+                            started_at?: string | null;
                             /** @enum {unknown} */
                             state: "waiting" | "running" | "retrying" | "completed" | "failed" | "skipped";
                         }[];
@@ -2044,20 +2726,145 @@ export interface operations {
     };
     generateStream: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
             header?: never;
             path?: never;
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @default false */
+                    detach?: boolean;
+                    frequency_penalty?: number;
+                    logit_bias?: Record<string, never>;
+                    logprobs?: number;
+                    max_tokens?: number;
+                    /** @description A chat, as OpenAI's API has it */
+                    messages?: Record<string, never>[];
+                    min_p?: number;
+                    model?: string;
+                    n?: number;
+                    presence_penalty?: number;
+                    /** @description A text that the model continues, without its chat template */
+                    prompt?: string;
+                    repeat_penalty?: number;
+                    response_format?: Record<string, never>;
+                    seed?: number;
+                    stop?: string | string[];
+                    /** @default true */
+                    stream?: boolean;
+                    temperature?: number;
+                    tool_choice?: unknown;
+                    tools?: Record<string, never>[];
+                    top_k?: number;
+                    top_p?: number;
+                };
+            };
+        };
         responses: {
-            /** @description This server does not generate text */
-            501: {
+            /** @description The answer */
+            200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/x-ndjson": components["schemas"]["GenerationEvent"];
+                    "text/event-stream": components["schemas"]["GenerationEvent"];
+                    "text/plain": string;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
                 };
             };
         };
@@ -2366,11 +3173,22 @@ export interface operations {
                         /** @enum {unknown} */
                         state: "running" | "compensating" | "completed" | "failed" | "cancelled";
                         steps: {
+                            after: string[];
                             attempts: number;
                             code?: string;
+                            /** @description How long it took; null until it is over */
+                            duration_ms?: number | null;
                             error?: string;
                             id: string;
+                            kind: string;
+                            /** @description From 0 to 1, as far as it has said */
+                            progress?: number | null;
                             retryable?: boolean;
+                            /**
+                             * Format: date-time
+                             * @description When the last attempt began
+                             */
+                            started_at?: string | null;
                             /** @enum {unknown} */
                             state: "waiting" | "running" | "retrying" | "completed" | "failed" | "skipped";
                         }[];
@@ -2854,6 +3672,75 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    rerank: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No such model is served */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No model that is served does this */
+            424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The caller has more than its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
                 };
             };
         };
@@ -3518,6 +4405,12 @@ export interface operations {
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
             };
             header?: {
                 /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
@@ -3531,6 +4424,113 @@ export interface operations {
         requestBody?: never;
         responses: {
             /** @description Events as they come: connected, analysis_progress, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-ndjson": string;
+                    "text/event-stream": string;
+                };
+            };
+            /** @description The channel is finished, and the client has all of it */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Without authentication channels are served on a loopback address only */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such channel, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Neither form is accepted */
+            406: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The id is none, or the cursor is given twice */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    follow_generation: {
+        parameters: {
+            query?: {
+                /** @description The same for a first connection; the header counts where both are there */
+                last_event_id?: string;
+                /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
+                ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
+            };
+            header?: {
+                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                "Last-Event-ID"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Events as they come: connected, started, token, tool_call, done, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3672,6 +4672,12 @@ export interface operations {
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
             };
             header?: {
                 /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
@@ -4163,6 +5169,12 @@ export interface operations {
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
             };
             header?: {
                 /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
@@ -4264,6 +5276,12 @@ export interface operations {
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
             };
             header?: {
                 /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
@@ -4365,6 +5383,12 @@ export interface operations {
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
+                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                events?: string;
+                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                steps?: string;
+                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                throttle_ms?: number;
             };
             header?: {
                 /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
@@ -4519,6 +5543,123 @@ export interface operations {
             };
         };
     };
+    upload: {
+        parameters: {
+            query?: {
+                /** @description The pipeline; `analyze` when absent */
+                pipeline?: string;
+                /** @description The name of the file */
+                name?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": {
+                    file?: string;
+                };
+                "text/plain": string;
+            };
+        };
+        responses: {
+            /** @description It has begun, and survives a crash from now on */
+            202: {
+                headers: {
+                    /** @description Where its status is */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        execution_id: string;
+                        file_id: string;
+                        links: {
+                            events: string;
+                            execution: string;
+                            file: string;
+                            workflow: string;
+                        };
+                        pipeline: string;
+                        workflow_id: string;
+                    };
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Without authentication executions are served on a loopback address only */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such thing, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The file is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is neither a text nor a form */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The file is not a text in UTF-8, or the query is not fit */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server has all the executions that it may have, or the store cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     annotate: {
         parameters: {
             query?: {
@@ -4600,6 +5741,124 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    chatCompletions: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
                 };
             };
         };
@@ -4735,6 +5994,124 @@ export interface operations {
             };
         };
     };
+    completions: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+        };
+    };
     embed: {
         parameters: {
             query?: {
@@ -4866,6 +6243,434 @@ export interface operations {
             };
         };
     };
+    embeddings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No such model is served */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No model that is served does this */
+            424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The caller has more than its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    generation: {
+        parameters: {
+            query?: {
+                /** @description Answer with the stream */
+                stream?: boolean;
+                /** @description The number of the last frame that the client has; `Last-Event-ID` says the same and counts first */
+                starting_after?: number;
+            };
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                generation_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    cancelGeneration: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                generation_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    messages: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    countMessageTokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        input_tokens: number;
+                    };
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
     models: {
         parameters: {
             query?: never;
@@ -4891,6 +6696,372 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    moderations: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No such model is served */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description No model that is served does this */
+            424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The caller has more than its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    responses: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+        };
+    };
+    response: {
+        parameters: {
+            query?: {
+                /** @description Answer with the stream */
+                stream?: boolean;
+                /** @description The number of the last frame that the client has; `Last-Event-ID` says the same and counts first */
+                starting_after?: number;
+            };
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                response_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+        };
+    };
+    cancelResponse: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                response_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAiError"];
                 };
             };
         };
@@ -5119,6 +7290,366 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    uiChat: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    generateContent: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+        };
+    };
+    streamGenerateContent: {
+        parameters: {
+            query?: {
+                /** @description Keep generating when the client has left */
+                detach?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description As the answer names it */
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The answer */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                    "text/event-stream": Record<string, never>;
+                };
+            };
+            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request does not show who sends it */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description There is no such model or generation, or not for this user */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body came too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The body is not JSON in UTF-8 */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description This user asks too often, or has its share, see `Retry-After` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model failed */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The model cannot answer now, see `Retry-After` */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The request took too long */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
                 };
             };
         };

@@ -144,6 +144,14 @@ export class SocketHub {
   private receive(text: string): void {
     const message = JSON.parse(text) as Envelope;
     for (const subscription of this.subscriptions.values()) subscription.onAlive();
+    if (message.error !== undefined && message.channel === undefined) {
+      // A message that the server does not understand is answered without a channel: it was a subscription that is not open.
+      const { code, message: detail, retryable } = message.error;
+      for (const waiting of this.subscriptions.values()) {
+        if (!waiting.isOpen) this.finish(waiting, new WeirError(detail, { status: 0, code, retryable }));
+      }
+      return;
+    }
     const subscription = message.channel === undefined ? undefined : this.subscriptions.get(message.channel);
     if (subscription === undefined) return;
     if (message.error !== undefined) {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { createClient, createPipAIClient, WeirError } from "weir-client";
-import { collect, cuttingProxy, WEIR, weir } from "./support.mjs";
+import { collect, cuttingProxy, until, WEIR, weir } from "./support.mjs";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 
@@ -140,6 +140,121 @@ for (const transport of ["sse", "ws"]) {
     assert.deepEqual(await collect(client.follow("workflow", id, { lastEventId: last })), [], "204");
   });
 }
+
+for (const transport of ["sse", "ws"]) {
+  const needs = { skip: needsWeir.skip || (transport === "ws" && typeof WebSocket === "undefined" ? "this Node has no WebSocket" : false) };
+  test(`filter over ${transport} leaves out events without a gap, also after a resumed cursor`, needs, async () => {
+    const id = `filter-${transport}`;
+    for (let seq = 0; seq < 30; seq++) {
+      const step = ["parse", "load", "page 2"][seq % 3];
+      await client.publish("workflow", id, seq === 29 ? { event: "temporal_status", status: "COMPLETED" } : { step, progress: seq });
+    }
+    const follower = createClient(server.url, { transport });
+    const stepsOf = (events) => events.filter(({ type }) => type !== "connected" && type !== "disconnected").map(({ data }) => data.progress ?? data.status);
+    const all = await collect(follower.follow("workflow", id, { steps: ["page 2"] }));
+    assert.deepEqual(stepsOf(all), [2, 5, 8, 11, 14, 17, 20, 23, 26, "COMPLETED"]);
+    const from = all.find(({ data }) => data.progress === 14).id;
+    assert.deepEqual(stepsOf(await collect(follower.follow("workflow", id, { steps: ["page 2"], lastEventId: from }))), [17, 20, 23, 26, "COMPLETED"]);
+    const named = await collect(follower.follow("workflow", id, { events: ["temporal_status"] }));
+    assert.deepEqual(named.map(({ type }) => type), ["connected", "temporal_status", "disconnected"]);
+    assert.equal(all.some(({ type }) => type === "gap"), false);
+    await assert.rejects(collect(follower.follow("workflow", id, { throttleMs: 100_000 })), /throttle_ms/);
+  });
+
+  test(`throttle over ${transport} gives the newest progress in order`, needs, async () => {
+    const id = `throttle-${transport}`;
+    const got = [];
+    let connected;
+    const ready = new Promise((resolve) => (connected = resolve));
+    const reading = (async () => {
+      for await (const event of createClient(server.url, { transport }).follow("workflow", id, { throttleMs: 200 })) {
+        if (event.type === "connected") connected();
+        else if (event.type !== "disconnected") got.push(event.data.progress ?? event.data.status);
+      }
+    })();
+    await ready;
+    for (let seq = 1; seq <= 50; seq++) await client.publish("workflow", id, { step: "parse", progress: seq });
+    await until(() => got.at(-1) === 50);
+    await client.publish("workflow", id, { event: "temporal_status", status: "COMPLETED" });
+    await reading;
+    assert.equal(got[0], 1);
+    assert.deepEqual(got.slice(-2), [50, "COMPLETED"]);
+    assert.ok(got.length < 40, `${got.length} events`);
+    assert.deepEqual(got.slice(0, -1), [...got.slice(0, -1)].sort((a, b) => a - b));
+  });
+}
+
+test("upload is analyzed, with progress of the file and of the workflow", needsWeir, async () => {
+  const text = "The concert in Geneva was wonderful. ".repeat(20) + "The train home was late, and Ada Lovelace was cold.";
+  let sent;
+  const { file_id: file, workflow_id: workflow, execution_id: execution } = await client.upload(text, { name: "night.txt", onProgress: (bytes) => (sent = bytes) });
+  assert.equal(sent, text.length);
+  const events = (await collect(client.follow("file", file))).filter(({ type }) => type === "analysis_progress");
+  const last = events.at(-1).data;
+  assert.deepEqual([last.progress, last.step, last.result.sentiment], [100, "done", "POSITIVE"]);
+  assert.ok(last.result.entities.some(({ text }) => text.includes("Lovelace")), JSON.stringify(last.result.entities));
+  const percents = events.map(({ data }) => data.progress);
+  assert.deepEqual(percents, [...percents].sort((a, b) => a - b));
+  const told = await collect(client.follow("workflow", workflow));
+  assert.equal(told.filter(({ type }) => type === "workflow_progress").at(-1).data.progress, 100);
+  const status = await client.executions.get(execution);
+  assert.equal(status.pipeline, "analyze");
+  const sentiment = status.steps.find(({ id }) => id === "sentiment");
+  assert.deepEqual([sentiment.kind, sentiment.after, sentiment.progress], ["sentiment", ["reading"], 1]);
+  assert.ok(sentiment.duration_ms > 0 && Date.parse(sentiment.started_at) > 0);
+  const form = new FormData();
+  form.append("file", new Blob(["What a lovely day it was in Vienna."]), "day.txt");
+  const answer = await fetch(`${server.url}/upload?pipeline=review`, { method: "POST", body: form });
+  assert.equal(answer.status, 202);
+  assert.equal((await answer.json()).pipeline, "review");
+  await assert.rejects(client.upload(new Blob([new Uint8Array([0xff])])), { status: 422 });
+  await assert.rejects(client.upload("x".repeat(300_000)), { status: 413 });
+});
+
+test("list of executions is filtered and paged", needsWeir, async () => {
+  const ids = [];
+  for (let count = 0; count < 3; count++) ids.unshift((await client.pipelines.start("review", { text: "What a lovely day." }, { waitS: 30 })).execution_id);
+  await assert.rejects(client.pipelines.start("review", 5, { waitS: 30 }).then(({ state }) => Promise.reject(new Error(state))), /failed/);
+  const [failed] = await client.executions.list({ state: "failed", limit: 1 });
+  assert.equal(failed.errors, 1);
+  const page = await client.executions.list({ state: "completed", pipeline: "review", limit: 2 });
+  assert.deepEqual(page.map(({ execution_id }) => execution_id), ids.slice(0, 2));
+  const next = await client.executions.list({ state: "completed", pipeline: "review", limit: 1, after: page[1].execution_id });
+  assert.equal(next[0].execution_id, ids[2]);
+  await assert.rejects(client.executions.list({ limit: 1000 }), { status: 422 });
+});
+
+test("stats once and every second", needsWeir, async () => {
+  await client.classify("What a lovely day");
+  const stats = await client.stats();
+  const sentiment = stats.models.find(({ name }) => name === "sentiment");
+  assert.ok(sentiment.ready && sentiment.tokens_total > 0 && sentiment.batch_items_mean >= 1 && sentiment.p50_ms > 0);
+  const seen = [];
+  for await (const one of client.watchStats()) {
+    seen.push(one);
+    if (seen.length === 2) break;
+  }
+  assert.ok(Date.parse(seen[1].timestamp) - Date.parse(seen[0].timestamp) >= 900);
+});
+
+test("browser gets the page, and a program gets JSON, at the same path", needsWeir, async () => {
+  const html = { headers: { accept: "text/html,application/xhtml+xml,*/*;q=0.8" } };
+  const id = (await client.pipelines.start("review", { text: "What a lovely day." }, { waitS: 30 })).execution_id;
+  for (const path of ["/", "/executions", `/executions/${id}`, "/pipelines/review", "/sessions/x", "/channels", "/server", "/demo/streaming"]) {
+    const page = await fetch(server.url + path, html);
+    assert.equal(page.headers.get("content-type"), "text/html; charset=utf-8", path);
+    assert.match(page.headers.get("content-security-policy"), /^default-src 'none'; script-src 'sha256-/);
+    assert.match(page.headers.get("vary"), /accept/i);
+  }
+  for (const path of ["/", "/executions", `/executions/${id}`, "/pipelines/review"]) {
+    const json = await fetch(server.url + path);
+    assert.equal(json.headers.get("content-type"), "application/json", path);
+    assert.match(json.headers.get("vary"), /accept/i);
+  }
+  const off = await weir(["gateway.ui=off"]);
+  assert.equal((await fetch(off.url, html)).headers.get("content-type"), "application/json");
+  await off.kill();
+});
 
 test("cursor of another life is answered with a gap", needsWeir, async () => {
   await client.publish("user", "ann", { message: "hello" });

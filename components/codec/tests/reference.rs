@@ -42,7 +42,7 @@ const GROUPS: [(&str, &str, &str); 9] = [
 ];
 
 /// Routes without a prefix of their own, and the prefix of the group that they belong to.
-const MEMBERS: [(&str, &str); 18] = [
+const MEMBERS: [(&str, &str); 19] = [
     ("/models/", "/v1/"),
     ("/predict", "/v1/"),
     ("/embed", "/v1/"),
@@ -57,6 +57,7 @@ const MEMBERS: [(&str, &str); 18] = [
     ("/v1/generations", "/generate-stream"),
     ("/executions", "/pipelines"),
     ("/reliability", "/pipelines"),
+    ("/upload", "/pipelines"),
     ("/livez", "/v1/models"),
     ("/readyz", "/v1/models"),
     ("/openapi.json", "/v1/models"),
@@ -272,8 +273,9 @@ fn http_page_agrees_with_the_wire_types() {
         }
     }
     out.push_str(
-        "## Routes of the native host\n\n`weir serve` answers `GET /metrics` itself, see [Metrics](metrics.md). Everything else is the \
-         gateway component's, under every host.\n\n## Schemas\n\n",
+        "## Routes of the native host\n\n`weir serve` answers `GET /metrics` itself, see [Metrics](metrics.md), and `GET /v1/stats`, a \
+         snapshot of the server as JSON or, with `Accept: text/event-stream`, one every second as events named `stats`. \
+         Everything else is the gateway component's, under every host.\n\n## Schemas\n\n",
     );
     for (name, described) in document["components"]["schemas"].as_object().unwrap() {
         schema(&mut out, name, described);

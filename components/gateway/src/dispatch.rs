@@ -27,6 +27,7 @@ use crate::{
         response::{BufferedResponse, RouteResponse},
     },
     inference::{client::served_models, dialects},
+    page,
     pipelines::Pipelines,
     platform::{
         clock,
@@ -37,6 +38,7 @@ use crate::{
 
 /// A host with metrics asks whether the user may read them: 204 for yes.
 const METRICS: &str = "/metrics";
+const STATS: &str = "/v1/stats";
 
 /// Answers a request.
 pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
@@ -72,6 +74,10 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
             }
         }
     };
+    // A cache must not give to a program what a browser got.
+    if Settings::current().is_ok_and(|settings| page::is_offered(&request, settings)) {
+        reply = reply.with("vary", "accept");
+    }
     for (name, value) in request.page.into_iter().chain(user) {
         reply = reply.with(name, value);
     }
@@ -88,7 +94,10 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
         return Ok(RouteResponse::Whole(BufferedResponse::methods("GET, HEAD, POST, OPTIONS")));
     }
     let settings = Settings::current().map_err(Problem::internal)?;
-    if request.path == METRICS && settings.grip == Grip::Host {
+    if let Some(reply) = page::response(request, settings) {
+        return Ok(RouteResponse::Whole(reply));
+    }
+    if matches!(&*request.path, METRICS | STATS) && settings.grip == Grip::Host {
         request.identify().await?;
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }

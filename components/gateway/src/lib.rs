@@ -5,6 +5,7 @@
 //!
 //! - `dispatch`: from a path to the feature that answers it; `health`: probes.
 //! - `inference`, `generation`, `channels`, `transcripts`, `pipelines`: the features.
+//! - `page`: the page for browsers.
 //! - `auth`: users, their rates and their subscriptions.
 //! - `http`: requests, responses, and streams in both directions.
 //! - `platform`: bindings, clocks, settings, leases.
@@ -18,6 +19,7 @@ mod generation;
 mod health;
 mod http;
 mod inference;
+mod page;
 mod pipelines;
 mod platform;
 mod transcripts;

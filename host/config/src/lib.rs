@@ -215,6 +215,9 @@ pub struct Gateway {
     pub keeper_body_bytes_max: u64,
     /// An instance without requests is ended after this time, ms.
     pub idle_timeout_ms: u64,
+    /// Whether a browser that opens `/` gets the page: `on` or `off`. The page has no data of its own; what it shows is answered to its
+    /// user.
+    pub ui: Switch,
 }
 
 impl Default for Gateway {
@@ -227,6 +230,7 @@ impl Default for Gateway {
             keeper_memory_bytes_max: 1 << 30,
             keeper_body_bytes_max: 64 << 20,
             idle_timeout_ms: 60_000,
+            ui: Switch::On,
         }
     }
 }

@@ -12,6 +12,7 @@ use weir_runtime::gateway::{self, BodyError};
 use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::feed::{Feed, FeedOutput};
 use crate::sse::subscribers::UserPermit;
+use crate::stats::StatsStream;
 
 /// The body of a request, of either version of HTTP.
 pub(crate) trait RequestBody: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static {}
@@ -31,6 +32,8 @@ pub(crate) enum ResponseBody {
     Full { body: Full<Bytes>, _permit: Option<Permit> },
     /// Events for a subscriber.
     Held(Box<HeldBody>),
+    /// Snapshots of the server.
+    Stats(Box<StatsStream>),
 }
 
 /// A held stream on a connection that carries other requests too.
@@ -92,6 +95,9 @@ impl Body for ResponseBody {
             },
             Self::Full { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Held(body) => body.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stats(stream) => {
+                Pin::new(stream.as_mut()).poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
         }
     }
 
@@ -100,6 +106,7 @@ impl Body for ResponseBody {
             Self::Streamed { body, first, .. } => first.is_none() && body.is_end_stream(),
             Self::Full { body, .. } => body.is_end_stream(),
             Self::Held(body) => body.first.is_none() && body.feed.is_none(),
+            Self::Stats(stream) => stream.is_over(),
         }
     }
 
@@ -109,7 +116,7 @@ impl Body for ResponseBody {
             Self::Streamed { first: Some(_), .. } => SizeHint::default(),
             Self::Streamed { body, .. } => body.size_hint(),
             Self::Full { body, .. } => body.size_hint(),
-            Self::Held(_) => SizeHint::default(),
+            Self::Held(_) | Self::Stats(_) => SizeHint::default(),
         }
     }
 }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VARY};
 use http::{HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use metrics::{counter, histogram};
+use weir_codec::http::accept::{self, ResponseMode};
 use weir_codec::http::content_type;
 use weir_codec::http::cors::{Headers, OriginRefused};
+use weir_codec::http::framing::Framing;
 use weir_codec::http::problem::Problem;
 use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
@@ -17,15 +19,18 @@ use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
 use weir_runtime::stages::{self, Stage};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
-use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH};
+use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH, STATS_PATH};
 use crate::request_id;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
 use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::gzip;
 use crate::sse::hold::{self, HeldResponse, HoldError, HoldInstruction};
 use crate::state::EdgeState;
+use crate::stats::{self, StatsStream};
 use crate::websocket::handshake::{self, Handshake, HandshakeError};
 
+/// The forms of `/v1/stats`.
+const STATS_FORMS: [&str; 2] = ["application/json", "text/event-stream"];
 /// Most bytes of a probe's response, and how long it may take.
 const PROBE_BYTES_MAX: usize = 1 << 20;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,7 +91,7 @@ async fn route<B: RequestBody>(
         });
     }
     match request.uri().path() {
-        METRICS_PATH => metrics(state, request, cors, source).await,
+        METRICS_PATH | STATS_PATH => metrics(state, request, cors, source).await,
         // Probes have permits of their own: they are answered when the server is full and while it drains.
         "/livez" | "/readyz" => match state.probes.try_take(source.client) {
             Ok(permit) => probe(state, request, permit, source).await,
@@ -100,9 +105,9 @@ async fn route<B: RequestBody>(
     }
 }
 
-/// Answers `/metrics`. Where a token is required, the gateway authorizes the request: it has the keys.
+/// Answers `/metrics` and `/v1/stats`. Where a token is required, the gateway authorizes the request: it has the keys.
 async fn metrics<B: RequestBody>(
-    state: &EdgeState,
+    state: &Arc<EdgeState>,
     request: Request<B>,
     cors: &Result<Headers, OriginRefused>,
     source: RequestSource<'_>,
@@ -115,11 +120,19 @@ async fn metrics<B: RequestBody>(
         Method::GET | Method::HEAD => {}
         Method::OPTIONS => return EdgeResponse::Http(edge_response::methods(METRICS_ALLOW, &Headers::new(), id)),
         ref method => {
-            let problem = Problem::method_not_allowed(method.as_str(), METRICS_PATH, METRICS_ALLOW);
+            let problem = Problem::method_not_allowed(method.as_str(), request.uri().path(), METRICS_ALLOW);
             return EdgeResponse::Http(problem_response(&problem, id));
         }
     }
-    let permit = match state.scrapes.try_take(source.client) {
+    let is_stats = request.uri().path() == STATS_PATH;
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).map(str::to_owned);
+    let mode = accept::answer(accept.as_deref());
+    if is_stats && matches!(mode, None | Some(ResponseMode::Stream(Framing::Ndjson))) {
+        return EdgeResponse::Http(problem_response(&Problem::not_acceptable(&STATS_FORMS), id));
+    }
+    let is_stream = is_stats && mode != Some(ResponseMode::Json) && *request.method() == Method::GET;
+    let pool = if is_stream { &state.watchers } else { &state.scrapes };
+    let permit = match pool.try_take(source.client) {
         Ok(permit) => permit,
         Err(refused) => return refuse(refused, source),
     };
@@ -128,6 +141,13 @@ async fn metrics<B: RequestBody>(
         if response.status() != StatusCode::NO_CONTENT {
             return response;
         }
+    }
+    if is_stream {
+        let stream = ResponseBody::Stats(Box::new(StatsStream::new(state.clone(), permit)));
+        return EdgeResponse::Http(edge_response::stats(stream, Some(Framing::Sse), id));
+    }
+    if is_stats {
+        return EdgeResponse::Http(edge_response::stats(ResponseBody::full_with(stats::body(state), permit), None, id));
     }
     state.runtime.report();
     EdgeResponse::Http(edge_response::metrics(state.observer.render(), id, permit))

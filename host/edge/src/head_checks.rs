@@ -93,7 +93,7 @@ impl HeadChecks {
         }
         let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
         let allow = match request.uri().path() {
-            METRICS_PATH => Ok(METRICS_ALLOW),
+            METRICS_PATH | STATS_PATH => Ok(METRICS_ALLOW),
             path => RouteMatch::at(path).map(|found| found.allow()),
         };
         Some(allow.and_then(|allow| {
@@ -111,7 +111,9 @@ impl HeadChecks {
 
 /// The path of the metrics, which the host answers.
 pub(crate) const METRICS_PATH: &str = "/metrics";
-/// The methods of `/metrics`.
+/// The path of the snapshot of the server, which the host answers.
+pub(crate) const STATS_PATH: &str = "/v1/stats";
+/// The methods of both.
 pub(crate) const METRICS_ALLOW: &str = "GET, HEAD, OPTIONS";
 
 /// Adds CORS headers to a response, unless it has them.

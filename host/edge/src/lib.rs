@@ -10,6 +10,7 @@
 //! - `websocket`: WebSockets, which to the component are requests with a line for each message.
 //! - `share`: what clients share, and how much of it one may hold.
 //! - `timeouts`: clients that do not send or do not read.
+//! - `stats`: the snapshot of the server.
 //! - [`observe`]: the metrics of the process; `metric`: their names, labels and help texts.
 //!
 //! The edge frames bytes and counts; routes, validation and formats belong to the gateway component.
@@ -36,6 +37,7 @@ pub mod server;
 mod share;
 mod sse;
 mod state;
+mod stats;
 mod timeouts;
 mod websocket;
 

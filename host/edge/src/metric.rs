@@ -7,7 +7,7 @@ pub(crate) enum MetricKind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Counts durations by upper bounds, in seconds; its name ends with `_seconds`.
+    /// Counts values by upper bounds: durations in seconds, where its name ends with `_seconds`, or items of a batch.
     Histogram,
 }
 
@@ -74,8 +74,10 @@ pub(crate) const METRICS: &[Metric] = &[
     gauge("weir_http_requests_open", &[], "requests in progress, bodies included"),
     counter("weir_http_requests_total", &["method", "status"], "requests answered"),
     counter("weir_http_stalled_total", &[], "connections and streams cut off because the client sent or took nothing"),
+    histogram("weir_infer_batch_items", &["model"], "items whose outcomes a replica gave at once"),
     gauge("weir_infer_circuit_open", &["model"], "1 while the circuit breaker is open"),
     counter("weir_infer_failures_total", &["model"], "items answered with a failure by a replica"),
+    histogram("weir_infer_item_seconds", &["model"], "time from an item's arrival to its outcome"),
     counter("weir_infer_items_abandoned_total", &["model"], "items never computed because their caller was gone"),
     counter("weir_infer_items_circuit_open_total", &["model"], "items refused while the circuit breaker was open"),
     counter("weir_infer_items_expired_total", &["model"], "items whose deadline passed before they were computed"),
@@ -176,7 +178,8 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
         assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), described);
         for metric in METRICS {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == MetricKind::Counter, "{}", metric.name);
-            assert_eq!(metric.name.ends_with("_seconds"), metric.kind == MetricKind::Histogram, "{}", metric.name);
+            let is_histogram = metric.name.ends_with("_seconds") || metric.name.ends_with("_batch_items");
+            assert_eq!(is_histogram, metric.kind == MetricKind::Histogram, "{}", metric.name);
         }
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
 use http::{HeaderMap, Response, StatusCode, Version};
 use weir_codec::http::cors::Headers;
+use weir_codec::http::framing::Framing;
 use weir_codec::http::problem::{self, Problem};
 
 use crate::body::ResponseBody;
@@ -180,6 +181,14 @@ pub(crate) fn metrics(text: String, request_id: &str, permit: Permit) -> Respons
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     let body = ResponseBody::full_with(Bytes::from(text), permit);
     response(StatusCode::OK, content_type, body, request_id)
+}
+
+/// The response of `/v1/stats`.
+pub(crate) fn stats(body: ResponseBody, framing: Option<Framing>, request_id: &str) -> Response<ResponseBody> {
+    let content_type = framing.map_or("application/json", Framing::content_type);
+    let mut response = response(StatusCode::OK, HeaderValue::from_static(content_type), body, request_id);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 fn response(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use weir_config::{AuthMode, Config, Http, Switch};
@@ -19,6 +20,8 @@ use crate::sse::subscribers::Subscribers;
 const PROBES_MAX: u32 = 64;
 /// Responses of `/metrics` that are not sent yet.
 const SCRAPES_MAX: u32 = 16;
+/// Streams of `/v1/stats` at once.
+const WATCHERS_MAX: u32 = 256;
 /// One of this many connections may linger.
 const LINGERING_DIVISOR: u32 = 4;
 
@@ -37,6 +40,10 @@ pub(crate) struct EdgeState {
     pub(crate) requests: Arc<SharedPool>,
     pub(crate) probes: Arc<SharedPool>,
     pub(crate) scrapes: Arc<SharedPool>,
+    /// Streams of `/v1/stats`.
+    pub(crate) watchers: Arc<SharedPool>,
+    /// When the process began to serve.
+    pub(crate) began: Instant,
     pub(crate) subscribers: Subscribers,
     /// Whether events are compressed for clients that accept gzip.
     pub(crate) gzip: bool,
@@ -68,6 +75,8 @@ impl EdgeState {
             requests: SharedPool::new(http.requests_max, share),
             probes: SharedPool::new(PROBES_MAX, share),
             scrapes: SharedPool::new(SCRAPES_MAX, share),
+            watchers: SharedPool::new(WATCHERS_MAX, share),
+            began: Instant::now(),
             subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
             gzip: config.events.gzip == Switch::On,
             config: http.clone(),

@@ -1,6 +1,7 @@
 //! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -101,6 +102,14 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
     let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house));
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
+}
+
+/// Builds the components and `weir`; returns the program.
+pub(crate) fn program(house: &House) -> Result<PathBuf> {
+    setup::ensure(house)?;
+    components(house, false)?;
+    weir(house)?;
+    Ok(house.weir())
 }
 
 /// Copies the bundled models to the default folder of `weir`: `models` beside the program. Copies, so that the folder can be moved

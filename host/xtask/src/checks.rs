@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, wit};
+use crate::{browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, typescript, web, wit};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -54,6 +54,13 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
     // Tests of the language model are skipped without it.
     let model = lm::model(house);
+    if readers.is_some() {
+        let program = house.weir();
+        report.whole("typescript", || typescript::test(house, &program, browser.as_deref()));
+        if let Some(browser) = &browser {
+            report.whole("web", || web::test(house, &program, browser));
+        }
+    }
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);

@@ -9,6 +9,7 @@
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
+//! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -31,6 +32,7 @@ mod kernels;
 mod lm;
 mod nginx;
 mod node;
+mod npm;
 mod pushpin;
 mod python;
 mod redis;
@@ -39,7 +41,9 @@ mod rules;
 mod server;
 mod setup;
 mod sh;
+mod typescript;
 mod ui;
+mod web;
 mod wit;
 
 use std::process::ExitCode;
@@ -102,6 +106,13 @@ const TASKS: &[Task] = &[
     },
     Task { name: "pushpin", about: "fetch Pushpin for the tests", usage: pushpin::USAGE, run: pushpin::task },
     Task { name: "nginx", about: "fetch nginx for the tests", usage: nginx::USAGE, run: nginx::task },
+    Task {
+        name: "typescript",
+        about: "regenerate, check or test the TypeScript client",
+        usage: typescript::USAGE,
+        run: typescript::task,
+    },
+    Task { name: "web", about: "make, check or test the page of the gateway", usage: web::USAGE, run: web::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },
 ];
 
@@ -140,7 +151,7 @@ fn run(mut line: impl Iterator<Item = String>) -> Result<()> {
 fn help() -> String {
     let mut text = String::from("cargo xtask COMMAND [OPTIONS]: builds, runs, tests and measures Weir\n\nCommands:\n");
     for task in TASKS {
-        text.push_str(&format!("  {:<8}{}\n", task.name, task.about));
+        text.push_str(&format!("  {:<11}{}\n", task.name, task.about));
     }
     text.push_str(
         "\n`cargo xtask COMMAND --help` lists the options of a command. Every command runs its prerequisites first\n\
@@ -167,6 +178,6 @@ mod tests {
     #[test]
     fn help_names_every_command() {
         let help = help();
-        assert!(TASKS.iter().all(|task| help.contains(&format!("  {:<8}{}", task.name, task.about))), "{help}");
+        assert!(TASKS.iter().all(|task| help.contains(&format!("  {:<11}{}", task.name, task.about))), "{help}");
     }
 }

@@ -4,7 +4,7 @@ import { client, connectionWord, forget, storeOf, useStore } from "../api";
 import { Banners, Copy, Log, Meter, State, Trouble } from "../parts";
 import { go } from "../router";
 
-const KINDS: ChannelKind[] = ["workflow", "file", "user", "pipeline", "session"];
+const KINDS: ChannelKind[] = ["workflow", "file", "user", "pipeline", "session", "generation"];
 const CHANNELS_MAX = 64;
 
 /** Follows the channels that the query names: `?c=workflow:42&c=user:ann`. */

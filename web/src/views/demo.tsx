@@ -93,7 +93,7 @@ function Outcome({ result, failure }: { result: any; failure: Error | null }) {
   if (result == null) return <p class="dim">Not yet.</p>;
   return (
     <>
-      <p>
+      <p data-result>
         {result.sentiment && <b>{result.sentiment} </b>}
         {result.entities && `${result.entities.length} entities `}
         {result.summary}

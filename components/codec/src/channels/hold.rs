@@ -6,7 +6,10 @@
 use thiserror::Error;
 use weir_core::channels::Cursor;
 
-use crate::{channels::route::check_id, http::framing::Framing};
+use crate::{
+    channels::{filter::EventFilter, route::check_id},
+    http::framing::Framing,
+};
 
 /// The header of the terms.
 pub const HEADER: &str = "weir-hold";
@@ -36,6 +39,8 @@ pub struct Terms {
     pub ends_s: Option<u64>,
     /// The user of the connection; none where users are not identified.
     pub user: Option<String>,
+    /// Which events are sent.
+    pub filter: EventFilter,
 }
 
 /// Terms that cannot be read.
@@ -56,6 +61,9 @@ impl Terms {
         }
         if let Some(user) = &self.user {
             value += &format!("; user={user}");
+        }
+        if !self.filter.is_default() {
+            value += &format!("; filter={}", self.filter.to_query());
         }
         value
     }
@@ -84,10 +92,12 @@ impl Terms {
         let heartbeat_ms = field("heartbeat-ms").and_then(number).ok_or(TermsError)?;
         let ends_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
         let user = field("user").map(str::to_owned);
+        let filter = field("filter").map(|query| EventFilter::from_query(query).map_err(|_| TermsError)).transpose()?;
         let fit = (1..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms)
             && user.as_deref().is_none_or(|user| check_id(user).is_ok())
             && fields.next().is_none();
-        if fit { Ok(Self { after, framing, heartbeat_ms, ends_s, user }) } else { Err(TermsError) }
+        let filter = filter.unwrap_or_default();
+        if fit { Ok(Self { after, framing, heartbeat_ms, ends_s, user, filter }) } else { Err(TermsError) }
     }
 }
 
@@ -104,15 +114,26 @@ mod tests {
 
     fn terms() -> Terms {
         let (ends_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
-        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, ends_s, user }
+        let filter = EventFilter::from_query("events=a,b&steps=x%20y&throttle_ms=5").expect("a filter");
+        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, ends_s, user, filter }
     }
 
     #[test]
     fn terms_read_back() {
         let value = terms().to_header();
-        assert_eq!(value, "after=5-7; framing=sse; heartbeat-ms=15000; ends-s=1700000000; user=ann");
+        assert_eq!(
+            value,
+            "after=5-7; framing=sse; heartbeat-ms=15000; ends-s=1700000000; user=ann; filter=events=a,b&steps=x%20y&throttle_ms=5"
+        );
         assert_eq!(Terms::from_header(value.as_bytes()), Ok(terms()));
-        let bare = Terms { after: Cursor::START, framing: Framing::Ndjson, heartbeat_ms: 1, ends_s: None, user: None };
+        let bare = Terms {
+            after: Cursor::START,
+            framing: Framing::Ndjson,
+            heartbeat_ms: 1,
+            ends_s: None,
+            user: None,
+            filter: EventFilter::default(),
+        };
         assert_eq!(bare.to_header(), "after=0; framing=ndjson; heartbeat-ms=1");
         assert_eq!(Terms::from_header(bare.to_header().as_bytes()), Ok(bare));
     }
@@ -165,7 +186,8 @@ mod tests {
             let after = Cursor::new(after.0, after.1);
             prop_assume!(after.to_string().parse() == Ok(after));
             let framing = if sse { Framing::Sse } else { Framing::Ndjson };
-            let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
+            let filter = EventFilter::default();
+            let terms = Terms { after, framing, heartbeat_ms, ends_s, user, filter };
             prop_assert_eq!(Terms::from_header(terms.to_header().as_bytes()), Ok(terms));
         }
     }

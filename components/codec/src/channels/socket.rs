@@ -2,7 +2,7 @@
 //! no more. What it hears are the envelopes of [`crate::channels::event`].
 
 use crate::{
-    channels::route::Channel,
+    channels::{filter::EventFilter, route::Channel},
     json::{
         field::{FieldError, FieldReason, RequestError},
         members::{Errors, Members},
@@ -10,17 +10,21 @@ use crate::{
 };
 
 /// Most bytes in a message of the client's.
-pub const MESSAGE_BYTES_MAX: usize = 4096;
+pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Most JSON values in it.
+const MESSAGE_VALUES_MAX: usize = 256;
 
 /// A message of the client's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketMessage {
-    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`
+    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`, with `events`, `steps` and `throttle_ms` for a part of it.
     Subscribe {
         /// What to follow.
         channel: Channel,
         /// The id of the last event that the client has; without one it gets all retained events.
         last_event_id: Option<String>,
+        /// Which events it gets.
+        filter: EventFilter,
     },
     /// `{"type":"unsubscribe","channel":"workflow:42"}`
     Unsubscribe {
@@ -42,7 +46,7 @@ impl SocketMessage {
             let error = FieldError::bounded("message", FieldReason::TooLong, what, bounds, message.len() as i64);
             return Err(RequestError::Invalid(vec![error]));
         }
-        let (mut members, mut errors) = (Members::of_body(message)?, Errors::default());
+        let (mut members, mut errors) = (Members::of_whole_body(message, MESSAGE_VALUES_MAX)?, Errors::default());
         let mut text = |field: &'static str, required: bool| {
             if required {
                 members.require(field, &mut errors);
@@ -68,14 +72,35 @@ impl SocketMessage {
             let message = "`last_event_id` is for `subscribe` only".to_owned();
             errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
         }
+        let filter = filter(&mut members, &mut errors);
+        if !filter.is_default() && !subscribes {
+            let message = "`events`, `steps` and `throttle_ms` are for `subscribe` only".to_owned();
+            errors.push(FieldError::new("events", FieldReason::NotAllowed, message));
+        }
         members.finish(&mut errors);
         match channel {
             Some(channel) if errors.is_empty() => Ok(match subscribes {
-                true => Self::Subscribe { channel, last_event_id: cursor },
+                true => Self::Subscribe { channel, last_event_id: cursor, filter },
                 false => Self::Unsubscribe { channel },
             }),
             _ => Err(RequestError::Invalid(errors.into_vec())),
         }
+    }
+}
+
+/// Which events a message asks for; everything where its members are wrong, which is recorded.
+fn filter(members: &mut Members<'_>, errors: &mut Errors) -> EventFilter {
+    let events = members.names_of("events", errors);
+    let steps = members.names_of("steps", errors);
+    let throttle_ms =
+        members.integer("throttle_ms", errors).map(|period_ms| u64::try_from(period_ms).unwrap_or(u64::MAX));
+    match EventFilter::new(events, steps, throttle_ms) {
+        Ok(filter) => filter,
+        Err(RequestError::Invalid(found)) => {
+            found.into_iter().for_each(|error| errors.push(error));
+            EventFilter::default()
+        }
+        Err(_) => EventFilter::default(),
     }
 }
 
@@ -110,12 +135,30 @@ mod tests {
         check(
             r#"{"type":"subscribe","channel":"workflow:42","last_event_id":"e-7"}"#,
             expect![[
-                r#"Subscribe { channel: Channel { kind: Workflow, name: ChannelName { text: "workflow:42" } }, last_event_id: Some("e-7") }"#
+                r#"Subscribe { channel: Channel { kind: Workflow, name: ChannelName { text: "workflow:42" } }, last_event_id: Some("e-7"), filter: EventFilter { events: [], steps: [], throttle_ms: 0 } }"#
             ]],
         );
         check(
             r#"{"type":"unsubscribe","channel":"user:ann"}"#,
             expect![[r#"Unsubscribe { channel: Channel { kind: User, name: ChannelName { text: "user:ann" } } }"#]],
+        );
+    }
+
+    #[test]
+    fn subscription_to_a_part_of_a_channel() {
+        check(
+            r#"{"type":"subscribe","channel":"pipeline:e","events":["step_complete"],"steps":["a b"],"throttle_ms":100}"#,
+            expect![[
+                r#"Subscribe { channel: Channel { kind: Pipeline, name: ChannelName { text: "pipeline:e" } }, last_event_id: None, filter: EventFilter { events: ["step_complete"], steps: ["a b"], throttle_ms: 100 } }"#
+            ]],
+        );
+        check(
+            r#"{"type":"subscribe","channel":"pipeline:e","events":[],"throttle_ms":-1}"#,
+            expect!["`throttle_ms` must be 0 to 60000"],
+        );
+        check(
+            r#"{"type":"unsubscribe","channel":"pipeline:e","steps":["a"]}"#,
+            expect!["`events`, `steps` and `throttle_ms` are for `subscribe` only"],
         );
     }
 
@@ -135,14 +178,14 @@ mod tests {
         check(
             r#"{"type":"follow","channel":"workflow","last_event_id":"a\r\n","x":1}"#,
             expect![
-                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` is for `subscribe` only; `x` is not known here; there are type, channel, last_event_id"
+                "`type` must be one of subscribe, unsubscribe; `channel` must be a kind and an id, such as `workflow:42`; `last_event_id` is for `subscribe` only; `x` is not known here; there are type, channel, last_event_id, events, steps, throttle_ms"
             ],
         );
         check(
             r#"{"type":1,"channel":null}"#,
             expect!["`type` must be a string, and is an integer; `channel` must be a string, and is null"],
         );
-        check(&" ".repeat(5000), expect!["`message` must have a length in bytes of 0 to 4096, and is 5000"]);
+        check(&" ".repeat(20_000), expect!["`message` must have a length in bytes of 0 to 16384, and is 20000"]);
     }
 
     proptest! {

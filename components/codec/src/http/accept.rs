@@ -63,6 +63,11 @@ pub fn json(accept: Option<&str>) -> bool {
     choose(accept, &[((), &[("application", "json")])]).is_some()
 }
 
+/// True when a client asks for HTML rather than for JSON, as a browser does that opens a page. One that takes everything gets JSON.
+pub fn html(accept: Option<&str>) -> bool {
+    choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "html")])]) == Some(true)
+}
+
 /// Whether an answer that is JSON or plain text is to be text.
 pub fn plain_text(accept: Option<&str>) -> Option<bool> {
     choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "plain")])])
@@ -330,5 +335,18 @@ mod tests {
         fn arbitrary_accept_does_not_panic(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
             let _ = (framing(Some(&accept)), answer(Some(&accept)), plain_text(Some(&accept)));
         }
+    }
+
+    #[test]
+    fn html_is_for_clients_that_weigh_it_above_json() {
+        let chromium = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8";
+        for accept in [chromium, "text/html", "text/*", "text/html, application/json;q=0.9"] {
+            assert!(html(Some(accept)), "{accept}");
+        }
+        for accept in ["*/*", "application/json", "text/html;q=0.5, application/json", "text/html;q=0", "", "image/png"]
+        {
+            assert!(!html(Some(accept)), "{accept}");
+        }
+        assert!(!html(None));
     }
 }

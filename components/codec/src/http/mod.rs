@@ -6,6 +6,7 @@ pub mod cors;
 pub mod framing;
 pub mod host;
 pub mod lines;
+pub mod page;
 pub mod problem;
 pub mod request_id;
 pub mod retry_after;

@@ -83,6 +83,21 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// The members of a body, which must be an object made of at most `values_max` values.
+    ///
+    /// # Errors
+    ///
+    /// It is no such JSON object.
+    pub(crate) fn of_whole_body(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+        match Node::read(body, values_max)? {
+            Node::Object(mut members) => {
+                members.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+                Ok(Self::new(String::new(), members))
+            }
+            other => Err(JsonError::NotAnObject { got: other.name() }),
+        }
+    }
+
     /// The members of a node at a path; none when it is no object.
     pub(crate) fn of_node(path: String, node: Node<'a>, errors: &mut Errors) -> Option<Self> {
         match node {
@@ -269,6 +284,12 @@ impl<'a> Members<'a> {
                 None
             }
         }
+    }
+
+    /// The strings of an array; none when it is absent or wrong.
+    pub(crate) fn names_of(&mut self, name: &'static str, errors: &mut Errors) -> Option<Vec<String>> {
+        self.known.push(name);
+        self.texts(name, errors)
     }
 
     /// The strings of an array whose name the client may have chosen; none when it is absent or wrong.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Schemas, problem};
 use crate::channels::{
     event::events_of,
+    filter::THROTTLE_MS_MAX,
     publish::{LEVELS, MESSAGE_CODE_POINTS_MAX, NAME_CODE_POINTS_MAX, TEMPORAL_STATUSES},
     route::{CHANNEL_ROUTES, ChannelKind, ID_BYTES_MAX},
     subscribe::LAST_EVENT_ID,
@@ -92,6 +93,13 @@ fn subscribe(path: &str) -> Value {
               "description": "The same for a first connection; the header counts where both are there" },
             { "name": "ticket", "in": "query", "schema": { "type": "string" },
               "description": "A ticket of `POST /tickets`, for clients that cannot send a header" },
+            { "name": "events", "in": "query", "schema": { "type": "string" },
+              "description": "Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter" },
+            { "name": "steps", "in": "query", "schema": { "type": "string" },
+              "description": "Ids of steps, separated by commas: events of other steps are left out" },
+            { "name": "throttle_ms", "in": "query",
+              "schema": { "type": "integer", "minimum": 0, "maximum": THROTTLE_MS_MAX, "default": 0 },
+              "description": "Of the progress of one key, the newest in this time; in milliseconds" },
         ],
         "responses": {
             "200": {

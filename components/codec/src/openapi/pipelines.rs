@@ -4,7 +4,13 @@ use serde_json::{Map, Value, json};
 use weir_core::pipelines::{NAME_BYTES_MAX, State, StepState};
 
 use super::{Schemas, problem};
-use crate::{json::field::FieldError, pipelines::route::PIPELINE_ROUTES};
+use crate::{
+    json::field::FieldError,
+    pipelines::{
+        list_query::{LIMIT_DEFAULT, LIMIT_MAX},
+        route::PIPELINE_ROUTES,
+    },
+};
 
 /// What can go wrong on a path.
 type Problems = &'static [(&'static str, &'static str)];
@@ -14,6 +20,7 @@ const PLACE: (&str, &str) = ("403", "Without authentication executions are serve
 const THERE: (&str, &str) = ("404", "There is no such thing, or not for this user");
 const OFTEN: (&str, &str) = ("429", "This user asks too often, see `Retry-After`");
 const INVALID: (&str, &str) = ("503", "The definition cannot be used, for the reasons in `detail` and `errors`");
+const QUERY: (&str, &str) = ("422", "The query is not fit; `errors` lists what is wrong");
 const STORE: (&str, &str) = ("503", "The store cannot answer now, see `Retry-After`");
 
 /// Adds the paths.
@@ -54,6 +61,7 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
             let list = object(&[("pipelines", array(pipeline))]);
             (read("pipelines", "The pipelines that this user may start", list), &[WHO, PLACE, OFTEN])
         }
+        ("POST", "/upload") => (upload(), UPLOAD_PROBLEMS),
         ("POST", _) => (start(), START_PROBLEMS),
         ("GET", "/pipelines/{name}") => {
             let definition = json!({ "type": "object", "description": "Every member, also those with defaults" });
@@ -65,10 +73,22 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
                 ("pipeline", text()),
                 ("state", states()),
                 ("started_at", moment()),
+                ("errors", described(whole(), "Steps that have failed")),
                 ("links", links()),
             ]);
             let list = object(&[("executions", array(listed))]);
-            (read("executions", "The executions of this user, the newest first", list), &[WHO, PLACE, OFTEN])
+            let mut operation = read("executions", "The executions of this user, the newest first", list);
+            operation["parameters"] = json!([
+                query("state", states(), "In this state only"),
+                query("pipeline", text(), "Of this pipeline only"),
+                query(
+                    "limit",
+                    json!({ "type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT }),
+                    "At most this number",
+                ),
+                query("after", text(), "Those that began before the execution with this id"),
+            ]);
+            (operation, &[WHO, PLACE, QUERY, OFTEN])
         }
         ("DELETE", _) => {
             let mut operation =
@@ -100,6 +120,20 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
     }
 }
 
+const UPLOAD_PROBLEMS: Problems = &[
+    WHO,
+    PLACE,
+    THERE,
+    ("413", "The file is too large"),
+    ("415", "The body is neither a text nor a form"),
+    ("422", "The file is not a text in UTF-8, or the query is not fit"),
+    (
+        "429",
+        "This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After`",
+    ),
+    ("503", "The server has all the executions that it may have, or the store cannot answer now, see `Retry-After`"),
+];
+
 const CANCEL_PROBLEMS: Problems =
     &[WHO, PLACE, THERE, ("409", "It is over, what it did is being undone, or another instance owns it"), OFTEN, STORE];
 
@@ -121,6 +155,43 @@ const START_PROBLEMS: Problems = &[
         "The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has all the executions that it may have, or the store cannot answer now, see `Retry-After`",
     ),
 ];
+
+fn upload() -> Value {
+    let file = json!({ "schema": { "type": "string" } });
+    let form = json!({ "schema": { "type": "object", "properties": { "file": { "type": "string", "contentMediaType": "application/octet-stream" } } } });
+    let links = object(&[("file", text()), ("workflow", text()), ("execution", text()), ("events", text())]);
+    let accepted = object(&[
+        ("file_id", text()),
+        ("workflow_id", text()),
+        ("execution_id", text()),
+        ("pipeline", text()),
+        ("links", links),
+    ]);
+    let location = json!({ "Location": { "schema": { "type": "string" }, "description": "Where its status is" } });
+    json!({
+        "operationId": "upload",
+        "summary": "Analyze a file: an execution with its text as the input",
+        "description": "Its progress is reported as `analysis_progress` in the channel of the file and as `workflow_progress` in that of the workflow. The built-in pipeline `analyze` gives sentiment, summary and entities. The input of another pipeline is `{text, upload: {name, bytes}}`.",
+        "parameters": [
+            query("pipeline", text(), "The pipeline; `analyze` when absent"),
+            query("name", text(), "The name of the file"),
+        ],
+        "requestBody": { "required": true, "content": { "text/plain": file, "multipart/form-data": form } },
+        "responses": {
+            "202": { "description": "It has begun, and survives a crash from now on", "headers": location,
+                     "content": { "application/json": { "schema": accepted } } },
+        },
+    })
+}
+
+fn query(name: &str, schema: Value, what: &str) -> Value {
+    json!({ "name": name, "in": "query", "schema": schema, "description": what })
+}
+
+fn described(mut schema: Value, what: &str) -> Value {
+    schema["description"] = json!(what);
+    schema
+}
 
 fn start() -> Value {
     let header = |name: &str, what: &str| json!({ "name": name, "in": "header", "schema": { "type": "string" }, "description": what });
@@ -158,7 +229,24 @@ fn read(id: &str, summary: &str, schema: Value) -> Value {
 fn status() -> Value {
     let steps: Vec<&str> = StepState::ALL.iter().map(|state| state.name()).collect();
     let failure = [("error", text()), ("code", text()), ("retryable", json!({ "type": "boolean" }))];
-    let mut step = object(&[("id", text()), ("state", json!({ "enum": steps })), ("attempts", whole())]);
+    let mut step = object(&[
+        ("id", text()),
+        ("state", json!({ "enum": steps })),
+        ("attempts", whole()),
+        ("kind", text()),
+        ("after", array(text())),
+    ]);
+    let times = [
+        (
+            "started_at",
+            described(json!({ "type": ["string", "null"], "format": "date-time" }), "When the last attempt began"),
+        ),
+        ("duration_ms", described(json!({ "type": ["number", "null"] }), "How long it took; null until it is over")),
+        ("progress", described(json!({ "type": ["number", "null"] }), "From 0 to 1, as far as it has said")),
+    ];
+    for (name, schema) in times {
+        step["properties"][name] = schema;
+    }
     for (name, schema) in &failure {
         step["properties"][name] = schema.clone();
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 use weir_core::pipelines::{
     Checkpoint, CheckpointPhase, CheckpointStep, Data, Definition, Event, Json, KindName, Metadata, PipelineFailure,
-    Sequenced, StepFailure,
+    Sequenced, StepFailure, StepTimes,
 };
 
 use super::{definition, execution_id};
@@ -55,6 +55,7 @@ pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
         resumes: checkpoint.resumes,
         runs: checkpoint.runs,
         steps: checkpoint.steps.iter().map(WireStep::from).collect(),
+        times: checkpoint.times.iter().map(|times| (times.began_unix_ns, times.duration_ns)).collect(),
         completed: Cow::Borrowed(&checkpoint.completed),
         phase: WirePhase::from(&checkpoint.phase),
         compensations_over: checkpoint.compensations_over,
@@ -93,6 +94,11 @@ pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError>
         resumes: wire.resumes,
         runs: wire.runs,
         steps: wire.steps.into_iter().map(WireStep::read).collect::<Result<_, _>>()?,
+        times: wire
+            .times
+            .into_iter()
+            .map(|(began_unix_ns, duration_ns)| StepTimes { began_unix_ns, duration_ns })
+            .collect(),
         completed: wire.completed.into_owned(),
         phase: wire.phase.read(),
         compensations_over: wire.compensations_over,
@@ -138,6 +144,9 @@ struct Wire<'a> {
     resumes: u32,
     runs: u32,
     steps: Vec<WireStep<'a>>,
+    /// When each step began and how long it took; absent in what earlier versions wrote.
+    #[serde(default)]
+    times: Vec<(Option<u64>, Option<u64>)>,
     completed: Cow<'a, [usize]>,
     phase: WirePhase<'a>,
     compensations_over: usize,

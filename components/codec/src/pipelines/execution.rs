@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_core::pipelines::{Definition, Rates, Snapshot, State, Status};
+use weir_core::pipelines::{Definition, Rates, Snapshot, State, Status, StepState};
 
 use super::{
     definition_file::DefinitionFault,
@@ -42,6 +42,13 @@ pub fn status_json(status: &Status) -> String {
         out.value("events", &status.events).value("resumed", &status.resumed);
         out.array("steps", &status.steps, |out, step| {
             out.value("id", &*step.id).value("state", step.state.name()).value("attempts", &step.attempts);
+            out.value("kind", step.kind.name()).value("after", &step.after.iter().map(|id| &**id).collect::<Vec<_>>());
+            out.value("started_at", &step.times.began_unix_ns.map(timestamp));
+            match step.times.duration_ns {
+                Some(duration_ns) => out.milliseconds("duration_ms", duration_ns),
+                None => out.raw("duration_ms", "null"),
+            };
+            out.value("progress", &step.progress);
             if let Some(failure) = &step.failure {
                 write_failure(out, failure);
             }
@@ -66,6 +73,21 @@ pub struct ExecutionSummary {
     pub state: State,
     /// When it began, in nanoseconds since 1970.
     pub began_unix_ns: u64,
+    /// Steps that have failed.
+    pub errors: u32,
+}
+
+impl From<Status> for ExecutionSummary {
+    fn from(status: Status) -> Self {
+        let failed = status.steps.iter().filter(|step| step.state == StepState::Failed).count();
+        Self {
+            execution_id: status.execution_id,
+            pipeline: status.pipeline,
+            state: status.state,
+            began_unix_ns: status.began_unix_ns,
+            errors: u32::try_from(failed).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// The body of `GET /executions`.
@@ -74,6 +96,7 @@ pub fn executions_json(executions: &[ExecutionSummary]) -> String {
         out.array("executions", executions, |out, listed| {
             out.value("execution_id", &*listed.execution_id).value("pipeline", &*listed.pipeline);
             out.value("state", listed.state.name()).value("started_at", &timestamp(listed.began_unix_ns));
+            out.value("errors", &listed.errors);
             write_links(out, &listed.execution_id);
         });
     })

@@ -7,7 +7,9 @@
 //! - [`checkpoint`]: an execution and its definition as bytes, and back.
 //! - [`execution_id`]: ids that cannot be guessed.
 //! - [`execution`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
+//! - [`list_query`]: the query of `GET /executions`.
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
+//! - [`upload`]: `POST /upload`, a file as the input of an execution.
 //! - [`input`], [`output`]: inputs and outputs of the steps of texts.
 //! - [`template`]: the prompt of a step that generates text.
 //! - [`route`]: the paths of pipelines and executions.
@@ -21,6 +23,7 @@ pub mod event;
 pub mod execution;
 pub mod execution_id;
 pub mod input;
+pub mod list_query;
 pub mod output;
 pub mod prefer;
 pub mod process_batch;
@@ -30,4 +33,5 @@ pub mod process_stream;
 pub mod route;
 pub mod template;
 pub mod text;
+pub mod upload;
 mod writer;

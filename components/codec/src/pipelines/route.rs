@@ -17,10 +17,12 @@ pub enum PipelineRoute {
     Execution(String),
     /// `GET /reliability`
     Reliability,
+    /// `POST /upload`: an execution whose input is a file.
+    Upload,
 }
 
 /// Every path of [`PipelineRoute::find`] with its methods, for the index and the description of the API.
-pub const PIPELINE_ROUTES: [(&str, &str); 7] = [
+pub const PIPELINE_ROUTES: [(&str, &str); 8] = [
     ("GET", "/pipelines"),
     ("GET", "/pipelines/{name}"),
     ("POST", "/pipelines/{name}"),
@@ -28,6 +30,7 @@ pub const PIPELINE_ROUTES: [(&str, &str); 7] = [
     ("GET", "/executions/{execution_id}"),
     ("DELETE", "/executions/{execution_id}"),
     ("GET", "/reliability"),
+    ("POST", "/upload"),
 ];
 
 impl PipelineRoute {
@@ -43,6 +46,7 @@ impl PipelineRoute {
             "/pipelines" => Some(Self::Pipelines),
             "/executions" => Some(Self::Executions),
             "/reliability" => Some(Self::Reliability),
+            "/upload" => Some(Self::Upload),
             _ => None,
         }
     }
@@ -52,6 +56,7 @@ impl PipelineRoute {
         match self {
             Self::Pipeline(_) if method == "POST" => true,
             Self::Execution(_) if method == "DELETE" => true,
+            Self::Upload => method == "POST",
             _ => matches!(method, "GET" | "HEAD"),
         }
     }
@@ -61,6 +66,7 @@ impl PipelineRoute {
         match self {
             Self::Pipeline(_) => "GET, HEAD, POST, OPTIONS",
             Self::Execution(_) => "GET, HEAD, DELETE, OPTIONS",
+            Self::Upload => "POST, OPTIONS",
             Self::Pipelines | Self::Executions | Self::Reliability => "GET, HEAD, OPTIONS",
         }
     }
@@ -88,6 +94,7 @@ mod tests {
             ),
             ("/executions".to_owned(), PipelineRoute::Executions, "GET, HEAD, OPTIONS"),
             (format!("/executions/{id}"), PipelineRoute::Execution(id.clone()), "GET, HEAD, DELETE, OPTIONS"),
+            ("/upload".to_owned(), PipelineRoute::Upload, "POST, OPTIONS"),
             ("/reliability".to_owned(), PipelineRoute::Reliability, "GET, HEAD, OPTIONS"),
         ] {
             let route = PipelineRoute::find(&path);

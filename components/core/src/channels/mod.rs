@@ -10,6 +10,7 @@
 //! - [`Log`]: the retained events of one channel, bounded by [`Retention`].
 //! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
+//! - [`Throttle`]: progress at a bounded rate.
 //! - [`Claims`]: keys that exactly one caller gets.
 //! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
 //! - [`Shares`]: what each user has of what all users share, and [`eviction_order`], which takes from the largest first.
@@ -32,6 +33,7 @@ mod shares;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod values;
 
 pub use claims::{Claims, ClaimsFull};
@@ -43,4 +45,5 @@ pub use name::{ChannelName, ID_BYTES_MAX, IdError, Kind, NameError, check_id};
 pub use outbox::{Item, Outbox};
 pub use shares::{ShareExceeded, Shares, eviction_order};
 pub use subscriber::{CloseReason, Delivery, Subscriber};
+pub use throttle::Throttle;
 pub use values::{Value, Values, value_bytes_of};

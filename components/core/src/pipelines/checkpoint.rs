@@ -30,6 +30,8 @@ pub struct Checkpoint {
     pub runs: u32,
     /// Each step of the definition.
     pub steps: Vec<CheckpointStep>,
+    /// When each of them ran; empty in a checkpoint of an earlier version.
+    pub times: Vec<StepTimes>,
     /// Steps that were completed, in that order, by index.
     pub completed: Vec<usize>,
     /// How far the whole is.
@@ -42,6 +44,15 @@ pub struct Checkpoint {
     pub events_end: u64,
     /// Its events that were not known to be stored, without holes, up to `events_end`.
     pub outbox: Vec<Sequenced>,
+}
+
+/// When the last attempt of a step ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// When it began, in nanoseconds since 1970.
+    pub began_unix_ns: Option<u64>,
+    /// How long it took, if it is over.
+    pub duration_ns: Option<u64>,
 }
 
 /// A step in a checkpoint.

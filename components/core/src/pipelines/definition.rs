@@ -425,6 +425,11 @@ impl Definition {
         self.after[step]
     }
 
+    /// The ids of the steps that must be over before one.
+    pub(super) fn ids_after(&self, step: usize) -> Vec<Arc<str>> {
+        each(self.after(step)).map(|at| self.steps()[at].task.id.clone()).collect()
+    }
+
     /// All steps that lead to one, as bits.
     pub(super) fn ancestors(&self, step: usize) -> u64 {
         self.ancestors[step]

@@ -14,7 +14,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     buffer::{Batch, Buffer},
-    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep},
+    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, StepTimes},
     definition::{Definition, StepIndex, Task, bit, each},
     event::{Data, Event, Metadata, StepFailure},
     json::Json,
@@ -135,6 +135,9 @@ impl Execution {
     pub fn handle_progress(&mut self, now: Now, run: Run, progress: f64, message: &str) {
         let Some((_, metadata)) = self.current(run) else { return };
         let progress = if progress.is_nan() { 0.0 } else { progress.clamp(0.0, 1.0) };
+        if let Some(slot) = self.slot_mut(run.place) {
+            slot.progress = Some(progress);
+        }
         let end = message.floor_char_boundary(self.limits.message_bytes_max);
         let data = Data::StepProgress { progress, message: message[..end].into() };
         let event = self.event_of(now, run.place, data, metadata);
@@ -169,6 +172,9 @@ impl Execution {
         }
         let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
         let Some(kind) = self.definition.task(run.place).map(|task| task.kind.name()) else { return };
+        if let Some(slot) = self.slot_mut(run.place) {
+            slot.times.duration_ns = Some(duration_ns);
+        }
         self.tell_of(now, run, Data::StepComplete { kind, output: output.clone(), duration_ns });
         self.settle(run.place, SlotState::Done(output));
         if is_step {
@@ -264,6 +270,8 @@ impl Execution {
         slot.state = SlotState::Running { run: run.number, started_ns, deadline_ns };
         slot.attempts += 1;
         slot.parts = 0;
+        slot.times = StepTimes { began_unix_ns: Some(now.unix_ns), duration_ns: None };
+        slot.progress = None;
         let attempt = slot.attempts;
         self.tell_of(now, run, Data::StepStart { kind });
         Some(RunRequest { run, attempt, inputs: self.inputs(place) })
@@ -324,6 +332,11 @@ impl Execution {
     /// Its id.
     pub fn id(&self) -> &Arc<str> {
         &self.id
+    }
+
+    /// Its input.
+    pub fn input(&self) -> &Json {
+        &self.input
     }
 
     /// What it does.
@@ -471,6 +484,7 @@ impl Execution {
             resumes: self.resumes,
             runs: self.runs,
             steps: self.steps.iter().map(step).collect(),
+            times: self.steps.iter().map(|slot| slot.times).collect(),
             completed: self.completed.clone(),
             phase,
             compensations_over: self.undo_over,

@@ -38,7 +38,7 @@ mod status;
 mod tests;
 
 pub use buffer::{Batch, Full};
-pub use checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError};
+pub use checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError, StepTimes};
 pub use definition::{
     COMPENSATIONS_MAX, Definition, DefinitionError, Draft, ID_BYTES_MAX, Kind, KindName, Method, NAME_BYTES_MAX,
     OnError, PARALLEL_MAX, PARALLEL_MAX_DEFAULT, STEPS_MAX, Step, StepIndex, Streaming, TIMEOUT_MS_DEFAULT,

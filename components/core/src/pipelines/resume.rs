@@ -1,10 +1,10 @@
 //! Going on after a crash.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, iter, sync::Arc};
 
 use super::{
     buffer::Buffer,
-    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError},
+    checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError, StepTimes},
     definition::{Definition, OnError, all, bit},
     event::{Sequenced, StepFailure},
     execution::{Execution, Phase, undo_list},
@@ -60,7 +60,7 @@ impl Execution {
             settled_saved: 0,
             completed: checkpoint.completed,
             outputs_bytes: checkpoint.steps.iter().map(bytes).sum(),
-            steps: checkpoint.steps.into_iter().map(slot).collect(),
+            steps: slots(checkpoint.steps, checkpoint.times),
             undo: None,
             undo_over: checkpoint.compensations_over,
             undo_failed: checkpoint.compensations_failed,
@@ -109,12 +109,16 @@ impl Execution {
     }
 }
 
-fn slot(step: CheckpointStep) -> Slot {
-    Slot::new(match step {
-        CheckpointStep::Open => SlotState::Waiting,
-        CheckpointStep::Completed(output) => SlotState::Done(output),
-        CheckpointStep::Failed(failure) => SlotState::Failed(failure),
-    })
+fn slots(steps: Vec<CheckpointStep>, times: Vec<StepTimes>) -> Vec<Slot> {
+    let slot = |(step, times): (CheckpointStep, StepTimes)| {
+        let state = match step {
+            CheckpointStep::Open => return Slot::new(SlotState::Waiting),
+            CheckpointStep::Completed(output) => SlotState::Done(output),
+            CheckpointStep::Failed(failure) => SlotState::Failed(failure),
+        };
+        Slot { times, ..Slot::new(state) }
+    };
+    steps.into_iter().zip(times.into_iter().chain(iter::repeat(StepTimes::default()))).map(slot).collect()
 }
 
 fn settled(steps: &[CheckpointStep]) -> u64 {

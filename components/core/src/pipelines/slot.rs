@@ -1,6 +1,6 @@
 //! One step, or one compensation, on its way.
 
-use super::{event::StepFailure, json::Json};
+use super::{checkpoint::StepTimes, event::StepFailure, json::Json};
 use crate::inference::retry::Retry;
 
 /// Where it is.
@@ -39,11 +39,15 @@ pub(super) struct Slot {
     pub(super) attempts: u32,
     /// Parts of output of this attempt.
     pub(super) parts: u64,
+    /// When the last attempt began, and how long it took.
+    pub(super) times: StepTimes,
+    /// How far the last attempt said to be, from 0 to 1.
+    pub(super) progress: Option<f64>,
 }
 
 impl Slot {
     pub(super) fn new(state: SlotState) -> Self {
-        Self { state, retry: Retry::new(), attempts: 0, parts: 0 }
+        Self { state, retry: Retry::new(), attempts: 0, parts: 0, times: StepTimes::default(), progress: None }
     }
 
     /// True when it can begin an attempt now.

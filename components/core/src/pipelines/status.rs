@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::{
+    checkpoint::StepTimes,
+    definition::KindName,
     event::{PipelineFailure, StepFailure},
     execution::Execution,
     json::Json,
@@ -71,7 +73,7 @@ pub struct Status {
 }
 
 /// A step at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepStatus {
     /// Its id.
     pub id: Arc<str>,
@@ -81,6 +83,14 @@ pub struct StepStatus {
     pub attempts: u32,
     /// Why it failed.
     pub failure: Option<StepFailure>,
+    /// What it does.
+    pub kind: KindName,
+    /// The steps that it comes after.
+    pub after: Vec<Arc<str>>,
+    /// When the last attempt ran.
+    pub times: StepTimes,
+    /// How far the last attempt said to be, from 0 to 1; 1 for one that was completed.
+    pub progress: Option<f64>,
 }
 
 impl Execution {
@@ -93,7 +103,7 @@ impl Execution {
             Some(Outcome::Failed(failure)) if failure.cancelled => (State::Cancelled, None, Some(failure.clone())),
             Some(Outcome::Failed(failure)) => (State::Failed, None, Some(failure.clone())),
         };
-        let steps = self.slots().map(|(task, slot)| {
+        let steps = self.slots().enumerate().map(|(at, (task, slot))| {
             let (state, failure) = match &slot.state {
                 SlotState::Waiting if self.outcome().is_some() || self.is_failing() => (StepState::Skipped, None),
                 SlotState::Waiting => (StepState::Waiting, None),
@@ -103,7 +113,17 @@ impl Execution {
                 SlotState::Failed(failure) => (StepState::Failed, Some(failure.clone())),
                 SlotState::Stopped => (StepState::Skipped, None),
             };
-            StepStatus { id: task.id.clone(), state, attempts: slot.attempts, failure }
+            let progress = if state == StepState::Completed { Some(1.0) } else { slot.progress };
+            StepStatus {
+                id: task.id.clone(),
+                state,
+                attempts: slot.attempts,
+                failure,
+                kind: task.kind.name(),
+                after: self.definition().ids_after(at),
+                times: slot.times,
+                progress,
+            }
         });
         Status {
             execution_id: self.id().clone(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use weir_codec::{
     channels::{
+        filter::EventFilter,
         grip::{Hold, HoldChannel, HoldMode, KEEP_ALIVE_S_MAX, KeepAlive},
         hold::{self, HEARTBEAT_MS_MAX, Terms},
         route::Channel,
@@ -39,7 +40,12 @@ pub(crate) async fn hold_response(
     settings: &Settings,
     ends_s: Option<u64>,
     user: Option<String>,
+    filter: EventFilter,
 ) -> Result<BufferedResponse, Problem> {
+    if settings.grip == Grip::Proxy && !filter.is_default() {
+        // It sends what is published to every subscriber.
+        return Err(Problem::not_implemented("the proxy that holds connections cannot leave out events"));
+    }
     let drawing = EventRenderer::new(channel.clone(), framing);
     let mut body = Vec::new();
     drawing.push_begin(&mut body, settings.retry_ms, unix_ms());
@@ -65,7 +71,7 @@ pub(crate) async fn hold_response(
     }
     if settings.grip == Grip::Host {
         let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
-        let terms = Terms { after, framing, heartbeat_ms, ends_s, user };
+        let terms = Terms { after, framing, heartbeat_ms, ends_s, user, filter };
         reply = reply.with(hold::HEADER, terms.to_header());
     }
     Ok(reply)

@@ -14,6 +14,7 @@ use weir_auth::identity::Identity;
 use weir_codec::{
     channels::{
         event::{StreamEvent, envelope},
+        filter::EventFilter,
         route::Channel,
         socket::{MESSAGE_BYTES_MAX, SocketMessage, error_json},
         subscription::SubscriptionEnd,
@@ -23,7 +24,10 @@ use weir_codec::{
         problem::Problem,
     },
 };
-use weir_core::{channels::Cursor, time::Now};
+use weir_core::{
+    channels::{Cursor, Throttle},
+    time::Now,
+};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use super::{existence, subscribe};
@@ -35,7 +39,7 @@ use crate::{
         response::Client,
     },
     platform::{
-        bindings::weir::stream::events::{self, Closed, Delivery},
+        bindings::weir::stream::events::{self, Closed, Delivery, Entry},
         clock::{self, Deadline},
         settings::Settings,
         store,
@@ -67,7 +71,7 @@ impl Socket {
 /// Talks until the client ends its side, its right ends, or it is gone. `first` is followed from the start.
 pub(crate) async fn converse(
     socket: Socket,
-    first: Option<(Channel, Cursor)>,
+    first: Option<(Channel, Cursor, EventFilter)>,
     body: BodyReader,
     began: Now,
     client: Client,
@@ -75,9 +79,9 @@ pub(crate) async fn converse(
     let settings = socket.settings;
     let duplex = Duplex::new(SocketOutput::default(), settings, began);
     let work = async {
-        let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new() };
-        if let Some((channel, after)) = first {
-            conversation.follow(channel, after).await;
+        let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new(), due: None };
+        if let Some((channel, after, filter)) = first {
+            conversation.follow(channel, after, filter).await;
         }
         conversation.run(body).await;
         duplex.session.borrow_mut().done = true;
@@ -118,6 +122,8 @@ type DeliveryRead = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
 /// A channel that is followed, and the read in progress.
 struct FollowedChannel {
     channel: Channel,
+    filter: EventFilter,
+    throttle: Throttle<Entry>,
     reading: Pin<Box<dyn Future<Output = DeliveryRead>>>,
 }
 
@@ -132,6 +138,8 @@ fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<
 enum ConversationInput {
     Piece(BodyReader, BodyPart),
     Read(usize, DeliveryRead),
+    /// Progress that was held back is due.
+    Due,
     Ring,
 }
 
@@ -139,8 +147,12 @@ struct Conversation<'a> {
     socket: Socket,
     duplex: &'a Duplex<'a, SocketOutput>,
     followed: Vec<FollowedChannel>,
+    /// When progress that is held back is due.
+    due: Option<(u64, Timer)>,
 }
 
+/// A moment that is waited for.
+type Timer = Pin<Box<dyn Future<Output = ()>>>;
 type NextPart = Pin<Box<dyn Future<Output = (BodyReader, BodyPart)>>>;
 
 fn next_piece(mut body: BodyReader, room: Vec<u8>) -> NextPart {
@@ -158,6 +170,7 @@ impl Conversation<'_> {
         let mut ring = self.ring(ends);
         loop {
             self.duplex.unsent_few().await;
+            self.set_due();
             match poll_fn(|context| self.poll(context, &mut piece, &mut ring)).await {
                 ConversationInput::Piece(body, BodyPart { bytes, more }) => {
                     let mut rest = bytes.as_slice();
@@ -170,6 +183,7 @@ impl Conversation<'_> {
                     piece = next_piece(body, bytes);
                 }
                 ConversationInput::Read(at, read) => self.heard(at, read),
+                ConversationInput::Due => self.send_due(),
                 ConversationInput::Ring => {
                     if ends.is_none_or(|ends| !ends.is_past(clock::now())) {
                         self.say(b"{\"type\":\"heartbeat\"}".to_vec());
@@ -203,7 +217,33 @@ impl Conversation<'_> {
                 return Poll::Ready(ConversationInput::Read(at, read));
             }
         }
+        if let Some((_, due)) = &mut self.due
+            && due.as_mut().poll(context).is_ready()
+        {
+            self.due = None;
+            return Poll::Ready(ConversationInput::Due);
+        }
         ring.as_mut().poll(context).map(|()| ConversationInput::Ring)
+    }
+
+    /// Sets the timer of the progress that is held back.
+    fn set_due(&mut self) {
+        let due_ns = self.followed.iter().filter_map(|followed| followed.throttle.poll_timeout()).min();
+        if self.due.as_ref().map(|(at_ns, _)| *at_ns) != due_ns {
+            self.due = due_ns.map(|at_ns| (at_ns, Box::pin(Deadline::at(at_ns).passed()) as Timer));
+        }
+    }
+
+    /// Sends the progress that is due.
+    fn send_due(&mut self) {
+        let now_ns = clock::now().monotonic_ns;
+        let mut due = Vec::new();
+        for followed in &mut self.followed {
+            let mut entries = Vec::new();
+            followed.throttle.handle_timer(now_ns, &mut entries);
+            due.extend(entries.into_iter().map(|entry| (followed.channel.clone(), entry)));
+        }
+        due.iter().for_each(|(channel, entry)| self.say_entry(channel, entry));
     }
 
     /// When the right to all of it ends.
@@ -236,24 +276,24 @@ impl Conversation<'_> {
                     StreamEvent::Disconnected { reason: "unsubscribed", message: "as you wished", resumable: true };
                 self.tell(&channel, &event, None);
             }
-            Ok(SocketMessage::Subscribe { channel, last_event_id }) => {
+            Ok(SocketMessage::Subscribe { channel, last_event_id, filter }) => {
                 match subscribe::cursor(Some(last_event_id.unwrap_or_default().as_bytes()), "") {
-                    Ok(after) => self.subscribe(channel, after).await,
+                    Ok(after) => self.subscribe(channel, after, filter).await,
                     Err(problem) => self.refuse(&channel, &problem),
                 }
             }
         }
     }
 
-    async fn subscribe(&mut self, channel: Channel, after: Cursor) {
+    async fn subscribe(&mut self, channel: Channel, after: Cursor, filter: EventFilter) {
         match existence::authorize_follow(&self.socket.identity, &channel, &self.socket.path).await {
-            Ok(()) => self.follow(channel, after).await,
+            Ok(()) => self.follow(channel, after, filter).await,
             Err(problem) => self.refuse(&channel, &problem),
         }
     }
 
     /// Follows a channel, anew if it is followed already.
-    async fn follow(&mut self, channel: Channel, after: Cursor) {
+    async fn follow(&mut self, channel: Channel, after: Cursor, filter: EventFilter) {
         if let Some(at) = self.at(&channel) {
             self.followed.remove(at);
         }
@@ -273,7 +313,8 @@ impl Conversation<'_> {
             Ok(deliveries) => {
                 self.tell(&channel, &StreamEvent::Connected, None);
                 let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));
-                self.followed.push(FollowedChannel { channel, reading });
+                let throttle = Throttle::new(u64::from(filter.throttle_ms) * NS_PER_MS);
+                self.followed.push(FollowedChannel { channel, filter, throttle, reading });
             }
             Err(failure) => self.refuse(&channel, &store::problem(failure)),
         }
@@ -285,20 +326,22 @@ impl Conversation<'_> {
 
     /// Writes deliveries, and starts the next read.
     fn heard(&mut self, at: usize, (deliveries, result, mut batch): DeliveryRead) {
-        let FollowedChannel { channel, .. } = self.followed.remove(at);
-        let mut end = None;
+        let FollowedChannel { channel, filter, mut throttle, .. } = self.followed.remove(at);
+        let now_ns = clock::now().monotonic_ns;
+        let (mut end, mut due) = (None, Vec::new());
         for delivery in batch.drain(..) {
             match delivery {
                 Delivery::Entry(entry) => {
-                    self.say(envelope(
-                        &channel,
-                        Some(&entry.at.to_string()),
-                        &entry.event.name,
-                        &flat(&entry.event.data),
-                    ));
                     end = entry.event.finishes.then_some(SubscriptionEnd::Finished);
+                    if filter.admits(&entry.event.name, &entry.event.data) {
+                        let key = entry.event.coalesce.clone();
+                        throttle.handle_event(now_ns, key.as_deref(), entry, &mut due);
+                    }
+                    due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
                 }
                 Delivery::Gap(gap) => {
+                    throttle.drain(&mut due);
+                    due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
                     let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
                     self.tell(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
                 }
@@ -309,16 +352,25 @@ impl Conversation<'_> {
         if end.is_none() && !matches!(result, StreamResult::Complete(_)) {
             end = Some(SubscriptionEnd::Lost);
         }
+        if end.is_some() {
+            throttle.drain(&mut due);
+            due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
+        }
         match end {
             Some(end) => self.tell(&channel, &end.event(), None),
             // At the end of the line: every channel has its turn.
-            None => self.followed.push(FollowedChannel { channel, reading: read(deliveries, batch) }),
+            None => self.followed.push(FollowedChannel { channel, filter, throttle, reading: read(deliveries, batch) }),
         }
     }
 
     fn refuse(&self, channel: &Channel, problem: &Problem) {
         let retryable = problem.retry_after_ms.is_some();
         self.say(error_json(problem.code, &problem.detail, Some(channel), retryable));
+    }
+
+    fn say_entry(&self, channel: &Channel, entry: &Entry) {
+        let id = entry.at.to_string();
+        self.say(envelope(channel, Some(&id), &entry.event.name, &flat(&entry.event.data)));
     }
 
     fn tell(&self, channel: &Channel, event: &StreamEvent<'_>, id: Option<&str>) {

@@ -109,6 +109,18 @@ async fn append(
     Ok(BufferedResponse::json(published_json(channel, &id, copied)))
 }
 
+/// Appends an event that the gateway itself makes, with its data. A new channel takes the share of a user.
+pub(crate) async fn append_event(
+    channel: &Channel,
+    event: &StreamEvent<'_>,
+    data: String,
+    share: Option<&str>,
+) -> Result<Cursor, Problem> {
+    let finishes = event.finishes();
+    let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
+    place(channel, Event { name: event.name().to_owned(), data, coalesce, finishes }, share).await
+}
+
 /// The user that a user channel belongs to.
 fn own_channel(channel: &Channel) -> Option<&str> {
     (channel.kind() == ChannelKind::User).then(|| channel.id())

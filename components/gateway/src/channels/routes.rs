@@ -8,6 +8,7 @@ use weir_auth::{guard, identity::Identity, scope::Scopes};
 use weir_codec::{
     channels::{
         event::ticket_json,
+        filter::EventFilter,
         publish::TicketBody,
         route::{Channel, ChannelRoute},
     },
@@ -65,6 +66,7 @@ impl RequestContext<'_> {
         let framing =
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
+        let filter = EventFilter::from_query(self.query)?;
         if !subscribe::goes_on(&channel, after).await? {
             return Ok(RouteResponse::Whole(BufferedResponse::empty()));
         }
@@ -75,11 +77,11 @@ impl RequestContext<'_> {
         let ends_s = identity.expires_at_s();
         if settings.grip != Grip::Off {
             let user = Access::current()?.required().then(|| identity.user().to_owned());
-            let reply = grip::hold_response(channel, after, framing, settings, ends_s, user).await?;
+            let reply = grip::hold_response(channel, after, framing, settings, ends_s, user, filter).await?;
             return Ok(RouteResponse::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
         }
         let place = Access::current()?.connect(identity, settings.grip)?;
-        let followed = subscribe::follow(channel, after, framing, settings, ends_s, place).await?;
+        let followed = subscribe::follow(channel, after, framing, settings, ends_s, place, filter).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));
         Ok(RouteResponse::Streaming(response))
@@ -102,7 +104,7 @@ impl RequestContext<'_> {
             None => None,
             Some(channel) => {
                 existence::authorize_follow(&identity, &channel, &self.path).await?;
-                Some((channel, subscribe::cursor(None, self.query)?))
+                Some((channel, subscribe::cursor(None, self.query)?, EventFilter::from_query(self.query)?))
             }
         };
         let place = Access::current()?.connect(&identity, settings.grip)?;

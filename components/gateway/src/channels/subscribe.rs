@@ -11,13 +11,14 @@ use futures::future::{Either, select};
 use spin_sdk::wasip3::{http::types::ErrorCode, wit_bindgen::StreamWriter as BodyWriter};
 use weir_codec::{
     channels::{
+        filter::EventFilter,
         route::Channel,
         subscribe as resume,
         subscription::{EventRenderer, SubscriptionEnd},
     },
     http::{framing::Framing, problem::Problem},
 };
-use weir_core::channels::Cursor;
+use weir_core::channels::{Cursor, Throttle};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
@@ -44,6 +45,8 @@ pub(crate) struct Subscription {
     settings: &'static Settings,
     /// When the right to it ends, in seconds since 1970.
     ends_s: Option<u64>,
+    filter: EventFilter,
+    throttle: Throttle<Entry>,
     _place: SubscriptionPermit,
 }
 
@@ -66,10 +69,13 @@ pub(crate) async fn follow(
     settings: &'static Settings,
     ends_s: Option<u64>,
     place: SubscriptionPermit,
+    filter: EventFilter,
 ) -> Result<Subscription, Problem> {
     let user = place.user().map(str::to_owned);
     let deliveries = events::follow(channel.to_string(), after, user).await.map_err(store::problem)?;
-    Ok(Subscription { drawing: EventRenderer::new(channel, framing), deliveries, settings, ends_s, _place: place })
+    let throttle = Throttle::new(u64::from(filter.throttle_ms) * NS_PER_MS);
+    let drawing = EventRenderer::new(channel, framing);
+    Ok(Subscription { drawing, deliveries, settings, ends_s, filter, throttle, _place: place })
 }
 
 impl Subscription {
@@ -122,13 +128,14 @@ impl Subscription {
     /// Writes deliveries. Returns why the subscription ends; none when the client has disconnected.
     async fn pump(&mut self, body: &mut BodyWriter<u8>, ends: Option<Deadline>) -> Option<SubscriptionEnd> {
         let heartbeat_ms = self.settings.heartbeat_ms;
-        let timer = |from| {
+        let timer = |from, due_ns: Option<u64>| {
             let beat = Deadline::after(from, heartbeat_ms);
-            ends.map_or(beat, |ends| beat.earlier(ends))
+            let beat = ends.map_or(beat, |ends| beat.earlier(ends));
+            due_ns.map_or(beat, |due_ns| beat.earlier(Deadline::at(due_ns)))
         };
         let mut wrote = clock::now();
         // One timer for all writes: it is inspected when it fires, so that a write needs no timer of its own.
-        let mut ring = Box::pin(timer(wrote).passed());
+        let mut ring = Box::pin(timer(wrote, None).passed());
         let mut buffer = Vec::with_capacity(DELIVERIES_MAX);
         loop {
             let (result, mut batch) = {
@@ -147,7 +154,17 @@ impl Subscription {
                                 }
                                 wrote = clock::now();
                             }
-                            ring = Box::pin(timer(wrote).passed());
+                            let mut due = Vec::new();
+                            self.throttle.handle_timer(clock::now().monotonic_ns, &mut due);
+                            let mut out = Vec::new();
+                            due.iter().for_each(|entry| push_entry(&self.drawing, &mut out, entry));
+                            if !out.is_empty() {
+                                if !send(body, out).await {
+                                    return None;
+                                }
+                                wrote = clock::now();
+                            }
+                            ring = Box::pin(timer(wrote, self.throttle.poll_timeout()).passed());
                         }
                     }
                 }
@@ -158,8 +175,12 @@ impl Subscription {
             }
             let mut out = Vec::new();
             let mut end = None;
+            let was_idle = self.throttle.poll_timeout().is_none();
             for delivery in batch.drain(..) {
-                end = self.push(&mut out, &delivery).or(end);
+                end = self.push(&mut out, delivery).or(end);
+            }
+            if was_idle && self.throttle.poll_timeout().is_some() {
+                ring = Box::pin(timer(wrote, self.throttle.poll_timeout()).passed());
             }
             if !out.is_empty() {
                 if !send(body, out).await {
@@ -179,20 +200,30 @@ impl Subscription {
     }
 
     /// Renders a delivery; returns the end of the subscription, if it is the last.
-    fn push(&self, out: &mut Vec<u8>, delivery: &Delivery) -> Option<SubscriptionEnd> {
+    fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<SubscriptionEnd> {
+        let mut due = Vec::new();
+        let (mut gap, mut end) = (None, None);
         match delivery {
             Delivery::Entry(entry) => {
-                self.drawing.push_coalesced(out, entry.coalesced);
-                push_entry(&self.drawing, out, entry);
-                entry.event.finishes.then_some(SubscriptionEnd::Finished)
+                end = entry.event.finishes.then_some(SubscriptionEnd::Finished);
+                if self.filter.admits(&entry.event.name, &entry.event.data) {
+                    self.drawing.push_coalesced(out, entry.coalesced);
+                    let key = entry.event.coalesce.clone();
+                    self.throttle.handle_event(clock::now().monotonic_ns, key.as_deref(), entry, &mut due);
+                }
             }
-            Delivery::Gap(gap) => {
-                push_gap(&self.drawing, out, gap);
-                None
-            }
-            Delivery::Closed(Closed::Slow) => Some(SubscriptionEnd::Slow),
-            Delivery::Closed(Closed::Lost) => Some(SubscriptionEnd::Lost),
+            Delivery::Gap(missing) => gap = Some(missing),
+            Delivery::Closed(Closed::Slow) => end = Some(SubscriptionEnd::Slow),
+            Delivery::Closed(Closed::Lost) => end = Some(SubscriptionEnd::Lost),
         }
+        if end.is_some() || gap.is_some() {
+            self.throttle.drain(&mut due);
+        }
+        due.iter().for_each(|entry| push_entry(&self.drawing, out, entry));
+        if let Some(gap) = gap {
+            push_gap(&self.drawing, out, &gap);
+        }
+        end
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     Pipelines,
     persistence::{self, OwnershipLost},
     running::RunningExecution,
-    steps,
+    steps, upload,
 };
 use crate::platform::clock::{self, Deadline};
 
@@ -64,7 +64,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecuti
             if storing.is_none()
                 && let Some(batch) = execution.poll_events(now)
             {
-                storing = Some(persistence::store(live.clone(), batch).boxed_local());
+                storing = Some(upload::store(live.clone(), batch).boxed_local());
             }
             if execution.is_drained() && saving.is_none() && storing.is_none() {
                 break;
@@ -116,19 +116,16 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecuti
     }
     // What still runs has no say any more.
     drop((runs, saving, storing));
+    if !live.is_lost() {
+        upload::report_end(&live).await;
+    }
     if live.is_lost() || persistence::end(pipelines, &live).await.is_err() {
         eprintln!("warn: {} is owned by another instance now", live.execution.borrow().id());
         pipelines.abandon(&live);
         return;
     }
     let status = live.execution.borrow().status(clock::now().monotonic_ns);
-    let listed = ExecutionSummary {
-        execution_id: status.execution_id,
-        pipeline: status.pipeline,
-        state: status.state,
-        began_unix_ns: status.began_unix_ns,
-    };
-    pipelines.ended(&live, listed);
+    pipelines.ended(&live, ExecutionSummary::from(status));
     live.finish();
     live.release().await;
 }

@@ -1,7 +1,7 @@
 //! The executions of a user in the store, so that every instance lists all of them.
 //!
 //! The key is `listed:USER.ORDER.ID`: a digest of the user, 2^64 - 1 minus the time at which the execution began, in nanoseconds since 1970 and
-//! 20 digits, and its id. Keys in order are therefore the executions of a user, the newest first. The value is `STATE PIPELINE`. It is written with the
+//! 20 digits, and its id. Keys in order are therefore the executions of a user, the newest first. The value is `STATE PIPELINE ERRORS`. It is written with the
 //! checkpoints of the execution, where its state has changed, and lives as long as they do.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -26,8 +26,9 @@ pub(super) async fn put(live: &RunningExecution, ttl_ms: Option<u64>) -> Result<
     if live.listed.get() == Some(status.state) && ttl_ms.is_none() {
         return Ok(());
     }
+    let status = ExecutionSummary::from(status);
     let key = key(&live.owner, status.began_unix_ns, &status.execution_id);
-    let value = format!("{} {}", status.state.name(), status.pipeline);
+    let value = format!("{} {} {}", status.state.name(), status.pipeline, status.errors);
     state::put(key, value.into_bytes(), ttl_ms, live.fence(), live.share()).await?;
     live.listed.set(Some(status.state));
     Ok(())
@@ -58,12 +59,15 @@ fn key(user: &str, began_unix_ns: u64, id: &str) -> String {
 fn read(key: &str, value: &[u8]) -> Option<ExecutionSummary> {
     let (_, rest) = key.split_once('.')?;
     let (order, id) = rest.split_once('.')?;
-    let (state, pipeline) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    let (state, rest) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    // Earlier versions wrote no number of errors.
+    let (pipeline, errors) = rest.split_once(' ').unwrap_or((rest, "0"));
     Some(ExecutionSummary {
         execution_id: id.into(),
         pipeline: pipeline.into(),
         state: State::from_name(state)?,
         began_unix_ns: u64::MAX - order.parse::<u64>().ok()?,
+        errors: errors.parse().ok()?,
     })
 }
 
@@ -81,10 +85,12 @@ mod tests {
     #[test]
     fn key_and_value_read_back() {
         let key = key("auth0|ann@example.org", 1_700_000_000_000_000_001, "exec_a-b_c");
-        let listed = read(&key, b"compensating review").unwrap();
+        let listed = read(&key, b"compensating review 2").unwrap();
+        assert_eq!(listed.errors, 2);
+        assert_eq!(read(&key, b"compensating review").map(|listed| listed.errors), Some(0));
         assert_eq!((&*listed.execution_id, &*listed.pipeline), ("exec_a-b_c", "review"));
         assert_eq!((listed.state, listed.began_unix_ns), (State::Compensating, 1_700_000_000_000_000_001));
-        for damaged in ["", "running", "asleep review"] {
+        for damaged in ["", "running", "asleep review", "running review x"] {
             assert_eq!(read(&key, damaged.as_bytes()), None, "{damaged:?}");
         }
     }

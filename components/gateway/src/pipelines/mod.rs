@@ -26,6 +26,7 @@ mod resume;
 mod routes;
 mod running;
 mod steps;
+mod upload;
 
 use std::{
     cell::{Cell, RefCell},
@@ -181,7 +182,7 @@ impl Pipelines {
     }
 
     fn definition(&self, name: &str) -> Option<definitions::LoadResult> {
-        self.definitions.find(name)
+        self.definitions.find(name).or_else(|| upload::built_in(name))
     }
 }
 

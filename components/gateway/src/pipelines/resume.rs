@@ -173,11 +173,7 @@ async fn list(pipelines: &'static Pipelines, id: &str) {
     let Ok(Some(kept)) = persistence::get(ExecutionKey::Ended, id).await else { return };
     let owner = kept.owner.clone();
     if let Some(status) = status(pipelines, kept) {
-        let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        pipelines.list(
-            owner,
-            ExecutionSummary { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns },
-        );
+        pipelines.list(owner, ExecutionSummary::from(status));
     }
 }
 

@@ -12,6 +12,7 @@ use weir_codec::{
         definition,
         execution::{self, ExecutionSummary},
         execution_id,
+        list_query::{self, ListQuery},
         prefer::Prefer,
         route::PipelineRoute,
         text,
@@ -37,8 +38,6 @@ use crate::{
     },
 };
 
-/// Executions in a list.
-const LISTED_MAX: usize = 100;
 /// Longest `Idempotency-Key`, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 /// How long an execution may take to begin before another request with its `Idempotency-Key` begins it. One that could not begin gives way at
@@ -91,7 +90,8 @@ impl RequestContext<'_> {
                 Ok(BufferedResponse::json(definition::to_json(&definition).into_bytes()))
             }
             PipelineRoute::Executions => {
-                let all = list(pipelines, identity).await.map_err(store::problem)?;
+                let query = ListQuery::read(self.query)?;
+                let all = list(pipelines, identity, &query).await.map_err(store::problem)?;
                 Ok(BufferedResponse::json(execution::executions_json(&all).into_bytes()))
             }
             PipelineRoute::Execution(id) if self.method.as_str() == "DELETE" => {
@@ -102,6 +102,7 @@ impl RequestContext<'_> {
                 let body = turns::run(identity.user(), || execution::status_json(&status).into_bytes()).await;
                 Ok(BufferedResponse::json(body))
             }
+            PipelineRoute::Upload => self.upload(pipelines, body, identity).await,
             PipelineRoute::Reliability => {
                 let snapshot = pipelines.reliability.borrow().snapshot(self.began.monotonic_ns);
                 Ok(BufferedResponse::json(execution::reliability_json(&snapshot).into_bytes()))
@@ -114,7 +115,12 @@ impl RequestContext<'_> {
         identity.authorize(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
     }
 
-    fn definition(&self, pipelines: &Pipelines, name: &str, identity: &Identity) -> Result<Arc<Definition>, Problem> {
+    pub(super) fn definition(
+        &self,
+        pipelines: &Pipelines,
+        name: &str,
+        identity: &Identity,
+    ) -> Result<Arc<Definition>, Problem> {
         self.may_start(identity, name)?;
         let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
         definition.map_err(|fault| fault.problem(name))
@@ -135,11 +141,7 @@ impl RequestContext<'_> {
         let key = self.idempotency_key()?;
         let body = self.json(body, settings).await?;
         let input = turns::run(identity.user(), || text::read(&body)).await.map_err(RequestError::from)?;
-        let bytes_max = pipelines.config.input_bytes_max;
-        if input.bytes() > bytes_max {
-            let detail = format!("the input has {} bytes, and may have {bytes_max}", input.bytes());
-            return Err(Problem::refused(413, "input_too_large", "The input is too large", detail, None));
-        }
+        pipelines.check_input(&input)?;
         let _starting = pipelines.reserve(identity.user())?;
         let New { id, lease } = match key {
             None => New { id: execution_id::from_random(request_id::random()), lease: None },
@@ -322,8 +324,18 @@ impl RequestContext<'_> {
 }
 
 impl Pipelines {
+    /// Refuses an input that is too large.
+    pub(super) fn check_input(&self, input: &Json) -> Result<(), Problem> {
+        let bytes_max = self.config.input_bytes_max;
+        if input.bytes() <= bytes_max {
+            return Ok(());
+        }
+        let detail = format!("the input has {} bytes, and may have {bytes_max}", input.bytes());
+        Err(Problem::refused(413, "input_too_large", "The input is too large", detail, None))
+    }
+
     /// Takes a permit for an unfinished execution.
-    fn reserve(&'static self, user: &str) -> Result<Starting, Problem> {
+    pub(super) fn reserve(&'static self, user: &str) -> Result<Starting, Problem> {
         let live = self.live.borrow();
         let full = |status, code, detail: &str| {
             Err(Problem::refused(status, code, "Too many executions", detail, Some(BUSY_RETRY_MS)))
@@ -385,7 +397,7 @@ async fn begin_under(
 }
 
 /// Begins an execution: it is stored before it runs.
-async fn new_live(
+pub(super) async fn new_live(
     pipelines: &'static Pipelines,
     definition: Arc<Definition>,
     id: &str,
@@ -420,7 +432,7 @@ async fn new_live(
 }
 
 /// A permit for an execution that is starting, returned when it is dropped.
-struct Starting {
+pub(super) struct Starting {
     pipelines: &'static Pipelines,
     user: String,
 }
@@ -450,11 +462,11 @@ async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
 
 /// The executions that a user may see, the newest first: the user's own in the store, whichever instance has them, and those of this
 /// instance.
-async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<ExecutionSummary>, Failure> {
+async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> Result<Vec<ExecutionSummary>, Failure> {
     let may = |id: &str, owner: &str| {
         channel(id).is_ok_and(|channel| identity.authorize(Action::Read, &channel, Some(owner)).is_ok())
     };
-    let own = listing::of_user(identity.user(), LISTED_MAX).await?;
+    let own = listing::of_user(identity.user(), list_query::SCANNED_MAX).await?;
     let own = own.into_iter().filter(|listed| may(&listed.execution_id, identity.user()));
     let mut all: BTreeMap<Arc<str>, ExecutionSummary> =
         own.map(|listed| (listed.execution_id.clone(), listed)).collect();
@@ -465,13 +477,11 @@ async fn list(pipelines: &Pipelines, identity: &Identity) -> Result<Vec<Executio
     let now_ns = clock::now().monotonic_ns;
     for (_, live) in pipelines.live.borrow().iter().filter(|(id, live)| may(id, &live.owner)) {
         let status = live.execution.borrow().status(now_ns);
-        let (execution_id, pipeline) = (status.execution_id, status.pipeline);
-        add(ExecutionSummary { execution_id, pipeline, state: status.state, began_unix_ns: status.began_unix_ns });
+        add(ExecutionSummary::from(status));
     }
     let mut all: Vec<ExecutionSummary> = all.into_values().collect();
     all.sort_by_key(|listed| std::cmp::Reverse(listed.began_unix_ns));
-    all.truncate(LISTED_MAX);
-    Ok(all)
+    Ok(query.select(all))
 }
 
 /// 202: it runs.

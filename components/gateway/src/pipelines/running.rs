@@ -5,6 +5,7 @@ use std::{
     rc::Rc,
 };
 
+use weir_codec::pipelines::upload::{self, UploadProgress};
 use weir_core::{
     channels::Cursor,
     pipelines::{Checkpoint, Execution, Json, ReportError, Run, State, StepFailure},
@@ -45,12 +46,17 @@ pub(super) struct RunningExecution {
     /// Rings when events were stored, and when it has ended.
     pub(super) moved: TaskNotify,
     over: Cell<bool>,
+    /// The progress that is reported, of an upload.
+    pub(super) upload: RefCell<Option<UploadProgress>>,
 }
 
 impl RunningExecution {
     /// Nothing of it is stored yet.
     pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
+        let is_upload = lease.is_some() && upload::is_upload(execution.input());
+        let upload = is_upload.then(|| UploadProgress::new(&execution.status(clock::now().monotonic_ns)));
         Self {
+            upload: RefCell::new(upload),
             execution: RefCell::new(execution),
             owner,
             lease,

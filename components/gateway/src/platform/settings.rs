@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) shared: bool,
     /// `WEIR_PIPELINES_*`
     pub(crate) pipelines: Pipelines,
+    /// `WEIR_GATEWAY_UI`: `off` where browsers get no page, `on` by default.
+    pub(crate) ui: bool,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
     /// `WEIR_SESSIONS_*`
@@ -181,6 +183,11 @@ impl Settings {
             lease_ms: number("WEIR_EVENTS_LEASE_MS", 10_000)?,
             instance: variable("WEIR_INSTANCE").filter(|name| !name.is_empty()),
             shared: variable("WEIR_EVENTS_SHARED").is_none_or(|text| text != "false"),
+            ui: match variable("WEIR_GATEWAY_UI").as_deref() {
+                None | Some("on") => true,
+                Some("off") => false,
+                Some(text) => return Err(format!("`WEIR_GATEWAY_UI` must be `on` or `off`, and is `{text}`")),
+            },
             pipelines: Pipelines::read(&variable, number)?,
             auth: Auth::read(&variable)?,
             sessions: Sessions {
@@ -308,6 +315,7 @@ mod tests {
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", ""),
             ("WEIR_STEPS_ENTITIES", " "),
             ("WEIR_GRIP", "1"),
+            ("WEIR_GATEWAY_UI", "yes"),
             ("WEIR_AUTH_MODE", "optional"),
             ("WEIR_AUTH_LOOPBACK", "yes"),
             ("WEIR_AUTH_REQUESTS_PER_S", "0"),

@@ -5,15 +5,17 @@
 //! subscribers that are too slow. An idle feed is a subscription and one timer.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, Sleep};
+use weir_codec::channels::filter::EventFilter;
 use weir_codec::channels::hold::Terms;
 use weir_codec::channels::route::Channel;
 use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, draw_event};
 use weir_codec::http::framing::Framing;
-use weir_core::channels::{CloseReason, Delivery, Entry};
+use weir_core::channels::{CloseReason, Delivery, Entry, Throttle};
 use weir_events::Subscription;
 
 use crate::sse::gzip::{self, Gzip};
@@ -34,6 +36,25 @@ pub(crate) struct FeedOutput {
     pub(crate) last: bool,
 }
 
+/// The part of a channel that a client asks for.
+struct ChannelPart {
+    filter: EventFilter,
+    throttle: Throttle<Arc<Entry>>,
+    /// The instant from which the throttle counts.
+    began: Instant,
+}
+
+impl ChannelPart {
+    fn now_ns(&self, now: Instant) -> u64 {
+        u64::try_from((now - self.began).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// When progress that is held back is due.
+    fn due(&self) -> Option<Instant> {
+        self.throttle.poll_timeout().map(|due_ns| self.began + Duration::from_nanos(due_ns))
+    }
+}
+
 /// The events for one subscriber, rendered.
 pub(crate) struct Feed {
     drawing: EventRenderer,
@@ -46,6 +67,8 @@ pub(crate) struct Feed {
     timer: Pin<Box<Sleep>>,
     /// Set for a client that accepts gzip.
     gzip: Option<Gzip>,
+    /// Set for a client that asks for a part of the events: most take no memory for it.
+    part: Option<Box<ChannelPart>>,
     _permit: SubscriberPermit,
 }
 
@@ -69,6 +92,10 @@ impl Feed {
             last_write: now,
             timer: Box::pin(tokio::time::sleep_until(first)),
             gzip: None,
+            part: (!terms.filter.is_default()).then(|| {
+                let throttle = Throttle::new(u64::from(terms.filter.throttle_ms) * 1_000_000);
+                Box::new(ChannelPart { filter: terms.filter.clone(), throttle, began: now })
+            }),
             _permit: permit,
         }
     }
@@ -88,6 +115,16 @@ impl Feed {
 
     /// The next bytes to write, after `room` bytes for the caller. Must not be called again after the last piece.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<FeedOutput> {
+        loop {
+            let piece = ready!(self.poll_piece(cx, room));
+            // Of a batch nothing may be left; an empty chunk would end the response.
+            if piece.bytes.len() > room || piece.last {
+                return Poll::Ready(piece);
+            }
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<FeedOutput> {
         // Allocates nothing until an event has arrived.
         let mut batch = Vec::new();
         let ready = self.subscription.poll_batch(cx, &mut batch, WRITE_EVENTS_MAX, WRITE_BYTES_MAX);
@@ -99,13 +136,16 @@ impl Feed {
         if ready.is_pending() {
             return self.poll_timer(cx, room);
         }
-        self.last_write = now;
         let mut bytes = Vec::with_capacity(room + batch.iter().map(size).sum::<usize>());
         bytes.resize(room, 0);
         // An empty batch without a last event or a close before it means that the subscription was lost.
         let mut end = batch.is_empty().then_some(SubscriptionEnd::Lost);
         for delivery in batch {
             end = self.push(&mut bytes, delivery).or(end);
+        }
+        // What is left out keeps no connection from looking dead.
+        if bytes.len() > room {
+            self.last_write = now;
         }
         Poll::Ready(self.piece(bytes, end))
     }
@@ -124,6 +164,8 @@ impl Feed {
         loop {
             let next = self.last_write + self.heartbeat;
             let next = self.expires.map_or(next, |expires| expires.min(next));
+            let due = self.part.as_ref().and_then(|part| part.due());
+            let next = due.map_or(next, |due| due.min(next));
             if self.timer.deadline() > next {
                 self.timer.as_mut().reset(next);
             }
@@ -133,6 +175,17 @@ impl Feed {
             let now = Instant::now();
             if self.expires.is_some_and(|expires| expires <= now) {
                 return Poll::Ready(self.piece(vec![0; room], Some(SubscriptionEnd::Expired)));
+            }
+            if due.is_some_and(|due| due <= now) {
+                self.last_write = now;
+                let mut bytes = vec![0; room];
+                let mut entries = Vec::new();
+                if let Some(part) = &mut self.part {
+                    let now_ns = part.now_ns(now);
+                    part.throttle.handle_timer(now_ns, &mut entries);
+                }
+                entries.iter().for_each(|entry| self.push_entry(&mut bytes, entry));
+                return Poll::Ready(self.piece(bytes, None));
             }
             if self.last_write + self.heartbeat <= now {
                 self.last_write = now;
@@ -148,20 +201,48 @@ impl Feed {
     fn push(&mut self, out: &mut Vec<u8>, delivery: Delivery) -> Option<SubscriptionEnd> {
         match delivery {
             Delivery::Event { entry, coalesced } => {
-                if coalesced > 0 {
+                let end = entry.finishes.then_some(SubscriptionEnd::Finished);
+                let is_admitted = self.part.as_ref().is_none_or(|part| part.filter.admits(&entry.name, &entry.data));
+                if is_admitted && coalesced > 0 {
                     self.push_own(out, |drawing, out| drawing.push_coalesced(out, coalesced));
                 }
-                self.push_entry(out, &entry);
-                entry.finishes.then_some(SubscriptionEnd::Finished)
+                match &mut self.part {
+                    None => self.push_entry(out, &entry),
+                    Some(part) if is_admitted => {
+                        let (now_ns, key, mut due) = (part.now_ns(Instant::now()), entry.coalesce.clone(), Vec::new());
+                        part.throttle.handle_event(now_ns, key.as_deref(), entry, &mut due);
+                        due.iter().for_each(|entry| self.push_entry(out, entry));
+                    }
+                    Some(_) => {}
+                }
+                if end.is_some() {
+                    self.push_held(out);
+                }
+                end
             }
             Delivery::Gap(gap) => {
+                self.push_held(out);
                 let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
                 self.push_own(out, |drawing, out| drawing.push_gap(out, &from, &to, unix_ms()));
                 None
             }
-            Delivery::Closed(CloseReason::Slow) => Some(SubscriptionEnd::Slow),
-            Delivery::Closed(CloseReason::Lost) => Some(SubscriptionEnd::Lost),
+            Delivery::Closed(reason) => {
+                self.push_held(out);
+                Some(match reason {
+                    CloseReason::Slow => SubscriptionEnd::Slow,
+                    CloseReason::Lost => SubscriptionEnd::Lost,
+                })
+            }
         }
+    }
+
+    /// Renders the progress that is held back, before something that comes after it.
+    fn push_held(&mut self, out: &mut Vec<u8>) {
+        let mut held = Vec::new();
+        if let Some(part) = &mut self.part {
+            part.throttle.drain(&mut held);
+        }
+        held.iter().for_each(|entry| self.push_entry(out, entry));
     }
 
     /// Renders an event. As a server-sent event it is rendered, and compressed, once for all subscribers.

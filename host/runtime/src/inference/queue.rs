@@ -28,6 +28,8 @@ pub(crate) struct Job {
     pub(crate) permit: Option<Permit>,
     /// The room in the queue that a stream waited for; released once a replica has the item.
     pub(crate) queue_permit: Option<QueuePermit>,
+    /// When it arrived.
+    pub(crate) began: Instant,
     /// Counts its tokens among those in flight while a replica has it.
     in_flight: Option<InFlightTokens>,
 }
@@ -50,7 +52,16 @@ impl Drop for InFlightTokens {
 
 impl Job {
     pub(crate) fn new(item: Item, reply: OutcomeSender, ticket: Ticket, queue_permit: Option<QueuePermit>) -> Self {
-        Self { item, reply, ticket, retry: Retry::new(), permit: None, queue_permit, in_flight: None }
+        Self {
+            item,
+            reply,
+            ticket,
+            retry: Retry::new(),
+            permit: None,
+            queue_permit,
+            in_flight: None,
+            began: Instant::now(),
+        }
     }
 
     /// Bytes of its texts.

@@ -15,6 +15,7 @@ pub(super) const PIPELINES_DIR: &str = "/pipelines";
 /// The keys that the gateway component sees, by section.
 const GATEWAY_KEYS: &[(&str, &[&str])] = &[
     ("http", &["hosts", "body_bytes_max", "body_timeout_ms", "request_timeout_ms"]),
+    ("gateway", &["ui"]),
     ("steps", &["sentiment", "entities", "summary"]),
     ("events", &["heartbeat_ms", "retry_ms", "events_max", "bytes_max", "lease_ms"]),
     ("sessions", &["live_max", "user_live_max", "expire_ms_max", "memory_bytes_max", "checkpoint_ms", "ended_ttl_ms"]),

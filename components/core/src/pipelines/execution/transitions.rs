@@ -19,6 +19,9 @@ impl Execution {
         let Some(task) = self.definition.task(run.place) else { return };
         let (kind, retry) = (task.kind.name(), task.retry.clone());
         let is_step = run.place.compensation.is_none();
+        if let Some(slot) = self.slot_mut(run.place) {
+            slot.times.duration_ns = Some(duration_ns);
+        }
         // A failing pipeline lets running steps finish and retries none.
         let may_retry = failure.retryable && !(is_step && self.is_failing());
         let random = self.random.next_u64();

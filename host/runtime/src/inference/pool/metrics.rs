@@ -1,6 +1,6 @@
 //! The metrics of a pool.
 
-use metrics::{Counter, Gauge};
+use metrics::{Counter, Gauge, Histogram};
 
 pub(super) struct PoolMetrics {
     pub(super) items: Counter,
@@ -19,6 +19,8 @@ pub(super) struct PoolMetrics {
     pub(super) throttled: Counter,
     pub(super) refused: Counter,
     pub(super) retried: Counter,
+    pub(super) batch_items: Histogram,
+    pub(super) item_seconds: Histogram,
 }
 
 impl PoolMetrics {
@@ -43,6 +45,8 @@ impl PoolMetrics {
             throttled: counter("weir_infer_items_throttled_total"),
             refused: counter("weir_infer_items_circuit_open_total"),
             retried: counter("weir_infer_items_retried_total"),
+            batch_items: metrics::histogram!("weir_infer_batch_items", "model" => name.clone()),
+            item_seconds: metrics::histogram!("weir_infer_item_seconds", "model" => name.clone()),
         }
     }
 }

@@ -89,6 +89,7 @@ impl OutcomeSink {
         stages::mark(Stage::Delivered);
         let pool = &self.pool;
         let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
+        let mut computed: u32 = 0;
         for outcome in outcomes {
             let Some((job, busy)) = self.instance.in_flight.remove(outcome.id) else {
                 if !self.instance.replaced.load(Ordering::SeqCst) {
@@ -107,7 +108,12 @@ impl OutcomeSink {
             pool.queue.record_answer(job.bytes(), u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
+            computed += 1;
+            pool.metrics.item_seconds.record(job.began.elapsed());
             lists.add(job.reply, outcome.tokens, outcome.result);
+        }
+        if computed > 0 {
+            pool.metrics.batch_items.record(computed);
         }
         pool.metrics.tokens.increment(tokens);
         pool.metrics.failures.increment(failures);

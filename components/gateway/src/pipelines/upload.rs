@@ -1,0 +1,136 @@
+//! Uploads: a file becomes the input of an execution, whose events are reported as progress of a file and of a workflow.
+
+use std::{rc::Rc, sync::Arc};
+
+use spin_sdk::wasip3::http::types;
+use weir_auth::identity::Identity;
+use weir_codec::{
+    channels::{
+        event::StreamEvent,
+        publish::{Progress, user_channel},
+        route::{Channel, ChannelKind},
+    },
+    http::problem::Problem,
+    json::field::RequestError,
+    pipelines::{
+        definition_file, execution, execution_id, text,
+        upload::{self, UploadProgress, UploadQuery},
+    },
+};
+use weir_core::pipelines::{Batch, Data, Event, Metadata, Outcome};
+
+use super::{
+    Pipelines,
+    definitions::LoadResult,
+    persistence::{self, OwnershipLost},
+    routes::new_live,
+    running::RunningExecution,
+};
+use crate::{
+    auth::Access,
+    channels::{ownership, publish},
+    http::{request::RequestContext, request_id, response::BufferedResponse},
+    platform::{clock, settings::Settings, turns},
+};
+
+/// The channels that an upload reports to.
+const KINDS: [ChannelKind; 2] = [ChannelKind::File, ChannelKind::Workflow];
+const NS_PER_MS: u64 = 1_000_000;
+
+/// The pipeline of uploads that name none.
+pub(super) fn built_in(name: &str) -> Option<LoadResult> {
+    let read = || definition_file::read(upload::DEFINITION.as_bytes(), upload::PIPELINE);
+    (name == upload::PIPELINE).then(|| read().map(Arc::new).map_err(Rc::new))
+}
+
+impl RequestContext<'_> {
+    /// Begins an execution with a file as its input.
+    pub(super) async fn upload(
+        &self,
+        pipelines: &'static Pipelines,
+        body: types::Request,
+        identity: &Identity,
+    ) -> Result<BufferedResponse, Problem> {
+        let settings = Settings::current().map_err(Problem::internal)?;
+        let UploadQuery { pipeline, name } = UploadQuery::read(self.query)?;
+        let pipeline = pipeline.as_deref().unwrap_or(upload::PIPELINE);
+        let definition = self.definition(pipelines, pipeline, identity)?;
+        let access = Access::current()?;
+        access.check_publish_rate(identity, self.began)?;
+        self.encoding()?;
+        let content_type = self.header("content-type");
+        let body = self.whole(body, settings).await?;
+        let file = upload::read(content_type.as_deref(), &body)?;
+        let input = turns::run(identity.user(), || text::read(upload::input(&file, name.as_deref()).as_bytes())).await;
+        let input = input.map_err(RequestError::from)?;
+        pipelines.check_input(&input)?;
+        let _starting = pipelines.reserve(identity.user())?;
+        let id = execution_id::from_random(request_id::random());
+        if access.required()
+            && let Some(user) = user_channel(identity.user())
+        {
+            for kind in KINDS {
+                ownership::settle(&channel(kind, &id)?, &user, ownership::PastEvents::Owned).await?;
+            }
+        }
+        new_live(pipelines, definition, &id, input, identity).await?;
+        let reply = BufferedResponse::error(202, upload::accepted_json(&id, pipeline).into_bytes());
+        Ok(reply.with("location", execution::location(&id)))
+    }
+}
+
+/// Stores events of an execution, and reports the progress of an upload.
+pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
+    let (batch, count) = persistence::store(live.clone(), batch).await?;
+    for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
+        report(&live, &sequenced.event).await;
+    }
+    Ok((batch, count))
+}
+
+/// Reports the end of an upload whose last event was stored before a crash and not reported. A channel that has its last event
+/// refuses another.
+pub(super) async fn report_end(live: &RunningExecution) {
+    let event = {
+        let execution = live.execution.borrow();
+        let is_over = live.upload.borrow().as_ref().is_none_or(UploadProgress::is_over);
+        let data = match execution.outcome() {
+            Some(Outcome::Completed { output }) if !is_over => {
+                Data::PipelineComplete { output: output.clone(), duration_ns: 0, steps_completed: 0, steps_failed: 0 }
+            }
+            Some(Outcome::Failed(failure)) if !is_over => {
+                Data::PipelineError { failure: failure.clone(), duration_ns: 0 }
+            }
+            _ => return,
+        };
+        Event { step_id: None, unix_ns: clock::now().unix_ns, data, metadata: Metadata::default() }
+    };
+    report(live, &event).await;
+}
+
+async fn report(live: &RunningExecution, event: &Event) {
+    let progress = live.upload.borrow_mut().as_mut().and_then(|upload| upload.handle_event(event));
+    let Some(progress) = progress else { return };
+    let id = live.execution.borrow().id().clone();
+    for kind in KINDS {
+        // What an execution does is not held up by a report of it; its own channel has every event.
+        if let Err(problem) = append(live, kind, &id, &progress).await {
+            eprintln!("warn: the progress of {}:{id} is not reported: {}", kind.name(), problem.detail);
+        }
+    }
+}
+
+async fn append(live: &RunningExecution, kind: ChannelKind, id: &str, progress: &Progress) -> Result<(), Problem> {
+    let channel = channel(kind, id)?;
+    let event = match kind {
+        ChannelKind::File => StreamEvent::AnalysisProgress(progress),
+        _ => StreamEvent::WorkflowProgress(progress),
+    };
+    let data = event.data(&channel, clock::now().unix_ns / NS_PER_MS);
+    let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is not UTF-8"))?;
+    publish::append_event(&channel, &event, data, live.share().as_deref()).await.map(drop)
+}
+
+fn channel(kind: ChannelKind, id: &str) -> Result<Channel, Problem> {
+    Channel::new(kind, id).map_err(|_| Problem::internal("an id that no channel has"))
+}

@@ -1,0 +1,244 @@
+//! `GET /v1/stats`: a snapshot of the server as JSON, or one every second as server-sent events, from the metrics of the process.
+//!
+//! Parsing the Prometheus text is for monitoring systems; a page gets numbers with names.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use tokio::time::{Interval, MissedTickBehavior};
+use weir_codec::http::timestamp::rfc3339;
+
+use crate::share::Permit;
+use crate::state::EdgeState;
+
+/// The time between two snapshots of a stream.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Snapshots of one stream: its client comes again, and shows its token again.
+const SNAPSHOTS_MAX: u32 = 600;
+
+/// Values of the process that have no labels, by the names of their metrics.
+const FACTS: [(&str, &str); 12] = [
+    ("requests_open", "weir_http_requests_open"),
+    ("requests_rejected_total", "weir_http_rejected_total"),
+    ("connections_open", "weir_http_connections_open"),
+    ("websockets_open", "weir_websockets_open"),
+    ("subscribers", "weir_events_subscribers"),
+    ("channels", "weir_events_channels"),
+    ("events_published_total", "weir_events_appended_total"),
+    ("events_delivered_total", "weir_events_delivered_total"),
+    ("gaps_total", "weir_events_gaps_total"),
+    ("closed_slow_total", "weir_events_closed_slow_total"),
+    ("gateway_instances_lost_total", "weir_gateway_instances_lost_total"),
+    ("keeper_lost_total", "weir_keeper_lost_total"),
+];
+/// Values of a model.
+const MODEL_FACTS: [(&str, &str); 5] = [
+    ("queue_items", "weir_infer_queue_items"),
+    ("queue_tokens", "weir_infer_queue_tokens"),
+    ("items_total", "weir_infer_items_total"),
+    ("tokens_total", "weir_infer_tokens_total"),
+    ("failures_total", "weir_infer_failures_total"),
+];
+
+/// One sample of the exposition format.
+struct Sample<'a> {
+    name: &'a str,
+    labels: Vec<(&'a str, &'a str)>,
+    value: f64,
+}
+
+impl<'a> Sample<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let (series, value) = line.rsplit_once(' ')?;
+        let value = value.parse().ok()?;
+        let Some((name, labels)) = series.split_once('{') else {
+            return Some(Self { name: series, labels: Vec::new(), value });
+        };
+        // The values are names of models, which have neither quotes nor commas.
+        let labels = labels.strip_suffix('}')?.split(',').filter_map(|label| {
+            let (name, value) = label.split_once('=')?;
+            Some((name, value.trim_matches('"')))
+        });
+        Some(Self { name, labels: labels.collect(), value })
+    }
+
+    fn label(&self, name: &str) -> Option<&'a str> {
+        self.labels.iter().find(|(label, _)| *label == name).map(|(_, value)| *value)
+    }
+}
+
+/// What is known of a model.
+#[derive(Default)]
+struct ModelSamples {
+    facts: Map<String, Value>,
+    replicas: f64,
+    is_circuit_open: bool,
+    batches: (f64, f64),
+    /// Items by the upper bound of their time in seconds, cumulative.
+    seconds: Vec<(f64, f64)>,
+}
+
+/// The snapshot of a process that has run for `uptime`, from its metrics in the exposition format.
+fn snapshot(exposition: &str, uptime: Duration, now: Duration) -> Value {
+    let mut stats = Map::new();
+    stats.insert("timestamp".to_owned(), rfc3339(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)).into());
+    stats.insert("uptime_s".to_owned(), uptime.as_secs().into());
+    for (field, _) in FACTS {
+        stats.insert(field.to_owned(), json!(0));
+    }
+    let mut models: BTreeMap<&str, ModelSamples> = BTreeMap::new();
+    for sample in exposition.lines().filter(|line| !line.starts_with('#')).filter_map(Sample::read) {
+        if let Some((field, _)) = FACTS.iter().find(|(_, metric)| *metric == sample.name) {
+            stats.insert((*field).to_owned(), number(sample.value));
+            continue;
+        }
+        let Some(model) = sample.label("model") else { continue };
+        let model = models.entry(model).or_default();
+        if let Some((field, _)) = MODEL_FACTS.iter().find(|(_, metric)| *metric == sample.name) {
+            model.facts.insert((*field).to_owned(), number(sample.value));
+        }
+        match sample.name {
+            "weir_infer_replicas_ready" => model.replicas = sample.value,
+            "weir_infer_circuit_open" => model.is_circuit_open = sample.value > 0.0,
+            name => match name.rsplit_once('_') {
+                Some(("weir_infer_batch_items", "sum")) => model.batches.0 = sample.value,
+                Some(("weir_infer_batch_items", "count")) => model.batches.1 = sample.value,
+                Some(("weir_infer_item_seconds", "bucket")) => {
+                    let bound = sample.label("le").and_then(|bound| bound.parse().ok()).unwrap_or(f64::INFINITY);
+                    model.seconds.push((bound, sample.value));
+                }
+                _ => {}
+            },
+        }
+    }
+    let models = models.into_iter().map(|(name, model)| {
+        let (items, batches) = model.batches;
+        let mut value = json!({
+            "name": name,
+            "ready": model.replicas > 0.0,
+            "replicas": number(model.replicas),
+            "circuit": if model.is_circuit_open { "open" } else { "closed" },
+            "batch_items_mean": (batches > 0.0).then(|| items / batches),
+            "p50_ms": quantile(&model.seconds, 0.5).map(milliseconds),
+            "p99_ms": quantile(&model.seconds, 0.99).map(milliseconds),
+        });
+        for (field, _) in MODEL_FACTS {
+            value[field] = model.facts.get(field).cloned().unwrap_or(json!(0));
+        }
+        value
+    });
+    stats.insert("models".to_owned(), models.collect::<Vec<_>>().into());
+    Value::Object(stats)
+}
+
+/// A whole number where it is one.
+fn number(value: f64) -> Value {
+    const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() < WHOLE_MAX { json!(value as i64) } else { json!(value) }
+}
+
+/// Seconds in milliseconds, to the microsecond.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e3
+}
+
+/// A quantile of a cumulative histogram, within its bucket in proportion; none of an empty one.
+fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
+    let total = buckets.iter().map(|(_, count)| *count).fold(0.0, f64::max);
+    let wanted = total * share;
+    let at = buckets.iter().position(|(_, count)| *count >= wanted).filter(|_| total > 0.0)?;
+    let (low, below) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
+    let (high, until) = buckets[at];
+    // Beyond the last bound nothing is known but that.
+    if high.is_infinite() || until <= below {
+        return Some(if high.is_infinite() { low } else { high });
+    }
+    Some(low + (high - low) * (wanted - below) / (until - below))
+}
+
+/// The snapshot as a body.
+pub(crate) fn body(state: &EdgeState) -> Bytes {
+    state.runtime.report();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let stats = snapshot(&state.observer.render(), state.began.elapsed(), now);
+    Bytes::from(format!("{stats}\n"))
+}
+
+/// A snapshot every second, as server-sent events named `stats`.
+pub(crate) struct StatsStream {
+    state: Arc<EdgeState>,
+    interval: Interval,
+    sent: u32,
+    _permit: Permit,
+}
+
+impl StatsStream {
+    /// Must be called in a tokio runtime with a clock.
+    pub(crate) fn new(state: Arc<EdgeState>, permit: Permit) -> Self {
+        let mut interval = tokio::time::interval(PERIOD);
+        // A client that does not read gets the newest snapshot later, not all of them.
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { state, interval, sent: 0, _permit: permit }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.sent >= SNAPSHOTS_MAX || self.state.is_draining()
+    }
+
+    pub(crate) fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.is_over() {
+            return Poll::Ready(None);
+        }
+        ready!(self.interval.poll_tick(cx));
+        self.sent += 1;
+        let mut event = b"event: stats\ndata: ".to_vec();
+        event.extend_from_slice(&body(&self.state));
+        event.push(b'\n');
+        Poll::Ready(Some(event.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    const EXPOSITION: &str = "\
+# HELP weir_http_requests_open requests in progress, bodies included
+# TYPE weir_http_requests_open gauge
+weir_http_requests_open 12
+weir_infer_replicas_ready{model=\"sentiment\"} 1
+weir_infer_queue_items{model=\"sentiment\"} 3
+weir_infer_tokens_total{model=\"sentiment\"} 5120
+weir_infer_circuit_open{model=\"entities\"} 1
+weir_infer_batch_items_sum{model=\"sentiment\"} 18
+weir_infer_batch_items_count{model=\"sentiment\"} 2
+weir_infer_item_seconds_bucket{model=\"sentiment\",le=\"0.01\"} 50
+weir_infer_item_seconds_bucket{model=\"sentiment\",le=\"0.1\"} 99
+weir_infer_item_seconds_bucket{model=\"sentiment\",le=\"+Inf\"} 100
+weir_http_requests_total{method=\"GET\",status=\"200\"} 7
+not a sample
+";
+
+    #[test]
+    fn snapshot_has_facts_and_models_of_the_exposition() {
+        let stats = snapshot(EXPOSITION, Duration::from_secs(61), Duration::from_millis(1500));
+        expect![[r#"{"channels":0,"closed_slow_total":0,"connections_open":0,"events_delivered_total":0,"events_published_total":0,"gaps_total":0,"gateway_instances_lost_total":0,"keeper_lost_total":0,"models":[{"batch_items_mean":null,"circuit":"open","failures_total":0,"items_total":0,"name":"entities","p50_ms":null,"p99_ms":null,"queue_items":0,"queue_tokens":0,"ready":false,"replicas":0,"tokens_total":0},{"batch_items_mean":9.0,"circuit":"closed","failures_total":0,"items_total":0,"name":"sentiment","p50_ms":10.0,"p99_ms":100.0,"queue_items":3,"queue_tokens":0,"ready":true,"replicas":1,"tokens_total":5120}],"requests_open":12,"requests_rejected_total":0,"subscribers":0,"timestamp":"1970-01-01T00:00:01.500Z","uptime_s":61,"websockets_open":0}"#]]
+            .assert_eq(&stats.to_string());
+    }
+
+    #[test]
+    fn quantile_lies_within_its_bucket() {
+        let buckets = [(1.0, 0.0), (2.0, 10.0), (f64::INFINITY, 12.0)];
+        assert_eq!(quantile(&buckets, 0.5), Some(1.6));
+        assert_eq!(quantile(&buckets, 0.99), Some(2.0));
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[(1.0, 0.0)], 0.5), None);
+    }
+}

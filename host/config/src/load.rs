@@ -178,7 +178,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
 fn one_line(error: figment::Error) -> String {
     let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
     let key = first.path.join(".");
-    if let figment::error::Kind::UnknownField(_, siblings) = &first.kind {
+    if let figment::error::Kind::UnknownField(field, siblings) = &first.kind {
+        // The path of a table whose `kind` decides its keys ends before the key.
+        let key = if key.ends_with(field.as_str()) { key } else { format!("{key}.{field}") };
         return format!("{key} is not a key of the configuration{}; {}", place(&first), meant(&key, siblings));
     }
     // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
@@ -418,6 +420,9 @@ mod tests {
             &[],
             expect![[r#"http.requests_max: invalid type: found string "many", expected u32 (in FILE)"#]],
         );
+        let file = file("[[adapter]]\nname = 'a'\n[adapter.source]\nkind = 'redis'\nurll = ''\n");
+        let message = load(Some(file.path()), [], &[]).unwrap_err().to_string();
+        assert!(message.contains(".source.urll is not a key of the configuration"), "{message}");
         error("[http]\nrequests_max = 0\n", &[], expect!["http.requests_max must be at least 1"]);
         error("[events]\nlease_ms = 999\n", &[], expect!["events.lease_ms is 999, and must be 1000 to 3600000"]);
         error(

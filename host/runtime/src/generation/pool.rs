@@ -17,6 +17,9 @@ use crate::types::Failure;
 /// How long a caller that finds the queue full should wait, ms.
 const RETRY_AFTER_MS: u32 = 1_000;
 
+/// Why a model cannot answer yet: its requests wait.
+const LOADING: &str = "the model is loading";
+
 /// The generations of one model.
 pub(super) struct ModelPool {
     model: ServedModel,
@@ -109,12 +112,8 @@ impl ModelPool {
     /// The generations of a model, at most `requests_max` at once, the queued ones included.
     pub(super) fn new(name: String, load: Load, requests_max: usize) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let info = GenerateModel {
-            name: name.clone(),
-            context_tokens_max: None,
-            ready: false,
-            reason: Some("the model is loading".into()),
-        };
+        let info =
+            GenerateModel { name: name.clone(), context_tokens_max: None, ready: false, reason: Some(LOADING.into()) };
         let model = ServedModel {
             metrics: Arc::new(PoolMetrics::new(&name)),
             name,
@@ -188,7 +187,7 @@ impl ModelPool {
 
     /// Whether the last instance ended before it was ready.
     fn is_unavailable(&self, state: &State) -> bool {
-        !state.info.ready && state.info.reason.as_deref() != Some("the model is loading")
+        !state.info.ready && state.info.reason.as_deref() != Some(LOADING)
     }
 
     /// Cancels a generation, unless it has ended.
@@ -268,6 +267,11 @@ impl ModelPool {
         let mut state = self.state();
         (state.commands, state.receiver) = (commands, Some(receiver));
         let was_ready = state.info.ready;
+        if was_ready {
+            // New requests wait for the next instance; if that fails to start, they are refused.
+            state.info.ready = false;
+            state.info.reason = Some(LOADING.into());
+        }
         let ids: Vec<u64> = state.routes.keys().copied().collect();
         drop(state);
         if !was_ready {

@@ -3,6 +3,7 @@
 mod fake;
 
 use std::future::poll_fn;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use self::fake::FakeEngine;
@@ -21,7 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Fixture {
     generations: Generations,
     engine: FakeEngine,
-    _host: Host,
 }
 
 impl Drop for Fixture {
@@ -29,6 +29,10 @@ impl Drop for Fixture {
         self.generations.stop();
     }
 }
+
+/// One for all tests of a process: compiling the component takes seconds where it is not precompiled.
+static HOST: LazyLock<Host> = LazyLock::new(|| Host::new().unwrap());
+static GENERATE: LazyLock<wasmtime::component::Component> = LazyLock::new(|| component(&HOST, "generate"));
 
 /// A component that the build has made, precompiled if possible.
 fn component(host: &Host, name: &str) -> wasmtime::component::Component {
@@ -47,20 +51,23 @@ fn component(host: &Host, name: &str) -> wasmtime::component::Component {
 }
 
 async fn start(engine: FakeEngine, settings: &[(&str, &str)]) -> Fixture {
-    start_component("generate", "fake", engine, settings).await
+    start_component(&GENERATE, "fake", engine, settings).await
 }
 
-async fn start_component(name: &str, model: &str, engine: FakeEngine, settings: &[(&str, &str)]) -> Fixture {
-    let host = Host::new().unwrap();
+async fn start_component(
+    component: &wasmtime::component::Component,
+    model: &str,
+    engine: FakeEngine,
+    settings: &[(&str, &str)],
+) -> Fixture {
     let environment = settings.iter().map(|(name, value)| (format!("WEIR_GENERATE_{name}"), (*value).to_owned()));
-    let component = component(&host, name);
-    let factory = GenerateFactory::new(&host, &component, 1 << 30, environment.collect()).unwrap();
+    let factory = GenerateFactory::new(&HOST, component, 1 << 30, environment.collect()).unwrap();
     let loaded = engine.clone();
     let load: Load = Arc::new(move || Ok(Arc::new(loaded.clone()) as Arc<dyn Engine>));
     let bounds = PoolBounds { requests_max: 8, hang_timeout: PATIENCE };
     let generations = Generations::start(BTreeMap::from([(model.to_owned(), load)]), &factory, bounds).unwrap();
     generations.settled(model).await.unwrap().unwrap();
-    Fixture { generations, engine, _host: host }
+    Fixture { generations, engine }
 }
 
 fn request(id: u64, prompt: impl Into<String>) -> Request {
@@ -172,9 +179,9 @@ async fn texts_are_whole_characters_without_stop_strings() {
     let fixture = start(fast(), &[]).await;
     let kinds = run(&fixture, 1, request(1, "<<Grüße 😀 aus 日本>>")).await;
     assert_eq!(text(&kinds, 0), "Grüße 😀 aus 日本");
-    assert_eq!((done(&kinds).reason, done(&kinds).tokens), (Reason::Stop, 25));
+    assert_eq!((done(&kinds).reason, done(&kinds).tokens), (Reason::Stop, 23));
     let Some(EventKind::Begun(begun)) = kinds.first() else { panic!("{kinds:?}") };
-    assert_eq!((begun.prompt_tokens, begun.cached_tokens, begun.seed), (29, 0, 1));
+    assert_eq!((begun.prompt_tokens, begun.cached_tokens, begun.seed), (27, 0, 1));
 
     // A stop string over several tokens, cut inside of what they are; another begins and is none.
     let stop = vec!["two\n".to_owned(), "x".to_owned()];
@@ -402,7 +409,7 @@ async fn bounds_are_failures_with_their_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_fails_what_runs_and_nothing_else() {
-    let fixture = start_component("generate_stub", "stub", fast(), &[]).await;
+    let fixture = start_component(&component(&HOST, "generate_stub"), "stub", fast(), &[]).await;
     let stub = |id, text: &str| Request { model: "stub".into(), tokens_max: None, ..request(id, text) };
     let mut call = TestCall::open(&fixture, 1);
     call.start(stub(1, "!never")).await;

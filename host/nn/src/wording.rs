@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write as _};
 
 /// Characters of a name that are shown.
-const NAME_CHARS_MAX: usize = 120;
+const NAME_CHARS_MAX: usize = 64;
 
 /// A name of a file or a guest, in double quotes: bounded, and with control characters as JSON writes them.
 pub(crate) fn quoted(name: &(impl AsRef<str> + ?Sized)) -> impl Display {
@@ -55,7 +55,7 @@ mod tests {
         check("input_ids", "\"input_ids\"");
         check("l'été 日本", "\"l'été 日本\"");
         check("a\"b\\c\n\u{1b}[31m", "\"a\\\"b\\\\c\\n\\u001b[31m\"");
-        check(&"x".repeat(500), &format!("\"{}\"…", "x".repeat(120)));
+        check(&"x".repeat(500), &format!("\"{}\"…", "x".repeat(64)));
     }
 
     #[test]

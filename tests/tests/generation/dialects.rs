@@ -207,8 +207,7 @@ async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
 #[tokio::test]
 async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let mut count = 0;
-    for stream in [true, false] {
+    for (count, stream) in [(1, true), (2, false)] {
         let mut body = chat("!never");
         body["stream"] = stream.into();
         let request = Client::new().post(server.url("/v1/chat/completions")).json(&body).send();
@@ -217,7 +216,6 @@ async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()>
             answer.text().await
         });
         assert!(left.await.is_err(), "it never ends by itself");
-        count += 1;
         until("the generation is cancelled", async || Ok(cancelled(&server).await? >= count)).await?;
     }
     Ok(())

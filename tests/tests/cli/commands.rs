@@ -161,7 +161,10 @@ fn mistake_is_answered_with_one_sentence() -> Result<()> {
         (vec!["serve", "--set", "events.store=dsk"], "did you mean `disk`?"),
         (vec!["serve", "--set", "models.engine=buildin", "--models-dir", &shipped], "did you mean `builtin`?"),
         (vec!["serve", "--component", "gatway=x.wasm"], "did you mean `gateway`?"),
-        (vec!["run", "--task", "sentiment", "--model", "sentimnt", "--models-dir", &shipped], "did you mean `sentiment`?"),
+        (
+            vec!["run", "--task", "sentiment", "--model", "sentimnt", "--models-dir", &shipped],
+            "did you mean `sentiment`?",
+        ),
         (
             vec!["serve", "--set", "models.names=[\"nope\"]", "--models-dir", &shipped],
             "it has embeddings, entities, sentiment",

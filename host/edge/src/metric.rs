@@ -170,7 +170,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
     fn recorded_and_described_metrics_are_equal() {
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut names = BTreeSet::new();
-        for folder in ["edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {
+        for folder in ["adapters/src", "edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {
             recorded(&host.join(folder), &mut names);
         }
         let described: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();

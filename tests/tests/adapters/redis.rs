@@ -45,6 +45,12 @@ async fn killed_processes_lose_no_entry() -> Result<()> {
         child.wait()?;
     }
     let mut child = start("one")?;
+    // This entry has a result only once the process handles signals.
+    command(
+        &redis,
+        &["XADD", "text-input", "*", "payload", &format!("{{\"text\":\"I love the last\",\"id\":{count}}}")],
+    )?;
+    let count = count + 1;
     let pending = || -> Result<bool> {
         let pending = command(&redis, &["XPENDING", "text-input", "weir"])?;
         let groups = command(&redis, &["XINFO", "GROUPS", "text-input"])?;

@@ -140,7 +140,7 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
         (json!({"type": "jump"}).to_string(), "invalid_message"),
         ("no json".to_owned(), "invalid_message"),
         (json!({"type": "unsubscribe", "channel": "user:nobody"}).to_string(), "not_followed"),
-        (format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", "x".repeat(5000)), "message_too_long"),
+        (format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", "x".repeat(20_000)), "message_too_long"),
     ] {
         socket.say(&said).await?;
         let error = socket.message().await?;

@@ -30,6 +30,7 @@ pages! {
     texts_guide_runs: "docs/guides/texts.md", [], ["Ada", r#""outputs":[[0."#, r#"{"done":true,"ok":2,"failed":1}"#, r#""churn_risk""#];
     clients_guide_runs: "docs/guides/clients.md", [], ["'status': 'completed'", " paths"];
     files_guide_runs: "docs/guides/files.md", [], [r#""label":"negative""#, r#""final_segment""#];
+    adapters_guide_runs: "docs/guides/adapters.md", [], [r#"{"id":1,"label":"positive""#, r#"{"id":2,"label":"negative""#];
     page_guide_runs: "docs/guides/page.md", [], ["analysis_progress", r#""step":"done","progress":100"#];
     channels_guide_runs: "docs/guides/channels.md", [], ["workflow_progress", r#""type":"disconnected""#];
     sessions_guide_runs: "docs/guides/sessions.md", [], ["partial_segment", "final_segment", "summary_due"];

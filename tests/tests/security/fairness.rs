@@ -166,7 +166,7 @@ async fn light_requests_wait_for_slices_of_large_transcripts() -> Result<()> {
 async fn light_requests_wait_for_slices_of_large_checkpoints() -> Result<()> {
     let users = users().await?;
     // Each step's output is in the checkpoint, and so is the input.
-    let input = json!("x".repeat(900_000));
+    let input = json!("x".repeat(250_000));
     println!("{}", users.measure("checkpoints", || users.run("large", ANN, &input)).await?);
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
+use weir_tests::auth::{ADMIN, ANN, ask, guarded};
 use weir_tests::follow::{Event, Follower};
 use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status, told};
 use weir_tests::{Server, ndjson, until};
@@ -442,6 +443,27 @@ async fn concurrent_executions_complete() -> Result<()> {
         let all = events(&server, id).await?;
         check_whole(&all)?;
         assert_eq!(all.last().map(|event| event.name.as_str()), Some("pipeline_complete"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn unknown_pipeline_is_answered_with_the_nearest_that_the_user_may_start() -> Result<()> {
+    let folder = Folder::new(&[("review", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
+    let dir = tempfile::tempdir()?;
+    let server = guarded(dir.path(), &folder.arguments()).await?;
+    let detail = async |method: Method, name: &str, key: &str| {
+        let answer = ask(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
+        ensure!(answer.status() == 404, "{name}: {}", answer.status());
+        let problem: Value = answer.json().await?;
+        Ok(problem["detail"].as_str().context("a detail")?.to_owned())
+    };
+    for method in [Method::GET, Method::POST] {
+        let known = detail(method.clone(), "reviw", ADMIN).await?;
+        assert!(known.contains("`/pipelines/reviw`") && known.contains("(did you mean `review`?)"), "{known}");
+        // To a user who may start none, the one that there is reads like one that is not.
+        let [hidden, missing] = [detail(method.clone(), "review", ANN).await?, detail(method, "reviw", ANN).await?];
+        assert_eq!(hidden.replace("review", "x"), missing.replace("reviw", "x"));
     }
     Ok(())
 }

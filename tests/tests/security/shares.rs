@@ -308,3 +308,36 @@ async fn execution_ends_although_its_owner_has_its_share() -> Result<()> {
     .await?;
     Ok(())
 }
+
+/// The sessions of before count for their user from the first request of a new server on.
+#[tokio::test]
+async fn user_with_a_full_share_of_sessions_is_refused_at_once_after_a_restart() -> Result<()> {
+    const SESSIONS: usize = 300;
+    let (keys, store) = (keys()?, tempfile::tempdir()?);
+    let path = format!("events.path={}", store.path().join("events.redb").display());
+    let max = format!("sessions.user_live_max={SESSIONS}");
+    let settings = ["events.store=disk", &path, &max, "auth.publishes_burst=10000", "auth.requests_burst=10000"];
+    let mut server = server(keys.path(), &settings, &[]).await?;
+    try_join_all((0..SESSIONS).map(|_| async { created(create(&server, ANN, &json!({})).await?).await })).await?;
+    refused(create(&server, ANN, &json!({})).await?, 429, "too_many_sessions").await?;
+    server.signal("KILL")?;
+    server.wait().await?;
+    let dir = format!("auth.dir={}", keys.path().display());
+    let mut arguments = vec!["--set", "auth.mode=required", "--set", &dir];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    // Not ready yet: these are its first requests.
+    let server = Server::launch_stub(&arguments)?;
+    let config = json!({});
+    let answers = try_join_all((0..20).map(|_| create(&server, ANN, &config))).await?;
+    for answer in answers {
+        let status = answer.status().as_u16();
+        let problem: Value = answer.json().await?;
+        let is_refused = match status {
+            429 => problem["code"] == "too_many_sessions",
+            503 => problem["code"] == "restoring",
+            _ => false,
+        };
+        assert!(is_refused, "{status}: {problem}");
+    }
+    Ok(())
+}

@@ -4,6 +4,7 @@ use serde::Serialize;
 use weir_core::{
     failure::{Failure, RETRY_AFTER_MS},
     inference::text_step::TextStep,
+    nearest::suggestion,
     pipelines::StepFailure,
 };
 
@@ -125,6 +126,12 @@ impl Problem {
     /// 404.
     pub fn not_found(path: &str) -> Self {
         Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`", quote(path)))
+    }
+
+    /// 404 for a name in a path; with the nearest of the names that the client may see, which are all of the same kind.
+    pub fn unknown_name(path: &str, name: &str, known: &[&str]) -> Self {
+        let meant = suggestion(name, known);
+        Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`{meant}", quote(path)))
     }
 
     /// 405.

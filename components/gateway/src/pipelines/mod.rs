@@ -45,6 +45,7 @@ use weir_core::{
 use self::running::RunningExecution;
 use crate::platform::{
     bindings::weir::stream::events::Failure,
+    restoration::Restoration,
     settings::{Pipelines as Config, Settings},
 };
 
@@ -66,6 +67,8 @@ pub(crate) struct Pipelines {
     opening: RefCell<BTreeSet<String>>,
     /// Executions that cannot be resumed, and why is in the log.
     damaged: RefCell<BTreeSet<String>>,
+    /// Of the executions of the store.
+    restoration: Restoration,
     /// True once resuming has started.
     woken: Cell<bool>,
 }
@@ -92,6 +95,7 @@ impl Pipelines {
             reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
             opening: RefCell::default(),
             damaged: RefCell::default(),
+            restoration: Restoration::default(),
             woken: Cell::new(false),
         }));
         PIPELINES.set(Some(pipelines));
@@ -110,6 +114,7 @@ impl Pipelines {
         {
             // What is wrong with a definition is in the log when the server starts.
             pipelines.definitions.look();
+            pipelines.restoration.begin();
             spawn(resume::resume(pipelines));
         }
     }

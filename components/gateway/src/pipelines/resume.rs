@@ -49,6 +49,7 @@ pub(super) enum OpenResult {
 /// died. New ones may start during this.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
     each_key(pipelines, ExecutionKey::Going).await;
+    pipelines.restoration.finish();
     each_key(pipelines, ExecutionKey::Ended).await;
     loop {
         Deadline::after(clock::now(), lease::scan_ms()).passed().await;

@@ -110,7 +110,13 @@ impl RequestContext<'_> {
         }
     }
 
-    /// What is not allowed is not there.
+    /// What is not allowed is not there: both are answered with the nearest of the pipelines that the user may start.
+    fn unknown_pipeline(&self, pipelines: &Pipelines, name: &str, identity: &Identity) -> Problem {
+        let all = pipelines.definitions.all();
+        let allowed = all.iter().map(|(name, _)| name.as_str()).filter(|name| self.may_start(identity, name).is_ok());
+        Problem::unknown_name(&self.path, name, &allowed.collect::<Vec<_>>())
+    }
+
     fn may_start(&self, identity: &Identity, name: &str) -> Result<(), Problem> {
         identity.authorize(Action::Start, &channel(name)?, None).map_err(|error| refusal::not_found(error, &self.path))
     }
@@ -121,8 +127,9 @@ impl RequestContext<'_> {
         name: &str,
         identity: &Identity,
     ) -> Result<Arc<Definition>, Problem> {
-        self.may_start(identity, name)?;
-        let definition = pipelines.definition(name).ok_or_else(|| Problem::not_found(&self.path))?;
+        let unknown = || self.unknown_pipeline(pipelines, name, identity);
+        self.may_start(identity, name).map_err(|problem| if problem.status == 404 { unknown() } else { problem })?;
+        let definition = pipelines.definition(name).ok_or_else(unknown)?;
         definition.map_err(|fault| fault.problem(name))
     }
 
@@ -142,6 +149,7 @@ impl RequestContext<'_> {
         let body = self.json(body, settings).await?;
         let input = turns::run(identity.user(), || text::read(&body)).await.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
+        pipelines.restoration.counted().await?;
         let _starting = pipelines.reserve(identity.user())?;
         let New { id, lease } = match key {
             None => New { id: execution_id::from_random(request_id::random()), lease: None },

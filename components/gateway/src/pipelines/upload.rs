@@ -64,6 +64,7 @@ impl RequestContext<'_> {
         let input = turns::run(identity.user(), || text::read(upload::input(&file, name.as_deref()).as_bytes())).await;
         let input = input.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
+        pipelines.restoration.counted().await?;
         let _starting = pipelines.reserve(identity.user())?;
         let id = execution_id::from_random(request_id::random());
         if access.required()

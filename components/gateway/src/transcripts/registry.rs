@@ -28,6 +28,7 @@ use crate::platform::{
     bindings::weir::stream::events::{Failure, Fence},
     clock::{self, Deadline},
     lease::{self, StoreLease},
+    restoration::Restoration,
     settings::Settings,
     store, turns,
 };
@@ -48,6 +49,8 @@ pub(crate) struct SessionRegistry {
     beginning: RefCell<Shares>,
     /// Of checkpoints and entries in memory.
     bytes: Cell<usize>,
+    /// Of the sessions of the store.
+    pub(crate) restoration: Restoration,
     /// True when the sweep task runs.
     pub(crate) swept: Cell<bool>,
 }
@@ -115,7 +118,8 @@ impl SessionRegistry {
             *registry.get_or_init(|| {
                 let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
                 let [users, beginning] = [(); 2].map(|()| RefCell::new(Shares::new(usize::MAX, 100)));
-                Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, swept }))
+                let restoration = Restoration::default();
+                Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, restoration, swept }))
             })
         }))
     }

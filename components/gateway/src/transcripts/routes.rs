@@ -125,6 +125,7 @@ pub(crate) fn wake() {
         return;
     }
     if let Ok(registry) = SessionRegistry::current() {
+        registry.restoration.begin();
         spawn(sweep::restore(registry));
     }
 }
@@ -219,6 +220,7 @@ async fn create(
     storable(&ask)?;
     expires(&ask, registry.settings.sessions.expire_ms_max)?;
     let owner = access.required().then(|| identity.user());
+    registry.restoration.counted().await?;
     let _place = registry.reserve(owner)?;
     let id = uuid(u128::from_be_bytes(request_id::random()));
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;

@@ -46,6 +46,7 @@ pub(crate) fn begin(registry: &'static SessionRegistry) {
 pub(crate) async fn restore(registry: &'static SessionRegistry) {
     loop {
         restore_once(registry).await;
+        registry.restoration.finish();
         if !registry.settings.shared {
             return;
         }

@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn unknown_name_is_refused_with_the_available_ones() {
         let error = "mmx".parse::<Isa>().unwrap_err().to_string();
-        assert!(error.contains("\"mmx\"") && error.contains("portable"), "{error}");
+        assert!(error.contains("`mmx`") && error.contains("portable"), "{error}");
     }
 
     #[test]

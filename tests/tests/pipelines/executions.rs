@@ -354,7 +354,6 @@ async fn wrong_pipeline_request_is_answered_with_its_reasons() -> Result<()> {
     Ok(())
 }
 
-const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 const BOB: &str = "weir_AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI";
 const WORKER: &str = "weir_AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM";
 const API_KEYS: &str = "\

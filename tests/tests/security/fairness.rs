@@ -44,12 +44,6 @@ async fn users() -> Result<Users> {
     };
     let folder = Folder::new(&[
         ("heavy", (0..6).map(step).collect::<Value>()),
-        (
-            "large",
-            (0..4)
-                .map(|n| json!({"id": format!("s{n}"), "kind": "map", "input": "input", "expression": "@"}))
-                .collect(),
-        ),
         ("light", json!([{"id": "light", "kind": "map", "expression": "@"}])),
     ])?;
     let keys = tempfile::tempdir()?;
@@ -159,14 +153,5 @@ async fn light_requests_wait_for_slices_of_large_transcripts() -> Result<()> {
     let line = |at: usize| json!({"start": at, "end": at + 1, "text": text, "speaker_id": "a", "seq": at + 1});
     let body: String = (0..1_000).map(|at| format!("{}\n", line(at))).collect();
     println!("{}", users.measure("transcripts", || users.transcribe(ANN, &body)).await?);
-    Ok(())
-}
-
-#[tokio::test]
-async fn light_requests_wait_for_slices_of_large_checkpoints() -> Result<()> {
-    let users = users().await?;
-    // Each step's output is in the checkpoint, and so is the input.
-    let input = json!("x".repeat(250_000));
-    println!("{}", users.measure("checkpoints", || users.run("large", ANN, &input)).await?);
     Ok(())
 }

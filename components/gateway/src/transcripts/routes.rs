@@ -221,7 +221,7 @@ async fn create(
     expires(&ask, registry.settings.sessions.expire_ms_max)?;
     let owner = access.required().then(|| identity.user());
     registry.restoration.counted().await?;
-    let _place = registry.reserve(owner)?;
+    let reservation = registry.reserve(owner)?;
     let id = uuid(u128::from_be_bytes(request_id::random()));
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;
     let checkpoint = running::begin(&ask).await?;
@@ -229,6 +229,8 @@ async fn create(
         ownership::settle(&channel, &user, ownership::PastEvents::Owned).await?;
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &ask);
+    // The entry counts from here on: with both, the session would count twice.
+    drop(reservation);
     let entry = registry.insert(channel, head, checkpoint, true, true);
     if let Err(problem) = registry.own_new(&entry).await {
         registry.remove(&entry);

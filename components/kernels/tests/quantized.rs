@@ -90,12 +90,12 @@ proptest! {
             let out = multiply(&matrix, isa, &source);
             for (row, values) in source.chunks(inner).enumerate() {
                 let values = rounded(values);
-                for column in 0..columns {
+                for (column, &start) in bias.iter().enumerate() {
                     let terms = (0..inner).map(|k| {
                         let block = block(form, column, k / BLOCK, seed);
                         0.5 * weight(form, &block, k % BLOCK) * values[k]
                     });
-                    let (exact, size) = terms.fold((f64::from(bias[column]), 1.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    let (exact, size) = terms.fold((f64::from(start), 1.0), |(sum, size), term| (sum + term, size + term.abs()));
                     let value = f64::from(at(&out, rows, row, column));
                     prop_assert!((value - exact).abs() < 1e-5 * size, "{isa} {form:?}: {value} is not {exact}");
                 }

@@ -316,7 +316,14 @@ async fn user_with_a_full_share_of_sessions_is_refused_at_once_after_a_restart()
     let (keys, store) = (keys()?, tempfile::tempdir()?);
     let path = format!("events.path={}", store.path().join("events.redb").display());
     let max = format!("sessions.user_live_max={SESSIONS}");
-    let settings = ["events.store=disk", &path, &max, "auth.publishes_burst=10000", "auth.requests_burst=10000"];
+    let settings = [
+        "events.store=disk",
+        &path,
+        "events.durable=true",
+        &max,
+        "auth.publishes_burst=10000",
+        "auth.requests_burst=10000",
+    ];
     let mut server = server(keys.path(), &settings, &[]).await?;
     try_join_all((0..SESSIONS).map(|_| async { created(create(&server, ANN, &json!({})).await?).await })).await?;
     refused(create(&server, ANN, &json!({})).await?, 429, "too_many_sessions").await?;

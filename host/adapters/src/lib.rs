@@ -10,7 +10,7 @@
 //! - [`supervisor`]: one adapter from its start to its end: in flight, writing, committing, reconnecting.
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
-//! - [`file`], [`redis`]: the drivers.
+//! - [`mod@file`], [`redis`]: the drivers.
 //!
 //! This crate knows nothing of wasmtime: the supervisor asks a [`Component`](supervisor::Component) for calls, which the command line
 //! makes from the runtime.

@@ -17,7 +17,7 @@ use crate::types::{Chat, Prompt, Request, Sampling};
 pub struct Prepared {
     /// The tokens of the prompt; at least one.
     pub tokens: Vec<u32>,
-    /// The first so many are a configured prefix.
+    /// The number of leading tokens that are a configured prefix.
     pub shared_tokens: usize,
     /// How tokens are sampled; it has the seed.
     pub sampler: Sampler,

@@ -1,6 +1,6 @@
 //! The page of the gateway for people: at which paths a browser gets it, and the policy under which it runs.
 
-/// The demonstration of an upload. It is served where nobody has to authenticate, or to this machine only.
+/// The demonstration of an upload. It is served if `auth.mode` is `none` or the server listens on loopback only.
 pub const DEMO_PATH: &str = "/demo/streaming";
 
 /// How the comment of the page begins that has its content security policy.

@@ -22,7 +22,7 @@ pub enum Admission {
     Wait,
 }
 
-/// Decides, with so many pages free. `prompt` gives the tokens of a request.
+/// Decides which requests are admitted, given the number of free pages. `prompt` returns the tokens of a request.
 pub fn poll<'a>(
     scheduler: &Scheduler,
     cache: &mut PrefixCache,

@@ -46,14 +46,14 @@ pub struct OwnedTokens<'a> {
     pub tenant: u32,
     /// The tokens.
     pub tokens: &'a [u32],
-    /// The first so many are a configured prefix, which all tenants share.
+    /// The number of leading tokens that are a configured prefix, which all tenants share.
     pub shared_tokens: usize,
 }
 
 /// The answer to [`PrefixCache::insert`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Insertion {
-    /// The sequence is kept: it has to be shortened to so many tokens, whole pages, and these others are no longer needed.
+    /// The cache retains the sequence. The caller shortens it to this number of tokens (whole pages) and removes the listed sequences.
     Kept {
         /// The tokens that are kept.
         tokens: usize,

@@ -308,7 +308,7 @@ impl Scheduler {
         low
     }
 
-    /// Learns from a step of so many rows and tokens.
+    /// Updates the estimated cost with a step: its rows and its tokens.
     pub fn handle_step(&mut self, rows: usize, tokens: usize, took_ns: u64) {
         self.cost.record(rows, tokens, took_ns);
     }

@@ -202,7 +202,7 @@ impl Answer {
                 match self.keep_alive(&mut starting, &stream, body).await {
                     None => {
                         if !self.ends_with_client {
-                            // Its task goes on without a client.
+                            // The generation continues in its own task.
                             drop(starting.await);
                         }
                         return Outcome::Gone;

@@ -138,7 +138,7 @@ impl RequestContext<'_> {
             let reply = whole(ChannelEvents::follow(running.channel.clone(), running.share()).await?, dialect.kind);
             return reply.await.map(|reply| RouteResponse::Whole(reply.with(ID_HEADER, id)));
         }
-        // What is not known of the first token by then is told in the stream; clients that know no comments wait.
+        // After that, an error before the first token is an event of the stream. Dialects without comments have no keep-alive, and wait longer.
         let waits_long = dialect.kind == DialectKind::Gemini || framing == StreamFraming::Text;
         let head_ms = if waits_long { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
         let answer = Answer { dialect, framing, after: None, ends_with_client: !is_detached, settings };

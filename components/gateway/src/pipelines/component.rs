@@ -1,4 +1,4 @@
-//! Steps that are components of the operator's: `weir:stream/steps` runs them.
+//! Steps that the operator provides as components; `weir:stream/steps` runs them.
 
 use weir_codec::pipelines::text;
 use weir_core::pipelines::{Json, StepFailure};
@@ -8,7 +8,7 @@ use crate::platform::bindings::weir::stream::steps::{self, Limits};
 /// Longest message of a failure, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Runs a component once. What it puts out must be JSON.
+/// Runs a component once. Its output must be JSON of at most `bytes_max` bytes.
 pub(super) async fn run(
     name: &str,
     input: &Json,
@@ -20,11 +20,11 @@ pub(super) async fn run(
     let (input, config) = (input.as_str().to_owned(), config.as_str().to_owned());
     match steps::run(name.to_owned(), input, config, Limits { memory_bytes_max, deadline_ms }).await {
         Ok(output) if output.len() > bytes_max => {
-            let message = format!("the step put out {} bytes, and may put out {bytes_max}", output.len());
+            let message = format!("the output of the step has {} bytes, and may have {bytes_max}", output.len());
             Err(StepFailure::last("output_too_large", message))
         }
         Ok(output) => text::read(output.as_bytes()).map_err(|error| {
-            StepFailure::last("step_output", cut(&format!("what the step put out is no JSON: {error}")))
+            StepFailure::last("step_output", cut(&format!("the output of the step is not JSON: {error}")))
         }),
         Err(failure) => {
             let code = if is_code(&failure.code) { &failure.code } else { "step_failed" };

@@ -1,6 +1,6 @@
 //! The operator's pipelines: a read-only folder with a file `NAME.json` for each. The folder is inspected once a second; a file that has
-//! changed is read again, and an execution keeps the definition that it started with. The fault of a file is logged once, when it is
-//! read, and is in every response about the pipeline.
+//! changed is read again; an execution keeps the definition that it started with. An error in a file is logged once, when the file is
+//! read, and is part of every response about the pipeline.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,13 +23,13 @@ use crate::platform::clock;
 
 /// The folder is inspected again after this time.
 const RELOAD_NS: u64 = 1_000_000_000;
-/// Most pipelines; other files of the folder are passed over.
+/// Maximum number of pipelines; further files of the folder are ignored.
 const PIPELINES_MAX: usize = 1000;
 
-/// The pipelines as they were when they were last looked at.
+/// The pipelines, as of the last inspection of the folder.
 pub(super) struct Definitions {
     dir: PathBuf,
-    looked_ns: Cell<Option<u64>>,
+    reloaded_ns: Cell<Option<u64>>,
     known: RefCell<BTreeMap<String, CachedDefinition>>,
     /// The files whose names are not pipeline names.
     ignored: RefCell<BTreeSet<String>>,
@@ -45,32 +45,32 @@ pub(super) type LoadResult = Result<Arc<Definition>, Rc<DefinitionFault>>;
 
 impl Definitions {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), looked_ns: Cell::new(None), known: RefCell::default(), ignored: RefCell::default() }
+        Self { dir: dir.to_owned(), reloaded_ns: Cell::new(None), known: RefCell::default(), ignored: RefCell::default() }
     }
 
     /// A pipeline, or why its file cannot be used.
     pub(super) fn find(&self, name: &str) -> Option<LoadResult> {
-        self.look();
+        self.reload();
         self.known.borrow().get(name).map(|known| known.definition.clone())
     }
 
     /// All of them, by name.
     pub(super) fn all(&self) -> Vec<(String, LoadResult)> {
-        self.look();
+        self.reload();
         let known = self.known.borrow();
         known.iter().map(|(name, known)| (name.clone(), known.definition.clone())).collect()
     }
 
     /// Reads changed files, if the last inspection is long enough ago.
-    pub(super) fn look(&self) {
+    pub(super) fn reload(&self) {
         let now_ns = clock::now().monotonic_ns;
-        if self.looked_ns.get().is_some_and(|looked_ns| now_ns.saturating_sub(looked_ns) < RELOAD_NS) {
+        if self.reloaded_ns.get().is_some_and(|reloaded_ns| now_ns.saturating_sub(reloaded_ns) < RELOAD_NS) {
             return;
         }
-        self.looked_ns.set(Some(now_ns));
+        self.reloaded_ns.set(Some(now_ns));
         let mut before = self.known.take();
         let mut now = BTreeMap::new();
-        // No folder is no pipelines.
+        // Without a folder there are no pipelines.
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let (path, file) = (entry.path(), entry.file_name());
             let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".json")) else { continue };
@@ -100,12 +100,12 @@ impl Definitions {
     fn ignore(&self, name: &str) {
         let mut ignored = self.ignored.borrow_mut();
         if ignored.len() < PIPELINES_MAX && ignored.insert(name.to_owned()) {
-            let why = if is_name(name) {
+            let reason = if is_name(name) {
                 format!("there are more than {PIPELINES_MAX} pipelines")
             } else {
-                format!("a name has 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ - and, not first, dots")
+                format!("a name has 1 to {NAME_BYTES_MAX} characters of A-Z a-z 0-9 _ - and, except at its start, `.`")
             };
-            eprintln!("warn: pipelines.dir: `{}.json` is not read: {why}", name.escape_debug());
+            eprintln!("warn: pipelines.dir: `{}.json` is not read: {reason}", name.escape_debug());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Drives an execution: saves its checkpoints, stores its events, starts and stops its runs.
+//! The driver of an execution: saves its checkpoints, stores its events, starts and stops its runs.
 
 use std::{
     future::poll_fn,
@@ -26,11 +26,12 @@ use super::{
 };
 use crate::platform::clock::{self, Deadline};
 
-/// Something is due that cannot begin yet: the clock is looked at again so much later. What it waits for wakes the driver.
+/// The delay after which the driver polls again when something is due that cannot start yet. Whatever it waits for wakes the driver
+/// earlier.
 const LATER_MS: u64 = 50;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// The runs in progress, and how to cancel each.
+/// The runs in progress, each with its abort handle.
 #[derive(Default)]
 pub(super) struct Runs {
     running: FuturesUnordered<LocalBoxFuture<'static, Run>>,
@@ -38,35 +39,35 @@ pub(super) struct Runs {
 }
 
 /// Drives an execution to its end. No task awaits this: it ends with the execution, or with the instance.
-pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecution>) {
+pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExecution>) {
     let mut runs = Runs::default();
-    let mut saving: Option<LocalBoxFuture<'static, Result<u64, OwnershipLost>>> = None;
-    let mut storing: Option<LocalBoxFuture<'static, Result<(Batch, u64), OwnershipLost>>> = None;
+    let mut save: Option<LocalBoxFuture<'static, Result<u64, OwnershipLost>>> = None;
+    let mut append: Option<LocalBoxFuture<'static, Result<(Batch, u64), OwnershipLost>>> = None;
     let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
-    let mut cancelled = pin!(live.cancelled().fuse());
-    let mut lease = pin!(live.keep_lease().fuse());
+    let mut cancelled = pin!(running.cancelled().fuse());
+    let mut lease = pin!(running.keep_lease().fuse());
     loop {
-        if live.is_lost() {
+        if running.is_lost() {
             break;
         }
         let now = clock::now();
         let due_ns = {
-            let mut execution = live.execution.borrow_mut();
+            let mut execution = running.execution.borrow_mut();
             if execution.poll_timeout().is_some_and(|at_ns| at_ns <= now.monotonic_ns) {
                 execution.handle_timer(now);
             }
-            if saving.is_none()
+            if save.is_none()
                 && let Some(checkpoint) = execution.poll_checkpoint(now)
             {
-                saving = Some(persistence::save(pipelines, live.clone(), checkpoint).boxed_local());
+                save = Some(persistence::save(pipelines, running.clone(), checkpoint).boxed_local());
             }
-            runs.stop_and_start_of(&mut execution, pipelines, &live, now);
-            if storing.is_none()
+            runs.stop_and_start_of(&mut execution, pipelines, &running, now);
+            if append.is_none()
                 && let Some(batch) = execution.poll_events(now)
             {
-                storing = Some(upload::store(live.clone(), batch).boxed_local());
+                append = Some(upload::store(running.clone(), batch).boxed_local());
             }
-            if execution.is_drained() && saving.is_none() && storing.is_none() {
+            if execution.is_drained() && save.is_none() && append.is_none() {
                 break;
             }
             let later_ns = now.monotonic_ns.saturating_add(LATER_MS * NS_PER_MS);
@@ -76,58 +77,58 @@ pub(super) async fn drive(pipelines: &'static Pipelines, live: Rc<RunningExecuti
             timer = due_ns.map(|at_ns| (at_ns, Deadline::at(at_ns).passed().boxed_local()));
         }
         let (mut saved, mut stored) = (None, None);
-        let mut changed = pin!(live.changed.wait());
+        let mut changed = pin!(running.changed.wait());
         poll_fn(|context| {
-            let mut go_on = changed.as_mut().poll(context).is_ready();
-            go_on |= !cancelled.is_terminated() && cancelled.as_mut().poll(context).is_ready();
-            go_on |= !lease.is_terminated() && lease.as_mut().poll(context).is_ready();
-            if let Some(future) = &mut saving
+            let mut is_woken = changed.as_mut().poll(context).is_ready();
+            is_woken |= !cancelled.is_terminated() && cancelled.as_mut().poll(context).is_ready();
+            is_woken |= !lease.is_terminated() && lease.as_mut().poll(context).is_ready();
+            if let Some(future) = &mut save
                 && let Poll::Ready(number) = future.poll_unpin(context)
             {
-                saving = None;
-                (saved, go_on) = (number.ok(), true);
+                save = None;
+                (saved, is_woken) = (number.ok(), true);
             }
-            if let Some(future) = &mut storing
+            if let Some(future) = &mut append
                 && let Poll::Ready(count) = future.poll_unpin(context)
             {
-                storing = None;
-                (stored, go_on) = (count.ok(), true);
+                append = None;
+                (stored, is_woken) = (count.ok(), true);
             }
-            go_on |= runs.poll_ended(context);
+            is_woken |= runs.poll_ended(context);
             if let Some((_, future)) = &mut timer
                 && future.poll_unpin(context).is_ready()
             {
-                (timer, go_on) = (None, true);
+                (timer, is_woken) = (None, true);
             }
-            if go_on { Poll::Ready(()) } else { Poll::Pending }
+            if is_woken { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         if let Some(number) = saved {
-            live.execution.borrow_mut().handle_checkpoint_saved(number);
+            running.execution.borrow_mut().handle_checkpoint_saved(number);
         }
         if let Some((batch, count)) = stored {
-            live.execution.borrow_mut().handle_stored(count);
+            running.execution.borrow_mut().handle_stored(count);
             let mut reliability = pipelines.reliability.borrow_mut();
             for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
                 reliability.handle_event(clock::now().monotonic_ns, &sequenced.event);
             }
-            live.moved.ring();
+            running.progress_notify.ring();
         }
     }
-    // What still runs has no say any more.
-    drop((runs, saving, storing));
-    if !live.is_lost() {
-        upload::report_end(&live).await;
+    // The execution has ended: the remaining runs and writes are dropped.
+    drop((runs, save, append));
+    if !running.is_lost() {
+        upload::report_end(&running).await;
     }
-    if live.is_lost() || persistence::end(pipelines, &live).await.is_err() {
-        eprintln!("warn: {} is owned by another instance now", live.execution.borrow().id());
-        pipelines.abandon(&live);
+    if running.is_lost() || persistence::end(pipelines, &running).await.is_err() {
+        eprintln!("warn: {} is owned by another instance now", running.execution.borrow().id());
+        pipelines.abandon(&running);
         return;
     }
-    let status = live.execution.borrow().status(clock::now().monotonic_ns);
-    pipelines.ended(&live, ExecutionSummary::from(status));
-    live.finish();
-    live.release().await;
+    let status = running.execution.borrow().status(clock::now().monotonic_ns);
+    pipelines.ended(&running, ExecutionSummary::from(status));
+    running.finish();
+    running.release().await;
 }
 
 impl Runs {
@@ -135,29 +136,29 @@ impl Runs {
     pub(super) fn stop_and_start(
         &mut self,
         pipelines: &'static Pipelines,
-        live: &Rc<RunningExecution>,
+        running: &Rc<RunningExecution>,
         now: Now,
     ) -> bool {
-        self.stop_and_start_of(&mut live.execution.borrow_mut(), pipelines, live, now)
+        self.stop_and_start_of(&mut running.execution.borrow_mut(), pipelines, running, now)
     }
 
     fn stop_and_start_of(
         &mut self,
         execution: &mut Execution,
         pipelines: &'static Pipelines,
-        live: &Rc<RunningExecution>,
+        running: &Rc<RunningExecution>,
         now: Now,
     ) -> bool {
         while let Some(run) = execution.poll_stop() {
             self.stop(run);
         }
         let before = self.handles.len();
-        while live.is_owned(now)
-            && let Some(work) = execution.poll_start(now)
+        while running.is_owned(now)
+            && let Some(request) = execution.poll_start(now)
         {
             let (handle, registration) = AbortHandle::new_pair();
-            let run = work.run;
-            let step = Abortable::new(steps::run(pipelines, live.clone(), work), registration);
+            let run = request.run;
+            let step = Abortable::new(steps::run(pipelines, running.clone(), request), registration);
             self.handles.push((run, handle));
             self.running.push(step.map(move |_| run).boxed_local());
         }

@@ -1,4 +1,4 @@
-//! An execution inside of a request: its events are for one client, nothing of it is stored, and it ends with the request.
+//! An execution inside of one request: its events are for one client, nothing of it is stored, and it ends with the request.
 //! `/process-stream` and `/process-batch` are such executions.
 
 use std::{
@@ -25,9 +25,9 @@ use weir_core::{
 use super::{Pipelines, driver::Runs, running::RunningExecution};
 use crate::platform::{clock, notify::Signal};
 
-/// What takes the events of an execution, in the order of their sequence.
+/// A consumer of the events of an execution, in the order of their sequence.
 pub(crate) trait EventSink {
-    /// The next event.
+    /// Consumes the next event.
     fn handle_event(&mut self, event: &Event);
 }
 
@@ -43,7 +43,7 @@ impl Lines {
         self.waiting.pop_front()
     }
 
-    /// True when all lines were polled.
+    /// True when no line is waiting.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -61,16 +61,16 @@ impl EventSink for BatchCollector {
     }
 }
 
-/// The pipeline of a request.
+/// An execution whose events go to one request.
 pub(crate) struct EphemeralExecution<S> {
     pipelines: &'static Pipelines,
-    live: Rc<RunningExecution>,
+    running: Rc<RunningExecution>,
     sink: RefCell<S>,
-    told: Signal,
+    changed: Signal,
 }
 
 impl EphemeralExecution<Lines> {
-    /// Begins `/process-stream`: its first line is there. No step takes longer than `timeout_ms`.
+    /// Starts `/process-stream`; its first line is available at once. No step takes longer than `timeout_ms`.
     pub(crate) fn stream(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
         let definition = process_stream::definition(request, Some(request.chunk_size), timeout_ms);
         let sink = Lines { renderer: Renderer::new(request, &definition), waiting: VecDeque::new() };
@@ -79,7 +79,7 @@ impl EphemeralExecution<Lines> {
 }
 
 impl EphemeralExecution<BatchCollector> {
-    /// Begins `/process-batch`: the text is one chunk. No step takes longer than `timeout_ms`.
+    /// Starts `/process-batch`, with the text as one chunk. No step takes longer than `timeout_ms`.
     pub(crate) fn batch(request: &ProcessRequest, timeout_ms: u64, began: Now) -> Result<Self, String> {
         let definition = process_stream::definition(request, None, timeout_ms);
         let sink = BatchCollector::new(&definition);
@@ -93,54 +93,54 @@ impl<S: EventSink> EphemeralExecution<S> {
         let input = process_stream::input(request);
         let execution = Execution::new(Arc::new(definition), process_stream::NAME, input, Limits::default(), 0, began);
         let execution = execution.map_err(|error| error.to_string())?;
-        let inside = Self {
+        let ephemeral = Self {
             pipelines,
-            live: Rc::new(RunningExecution::new(execution, String::new(), None)),
+            running: Rc::new(RunningExecution::new(execution, String::new(), None)),
             sink: RefCell::new(sink),
-            told: Signal::default(),
+            changed: Signal::default(),
         };
-        inside.tell(began);
-        Ok(inside)
+        ephemeral.drain_events(began);
+        Ok(ephemeral)
     }
 
-    /// The sink that has the events so far. Not held across an await.
+    /// The sink with the events so far. The borrow must not be held across an await.
     pub(crate) fn sink(&self) -> RefMut<'_, S> {
         self.sink.borrow_mut()
     }
 
-    /// Resolves when there may be another event, or it has ended.
-    pub(crate) async fn told(&self) {
-        self.told.wait().await;
+    /// Resolves when the sink may have another event, or the execution has ended.
+    pub(crate) async fn changed(&self) {
+        self.changed.wait().await;
     }
 
     /// True when no event follows.
     pub(crate) fn is_over(&self) -> bool {
-        self.live.execution.borrow().outcome().is_some()
+        self.running.execution.borrow().outcome().is_some()
     }
 
-    /// Ends it where it is.
+    /// Ends the execution with a failure.
     pub(crate) fn abort(&self, failure: &Failure) {
         let now = clock::now();
-        self.live.execution.borrow_mut().handle_cancel(now, StepFailure::from(failure));
-        self.tell(now);
+        self.running.execution.borrow_mut().handle_cancel(now, StepFailure::from(failure));
+        self.drain_events(now);
     }
 
-    /// Runs its steps until all are over. Dropping the future drops them.
+    /// Runs the steps until all have ended. Dropping the future drops the steps.
     pub(crate) async fn run(&self) {
         let mut runs = Runs::default();
         loop {
             let now = clock::now();
-            // Events that were polled may allow the next steps to start.
+            // Polled events may allow the next steps to start.
             loop {
-                self.tell(now);
-                if !runs.stop_and_start(self.pipelines, &self.live, now) {
+                self.drain_events(now);
+                if !runs.stop_and_start(self.pipelines, &self.running, now) {
                     break;
                 }
             }
-            if self.live.execution.borrow().outcome().is_some() {
+            if self.running.execution.borrow().outcome().is_some() {
                 return;
             }
-            let mut changed = pin!(self.live.changed.wait());
+            let mut changed = pin!(self.running.changed.wait());
             poll_fn(|context| {
                 let ended = runs.poll_ended(context);
                 if changed.as_mut().poll(context).is_ready() || ended { Poll::Ready(()) } else { Poll::Pending }
@@ -149,9 +149,9 @@ impl<S: EventSink> EphemeralExecution<S> {
         }
     }
 
-    /// Hands its events to the sink. Nothing of it is stored, so a checkpoint counts as saved.
-    fn tell(&self, now: Now) {
-        let mut execution = self.live.execution.borrow_mut();
+    /// Passes its events to the sink. Nothing is stored, so every checkpoint counts as saved.
+    fn drain_events(&self, now: Now) {
+        let mut execution = self.running.execution.borrow_mut();
         let mut sink = self.sink.borrow_mut();
         loop {
             if let Some(checkpoint) = execution.poll_checkpoint(now) {
@@ -159,15 +159,15 @@ impl<S: EventSink> EphemeralExecution<S> {
             } else if let Some(batch) = execution.poll_events(now) {
                 for sequenced in &batch.events {
                     sink.handle_event(&sequenced.event);
-                    self.live.stored.set(sequenced.seq);
+                    self.running.stored.set(sequenced.seq);
                 }
-                execution.handle_stored(self.live.stored.get());
+                execution.handle_stored(self.running.stored.get());
             } else {
                 break;
             }
         }
         drop((execution, sink));
-        self.live.moved.ring();
-        self.told.notify();
+        self.running.progress_notify.ring();
+        self.changed.notify();
     }
 }

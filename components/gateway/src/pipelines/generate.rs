@@ -1,4 +1,4 @@
-//! Steps that generate text: each piece is a part of the output, so that it leaves with the next events of the execution.
+//! Steps that generate text. Each piece is a part of the output, so that it is sent with the next events of the execution.
 
 use weir_codec::{
     generation::{
@@ -52,20 +52,20 @@ impl Attempt<'_> {
         let mut computation = Computation::start(request, model, deadline_ms, true).await;
         let begun = computation.begun().await.map_err(failed)?;
         let mut progress = Progress::new(&begun, 1);
-        let (mut said, mut pieces) = (String::new(), 0_u64);
+        let (mut text_so_far, mut pieces) = (String::new(), 0_u64);
         while let Some(kinds) = computation.next().await {
             for kind in kinds {
                 match progress.event(kind) {
                     Some(Ok(GenerationEvent::Token(token))) => {
-                        said.push_str(&token.text);
+                        text_so_far.push_str(&token.text);
                         pieces += 1;
                         let done = tokens_max.map_or(0.0, |max| (pieces as f64 / f64::from(max)).min(1.0));
-                        self.live.progress(self.run, done, &format!("{pieces} pieces"));
-                        self.live.part(self.run, output::generated_part(&token.text)).await?;
+                        self.running.progress(self.run, done, &format!("{pieces} pieces"));
+                        self.running.part(self.run, output::generated_part(&token.text)).await?;
                     }
                     Some(Ok(GenerationEvent::Done(done))) => {
                         let finish: Finish = done.finish_reason;
-                        return Ok(output::generated(&said, finish, &done.usage.unwrap_or_default()));
+                        return Ok(output::generated(&text_so_far, finish, &done.usage.unwrap_or_default()));
                     }
                     Some(Ok(_)) | None => {}
                     Some(Err(failure)) => return Err(failed(failure)),

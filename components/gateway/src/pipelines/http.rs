@@ -1,4 +1,4 @@
-//! Steps that call other services: only those that the operator allows, with a bounded answer.
+//! Steps that call other services: only those that the operator allows, with a bounded response.
 
 use spin_sdk::wasip3::{
     http::{
@@ -19,9 +19,9 @@ use crate::platform::clock;
 const READ_BYTES: usize = 16 * 1024;
 const NS_PER_MS: u64 = 1_000_000;
 /// Statuses after which the same request may succeed: RFC 9110, RFC 6585 and RFC 8470.
-const PASSING: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
+const RETRYABLE: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 
-/// Calls a service. Its answer is the output: JSON as it is, nothing as `null`, any other text as a string.
+/// Calls a service. The response body is the output: JSON as it is, an empty body as `null`, any other text as a string.
 pub(super) async fn call(
     attempt: &Attempt<'_>,
     url: &str,
@@ -34,12 +34,12 @@ pub(super) async fn call(
         return Err(StepFailure::last("http_not_allowed", message));
     }
     let request = request(url, method, headers, body, &attempt.key)?;
-    attempt.live.owned().await;
+    attempt.running.owned().await;
     let response = client::send(request).await.map_err(|error| unreachable(&error))?;
     let (status, retry_after_ms) = (response.get_status_code(), retry_after_ms(&response));
     if !(200..300).contains(&status) {
         let failure = format!("the service answered {status}");
-        return Err(match PASSING.contains(&status) {
+        return Err(match RETRYABLE.contains(&status) {
             true => StepFailure { retry_after_ms, ..StepFailure::passing("http_status", failure) },
             false => StepFailure::last("http_status", failure),
         });
@@ -76,7 +76,7 @@ fn request(
     let contents = body.map(|body| {
         let (mut writer, reader) = wit_stream::new();
         spawn(async move {
-            // A service that does not read all of it says so by its answer.
+            // A service that does not read all of the body reports that by its response.
             writer.write_all(body.as_str().as_bytes().to_vec()).await;
         });
         reader
@@ -85,19 +85,19 @@ fn request(
     let (scheme, rest) = match url.split_once("://") {
         Some(("https", rest)) => (types::Scheme::Https, rest),
         Some((_, rest)) => (types::Scheme::Http, rest),
-        None => return Err(wrong("its URL is none")),
+        None => return Err(wrong("its URL is not valid")),
     };
     let at = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(at);
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    request.set_method(&wire(method)).map_err(|()| wrong("its method"))?;
+    request.set_method(&wire_method(method)).map_err(|()| wrong("its method"))?;
     request.set_scheme(Some(&scheme)).map_err(|()| wrong("its scheme"))?;
     request.set_authority(Some(authority)).map_err(|()| wrong("its authority"))?;
     request.set_path_with_query(Some(&path)).map_err(|()| wrong("its path"))?;
     Ok(request)
 }
 
-fn wire(method: Method) -> types::Method {
+fn wire_method(method: Method) -> types::Method {
     match method {
         Method::Get => types::Method::Get,
         Method::Post => types::Method::Post,
@@ -136,8 +136,8 @@ fn is_json(response: &types::Response) -> bool {
 }
 
 async fn collect(response: types::Response, bytes_max: usize) -> Result<Vec<u8>, StepFailure> {
-    let (_verdict, told) = wit_future::new(|| Ok(()));
-    let (mut stream, trailers) = types::Response::consume_body(response, told);
+    let (_verdict, result) = wit_future::new(|| Ok(()));
+    let (mut stream, trailers) = types::Response::consume_body(response, result);
     let mut body = Vec::with_capacity(READ_BYTES);
     loop {
         if body.len() == body.capacity() {
@@ -159,7 +159,7 @@ async fn collect(response: types::Response, bytes_max: usize) -> Result<Vec<u8>,
     }
 }
 
-/// An answer as a value.
+/// Reads a response body as a JSON value.
 fn output(body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
     let wrong =
         |error: String| StepFailure::last("http_answer", format!("the service's answer cannot be read: {error}"));
@@ -173,7 +173,7 @@ fn output(body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
     Ok(text::string(text))
 }
 
-/// `HOST` allows the scheme's own port, `HOST:PORT` that port with either scheme.
+/// Whether the operator allows a URL. `HOST` allows the default port of the scheme, `HOST:PORT` that port with either scheme.
 fn is_allowed(url: &str, allow: &[String]) -> bool {
     let Some(authority) = authority(url) else { return false };
     let default = if url.starts_with("https://") { ":443" } else { ":80" };
@@ -184,7 +184,7 @@ fn is_allowed(url: &str, allow: &[String]) -> bool {
     allow.iter().any(|entry| *entry == full || bare.as_ref() == Some(entry))
 }
 
-/// A colon after the brackets of an IPv6 address, if there are any.
+/// Whether an authority has a port: a colon, after the brackets of an IPv6 address.
 fn has_port(authority: &str) -> bool {
     authority.rsplit(']').next().is_some_and(|rest| rest.contains(':'))
 }
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn response_body_is_read_by_its_media_type() {
         let check = |body: &str, is_json, want: Option<&str>| {
             assert_eq!(output(body.as_bytes(), is_json).ok().as_ref().map(Json::as_str), want, "{body}");
         };

@@ -1,8 +1,9 @@
-//! The executions of a user in the store, so that every instance lists all of them.
+//! The index of a user's executions in the store, so that every instance lists all of them.
 //!
-//! The key is `listed:USER.ORDER.ID`: a digest of the user, 2^64 - 1 minus the time at which the execution began, in nanoseconds since 1970 and
-//! 20 digits, and its id. Keys in order are therefore the executions of a user, the newest first. The value is `STATE PIPELINE ERRORS`. It is written with the
-//! checkpoints of the execution, where its state has changed, and lives as long as they do.
+//! The key is `listed:USER.ORDER.ID`: a digest of the user; 2^64 - 1 minus the start time of the execution in nanoseconds since 1970,
+//! in 20 digits; and the id of the execution. In key order the executions of a user are therefore listed newest first. The value is
+//! `STATE PIPELINE ERRORS`. It is written with a checkpoint of the execution if the state has changed, and has the lifetime of the
+//! checkpoints.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use weir_auth::digest;
@@ -20,17 +21,17 @@ const ORDER_DIGITS: usize = 20;
 /// Values that are read at once.
 const READ_AT_ONCE: usize = 8;
 
-/// Writes how far an execution is, where its state has changed since this instance wrote it.
-pub(super) async fn put(live: &RunningExecution, ttl_ms: Option<u64>) -> Result<(), Failure> {
-    let status = live.execution.borrow().status(clock::now().monotonic_ns);
-    if live.listed.get() == Some(status.state) && ttl_ms.is_none() {
+/// Writes the entry of an execution if its state has changed since this instance last wrote it, or if it is to expire.
+pub(super) async fn put(running: &RunningExecution, ttl_ms: Option<u64>) -> Result<(), Failure> {
+    let status = running.execution.borrow().status(clock::now().monotonic_ns);
+    if running.listed.get() == Some(status.state) && ttl_ms.is_none() {
         return Ok(());
     }
     let status = ExecutionSummary::from(status);
-    let key = key(&live.owner, status.began_unix_ns, &status.execution_id);
+    let key = key(&running.owner, status.began_unix_ns, &status.execution_id);
     let value = format!("{} {} {}", status.state.name(), status.pipeline, status.errors);
-    state::put(key, value.into_bytes(), ttl_ms, live.fence(), live.share()).await?;
-    live.listed.set(Some(status.state));
+    state::put(key, value.into_bytes(), ttl_ms, running.fence(), running.share()).await?;
+    running.listed.set(Some(status.state));
     Ok(())
 }
 
@@ -42,7 +43,7 @@ pub(super) async fn of_user(user: &str, listed_max: usize) -> Result<Vec<Executi
     let own = keys.into_iter().take_while(|key| key.starts_with(&prefix));
     let read = stream::iter(own).map(|key| async move {
         let value = state::get(key.clone()).await?;
-        // One that has just expired has no value.
+        // An entry may expire between the two reads.
         Ok(value.and_then(|value| read(&key, &value)))
     });
     read.buffered(READ_AT_ONCE).try_filter_map(|listed| async { Ok(listed) }).try_collect().await
@@ -60,7 +61,7 @@ fn read(key: &str, value: &[u8]) -> Option<ExecutionSummary> {
     let (_, rest) = key.split_once('.')?;
     let (order, id) = rest.split_once('.')?;
     let (state, rest) = std::str::from_utf8(value).ok()?.split_once(' ')?;
-    // Earlier versions wrote no number of errors.
+    // Earlier versions did not write the number of errors.
     let (pipeline, errors) = rest.split_once(' ').unwrap_or((rest, "0"));
     Some(ExecutionSummary {
         execution_id: id.into(),
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_in_order_of_their_beginning_newest_first() {
+    fn keys_are_sorted_by_start_time_newest_first() {
         let keys = [2_000_000_000_000_000_000, 1_999_999_999_999_999_999, 5].map(|ns| key("ann", ns, "exec_a"));
         assert!(keys.is_sorted());
         assert!(keys.iter().all(|key| key.starts_with(&prefix("ann")) && !key.starts_with(&prefix("bob"))));

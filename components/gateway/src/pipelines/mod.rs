@@ -3,14 +3,16 @@
 //!
 //! - `definitions`: the operator's folder of pipelines.
 //! - `routes`: the paths of pipelines and executions.
-//! - `running`: an execution in this instance and the tasks that wait for it; `driver`: feeds and drains it.
+//! - `running`: an execution in this instance and the tasks that wait for it; `driver`: the task that drives it.
 //! - `ephemeral`: an execution inside of one request, of which nothing is stored; `process`: `/process-stream` and `/process-batch`, which
 //!   are such executions.
 //! - `persistence`: checkpoints and events in the store; `resume`: continuing from there; `listing`: the executions of a user in the store.
-//! - `attempt`, `steps`: one attempt of each kind of step; `generate`: the step that generates text; `http`, `component`: the steps that leave Weir.
+//! - `attempt`, `steps`: one attempt of each kind of step; `generate`: the step that generates text; `http`, `component`: the steps that
+//!   run outside of Weir.
+//! - `upload`: files as inputs of executions.
 //!
-//! Executions belong to an instance, not to a request: they continue when the client has left. Where the host has a stateful instance
-//! (`WEIR_KEEPER`), it has all of them.
+//! Executions belong to an instance, not to a request: they continue when the client disconnects. If the host has a stateful instance
+//! (`WEIR_KEEPER`), that instance runs all of them.
 
 mod attempt;
 mod component;
@@ -49,7 +51,7 @@ use crate::platform::{
     settings::{Pipelines as Config, Settings},
 };
 
-/// Ended executions that are listed.
+/// Maximum number of ended executions in the list of this instance.
 const ENDED_MAX: usize = 1000;
 
 /// The executions of this instance.
@@ -57,24 +59,25 @@ pub(crate) struct Pipelines {
     config: &'static Config,
     settings: &'static Settings,
     definitions: definitions::Definitions,
-    live: RefCell<BTreeMap<Arc<str>, Rc<RunningExecution>>>,
-    /// Executions of each user that are about to be among `live`, so that bounds hold while their first checkpoint is saved.
+    running: RefCell<BTreeMap<Arc<str>, Rc<RunningExecution>>>,
+    /// The number of each user's executions that are starting and not yet in `running`, so that the bounds hold while a first checkpoint
+    /// is saved.
     starting: RefCell<Shares>,
-    /// The last that have ended, each with its owner.
+    /// The executions that ended last, each with its owner.
     ended: RefCell<VecDeque<(String, ExecutionSummary)>>,
     reliability: RefCell<Reliability>,
-    /// Executions that are being opened here, so that each is opened once.
+    /// Executions that are being opened here, so that none is opened twice.
     opening: RefCell<BTreeSet<String>>,
-    /// Executions that cannot be resumed, and why is in the log.
+    /// Executions that cannot be resumed; the reason was logged.
     damaged: RefCell<BTreeSet<String>>,
-    /// Of the executions of the store.
+    /// Whether the executions in the store have been counted.
     restoration: Restoration,
     /// True once resuming has started.
-    woken: Cell<bool>,
+    is_woken: Cell<bool>,
 }
 
 impl Pipelines {
-    /// The ones of this instance.
+    /// The executions of this instance.
     pub(crate) fn current() -> Result<&'static Self, &'static str> {
         thread_local! {
             static PIPELINES: Cell<Option<&'static Pipelines>> = const { Cell::new(None) };
@@ -84,19 +87,19 @@ impl Pipelines {
         }
         let settings = Settings::current()?;
         let config = &settings.pipelines;
-        // There is one thread and one of these for as long as the instance lives.
+        // One thread, and one value for the lifetime of the instance.
         let pipelines: &'static Self = Box::leak(Box::new(Self {
             config,
             settings,
             definitions: definitions::Definitions::new(&config.dir),
-            live: RefCell::default(),
+            running: RefCell::default(),
             starting: RefCell::new(Shares::new(usize::MAX, 100)),
             ended: RefCell::default(),
             reliability: RefCell::new(Reliability::new(ReliabilityConfig::default())),
             opening: RefCell::default(),
             damaged: RefCell::default(),
             restoration: Restoration::default(),
-            woken: Cell::new(false),
+            is_woken: Cell::new(false),
         }));
         PIPELINES.set(Some(pipelines));
         Ok(pipelines)
@@ -104,22 +107,22 @@ impl Pipelines {
 
     /// Called with the first request of the stateful instance: resumes the executions that a crash has interrupted.
     pub(crate) fn wake() {
-        // Settings that cannot be understood are reported to each request.
+        // Invalid settings are reported to each request.
         let Ok(settings) = Settings::current() else { return };
         if !settings.keeper {
             return;
         }
         if let Ok(pipelines) = Self::current()
-            && !pipelines.woken.replace(true)
+            && !pipelines.is_woken.replace(true)
         {
-            // What is wrong with a definition is in the log when the server starts.
-            pipelines.definitions.look();
+            // Errors in definitions are logged when the server starts.
+            pipelines.definitions.reload();
             pipelines.restoration.begin();
             spawn(resume::resume(pipelines));
         }
     }
 
-    /// What no definition can change.
+    /// The limits of every execution, which no definition can change.
     fn limits(&self) -> Limits {
         Limits {
             input_bytes_max: self.config.input_bytes_max,
@@ -130,44 +133,44 @@ impl Pipelines {
         }
     }
 
-    /// Drives an execution in the task of the caller.
-    fn go(&'static self, live: RunningExecution) -> Rc<RunningExecution> {
-        let live = Rc::new(live);
-        let id = live.execution.borrow().id().clone();
-        self.live.borrow_mut().insert(id, live.clone());
-        spawn(driver::drive(self, live.clone()));
-        live
+    /// Registers an execution and spawns its driver.
+    fn spawn_driver(&'static self, running: RunningExecution) -> Rc<RunningExecution> {
+        let running = Rc::new(running);
+        let id = running.execution.borrow().id().clone();
+        self.running.borrow_mut().insert(id, running.clone());
+        spawn(driver::drive(self, running.clone()));
+        running
     }
 
     /// An execution that runs here.
     fn find(&self, id: &str) -> Option<Rc<RunningExecution>> {
-        self.live.borrow().get(id).cloned()
+        self.running.borrow().get(id).cloned()
     }
 
-    /// There are as many as may be.
+    /// Whether the maximum number of executions is reached.
     fn is_full(&self) -> bool {
-        self.live.borrow().len() + self.starting.borrow().total() >= self.config.executions_max
+        self.running.borrow().len() + self.starting.borrow().total() >= self.config.executions_max
     }
 
-    /// Lists it as ended; its end is stored.
-    fn ended(&self, live: &RunningExecution, listed: ExecutionSummary) {
-        self.live.borrow_mut().remove(&listed.execution_id);
-        self.list(live.owner.clone(), listed);
+    /// Moves an execution from the running to the ended ones, after its end was stored.
+    fn ended(&self, running: &RunningExecution, listed: ExecutionSummary) {
+        self.running.borrow_mut().remove(&listed.execution_id);
+        self.list(running.owner.clone(), listed);
     }
 
     /// Drops an execution that another instance has taken over.
-    fn abandon(&self, live: &Rc<RunningExecution>) {
-        let id = live.execution.borrow().id().clone();
-        let mut all = self.live.borrow_mut();
-        if all.get(&id).is_some_and(|other| Rc::ptr_eq(other, live)) {
+    fn abandon(&self, running: &Rc<RunningExecution>) {
+        let id = running.execution.borrow().id().clone();
+        let mut all = self.running.borrow_mut();
+        if all.get(&id).is_some_and(|other| Rc::ptr_eq(other, running)) {
             all.remove(&id);
         }
         drop(all);
-        live.finish();
+        running.finish();
     }
 
-    /// Marks an execution as being opened; none where it is already, or runs here. An instance that acquired a lease twice would
-    /// refuse its own writes.
+    /// Marks an execution as being opened; none if it is being opened or runs here already. An instance that acquired the lease a second
+    /// time would have its own earlier writes refused.
     fn open(&'static self, id: &str) -> Option<OpeningGuard> {
         let is_new = self.find(id).is_none() && self.opening.borrow_mut().insert(id.to_owned());
         is_new.then(|| OpeningGuard { pipelines: self, id: id.to_owned() })

@@ -1,17 +1,17 @@
-//! What of an execution outlives the process: its checkpoint in `weir:stream/state`, its events in its channel.
+//! The persistent state of an execution: its checkpoint in `weir:stream/state`, its events in its channel.
 //!
 //! | key | value |
 //! |---|---|
-//! | `execution:ID` | the last checkpoint of one that runs |
-//! | `ended:ID` | the last checkpoint of one that has ended, for a while |
-//! | `checkpoint:ID.S.N` | the parts of a checkpoint that one value does not hold |
-//! | `listed:USER.ORDER.ID` | how far the execution is, see `listing` |
-//! | `start:KEY` | the execution that an `Idempotency-Key` began |
+//! | `execution:ID` | the last checkpoint of a running execution |
+//! | `ended:ID` | the last checkpoint of an ended execution, for `pipelines.ttl_ms` |
+//! | `checkpoint:ID.S.N` | the parts of a checkpoint that is too large for one value |
+//! | `listed:USER.ORDER.ID` | the entry of the execution in the list of its user, see `listing` |
+//! | `start:KEY` | the execution that was started with an `Idempotency-Key` |
 //!
 //! Every write carries the lease of `execution:ID`, which the instance that runs the execution holds.
 //!
 //! A value begins with a line `weir-execution VERSION PARTS SLOT OWNER`; with 0 parts the checkpoint follows it. Parts are written
-//! before the value that names them, in one of two slots in turn, so that a crash in between leaves the checkpoint before whole.
+//! before the value that names them, alternating between two slots, so that a crash in between leaves the previous checkpoint complete.
 
 use std::rc::Rc;
 
@@ -37,9 +37,9 @@ use crate::{
     },
 };
 
-/// What a value holds of a checkpoint; the store takes a mebibyte.
+/// Maximum size of a part of a checkpoint; the store accepts values of up to a mebibyte.
 const PART_BYTES: usize = 1_000_000;
-/// Bytes of an event that the store takes, and of all events that are appended together.
+/// Maximum size of one event in the store, and of all events of one append.
 const EVENT_BYTES_MAX: usize = 262_144;
 const APPEND_BYTES_MAX: usize = 1 << 20;
 const APPEND_EVENTS_MAX: usize = 1000;
@@ -48,25 +48,25 @@ const PAGE_EVENTS_MAX: u32 = 1000;
 const RETRY_MS: (u64, u64) = (100, 10_000);
 const VERSION: &str = "1";
 
-/// The kinds of keys of an execution.
+/// The keys under which an execution is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExecutionKey {
-    Going,
+    Running,
     Ended,
 }
 
 impl ExecutionKey {
     pub(super) fn key(self, id: &str) -> String {
         match self {
-            Self::Going => format!("execution:{id}"),
+            Self::Running => format!("execution:{id}"),
             Self::Ended => format!("ended:{id}"),
         }
     }
 
-    /// The kind of its keys.
-    pub(super) fn kind(self) -> &'static str {
+    /// The part of its keys before the colon.
+    pub(super) fn prefix(self) -> &'static str {
         match self {
-            Self::Going => "execution",
+            Self::Running => "execution",
             Self::Ended => "ended",
         }
     }
@@ -80,75 +80,75 @@ pub(super) struct StoredExecution {
     pub(super) checkpoint: Checkpoint,
 }
 
-/// Another instance owns the execution: nothing more may be stored from here.
+/// Another instance owns the execution: this instance may store nothing more of it.
 #[derive(Debug)]
 pub(super) struct OwnershipLost;
 
-/// Saves a checkpoint, however long that takes; its number.
+/// Saves a checkpoint, retrying until it succeeds; returns its number.
 pub(super) async fn save(
     pipelines: &'static Pipelines,
-    live: Rc<RunningExecution>,
+    running: Rc<RunningExecution>,
     checkpoint: Checkpoint,
 ) -> Result<u64, OwnershipLost> {
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
-    while let Err(failure) = try_save(pipelines, &live, &checkpoint).await {
+    while let Err(failure) = try_save(pipelines, &running, &checkpoint).await {
         if let Failure::Fenced = failure {
-            live.lose();
+            running.lose();
             return Err(OwnershipLost);
         }
         eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
-    live.checkpoint.replace(Some(checkpoint));
+    running.checkpoint.replace(Some(checkpoint));
     Ok(number)
 }
 
-/// Saves a checkpoint, or not.
+/// Tries once to save a checkpoint.
 pub(super) async fn try_save(
     pipelines: &Pipelines,
-    live: &RunningExecution,
+    running: &RunningExecution,
     checkpoint: &Checkpoint,
 ) -> Result<(), Failure> {
-    let definition = live.execution.borrow().definition().clone();
+    let definition = running.execution.borrow().definition().clone();
     let id = &checkpoint.execution_id;
-    let bytes = turns::run(&live.owner, || checkpoint::encode(checkpoint, &definition)).await;
+    let bytes = turns::run(&running.owner, || checkpoint::encode(checkpoint, &definition)).await;
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
-    let parts = put(ExecutionKey::Going, id, live, slot, bytes, None).await?;
-    live.parts.set(live.parts.get().max(parts));
+    let parts = put(ExecutionKey::Running, id, running, slot, bytes, None).await?;
+    running.parts.set(running.parts.get().max(parts));
     // The next checkpoint tries again.
-    if let Err(failure) = listing::put(live, None).await {
-        eprintln!("warn: {id} is not listed as it is: {}", store::reason(&failure));
+    if let Err(failure) = listing::put(running, None).await {
+        eprintln!("warn: the state of {id} in the list of executions was not updated: {}", store::reason(&failure));
     }
-    // Whose channel it is must be known for as long as there are events in it.
+    // The ownership of the channel must be stored as long as the channel has events.
     if checkpoint.number > 1 && pipelines.settings.auth.required {
-        own(live).await?;
+        own(running).await?;
     }
     Ok(())
 }
 
-/// Makes the channel of an execution its owner's.
-pub(super) async fn own(live: &RunningExecution) -> Result<(), Failure> {
-    let id = live.execution.borrow().id().clone();
+/// Records the owner of an execution as the owner of its channel.
+pub(super) async fn own(running: &RunningExecution) -> Result<(), Failure> {
+    let id = running.execution.borrow().id().clone();
     let channel = Channel::from_name(&format!("pipeline:{id}"));
-    let user = Channel::from_name(&format!("user:{}", live.owner));
+    let user = Channel::from_name(&format!("user:{}", running.owner));
     let Some((channel, user)) = channel.zip(user) else {
-        return Err(Failure::Invalid("the user has no channel".to_owned()));
+        return Err(Failure::Invalid("the name of the user is not valid as a channel".to_owned()));
     };
-    // Why not is for the log.
+    // The caller retries, so the kind of failure does not matter.
     ownership::settle(&channel, &user, ownership::PastEvents::Owned)
         .await
         .map(drop)
         .map_err(|_| Failure::Unavailable(1000))
 }
 
-/// Appends events to the channel; the batch, and how many events the channel holds then.
-pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
-    let id = live.execution.borrow().id().clone();
+/// Appends events to the channel, retrying until it succeeds. Returns the batch and the number of the last stored event.
+pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
+    let id = running.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
-    let turn = turns::take(&live.owner).await;
+    let turn = turns::take(&running.owner).await;
     for sequenced in batch.events.iter().take(APPEND_EVENTS_MAX) {
         let data = event::numbered_json(&id, sequenced, EVENT_BYTES_MAX);
         if bytes + data.len() > APPEND_BYTES_MAX && !wire.is_empty() {
@@ -164,47 +164,47 @@ pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(B
     drop(turn);
     let mut delay_ms = RETRY_MS.0;
     loop {
-        let append = async { events::append(channel.clone(), wire.clone(), live.fence(), live.share()).await };
-        match turns::hand_over(&live.owner, bytes, append).await {
-            Ok(places) => {
-                live.last.set(places.last().copied().unwrap_or(live.last.get()));
-                live.stored.set(seq);
+        let append = async { events::append(channel.clone(), wire.clone(), running.fence(), running.share()).await };
+        match turns::hand_over(&running.owner, bytes, append).await {
+            Ok(cursors) => {
+                running.last.set(cursors.last().copied().unwrap_or(running.last.get()));
+                running.stored.set(seq);
                 return Ok((batch, seq));
             }
-            // Its last event is there, so all of them are.
+            // The channel has its last event, so all events are stored.
             Err(Failure::Finished) => {
                 let all = batch.events.last().map_or(seq, |last| last.seq);
-                live.stored.set(all);
+                running.stored.set(all);
                 return Ok((batch, all));
             }
             Err(Failure::Fenced) => {
-                live.lose();
+                running.lose();
                 return Err(OwnershipLost);
             }
             Err(failure) => eprintln!("warn: events of {id} were not stored: {}", store::reason(&failure)),
         }
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
-        // They may have been stored all the same.
-        if let Ok(stored) = tail(&live).await
+        // The append may have succeeded although it was reported as failed.
+        if let Ok(stored) = tail(&running).await
             && stored > 0
-            && wire_begins(&batch) <= stored
+            && first_seq(&batch) <= stored
         {
             return Ok((batch, stored));
         }
     }
 }
 
-fn wire_begins(batch: &Batch) -> u64 {
+fn first_seq(batch: &Batch) -> u64 {
     batch.events.first().map_or(u64::MAX, |first| first.seq)
 }
 
-/// The number of the last event in the channel, as far as it can be known; 0 when there is none.
-pub(super) async fn tail(live: &RunningExecution) -> Result<u64, Failure> {
-    let channel = format!("pipeline:{}", live.execution.borrow().id());
-    let (last, stored) = tail_after(&channel, live.last.get(), live.stored.get()).await?;
-    live.last.set(last);
-    live.stored.set(stored);
+/// The number of the last event in the channel, as far as the retained events show it; 0 when there is none.
+pub(super) async fn tail(running: &RunningExecution) -> Result<u64, Failure> {
+    let channel = format!("pipeline:{}", running.execution.borrow().id());
+    let (last, stored) = tail_after(&channel, running.last.get(), running.stored.get()).await?;
+    running.last.set(last);
+    running.stored.set(stored);
     Ok(stored)
 }
 
@@ -219,61 +219,61 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
     }
 }
 
-/// Stores the end of an execution and removes its unfinished state. While the store refuses, the unfinished state remains, and the
+/// Stores the end of an execution and deletes its running state. While the store refuses the write, the running state remains, and the
 /// execution ends again after a restart.
-pub(super) async fn end(pipelines: &Pipelines, live: &RunningExecution) -> Result<(), OwnershipLost> {
-    let Some(mut checkpoint) = live.checkpoint.take() else { return Ok(()) };
+pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Result<(), OwnershipLost> {
+    let Some(mut checkpoint) = running.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
     checkpoint.outbox.clear();
-    let definition = live.execution.borrow().definition().clone();
+    let definition = running.execution.borrow().definition().clone();
     let id = checkpoint.execution_id.clone();
-    let bytes = turns::run(&live.owner, || checkpoint::encode(&checkpoint, &definition)).await;
+    let bytes = turns::run(&running.owner, || checkpoint::encode(&checkpoint, &definition)).await;
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
-    let mut forgotten = false;
-    while let Err(failure) = put_end(&id, live, bytes.clone(), ttl_ms).await {
+    let mut is_deleted = false;
+    while let Err(failure) = put_end(&id, running, bytes.clone(), ttl_ms).await {
         match failure {
             Failure::Fenced => {
-                live.lose();
+                running.lose();
                 return Err(OwnershipLost);
             }
-            // Both do not fit at once: the unfinished state is deleted first. After a crash in between, only the channel says how the
-            // execution ended.
-            Failure::ShareExceeded(_) | Failure::Full(_) if !forgotten => {
-                forget(&id, live).await;
-                forgotten = true;
+            // Both states do not fit at once: the running state is deleted first. After a crash in between, only the channel shows how
+            // the execution ended.
+            Failure::ShareExceeded(_) | Failure::Full(_) if !is_deleted => {
+                delete_running_state(&id, running).await;
+                is_deleted = true;
                 continue;
             }
             Failure::ShareExceeded(_) | Failure::Full(_) => {
-                eprintln!("warn: the end of {id} is not kept: {}", store::reason(&failure));
+                eprintln!("warn: the end of {id} is not stored: {}", store::reason(&failure));
                 return Ok(());
             }
             _ => {}
         }
-        eprintln!("warn: the end of {id} was not saved: {}", store::reason(&failure));
+        eprintln!("warn: the end of {id} was not stored and is retried: {}", store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
         delay_ms = (delay_ms * 2).min(RETRY_MS.1);
     }
-    if !forgotten {
-        forget(&id, live).await;
+    if !is_deleted {
+        delete_running_state(&id, running).await;
     }
     Ok(())
 }
 
-async fn put_end(id: &str, live: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
-    put(ExecutionKey::Ended, id, live, "e", bytes, Some(ttl_ms)).await?;
-    listing::put(live, Some(ttl_ms)).await
+async fn put_end(id: &str, running: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
+    put(ExecutionKey::Ended, id, running, "e", bytes, Some(ttl_ms)).await?;
+    listing::put(running, Some(ttl_ms)).await
 }
 
-/// Deletes the unfinished state of an execution. If the store is unavailable, the next restart deletes it.
-async fn forget(id: &str, live: &RunningExecution) {
-    let parts = live.parts.get();
-    if let Err(failure) = state::delete(ExecutionKey::Going.key(id), live.fence()).await {
-        eprintln!("warn: {id} has ended and stays among those that go on: {}", store::reason(&failure));
+/// Deletes the running state of an execution. If the store is unavailable, the next restart deletes it.
+async fn delete_running_state(id: &str, running: &RunningExecution) {
+    let parts = running.parts.get();
+    if let Err(failure) = state::delete(ExecutionKey::Running.key(id), running.fence()).await {
+        eprintln!("warn: {id} has ended and its running state was not deleted: {}", store::reason(&failure));
         return;
     }
     for (slot, part) in ["a", "b"].into_iter().flat_map(|slot| (0..parts).map(move |part| (slot, part))) {
-        if state::delete(part_key(id, slot, part), live.fence()).await.is_err() {
+        if state::delete(part_key(id, slot, part), running.fence()).await.is_err() {
             return;
         }
     }
@@ -283,11 +283,11 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
     format!("checkpoint:{id}.{slot}.{part}")
 }
 
-/// Stores a checkpoint under its key; returns the number of its further parts.
+/// Stores a checkpoint under its key; returns the number of its separate parts.
 async fn put(
-    place: ExecutionKey,
+    key_kind: ExecutionKey,
     id: &str,
-    live: &RunningExecution,
+    running: &RunningExecution,
     slot: &str,
     bytes: Vec<u8>,
     ttl_ms: Option<u64>,
@@ -297,18 +297,18 @@ async fn put(
     if !is_small {
         for (part, bytes) in bytes.chunks(PART_BYTES).enumerate() {
             let put = async {
-                state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, live.fence(), live.share()).await
+                state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, running.fence(), running.share()).await
             };
-            turns::hand_over(&live.owner, bytes.len(), put).await?;
+            turns::hand_over(&running.owner, bytes.len(), put).await?;
         }
     }
-    let mut value = head(parts, slot, &live.owner).into_bytes();
+    let mut value = head(parts, slot, &running.owner).into_bytes();
     if is_small {
         value.extend(bytes);
     }
     let bytes = value.len();
-    let put = state::put(place.key(id), value, ttl_ms, live.fence(), live.share());
-    turns::hand_over(&live.owner, bytes, put).await?;
+    let put = state::put(key_kind.key(id), value, ttl_ms, running.fence(), running.share());
+    turns::hand_over(&running.owner, bytes, put).await?;
     Ok(parts)
 }
 
@@ -316,7 +316,7 @@ fn head(parts: usize, slot: &str, owner: &str) -> String {
     format!("weir-execution {VERSION} {parts} {slot} {owner}\n")
 }
 
-/// The parts, slot and owner of a value, and the rest of it.
+/// The number of parts, slot and owner from the first line of a value, and the bytes after that line.
 fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
     let end = value.iter().position(|byte| *byte == b'\n')?;
     let (line, rest) = value.split_at(end);
@@ -328,8 +328,8 @@ fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
 
 /// Whether the store has an execution.
 pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
-    for place in [ExecutionKey::Going, ExecutionKey::Ended] {
-        if state::get(place.key(id)).await?.is_some() {
+    for key_kind in [ExecutionKey::Running, ExecutionKey::Ended] {
+        if state::get(key_kind.key(id)).await?.is_some() {
             return Ok(true);
         }
     }
@@ -337,19 +337,19 @@ pub(super) async fn exists(id: &str) -> Result<bool, Failure> {
 }
 
 /// The stored state of an execution under a key.
-pub(super) async fn get(place: ExecutionKey, id: &str) -> Result<Option<StoredExecution>, Failure> {
-    let Some(value) = state::get(place.key(id)).await? else { return Ok(None) };
-    let damaged = |what: &str| Failure::Other(format!("what is kept of {id} is damaged: {what}"));
+pub(super) async fn get(key_kind: ExecutionKey, id: &str) -> Result<Option<StoredExecution>, Failure> {
+    let Some(value) = state::get(key_kind.key(id)).await? else { return Ok(None) };
+    let damaged = |what: &str| Failure::Other(format!("the stored state of {id} is damaged: {what}"));
     let (parts, slot, owner, rest) = split(&value).ok_or_else(|| damaged("its first line"))?;
-    let mut whole = Vec::new();
+    let mut bytes = Vec::new();
     if parts * PART_BYTES > checkpoint::CHECKPOINT_BYTES_MAX + PART_BYTES {
         return Err(damaged("too many parts"));
     }
     for part in 0..parts {
         let part = state::get(part_key(id, slot, part)).await?;
-        whole.extend(part.ok_or_else(|| damaged("a part is missing"))?);
+        bytes.extend(part.ok_or_else(|| damaged("a part is missing"))?);
     }
-    let bytes = if parts == 0 { rest } else { &whole };
+    let bytes = if parts == 0 { rest } else { &bytes };
     let decoded = turns::run(owner, || checkpoint::decode(bytes)).await;
     let (definition, checkpoint) = decoded.map_err(|error| damaged(&error.to_string()))?;
     Ok(Some(StoredExecution { owner: owner.to_owned(), parts, definition, checkpoint }))
@@ -360,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_marked_with_their_kind() {
+    fn value_with_another_head_is_refused() {
         let value = [head(0, "a", "ann@example.org").as_bytes(), b"{\n}"].concat();
         assert_eq!(split(&value), Some((0, "a", "ann@example.org", b"{\n}".as_slice())));
         for other in [

@@ -1,4 +1,4 @@
-//! `POST /process-stream`: a pipeline with events of its own; `POST /process-batch`: the same pipeline with one response.
+//! `POST /process-stream`: a pipeline answered as a stream of events; `POST /process-batch`: the same pipeline answered with one response.
 
 use std::{future::pending, pin::pin};
 
@@ -61,12 +61,13 @@ impl RequestContext<'_> {
     }
 }
 
-/// The timeout of a step of `/process-stream` and `/process-batch`: the request ends before it.
+/// The timeout of a step of `/process-stream` and `/process-batch`. It is longer than that of the request, which ends first.
 fn step_timeout_ms(settings: &Settings) -> u64 {
     settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX)
 }
 
-/// Answers a request whole, or with the problem of the first step that failed. Returning drops the work that is left.
+/// Runs the pipeline of a request to its end. Returns the response body, or the problem of the first step that failed; unfinished steps
+/// are dropped.
 pub(crate) async fn batch(
     execution: EphemeralExecution<BatchCollector>,
     settings: &Settings,
@@ -74,16 +75,16 @@ pub(crate) async fn batch(
 ) -> Result<Vec<u8>, Problem> {
     let timeout_ms = settings.request_timeout_ms;
     let result = async {
-        let work = pin!(execution.run());
+        let run = pin!(execution.run());
         let collect = pin!(async {
             loop {
                 if let Some(result) = execution.sink().poll_result() {
                     return result;
                 }
-                execution.told().await;
+                execution.changed().await;
             }
         });
-        match select(collect, work).await {
+        match select(collect, run).await {
             Either::Left((result, _)) => result,
             Either::Right(((), collect)) => collect.await,
         }
@@ -97,9 +98,9 @@ pub(crate) async fn batch(
 
 /// Runs the pipeline of a request and writes its events until the last, or until the client is gone.
 ///
-/// The first event is written before inference is called. Then two futures run concurrently: one receives outcomes, the other writes
+/// The first event is written before inference is called. Then two futures run concurrently: one runs the steps, the other writes
 /// events, so that a client that reads slowly delays only itself. When this returns, the streams to inference are dropped, and with them
-/// the unfinished work.
+/// the unfinished steps.
 pub(crate) async fn stream(
     execution: EphemeralExecution<Lines>,
     framing: Framing,
@@ -108,24 +109,24 @@ pub(crate) async fn stream(
     client: Client,
 ) {
     let Client { mut body, trailers, sent } = client;
-    let mut drawing = EventWriter { framing, events: 0 };
-    // Owns the body: it ends with this.
+    let mut writer = EventWriter { framing, events: 0 };
+    // This future owns the body, which ends when it is dropped.
     let whole = Box::pin(async move {
         let mut first = Vec::new();
         while let Some(line) = execution.sink().next_line() {
-            drawing.draw(&line, &mut first);
+            writer.push(&line, &mut first);
         }
-        if is_taken(&mut body, first).await {
-            rest(&execution, &mut drawing, settings, began, &mut body).await;
+        if write_or_probe(&mut body, first).await {
+            write_events(&execution, &mut writer, settings, began, &mut body).await;
         }
     });
-    // A client may leave while there is nothing to write.
+    // A client may disconnect while there is nothing to write.
     let gone = Box::pin(async {
         if sent.await.is_ok() {
             pending::<()>().await;
         }
     });
-    // A client may take as long again to read as the work may take.
+    // Twice the request timeout: once for the steps, and once for the client to read the response.
     let deadline = Deadline::after(began, settings.request_timeout_ms.saturating_mul(2));
     if deadline.bound(select(whole, gone)).await.is_none() {
         let cut = trailers.write(Err(ErrorCode::HttpResponseTimeout));
@@ -133,15 +134,15 @@ pub(crate) async fn stream(
     }
 }
 
-/// Everything after the first event.
-async fn rest(
+/// Runs the steps and writes every event after the first.
+async fn write_events(
     execution: &EphemeralExecution<Lines>,
-    drawing: &mut EventWriter,
+    writer: &mut EventWriter,
     settings: &Settings,
     began: Now,
     client: &mut StreamWriter<u8>,
 ) {
-    let work = pin!(async {
+    let run = pin!(async {
         let timeout_ms = settings.request_timeout_ms;
         if Deadline::after(began, timeout_ms).bound(execution.run()).await.is_none() {
             execution.abort(&Failure::RequestTimeout { timeout_ms });
@@ -152,38 +153,38 @@ async fn rest(
         loop {
             let mut out = Vec::new();
             while let Some(line) = execution.sink().next_line() {
-                drawing.draw(&line, &mut out);
+                writer.push(&line, &mut out);
             }
             if out.is_empty() {
                 if execution.is_over() && execution.sink().is_empty() {
                     return;
                 }
-                // Answers that do not come next change something and give nothing to write.
-                if probe.bound(execution.told()).await.is_some() {
+                // An outcome may change the execution without producing an event.
+                if probe.bound(execution.changed()).await.is_some() {
                     continue;
                 }
             }
-            if !is_taken(client, out).await {
+            if !write_or_probe(client, out).await {
                 return;
             }
             probe = Deadline::after(clock::now(), PROBE_MS);
         }
     });
-    if let Either::Left(((), write)) = select(work, write).await {
+    if let Either::Left(((), write)) = select(run, write).await {
         write.await;
     }
 }
 
-/// Writes to the client; false when the reader is gone. A write of nothing asks just that: it is done when the
-/// reader is ready for more, or gone.
-async fn is_taken(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
+/// Writes to the client; false when the reader is gone. An empty write is a probe: it completes when the reader is ready for more, or
+/// gone.
+async fn write_or_probe(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
     if bytes.is_empty() {
         return client.write(bytes).await.0 != StreamResult::Dropped;
     }
     client.write_all(bytes).await.is_empty()
 }
 
-/// Events as bytes.
+/// Encodes events in the framing of the response.
 struct EventWriter {
     framing: Framing,
     /// Events that were rendered.
@@ -191,7 +192,7 @@ struct EventWriter {
 }
 
 impl EventWriter {
-    fn draw(&mut self, line: &Line, out: &mut Vec<u8>) {
+    fn push(&mut self, line: &Line, out: &mut Vec<u8>) {
         self.events += 1;
         self.framing.push(out, self.events, &line.status, line.json.as_bytes());
     }

@@ -24,46 +24,46 @@ use crate::{
     },
 };
 
-/// Executions that are read at once.
+/// Executions that are read concurrently.
 const READ_AT_ONCE: usize = 8;
-/// Keys in a page.
+/// Keys in one page.
 const KEYS_MAX: u32 = 500;
-/// How long to wait for a store that does not answer.
+/// The delay before a failed listing of the store is retried, in milliseconds.
 const RETRY_MS: u64 = 500;
-/// Most executions that are remembered as damaged.
+/// Maximum number of executions in the set of damaged ones.
 const DAMAGED_MAX: usize = 1000;
 
 /// The result of opening an execution.
 pub(super) enum OpenResult {
     /// It runs in this instance.
-    RunningExecution(Rc<RunningExecution>),
-    /// Another instance owns it, until its lease ends, in the given number of milliseconds unless it renews it.
+    Running(Rc<RunningExecution>),
+    /// Another instance owns it; its lease ends in the given number of milliseconds unless it is renewed.
     Elsewhere(u64),
     /// It is being opened here.
     Opening,
-    /// It has no unfinished execution of this id.
+    /// The store has no running execution of this id.
     Gone,
 }
 
 /// Resumes every execution without an owner, lists those that have ended, and then scans periodically for executions whose owner has
-/// died. New ones may start during this.
+/// died. New executions may start meanwhile.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
-    each_key(pipelines, ExecutionKey::Going).await;
+    each_key(pipelines, ExecutionKey::Running).await;
     pipelines.restoration.finish();
     each_key(pipelines, ExecutionKey::Ended).await;
     loop {
         Deadline::after(clock::now(), lease::scan_ms()).passed().await;
-        each_key(pipelines, ExecutionKey::Going).await;
+        each_key(pipelines, ExecutionKey::Running).await;
     }
 }
 
-async fn each_key(pipelines: &'static Pipelines, place: ExecutionKey) {
+async fn each_key(pipelines: &'static Pipelines, key_kind: ExecutionKey) {
     let mut after = String::new();
     loop {
-        let keys = match state::keys(place.kind().to_owned(), after.clone(), KEYS_MAX).await {
+        let keys = match state::keys(key_kind.prefix().to_owned(), after.clone(), KEYS_MAX).await {
             Ok(keys) => keys,
             Err(failure) => {
-                eprintln!("warn: what was interrupted is not known yet: {}", store::reason(&failure));
+                eprintln!("warn: the stored executions cannot be listed yet: {}", store::reason(&failure));
                 Deadline::after(clock::now(), RETRY_MS).passed().await;
                 continue;
             }
@@ -73,8 +73,8 @@ async fn each_key(pipelines: &'static Pipelines, place: ExecutionKey) {
         stream::iter(keys)
             .for_each_concurrent(READ_AT_ONCE, |key| async move {
                 let Some(id) = key.split_once(':').map(|(_, id)| id.to_owned()) else { return };
-                match place {
-                    ExecutionKey::Going => go_on(pipelines, &id).await,
+                match key_kind {
+                    ExecutionKey::Running => resume_one(pipelines, &id).await,
                     ExecutionKey::Ended => list(pipelines, &id).await,
                 }
             })
@@ -85,14 +85,14 @@ async fn each_key(pipelines: &'static Pipelines, place: ExecutionKey) {
     }
 }
 
-/// Resumes an execution where it has no owner and there is capacity; damage is logged once, and the stored state is left unchanged.
-async fn go_on(pipelines: &'static Pipelines, id: &str) {
+/// Resumes an execution if it has no owner and there is capacity. Damaged state is logged once and left unchanged.
+async fn resume_one(pipelines: &'static Pipelines, id: &str) {
     if pipelines.is_full() || pipelines.damaged.borrow().contains(id) {
         return;
     }
     match open(pipelines, id).await {
         Ok(_) => {}
-        // The next look tries again.
+        // The next scan tries again.
         Err(failure @ Failure::Unavailable(_)) => {
             eprintln!("warn: {id} is not resumed yet: {}", store::reason(&failure));
         }
@@ -109,22 +109,22 @@ async fn go_on(pipelines: &'static Pipelines, id: &str) {
 
 /// Resumes an execution here, unless another instance owns it.
 pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<OpenResult, Failure> {
-    let found = || pipelines.find(id).map(OpenResult::RunningExecution);
-    let Some(_opening) = pipelines.open(id) else { return Ok(found().unwrap_or(OpenResult::Opening)) };
-    let lease = match lease::acquire(ExecutionKey::Going.key(id)).await? {
+    let running = || pipelines.find(id).map(OpenResult::Running);
+    let Some(_opening) = pipelines.open(id) else { return Ok(running().unwrap_or(OpenResult::Opening)) };
+    let lease = match lease::acquire(ExecutionKey::Running.key(id)).await? {
         Ok(lease) => lease,
         Err(remaining_ms) => return Ok(OpenResult::Elsewhere(remaining_ms)),
     };
-    // What the owner before has written is there, and it can write no more.
-    let kept = match read(id).await {
-        Ok(Some(kept)) => kept,
-        nothing => {
+    // The lease comes first: the previous owner can write no more, so what is read is final.
+    let stored = match read(id).await {
+        Ok(Some(stored)) => stored,
+        absent => {
             lease.release().await;
-            return nothing.map(|_| OpenResult::Gone);
+            return absent.map(|_| OpenResult::Gone);
         }
     };
-    match live(pipelines, kept, lease) {
-        Ok(live) => Ok(OpenResult::RunningExecution(pipelines.go(live))),
+    match restore(pipelines, stored, lease) {
+        Ok(running) => Ok(OpenResult::Running(pipelines.spawn_driver(running))),
         Err((lease, failure)) => {
             lease.release().await;
             Err(failure)
@@ -134,25 +134,24 @@ pub(super) async fn open(pipelines: &'static Pipelines, id: &str) -> Result<Open
 
 /// The last checkpoint of an execution, the cursor of the last event in its channel, and the number of its events.
 async fn read(id: &str) -> Result<Option<(StoredExecution, Cursor, u64)>, Failure> {
-    let Some(kept) = persistence::get(ExecutionKey::Going, id).await? else { return Ok(None) };
+    let Some(execution) = persistence::get(ExecutionKey::Running, id).await? else { return Ok(None) };
     let (last, stored) = persistence::tail_after(&format!("pipeline:{id}"), Cursor { epoch: 0, seq: 0 }, 0).await?;
-    Ok(Some((kept, last, stored)))
+    Ok(Some((execution, last, stored)))
 }
 
-fn live(
+fn restore(
     pipelines: &'static Pipelines,
-    (kept, last, stored): (StoredExecution, Cursor, u64),
+    (execution, last, stored): (StoredExecution, Cursor, u64),
     lease: StoreLease,
 ) -> Result<RunningExecution, (StoreLease, Failure)> {
-    let StoredExecution { owner, parts, definition, checkpoint } = kept;
+    let StoredExecution { owner, parts, definition, checkpoint } = execution;
     let definition = Arc::new(definition);
     let resume = |events_stored| {
         let (definition, checkpoint) = (definition.clone(), checkpoint.clone());
         Execution::resume(definition, checkpoint, events_stored, pipelines.limits(), request_id::seed(), clock::now())
     };
     let resumed = match resume(stored) {
-        // A store with fewer events than it acknowledged has lost them, or they exceeded their retention. Subscribers see a gap in the
-        // channel.
+        // The store has fewer events than it acknowledged: it has lost some, or their retention has ended. Subscribers get a gap.
         Err(ResumeError::EventsLost { events_known, .. }) => resume(events_known),
         other => other,
     };
@@ -160,28 +159,28 @@ fn live(
         Ok(execution) => execution,
         Err(error) => return Err((lease, Failure::Other(error.to_string()))),
     };
-    let live = RunningExecution::new(execution, owner, Some(lease));
-    live.checkpoint.replace(Some(checkpoint));
-    live.parts.set(parts);
-    live.last.set(last);
-    live.stored.set(stored);
-    Ok(live)
+    let running = RunningExecution::new(execution, owner, Some(lease));
+    running.checkpoint.replace(Some(checkpoint));
+    running.parts.set(parts);
+    running.last.set(last);
+    running.stored.set(stored);
+    Ok(running)
 }
 
-/// Lists one that has ended.
+/// Adds an ended execution to the list of this instance.
 async fn list(pipelines: &'static Pipelines, id: &str) {
-    // A request for it by its id is answered with the reason.
-    let Ok(Some(kept)) = persistence::get(ExecutionKey::Ended, id).await else { return };
-    let owner = kept.owner.clone();
-    if let Some(status) = status(pipelines, kept) {
+    // A request for the execution by its id gets the error.
+    let Ok(Some(stored)) = persistence::get(ExecutionKey::Ended, id).await else { return };
+    let owner = stored.owner.clone();
+    if let Some(status) = status(pipelines, stored) {
         pipelines.list(owner, ExecutionSummary::from(status));
     }
 }
 
 /// The status of a stored execution.
-pub(super) fn status(pipelines: &Pipelines, kept: StoredExecution) -> Option<weir_core::pipelines::Status> {
-    let (stored, now) = (kept.checkpoint.events_end, clock::now());
-    let definition = Arc::new(kept.definition);
-    let execution = Execution::resume(definition, kept.checkpoint, stored, pipelines.limits(), 0, now).ok()?;
+pub(super) fn status(pipelines: &Pipelines, stored: StoredExecution) -> Option<weir_core::pipelines::Status> {
+    let (events_stored, now) = (stored.checkpoint.events_end, clock::now());
+    let definition = Arc::new(stored.definition);
+    let execution = Execution::resume(definition, stored.checkpoint, events_stored, pipelines.limits(), 0, now).ok()?;
     Some(execution.status(now.monotonic_ns))
 }

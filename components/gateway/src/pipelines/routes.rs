@@ -1,4 +1,4 @@
-//! What clients ask of pipelines and their executions.
+//! The paths of pipelines and executions.
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
@@ -40,27 +40,27 @@ use crate::{
 
 /// Longest `Idempotency-Key`, in bytes.
 const KEY_BYTES_MAX: usize = 255;
-/// How long an execution may take to begin before another request with its `Idempotency-Key` begins it. One that could not begin gives way at
-/// once.
+/// The lease of an `Idempotency-Key`, in milliseconds: the longest that a request may take to start its execution before another request
+/// with the same key may start it. A request that fails to start it releases the lease at once.
 const BEGIN_LEASE_MS: u64 = 10_000;
-/// How long a request waits for another that begins the same execution, and how often it looks.
-const BEGUN_MS: u64 = 5000;
-const LOOK_MS: u64 = 50;
-/// How long a cancelled execution may take to be over before its client has an answer.
+/// How long a request waits for another one with the same `Idempotency-Key`, and the interval of its checks, in milliseconds.
+const KEY_WAIT_MS: u64 = 5000;
+const KEY_POLL_MS: u64 = 50;
+/// The longest that the response to a cancel waits for the end of the execution, in milliseconds.
 const CANCEL_MS: u64 = 5000;
-/// When to come back to a server that has all the executions that it may have.
+/// `Retry-After` where the maximum number of executions is reached, in milliseconds.
 const BUSY_RETRY_MS: u32 = 1000;
 
-/// What a request with an `Idempotency-Key` is to do.
+/// Whether a request with an `Idempotency-Key` starts an execution.
 enum StartDecision {
-    /// An execution.
-    New(New),
-    /// Nothing: it was started.
-    Begun(String),
+    /// It starts this execution.
+    New(NewExecution),
+    /// The execution with this id was started by an earlier request.
+    Existing(String),
 }
 
-/// An execution to start, with the lease that keeps other requests with the same `Idempotency-Key` from starting it.
-struct New {
+/// The id of an execution to start, and the lease that keeps other requests with the same `Idempotency-Key` from starting another.
+struct NewExecution {
     id: String,
     lease: Option<RequestLease>,
 }
@@ -110,7 +110,8 @@ impl RequestContext<'_> {
         }
     }
 
-    /// What is not allowed is not there: both are answered with the nearest of the pipelines that the user may start.
+    /// 404 with the most similar names among the pipelines that the user may start. An unknown pipeline and one that the user may not start
+    /// get the same response.
     fn unknown_pipeline(&self, pipelines: &Pipelines, name: &str, identity: &Identity) -> Problem {
         let all = pipelines.definitions.all();
         let allowed = all.iter().map(|(name, _)| name.as_str()).filter(|name| self.may_start(identity, name).is_ok());
@@ -150,25 +151,25 @@ impl RequestContext<'_> {
         let input = turns::run(identity.user(), || text::read(&body)).await.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
-        let _starting = pipelines.reserve(identity.user())?;
-        let New { id, lease } = match key {
-            None => New { id: execution_id::from_random(request_id::random()), lease: None },
-            Some(key) => match self.begin(pipelines, name, &key, &input, identity).await? {
+        let _permit = pipelines.reserve(identity.user())?;
+        let NewExecution { id, lease } = match key {
+            None => NewExecution { id: execution_id::from_random(request_id::random()), lease: None },
+            Some(key) => match self.claim_key(pipelines, name, &key, &input, identity).await? {
                 StartDecision::New(new) => new,
-                StartDecision::Begun(id) => return self.begun(pipelines, &id, name, prefer, identity).await,
+                StartDecision::Existing(id) => return self.existing_response(pipelines, &id, name, prefer, identity).await,
             },
         };
-        let live = new_live(pipelines, definition, &id, input, identity).await;
+        let running = start_execution(pipelines, definition, &id, input, identity).await;
         if let Some(lease) = lease {
             lease.release().await;
         }
-        self.begun_live(live?, &id, name, prefer).await
+        self.running_response(running?, &id, name, prefer).await
     }
 
-    /// Answers for a running execution: with its end, if the client waits and it comes in time.
-    async fn begun_live(
+    /// The response for a running execution: its result, if the client waits and the execution ends in time, else 202.
+    async fn running_response(
         &self,
-        live: Rc<RunningExecution>,
+        running: Rc<RunningExecution>,
         id: &str,
         name: &str,
         prefer: Prefer,
@@ -176,18 +177,18 @@ impl RequestContext<'_> {
         let timeout_ms = Settings::current().map_err(Problem::internal)?.request_timeout_ms;
         if let Some(wait_ms) = prefer.wait_ms(timeout_ms) {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
-            // After a takeover by another instance, the end is known there.
-            if end.bound(live.clone().ended()).await.is_some() && !live.is_lost() {
-                let status = live.execution.borrow().status(clock::now().monotonic_ns);
+            // After a takeover, only the other instance knows the end.
+            if end.bound(running.clone().ended()).await.is_some() && !running.is_lost() {
+                let status = running.execution.borrow().status(clock::now().monotonic_ns);
                 let bytes = status.output.as_ref().map_or(0, Json::bytes);
-                return Ok(turns::run_over(&live.owner, bytes, || finished(&status, id, prefer)).await);
+                return Ok(turns::run_over(&running.owner, bytes, || finished(&status, id, prefer)).await);
             }
         }
         Ok(accepted(id, name, prefer))
     }
 
-    /// Answers for an execution that an earlier request with the same key began.
-    async fn begun(
+    /// The response for an execution that an earlier request with the same key started.
+    async fn existing_response(
         &self,
         pipelines: &'static Pipelines,
         id: &str,
@@ -195,8 +196,8 @@ impl RequestContext<'_> {
         prefer: Prefer,
         identity: &Identity,
     ) -> Result<BufferedResponse, Problem> {
-        if let Some(live) = pipelines.find(id) {
-            return self.begun_live(live, id, name, prefer).await;
+        if let Some(running) = pipelines.find(id) {
+            return self.running_response(running, id, name, prefer).await;
         }
         if prefer.wait.is_some() {
             let status = self.status(pipelines, id, identity, Action::Read).await?;
@@ -208,7 +209,7 @@ impl RequestContext<'_> {
         Ok(accepted(id, name, prefer))
     }
 
-    /// `Idempotency-Key`, if the client sends one.
+    /// The `Idempotency-Key` of the request, if it has one.
     fn idempotency_key(&self) -> Result<Option<String>, Problem> {
         let Some(key) = self.header("idempotency-key") else { return Ok(None) };
         let fits = key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -220,9 +221,9 @@ impl RequestContext<'_> {
         Ok(Some(key))
     }
 
-    /// Whether an execution is to begin, where requests with the same key begin one together. Which one is written down before
-    /// it begins, so that a crash in between leaves nothing that could begin twice.
-    async fn begin(
+    /// Decides whether this request starts an execution: requests with the same key start one together. Its id is stored before it
+    /// starts, so that after a crash in between a retry starts the same execution.
+    async fn claim_key(
         &self,
         pipelines: &'static Pipelines,
         name: &str,
@@ -230,33 +231,33 @@ impl RequestContext<'_> {
         input: &Json,
         identity: &Identity,
     ) -> Result<StartDecision, Problem> {
-        let place = format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
-        let print = digest::of(&[input.as_str().as_bytes()]);
-        let end = Deadline::after(clock::now(), BEGUN_MS);
+        let record_key = format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
+        let input_digest = digest::of(&[input.as_str().as_bytes()]);
+        let end = Deadline::after(clock::now(), KEY_WAIT_MS);
         loop {
-            if let KeyRecord::Begun(id) = known(pipelines, &place, &print).await? {
-                return Ok(StartDecision::Begun(id));
+            if let KeyRecord::Started(id) = read_key(pipelines, &record_key, &input_digest).await? {
+                return Ok(StartDecision::Existing(id));
             }
-            let acquired = lease::acquire_for_request(place.clone(), BEGIN_LEASE_MS).await;
+            let acquired = lease::acquire_for_request(record_key.clone(), BEGIN_LEASE_MS).await;
             if let Ok(lease) = acquired.map_err(store::problem)? {
-                let begin = begin_under(pipelines, &place, &print, &lease, identity).await;
-                if let Ok(StartDecision::New(New { id, .. })) = begin {
-                    return Ok(StartDecision::New(New { id, lease: Some(lease) }));
+                let decision = claim_key_under_lease(pipelines, &record_key, &input_digest, &lease, identity).await;
+                if let Ok(StartDecision::New(NewExecution { id, .. })) = decision {
+                    return Ok(StartDecision::New(NewExecution { id, lease: Some(lease) }));
                 }
                 lease.release().await;
-                return begin;
+                return decision;
             }
             let now = clock::now();
             if end.is_past(now) {
-                let detail = "another request with this `Idempotency-Key` is being answered";
+                let detail = "another request with this `Idempotency-Key` is in progress";
                 return Err(Problem::refused(409, "idempotency_key_in_use", "The key is in use", detail, Some(1000)));
             }
-            Deadline::after(now, LOOK_MS).passed().await;
+            Deadline::after(now, KEY_POLL_MS).passed().await;
         }
     }
 
-    /// How far an execution is, if this user may do something with it. Another's and a missing one are answered alike, after
-    /// the same questions to the store.
+    /// The status of an execution, if this user may perform `action` on it. One of another user and a missing one get the same response,
+    /// after the same reads of the store.
     async fn status(
         &self,
         pipelines: &'static Pipelines,
@@ -266,17 +267,17 @@ impl RequestContext<'_> {
     ) -> Result<Status, Problem> {
         let channel = channel(id)?;
         let may = |owner: &str| identity.authorize(action, &channel, Some(owner)).is_ok();
-        if let Some(live) = pipelines.find(id).filter(|live| may(&live.owner)) {
-            return Ok(live.execution.borrow().status(clock::now().monotonic_ns));
+        if let Some(running) = pipelines.find(id).filter(|running| may(&running.owner)) {
+            return Ok(running.execution.borrow().status(clock::now().monotonic_ns));
         }
-        for place in [ExecutionKey::Going, ExecutionKey::Ended] {
-            let kept = persistence::get(place, id).await.map_err(|failure| {
-                eprintln!("warn: {id} is asked for: {}", store::reason(&failure));
+        for key_kind in [ExecutionKey::Running, ExecutionKey::Ended] {
+            let stored = persistence::get(key_kind, id).await.map_err(|failure| {
+                eprintln!("warn: the status of {id} cannot be read: {}", store::reason(&failure));
                 store::problem(failure)
             })?;
-            if let Some(kept) = kept.filter(|kept| may(&kept.owner)) {
-                let status = resume::status(pipelines, kept);
-                return status.ok_or_else(|| Problem::internal("what is kept of the execution is damaged"));
+            if let Some(stored) = stored.filter(|stored| may(&stored.owner)) {
+                let status = resume::status(pipelines, stored);
+                return status.ok_or_else(|| Problem::internal("the stored state of the execution is damaged"));
             }
         }
         Err(Problem::not_found(&self.path))
@@ -289,20 +290,20 @@ impl RequestContext<'_> {
         identity: &Identity,
     ) -> Result<BufferedResponse, Problem> {
         let channel = channel(id)?;
-        let may = |live: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&live.owner)).is_ok();
+        let may = |running: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&running.owner)).is_ok();
         let over = || {
-            let detail = "the execution is over, or what it did is being undone";
+            let detail = "the execution has ended, or its compensations are running";
             Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
         };
-        let live = match pipelines.find(id).filter(may) {
-            Some(live) => live,
+        let running = match pipelines.find(id).filter(may) {
+            Some(running) => running,
             None => {
                 let status = self.status(pipelines, id, identity, Action::Cancel).await?;
                 if is_over(&status) {
                     return over();
                 }
                 match resume::open(pipelines, id).await.map_err(store::problem)? {
-                    OpenResult::RunningExecution(live) => live,
+                    OpenResult::Running(running) => running,
                     OpenResult::Elsewhere(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
                     OpenResult::Opening => {
                         let detail = "the execution is being resumed after a restart";
@@ -318,15 +319,15 @@ impl RequestContext<'_> {
                 }
             }
         };
-        if !live.cancel() {
+        if !running.cancel() {
             return over();
         }
-        // It is stored shortly after.
-        Deadline::after(clock::now(), CANCEL_MS).bound(live.clone().ended()).await;
-        if live.is_lost() {
+        // The end is stored shortly after the cancellation.
+        Deadline::after(clock::now(), CANCEL_MS).bound(running.clone().ended()).await;
+        if running.is_lost() {
             return Err(store::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
         }
-        let status = live.execution.borrow().status(clock::now().monotonic_ns);
+        let status = running.execution.borrow().status(clock::now().monotonic_ns);
         Ok(BufferedResponse::json(execution::status_json(&status).into_bytes()))
     }
 }
@@ -342,70 +343,72 @@ impl Pipelines {
         Err(Problem::refused(413, "input_too_large", "The input is too large", detail, None))
     }
 
-    /// Takes a permit for an unfinished execution.
-    pub(super) fn reserve(&'static self, user: &str) -> Result<Starting, Problem> {
-        let live = self.live.borrow();
+    /// Takes a permit for an execution of a user that is about to start.
+    pub(super) fn reserve(&'static self, user: &str) -> Result<StartPermit, Problem> {
+        let running = self.running.borrow();
         let full = |status, code, detail: &str| {
             Err(Problem::refused(status, code, "Too many executions", detail, Some(BUSY_RETRY_MS)))
         };
         if self.is_full() {
-            return full(503, "executions_full", "this server has all the executions that it may have");
+            return full(503, "executions_full", "this server runs as many executions as it may (pipelines.executions_max)");
         }
         let starting = self.starting.borrow().of(Some(user));
-        let own = starting + live.values().filter(|live| live.owner == user).count();
-        // Where users are not identified, all are one user, whose share is the whole.
+        let own = starting + running.values().filter(|running| running.owner == user).count();
+        // Without authentication all clients are the same user, who has the share of all.
         if self.settings.auth.required && own >= self.config.user_executions_max {
-            return full(429, "too_many_executions", "you have all the executions that you may have");
+            return full(429, "too_many_executions", "you have as many executions as one user may have (pipelines.user_executions_max)");
         }
         self.starting.borrow_mut().add(Some(user), 1);
-        Ok(Starting { pipelines: self, user: user.to_owned() })
+        Ok(StartPermit { pipelines: self, user: user.to_owned() })
     }
 }
 
-/// What is written down of an `Idempotency-Key`.
+/// The stored record of an `Idempotency-Key`.
 enum KeyRecord {
-    Nothing,
-    /// The execution with this id was chosen and not started yet.
+    /// There is none.
+    Absent,
+    /// The execution with this id was chosen and has not started.
     Chosen(String),
-    Begun(String),
+    /// The execution with this id was started.
+    Started(String),
 }
 
-async fn known(pipelines: &'static Pipelines, place: &str, print: &str) -> Result<KeyRecord, Problem> {
-    let known = state::get(place.to_owned()).await.map_err(store::problem)?;
-    let known = known.and_then(|value| String::from_utf8(value).ok());
-    let Some((id, other)) = known.as_deref().and_then(|value| value.split_once(' ')) else {
-        return Ok(KeyRecord::Nothing);
+async fn read_key(pipelines: &'static Pipelines, record_key: &str, input_digest: &str) -> Result<KeyRecord, Problem> {
+    let value = state::get(record_key.to_owned()).await.map_err(store::problem)?;
+    let value = value.and_then(|value| String::from_utf8(value).ok());
+    let Some((id, other)) = value.as_deref().and_then(|value| value.split_once(' ')) else {
+        return Ok(KeyRecord::Absent);
     };
-    if other != print {
+    if other != input_digest {
         let detail = "this `Idempotency-Key` was sent with another input";
         return Err(Problem::refused(422, "idempotency_key_reused", "The key was used", detail, None));
     }
     let id = id.to_owned();
-    Ok(if exists(pipelines, &id).await? { KeyRecord::Begun(id) } else { KeyRecord::Chosen(id) })
+    Ok(if exists(pipelines, &id).await? { KeyRecord::Started(id) } else { KeyRecord::Chosen(id) })
 }
 
-/// Records which execution is to start, where no other request has started it before the lease was acquired.
-async fn begin_under(
+/// Stores the id of the execution to start, unless another request started one before the lease was acquired.
+async fn claim_key_under_lease(
     pipelines: &'static Pipelines,
-    place: &str,
-    print: &str,
+    record_key: &str,
+    input_digest: &str,
     lease: &RequestLease,
     identity: &Identity,
 ) -> Result<StartDecision, Problem> {
-    let id = match known(pipelines, place, print).await? {
-        KeyRecord::Begun(id) => return Ok(StartDecision::Begun(id)),
+    let id = match read_key(pipelines, record_key, input_digest).await? {
+        KeyRecord::Started(id) => return Ok(StartDecision::Existing(id)),
         KeyRecord::Chosen(id) => id,
-        KeyRecord::Nothing => execution_id::from_random(request_id::random()),
+        KeyRecord::Absent => execution_id::from_random(request_id::random()),
     };
-    let (value, ttl_ms) = (format!("{id} {print}").into_bytes(), pipelines.config.ttl_ms);
+    let (value, ttl_ms) = (format!("{id} {input_digest}").into_bytes(), pipelines.config.ttl_ms);
     let share = pipelines.settings.auth.required.then(|| identity.user().to_owned());
-    let put = state::put(place.to_owned(), value, Some(ttl_ms), Some(lease.fence()), share).await;
+    let put = state::put(record_key.to_owned(), value, Some(ttl_ms), Some(lease.fence()), share).await;
     put.map_err(store::problem)?;
-    Ok(StartDecision::New(New { id, lease: None }))
+    Ok(StartDecision::New(NewExecution { id, lease: None }))
 }
 
-/// Begins an execution: it is stored before it runs.
-pub(super) async fn new_live(
+/// Starts an execution. Its first checkpoint is stored before it runs.
+pub(super) async fn start_execution(
     pipelines: &'static Pipelines,
     definition: Arc<Definition>,
     id: &str,
@@ -417,58 +420,58 @@ pub(super) async fn new_live(
     let execution = execution.map_err(|error: ReportError| Problem::internal(&error.to_string()))?;
     // The scan for executions without an owner must not find this one before it runs.
     let _opening = pipelines.open(id);
-    let lease = match lease::acquire(ExecutionKey::Going.key(id)).await.map_err(store::problem)? {
+    let lease = match lease::acquire(ExecutionKey::Running.key(id)).await.map_err(store::problem)? {
         Ok(lease) => lease,
         Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
     };
-    let live = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
-    let checkpoint = live.execution.borrow_mut().poll_checkpoint(now);
+    let running = RunningExecution::new(execution, identity.user().to_owned(), Some(lease));
+    let checkpoint = running.execution.borrow_mut().poll_checkpoint(now);
     let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
-    let kept = async {
+    let save = async {
         if Access::current()?.required() {
-            persistence::own(&live).await.map_err(store::problem)?;
+            persistence::own(&running).await.map_err(store::problem)?;
         }
-        persistence::try_save(pipelines, &live, &checkpoint).await.map_err(store::problem)
+        persistence::try_save(pipelines, &running, &checkpoint).await.map_err(store::problem)
     };
-    if let Err(problem) = kept.await {
-        live.release().await;
+    if let Err(problem) = save.await {
+        running.release().await;
         return Err(problem);
     }
-    live.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
-    live.checkpoint.replace(Some(checkpoint));
-    Ok(pipelines.go(live))
+    running.execution.borrow_mut().handle_checkpoint_saved(checkpoint.number);
+    running.checkpoint.replace(Some(checkpoint));
+    Ok(pipelines.spawn_driver(running))
 }
 
 /// A permit for an execution that is starting, returned when it is dropped.
-pub(super) struct Starting {
+pub(super) struct StartPermit {
     pipelines: &'static Pipelines,
     user: String,
 }
 
-impl Drop for Starting {
+impl Drop for StartPermit {
     fn drop(&mut self) {
         self.pipelines.starting.borrow_mut().remove(Some(&self.user), 1);
     }
 }
 
-/// It has ended, one way or the other.
+/// Whether the execution has ended, with or without success.
 fn is_over(status: &Status) -> bool {
     status.output.is_some() || status.failure.is_some()
 }
 
-/// The channel of an execution; with the name of a pipeline, the scope that starting it requires.
+/// The channel of an execution. For the name of a pipeline, the channel whose scope permits starting it.
 fn channel(id: &str) -> Result<Channel, Problem> {
-    Channel::new(ChannelKind::Pipeline, id).map_err(|_| Problem::internal("a name that no channel has"))
+    Channel::new(ChannelKind::Pipeline, id).map_err(|_| Problem::internal("the name is not valid as a channel"))
 }
 
-/// Whether there is such an execution, of any user.
+/// Whether an execution of this id exists, of any user.
 async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
     Ok(pipelines.find(id).is_some()
-        || persistence::get(ExecutionKey::Going, id).await.map_err(store::problem)?.is_some()
+        || persistence::get(ExecutionKey::Running, id).await.map_err(store::problem)?.is_some()
         || persistence::get(ExecutionKey::Ended, id).await.map_err(store::problem)?.is_some())
 }
 
-/// The executions that a user may see, the newest first: the user's own in the store, whichever instance has them, and those of this
+/// The executions that a user may see, newest first: the user's own executions in the store, of all instances, and the visible ones of this
 /// instance.
 async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> Result<Vec<ExecutionSummary>, Failure> {
     let may = |id: &str, owner: &str| {
@@ -483,8 +486,8 @@ async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> 
         add(listed.clone());
     }
     let now_ns = clock::now().monotonic_ns;
-    for (_, live) in pipelines.live.borrow().iter().filter(|(id, live)| may(id, &live.owner)) {
-        let status = live.execution.borrow().status(now_ns);
+    for (_, running) in pipelines.running.borrow().iter().filter(|(id, running)| may(id, &running.owner)) {
+        let status = running.execution.borrow().status(now_ns);
         add(ExecutionSummary::from(status));
     }
     let mut all: Vec<ExecutionSummary> = all.into_values().collect();
@@ -492,7 +495,7 @@ async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> 
     Ok(query.select(all))
 }
 
-/// 202: it runs.
+/// 202: the execution runs.
 fn accepted(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
     let reply = BufferedResponse::error(202, execution::accepted_json(id, name).into_bytes())
         .with("location", execution::location(id));
@@ -502,7 +505,7 @@ fn accepted(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
     }
 }
 
-/// 200: it has ended while the client waited.
+/// 200: the execution ended while the client waited.
 fn finished(status: &Status, id: &str, prefer: Prefer) -> BufferedResponse {
     let reply =
         BufferedResponse::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));

@@ -20,7 +20,7 @@ use crate::platform::{
     settings::Settings,
 };
 
-/// How long after a lease could not be renewed it is tried again, in milliseconds.
+/// The delay before a failed renewal of the lease is retried, in milliseconds.
 const RENEW_MS: u64 = 100;
 
 /// An execution, shared by its driver, its steps and the requests about it.
@@ -32,26 +32,28 @@ pub(super) struct RunningExecution {
     lease: Option<StoreLease>,
     /// The checkpoint that was saved last.
     pub(super) checkpoint: RefCell<Option<Checkpoint>>,
-    /// How many values that checkpoint lies in.
+    /// The largest number of separate parts that a checkpoint of it was stored in.
     pub(super) parts: Cell<usize>,
-    /// The state in the store's list of executions, as far as this instance has written it.
+    /// The state that this instance last wrote to the store's list of executions.
     pub(super) listed: Cell<Option<State>>,
-    /// The cursor and the number of the last event in the channel.
+    /// The cursor of the last event in the channel.
     pub(super) last: Cell<Cursor>,
+    /// The number of that event.
     pub(super) stored: Cell<u64>,
-    /// Tells the driver to look: from its steps, which are of its task; and from other tasks.
+    /// Wakes the driver, from its steps, which run in the same task.
     pub(super) changed: Signal,
-    pub(super) asked: TaskNotify,
+    /// Wakes the driver, from other tasks, when the execution is cancelled.
+    pub(super) cancel_notify: TaskNotify,
     cancelled: Cell<bool>,
-    /// Rings when events were stored, and when it has ended.
-    pub(super) moved: TaskNotify,
-    over: Cell<bool>,
-    /// The progress that is reported, of an upload.
+    /// Notified when events were stored, and when the execution has ended.
+    pub(super) progress_notify: TaskNotify,
+    is_finished: Cell<bool>,
+    /// The progress to report, for the execution of an upload.
     pub(super) upload: RefCell<Option<UploadProgress>>,
 }
 
 impl RunningExecution {
-    /// Nothing of it is stored yet.
+    /// An execution of which nothing is stored yet.
     pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
         let is_upload = lease.is_some() && upload::is_upload(execution.input());
         let upload = is_upload.then(|| UploadProgress::new(&execution.status(clock::now().monotonic_ns)));
@@ -66,14 +68,14 @@ impl RunningExecution {
             last: Cell::new(Cursor { epoch: 0, seq: 0 }),
             stored: Cell::new(0),
             changed: Signal::default(),
-            asked: TaskNotify::default(),
+            cancel_notify: TaskNotify::default(),
             cancelled: Cell::new(false),
-            moved: TaskNotify::default(),
-            over: Cell::new(false),
+            progress_notify: TaskNotify::default(),
+            is_finished: Cell::new(false),
         }
     }
 
-    /// What every write of it carries.
+    /// The fence that every write of its state carries.
     pub(super) fn fence(&self) -> Option<Fence> {
         self.lease.as_ref().map(StoreLease::fence)
     }
@@ -94,7 +96,7 @@ impl RunningExecution {
         self.lease.as_ref().is_some_and(StoreLease::is_lost)
     }
 
-    /// A write was refused. The driver ends.
+    /// Marks it as taken over, after a write was refused. The driver ends.
     pub(super) fn lose(&self) {
         if let Some(lease) = &self.lease {
             lease.lose();
@@ -102,7 +104,8 @@ impl RunningExecution {
         self.changed.notify();
     }
 
-    /// Resolves when a step may call another service; never where the execution is lost, which drops its steps.
+    /// Resolves when a step may call another service: while the lease is fresh. Never resolves if the execution is lost, since its steps
+    /// are dropped then.
     pub(super) async fn owned(&self) {
         while !self.is_owned(clock::now()) {
             match &self.lease {
@@ -116,7 +119,7 @@ impl RunningExecution {
         }
     }
 
-    /// Keeps the lease, and resolves when it is lost.
+    /// Renews the lease until it is lost.
     pub(super) async fn keep_lease(&self) {
         match &self.lease {
             Some(lease) => lease.keep(|| self.changed.notify()).await,
@@ -124,58 +127,58 @@ impl RunningExecution {
         }
     }
 
-    /// Others may have it.
+    /// Releases the lease, so that other instances may acquire it.
     pub(super) async fn release(&self) {
         if let Some(lease) = &self.lease {
             lease.release().await;
         }
     }
 
-    /// A step says how far it is.
+    /// Reports the progress of a step, 0 to 1.
     pub(super) fn progress(&self, run: Run, progress: f64, message: &str) {
         self.execution.borrow_mut().handle_progress(clock::now(), run, progress, message);
         self.changed.notify();
     }
 
-    /// A step has a part of its output. Waits while events are stored more slowly than they come.
+    /// Adds a part of the output of a step. Waits while events are produced faster than they are stored.
     pub(super) async fn part(&self, run: Run, part: Json) -> Result<(), StepFailure> {
         loop {
             let stored = self.stored.get();
-            let taken = self.execution.borrow_mut().handle_output(clock::now(), run, part.clone());
+            let result = self.execution.borrow_mut().handle_output(clock::now(), run, part.clone());
             self.changed.notify();
-            match taken {
-                // A waiter that is over is about to be dropped.
+            match result {
+                // The run has ended, and this future is about to be dropped.
                 Ok(()) | Err(ReportError::Stale) => return Ok(()),
                 Err(error @ ReportError::TooLarge { .. }) => {
                     return Err(StepFailure::last("output_too_large", error.to_string()));
                 }
-                Err(ReportError::Full) => self.moved.until(|| self.stored.get() != stored).await,
+                Err(ReportError::Full) => self.progress_notify.until(|| self.stored.get() != stored).await,
             }
         }
     }
 
-    /// Ends it; false when it is over, or being undone.
+    /// Cancels it; false when it has ended or its compensations run.
     pub(super) fn cancel(&self) -> bool {
         let reason = StepFailure::last("cancelled", "the execution was cancelled");
-        let taken = self.execution.borrow_mut().handle_cancel(clock::now(), reason);
-        self.cancelled.set(self.cancelled.get() || taken);
-        self.asked.ring();
-        taken
+        let result = self.execution.borrow_mut().handle_cancel(clock::now(), reason);
+        self.cancelled.set(self.cancelled.get() || result);
+        self.cancel_notify.ring();
+        result
     }
 
     /// Resolves when another task has cancelled it.
     pub(super) async fn cancelled(&self) {
-        self.asked.until(|| self.cancelled.get()).await;
+        self.cancel_notify.until(|| self.cancelled.get()).await;
     }
 
-    /// Marks it as completely stored.
+    /// Marks its end as stored.
     pub(super) fn finish(&self) {
-        self.over.set(true);
-        self.moved.ring();
+        self.is_finished.set(true);
+        self.progress_notify.ring();
     }
 
     /// Resolves when it has ended and its end is stored.
     pub(super) async fn ended(self: Rc<Self>) {
-        self.moved.until(|| self.over.get()).await;
+        self.progress_notify.until(|| self.is_finished.get()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What each kind of step does.
+//! Running a step of each kind.
 
 use std::{ops::ControlFlow, rc::Rc};
 
@@ -32,26 +32,26 @@ use crate::{
     transcripts::one_shot,
 };
 
-/// Most texts that are annotated in one turn.
+/// Maximum number of texts annotated in one turn.
 const ANNOTATED_MAX: usize = 64;
 
 /// Runs a step, or a compensation, once and reports its result.
-pub(super) async fn run(pipelines: &'static Pipelines, live: Rc<RunningExecution>, work: RunRequest) {
+pub(super) async fn run(pipelines: &'static Pipelines, running: Rc<RunningExecution>, request: RunRequest) {
     let (definition, id) = {
-        let execution = live.execution.borrow();
+        let execution = running.execution.borrow();
         (execution.definition().clone(), execution.id().clone())
     };
-    let Some(task) = definition.task(work.run.place) else { return };
-    let attempt = Attempt { pipelines, live: &live, task, run: work.run, key: format!("{id}.{}", task.id) };
-    let result = attempt.run(&work.inputs).await;
+    let Some(task) = definition.task(request.run.place) else { return };
+    let attempt = Attempt { pipelines, running: &running, task, run: request.run, key: format!("{id}.{}", task.id) };
+    let result = attempt.run(&request.inputs).await;
     let now = clock::now();
-    let mut execution = live.execution.borrow_mut();
+    let mut execution = running.execution.borrow_mut();
     match result {
-        Ok(output) => execution.handle_finished(now, work.run, output),
-        Err(failure) => execution.handle_failed(now, work.run, failure),
+        Ok(output) => execution.handle_finished(now, request.run, output),
+        Err(failure) => execution.handle_failed(now, request.run, failure),
     }
     drop(execution);
-    live.changed.notify();
+    running.changed.notify();
 }
 
 impl Attempt<'_> {
@@ -61,9 +61,9 @@ impl Attempt<'_> {
             Some(expression) => self.evaluate(expression, || inputs.context_json()).await?,
         };
         match &self.task.kind {
-            Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(wrong)?, *chunk_size)),
+            Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(invalid_input)?, *chunk_size)),
             Kind::Map { expression } => self.evaluate(expression, || input).await,
-            Kind::Annotate => annotate(&self.live.owner, &input).await,
+            Kind::Annotate => annotate(&self.running.owner, &input).await,
             Kind::Generate { .. } => self.generate(&input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
             Kind::Summary { model } => self.summary(&input, model.as_deref()).await,
@@ -83,13 +83,13 @@ impl Attempt<'_> {
         }
     }
 
-    /// Evaluates an expression, a turn for each slice of it.
+    /// Evaluates an expression over the value of `over`, one turn for each slice.
     pub(super) async fn evaluate(&self, expression: &str, over: impl FnOnce() -> Json) -> Result<Json, StepFailure> {
-        let user = &self.live.owner;
+        let user = &self.running.owner;
         let mut turn = Some(turns::take(user).await);
         let over = over();
         let failed = |error: String| StepFailure::last("expression_failed", error);
-        // It was one when the definition was read.
+        // The definition was checked when it was read, so this does not fail.
         let expression = Expression::parse(expression).map_err(|error| failed(error.to_string()))?;
         let bounds = Bounds { output_bytes_max: self.pipelines.config.output_bytes_max, ..Bounds::default() };
         let next_turn = async || {
@@ -101,18 +101,18 @@ impl Attempt<'_> {
     }
 
     async fn sentiment(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
-        let texts = input::texts(input).map_err(wrong)?;
+        let texts = input::texts(input).map_err(invalid_input)?;
         let count = texts.len();
         let mut sentiments = Sentiments::new(count);
         let items = texts.iter().zip(0..).map(|(text, id)| self.item(id, TextStep::Sentiment, text, model)).collect();
-        let mut told = 0;
-        let mut say = async |sentiments: &mut Sentiments| {
-            while let Some(say) = sentiments.poll() {
-                match say {
+        let mut sent = 0;
+        let mut drain = async |sentiments: &mut Sentiments| {
+            while let Some(step_output) = sentiments.poll() {
+                match step_output {
                     StepOutput::Part(part) => {
-                        told += 1;
-                        self.live.progress(self.run, told as f64 / count as f64, &format!("{told} of {count} texts"));
-                        if let Err(failure) = self.live.part(self.run, part).await {
+                        sent += 1;
+                        self.running.progress(self.run, sent as f64 / count as f64, &format!("{sent} of {count} texts"));
+                        if let Err(failure) = self.running.part(self.run, part).await {
                             return Some(Err(failure));
                         }
                     }
@@ -122,13 +122,13 @@ impl Attempt<'_> {
             }
             None
         };
-        if let Some(result) = say(&mut sentiments).await {
+        if let Some(result) = drain(&mut sentiments).await {
             return result;
         }
         let result = exchange(items, async |id, result: Result<Output, Failure>| {
             let Ok(chunk) = usize::try_from(id) else { return ControlFlow::Continue(()) };
             sentiments.handle_answer(chunk, result.and_then(text_output));
-            match say(&mut sentiments).await {
+            match drain(&mut sentiments).await {
                 Some(result) => ControlFlow::Break(result),
                 None => ControlFlow::Continue(()),
             }
@@ -137,29 +137,29 @@ impl Attempt<'_> {
     }
 
     async fn summary(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
-        let text = input::text(input).map_err(wrong)?;
-        let asked = self.item(0, TextStep::Summarization, &text, model);
-        let result = exchange(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
+        let text = input::text(input).map_err(invalid_input)?;
+        let item = self.item(0, TextStep::Summarization, &text, model);
+        let result = exchange(vec![item], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
         output::summary(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
             .map_err(|failure| StepFailure::from(&failure))
     }
 
     async fn entities(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
-        let text = input::text(input).map_err(wrong)?;
-        let asked = self.item(0, TextStep::Entities, &text, model);
-        let result = exchange(vec![asked], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
+        let text = input::text(input).map_err(invalid_input)?;
+        let item = self.item(0, TextStep::Entities, &text, model);
+        let result = exchange(vec![item], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
         output::entities(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
             .map_err(|failure| StepFailure::from(&failure))
     }
 
     async fn embed(&self, input: &Json, model: Option<&str>, normalize: bool) -> Result<Json, StepFailure> {
-        let texts = input::texts(input).map_err(wrong)?;
+        let texts = input::texts(input).map_err(invalid_input)?;
         let count = texts.len();
         let item = |(id, text)| self.bounded(embedding_item(id, text, normalize, self.settings()), model);
         let items: Vec<Item> = (0..).zip(texts).map(item).collect();
         let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); count];
-        let mut owed = count;
-        if owed > 0 {
+        let mut missing = count;
+        if missing > 0 {
             let result = exchange(items, async |id, result: Result<Output, Failure>| {
                 let vector = match result {
                     Ok(Output::Embedding(vector)) => vector,
@@ -168,11 +168,11 @@ impl Attempt<'_> {
                 };
                 if let Some(slot) = usize::try_from(id).ok().and_then(|id| vectors.get_mut(id)) {
                     *slot = vector;
-                    owed -= 1;
+                    missing -= 1;
                 }
-                let done = count - owed;
-                self.live.progress(self.run, done as f64 / count as f64, &format!("{done} of {count} texts"));
-                if owed == 0 { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
+                let done = count - missing;
+                self.running.progress(self.run, done as f64 / count as f64, &format!("{done} of {count} texts"));
+                if missing == 0 { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
             });
             result.await.unwrap_or_else(|| Err(no_outcome())).map_err(|failure| StepFailure::from(&failure))?;
         }
@@ -183,12 +183,12 @@ impl Attempt<'_> {
         self.bounded(text_item(id, step, text.to_owned(), self.settings()), model)
     }
 
-    /// An item with the model that the step names and the time of the attempt.
+    /// An item with the model that the step names, if any, and the timeout of the attempt as its deadline.
     fn bounded(&self, item: Item, model: Option<&str>) -> Item {
         Item { model: model.map_or(item.model, str::to_owned), deadline_ms: self.deadline_ms(), ..item }
     }
 
-    /// What is not computed when the attempt is over need not be.
+    /// The timeout of the attempt, after which its outcomes are not needed.
     fn deadline_ms(&self) -> Option<u32> {
         u32::try_from(self.task.timeout_ms).ok()
     }
@@ -199,28 +199,28 @@ impl Attempt<'_> {
 }
 
 async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
-    let texts = input::texts(input).map_err(wrong)?;
-    let ask =
+    let texts = input::texts(input).map_err(invalid_input)?;
+    let request =
         SessionRequest::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
     let texts: Vec<TextInput> =
         texts.into_iter().map(|text| TextInput { text, speaker_id: None, segment_id: None }).collect();
-    let config = one_shot::config(&ask);
+    let config = one_shot::config(&request);
     let mut annotations = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ANNOTATED_MAX) {
-        // The session component computes without waiting.
+        // The session component computes without awaiting, so the turn covers all of it.
         let turn = turns::take(user).await;
-        let some = one_shot::annotate(&config, texts.iter()).await;
+        let block = one_shot::annotate(&config, texts.iter()).await;
         drop(turn);
         annotations
-            .extend(some.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
+            .extend(block.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
     }
-    Ok(output::annotations(ask.parts(), &texts, &annotations))
+    Ok(output::annotations(request.parts(), &texts, &annotations))
 }
 
 fn lost<T>() -> Result<T, StepFailure> {
     Err(StepFailure::from(&no_outcome()))
 }
 
-fn wrong(error: InputError) -> StepFailure {
+fn invalid_input(error: InputError) -> StepFailure {
     StepFailure::last("invalid_input", error.to_string())
 }

@@ -23,7 +23,7 @@ use super::{
     Pipelines,
     definitions::LoadResult,
     persistence::{self, OwnershipLost},
-    routes::new_live,
+    routes::start_execution,
     running::RunningExecution,
 };
 use crate::{
@@ -37,14 +37,14 @@ use crate::{
 const KINDS: [ChannelKind; 2] = [ChannelKind::File, ChannelKind::Workflow];
 const NS_PER_MS: u64 = 1_000_000;
 
-/// The pipeline of uploads that name none.
+/// The built-in pipeline, which runs uploads that name none.
 pub(super) fn built_in(name: &str) -> Option<LoadResult> {
     let read = || definition_file::read(upload::DEFINITION.as_bytes(), upload::PIPELINE);
     (name == upload::PIPELINE).then(|| read().map(Arc::new).map_err(Rc::new))
 }
 
 impl RequestContext<'_> {
-    /// Begins an execution with a file as its input.
+    /// Starts an execution with a file as its input.
     pub(super) async fn upload(
         &self,
         pipelines: &'static Pipelines,
@@ -65,7 +65,7 @@ impl RequestContext<'_> {
         let input = input.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
-        let _starting = pipelines.reserve(identity.user())?;
+        let _permit = pipelines.reserve(identity.user())?;
         let id = execution_id::from_random(request_id::random());
         if access.required()
             && let Some(user) = user_channel(identity.user())
@@ -74,27 +74,27 @@ impl RequestContext<'_> {
                 ownership::settle(&channel(kind, &id)?, &user, ownership::PastEvents::Owned).await?;
             }
         }
-        new_live(pipelines, definition, &id, input, identity).await?;
+        start_execution(pipelines, definition, &id, input, identity).await?;
         let reply = BufferedResponse::error(202, upload::accepted_json(&id, pipeline).into_bytes());
         Ok(reply.with("location", execution::location(&id)))
     }
 }
 
 /// Stores events of an execution, and reports the progress of an upload.
-pub(super) async fn store(live: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
-    let (batch, count) = persistence::store(live.clone(), batch).await?;
+pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
+    let (batch, count) = persistence::store(running.clone(), batch).await?;
     for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
-        report(&live, &sequenced.event).await;
+        report_event(&running, &sequenced.event).await;
     }
     Ok((batch, count))
 }
 
 /// Reports the end of an upload whose last event was stored before a crash and not reported. A channel that has its last event
 /// refuses another.
-pub(super) async fn report_end(live: &RunningExecution) {
+pub(super) async fn report_end(running: &RunningExecution) {
     let event = {
-        let execution = live.execution.borrow();
-        let is_over = live.upload.borrow().as_ref().is_none_or(UploadProgress::is_over);
+        let execution = running.execution.borrow();
+        let is_over = running.upload.borrow().as_ref().is_none_or(UploadProgress::is_over);
         let data = match execution.outcome() {
             Some(Outcome::Completed { output }) if !is_over => {
                 Data::PipelineComplete { output: output.clone(), duration_ns: 0, steps_completed: 0, steps_failed: 0 }
@@ -106,22 +106,22 @@ pub(super) async fn report_end(live: &RunningExecution) {
         };
         Event { step_id: None, unix_ns: clock::now().unix_ns, data, metadata: Metadata::default() }
     };
-    report(live, &event).await;
+    report_event(running, &event).await;
 }
 
-async fn report(live: &RunningExecution, event: &Event) {
-    let progress = live.upload.borrow_mut().as_mut().and_then(|upload| upload.handle_event(event));
+async fn report_event(running: &RunningExecution, event: &Event) {
+    let progress = running.upload.borrow_mut().as_mut().and_then(|upload| upload.handle_event(event));
     let Some(progress) = progress else { return };
-    let id = live.execution.borrow().id().clone();
+    let id = running.execution.borrow().id().clone();
     for kind in KINDS {
-        // What an execution does is not held up by a report of it; its own channel has every event.
-        if let Err(problem) = append(live, kind, &id, &progress).await {
+        // Best effort: the channel of the execution has every event.
+        if let Err(problem) = append(running, kind, &id, &progress).await {
             eprintln!("warn: the progress of {}:{id} is not reported: {}", kind.name(), problem.detail);
         }
     }
 }
 
-async fn append(live: &RunningExecution, kind: ChannelKind, id: &str, progress: &Progress) -> Result<(), Problem> {
+async fn append(running: &RunningExecution, kind: ChannelKind, id: &str, progress: &Progress) -> Result<(), Problem> {
     let channel = channel(kind, id)?;
     let event = match kind {
         ChannelKind::File => StreamEvent::AnalysisProgress(progress),
@@ -129,9 +129,9 @@ async fn append(live: &RunningExecution, kind: ChannelKind, id: &str, progress: 
     };
     let data = event.data(&channel, clock::now().unix_ns / NS_PER_MS);
     let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is not UTF-8"))?;
-    publish::append_event(&channel, &event, data, live.share().as_deref()).await.map(drop)
+    publish::append_event(&channel, &event, data, running.share().as_deref()).await.map(drop)
 }
 
 fn channel(kind: ChannelKind, id: &str) -> Result<Channel, Problem> {
-    Channel::new(kind, id).map_err(|_| Problem::internal("an id that no channel has"))
+    Channel::new(kind, id).map_err(|_| Problem::internal("the id is not valid as a channel"))
 }

@@ -1,4 +1,4 @@
-//! From a path to the feature that answers it.
+//! Dispatch: from the path of a request to the feature that handles it.
 
 use std::cell::RefCell;
 
@@ -36,11 +36,11 @@ use crate::{
     transcripts,
 };
 
-/// A host with metrics asks whether the user may read them: 204 for yes.
+/// Paths that the host serves. It first asks the gateway whether the user may read them; 204 means yes.
 const METRICS: &str = "/metrics";
 const STATS: &str = "/v1/stats";
 
-/// Answers a request.
+/// Handles a request.
 pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
     let began = clock::now();
     Pipelines::wake();
@@ -57,13 +57,13 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
         user: RefCell::default(),
         began,
     };
-    let answer = match (request.enter(), body.take_unstarted()) {
-        (Ok(()), Some(body)) => answer(&mut request, body).await,
-        (Ok(()), None) => Err(Problem::internal("the body was taken before it was read")),
+    let result = match (request.enter(), body.take_unstarted()) {
+        (Ok(()), Some(body)) => respond(&mut request, body).await,
+        (Ok(()), None) => Err(Problem::internal("the request has no unread body")),
         (Err(problem), _) => Err(problem),
     };
     let user = request.user_header();
-    let mut reply = match answer {
+    let mut reply = match result {
         Ok(RouteResponse::Streaming(response)) => return Ok(response),
         Ok(RouteResponse::Whole(reply)) => reply,
         Err(problem) => {
@@ -74,7 +74,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
             }
         }
     };
-    // A cache must not give to a program what a browser got.
+    // A cache must not serve a browser's page to a program.
     if Settings::current().is_ok_and(|settings| page::is_offered(&request, settings)) {
         reply = reply.with("vary", "accept");
     }
@@ -87,7 +87,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
         .into_response(parts.method == Method::HEAD)
 }
 
-async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Result<RouteResponse, Problem> {
+async fn respond(request: &mut RequestContext<'_>, body: types::Request) -> Result<RouteResponse, Problem> {
     if request.method == Method::OPTIONS && matches!(&*request.path, "*" | "/*") {
         transcripts::routes::wake();
         Access::wake(request.began);
@@ -101,19 +101,19 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
         request.identify().await?;
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
-    let found = RouteMatch::at(&request.path)?;
+    let route_match = RouteMatch::at(&request.path)?;
     match request.method.as_str() {
         "GET" if RouteMatch::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
-        method if found.takes(method) => {}
-        "OPTIONS" => return options(request, found.allow()).map(RouteResponse::Whole),
-        method => return Err(Problem::method_not_allowed(method, &request.path, found.allow())),
+        method if route_match.takes(method) => {}
+        "OPTIONS" => return options(request, route_match.allow()).map(RouteResponse::Whole),
+        method => return Err(Problem::method_not_allowed(method, &request.path, route_match.allow())),
     }
-    match found {
-        RouteMatch::Own(route) => own(request, route, body).await,
+    match route_match {
+        RouteMatch::Own(route) => respond_own(request, route, body).await,
         RouteMatch::Generation(route) => request.generation(route, body).await,
         RouteMatch::Channels(ChannelRoute::Health) => health::health(request.began).await.map(RouteResponse::Whole),
         RouteMatch::Channels(route) => request.answer_channels(route, body).await,
-        RouteMatch::Sessions(route) => transcripts::routes::answer(request, route, body).await,
+        RouteMatch::Sessions(route) => transcripts::routes::respond(request, route, body).await,
         RouteMatch::Pipelines(route) => {
             let identity = request.identify().await?;
             request.pipelines(route, body, &identity).await.map(RouteResponse::Whole)
@@ -121,7 +121,7 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
     }
 }
 
-/// The methods of a path; for a CORS preflight, the headers that it asks about.
+/// The response to `OPTIONS`: the methods of a path and, for a CORS preflight, the CORS headers.
 fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<BufferedResponse, Problem> {
     let preflight = match &*request.path {
         LIVEZ => None,
@@ -141,8 +141,8 @@ async fn all_models(began: Now) -> Result<Vec<Model>, Problem> {
     Ok(models)
 }
 
-/// Texts, models, probes and documents.
-async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -> Result<RouteResponse, Problem> {
+/// Handles the routes of texts, models, probes and documents.
+async fn respond_own(request: &RequestContext<'_>, route: Route, body: types::Request) -> Result<RouteResponse, Problem> {
     let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
     if !open && Access::current()?.required() {
         request.identify().await?;
@@ -175,11 +175,11 @@ async fn own(request: &RequestContext<'_>, route: Route, body: types::Request) -
             }
         }
         Route::EmbedSparse => {
-            let detail = "no model of this server makes sparse embeddings; use `/embed`";
+            let detail = "no model of this server computes sparse embeddings; use `/embed`";
             return Err(Problem::refused(424, "inference_failed", "No sparse embeddings", detail, None));
         }
         Route::Index => BufferedResponse::json(route::index_json(env!("CARGO_PKG_VERSION"))),
-        // Alive means able to answer, whatever the settings and the models say.
+        // Liveness is independent of the settings and the models.
         Route::Livez => BufferedResponse::json(br#"{"status":"alive"}"#.as_slice()),
         Route::Readyz => health::readyz(request.began).await?,
         Route::Models => BufferedResponse::json(models::models_json(&all_models(request.began).await?)),

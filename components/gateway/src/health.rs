@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How long the channel store may take to say how it is.
+/// The timeout of the channel store's report of its condition, in milliseconds.
 const STORE_TIMEOUT_MS: u64 = 5000;
 
 pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
@@ -35,7 +35,7 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     if !unmet.is_empty() {
         return Err(Problem::steps_not_ready(&unmet, models));
     }
-    // Without authentication and off loopback there are no channels to be ready for, which is no fault.
+    // Without authentication, and on an address other than loopback, channels are refused by design, so keys are not checked.
     let access = Access::current()?;
     if access.required() {
         access.check_keys(began.monotonic_ns)?;
@@ -49,12 +49,12 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     }
 }
 
-/// The bounds that all users together have reached: those of the store, and those of sessions and executions. They do not make the server
-/// unready: requests without state are served, and the others are answered 503 until there is capacity.
+/// The bounds for all users together that are reached: those of the store, and those of sessions and executions. The server stays ready:
+/// requests without state are served, and the others get 503 until there is capacity.
 async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>, Problem> {
     let settings = Settings::current().map_err(Problem::internal)?;
     let mut bounds = vec![("session", "sessions.live_max", settings.sessions.live_max)];
-    // Executions in a store that others share may be theirs.
+    // Executions in a shared store may belong to other instances.
     if !settings.shared {
         bounds.push(("execution", "pipelines.executions_max", settings.pipelines.executions_max as u64));
     }
@@ -67,7 +67,7 @@ async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>
     Ok(exhausted)
 }
 
-/// What is wrong with the models that the configuration names for the steps.
+/// What the models that the configuration names for the steps lack, as sentences.
 fn unmet_steps(models: &[Model]) -> Result<Vec<String>, Problem> {
     let settings = Settings::current().map_err(Problem::internal)?;
     let steps = StepModels {
@@ -88,7 +88,7 @@ async fn store(began: Now) -> Result<events::Condition, String> {
     }
 }
 
-/// Asks the channel store and the models how they are.
+/// The health of the channel store and the models.
 pub(crate) async fn health(began: Now) -> Result<BufferedResponse, Problem> {
     let (store, models) = futures::join!(store(began), served_models(began));
     let usable = store.is_ok();
@@ -112,6 +112,6 @@ pub(crate) async fn health(began: Now) -> Result<BufferedResponse, Problem> {
     };
     let unix_ms = clock::now().unix_ns / 1_000_000;
     let (_, body) = health_json(&[events, inference], streams.into(), unix_ms);
-    // Degraded is still of use; without a store there is nothing to stream.
+    // A degraded service can still stream; without a store there is nothing to stream.
     Ok(if usable { BufferedResponse::json(body) } else { BufferedResponse::error(503, body) })
 }

@@ -1,8 +1,8 @@
-//! Who asks, and whether they may: `weir-auth` with this host's clock, files and store.
+//! Authentication, rate limits and CORS: `weir-auth` with the clock, files and store of the host.
 //!
-//! Rates and connections are counted in this instance. Keys are read from a folder and looked at again once a second. While a
-//! file cannot be understood every request is refused, since that file may be the one that takes a right away; the log and
-//! `/readyz` say which file and why.
+//! Rates and connections are counted in this instance. Keys are read from a folder, which is checked for changes once a second. While a
+//! file is invalid every request is refused, since that file may be the one that revokes a key; the log and `/readyz` name the file and
+//! the reason.
 
 pub(crate) mod claims;
 
@@ -37,11 +37,11 @@ use crate::platform::{
     store,
 };
 
-/// The files of keys are read again after this time.
+/// The interval in which the files of keys are checked for changes.
 const RELOAD_NS: u64 = 1_000_000_000;
-/// Users with a rate limiter in memory.
+/// Maximum number of users with a rate limiter in memory.
 const USERS_MAX: usize = 10_000;
-/// Subscriptions in one instance, of all users; the host bounds the requests of an instance below this.
+/// Maximum number of subscriptions in one instance, of all users; the host bounds the requests of an instance below this.
 const CONNECTIONS_MAX: usize = 100_000;
 /// The files of the folder of keys.
 const FILES: [&str; 4] = [TOKEN_KEYS, TOKEN_SECRETS, API_KEYS, TICKET_SECRETS];
@@ -59,7 +59,7 @@ pub(crate) struct RequestCredentials<'a> {
     /// Without the question mark.
     pub(crate) query: &'a str,
     pub(crate) host: Option<&'a str>,
-    /// True for all but `GET` and `HEAD`.
+    /// True for all methods except `GET` and `HEAD`.
     pub(crate) changes: bool,
 }
 
@@ -70,17 +70,17 @@ impl RequestCredentials<'_> {
     }
 
     fn text(&self, name: &str) -> Option<&str> {
-        // A value that is no UTF-8 is no origin: it is refused as an empty one is.
+        // A value that is not UTF-8 cannot be an origin; it is refused like an empty one.
         let value = self.headers.iter().find(|(header, _)| *header == name)?.1;
         Some(std::str::from_utf8(value).unwrap_or_default())
     }
 }
 
-/// Who may ask, in this instance.
+/// The access control of this instance.
 pub(crate) struct Access {
     settings: &'static Auth,
     cors: Cors,
-    /// The names that requests may be for; none where every name may be.
+    /// The host names that requests may be addressed to; none if every name is accepted.
     host_names: Option<HostNames>,
     loaded: RefCell<GuardCache>,
     requests: RefCell<Quota>,
@@ -88,18 +88,18 @@ pub(crate) struct Access {
     connections: RefCell<Connections>,
 }
 
-/// The guard as the files were when they were last read.
+/// The guard that was made from the files when they were last read.
 #[derive(Default)]
 struct GuardCache {
     guard: Option<Result<Rc<Guard>, LoadError>>,
-    looked_ns: u64,
+    checked_ns: u64,
     stamps: Vec<Option<(SystemTime, u64)>>,
 }
 
 /// Why the files of keys cannot be used.
 #[derive(Debug, Clone)]
 struct LoadError {
-    /// For the operator's log.
+    /// The reason for the operator's log.
     reason: String,
     /// The reason for `/readyz`, without any content of a file.
     public: String,
@@ -114,23 +114,23 @@ impl From<String> for LoadError {
 impl Access {
     /// Reads the keys, so that errors in them are logged at the start.
     pub(crate) fn wake(now: Now) {
-        // Settings that cannot be understood are in the answer to every request.
+        // Invalid settings are reported to every request.
         if let Ok(access) = Self::current()
             && access.required()
         {
-            let _logged = access.guard(now.monotonic_ns);
+            let _ = access.guard(now.monotonic_ns);
         }
     }
 
-    /// The one of this instance.
+    /// The access control of this instance.
     pub(crate) fn current() -> Result<&'static Self, Problem> {
         thread_local! {
             static ACCESS: OnceCell<Result<&'static Access, String>> = const { OnceCell::new() };
         }
-        // There is one thread and one of these for as long as the instance lives.
-        let made = ACCESS
+        // One thread, and one value for the lifetime of the instance.
+        let access_result = ACCESS
             .with(|access| access.get_or_init(|| Self::new().map(|access| &*Box::leak(Box::new(access)))).clone());
-        made.map_err(|error| Problem::internal(&error))
+        access_result.map_err(|error| Problem::internal(&error))
     }
 
     fn new() -> Result<Self, String> {
@@ -138,8 +138,8 @@ impl Access {
         let settings = &all.auth;
         let hosts: Vec<&str> = all.hosts.iter().map(String::as_str).collect();
         let host_names = HostNames::new(&hosts).map_err(|error| format!("`WEIR_HTTP_HOSTS`: {error}"))?;
-        // Where a token is asked for, a page that came here by a name of its own has none to show. Where everybody may
-        // come, only the operator knows the names.
+        // With authentication the check is not needed: a page that reaches this server through DNS rebinding has no token. Without
+        // it, only loopback names and those that the operator configures are accepted.
         let is_checked = !settings.required && (settings.loopback || !host_names.is_empty());
         let origins: Vec<&str> = settings.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, settings.cors_credentials).map_err(|error| error.to_string())?;
@@ -165,43 +165,43 @@ impl Access {
     }
 
     /// Checks the host that the request is for.
-    pub(crate) fn check_host(&self, asking: &RequestCredentials<'_>) -> Result<(), Problem> {
+    pub(crate) fn check_host(&self, credentials: &RequestCredentials<'_>) -> Result<(), Problem> {
         match &self.host_names {
-            Some(names) => Ok(names.check(asking.host)?),
+            Some(names) => Ok(names.check(credentials.host)?),
             None => Ok(()),
         }
     }
 
-    /// The headers for the answer to a page of another origin.
-    pub(crate) fn page(&self, asking: &RequestCredentials<'_>) -> Result<Headers, Problem> {
-        self.cors.answer(&asking.page()).map_err(Problem::from)
+    /// The CORS headers of the response to a page of another origin.
+    pub(crate) fn page(&self, credentials: &RequestCredentials<'_>) -> Result<Headers, Problem> {
+        self.cors.answer(&credentials.page()).map_err(Problem::from)
     }
 
-    /// The headers for the answer to a preflight, if this is one.
-    pub(crate) fn preflight(&self, asking: &RequestCredentials<'_>, methods: &str) -> Result<Option<Headers>, Problem> {
-        match (asking.text("origin"), asking.text("access-control-request-method")) {
-            (Some(_), method @ Some(_)) => Ok(Some(self.cors.preflight(&asking.page(), method, methods)?)),
+    /// The CORS headers of the response to a preflight request, if this is one.
+    pub(crate) fn preflight(&self, credentials: &RequestCredentials<'_>, methods: &str) -> Result<Option<Headers>, Problem> {
+        match (credentials.text("origin"), credentials.text("access-control-request-method")) {
+            (Some(_), method @ Some(_)) => Ok(Some(self.cors.preflight(&credentials.page(), method, methods)?)),
             _ => Ok(None),
         }
     }
 
-    /// Who asks. A ticket is used up by it.
-    pub(crate) async fn identify(&self, asking: &RequestCredentials<'_>, now: Now) -> Result<Identity, Problem> {
+    /// Identifies the user, and takes the request from the user's rate. A ticket is consumed.
+    pub(crate) async fn identify(&self, credentials: &RequestCredentials<'_>, now: Now) -> Result<Identity, Problem> {
         let guard = self.guard(now.monotonic_ns)?;
-        let shown = Credentials::find(asking.headers.iter().copied(), asking.query)?;
-        if shown.is_cookie_alone() {
-            self.cors.check_cookie(&asking.page(), asking.changes)?;
+        let presented = Credentials::find(credentials.headers.iter().copied(), credentials.query)?;
+        if presented.is_cookie_alone() {
+            self.cors.check_cookie(&credentials.page(), credentials.changes)?;
         }
         let now_s = now.unix_ns / NS_PER_S;
-        // A name that the operator allows counts as one of loopback.
-        let host = if self.host_names.is_some() { None } else { asking.host };
-        let identity = match guard.authenticate(&shown, asking.path, host, now_s)? {
+        // Where host names are checked, a name that the operator allows is treated like one of loopback.
+        let host = if self.host_names.is_some() { None } else { credentials.host };
+        let identity = match guard.authenticate(&presented, credentials.path, host, now_s)? {
             Authenticated::Identity(identity) => identity,
             Authenticated::Ticket(unclaimed) => {
                 let ttl_ms = unclaimed.claim_ttl_s(now_s).saturating_mul(1000);
                 let first = events::claim(unclaimed.claim_key(), ttl_ms).await;
                 let first = first.map_err(store::problem)?;
-                // Asked after the claim: a store that loses its claims in between has no label, or another one.
+                // Read after the claim: a store that has lost its claims in between has no label, or another one.
                 let label = claims::find_label().await?.unwrap_or_default();
                 unclaimed.into_identity(first, &label)?
             }
@@ -210,7 +210,7 @@ impl Access {
         Ok(identity)
     }
 
-    /// Lets a user publish once more.
+    /// Takes one publish from the rate of a user.
     pub(crate) fn check_publish_rate(&self, identity: &Identity, now: Now) -> Result<(), Problem> {
         self.rate(&self.publishes, identity, now)
     }
@@ -225,10 +225,10 @@ impl Access {
         Ok(SubscriptionPermit { access: self, user })
     }
 
-    /// The guard as the files are now.
+    /// The current guard; reads the files again if they have changed.
     pub(crate) fn guard(&self, now_ns: u64) -> Result<Rc<Guard>, Problem> {
         let mut loaded = self.loaded.borrow_mut();
-        let fresh = loaded.guard.is_some() && now_ns.saturating_sub(loaded.looked_ns) < RELOAD_NS;
+        let fresh = loaded.guard.is_some() && now_ns.saturating_sub(loaded.checked_ns) < RELOAD_NS;
         if !fresh {
             let stamps: Vec<_> = FILES.iter().map(|file| stamp(&self.settings.dir.join(file))).collect();
             if loaded.guard.is_none() || loaded.stamps != stamps {
@@ -239,7 +239,7 @@ impl Access {
                 loaded.guard = Some(guard.map(Rc::new));
                 loaded.stamps = stamps;
             }
-            loaded.looked_ns = now_ns;
+            loaded.checked_ns = now_ns;
         }
         match &loaded.guard {
             Some(Ok(guard)) => Ok(guard.clone()),
@@ -258,7 +258,7 @@ impl Access {
         }
     }
 
-    /// Whether requests can be authenticated, with the reason if not.
+    /// Checks that requests can be authenticated; the problem has the reason if not.
     pub(crate) fn check_keys(&self, now_ns: u64) -> Result<(), Problem> {
         let problem = match self.guard(now_ns) {
             Ok(_) => return Ok(()),
@@ -302,7 +302,7 @@ impl Access {
             Some(contents) => Some(ApiKeys::from_file(&contents).map_err(|error| {
                 let reason = in_file(API_KEYS)(&error);
                 match error {
-                    // It repeats a word of the file.
+                    // The error quotes the file, so it is not for `/readyz`.
                     RecordError::Scope { line, .. } => {
                         LoadError { reason, public: format!("{API_KEYS}: line {line}: a scope is not valid") }
                     }
@@ -340,7 +340,7 @@ pub(crate) struct SubscriptionPermit {
 }
 
 impl SubscriptionPermit {
-    /// The user that it counts for here.
+    /// The user that the subscription counts for; none where the host counts or users are not identified.
     pub(crate) fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
@@ -358,7 +358,7 @@ fn keys_unavailable(detail: String) -> Problem {
     Problem::refused(503, "auth_unavailable", "Nobody can be let in", detail, Some(1000))
 }
 
-/// Whether a file is still the one that was read.
+/// The time of the last change of a file and its size in bytes, to detect changes.
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))

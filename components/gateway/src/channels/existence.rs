@@ -1,7 +1,7 @@
 //! Whether a channel exists, for its subscribers.
 //!
-//! Weir knows this of the sessions and executions that it keeps. The channels of workflows, files and users belong to things
-//! outside of it, which may begin at any time, so these can always be followed.
+//! Weir knows this of its own sessions and executions. The channels of workflows, files and users belong to systems outside of Weir,
+//! which may publish at any time, so these can always be followed.
 
 use weir_auth::{
     identity::{Identity, NotFound},
@@ -33,11 +33,11 @@ pub(crate) async fn authorize_follow(identity: &Identity, channel: &Channel, pat
     if exists(channel).await? { Ok(()) } else { Err(refusal::not_found(NotFound, path)) }
 }
 
-/// True when a session or an execution has the channel: one that is stored, or one whose events are.
+/// True when a stored session or execution has the channel, or when the channel has events.
 async fn exists(channel: &Channel) -> Result<bool, Problem> {
-    let is_kept = match channel.kind() {
+    let is_known = match channel.kind() {
         ChannelKind::Workflow | ChannelKind::File | ChannelKind::User => true,
-        // Its first event is there before anything is known of it.
+        // A generation exists once its channel has its first event.
         ChannelKind::Generation => false,
         ChannelKind::Session => transcripts::routes::exists(channel).await?,
         ChannelKind::Pipeline => {
@@ -45,7 +45,7 @@ async fn exists(channel: &Channel) -> Result<bool, Problem> {
             pipelines.exists(channel.id()).await.map_err(store::problem)?
         }
     };
-    Ok(is_kept || has_events(channel).await?)
+    Ok(is_known || has_events(channel).await?)
 }
 
 /// Whether the channel has events, or had some that are not retained.

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Events in one page.
+/// Events in one page of the store.
 const PAGE_EVENTS: u32 = 1000;
 /// The most bytes of retained events in one response: the client reconnects for the rest.
 const REPLAY_BYTES_MAX: usize = 1 << 20;
@@ -38,22 +38,22 @@ pub(crate) async fn hold_response(
     after: Cursor,
     framing: Framing,
     settings: &Settings,
-    ends_s: Option<u64>,
+    expires_at_s: Option<u64>,
     user: Option<String>,
     filter: EventFilter,
 ) -> Result<BufferedResponse, Problem> {
     if settings.grip == Grip::Proxy && !filter.is_default() {
-        // It sends what is published to every subscriber.
-        return Err(Problem::not_implemented("the proxy that holds connections cannot leave out events"));
+        // A proxy sends every published event to every subscriber.
+        return Err(Problem::not_implemented("the proxy that holds connections cannot filter events"));
     }
-    let drawing = EventRenderer::new(channel.clone(), framing);
+    let renderer = EventRenderer::new(channel.clone(), framing);
     let mut body = Vec::new();
-    drawing.push_begin(&mut body, settings.retry_ms, unix_ms());
+    renderer.push_begin(&mut body, settings.retry_ms, unix_ms());
     let keep_alive = KeepAlive {
-        data: drawing.heartbeat().to_vec(),
+        data: renderer.heartbeat().to_vec(),
         timeout: Duration::from_secs(settings.heartbeat_ms.div_ceil(1000).min(KEEP_ALIVE_S_MAX)),
     };
-    let waits = settings.grip == Grip::Host || replay(&channel, after, &drawing, &mut body).await?;
+    let waits = settings.grip == Grip::Host || replay(&channel, after, &renderer, &mut body).await?;
     let mut reply = BufferedResponse::ok(framing.content_type(), body);
     if !waits {
         return Ok(reply);
@@ -71,7 +71,7 @@ pub(crate) async fn hold_response(
     }
     if settings.grip == Grip::Host {
         let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
-        let terms = Terms { after, framing, heartbeat_ms, ends_s, user, filter };
+        let terms = Terms { after, framing, heartbeat_ms, ends_s: expires_at_s, user, filter };
         reply = reply.with(hold::HEADER, terms.to_header());
     }
     Ok(reply)
@@ -82,17 +82,17 @@ pub(crate) async fn hold_response(
 async fn replay(
     channel: &Channel,
     mut after: Cursor,
-    drawing: &EventRenderer,
+    renderer: &EventRenderer,
     body: &mut Vec<u8>,
 ) -> Result<bool, Problem> {
     loop {
         let page = events::read(channel.to_string(), after, PAGE_EVENTS).await.map_err(store::problem)?;
         if let Some(gap) = &page.gap {
-            push_gap(drawing, body, gap);
+            push_gap(renderer, body, gap);
         }
-        page.entries.iter().for_each(|entry| push_entry(drawing, body, entry));
+        page.entries.iter().for_each(|entry| push_entry(renderer, body, entry));
         if page.ended {
-            drawing.push_end(body, SubscriptionEnd::Finished, unix_ms());
+            renderer.push_end(body, SubscriptionEnd::Finished, unix_ms());
             return Ok(false);
         }
         if page.entries.is_empty() && page.gap.is_none() {

@@ -3,7 +3,7 @@
 //! - `routes`: the paths of channels.
 //! - `ownership`: the owners of channels; `authorize`: permission by scope or ownership; `existence`: whether a channel exists.
 //! - `publish`, `subscribe`: one event in, the events of one channel out; `multiplex`: many channels over one socket.
-//! - `grip`: a subscription whose connection an intermediary holds.
+//! - `grip`: a subscription whose connection an intermediary holds (GRIP).
 
 pub(crate) mod authorize;
 pub(crate) mod existence;

@@ -1,8 +1,8 @@
 //! Several channels over one bidirectional stream: JSON messages in, which subscribe and unsubscribe, and JSON events out. On the wire
 //! both are NDJSON lines in a request whose body stays open; the native host maps it to a WebSocket with a message for each line.
 //!
-//! The memory of a socket is bounded: the number of channels, the events that wait for each of them in the store, and nothing is read
-//! from the store while the client does not read.
+//! The memory of a socket is bounded: by the number of channels, and by the events that wait for each of them in the store. Nothing is
+//! read from the store while the client does not read.
 
 use std::{
     future::{Future, poll_fn},
@@ -46,30 +46,30 @@ use crate::{
     },
 };
 
-/// Most channels that one socket follows.
+/// Maximum number of channels that one socket follows.
 const CHANNELS_MAX: usize = 64;
 /// The most deliveries in one read.
 const DELIVERIES_MAX: usize = 64;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Who talks, and until when.
+/// The user and the settings of a socket.
 pub(crate) struct Socket {
     pub(crate) identity: Identity,
-    /// As the client wrote it, for errors.
+    /// The path as the client wrote it, for errors.
     pub(crate) path: String,
     pub(crate) settings: &'static Settings,
-    pub(crate) _place: SubscriptionPermit,
+    pub(crate) _permit: SubscriptionPermit,
 }
 
 impl Socket {
-    /// The user whose share channels without events count towards.
+    /// The user whose share of the store followed channels without events count towards.
     fn share(&self) -> Option<String> {
         self.settings.auth.required.then(|| self.identity.user().to_owned())
     }
 }
 
-/// Talks until the client ends its side, its right ends, or it is gone. `first` is followed from the start.
-pub(crate) async fn converse(
+/// Serves a socket until the client ends its side, its authorization expires, or it disconnects. `first` is followed from the start.
+pub(crate) async fn run_socket(
     socket: Socket,
     first: Option<(Channel, Cursor, EventFilter)>,
     body: BodyReader,
@@ -78,7 +78,7 @@ pub(crate) async fn converse(
 ) {
     let settings = socket.settings;
     let duplex = Duplex::new(SocketOutput::default(), settings, began);
-    let work = async {
+    let run = async {
         let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new(), due: None };
         if let Some((channel, after, filter)) = first {
             conversation.follow(channel, after, filter).await;
@@ -87,10 +87,10 @@ pub(crate) async fn converse(
         duplex.session.borrow_mut().done = true;
         duplex.changed();
     };
-    duplex.serve(work, client).await;
+    duplex.serve(run, client).await;
 }
 
-/// What is to be sent.
+/// The messages that are not sent yet.
 #[derive(Default)]
 struct SocketOutput {
     out: Vec<u8>,
@@ -107,7 +107,7 @@ impl OutputSource for SocketOutput {
     }
 
     fn has_pending(&self) -> bool {
-        // Events may come at any time.
+        // Events may arrive at any time.
         true
     }
 
@@ -119,7 +119,7 @@ impl OutputSource for SocketOutput {
 /// A completed read of deliveries: the reader, how the read ended, and the deliveries.
 type DeliveryRead = (StreamReader<Delivery>, StreamResult, Vec<Delivery>);
 
-/// A channel that is followed, and the read in progress.
+/// A followed channel, and the read of its deliveries in progress.
 struct FollowedChannel {
     channel: Channel,
     filter: EventFilter,
@@ -134,70 +134,73 @@ fn read(mut deliveries: StreamReader<Delivery>, room: Vec<Delivery>) -> Pin<Box<
     })
 }
 
-/// What has happened next.
+/// The next event of a conversation.
 enum ConversationInput {
-    Piece(BodyReader, BodyPart),
+    /// A part of the request body has arrived.
+    Part(BodyReader, BodyPart),
+    /// The read of the followed channel at this index has completed.
     Read(usize, DeliveryRead),
-    /// Progress that was held back is due.
+    /// Throttled progress is due.
     Due,
-    Ring,
+    /// A heartbeat is due, or the authorization expires.
+    Timer,
 }
 
 struct Conversation<'a> {
     socket: Socket,
     duplex: &'a Duplex<'a, SocketOutput>,
     followed: Vec<FollowedChannel>,
-    /// When progress that is held back is due.
+    /// When throttled progress is due, in nanoseconds of the monotonic clock, and its timer.
     due: Option<(u64, Timer)>,
 }
 
-/// A moment that is waited for.
+/// Resolves at a point in time.
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
 type NextPart = Pin<Box<dyn Future<Output = (BodyReader, BodyPart)>>>;
 
-fn next_piece(mut body: BodyReader, room: Vec<u8>) -> NextPart {
+fn next_part(mut body: BodyReader, room: Vec<u8>) -> NextPart {
     Box::pin(async move {
-        let piece = body.piece(room).await;
-        (body, piece)
+        let part = body.next_part(room).await;
+        (body, part)
     })
 }
 
 impl Conversation<'_> {
     async fn run(&mut self, body: BodyReader) {
-        let ends = self.ends();
+        let expiry = self.expiry();
         let mut lines = Lines::new(MESSAGE_BYTES_MAX);
-        let mut piece = next_piece(body, Vec::new());
-        let mut ring = self.ring(ends);
+        let mut part = next_part(body, Vec::new());
+        let mut timer = self.timer(expiry);
         loop {
             self.duplex.unsent_few().await;
             self.set_due();
-            match poll_fn(|context| self.poll(context, &mut piece, &mut ring)).await {
-                ConversationInput::Piece(body, BodyPart { bytes, more }) => {
+            match poll_fn(|context| self.poll(context, &mut part, &mut timer)).await {
+                ConversationInput::Part(body, BodyPart { bytes, more }) => {
                     let mut rest = bytes.as_slice();
                     while let Some(line) = lines.next_line(&mut rest) {
-                        self.hear(&line).await;
+                        self.handle_message(&line).await;
                     }
                     if !more {
                         return;
                     }
-                    piece = next_piece(body, bytes);
+                    part = next_part(body, bytes);
                 }
-                ConversationInput::Read(at, read) => self.heard(at, read),
+                ConversationInput::Read(index, read) => self.handle_deliveries(index, read),
                 ConversationInput::Due => self.send_due(),
-                ConversationInput::Ring => {
-                    if ends.is_none_or(|ends| !ends.is_past(clock::now())) {
-                        self.say(b"{\"type\":\"heartbeat\"}".to_vec());
-                        ring = self.ring(ends);
+                ConversationInput::Timer => {
+                    if expiry.is_none_or(|expiry| !expiry.is_past(clock::now())) {
+                        self.send(b"{\"type\":\"heartbeat\"}".to_vec());
+                        timer = self.timer(expiry);
                     }
                 }
             }
-            // Asked on each delivery too, for a timer may be late.
-            if ends.is_some_and(|ends| ends.is_past(clock::now())) {
+            // Checked on every delivery too, since a timer may be late.
+            if expiry.is_some_and(|expiry| expiry.is_past(clock::now())) {
                 for followed in std::mem::take(&mut self.followed) {
-                    self.tell(&followed.channel, &SubscriptionEnd::Expired.event(), None);
+                    self.send_event(&followed.channel, &SubscriptionEnd::Expired.event(), None);
                 }
                 let message = "the token of this connection has expired";
-                return self.say(error_json("token_expired", message, None, true));
+                return self.send(error_json("token_expired", message, None, true));
             }
         }
     }
@@ -205,16 +208,16 @@ impl Conversation<'_> {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        piece: &mut NextPart,
-        ring: &mut Pin<Box<dyn Future<Output = ()>>>,
+        part: &mut NextPart,
+        timer: &mut Pin<Box<dyn Future<Output = ()>>>,
     ) -> Poll<ConversationInput> {
-        if let Poll::Ready((body, piece)) = piece.as_mut().poll(context) {
-            return Poll::Ready(ConversationInput::Piece(body, piece));
+        if let Poll::Ready((body, part)) = part.as_mut().poll(context) {
+            return Poll::Ready(ConversationInput::Part(body, part));
         }
-        for (at, followed) in self.followed.iter_mut().enumerate() {
+        for (index, followed) in self.followed.iter_mut().enumerate() {
             if let Poll::Ready(read) = followed.reading.as_mut().poll(context) {
-                // Its turn comes after the others' now.
-                return Poll::Ready(ConversationInput::Read(at, read));
+                // `handle_deliveries` moves the channel to the end of the list, so that all take turns.
+                return Poll::Ready(ConversationInput::Read(index, read));
             }
         }
         if let Some((_, due)) = &mut self.due
@@ -223,10 +226,10 @@ impl Conversation<'_> {
             self.due = None;
             return Poll::Ready(ConversationInput::Due);
         }
-        ring.as_mut().poll(context).map(|()| ConversationInput::Ring)
+        timer.as_mut().poll(context).map(|()| ConversationInput::Timer)
     }
 
-    /// Sets the timer of the progress that is held back.
+    /// Sets the timer of throttled progress.
     fn set_due(&mut self) {
         let due_ns = self.followed.iter().filter_map(|followed| followed.throttle.poll_timeout()).min();
         if self.due.as_ref().map(|(at_ns, _)| *at_ns) != due_ns {
@@ -234,7 +237,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Sends the progress that is due.
+    /// Sends the throttled progress that is due.
     fn send_due(&mut self) {
         let now_ns = clock::now().monotonic_ns;
         let mut due = Vec::new();
@@ -243,38 +246,38 @@ impl Conversation<'_> {
             followed.throttle.handle_timer(now_ns, &mut entries);
             due.extend(entries.into_iter().map(|entry| (followed.channel.clone(), entry)));
         }
-        due.iter().for_each(|(channel, entry)| self.say_entry(channel, entry));
+        due.iter().for_each(|(channel, entry)| self.send_entry(channel, entry));
     }
 
-    /// When the right to all of it ends.
-    fn ends(&self) -> Option<Deadline> {
+    /// When the authorization of the user expires.
+    fn expiry(&self) -> Option<Deadline> {
         let now = clock::now();
-        let ends_ms = self.socket.identity.expires_at_s()?.saturating_mul(1000);
-        Some(Deadline::after(now, ends_ms.saturating_sub(now.unix_ns / NS_PER_MS)))
+        let expires_at_ms = self.socket.identity.expires_at_s()?.saturating_mul(1000);
+        Some(Deadline::after(now, expires_at_ms.saturating_sub(now.unix_ns / NS_PER_MS)))
     }
 
-    fn ring(&self, ends: Option<Deadline>) -> Pin<Box<dyn Future<Output = ()>>> {
+    fn timer(&self, expiry: Option<Deadline>) -> Pin<Box<dyn Future<Output = ()>>> {
         let beat = Deadline::after(clock::now(), self.socket.settings.heartbeat_ms);
-        Box::pin(ends.map_or(beat, |ends| beat.earlier(ends)).passed())
+        Box::pin(expiry.map_or(beat, |expiry| beat.earlier(expiry)).passed())
     }
 
     /// Handles a message of the client.
-    async fn hear(&mut self, line: &Line<'_>) {
+    async fn handle_message(&mut self, line: &Line<'_>) {
         let Some(message) = line.content else {
             let message = format!("a message has at most {MESSAGE_BYTES_MAX} bytes");
-            return self.say(error_json("message_too_long", &message, None, false));
+            return self.send(error_json("message_too_long", &message, None, false));
         };
         match SocketMessage::from_json(message) {
-            Err(error) => self.say(error_json("invalid_message", &error.to_string(), None, false)),
+            Err(error) => self.send(error_json("invalid_message", &error.to_string(), None, false)),
             Ok(SocketMessage::Unsubscribe { channel }) => {
-                let Some(at) = self.at(&channel) else {
+                let Some(index) = self.index(&channel) else {
                     let message = "this channel is not followed";
-                    return self.say(error_json("not_followed", message, Some(&channel), false));
+                    return self.send(error_json("not_followed", message, Some(&channel), false));
                 };
-                self.followed.remove(at);
+                self.followed.remove(index);
                 let event =
                     StreamEvent::Disconnected { reason: "unsubscribed", message: "as you wished", resumable: true };
-                self.tell(&channel, &event, None);
+                self.send_event(&channel, &event, None);
             }
             Ok(SocketMessage::Subscribe { channel, last_event_id, filter }) => {
                 match subscribe::cursor(Some(last_event_id.unwrap_or_default().as_bytes()), "") {
@@ -292,26 +295,26 @@ impl Conversation<'_> {
         }
     }
 
-    /// Follows a channel, anew if it is followed already.
+    /// Follows a channel; one that is followed already is followed again from `after`.
     async fn follow(&mut self, channel: Channel, after: Cursor, filter: EventFilter) {
-        if let Some(at) = self.at(&channel) {
-            self.followed.remove(at);
+        if let Some(index) = self.index(&channel) {
+            self.followed.remove(index);
         }
         if self.followed.len() >= CHANNELS_MAX {
             let message = format!("a socket follows at most {CHANNELS_MAX} channels");
-            return self.say(error_json("too_many_channels", &message, Some(&channel), false));
+            return self.send(error_json("too_many_channels", &message, Some(&channel), false));
         }
-        match subscribe::goes_on(&channel, after).await {
+        match subscribe::has_more(&channel, after).await {
             Ok(true) => {}
             Ok(false) => {
-                self.tell(&channel, &StreamEvent::Connected, None);
-                return self.tell(&channel, &SubscriptionEnd::Finished.event(), None);
+                self.send_event(&channel, &StreamEvent::Connected, None);
+                return self.send_event(&channel, &SubscriptionEnd::Finished.event(), None);
             }
             Err(problem) => return self.refuse(&channel, &problem),
         }
         match events::follow(channel.to_string(), after, self.socket.share()).await {
             Ok(deliveries) => {
-                self.tell(&channel, &StreamEvent::Connected, None);
+                self.send_event(&channel, &StreamEvent::Connected, None);
                 let reading = read(deliveries, Vec::with_capacity(DELIVERIES_MAX));
                 let throttle = Throttle::new(u64::from(filter.throttle_ms) * NS_PER_MS);
                 self.followed.push(FollowedChannel { channel, filter, throttle, reading });
@@ -320,13 +323,13 @@ impl Conversation<'_> {
         }
     }
 
-    fn at(&self, channel: &Channel) -> Option<usize> {
+    fn index(&self, channel: &Channel) -> Option<usize> {
         self.followed.iter().position(|followed| followed.channel == *channel)
     }
 
-    /// Writes deliveries, and starts the next read.
-    fn heard(&mut self, at: usize, (deliveries, result, mut batch): DeliveryRead) {
-        let FollowedChannel { channel, filter, mut throttle, .. } = self.followed.remove(at);
+    /// Sends the deliveries of a followed channel, and starts its next read.
+    fn handle_deliveries(&mut self, index: usize, (deliveries, result, mut batch): DeliveryRead) {
+        let FollowedChannel { channel, filter, mut throttle, .. } = self.followed.remove(index);
         let now_ns = clock::now().monotonic_ns;
         let (mut end, mut due) = (None, Vec::new());
         for delivery in batch.drain(..) {
@@ -337,13 +340,13 @@ impl Conversation<'_> {
                         let key = entry.event.coalesce.clone();
                         throttle.handle_event(now_ns, key.as_deref(), entry, &mut due);
                     }
-                    due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
+                    due.drain(..).for_each(|entry| self.send_entry(&channel, &entry));
                 }
                 Delivery::Gap(gap) => {
                     throttle.drain(&mut due);
-                    due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
+                    due.drain(..).for_each(|entry| self.send_entry(&channel, &entry));
                     let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
-                    self.tell(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
+                    self.send_event(&channel, &StreamEvent::Gap { missing_from: &from, missing_to: &to }, Some(&to));
                 }
                 Delivery::Closed(Closed::Slow) => end = Some(SubscriptionEnd::Slow),
                 Delivery::Closed(Closed::Lost) => end = Some(SubscriptionEnd::Lost),
@@ -354,40 +357,40 @@ impl Conversation<'_> {
         }
         if end.is_some() {
             throttle.drain(&mut due);
-            due.drain(..).for_each(|entry| self.say_entry(&channel, &entry));
+            due.drain(..).for_each(|entry| self.send_entry(&channel, &entry));
         }
         match end {
-            Some(end) => self.tell(&channel, &end.event(), None),
-            // At the end of the line: every channel has its turn.
+            Some(end) => self.send_event(&channel, &end.event(), None),
+            // Moved to the end of the list, so that all channels take turns.
             None => self.followed.push(FollowedChannel { channel, filter, throttle, reading: read(deliveries, batch) }),
         }
     }
 
     fn refuse(&self, channel: &Channel, problem: &Problem) {
         let retryable = problem.retry_after_ms.is_some();
-        self.say(error_json(problem.code, &problem.detail, Some(channel), retryable));
+        self.send(error_json(problem.code, &problem.detail, Some(channel), retryable));
     }
 
-    fn say_entry(&self, channel: &Channel, entry: &Entry) {
+    fn send_entry(&self, channel: &Channel, entry: &Entry) {
         let id = entry.at.to_string();
-        self.say(envelope(channel, Some(&id), &entry.event.name, &flat(&entry.event.data)));
+        self.send(envelope(channel, Some(&id), &entry.event.name, &flat(&entry.event.data)));
     }
 
-    fn tell(&self, channel: &Channel, event: &StreamEvent<'_>, id: Option<&str>) {
+    fn send_event(&self, channel: &Channel, event: &StreamEvent<'_>, id: Option<&str>) {
         let data = event.data(channel, clock::now().unix_ns / NS_PER_MS);
-        self.say(envelope(channel, id, event.name(), &data));
+        self.send(envelope(channel, id, event.name(), &data));
     }
 
-    fn say(&self, message: Vec<u8>) {
-        let mut said = self.duplex.session.borrow_mut();
-        said.out.extend(message);
-        said.out.push(b'\n');
-        drop(said);
+    fn send(&self, message: Vec<u8>) {
+        let mut output = self.duplex.session.borrow_mut();
+        output.out.extend(message);
+        output.out.push(b'\n');
+        drop(output);
         self.duplex.changed();
     }
 }
 
-/// Ends of line are white space between JSON's tokens, and nowhere else.
+/// JSON on one line. A line break in valid JSON is always white space between tokens, so it can be replaced by a space.
 fn flat(data: &str) -> Vec<u8> {
     data.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect()
 }

@@ -1,12 +1,12 @@
-//! Channel ownership: a channel belongs to the first user that was named with an event of it. The owner is an event of a channel of its own,
-//! `owner-KIND:ID`, so that it is where the events are, as durable and as widely known. The store keeps that record as long as the
-//! channel has events or followers, and removes it with the channel.
+//! Channel ownership: a channel belongs to the first user that is named in one of its events. The owner is stored as an event of a
+//! separate channel, `owner-KIND:ID`, so that it is as durable and as widely replicated as the events. The store keeps that record as long
+//! as the channel has events or followers, and removes it with the channel.
 //!
-//! The first record of an owner counts. Records are written under a lease, which is released at once, so that a record that could not
-//! be written, for instance on a full disk, delays no later attempt.
+//! The first owner record of a channel is the valid one. Records are written under a lease, which is released at once, so that a write
+//! that fails, for instance on a full disk, does not delay later attempts.
 //!
-//! The record of a channel without an owner has its publishers: one, or several. A publisher without read access can then name an owner
-//! only for a channel in which all events are its own.
+//! A channel without an owner has a record of its publishers: the name of the only one, or that there are several. A publisher without
+//! read access can then name an owner only for a channel whose events are all its own.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -23,32 +23,32 @@ use crate::platform::{
     store,
 };
 
-/// The longest that the lease of a record lasts where it is not released.
+/// The time after which an unreleased lease of a record expires, in milliseconds.
 const LEASE_MS: u64 = 5_000;
-/// When a publisher should come back where another writes the record.
+/// The longest `Retry-After` for a publisher while another request writes the record, in milliseconds.
 const RETRY_MS_MAX: u32 = 1_000;
 const START: Cursor = Cursor { epoch: 0, seq: 0 };
-/// More records than one channel has: one publisher, several, and the owner.
+/// Above the number of records of one channel: the publisher, several publishers, and the owner.
 const RECORDS_MAX: u32 = 8;
-/// Channels whose publisher is known to be recorded, in this instance.
+/// Maximum number of entries in the cache of recorded publishers.
 const RECORDED_MAX: usize = 4096;
 
 const OWNER: &str = "owner";
 const PUBLISHER: &str = "publisher";
 const PUBLISHERS: &str = "publishers";
 
-/// Whether a user may become the owner of a channel that has events already, and so read them.
+/// Whether a user may become the owner of a channel that already has events, and thereby read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PastEvents<'a> {
-    /// The user owns the past, too.
+    /// Yes.
     Owned,
-    /// A channel that has events stays without an owner, unless this publisher has published all of them.
+    /// Only if this publisher has published all of them.
     PublishedBy(&'a str),
-    /// A channel that has events stays without an owner.
+    /// No: the channel stays without an owner.
     Withheld,
 }
 
-/// What the record of a channel says.
+/// The content of a channel's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Record {
     None,
@@ -59,7 +59,7 @@ enum Record {
     Publishers,
 }
 
-/// The owner of a channel.
+/// The owner of a channel, if it has one.
 pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
     match read(channel).await? {
         Record::Owner(owner) => Ok(Some(owner)),
@@ -67,7 +67,7 @@ pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
     }
 }
 
-/// Makes a channel a user's, if it has no owner yet. Returns whether it has one then.
+/// Records a user as the owner of a channel that has none. Returns whether the channel has an owner afterwards.
 pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'_>) -> Result<bool, Problem> {
     match read(channel).await? {
         Record::Owner(_) => return Ok(true),
@@ -93,8 +93,8 @@ pub(crate) async fn record_publisher(channel: &Channel, publisher: &str) -> Resu
     write_publisher(channel, publisher).await
 }
 
-/// Records the publisher again where the event that was appended begins another life of the channel: its record may have gone with the one
-/// before.
+/// Records the publisher again if the appended event is the first of a new channel of the same name: the record may have been removed
+/// with the previous one.
 pub(crate) async fn confirm_publisher(channel: &Channel, publisher: &str, at: Cursor) -> Result<(), Problem> {
     if is_user(channel) {
         return Ok(());
@@ -112,7 +112,7 @@ pub(crate) async fn confirm_publisher(channel: &Channel, publisher: &str, at: Cu
 }
 
 thread_local! {
-    /// The channels and publishers that this instance has recorded, each with the epoch of the channel.
+    /// The pairs of channel and publisher that this instance has recorded, each with the epoch of the channel.
     static RECORDED: RefCell<HashMap<(String, String), u64>> = RefCell::default();
 }
 
@@ -120,7 +120,7 @@ fn recorded(channel: &Channel, publisher: &str) -> Option<u64> {
     RECORDED.with_borrow(|all| all.get(&(channel.to_string(), publisher.to_owned())).copied())
 }
 
-/// The channel of a user belongs to the user by its name.
+/// A user channel belongs to the user in its name, so it needs no record.
 fn is_user(channel: &Channel) -> bool {
     channel.kind() == ChannelKind::User
 }
@@ -136,7 +136,7 @@ async fn write_publisher(channel: &Channel, publisher: &str) -> Result<(), Probl
     .await
 }
 
-/// What is to be recorded when this user publishes, too.
+/// The name and data of the record to write when this user publishes; none if the record is complete.
 fn with_publisher<'a>(record: &Record, publisher: &'a str) -> Option<(&'static str, &'a str)> {
     match record {
         Record::None => Some((PUBLISHER, publisher)),
@@ -155,7 +155,7 @@ async fn may_settle(channel: &Channel, record: &Record, past: PastEvents<'_>) ->
 }
 
 async fn read(channel: &Channel) -> Result<Record, Problem> {
-    let page = events::read(name(channel), START, RECORDS_MAX).await.map_err(store::problem)?;
+    let page = events::read(record_channel(channel), START, RECORDS_MAX).await.map_err(store::problem)?;
     let user = |event: &Event| event.data.trim_matches('"').to_owned();
     let mut records = page.entries.iter().map(|entry| &entry.event);
     if let Some(owner) = records.clone().find(|event| event.name == OWNER) {
@@ -173,28 +173,28 @@ async fn has_events(channel: &Channel) -> Result<bool, Problem> {
     Ok(!page.entries.is_empty())
 }
 
-/// Does something while no other request writes the record.
+/// Runs an action while no other request can write the record.
 async fn under_lease<T>(
     channel: &Channel,
-    work: impl AsyncFnOnce(&RequestLease) -> Result<T, Problem>,
+    action: impl AsyncFnOnce(&RequestLease) -> Result<T, Problem>,
 ) -> Result<T, Problem> {
-    let lease = match lease::acquire_for_request(name(channel), LEASE_MS).await.map_err(store::problem)? {
+    let lease = match lease::acquire_for_request(record_channel(channel), LEASE_MS).await.map_err(store::problem)? {
         Ok(lease) => lease,
-        // Another writes it, and will be done before long.
+        // Another request is writing the record.
         Err(remaining_ms) => {
             let retry_ms = u32::try_from(remaining_ms).unwrap_or(u32::MAX).min(RETRY_MS_MAX);
             return Err(store::problem(events::Failure::Unavailable(retry_ms)));
         }
     };
-    let result = work(&lease).await;
+    let result = action(&lease).await;
     lease.release().await;
     result
 }
 
 async fn write(channel: &Channel, event: &str, user: &str, lease: &RequestLease) -> Result<(), Problem> {
-    // An id has no character that JSON escapes.
+    // The id of a user has no character that JSON escapes.
     let event = Event { name: event.to_owned(), data: format!("\"{user}\""), coalesce: None, finishes: false };
-    match events::append(name(channel), vec![event], Some(lease.fence()), None).await {
+    match events::append(record_channel(channel), vec![event], Some(lease.fence()), None).await {
         Ok(_) => Ok(()),
         // The lease has ended, and another request writes the record.
         Err(events::Failure::Fenced) => Err(store::problem(events::Failure::Unavailable(RETRY_MS_MAX))),
@@ -202,7 +202,7 @@ async fn write(channel: &Channel, event: &str, user: &str, lease: &RequestLease)
     }
 }
 
-/// No path leads there: its kind is none of a channel that is followed.
-fn name(channel: &Channel) -> String {
+/// The name of the record's channel. Its kind is not a channel kind, so no client can follow it.
+fn record_channel(channel: &Channel) -> String {
     format!("owner-{}:{}", channel.kind().name(), channel.id())
 }

@@ -1,4 +1,4 @@
-//! What publishers send, on its way into the store.
+//! Publishing: events of publishers, and of the gateway itself, into the store.
 
 use weir_auth::{identity::Identity, refusal, scope::Action};
 use weir_codec::{
@@ -21,13 +21,13 @@ use crate::{
     },
 };
 
-/// Most bytes in the key under which a later event replaces an earlier one.
+/// Maximum size of a coalesce key, in bytes.
 const KEY_BYTES_MAX: usize = 64;
 
-/// Appends an event to a channel, and a copy to the channel of the user whom it names.
+/// Appends an event to a channel, and a copy to the channel of the user that it names.
 ///
-/// The copy comes second: a publisher that gets the error finds the event in its own channel, and sends it again at the price of
-/// having it there twice.
+/// The copy is appended second: if that fails, the publisher gets an error although the event is in the first channel, and a retry
+/// appends it there again.
 pub(crate) async fn publish(
     route: &ChannelRoute,
     body: &[u8],
@@ -72,7 +72,7 @@ async fn append(
     }
     let recorded = if access.required() { Some(record(channel, user.as_ref(), identity).await?) } else { None };
     let data = event.data(channel, now.unix_ns / 1_000_000);
-    let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is no UTF-8"))?;
+    let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is not UTF-8"))?;
     let finishes = event.finishes();
     let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
     let name = event.name();
@@ -82,11 +82,11 @@ async fn append(
         let coalesce = coalesce.is_some().then_some(key).filter(|key| is_key(key));
         (user, Event { name: name.to_owned(), data: data.clone(), coalesce, finishes: false })
     });
-    // The channel takes the share of the user whom it concerns, or else of the publisher.
+    // The channel counts towards the share of the named user, or else of the publisher.
     let publisher = access.required().then(|| identity.user());
-    let concerned = copy.as_ref().map(|(user, _)| user.id()).or_else(|| own_channel(channel));
+    let concerned = copy.as_ref().map(|(user, _)| user.id()).or_else(|| channel_user(channel));
     let share = publisher.map(|publisher| concerned.unwrap_or(publisher));
-    let at = place(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
+    let at = append_to_store(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
     match recorded {
         // The store may have removed the channel and its record after the record was read.
         Some(RecordKind::Owner) if at.seq == 1 => {
@@ -100,7 +100,7 @@ async fn append(
     let id = at.to_string();
     let copied = match copy {
         Some((user, event)) => {
-            let at = place(user, event, publisher.map(|_| user.id())).await?;
+            let at = append_to_store(user, event, publisher.map(|_| user.id())).await?;
             Some((user, at.to_string()))
         }
         None => None,
@@ -109,7 +109,7 @@ async fn append(
     Ok(BufferedResponse::json(published_json(channel, &id, copied)))
 }
 
-/// Appends an event that the gateway itself makes, with its data. A new channel takes the share of a user.
+/// Appends an event of the gateway itself, with its data. A new channel counts towards the share of the user, if one is given.
 pub(crate) async fn append_event(
     channel: &Channel,
     event: &StreamEvent<'_>,
@@ -118,15 +118,15 @@ pub(crate) async fn append_event(
 ) -> Result<Cursor, Problem> {
     let finishes = event.finishes();
     let coalesce = (event.coalesces() && !finishes).then(|| event.name().to_owned());
-    place(channel, Event { name: event.name().to_owned(), data, coalesce, finishes }, share).await
+    append_to_store(channel, Event { name: event.name().to_owned(), data, coalesce, finishes }, share).await
 }
 
-/// The user that a user channel belongs to.
-fn own_channel(channel: &Channel) -> Option<&str> {
+/// The user of a user channel.
+fn channel_user(channel: &Channel) -> Option<&str> {
     (channel.kind() == ChannelKind::User).then(|| channel.id())
 }
 
-/// Which record a channel has before an event is appended to it.
+/// The record that was written before an event is appended.
 enum RecordKind {
     Owner,
     Publisher,
@@ -153,13 +153,13 @@ async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) 
 }
 
 /// Appends one event; returns its cursor. A new channel counts towards the share of a user.
-async fn place(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
+async fn append_to_store(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
     let share = share.map(str::to_owned);
-    let places = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
-    places.first().copied().ok_or_else(|| Problem::internal("the store gave no place"))
+    let cursors = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
+    cursors.first().copied().ok_or_else(|| Problem::internal("the store returned no cursor"))
 }
 
-/// Whether the store takes a text as a key.
+/// Whether the store accepts a text as a coalesce key.
 fn is_key(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
     text.len() <= KEY_BYTES_MAX && text.bytes().all(good)

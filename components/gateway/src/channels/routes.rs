@@ -1,4 +1,4 @@
-//! The paths of channels: subscribe, publish, sockets, tickets.
+//! The paths of channels: subscriptions, publishing, sockets and tickets.
 
 use spin_sdk::{
     http::Method,
@@ -43,7 +43,7 @@ impl RequestContext<'_> {
             ChannelRoute::PublishWorkflow(_) | ChannelRoute::PublishAnalysis(_) | ChannelRoute::PublishUser(_) => {
                 let settings = Settings::current().map_err(Problem::internal)?;
                 let body = self.json(body, settings).await?;
-                // The time of the event is when all of it is here.
+                // The time of the event is when its body has arrived.
                 publish::publish(&route, &body, &identity, &self.path, clock::now()).await.map(RouteResponse::Whole)
             }
             ChannelRoute::Tickets => {
@@ -53,12 +53,12 @@ impl RequestContext<'_> {
             }
             ChannelRoute::Socket(channel) => self.socket(Some(channel), identity, body).await,
             ChannelRoute::Sockets => self.socket(None, identity, body).await,
-            // Answered without an identity, by dispatch.
+            // Dispatch answers this path, without an identity.
             ChannelRoute::Health => Err(Problem::not_found(&self.path)),
         }
     }
 
-    /// Follows a channel; 204 when it is finished and the client has all of it.
+    /// Follows a channel; 204 when it is finished and the client has all of its events.
     async fn subscribe(&self, channel: Channel, identity: &Identity) -> Result<RouteResponse, Problem> {
         const FORMS: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
         let settings = Settings::current().map_err(Problem::internal)?;
@@ -67,27 +67,27 @@ impl RequestContext<'_> {
             accept::subscription(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let after = subscribe::cursor(self.headers.get("last-event-id").map(|id| id.as_bytes()), self.query)?;
         let filter = EventFilter::from_query(self.query)?;
-        if !subscribe::goes_on(&channel, after).await? {
+        if !subscribe::has_more(&channel, after).await? {
             return Ok(RouteResponse::Whole(BufferedResponse::empty()));
         }
         if self.method == Method::HEAD {
             let reply = BufferedResponse::ok(framing.content_type(), b"".as_slice()).with("x-accel-buffering", "no");
             return Ok(RouteResponse::Whole(reply));
         }
-        let ends_s = identity.expires_at_s();
+        let expires_at_s = identity.expires_at_s();
         if settings.grip != Grip::Off {
             let user = Access::current()?.required().then(|| identity.user().to_owned());
-            let reply = grip::hold_response(channel, after, framing, settings, ends_s, user, filter).await?;
+            let reply = grip::hold_response(channel, after, framing, settings, expires_at_s, user, filter).await?;
             return Ok(RouteResponse::Whole(reply.with("vary", "accept").with("x-accel-buffering", "no")));
         }
-        let place = Access::current()?.connect(identity, settings.grip)?;
-        let followed = subscribe::follow(channel, after, framing, settings, ends_s, place, filter).await?;
+        let permit = Access::current()?.connect(identity, settings.grip)?;
+        let followed = subscribe::follow(channel, after, framing, settings, expires_at_s, permit, filter).await?;
         let (response, client) = self.streaming(framing)?;
         spawn(followed.run(client));
         Ok(RouteResponse::Streaming(response))
     }
 
-    /// Talks with a client that follows many channels. `first` is the one that the path names.
+    /// Serves a client that follows several channels over one stream. `first` is the channel that the path names.
     async fn socket(
         &self,
         first: Option<Channel>,
@@ -107,12 +107,12 @@ impl RequestContext<'_> {
                 Some((channel, subscribe::cursor(None, self.query)?, EventFilter::from_query(self.query)?))
             }
         };
-        let place = Access::current()?.connect(&identity, settings.grip)?;
-        let socket = multiplex::Socket { identity, path: self.path.clone().into_owned(), settings, _place: place };
+        let permit = Access::current()?.connect(&identity, settings.grip)?;
+        let socket = multiplex::Socket { identity, path: self.path.clone().into_owned(), settings, _permit: permit };
         let body = self.arriving(body, settings).await?;
         let (response, client) = self.streaming(Framing::Ndjson)?;
         let began = self.began;
-        spawn(multiplex::converse(socket, first, body, began, client));
+        spawn(multiplex::run_socket(socket, first, body, began, client));
         Ok(RouteResponse::Streaming(response))
     }
 
@@ -120,10 +120,10 @@ impl RequestContext<'_> {
     async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<BufferedResponse, Problem> {
         let access = Access::current()?;
         if !access.required() {
-            return Err(Problem::not_implemented("this server asks nobody who they are, so a ticket opens nothing"));
+            return Err(Problem::not_implemented("this server has no authentication (auth.mode), so there are no tickets"));
         }
         let TicketBody { path, scopes } = TicketBody::from_json(body)?;
-        // A ticket is compared with the normal form of the path that it opens.
+        // A ticket is compared with the normalized path of the request that uses it.
         let path = target::normalize_path(&path)?;
         let limit = scopes.map(|scopes| Scopes::read(scopes.iter().map(String::as_str))).transpose();
         let limit = limit.map_err(|error| {

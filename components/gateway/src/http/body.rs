@@ -1,4 +1,4 @@
-//! Request bodies: read whole, bounded in bytes and in time, or piece by piece.
+//! Request bodies: read whole, bounded in bytes and in time, or part by part.
 
 use spin_sdk::wasip3::{
     http::types::{self, ErrorCode, Trailers},
@@ -10,12 +10,12 @@ use weir_core::time::Now;
 
 use crate::platform::{clock::Deadline, settings::Settings};
 
-/// Bytes read at once.
+/// Size of one read, in bytes.
 const READ_BYTES: usize = 16 * 1024;
-/// Capacity that is reserved for a body of announced length.
+/// Maximum capacity that is reserved for a body of announced length, in bytes.
 const ANNOUNCED_BYTES_MAX: u64 = 64 * 1024;
 
-/// Reads a body whole.
+/// Reads a whole body; `announced` is its `Content-Length`, if the client sends one.
 pub(crate) async fn read(
     request: types::Request,
     announced: Option<u64>,
@@ -34,15 +34,15 @@ pub(crate) async fn read(
 }
 
 async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64) -> Result<Vec<u8>, Problem> {
-    let mut arriving = BodyReader::open(request);
-    // One more than announced, so that the end is found without making room for nothing.
-    let room = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
-    let mut body = Vec::with_capacity(room);
+    let mut reader = BodyReader::open(request);
+    // One byte more than announced, so that the end is found without growing the buffer.
+    let buffer = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
+    let mut body = Vec::with_capacity(buffer);
     loop {
         if body.len() == body.capacity() {
             body.reserve(READ_BYTES);
         }
-        let (result, read) = arriving.stream.read(body).await;
+        let (result, read) = reader.stream.read(body).await;
         body = read;
         if body.len() as u64 > bytes_max {
             return Err(Problem::body_too_large(bytes_max));
@@ -51,57 +51,56 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
             break;
         }
     }
-    match arriving.arrived_whole().await {
+    match reader.arrived_whole().await {
         true => Ok(body),
         false => Err(Problem::body_incomplete()),
     }
 }
 
-/// A body that arrives.
+/// Reads a request body part by part.
 pub(crate) struct BodyReader {
     stream: StreamReader<u8>,
     trailers: FutureReader<Result<Option<Trailers>, ErrorCode>>,
-    /// What we think of the body is said by the response.
+    /// The result of reading the body, for the host. It stays `Ok`: the response reports errors.
     _verdict: FutureWriter<Result<(), ErrorCode>>,
-    /// What was read ahead.
+    /// A part that was read ahead.
     first: Option<BodyPart>,
 }
 
-/// A piece of a body.
+/// A part of a body.
 pub(crate) struct BodyPart {
-    /// The bytes.
     pub(crate) bytes: Vec<u8>,
     /// More may come.
     pub(crate) more: bool,
 }
 
 impl BodyReader {
-    /// Begins to take a body.
+    /// Starts reading a body.
     pub(crate) fn open(request: types::Request) -> Self {
-        let (verdict, told) = wit_future::new(|| Ok(()));
-        let (stream, trailers) = types::Request::consume_body(request, told);
+        let (verdict, result) = wit_future::new(|| Ok(()));
+        let (stream, trailers) = types::Request::consume_body(request, result);
         Self { stream, trailers, _verdict: verdict, first: None }
     }
 
-    /// Waits for the first piece and keeps it.
+    /// Waits for the first part; the next call of `next_part` returns it.
     pub(crate) async fn wait(&mut self) {
         if self.first.is_none() {
-            self.first = Some(self.piece(Vec::new()).await);
+            self.first = Some(self.next_part(Vec::new()).await);
         }
     }
 
-    /// The next part of the body, in the allocation of `room`.
-    pub(crate) async fn piece(&mut self, mut room: Vec<u8>) -> BodyPart {
+    /// The next part of the body, in the allocation of `buffer`.
+    pub(crate) async fn next_part(&mut self, mut buffer: Vec<u8>) -> BodyPart {
         if let Some(first) = self.first.take() {
             return first;
         }
-        room.clear();
-        room.reserve(READ_BYTES);
-        let (result, bytes) = self.stream.read(room).await;
+        buffer.clear();
+        buffer.reserve(READ_BYTES);
+        let (result, bytes) = self.stream.read(buffer).await;
         BodyPart { bytes, more: matches!(result, StreamResult::Complete(_)) }
     }
 
-    /// After the last piece: whether all of it has arrived.
+    /// Whether the body is complete; to be called after its last part.
     pub(crate) async fn arrived_whole(self) -> bool {
         self.trailers.await.is_ok()
     }

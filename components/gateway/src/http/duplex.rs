@@ -175,7 +175,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         let mut buffer = Vec::new();
         loop {
             self.unsent_few().await;
-            let BodyPart { bytes, more } = body.piece(buffer).await;
+            let BodyPart { bytes, more } = body.next_part(buffer).await;
             self.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {

@@ -140,7 +140,7 @@ impl Stream<'_> {
         let mut room = Vec::new();
         loop {
             self.room().await;
-            let BodyPart { bytes, more } = body.piece(room).await;
+            let BodyPart { bytes, more } = body.next_part(room).await;
             self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {

@@ -1,16 +1,16 @@
 //! The gateway component: `wasi:http` in, streams of results out.
 //!
-//! It routes, validates, negotiates and renders; `weir:stream/infer` does the inference and `weir:stream/session` runs transcript
-//! sessions. One instance serves many requests at once: nothing here blocks.
+//! It routes and validates requests, negotiates formats and renders responses; `weir:stream/infer` does the inference and
+//! `weir:stream/session` runs transcript sessions. One instance serves many requests concurrently, so nothing here blocks.
 //!
-//! - `dispatch`: from a path to the feature that answers it; `health`: probes.
+//! - `dispatch`: from a path to the feature that handles it; `health`: probes.
 //! - `inference`, `generation`, `channels`, `transcripts`, `pipelines`: the features.
-//! - `page`: the page for browsers.
-//! - `auth`: users, their rates and their subscriptions.
+//! - `page`: the web page for browsers.
+//! - `auth`: users, their rates and their connections.
 //! - `http`: requests, responses, and streams in both directions.
 //! - `platform`: bindings, clocks, settings, leases.
 //!
-//! Arrows go down this list. Imports `wasi:*` and `weir:stream/*`, nothing else.
+//! A module depends only on those below it in this list. The component imports `wasi:*` and `weir:stream/*`, nothing else.
 
 mod auth;
 mod channels;

@@ -1,4 +1,4 @@
-//! The page for people, made from `web/` by `cargo xtask web`: static, without data of the server.
+//! The web page for browsers, built from `web/` by `cargo xtask web`: static, without data of the server.
 
 use std::sync::OnceLock;
 
@@ -15,19 +15,19 @@ const PAGE: &str = include_str!("../page.html");
 /// Whether responses at the path of a request depend on `Accept` because the page has a view there.
 pub(crate) fn is_offered(request: &RequestContext<'_>, settings: &Settings) -> bool {
     let is_demo = request.path == page::DEMO_PATH;
-    // The demonstration uploads for anybody who can reach it.
+    // The demonstration uploads files without a token, so it needs a server without authentication or on loopback.
     let is_open = !settings.auth.required || settings.auth.loopback;
     settings.ui && page::has_view(&request.path) && (!is_demo || is_open)
 }
 
-/// The page, if a browser asks for it.
+/// The page, if the request is one of a browser for a path with a view.
 pub(crate) fn response(request: &RequestContext<'_>, settings: &Settings) -> Option<BufferedResponse> {
     let reads = matches!(*request.method, Method::GET | Method::HEAD);
     if !reads || !is_offered(request, settings) || !accept::html(request.header("accept").as_deref()) {
         return None;
     }
     static POLICY: OnceLock<Option<&str>> = OnceLock::new();
-    // Without its policy the page is not served: it could load and run anything.
+    // The page is not served without its content security policy.
     let policy = (*POLICY.get_or_init(|| page::policy(PAGE)))?;
     let reply = BufferedResponse::ok("text/html; charset=utf-8", PAGE.as_bytes());
     Some(

@@ -139,7 +139,7 @@ impl Access {
         let hosts: Vec<&str> = all.hosts.iter().map(String::as_str).collect();
         let host_names = HostNames::new(&hosts).map_err(|error| format!("`WEIR_HTTP_HOSTS`: {error}"))?;
         // With authentication the check is not needed: a page that reaches this server through DNS rebinding has no token. Without
-        // it, only loopback names and those that the operator configures are accepted.
+        // it, names are checked on loopback, and elsewhere only if the operator has configured the names of this server.
         let is_checked = !settings.required && (settings.loopback || !host_names.is_empty());
         let origins: Vec<&str> = settings.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, settings.cors_credentials).map_err(|error| error.to_string())?;

@@ -109,7 +109,7 @@ impl RequestContext<'_> {
         };
         let permit = Access::current()?.connect(&identity, settings.grip)?;
         let socket = multiplex::Socket { identity, path: self.path.clone().into_owned(), settings, _permit: permit };
-        let body = self.arriving(body, settings).await?;
+        let body = self.body_reader(body, settings).await?;
         let (response, client) = self.streaming(Framing::Ndjson)?;
         let began = self.began;
         spawn(multiplex::run_socket(socket, first, body, began, client));

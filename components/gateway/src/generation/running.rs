@@ -148,7 +148,7 @@ impl RunningGeneration {
     /// Ends it, if it has not ended.
     pub(super) fn cancel(&self) {
         self.is_cancelled.set(true);
-        self.cancel.ring();
+        self.cancel.notify();
     }
 
     /// Resolves when its last event is in its channel, or cannot be.
@@ -222,7 +222,7 @@ impl RunningGeneration {
             select(run, lease).await;
         }
         self.has_ended.set(true);
-        self.end.ring();
+        self.end.notify();
         self.close().await;
         Registry::current().remove(&self.id);
     }

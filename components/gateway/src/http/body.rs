@@ -36,8 +36,8 @@ pub(crate) async fn read(
 async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64) -> Result<Vec<u8>, Problem> {
     let mut reader = BodyReader::open(request);
     // One byte more than announced, so that the end is found without growing the buffer.
-    let buffer = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
-    let mut body = Vec::with_capacity(buffer);
+    let capacity = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
+    let mut body = Vec::with_capacity(capacity);
     loop {
         if body.len() == body.capacity() {
             body.reserve(READ_BYTES);

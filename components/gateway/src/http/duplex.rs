@@ -1,8 +1,8 @@
-//! The client's side of a bidirectional stream: writing, and when to stop.
+//! The response side of a bidirectional stream: writes output and detects when to stop.
 //!
-//! A route reads input and produces output (its work); this writes the output as soon as there is some, detects a client that disconnects
-//! or does not read, and signals when there is capacity for more. Both run concurrently in one task and share the route's state. When all
-//! output is written, or the client has disconnected, the work is dropped, and with it its streams.
+//! The future of a route reads input and produces output. A [`Duplex`] writes the output as soon as there is some, detects a client that
+//! disconnects or does not read, and signals when there is capacity for more. Both run concurrently in one task and share the route's
+//! state. When all output is written, or the client has disconnected, the future of the route is dropped, and with it its streams.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,49 +35,50 @@ use crate::{
 
 /// Reading input pauses while at least this many bytes are unsent.
 pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of output for each byte of the request body, in addition to a constant. Output that needs no work of a model would otherwise
+/// Maximum bytes of output for each byte of the request body, in addition to a constant. Output that needs no inference would otherwise
 /// amplify the bytes of a client a hundredfold.
-const ANSWER_BYTES_PER_BYTE: u64 = 32;
-const ANSWER_BYTES_FREE: u64 = 1 << 20;
-/// The clock is looked at this often, and while there is nothing to write, the client.
+const RESPONSE_BYTES_PER_BYTE: u64 = 32;
+const RESPONSE_BYTES_FREE: u64 = 1 << 20;
+/// The interval in which the clock is checked and, while there is nothing to write, the client is probed, in milliseconds.
 const TICK_MS: u64 = 500;
 
-/// What a route has to say.
+/// A source of output: the state of a route.
 pub(crate) trait OutputSource {
-    /// What is to be written now, if anything.
+    /// Takes the output to write now, if there is any.
     fn poll_output(&mut self) -> Option<Vec<u8>>;
-    /// Unsent bytes.
+    /// Size of the output that was not taken yet, in bytes.
     fn output_bytes(&self) -> usize;
-    /// True when something that came has no answer yet.
+    /// True when some input has no output yet.
     fn has_pending(&self) -> bool;
-    /// True when all output was polled, and no more follows.
+    /// True when all output was taken and no more follows.
     fn is_done(&self) -> bool;
 }
 
-/// What the parts of a stream share.
+/// The state that the concurrent parts of a bidirectional stream share.
 pub(crate) struct Duplex<'a, S> {
-    /// The route's own.
+    /// The state of the route.
     pub(crate) session: RefCell<S>,
     settings: &'a Settings,
-    /// There may be something to write.
+    /// Set when there may be something to write.
     changed: Signal,
-    /// There may be room for more.
+    /// Notified when there may be capacity for more input.
     pub(crate) room: LocalNotify,
     /// True when the client should be probed.
     probe: Cell<bool>,
-    /// Bytes of the body that have arrived, and bytes of the answer that were sent.
+    /// Bytes of the request body that have arrived.
     body_bytes: Cell<u64>,
+    /// Bytes of the response body that were sent.
     sent_bytes: Cell<u64>,
-    /// When something last arrived or was answered.
+    /// When input last arrived or output was last produced, in nanoseconds of the monotonic clock.
     active_ns: Cell<u64>,
-    /// Since when a write waits for the client.
+    /// Since when a write has waited for the client.
     writing_since_ns: Cell<Option<u64>>,
-    /// Since when a probe waits for the client.
+    /// Since when a probe has waited for the client.
     probing_since_ns: Cell<Option<u64>>,
 }
 
 impl<'a, S: OutputSource> Duplex<'a, S> {
-    /// A stream that began then.
+    /// A stream of a request that began at `began`.
     pub(crate) fn new(session: S, settings: &'a Settings, began: Now) -> Self {
         Self {
             session: RefCell::new(session),
@@ -93,22 +94,22 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Writes the output of `work` until it is complete or the client is gone; unfinished work is dropped.
-    pub(crate) async fn serve(&self, work: impl Future<Output = ()>, client: Client) {
+    /// Runs `route_work` and writes its output until all is written or the client is gone; unfinished work is dropped.
+    pub(crate) async fn serve(&self, route_work: impl Future<Output = ()>, client: Client) {
         let Client { mut body, trailers, sent } = client;
         let stalled = {
-            // A client may leave while there is nothing to write.
+            // A client may disconnect while there is nothing to write.
             let gone = pin!(async {
                 if sent.await.is_ok() {
                     pending::<()>().await;
                 }
             });
-            let work = pin!(async {
-                work.await;
+            let route_work = pin!(async {
+                route_work.await;
                 pending::<()>().await;
             });
             let write = pin!(self.write(&mut body));
-            let whole = pin!(select(write, select(work, gone)));
+            let whole = pin!(select(write, select(route_work, gone)));
             let watch = pin!(self.watch());
             matches!(select(whole, watch).await, Either::Right(_))
         };
@@ -118,12 +119,12 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// There may be something to write.
+    /// Signals that there may be something to write.
     pub(crate) fn changed(&self) {
         self.changed.notify();
     }
 
-    /// A piece of the body has arrived just now. White space alone is no activity: a client that sends nothing else is idle.
+    /// Records that a part of the body has arrived. White space alone is not activity: a client that sends nothing else is idle.
     pub(crate) fn arrived(&self, piece: &[u8]) {
         self.body_bytes.set(self.body_bytes.get().saturating_add(piece.len() as u64));
         if !piece.iter().all(u8::is_ascii_whitespace) {
@@ -131,16 +132,16 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Why the answer is cut here, where it has become too large for its body.
-    pub(crate) fn answer_too_large(&self) -> Option<ItemError> {
+    /// The error that ends the response if it has become too large for its request body.
+    pub(crate) fn response_too_large(&self) -> Option<ItemError> {
         let unsent = self.session.borrow().output_bytes() as u64;
         self.too_large("the answer has", self.sent_bytes.get().saturating_add(unsent))
     }
 
-    /// Why the answer is cut here, where its bytes have become too many for the request body.
+    /// The error that ends the response if `bytes` of `what` are too many for the request body so far.
     pub(crate) fn too_large(&self, what: &str, bytes: u64) -> Option<ItemError> {
         let body_bytes = self.body_bytes.get();
-        let bytes_max = body_bytes.saturating_mul(ANSWER_BYTES_PER_BYTE).saturating_add(ANSWER_BYTES_FREE);
+        let bytes_max = body_bytes.saturating_mul(RESPONSE_BYTES_PER_BYTE).saturating_add(RESPONSE_BYTES_FREE);
         (bytes > bytes_max).then(|| {
             let message = format!(
                 "{what} {bytes} bytes for {body_bytes} bytes of the body, and may have {bytes_max}: the rest of the body is not \
@@ -150,7 +151,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         })
     }
 
-    /// Something has arrived or was answered just now.
+    /// Records that input has arrived or output was produced.
     pub(crate) fn touch(&self) {
         self.active_ns.set(clock::now().monotonic_ns);
     }
@@ -160,8 +161,8 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
     }
 
-    /// Reads a body by lines, as fast as the client reads the output. `step` gets the bytes that are left of a piece and takes lines from
-    /// them. Returns the reader of lines, which has the last line; a line in which the body breaks off is dropped.
+    /// Reads a body by lines, as fast as the client reads the output. `step` gets the remaining bytes of a part and takes lines from them.
+    /// Returns the line reader, which has the last line if it has no line break; the last line of an incomplete body is dropped.
     ///
     /// # Errors
     ///
@@ -201,7 +202,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
             } else if self.session.borrow().is_done() {
                 return;
             } else if self.probe.take() {
-                // A write of nothing is done when the reader is ready for more, or gone.
+                // An empty write completes when the reader is ready for more, or gone.
                 self.probing_since_ns.set(Some(clock::now().monotonic_ns));
                 let probed = client.write(Vec::new()).await.0;
                 self.probing_since_ns.set(None);
@@ -218,29 +219,29 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
     async fn send(&self, client: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
         self.sent_bytes.set(self.sent_bytes.get().saturating_add(bytes.len() as u64));
         self.writing_since_ns.set(Some(clock::now().monotonic_ns));
-        let (mut result, mut left) = client.write(bytes).await;
-        while matches!(result, StreamResult::Complete(_)) && left.remaining() > 0 {
+        let (mut result, mut rest) = client.write(bytes).await;
+        while matches!(result, StreamResult::Complete(_)) && rest.remaining() > 0 {
             self.writing_since_ns.set(Some(clock::now().monotonic_ns));
-            (result, left) = client.write_buf(left).await;
+            (result, rest) = client.write_buf(rest).await;
         }
         let now_ns = clock::now().monotonic_ns;
         self.writing_since_ns.set(None);
-        // What was owed to the client was owed until now.
+        // Output was pending until now.
         self.active_ns.set(now_ns);
-        left.remaining() == 0
+        rest.remaining() == 0
     }
 
-    /// Resolves when nothing has arrived for `body_timeout_ms` and nothing was owed.
+    /// Resolves when nothing has arrived for `body_timeout_ms` and no output was pending.
     pub(crate) async fn idle(&self) {
         let timeout_ms = self.settings.body_timeout_ms;
         loop {
             let active = Now { monotonic_ns: self.active_ns.get(), unix_ns: 0 };
             Deadline::after(active, timeout_ms).passed().await;
-            let owed = {
+            let is_pending = {
                 let session = self.session.borrow();
                 session.has_pending() || session.output_bytes() > 0 || self.writing_since_ns.get().is_some()
             };
-            if owed {
+            if is_pending {
                 self.active_ns.set(clock::now().monotonic_ns);
             } else if self.active_ns.get() == active.monotonic_ns {
                 return;
@@ -248,14 +249,14 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Probes the client periodically. Resolves when it has read nothing for twice the timeout of a request although there was output.
+    /// Probes the client periodically. Resolves when the client has read nothing for twice the request timeout although there was output.
     async fn watch(&self) {
         let stalled_ns = self.settings.request_timeout_ms.saturating_mul(2 * 1_000_000);
         loop {
             Deadline::after(clock::now(), TICK_MS).passed().await;
             // Output that was produced while a probe waits for the reader waits as well.
-            let behind = self.probing_since_ns.get().filter(|_| self.session.borrow().output_bytes() > 0);
-            match self.writing_since_ns.get().or(behind) {
+            let probe_since_ns = self.probing_since_ns.get().filter(|_| self.session.borrow().output_bytes() > 0);
+            match self.writing_since_ns.get().or(probe_since_ns) {
                 Some(since_ns) if clock::now().monotonic_ns.saturating_sub(since_ns) >= stalled_ns => return,
                 Some(_) => {}
                 None if self.probing_since_ns.get().is_some() => {}

@@ -27,27 +27,27 @@ use crate::{
     },
 };
 
-/// The forms in which a stream is answered.
+/// The media types of a streamed response.
 pub(crate) const STREAM_FORMS: [&str; 2] = ["application/x-ndjson", "text/event-stream"];
 /// The media types of a body of lines, or of one of them.
 pub(crate) const LINES_OR_JSON: [&str; 2] = ["application/x-ndjson", "application/json"];
-/// Answered whatever the settings and the models say.
+/// The liveness probe, which is independent of the settings and the models.
 pub(crate) const LIVEZ: &str = "/livez";
 /// The media types of a body that is read whole.
 const JSON: [&str; 1] = ["application/json"];
 
 /// A request without its body.
 pub(crate) struct RequestContext<'a> {
-    /// In its normal form.
+    /// The path in its normalized form.
     pub(crate) path: Cow<'a, str>,
-    /// Without the question mark.
+    /// The query without the question mark.
     pub(crate) query: &'a str,
-    /// `Host` or `:authority`
+    /// The `Host` header or `:authority`.
     pub(crate) host: Option<&'a str>,
     pub(crate) method: &'a Method,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) request_id: String,
-    /// The headers of every response, for the page that the request comes from.
+    /// The CORS headers of the response.
     pub(crate) page: cors::Headers,
     /// The user that was identified, for the host that counts the requests of users.
     pub(crate) user: RefCell<Option<String>>,
@@ -62,7 +62,7 @@ impl RequestContext<'_> {
         }
         target::check_query(self.query)?;
         let hosts = self.headers.get_all("host").iter().map(|host| host.as_bytes());
-        // Hosts other than ours may leave both out.
+        // Hosts other than Weir's own may pass neither.
         self.host = host::of_request(self.host, hosts, false)?;
         if self.path == LIVEZ {
             return Ok(());
@@ -73,7 +73,7 @@ impl RequestContext<'_> {
         let target = format!("{}?{}", self.path, self.query);
         let checked = Limits::default().check_head(&target, credentials.headers.iter().copied());
         let checked = checked.map_err(Problem::from).and_then(|()| access.check_host(&credentials));
-        // Caches must not give the response for one page to another.
+        // `Vary` also on a refusal: caches must not serve the response for one origin to another.
         let (page, refused) =
             page.map_or_else(|refused| (vec![cors::Cors::vary()], Err(refused)), |page| (page, Ok(())));
         self.page = page;
@@ -81,7 +81,7 @@ impl RequestContext<'_> {
         checked
     }
 
-    /// Identifies the user. A ticket is used up by it.
+    /// Identifies the user. A ticket is consumed.
     pub(crate) async fn identify(&self) -> Result<Identity, Problem> {
         let access = Access::current()?;
         let identity = access.identify(&self.credentials(), self.began).await?;
@@ -105,23 +105,24 @@ impl RequestContext<'_> {
         RequestCredentials { headers, path: &self.path, query: self.query, host: self.host, changes }
     }
 
-    /// The body of a stream. A client that waits to be asked for it gets no answer before it is.
-    pub(crate) async fn arriving(&self, body: types::Request, settings: &Settings) -> Result<BodyReader, Problem> {
-        let mut arriving = BodyReader::open(body);
+    /// The reader of a streamed body. For a client that sent `Expect`, waits for the first part of the body, so that the response does not
+    /// begin before the body does.
+    pub(crate) async fn body_reader(&self, body: types::Request, settings: &Settings) -> Result<BodyReader, Problem> {
+        let mut reader = BodyReader::open(body);
         if self.header("expect").is_some() {
             let timeout_ms = settings.body_timeout_ms;
-            let began = Deadline::after(self.began, timeout_ms).bound(arriving.wait()).await;
+            let began = Deadline::after(self.began, timeout_ms).bound(reader.wait()).await;
             began.ok_or_else(|| Problem::body_timeout(timeout_ms))?;
         }
-        Ok(arriving)
+        Ok(reader)
     }
 
-    /// A response that is written while it is sent.
+    /// A streaming response in a framing, and its writer.
     pub(crate) fn streaming(&self, framing: Framing) -> Result<(Response, Client), Problem> {
         self.streaming_as(framing.content_type(), Vec::new())
     }
 
-    /// A response of a type, with headers of its own, that is written while it is sent.
+    /// A streaming response with a content type and further headers, and its writer.
     pub(crate) fn streaming_as(
         &self,
         content_type: &str,
@@ -141,7 +142,7 @@ impl RequestContext<'_> {
         streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }
 
-    /// A body of JSON: its type, its size.
+    /// A JSON body, read whole. Checks its media type and coding.
     pub(crate) async fn json(&self, body: types::Request, settings: &Settings) -> Result<Vec<u8>, Problem> {
         let content_type = self.header("content-type");
         if !content_type::is_json(content_type.as_deref()) {
@@ -157,7 +158,7 @@ impl RequestContext<'_> {
         body::read(body, announced, settings, self.began).await
     }
 
-    /// Bodies come as they are. An empty list of codings is none.
+    /// Refuses a body with a content coding. An empty list of codings counts as none.
     pub(crate) fn encoding(&self) -> Result<(), Problem> {
         let Some(encoding) = self.header("content-encoding") else { return Ok(()) };
         let is_none = |name: &str| name.is_empty() || name.eq_ignore_ascii_case("identity");
@@ -167,7 +168,7 @@ impl RequestContext<'_> {
         }
     }
 
-    /// A header; several of the same name are one list, as RFC 9110 section 5.3 has it.
+    /// The value of a header; the values of several headers of one name are joined by commas (RFC 9110, section 5.3).
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         let values: Vec<_> = self.headers.get_all(name).iter().collect();
         if values.is_empty() {

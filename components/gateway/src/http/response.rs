@@ -19,13 +19,13 @@ use weir_codec::{
 
 /// The response of a route.
 pub(crate) enum RouteResponse {
-    /// Its body is there.
+    /// Its body is complete.
     Whole(BufferedResponse),
     /// Its body is written while it is sent.
     Streaming(Response),
 }
 
-/// A response before it is one of `wasi:http`.
+/// A response with a complete body, before it is converted to one of `wasi:http`.
 pub(crate) struct BufferedResponse {
     status: u16,
     headers: Vec<(&'static str, String)>,
@@ -53,7 +53,7 @@ impl BufferedResponse {
         Self::error(201, body)
     }
 
-    /// 204: there is nothing, and will be nothing.
+    /// 204 without a body.
     pub(crate) fn empty() -> Self {
         Self { status: 204, headers: Vec::new(), body: Cow::Borrowed(&[]) }
     }
@@ -63,7 +63,7 @@ impl BufferedResponse {
         Self { status: 204, headers: vec![("allow", allow.to_owned())], body: Cow::Borrowed(&[]) }
     }
 
-    /// A problem, in the words of the route that it happened on.
+    /// A problem, in the error format of the route.
     pub(crate) fn problem(problem: &Problem, path: &str, request_id: &str) -> Self {
         let generation = GenerationRoute::find(path).map(|route| route.dialect());
         if let Some(dialect) = generation.filter(|dialect| *dialect != DialectKind::Weir) {
@@ -102,12 +102,12 @@ impl BufferedResponse {
         self
     }
 
-    /// The response. `HEAD` has the headers of `GET` and no body.
+    /// Converts it. The response to `HEAD` has the headers of `GET` and no body.
     pub(crate) fn into_response(mut self, head: bool) -> Result<Response, ErrorCode> {
         if head || self.body.is_empty() {
             return Ok(respond(self.status, &self.headers, None)?.0);
         }
-        // A terminal begins its next line after the answer.
+        // A final line break, for terminals.
         let is_json = |(name, value): &(&str, String)| {
             *name == "content-type" && ["application/json", problem::CONTENT_TYPE].contains(&value.as_str())
         };
@@ -118,24 +118,24 @@ impl BufferedResponse {
         let (mut writer, reader) = wit_stream::new();
         let (response, ..) = respond(self.status, &self.headers, Some(reader))?;
         spawn(async move {
-            // A client that has left gets nothing.
+            // The write fails when the client has disconnected, which needs no action.
             writer.write_all(self.body.into_owned()).await;
         });
         Ok(response)
     }
 }
 
-/// The client's end of a response whose body is streamed.
+/// The writer of a response whose body is streamed.
 pub(crate) struct Client {
-    /// The body; dropping it is its end.
+    /// The body; dropping it ends the body.
     pub(crate) body: StreamWriter<u8>,
     /// The trailers of the body. Dropping it completes the body; an error tells the client that the body is incomplete.
     pub(crate) trailers: FutureWriter<Result<Option<Trailers>, ErrorCode>>,
-    /// What the host says of the sending: an error is a client that has left.
+    /// Resolves when the host has sent the response; an error means that the client has disconnected.
     pub(crate) sent: FutureReader<Result<(), ErrorCode>>,
 }
 
-/// A response whose body is streamed.
+/// A response with status 200 whose body is streamed, and its writer.
 pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response, Client), ErrorCode> {
     let (body, reader) = wit_stream::new();
     let (response, trailers, sent) = respond(200, headers, Some(reader))?;

@@ -35,7 +35,7 @@ impl RequestContext<'_> {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS[1..]))?;
             self.encoding()?;
             let plan = Plan::new(task, query.model, query.parameters, settings);
-            let source = TextSource::Lines(self.arriving(body, settings).await?);
+            let source = TextSource::Lines(self.body_reader(body, settings).await?);
             return self.stream_items(source, plan, framing, settings);
         }
         let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;

@@ -112,7 +112,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
             for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
                 reliability.handle_event(clock::now().monotonic_ns, &sequenced.event);
             }
-            running.progress_notify.ring();
+            running.progress_notify.notify();
         }
     }
     // The execution has ended: the remaining runs and writes are dropped.

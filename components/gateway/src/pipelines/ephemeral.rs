@@ -167,7 +167,7 @@ impl<S: EventSink> EphemeralExecution<S> {
             }
         }
         drop((execution, sink));
-        self.running.progress_notify.ring();
+        self.running.progress_notify.notify();
         self.changed.notify();
     }
 }

@@ -162,7 +162,7 @@ impl RunningExecution {
         let reason = StepFailure::last("cancelled", "the execution was cancelled");
         let result = self.execution.borrow_mut().handle_cancel(clock::now(), reason);
         self.cancelled.set(self.cancelled.get() || result);
-        self.cancel_notify.ring();
+        self.cancel_notify.notify();
         result
     }
 
@@ -174,7 +174,7 @@ impl RunningExecution {
     /// Marks its end as stored.
     pub(super) fn finish(&self) {
         self.is_finished.set(true);
-        self.progress_notify.ring();
+        self.progress_notify.notify();
     }
 
     /// Resolves when it has ended and its end is stored.

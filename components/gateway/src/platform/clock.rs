@@ -19,7 +19,7 @@ pub(crate) fn now() -> Now {
     }
 }
 
-/// A moment that something must not pass.
+/// A point in time of the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
     at_ns: u64,
@@ -31,7 +31,7 @@ impl Deadline {
         Self { at_ns: began.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }
 
-    /// A moment of the clock that never goes back, in nanoseconds.
+    /// A value of the monotonic clock, in nanoseconds.
     pub(crate) fn at(at_ns: u64) -> Self {
         Self { at_ns }
     }
@@ -46,17 +46,17 @@ impl Deadline {
         Self { at_ns: self.at_ns.saturating_add(ms.saturating_mul(NS_PER_MS)) }
     }
 
-    /// Whether the moment has come.
+    /// Whether the deadline has passed.
     pub(crate) fn is_past(self, now: Now) -> bool {
         now.monotonic_ns >= self.at_ns
     }
 
-    /// Resolves when the moment has come.
+    /// Resolves when the deadline has passed.
     pub(crate) async fn passed(self) {
         monotonic_clock::wait_until(self.at_ns).await;
     }
 
-    /// What the future resolves to, or none when the moment comes first; the future is then dropped.
+    /// The value of the future, or none if the deadline passes first; the future is then dropped.
     pub(crate) async fn bound<T>(self, future: impl Future<Output = T>) -> Option<T> {
         let future = std::pin::pin!(future);
         let passed = std::pin::pin!(self.passed());

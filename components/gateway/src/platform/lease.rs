@@ -1,8 +1,8 @@
 //! Ownership of executions and stored sessions among instances. `weir:stream/state` grants a lease and refuses writes with an earlier
 //! token, so an instance that was paused past its lease changes nothing.
 //!
-//! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth; others look for expired ones every quarter. What a
-//! dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
+//! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth of it; other instances scan for expired ones every
+//! quarter. What a dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
 
 use std::cell::Cell;
 
@@ -22,14 +22,14 @@ use crate::{
 };
 
 const NS_PER_MS: u64 = 1_000_000;
-/// What `WEIR_EVENTS_LEASE_MS` is when the settings cannot be read, which is reported elsewhere.
+/// `WEIR_EVENTS_LEASE_MS` when the settings are invalid, which is reported elsewhere.
 const DEFAULT_MS: u64 = 10_000;
 
 /// A lease that this instance has acquired.
 #[derive(Debug)]
 pub(crate) struct StoreLease {
     fence: Fence,
-    /// Until when no other instance can have acquired it, on the monotonic clock.
+    /// The time until which no other instance can have acquired it, in nanoseconds of the monotonic clock.
     fresh_until_ns: Cell<u64>,
     lost: Cell<bool>,
 }
@@ -53,8 +53,8 @@ fn lease_ms() -> u64 {
     Settings::current().map_or(DEFAULT_MS, |settings| settings.lease_ms)
 }
 
-/// The owner name of this instance: that of the host, so that the next instance of the same host need not wait for the end of the leases
-/// of this one.
+/// The name under which this instance acquires leases: that of the host, so that the next instance of the same host does not wait for the
+/// leases of this one to expire.
 fn owner() -> String {
     thread_local! {
         static RANDOM: String = format!("{:032x}", u128::from_be_bytes(request_id::random()));
@@ -65,28 +65,29 @@ fn owner() -> String {
     }
 }
 
-/// Acquires the lease of a key; or in how many milliseconds another instance's ends, unless it is renewed.
+/// Acquires the lease of a key. `Ok(Err(ms))` if another instance holds it, with the milliseconds until it expires unless it is renewed.
 pub(crate) async fn acquire(key: String) -> Result<Result<StoreLease, u64>, Failure> {
-    let asked = clock::now();
+    let requested_at = clock::now();
     match state::acquire(key.clone(), owner(), ttl_ms()).await? {
         Acquisition::Held(remaining_ms) => Ok(Err(remaining_ms)),
         Acquisition::Acquired(token) => {
             let lease =
                 StoreLease { fence: Fence { key, token }, fresh_until_ns: Cell::new(0), lost: Cell::new(false) };
-            lease.refresh(asked);
+            lease.refresh(requested_at);
             Ok(Ok(lease))
         }
     }
 }
 
-/// A lease of one request, exclusive among requests of the same instance as well. It is for short work: it is not renewed, and its holder
-/// releases it.
+/// A lease of one request, exclusive among requests of the same instance as well. It is for short critical sections: it is not renewed, and
+/// its holder releases it.
 #[derive(Debug)]
 pub(crate) struct RequestLease {
     fence: Fence,
 }
 
-/// Acquires the lease of a key for one request, for the given number of milliseconds; or in how many milliseconds another request's ends.
+/// Acquires the lease of a key for one request, for `ttl_ms` milliseconds. `Ok(Err(ms))` if another request holds it, with the milliseconds
+/// until it expires.
 pub(crate) async fn acquire_for_request(key: String, ttl_ms: u64) -> Result<Result<RequestLease, u64>, Failure> {
     let owner = format!("{:032x}", u128::from_be_bytes(request_id::random()));
     match state::acquire(key.clone(), owner, ttl_ms).await? {
@@ -96,12 +97,12 @@ pub(crate) async fn acquire_for_request(key: String, ttl_ms: u64) -> Result<Resu
 }
 
 impl RequestLease {
-    /// What is written under the lease carries this.
+    /// The fence for writes under the lease.
     pub(crate) fn fence(&self) -> Fence {
         self.fence.clone()
     }
 
-    /// Ends it now. Best effort: it ends by itself otherwise.
+    /// Releases it. Best effort: it expires otherwise.
     pub(crate) async fn release(self) {
         let _ = state::release(self.fence).await;
     }
@@ -113,27 +114,27 @@ impl StoreLease {
         self.fence.clone()
     }
 
-    /// No other instance can have acquired it yet. Work that others notice begins only then.
+    /// Whether no other instance can have acquired it yet. Effects outside of the store begin only while this holds.
     pub(crate) fn is_fresh(&self, now: Now) -> bool {
         !self.lost.get() && now.monotonic_ns < self.fresh_until_ns.get()
     }
 
-    /// Another instance has acquired it.
+    /// Whether another instance has acquired it.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.get()
     }
 
-    /// A write was refused.
+    /// Marks it as lost, after a write was refused.
     pub(crate) fn lose(&self) {
         self.lost.set(true);
     }
 
-    /// Makes it last from now.
+    /// Renews it for its whole duration from now.
     pub(crate) async fn renew(&self) -> Result<(), Failure> {
-        let asked = clock::now();
+        let requested_at = clock::now();
         let renewed = state::renew(self.fence.clone(), ttl_ms()).await;
         match &renewed {
-            Ok(()) => self.refresh(asked),
+            Ok(()) => self.refresh(requested_at),
             Err(Failure::Fenced) => self.lose(),
             Err(_) => {}
         }
@@ -160,7 +161,7 @@ impl StoreLease {
         }
     }
 
-    /// Ends it now. Best effort: it ends by itself otherwise.
+    /// Releases it. Best effort: it expires otherwise.
     pub(crate) async fn release(&self) {
         if self.is_lost() {
             return;
@@ -172,9 +173,9 @@ impl StoreLease {
         }
     }
 
-    /// An eighth is for clocks that do not run alike.
-    fn refresh(&self, asked: Now) {
+    /// Sets how long it is fresh: seven eighths of its duration, since the clocks of the instance and the store may run at different rates.
+    fn refresh(&self, requested_at: Now) {
         let fresh_ns = ttl_ms().saturating_mul(NS_PER_MS) / 8 * 7;
-        self.fresh_until_ns.set(asked.monotonic_ns.saturating_add(fresh_ns));
+        self.fresh_until_ns.set(requested_at.monotonic_ns.saturating_add(fresh_ns));
     }
 }

@@ -1,4 +1,10 @@
-//! What the rest stands on: bindings, clocks, settings, leases, failures of the store, what it is still read for, and how tasks of one instance wait for each other.
+//! Foundations of the features.
+//!
+//! - `bindings`: the imports; `wording`: errors of the bindings as text.
+//! - `clock`: the clocks and deadlines; `settings`: the environment.
+//! - `store`: failures of the channel store as problems; `lease`: ownership among instances; `restoration`: whether the stored sessions and
+//!   executions are counted.
+//! - `notify`, `turns`: waiting within a task, between tasks, and for the one thread of the instance.
 
 pub(crate) mod bindings;
 pub(crate) mod clock;

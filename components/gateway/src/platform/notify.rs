@@ -1,4 +1,4 @@
-//! How the halves of a task wait for each other.
+//! Notifications within a task and between the tasks of an instance.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,7 +9,7 @@ use std::{
 
 use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
 
-/// Tells one half of a task that the other has changed something. One half waits.
+/// A flag that one future of a task sets and another one of the same task waits for. At most one future waits.
 #[derive(Default)]
 pub(crate) struct Signal {
     set: Cell<bool>,
@@ -17,7 +17,7 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
-    /// Says that something has changed.
+    /// Sets the flag.
     pub(crate) fn notify(&self) {
         self.set.set(true);
         if let Some(waker) = self.waker.take() {
@@ -25,7 +25,7 @@ impl Signal {
         }
     }
 
-    /// Resolves when something has changed since the last time.
+    /// Resolves when the flag is set, and clears it.
     pub(crate) async fn wait(&self) {
         poll_fn(|context| {
             if self.set.take() {
@@ -46,14 +46,14 @@ pub(crate) struct LocalNotify {
 }
 
 impl LocalNotify {
-    /// Says that it may have become true.
+    /// Signals that the condition may have become true.
     pub(crate) fn notify(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// Resolves when it is true.
+    /// Resolves when the condition is true.
     pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
         poll_fn(|context| {
             if is_true() {
@@ -77,31 +77,31 @@ pub(crate) struct TaskNotify {
 }
 
 impl TaskNotify {
-    /// Says that it may have become true.
-    pub(crate) fn ring(&self) {
+    /// Signals that the condition may have become true.
+    pub(crate) fn notify(&self) {
         drop(self.waiting.take());
     }
 
-    /// Resolves when it is true.
+    /// Resolves when the condition is true.
     pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
-        let waiting = Waiter { bell: self, place: self.next.replace(self.next.get() + 1) };
+        let waiting = Waiter { owner: self, id: self.next.replace(self.next.get() + 1) };
         while !is_true() {
             let (writer, mut reader) = wit_stream::new::<u8>();
-            self.waiting.borrow_mut().insert(waiting.place, writer);
+            self.waiting.borrow_mut().insert(waiting.id, writer);
             // Nothing is ever written.
             reader.read(Vec::with_capacity(1)).await;
         }
     }
 }
 
-/// A task that waits at a bell, and may leave.
+/// A waiting task; dropping it unregisters the task.
 struct Waiter<'b> {
-    bell: &'b TaskNotify,
-    place: u64,
+    owner: &'b TaskNotify,
+    id: u64,
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.bell.waiting.borrow_mut().remove(&self.place);
+        self.owner.waiting.borrow_mut().remove(&self.id);
     }
 }

@@ -1,5 +1,5 @@
-//! Whether the sessions and executions of the store are counted. Until they are, the counts of users are too low, so nothing starts
-//! that they bound.
+//! Whether the stored sessions and executions are counted after a start. Until they are, the counts per user are too low, so no session or
+//! execution starts.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use weir_codec::http::problem::Problem;
 
 use super::clock::{self, Deadline};
 
-/// How long a request waits for the end of the restoration, and the interval of its checks.
+/// How long a request waits for the end of the restoration, and the interval of its checks, in milliseconds.
 const WAIT_MS_MAX: u64 = 2000;
 const CHECK_INTERVAL_MS: u64 = 10;
 const RETRY_AFTER_MS: u32 = 1000;
@@ -19,12 +19,12 @@ pub(crate) struct Restoration {
 }
 
 impl Restoration {
-    /// Begins to read the store.
+    /// Marks that reading the store has begun.
     pub(crate) fn begin(&self) {
         self.running.set(true);
     }
 
-    /// Everything in the store is counted.
+    /// Marks that everything in the store is counted.
     pub(crate) fn finish(&self) {
         self.running.set(false);
     }

@@ -1,13 +1,13 @@
-//! The channel store's failures as problems and as log lines.
+//! Failures of the channel store as problems and as text for the log.
 
 use weir_codec::http::problem::Problem;
 
 use super::bindings::weir::stream::events::Failure;
 
-/// The largest `Retry-After` for something that is owned elsewhere, in milliseconds.
+/// The largest `Retry-After` for state that another instance owns, in milliseconds.
 const RETRY_MS_MAX: u64 = 60_000;
 
-/// Why the store did not do something, for the log.
+/// The reason of a failure, for the log.
 pub(crate) fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Invalid(reason) => format!("the event is not valid: {reason}"),
@@ -23,7 +23,7 @@ pub(crate) fn reason(failure: &Failure) -> String {
     }
 }
 
-/// What the store did not do, for a client.
+/// A failure as a problem for a client.
 pub(crate) fn problem(failure: Failure) -> Problem {
     match failure {
         Failure::Invalid(text) => Problem::refused(422, "invalid_event", "The event is not valid", text, None),
@@ -49,6 +49,6 @@ pub(crate) fn problem(failure: Failure) -> Problem {
 /// 409: another instance owns it, and its lease ends in the given number of milliseconds unless it is renewed.
 pub(crate) fn owned_elsewhere(remaining_ms: u64) -> Problem {
     let retry_after_ms = u32::try_from(remaining_ms.clamp(1, RETRY_MS_MAX)).unwrap_or(u32::MAX);
-    let detail = "another instance works on it now; try again later, or at that instance";
+    let detail = "another instance owns it now; try again later, or at that instance";
     Problem::refused(409, "owned_elsewhere", "Another instance owns it", detail, Some(retry_after_ms))
 }

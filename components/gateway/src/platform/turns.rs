@@ -1,8 +1,8 @@
-//! Turns on the one thread of this instance: work that takes a while is done in bounded slices, and users take turns by the time that
-//! their slices took.
+//! Turns on the one thread of this instance: long computations are done in bounded slices, and users take turns by the time that their
+//! slices took.
 //!
 //! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests run, and then
-//! waits for its turn. Work that is short for every input needs no turn.
+//! waits for its turn. A computation that is short for every input needs no turn.
 
 use std::{cell::RefCell, collections::HashMap, future::poll_fn, pin::pin, task::Poll};
 
@@ -15,7 +15,8 @@ use crate::platform::clock;
 #[derive(Default)]
 struct Queue {
     turns: Turns,
-    /// Dropping a writer wakes the task that reads from the other end: a task of a component does not wake another otherwise.
+    /// The tasks that wait, by ticket. Dropping a writer wakes the task that reads from its other end; a task of a component cannot wake
+    /// another one otherwise.
     waiting: HashMap<u64, StreamWriter<u8>>,
 }
 
@@ -29,7 +30,7 @@ pub(crate) struct Turn {
     began_ns: u64,
 }
 
-/// Waits for the turn of one of this user's tasks.
+/// Waits for a turn of this user.
 pub(crate) async fn take(user: &str) -> Turn {
     yield_async().await;
     let mut waiting = None;
@@ -52,7 +53,7 @@ pub(crate) async fn take(user: &str) -> Turn {
     turn
 }
 
-/// Bytes from which on a value is copied to the host in a turn.
+/// Values of at least this size are copied to the host in a turn, in bytes.
 const LARGE_BYTES: usize = 16 << 10;
 
 /// Passes bytes to the host and waits for the result. The part before the first wait, such as copying a large value, is done in a turn of
@@ -71,7 +72,7 @@ pub(crate) async fn hand_over<T>(user: &str, bytes: usize, work: impl Future<Out
     }
 }
 
-/// Does a slice of work over the given number of bytes, in the turn of a user where they are many.
+/// Runs a computation over the given number of bytes, in a turn of the user if they are many.
 pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -> T) -> T {
     match bytes < LARGE_BYTES {
         true => slice(),
@@ -79,7 +80,7 @@ pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -
     }
 }
 
-/// Does a slice of work in the turn of a user.
+/// Runs a computation in a turn of the user.
 pub(crate) async fn run<T>(user: &str, slice: impl FnOnce() -> T) -> T {
     let _turn = take(user).await;
     slice()

@@ -1,4 +1,4 @@
-//! Errors of generated bindings in words: they have a name in Rust, and no text.
+//! Errors of generated bindings as text: the bindings give them a Rust name and no message.
 
 use std::fmt::Debug;
 
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_words() {
+    fn variant_is_written_as_words_with_its_text() {
         assert_eq!(in_words(&Generated::ConnectionRefused), "connection refused");
         assert_eq!(in_words(&Generated::InternalError(None)), "internal error");
         assert_eq!(in_words(&Generated::InternalError(Some("it broke".to_owned()))), "internal error: it broke");

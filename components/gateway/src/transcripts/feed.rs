@@ -227,7 +227,7 @@ impl Feed<'_> {
     async fn bring_lines(&self, body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
         let user = self.user();
         let read = self.duplex.read_lines(body, async |lines, rest| {
-            if let Some(error) = self.duplex.answer_too_large() {
+            if let Some(error) = self.duplex.response_too_large() {
                 return Err(Refusal::from(error));
             }
             // One turn for the lines of a piece: reading them, and the part of the session's work that is quick.

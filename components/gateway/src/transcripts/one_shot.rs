@@ -181,7 +181,7 @@ async fn feed_lines(
     inputs: &mut StreamWriter<Input>,
 ) -> Option<Refusal> {
     let read = duplex.read_lines(body, async |lines, rest| {
-        if let Some(error) = duplex.answer_too_large() {
+        if let Some(error) = duplex.response_too_large() {
             return Err(Refusal::from(error));
         }
         let mut batch = Vec::new();
@@ -304,7 +304,7 @@ pub(crate) async fn annotate_stream(
 /// Annotates the lines of a body. Returns why no more come, unless all that was to come has.
 async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, body: BodyReader, config: String) -> Option<Refusal> {
     let read = duplex.read_lines(body, async |lines, rest| {
-        if let Some(error) = duplex.answer_too_large() {
+        if let Some(error) = duplex.response_too_large() {
             return Err(Refusal::from(error));
         }
         let mut texts = Vec::new();

@@ -81,7 +81,7 @@ impl RequestContext<'_> {
                 ask.config.overlap = true;
                 one_shot::InputSource::captions(&self.whole(body, settings).await?)?
             }
-            false => one_shot::InputSource::Lines(self.arriving(body, settings).await?),
+            false => one_shot::InputSource::Lines(self.body_reader(body, settings).await?),
         };
         let opened = one_shot::open(&ask).await?;
         let (response, client) = self.streaming(framing)?;
@@ -99,7 +99,7 @@ impl RequestContext<'_> {
         if plain || content_type::is_ndjson(content_type.as_deref()) {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
             self.encoding()?;
-            let body = self.arriving(body, settings).await?;
+            let body = self.body_reader(body, settings).await?;
             let (response, client) = self.streaming(framing)?;
             let began = self.began;
             spawn(async move {
@@ -162,7 +162,7 @@ pub(crate) async fn answer(
                 return Err(Problem::unsupported_media_type(content_type.as_deref(), &LINES_OR_JSON));
             }
             call.encoding()?;
-            let body = call.arriving(body, registry.settings).await?;
+            let body = call.body_reader(body, registry.settings).await?;
             feed(call, registry, &entry, FeedSource::Lines(body)).await.map(RouteResponse::Streaming)
         }
         SessionRoute::End(channel) => {

@@ -1,11 +1,11 @@
-//! The events of a generation that are appended together, and when.
+//! Batches the events of a generation for appends.
 
 use weir_codec::generation::event::{GenerationEvent, Token, ToolDelta};
 
-/// What a channel keeps is shared out: the first part of it has an event for each piece, the others have several pieces in each, so that a
-/// long text stays whole in its channel. Thousandths of the events that are kept, and the pieces of an event up to there.
-const PIECES: [(u64, usize); 3] = [(600, 1), (750, 4), (850, 16)];
-/// The pieces of an event beyond.
+/// Pieces of text per event, by the share of the channel's retained events that is used, in thousandths. The first part of a text has one
+/// event for each piece; later events have several, so that a channel retains all of a long text.
+const PIECES_BY_SHARE: [(u64, usize); 3] = [(600, 1), (750, 4), (850, 16)];
+/// Pieces per event beyond those shares.
 const PIECES_MAX: usize = 64;
 
 /// Events that wait to be appended.
@@ -13,9 +13,9 @@ const PIECES_MAX: usize = 64;
 pub(super) struct EventBatch {
     pending: Vec<GenerationEvent>,
     pieces: usize,
-    /// Events that were appended.
+    /// The number of events that were appended.
     appended: u64,
-    /// Events that the channel keeps.
+    /// The number of events that the channel retains.
     events_max: u64,
 }
 
@@ -24,26 +24,26 @@ impl EventBatch {
         Self { pending: Vec::new(), pieces: 0, appended: 0, events_max: events_max.max(1) }
     }
 
-    /// Adds an event. Pieces of the same text that wait together become one.
+    /// Adds an event. Pieces of the same text that wait together are merged.
     pub(super) fn push(&mut self, event: GenerationEvent) {
         self.pieces += 1;
-        match (&event, self.pending.iter_mut().rev().find_map(|pending| follows(pending, &event))) {
-            (GenerationEvent::Token(token), Some(Growing::Token(before))) => {
+        match (&event, self.pending.iter_mut().rev().find_map(|pending| extendable(pending, &event))) {
+            (GenerationEvent::Token(token), Some(Extendable::Token(before))) => {
                 before.text.push_str(&token.text);
                 before.tokens.extend(token.tokens.iter().cloned());
             }
-            (GenerationEvent::ToolCall(delta), Some(Growing::Call(before))) => {
+            (GenerationEvent::ToolCall(delta), Some(Extendable::Call(before))) => {
                 before.arguments.push_str(&delta.arguments);
             }
             _ => self.pending.push(event),
         }
     }
 
-    /// What is to be appended now: all that waits, if that is enough or the end.
+    /// The events to append now: all that wait, if there are enough pieces or the last event is among them.
     pub(super) fn take(&mut self) -> Option<Vec<GenerationEvent>> {
         let is_last = self.pending.last().is_some_and(GenerationEvent::is_last);
         let share = self.appended.saturating_mul(1000) / self.events_max;
-        let pieces = PIECES.iter().find(|(up_to, _)| share < *up_to).map_or(PIECES_MAX, |(_, pieces)| *pieces);
+        let pieces = PIECES_BY_SHARE.iter().find(|(up_to, _)| share < *up_to).map_or(PIECES_MAX, |(_, pieces)| *pieces);
         if self.pending.is_empty() || !(is_last || self.pieces >= pieces) {
             return None;
         }
@@ -53,24 +53,24 @@ impl EventBatch {
     }
 }
 
-/// An event that another can become a part of.
-enum Growing<'a> {
+/// A pending event to which a later one can be added.
+enum Extendable<'a> {
     Token(&'a mut Token),
     Call(&'a mut ToolDelta),
 }
 
-/// The pending event that an event continues, if this is it.
-fn follows<'a>(pending: &'a mut GenerationEvent, event: &GenerationEvent) -> Option<Growing<'a>> {
+/// A pending event, if `event` can be added to it.
+fn extendable<'a>(pending: &'a mut GenerationEvent, event: &GenerationEvent) -> Option<Extendable<'a>> {
     match (pending, event) {
         (GenerationEvent::Token(before), GenerationEvent::Token(token)) if before.index == token.index => {
-            Some(Growing::Token(before))
+            Some(Extendable::Token(before))
         }
         (GenerationEvent::ToolCall(before), GenerationEvent::ToolCall(delta))
             if (before.index, before.call) == (delta.index, delta.call)
                 && delta.id.is_none()
                 && delta.name.is_none() =>
         {
-            Some(Growing::Call(before))
+            Some(Extendable::Call(before))
         }
         _ => None,
     }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_any_length_fits_what_a_channel_keeps() {
+    fn long_text_fits_the_retention_of_a_channel() {
         let mut batch = EventBatch::new(1000);
         let (mut events, mut text) = (0, String::new());
         let mut take = |batch: &mut EventBatch| {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_wait_together_are_one_event() {
+    fn pieces_that_wait_together_are_merged() {
         let mut batch = EventBatch::new(1000);
         batch.push(token("a"));
         batch.push(token("b"));

@@ -26,14 +26,14 @@ use crate::{
     },
 };
 
-/// How long the models may take to say whether they are ready.
+/// The timeout of the list of models, in milliseconds.
 const MODELS_TIMEOUT_MS: u64 = 5000;
-/// Most events taken at once.
+/// The most events in one read.
 const EVENTS_MAX: usize = 64;
-/// Every call has one generation.
+/// The id of the only generation of a call.
 const ID: u64 = 1;
 
-/// A generation that is being computed. Dropping it ends it.
+/// A generation that is being computed. Dropping it ends the generation.
 pub(crate) struct Computation {
     pub(super) commands: Commands,
     pub(super) events: Events,
@@ -46,7 +46,7 @@ pub(crate) struct Commands(StreamWriter<Command>);
 pub(crate) struct Events {
     events: StreamReader<Event>,
     buffer: Vec<Event>,
-    /// Came together with what was wanted before.
+    /// Events that were read together with `begun`.
     unread: Vec<EventKind>,
 }
 
@@ -61,14 +61,14 @@ impl Computation {
         let (mut commands, reader) = wit_stream::new::<Command>();
         let events = generate::run(reader).await;
         let request = convert::request(ID, model, request, deadline_ms, is_detached);
-        // What is not taken is left to a reader that is gone; the events, or their absence, say the rest.
+        // An unwritten command means that the reader is gone; the events, or their absence, report that.
         commands.write_one(Command::Start(request)).await;
         let events = Events { events, buffer: Vec::new(), unread: Vec::new() };
         Self { commands: Commands(commands), events }
     }
 
     /// Waits until the prompt is computed.
-    pub(crate) async fn begun(&mut self) -> Result<Begun, Failure> {
+    pub(crate) async fn wait_begun(&mut self) -> Result<Begun, Failure> {
         let mut events = self.next().await.ok_or_else(lost)?.into_iter();
         match events.next() {
             Some(EventKind::Begun(begun)) => {
@@ -76,7 +76,7 @@ impl Computation {
                 Ok(begun)
             }
             Some(EventKind::Failed(reason)) => Err(failure(reason)),
-            _ => Err(Failure::Other("the generation began without a start".to_owned())),
+            _ => Err(Failure::Other("the first event of the generation is not `begun`".to_owned())),
         }
     }
 
@@ -87,7 +87,7 @@ impl Computation {
 }
 
 impl Commands {
-    /// Asks for the end of the generation; its events say when it has ended.
+    /// Cancels the generation. Its last events report the end.
     pub(super) async fn cancel(&mut self) {
         self.0.write_one(Command::Cancel(ID)).await;
     }
@@ -101,7 +101,7 @@ impl Events {
         }
         loop {
             let mut buffer = std::mem::take(&mut self.buffer);
-            // A read without room is done at once, with nothing.
+            // A read into a full buffer would complete at once, without events.
             buffer.reserve(EVENTS_MAX);
             let (result, mut batch) = self.events.read(buffer).await;
             let kinds: Vec<EventKind> = batch.drain(..).map(|event| event.kind).collect();
@@ -116,10 +116,10 @@ impl Events {
     }
 }
 
-/// How far a generation is.
+/// The progress of a generation.
 pub(crate) struct Progress {
     usage: Usage,
-    /// Choices that have not ended.
+    /// The number of choices that have not ended.
     open: u32,
     is_cancelled: bool,
 }
@@ -131,7 +131,7 @@ impl Progress {
         Self { usage, open: choices, is_cancelled: false }
     }
 
-    /// An event of the computation as one of a channel, or its failure.
+    /// Converts an event of the computation to one of a channel, or to its failure; none for events that channels do not have.
     pub(crate) fn event(&mut self, kind: EventKind) -> Option<Result<GenerationEvent, Failure>> {
         match kind {
             EventKind::Begun(_) => None,
@@ -173,12 +173,12 @@ pub(crate) async fn served_models(began: Now) -> Result<Vec<GenerateModel>, Prob
     models.ok_or_else(|| Problem::not_ready(Vec::new()))
 }
 
-/// The models that can generate, as all models are listed.
+/// The models that can generate, in the form of the list of all models.
 pub(crate) async fn listed_models(began: Now) -> Result<Vec<Model>, Problem> {
     Ok(served_models(began).await?.into_iter().map(listed).collect())
 }
 
-/// The models that are still loading. One that cannot be loaded keeps no other from being ready.
+/// The models that are still loading. A model that cannot be loaded is not among them, so that it does not make the server unready.
 pub(crate) async fn loading_models(began: Now) -> Result<Vec<Model>, Problem> {
     let loading = served_models(began).await?.into_iter().filter(|model| !model.ready && model.reason.is_none());
     Ok(loading.map(listed).collect())
@@ -207,7 +207,7 @@ pub(crate) async fn choose_model(named: Option<String>, began: Now) -> Result<St
     Ok(named)
 }
 
-/// What went wrong before the first token, for a client. A model that is not served is answered with those that are.
+/// The problem of a failure before the first token. For an unknown model it lists the models that are served.
 pub(crate) async fn problem(failure: Failure, began: Now) -> Problem {
     let Failure::UnknownModel { name, .. } = failure else { return Problem::item(&failure) };
     let served = served_models(began).await.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Conversions between the types of `weir:stream/generate` and those of codec: all that there are.
+//! All conversions between the types of `weir:stream/generate` and those of codec.
 
 use weir_codec::generation::{
     event::{Alternative, Finish, Token, TokenLogprob, ToolDelta},
@@ -7,7 +7,7 @@ use weir_codec::generation::{
 
 use crate::platform::bindings::weir::stream::{generate_types as wire, types::WhenFull};
 
-/// A request with an id, for a model. It fails at once where the queue has no room.
+/// A request with an id, for a model. It fails at once if the queue is full.
 pub(super) fn request(
     id: u64,
     model: String,
@@ -78,7 +78,7 @@ pub(super) fn token(piece: wire::Piece) -> Token {
     Token { index: piece.index, text: piece.text, tokens: piece.tokens.into_iter().map(token).collect() }
 }
 
-/// JSON has no infinity: what cannot be sampled has the least number that clients know.
+/// JSON has no infinity: a token that cannot be sampled gets -9999, as in the API of OpenAI.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
@@ -87,7 +87,7 @@ pub(super) fn tool(delta: wire::ToolDelta) -> ToolDelta {
     ToolDelta { index: delta.index, call: delta.call, id: delta.id, name: delta.name, arguments: delta.arguments }
 }
 
-/// Why a choice ended; none where it was cancelled.
+/// Why a choice ended; none if it was cancelled.
 pub(super) fn finish(reason: wire::Reason) -> Option<Finish> {
     match reason {
         wire::Reason::Stop => Some(Finish::Stop),

@@ -1,4 +1,4 @@
-//! The generations that a crash has interrupted: each gets a last event that says so.
+//! Appends a last event to every generation that a crash has interrupted.
 
 use weir_codec::generation::event::{Failed, GenerationEvent};
 
@@ -15,9 +15,9 @@ use crate::platform::{
 };
 use spin_sdk::wasip3::spawn;
 
-/// Keys in a page.
+/// Keys in one page.
 const KEYS_MAX: u32 = 500;
-/// The kind of the keys of generations that run.
+/// The kind of the keys of running generations.
 const KIND: &str = "generation";
 
 /// Called with the first request of the stateful instance.
@@ -28,17 +28,17 @@ pub(crate) fn wake() {
     }
 }
 
-/// Looks again and again for generations whose instance has died.
+/// Scans periodically for generations whose instance has died.
 async fn recover() {
     loop {
-        if let Err(failure) = each().await {
-            eprintln!("warn: which generations were interrupted is not known yet: {}", store::reason(&failure));
+        if let Err(failure) = interrupt_unowned().await {
+            eprintln!("warn: the interrupted generations cannot be ended yet: {}", store::reason(&failure));
         }
         Deadline::after(clock::now(), lease::scan_ms()).passed().await;
     }
 }
 
-async fn each() -> Result<(), Failure> {
+async fn interrupt_unowned() -> Result<(), Failure> {
     let mut after = String::new();
     loop {
         let keys = state::keys(KIND.to_owned(), after, KEYS_MAX).await?;
@@ -55,7 +55,7 @@ async fn each() -> Result<(), Failure> {
     }
 }
 
-/// Gives a generation its end, unless another instance runs it.
+/// Appends the last event of a generation, unless another instance runs it.
 async fn interrupt(key: &str) -> Result<(), Failure> {
     let Ok(lease) = lease::acquire(key.to_owned()).await? else { return Ok(()) };
     // It may have ended, and been removed, since the keys were read.

@@ -12,34 +12,34 @@ use weir_codec::http::problem::Problem;
 use super::running::RunningGeneration;
 use crate::platform::settings::Settings;
 
-/// Generations that run at once in this instance.
+/// Maximum number of concurrent generations in this instance.
 const GENERATIONS_MAX: usize = 256;
-/// Generations of one user that run at once, where users are identified.
+/// Maximum number of concurrent generations of one user, if users are identified.
 const USER_GENERATIONS_MAX: usize = 64;
-/// When to come back where there are as many as may be, in milliseconds.
+/// `Retry-After` where one of these bounds is reached, in milliseconds.
 const RETRY_AFTER_MS: u32 = 1000;
 
 /// The generations of this instance by their ids.
 #[derive(Default)]
 pub(super) struct Registry {
     running: RefCell<BTreeMap<String, Rc<RunningGeneration>>>,
-    /// The users of those that have not begun, by id.
+    /// The users of the generations that are starting, by id.
     starting: RefCell<BTreeMap<String, String>>,
-    /// Recovery has begun.
+    /// True once recovery has started.
     pub(super) is_woken: Cell<bool>,
 }
 
 impl Registry {
-    /// The one of this instance.
+    /// The registry of this instance.
     pub(super) fn current() -> &'static Self {
         thread_local! {
-            // There is one thread and one of these for as long as the instance lives.
+            // One thread, and one value for the lifetime of the instance.
             static REGISTRY: &'static Registry = Box::leak(Box::default());
         }
         REGISTRY.with(|registry| *registry)
     }
 
-    /// Takes a place among the generations, until it is dropped.
+    /// Takes a permit for a generation that is starting.
     pub(super) fn admit(&'static self, id: &str, user: &str) -> Result<Admission, Problem> {
         let (running, mut starting) = (self.running.borrow(), self.starting.borrow_mut());
         let total = running.len() + starting.len();
@@ -67,7 +67,7 @@ impl Registry {
         self.running.borrow_mut().remove(id);
     }
 
-    /// Whether a generation begins or runs here: its lease is this instance's.
+    /// Whether a generation is starting or running here, so that its lease is this instance's.
     pub(super) fn has(&self, id: &str) -> bool {
         self.running.borrow().contains_key(id) || self.starting.borrow().contains_key(id)
     }
@@ -78,7 +78,7 @@ impl Registry {
     }
 }
 
-/// A generation that has not begun.
+/// A permit for a generation that is starting, returned when it is dropped.
 pub(super) struct Admission {
     registry: &'static Registry,
     id: String,
@@ -91,7 +91,7 @@ impl Drop for Admission {
     }
 }
 
-/// 404, for a generation that is not there or not for this user.
+/// 404, for a generation that is missing or that this user may not read.
 pub(super) fn not_found(path: &str) -> Problem {
     refusal::not_found(weir_auth::identity::NotFound, path)
 }

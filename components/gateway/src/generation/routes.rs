@@ -25,7 +25,7 @@ use weir_codec::{
 };
 
 use super::{
-    answer::{self, Answer, ChannelEvents, Source},
+    response::{self, GenerationResponse, ChannelEvents, Source},
     client::{self, Computation},
     registry::{Registry, not_found},
     running::{RunningGeneration, StartingGeneration, problem},
@@ -44,14 +44,14 @@ use crate::{
 
 /// The header that names a generation.
 const ID_HEADER: &str = "x-weir-generation";
-/// How long the head of a stream waits for the first token, so that what fails before it has a status of its own, in milliseconds. After
-/// that clients are kept with comments.
+/// How long the head of a stream waits for the prompt, so that a failure before the first token has a status of its own, in milliseconds.
+/// After that, comments keep the connection alive.
 const HEAD_MS: u64 = 10_000;
-/// How long the answer of a cancel waits for the end, in milliseconds.
+/// How long the response to a cancel waits for the end of the generation, in milliseconds.
 const CANCEL_MS: u64 = 5_000;
 
 impl RequestContext<'_> {
-    /// Answers a path of generated text; all of them identify the user first.
+    /// Handles a path of generated text, for an identified user.
     pub(crate) async fn generation(
         &self,
         route: GenerationRoute,
@@ -66,7 +66,7 @@ impl RequestContext<'_> {
             GenerationRoute::CancelResponse(id) => {
                 let channel = resume::channel(&id)?;
                 self.cancel_generation(&channel, &identity).await?;
-                let generated = answer::state(&channel).await?;
+                let generated = response::collect_so_far(&channel).await?;
                 Ok(RouteResponse::Whole(BufferedResponse::json(responses::state_json(&generated))))
             }
             GenerationRoute::Generate(kind) => {
@@ -119,46 +119,47 @@ impl RequestContext<'_> {
     ) -> Result<RouteResponse, Problem> {
         request.detach |= resume::detach(self.query)?.unwrap_or(false);
         let (dialect, is_stream, is_detached) = (request.dialect.clone(), request.stream, request.detach);
-        // A stream may take as long as its client waits for it.
+        // A stream has no deadline: it may take as long as its client waits.
         let deadline_ms =
             (!is_stream && !is_detached).then(|| u32::try_from(settings.request_timeout_ms).unwrap_or(u32::MAX));
         let starting = StartingGeneration::start(request, identity, deadline_ms, self.began).await?;
         let id = starting.id().to_owned();
         if !is_stream {
-            // The model ends what its deadline has passed; this is for one that does not.
+            // Normally the deadline ends the generation; this timeout is for an engine that does not.
             let timeout_ms = settings.request_timeout_ms;
             let running = Deadline::after(clock::now(), timeout_ms.saturating_mul(2)).bound(starting.run()).await;
             let running = running.unwrap_or_else(|| Err(Problem::request_timeout(timeout_ms)))?;
-            // A detached response is asked for later.
+            // The client reads a detached response later.
             if is_detached && dialect.kind == DialectKind::Responses {
-                let generated = answer::state(&running.channel).await?;
+                let generated = response::collect_so_far(&running.channel).await?;
                 let reply = BufferedResponse::json(responses::state_json(&generated));
                 return Ok(RouteResponse::Whole(reply.with(ID_HEADER, id)));
             }
-            let reply = whole(ChannelEvents::follow(running.channel.clone(), running.share()).await?, dialect.kind);
+            let reply = collect(ChannelEvents::follow(running.channel.clone(), running.share()).await?, dialect.kind);
             return reply.await.map(|reply| RouteResponse::Whole(reply.with(ID_HEADER, id)));
         }
-        // After that, an error before the first token is an event of the stream. Dialects without comments have no keep-alive, and wait longer.
-        let waits_long = dialect.kind == DialectKind::Gemini || framing == StreamFraming::Text;
-        let head_ms = if waits_long { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
-        let answer = Answer { dialect, framing, after: None, ends_with_client: !is_detached, settings };
+        // After this wait, an error before the first token is an event of the stream. Dialects without comments have no keep-alive, so
+        // their head waits longer.
+        let is_without_comments = dialect.kind == DialectKind::Gemini || framing == StreamFraming::Text;
+        let head_ms = if is_without_comments { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
+        let response = GenerationResponse { dialect, framing, after: None, ends_with_client: !is_detached, settings };
         let head = Box::pin(Deadline::after(clock::now(), head_ms).passed());
         let source = match select(starting.run().boxed_local(), head).await {
             Either::Left((running, _)) => Source::Running(running?),
             Either::Right(((), starting)) => Source::Starting(starting),
         };
-        self.stream(answer, source, &id)
+        self.stream(response, source, &id)
     }
 
-    fn stream(&self, answer: Answer, source: Source, id: &str) -> Result<RouteResponse, Problem> {
+    fn stream(&self, generation: GenerationResponse, source: Source, id: &str) -> Result<RouteResponse, Problem> {
         let mut headers = vec![(ID_HEADER, id.to_owned())];
-        headers.extend(answer.dialect.kind.stream_header().map(|(name, value)| (name, value.to_owned())));
-        let (response, client) = self.streaming_as(answer.framing.content_type(), headers)?;
-        spawn(answer.write(source, client));
+        headers.extend(generation.dialect.kind.stream_header().map(|(name, value)| (name, value.to_owned())));
+        let (response, client) = self.streaming_as(generation.framing.content_type(), headers)?;
+        spawn(generation.write(source, client));
         Ok(RouteResponse::Streaming(response))
     }
 
-    /// A generation that a client comes back to, or its end.
+    /// Reads or cancels an existing generation.
     async fn generation_of(
         &self,
         id: &str,
@@ -172,7 +173,7 @@ impl RequestContext<'_> {
             return Ok(RouteResponse::Whole(BufferedResponse::empty()));
         }
         authorize(identity, Action::Read, &channel, &self.path).await?;
-        let Some(started) = answer::started(&channel).await? else { return Err(not_found(&self.path)) };
+        let Some(started) = response::started(&channel).await? else { return Err(not_found(&self.path)) };
         let is_response = dialect == DialectKind::Responses;
         if is_response && started.dialect.kind != DialectKind::Responses {
             return Err(not_found(&self.path));
@@ -182,7 +183,7 @@ impl RequestContext<'_> {
         if stream || after.is_some() {
             let framing = match kind {
                 DialectKind::Weir => match self.weir_framing()? {
-                    // Texts have no places to continue from.
+                    // Plain text has no cursors to resume from.
                     StreamFraming::Text => StreamFraming::Sse,
                     framing => framing,
                 },
@@ -190,21 +191,21 @@ impl RequestContext<'_> {
             };
             let share = settings.auth.required.then(|| identity.user().to_owned());
             let source = Source::Channel(ChannelEvents::follow(channel, share).await?);
-            let answer = Answer { dialect: started.dialect, framing, after, ends_with_client: false, settings };
-            return self.stream(answer, source, id);
+            let response = GenerationResponse { dialect: started.dialect, framing, after, ends_with_client: false, settings };
+            return self.stream(response, source, id);
         }
         if is_response {
-            let generated = answer::state(&channel).await?;
+            let generated = response::collect_so_far(&channel).await?;
             return Ok(RouteResponse::Whole(BufferedResponse::json(responses::state_json(&generated))));
         }
         let share = settings.auth.required.then(|| identity.user().to_owned());
         let channel = ChannelEvents::follow(channel, share).await?;
         let timeout_ms = settings.request_timeout_ms;
-        let whole = Deadline::after(self.began, timeout_ms).bound(whole(channel, kind)).await;
-        whole.unwrap_or_else(|| Err(Problem::request_timeout(timeout_ms))).map(RouteResponse::Whole)
+        let result = Deadline::after(self.began, timeout_ms).bound(collect(channel, kind)).await;
+        result.unwrap_or_else(|| Err(Problem::request_timeout(timeout_ms))).map(RouteResponse::Whole)
     }
 
-    /// Ends a generation, and waits a little for its end.
+    /// Cancels a generation, and waits for its end for at most [`CANCEL_MS`].
     async fn cancel_generation(&self, channel: &Channel, identity: &Identity) -> Result<(), Problem> {
         authorize(identity, Action::Cancel, channel, &self.path).await?;
         let running: Option<Rc<RunningGeneration>> = Registry::current().find(channel.id());
@@ -213,29 +214,29 @@ impl RequestContext<'_> {
             Deadline::after(clock::now(), CANCEL_MS).bound(running.ended()).await;
             return Ok(());
         }
-        match answer::started(channel).await? {
+        match response::started(channel).await? {
             Some(_) => Ok(()),
             None => Err(not_found(&self.path)),
         }
     }
 
-    /// The tokens of a prompt: it is computed, and nothing is generated from it.
+    /// Counts the tokens of a prompt. The prompt is computed, and nothing is generated from it.
     async fn count(&self, request: ApiRequest, settings: &Settings) -> Result<u32, Problem> {
         let mut request = request.request;
         (request.tokens_max, request.format) = (Some(1), None);
         let model = client::choose_model(request.model.clone(), self.began).await?;
         let deadline_ms = u32::try_from(settings.request_timeout_ms).unwrap_or(u32::MAX);
         let mut computation = Computation::start(request, model, Some(deadline_ms), false).await;
-        match computation.begun().await {
+        match computation.wait_begun().await {
             Ok(begun) => Ok(begun.prompt_tokens),
             Err(failure) => Err(client::problem(failure, self.began).await),
         }
     }
 }
 
-/// All of a generation, once it has ended.
-async fn whole(channel: ChannelEvents, kind: DialectKind) -> Result<BufferedResponse, Problem> {
-    let generated = answer::whole(channel).await?;
+/// The response with a whole generation, once it has ended.
+async fn collect(channel: ChannelEvents, kind: DialectKind) -> Result<BufferedResponse, Problem> {
+    let generated = response::collect(channel).await?;
     match &generated.error {
         Some(failed) => Err(problem(failed)),
         None => Ok(BufferedResponse::json(kind.whole_json(&generated))),

@@ -44,16 +44,16 @@ use crate::{
     },
 };
 
-/// How long a generation that was cancelled may take to end, in milliseconds.
+/// How long a cancelled generation may take to end, in milliseconds.
 const CANCEL_MS: u64 = 2000;
-/// The delays between attempts to append, in milliseconds, and for how long in all.
+/// The first and the longest delay between attempts to append, and the time after which they end, in milliseconds.
 const RETRY_MS: (u64, u64, u64) = (100, 2000, 30_000);
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// A generation that runs in this instance.
 pub(super) struct RunningGeneration {
     pub(super) id: String,
-    /// The user who began it.
+    /// The user who started it.
     pub(super) owner: String,
     pub(super) channel: Channel,
     lease: StoreLease,
@@ -95,16 +95,15 @@ impl StartingGeneration {
         &self.id
     }
 
-    /// Waits until the prompt is computed, and lets the generation run in a task of its own from then on. Its channel has its first event
-    /// then.
+    /// Waits until the prompt is computed, appends the first event, and spawns the task that runs the generation.
     pub(super) async fn run(mut self) -> Result<Rc<RunningGeneration>, Problem> {
         let channel = Channel::new(ChannelKind::Generation, &self.id);
         let channel = channel.map_err(|error| Problem::internal(&error.to_string()))?;
-        let begun = match self.computation.begun().await {
+        let begun = match self.computation.wait_begun().await {
             Ok(begun) => begun,
             Err(failure) => return Err(client::problem(failure, self.began).await),
         };
-        // Not before: a lease that is not renewed would end while the prompt waits.
+        // Acquired only now: nothing renews the lease while the prompt is computed.
         let lease = match lease::acquire(channel.to_string()).await.map_err(store::problem)? {
             Ok(lease) => lease,
             Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
@@ -145,24 +144,24 @@ impl StartingGeneration {
 }
 
 impl RunningGeneration {
-    /// Ends it, if it has not ended.
+    /// Cancels it, unless it has ended.
     pub(super) fn cancel(&self) {
         self.is_cancelled.set(true);
         self.cancel.notify();
     }
 
-    /// Resolves when its last event is in its channel, or cannot be.
+    /// Resolves when its last event is appended, or cannot be appended.
     pub(super) async fn ended(&self) {
         self.end.until(|| self.has_ended.get()).await;
     }
 
-    /// The user whose share of the store it takes; none where users are not identified.
+    /// The user whose share of the store it counts towards; none if users are not identified.
     pub(super) fn share(&self) -> Option<String> {
         let is_required = Settings::current().is_ok_and(|settings| settings.auth.required);
         is_required.then(|| self.owner.clone())
     }
 
-    /// Makes the channel the user's, and appends its first event.
+    /// Stores the key of the generation and the owner of its channel, and appends its first event.
     async fn open(&self, started: GenerationEvent) -> Result<(), Problem> {
         let key = self.channel.to_string();
         let value = b"{}".to_vec();
@@ -192,7 +191,7 @@ impl RunningGeneration {
         events::append(self.channel.to_string(), wire, Some(self.lease.fence()), self.share()).await.map(drop)
     }
 
-    /// Appends events, however often that has to be tried; false where they cannot be appended.
+    /// Appends events, with retries for a bounded time; false if they cannot be appended.
     async fn store(&self, batch: &[GenerationEvent]) -> bool {
         let (mut delay_ms, delay_ms_max, for_ms) = RETRY_MS;
         let until = Deadline::after(clock::now(), for_ms);
@@ -217,7 +216,7 @@ impl RunningGeneration {
     async fn drive(self: Rc<Self>, computation: Computation, progress: Progress) {
         {
             let run = pin!(self.events(computation, progress));
-            // Where the lease is lost, another instance has given the generation its end.
+            // If the lease is lost, another instance has ended the generation.
             let lease = pin!(self.lease.keep(|| {}));
             select(run, lease).await;
         }
@@ -254,7 +253,7 @@ impl RunningGeneration {
                 }
             };
             let Some(kinds) = kinds else {
-                // It never ends with a reason that it has not.
+                // The events ended without a last one: the generation was cancelled, or it was lost.
                 let last =
                     if cancelled_at.is_some() { client::cancelled() } else { failed(&Problem::item(&client::lost())) };
                 batch.push(last);
@@ -275,7 +274,7 @@ impl RunningGeneration {
         }
     }
 
-    /// Removes what says that it runs. Best effort: recovery finds the last event otherwise.
+    /// Deletes its key and releases its lease. Best effort: otherwise recovery finds that the channel has its last event.
     async fn close(&self) {
         let _ = state::delete(self.channel.to_string(), Some(self.lease.fence())).await;
         self.lease.release().await;

@@ -1,4 +1,4 @@
-//! Requests of many texts that are answered whole.
+//! Requests with several texts and one response.
 
 use std::{cell::Cell, ops::ControlFlow};
 
@@ -24,24 +24,24 @@ use crate::platform::{
 
 /// The results of all texts in their order, or the problem that stopped them.
 ///
-/// A failure that may pass is the request's: it should come again whole. Any other belongs to its text; when there is
-/// only one text, that is the request's too.
+/// A retryable failure of one text fails the request, which the client should retry as a whole. Any other failure is the result of its
+/// text; with a single text it fails the request too.
 pub(crate) async fn whole(
     plan: &Plan,
     inputs: Vec<Input>,
     settings: &Settings,
     began: Now,
 ) -> Result<Vec<Result<Output, ItemError>>, Problem> {
-    let alone = inputs.len() == 1;
+    let is_single = inputs.len() == 1;
     let deadline = Deadline::after(began, settings.request_timeout_ms);
     let results = deadline.bound(run(plan, inputs, &Cell::new(0))).await;
     let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
-    let judge = |result: Result<Output, Failure>| match result {
-        Err(failure) if alone || failure.retryable() => Err(Problem::item(&failure)),
+    let item_result = |result: Result<Output, Failure>| match result {
+        Err(failure) if is_single || failure.retryable() => Err(Problem::item(&failure)),
         Err(failure) => Ok(Err(ItemError::from(&failure))),
         Ok(output) => Ok(Ok(output)),
     };
-    results.into_iter().map(judge).collect()
+    results.into_iter().map(item_result).collect()
 }
 
 /// The results of all texts, or the problem of the first that failed.
@@ -69,25 +69,24 @@ pub(crate) async fn all_counted(
     Ok((outputs.collect::<Result<_, _>>()?, tokens.get()))
 }
 
-/// One call with all texts. When one of them fails and may succeed later, the others are dropped.
+/// Runs all texts in one call. When one of them has a retryable failure, the others are dropped.
 async fn run(plan: &Plan, inputs: Vec<Input>, tokens: &Cell<u64>) -> Vec<Result<Output, Failure>> {
     let mut results: Vec<Result<Output, Failure>> = inputs.iter().map(|_| Err(no_outcome())).collect();
-    let mut owed = inputs.len();
+    let mut missing = inputs.len();
     let items: Vec<Item> = (0..).zip(inputs).map(|(id, input)| plan.item(id, input)).collect();
-    let stopped = exchange_counting(items, tokens, async |id, outcome: Result<wire::Output, Failure>| {
+    let stop_failure = exchange_counting(items, tokens, async |id, outcome: Result<wire::Output, Failure>| {
         let Some(result) = usize::try_from(id).ok().and_then(|id| results.get_mut(id)) else {
             return ControlFlow::Continue(());
         };
         *result = outcome.and_then(output);
-        owed = owed.saturating_sub(1);
+        missing = missing.saturating_sub(1);
         match result {
-            // A retryable failure of one text is that of the whole request.
             Err(failure) if failure.retryable() => ControlFlow::Break(Some(failure.clone())),
-            _ if owed == 0 => ControlFlow::Break(None),
+            _ if missing == 0 => ControlFlow::Break(None),
             _ => ControlFlow::Continue(()),
         }
     });
-    match stopped.await {
+    match stop_failure.await {
         Some(Some(failure)) => vec![Err(failure)],
         _ => results,
     }

@@ -19,7 +19,7 @@ use crate::platform::{
     clock::{self, Deadline},
 };
 
-/// How long the models may take to say whether they are ready.
+/// The timeout of the list of models, in milliseconds.
 const MODELS_TIMEOUT_MS: u64 = 5000;
 /// The most outcomes in one read.
 const OUTCOMES_MAX: usize = 32;
@@ -35,12 +35,12 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Starts a call for a stream of items. Dropping the outcomes ends it: items that were not computed are skipped.
+    /// Starts a call for a stream of items. Dropping the outcomes ends the call: items that are not computed yet are dropped.
     pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
         Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None, tokens: 0 }
     }
 
-    /// Waits for outcomes and hands over those that have come, by the ids of their items. False when there are no more.
+    /// Waits for outcomes and passes them to `on_outcome`, with the ids of their items. False when there are no more.
     pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, Result<Output, Failure>)) -> bool {
         let (read, mut batch) = self.outcomes.read(std::mem::take(&mut self.buffer)).await;
         for Outcome { id, tokens, result } in batch.drain(..) {
@@ -57,7 +57,7 @@ impl Outcomes {
         matches!(read, StreamResult::Complete(_))
     }
 
-    /// The names of the models that are served, asked for once in a call; none where they are not known in time.
+    /// The names of the models that are served, read once per call; empty if they are not known in time.
     async fn served_names(&mut self) -> &Vec<String> {
         if self.served.is_none() {
             let models = served_models(clock::now()).await.unwrap_or_default();
@@ -76,7 +76,7 @@ pub(crate) async fn exchange<T>(
     exchange_counting(items, &Cell::new(0), on_outcome).await
 }
 
-/// As [`exchange`]; `tokens` is how many were computed so far.
+/// As [`exchange`]; sets `tokens` to the number of tokens computed so far.
 pub(crate) async fn exchange_counting<T>(
     items: Vec<Item>,
     tokens: &Cell<u64>,
@@ -87,7 +87,7 @@ pub(crate) async fn exchange_counting<T>(
     }
     let (mut writer, reader) = wit_stream::new::<Item>();
     let send = pin!(async move {
-        // What is left over was refused by a reader that is gone; the outcomes, or their absence, say the rest.
+        // Unwritten items mean that the reader is gone; the outcomes, or their absence, report that.
         writer.write_all(items).await;
         drop(writer);
     });

@@ -1,4 +1,4 @@
-//! Conversions between the types of `weir:stream/types` and those of core and codec: all that there are.
+//! All conversions between the types of `weir:stream/types` and those of core and codec.
 
 use weir_codec::inference::{
     models::Model,

@@ -1,4 +1,5 @@
-//! `POST /models/{name}`, `/predict`, `/embed`, `/rerank`, `/v1/embeddings` and `/v1/moderations`: the dialects of other servers, answered whole.
+//! `POST /models/{name}`, `/predict`, `/embed`, `/rerank`, `/v1/embeddings` and `/v1/moderations`: the dialects of other servers, each with
+//! one response.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -29,8 +30,8 @@ thread_local! {
 
 /// The task of a model.
 async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
-    let known = |name: &str| TASKS.with_borrow(|tasks| tasks.get(name).copied());
-    if let Some(task) = known(name) {
+    let cached = |name: &str| TASKS.with_borrow(|tasks| tasks.get(name).copied());
+    if let Some(task) = cached(name) {
         return Ok(task);
     }
     let models = served_models(began).await?;
@@ -40,7 +41,7 @@ async fn task_of(name: &str, began: Now) -> Result<Task, Problem> {
             TASKS.with_borrow_mut(|tasks| tasks.insert(model.name, task));
         }
     }
-    known(name).ok_or_else(|| Problem::item(&Failure::UnknownModel { name: name.to_owned(), served: names }))
+    cached(name).ok_or_else(|| Problem::item(&Failure::UnknownModel { name: name.to_owned(), served: names }))
 }
 
 /// Answers in the dialect of the Hugging Face inference API. `path` is the path after `/models/`.
@@ -106,7 +107,7 @@ pub(crate) async fn moderations(
     Ok(BufferedResponse::json(moderation::answer_json(&outputs, &plan.model, request_id)))
 }
 
-/// Texts by their relevance in the dialect of text-embeddings-inference, with the first model that has one label: a cross-encoder.
+/// Ranks texts by relevance, in the dialect of text-embeddings-inference, with the first classifier that has one label: a cross-encoder.
 pub(crate) async fn rerank(body: &[u8], settings: &Settings, began: Now) -> Result<BufferedResponse, Problem> {
     let request = RerankRequest::from_json(body)?;
     let is_ranker = |model: &Model| Task::of_kind(model.kind) == Some(Task::Classify) && model.labels.len() == 1;

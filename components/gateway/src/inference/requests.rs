@@ -1,4 +1,4 @@
-//! The items that this component hands to inference: all of them are built here.
+//! The items that this component passes to inference: all of them are built here.
 
 use weir_codec::inference::{
     request::Input,
@@ -13,7 +13,7 @@ use crate::platform::{
     settings::Settings,
 };
 
-/// The bounds of a summary, in tokens.
+/// The bounds of a summary: minimum and maximum, in tokens.
 const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 
 /// An item for the configured model of a step. It waits for room in the queue.
@@ -55,7 +55,7 @@ pub(crate) struct Plan {
     pub(crate) model: String,
     pub(crate) parameters: Parameters,
     pub(crate) when_full: WhenFull,
-    /// The time of an item; without one it waits as long as it must.
+    /// The deadline of an item, in milliseconds from its arrival; without one it waits without a bound.
     pub(crate) deadline_ms: Option<u32>,
 }
 
@@ -71,7 +71,7 @@ impl Plan {
         Self { task, model, parameters, when_full: WhenFull::Wait, deadline_ms }
     }
 
-    /// Limits the deadline of its items to the rest of the request's time.
+    /// Limits the deadline of its items to the remaining time of the request.
     pub(crate) fn within(self, settings: &Settings, began: Now) -> Self {
         let passed_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
         let left_ms = settings.request_timeout_ms.saturating_sub(passed_ms).max(1);
@@ -79,7 +79,7 @@ impl Plan {
         Self { deadline_ms: Some(self.deadline_ms.map_or(left_ms, |ms| ms.min(left_ms))), ..self }
     }
 
-    /// Makes items fail at once where the queue has no room.
+    /// Makes items fail at once if the queue is full.
     pub(crate) fn or_fail(self) -> Self {
         Self { when_full: WhenFull::Fail, ..self }
     }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl RequestContext<'_> {
-    /// Texts one by one: in a JSON body or on lines, answered at once or as a stream.
+    /// A task for each of several texts: in a JSON body or on lines, with one response or as a stream.
     pub(crate) async fn task(&self, task: Task, body: types::Request) -> Result<RouteResponse, Problem> {
         const FORMS: [&str; 3] = ["application/json", "application/x-ndjson", "text/event-stream"];
         let settings = Settings::current().map_err(Problem::internal)?;

@@ -4,7 +4,7 @@
 //! When it returns, everything is dropped, and with it the streams to inference and the unfinished work.
 //!
 //! Memory is bounded: reading input pauses while much output is unsent ([`OUT_BYTES_MAX`]) or many outcomes are missing ([`OPEN_MAX`]),
-//! so that a client that does not read is not read from either.
+//! so that nothing is read from a client that does not read.
 
 use std::{cell::Cell, pin::pin};
 
@@ -41,12 +41,12 @@ use crate::{
     },
 };
 
-/// Most texts that are handed over at once.
+/// The most items in one write.
 const ITEMS_MAX: usize = 32;
-/// Most texts without an outcome; the host has a bound of its own, which is lower unless it is configured.
+/// The most texts without an outcome. The host has a bound of its own, which is lower by default.
 const OPEN_MAX: usize = 1024;
 
-/// Where the texts come from.
+/// The source of the texts.
 pub(crate) enum TextSource {
     /// Lines of a body that arrives.
     Lines(BodyReader),
@@ -54,7 +54,7 @@ pub(crate) enum TextSource {
     Inputs(Vec<Input>),
 }
 
-/// Answers a stream of texts until all is said or the client is gone.
+/// Streams the results of texts until all are written or the client is gone.
 pub(crate) async fn stream(
     source: TextSource,
     plan: Plan,
@@ -65,7 +65,7 @@ pub(crate) async fn stream(
 ) {
     let duplex = Duplex::new(Session::new(plan.task, framing), settings, began);
     let stream = Stream { duplex, plan, settings, errors_bytes: Cell::new(0) };
-    stream.duplex.serve(stream.work(source, began), client).await;
+    stream.duplex.serve(stream.run(source, began), client).await;
 }
 
 impl OutputSource for Session {
@@ -86,18 +86,18 @@ impl OutputSource for Session {
     }
 }
 
-/// What the parts share.
+/// The state that the concurrent parts share.
 struct Stream<'a> {
     duplex: Duplex<'a, Session>,
     plan: Plan,
     settings: &'a Settings,
-    /// Bytes of the answers to lines that are no items.
+    /// Bytes of the errors for lines that are not valid items.
     errors_bytes: Cell<u64>,
 }
 
 impl Stream<'_> {
-    /// Brings texts and results until there are no more.
-    async fn work(&self, source: TextSource, began: Now) {
+    /// Passes texts to inference and results to the output until there are no more.
+    async fn run(&self, source: TextSource, began: Now) {
         let (writer, reader) = wit_stream::new::<Item>();
         let feed = pin!(async {
             let error = match source {
@@ -117,7 +117,7 @@ impl Stream<'_> {
         });
         let receive = pin!(self.receive(reader));
         if let Either::Left(((), receive)) = select(feed, receive).await {
-            // Texts that were all there have the time of a request, as if they were answered at once.
+            // The texts of a JSON body have the time of a request, as with one response.
             let timeout_ms = self.settings.request_timeout_ms;
             if self.plan.deadline_ms.is_none() {
                 receive.await;
@@ -134,26 +134,26 @@ impl Stream<'_> {
         self.duplex.changed();
     }
 
-    /// Brings the texts of a body line by line. Returns why no more come, unless all that was to come has.
+    /// Passes the lines of a body to inference. Returns the error that ended the input early, if any.
     async fn feed_lines(&self, mut body: BodyReader, mut writer: StreamWriter<Item>) -> Option<ItemError> {
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut room = Vec::new();
         loop {
-            self.room().await;
+            self.capacity().await;
             let BodyPart { bytes, more } = body.next_part(room).await;
             self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
-                // Results are paid for by the work of a model; errors are not.
+                // Results cost inference, which bounds them; errors cost nothing and need a bound.
                 if let Some(error) = self.duplex.too_large("the errors have", self.errors_bytes.get()) {
                     return Some(error);
                 }
                 let items = self.take_lines(&mut lines, &mut rest);
-                if !self.hand_over(items, &mut writer).await {
+                if !self.send_items(items, &mut writer).await {
                     return Some(lost());
                 }
                 if !rest.is_empty() {
-                    self.room().await;
+                    self.capacity().await;
                 }
             }
             room = bytes;
@@ -161,18 +161,18 @@ impl Stream<'_> {
                 break;
             }
         }
-        // A line that the body broke off in is dropped.
+        // The last line of an incomplete body is dropped.
         if !body.arrived_whole().await {
             return Some(ItemError::body_incomplete());
         }
         let last = lines.last_line().and_then(|line| self.take_line(&line));
-        match self.hand_over(last.into_iter().collect(), &mut writer).await {
+        match self.send_items(last.into_iter().collect(), &mut writer).await {
             true => None,
             false => Some(lost()),
         }
     }
 
-    /// The items of the next lines: a few, so that the errors of the others do not accumulate.
+    /// The items of the next lines, bounded in number so that the errors of invalid lines do not accumulate.
     fn take_lines(&self, lines: &mut Lines, rest: &mut &[u8]) -> Vec<Item> {
         let mut items = Vec::new();
         while items.len() < ITEMS_MAX && self.duplex.session.borrow().output_bytes() < OUT_BYTES_MAX {
@@ -193,7 +193,7 @@ impl Stream<'_> {
         Some(self.plan.item(index, input))
     }
 
-    /// Brings texts that are all there.
+    /// Passes the texts of a JSON body to inference.
     async fn feed_inputs(&self, inputs: Vec<Input>, mut writer: StreamWriter<Item>) {
         let mut inputs = inputs.into_iter();
         loop {
@@ -205,20 +205,20 @@ impl Stream<'_> {
                     self.plan.item(index, input)
                 })
                 .collect();
-            if items.is_empty() || !self.hand_over(items, &mut writer).await {
+            if items.is_empty() || !self.send_items(items, &mut writer).await {
                 return;
             }
-            self.room().await;
+            self.capacity().await;
         }
     }
 
-    /// Passes items to inference, which may wait. False when the call has ended.
-    async fn hand_over(&self, items: Vec<Item>, writer: &mut StreamWriter<Item>) -> bool {
+    /// Passes items to inference; waits while its queue is full. False when the call has ended.
+    async fn send_items(&self, items: Vec<Item>, writer: &mut StreamWriter<Item>) -> bool {
         self.duplex.changed();
         items.is_empty() || writer.write_all(items).await.is_empty()
     }
 
-    /// Brings results until inference has no more.
+    /// Passes outcomes to the session until there are no more.
     async fn receive(&self, items: StreamReader<Item>) {
         let mut outcomes = Outcomes::begin(items).await;
         loop {
@@ -236,7 +236,7 @@ impl Stream<'_> {
     }
 
     /// Resolves when there is capacity for more texts and their results.
-    async fn room(&self) {
+    async fn capacity(&self) {
         let has_room = || {
             let session = self.duplex.session.borrow();
             session.output_bytes() < OUT_BYTES_MAX && session.open() < OPEN_MAX

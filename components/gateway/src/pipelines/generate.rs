@@ -50,7 +50,7 @@ impl Attempt<'_> {
         let deadline_ms = u32::try_from(self.task.timeout_ms).ok();
         // An execution belongs to no request.
         let mut computation = Computation::start(request, model, deadline_ms, true).await;
-        let begun = computation.begun().await.map_err(failed)?;
+        let begun = computation.wait_begun().await.map_err(failed)?;
         let mut progress = Progress::new(&begun, 1);
         let (mut text_so_far, mut pieces) = (String::new(), 0_u64);
         while let Some(kinds) = computation.next().await {

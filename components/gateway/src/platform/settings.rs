@@ -1,13 +1,14 @@
-//! What the environment says. The host passes it to every instance; it is read once.
+//! The settings, from environment variables that the host passes to every instance. They are read once.
 
 use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 
 /// The gateway's settings.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `WEIR_HTTP_HOSTS`: names that requests may be for besides loopback's, separated by spaces, where no token is required.
+    /// `WEIR_HTTP_HOSTS`: host names that requests may be addressed to besides those of loopback, separated by spaces. They are checked if
+    /// no authentication is required.
     pub(crate) hosts: Vec<String>,
-    /// `WEIR_HTTP_BODY_BYTES_MAX`: most bytes in a body, 1048576 by default.
+    /// `WEIR_HTTP_BODY_BYTES_MAX`: maximum size of a body, in bytes, 1048576 by default.
     pub(crate) body_bytes_max: u64,
     /// `WEIR_HTTP_BODY_TIMEOUT_MS`: how long a body may take to arrive, 30000 by default.
     pub(crate) body_timeout_ms: u64,
@@ -19,9 +20,9 @@ pub(crate) struct Settings {
     pub(crate) summary_model: String,
     /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` by default; empty: the step is switched off.
     pub(crate) entities_model: String,
-    /// `WEIR_EVENTS_HEARTBEAT_MS`: after how long without a write a subscriber gets a heartbeat, 15000 by default.
+    /// `WEIR_EVENTS_HEARTBEAT_MS`: the time without a write after which a subscriber gets a heartbeat, 15000 by default.
     pub(crate) heartbeat_ms: u64,
-    /// `WEIR_EVENTS_RETRY_MS`: when a subscriber that lost its connection is to try again, 3000 by default.
+    /// `WEIR_EVENTS_RETRY_MS`: the delay before a subscriber that lost its connection reconnects, 3000 by default.
     pub(crate) retry_ms: u32,
     /// `WEIR_GRIP`: the holder of connections, `off` by default.
     pub(crate) grip: Grip,
@@ -31,11 +32,11 @@ pub(crate) struct Settings {
     pub(crate) lease_ms: u64,
     /// `WEIR_INSTANCE`: the name under which this instance acquires leases, a random one by default.
     pub(crate) instance: Option<String>,
-    /// `WEIR_EVENTS_SHARED`: `false` where no other instance has the store, `true` by default.
+    /// `WEIR_EVENTS_SHARED`: `false` if no other instance uses the store, `true` by default.
     pub(crate) shared: bool,
     /// `WEIR_PIPELINES_*`
     pub(crate) pipelines: Pipelines,
-    /// `WEIR_GATEWAY_UI`: `off` where browsers get no page, `on` by default.
+    /// `WEIR_GATEWAY_UI`: `off` if browsers get no page, `on` by default.
     pub(crate) ui: bool,
     /// `WEIR_AUTH_*`
     pub(crate) auth: Auth,
@@ -43,29 +44,29 @@ pub(crate) struct Settings {
     pub(crate) sessions: Sessions,
 }
 
-/// Transcript sessions that are stored.
+/// Settings of stored transcript sessions.
 #[derive(Debug)]
 pub(crate) struct Sessions {
-    /// `WEIR_SESSIONS_LIVE_MAX`: most sessions, 100000 by default.
+    /// `WEIR_SESSIONS_LIVE_MAX`: maximum number of sessions, 100000 by default.
     pub(crate) live_max: u64,
-    /// `WEIR_SESSIONS_USER_LIVE_MAX`: most sessions of one user, 25000 by default.
+    /// `WEIR_SESSIONS_USER_LIVE_MAX`: maximum number of sessions of one user, 25000 by default.
     pub(crate) user_live_max: u64,
-    /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest that a session may rest before it expires, a week by default; 0 where it need not
-    /// expire.
+    /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest `idle.expire_ms` that a session may have, a week by default; 0 permits sessions
+    /// that do not expire.
     pub(crate) expire_ms_max: u64,
-    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: the memory of sessions at rest, 268435456 by default.
+    /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: maximum memory of checkpoints of sessions, 268435456 by default.
     pub(crate) memory_bytes_max: u64,
-    /// `WEIR_SESSIONS_CHECKPOINT_MS`: how often a session that is fed is put into the store, 250 by default.
+    /// `WEIR_SESSIONS_CHECKPOINT_MS`: the shortest time between two writes of a fed session to the store, 250 by default.
     pub(crate) checkpoint_ms: u64,
-    /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long a session that has ended can be asked for, 600000 by default.
+    /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long an ended session remains readable, 600000 by default.
     pub(crate) ended_ttl_ms: u64,
-    /// `WEIR_EVENTS_EVENTS_MAX`: events that a channel keeps, 1000 by default.
+    /// `WEIR_EVENTS_EVENTS_MAX`: events that a channel retains, 1000 by default.
     pub(crate) channel_events_max: u64,
-    /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel keeps, 1048576 by default.
+    /// `WEIR_EVENTS_BYTES_MAX`: bytes that a channel retains, 1048576 by default.
     pub(crate) channel_bytes_max: u64,
 }
 
-/// Who holds the connections of subscribers.
+/// The holder of the connections of subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grip {
     /// `off`: this instance.
@@ -79,7 +80,7 @@ pub(crate) enum Grip {
 /// Pipelines and their executions.
 #[derive(Debug)]
 pub(crate) struct Pipelines {
-    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` by default. There may be none.
+    /// `WEIR_PIPELINES_DIR`: the folder of definitions, `/pipelines` by default. It may be missing.
     pub(crate) dir: PathBuf,
     /// `WEIR_PIPELINES_EXECUTIONS_MAX`: executions that run at once, 256 by default.
     pub(crate) executions_max: usize,
@@ -91,18 +92,18 @@ pub(crate) struct Pipelines {
     pub(crate) output_bytes_max: usize,
     /// `WEIR_PIPELINES_OUTPUTS_BYTES_MAX`: bytes of the outputs of all steps of an execution, 1048576 by default.
     pub(crate) outputs_bytes_max: usize,
-    /// `WEIR_PIPELINES_TTL_MS`: how long an execution that has ended can be asked for, 3600000 by default.
+    /// `WEIR_PIPELINES_TTL_MS`: how long an ended execution remains readable, 3600000 by default.
     pub(crate) ttl_ms: u64,
     /// `WEIR_PIPELINES_HTTP_ALLOW`: the authorities that steps may call, `HOST` or `HOST:PORT`, separated by spaces.
     pub(crate) http_allow: Vec<String>,
 }
 
-/// Who may ask. Lists are separated by spaces.
+/// Settings of authentication, CORS and rate limits. The elements of lists are separated by spaces.
 #[derive(Debug)]
 pub(crate) struct Auth {
     /// `WEIR_AUTH_MODE`: `none` by default, or `required`.
     pub(crate) required: bool,
-    /// `WEIR_AUTH_LOOPBACK`: `true` where only this machine reaches the listener; `false` by default.
+    /// `WEIR_AUTH_LOOPBACK`: `true` if only this machine reaches the listener; `false` by default.
     pub(crate) loopback: bool,
     /// `WEIR_AUTH_DIR`: the folder with the keys, `/auth` by default.
     pub(crate) dir: PathBuf,
@@ -126,17 +127,17 @@ pub(crate) struct Auth {
     pub(crate) connections_max: usize,
 }
 
-/// How often one user may do something.
+/// A rate limit of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
-    /// In the long run.
+    /// Sustained rate.
     pub(crate) per_s: NonZeroU32,
-    /// At once.
+    /// Size of the burst.
     pub(crate) burst: NonZeroU32,
 }
 
 impl Settings {
-    /// The settings, or a sentence about the variable that cannot be understood.
+    /// The settings, or an error text that names the invalid variable.
     pub(crate) fn current() -> Result<&'static Self, &'static str> {
         static SETTINGS: OnceLock<Result<Settings, String>> = OnceLock::new();
         SETTINGS.get_or_init(|| Self::read(|name| std::env::var(name).ok())).as_ref().map_err(String::as_str)
@@ -152,7 +153,7 @@ impl Settings {
         };
         let model = |name: &str, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
-            // The step is switched off. White space alone is more likely a mistake.
+            // Empty switches the step off. White space alone is more likely a mistake.
             Some(text) if text.is_empty() => Ok(text),
             Some(text) if text.trim().is_empty() => {
                 Err(format!("`{name}` must name a model, or be empty to switch the step off, and is white space"))

@@ -1,4 +1,4 @@
-//! A generation as a response: rendered from its channel, for the client that began it and for those that come back.
+//! A generation as a response, rendered from its channel: for the client that started it and for those that reconnect.
 
 use std::{future::pending, pin::pin, rc::Rc};
 
@@ -27,15 +27,15 @@ use crate::{
     },
 };
 
-/// Most deliveries taken at once: they are one write.
+/// The most deliveries in one read. Those of one read are sent with one write.
 const DELIVERIES_MAX: usize = 64;
-/// Events in one page.
+/// Events in one page of the store.
 const PAGE_EVENTS: u32 = 1000;
-/// While there is nothing to write, the client is looked after this often.
+/// The interval in which the client is probed while there is nothing to write, in milliseconds.
 const PROBE_MS: u64 = 500;
 const START: Cursor = Cursor { epoch: 0, seq: 0 };
 
-/// The events of a channel, one after the other, to its last.
+/// The events of a channel in order, up to its last.
 pub(super) struct ChannelEvents {
     channel: Channel,
     user: Option<String>,
@@ -44,12 +44,12 @@ pub(super) struct ChannelEvents {
     has_ended: bool,
 }
 
-/// The channel has lost events, or its end.
+/// The store has lost events of the channel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EventsLost;
 
 impl ChannelEvents {
-    /// From the first.
+    /// Follows a channel from its first event.
     pub(super) async fn follow(channel: Channel, user: Option<String>) -> Result<Self, Problem> {
         let deliveries = events::follow(channel.to_string(), START, user.clone()).await.map_err(store::problem)?;
         Ok(Self { channel, user, deliveries, last: START, has_ended: false })
@@ -74,7 +74,7 @@ impl ChannelEvents {
                 }
             }
             if is_slow {
-                // The channel has what was not read.
+                // The channel retains the events that were not read.
                 let followed = events::follow(self.channel.to_string(), self.last, self.user.clone()).await;
                 self.deliveries = followed.map_err(|_| EventsLost)?;
             } else if !matches!(result, StreamResult::Complete(_)) && !self.has_ended {
@@ -88,7 +88,7 @@ impl ChannelEvents {
 }
 
 /// All of a generation, once it has ended.
-pub(super) async fn whole(mut channel: ChannelEvents) -> Result<Generated, Problem> {
+pub(super) async fn collect(mut channel: ChannelEvents) -> Result<Generated, Problem> {
     let mut generated = Generated::default();
     loop {
         match channel.next().await {
@@ -99,8 +99,8 @@ pub(super) async fn whole(mut channel: ChannelEvents) -> Result<Generated, Probl
     }
 }
 
-/// A generation as far as it is.
-pub(super) async fn state(channel: &Channel) -> Result<Generated, Problem> {
+/// The current state of a generation.
+pub(super) async fn collect_so_far(channel: &Channel) -> Result<Generated, Problem> {
     let mut generated = Generated::default();
     let mut after = START;
     loop {
@@ -116,7 +116,7 @@ pub(super) async fn state(channel: &Channel) -> Result<Generated, Problem> {
     }
 }
 
-/// The start of a generation; none where the channel has none.
+/// The first event of a generation; none if there is no such generation or its first event is not retained.
 pub(super) async fn started(channel: &Channel) -> Result<Option<Started>, Problem> {
     let page = events::read(channel.to_string(), START, 1).await.map_err(store::problem)?;
     match page.entries.first().and_then(event) {
@@ -129,59 +129,59 @@ fn event(entry: &Entry) -> Option<GenerationEvent> {
     GenerationEvent::from_json(&entry.event.data)
 }
 
-/// 410: the channel does not have all of the generation any more.
+/// 410: the channel no longer retains all events of the generation.
 fn lost() -> Problem {
-    let detail = "the events of this generation are not retained any more (events.events_max, events.bytes_max)";
+    let detail = "the events of this generation are no longer retained (events.events_max, events.bytes_max)";
     Problem::refused(410, "events_lost", "The generation is not retained", detail, None)
 }
 
-/// What a response is written from.
+/// The source of a response.
 pub(super) enum Source {
     /// A generation whose prompt is being computed.
     Starting(LocalBoxFuture<'static, Result<Rc<RunningGeneration>, Problem>>),
-    /// One that this request has begun.
+    /// A generation that this request has started.
     Running(Rc<RunningGeneration>),
-    /// A channel.
+    /// The channel of an existing generation.
     Channel(ChannelEvents),
 }
 
-/// A generation that is written to a client.
-pub(super) struct Answer {
+/// The response that streams a generation to a client.
+pub(super) struct GenerationResponse {
     pub(super) dialect: Dialect,
     pub(super) framing: StreamFraming,
-    /// The client has the frames up to this one.
+    /// The number of the last frame that the client has.
     pub(super) after: Option<u64>,
-    /// The generation ends when the client leaves.
+    /// Whether the generation is cancelled when the client disconnects.
     pub(super) ends_with_client: bool,
     pub(super) settings: &'static Settings,
 }
 
-impl Answer {
+impl GenerationResponse {
     /// Writes until the last event, or until the client is gone.
     pub(super) async fn write(self, source: Source, client: Client) {
         let Client { mut body, trailers, sent } = client;
         let mut running = None;
         let outcome = {
-            let gone = pin!(async {
-                // What a detached generation has not begun is begun for a client that has left, too.
+            let disconnected = pin!(async {
+                // A detached generation starts even if its client disconnects before.
                 if !self.ends_with_client || sent.await.is_ok() {
                     pending::<()>().await;
                 }
             });
             let write = pin!(self.write_all(source, &mut running, &mut body));
-            match select(write, gone).await {
+            match select(write, disconnected).await {
                 Either::Left((outcome, _)) => outcome,
-                Either::Right(((), _)) => Outcome::Gone,
+                Either::Right(((), _)) => WriteEnd::Disconnected,
             }
         };
         match outcome {
-            Outcome::Whole => {}
-            Outcome::Gone => {
+            WriteEnd::Complete => {}
+            WriteEnd::Disconnected => {
                 if let Some(running) = running.filter(|_| self.ends_with_client) {
                     running.cancel();
                 }
             }
-            Outcome::Cut => {
+            WriteEnd::Incomplete => {
                 let cut = trailers.write(Err(ErrorCode::InternalError(None)));
                 Deadline::after(clock::now(), PROBE_MS).bound(cut).await;
             }
@@ -193,7 +193,7 @@ impl Answer {
         source: Source,
         running: &mut Option<Rc<RunningGeneration>>,
         body: &mut BodyWriter<u8>,
-    ) -> Outcome {
+    ) -> WriteEnd {
         let mut stream = GenerationStream::new(&self.dialect, self.framing, self.after);
         let mut channel = match source {
             Source::Channel(channel) => Ok(channel),
@@ -205,7 +205,7 @@ impl Answer {
                             // The generation continues in its own task.
                             drop(starting.await);
                         }
-                        return Outcome::Gone;
+                        return WriteEnd::Disconnected;
                     }
                     Some(Ok(generation)) => self.follow(generation, running).await,
                     Some(Err(problem)) => Err(problem),
@@ -217,15 +217,15 @@ impl Answer {
             Err(problem) => {
                 let mut out = Vec::new();
                 stream.push("", &failed(problem), &mut out);
-                return if send(body, out).await { self.end(true) } else { Outcome::Gone };
+                return if send(body, out).await { self.end(true) } else { WriteEnd::Disconnected };
             }
         };
         loop {
             let next = Box::pin(channel.next());
-            let Some(next) = self.keep_alive(next, &stream, body).await else { return Outcome::Gone };
+            let Some(next) = self.keep_alive(next, &stream, body).await else { return WriteEnd::Disconnected };
             let (entries, is_lost) = match next {
                 Ok(Some(entries)) => (entries, false),
-                Ok(None) => return Outcome::Whole,
+                Ok(None) => return WriteEnd::Complete,
                 Err(EventsLost) => (Vec::new(), true),
             };
             let mut out = Vec::new();
@@ -239,7 +239,7 @@ impl Answer {
                 stream.push("", &failed(&lost()), &mut out);
             }
             if !out.is_empty() && !send(body, out).await {
-                return Outcome::Gone;
+                return WriteEnd::Disconnected;
             }
             if is_failed {
                 return self.end(true);
@@ -257,22 +257,22 @@ impl Answer {
         ChannelEvents::follow(channel.0, channel.1).await
     }
 
-    /// How the body ends: a text has no other sign of an error than that it is cut.
-    fn end(&self, is_failed: bool) -> Outcome {
-        if is_failed && self.framing == StreamFraming::Text { Outcome::Cut } else { Outcome::Whole }
+    /// How the body ends. In plain text the only sign of an error is an incomplete body.
+    fn end(&self, is_failed: bool) -> WriteEnd {
+        if is_failed && self.framing == StreamFraming::Text { WriteEnd::Incomplete } else { WriteEnd::Complete }
     }
 
-    /// Waits for something and tells the client from time to time that it is waited for; none when the client is gone.
+    /// Waits for a future and writes keep-alives to the client meanwhile; none when the client is gone.
     async fn keep_alive<T>(
         &self,
-        mut work: impl Future<Output = T> + Unpin,
+        mut future: impl Future<Output = T> + Unpin,
         stream: &GenerationStream,
         body: &mut BodyWriter<u8>,
     ) -> Option<T> {
         let mut beat = Deadline::after(clock::now(), self.settings.heartbeat_ms);
         loop {
             let tick = Box::pin(Deadline::after(clock::now(), PROBE_MS).passed());
-            match select(&mut work, tick).await {
+            match select(&mut future, tick).await {
                 Either::Left((done, _)) => return Some(done),
                 Either::Right(((), _)) => {
                     let bytes = match stream.keep_alive().filter(|_| beat.is_past(clock::now())) {
@@ -282,8 +282,8 @@ impl Answer {
                         }
                         None => Vec::new(),
                     };
-                    // A write of nothing is done when the reader is ready for more, or gone. Work that is done meanwhile waits for it.
-                    if !is_taken(body, bytes).await {
+                    // An empty write completes when the reader is ready for more, or gone. The result of the future waits for it.
+                    if !write_or_probe(body, bytes).await {
                         return None;
                     }
                 }
@@ -292,17 +292,17 @@ impl Answer {
     }
 }
 
-/// How the writing of a response has ended.
-enum Outcome {
-    Whole,
+/// How writing a response has ended.
+enum WriteEnd {
+    Complete,
     /// The client is gone.
-    Gone,
-    /// The client must see that this is not all.
-    Cut,
+    Disconnected,
+    /// The client must see that the body is incomplete.
+    Incomplete,
 }
 
 /// Writes to the client; false when the reader is gone.
-async fn is_taken(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
+async fn write_or_probe(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
     if bytes.is_empty() {
         return body.write(bytes).await.0 != StreamResult::Dropped;
     }

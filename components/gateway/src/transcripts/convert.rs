@@ -1,5 +1,5 @@
-//! Conversions between the records of `weir:stream/session` and the types of core and codec: all that there are. Chunks and segments
-//! need none, since the bindings use core's.
+//! All conversions between the records of `weir:stream/session` and the types of core and codec. Chunks and segments need none, since
+//! the bindings use core's types.
 
 use weir_codec::{
     http::lines::Line,
@@ -30,12 +30,12 @@ pub(crate) fn input(line: &Line<'_>) -> Input {
     Input { line: line.number, seq, body }
 }
 
-/// Hands an output over to the outbox.
+/// Passes an output to the outbox.
 pub(crate) fn hand_over(outbox: &mut EventOutbox, output: Output) {
     let Output { event_id, seq, more, body } = output;
     let event = match body {
         OutputBody::Partial(partial) => Event::Partial(partial),
-        OutputBody::Final(kept) => Event::Final(final_segment(kept).into()),
+        OutputBody::Final(segment) => Event::Final(final_segment(segment).into()),
         OutputBody::Summary(due) => Event::Summary(Box::new(core::SummaryDue {
             kind: if due.is_final { SummaryKind::Final } else { SummaryKind::Incremental },
             finals: due.finals,
@@ -44,7 +44,7 @@ pub(crate) fn hand_over(outbox: &mut EventOutbox, output: Output) {
             prompt: due.prompt,
             transcript: due.transcript,
         })),
-        OutputBody::Dropped(kept) => Event::Dropped(final_segment(kept).into()),
+        OutputBody::Dropped(segment) => Event::Dropped(final_segment(segment).into()),
         OutputBody::Expiring(in_ms) => Event::Expiring { in_ms },
         OutputBody::Expired => Event::Expired,
         OutputBody::Refused((line, session::Refusal { code, field, message })) => {
@@ -53,28 +53,28 @@ pub(crate) fn hand_over(outbox: &mut EventOutbox, output: Output) {
         }
         OutputBody::Repeated((seq, seq_last)) => return outbox.handle_repeated(seq, seq_last),
         OutputBody::Checkpoint(bytes) => return outbox.handle_checkpoint(bytes),
-        // These are not asked for here.
+        // No request for these is made on the streams of this outbox.
         OutputBody::State(_) | OutputBody::Context(_) => return,
     };
     outbox.handle_event(event, event_id, seq, more);
 }
 
-fn final_segment(kept: session::FinalSegment) -> core::Final {
+fn final_segment(segment: session::FinalSegment) -> core::Final {
     core::Final {
-        id: kept.id,
-        segment: kept.segment,
-        annotation: annotation(kept.annotation),
-        workflow: Workflow::from_name(&kept.workflow).unwrap_or(Workflow::General),
+        id: segment.id,
+        segment: segment.segment,
+        annotation: annotation(segment.annotation),
+        workflow: Workflow::from_name(&segment.workflow).unwrap_or(Workflow::General),
     }
 }
 
 pub(super) fn annotation(annotation: session::Annotation) -> core::Annotation {
     let session::Annotation { keywords, risk_tags, matches, action, intent } = annotation;
-    let found = |found: session::KeywordMatch| KeywordMatch { risk: found.risk.into(), keyword: found.keyword.into() };
+    let keyword_match = |keyword_match: session::KeywordMatch| KeywordMatch { risk: keyword_match.risk.into(), keyword: keyword_match.keyword.into() };
     core::Annotation {
         keywords: keywords.into_iter().map(Into::into).collect(),
         risk_tags: risk_tags.into_iter().map(Into::into).collect(),
-        matches: matches.into_iter().map(found).collect(),
+        matches: matches.into_iter().map(keyword_match).collect(),
         action: action.map(Into::into),
         intent: intent.and_then(|name| Intent::from_name(&name)),
     }

@@ -1,4 +1,4 @@
-//! The queries of a session's events to models: batched with everything else that is asked of them.
+//! Enrichment: the queries of a session's events to models. They are batched with all other items.
 
 use std::ops::ControlFlow;
 
@@ -21,47 +21,47 @@ use crate::{
     },
 };
 
-/// Answers every query; those without an outcome in the time of a request have failed.
-pub(crate) async fn answer(queries: Vec<Query>, settings: &Settings) -> Vec<(Query, QueryResult)> {
+/// Runs queries and returns the result of each. A query without an outcome within the request timeout fails.
+pub(crate) async fn run_queries(queries: Vec<Query>, settings: &Settings) -> Vec<(Query, QueryResult)> {
     let items = (0..).zip(&queries).map(|(id, query)| text_item(id, query.step, query.text.clone(), settings));
     let items: Vec<Item> = items.collect();
     let mut outcomes: Vec<Option<Result<wire::Output, Failure>>> = queries.iter().map(|_| None).collect();
-    let mut owed = queries.len();
+    let mut missing = queries.len();
     let exchange = exchange(items, async |id, outcome: Result<wire::Output, Failure>| {
         if let Some(slot) = usize::try_from(id).ok().and_then(|id| outcomes.get_mut(id)) {
             *slot = Some(outcome);
-            owed = owed.saturating_sub(1);
+            missing = missing.saturating_sub(1);
         }
-        if owed == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if missing == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let timeout_ms = settings.request_timeout_ms;
     let in_time = Deadline::after(clock::now(), timeout_ms).bound(exchange).await.is_some();
-    let missing = || if in_time { no_outcome() } else { Failure::RequestTimeout { timeout_ms } };
-    let answered = queries.into_iter().zip(outcomes);
-    answered
+    let missing_failure = || if in_time { no_outcome() } else { Failure::RequestTimeout { timeout_ms } };
+    let results = queries.into_iter().zip(outcomes);
+    results
         .map(|(query, outcome)| {
-            let result = query_result(query.step, outcome.unwrap_or_else(|| Err(missing())));
+            let result = query_result(query.step, outcome.unwrap_or_else(|| Err(missing_failure())));
             (query, result)
         })
         .collect()
 }
 
 fn query_result(step: TextStep, outcome: Result<wire::Output, Failure>) -> QueryResult {
-    let other = || ItemError::from(&Failure::Other("the model answered something else".to_owned()));
+    let unexpected = || ItemError::from(&Failure::Other("the model returned another kind of output".to_owned()));
     match step {
         TextStep::Summarization => QueryResult::Summary(match outcome {
             Ok(wire::Output::Summary(summary)) => Ok(summary),
-            Ok(_) => Err(other()),
+            Ok(_) => Err(unexpected()),
             Err(failure) => Err(ItemError::from(&failure)),
         }),
         TextStep::Sentiment => QueryResult::Sentiment(match outcome.and_then(output) {
-            Ok(Output::Labels(labels)) => labels.into_iter().next().ok_or_else(other),
-            Ok(_) => Err(other()),
+            Ok(Output::Labels(labels)) => labels.into_iter().next().ok_or_else(unexpected),
+            Ok(_) => Err(unexpected()),
             Err(failure) => Err::<LabelScore, ItemError>(ItemError::from(&failure)),
         }),
         TextStep::Entities => QueryResult::Entities(match outcome.and_then(output) {
             Ok(Output::Entities(entities)) => Ok::<Vec<Entity>, ItemError>(entities),
-            Ok(_) => Err(other()),
+            Ok(_) => Err(unexpected()),
             Err(failure) => Err(ItemError::from(&failure)),
         }),
     }

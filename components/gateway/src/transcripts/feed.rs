@@ -1,8 +1,8 @@
-//! A request that feeds a session: lines in, events out, each in the channel before the client has it.
+//! A request that feeds a session: lines in, events out. Every event is appended to the channel before it is written to the client.
 //!
-//! `bring` feeds lines, `receive` reads the outputs of the session, `put` stores it; a [`Duplex`] writes to the client. Unlike the work
-//! of other requests this is not dropped when the client disconnects or another feeder takes over: it feeds no more, and ends when all
-//! outputs are in the channel and in the checkpoint.
+//! `feed_inputs` feeds lines, `receive` reads the outputs of the session, `put_periodically` stores it; a [`Duplex`] writes to the client.
+//! Unlike the work of other requests, this is not dropped when the client disconnects or another feeder takes over: it stops feeding, and
+//! ends when all outputs are in the channel and in the checkpoint.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,7 +25,7 @@ use super::{
     convert,
     log::SessionLog,
     registry::{self, SessionLease, SessionRegistry},
-    running::{RunningSession, asked},
+    running::{RunningSession, control_input},
 };
 use crate::{
     http::{
@@ -43,11 +43,11 @@ use crate::{
     transcripts::one_shot,
 };
 
-/// Most inputs after which a checkpoint is asked for.
+/// Maximum number of inputs between two checkpoints.
 const INPUTS_MAX: usize = 128;
-/// Bytes of events after which one is, as far as they can be foreseen.
+/// Expected bytes of events between two checkpoints.
 const EVENTS_BYTES: usize = 128 << 10;
-/// Bytes of lines after which a turn ends.
+/// Bytes of lines in one turn.
 const TURN_BYTES: usize = 32 << 10;
 /// The most outputs in one read.
 const OUTPUTS_MAX: usize = 256;
@@ -55,7 +55,7 @@ const OUTPUTS_MAX: usize = 256;
 const RETRY_MS: u64 = 500;
 /// How long a turn may be held while the session reads its inputs, in milliseconds.
 const TURN_MS: u64 = 5;
-/// How often it is asked at the end.
+/// Maximum number of attempts to store the session at the end.
 const PUTS_MAX: u32 = 3;
 
 /// The inputs of a request.
@@ -68,7 +68,7 @@ pub(crate) enum FeedSource {
 
 /// Why feeding has stopped.
 enum Stop {
-    /// All that was to come has, or this ended it.
+    /// The input has ended, or this refusal ended it.
     Over(Option<Refusal>),
     /// Another feeder has requested the session.
     Wanted,
@@ -78,41 +78,43 @@ enum Stop {
 
 struct Feed<'a> {
     lease: &'a SessionLease,
-    storing: SessionLog<'a>,
+    log: SessionLog<'a>,
     duplex: Duplex<'a, EventOutbox>,
-    /// The client is gone, or the session cannot be stored: feeding stops.
+    /// True when feeding must stop: the client is gone, or the session cannot be stored.
     cut: Cell<bool>,
+    /// Notified when `cut` is set.
     cut_gate: LocalNotify,
-    /// All inputs were fed, and all outputs received.
+    /// True when all inputs were fed and all outputs were received.
     received: Cell<bool>,
-    /// There may be something to put, or room again.
+    /// Notified when there may be something to store, or a write to the store has completed.
     put: LocalNotify,
-    /// Why the store did not take the session.
+    /// The problem of the last failed write of the session to the store.
     put_error: RefCell<Option<Problem>>,
-    /// True while `bring` has the turn.
+    /// True while `feed_lines` has the turn.
     has_turn: Cell<bool>,
-    /// Bytes of the longest event of late.
+    /// Bytes of the longest event of the last batch.
     line_bytes: Cell<usize>,
-    /// The last checkpoint, for the end.
+    /// The last checkpoint, for [`SessionLog::end`]; only set if the request ends the session.
     checkpoint: RefCell<Vec<u8>>,
+    /// Whether the request ends the session.
     ends: bool,
 }
 
-/// Feeds a session until all is said or the client is gone.
+/// Feeds a session until its input ends, its client is gone or another request takes over.
 pub(crate) async fn feed(
     registry: &'static SessionRegistry,
     lease: SessionLease,
-    live: RunningSession,
+    session: RunningSession,
     source: FeedSource,
     framing: Framing,
     began: Now,
     client: Client,
 ) {
-    let RunningSession { inputs, outputs, after, .. } = live;
+    let RunningSession { inputs, outputs, after, .. } = session;
     let outbox = EventOutbox::stored(lease.entry.head().annotate, framing);
     let feed = Feed {
         lease: &lease,
-        storing: SessionLog::new(registry, &lease.entry, after),
+        log: SessionLog::new(registry, &lease.entry, after),
         duplex: Duplex::new(outbox, registry.settings, began),
         cut: Cell::new(false),
         cut_gate: LocalNotify::default(),
@@ -124,50 +126,50 @@ pub(crate) async fn feed(
         checkpoint: RefCell::default(),
         ends: matches!(source, FeedSource::End),
     };
-    let over = Cell::new(false);
-    let mut work = pin!(async {
-        feed.work(source, inputs, outputs).await;
-        over.set(true);
+    let is_done = Cell::new(false);
+    let mut run = pin!(async {
+        feed.run(source, inputs, outputs).await;
+        is_done.set(true);
     });
-    feed.duplex.serve(work.as_mut(), client).await;
+    feed.duplex.serve(run.as_mut(), client).await;
     feed.cut();
-    if !over.get() {
-        work.await;
+    if !is_done.get() {
+        run.await;
     }
 }
 
 impl Feed<'_> {
-    async fn work(&self, source: FeedSource, inputs: StreamWriter<Input>, outputs: StreamReader<Output>) {
-        let talk = async {
-            let (broken, ()) = join(self.bring(source, inputs), self.receive(outputs)).await;
+    async fn run(&self, source: FeedSource, inputs: StreamWriter<Input>, outputs: StreamReader<Output>) {
+        let serve = async {
+            let (refusal, ()) = join(self.feed_inputs(source, inputs), self.receive(outputs)).await;
             self.received.set(true);
             self.put.notify();
-            if self.ends && broken.is_none() && !self.cut.get() {
+            if self.ends && refusal.is_none() && !self.cut.get() {
                 self.end().await;
             }
-            if let Some(refusal) = broken {
+            if let Some(refusal) = refusal {
                 self.duplex.session.borrow_mut().handle_input_failure(refusal);
             }
             self.duplex.session.borrow_mut().handle_end();
             self.duplex.changed();
         };
         let kept = pin!(self.keep_lease());
-        let talk = pin!(join(talk, self.put_now_and_then()));
-        // The lease ends with the talk, or the talk soon after the lease.
-        if let Either::Right(((), talk)) = select(talk, kept).await {
-            talk.await;
+        let serve = pin!(join(serve, self.put_periodically()));
+        // When the feed ends first, the lease is dropped; when the lease is lost first, the feed ends soon after.
+        if let Either::Right(((), serve)) = select(serve, kept).await {
+            serve.await;
         }
-        // What the end has changed.
-        self.put_at_last().await;
+        // Stores the changes of the end.
+        self.put_final().await;
         if !self.lease.is_wanted() {
             self.lease.entry.release_owned().await;
         }
         // A request that waits for the session need not wait until this client has read its responses.
         self.lease.release();
-        self.storing.registry.evict();
+        self.log.registry.evict();
     }
 
-    /// Keeps the session owned. When another instance has it, the client gets an error and no more input is read.
+    /// Renews the ownership of the session. When another instance has taken it over, the client gets an error and no more input is read.
     async fn keep_lease(&self) {
         let Some(owned) = self.lease.entry.owned() else { return };
         owned.keep(|| ()).await;
@@ -187,50 +189,50 @@ impl Feed<'_> {
     }
 
     /// Feeds the inputs of the request, and requests a checkpoint at the end. Returns why feeding stopped; none when all inputs were fed.
-    async fn bring(&self, source: FeedSource, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
+    async fn feed_inputs(&self, source: FeedSource, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
         let stop = {
             let cut = pin!(self.cut_gate.until(|| self.cut.get()));
             let wanted = pin!(self.lease.wanted());
             let lines = pin!(async {
                 match source {
-                    FeedSource::Lines(body) => self.bring_lines(body, &mut inputs).await,
+                    FeedSource::Lines(body) => self.feed_lines(body, &mut inputs).await,
                     FeedSource::End => {
-                        inputs.write_one(asked(InputBody::End)).await;
+                        inputs.write_one(control_input(InputBody::End)).await;
                         None
                     }
                 }
             });
             let idle = pin!(self.duplex.idle());
             match select(select(lines, idle), select(cut, wanted)).await {
-                Either::Left((Either::Left((broken, _)), _)) => Stop::Over(broken),
+                Either::Left((Either::Left((refusal, _)), _)) => Stop::Over(refusal),
                 Either::Left((Either::Right(_), _)) => {
-                    Stop::Over(Some(ItemError::idle(self.storing.registry.settings.body_timeout_ms).into()))
+                    Stop::Over(Some(ItemError::idle(self.log.registry.settings.body_timeout_ms).into()))
                 }
                 Either::Right((Either::Left(_), _)) => Stop::Cut,
                 Either::Right((Either::Right(_), _)) => Stop::Wanted,
             }
         };
-        // What waits for room in the client waits no more where the session is wanted.
+        // Wakes `receive`, which does not wait for the client once another request wants the session.
         self.duplex.room.notify();
-        inputs.write_one(asked(InputBody::Checkpoint)).await;
+        inputs.write_one(control_input(InputBody::Checkpoint)).await;
         match stop {
-            Stop::Over(broken) => broken,
+            Stop::Over(refusal) => refusal,
             Stop::Wanted => {
-                let message = "another request feeds this session now; submit again what has no answer, with its seq";
+                let message = "another request feeds this session now; submit unacknowledged input again, with its seq";
                 Some(ItemError { retryable: false, ..ItemError::new("superseded", message) }.into())
             }
             Stop::Cut => None,
         }
     }
 
-    /// Brings the lines of a body. Returns why no more come, unless all that was to come has.
-    async fn bring_lines(&self, body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
+    /// Feeds the lines of a body. Returns the refusal that ended the input early, if any.
+    async fn feed_lines(&self, body: BodyReader, inputs: &mut StreamWriter<Input>) -> Option<Refusal> {
         let user = self.user();
         let read = self.duplex.read_lines(body, async |lines, rest| {
             if let Some(error) = self.duplex.response_too_large() {
                 return Err(Refusal::from(error));
             }
-            // One turn for the lines of a piece: reading them, and the part of the session's work that is quick.
+            // One turn for several lines: parsing them, and the computation of the session up to its first wait.
             let turn = turns::take(&user).await;
             self.has_turn.set(true);
             let mut batch = Vec::with_capacity(INPUTS_MAX + 1);
@@ -249,12 +251,12 @@ impl Feed<'_> {
                 return Ok(());
             }
             // The acknowledgements of a batch wait for its checkpoint: a client that has them finds them in the session.
-            batch.push(asked(InputBody::Checkpoint));
+            batch.push(control_input(InputBody::Checkpoint));
             let end = Deadline::after(clock::now(), TURN_MS);
             let written = inputs.write_all(batch);
             let unwritten = match select(pin!(written), pin!(end.passed())).await {
                 Either::Left((unwritten, _)) => unwritten,
-                // It waits for the reader of the responses.
+                // The session waits for its outputs to be read.
                 Either::Right(((), written)) => {
                     drop(turn);
                     self.has_turn.set(false);
@@ -273,16 +275,16 @@ impl Feed<'_> {
     /// Reads the outputs of the session until it ends or cannot be stored.
     async fn receive(&self, mut outputs: StreamReader<Output>) {
         let user = self.user();
-        let mut room = Vec::with_capacity(OUTPUTS_MAX);
+        let mut buffer = Vec::with_capacity(OUTPUTS_MAX);
         loop {
-            let (read, mut said) = outputs.read(room).await;
-            // Where this feed has the turn, so that the session gets on, this is part of it.
+            let (read, mut batch) = outputs.read(buffer).await;
+            // If `feed_lines` has the turn, this is part of it, so that the session can make progress.
             let turn = if self.has_turn.get() { None } else { Some(turns::take(&user).await) };
-            for output in said.drain(..) {
+            for output in batch.drain(..) {
                 convert::hand_over(&mut self.duplex.session.borrow_mut(), output);
             }
             drop(turn);
-            room = said;
+            buffer = batch;
             loop {
                 let batch = self.duplex.session.borrow_mut().poll_batch();
                 let Some(batch) = batch else { break };
@@ -290,7 +292,7 @@ impl Feed<'_> {
                     let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
                     self.duplex.session.borrow_mut().handle_input_failure(refusal);
                     self.cut();
-                    // What it says from here on is in no channel: it is said again when it is submitted again.
+                    // Later outputs are not in the channel; they are produced again when the client submits their inputs again.
                     return;
                 }
             }
@@ -308,11 +310,11 @@ impl Feed<'_> {
 
     /// Stores the outputs of a batch, then passes them to the client.
     async fn store(&self, mut batch: Batch) -> Result<(), Problem> {
-        if self.storing.must_put() {
+        if self.log.must_put() {
             self.put.notify();
             let entry = &self.lease.entry;
             let is_lost = || entry.owned().is_none();
-            self.put.until(|| !self.storing.must_put() || self.put_error.borrow().is_some() || is_lost()).await;
+            self.put.until(|| !self.log.must_put() || self.put_error.borrow().is_some() || is_lost()).await;
             if let Some(problem) = self.put_error.take() {
                 return Err(problem);
             }
@@ -320,12 +322,12 @@ impl Feed<'_> {
         if let Some(checkpoint) = batch.checkpoint.as_ref().filter(|_| self.ends) {
             self.checkpoint.borrow_mut().clone_from(checkpoint);
         }
-        // Other futures of this task run during a call of a model, so nothing is borrowed across it.
+        // Other futures of this task run while models compute, so no borrow is held across the await.
         let outbox = self.outbox();
-        let places = self.storing.tell(&outbox, &mut batch).await?;
+        let cursors = self.log.store(&outbox, &mut batch).await?;
         let mut session = self.duplex.session.borrow_mut();
         self.line_bytes.set(session.take_line_bytes_max());
-        session.handle_stored(batch, &places);
+        session.handle_stored(batch, &cursors);
         drop(session);
         self.duplex.touch();
         self.duplex.changed();
@@ -333,17 +335,17 @@ impl Feed<'_> {
         Ok(())
     }
 
-    /// Whose session it is: users take turns.
+    /// The owner of the session, for turns; empty if users are not identified.
     fn user(&self) -> String {
         self.lease.entry.head().owner.map(String::from).unwrap_or_default()
     }
 
-    /// An outbox that selects the calls of models.
+    /// An outbox that selects the queries to models.
     fn outbox(&self) -> EventOutbox {
         EventOutbox::stored(self.lease.entry.head().annotate, Framing::Ndjson)
     }
 
-    /// The session has ended: the channel has its last event.
+    /// Ends the session with the last event of its channel.
     async fn end(&self) {
         let mut outbox = self.outbox();
         outbox.handle_ended();
@@ -351,11 +353,11 @@ impl Feed<'_> {
         let Some(batch) = outbox.poll_batch() else { return };
         let checkpoint = self.checkpoint.take();
         if checkpoint.is_empty() {
-            // It could not be stored, which was reported.
+            // The last outputs could not be stored, which was reported.
             return;
         }
-        match self.storing.end(&batch, checkpoint).await {
-            Ok(places) => self.duplex.session.borrow_mut().handle_stored(batch, &places),
+        match self.log.end(&batch, checkpoint).await {
+            Ok(cursors) => self.duplex.session.borrow_mut().handle_stored(batch, &cursors),
             Err(problem) => {
                 let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
                 self.duplex.session.borrow_mut().handle_input_failure(refusal);
@@ -363,32 +365,32 @@ impl Feed<'_> {
         }
     }
 
-    /// Puts the session into the store whenever it has changed, and not more often than it should.
-    async fn put_now_and_then(&self) {
-        let checkpoint_ms = self.storing.registry.settings.sessions.checkpoint_ms;
+    /// Stores the session when it has changed, at most once per `checkpoint_ms` unless the log requires it.
+    async fn put_periodically(&self) {
+        let checkpoint_ms = self.log.registry.settings.sessions.checkpoint_ms;
         loop {
             self.put.until(|| self.received.get() || self.lease.entry.is_dirty()).await;
             if self.received.get() {
                 return;
             }
-            let error = self.storing.put().await.err();
+            let error = self.log.put().await.err();
             let wait_ms = if error.is_some() { RETRY_MS } else { checkpoint_ms };
             self.put_error.replace(error);
             // Wakes the request that waits for it.
             self.put.notify();
             let waited = pin!(Deadline::after(clock::now(), wait_ms).passed());
-            let sooner = pin!(self.put.until(|| self.received.get() || self.storing.must_put()));
+            let sooner = pin!(self.put.until(|| self.received.get() || self.log.must_put()));
             select(waited, sooner).await;
         }
     }
 
     /// Stores the session at the end. After a failure the sweep task stores it later.
-    async fn put_at_last(&self) {
+    async fn put_final(&self) {
         for _ in 0..PUTS_MAX {
-            match self.storing.put().await {
+            match self.log.put().await {
                 Ok(()) => return,
                 Err(problem) if registry::is_no_room(&problem) => {
-                    let reverted = self.storing.registry.revert(&self.lease.entry).await;
+                    let reverted = self.log.registry.revert(&self.lease.entry).await;
                     if reverted.is_ok() {
                         return;
                     }

@@ -1,4 +1,4 @@
-//! What a session says, on its way into its channel and its checkpoint: first the events, then the session as it is after them.
+//! Stores the events of a session: first appends them to its channel, then sets the checkpoint with the state after them.
 
 use std::cell::Cell;
 
@@ -32,14 +32,15 @@ pub(crate) struct SessionLog<'a> {
     pub(crate) registry: &'static SessionRegistry,
     pub(crate) entry: &'a Entry,
     after: Cell<Cursor>,
-    /// What was appended.
+    /// The amount of events appended so far.
     appended: Cell<Amount>,
-    /// The amounts of events at the last checkpoint and at the stored one: the channel must retain the events since then.
+    /// The amount at the last checkpoint.
     kept: Cell<Amount>,
+    /// The amount at the last checkpoint that was stored: the channel must retain the events since then.
     put: Cell<Amount>,
 }
 
-/// Events, and bytes of events.
+/// A number of events, and their bytes.
 type Amount = (u64, u64);
 
 impl<'a> SessionLog<'a> {
@@ -49,17 +50,17 @@ impl<'a> SessionLog<'a> {
         Self { registry, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }
     }
 
-    /// Enriches a batch, stores it, and sets its checkpoint. Returns the cursors of its records.
-    pub(crate) async fn tell(&self, outbox: &EventOutbox, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
-        let questions = outbox.queries(batch);
-        if !questions.is_empty() {
-            let answers = enrich::answer(questions, self.registry.settings).await;
-            outbox.handle_query_results(batch, answers.into_iter());
+    /// Enriches a batch, appends its events, and sets its checkpoint. Returns the cursors of its records.
+    pub(crate) async fn store(&self, outbox: &EventOutbox, batch: &mut Batch) -> Result<Vec<(u64, u64)>, Problem> {
+        let queries = outbox.queries(batch);
+        if !queries.is_empty() {
+            let results = enrich::run_queries(queries, self.registry.settings).await;
+            outbox.handle_query_results(batch, results.into_iter());
         }
         let records = batch.records();
         let expired = records.iter().any(|record| record.name == EXPIRED);
         let warned = records.iter().rev().find_map(expiring);
-        let places = self.append(records).await?;
+        let cursors = self.append(records).await?;
         if let Some(checkpoint) = batch.checkpoint.take() {
             self.keep(checkpoint, |head| {
                 head.warned_ms = warned;
@@ -68,21 +69,22 @@ impl<'a> SessionLog<'a> {
                 }
             });
         }
-        Ok(places)
+        Ok(cursors)
     }
 
-    /// Ends the session: its channel is finished. All outputs must have been stored.
+    /// Ends the session and finishes its channel. All earlier outputs must be stored.
     pub(crate) async fn end(&self, batch: &Batch, checkpoint: Vec<u8>) -> Result<Vec<(u64, u64)>, Problem> {
         let mut events = self.events(batch.records());
         if let Some(last) = events.last_mut() {
             last.finishes = true;
         }
-        let places = self.place(events).await?;
+        let cursors = self.append_events(events).await?;
         self.keep(checkpoint, |head| head.phase = Phase::Ended);
-        Ok(places)
+        Ok(cursors)
     }
 
-    /// The store must have the newest checkpoint before more is appended: the channel would not reach back to the one that it has.
+    /// Whether the last checkpoint must be stored before more events are appended: otherwise the channel might not retain all events since
+    /// the stored one.
     pub(crate) fn must_put(&self) -> bool {
         let ((events, bytes), put) = (self.appended.get(), self.put.get());
         let settings = &self.registry.settings.sessions;
@@ -91,7 +93,7 @@ impl<'a> SessionLog<'a> {
         far && self.kept.get() != put
     }
 
-    /// Stores the session with its last checkpoint. Not concurrently.
+    /// Stores the session with its last checkpoint. Must not be called concurrently.
     pub(crate) async fn put(&self) -> Result<(), Problem> {
         let kept = self.kept.get();
         self.registry.put(self.entry).await?;
@@ -113,7 +115,7 @@ impl<'a> SessionLog<'a> {
         if records.is_empty() {
             return Ok(Vec::new());
         }
-        self.place(self.events(records)).await
+        self.append_events(self.events(records)).await
     }
 
     fn events(&self, records: Vec<Record>) -> Vec<Event> {
@@ -127,17 +129,17 @@ impl<'a> SessionLog<'a> {
     }
 
     /// Appends events; returns their cursors.
-    async fn place(&self, events: Vec<Event>) -> Result<Vec<(u64, u64)>, Problem> {
+    async fn append_events(&self, events: Vec<Event>) -> Result<Vec<(u64, u64)>, Problem> {
         let (count, bytes) = (events.len() as u64, events.iter().map(|event| event.data.len() as u64).sum::<u64>());
-        // Until the checkpoint says so, and for ever if it fails, the channel may have more than the checkpoint.
+        // Until the next checkpoint, and permanently if the append fails, the channel may have events that the checkpoint does not cover.
         self.entry.unclean();
         // Without a lease, another instance has taken the session over.
         let Some(fence) = self.entry.fence() else { return Err(store::problem(Failure::Fenced)) };
         let owner = self.entry.owner();
         let (user, size) = (owner.clone().unwrap_or_default(), usize::try_from(bytes).unwrap_or(usize::MAX));
         let append = events::append(self.entry.channel.to_string(), events, Some(fence), owner);
-        let places = match turns::hand_over(&user, size, append).await {
-            Ok(places) => places,
+        let cursors = match turns::hand_over(&user, size, append).await {
+            Ok(cursors) => cursors,
             Err(Failure::Finished) => return Err(finished()),
             Err(Failure::Fenced) => {
                 self.entry.disown();
@@ -147,20 +149,20 @@ impl<'a> SessionLog<'a> {
         };
         let (events, all) = self.appended.get();
         self.appended.set((events + count, all + bytes));
-        if let Some(last) = places.last() {
+        if let Some(last) = cursors.last() {
             self.after.set(*last);
         }
-        Ok(places.into_iter().map(|place| (place.epoch, place.seq)).collect())
+        Ok(cursors.into_iter().map(|cursor| (cursor.epoch, cursor.seq)).collect())
     }
 }
 
-/// The channel has its last event.
+/// 409: the session has ended, so its channel has its last event.
 pub(crate) fn finished() -> Problem {
-    let detail = "the session has ended, and takes no more";
+    let detail = "the session has ended and accepts no more input";
     Problem::refused(409, "session_ended", "The session has ended", detail, None)
 }
 
-/// What a warning says: in how many milliseconds.
+/// The time until the session expires, in milliseconds, if the record is `session_expiring`.
 fn expiring(record: &Record) -> Option<u64> {
     let rest = record.data.strip_prefix(r#"{"type":"session_expiring","in_ms":"#)?;
     rest.trim_end_matches('}').parse().ok()

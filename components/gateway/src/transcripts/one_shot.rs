@@ -39,11 +39,11 @@ use crate::{
     },
 };
 
-/// Most inputs that are handed over at once.
+/// The most inputs in one write.
 const INPUTS_MAX: usize = 128;
 /// The most outputs in one read.
 const OUTPUTS_MAX: usize = 256;
-/// Most lines that are annotated at once.
+/// The most lines that are annotated in one call.
 const TEXTS_MAX: usize = 128;
 
 impl OutputSource for EventOutbox {
@@ -88,20 +88,20 @@ pub(crate) struct SessionStreams {
     outputs: StreamReader<Output>,
 }
 
-/// Begins a session.
-pub(crate) async fn open(ask: &SessionRequest) -> Result<SessionStreams, Problem> {
+/// Starts a session.
+pub(crate) async fn open(session_request: &SessionRequest) -> Result<SessionStreams, Problem> {
     let (inputs, reader) = wit_stream::new::<Input>();
-    match session::run(Start::Config(config(ask)), reader).await {
+    match session::run(Start::Config(config(session_request)), reader).await {
         Ok(outputs) => Ok(SessionStreams { inputs, outputs }),
         Err(failure) => Err(Problem::internal(&format!("the session did not begin: {}", wording::in_words(&failure)))),
     }
 }
 
-pub(crate) fn config(ask: &SessionRequest) -> String {
-    String::from_utf8(ask.to_json()).expect("JSON is UTF-8")
+pub(crate) fn config(session_request: &SessionRequest) -> String {
+    String::from_utf8(session_request.to_json()).expect("JSON is UTF-8")
 }
 
-/// Where the inputs of a session come from.
+/// The source of a session's inputs.
 pub(crate) enum InputSource {
     /// Lines of a body that arrives.
     Lines(BodyReader),
@@ -125,22 +125,22 @@ impl InputSource {
     }
 }
 
-/// Streams the events of a session until all is said or the client is gone.
+/// Streams the events of a session until it ends or the client is gone.
 pub(crate) async fn stream(
     source: InputSource,
     opened: SessionStreams,
-    ask: SessionRequest,
+    session_request: SessionRequest,
     framing: Framing,
     settings: &Settings,
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(EventOutbox::one_shot(Annotate::from(&ask), framing), settings, began);
+    let duplex = Duplex::new(EventOutbox::one_shot(Annotate::from(&session_request), framing), settings, began);
     let work = async {
         let SessionStreams { inputs, outputs } = opened;
         let feed = pin!(feed(&duplex, source, inputs, settings));
-        let receive = pin!(receive(&duplex, &ask, outputs, settings));
-        // The session says no more when nothing more comes, or when it is lost.
+        let receive = pin!(receive(&duplex, &session_request, outputs, settings));
+        // The outputs end after the inputs have ended, or when the session is lost.
         match select(feed, receive).await {
             Either::Left(((), receive)) => receive.await,
             Either::Right(_) => duplex.session.borrow_mut().handle_input_failure(lost()),
@@ -151,30 +151,30 @@ pub(crate) async fn stream(
     duplex.serve(work, client).await;
 }
 
-/// Brings the inputs, and after them the end of the session.
+/// Feeds the inputs, and after them the end of the session.
 async fn feed(
     duplex: &Duplex<'_, EventOutbox>,
     source: InputSource,
     mut inputs: StreamWriter<Input>,
     settings: &Settings,
 ) {
-    let broken = match source {
+    let refusal = match source {
         InputSource::Lines(body) => {
             match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
-                Either::Left((broken, _)) => broken,
+                Either::Left((refusal, _)) => refusal,
                 Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
             }
         }
         InputSource::Captions(cues) => feed_cues(duplex, cues, &mut inputs).await,
     };
-    if let Some(refusal) = broken {
+    if let Some(refusal) = refusal {
         duplex.session.borrow_mut().handle_input_failure(refusal);
     }
     // After any end of the input, the open segment becomes final.
     inputs.write_one(Input { line: 0, seq: None, body: InputBody::End }).await;
 }
 
-/// Brings the lines of a body. Returns why no more come, unless all that was to come has.
+/// Feeds the lines of a body. Returns the refusal that ended the input early, if any.
 async fn feed_lines(
     duplex: &Duplex<'_, EventOutbox>,
     body: BodyReader,
@@ -202,7 +202,7 @@ async fn feed_lines(
     }
 }
 
-/// Brings cues. Returns why no more come, unless all have.
+/// Feeds cues. Returns the refusal that ended the input early, if any.
 async fn feed_cues(
     duplex: &Duplex<'_, EventOutbox>,
     cues: Vec<Input>,
@@ -211,11 +211,11 @@ async fn feed_cues(
     let mut cues = cues.into_iter();
     loop {
         duplex.unsent_few().await;
-        let some: Vec<Input> = cues.by_ref().take(INPUTS_MAX).collect();
-        if some.is_empty() {
+        let block: Vec<Input> = cues.by_ref().take(INPUTS_MAX).collect();
+        if block.is_empty() {
             return None;
         }
-        if !inputs.write_all(some).await.is_empty() {
+        if !inputs.write_all(block).await.is_empty() {
             return Some(lost());
         }
     }
@@ -224,12 +224,12 @@ async fn feed_cues(
 /// Reads the outputs of the session until it ends.
 async fn receive(
     duplex: &Duplex<'_, EventOutbox>,
-    ask: &SessionRequest,
+    session_request: &SessionRequest,
     mut outputs: StreamReader<Output>,
     settings: &Settings,
 ) {
-    // Other futures of this task run during a call of a model, so nothing is borrowed across it.
-    let asking = EventOutbox::one_shot(Annotate::from(ask), Framing::Ndjson);
+    // Other futures of this task run while models compute, so no borrow is held across the await.
+    let query_outbox = EventOutbox::one_shot(Annotate::from(session_request), Framing::Ndjson);
     let mut room = Vec::with_capacity(OUTPUTS_MAX);
     loop {
         let (read, mut batch) = outputs.read(room).await;
@@ -241,10 +241,10 @@ async fn receive(
         loop {
             let batch = duplex.session.borrow_mut().poll_batch();
             let Some(mut batch) = batch else { break };
-            let questions = asking.queries(&batch);
-            if !questions.is_empty() {
-                let answers = enrich::answer(questions, settings).await;
-                asking.handle_query_results(&mut batch, answers.into_iter());
+            let queries = query_outbox.queries(&batch);
+            if !queries.is_empty() {
+                let results = enrich::run_queries(queries, settings).await;
+                query_outbox.handle_query_results(&mut batch, results.into_iter());
                 duplex.touch();
             }
             duplex.session.borrow_mut().handle_stored(batch, &[]);
@@ -257,20 +257,20 @@ async fn receive(
     }
 }
 
-/// The session has ended before its stream.
+/// The refusal of a session that ended before its input.
 pub(crate) fn lost() -> Refusal {
     let message = "the session ended before its stream";
     ItemError::new("session_lost", message).into()
 }
 
-/// Annotates texts and answers whole.
-pub(crate) async fn annotate_whole(ask: &SessionRequest, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
-    let annotations = annotate(&config(ask), texts.iter()).await;
+/// Annotates texts and returns the whole response body.
+pub(crate) async fn annotate_whole(session_request: &SessionRequest, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
+    let annotations = annotate(&config(session_request), texts.iter()).await;
     let annotations = annotations.ok_or_else(|| Problem::internal("the session component does not annotate"))?;
-    Ok(blocks_json(ask.parts(), &texts, &annotations))
+    Ok(blocks_json(session_request.parts(), &texts, &annotations))
 }
 
-/// What texts say; none when the session component has no answer.
+/// The annotations of texts, in their order; none when the session component fails.
 pub(crate) async fn annotate(config: &str, texts: impl Iterator<Item = &TextInput>) -> Option<Vec<core::Annotation>> {
     let texts: Vec<String> = texts.map(|text| text.text.clone()).collect();
     let count = texts.len();
@@ -278,30 +278,30 @@ pub(crate) async fn annotate(config: &str, texts: impl Iterator<Item = &TextInpu
     (annotations.len() == count).then(|| annotations.into_iter().map(annotation).collect())
 }
 
-/// Streams the semantic blocks of lines until all is said or the client is gone.
+/// Streams the semantic blocks of lines until the input ends or the client is gone.
 pub(crate) async fn annotate_stream(
     body: BodyReader,
     plain: bool,
-    ask: SessionRequest,
+    session_request: SessionRequest,
     framing: Framing,
     settings: &Settings,
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(AnnotateStream::new(ask.parts(), plain, framing), settings, began);
+    let duplex = Duplex::new(AnnotateStream::new(session_request.parts(), plain, framing), settings, began);
     let work = async {
-        let lines = pin!(annotate_lines(&duplex, body, config(&ask)));
-        let broken = match select(lines, pin!(duplex.idle())).await {
-            Either::Left((broken, _)) => broken,
+        let lines = pin!(annotate_lines(&duplex, body, config(&session_request)));
+        let refusal = match select(lines, pin!(duplex.idle())).await {
+            Either::Left((refusal, _)) => refusal,
             Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
         };
-        duplex.session.borrow_mut().handle_end(broken);
+        duplex.session.borrow_mut().handle_end(refusal);
         duplex.changed();
     };
     duplex.serve(work, client).await;
 }
 
-/// Annotates the lines of a body. Returns why no more come, unless all that was to come has.
+/// Annotates the lines of a body. Returns the refusal that ended the input early, if any.
 async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, body: BodyReader, config: String) -> Option<Refusal> {
     let read = duplex.read_lines(body, async |lines, rest| {
         if let Some(error) = duplex.response_too_large() {

@@ -1,4 +1,4 @@
-//! What outlives this instance of a session: `weir:stream/state`, under the name of its channel.
+//! The persistent state of sessions: `weir:stream/state`, under the names of their channels.
 
 use weir_codec::{channels::route::Channel, http::problem::Problem};
 
@@ -10,10 +10,10 @@ use crate::platform::{
     store,
 };
 
-/// Keys that are read at once.
+/// Keys in one page.
 const KEYS: u32 = 500;
 
-/// Keeps a session in the share of its owner, without an end or for the given number of milliseconds.
+/// Stores a session in the share of its owner, for `ttl_ms` milliseconds if given.
 pub(super) async fn put(
     channel: &Channel,
     bytes: Vec<u8>,
@@ -24,17 +24,17 @@ pub(super) async fn put(
     state::put(channel.to_string(), bytes, ttl_ms, Some(fence), owner).await
 }
 
-/// The stored state of a session.
+/// The stored state of a session, if there is one.
 pub(super) async fn get(channel: &Channel) -> Result<Option<Vec<u8>>, Problem> {
     state::get(channel.to_string()).await.map_err(store::problem)
 }
 
-/// Keeps nothing of a session any more.
+/// Deletes the stored state of a session.
 pub(super) async fn delete(channel: &Channel, fence: Fence) -> Result<(), Failure> {
     state::delete(channel.to_string(), Some(fence)).await
 }
 
-/// A page of stored sessions after one, in order.
+/// One page of stored sessions after the given one, in the order of their names.
 pub(super) async fn after(channel: Option<&Channel>) -> Result<Vec<Channel>, Problem> {
     let after = channel.map(Channel::to_string).unwrap_or_default();
     let keys = state::keys("session".to_owned(), after, KEYS).await.map_err(store::problem)?;

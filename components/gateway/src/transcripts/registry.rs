@@ -1,9 +1,9 @@
-//! The sessions of this instance: a session at rest is its last checkpoint; one that is fed is held by its feeder.
+//! The sessions of this instance. A session at rest is represented by its last checkpoint; a fed session is held by its feeder.
 //!
-//! One request at a time has a [`SessionLease`]: a newcomer asks the holder to stop, and gets the lease when it was released.
-//! So the newest feeder wins, and nothing of two is ever in the channel side by side.
+//! One request at a time has a [`SessionLease`]: a new request asks the holder to stop, and gets the lease when it is released. So the
+//! newest feeder wins, and the events of two feeders are never interleaved in the channel.
 //!
-//! Where instances share a store, the holder of a session also owns it there ([`StoreLease`]) before it changes anything, and reads it
+//! If instances share a store, the holder of a session also acquires it there ([`StoreLease`]) before it changes anything, and reads it
 //! again if another instance has owned it in between. A session at rest has no owner.
 
 use std::{
@@ -33,29 +33,30 @@ use crate::platform::{
     store, turns,
 };
 
-/// What is counted for an entry besides its checkpoint, in bytes.
+/// The memory that is counted for an entry besides its checkpoint, in bytes.
 const ENTRY_BYTES: usize = 400;
-/// How long a request waits for another instance that has just answered one and releases the session, in milliseconds.
+/// How long a request waits for another instance that is about to release the session, in milliseconds.
 pub(crate) const PATIENCE_MS: u64 = 500;
-/// How often it looks, in milliseconds.
-const LOOK_MS: u64 = 25;
+/// The interval of its attempts, in milliseconds.
+const POLL_MS: u64 = 25;
 
 /// The sessions of this instance.
 pub(crate) struct SessionRegistry {
     pub(crate) settings: &'static Settings,
     entries: RefCell<HashMap<Box<str>, Rc<Entry>>>,
-    /// How many sessions each user has, and how many more that begin.
+    /// The number of sessions of each user.
     users: RefCell<Shares>,
+    /// The number of sessions of each user that are being created.
     beginning: RefCell<Shares>,
-    /// Of checkpoints and entries in memory.
+    /// Bytes of checkpoints and entries in memory.
     bytes: Cell<usize>,
-    /// Of the sessions of the store.
+    /// Whether the sessions in the store have been counted.
     pub(crate) restoration: Restoration,
     /// True when the sweep task runs.
     pub(crate) swept: Cell<bool>,
 }
 
-/// A session.
+/// The entry of a session.
 pub(crate) struct Entry {
     pub(crate) channel: Channel,
     state: RefCell<State>,
@@ -63,23 +64,24 @@ pub(crate) struct Entry {
 
 struct State {
     head: Head,
-    /// None where it is in the store alone.
+    /// The last checkpoint; none if only the store has it.
     checkpoint: Option<Box<[u8]>>,
-    /// The store has not got the newest checkpoint.
+    /// The store does not have the newest checkpoint.
     dirty: bool,
-    /// The channel has nothing that the checkpoint has not.
+    /// The checkpoint covers all events of the channel.
     clean: bool,
-    /// When the session is to be looked at, in milliseconds since 1970; 0 for never.
+    /// When the sweep advances the clock of the session, in milliseconds since 1970; 0 for never.
     due_ms: u64,
-    /// The last request in the queue for it.
+    /// The last request in the queue for the session.
     last: Option<Tail>,
+    /// The number of leases so far.
     leases: u64,
-    /// What this instance owned the session by last: where no other instance has owned it since, it can be renewed.
+    /// The last lease of this instance in the store. It can be renewed if no other instance has acquired the session since.
     owned: Option<Rc<StoreLease>>,
     deleted: bool,
 }
 
-/// The last request of a queue: dropping `stop` makes it release the session, and `released` ends when it has.
+/// The last request of a queue. Dropping `_stop` asks it to release the session; `released` ends when it has done so.
 struct Tail {
     number: u64,
     _stop: StreamWriter<u8>,
@@ -98,7 +100,7 @@ impl Drop for SessionReservation {
     }
 }
 
-/// The session is held.
+/// The exclusive right of a request to a session, within this instance.
 pub(crate) struct SessionLease {
     pub(crate) entry: Rc<Entry>,
     number: u64,
@@ -107,14 +109,14 @@ pub(crate) struct SessionLease {
 }
 
 impl SessionRegistry {
-    /// The one of this instance.
+    /// The registry of this instance.
     pub(crate) fn current() -> Result<&'static Self, Problem> {
         thread_local! {
-            static KEEPING: OnceCell<&'static SessionRegistry> = const { OnceCell::new() };
+            static REGISTRY: OnceCell<&'static SessionRegistry> = const { OnceCell::new() };
         }
         let settings = Settings::current().map_err(Problem::internal)?;
-        // There is one thread and one of these for as long as the instance lives.
-        Ok(KEEPING.with(|registry| {
+        // One thread, and one value for the lifetime of the instance.
+        Ok(REGISTRY.with(|registry| {
             *registry.get_or_init(|| {
                 let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
                 let [users, beginning] = [(); 2].map(|()| RefCell::new(Shares::new(usize::MAX, 100)));
@@ -124,12 +126,12 @@ impl SessionRegistry {
         }))
     }
 
-    /// How many there are.
+    /// The number of sessions in memory.
     pub(crate) fn len(&self) -> usize {
         self.entries.borrow().len()
     }
 
-    /// Takes a permit for a session that is starting, of its owner where users are identified.
+    /// Takes a permit for a session that is being created, for its owner if users are identified.
     pub(crate) fn reserve(&'static self, owner: Option<&str>) -> Result<SessionReservation, Problem> {
         let settings = &self.settings.sessions;
         let (users, mut beginning) = (self.users.borrow(), self.beginning.borrow_mut());
@@ -149,12 +151,12 @@ impl SessionRegistry {
         Ok(SessionReservation { registry: self, owner: owner.map(str::to_owned) })
     }
 
-    /// All of them.
+    /// All sessions in memory.
     pub(crate) fn all(&self) -> Vec<Rc<Entry>> {
         self.entries.borrow().values().cloned().collect()
     }
 
-    /// Takes a session in; the one that is there, where there is one.
+    /// Adds a session, and returns its entry. If there is one of this id already, returns that one unchanged.
     pub(crate) fn insert(
         &self,
         channel: Channel,
@@ -178,7 +180,7 @@ impl SessionRegistry {
         entry
     }
 
-    /// Whether the session of an id was deleted; none where this instance has no such session in memory.
+    /// Whether the session of an id was deleted; none if this instance has no such session in memory.
     pub(crate) fn is_deleted(&self, id: &str) -> Option<bool> {
         self.entries.borrow().get(id).map(|entry| entry.is_deleted())
     }
@@ -192,14 +194,14 @@ impl SessionRegistry {
         let Ok(channel) = Channel::new(ChannelKind::Session, id) else { return Ok(None) };
         let Some(bytes) = persistence::get(&channel).await? else { return Ok(None) };
         let (head, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
-        // What came after the checkpoint may be in the channel.
+        // The channel may have events after the checkpoint.
         let entry = self.insert(channel, head, checkpoint.to_vec(), false, false);
         self.evict();
         Ok(Some(entry))
     }
 
-    /// Owns a session that is held, so that this instance alone changes it. Where another has owned it since, it is read again. None
-    /// where it is gone. Another instance that is about to release it is waited for, `patience_ms` at most.
+    /// Acquires a held session in the store, so that only this instance changes it. If another instance has owned it since, it is read
+    /// again. None if it was deleted. Waits at most `patience_ms` for another instance to release it.
     pub(crate) async fn own(&self, entry: &Entry, patience_ms: u64) -> Result<Option<Rc<StoreLease>>, Problem> {
         if let Some(owned) = entry.owned() {
             match owned.renew().await {
@@ -213,7 +215,7 @@ impl SessionRegistry {
             match lease::acquire(entry.channel.to_string()).await.map_err(store::problem)? {
                 Ok(owned) => break Rc::new(owned),
                 Err(remaining_ms) if end.is_past(clock::now()) => return Err(store::owned_elsewhere(remaining_ms)),
-                Err(_) => Deadline::after(clock::now(), LOOK_MS).passed().await,
+                Err(_) => Deadline::after(clock::now(), POLL_MS).passed().await,
             }
         };
         match persistence::get(&entry.channel).await {
@@ -232,26 +234,26 @@ impl SessionRegistry {
         Ok(Some(owned))
     }
 
-    /// Owns a session that begins.
+    /// Acquires a new session in the store.
     pub(crate) async fn own_new(&self, entry: &Entry) -> Result<(), Problem> {
         let acquired = lease::acquire(entry.channel.to_string()).await.map_err(store::problem)?;
         entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(store::owned_elsewhere)?));
         Ok(())
     }
 
-    /// Reads a session at rest again, which another instance may have changed. False where it is gone.
+    /// Reads a session at rest again, since another instance may have changed it. False if it was deleted.
     pub(crate) async fn refresh(&self, entry: &Entry) -> Result<bool, Problem> {
         let version = || {
             let state = entry.state.borrow();
             (state.last.is_none() && !state.dirty && !state.deleted).then_some(state.leases)
         };
-        let before = version();
-        if !self.settings.shared || before.is_none() {
+        let previous = version();
+        if !self.settings.shared || previous.is_none() {
             return Ok(true);
         }
         let bytes = persistence::get(&entry.channel).await?;
-        if version() != before {
-            // It was held here in between, so memory is newer.
+        if version() != previous {
+            // It was held here meanwhile, so the entry in memory is newer.
             return Ok(true);
         }
         match bytes {
@@ -269,11 +271,11 @@ impl SessionRegistry {
         if same(&state.head) && state.checkpoint.is_some() && !state.dirty {
             return Ok(());
         }
-        let before = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
-        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(before));
+        let previous = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
+        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(previous));
         state.due_ms = head.due_ms();
         (state.head, state.checkpoint) = (head, Some(checkpoint.into()));
-        // What came after the checkpoint may be in the channel.
+        // The channel may have events after the checkpoint.
         (state.dirty, state.clean) = (false, false);
         Ok(())
     }
@@ -284,29 +286,29 @@ impl SessionRegistry {
             return Ok(bytes.to_vec());
         }
         let bytes = persistence::get(&entry.channel).await?;
-        let lost = || Problem::internal("what was kept of the session is gone");
+        let lost = || Problem::internal("the stored state of the session is missing");
         let bytes = bytes.ok_or_else(lost)?;
         let (_, checkpoint) = stored::decode(&bytes).map_err(|error| Problem::internal(&error.to_string()))?;
         Ok(checkpoint.to_vec())
     }
 
-    /// A session is as this checkpoint says, and the channel has nothing that it has not.
+    /// Sets the checkpoint of a session, which must cover all events of its channel, and changes its head.
     pub(crate) fn keep(&self, entry: &Entry, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
         let mut state = entry.state.borrow_mut();
-        let before = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
-        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(before));
+        let previous = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
+        self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(previous));
         state.checkpoint = Some(checkpoint.into_boxed_slice());
         change(&mut state.head);
         state.due_ms = state.head.due_ms();
         (state.dirty, state.clean) = (true, true);
     }
 
-    /// Stores the session in its present state. False when the store refused it.
+    /// Stores the session if its checkpoint is newer than the stored one.
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
         let (bytes, ttl_ms, fence, owner) = {
             let mut state = entry.state.borrow_mut();
             let Some(fence) = state.owned.as_ref().map(|owned| owned.fence()) else {
-                // Another instance owns it, and has the events that were appended to the channel.
+                // Another instance owns the session, and reads the later events from the channel.
                 state.dirty = false;
                 return Ok(());
             };
@@ -333,11 +335,12 @@ impl SessionRegistry {
         }
     }
 
-    /// Reverts a session to its stored state, where the store has no capacity: the later events of its channel restore the rest.
+    /// Reverts a session to its stored state, when the store has no capacity for the new one: the later events of its channel restore the
+    /// difference.
     pub(crate) async fn revert(&self, entry: &Entry) -> Result<(), Problem> {
         match persistence::get(&entry.channel).await? {
             Some(bytes) => {
-                // What is in memory has nothing that the channel has not.
+                // The channel has all later events, so nothing is lost. `replace` skips only entries that are not dirty.
                 entry.state.borrow_mut().dirty = true;
                 self.replace(entry, &bytes)
             }
@@ -345,8 +348,8 @@ impl SessionRegistry {
         }
     }
 
-    /// Forgets a session.
-    pub(crate) async fn forget(&self, entry: &Entry) -> Result<(), Problem> {
+    /// Deletes a session from the store and from memory.
+    pub(crate) async fn delete(&self, entry: &Entry) -> Result<(), Problem> {
         let Some(fence) = entry.fence() else { return Err(store::problem(Failure::Fenced)) };
         entry.state.borrow_mut().deleted = true;
         match persistence::delete(&entry.channel, fence).await {
@@ -362,7 +365,7 @@ impl SessionRegistry {
         Ok(())
     }
 
-    /// Takes a session that the store does not have any more out of memory.
+    /// Removes a session from memory that the store no longer has.
     pub(crate) fn remove(&self, entry: &Entry) {
         entry.state.borrow_mut().deleted = true;
         let mut entries = self.entries.borrow_mut();
@@ -394,7 +397,7 @@ impl SessionRegistry {
     }
 }
 
-/// The store has no room for the session: in its owner's share, or at all.
+/// Whether the store has no capacity for the session, in the share of its owner or in total.
 pub(crate) fn is_no_room(problem: &Problem) -> bool {
     matches!(problem.code, "share_exceeded" | "store_full")
 }
@@ -405,27 +408,27 @@ impl Entry {
         self.state.borrow().head.clone()
     }
 
-    /// The user to whom it belongs.
+    /// The user that owns the session, if users are identified.
     pub(crate) fn owner(&self) -> Option<String> {
         self.state.borrow().head.owner.as_deref().map(str::to_owned)
     }
 
-    /// How far it is.
+    /// The phase of the session.
     pub(crate) fn phase(&self) -> Phase {
         self.state.borrow().head.phase
     }
 
-    /// What this instance owned it by last.
+    /// The last lease of this instance in the store.
     pub(crate) fn owned(&self) -> Option<Rc<StoreLease>> {
         self.state.borrow().owned.clone()
     }
 
-    /// What writes of it carry.
+    /// The fence for writes of its state.
     pub(crate) fn fence(&self) -> Option<Fence> {
         self.state.borrow().owned.as_ref().map(|owned| owned.fence())
     }
 
-    /// Marks it as owned by another instance since: memory is out of date.
+    /// Marks it as taken over by another instance: the entry in memory is out of date.
     pub(crate) fn disown(&self) {
         let mut state = self.state.borrow_mut();
         if let Some(owned) = state.owned.take() {
@@ -434,7 +437,7 @@ impl Entry {
         (state.dirty, state.clean) = (false, false);
     }
 
-    /// Lets other instances have it, where the store has all of it and no request here waits for it.
+    /// Releases its lease in the store, if the store has its newest checkpoint.
     pub(crate) async fn release_owned(&self) {
         let owned = {
             let state = self.state.borrow();
@@ -445,49 +448,49 @@ impl Entry {
         }
     }
 
-    /// A request holds it.
+    /// Whether a request of this instance holds it.
     pub(crate) fn is_held(&self) -> bool {
         self.state.borrow().last.is_some()
     }
 
-    /// The store has not got the newest checkpoint.
+    /// Whether the store lacks the newest checkpoint.
     pub(crate) fn is_dirty(&self) -> bool {
         self.state.borrow().dirty
     }
 
-    /// The channel has nothing that the checkpoint has not.
+    /// Whether the checkpoint covers all events of the channel.
     pub(crate) fn is_clean(&self) -> bool {
         self.state.borrow().clean
     }
 
-    /// It was deleted.
+    /// Whether it was deleted.
     pub(crate) fn is_deleted(&self) -> bool {
         self.state.borrow().deleted
     }
 
-    /// It is to be looked at.
+    /// Whether the sweep is to advance its clock.
     pub(crate) fn is_due(&self, now_ms: u64) -> bool {
         let state = self.state.borrow();
         state.due_ms > 0 && state.due_ms <= now_ms
     }
 
-    /// When it is to be looked at next; 0 for never.
+    /// Sets when the sweep advances its clock, in milliseconds since 1970; 0 for never.
     pub(crate) fn set_due(&self, due_ms: u64) {
         self.state.borrow_mut().due_ms = due_ms;
     }
 
-    /// The channel may have more than the checkpoint.
+    /// Marks that the channel may have events that the checkpoint does not cover.
     pub(crate) fn unclean(&self) {
         self.state.borrow_mut().clean = false;
     }
 
-    /// Holds it once the request before has released it, which is asked to.
+    /// Asks the current holder to release the session, and holds it once that is done.
     ///
     /// Must be awaited to its end: later requests wait for it.
     pub(crate) async fn lease(self: &Rc<Self>) -> SessionLease {
-        let (stop, told) = wit_stream::new::<u8>();
+        let (stop, stop_requested) = wit_stream::new::<u8>();
         let (releases, released) = wit_stream::new::<u8>();
-        let (number, before) = {
+        let (number, previous) = {
             let mut state = self.state.borrow_mut();
             state.leases += 1;
             let number = state.leases;
@@ -496,12 +499,12 @@ impl Entry {
         let lease = SessionLease {
             entry: self.clone(),
             number,
-            stop: RefCell::new(Some(told)),
+            stop: RefCell::new(Some(stop_requested)),
             released: RefCell::new(Some(releases)),
         };
-        if let Some(Tail { mut released, _stop, .. }) = before {
+        if let Some(Tail { mut released, _stop, .. }) = previous {
             drop(_stop);
-            // It is never written to: this resolves when it is dropped.
+            // Nothing is ever written; the read resolves when the writer is dropped.
             released.read(Vec::with_capacity(1)).await;
         }
         lease
@@ -509,15 +512,15 @@ impl Entry {
 }
 
 impl SessionLease {
-    /// Resolves when another wants the session. To be asked once at a time.
+    /// Resolves when another request wants the session. Must not be called concurrently.
     pub(crate) async fn wanted(&self) {
-        let told = self.stop.borrow_mut().take();
-        if let Some(mut told) = told {
-            told.read(Vec::with_capacity(1)).await;
+        let stop_requested = self.stop.borrow_mut().take();
+        if let Some(mut stop_requested) = stop_requested {
+            stop_requested.read(Vec::with_capacity(1)).await;
         }
     }
 
-    /// Releases it to the request that waits for it.
+    /// Releases the session to the next request in the queue.
     pub(crate) fn release(&self) {
         let last = {
             let mut state = self.entry.state.borrow_mut();
@@ -528,7 +531,7 @@ impl SessionLease {
         drop(self.released.take());
     }
 
-    /// Another wants the session.
+    /// Whether another request wants the session.
     pub(crate) fn is_wanted(&self) -> bool {
         self.entry.state.borrow().leases != self.number
     }

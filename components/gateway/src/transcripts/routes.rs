@@ -48,9 +48,9 @@ use crate::{
     },
 };
 
-/// Most bytes of a segment of a stored session: every event must fit into the channel.
+/// Maximum size of a segment of a stored session, in bytes: every event must fit into the channel.
 const SEGMENT_BYTES_MAX: usize = 32 << 10;
-/// Most bytes that the window and the queues of a stored session may come to: its checkpoint must fit into the store.
+/// Maximum size of the window and the queues of a stored session, in bytes: its checkpoint must fit into the store.
 const KEPT_BYTES_MAX: usize = 768 << 10;
 /// The event that a deleted session ends with.
 const DELETED: &str = "session_deleted";
@@ -64,10 +64,10 @@ impl RequestContext<'_> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let framing =
             accept::framing(self.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
-        let mut ask = SessionRequest::from_query(self.query)?;
+        let mut session_request = SessionRequest::from_query(self.query)?;
         let content_type = self.header("content-type");
         let is_captions = content_type::is_captions(content_type.as_deref());
-        // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
+        // A line of JSON is a chunk, and a JSON body is a single chunk, so both are read as lines.
         if !is_captions
             && !content_type::is_ndjson(content_type.as_deref())
             && !content_type::is_json(content_type.as_deref())
@@ -77,24 +77,24 @@ impl RequestContext<'_> {
         self.encoding()?;
         let source = match is_captions {
             true => {
-                // Two people may speak at once.
-                ask.config.overlap = true;
+                // The cues of captions may overlap.
+                session_request.config.overlap = true;
                 one_shot::InputSource::captions(&self.whole(body, settings).await?)?
             }
             false => one_shot::InputSource::Lines(self.body_reader(body, settings).await?),
         };
-        let opened = one_shot::open(&ask).await?;
+        let opened = one_shot::open(&session_request).await?;
         let (response, client) = self.streaming(framing)?;
         let began = self.began;
-        spawn(async move { one_shot::stream(source, opened, ask, framing, settings, began, client).await });
+        spawn(async move { one_shot::stream(source, opened, session_request, framing, settings, began, client).await });
         Ok(response)
     }
 
-    /// What texts say by their words: on lines, answered as a stream, or in a JSON body, answered at once.
+    /// Annotates texts by rules: on lines, with a stream, or in a JSON body, with one response.
     pub(crate) async fn annotate(&self, body: types::Request) -> Result<RouteResponse, Problem> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let (content_type, accepted) = (self.header("content-type"), self.header("accept"));
-        let ask = SessionRequest::annotate_from_query(self.query)?;
+        let session_request = SessionRequest::annotate_from_query(self.query)?;
         let plain = content_type::is_plain(content_type.as_deref());
         if plain || content_type::is_ndjson(content_type.as_deref()) {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
@@ -103,7 +103,7 @@ impl RequestContext<'_> {
             let (response, client) = self.streaming(framing)?;
             let began = self.began;
             spawn(async move {
-                one_shot::annotate_stream(body, plain, ask, framing, settings, began, client).await;
+                one_shot::annotate_stream(body, plain, session_request, framing, settings, began, client).await;
             });
             return Ok(RouteResponse::Streaming(response));
         }
@@ -115,11 +115,11 @@ impl RequestContext<'_> {
             return Err(Problem::not_acceptable(&["application/json"]));
         }
         let texts = read_texts(&self.json(body, settings).await?)?;
-        one_shot::annotate_whole(&ask, texts).await.map(|body| RouteResponse::Whole(BufferedResponse::json(body)))
+        one_shot::annotate_whole(&session_request, texts).await.map(|body| RouteResponse::Whole(BufferedResponse::json(body)))
     }
 }
 
-/// The host has started this instance: the sweep of stored sessions starts.
+/// Called when the host has started this instance: starts the sweep of stored sessions.
 pub(crate) fn wake() {
     if std::env::var_os("WEIR_KEEPER").is_none() {
         return;
@@ -130,52 +130,52 @@ pub(crate) fn wake() {
     }
 }
 
-/// Answers a path of the sessions.
-pub(crate) async fn answer(
-    call: &RequestContext<'_>,
+/// Handles a path of the sessions.
+pub(crate) async fn respond(
+    request: &RequestContext<'_>,
     route: SessionRoute,
     body: types::Request,
 ) -> Result<RouteResponse, Problem> {
-    let identity = call.identify().await?;
+    let identity = request.identify().await?;
     let registry = SessionRegistry::current()?;
     match route {
-        SessionRoute::All => create(call, registry, &identity, body).await.map(RouteResponse::Whole),
-        SessionRoute::One(channel) if call.method.as_str() == "DELETE" => {
-            let entry = find(call, registry, &identity, Action::Cancel, &channel).await?;
-            delete(call, registry, &entry).await.map(RouteResponse::Whole)
+        SessionRoute::All => create(request, registry, &identity, body).await.map(RouteResponse::Whole),
+        SessionRoute::One(channel) if request.method.as_str() == "DELETE" => {
+            let entry = find(request, registry, &identity, Action::Cancel, &channel).await?;
+            delete(request, registry, &entry).await.map(RouteResponse::Whole)
         }
         SessionRoute::One(channel) => {
-            let entry = find(call, registry, &identity, Action::Read, &channel).await?;
-            refresh(call, registry, &entry).await?;
+            let entry = find(request, registry, &identity, Action::Read, &channel).await?;
+            refresh(request, registry, &entry).await?;
             state(registry, &entry, identity.user()).await.map(RouteResponse::Whole)
         }
         SessionRoute::Context(channel) => {
-            let entry = find(call, registry, &identity, Action::Read, &channel).await?;
-            refresh(call, registry, &entry).await?;
-            context(call, registry, &entry, identity.user()).await.map(RouteResponse::Whole)
+            let entry = find(request, registry, &identity, Action::Read, &channel).await?;
+            refresh(request, registry, &entry).await?;
+            context(request, registry, &entry, identity.user()).await.map(RouteResponse::Whole)
         }
         SessionRoute::Chunks(channel) => {
-            let entry = find(call, registry, &identity, Action::Publish, &channel).await?;
-            let content_type = call.header("content-type");
-            // A chunk is a line of JSON and a body of JSON is one chunk: both are read alike.
+            let entry = find(request, registry, &identity, Action::Publish, &channel).await?;
+            let content_type = request.header("content-type");
+            // A line of JSON is a chunk, and a JSON body is a single chunk, so both are read as lines.
             if !content_type::is_ndjson(content_type.as_deref()) && !content_type::is_json(content_type.as_deref()) {
                 return Err(Problem::unsupported_media_type(content_type.as_deref(), &LINES_OR_JSON));
             }
-            call.encoding()?;
-            let body = call.body_reader(body, registry.settings).await?;
-            feed(call, registry, &entry, FeedSource::Lines(body)).await.map(RouteResponse::Streaming)
+            request.encoding()?;
+            let body = request.body_reader(body, registry.settings).await?;
+            feed(request, registry, &entry, FeedSource::Lines(body)).await.map(RouteResponse::Streaming)
         }
         SessionRoute::End(channel) => {
-            let entry = find(call, registry, &identity, Action::Publish, &channel).await?;
+            let entry = find(request, registry, &identity, Action::Publish, &channel).await?;
             drop(BodyReader::open(body));
-            feed(call, registry, &entry, FeedSource::End).await.map(RouteResponse::Streaming)
+            feed(request, registry, &entry, FeedSource::End).await.map(RouteResponse::Streaming)
         }
     }
 }
 
-/// The session of a path, if it is there and this user may do that with it: both are one answer.
+/// The session of a path, if it exists and this user may perform `action` on it. The response is the same in both other cases.
 async fn find(
-    call: &RequestContext<'_>,
+    request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     identity: &Identity,
     action: Action,
@@ -183,20 +183,20 @@ async fn find(
 ) -> Result<Rc<Entry>, Problem> {
     let entry = registry.find(channel.id()).await?.filter(|entry| !entry.is_deleted());
     let owner = entry.as_ref().and_then(|entry| entry.head().owner);
-    identity.authorize(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, &call.path))?;
-    entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, &call.path))
+    identity.authorize(action, channel, owner.as_deref()).map_err(|error| refusal::not_found(error, &request.path))?;
+    entry.ok_or_else(|| refusal::not_found(weir_auth::identity::NotFound, &request.path))
 }
 
-/// What is asked for may be newer in the store than here.
-async fn refresh(call: &RequestContext<'_>, registry: &'static SessionRegistry, entry: &Entry) -> Result<(), Problem> {
+/// Refreshes an entry from the store, which may have a newer state; 404 if the session was deleted.
+async fn refresh(request: &RequestContext<'_>, registry: &'static SessionRegistry, entry: &Entry) -> Result<(), Problem> {
     match registry.refresh(entry).await? {
         true => Ok(()),
-        false => Err(gone(call)),
+        false => Err(gone(request)),
     }
 }
 
-fn gone(call: &RequestContext<'_>) -> Problem {
-    refusal::not_found(weir_auth::identity::NotFound, &call.path)
+fn gone(request: &RequestContext<'_>) -> Problem {
+    refusal::not_found(weir_auth::identity::NotFound, &request.path)
 }
 
 /// True when a session of this channel exists, in memory or in the store.
@@ -207,29 +207,29 @@ pub(crate) async fn exists(channel: &Channel) -> Result<bool, Problem> {
     Ok(persistence::get(channel).await?.is_some())
 }
 
-/// A session that begins.
+/// Creates a stored session.
 async fn create(
-    call: &RequestContext<'_>,
+    request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     identity: &Identity,
     body: types::Request,
 ) -> Result<BufferedResponse, Problem> {
     let access = Access::current()?;
-    access.check_publish_rate(identity, call.began)?;
-    let ask = SessionRequest::from_json(&call.json(body, registry.settings).await?)?;
-    storable(&ask)?;
-    expires(&ask, registry.settings.sessions.expire_ms_max)?;
+    access.check_publish_rate(identity, request.began)?;
+    let session_request = SessionRequest::from_json(&request.json(body, registry.settings).await?)?;
+    storable(&session_request)?;
+    expires(&session_request, registry.settings.sessions.expire_ms_max)?;
     let owner = access.required().then(|| identity.user());
     registry.restoration.counted().await?;
     let reservation = registry.reserve(owner)?;
     let id = uuid(u128::from_be_bytes(request_id::random()));
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;
-    let checkpoint = running::begin(&ask).await?;
+    let checkpoint = running::begin(&session_request).await?;
     if let Some(user) = owner.and_then(user_channel) {
         ownership::settle(&channel, &user, ownership::PastEvents::Owned).await?;
     }
-    let head = Head::new(owner.map(Into::into), now_ms(), &ask);
-    // The entry counts from here on: with both, the session would count twice.
+    let head = Head::new(owner.map(Into::into), now_ms(), &session_request);
+    // The entry counts the session from here on.
     drop(reservation);
     let entry = registry.insert(channel, head, checkpoint, true, true);
     if let Err(problem) = registry.own_new(&entry).await {
@@ -238,8 +238,8 @@ async fn create(
     }
     let put = registry.put(&entry).await;
     if let Err(problem) = put {
-        // A client that was answered 404 must not find the session later.
-        let _ = registry.forget(&entry).await;
+        // A client that got an error must not find the session later.
+        let _ = registry.delete(&entry).await;
         return Err(problem);
     }
     entry.release_owned().await;
@@ -248,9 +248,9 @@ async fn create(
     Ok(BufferedResponse::created(stored::created_json(&id)).with("location", format!("/sessions/{id}")))
 }
 
-/// Whether every event fits into the channel, and every checkpoint into the store.
-fn storable(ask: &SessionRequest) -> Result<(), RequestError> {
-    let config = &ask.config;
+/// Checks that every event fits into the channel, and every checkpoint into the store.
+fn storable(session_request: &SessionRequest) -> Result<(), RequestError> {
+    let config = &session_request.config;
     let bytes = config.limits.segment_bytes_max;
     let queued = config.routing.queued_max.min(config.routing.queue_len_max.iter().sum());
     let segments = config.context.max_segments + queued + 1;
@@ -273,38 +273,38 @@ fn storable(ask: &SessionRequest) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Whether the session expires when it is left alone, as soon as the operator says; 0 allows sessions that do not expire.
-fn expires(ask: &SessionRequest, expire_ms_max: u64) -> Result<(), RequestError> {
-    let expire_ms = ask.config.idle.expire_ms;
+/// Checks that an idle session expires within the bound of the operator; a bound of 0 permits sessions that do not expire.
+fn expires(session_request: &SessionRequest, expire_ms_max: u64) -> Result<(), RequestError> {
+    let expire_ms = session_request.config.idle.expire_ms;
     if expire_ms_max == 0 || (1..=expire_ms_max).contains(&expire_ms) {
         return Ok(());
     }
-    let asked = if expire_ms == 0 { "0, which is never".to_owned() } else { expire_ms.to_string() };
-    let message = format!("`idle.expire_ms` of a stored session must be 1 to {expire_ms_max} here, and is {asked}");
+    let value = if expire_ms == 0 { "0, which is never".to_owned() } else { expire_ms.to_string() };
+    let message = format!("`idle.expire_ms` of a stored session must be 1 to {expire_ms_max} here, and is {value}");
     Err(RequestError::Invalid(vec![FieldError::new("idle.expire_ms", FieldReason::OutOfRange, message)]))
 }
 
 /// Feeds a session; the request that feeds it now is stopped.
 async fn feed(
-    call: &RequestContext<'_>,
+    request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     entry: &Rc<Entry>,
     source: FeedSource,
 ) -> Result<Response, Problem> {
     let framing =
-        accept::framing(call.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
+        accept::framing(request.header("accept").as_deref()).ok_or_else(|| Problem::not_acceptable(&STREAM_FORMS))?;
     open_for_input(entry)?;
     let user = entry.head().owner.as_deref().and_then(user_channel);
     if let Some(user) = user {
         ownership::settle(&entry.channel, &user, ownership::PastEvents::Owned).await?;
     }
     let lease = entry.lease().await;
-    registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
+    registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
     let session = running::open(registry, entry).await?;
-    // It may have ended while this waited.
+    // It may have ended while this request waited.
     open_for_input(entry)?;
-    let (response, client) = call.streaming(framing)?;
-    spawn(feed::feed(registry, lease, session, source, framing, call.began, client));
+    let (response, client) = request.streaming(framing)?;
+    spawn(feed::feed(registry, lease, session, source, framing, request.began, client));
     Ok(response)
 }
 
@@ -313,15 +313,15 @@ fn open_for_input(entry: &Entry) -> Result<(), Problem> {
         Phase::Open => Ok(()),
         Phase::Ended => Err(log::finished()),
         Phase::Expired => {
-            let detail = "the session was left alone for too long, and takes no more";
+            let detail = "the session was idle for too long and accepts no more input";
             Err(Problem::refused(409, "session_expired", "The session has expired", detail, None))
         }
     }
 }
 
-/// What a session is.
+/// The response with the state of a session.
 async fn state(registry: &'static SessionRegistry, entry: &Entry, user: &str) -> Result<BufferedResponse, Problem> {
-    match running::ask(registry, entry, InputBody::State, user).await? {
+    match running::query(registry, entry, InputBody::State, user).await? {
         OutputBody::State(state) => {
             let body = stored::session_json(entry.channel.id(), &entry.head(), entry.is_held(), &state);
             Ok(BufferedResponse::json(body))
@@ -330,17 +330,17 @@ async fn state(registry: &'static SessionRegistry, entry: &Entry, user: &str) ->
     }
 }
 
-/// What a language model is shown: text, or JSON.
+/// The response with the context of a session for a language model, as text or JSON.
 async fn context(
-    call: &RequestContext<'_>,
+    request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     entry: &Entry,
     user: &str,
 ) -> Result<BufferedResponse, Problem> {
     const FORMS: [&str; 2] = ["application/json", "text/plain"];
-    let accepted = call.header("accept");
+    let accepted = request.header("accept");
     let plain = accept::plain_text(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
-    match running::ask(registry, entry, InputBody::Context, user).await? {
+    match running::query(registry, entry, InputBody::Context, user).await? {
         OutputBody::Context((text, _)) if plain => {
             Ok(BufferedResponse::ok("text/plain; charset=utf-8", text.into_bytes()))
         }
@@ -349,22 +349,22 @@ async fn context(
     }
 }
 
-/// Ends a session at once, with all that is known of it but its channel.
+/// Deletes a session and its state. Its channel remains, with a last event.
 async fn delete(
-    call: &RequestContext<'_>,
+    request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
     entry: &Rc<Entry>,
 ) -> Result<BufferedResponse, Problem> {
     let lease = entry.lease().await;
-    let owned = registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(call))?;
+    let owned = registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
     match events::append(entry.channel.to_string(), vec![event], Some(owned.fence()), entry.owner()).await {
-        // It has its last event already where the session has ended, or was being deleted when this server was.
+        // The channel has its last event already if the session has ended, or if a crash interrupted an earlier deletion.
         Ok(_) | Err(Failure::Finished) => {}
         Err(failure) => return Err(store::problem(failure)),
     }
-    registry.forget(entry).await?;
+    registry.delete(entry).await?;
     owned.release().await;
     drop(lease);
     Ok(BufferedResponse::empty())

@@ -19,22 +19,22 @@ use crate::platform::{
     clock, store, turns,
 };
 
-/// Events of a channel that are read at once.
+/// Events of a channel in one page.
 const PAGE: u32 = 256;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// A session that runs.
+/// A running session.
 pub(crate) struct RunningSession {
     pub(crate) inputs: StreamWriter<Input>,
     pub(crate) outputs: StreamReader<Output>,
-    /// The cursor of the last event of its channel that it contains.
+    /// The cursor of the last event of its channel that it has read.
     pub(crate) after: Cursor,
-    /// Its channel has its last event already.
+    /// The phase in which it ended, if its channel already has its last event.
     pub(crate) finished: Option<Phase>,
 }
 
-/// Milliseconds since 1970, as the wall clock was when it was first asked and by the monotonic clock since: a wall clock that is set
-/// meanwhile expires no session.
+/// Milliseconds since 1970: the wall clock at the first call, advanced by the monotonic clock since, so that setting the wall clock expires
+/// no session.
 pub(crate) fn now_ms() -> u64 {
     thread_local! {
         static BEGAN: Now = clock::now();
@@ -43,38 +43,38 @@ pub(crate) fn now_ms() -> u64 {
     BEGAN.with(|began| began.unix_ns.saturating_add(passed_ns(began)) / NS_PER_MS)
 }
 
-/// An input that is no line.
-pub(crate) fn asked(body: InputBody) -> Input {
+/// An input that does not come from a line.
+pub(crate) fn control_input(body: InputBody) -> Input {
     Input { line: 0, seq: None, body }
 }
 
-/// The checkpoint of a session that begins.
-pub(crate) async fn begin(ask: &SessionRequest) -> Result<Vec<u8>, Problem> {
-    let config = String::from_utf8(ask.to_json()).map_err(|_| Problem::internal("a configuration that is no UTF-8"))?;
-    match answer(Start::Config(config), InputBody::Checkpoint).await? {
+/// The checkpoint of a new session.
+pub(crate) async fn begin(session_request: &SessionRequest) -> Result<Vec<u8>, Problem> {
+    let config = String::from_utf8(session_request.to_json()).map_err(|_| Problem::internal("a configuration that is not UTF-8"))?;
+    match query_session(Start::Config(config), InputBody::Checkpoint).await? {
         OutputBody::Checkpoint(bytes) => Ok(bytes),
         _ => Err(lost()),
     }
 }
 
-/// What a session at rest answers to a user.
-pub(crate) async fn ask(
+/// The output of a session at rest for one input, computed in a turn of the user.
+pub(crate) async fn query(
     registry: &SessionRegistry,
     entry: &Entry,
     body: InputBody,
     user: &str,
 ) -> Result<OutputBody, Problem> {
     let bytes = registry.checkpoint(entry).await?;
-    // The session component computes without waiting.
+    // The session component computes without awaiting, so the turn covers all of it.
     let _turn = turns::take(user).await;
-    answer(Start::Checkpoint(rested(entry, bytes)), body).await
+    query_session(Start::Checkpoint(rested(entry, bytes)), body).await
 }
 
 /// Runs a session that a request holds.
 pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<RunningSession, Problem> {
     let bytes = registry.checkpoint(entry).await?;
     let user = entry.owner().unwrap_or_default();
-    // The session component reads the checkpoint without waiting.
+    // The session component reads the checkpoint without awaiting.
     let turn = turns::take(&user).await;
     let (mut inputs, mut outputs) = run(Start::Checkpoint(rested(entry, bytes))).await?;
     drop(turn);
@@ -96,15 +96,15 @@ pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<Ru
                     });
                 }
             }
-            // A store that has lost its newest events repeats cursors that the checkpoint already covers.
+            // A store that has lost its newest events reuses cursors that the checkpoint already covers.
             let new = page.entries.into_iter().filter(|stored| (stored.at.epoch, stored.at.seq) > (epoch, seq));
-            let stored = new.map(|stored| asked(InputBody::Stored(stored.event.data)));
+            let stored = new.map(|stored| control_input(InputBody::Stored(stored.event.data)));
             if !inputs.write_all(stored.collect()).await.is_empty() {
                 return Err(lost());
             }
         }
-        // What was stored may be more than is ever to be read again.
-        if !inputs.write_all(vec![asked(InputBody::Checkpoint)]).await.is_empty() {
+        // A new checkpoint, so that these events are not read again.
+        if !inputs.write_all(vec![control_input(InputBody::Checkpoint)]).await.is_empty() {
             return Err(lost());
         }
         let bytes = match outputs.next().await {
@@ -135,20 +135,20 @@ async fn run(start: Start) -> Result<(StreamWriter<Input>, StreamReader<Output>)
     }
 }
 
-/// The answer of a session to one question.
-async fn answer(start: Start, body: InputBody) -> Result<OutputBody, Problem> {
+/// Runs a session with one input and returns its first output.
+async fn query_session(start: Start, body: InputBody) -> Result<OutputBody, Problem> {
     let (mut inputs, mut outputs) = run(start).await?;
-    if inputs.write_one(asked(body)).await.is_some() {
+    if inputs.write_one(control_input(body)).await.is_some() {
         return Err(lost());
     }
     drop(inputs);
-    let (result, mut answers) = outputs.read(Vec::with_capacity(1)).await;
-    match (result, answers.pop()) {
+    let (result, mut batch) = outputs.read(Vec::with_capacity(1)).await;
+    match (result, batch.pop()) {
         (StreamResult::Complete(_), Some(output)) => Ok(output.body),
         _ => Err(lost()),
     }
 }
 
 fn lost() -> Problem {
-    Problem::internal("the session ended without an answer")
+    Problem::internal("the session ended without an output")
 }

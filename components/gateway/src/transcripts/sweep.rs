@@ -1,5 +1,5 @@
-//! The sweep task: warns and expires idle sessions, removes those that have ended, and retries failed writes. One task of this instance,
-//! while there are sessions.
+//! The sweep task: warns and expires idle sessions, removes ended ones, and retries failed writes. One task runs in this instance while
+//! there are sessions.
 
 use std::rc::Rc;
 
@@ -17,16 +17,16 @@ use super::{
     log::SessionLog,
     persistence,
     registry::{self, Entry, SessionRegistry},
-    running::{self, RunningSession, asked, now_ms},
+    running::{self, RunningSession, control_input, now_ms},
 };
 use crate::platform::{
     bindings::weir::stream::session::InputBody,
     clock::{self, Deadline},
 };
 
-/// How often all are looked at.
+/// The interval of the sweep, in milliseconds.
 const TICK_MS: u64 = 1000;
-/// How long after one could not be looked at it is tried again.
+/// The delay before a failed sweep of a session is retried, in milliseconds.
 const RETRY_MS: u64 = 10_000;
 
 /// Starts the sweep task of this instance, unless it runs.
@@ -42,7 +42,7 @@ pub(crate) fn begin(registry: &'static SessionRegistry) {
     }
 }
 
-/// Adopts all stored sessions for the sweep; repeatedly where instances share the store, because another instance may have died.
+/// Loads all stored sessions into the registry for the sweep; repeatedly if instances share the store, because another one may have died.
 pub(crate) async fn restore(registry: &'static SessionRegistry) {
     loop {
         restore_once(registry).await;
@@ -57,21 +57,21 @@ pub(crate) async fn restore(registry: &'static SessionRegistry) {
 async fn restore_once(registry: &'static SessionRegistry) {
     let mut last = None;
     loop {
-        let found = match persistence::after(last.as_ref()).await {
-            Ok(found) => found,
+        let channels = match persistence::after(last.as_ref()).await {
+            Ok(channels) => channels,
             Err(problem) => {
                 eprintln!("warn: stored sessions cannot be listed: {}", problem.detail);
                 Deadline::after(clock::now(), TICK_MS).passed().await;
                 continue;
             }
         };
-        for channel in &found {
+        for channel in &channels {
             if let Err(problem) = registry.find(channel.id()).await {
                 eprintln!("warn: session {}: {}", channel.id(), problem.detail);
             }
         }
         begin(registry);
-        match found.into_iter().next_back() {
+        match channels.into_iter().next_back() {
             Some(channel) => last = Some(channel),
             None => return,
         }
@@ -80,16 +80,16 @@ async fn restore_once(registry: &'static SessionRegistry) {
 
 async fn sweep(registry: &'static SessionRegistry) {
     let now_ms = now_ms();
-    let rests = |entry: &Rc<Entry>| !entry.is_held() && !entry.is_deleted();
-    for entry in registry.all().into_iter().filter(rests) {
+    let is_at_rest = |entry: &Rc<Entry>| !entry.is_held() && !entry.is_deleted();
+    for entry in registry.all().into_iter().filter(is_at_rest) {
         let result = match entry.phase() {
-            Phase::Open if entry.is_due(now_ms) => look(registry, &entry).await,
-            Phase::Expired | Phase::Ended if is_over(registry, &entry, now_ms) => forget(registry, &entry).await,
+            Phase::Open if entry.is_due(now_ms) => advance_clock(registry, &entry).await,
+            Phase::Expired | Phase::Ended if is_over(registry, &entry, now_ms) => delete(registry, &entry).await,
             _ if entry.is_dirty() => put(registry, &entry).await,
             _ => Ok(()),
         };
         if let Err(problem) = result {
-            // Another instance may be at it, which is no fault.
+            // Another instance may own the session, which is not an error.
             if problem.status != 409 {
                 eprintln!("warn: session {}: {}", entry.channel.id(), problem.detail);
             }
@@ -101,17 +101,17 @@ async fn sweep(registry: &'static SessionRegistry) {
     registry.evict();
 }
 
-/// Forgets a session that has ended.
-async fn forget(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
+/// Removes a session that ended `ended_ttl_ms` ago.
+async fn delete(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
     let Some(owned) = registry.own(entry, 0).await? else { return Ok(()) };
-    let forgotten = match is_over(registry, entry, now_ms()) {
-        true => registry.forget(entry).await,
+    let result = match is_over(registry, entry, now_ms()) {
+        true => registry.delete(entry).await,
         false => Ok(()),
     };
     owned.release().await;
     drop(lease);
-    forgotten
+    result
 }
 
 /// Stores a session whose last write failed.
@@ -130,18 +130,18 @@ fn is_over(registry: &SessionRegistry, entry: &Entry, now_ms: u64) -> bool {
     now_ms >= entry.head().kept_ms.saturating_add(registry.settings.sessions.ended_ttl_ms)
 }
 
-/// Advances the clock of a session.
-async fn look(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
+/// Advances the clock of an idle session, which may warn or expire it.
+async fn advance_clock(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
     let Some(_owned) = registry.own(entry, 0).await? else { return Ok(()) };
-    let looked = look_owned(registry, entry).await;
+    let result = advance_clock_owned(registry, entry).await;
     entry.release_owned().await;
     drop(lease);
-    looked
+    result
 }
 
-async fn look_owned(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
-    // Another instance may have fed it since.
+async fn advance_clock_owned(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
+    // Another instance may have fed it meanwhile.
     if entry.phase() != Phase::Open || !entry.is_due(now_ms()) {
         return registry.put(entry).await;
     }
@@ -149,34 +149,34 @@ async fn look_owned(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Re
     if finished.is_some() {
         return registry.put(entry).await;
     }
-    let storing = SessionLog::new(registry, entry, after);
+    let log = SessionLog::new(registry, entry, after);
     let mut outbox = EventOutbox::stored(entry.head().annotate, Framing::Ndjson);
     let kept_ms = entry.head().kept_ms;
-    if !inputs.write_all(vec![asked(InputBody::Time), asked(InputBody::Checkpoint)]).await.is_empty() {
-        return Err(Problem::internal("the session ended without an answer"));
+    if !inputs.write_all(vec![control_input(InputBody::Time), control_input(InputBody::Checkpoint)]).await.is_empty() {
+        return Err(Problem::internal("the session ended without an output"));
     }
     drop(inputs);
-    let mut said = false;
+    let mut has_output = false;
     while let Some(output) = outputs.next().await {
         convert::hand_over(&mut outbox, output);
         while let Some(mut batch) = outbox.poll_batch() {
             if is_silent(&batch) {
                 continue;
             }
-            said = true;
-            storing.tell(&outbox, &mut batch).await?;
+            has_output = true;
+            log.store(&outbox, &mut batch).await?;
         }
     }
-    if !said {
-        // It was not idle for as long as it seemed; its checkpoint is as good as before.
+    if !has_output {
+        // It was not idle for as long as assumed; its checkpoint is unchanged.
         debug_assert_eq!(entry.head().kept_ms, kept_ms);
         entry.set_due(now_ms().saturating_add(TICK_MS));
         return Ok(());
     }
-    storing.put().await
+    log.put().await
 }
 
-/// Nothing was said but a checkpoint.
+/// Whether a batch has no records.
 fn is_silent(batch: &Batch) -> bool {
     batch.is_empty()
 }

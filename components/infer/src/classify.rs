@@ -1,10 +1,12 @@
-//! Logits into scored labels, as the text-classification pipeline of transformers 4.57 does it.
+//! From logits to scored labels, as in the text-classification pipeline of transformers 4.57.
 
 use crate::types::{Activation, Failure, LabelScore};
 
-/// Scores `logits` against `labels`, best first, ties in the order of the labels; `top_k` of them, or all.
+/// The scores of `labels` from their `logits`: the `top_k` best or all, best first, equal scores in the order of the labels.
 ///
-/// Fails when the model gives another number of logits than it has labels, or a score that is not finite.
+/// # Errors
+///
+/// [`Failure::Engine`] if the number of logits differs from that of the labels, or a score is not finite.
 pub fn label_scores(
     logits: &[f32],
     labels: &[String],
@@ -52,14 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn ties_keep_the_order_of_the_labels() {
+    fn equal_scores_keep_the_order_of_the_labels() {
         let scored =
             label_scores(&[1.0, 2.0, 2.0, 1.0], &labels(&["a", "b", "c", "d"]), Activation::Softmax, None).unwrap();
         assert_eq!(names(&scored), ["b", "c", "a", "d"]);
     }
 
     #[test]
-    fn negative_zero_is_a_tie_too() {
+    fn negative_zero_equals_zero() {
         let scored = label_scores(&[-0.0, 0.0], &labels(&["a", "b"]), Activation::Identity, None).unwrap();
         assert_eq!(names(&scored), ["a", "b"]);
     }

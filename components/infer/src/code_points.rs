@@ -1,9 +1,9 @@
-//! A text by its code points.
+//! Texts indexed by code points.
 
-/// A text with the byte of each of its code points, so that offsets in code points can be looked up.
+/// A text with the byte offset of each code point, which converts between offsets in code points and in bytes.
 pub struct CodePoints {
     text: String,
-    /// The first byte of each code point, and the length of the text.
+    /// The byte offset of each code point, and the length of the text in bytes.
     bytes: Vec<usize>,
 }
 
@@ -14,17 +14,17 @@ impl CodePoints {
         Self { text, bytes }
     }
 
-    /// The text.
+    /// The indexed text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The code point that starts at `byte`, which is a boundary.
+    /// The index of the code point that starts at `byte`, which must be a boundary.
     pub fn at_byte(&self, byte: usize) -> usize {
         self.bytes.partition_point(|&start| start < byte)
     }
 
-    /// The code points from `start` to before `end`, or what of them the text has.
+    /// The code points from `start` to before `end`, clipped to the text.
     pub fn slice(&self, start: usize, end: usize) -> &str {
         let last = self.bytes.len() - 1;
         let end = end.min(last);

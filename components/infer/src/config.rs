@@ -1,18 +1,18 @@
-//! What a model directory says: `config.json`, `tokenizer_config.json`, `sentence_bert_config.json` and
-//! `1_Pooling/config.json` in the Hugging Face layout, read as the libraries that write them read them.
+//! The configuration in a model directory: `config.json`, `tokenizer_config.json`, `sentence_bert_config.json` and
+//! `1_Pooling/config.json` in the Hugging Face layout, interpreted as in transformers and sentence-transformers.
 
 use crate::types::{Activation, ModelKind};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-/// Lengths above this in `tokenizer_config.json` are the library's way of saying "unknown" (it writes 1e30).
+/// Lengths above this in `tokenizer_config.json` mean "unknown": the library writes 1e30.
 const SANE_TOKENS_MAX: f64 = 1_000_000.0;
-/// The longest sequence where neither file names one.
+/// The longest sequence if no file names one, in tokens.
 const DEFAULT_TOKENS_MAX: usize = 512;
-/// The labels of a configuration that names none.
+/// The number of labels of a configuration that names none.
 const DEFAULT_LABELS: usize = 2;
-/// More labels than any model has.
+/// Maximum number of labels.
 const LABELS_MAX: usize = 100_000;
 
 /// Why a configuration cannot be used.
@@ -27,7 +27,7 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
-    /// A file is JSON and no object. Deriving `Deserialize` would accept a list, and read `[]` as a file that sets nothing.
+    /// A file is JSON but not an object. Deriving `Deserialize` would accept a list, and read `[]` as a file that sets nothing.
     #[error("{0} must be a JSON object")]
     NoObject(&'static str),
     /// `id2label` is not a list of labels for the ids from 0 on.
@@ -35,7 +35,7 @@ pub enum ConfigError {
     Labels(usize),
 }
 
-/// How token vectors become the vector of a text, where the graph does not do it itself.
+/// How token vectors are pooled to the vector of a text, if the graph does not do it itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
     /// The mean over the tokens that are not padding.
@@ -44,30 +44,30 @@ pub enum Pooling {
     Cls,
     /// The maximum over the tokens that are not padding, for each dimension.
     Max,
-    /// A mode that is not implemented here.
+    /// A mode, or a combination of modes, that is not implemented.
     Unsupported,
 }
 
-/// What is known of a model before its graph has run.
+/// The configuration of a model, without its graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The task that its architecture names.
     pub kind: ModelKind,
     /// Labels in the order of their ids; empty for feature extraction.
     pub labels: Vec<String>,
-    /// The longest sequence, special tokens included.
+    /// The longest sequence in tokens, special tokens included.
     pub tokens_max: usize,
-    /// What a text classifier applies to its logits unless the call says otherwise.
+    /// The function that a text classifier applies to its logits, unless the item names one.
     pub activation: Activation,
-    /// How token vectors become the vector of a text.
+    /// How token vectors are pooled to the vector of a text.
     pub pooling: Pooling,
-    /// True when the model tells two texts apart by token type, so that its graph may ask for `token_type_ids`.
+    /// True if the model has more than one token type, so that its graph may have the input `token_type_ids`.
     pub uses_types: bool,
-    /// The padding id, where `config.json` names one.
+    /// The padding id, if `config.json` names one.
     pub pad_id: Option<u32>,
-    /// The padding token, where `tokenizer_config.json` names one.
+    /// The padding token, if `tokenizer_config.json` names one.
     pub pad_token: Option<String>,
-    /// The token for unknown text, where `tokenizer_config.json` names one.
+    /// The token for unknown text, if `tokenizer_config.json` names one.
     pub unk_token: Option<String>,
 }
 
@@ -136,7 +136,7 @@ struct PoolingFile {
 }
 
 impl ModelConfig {
-    /// Reads the contents of `config.json` and, where they exist, of `tokenizer_config.json` (`tokenizer`),
+    /// Parses the contents of `config.json` and, if they exist, of `tokenizer_config.json` (`tokenizer`),
     /// `sentence_bert_config.json` (`sentences`) and `1_Pooling/config.json` (`pooling`).
     pub fn parse(
         config: &[u8],
@@ -195,7 +195,7 @@ fn model_kind(config: &ConfigFile) -> ModelKind {
     }
 }
 
-/// `id2label` in the order of its ids; `LABEL_0`, `LABEL_1`, … where there is none.
+/// `id2label` in the order of its ids; `LABEL_0`, `LABEL_1`, … if there is none.
 fn label_names(config: &ConfigFile) -> Result<Vec<String>, ConfigError> {
     let Some(by_id) = &config.id2label else {
         let count = config.num_labels.unwrap_or(DEFAULT_LABELS).min(LABELS_MAX);
@@ -206,8 +206,8 @@ fn label_names(config: &ConfigFile) -> Result<Vec<String>, ConfigError> {
         .collect()
 }
 
-/// The least of what the tokenizer, the model and sentence-transformers say. Models of RoBERTa's family start their
-/// positions after the padding index, which takes two of them.
+/// The smallest maximum of the tokenizer, the model and sentence-transformers. Models of the RoBERTa family number their positions from
+/// two, so they have two fewer.
 fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile, sentences: &SentenceConfigFile) -> usize {
     let reserved = match config.model_type.as_deref() {
         Some(
@@ -232,7 +232,7 @@ fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile, sentences: &
         .map_or(DEFAULT_TOKENS_MAX, |least| least as usize)
 }
 
-/// The order of the transformers pipeline: the problem type, the number of labels, and only then the configured function.
+/// The order of precedence of the transformers pipeline: the problem type, the number of labels, then the configured function.
 fn default_activation(config: &ConfigFile, labels: usize) -> Activation {
     match config.problem_type.as_deref() {
         Some("regression") => Activation::Identity,

@@ -1,14 +1,17 @@
-//! Token vectors into the vector of a text.
+//! From token vectors to the vector of a text.
 
 use crate::config::Pooling;
 use crate::types::Failure;
 
-/// Torch's `normalize` divides by at least this.
+/// The smallest divisor, as in `normalize` of PyTorch.
 const NORM_MIN: f64 = 1e-12;
 
-/// Pools `vectors` (`[sequence, hidden]`, row by row), of which the first `tokens` rows are not padding.
+/// Pools `vectors`, of shape `[sequence, hidden]` in row-major order, of which the first `tokens` rows are not padding. The result has
+/// `hidden` elements.
 ///
-/// Fails when the shape is not that, or when the pooling mode is not implemented.
+/// # Errors
+///
+/// [`Failure::Engine`] for another shape, [`Failure::Unavailable`] for an unsupported pooling.
 pub fn pool(vectors: &[f32], hidden: usize, tokens: usize, pooling: Pooling) -> Result<Vec<f32>, Failure> {
     let rows = || vectors.chunks_exact(hidden).take(tokens);
     if hidden == 0 || tokens == 0 || vectors.len() < hidden * tokens {
@@ -31,12 +34,12 @@ pub fn pool(vectors: &[f32], hidden: usize, tokens: usize, pooling: Pooling) -> 
             Ok(max)
         }
         Pooling::Unsupported => {
-            Err(Failure::Unavailable("1_Pooling/config.json asks for a pooling that is not implemented".to_owned()))
+            Err(Failure::Unavailable("1_Pooling/config.json names a pooling mode that is not supported; mean, cls and max are".to_owned()))
         }
     }
 }
 
-/// Scales a vector to length 1; one of length 0 stays as it is.
+/// Scales a vector to length 1; a zero vector is unchanged.
 pub fn normalize(vector: &mut [f32]) {
     let norm = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(NORM_MIN);
     vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
@@ -49,7 +52,7 @@ mod tests {
     const VECTORS: [f32; 6] = [1.0, 4.0, 3.0, -2.0, 100.0, 100.0];
 
     #[test]
-    fn padding_has_no_part_in_pooling() {
+    fn padding_is_not_pooled() {
         assert_eq!(pool(&VECTORS, 2, 2, Pooling::Mean).unwrap(), [2.0, 1.0]);
         assert_eq!(pool(&VECTORS, 2, 2, Pooling::Cls).unwrap(), [1.0, 4.0]);
         assert_eq!(pool(&VECTORS, 2, 2, Pooling::Max).unwrap(), [3.0, 4.0]);

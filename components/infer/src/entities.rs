@@ -1,4 +1,4 @@
-//! Token logits into labelled spans, as the token-classification pipeline of transformers 4.57 does it.
+//! From token logits to labelled spans, as in the token-classification pipeline of transformers 4.57.
 
 use std::ops::Range;
 
@@ -32,10 +32,14 @@ struct LabelledSpan {
     end: usize,
 }
 
-/// Reads the tokens of one sequence with their scores.
+/// The tokens of one sequence with their scores, without special tokens.
 ///
-/// `sequence` was made from the part of `text` that begins at the code point `base`; `logits` is
-/// `[tokens or more, labels]`, row by row. Offsets in the result are those of `text`.
+/// `sequence` was made from the part of `text` that begins at the code point `base`. `logits` has the shape `[rows, labels]` in row-major
+/// order, with at least as many rows as the sequence has tokens. Offsets in the result are code points of `text`.
+///
+/// # Errors
+///
+/// [`Failure::Engine`] for another shape or a score that is not finite.
 pub fn read_tokens(
     text: &CodePoints,
     base: usize,
@@ -64,7 +68,11 @@ pub fn read_tokens(
     Ok(tokens)
 }
 
-/// The spans that a model found among the tokens of a text.
+/// The entities among the tokens of a text, without the labels to ignore.
+///
+/// # Errors
+///
+/// [`Failure::Other`] if the tokenizer cannot join tokens.
 pub fn find_entities(
     text: &CodePoints,
     tokens: Vec<Token>,
@@ -86,8 +94,12 @@ pub fn find_entities(
     Ok(entities)
 }
 
-/// The tokens of a text that was read in windows, each with the prediction of the window with the best context. `windows` are the ranges
-/// of the windows among the tokens, and `read` the predictions of each.
+/// Merges the tokens of a text that was read in windows: each token from the window that has the best context for it. `windows` are the
+/// ranges of the windows among the tokens of the text, and `read` the tokens of each window.
+///
+/// # Errors
+///
+/// [`Failure::Other`] if a window and its tokens differ in length.
 pub fn merge_windows(
     windows: &[Range<usize>],
     mut read: Vec<Vec<Token>>,
@@ -108,31 +120,31 @@ pub fn merge_windows(
             continues_word[at] = token.continues_word;
         }
     }
-    let readings: Vec<Vec<TokenPrediction>> = read.iter().map(|tokens| readings(tokens, labels, aggregation)).collect();
-    let chosen = Overlap { windows, readings: &readings, continues_word: &continues_word, stride }.choose();
+    let predictions: Vec<Vec<TokenPrediction>> = read.iter().map(|tokens| predictions(tokens, labels, aggregation)).collect();
+    let chosen = Overlap { windows, predictions: &predictions, continues_word: &continues_word, stride }.choose();
     let leading = read[0].first().map_or(0, |token| token.index);
     let take = |(at, window): (usize, usize)| {
-        // As if the text had been one sequence.
+        // The index that the token would have in a single sequence.
         Token { index: leading + at, ..std::mem::take(&mut read[window][at - windows[window].start]) }
     };
     Ok(chosen.into_iter().enumerate().map(take).collect())
 }
 
-/// What a window says of its tokens: a label for each, or for each word where words have one.
-fn readings(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<TokenPrediction> {
+/// The predictions of a window for its tokens: from the label of each token or, if labels are chosen by word, of its word.
+fn predictions(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<TokenPrediction> {
     let by_word = !matches!(aggregation, Aggregation::None | Aggregation::Simple);
     let labelled: Vec<(usize, f32)> = tokens
         .chunk_by(|_, next| by_word && next.continues_word)
         .flat_map(|word| std::iter::repeat_n(label_word(word, aggregation), word.len()))
         .collect();
     let mut previous = None;
-    let reading = |(label, score): (usize, f32)| {
+    let prediction = |(label, score): (usize, f32)| {
         let (begins, entity) = read_label(&labels[label]);
         let continues = entity != OUTSIDE && !begins && previous == Some(entity);
         previous = Some(entity);
         TokenPrediction { score, continues }
     };
-    labelled.into_iter().map(reading).collect()
+    labelled.into_iter().map(prediction).collect()
 }
 
 fn read_token(
@@ -182,7 +194,7 @@ fn label_words(
         .collect()
 }
 
-/// The label of a word, chosen from the scores of its tokens, of which there is one at least.
+/// The label of a word and its score, from the scores of its tokens, of which there is at least one.
 fn label_word(word: &[Token], aggregation: Aggregation) -> (usize, f32) {
     match aggregation {
         Aggregation::Average => best(&mean_scores(word)),
@@ -204,7 +216,7 @@ fn mean_scores(word: &[Token]) -> Vec<f32> {
     sums.into_iter().map(|sum| sum / word.len() as f32).collect()
 }
 
-/// Joins neighbours of the same entity; a `B-` label begins a new one.
+/// Joins neighbouring spans of the same entity; a `B-` label begins a new entity.
 fn group(
     text: &CodePoints,
     spans: Vec<LabelledSpan>,
@@ -219,7 +231,7 @@ fn group(
         .map(|spans| {
             let score = spans.iter().map(|span| span.score).sum::<f32>() / spans.len() as f32;
             let label = &labels[spans[0].label];
-            // Not what `read_label` gives: the group is named by what follows the first hyphen, whatever precedes it.
+            // Unlike in `read_label`, the name is what follows the first hyphen, whatever the prefix: as in transformers.
             let label = label.split_once('-').map_or(label.as_str(), |(_, entity)| entity).to_owned();
             let word = join(spans.iter().map(|span| span.word.clone()).collect(), tokenizer)?;
             let (start, end) = (spans[0].start, spans[spans.len() - 1].end);
@@ -229,7 +241,7 @@ fn group(
         .collect()
 }
 
-/// Whether a label begins an entity, and which. Labels without a prefix continue one.
+/// Whether a label begins an entity, and the name of the entity. A label without a prefix does not begin one.
 fn read_label(label: &str) -> (bool, &str) {
     match (label.strip_prefix("B-"), label.strip_prefix("I-")) {
         (Some(entity), _) => (true, entity),

@@ -1,7 +1,7 @@
-//! A model's graph behind `wasi:nn`: batches of sequences in, numbers out.
+//! The graph of a model in `wasi:nn`: computes batches of sequences.
 //!
-//! `wasi:nn` does not list the inputs of a graph, so the usual combinations are tried when it is loaded, and the first one that works is
-//! used.
+//! `wasi:nn` does not list the inputs of a graph, so the usual combinations are tried when a graph is loaded, and the first one that works
+//! is used.
 
 use crate::bindings::wasi::nn::errors::{Error as NnError, ErrorCode};
 use crate::bindings::wasi::nn::graph::load_by_name;
@@ -14,23 +14,23 @@ use std::ops::Range;
 use thiserror::Error;
 use weir_core::inference::batch::{Form, Shapes};
 
-/// Why a graph gives no result.
+/// Why a graph has no result.
 #[derive(Debug, Error)]
 pub(crate) enum GraphError {
     /// `wasi:nn` refused.
     #[error("{doing} failed ({code}): {text}")]
     Nn {
-        /// What was tried.
+        /// The operation.
         doing: &'static str,
         /// The name of the error code.
         code: &'static str,
-        /// What the engine says.
+        /// The message of the engine.
         text: String,
     },
-    /// The result is not of the shape that was asked for.
+    /// The output has an unexpected shape or type.
     #[error("the graph gives {0}")]
     Shape(String),
-    /// The graph is a classifier's, and `config.json` names none.
+    /// The graph is that of a classifier, and `config.json` names no classifier architecture.
     #[error(
         "the graph gives logits, as classifiers do, and architectures in config.json names no …ForSequenceClassification \
          or …ForTokenClassification"
@@ -44,7 +44,7 @@ impl GraphError {
     }
 }
 
-/// A code as the WIT spells it.
+/// The name of a code in the WIT.
 fn code_name(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::InvalidArgument => "invalid-argument",
@@ -59,12 +59,13 @@ fn code_name(code: ErrorCode) -> &'static str {
     }
 }
 
-/// What a graph takes.
+/// The inputs of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inputs {
-    /// Sequences one under the other, padded: `input_ids [batch, sequence]` and perhaps more of that shape.
+    /// Padded sequences, one per row: `input_ids [batch, sequence]` and optionally `attention_mask` and
+    /// `token_type_ids` of that shape.
     Padded { mask: bool, types: bool },
-    /// Sequences end to end: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and perhaps `token_type_ids` of that
+    /// Concatenated sequences: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and optionally `token_type_ids` of that
     /// shape or `pool [texts, tokens]`.
     Packed { pool: bool, types: bool },
 }
@@ -74,8 +75,8 @@ impl Inputs {
     const MASK: Self = Self::Padded { mask: true, types: false };
     const MASK_AND_TYPES: Self = Self::Padded { mask: true, types: true };
 
-    /// The combinations to try, the likeliest first. Graphs exported by transformers name the token types where the
-    /// model has them; those without are tried after it, and at once where it has none.
+    /// The combinations to try, the most likely first. Graphs exported by transformers have the input `token_type_ids` if the model has
+    /// token types.
     fn candidates(uses_types: bool) -> [Self; 6] {
         let packed = |pool, types| Self::Packed { pool, types };
         let [first, second] =
@@ -94,13 +95,17 @@ pub(crate) struct Graph {
     shapes: Shapes,
 }
 
-/// A packed run has capacity for one text per this many tokens, where its rows allow it.
+/// With bounded shapes, a packed run has capacity for one text per this many tokens.
 const TOKENS_PER_TEXT: usize = 4;
-/// The most texts of a packed run that is not exact.
+/// The largest capacity of a packed run with bounded shapes that has fewer texts.
 const PACKED_TEXTS_MAX: usize = 32;
 
 impl Graph {
-    /// Loads the graph `name` and runs it once on `sample`. Fails when no combination of inputs gives a result.
+    /// Loads the graph `name` and runs it once on `sample`.
+    ///
+    /// # Errors
+    ///
+    /// That of the first combination of inputs, if none gives a result.
     pub(crate) fn load(name: &str, files: &ModelFiles, sample: &Sequence, shapes: Shapes) -> Result<Self, GraphError> {
         let graph = load_by_name(name).map_err(|error| GraphError::nn("loading the graph", &error))?;
         let context =
@@ -127,7 +132,7 @@ impl Graph {
         Err(first_error.unwrap_or_else(|| GraphError::Shape("nothing".to_owned())))
     }
 
-    /// A classifier gives one number for each label; found when it is loaded, so that it is never called ready otherwise.
+    /// Checks that a classifier gives one logit per label. Done on loading, so that a model that fails the check is never ready.
     fn check_width(&self, output: &BatchOutput, labels: usize) -> Result<(), GraphError> {
         let width = output.row(0).shape.last().copied().unwrap_or_default();
         if self.kind == ModelKind::FeatureExtraction || width == labels {
@@ -136,7 +141,7 @@ impl Graph {
         Err(GraphError::Shape(format!("{width} logits for each text or token, and config.json names {labels} labels")))
     }
 
-    /// How it takes several sequences.
+    /// How the graph takes several sequences.
     pub(crate) fn form(&self) -> Form {
         match self.inputs {
             Inputs::Padded { .. } => Form::Padded,
@@ -144,8 +149,7 @@ impl Graph {
         }
     }
 
-    /// Runs one batch: padded to `length`, or packed and filled up to `length` tokens. `rows` is not empty, and
-    /// `length` is enough for it.
+    /// Computes one batch: padded to `length`, or packed and filled up to `length` tokens. `rows` is not empty and fits into `length`.
     pub(crate) fn compute(&self, rows: &[&Sequence], length: usize) -> Result<BatchOutput, GraphError> {
         let inputs = match self.inputs {
             Inputs::Padded { mask, types } => self.padded(rows, length, mask, types),
@@ -210,7 +214,7 @@ impl Graph {
             inputs.push(("token_type_ids".to_owned(), line(types, i64::from(self.pad_type_id))));
         }
         if pool {
-            // One size of `pool` for each length where the engine plans for shapes.
+            // With bounded shapes, the number of texts depends on the length alone, so that the engine plans fewer shapes.
             let least = match self.shapes {
                 Shapes::Any => 1,
                 Shapes::Bounded => (length / TOKENS_PER_TEXT).clamp(1, PACKED_TEXTS_MAX),
@@ -230,7 +234,7 @@ impl Graph {
         inputs
     }
 
-    /// The output that the task is read from: the one with the usual name, or else the first.
+    /// The output with the usual name for the kind of model, or else the first.
     fn choose(&self, mut outputs: Vec<(String, Tensor)>) -> Option<(String, Tensor)> {
         let usual: &[&str] = match self.kind {
             ModelKind::TextClassification | ModelKind::TokenClassification => &["logits"],
@@ -249,7 +253,7 @@ fn extend(data: &mut Vec<u8>, values: impl Iterator<Item = i64>) {
 /// The results of one batch.
 pub(crate) struct BatchOutput {
     values: Vec<f32>,
-    /// Where each sequence's numbers are, and their shape without what `rank` leaves out.
+    /// For each sequence the range of its values, and their shape, of which the last `rank` dimensions are used.
     rows: Vec<(Range<usize>, [usize; 2])>,
     rank: usize,
 }
@@ -262,7 +266,7 @@ impl BatchOutput {
     }
 }
 
-/// An output to be read.
+/// Reads an output tensor.
 struct OutputReader<'a> {
     name: &'a str,
     tensor: &'a Tensor,

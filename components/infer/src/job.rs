@@ -1,4 +1,4 @@
-//! One item: the sequences to compute for its text, and how their results become its outcome.
+//! One item: from its text to the sequences to compute, and from their results to its outcome.
 
 use crate::classify::label_scores;
 use crate::code_points::CodePoints;
@@ -15,37 +15,36 @@ use std::ops::Range;
 use std::rc::Rc;
 use weir_core::inference::summary::SummaryBounds;
 
-/// Windows have this part of the longest text in common, where the caller does not say.
+/// Windows overlap by this fraction of the longest text, unless the caller sets a stride.
 const STRIDE_PARTS: usize = 4;
-/// Windows may have this part of the longest text in common: more would read every token many times.
+/// The largest overlap of windows, as a fraction of the longest text: with a larger one every token would be computed many times.
 const STRIDE_PARTS_MIN: usize = 2;
 
-/// The longest text that is read.
+/// Maximum size of a text, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1_000_000;
 
-/// What an item's model is, without its graph.
+/// The configuration and tokenizer of a model: everything but its graph.
 pub struct ModelFiles {
-    /// What its configuration says.
+    /// The configuration.
     pub config: ModelConfig,
-    /// Its tokenizer.
+    /// The tokenizer.
     pub tokenizer: ModelTokenizer,
 }
 
-/// What one sequence of a batch came out as.
+/// The output of the graph for one sequence of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct RowOutput<'a> {
-    /// The numbers, row by row.
+    /// The values in row-major order.
     pub values: &'a [f32],
-    /// `[labels]` or `[hidden]`; with a vector for each token of the padded batch `[sequence, labels]` or
-    /// `[sequence, hidden]`.
+    /// `[labels]` or `[hidden]`, or with one row for each token `[sequence, labels]` or `[sequence, hidden]`, padding included.
     pub shape: &'a [usize],
 }
 
-/// An item ready to be computed.
+/// An item that is being computed.
 pub struct Job {
     files: Rc<ModelFiles>,
-    work: JobTask,
-    /// How many sequences have no result yet.
+    task: JobTask,
+    /// The number of sequences without a result.
     parts_left: usize,
 }
 
@@ -53,7 +52,7 @@ pub struct Job {
 pub enum Prepared {
     /// The sequences to compute; their positions are the `part` of [`Job::accept`].
     Compute(Job, Vec<Sequence>),
-    /// The result is known already.
+    /// The result, if nothing has to be computed.
     Done(Result<Output, Failure>),
 }
 
@@ -64,15 +63,15 @@ enum JobTask {
         options: TokenOptions,
         stride: usize,
         sections: Vec<Section>,
-        /// For each part its section, and its window in that.
-        places: Vec<(usize, usize)>,
+        /// For each part the index of its section, and the index of its window in the section.
+        positions: Vec<(usize, usize)>,
     },
     Embed {
         normalize: bool,
     },
     Summarize {
         sentences: Vec<String>,
-        /// Tokens of each sentence without special tokens.
+        /// The number of tokens of each sentence, without special tokens.
         lengths: Vec<usize>,
         bounds: SummaryBounds,
         vectors: Vec<Vec<f32>>,
@@ -81,11 +80,11 @@ enum JobTask {
 
 /// A sentence or a whole text, read in one window or several.
 struct Section {
-    /// Its first code point.
+    /// The index of its first code point in the text.
     base: usize,
     /// The ranges of the windows among its tokens.
     windows: Vec<Range<usize>>,
-    /// What was read in each window.
+    /// The tokens that were read in each window.
     read: Vec<Vec<Token>>,
 }
 
@@ -97,7 +96,11 @@ pub fn prepare(item: Item, files: &Rc<ModelFiles>) -> Prepared {
     }
 }
 
-/// Refuses what can be refused without a model.
+/// Checks the sizes of an item, which needs no model.
+///
+/// # Errors
+///
+/// [`Failure::InvalidInput`] if a text has more than [`TEXT_BYTES_MAX`] bytes.
 pub fn check_sizes(item: &Item) -> Result<(), Failure> {
     let longest = item.text.len().max(item.text_pair.as_ref().map_or(0, String::len));
     if longest > TEXT_BYTES_MAX {
@@ -122,7 +125,7 @@ fn check(item: &Item, kind: ModelKind) -> Result<(), Failure> {
     if let Task::Tokens(TokenOptions { stride: Some(_), .. }) = item.task
         && item.overflow != Overflow::Split
     {
-        return invalid("a stride is of windows, and this text is not split: use split".to_owned());
+        return invalid("stride applies to windows, and overflow is not split: use split".to_owned());
     }
     if item.text_pair.is_some() && !matches!(item.task, Task::Classify(_)) {
         return invalid(format!("{task} takes one text, not a pair"));
@@ -149,9 +152,9 @@ fn kind_name(kind: ModelKind) -> &'static str {
 
 fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
     let Item { text, text_pair, overflow, task, .. } = item;
-    let (work, parts) = match task {
+    let (task, parts) = match task {
         Task::Classify(options) => {
-            // To transformers an empty second text is none.
+            // As in transformers, an empty second text counts as none.
             let pair = text_pair.as_deref().filter(|pair| !pair.is_empty());
             let sequence = one_sequence(&text, pair, overflow, &files.tokenizer)?;
             (JobTask::Classify(options), vec![sequence])
@@ -160,12 +163,12 @@ fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
             let sequence = one_sequence(&text, None, overflow, &files.tokenizer)?;
             (JobTask::Embed { normalize: options.normalize }, vec![sequence])
         }
-        Task::Tokens(options) => tokens_work(text, overflow, options, &files.tokenizer)?,
+        Task::Tokens(options) => tokens_task(text, overflow, options, &files.tokenizer)?,
         Task::Summarize(options) => {
             let bounds =
                 SummaryBounds { tokens_min: options.tokens_min as usize, tokens_max: options.tokens_max as usize };
-            match summary_work(&text, overflow, bounds, &files.tokenizer)? {
-                Ok(work) => work,
+            match summary_task(&text, overflow, bounds, &files.tokenizer)? {
+                Ok(task) => task,
                 Err(summary) => return Ok(Prepared::Done(Ok(Output::Summary(summary)))),
             }
         }
@@ -176,7 +179,7 @@ fn tokenize(item: Item, files: &Rc<ModelFiles>) -> Result<Prepared, Failure> {
     if parts.is_empty() {
         return Ok(Prepared::Done(Ok(Output::Entities(Vec::new()))));
     }
-    Ok(Prepared::Compute(Job { files: files.clone(), work, parts_left: parts.len() }, parts))
+    Ok(Prepared::Compute(Job { files: files.clone(), task, parts_left: parts.len() }, parts))
 }
 
 fn one_sequence(
@@ -185,30 +188,30 @@ fn one_sequence(
     overflow: Overflow,
     tokenizer: &ModelTokenizer,
 ) -> Result<Sequence, Failure> {
-    let tokenized = tokenizer.tokenize(text, pair, keep(overflow)).map_err(unreadable)?;
+    let tokenized = tokenizer.tokenize(text, pair, truncation_side(overflow)).map_err(unreadable)?;
     if overflow == Overflow::Fail {
-        fits(tokenized.tokens_total, tokenizer)?;
+        check_length(tokenized.tokens_total, tokenizer)?;
     }
     Ok(tokenized.sequence)
 }
 
-/// Which part of a text is read that is too long.
-fn keep(overflow: Overflow) -> TruncationSide {
+/// The end of a too long text that remains.
+fn truncation_side(overflow: Overflow) -> TruncationSide {
     match overflow {
         Overflow::TruncateLeft => TruncationSide::End,
         Overflow::Truncate | Overflow::Fail | Overflow::Split => TruncationSide::Beginning,
     }
 }
 
-fn fits(tokens: usize, tokenizer: &ModelTokenizer) -> Result<(), Failure> {
+fn check_length(tokens: usize, tokenizer: &ModelTokenizer) -> Result<(), Failure> {
     if tokens <= tokenizer.tokens_max() {
         return Ok(());
     }
-    // A text of at most 1,000,000 bytes has fewer tokens than a u32 counts.
+    // A text of at most `TEXT_BYTES_MAX` bytes has fewer tokens than `u32::MAX`.
     Err(Failure::TooLong(TooLong { tokens: tokens as u32, tokens_max: tokenizer.tokens_max() as u32 }))
 }
 
-fn tokens_work(
+fn tokens_task(
     text: String,
     overflow: Overflow,
     options: TokenOptions,
@@ -223,10 +226,10 @@ fn tokens_work(
         Some(stride) => stride as usize,
         None => tokenizer.room() / STRIDE_PARTS,
     };
-    let (mut sections, mut places, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sections, mut positions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     let mut add = |base: usize, windows: Vec<(Range<usize>, Sequence)>| {
         let section = sections.len();
-        places.extend((0..windows.len()).map(|window| (section, window)));
+        positions.extend((0..windows.len()).map(|window| (section, window)));
         let (windows, sequences): (Vec<_>, Vec<_>) = windows.into_iter().unzip();
         parts.extend(sequences);
         let read = windows.iter().map(|_| Vec::new()).collect();
@@ -234,7 +237,7 @@ fn tokens_work(
     };
     let text = if overflow == Overflow::Split {
         let ranges = match options.stride {
-            // Nothing but white space has no tokens.
+            // White space alone has no tokens.
             Some(_) => std::iter::once(0..text.len()).filter(|_| !text.trim().is_empty()).collect(),
             None => split_sentences(&text),
         };
@@ -249,12 +252,12 @@ fn tokens_work(
         add(0, vec![(0..sequence.ids.len(), sequence)]);
         CodePoints::new(text)
     };
-    Ok((JobTask::Tokens { text, options, stride, sections, places }, parts))
+    Ok((JobTask::Tokens { text, options, stride, sections, positions }, parts))
 }
 
 /// The sentences to embed or, for a text of at most one sentence, the summary itself.
 #[allow(clippy::type_complexity)]
-fn summary_work(
+fn summary_task(
     text: &str,
     overflow: Overflow,
     bounds: SummaryBounds,
@@ -264,12 +267,12 @@ fn summary_work(
     if overflow != Overflow::Split {
         let ends = tokenizer.token_ends(text).map_err(unreadable)?;
         if overflow == Overflow::Fail {
-            fits(ends.len() + tokenizer.tokens_max() - tokenizer.room(), tokenizer)?;
+            check_length(ends.len() + tokenizer.tokens_max() - tokenizer.room(), tokenizer)?;
         }
         if ends.len() > tokenizer.room() {
-            text = match keep(overflow) {
+            text = match truncation_side(overflow) {
                 TruncationSide::Beginning => &text[..text.floor_char_boundary(ends[tokenizer.room() - 1])],
-                // After the last token that is cut off.
+                // Begins after the last token that is cut off.
                 TruncationSide::End => &text[text.ceil_char_boundary(ends[ends.len() - tokenizer.room() - 1])..],
             };
         }
@@ -302,7 +305,7 @@ impl Job {
         output: RowOutput<'_>,
     ) -> Option<Result<Output, Failure>> {
         self.parts_left -= 1;
-        match self.take(part, sequence, output) {
+        match self.accept_row(part, sequence, output) {
             Err(failure) => Some(Err(failure)),
             Ok(Some(output)) => Some(Ok(output)),
             Ok(None) if self.parts_left == 0 => Some(self.finish()),
@@ -310,30 +313,30 @@ impl Job {
         }
     }
 
-    fn take(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Result<Option<Output>, Failure> {
+    fn accept_row(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Result<Option<Output>, Failure> {
         let ModelFiles { config, tokenizer } = &*self.files;
-        match &mut self.work {
+        match &mut self.task {
             JobTask::Classify(options) => {
                 expect_rank(output, 1)?;
                 let activation = options.activation.unwrap_or(config.activation);
                 let scores = label_scores(output.values, &config.labels, activation, options.top_k)?;
                 Ok(Some(Output::Labels(scores)))
             }
-            JobTask::Tokens { text, sections, places, .. } => {
+            JobTask::Tokens { text, sections, positions, .. } => {
                 expect_rank(output, 2)?;
                 if output.shape[1] != config.labels.len() {
                     let (given, named) = (output.shape[1], config.labels.len());
                     let text = format!("the graph scores {given} labels and the configuration names {named}");
                     return Err(Failure::Engine(text));
                 }
-                let (section, window) = places[part];
+                let (section, window) = positions[part];
                 let Section { base, read, .. } = &mut sections[section];
                 read[window] = read_tokens(text, *base, sequence, output.values, &config.labels, tokenizer)?;
                 Ok(None)
             }
-            JobTask::Embed { normalize: scaled } => {
+            JobTask::Embed { normalize: is_normalized } => {
                 let mut vector = vector_of(config, sequence, output)?;
-                if *scaled {
+                if *is_normalized {
                     normalize(&mut vector);
                 }
                 Ok(Some(Output::Embedding(vector)))
@@ -346,7 +349,7 @@ impl Job {
     }
 
     fn finish(&mut self) -> Result<Output, Failure> {
-        match &mut self.work {
+        match &mut self.task {
             JobTask::Tokens { text, options, stride, sections, .. } => {
                 let ModelFiles { config, tokenizer } = &*self.files;
                 let mut entities = Vec::new();

@@ -2,14 +2,15 @@
 //!
 //! Read in this order:
 //! - [`config`]: the configuration in a model directory.
-//! - [`tokenize`]: texts into sequences of token ids; `wordpiece`: the same in one pass, for most texts of BERT's tokenizer.
-//! - [`settings`]: what the host says about its engine.
-//! - [`sentences`]: texts into sentences.
-//! - [`job`]: one item as sequences to compute, and their results as one outcome; [`classify`], [`entities`], [`embed`] and [`summarize`]
-//!   have the parts of each task.
-//! - `graph`, `models` and `service`: the parts that touch the world: `wasi:nn`, the `/models` directory, the streams.
+//! - [`tokenize`]: from texts to sequences of token ids; `wordpiece`: the same in one pass, for most texts of BERT's tokenizer.
+//! - [`windows`]: windows over texts that are longer than the model takes; [`code_points`]: texts indexed by code points.
+//! - [`settings`]: the settings of the host for its engine.
+//! - [`sentences`]: from texts to sentences.
+//! - [`job`]: from one item to the sequences to compute, and from their results to one outcome; [`classify`], [`entities`], [`embed`] and
+//!   [`summarize`]: the parts of each task.
+//! - `graph`, `models` and `service`: the interfaces to the host: `wasi:nn`, the `/models` directory, the streams.
 //!
-//! All but the last line is pure and tested natively; the last exists for wasm32 only.
+//! The modules of the last entry exist for wasm32 only; all others are pure and tested natively.
 
 /// The generated bindings of the world `infer-service`.
 #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-//! The models of this instance: found in `/models`, loaded on first use, and never unloaded.
+//! The models of this instance: the directories in `/models`, loaded on first use and never unloaded.
 
 use crate::config::ModelConfig;
 use crate::graph::Graph;
@@ -15,20 +15,20 @@ use std::time::{Duration, Instant};
 
 use weir_core::text_file::without_bom;
 
-/// Where the model directories are, read-only.
+/// The folder of the model directories, read-only.
 const MODELS_DIR: &str = "/models";
-/// The longest name of a model.
+/// Maximum length of a model name, in bytes.
 const NAME_BYTES_MAX: usize = 128;
-/// The largest file that is read; `tokenizer.json` of a vocabulary of 250,000 has 17 MB.
+/// Maximum size of a file, in bytes; `tokenizer.json` of a vocabulary of 250,000 tokens has 17 MB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
-/// How long a model that failed to load is not tried again.
+/// The delay before a model that failed to load is loaded again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What a model runs on before it is called ready.
+/// The text that a model computes before it is ready.
 const SAMPLE_TEXT: &str = "Hello, world.";
 
-/// A model that has answered once.
+/// A loaded model that has computed the sample.
 pub(crate) struct Model {
-    /// Its files.
+    /// Its configuration and tokenizer.
     pub(crate) files: Rc<ModelFiles>,
     /// Its graph.
     pub(crate) graph: Graph,
@@ -39,14 +39,14 @@ enum Slot {
     Failed { failure: Failure, at: Instant },
 }
 
-/// The models that were asked for so far. Only directories that exist get a slot, so the number is bounded.
+/// The models that were requested so far. Only existing directories get a slot, so their number is bounded.
 #[derive(Default)]
 pub(crate) struct Models {
     slots: RefCell<BTreeMap<String, Slot>>,
 }
 
 impl Models {
-    /// The model of a name, loaded if need be.
+    /// The model of a name, loaded on first use.
     pub(crate) fn open(&self, name: &str) -> Result<Rc<Model>, Failure> {
         match self.slots.borrow().get(name) {
             Some(Slot::Ready(model)) => return Ok(model.clone()),
@@ -65,8 +65,8 @@ impl Models {
         loaded
     }
 
-    /// What is served, in the order of names: the directories in `/models` and, where the host shows each of them but
-    /// not the folder around them, those that were asked for so far.
+    /// The served models in the order of their names: the directories in `/models` and, if the host gives access to each of them but not to
+    /// the folder that contains them, those that were requested so far.
     pub(crate) fn list(&self) -> Vec<ModelInfo> {
         let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
         let listed = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -88,7 +88,7 @@ impl Models {
                 tokens_max: config.tokens_max as u32,
                 ready,
             },
-            // Its configuration cannot be read, so nothing is known but that it is there.
+            // The configuration cannot be read, so only the name is known.
             None => {
                 ModelInfo { name, kind: ModelKind::FeatureExtraction, labels: Vec::new(), tokens_max: 0, ready: false }
             }
@@ -96,14 +96,14 @@ impl Models {
     }
 }
 
-/// The directory of a model, if the name may be one and there is such a directory.
+/// The directory of a model, if the name is valid and the directory exists.
 fn directory_of(name: &str) -> Option<PathBuf> {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
     let directory = Path::new(MODELS_DIR).join(name);
     (plain && name.len() <= NAME_BYTES_MAX && directory.is_dir()).then_some(directory)
 }
 
-/// A name from outside, short enough for a message.
+/// A name, shortened for an error message.
 fn shorten(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
 }

@@ -1,8 +1,8 @@
-//! Texts into sentences: the default rules of Unicode (UAX #29, section 5), mended where they break too often.
+//! From texts to sentences: the default rules of Unicode (UAX #29, section 5), with corrections where they break too often.
 //!
 //! The rules end a sentence at every line break and at the full stop of `Dr. Brown`. Here a single line break ends a
-//! sentence only where the line looks finished, so that wrapped text stays together, and a full stop after a common
-//! English abbreviation or an initial does not.
+//! sentence only if the line looks complete, so that wrapped text stays together, and a full stop after a common
+//! English abbreviation or an initial does not end one.
 
 use std::ops::Range;
 use unicode_segmentation::UnicodeSegmentation;
@@ -11,7 +11,7 @@ use unicode_segmentation::UnicodeSegmentation;
 /// list.
 const WRAPPED_LINE_MIN: usize = 50;
 
-/// Abbreviations before a capital letter within a sentence.
+/// Abbreviations that are followed by a capital letter within a sentence.
 const ABBREVIATIONS: [&str; 37] = [
     "Adm", "Apr", "Aug", "Brig", "Capt", "Cmdr", "Col", "Dec", "Dr", "Feb", "Fr", "Ft", "Gen", "Gov", "Hon", "Jan",
     "Jr", "Lt", "Maj", "Messrs", "Mr", "Mrs", "Ms", "Mt", "Nov", "Oct", "Pres", "Prof", "Rep", "Rev", "Sen", "Sept",
@@ -29,7 +29,7 @@ pub fn split_sentences(text: &str) -> Vec<Range<usize>> {
             continue;
         }
         match sentences.last_mut() {
-            Some(last) if goes_on(&text[last.clone()], &text[last.end..start], &text[start..end]) => last.end = end,
+            Some(last) if is_continued(&text[last.clone()], &text[last.end..start], &text[start..end]) => last.end = end,
             _ => sentences.push(start..end),
         }
     }
@@ -37,7 +37,7 @@ pub fn split_sentences(text: &str) -> Vec<Range<usize>> {
 }
 
 /// Whether the sentence that seems to end with `previous` continues with `next`.
-fn goes_on(previous: &str, gap: &str, next: &str) -> bool {
+fn is_continued(previous: &str, gap: &str, next: &str) -> bool {
     let line_breaks = gap.matches(['\n', '\u{85}', '\u{2028}']).count() + 2 * gap.matches('\u{2029}').count();
     if line_breaks > 1 {
         return false;
@@ -60,7 +60,7 @@ fn ends_with_abbreviation(sentence: &str) -> bool {
     let single = |part: &str| part.chars().count() == 1 && part.chars().all(char::is_alphabetic);
     match word.split_once('.') {
         Some(_) => word.split('.').all(single),
-        // "I" ends sentences of its own.
+        // "I" is a word, which can end a sentence.
         None => ABBREVIATIONS.contains(&word) || single(word) && word != "I" && word.starts_with(char::is_uppercase),
     }
 }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn abbreviations_and_initials_do_not() {
+    fn abbreviation_or_initial_does_not_end_a_sentence() {
         check("Dr. Brown met J. K. Smith. They spoke.", &["Dr. Brown met J. K. Smith.", "They spoke."]);
         check("The U.S. Army left. (Mr. X stayed.)", &["The U.S. Army left.", "(Mr. X stayed.)"]);
         check("So do I. Then he left.", &["So do I.", "Then he left."]);

@@ -1,7 +1,7 @@
-//! The streams: items in, outcomes out.
+//! The service `weir:stream/infer`: streams of items in, streams of outcomes out.
 //!
 //! Every call of `run` is a loop: read the waiting items, tokenize each once, form the best batch, compute it, write its outcomes, and
-//! read the items that have arrived since. It waits only when it has nothing to compute. Nothing is borrowed across an await, so that any
+//! read the items that have arrived since. It waits only when it has nothing to compute. No borrow is held across an await, so that any
 //! number of calls can share the instance and its models.
 
 use crate::bindings::exports::weir::stream::infer::Guest;
@@ -23,9 +23,9 @@ use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items in one read.
 const ITEMS_MAX: usize = 32;
-/// Items read at once are tokenized one after another up to this many bytes of text before a batch is computed, so that
-/// short texts do not wait for the tokenizing of long ones behind them.
-const TOGETHER_BYTES_MAX: usize = 64 << 10;
+/// The most bytes of text that are tokenized before the next batch is computed, so that short texts do not wait for long ones behind them
+/// to be tokenized.
+const TOKENIZED_BYTES_MAX: usize = 64 << 10;
 
 thread_local! {
     static MODELS: Rc<Models> = Rc::default();
@@ -38,7 +38,7 @@ crate::bindings::export!(Service with_types_in crate::bindings);
 impl Guest for Service {
     async fn run(items: StreamReader<Item>) -> StreamReader<Outcome> {
         let (writer, reader) = wit_stream::new();
-        wit_bindgen::spawn(answer_stream(items, writer));
+        wit_bindgen::spawn(serve(items, writer));
         reader
     }
 
@@ -47,24 +47,24 @@ impl Guest for Service {
     }
 }
 
-async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>) {
+async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>) {
     let mut call = RunCall { models: MODELS.with(Rc::clone), settings: Settings::read(), lanes: Vec::new(), turn: 0 };
     let mut unread: Vec<Item> = Vec::new();
     let mut ended = false;
     loop {
-        if !ended && unread.is_empty() && call.wants() {
-            let (status, mut taken) = read(&mut items, call.is_idle()).await;
+        if !ended && unread.is_empty() && call.wants_items() {
+            let (status, mut batch) = read(&mut items, call.is_idle()).await;
             ended = matches!(status, StreamResult::Dropped);
-            taken.reverse();
-            unread = taken;
+            batch.reverse();
+            unread = batch;
         }
         let mut done = Vec::new();
         let mut bytes = 0;
-        while bytes < TOGETHER_BYTES_MAX
+        while bytes < TOKENIZED_BYTES_MAX
             && let Some(item) = unread.pop()
         {
             bytes += item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
-            done.extend(call.take(item));
+            done.extend(call.accept(item));
         }
         if done.is_empty() {
             match call.compute() {
@@ -74,7 +74,7 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
             }
         }
         if done.is_empty() {
-            // After a batch of parts of longer texts, the other calls of this instance have their turn.
+            // No outcome to write: yields, so that the other calls of this instance make progress.
             wit_bindgen::yield_async().await;
         } else if !outcomes.write_all(done).await.is_empty() {
             return;
@@ -82,7 +82,7 @@ async fn answer_stream(mut items: StreamReader<Item>, mut outcomes: StreamWriter
     }
 }
 
-/// Reads items: waits for some when there is nothing else to do, else reads those that wait.
+/// Reads items: waits for some if `wait`, else reads those that are available.
 async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<Item>) {
     let mut reading = pin!(items.read(Vec::with_capacity(ITEMS_MAX)));
     if wait {
@@ -99,12 +99,13 @@ async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<
 struct RunCall {
     models: Rc<Models>,
     settings: Settings,
-    /// The models that its items name, which take turns.
+    /// The models that its items name. They are computed in turn.
     lanes: Vec<Lane>,
+    /// The index of the lane to compute next.
     turn: usize,
 }
 
-/// What waits for one model.
+/// The sequences of one call that wait for one model.
 struct Lane {
     name: String,
     model: Rc<Model>,
@@ -113,13 +114,13 @@ struct Lane {
 
 /// One sequence that waits for its batch.
 struct Row {
-    open: Rc<RefCell<Open>>,
+    open: Rc<RefCell<OpenItem>>,
     part: usize,
     sequence: Sequence,
 }
 
-/// An item that is being computed; `job` is gone once it is answered.
-struct Open {
+/// An item that is being computed; it has no `job` once it has its outcome.
+struct OpenItem {
     id: u64,
     tokens: u32,
     deadline: Option<Instant>,
@@ -131,27 +132,27 @@ impl RunCall {
         self.lanes.iter().all(|lane| lane.batcher.borrow().is_empty())
     }
 
-    fn wants(&self) -> bool {
+    fn wants_items(&self) -> bool {
         self.lanes.iter().all(|lane| lane.batcher.borrow().wants())
     }
 
-    /// Takes an item in; answers it at once where nothing has to be computed.
-    fn take(&mut self, item: Item) -> Option<Outcome> {
+    /// Accepts an item. Returns its outcome if nothing has to be computed.
+    fn accept(&mut self, item: Item) -> Option<Outcome> {
         let id = item.id;
         let deadline = item.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(u64::from(ms)));
-        let answer = |result: Result<Output, Failure>| Some(Outcome { id, tokens: 0, result });
+        let outcome = |result: Result<Output, Failure>| Some(Outcome { id, tokens: 0, result });
         if let Err(failure) = check_sizes(&item) {
-            return answer(Err(failure));
+            return outcome(Err(failure));
         }
         let lane = match self.lane(&item.model) {
             Ok(lane) => lane,
-            Err(failure) => return answer(Err(failure)),
+            Err(failure) => return outcome(Err(failure)),
         };
         match prepare(item, &lane.model.files) {
-            Prepared::Done(result) => answer(result),
+            Prepared::Done(result) => outcome(result),
             Prepared::Compute(job, sequences) => {
                 let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-                let open = Open { id, tokens: u32::try_from(tokens).unwrap_or(u32::MAX), deadline, job: Some(job) };
+                let open = OpenItem { id, tokens: u32::try_from(tokens).unwrap_or(u32::MAX), deadline, job: Some(job) };
                 let open = Rc::new(RefCell::new(open));
                 let rows = sequences
                     .into_iter()
@@ -164,8 +165,8 @@ impl RunCall {
     }
 
     fn lane(&mut self, name: &str) -> Result<&Lane, Failure> {
-        let found = self.lanes.iter().position(|lane| lane.name == name);
-        let index = match found {
+        let position = self.lanes.iter().position(|lane| lane.name == name);
+        let index = match position {
             Some(index) => index,
             None => {
                 let model = self.models.open(name)?;
@@ -177,7 +178,7 @@ impl RunCall {
         Ok(&self.lanes[index])
     }
 
-    /// Computes the next batch; none when nothing waits. The outcomes are those that it completes.
+    /// Computes the next batch and returns the outcomes that it completes; none when no sequence waits.
     fn compute(&mut self) -> Option<Vec<Outcome>> {
         let lanes = self.lanes.len();
         let next = (0..lanes)
@@ -188,7 +189,7 @@ impl RunCall {
         let mut done = Vec::new();
         let batch = {
             let mut batcher = lane.batcher.borrow_mut();
-            drop_late(&mut batcher, &mut done);
+            drop_expired(&mut batcher, &mut done);
             batcher.next_batch()
         };
         if let Some(batch) = batch {
@@ -198,8 +199,8 @@ impl RunCall {
     }
 }
 
-/// Answers the items past their deadline; neither they nor the parts of items already answered are computed.
-fn drop_late(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
+/// Fails the items past their deadline, and drops their sequences and those of items that have their outcome.
+fn drop_expired(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
     let mut now = None;
     batcher.retain(|row| {
         let mut open = row.open.borrow_mut();
@@ -215,7 +216,7 @@ fn drop_late(batcher: &mut Batcher<Row>, done: &mut Vec<Outcome>) {
 }
 
 impl Lane {
-    /// Computes rows together; after a failure, halves of them, until the failing row is isolated.
+    /// Computes rows in one batch. After a failure, computes each half by itself, until the failing row is isolated.
     fn compute(&self, rows: &[Row], shape: Shape, done: &mut Vec<Outcome>) {
         let sequences: Vec<&Sequence> = rows.iter().map(|row| &row.sequence).collect();
         let began = Instant::now();
@@ -224,9 +225,9 @@ impl Lane {
             Ok(output) => {
                 let took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.batcher.borrow_mut().record(shape, took_ns);
-                rows.iter().enumerate().for_each(|(index, row)| row.take(Ok((&output, index)), done));
+                rows.iter().enumerate().for_each(|(index, row)| row.accept(Ok((&output, index)), done));
             }
-            Err(error) if rows.len() == 1 => rows[0].take(Err(error.to_string()), done),
+            Err(error) if rows.len() == 1 => rows[0].accept(Err(error.to_string()), done),
             Err(_) => {
                 let (one, other) = rows.split_at(rows.len() / 2);
                 for half in [one, other] {
@@ -236,7 +237,7 @@ impl Lane {
         }
     }
 
-    /// The smallest shape for rows that were cut out of a batch.
+    /// The smallest shape for a part of a batch.
     fn shape_of(&self, rows: &[Row]) -> Shape {
         let lengths = rows.iter().map(|row| row.sequence.ids.len());
         let count = rows.len();
@@ -254,9 +255,9 @@ impl Lane {
 }
 
 impl Row {
-    /// Gives the row's output to its item, and the item's outcome to `done` when that completes it.
-    fn take(&self, output: Result<(&BatchOutput, usize), String>, done: &mut Vec<Outcome>) {
-        let Open { id, tokens, job: slot, .. } = &mut *self.open.borrow_mut();
+    /// Passes the output of the row to its item, and adds the outcome of the item to `done` when it is complete.
+    fn accept(&self, output: Result<(&BatchOutput, usize), String>, done: &mut Vec<Outcome>) {
+        let OpenItem { id, tokens, job: slot, .. } = &mut *self.open.borrow_mut();
         let Some(job) = slot else { return };
         let result = match output {
             Ok((output, index)) => job.accept(self.part, &self.sequence, output.row(index)),

@@ -1,4 +1,4 @@
-//! What the host says about its engine, in the environment; without a word of it there are defaults.
+//! The settings of the host for its engine, from environment variables with defaults.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -14,12 +14,12 @@ use weir_core::inference::batch::Shapes;
 pub struct Settings {
     /// Most sequences in a batch.
     pub rows_max: usize,
-    /// Most tokens in a batch, with padding. 128 keep one run of a small encoder near 10 ms on a CPU core, so that
-    /// results leave soon after one another; on tract a larger run costs more for each token.
+    /// Most tokens in a batch, with padding. With 128, one run of a small encoder takes about 10 ms on a CPU core, so that
+    /// results are sent at short intervals; on tract a larger run costs more for each token.
     pub tokens_max: usize,
-    /// Longest that a batch is expected to take; 0: no bound.
+    /// The longest expected time of a batch, in nanoseconds; 0: no bound.
     pub time_ns_max: u64,
-    /// Which sizes a run may have.
+    /// The shapes that a run may have.
     pub shapes: Shapes,
 }
 
@@ -29,7 +29,7 @@ impl Settings {
         Self::from(|name| std::env::var(name).ok())
     }
 
-    /// The settings that the variables give. One that makes no sense counts as absent: the host has checked them.
+    /// The settings from variables. An invalid variable counts as absent, since the host has checked them.
     pub fn from(variable: impl Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| variable(name).and_then(|value| value.parse::<u32>().ok());
         Self {

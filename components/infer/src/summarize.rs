@@ -7,10 +7,10 @@ use crate::tokenize::{ModelTokenizer, TokenizeError};
 use unicode_segmentation::UnicodeSegmentation;
 use weir_core::inference::summary::{Selection, Similarity, SummaryBounds, select_sentences};
 
-/// Of a longer text only this number of sentences is read, from its beginning: the cost of centrality is quadratic.
+/// Maximum number of sentences, from the beginning of the text: the cost of centrality is quadratic.
 pub const SENTENCES_MAX: usize = 1024;
 
-/// How many positions to cut a text are tried, of each sort, from the last on.
+/// Maximum number of cut positions that are tried of each kind (word boundaries, token boundaries), from the last on.
 const CUTS_MAX: usize = 8;
 
 /// The sentences of `text` that a summary is made of.
@@ -35,14 +35,14 @@ pub fn compose(
         }
         match cut_sentence {
             Some((index, tokens_max)) if index == sentence => {
-                // The budget is what the other sentences leave, so this much reaches the minimum of the whole.
+                // `tokens_max` is what the other sentences leave of the budget; with this minimum the summary reaches its own.
                 let tokens_min = tokens_max.saturating_sub(bounds.tokens_max - bounds.tokens_min);
                 summary.push_str(cut(&sentences[sentence], SummaryBounds { tokens_min, tokens_max }, tokenizer)?);
             }
             _ => summary.push_str(&sentences[sentence]),
         }
     }
-    // Joining may change how a tokenizer reads the seams; the maximum holds for the result.
+    // Joining may change the tokens at the seams, so the maximum is applied to the result again.
     Ok(cut(&summary, bounds, tokenizer)?.trim().to_owned())
 }
 
@@ -60,9 +60,9 @@ pub fn cut<'a>(text: &'a str, bounds: SummaryBounds, tokenizer: &ModelTokenizer)
     let tokens = ends[..bounds.tokens_max].iter().rev().map(|&end| (text.floor_char_boundary(end), 1));
     // A shorter text may have more tokens than its part of the longer one, so the result is counted.
     for (end, tokens_min) in words.take(CUTS_MAX).chain(tokens.take(CUTS_MAX)) {
-        let kept = text[..end].trim_end();
-        if (tokens_min..=bounds.tokens_max).contains(&tokenizer.count(kept)?) {
-            return Ok(kept);
+        let beginning = text[..end].trim_end();
+        if (tokens_min..=bounds.tokens_max).contains(&tokenizer.count(beginning)?) {
+            return Ok(beginning);
         }
     }
     Ok("")

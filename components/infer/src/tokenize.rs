@@ -1,7 +1,7 @@
-//! Texts into sequences of token ids, by any `tokenizer.json` of the Hugging Face format.
+//! From texts to sequences of token ids, by any `tokenizer.json` of the Hugging Face format.
 //!
-//! Truncation and padding that the file bakes in are ignored: the model's maximum decides the first, the batch the
-//! second. The special tokens are added here, after truncation, so that one pass over the text gives both the sequence
+//! The truncation and padding of the file are ignored: sequences are truncated to the maximum of the model and padded by
+//! batch. The special tokens are added here, after truncation, so that one pass over the text gives both the sequence
 //! and its full length.
 
 use crate::code_points::CodePoints;
@@ -14,7 +14,7 @@ use tokenizers::tokenizer::{Decoder, PostProcessor};
 use tokenizers::utils::truncation::{TruncationDirection, truncate_encodings};
 use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, TruncationParams};
 
-/// The end of a text at which it is cut when it is too long: the named part remains.
+/// The part of a too long text that remains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TruncationSide {
     /// Its beginning.
@@ -26,7 +26,7 @@ pub enum TruncationSide {
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
 pub enum TokenizeError {
-    /// `tokenizer.json` is not one.
+    /// `tokenizer.json` is not valid.
     #[error("tokenizer.json is not valid: {0}")]
     Load(tokenizers::Error),
     /// The special tokens fill the model's maximum.
@@ -45,29 +45,29 @@ pub enum TokenizeError {
     Decode(tokenizers::Error),
 }
 
-/// One sequence as a model reads it.
+/// One sequence, the input of a model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
     /// Token ids, special tokens included.
     pub ids: Vec<u32>,
     /// Token types, as long as `ids`.
     pub types: Vec<u32>,
-    /// For each token its first code point and the one after it; as long as `ids`.
+    /// The range of each token in code points, as start and end; as long as `ids`.
     pub offsets: Vec<(usize, usize)>,
     /// True for the tokens that the tokenizer added; as long as `ids`.
     pub special: Vec<bool>,
 }
 
-/// A text, tokenized.
+/// A tokenized text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokenized {
-    /// What the model reads: at most its maximum.
+    /// The sequence, truncated to the maximum of the model.
     pub sequence: Sequence,
     /// How many tokens the whole text has, special tokens included.
     pub tokens_total: usize,
 }
 
-/// A tokenizer with what the tasks need to know of it.
+/// The tokenizer of a model, with the properties that the tasks need.
 pub struct ModelTokenizer {
     /// Without truncation, padding and post-processor: it yields the bare tokens of a text.
     tokenizer: Tokenizer,
@@ -77,21 +77,22 @@ pub struct ModelTokenizer {
     pad_type_id: u32,
     unk_id: Option<u32>,
     marks_subwords: bool,
-    /// For single texts, where the tokenizer is of that kind.
+    /// The one-pass tokenizer for single texts, if the tokenizer is of that kind.
     word_piece: Option<(WordPiece, Frame)>,
 }
 
-/// What the post-processor puts around the tokens of a single text.
+/// The special tokens that the post-processor puts around a single text.
 struct Frame {
-    /// Ids and token types.
+    /// Ids and token types before the text.
     before: Vec<(u32, u32)>,
+    /// Ids and token types after the text.
     after: Vec<(u32, u32)>,
     /// The token type of the text.
     type_id: u32,
 }
 
 impl Frame {
-    /// From the sequence of a text of one token; none where the post-processor does more than to put tokens around it.
+    /// The frame in the sequence of a text of one token; none if the post-processor does more than to put tokens around the text.
     fn of(sequence: &Sequence) -> Option<Self> {
         let at = sequence.special.iter().position(|special| !special)?;
         let tokens: Vec<(u32, u32)> = sequence.ids.iter().copied().zip(sequence.types.iter().copied()).collect();
@@ -101,7 +102,7 @@ impl Frame {
         is_plain.then(|| Self { before: before.to_vec(), after: after.to_vec(), type_id })
     }
 
-    /// Tokens as a sequence.
+    /// The sequence of a text with these tokens.
     fn sequence(&self, ids: &[u32], offsets: &[(usize, usize)]) -> Sequence {
         let Self { before, after, type_id } = self;
         let around = || before.iter().chain(after);
@@ -127,7 +128,7 @@ impl Frame {
 }
 
 impl ModelTokenizer {
-    /// Reads the contents of `tokenizer.json`.
+    /// Parses the contents of `tokenizer.json`.
     pub fn parse(tokenizer: &[u8], config: &ModelConfig) -> Result<Self, TokenizeError> {
         let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(TokenizeError::Load)?;
         let padding = tokenizer.get_padding().map(|padding| (padding.pad_id, padding.pad_type_id));
@@ -178,7 +179,7 @@ impl ModelTokenizer {
         Ok(parsed)
     }
 
-    /// The bare tokens of a single text, where they are found in one pass, and what is put around them.
+    /// The bare tokens of a single text and their frame, if the one-pass tokenizer supports the text.
     fn pieces(&self, text: &str) -> Option<(Pieces, &Frame)> {
         let (word_piece, frame) = self.word_piece.as_ref()?;
         Some((word_piece.pieces(text)?, frame))
@@ -199,12 +200,12 @@ impl ModelTokenizer {
         self.unk_id == Some(id)
     }
 
-    /// True when tokens that continue a word carry a prefix (`##`), which distinguishes words from their parts.
+    /// True if tokens that continue a word have a prefix (`##`).
     pub fn marks_subwords(&self) -> bool {
         self.marks_subwords
     }
 
-    /// The text of a token as the vocabulary has it.
+    /// The text of a token in the vocabulary.
     pub fn token(&self, id: u32) -> String {
         self.tokenizer.id_to_token(id).unwrap_or_default()
     }
@@ -217,8 +218,8 @@ impl ModelTokenizer {
         }
     }
 
-    /// A text, or a pair of texts, as one sequence. What is over the model's maximum is cut off at the side that `keep` leaves: of a
-    /// pair, from the longer text first.
+    /// Tokenizes a text or a pair of texts to one sequence, truncated to the maximum of the model; the part that `keep` names remains. A
+    /// pair is truncated from the longer text first.
     pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: TruncationSide) -> Result<Tokenized, TokenizeError> {
         if pair.is_none()
             && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
@@ -241,14 +242,14 @@ impl ModelTokenizer {
         };
         let room = TruncationParams { max_length: self.tokens_max - added, direction, ..TruncationParams::default() };
         let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;
-        // The tokenizer keeps the part that was cut off as overflow; the post-processor would combine every piece with every other.
+        // The tokenizer returns the part that was cut off as overflow, which the post-processor would combine with the other text.
         drop(text.take_overflowing());
         drop(pair.as_mut().map(Encoding::take_overflowing));
         Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
     }
 
-    /// A text as one sequence or, when it is over the model's maximum, as windows that overlap by `stride` tokens and are cut between
-    /// words. Each with its range among the tokens of the text.
+    /// Tokenizes a text to one sequence or, above the maximum of the model, to windows that overlap by `stride` tokens and are cut between
+    /// words. Returns each with its range among the tokens of the text.
     pub fn tokenize_windows(&self, text: &str, stride: usize) -> Result<Vec<(Range<usize>, Sequence)>, TokenizeError> {
         if let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
             && ids.len() <= self.room()
@@ -264,7 +265,7 @@ impl ModelTokenizer {
         windows.into_iter().map(sequence).collect()
     }
 
-    /// How well a text can be cut before each of its tokens.
+    /// The boundary before each token of a text.
     fn boundaries(&self, bare: &Encoding, text: &str) -> Vec<Boundary> {
         let text = CodePoints::new(text.to_owned());
         let mut previous_end = 0;
@@ -292,11 +293,11 @@ impl ModelTokenizer {
         if self.marks_subwords {
             return self.token(id).chars().count() != text.slice(start, end).chars().count();
         }
-        // Without marks, a token continues a word when there is no space at its start or right before it.
+        // Without prefixes, a token continues a word if there is no space at its start or right before it.
         start > 0 && !text.slice(start - 1, start + 1).contains(' ')
     }
 
-    /// How many tokens a text has, without special tokens.
+    /// The number of tokens of a text, without special tokens.
     pub fn count(&self, text: &str) -> Result<usize, TokenizeError> {
         if let Some((pieces, _)) = self.pieces(text) {
             return Ok(pieces.ids.len());
@@ -304,13 +305,13 @@ impl ModelTokenizer {
         Ok(self.tokenizer.encode_fast(text, false).map_err(TokenizeError::Encode)?.len())
     }
 
-    /// For each token of a text, without special tokens, the byte after it.
+    /// The end of each token of a text as a byte offset, without special tokens.
     pub fn token_ends(&self, text: &str) -> Result<Vec<usize>, TokenizeError> {
         let encoding = self.tokenizer.encode(text, false).map_err(TokenizeError::Encode)?;
         Ok(encoding.get_offsets().iter().map(|&(_, end)| end).collect())
     }
 
-    /// The most tokens of a single text beside the special tokens.
+    /// The maximum number of tokens of a single text, without special tokens.
     pub fn room(&self) -> usize {
         self.tokens_max - self.added_tokens(false)
     }
@@ -320,7 +321,7 @@ impl ModelTokenizer {
         self.tokens_max
     }
 
-    /// At most `tokens_max - 1`, which [`ModelTokenizer::parse`] has made sure of.
+    /// The number of special tokens; at most `tokens_max - 1`, which [`ModelTokenizer::parse`] checks.
     fn added_tokens(&self, is_pair: bool) -> usize {
         self.post_processor.as_ref().map_or(0, |processor| processor.added_tokens(is_pair))
     }

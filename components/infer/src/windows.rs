@@ -1,12 +1,12 @@
-//! Windows over a text that is longer than a model takes: where they lie, and which of them a token is read in.
+//! Windows over a text that is longer than a model takes: their ranges, and the choice of the window whose prediction is used for a token.
 //!
 //! Windows overlap, as with the `stride` of Hugging Face, so that text at the edge of one is inside another. They are cut between words.
-//! Where two have read the same tokens, the tokens of one entity stay together, and are those of the window with the better score among
-//! the windows with enough context on both sides.
+//! Where windows overlap, all tokens of an entity are taken from the same window: among the windows with enough context on both sides, the
+//! one with the best score.
 
 use std::ops::Range;
 
-/// How well a text can be cut before a token.
+/// The boundary before a token, in the order of preference for a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Boundary {
     /// The token continues a word.
@@ -17,7 +17,7 @@ pub enum Boundary {
     Space,
 }
 
-/// Windows are looked for a better cut in this part of their room.
+/// The last part of a window, as a fraction of its room, in which the best cut is looked for.
 const SLACK_PARTS: usize = 8;
 
 /// The windows over tokens with these boundaries before them: each of at most `room` tokens, and neighbours with at least `stride`
@@ -31,10 +31,10 @@ pub fn windows(boundaries: &[Boundary], room: usize, stride: usize) -> Vec<Range
     while count - start > room {
         end = cut(boundaries, start.max(end) + 1..start + room + 1, slack).unwrap_or(start + room);
         windows.push(start..end);
-        // Each window begins after the one before, be it that a word is longer than the stride.
+        // Each window begins after the previous one, even if a word is longer than the stride.
         let last = end.saturating_sub(stride).max(start + 1);
         let next = cut(boundaries, start + 1..last + 1, slack).unwrap_or(last);
-        // A word that does not fit behind what windows have in common begins a window of its own.
+        // If the next word does not fit after the overlap, the next window begins with that word, without an overlap.
         let fits = count - next <= room || cut(boundaries, end + 1..next + room + 1, slack).is_some();
         start = if fits || boundaries[end] == Boundary::Inside { next } else { end };
     }
@@ -42,49 +42,49 @@ pub fn windows(boundaries: &[Boundary], room: usize, stride: usize) -> Vec<Range
     windows
 }
 
-/// The best position to cut among `at`, the last of equal ones: between words with white space in the last `slack` positions, else
-/// between any words there, else between any words at all.
+/// The best position to cut among `at`, the last of equal ones: at white space in the last `slack` positions, else between words there, else
+/// between words anywhere.
 fn cut(boundaries: &[Boundary], at: Range<usize>, slack: usize) -> Option<usize> {
     let near = at.end.saturating_sub(slack + 1).max(at.start)..at.end;
     let last = |mut range: Range<usize>, least: Boundary| range.rfind(|at| boundaries[*at] >= least);
     last(near.clone(), Boundary::Space).or_else(|| last(near, Boundary::Word)).or_else(|| last(at, Boundary::Word))
 }
 
-/// What a window says of a token.
+/// The prediction of a window for a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenPrediction {
     /// The score of its label.
     pub score: f32,
-    /// It belongs to the same entity as the token before.
+    /// Whether the token belongs to the same entity as the one before.
     pub continues: bool,
 }
 
-/// What windows say of the tokens that they have in common.
+/// The predictions of overlapping windows.
 pub struct Overlap<'a> {
     /// The windows, in order.
     pub windows: &'a [Range<usize>],
-    /// For each window its predictions.
-    pub readings: &'a [Vec<TokenPrediction>],
-    /// For each token whether it continues a word.
+    /// The predictions of each window, one per token.
+    pub predictions: &'a [Vec<TokenPrediction>],
+    /// Whether each token continues a word.
     pub continues_word: &'a [bool],
-    /// How many tokens neighbours should have in common.
+    /// The intended overlap of neighbouring windows, in tokens.
     pub stride: usize,
 }
 
 impl Overlap<'_> {
-    /// For each token the window in which it is read.
+    /// The index of the window whose prediction is used, for each token.
     pub fn choose(&self) -> Vec<usize> {
         // Tokens that any window joins stay together.
         let mut joined = self.continues_word.to_vec();
-        for (window, readings) in self.windows.iter().zip(self.readings) {
-            for (at, reading) in window.clone().zip(readings).skip(1) {
-                joined[at] |= reading.continues;
+        for (window, predictions) in self.windows.iter().zip(self.predictions) {
+            for (at, prediction) in window.clone().zip(predictions).skip(1) {
+                joined[at] |= prediction.continues;
             }
         }
         let mut chosen = vec![0; joined.len()];
         let mut first = 0;
         for block in blocks(0..joined.len(), &joined) {
-            // Windows that end before this block end before all that follow.
+            // Windows that end before this block end before all later blocks.
             while first + 1 < self.windows.len() && self.windows[first].end <= block.start {
                 first += 1;
             }
@@ -92,8 +92,8 @@ impl Overlap<'_> {
                 chosen[block].fill(window);
                 continue;
             }
-            // No window has all of an entity that is longer than a window: its words are read one by one, and of a word that is
-            // longer its tokens.
+            // No window contains all of an entity that is longer than a window: the window is chosen for each of its words, and for
+            // each token of a word that is longer than a window.
             for word in blocks(block, self.continues_word) {
                 match self.best(&word, first) {
                     Some(window) => chosen[word].fill(window),
@@ -104,8 +104,8 @@ impl Overlap<'_> {
         chosen
     }
 
-    /// The window in which a block is read best, of those from `first` on that have all of it: one with a quarter of the stride between
-    /// the block and each of its inner edges, and of these the one with the best mean score. Where none is, the one with the most.
+    /// The best window for a block, of those from `first` on that contain all of it: the one with the most context, counted up to a quarter
+    /// of the stride, between the block and the edges of the window; among equal ones that with the best mean score.
     fn best(&self, block: &Range<usize>, first: usize) -> Option<usize> {
         let last = self.windows.len() - 1;
         let candidates = (first..=last)
@@ -116,8 +116,8 @@ impl Overlap<'_> {
             let before = if at == 0 { usize::MAX } else { block.start - window.start };
             let after = if at == last { usize::MAX } else { window.end - block.end };
             let context = before.min(after).min((self.stride / 4).max(1));
-            let scores = &self.readings[at][block.start - window.start..block.end - window.start];
-            let score = scores.iter().map(|reading| f64::from(reading.score)).sum::<f64>() / scores.len() as f64;
+            let scores = &self.predictions[at][block.start - window.start..block.end - window.start];
+            let score = scores.iter().map(|prediction| f64::from(prediction.score)).sum::<f64>() / scores.len() as f64;
             (at, context, score)
         });
         let better = |best: (usize, usize, f64), next: (usize, usize, f64)| match (next.1, next.2) > (best.1, best.2) {
@@ -128,7 +128,7 @@ impl Overlap<'_> {
     }
 }
 
-/// Tokens in runs: each begins where none is joined to the one before.
+/// Splits tokens into runs of joined tokens.
 fn blocks(tokens: Range<usize>, joined: &[bool]) -> Vec<Range<usize>> {
     let mut blocks: Vec<Range<usize>> = Vec::new();
     for at in tokens {
@@ -175,14 +175,14 @@ mod tests {
 
     fn choose(
         windows: &[Range<usize>],
-        readings: &[Vec<TokenPrediction>],
+        predictions: &[Vec<TokenPrediction>],
         continues_word: &[bool],
         stride: usize,
     ) -> Vec<usize> {
-        Overlap { windows, readings, continues_word, stride }.choose()
+        Overlap { windows, predictions, continues_word, stride }.choose()
     }
 
-    fn readings(scores: &[(f32, bool)]) -> Vec<TokenPrediction> {
+    fn predictions(scores: &[(f32, bool)]) -> Vec<TokenPrediction> {
         scores.iter().map(|&(score, continues)| TokenPrediction { score, continues }).collect()
     }
 
@@ -191,29 +191,29 @@ mod tests {
         let windows = [0..8, 4..12];
         let mut first = vec![(0.5, false); 8];
         let mut second = vec![(0.4, false); 8];
-        // Tokens 5 and 6 are an entity in both; the second is surer of it.
+        // Tokens 5 and 6 are an entity in both; the second window has the higher score.
         (first[5], first[6]) = ((0.6, false), (0.6, true));
         (second[1], second[2]) = ((0.9, false), (0.9, true));
-        let chosen = choose(&windows, &[readings(&first), readings(&second)], &[false; 12], 4);
+        let chosen = choose(&windows, &[predictions(&first), predictions(&second)], &[false; 12], 4);
         assert_eq!(chosen, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]);
     }
 
     #[test]
-    fn entity_that_an_edge_cuts_is_read_in_the_other_window() {
+    fn entity_cut_by_an_edge_is_read_in_the_other_window() {
         let windows = [0..8, 4..12];
         let mut first = vec![(0.5, false); 8];
         let mut second = vec![(0.4, false); 8];
         // The second window begins within the entity 3..6, and has a high score.
         (first[4], first[5]) = ((0.5, true), (0.5, true));
         (second[0], second[1]) = ((0.99, false), (0.99, true));
-        let chosen = choose(&windows, &[readings(&first), readings(&second)], &[false; 12], 4);
+        let chosen = choose(&windows, &[predictions(&first), predictions(&second)], &[false; 12], 4);
         assert_eq!(chosen[3..6], [0, 0, 0]);
     }
 
     #[test]
     fn entity_longer_than_a_window_is_read_word_by_word() {
         let windows = [0..4, 2..6, 4..8];
-        let all = vec![readings(&[(0.5, true); 4]); 3];
+        let all = vec![predictions(&[(0.5, true); 4]); 3];
         let continues_word = [false, true, false, true, false, true, false, true];
         let chosen = choose(&windows, &all, &continues_word, 2);
         assert_eq!(chosen.len(), 8);
@@ -231,22 +231,22 @@ mod tests {
             part in 0usize..=4,
         ) {
             let stride = room / 2 * part / 4;
-            let found = windows(&boundaries, room, stride);
-            prop_assert_eq!((found[0].start, found[found.len() - 1].end), (0, boundaries.len()));
-            prop_assert!(found.iter().all(|window| window.len() <= room));
-            for pair in found.windows(2) {
-                prop_assert!(pair[0].start < pair[1].start && pair[1].start <= pair[0].end && pair[0].end < pair[1].end, "{:?}", found);
+            let ranges = windows(&boundaries, room, stride);
+            prop_assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, boundaries.len()));
+            prop_assert!(ranges.iter().all(|window| window.len() <= room));
+            for pair in ranges.windows(2) {
+                prop_assert!(pair[0].start < pair[1].start && pair[1].start <= pair[0].end && pair[0].end < pair[1].end, "{:?}", ranges);
             }
-            // Every token is read in a window that has it, and every word that a window has is read in one.
+            // The chosen window contains the token, and all tokens of a word that fits a window are from the same one.
             let continues_word: Vec<bool> = boundaries.iter().map(|boundary| *boundary == Inside).collect();
-            let readings: Vec<Vec<TokenPrediction>> = found
+            let predictions: Vec<Vec<TokenPrediction>> = ranges
                 .iter()
                 .map(|window| window.clone().map(|at| TokenPrediction { score: (at % 7) as f32, continues: at % 5 == 0 }).collect())
                 .collect();
-            let chosen = choose(&found, &readings, &continues_word, stride);
-            prop_assert!(chosen.iter().enumerate().all(|(token, window)| found[*window].contains(&token)));
+            let chosen = choose(&ranges, &predictions, &continues_word, stride);
+            prop_assert!(chosen.iter().enumerate().all(|(token, window)| ranges[*window].contains(&token)));
             for word in blocks(0..boundaries.len(), &continues_word) {
-                if found.iter().any(|window| window.start <= word.start && word.end <= window.end) {
+                if ranges.iter().any(|window| window.start <= word.start && word.end <= window.end) {
                     prop_assert!(chosen[word.clone()].iter().all(|window| *window == chosen[word.start]), "{:?}", word);
                 }
             }

@@ -1,10 +1,10 @@
 //! WordPiece over the characters of BERT's normalizer and pre-tokenizer, in one pass over the text and without copies of words.
 //!
-//! It gives what the crate `tokenizers` gives, for texts of characters whose normal form is at most one character whatever stands beside
-//! them; all other texts are left to that crate. The normal form of a character, and whether it divides words, is asked of the tokenizer
-//! itself, once for each character. Pieces are found by a trie of the vocabulary: the longest entry from the start of the word, then
-//! the longest from there on, each in as many steps as the entry has bytes (Song et al., "Fast WordPiece Tokenization", 2021, adds
-//! links to the trie that spare steps of words of many pieces).
+//! The result equals that of the crate `tokenizers`, for texts of characters whose normal form is at most one character independent of
+//! context; all other texts are left to that crate. The normal form of a character, and whether it divides words, is computed by the
+//! tokenizer itself, once for each character. Pieces are found in a trie of the vocabulary: the longest entry from the start of the word,
+//! then the longest from its end on, each in as many steps as the entry has bytes (Song et al., "Fast WordPiece Tokenization", 2021, adds
+//! links to the trie that save steps for words of many pieces).
 
 use std::cell::Cell;
 
@@ -14,9 +14,9 @@ use tokenizers::{
     Tokenizer,
 };
 
-/// Characters from here on are left to the crate: their marks are reordered, or they divide words by themselves.
+/// Characters from here on are left to the crate: normalization reorders their marks, or each of them is a word.
 const CHARS_END: u32 = 0x2C00;
-/// As [`CHARS_END`], between the alphabets of Europe and the punctuation: scripts with marks that are letters.
+/// Left to the crate as well, between the European alphabets and the punctuation: scripts whose marks are letters.
 const CHARS_GAP: std::ops::Range<u32> = 0x590..0x1E00;
 
 /// The bare tokens of a text.
@@ -24,44 +24,44 @@ const CHARS_GAP: std::ops::Range<u32> = 0x590..0x1E00;
 pub(crate) struct Pieces {
     /// Token ids.
     pub(crate) ids: Vec<u32>,
-    /// For each token its first code point and the one after it.
+    /// The range of each token in code points, as start and end.
     pub(crate) offsets: Vec<(usize, usize)>,
 }
 
-/// A tokenizer's vocabulary as a trie, and what its normalizer makes of characters.
+/// The vocabulary of a tokenizer as a trie, and the classes of characters.
 pub(crate) struct WordPiece {
     trie: Trie,
-    /// Where the pieces that continue a word begin; none in a vocabulary without such.
+    /// The node of the prefix of pieces that continue a word; none in a vocabulary without such pieces.
     continuing: Option<u32>,
     unk_id: u32,
     word_chars_max: usize,
-    /// Texts that are tokens whatever stands beside them.
+    /// Added tokens, which are recognized anywhere in a text.
     added: Vec<String>,
     normalizer: NormalizerWrapper,
     pre_tokenizer: PreTokenizerWrapper,
-    /// By code point, once it has occurred.
+    /// The classes by code point, computed on first occurrence.
     classes: Vec<Cell<Class>>,
 }
 
-/// What a character becomes.
+/// The result of normalizing and pre-tokenizing a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// It has not occurred yet.
+    /// Not computed yet.
     Unknown,
-    /// Nothing.
+    /// Removed by the normalizer.
     Removed,
-    /// It divides words.
+    /// White space, which divides words.
     Space,
     /// This character, a word of its own.
     Alone(char),
     /// This character, part of a word.
     Part(char),
-    /// Not one character.
+    /// Anything else: left to the crate.
     Other,
 }
 
 impl WordPiece {
-    /// Of a tokenizer without truncation, padding and post-processor; none where it is of another kind.
+    /// From a tokenizer without truncation, padding and post-processor; none if it is of another kind.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else { return None };
         let normalizer = tokenizer.get_normalizer()?;
@@ -71,7 +71,7 @@ impl WordPiece {
             (NormalizerWrapper::BertNormalizer(_), PreTokenizerWrapper::BertPreTokenizer(_))
         );
         let added = tokenizer.get_added_tokens_decoder();
-        // Those are searched for in the normal form of the text.
+        // Normalized added tokens are searched for in the normal form of the text, which is not supported here.
         if !is_bert || added.values().any(|token| token.normalized || token.content.is_empty()) {
             return None;
         }
@@ -94,7 +94,7 @@ impl WordPiece {
         })
     }
 
-    /// The tokens of a text; none where it has characters that are left to the crate.
+    /// The tokens of a text; none if it has added tokens or characters that are left to the crate.
     pub(crate) fn pieces(&self, text: &str) -> Option<Pieces> {
         if self.added.iter().any(|token| text.contains(token.as_str())) {
             return None;
@@ -128,7 +128,7 @@ impl WordPiece {
         cell.get()
     }
 
-    /// Asks the normalizer and the pre-tokenizer.
+    /// Computes the class of a character with the normalizer and the pre-tokenizer.
     fn find_class(&self, char: char) -> tokenizers::Result<Class> {
         let mut normalized = NormalizedString::from(char.to_string());
         self.normalizer.normalize(&mut normalized)?;
@@ -138,7 +138,7 @@ impl WordPiece {
             (Some(char), None) => char,
             (Some(_), Some(_)) => return Ok(Class::Other),
         };
-        // Between two letters it divides the word, is a word between two, or belongs to one.
+        // Between two letters it divides the word (2 splits), is a word by itself (3), or is part of the word (1).
         let mut between = PreTokenizedString::from(format!("a{char}a"));
         self.pre_tokenizer.pre_tokenize(&mut between)?;
         Ok(match between.get_splits(OffsetReferential::Normalized, OffsetType::Byte).len() {
@@ -149,7 +149,7 @@ impl WordPiece {
         })
     }
 
-    /// Appends the pieces of a word, and begins the next.
+    /// Appends the pieces of a word, and clears the word.
     fn end_word(&self, word: &mut Word, pieces: &mut Pieces) {
         let Some(last) = word.bytes.len().checked_sub(1) else { return };
         let before = pieces.ids.len();
@@ -180,7 +180,7 @@ impl WordPiece {
 #[derive(Default)]
 struct Word {
     bytes: Vec<u8>,
-    /// For each byte the code point of the text that it is of.
+    /// For each byte the index of its code point in the text.
     origins: Vec<usize>,
     chars: usize,
 }
@@ -204,7 +204,7 @@ impl Word {
 const ROOT: u32 = 0;
 /// No id, and no edge.
 const NONE: u32 = u32::MAX;
-/// Nodes that an edge's key has room for.
+/// Maximum number of nodes: the bits that the key of an edge has for a node.
 const NODES_MAX: usize = 1 << 24;
 
 /// Byte strings with ids. The edges of all nodes are in one table with open addressing.
@@ -222,7 +222,7 @@ impl Default for Trie {
 }
 
 impl Trie {
-    /// Adds an entry; none where there are too many nodes.
+    /// Adds an entry; none if there are too many nodes.
     fn insert(&mut self, entry: &[u8], id: u32) -> Option<()> {
         let mut node = ROOT;
         for &byte in entry {
@@ -231,7 +231,7 @@ impl Trie {
                 None => {
                     let next = u32::try_from(self.ids.len()).ok().filter(|_| self.ids.len() < NODES_MAX)?;
                     self.ids.push(NONE);
-                    // At most half of the places are taken.
+                    // At most half of the table is used.
                     if 2 * self.ids.len() > self.edges.len() {
                         let doubled = vec![(NONE, NONE); 2 * self.edges.len()];
                         let edges = std::mem::replace(&mut self.edges, doubled);
@@ -247,23 +247,23 @@ impl Trie {
     }
 
     fn add(&mut self, key: u32, to: u32) {
-        let place = self.place(key);
-        self.edges[place] = (key, to);
+        let slot = self.slot(key);
+        self.edges[slot] = (key, to);
     }
 
-    /// Where a key is, or would be.
-    fn place(&self, key: u32) -> usize {
+    /// The index of a key in the table, or of the free slot for it.
+    fn slot(&self, key: u32) -> usize {
         let mask = self.edges.len() - 1;
         // Fibonacci hashing: the upper bits of the product are mixed best.
-        let mut place = (u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & mask;
-        while self.edges[place].0 != key && self.edges[place].0 != NONE {
-            place = (place + 1) & mask;
+        let mut slot = (u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & mask;
+        while self.edges[slot].0 != key && self.edges[slot].0 != NONE {
+            slot = (slot + 1) & mask;
         }
-        place
+        slot
     }
 
     fn next(&self, node: u32, byte: u8) -> Option<u32> {
-        let (_, to) = self.edges[self.place(key(node, byte))];
+        let (_, to) = self.edges[self.slot(key(node, byte))];
         (to != NONE).then_some(to)
     }
 
@@ -315,7 +315,7 @@ mod tests {
         MODELS.into_iter().map(both).collect()
     }
 
-    /// Whether the text was tokenized here; panics where the result is not that of the crate.
+    /// Whether the text was tokenized here; panics if the result differs from that of the crate.
     fn check(tokenizer: &Tokenizer, word_piece: &WordPiece, text: &str) -> bool {
         let Some(Pieces { ids, offsets }) = word_piece.pieces(text) else { return false };
         let expected = tokenizer.encode_char_offsets(text, false).unwrap();
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_with_traps_are_tokenized_as_by_the_crate() {
+    fn special_cases_are_tokenized_as_by_the_crate() {
         let long = "a".repeat(101);
         let texts = [
             ("", true),
@@ -353,8 +353,8 @@ mod tests {
         }
     }
 
-    /// Of a folder that is not part of the repository; without it the vectors of the tests take its place. Without optimization only the first
-    /// texts of each file, for the sake of time.
+    /// Reads the folder `WEIR_DATA`, which is not part of the repository; without it, the vectors of the tests. Debug builds read only the
+    /// first texts of each file, to save time.
     #[test]
     fn held_out_texts_are_tokenized_as_by_the_crate_and_nearly_all_here() {
         let data = std::env::var_os("WEIR_DATA").map_or_else(|| root().join("tests/vectors"), Into::into);
@@ -368,7 +368,7 @@ mod tests {
             let most = if cfg!(debug_assertions) { 500 } else { usize::MAX };
             for line in std::fs::read_to_string(path).unwrap().lines().take(most) {
                 let line: serde_json::Value = serde_json::from_str(line).unwrap();
-                // Of entities there are words.
+                // The files of entities have words instead of a text.
                 let words = || line["tokens"].as_array().into_iter().flatten().filter_map(|word| word.as_str());
                 let text = line["text"].as_str().map_or_else(|| words().collect::<Vec<_>>().join(" "), str::to_owned);
                 texts += 1;

@@ -1,4 +1,4 @@
-//! Items from text to outcome, with an artificial graph: refusals, truncation, and the positions of spans and summaries.
+//! Items from text to outcome, with an artificial graph: refusals, truncation, and the positions of entities and summaries.
 
 // A failing test panics.
 #![allow(clippy::unwrap_used)]
@@ -56,7 +56,7 @@ fn summarize(tokens_min: u32, tokens_max: u32) -> Task {
     Task::Summarize(SummaryOptions { tokens_min, tokens_max })
 }
 
-/// The outcome of an item whose sequences `graph` computes: each gives numbers and their shape.
+/// The outcome of an item. `graph` computes the values of each sequence and their shape.
 fn run(
     item: Item,
     files: &Rc<ModelFiles>,
@@ -76,7 +76,7 @@ fn run(
     result.expect("an outcome after the last part")
 }
 
-/// A graph that must not be asked.
+/// A graph that must not be called.
 fn unused(_: usize, _: &Sequence) -> (Vec<f32>, Vec<usize>) {
     panic!("nothing had to be computed")
 }
@@ -175,11 +175,11 @@ fn spans_of_a_split_text_lie_in_the_whole_text() {
     let files = model(CONFIG_TOKENS, 64);
     let text = "  🙂 Nobody spoke. Then e\u{301}clairs and Merkel came!\n\nMerkel left.";
     let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
-    let found = entities(run(split, &files, persons(ids("Merkel", &files))));
-    let surfaces: Vec<String> = found.iter().map(|entity| surface(text, entity)).collect();
+    let found_entities = entities(run(split, &files, persons(ids("Merkel", &files))));
+    let surfaces: Vec<String> = found_entities.iter().map(|entity| surface(text, entity)).collect();
     assert_eq!(surfaces, ["Merkel", "Merkel"]);
-    assert!(found[0].end < found[1].start);
-    assert_eq!(found[0].label, "PER");
+    assert!(found_entities[0].end < found_entities[1].start);
+    assert_eq!(found_entities[0].label, "PER");
 }
 
 #[test]
@@ -187,8 +187,8 @@ fn sentence_over_the_maximum_is_read_in_windows() {
     let files = model(CONFIG_TOKENS, 7);
     let text = "one two three four five six seven eight paris nine ten eleven paris";
     let split = Item { overflow: Overflow::Split, ..item(text, tokens()) };
-    let found = entities(run(split, &files, persons(ids("paris", &files))));
-    assert_eq!(found.iter().map(|entity| surface(text, entity)).collect::<Vec<_>>(), ["paris", "paris"]);
+    let found_entities = entities(run(split, &files, persons(ids("paris", &files))));
+    assert_eq!(found_entities.iter().map(|entity| surface(text, entity)).collect::<Vec<_>>(), ["paris", "paris"]);
 }
 
 /// A graph that recognizes "angela berlin" by its neighbours: a name at the edge of its window gets another label, with a higher score.
@@ -212,7 +212,7 @@ fn names_in_context(ids: [u32; 2]) -> impl Fn(usize, &Sequence) -> (Vec<f32>, Ve
 const CONFIG_NAMES: &str =
     r#"{"architectures":["BertForTokenClassification"],"id2label":{"0":"O","1":"B-PER","2":"I-PER"}}"#;
 
-/// One name in speech without punctuation, wherever it stands, is found once and whole.
+/// A name in text without punctuation is found once and whole, at every position.
 #[test]
 fn name_in_a_long_text_is_found_whole_at_every_position() {
     let files = model(CONFIG_NAMES, 26);
@@ -223,12 +223,12 @@ fn name_in_a_long_text_is_found_whole_at_every_position() {
             for stride in [None, Some(8), Some(12)] {
                 let task = Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride });
                 let split = Item { overflow: Overflow::Split, ..item(&text, task) };
-                let found = entities(run(split, &files, names_in_context(ids)));
-                let texts: Vec<&str> = found.iter().map(|entity| entity.text.as_str()).collect();
-                // Right at the beginning and the end of all of it nothing stands beside the name.
+                let found_entities = entities(run(split, &files, names_in_context(ids)));
+                let texts: Vec<&str> = found_entities.iter().map(|entity| entity.text.as_str()).collect();
+                // At the beginning and the end of the text the name has no neighbour on one side.
                 if (1..80).contains(&before) {
                     assert_eq!(texts, ["Angela Berlin"], "{before} {aggregation:?} {stride:?}");
-                    assert_eq!(surface(&text, &found[0]), "Angela Berlin");
+                    assert_eq!(surface(&text, &found_entities[0]), "Angela Berlin");
                 }
             }
         }
@@ -242,7 +242,7 @@ thread_local! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Names at random positions in speech without punctuation are found once and whole, at their positions.
+    /// Names at random positions in text without punctuation are found once and whole, at their positions.
     #[test]
     fn names_in_speech_are_found_whole_at_any_position(
         words in proptest::collection::vec(
@@ -254,19 +254,19 @@ proptest! {
         stride in proptest::option::of(6u32..9),
     ) {
         let ids = NAME.with(|ids| *ids);
-        // Something stands beside every name.
+        // Every name has neighbours on both sides.
         let text = format!("tea {} tea", words.join(" tea "));
         let task = Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride });
         let split = Item { overflow: Overflow::Split, ..item(&text, task) };
-        let found = entities(run(split, &model(CONFIG_NAMES, tokens_max), names_in_context(ids)));
-        let places: Vec<u32> = found.iter().map(|entity| entity.start).collect();
+        let found_entities = entities(run(split, &model(CONFIG_NAMES, tokens_max), names_in_context(ids)));
+        let positions: Vec<u32> = found_entities.iter().map(|entity| entity.start).collect();
         let want: Vec<u32> = text.match_indices("Angela").map(|(at, _)| at as u32).collect();
-        prop_assert_eq!(places, want);
-        prop_assert!(found.iter().all(|entity| entity.text == "Angela Berlin" && surface(&text, entity) == entity.text));
+        prop_assert_eq!(positions, want);
+        prop_assert!(found_entities.iter().all(|entity| entity.text == "Angela Berlin" && surface(&text, entity) == entity.text));
     }
 }
 
-/// Without an aggregation each token stands once, with its index in the whole text, and none splits a word.
+/// Without an aggregation each token is reported once, with its index in the whole text, and no window splits a word.
 #[test]
 fn tokens_of_a_long_text_are_reported_once_and_words_stay_whole() {
     let files = model(CONFIG_NAMES, 20);
@@ -274,29 +274,29 @@ fn tokens_of_a_long_text_are_reported_once_and_words_stay_whole() {
     let want = ids(&text, &model(CONFIG_NAMES, 512));
     let options = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: Some(5) };
     let split = Item { overflow: Overflow::Split, ..item(&text, Task::Tokens(options)) };
-    let found = entities(run(split, &files, |_, sequence| {
+    let found_entities = entities(run(split, &files, |_, sequence| {
         let first = sequence.special.iter().position(|special| !special).unwrap();
         assert!(!files.tokenizer.token(sequence.ids[first]).starts_with("##"), "a window begins within a word");
         (vec![0.0; sequence.ids.len() * 3], vec![sequence.ids.len(), 3])
     }));
-    let indexes: Vec<u32> = found.iter().filter_map(|entity| entity.index).collect();
+    let indexes: Vec<u32> = found_entities.iter().filter_map(|entity| entity.index).collect();
     assert_eq!(indexes, (1..=want.len() as u32).collect::<Vec<_>>());
     let words: Vec<String> = want.iter().map(|&id| files.tokenizer.token(id)).collect();
-    assert_eq!(found.iter().map(|entity| entity.word.clone()).collect::<Vec<_>>(), words);
-    assert!(found.iter().all(|entity| surface(&text, entity) == entity.text));
+    assert_eq!(found_entities.iter().map(|entity| entity.word.clone()).collect::<Vec<_>>(), words);
+    assert!(found_entities.iter().all(|entity| surface(&text, entity) == entity.text));
 }
 
 #[test]
 fn stride_over_half_of_the_model_is_refused() {
     let files = model(CONFIG_TOKENS, 22);
-    let ask = |stride, overflow| {
+    let run_with = |stride, overflow| {
         let options = TokenOptions { aggregation: Aggregation::First, ignore_labels: Vec::new(), stride: Some(stride) };
         run(Item { overflow, ..item("a text", Task::Tokens(options)) }, &files, persons(Vec::new()))
     };
-    assert!(ask(10, Overflow::Split).is_ok());
-    let Err(Failure::InvalidInput(reason)) = ask(11, Overflow::Split) else { panic!("it is too much") };
+    assert!(run_with(10, Overflow::Split).is_ok());
+    let Err(Failure::InvalidInput(reason)) = run_with(11, Overflow::Split) else { panic!("a stride of 11 was accepted") };
     assert!(reason.contains("stride is 11 and may be 10"), "{reason}");
-    assert!(matches!(ask(1, Overflow::Truncate), Err(Failure::InvalidInput(_))));
+    assert!(matches!(run_with(1, Overflow::Truncate), Err(Failure::InvalidInput(_))));
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn text_that_is_cut_on_the_left_keeps_its_end() {
     let files = model(CONFIG_TOKENS, 7);
     let text = "paris two three four five six paris";
     let left = Item { overflow: Overflow::TruncateLeft, ..item(text, tokens()) };
-    let found = entities(run(left, &files, persons(ids("paris", &files))));
-    assert_eq!(found.iter().map(|entity| (entity.start, entity.text.as_str())).collect::<Vec<_>>(), [(30, "paris")]);
+    let found_entities = entities(run(left, &files, persons(ids("paris", &files))));
+    assert_eq!(found_entities.iter().map(|entity| (entity.start, entity.text.as_str())).collect::<Vec<_>>(), [(30, "paris")]);
     let labels = model(CONFIG_LABELS, 8);
     let left = Item { overflow: Overflow::TruncateLeft, ..item("a b c d e f g h i", classify()) };
     let Prepared::Compute(_, sequences) = prepare(left, &labels) else { panic!("nothing to compute") };
@@ -377,12 +377,12 @@ fn summary_stays_in_order_and_within_bounds() {
             (tokens_min.min(has)..=tokens_max).contains(&tokens),
             "{tokens} tokens of {tokens_min} to {tokens_max}: {got}"
         );
-        let places: Vec<usize> = sentences
+        let positions: Vec<usize> = sentences
             .iter()
             .filter(|sentence| got.contains(sentence.as_str()))
             .map(|sentence| got.find(sentence.as_str()).unwrap())
             .collect();
-        assert!(places.is_sorted(), "{got}");
+        assert!(positions.is_sorted(), "{got}");
         assert_eq!(got, summary(run(split, &files, hashed)));
     }
 }
@@ -391,8 +391,8 @@ fn summary_stays_in_order_and_within_bounds() {
 fn summary_reads_the_part_that_overflow_allows() {
     let files = model(CONFIG_VECTORS, 16);
     let text = "The first sentence is here. The second one is here. The third lies beyond the end.";
-    let ask = |overflow| run(Item { overflow, ..item(text, summarize(1, 100)) }, &files, hashed);
-    assert!(summary(ask(Overflow::Split)).contains("third"));
-    assert!(!summary(ask(Overflow::Truncate)).contains("beyond"));
-    assert_eq!(ask(Overflow::Fail), Err(Failure::TooLong(TooLong { tokens: 21, tokens_max: 16 })));
+    let run_with = |overflow| run(Item { overflow, ..item(text, summarize(1, 100)) }, &files, hashed);
+    assert!(summary(run_with(Overflow::Split)).contains("third"));
+    assert!(!summary(run_with(Overflow::Truncate)).contains("beyond"));
+    assert_eq!(run_with(Overflow::Fail), Err(Failure::TooLong(TooLong { tokens: 21, tokens_max: 16 })));
 }

@@ -1,7 +1,7 @@
-//! Tokenizing and post-processing against what the transformers library gives for the same texts and logits.
+//! Compares tokenizing and post-processing with the results of the transformers library for the same texts and logits.
 //!
 //! Each line of `tests/vectors/*.jsonl` has one input, the encoding of the tokenizer of transformers and, in the files of the two
-//! pipelines, the logits of the model and the pipeline's result. No graph runs here: the logits of the file replace it.
+//! pipelines, the logits of the model and the result of the pipeline. No graph runs here: its logits come from the file.
 
 // A failing test panics.
 #![allow(clippy::unwrap_used)]
@@ -18,7 +18,7 @@ use weir_infer::types::{
     TokenOptions, TooLong, WhenFull,
 };
 
-/// How far a score may be from the one of transformers.
+/// The largest accepted difference of a score.
 const TOLERANCE: f64 = 1e-4;
 
 fn root() -> PathBuf {
@@ -41,7 +41,7 @@ fn open(name: &str) -> Rc<ModelFiles> {
     Rc::new(ModelFiles { config, tokenizer })
 }
 
-/// A tensor of any rank as its numbers and its shape.
+/// The values and the shape of a tensor of any rank.
 fn flatten(value: &Value) -> (Vec<f32>, Vec<usize>) {
     match value {
         Value::Array(rows) => {
@@ -59,7 +59,7 @@ fn item_of(line: &Value, files: &ModelFiles) -> Item {
     let parameters = &line["parameters"];
     let task = match files.config.kind {
         ModelKind::TextClassification => Task::Classify(ClassifyOptions {
-            // The pipeline gives the best label unless asked; `null` asks for all.
+            // By default the pipeline gives the best label; `null` means all.
             top_k: parameters.get("top_k").map_or(Some(1), |top_k| top_k.as_u64().map(|top_k| top_k as u32)),
             activation: match parameters["function_to_apply"].as_str() {
                 None => None,
@@ -119,7 +119,7 @@ fn same_entity(got: &Entity, expected: &Value) -> bool {
         && got.index.map(u64::from) == expected["index"].as_u64()
 }
 
-/// `Err` with the difference unless the line's list of numbers under `key`, if it has one, is `got`.
+/// `Err` with the difference if the line has a list of numbers under `key` that is not `got`.
 fn same_numbers(line: &Value, key: &str, got: impl Iterator<Item = usize>) -> Result<(), String> {
     let Some(expected) = line[key].as_array() else { return Ok(()) };
     let expected: Vec<usize> = expected.iter().map(|number| number.as_u64().unwrap() as usize).collect();
@@ -127,12 +127,12 @@ fn same_numbers(line: &Value, key: &str, got: impl Iterator<Item = usize>) -> Re
     if got == expected { Ok(()) } else { Err(format!("{key} {got:?}, expected {expected:?}")) }
 }
 
-/// `Err` with what differs from transformers.
+/// `Err` with the difference from transformers.
 fn check(line: &Value, files: &Rc<ModelFiles>) -> Result<(), String> {
     let tokens = line["input_ids"].as_array().unwrap().len();
     let tokens_max = files.tokenizer.tokens_max();
     if tokens > tokens_max {
-        // Made without truncation: transformers runs such a sequence, here the model's maximum always holds.
+        // The vectors were made without truncation; here the maximum of the model always applies.
         let item = Item { overflow: Overflow::Fail, ..item_of(line, files) };
         let too_long = Failure::TooLong(TooLong { tokens: tokens as u32, tokens_max: tokens_max as u32 });
         return match prepare(item, files) {
@@ -160,7 +160,7 @@ fn check(line: &Value, files: &Rc<ModelFiles>) -> Result<(), String> {
 
     let (values, shape) = flatten(&line["logits"]);
     let result = job.accept(0, sequence, RowOutput { values: &values, shape: &shape });
-    // Of a pair the pipeline gives its one label bare.
+    // For a pair the pipeline returns a single label instead of a list.
     let bare = [line["expected"].clone()];
     let expected = line["expected"].as_array().map_or(&bare[..], |list| &list[..]);
     let holds = match &result {

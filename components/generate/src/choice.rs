@@ -1,45 +1,45 @@
-//! One text that is generated: from sampled tokens to events.
+//! A choice: one generated text, from sampled tokens to events.
 
 use weir_core::generation::FinishReason;
 use weir_core::generation::text::TextStream;
 
 use crate::bindings::weir::stream::lm::Sampled;
-use crate::constraint::{Constraint, Next};
+use crate::constraint::{Constraint, NextTokens};
 use crate::model::LanguageModel;
 use crate::tools::{Part, ToolFormat, ToolParser};
 use crate::types::{Done, EventKind, Piece, Reason, Token, ToolDelta};
 
-/// The state of a text.
+/// The state of a generated text.
 pub struct Choice {
     index: u32,
     text: TextStream,
     tools: Option<ToolParser>,
-    /// Begins the ids of its calls.
+    /// The prefix of the ids of its tool calls.
     call_prefix: String,
     constraint: Option<Constraint>,
     wants_logprobs: bool,
-    /// The sampled tokens; the last one is not yet part of its sequence.
+    /// The sampled tokens. The last one is not computed yet.
     pub tokens: Vec<u32>,
 }
 
-/// How a text has ended.
+/// How a text ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// Why.
+    /// The reason.
     pub reason: FinishReason,
-    /// The stop string that ended it.
+    /// The stop string that ended it, if one did.
     pub stop: Option<String>,
 }
 
 impl End {
-    /// Without a stop string.
+    /// An end without a stop string.
     pub fn of(reason: FinishReason) -> Self {
         Self { reason, stop: None }
     }
 }
 
 impl Choice {
-    /// A text without tokens.
+    /// A text without tokens. `tools` are the format of tool calls and the prefix of their ids, if the text may have calls.
     pub fn new(
         index: u32,
         stops: &[String],
@@ -59,20 +59,20 @@ impl Choice {
         }
     }
 
-    /// The tokens that may come next; none where all may.
+    /// The tokens that may come next; none if there is no constraint.
     ///
     /// # Errors
     ///
-    /// The form of the text takes too much to be followed.
-    pub fn allowed(&mut self) -> Result<Option<Next>, String> {
+    /// The constraint exceeds its computation limits.
+    pub fn allowed(&mut self) -> Result<Option<NextTokens>, String> {
         self.constraint.as_mut().map(Constraint::allowed).transpose()
     }
 
-    /// Adds a sampled token. Returns how the text has ended, if it has.
+    /// Adds a sampled token, and its events to `events`. Returns how the text ended, if it did.
     ///
     /// # Errors
     ///
-    /// The token is none that its form allows.
+    /// The constraint does not allow the token.
     pub fn push(
         &mut self,
         sampled: &Sampled,
@@ -94,20 +94,20 @@ impl Choice {
         };
         let cut = self.text.push(if is_shown { model.tokenizer.bytes(token) } else { &[] });
         let logprobs: Vec<Token> = if self.wants_logprobs { vec![logprob(sampled, model)] } else { Vec::new() };
-        self.show(&cut.text, logprobs, events);
+        self.emit(&cut.text, logprobs, events);
         Ok(match cut.stop {
             Some(stop) => Some(End { reason: FinishReason::Stop, stop: Some(stop) }),
             None => is_complete.then(|| End::of(FinishReason::Stop)),
         })
     }
 
-    /// Ends the text; adds what was held back of it, and its end.
+    /// Ends the text: adds events for the text that was held back, and for the end.
     pub fn finish(&mut self, end: End, events: &mut Vec<EventKind>) {
         let mut end = end;
-        // A text that a stop string has ended shows nothing more.
+        // After a stop string, or when cancelled, the text that was held back is dropped.
         if end.stop.is_none() && end.reason != FinishReason::Cancelled {
             let cut = self.text.finish();
-            self.show(&cut.text, Vec::new(), events);
+            self.emit(&cut.text, Vec::new(), events);
             end.stop = cut.stop;
         }
         if let Some(parser) = &mut self.tools {
@@ -115,7 +115,7 @@ impl Choice {
             if end.reason == FinishReason::Stop && parser.complete_calls() > 0 {
                 end.reason = FinishReason::ToolCalls;
             }
-            self.show_parts(parts, Vec::new(), events);
+            self.emit_parts(parts, Vec::new(), events);
         }
         let tokens = u32::try_from(self.tokens.len()).unwrap_or(u32::MAX);
         let reason = match end.reason {
@@ -128,16 +128,16 @@ impl Choice {
         events.push(EventKind::Done(Done { index: self.index, reason, stop: end.stop, tokens }));
     }
 
-    fn show(&mut self, text: &str, logprobs: Vec<Token>, events: &mut Vec<EventKind>) {
+    fn emit(&mut self, text: &str, logprobs: Vec<Token>, events: &mut Vec<EventKind>) {
         let parts = match &mut self.tools {
             Some(parser) => parser.push(text),
             None if text.is_empty() => Vec::new(),
             None => vec![Part::Text(text.to_owned())],
         };
-        self.show_parts(parts, logprobs, events);
+        self.emit_parts(parts, logprobs, events);
     }
 
-    fn show_parts(&self, parts: Vec<Part>, mut logprobs: Vec<Token>, events: &mut Vec<EventKind>) {
+    fn emit_parts(&self, parts: Vec<Part>, mut logprobs: Vec<Token>, events: &mut Vec<EventKind>) {
         let index = self.index;
         for part in parts {
             events.push(match part {
@@ -158,7 +158,7 @@ impl Choice {
     }
 }
 
-/// Whether a control token begins calls of tools.
+/// Whether a control token is the marker that begins tool calls.
 fn is_marker(model: &LanguageModel, token: u32) -> bool {
     model.tokenizer.bytes(token) == model.tool_format.marker().as_bytes()
 }
@@ -173,7 +173,7 @@ fn logprob(sampled: &Sampled, model: &LanguageModel) -> Token {
     }
 }
 
-/// JSON has no infinity: a token that a filter left although it is impossible has a very small probability.
+/// JSON has no infinity: an impossible token gets -9999, as in the API of OpenAI.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }

@@ -1,4 +1,5 @@
-//! The form of a text as masks of allowed tokens, by llguidance. What it cannot do is an error: a text is never silently free.
+//! Constraints on the form of a text, as masks of allowed tokens, by llguidance. An unsupported form is an error: no text is generated
+//! without the constraint that its request has.
 
 use std::sync::Arc;
 
@@ -10,33 +11,33 @@ use serde_json::{Value as Json, json};
 use crate::tokenizer::Tokenizer;
 use crate::types::Format;
 
-/// Longest schema, grammar or regular expression, bytes.
+/// Maximum size of a schema, grammar or regular expression, in bytes.
 pub const FORM_BYTES_MAX: usize = 64 << 10;
 
-/// Makes the constraints of a model.
+/// Compiles the constraints for the vocabulary of a model.
 pub struct Constraints {
     factory: ParserFactory,
     end_tokens: Vec<u32>,
 }
 
-/// The state of one text in its form.
+/// The state of one text under its constraint.
 pub struct Constraint(Matcher);
 
 /// The tokens that may come next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// These: one bit each, the lowest bit of the first byte is token 0.
+pub enum NextTokens {
+    /// These, one bit for each token; the lowest bit of the first byte is token 0.
     Allowed(Vec<u8>),
     /// None: the text is complete.
     End,
 }
 
 impl Constraints {
-    /// For the vocabulary of a model.
+    /// Prepares constraints for a vocabulary.
     ///
     /// # Errors
     ///
-    /// The library refuses the vocabulary.
+    /// There is no end token, or the library refuses the vocabulary.
     pub fn new(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<Self, String> {
         let count = u32::try_from(tokenizer.len()).map_err(|error| error.to_string())?;
         let end_tokens: Vec<u32> = end_tokens.iter().copied().filter(|token| *token < count).collect();
@@ -58,11 +59,11 @@ impl Constraints {
         Ok(Self { factory, end_tokens })
     }
 
-    /// The state of a text that has not begun.
+    /// The state of an empty text under a constraint.
     ///
     /// # Errors
     ///
-    /// The form is invalid, or has what is not supported; the text says what.
+    /// The form is too large, invalid or not supported; the text names the reason.
     pub fn begin(&self, form: &Format) -> Result<Constraint, String> {
         let (kind, text) = match form {
             Format::Json => ("format", ""),
@@ -86,7 +87,7 @@ impl Constraints {
         self.compile(grammar).map_err(|error| format!("the {kind} cannot be used: {error}"))
     }
 
-    /// The state of a text in a grammar of this component.
+    /// The state of an empty text under a Lark grammar that this component wrote.
     pub(crate) fn begin_lark(&self, grammar: String) -> Result<Constraint, String> {
         self.compile(TopLevelGrammar::from_lark(grammar))
     }
@@ -96,7 +97,7 @@ impl Constraints {
         if let Some(error) = matcher.get_error() {
             return Err(error);
         }
-        // A form that no text has shows here.
+        // A form that matches no text fails here.
         matcher.compute_mask().map_err(|error| format!("{error:#}"))?;
         Ok(Constraint(matcher))
     }
@@ -107,7 +108,7 @@ impl Constraints {
     }
 }
 
-/// A schema whose texts have no white space but behind `,` and `:`: small models would write it for ever.
+/// A schema whose texts have white space only after `,` and `:`, since small models may write white space without end.
 pub(crate) fn compact(schema: Json) -> Json {
     let form = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
     match schema {
@@ -120,7 +121,7 @@ pub(crate) fn compact(schema: Json) -> Json {
 }
 
 impl Constraint {
-    /// A text that continues from here on its own.
+    /// A copy of the state, for another text with the same beginning.
     pub fn fork(&self) -> Self {
         Self(self.0.deep_clone())
     }
@@ -129,20 +130,20 @@ impl Constraint {
     ///
     /// # Errors
     ///
-    /// The form takes too much to be followed.
-    pub fn allowed(&mut self) -> Result<Next, String> {
+    /// The constraint exceeds its computation limits.
+    pub fn allowed(&mut self) -> Result<NextTokens, String> {
         if self.0.is_stopped() {
-            return Ok(Next::End);
+            return Ok(NextTokens::End);
         }
         let mask = self.0.compute_mask().map_err(|error| format!("{error:#}"))?;
         if mask.is_zero() {
-            return Ok(Next::End);
+            return Ok(NextTokens::End);
         }
         let bytes = mask.as_slice().iter().flat_map(|word| word.to_le_bytes());
-        Ok(Next::Allowed(bytes.take(mask.len().div_ceil(8)).collect()))
+        Ok(NextTokens::Allowed(bytes.take(mask.len().div_ceil(8)).collect()))
     }
 
-    /// Adds a token. Returns whether the text is complete and can have no further token.
+    /// Adds a token. Returns true if the text is complete and no token may follow.
     ///
     /// # Errors
     ///

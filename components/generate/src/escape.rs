@@ -1,10 +1,10 @@
-//! Text of users inside of a prompt: the template's control tokens are recognized in the rendered text, and a user must not be able to
-//! write one. A mark is put into every name of a control token that a user's text has, and behind every beginning of one at its end
-//! (another text may follow with the rest). The tokenizer takes the marks out again, after it has looked for control tokens.
+//! Escaping of users' text in a prompt. Control tokens are recognized in the rendered template, and a user's text must not produce one. A
+//! mark is inserted into every name of a control token in a user's text, and after every beginning of a name at its end, since the next
+//! text may continue it. The tokenizer removes the marks after it has looked for control tokens.
 
 use std::borrow::Cow;
 
-/// A noncharacter: Unicode reserves it for use inside of programs. What users write loses it.
+/// A noncharacter, which Unicode reserves for internal use. It is removed from users' text.
 const MARK: char = '\u{fdd0}';
 
 /// Marks the names of control tokens in a text.
@@ -13,7 +13,7 @@ pub fn escape<'a>(text: &str, names: impl Iterator<Item = &'a str> + Clone) -> S
     let mut cuts: Vec<usize> = Vec::new();
     for name in names {
         let Some(first) = name.chars().next() else { continue };
-        // Names may overlap: every beginning of one is looked at.
+        // Names may overlap, so every occurrence is marked.
         let overlapping = text.char_indices().filter(|(at, char)| *char == first && text[*at..].starts_with(name));
         cuts.extend(overlapping.map(|(at, _)| at + first.len_utf8()));
         let tails = name.char_indices().skip(1).map(|(at, _)| &name[..at]);
@@ -47,7 +47,7 @@ mod tests {
     const NAMES: [&str; 3] = ["<|im_end|>", "[INST]", "<<"];
 
     proptest! {
-        /// However texts of users are joined, no control token comes about.
+        /// No concatenation of escaped texts has the name of a control token.
         #[test]
         fn joined_texts_have_no_control_token(
             texts in prop::collection::vec("(<\\|im_end\\|>|<\\||im_|end\\|>|\\[INST|\\]|<|x| ){0,6}", 1..5),

@@ -1,16 +1,18 @@
 //! The generate component: runs the language models of the host, token by token.
 //!
 //! Read in this order:
-//! - [`tokenizer`]: texts into tokens and tokens into bytes, built from what the file of a model says.
-//! - [`template`]: chats into text, by the template of the model, which is code of others: it has fuel and bounds.
-//! - [`escape`]: text of users inside a prompt never becomes a control token.
+//! - [`tokenizer`]: from texts to tokens and from tokens to bytes, with the vocabulary in the file of a model; [`sentencepiece`]: the
+//!   encoder for vocabularies with scores.
+//! - [`template`]: from chats to text, with the template of the model. Templates are untrusted code: they run with fuel and bounds.
+//! - [`escape`]: users' text in a prompt never becomes a control token.
 //! - [`constraint`]: schemas, grammars and regular expressions as masks of allowed tokens.
-//! - [`tools`]: tools in the prompt, and their calls in what is generated.
-//! - [`model`]: all of it for one model; [`prepare`]: a request as the tokens and settings of a generation.
-//! - [`choice`]: one text that is generated.
-//! - `service`: the parts that touch the world: the streams, the host's models.
+//! - [`tools`]: tools in the prompt, and tool calls in the generated text.
+//! - [`model`]: all of these for one model; [`prepare`]: from a request to the tokens and settings of a generation.
+//! - [`choice`]: one generated text.
+//! - [`settings`]: the settings of the host.
+//! - `service`: the interfaces to the host: the streams and the models.
 //!
-//! All but the last line is pure and tested natively; the last exists for wasm32 only.
+//! `service` exists for wasm32 only; all other modules are pure and tested natively.
 
 /// The generated bindings of the world `generate-service`.
 #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-//! One model: its tokenizer, its template and its constraints.
+//! A language model: its tokenizer, its template and its constraints.
 
 use std::cell::OnceCell;
 
@@ -13,24 +13,24 @@ use crate::tools::ToolFormat;
 
 /// A model that is ready to tokenize and to render chats.
 pub struct LanguageModel {
-    /// What the host says about it.
+    /// The description by the host.
     pub info: ModelInfo,
-    /// Its tokens.
+    /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Its chat template, or why it cannot be used; none where the file has none.
+    /// Its chat template, or why that cannot be used; none if the file has none.
     pub template: Option<Result<Template, String>>,
-    /// How it writes calls of tools.
+    /// The format of its tool calls.
     pub tool_format: ToolFormat,
     constraints: OnceCell<Result<Constraints, String>>,
-    /// The tokens of prompts that begin with a configured prefix.
+    /// The leading tokens of prompts with each configured prefix.
     prefixes: Vec<Vec<u32>>,
 }
 
-/// The longest rendered prefix, bytes.
+/// Maximum size of a rendered prefix, in bytes.
 const PREFIX_BYTES_MAX: usize = 1 << 20;
 
 impl LanguageModel {
-    /// Builds it from what the host has.
+    /// Builds a model from its description, vocabulary and template.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl LanguageModel {
         Ok(model)
     }
 
-    /// The tokens with which every chat with this system message begins.
+    /// The leading tokens of every chat with this system message: those that two chats with different user messages have in common.
     fn prefix(&self, system: &str) -> Option<Vec<u32>> {
         let template = self.template.as_ref()?.as_ref().ok()?;
         let system = crate::escape::escape(system, self.tokenizer.control_names().collect::<Vec<_>>().into_iter());
@@ -69,13 +69,13 @@ impl LanguageModel {
         Some(one[..common].to_vec())
     }
 
-    /// How many of the first tokens of a prompt are a configured prefix.
+    /// The number of leading tokens of a prompt that are part of a configured prefix.
     pub fn shared_tokens(&self, prompt: &[u32]) -> usize {
         let common = |prefix: &Vec<u32>| prefix.iter().zip(prompt).take_while(|(one, other)| one == other).count();
         self.prefixes.iter().map(common).max().unwrap_or(0)
     }
 
-    /// Its constraints; made when they are first needed.
+    /// Its constraints, prepared on first use.
     ///
     /// # Errors
     ///

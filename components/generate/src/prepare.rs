@@ -1,4 +1,4 @@
-//! A request as the tokens and settings of a generation. What cannot be done is refused here, before anything is computed.
+//! From a request to the tokens and settings of a generation. Invalid requests are refused here, before anything is computed.
 
 use serde_json::{Value as Json, json};
 
@@ -13,47 +13,48 @@ use crate::template::{Template, TemplateError};
 use crate::tools::{self, ToolChoice, ToolFormat};
 use crate::types::{Chat, Prompt, Request, Sampling};
 
-/// A request that can be run.
+/// A checked request, ready to run.
 pub struct Prepared {
     /// The tokens of the prompt; at least one.
     pub tokens: Vec<u32>,
     /// The number of leading tokens that are a configured prefix.
     pub shared_tokens: usize,
-    /// How tokens are sampled; it has the seed.
+    /// How tokens are sampled, including the seed.
     pub sampler: Sampler,
-    /// The form of the text.
+    /// The constraint of the text, if it has one.
     pub constraint: Option<Constraint>,
-    /// How calls are written, if the text may have some.
+    /// The format of tool calls, if the text may have some.
     pub tools: Option<ToolFormat>,
 }
 
-/// Most stop strings, and their bytes.
+/// Maximum number of stop strings, and maximum size of one in bytes.
 const STOPS_MAX: usize = 8;
 const STOP_BYTES_MAX: usize = 256;
-/// Most alternatives that are reported.
+/// Maximum number of alternatives that are reported for a token.
 const LOGPROBS_MAX: u32 = 20;
-/// Most biases.
+/// Maximum number of biases.
 const BIASES_MAX: usize = 1024;
-/// Bytes of a rendered prompt for each byte of its chat, beyond what every template writes.
+/// Maximum size of a rendered prompt as a multiple of `prompt_bytes_max`.
 const RENDERED_FACTOR: usize = 4;
+/// Lower bound of that maximum, in bytes.
 const RENDERED_BYTES_MIN: usize = 64 << 10;
-/// How far back `repeat-penalty` looks, in tokens.
+/// The number of last tokens to which penalties apply.
 const PENALTY_TOKENS: u32 = 64;
 
 fn invalid(text: impl Into<String>) -> Failure {
     Failure::InvalidInput(text.into())
 }
 
-/// Prepares a request; `draw` draws a seed where it has none.
+/// Checks and prepares a request; `random_seed` makes a seed if the request has none.
 ///
 /// # Errors
 ///
-/// `invalid-input` with what is wrong, or `too-long`.
+/// [`Failure::InvalidInput`] with the reason, or [`Failure::TooLong`].
 pub fn prepare(
     request: &Request,
     model: &LanguageModel,
     settings: &Settings,
-    draw: impl FnOnce() -> u64,
+    random_seed: impl FnOnce() -> u64,
 ) -> Result<Prepared, Failure> {
     check(request, model, settings)?;
     let mut constraint = None;
@@ -77,20 +78,20 @@ pub fn prepare(
                     return Err(invalid("a format and a tool_choice that requires a tool cannot be combined"));
                 }
                 let grammar = model.tool_format.grammar(&tools, &model.tokenizer);
-                let begun = model.constraints().and_then(|constraints| constraints.begin_lark(grammar));
+                let result = model.constraints().and_then(|constraints| constraints.begin_lark(grammar));
                 constraint =
-                    Some(begun.map_err(|error| invalid(format!("the parameters of a tool cannot be used: {error}")))?);
+                    Some(result.map_err(|error| invalid(format!("the parameters of a tool cannot be used: {error}")))?);
             }
             encode(model, &text, true)?
         }
     };
     if let Some(form) = &request.format {
-        let begun = model.constraints().and_then(|constraints| constraints.begin(form));
-        constraint = Some(begun.map_err(invalid)?);
+        let result = model.constraints().and_then(|constraints| constraints.begin(form));
+        constraint = Some(result.map_err(invalid)?);
     }
     let tokens = match (tokens.is_empty(), model.tokenizer.begin()) {
         (false, _) => tokens,
-        // Something has to come before the first token.
+        // The model needs at least one token to compute.
         (true, Some(begin)) => vec![begin],
         (true, None) => return Err(invalid("the prompt is empty")),
     };
@@ -99,7 +100,7 @@ pub fn prepare(
     if count > tokens_max {
         return Err(Failure::TooLong(TooLong { tokens: count, tokens_max }));
     }
-    let seed = request.sampling.seed.unwrap_or_else(draw);
+    let seed = request.sampling.seed.unwrap_or_else(random_seed);
     let shared_tokens = model.shared_tokens(&tokens);
     Ok(Prepared { tokens, shared_tokens, sampler: sampler(&request.sampling, seed), constraint, tools: format })
 }
@@ -121,7 +122,7 @@ fn check(request: &Request, model: &LanguageModel, settings: &Settings) -> Resul
         return Err(invalid(format!("choices is {choices}, and must be 1 to {most} (generate.choices_max)")));
     }
     if request.tokens_max == Some(0) {
-        return Err(invalid("the most tokens are 0, and must be at least 1"));
+        return Err(invalid("the maximum of tokens is 0, and must be at least 1"));
     }
     if request.stop.len() > STOPS_MAX {
         return Err(invalid(format!("there are {} stop strings, and may be {STOPS_MAX}", request.stop.len())));
@@ -160,7 +161,7 @@ fn check(request: &Request, model: &LanguageModel, settings: &Settings) -> Resul
     Ok(())
 }
 
-/// The sampling of a request. Where it says nothing: the 40 most likely tokens of those within 0.95, at temperature 0.8.
+/// The sampler of a request. Defaults: temperature 0.8, top_k 40, top_p 0.95.
 fn sampler(sampling: &Sampling, seed: u64) -> Sampler {
     Sampler {
         temperature: sampling.temperature.unwrap_or(0.8),
@@ -180,37 +181,37 @@ fn encode(model: &LanguageModel, text: &str, parse_control: bool) -> Result<Vec<
     model.tokenizer.encode(text, parse_control).map_err(|error| invalid(error.to_string()))
 }
 
-/// The text of a chat, and which tools have to be called.
+/// The rendered text of a chat, and its choice of tools.
 fn render(chat: &Chat, model: &LanguageModel, settings: &Settings) -> Result<(String, ToolChoice), Failure> {
     let template = match &model.template {
         Some(Ok(template)) => template,
         Some(Err(error)) => return Err(invalid(error.clone())),
-        None => return Err(invalid("the model has no chat template: give it a text, not a chat")),
+        None => return Err(invalid("the model has no chat template; send a text instead of a chat")),
     };
     let parse = |name: &str, text: &str| -> Result<Json, Failure> {
         serde_json::from_str(text).map_err(|error| invalid(format!("{name} is not JSON: {error}")))
     };
     let mut messages = normalize(&parse("messages", &chat.messages)?)?;
     let tools = chat.tools.as_deref().map(|tools| parse("tools", tools)).transpose()?.filter(|tools| !tools.is_null());
-    let listed = tools.as_ref().map_or(Ok(Vec::new()), tools::parse_tools).map_err(invalid)?;
+    let parsed = tools.as_ref().map_or(Ok(Vec::new()), tools::parse_tools).map_err(invalid)?;
     let choice = chat.tool_choice.as_deref().map(|choice| parse("tool_choice", choice)).transpose()?;
-    let choice = tools::parse_choice(choice.as_ref(), &listed).map_err(invalid)?;
-    let mut tools = tools.filter(|_| choice != ToolChoice::None && !listed.is_empty());
-    if let Some(untold) = tools.take_if(|_| !template.has_tools) {
-        add_system(&mut messages, &tools::instructions(&untold));
+    let choice = tools::parse_choice(choice.as_ref(), &parsed).map_err(invalid)?;
+    let mut tools = tools.filter(|_| choice != ToolChoice::None && !parsed.is_empty());
+    if let Some(unsupported) = tools.take_if(|_| !template.has_tools) {
+        add_system(&mut messages, &tools::instructions(&unsupported));
     }
     let names: Vec<&str> = model.tokenizer.control_names().collect();
     let mut messages = Json::Array(messages);
     escape_all(&mut messages, &names);
     tools.iter_mut().for_each(|tools| escape_all(tools, &names));
     let bytes_max = (settings.prompt_bytes_max as usize).saturating_mul(RENDERED_FACTOR).max(RENDERED_BYTES_MIN);
-    let text = render_some(template, &messages, tools.as_ref(), bytes_max)?;
+    let text = render_variant(template, &messages, tools.as_ref(), bytes_max)?;
     Ok((text, choice))
 }
 
-/// Renders a chat as it is, or as the template takes it: with consecutive messages of one role joined, and without a system message of
-/// its own.
-fn render_some(
+/// Renders a chat in the first variant that the template accepts: unchanged, with consecutive messages of one role joined, or with system
+/// messages joined to those of the user.
+fn render_variant(
     template: &Template,
     messages: &Json,
     tools: Option<&Json>,
@@ -235,7 +236,7 @@ fn render_some(
     Err(invalid(format!("the chat template of the model refuses the roles {}: {reason}", roles.join(", "))))
 }
 
-/// The messages as templates know them: `developer` is `system`, content is text, arguments of calls are objects.
+/// The messages in the form that templates expect: `developer` becomes `system`, content becomes text, arguments of calls become objects.
 fn normalize(messages: &Json) -> Result<Vec<Json>, Failure> {
     let Json::Array(messages) = messages else { return Err(invalid("messages is not an array")) };
     if messages.is_empty() {
@@ -266,8 +267,8 @@ fn normalize_one(at: usize, message: &Json) -> Result<Json, Failure> {
                     (Some("text" | "input_text" | "output_text") | None, Some(part)) => text.push_str(part),
                     (kind, _) => {
                         let kind = kind.unwrap_or("none");
-                        let place = format!("messages[{at}].content[{part}]");
-                        return Err(invalid(format!("{place} has the type `{kind}`, and the model takes text")));
+                        let path = format!("messages[{at}].content[{part}]");
+                        return Err(invalid(format!("{path} has the type `{kind}`, and the model takes text")));
                     }
                 }
             }
@@ -302,7 +303,7 @@ fn normalize_one(at: usize, message: &Json) -> Result<Json, Failure> {
     Ok(normalized)
 }
 
-/// Adds to the system message, or begins with one.
+/// Appends text to the system message, or inserts one.
 fn add_system(messages: &mut Vec<Json>, text: &str) {
     match messages.first_mut().filter(|first| first["role"] == "system") {
         Some(first) => {
@@ -313,7 +314,7 @@ fn add_system(messages: &mut Vec<Json>, text: &str) {
     }
 }
 
-/// Joins consecutive messages of one role, but for those with calls and their results.
+/// Joins consecutive messages of one role, except those with tool calls and their results.
 fn merge_roles(messages: &Json) -> Json {
     let mut merged: Vec<Json> = Vec::new();
     for message in messages.as_array().into_iter().flatten() {
@@ -335,7 +336,7 @@ fn merge_roles(messages: &Json) -> Json {
     Json::Array(merged)
 }
 
-/// Puts system messages before the text of the next message of the user.
+/// Moves system messages into the next message of the user, before its text.
 fn merge_system(messages: &Json) -> Json {
     let (mut merged, mut pending) = (Vec::new(), Vec::new());
     for message in messages.as_array().into_iter().flatten() {
@@ -356,7 +357,7 @@ fn merge_system(messages: &Json) -> Json {
     merge_roles(&Json::Array(merged))
 }
 
-/// Marks the names of control tokens in every text of a value.
+/// Escapes every string and key of a value.
 fn escape_all(value: &mut Json, names: &[&str]) {
     match value {
         Json::String(text) => *text = escape::escape(text, names.iter().copied()),

@@ -1,5 +1,5 @@
-//! SentencePiece with scores, as the files of Llama 2 and Mistral have it: of all neighbours that are a token together, those with the
-//! best score are joined first. Characters without a token are written as bytes.
+//! The SentencePiece encoder for vocabularies with scores (Llama 2, Mistral): of all neighbouring pieces that together are a token, those
+//! with the best score are joined first. Characters without a token are encoded as byte tokens.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -13,15 +13,15 @@ pub(crate) struct SentencePiece {
     unknown: Option<u32>,
 }
 
-/// A part of the text, in a list of neighbours.
-struct Part {
+/// A piece of the text, in a doubly linked list.
+struct Piece {
     from: usize,
     to: usize,
     previous: Option<usize>,
     next: Option<usize>,
 }
 
-/// Two neighbours that are a token together.
+/// Two neighbouring pieces that together are a token.
 struct Candidate {
     score: f32,
     left: usize,
@@ -60,7 +60,7 @@ impl SentencePiece {
             match kind {
                 2 => pieces.unknown = Some(id),
                 6 => drop(byte_token(name).map(|byte| pieces.bytes.insert(byte, id))),
-                // Control tokens are no text; user-defined ones were found before.
+                // Control tokens are not text; the tokenizer finds user-defined ones before it calls this.
                 3..=5 => {}
                 _ => drop(pieces.tokens.insert(name.clone(), (id, *score))),
             }
@@ -70,39 +70,39 @@ impl SentencePiece {
 
     pub(crate) fn encode(&self, text: &str, with_space: bool, tokens: &mut Vec<u32>) {
         let text = format!("{}{}", if with_space { "▁" } else { "" }, text.replace(' ', "▁"));
-        let mut parts: Vec<Part> = Vec::new();
+        let mut pieces: Vec<Piece> = Vec::new();
         for (from, char) in text.char_indices() {
-            let at = parts.len();
+            let at = pieces.len();
             let previous = at.checked_sub(1);
-            if let Some(before) = previous.and_then(|at| parts.get_mut(at)) {
+            if let Some(before) = previous.and_then(|at| pieces.get_mut(at)) {
                 before.next = Some(at);
             }
-            parts.push(Part { from, to: from + char.len_utf8(), previous, next: None });
+            pieces.push(Piece { from, to: from + char.len_utf8(), previous, next: None });
         }
         let mut heap = BinaryHeap::new();
-        for left in 0..parts.len() {
-            heap.extend(self.candidate(&text, &parts, left));
+        for left in 0..pieces.len() {
+            heap.extend(self.candidate(&text, &pieces, left));
         }
         while let Some(Candidate { left, right, bytes, .. }) = heap.pop() {
-            // One of them may have been joined with another meanwhile.
-            let is_current = parts[left].next == Some(right) && parts[right].to - parts[left].from == bytes;
-            if !is_current || parts[left].from == parts[left].to {
+            // Either may have been joined with another piece since.
+            let is_current = pieces[left].next == Some(right) && pieces[right].to - pieces[left].from == bytes;
+            if !is_current || pieces[left].from == pieces[left].to {
                 continue;
             }
-            parts[left].to = parts[right].to;
-            parts[left].next = parts[right].next;
-            if let Some(next) = parts[left].next {
-                parts[next].previous = Some(left);
+            pieces[left].to = pieces[right].to;
+            pieces[left].next = pieces[right].next;
+            if let Some(next) = pieces[left].next {
+                pieces[next].previous = Some(left);
             }
-            // Joined: it has no text of its own any more.
-            parts[right].from = parts[right].to;
-            heap.extend(self.candidate(&text, &parts, left));
-            if let Some(previous) = parts[left].previous {
-                heap.extend(self.candidate(&text, &parts, previous));
+            // Empty: its text is part of the left piece.
+            pieces[right].from = pieces[right].to;
+            heap.extend(self.candidate(&text, &pieces, left));
+            if let Some(previous) = pieces[left].previous {
+                heap.extend(self.candidate(&text, &pieces, previous));
             }
         }
-        let mut at = (!parts.is_empty()).then_some(0);
-        while let Some(part) = at.and_then(|at| parts.get(at)) {
+        let mut at = (!pieces.is_empty()).then_some(0);
+        while let Some(part) = at.and_then(|at| pieces.get(at)) {
             let piece = &text[part.from..part.to];
             match self.tokens.get(piece) {
                 Some((id, _)) => tokens.push(*id),
@@ -112,9 +112,9 @@ impl SentencePiece {
         }
     }
 
-    fn candidate(&self, text: &str, parts: &[Part], left: usize) -> Option<Candidate> {
-        let right = parts[left].next?;
-        let joined = &text[parts[left].from..parts[right].to];
+    fn candidate(&self, text: &str, pieces: &[Piece], left: usize) -> Option<Candidate> {
+        let right = pieces[left].next?;
+        let joined = &text[pieces[left].from..pieces[right].to];
         let (_, score) = self.tokens.get(joined)?;
         Some(Candidate { score: *score, left, right, bytes: joined.len() })
     }

@@ -1,7 +1,7 @@
-//! The streams: commands in, events out.
+//! The service `weir:stream/generate`: streams of commands in, streams of events out.
 //!
-//! Every call of `run` is a loop of its own: read what waits, admit what fits, compute one step of each model, write its events, and look
-//! again for what has come meanwhile. It waits only when it has nothing to compute.
+//! Every call of `run` is a loop: read the available commands, start requests, compute one step of each model, and write its events. It
+//! waits only when it has nothing to compute.
 
 mod lane;
 mod models;
@@ -46,7 +46,7 @@ impl Guest for Service {
 
 async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Event>) {
     let mut call =
-        Call { models: MODELS.with(Rc::clone), lanes: Vec::new(), blocked: VecDeque::new(), events: Vec::new() };
+        RunCall { models: MODELS.with(Rc::clone), lanes: Vec::new(), blocked: VecDeque::new(), events: Vec::new() };
     let mut ended = false;
     loop {
         if !ended && call.blocked.is_empty() {
@@ -65,9 +65,9 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
         for lane in &mut call.lanes {
             lane.step(&mut call.events).await;
         }
-        let written = std::mem::take(&mut call.events);
-        if !written.is_empty() && !events.write_all(written).await.is_empty() {
-            // Nobody reads any more: the lanes free their sequences.
+        let batch = std::mem::take(&mut call.events);
+        if !batch.is_empty() && !events.write_all(batch).await.is_empty() {
+            // The reader is gone: dropping the lanes frees their sequences.
             return;
         }
         if ended && call.is_idle() && call.blocked.is_empty() {
@@ -76,7 +76,7 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
     }
 }
 
-/// Reads commands: waits for some when there is nothing else to do, else takes what is there.
+/// Reads commands: waits for some if `wait`, else reads those that are available.
 async fn read(commands: &mut StreamReader<Command>, wait: bool) -> (StreamResult, Vec<Command>) {
     let mut reading = pin!(commands.read(Vec::with_capacity(COMMANDS_MAX)));
     if wait {
@@ -90,16 +90,16 @@ async fn read(commands: &mut StreamReader<Command>, wait: bool) -> (StreamResult
 }
 
 /// One call of `run`.
-struct Call {
+struct RunCall {
     models: Rc<Models>,
     /// The models that its requests name.
     lanes: Vec<Lane>,
-    /// Requests that wait for room in a queue: no command is read while there is one.
+    /// Requests that wait for capacity in a queue. No command is read while there is one.
     blocked: VecDeque<Request>,
     events: Vec<Event>,
 }
 
-impl Call {
+impl RunCall {
     fn is_idle(&self) -> bool {
         self.lanes.iter().all(Lane::is_idle)
     }
@@ -114,7 +114,7 @@ impl Call {
     async fn try_start(&mut self, request: Request) -> Result<(), Failure> {
         if self.lanes.iter().any(|lane| lane.has(request.id)) {
             let id = request.id;
-            return Err(Failure::InvalidInput(format!("the id {id} is that of a generation that has not ended")));
+            return Err(Failure::InvalidInput(format!("the id {id} belongs to a generation that has not ended")));
         }
         let lane = match self.lanes.iter_mut().position(|lane| lane.name() == request.model) {
             Some(at) => &mut self.lanes[at],

@@ -1,21 +1,21 @@
-//! The settings that the host gives as environment variables, under the names of its configuration.
+//! The settings, from environment variables that the host derives from its configuration.
 
 /// The section `generate` of the host's configuration, as far as this component needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Expected time of a step, ms.
+    /// Expected time of a step, in milliseconds.
     pub step_ms: u32,
-    /// Texts that one model generates at once.
+    /// Maximum number of texts that one model generates concurrently.
     pub running_max: u32,
-    /// Requests that wait for one model.
+    /// Maximum number of requests that wait for one model.
     pub queue_requests_max: u32,
-    /// Tokens that a request without a bound of its own generates at most.
+    /// Maximum number of generated tokens of a request that sets none.
     pub tokens_max: u32,
-    /// Most bytes in a prompt.
+    /// Maximum size of a prompt, in bytes.
     pub prompt_bytes_max: u32,
-    /// Most texts that one request may ask for.
+    /// Maximum number of choices of one request.
     pub choices_max: u32,
-    /// System prompts whose computed state all callers share.
+    /// System messages whose computed state is shared between callers.
     pub prefixes: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads them by `variable`; what is not set has its default.
+    /// Reads the settings from `variable`. An absent or invalid variable has its default.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let default = Self::default();
         let number = |name: &str, default: u32| {

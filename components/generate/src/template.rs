@@ -1,5 +1,5 @@
-//! Chat templates. They come with the files of models and are programs of others: they run with fuel, a bound of recursion and a bound
-//! of output, and see nothing but the chat.
+//! Chat templates. They are untrusted programs in the files of models: they run with fuel, a bound of recursion and a bound of output, and
+//! have access to nothing but the chat.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,24 +9,24 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::Value as Json;
 use thiserror::Error;
 
-/// Instructions of a template in one rendering.
+/// Maximum number of instructions in one rendering.
 const FUEL: u64 = 1_000_000;
-/// Calls of macros inside of others.
+/// Maximum depth of recursion.
 const RECURSION_MAX: usize = 64;
-/// Longest template that is compiled, bytes.
+/// Maximum size of a template, in bytes.
 const TEMPLATE_BYTES_MAX: usize = 256 << 10;
 const NAME: &str = "chat";
 
-/// Why a template renders nothing.
+/// Why a template fails.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TemplateError {
-    /// The template itself is broken, which no request can change.
+    /// The template itself is invalid, for every request.
     #[error("the chat template of the model cannot be used: {0}")]
     Broken(String),
     /// The template refuses the chat.
     #[error("{0}")]
     Refused(String),
-    /// It takes too long, or its output is too long.
+    /// It exceeds its bound of instructions or output.
     #[error("the chat template of the model takes too long or writes too much: {0}")]
     Exhausted(String),
 }
@@ -43,11 +43,11 @@ pub struct Template {
 }
 
 impl Template {
-    /// Compiles it. `begin` and `end` are the names of the tokens that begin and end a text.
+    /// Compiles a template. `begin` and `end` are the names of the tokens that begin and end a text.
     ///
     /// # Errors
     ///
-    /// It is no template.
+    /// [`TemplateError::Broken`] if it is too large or its syntax is invalid.
     pub fn new(source: &str, begin: &str, end: &str) -> Result<Self, TemplateError> {
         if source.len() > TEMPLATE_BYTES_MAX {
             let bytes = source.len();
@@ -80,11 +80,11 @@ impl Template {
         Ok(template)
     }
 
-    /// Renders a chat, at most so many bytes.
+    /// Renders a chat to at most `bytes_max` bytes.
     ///
     /// # Errors
     ///
-    /// The template refuses it, or runs too long.
+    /// [`TemplateError::Refused`] or [`TemplateError::Exhausted`].
     pub fn render(&self, messages: &Json, tools: Option<&Json>, bytes_max: usize) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| TemplateError::Broken(describe(&error)))?;
         let context = context! {
@@ -107,7 +107,7 @@ impl Template {
     }
 }
 
-/// A JSON value as the template sees it.
+/// A JSON value as a value of the template.
 fn value_of(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),
@@ -145,7 +145,7 @@ impl std::io::Write for BoundedOutput {
     }
 }
 
-/// What an error says, without the source of the template.
+/// The message of an error, without the source of the template.
 fn describe(error: &minijinja::Error) -> String {
     let mut text = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     if let Some(line) = error.line().filter(|_| error.detail().is_none()) {
@@ -158,7 +158,7 @@ fn raise_exception(text: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
 }
 
-/// JSON as Python writes it, which templates are written for: nothing is escaped for HTML, with spaces behind `,` and `:`.
+/// JSON in the format of Python, as templates expect it: without escapes for HTML, and with spaces after `,` and `:`.
 fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let invalid = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
     let indent: Option<usize> = options.get("indent")?;
@@ -211,7 +211,7 @@ fn write_json(json: &Json, indent: Option<usize>, depth: usize, text: &mut Strin
     }
 }
 
-/// The date of today in UTC, by the few directives that templates use.
+/// The current date and time in UTC, with the directives of `strftime` that templates use.
 fn strftime_now(format: &str) -> String {
     const MONTHS: [&str; 12] = [
         "January",
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn template_that_ignores_the_system_message_is_known() {
+    fn template_that_ignores_the_system_message_is_detected() {
         assert!(Template::new(CHATML, "", "").unwrap().has_system);
         let ignores = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}";
         assert!(!Template::new(ignores, "", "").unwrap().has_system);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn date_is_that_of_the_calendar() {
+    fn days_since_1970_are_converted_to_dates() {
         assert_eq!(civil(0), (1970, 1, 1));
         assert_eq!(civil(20_786), (2026, 11, 29));
         assert_eq!(civil(11_016), (2000, 2, 29));

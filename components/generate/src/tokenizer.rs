@@ -1,7 +1,6 @@
-//! Tokens of a model, from the vocabulary in its file.
+//! The tokenizer of a model, from the vocabulary in its file.
 //!
-//! Control tokens are those of the template alone: [`Tokenizer::encode`] finds them in a text with [`Text::Trusted`] parts, and
-//! never in what users wrote.
+//! [`Tokenizer::encode`] recognizes control tokens only in rendered templates, in which users' text is escaped (see [`crate::escape`]).
 
 use std::collections::HashMap;
 
@@ -19,26 +18,26 @@ use crate::sentencepiece::SentencePiece;
 /// Why a vocabulary cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TokenizerError {
-    /// The kind is none of those that are supported.
+    /// The kind is not supported.
     #[error("tokenizer.ggml.model `{0}` is not supported; gpt2 and llama are")]
     Kind(String),
-    /// The rule that splits text is none of those that are supported.
+    /// The rule that splits text is not supported.
     #[error("tokenizer.ggml.pre `{0}` is not supported; {list} are", list = PRE_TOKENIZERS.join(", "))]
     PreTokenizer(String),
-    /// A merge is not two tokens with a space between them, or names no token.
+    /// A merge is not two tokens of the vocabulary with a space between them.
     #[error("tokenizer.ggml.merges has `{0}`, which is not two tokens of the vocabulary")]
     Merge(String),
-    /// Lists whose lengths differ.
+    /// Lists differ in length.
     #[error("tokenizer.ggml has {tokens} tokens and {others} {what}")]
     Lengths {
-        /// Tokens.
+        /// The number of tokens.
         tokens: usize,
-        /// The others.
+        /// The length of the other list.
         others: usize,
-        /// What they are.
+        /// The name of the other list.
         what: &'static str,
     },
-    /// The library refused it.
+    /// The library refused the vocabulary.
     #[error("the tokenizer cannot be built: {0}")]
     Invalid(String),
     /// The text cannot be tokenized.
@@ -81,11 +80,11 @@ struct Special {
 }
 
 impl Tokenizer {
-    /// Builds it; `begin` is the token that begins every prompt, if the file asks for one.
+    /// Builds a tokenizer; `begin` is the token that begins every prompt, if the file sets one.
     ///
     /// # Errors
     ///
-    /// The vocabulary is of a kind that is not supported, or contradicts itself.
+    /// The vocabulary is of a kind that is not supported, or inconsistent.
     pub fn new(vocabulary: Vocabulary, begin: Option<u32>) -> Result<Self, TokenizerError> {
         let count = vocabulary.tokens.len();
         let is_sentence_piece = match vocabulary.kind.as_str() {
@@ -129,12 +128,12 @@ impl Tokenizer {
         Ok(Self { encoder, tokens, by_name, special, begin, space_prefix })
     }
 
-    /// Tokens of the vocabulary.
+    /// The number of tokens in the vocabulary.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether it has no token.
+    /// Whether the vocabulary is empty.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
@@ -144,7 +143,7 @@ impl Tokenizer {
         self.tokens.get(token as usize).map_or(&[], |(bytes, _)| bytes)
     }
 
-    /// Whether a token is a control token, which is no text.
+    /// Whether a token is a control token, which is not text.
     pub fn is_control(&self, token: u32) -> bool {
         self.tokens.get(token as usize).is_some_and(|(_, is_control)| *is_control)
     }
@@ -165,12 +164,12 @@ impl Tokenizer {
         self.begin
     }
 
-    /// The tokens of a text. Control tokens are recognized in it where `parse_control`; the text is then a template's, in which what
-    /// users wrote is escaped by [`crate::escape`]. The token that begins a prompt is put first, unless it is there.
+    /// The tokens of a text. Control tokens are recognized in it if `parse_control` is set; the text must then be a rendered template in
+    /// which users' text is escaped by [`crate::escape`]. The token that begins a prompt is inserted at the start unless it is there.
     ///
     /// # Errors
     ///
-    /// The library fails.
+    /// [`TokenizerError::Text`] if the library fails.
     pub fn encode(&self, text: &str, parse_control: bool) -> Result<Vec<u32>, TokenizerError> {
         let mut tokens = Vec::with_capacity(text.len() / 3);
         let (mut plain, mut at) = (0, 0);
@@ -226,7 +225,7 @@ fn bpe(vocabulary: Vocabulary) -> Result<tokenizers::Tokenizer, TokenizerError> 
         Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(invalid)?.into())
     };
     let bytes = |use_regex| PreTokenizerWrapper::from(ByteLevel::new(false, false, use_regex));
-    // llama.cpp, src/llama-vocab.cpp, has the rules by their names.
+    // The rules are those of llama.cpp, src/llama-vocab.cpp.
     let mut ignore_merges = false;
     let mut normalize = false;
     let rules = match vocabulary.pre.as_str() {
@@ -253,7 +252,7 @@ fn bpe(vocabulary: Vocabulary) -> Result<tokenizers::Tokenizer, TokenizerError> 
     let mut merges = Vec::with_capacity(vocabulary.merges.len());
     for merge in &vocabulary.merges {
         let known = |token: &str| vocab.contains_key(token);
-        // The first character may be a space itself.
+        // The first token may begin with a space itself.
         let space = merge.char_indices().skip(1).find(|(_, char)| *char == ' ').map(|(at, _)| at);
         let pair = space.map(|at| (&merge[..at], &merge[at + 1..])).filter(|(left, right)| known(left) && known(right));
         let (left, right) = pair.ok_or_else(|| TokenizerError::Merge(merge.clone()))?;
@@ -269,13 +268,13 @@ fn bpe(vocabulary: Vocabulary) -> Result<tokenizers::Tokenizer, TokenizerError> 
     Ok(tokenizer)
 }
 
-/// How GPT-2 splits text.
+/// The pattern by which GPT-2 splits text.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
-/// How Llama 3 and Qwen split text: they differ in numbers.
+/// The pattern by which Llama 3 and Qwen split text; they differ in `NUMBER`.
 const LLAMA3: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The characters that stand for bytes in byte-level BPE.
+/// The characters that represent bytes in byte-level BPE.
 pub fn byte_alphabet() -> Vec<(u8, char)> {
     let is_printed = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = 0u32;

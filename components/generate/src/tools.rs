@@ -1,25 +1,25 @@
-//! Tools: how a model is told of them, and its calls in what it generates.
+//! Tools: their description in the prompt, and tool calls in the generated text.
 //!
-//! Three formats are known, by what the template of the model has: `<tool_call>` around an object (Hermes, Qwen), `[TOOL_CALLS]` before an
-//! array (Mistral), and a bare object (Llama 3). A model whose template has no tools is told of them in the first way.
+//! Three formats are supported, chosen by the template of the model: `<tool_call>` around an object (Hermes, Qwen), `[TOOL_CALLS]` before
+//! an array (Mistral), and a bare object (Llama 3). For a template without tools, the first one is used.
 
 use serde_json::{Value as Json, json};
 
 use crate::tokenizer::Tokenizer;
 
-/// How a model writes calls.
+/// The format of tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolFormat {
     /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, once for each call.
     Hermes,
     /// `[TOOL_CALLS][{"name": …, "arguments": …}, …]`
     Mistral,
-    /// `{"name": …, "parameters": …}`, after `<|python_tag|>` or alone; further ones behind `;`.
+    /// `{"name": …, "parameters": …}`, after `<|python_tag|>` or alone; further calls after `;`.
     Llama,
 }
 
 impl ToolFormat {
-    /// The format of a template.
+    /// The format that a template uses.
     pub fn of(template: &str) -> Self {
         if template.contains("<tool_call>") {
             Self::Hermes
@@ -32,7 +32,7 @@ impl ToolFormat {
         }
     }
 
-    /// What begins calls.
+    /// The marker that begins calls.
     pub fn marker(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>",
@@ -48,7 +48,7 @@ impl ToolFormat {
         }
     }
 
-    /// A grammar in which a text is one call of one of these tools, or several.
+    /// A Lark grammar of texts that are one or more calls of these tools.
     pub fn grammar(self, tools: &[Tool], tokenizer: &Tokenizer) -> String {
         let arguments = self.arguments_name();
         let call = |tool: &Tool| {
@@ -96,7 +96,7 @@ pub struct Tool {
 ///
 /// # Errors
 ///
-/// What is wrong, and where.
+/// The invalid member and the reason.
 pub fn parse_tools(tools: &Json) -> Result<Vec<Tool>, String> {
     let Json::Array(tools) = tools else { return Err("tools is not an array".into()) };
     let parse = |(at, tool): (usize, &Json)| {
@@ -115,14 +115,14 @@ pub fn parse_tools(tools: &Json) -> Result<Vec<Tool>, String> {
     tools.iter().enumerate().map(parse).collect()
 }
 
-/// Which tools a model has to call.
+/// Whether a model may or must call tools.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ToolChoice {
-    /// None: it is not told of them.
+    /// It must not: the prompt does not describe tools.
     None,
-    /// It decides.
+    /// It may.
     Auto,
-    /// At least one of these.
+    /// It must call at least one of these.
     Required(Vec<Tool>),
 }
 
@@ -130,7 +130,7 @@ pub enum ToolChoice {
 ///
 /// # Errors
 ///
-/// It is none of those that are known, or names no tool.
+/// The choice is unknown, or names a tool that is not among `tools`.
 pub fn parse_choice(choice: Option<&Json>, tools: &[Tool]) -> Result<ToolChoice, String> {
     let named = |name: &str| match tools.iter().find(|tool| tool.name == name) {
         Some(tool) => Ok(ToolChoice::Required(vec![tool.clone()])),
@@ -153,7 +153,7 @@ pub fn parse_choice(choice: Option<&Json>, tools: &[Tool]) -> Result<ToolChoice,
     }
 }
 
-/// What a model without tools in its template is told, as Qwen's template does.
+/// The system message that describes tools to a model whose template has none, as in the template of Qwen.
 pub fn instructions(tools: &Json) -> String {
     let mut text = String::from(
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function \
@@ -170,7 +170,7 @@ pub fn instructions(tools: &Json) -> String {
     text
 }
 
-/// A part of what was generated.
+/// A part of the generated text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// Text.
@@ -182,7 +182,7 @@ pub enum Part {
         /// The name.
         name: String,
     },
-    /// A part of its arguments.
+    /// A part of the arguments of a call.
     Arguments {
         /// The number of the call.
         call: u32,
@@ -191,13 +191,13 @@ pub enum Part {
     },
 }
 
-/// Finds calls in a text, piece by piece.
+/// Finds tool calls in a text, incrementally.
 #[derive(Debug, Clone)]
 pub struct ToolParser {
     format: ToolFormat,
     state: State,
-    /// Text of which it is not known yet what it is.
-    held: String,
+    /// Text that may be part of a marker or a call.
+    pending: String,
     calls: u32,
     /// Calls whose object has ended.
     complete: u32,
@@ -214,12 +214,12 @@ enum State {
 }
 
 impl ToolParser {
-    /// Calls in a format.
+    /// A parser for a format.
     pub fn new(format: ToolFormat) -> Self {
-        Self { format, state: State::Begin, held: String::new(), calls: 0, complete: 0 }
+        Self { format, state: State::Begin, pending: String::new(), calls: 0, complete: 0 }
     }
 
-    /// Calls that are complete.
+    /// The number of complete calls.
     pub fn complete_calls(&self) -> u32 {
         self.complete
     }
@@ -233,16 +233,16 @@ impl ToolParser {
         merge(parts)
     }
 
-    /// Ends the text: what was held back is no call.
+    /// Ends the text. Pending text that is not part of a call is returned.
     pub fn finish(&mut self) -> Vec<Part> {
-        let held = std::mem::take(&mut self.held);
+        let pending = std::mem::take(&mut self.pending);
         let is_text = matches!(self.state, State::Begin | State::Text) || self.is_undecided();
-        if is_text && !held.is_empty() { vec![Part::Text(held)] } else { Vec::new() }
+        if is_text && !pending.is_empty() { vec![Part::Text(pending)] } else { Vec::new() }
     }
 
     /// Whether a bare object may still be text.
     fn is_undecided(&self) -> bool {
-        matches!(&self.state, State::Object(scanner) if self.format == ToolFormat::Llama && !scanner.has_name && !self.held.is_empty())
+        matches!(&self.state, State::Object(scanner) if self.format == ToolFormat::Llama && !scanner.has_name && !self.pending.is_empty())
     }
 
     fn push_char(&mut self, char: char, parts: &mut Vec<Part>) {
@@ -256,7 +256,7 @@ impl ToolParser {
                     return;
                 }
                 // Between calls are separators and end marks; other text ends the calls.
-                self.held.push(char);
+                self.pending.push(char);
                 let is_between = |text: &str| match self.format {
                     ToolFormat::Hermes => {
                         let text = text.trim_start();
@@ -273,26 +273,26 @@ impl ToolParser {
                     ToolFormat::Mistral => text.chars().all(|char| char.is_whitespace() || "[],".contains(char)),
                     ToolFormat::Llama => text.chars().all(|char| char.is_whitespace() || char == ';'),
                 };
-                if !is_between(&self.held) {
-                    let held = std::mem::take(&mut self.held);
-                    let text = held.trim_start().trim_start_matches("</tool_call>").trim_start().to_owned();
+                if !is_between(&self.pending) {
+                    let pending = std::mem::take(&mut self.pending);
+                    let text = pending.trim_start().trim_start_matches("</tool_call>").trim_start().to_owned();
                     self.state = State::Text;
                     text.chars().for_each(|char| self.push_char(char, parts));
                 }
             }
             State::Object(scanner) => {
-                self.held.push(char);
+                self.pending.push(char);
                 let had_name = scanner.has_name;
                 let scanned = scanner.push(char);
                 if self.format == ToolFormat::Llama && scanner.is_other {
-                    // Its first member is no name: it is text.
-                    let held = std::mem::take(&mut self.held);
+                    // The first member shows that the object is not a call: it is text.
+                    let pending = std::mem::take(&mut self.pending);
                     self.state = State::Text;
-                    parts.push(Part::Text(held));
+                    parts.push(Part::Text(pending));
                     return;
                 }
                 if scanner.has_name && !had_name {
-                    self.held.clear();
+                    self.pending.clear();
                     parts.push(Part::Name { call: self.calls, name: scanner.name.clone() });
                     parts.push(Part::Arguments { call: self.calls, text: String::new() });
                     if !scanner.early.is_empty() {
@@ -312,7 +312,7 @@ impl ToolParser {
                         self.calls += 1;
                         self.complete += 1;
                     }
-                    self.held.clear();
+                    self.pending.clear();
                     self.state = State::Calls;
                 }
             }
@@ -321,29 +321,29 @@ impl ToolParser {
 
     fn push_text(&mut self, char: char, parts: &mut Vec<Part>) {
         let is_begin = matches!(self.state, State::Begin);
-        self.held.push(char);
+        self.pending.push(char);
         let marker = self.format.marker();
-        if let Some(at) = self.held.find(marker) {
-            let before = self.held[..at].to_owned();
-            self.held.clear();
+        if let Some(at) = self.pending.find(marker) {
+            let before = self.pending[..at].to_owned();
+            self.pending.clear();
             if !before.trim().is_empty() {
                 parts.push(Part::Text(before));
             }
             self.state = State::Calls;
             return;
         }
-        if is_begin && self.format == ToolFormat::Llama && self.held.trim_start() == "{" {
+        if is_begin && self.format == ToolFormat::Llama && self.pending.trim_start() == "{" {
             let mut scanner = ObjectScanner::default();
             scanner.push('{');
             self.state = State::Object(scanner);
             return;
         }
-        if is_begin && self.held.trim().is_empty() {
+        if is_begin && self.pending.trim().is_empty() {
             return;
         }
-        let keep = self.held.char_indices().map(|(at, _)| at).find(|at| marker.starts_with(&self.held[*at..]));
-        let held = keep.map(|at| self.held.split_off(at)).unwrap_or_default();
-        let text = std::mem::replace(&mut self.held, held);
+        let keep = self.pending.char_indices().map(|(at, _)| at).find(|at| marker.starts_with(&self.pending[*at..]));
+        let pending = keep.map(|at| self.pending.split_off(at)).unwrap_or_default();
+        let text = std::mem::replace(&mut self.pending, pending);
         if !text.is_empty() {
             self.state = State::Text;
             parts.push(Part::Text(text));
@@ -372,16 +372,16 @@ struct ObjectScanner {
     depth: u32,
     in_string: bool,
     escaped: bool,
-    /// The string that is read, or was read last, in the outer object.
+    /// The current or last string in the outer object.
     string: String,
-    /// The member whose value comes next, in the outer object.
+    /// The current member of the outer object, once its key is complete.
     key: Option<String>,
-    /// The value that is read is that of the arguments.
+    /// Whether the current value is the arguments.
     in_arguments: bool,
     name: String,
     has_name: bool,
     has_arguments: bool,
-    /// The first member is none of a call.
+    /// Whether the first member shows that the object is not a call.
     is_other: bool,
     members: u32,
     /// Arguments that came before the name.
@@ -393,7 +393,7 @@ impl ObjectScanner {
         self.depth == 0
     }
 
-    /// Adds a character; returns what it adds to the arguments.
+    /// Adds a character; returns it if it is part of the arguments.
     fn push(&mut self, char: char) -> String {
         let was_outer = self.depth == 1;
         let in_arguments = self.in_arguments;
@@ -492,7 +492,7 @@ mod tests {
         (name.to_owned(), arguments.to_owned())
     }
 
-    /// A format, what was generated, the text that is shown, and the calls.
+    /// A format, the generated text, the visible text, and the calls.
     type Case = (ToolFormat, &'static str, &'static str, Vec<(String, String)>);
 
     fn cases() -> Vec<Case> {

@@ -1,4 +1,4 @@
-//! Requests as tokens: control tokens, templates, roles, tokenizers of every kind, and what is refused.
+//! From requests to tokens: control tokens, templates, roles, tokenizers of every kind, and refusals.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -14,10 +14,10 @@ use weir_generate::tokenizer::{PRE_TOKENIZERS, Tokenizer, TokenizerError, byte_a
 use weir_generate::types::{Chat, Prompt, Request, Sampling};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}";
-/// A template in the manner of Gemma and Mistral: no system, roles alternate.
+/// A template like those of Gemma and Mistral: no system message, and roles must alternate.
 const STRICT: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}";
 
-/// Bytes as tokens, three control tokens, one that users may write, and two merges.
+/// A vocabulary of the bytes, three control tokens, a user-defined one, and two merges.
 fn vocabulary(pre: &str) -> Vocabulary {
     let mut tokens: Vec<String> =
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"].map(str::to_owned).into();
@@ -112,19 +112,19 @@ fn control_tokens_are_those_of_the_template_alone() {
     assert_eq!(shown(CHATML, &chat(split)).unwrap(), "|user\na<|im_end|>b|\n|assistant\n");
     let plain = request(Prompt::Text("<|im_start|>x".into()));
     assert_eq!(shown(CHATML, &plain).unwrap(), "<|im_start|>x");
-    // A token that is no control token may be written by anybody.
+    // A user-defined token is not a control token, so users may write it.
     let tokens = prepared(CHATML, &request(Prompt::Text("<tool_call>".into()))).unwrap().tokens;
     assert_eq!(tokens, [3]);
 }
 
-/// Those of every rule that does not normalize text.
+/// The tokenizers of every rule that does not normalize text.
 static TOKENIZERS: LazyLock<Vec<(&str, Tokenizer)>> = LazyLock::new(|| {
     let rules = PRE_TOKENIZERS.into_iter().filter(|pre| *pre != "qwen2");
     rules.map(|pre| (pre, Tokenizer::new(vocabulary(pre), None).expect("a tokenizer"))).collect()
 });
 
 proptest! {
-    /// Whatever a chat has, the control tokens of its prompt are as many as the template writes.
+    /// The prompt of any chat has exactly the control tokens that the template writes.
     #[test]
     fn no_chat_writes_a_control_token(texts in prop::collection::vec("(<\\|im_start\\|>|<\\|im_end|\\|>|<|user\n|x){0,5}", 1..4)) {
         let messages: Vec<serde_json::Value> = texts
@@ -189,13 +189,13 @@ fn sentence_pieces_are_joined_by_score() {
         let tokens = tokenizer.encode(text, false).unwrap();
         tokens.iter().map(|token| String::from_utf8_lossy(tokenizer.bytes(*token)).into_owned()).collect::<Vec<_>>()
     };
-    // `▁a` has the best score, then `ab` with what is left; `▁ab` comes about from `▁a` and `b`.
+    // `▁a` has the best score; then `▁a` and `b` are joined to `▁ab`.
     assert_eq!(encode("ab"), [" ab"]);
     assert_eq!(encode("bab"), [" ", "b", "ab"]);
 }
 
 #[test]
-fn merges_are_made_by_rank() {
+fn merges_are_applied_by_rank() {
     let tokenizer = Tokenizer::new(vocabulary("gpt-2"), None).unwrap();
     let names: Vec<&[u8]> = tokenizer.encode("hello", false).unwrap().iter().map(|t| tokenizer.bytes(*t)).collect();
     assert_eq!(names, [b"hel".as_slice(), b"l", b"o"]);

@@ -1,4 +1,4 @@
-//! The generations of one model: sequences on the host, by the schedule of core.
+//! The generations of one model in one call: sequences on the host, scheduled by core.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -8,21 +8,21 @@ use std::time::Instant;
 use weir_core::generation::FinishReason;
 use weir_core::generation::admission::{self, Admission};
 use weir_core::generation::prefix::{Insertion, OwnedTokens, PrefixCache};
-use weir_core::generation::scheduler::{Request as Scheduled, Row as Planned, Scheduler, SchedulerConfig};
+use weir_core::generation::scheduler::{Request as ScheduledRequest, Row as PlannedRow, Scheduler, SchedulerConfig};
 
 use super::models::OpenModel;
 use crate::Failure;
 use crate::bindings::weir::stream::lm::{Row, Sample, Sampled};
 use crate::bindings::weir::stream::types::{TooLong, WhenFull};
 use crate::choice::{Choice, End};
-use crate::constraint::Next;
+use crate::constraint::NextTokens;
 use crate::prepare::{Prepared, prepare};
 use crate::settings::Settings;
 use crate::types::{Begun, Done, Event, EventKind, Reason, Request};
 
-/// Most sequences that are kept for requests that begin alike.
-const KEPT_MAX: usize = 256;
-/// How long a caller that finds the queue full should wait, ms.
+/// Maximum number of sequences that are cached for requests with the same beginning.
+const CACHED_SEQUENCES_MAX: usize = 256;
+/// The delay after which a caller that finds the queue full may retry, in milliseconds.
 const RETRY_AFTER_MS: u32 = 1_000;
 
 /// The generations of one model in one call.
@@ -30,11 +30,11 @@ pub(super) struct Lane {
     model: Rc<OpenModel>,
     settings: Settings,
     scheduler: Scheduler,
-    kept: PrefixCache,
+    cache: PrefixCache,
     generations: HashMap<u64, Generation>,
     began: Instant,
     random: RandomState,
-    draws: u64,
+    seeds: u64,
 }
 
 struct Generation {
@@ -42,12 +42,12 @@ struct Generation {
     prepared: Prepared,
     tenant: u32,
     cached_tokens: u32,
-    /// The sequence of each choice that has not ended; only the first while the prompt is computed.
+    /// The sequence of each choice, none for an ended one; only the first exists while the prompt is computed.
     sequences: Vec<Option<u32>>,
     choices: Vec<Choice>,
 }
 
-/// The end of a choice that was cancelled before it had a token.
+/// The end of a choice that was cancelled before its first token.
 pub(super) fn cancelled(id: u64, index: u32) -> Event {
     Event { id, kind: EventKind::Done(Done { index, reason: Reason::Cancelled, stop: None, tokens: 0 }) }
 }
@@ -69,12 +69,12 @@ impl Lane {
         };
         Self {
             scheduler: Scheduler::new(config),
-            kept: PrefixCache::new(config.page_tokens as usize, KEPT_MAX),
+            cache: PrefixCache::new(config.page_tokens as usize, CACHED_SEQUENCES_MAX),
             settings: settings.clone(),
             generations: HashMap::new(),
             began: Instant::now(),
             random: RandomState::new(),
-            draws: 0,
+            seeds: 0,
             model,
         }
     }
@@ -95,7 +95,7 @@ impl Lane {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Queues a request; gives it back when it has to wait for room.
+    /// Queues a request; returns it if it has to wait for capacity in the queue.
     pub(super) fn start(&mut self, request: Request) -> Result<Option<Request>, Failure> {
         if !self.scheduler.has_room() {
             return match request.when_full {
@@ -103,10 +103,10 @@ impl Lane {
                 WhenFull::Fail => Err(Failure::Overloaded(RETRY_AFTER_MS)),
             };
         }
-        self.draws += 1;
-        // 53 bits: a seed that is reported in JSON stays what it is.
-        let draw = || self.random.hash_one(self.draws) >> 11;
-        let prepared = prepare(&request, &self.model.language, &self.settings, draw)?;
+        self.seeds += 1;
+        // 53 bits, so that a seed is exact as a JSON number.
+        let random_seed = || self.random.hash_one(self.seeds) >> 11;
+        let prepared = prepare(&request, &self.model.language, &self.settings, random_seed)?;
         let prompt_tokens = u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX);
         let wanted = request.tokens_max.unwrap_or(self.settings.tokens_max);
         let tokens_max = self
@@ -116,7 +116,7 @@ impl Lane {
         let tenant = (request.id >> 32) as u32;
         let deadline_ns = request.deadline_ms.map(|ms| self.now_ns() + u64::from(ms) * 1_000_000);
         let (id, choices) = (request.id, request.choices);
-        let scheduled = Scheduled { id, tenant, prompt_tokens, choices, tokens_max, deadline_ns };
+        let scheduled = ScheduledRequest { id, tenant, prompt_tokens, choices, tokens_max, deadline_ns };
         if self.scheduler.push(scheduled).is_err() {
             return Err(Failure::Overloaded(RETRY_AFTER_MS));
         }
@@ -126,7 +126,7 @@ impl Lane {
         Ok(None)
     }
 
-    /// Cancels a generation: its sequences are removed at once.
+    /// Cancels a generation. Its sequences are removed at once.
     pub(super) fn cancel(&mut self, id: u64, events: &mut Vec<Event>) {
         let Some(mut generation) = self.remove(id) else { return };
         if generation.choices.is_empty() {
@@ -177,11 +177,11 @@ impl Lane {
             Ok(sampled) => {
                 let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.scheduler.handle_step(count, tokens, took);
-                self.handle(planned, sampled, events);
+                self.handle_step(planned, sampled, events);
             }
-            Err(Failure::Overloaded(retry_after_ms)) => match self.kept.evict(None) {
+            Err(Failure::Overloaded(retry_after_ms)) => match self.cache.evict(None) {
                 Some(sequence) => self.model.host.remove(sequence),
-                // The cache has less than it promised: the youngest gives way.
+                // The host has fewer pages than the scheduler expects, and nothing is cached: the youngest request fails.
                 None => {
                     if let Some(id) = self.scheduler.youngest() {
                         self.fail(id, Failure::Overloaded(retry_after_ms), events);
@@ -190,7 +190,7 @@ impl Lane {
             },
             Err(failure) => {
                 for row in planned {
-                    let (Planned::Decode { id, .. } | Planned::Prefill { id, .. }) = row;
+                    let (PlannedRow::Decode { id, .. } | PlannedRow::Prefill { id, .. }) = row;
                     self.fail(id, failure.clone(), events);
                 }
             }
@@ -209,11 +209,11 @@ impl Lane {
                 None => OwnedTokens { tenant: 0, tokens: &[], shared_tokens: 0 },
             };
             let pages_free = u64::from(self.model.host.pages_free());
-            match admission::poll(&self.scheduler, &mut self.kept, prompt, pages_free) {
+            match admission::poll(&self.scheduler, &mut self.cache, prompt, pages_free) {
                 Admission::Evict { sequence } => self.model.host.remove(sequence),
                 Admission::Admit { request, cached } => self.begin(request.id, cached, events),
                 Admission::Wait => {
-                    // Nothing runs and nothing is kept, so all pages must be free.
+                    // Nothing runs and nothing is cached, so all pages should be free: the request can never be admitted.
                     let stuck = self.scheduler.poll_admission().filter(|_| self.scheduler.texts_running() == 0);
                     let Some(request) = stuck else { return };
                     self.fail(request.id, Failure::Overloaded(RETRY_AFTER_MS), events);
@@ -222,7 +222,7 @@ impl Lane {
         }
     }
 
-    /// Gives an admitted request its first sequence.
+    /// Creates the first sequence of an admitted request, from a cached one if there is one.
     fn begin(&mut self, id: u64, cached: Option<(u32, u32)>, events: &mut Vec<Event>) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let sampler = generation.prepared.sampler.clone();
@@ -243,7 +243,7 @@ impl Lane {
         }
     }
 
-    /// The prompt is computed but for its last token: keeps it for others, and forks it for each choice.
+    /// Called when the prompt is computed except for its last token: caches it for other requests, and forks it for each choice.
     fn begin_choices(&mut self, id: u64, events: &mut Vec<Event>) {
         if let Err(failure) = self.try_begin_choices(id, events) {
             self.fail(id, failure, events);
@@ -258,14 +258,14 @@ impl Lane {
         let sampler = &generation.prepared.sampler;
         let computed = prompt.len() - 1;
         let page = self.model.language.info.page_tokens.max(1) as usize;
-        let whole = computed / page * page;
-        if whole > generation.cached_tokens as usize {
-            let kept = host.fork(first, whole as u32, sampler)?;
+        let page_aligned = computed / page * page;
+        if page_aligned > generation.cached_tokens as usize {
+            let prefix = host.fork(first, page_aligned as u32, sampler)?;
             let shared_tokens = generation.prepared.shared_tokens;
-            let owned = OwnedTokens { tenant: generation.tenant, tokens: &prompt[..whole], shared_tokens };
-            match self.kept.insert(kept, owned) {
+            let owned = OwnedTokens { tenant: generation.tenant, tokens: &prompt[..page_aligned], shared_tokens };
+            match self.cache.insert(prefix, owned) {
                 Insertion::Kept { removed, .. } => removed.into_iter().for_each(|sequence| host.remove(sequence)),
-                Insertion::Refused => host.remove(kept),
+                Insertion::Refused => host.remove(prefix),
             }
         }
         for _ in 1..generation.request.choices {
@@ -288,54 +288,54 @@ impl Lane {
         Ok(())
     }
 
-    /// The rows of a step for the host. Choices whose form is complete end instead.
-    fn rows(&mut self, planned: Vec<Planned>, events: &mut Vec<Event>) -> (Vec<Planned>, Vec<Row>) {
-        let (mut kept, mut rows) = (Vec::with_capacity(planned.len()), Vec::with_capacity(planned.len()));
+    /// The rows of a step for the host. Choices whose constraint is complete end instead.
+    fn rows(&mut self, planned: Vec<PlannedRow>, events: &mut Vec<Event>) -> (Vec<PlannedRow>, Vec<Row>) {
+        let (mut computed, mut rows) = (Vec::with_capacity(planned.len()), Vec::with_capacity(planned.len()));
         for row in planned {
-            let (Planned::Decode { id, .. } | Planned::Prefill { id, .. }) = row;
+            let (PlannedRow::Decode { id, .. } | PlannedRow::Prefill { id, .. }) = row;
             match self.row(row) {
                 Ok(Some(host)) => {
-                    kept.push(row);
+                    computed.push(row);
                     rows.push(host);
                 }
                 Ok(None) => {
-                    if let Planned::Decode { choice, .. } = row {
+                    if let PlannedRow::Decode { choice, .. } = row {
                         self.end_choice(id, choice, End::of(FinishReason::Stop), events);
                     }
                 }
                 Err(failure) => self.fail(id, failure, events),
             }
         }
-        // A request that failed for one choice may have had rows for others.
-        let is_there = |row: &Planned| {
-            let (Planned::Decode { id, .. } | Planned::Prefill { id, .. }) = row;
+        // A request that failed for one choice may have rows for others, which are dropped.
+        let exists = |row: &PlannedRow| {
+            let (PlannedRow::Decode { id, .. } | PlannedRow::Prefill { id, .. }) = row;
             self.generations.contains_key(id)
         };
-        let rows = kept.iter().zip(rows).filter(|(row, _)| is_there(row)).map(|(_, row)| row).collect();
-        kept.retain(is_there);
-        (kept, rows)
+        let rows = computed.iter().zip(rows).filter(|(row, _)| exists(row)).map(|(_, row)| row).collect();
+        computed.retain(exists);
+        (computed, rows)
     }
 
-    fn row(&mut self, row: Planned) -> Result<Option<Row>, Failure> {
-        let (Planned::Decode { id, .. } | Planned::Prefill { id, .. }) = row;
+    fn row(&mut self, row: PlannedRow) -> Result<Option<Row>, Failure> {
+        let (PlannedRow::Decode { id, .. } | PlannedRow::Prefill { id, .. }) = row;
         let Some(generation) = self.generations.get_mut(&id) else { return Ok(None) };
         let prompt = &generation.prepared.tokens;
         match row {
-            Planned::Prefill { from, to, .. } => {
+            PlannedRow::Prefill { from, to, .. } => {
                 let Some(sequence) = generation.sequences.first().copied().flatten() else { return Ok(None) };
                 Ok(Some(Row { sequence, tokens: prompt[from as usize..to as usize].to_vec(), sample: None }))
             }
-            Planned::Decode { choice: index, .. } => {
+            PlannedRow::Decode { choice: index, .. } => {
                 let sequence = generation.sequences.get(index as usize).copied().flatten();
                 let (Some(sequence), Some(choice)) = (sequence, generation.choices.get_mut(index as usize)) else {
                     return Ok(None);
                 };
                 let allowed = match choice.allowed() {
                     Ok(None) => None,
-                    Ok(Some(Next::Allowed(mask))) => Some(mask),
-                    Ok(Some(Next::End)) => return Ok(None),
+                    Ok(Some(NextTokens::Allowed(mask))) => Some(mask),
+                    Ok(Some(NextTokens::End)) => return Ok(None),
                     Err(reason) => {
-                        return Err(Failure::InvalidInput(format!("the format cannot be followed: {reason}")));
+                        return Err(Failure::InvalidInput(format!("the format cannot be enforced: {reason}")));
                     }
                 };
                 let last = choice.tokens.last().or(prompt.last()).copied();
@@ -345,17 +345,17 @@ impl Lane {
         }
     }
 
-    /// Takes in what a step has computed. Samples are in the order of the rows that asked for one.
-    fn handle(&mut self, planned: Vec<Planned>, sampled: Vec<Sampled>, events: &mut Vec<Event>) {
+    /// Handles the results of a step. `sampled` is in the order of the rows with a sample.
+    fn handle_step(&mut self, planned: Vec<PlannedRow>, sampled: Vec<Sampled>, events: &mut Vec<Event>) {
         let mut sampled = sampled.into_iter();
         for row in planned {
             match row {
-                Planned::Prefill { id, from, to } => {
+                PlannedRow::Prefill { id, from, to } => {
                     if self.scheduler.handle_prefill(id, to - from) {
                         self.begin_choices(id, events);
                     }
                 }
-                Planned::Decode { id, choice } => {
+                PlannedRow::Decode { id, choice } => {
                     let Some(sampled) = sampled.next() else {
                         self.fail(id, Failure::Engine("the engine sampled too few tokens".into()), events);
                         continue;
@@ -377,18 +377,18 @@ impl Lane {
             Ok(Some(end)) => self.end_choice(id, index, end, events),
             Ok(None) if is_full => self.end_choice(id, index, End::of(FinishReason::Length), events),
             Ok(None) => {}
-            Err(reason) => self.fail(id, Failure::Engine(format!("a token is none that is allowed: {reason}")), events),
+            Err(reason) => self.fail(id, Failure::Engine(format!("the engine sampled a token that is not allowed: {reason}")), events),
         }
     }
 
-    /// Ends a choice; what was computed for it is kept for requests that continue it.
+    /// Ends a choice. Its sequence is cached for requests that continue its text.
     fn end_choice(&mut self, id: u64, index: u32, end: End, events: &mut Vec<Event>) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let mut kinds = Vec::new();
         let mut tokens = generation.prepared.tokens.clone();
         if let Some(choice) = generation.choices.get_mut(index as usize) {
             choice.finish(end, &mut kinds);
-            // The last token was sampled and never computed.
+            // The last token was sampled but not computed.
             tokens.extend(choice.tokens.iter().take(choice.tokens.len().saturating_sub(1)));
         }
         events.extend(kinds.into_iter().map(|kind| Event { id, kind }));
@@ -400,9 +400,9 @@ impl Lane {
         };
         if let Some(sequence) = sequence {
             let host = &self.model.host;
-            match self.kept.insert(sequence, owned) {
+            match self.cache.insert(sequence, owned) {
                 Insertion::Kept { tokens, removed } => {
-                    // An error means that the sequence is gone, which frees it as well.
+                    // An error means that the host no longer has the sequence, which frees its pages as well.
                     let _ = host.trim(sequence, tokens as u32);
                     removed.into_iter().for_each(|sequence| host.remove(sequence));
                 }
@@ -419,7 +419,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let host = &self.model.host;
         self.generations.values().flat_map(|one| one.sequences.iter().flatten()).for_each(|one| host.remove(*one));
-        while let Some(sequence) = self.kept.evict(None) {
+        while let Some(sequence) = self.cache.evict(None) {
             host.remove(sequence);
         }
     }

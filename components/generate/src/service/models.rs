@@ -29,7 +29,7 @@ impl Default for Models {
 }
 
 impl Models {
-    /// The model of a name.
+    /// The model of a name, opened on first use.
     pub(super) async fn open(&self, name: &str) -> Result<Rc<OpenModel>, Failure> {
         if let Some(open) = self.open.borrow().get(name).cloned() {
             return Ok(open);
@@ -45,7 +45,7 @@ impl Models {
         Ok(open)
     }
 
-    /// What the host has, each opened.
+    /// The models of the host. Opens each of them.
     pub(super) async fn list(&self) -> Vec<GenerateModel> {
         let mut models = Vec::new();
         for info in lm::models().await {

@@ -53,7 +53,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
         method: &parts.method,
         headers: &parts.headers,
         request_id: request_id::of(&parts.headers),
-        page: Vec::new(),
+        cors_headers: Vec::new(),
         user: RefCell::default(),
         began,
     };
@@ -78,7 +78,7 @@ pub(crate) async fn handle(incoming: Request) -> Result<Response, ErrorCode> {
     if Settings::current().is_ok_and(|settings| page::is_offered(&request, settings)) {
         reply = reply.with("vary", "accept");
     }
-    for (name, value) in request.page.into_iter().chain(user) {
+    for (name, value) in request.cors_headers.into_iter().chain(user) {
         reply = reply.with(name, value);
     }
     reply
@@ -128,7 +128,7 @@ fn options(request: &mut RequestContext<'_>, allow: &'static str) -> Result<Buff
         _ => Access::current()?.preflight(&request.credentials(), allow)?,
     };
     if let Some(headers) = preflight {
-        request.page = headers;
+        request.cors_headers = headers;
     }
     Ok(BufferedResponse::methods(allow))
 }

@@ -225,11 +225,11 @@ impl ModelTokenizer {
             && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
         {
             let cut = ids.len().saturating_sub(self.room());
-            let kept = match keep {
+            let range = match keep {
                 TruncationSide::Beginning => 0..ids.len() - cut,
                 TruncationSide::End => cut..ids.len(),
             };
-            let sequence = frame.sequence(&ids[kept.clone()], &offsets[kept]);
+            let sequence = frame.sequence(&ids[range.clone()], &offsets[range]);
             return Ok(Tokenized { sequence, tokens_total: ids.len() + self.added_tokens(false) });
         }
         let text = self.bare(text)?;

@@ -173,7 +173,7 @@ impl Access {
     }
 
     /// The CORS headers of the response to a page of another origin.
-    pub(crate) fn page(&self, credentials: &RequestCredentials<'_>) -> Result<Headers, Problem> {
+    pub(crate) fn cors_headers(&self, credentials: &RequestCredentials<'_>) -> Result<Headers, Problem> {
         self.cors.answer(&credentials.page()).map_err(Problem::from)
     }
 

@@ -172,7 +172,7 @@ impl Conversation<'_> {
         let mut part = next_part(body, Vec::new());
         let mut timer = self.timer(expiry);
         loop {
-            self.duplex.unsent_few().await;
+            self.duplex.wait_for_capacity().await;
             self.set_due();
             match poll_fn(|context| self.poll(context, &mut part, &mut timer)).await {
                 ConversationInput::Part(body, BodyPart { bytes, more }) => {

@@ -68,17 +68,17 @@ pub(crate) async fn find(channel: &Channel) -> Result<Option<String>, Problem> {
 }
 
 /// Records a user as the owner of a channel that has none. Returns whether the channel has an owner afterwards.
-pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'_>) -> Result<bool, Problem> {
+pub(crate) async fn assign(channel: &Channel, user: &Channel, past: PastEvents<'_>) -> Result<bool, Problem> {
     match read(channel).await? {
         Record::Owner(_) => return Ok(true),
-        record if !may_settle(channel, &record, past).await? => return Ok(false),
+        record if !may_assign(channel, &record, past).await? => return Ok(false),
         _ => {}
     }
     under_lease(channel, async |lease| {
         // Another request may have written it, even one whose lease has ended.
         match read(channel).await? {
             Record::Owner(_) => Ok(true),
-            record if !may_settle(channel, &record, past).await? => Ok(false),
+            record if !may_assign(channel, &record, past).await? => Ok(false),
             _ => write(channel, OWNER, user.id(), lease).await.map(|()| true),
         }
     })
@@ -87,7 +87,7 @@ pub(crate) async fn settle(channel: &Channel, user: &Channel, past: PastEvents<'
 
 /// Records the publisher of a channel without an owner, before its event is appended.
 pub(crate) async fn record_publisher(channel: &Channel, publisher: &str) -> Result<(), Problem> {
-    if is_user(channel) || recorded(channel, publisher).is_some() {
+    if is_user(channel) || recorded_epoch(channel, publisher).is_some() {
         return Ok(());
     }
     write_publisher(channel, publisher).await
@@ -99,7 +99,7 @@ pub(crate) async fn confirm_publisher(channel: &Channel, publisher: &str, at: Cu
     if is_user(channel) {
         return Ok(());
     }
-    if at.seq == 1 || recorded(channel, publisher).is_some_and(|epoch| epoch != at.epoch) {
+    if at.seq == 1 || recorded_epoch(channel, publisher).is_some_and(|epoch| epoch != at.epoch) {
         write_publisher(channel, publisher).await?;
     }
     RECORDED.with_borrow_mut(|all| {
@@ -116,7 +116,7 @@ thread_local! {
     static RECORDED: RefCell<HashMap<(String, String), u64>> = RefCell::default();
 }
 
-fn recorded(channel: &Channel, publisher: &str) -> Option<u64> {
+fn recorded_epoch(channel: &Channel, publisher: &str) -> Option<u64> {
     RECORDED.with_borrow(|all| all.get(&(channel.to_string(), publisher.to_owned())).copied())
 }
 
@@ -145,7 +145,7 @@ fn with_publisher<'a>(record: &Record, publisher: &'a str) -> Option<(&'static s
     }
 }
 
-async fn may_settle(channel: &Channel, record: &Record, past: PastEvents<'_>) -> Result<bool, Problem> {
+async fn may_assign(channel: &Channel, record: &Record, past: PastEvents<'_>) -> Result<bool, Problem> {
     let is_own = match (past, record) {
         (PastEvents::Owned, _) => true,
         (PastEvents::PublishedBy(publisher), Record::Publisher(only)) => only == publisher,

@@ -65,12 +65,12 @@ async fn append(
     path: &str,
     now: Now,
 ) -> Result<BufferedResponse, Problem> {
-    let granted = |owner: Option<&str>| identity.authorize_publish(channel, owner, user.as_ref());
-    if granted(None).is_err() {
+    let authorize = |owner: Option<&str>| identity.authorize_publish(channel, owner, user.as_ref());
+    if authorize(None).is_err() {
         let owner = ownership::find(channel).await?;
-        granted(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
+        authorize(owner.as_deref()).map_err(|error| refusal::not_found(error, path))?;
     }
-    let recorded = if access.required() { Some(record(channel, user.as_ref(), identity).await?) } else { None };
+    let record_kind = if access.required() { Some(record(channel, user.as_ref(), identity).await?) } else { None };
     let data = event.data(channel, now.unix_ns / 1_000_000);
     let data = String::from_utf8(data).map_err(|_| Problem::internal("an event that is not UTF-8"))?;
     let finishes = event.finishes();
@@ -84,29 +84,29 @@ async fn append(
     });
     // The channel counts towards the share of the named user, or else of the publisher.
     let publisher = access.required().then(|| identity.user());
-    let concerned = copy.as_ref().map(|(user, _)| user.id()).or_else(|| channel_user(channel));
-    let share = publisher.map(|publisher| concerned.unwrap_or(publisher));
+    let named_user = copy.as_ref().map(|(user, _)| user.id()).or_else(|| channel_user(channel));
+    let share = publisher.map(|publisher| named_user.unwrap_or(publisher));
     let at = append_to_store(channel, Event { name: name.to_owned(), data, coalesce, finishes }, share).await?;
-    match recorded {
+    match record_kind {
         // The store may have removed the channel and its record after the record was read.
         Some(RecordKind::Owner) if at.seq == 1 => {
             if let Some(user) = &user {
-                ownership::settle(channel, user, ownership::PastEvents::Owned).await?;
+                ownership::assign(channel, user, ownership::PastEvents::Owned).await?;
             }
         }
         Some(RecordKind::Publisher) => ownership::confirm_publisher(channel, identity.user(), at).await?,
         _ => {}
     }
     let id = at.to_string();
-    let copied = match copy {
+    let copy_id = match copy {
         Some((user, event)) => {
             let at = append_to_store(user, event, publisher.map(|_| user.id())).await?;
             Some((user, at.to_string()))
         }
         None => None,
     };
-    let copied = copied.as_ref().map(|(user, id)| (*user, id.as_str()));
-    Ok(BufferedResponse::json(published_json(channel, &id, copied)))
+    let copy_id = copy_id.as_ref().map(|(user, id)| (*user, id.as_str()));
+    Ok(BufferedResponse::json(published_json(channel, &id, copy_id)))
 }
 
 /// Appends an event of the gateway itself, with its data. A new channel counts towards the share of the user, if one is given.
@@ -144,7 +144,7 @@ async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) 
         } else {
             ownership::PastEvents::PublishedBy(identity.user())
         };
-        if ownership::settle(channel, user, past).await? {
+        if ownership::assign(channel, user, past).await? {
             return Ok(RecordKind::Owner);
         }
     }
@@ -156,7 +156,7 @@ async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) 
 async fn append_to_store(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
     let share = share.map(str::to_owned);
     let cursors = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
-    cursors.first().copied().ok_or_else(|| Problem::internal("the store returned no cursor"))
+    cursors.first().copy_id().ok_or_else(|| Problem::internal("the store returned no cursor"))
 }
 
 /// Whether the store accepts a text as a coalesce key.

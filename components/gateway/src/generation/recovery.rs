@@ -23,7 +23,7 @@ const KIND: &str = "generation";
 /// Called with the first request of the stateful instance.
 pub(crate) fn wake() {
     let is_stateful = Settings::current().is_ok_and(|settings| settings.keeper);
-    if is_stateful && !Registry::current().is_woken.replace(true) {
+    if is_stateful && !Registry::current().is_recovering.replace(true) {
         spawn(recover());
     }
 }

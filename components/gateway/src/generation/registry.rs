@@ -26,7 +26,7 @@ pub(super) struct Registry {
     /// The users of the generations that are starting, by id.
     starting: RefCell<BTreeMap<String, String>>,
     /// True once recovery has started.
-    pub(super) is_woken: Cell<bool>,
+    pub(super) is_recovering: Cell<bool>,
 }
 
 impl Registry {

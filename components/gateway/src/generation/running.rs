@@ -172,7 +172,7 @@ impl RunningGeneration {
             }
             let user = Channel::new(ChannelKind::User, &self.owner);
             let user = user.map_err(|error| Problem::internal(&error.to_string()))?;
-            ownership::settle(&self.channel, &user, ownership::PastEvents::Owned).await
+            ownership::assign(&self.channel, &user, ownership::PastEvents::Owned).await
         };
         let (put, own) = join(put, own).await;
         put.map_err(store::problem)?;
@@ -217,7 +217,7 @@ impl RunningGeneration {
         {
             let run = pin!(self.events(computation, progress));
             // If the lease is lost, another instance has ended the generation.
-            let lease = pin!(self.lease.keep(|| {}));
+            let lease = pin!(self.lease.renew_until_lost(|| {}));
             select(run, lease).await;
         }
         self.has_ended.set(true);

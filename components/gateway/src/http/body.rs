@@ -51,7 +51,7 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
             break;
         }
     }
-    match reader.arrived_whole().await {
+    match reader.is_complete().await {
         true => Ok(body),
         false => Err(Problem::body_incomplete()),
     }
@@ -101,7 +101,7 @@ impl BodyReader {
     }
 
     /// Whether the body is complete; to be called after its last part.
-    pub(crate) async fn arrived_whole(self) -> bool {
+    pub(crate) async fn is_complete(self) -> bool {
         self.trailers.await.is_ok()
     }
 }

@@ -157,7 +157,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
     }
 
     /// Resolves when the unsent output allows more input.
-    pub(crate) async fn unsent_few(&self) {
+    pub(crate) async fn wait_for_capacity(&self) {
         self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
     }
 
@@ -175,7 +175,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut buffer = Vec::new();
         loop {
-            self.unsent_few().await;
+            self.wait_for_capacity().await;
             let BodyPart { bytes, more } = body.next_part(buffer).await;
             self.arrived(&bytes);
             let mut rest = bytes.as_slice();
@@ -187,7 +187,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
                 break;
             }
         }
-        if body.arrived_whole().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
+        if body.is_complete().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
     }
 
     /// Writes output as soon as there is some, until the last line or until the reader is gone.

@@ -48,7 +48,7 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) request_id: String,
     /// The CORS headers of the response.
-    pub(crate) page: cors::Headers,
+    pub(crate) cors_headers: cors::Headers,
     /// The user that was identified, for the host that counts the requests of users.
     pub(crate) user: RefCell<Option<String>>,
     pub(crate) began: Now,
@@ -69,14 +69,14 @@ impl RequestContext<'_> {
         }
         let access = Access::current()?;
         let credentials = self.credentials();
-        let page = access.page(&credentials);
+        let cors_headers = access.cors_headers(&credentials);
         let target = format!("{}?{}", self.path, self.query);
         let checked = Limits::default().check_head(&target, credentials.headers.iter().copied());
         let checked = checked.map_err(Problem::from).and_then(|()| access.check_host(&credentials));
         // `Vary` also on a refusal: caches must not serve the response for one origin to another.
-        let (page, refused) =
-            page.map_or_else(|refused| (vec![cors::Cors::vary()], Err(refused)), |page| (page, Ok(())));
-        self.page = page;
+        let (cors_headers, refused) =
+            cors_headers.map_or_else(|refused| (vec![cors::Cors::vary()], Err(refused)), |headers| (headers, Ok(())));
+        self.cors_headers = cors_headers;
         refused?;
         checked
     }
@@ -137,7 +137,7 @@ impl RequestContext<'_> {
             (request_id::HEADER, self.request_id.clone()),
         ];
         headers.extend(more);
-        headers.extend(self.page.iter().cloned());
+        headers.extend(self.cors_headers.iter().cloned());
         headers.extend(self.user_header());
         streaming(&headers).map_err(|error| Problem::internal(&wording::in_words(&error)))
     }

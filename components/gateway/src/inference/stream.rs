@@ -139,7 +139,7 @@ impl Stream<'_> {
         let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut room = Vec::new();
         loop {
-            self.capacity().await;
+            self.wait_for_capacity().await;
             let BodyPart { bytes, more } = body.next_part(room).await;
             self.duplex.arrived(&bytes);
             let mut rest = bytes.as_slice();
@@ -153,7 +153,7 @@ impl Stream<'_> {
                     return Some(lost());
                 }
                 if !rest.is_empty() {
-                    self.capacity().await;
+                    self.wait_for_capacity().await;
                 }
             }
             room = bytes;
@@ -162,7 +162,7 @@ impl Stream<'_> {
             }
         }
         // The last line of an incomplete body is dropped.
-        if !body.arrived_whole().await {
+        if !body.is_complete().await {
             return Some(ItemError::body_incomplete());
         }
         let last = lines.last_line().and_then(|line| self.take_line(&line));
@@ -208,7 +208,7 @@ impl Stream<'_> {
             if items.is_empty() || !self.send_items(items, &mut writer).await {
                 return;
             }
-            self.capacity().await;
+            self.wait_for_capacity().await;
         }
     }
 
@@ -231,12 +231,12 @@ impl Stream<'_> {
             if !more {
                 return;
             }
-            self.duplex.unsent_few().await;
+            self.duplex.wait_for_capacity().await;
         }
     }
 
     /// Resolves when there is capacity for more texts and their results.
-    async fn capacity(&self) {
+    async fn wait_for_capacity(&self) {
         let has_room = || {
             let session = self.duplex.session.borrow();
             session.output_bytes() < OUT_BYTES_MAX && session.open() < OPEN_MAX

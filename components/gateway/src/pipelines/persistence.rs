@@ -137,7 +137,7 @@ pub(super) async fn own(running: &RunningExecution) -> Result<(), Failure> {
         return Err(Failure::Invalid("the name of the user is not valid as a channel".to_owned()));
     };
     // The caller retries, so the kind of failure does not matter.
-    ownership::settle(&channel, &user, ownership::PastEvents::Owned)
+    ownership::assign(&channel, &user, ownership::PastEvents::Owned)
         .await
         .map(drop)
         .map_err(|_| Failure::Unavailable(1000))

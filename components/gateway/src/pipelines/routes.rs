@@ -181,10 +181,10 @@ impl RequestContext<'_> {
             if end.bound(running.clone().ended()).await.is_some() && !running.is_lost() {
                 let status = running.execution.borrow().status(clock::now().monotonic_ns);
                 let bytes = status.output.as_ref().map_or(0, Json::bytes);
-                return Ok(turns::run_over(&running.owner, bytes, || finished(&status, id, prefer)).await);
+                return Ok(turns::run_over(&running.owner, bytes, || finished_response(&status, id, prefer)).await);
             }
         }
-        Ok(accepted(id, name, prefer))
+        Ok(accepted_response(id, name, prefer))
     }
 
     /// The response for an execution that an earlier request with the same key started.
@@ -203,10 +203,10 @@ impl RequestContext<'_> {
             let status = self.status(pipelines, id, identity, Action::Read).await?;
             if is_over(&status) {
                 let bytes = status.output.as_ref().map_or(0, Json::bytes);
-                return Ok(turns::run_over(identity.user(), bytes, || finished(&status, id, prefer)).await);
+                return Ok(turns::run_over(identity.user(), bytes, || finished_response(&status, id, prefer)).await);
             }
         }
-        Ok(accepted(id, name, prefer))
+        Ok(accepted_response(id, name, prefer))
     }
 
     /// The `Idempotency-Key` of the request, if it has one.
@@ -496,7 +496,7 @@ async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> 
 }
 
 /// 202: the execution runs.
-fn accepted(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
+fn accepted_response(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
     let reply = BufferedResponse::error(202, execution::accepted_json(id, name).into_bytes())
         .with("location", execution::location(id));
     match prefer.respond_async && prefer.wait.is_none() {
@@ -506,7 +506,7 @@ fn accepted(id: &str, name: &str, prefer: Prefer) -> BufferedResponse {
 }
 
 /// 200: the execution ended while the client waited.
-fn finished(status: &Status, id: &str, prefer: Prefer) -> BufferedResponse {
+fn finished_response(status: &Status, id: &str, prefer: Prefer) -> BufferedResponse {
     let reply =
         BufferedResponse::json(execution::status_json(status).into_bytes()).with("location", execution::location(id));
     match prefer.applied() {

@@ -122,7 +122,7 @@ impl RunningExecution {
     /// Renews the lease until it is lost.
     pub(super) async fn keep_lease(&self) {
         match &self.lease {
-            Some(lease) => lease.keep(|| self.changed.notify()).await,
+            Some(lease) => lease.renew_until_lost(|| self.changed.notify()).await,
             None => std::future::pending().await,
         }
     }

@@ -71,7 +71,7 @@ impl RequestContext<'_> {
             && let Some(user) = user_channel(identity.user())
         {
             for kind in KINDS {
-                ownership::settle(&channel(kind, &id)?, &user, ownership::PastEvents::Owned).await?;
+                ownership::assign(&channel(kind, &id)?, &user, ownership::PastEvents::Owned).await?;
             }
         }
         start_execution(pipelines, definition, &id, input, identity).await?;

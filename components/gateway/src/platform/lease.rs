@@ -142,7 +142,7 @@ impl StoreLease {
     }
 
     /// Renews it until it is lost. `renewed` is called after each renewal.
-    pub(crate) async fn keep(&self, renewed: impl Fn()) {
+    pub(crate) async fn renew_until_lost(&self, renewed: impl Fn()) {
         let mut is_reported = false;
         while !self.is_lost() {
             Deadline::after(clock::now(), renew_ms()).passed().await;

@@ -153,10 +153,10 @@ impl Feed<'_> {
             self.duplex.session.borrow_mut().handle_end();
             self.duplex.changed();
         };
-        let kept = pin!(self.keep_lease());
+        let lease = pin!(self.keep_lease());
         let serve = pin!(join(serve, self.put_periodically()));
         // When the feed ends first, the lease is dropped; when the lease is lost first, the feed ends soon after.
-        if let Either::Right(((), serve)) = select(serve, kept).await {
+        if let Either::Right(((), serve)) = select(serve, lease).await {
             serve.await;
         }
         // Stores the changes of the end.
@@ -172,7 +172,7 @@ impl Feed<'_> {
     /// Renews the ownership of the session. When another instance has taken it over, the client gets an error and no more input is read.
     async fn keep_lease(&self) {
         let Some(owned) = self.lease.entry.owned() else { return };
-        owned.keep(|| ()).await;
+        owned.renew_until_lost(|| ()).await;
         self.lease.entry.disown();
         let problem = owned_elsewhere(0);
         let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };

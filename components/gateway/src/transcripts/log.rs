@@ -35,9 +35,9 @@ pub(crate) struct SessionLog<'a> {
     /// The amount of events appended so far.
     appended: Cell<Amount>,
     /// The amount at the last checkpoint.
-    kept: Cell<Amount>,
+    at_checkpoint: Cell<Amount>,
     /// The amount at the last checkpoint that was stored: the channel must retain the events since then.
-    put: Cell<Amount>,
+    at_stored: Cell<Amount>,
 }
 
 /// A number of events, and their bytes.
@@ -47,7 +47,7 @@ impl<'a> SessionLog<'a> {
     /// Continues after a cursor of the channel.
     pub(crate) fn new(registry: &'static SessionRegistry, entry: &'a Entry, after: Cursor) -> Self {
         let zero = || Cell::new((0, 0));
-        Self { registry, entry, after: Cell::new(after), appended: zero(), kept: zero(), put: zero() }
+        Self { registry, entry, after: Cell::new(after), appended: zero(), at_checkpoint: zero(), at_stored: zero() }
     }
 
     /// Enriches a batch, appends its events, and sets its checkpoint. Returns the cursors of its records.
@@ -62,7 +62,7 @@ impl<'a> SessionLog<'a> {
         let warned = records.iter().rev().find_map(expiring);
         let cursors = self.append(records).await?;
         if let Some(checkpoint) = batch.checkpoint.take() {
-            self.keep(checkpoint, |head| {
+            self.set_checkpoint(checkpoint, |head| {
                 head.warned_ms = warned;
                 if expired {
                     head.phase = Phase::Expired;
@@ -79,32 +79,32 @@ impl<'a> SessionLog<'a> {
             last.finishes = true;
         }
         let cursors = self.append_events(events).await?;
-        self.keep(checkpoint, |head| head.phase = Phase::Ended);
+        self.set_checkpoint(checkpoint, |head| head.phase = Phase::Ended);
         Ok(cursors)
     }
 
     /// Whether the last checkpoint must be stored before more events are appended: otherwise the channel might not retain all events since
     /// the stored one.
     pub(crate) fn must_put(&self) -> bool {
-        let ((events, bytes), put) = (self.appended.get(), self.put.get());
+        let ((events, bytes), put) = (self.appended.get(), self.at_stored.get());
         let settings = &self.registry.settings.sessions;
         let far = events - put.0 >= settings.channel_events_max * 2 / 5
             || bytes - put.1 >= settings.channel_bytes_max * 2 / 5;
-        far && self.kept.get() != put
+        far && self.at_checkpoint.get() != put
     }
 
     /// Stores the session with its last checkpoint. Must not be called concurrently.
     pub(crate) async fn put(&self) -> Result<(), Problem> {
-        let kept = self.kept.get();
+        let at_checkpoint = self.at_checkpoint.get();
         self.registry.put(self.entry).await?;
-        self.put.set(kept);
+        self.at_stored.set(at_checkpoint);
         Ok(())
     }
 
-    fn keep(&self, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
+    fn set_checkpoint(&self, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
         let Cursor { epoch, seq } = self.after.get();
-        self.kept.set(self.appended.get());
-        self.registry.keep(self.entry, checkpoint, |head| {
+        self.at_checkpoint.set(self.appended.get());
+        self.registry.set_checkpoint(self.entry, checkpoint, |head| {
             head.after = (epoch, seq);
             head.kept_ms = now_ms();
             change(head);

@@ -193,7 +193,7 @@ async fn feed_lines(
         if !batch.is_empty() && !inputs.write_all(batch).await.is_empty() {
             return Err(lost());
         }
-        duplex.unsent_few().await;
+        duplex.wait_for_capacity().await;
         Ok(())
     });
     match read.await {
@@ -210,7 +210,7 @@ async fn feed_cues(
 ) -> Option<Refusal> {
     let mut cues = cues.into_iter();
     loop {
-        duplex.unsent_few().await;
+        duplex.wait_for_capacity().await;
         let block: Vec<Input> = cues.by_ref().take(INPUTS_MAX).collect();
         if block.is_empty() {
             return None;
@@ -253,7 +253,7 @@ async fn receive(
         if !matches!(read, StreamResult::Complete(_)) {
             return;
         }
-        duplex.unsent_few().await;
+        duplex.wait_for_capacity().await;
     }
 }
 
@@ -317,7 +317,7 @@ async fn annotate_lines(duplex: &Duplex<'_, AnnotateStream>, body: BodyReader, c
         if !annotate_texts(duplex, &texts, &config).await {
             return Err(lost());
         }
-        duplex.unsent_few().await;
+        duplex.wait_for_capacity().await;
         Ok(())
     });
     let mut lines = match read.await {

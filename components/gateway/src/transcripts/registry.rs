@@ -293,7 +293,7 @@ impl SessionRegistry {
     }
 
     /// Sets the checkpoint of a session, which must cover all events of its channel, and changes its head.
-    pub(crate) fn keep(&self, entry: &Entry, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
+    pub(crate) fn set_checkpoint(&self, entry: &Entry, checkpoint: Vec<u8>, change: impl FnOnce(&mut Head)) {
         let mut state = entry.state.borrow_mut();
         let previous = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
         self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(previous));

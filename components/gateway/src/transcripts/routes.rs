@@ -226,7 +226,7 @@ async fn create(
     let channel = Channel::new(ChannelKind::Session, &id).map_err(|error| Problem::internal(&error.to_string()))?;
     let checkpoint = running::begin(&session_request).await?;
     if let Some(user) = owner.and_then(user_channel) {
-        ownership::settle(&channel, &user, ownership::PastEvents::Owned).await?;
+        ownership::assign(&channel, &user, ownership::PastEvents::Owned).await?;
     }
     let head = Head::new(owner.map(Into::into), now_ms(), &session_request);
     // The entry counts the session from here on.
@@ -296,7 +296,7 @@ async fn feed(
     open_for_input(entry)?;
     let user = entry.head().owner.as_deref().and_then(user_channel);
     if let Some(user) = user {
-        ownership::settle(&entry.channel, &user, ownership::PastEvents::Owned).await?;
+        ownership::assign(&entry.channel, &user, ownership::PastEvents::Owned).await?;
     }
     let lease = entry.lease().await;
     registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;

@@ -111,7 +111,7 @@ pub(crate) async fn open(registry: &SessionRegistry, entry: &Entry) -> Result<Ru
             Some(Output { body: OutputBody::Checkpoint(bytes), .. }) => bytes,
             _ => return Err(lost()),
         };
-        registry.keep(entry, bytes, |head| {
+        registry.set_checkpoint(entry, bytes, |head| {
             head.after = (after.epoch, after.seq);
             head.kept_ms = now_ms();
             head.phase = finished.unwrap_or(head.phase);

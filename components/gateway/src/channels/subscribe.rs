@@ -24,7 +24,7 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use crate::{
     auth::SubscriptionPermit,
-    http::response::Client,
+    http::response::{Client, send},
     platform::{
         bindings::weir::stream::events::{self, Closed, Delivery, Entry, Gap},
         clock::{self, Deadline},
@@ -241,9 +241,4 @@ pub(crate) fn push_gap(renderer: &EventRenderer, out: &mut Vec<u8>, gap: &Gap) {
 /// The time, in milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
     clock::now().unix_ns / NS_PER_MS
-}
-
-/// Sends bytes; false when the reader is gone.
-async fn send(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
-    body.write_all(bytes).await.is_empty()
 }

@@ -18,7 +18,7 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult};
 
 use super::running::{RunningGeneration, failed};
 use crate::{
-    http::response::Client,
+    http::response::{Client, send, write_or_probe},
     platform::{
         bindings::weir::stream::events::{self, Closed, Delivery, Entry},
         clock::{self, Deadline},
@@ -299,17 +299,4 @@ enum WriteEnd {
     Disconnected,
     /// The client must see that the body is incomplete.
     Incomplete,
-}
-
-/// Writes to the client; false when the reader is gone.
-async fn write_or_probe(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
-    if bytes.is_empty() {
-        return body.write(bytes).await.0 != StreamResult::Dropped;
-    }
-    send(body, bytes).await
-}
-
-/// Sends bytes; false when the reader is gone.
-async fn send(body: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
-    body.write_all(bytes).await.is_empty()
 }

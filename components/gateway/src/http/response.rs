@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use spin_sdk::wasip3::{
     http::types::{ErrorCode, Fields, Response, Trailers},
     spawn,
-    wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamWriter},
+    wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter},
     wit_future, wit_stream,
 };
 use weir_codec::{
@@ -140,6 +140,19 @@ pub(crate) fn streaming(headers: &[(&'static str, String)]) -> Result<(Response,
     let (body, reader) = wit_stream::new();
     let (response, trailers, sent) = respond(200, headers, Some(reader))?;
     Ok((response, Client { body, trailers, sent }))
+}
+
+/// Writes bytes to a body; false when the reader is gone.
+pub(crate) async fn send(body: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
+    body.write_all(bytes).await.is_empty()
+}
+
+/// Writes bytes to a body; false when the reader is gone. An empty write is a probe: it completes when the reader is ready for more, or gone.
+pub(crate) async fn write_or_probe(body: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
+    if bytes.is_empty() {
+        return body.write(bytes).await.0 != StreamResult::Dropped;
+    }
+    send(body, bytes).await
 }
 
 /// A response, the writer of its trailers, and the result of sending it.

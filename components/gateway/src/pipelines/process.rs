@@ -6,7 +6,7 @@ use futures::future::{Either, select};
 use spin_sdk::wasip3::{
     http::types::{self, ErrorCode, Response},
     spawn,
-    wit_bindgen::{StreamResult, StreamWriter},
+    wit_bindgen::StreamWriter,
 };
 use weir_codec::{
     http::{accept, framing::Framing, problem::Problem},
@@ -18,7 +18,7 @@ use super::ephemeral::{EphemeralExecution, Lines};
 use crate::{
     http::{
         request::RequestContext,
-        response::{BufferedResponse, Client},
+        response::{BufferedResponse, Client, write_or_probe},
     },
     platform::{
         clock::{self, Deadline},
@@ -173,15 +173,6 @@ async fn write_events(
     if let Either::Left(((), write)) = select(run, write).await {
         write.await;
     }
-}
-
-/// Writes to the client; false when the reader is gone. An empty write is a probe: it completes when the reader is ready for more, or
-/// gone.
-async fn write_or_probe(client: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
-    if bytes.is_empty() {
-        return client.write(bytes).await.0 != StreamResult::Dropped;
-    }
-    client.write_all(bytes).await.is_empty()
 }
 
 /// Encodes events in the framing of the response.

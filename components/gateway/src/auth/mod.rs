@@ -355,7 +355,7 @@ impl Drop for SubscriptionPermit {
 }
 
 fn keys_unavailable(detail: String) -> Problem {
-    Problem::refused(503, "auth_unavailable", "Nobody can be let in", detail, Some(1000))
+    Problem::refused(503, "auth_unavailable", "Authentication is unavailable", detail, Some(1000))
 }
 
 /// The time of the last change of a file and its size in bytes, to detect changes.

@@ -276,7 +276,7 @@ impl Conversation<'_> {
                 };
                 self.followed.remove(index);
                 let event =
-                    StreamEvent::Disconnected { reason: "unsubscribed", message: "as you wished", resumable: true };
+                    StreamEvent::Disconnected { reason: "unsubscribed", message: "the client has unsubscribed", resumable: true };
                 self.send_event(&channel, &event, None);
             }
             Ok(SocketMessage::Subscribe { channel, last_event_id, filter }) => {

@@ -136,7 +136,7 @@ pub(super) async fn own(running: &RunningExecution) -> Result<(), Failure> {
     let Some((channel, user)) = channel.zip(user) else {
         return Err(Failure::Invalid("the name of the user is not valid as a channel".to_owned()));
     };
-    // The caller retries, so the kind of failure does not matter.
+    // The reason is dropped here; callers retry.
     ownership::assign(&channel, &user, ownership::PastEvents::Owned)
         .await
         .map(drop)

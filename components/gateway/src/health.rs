@@ -35,7 +35,8 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     if !unmet.is_empty() {
         return Err(Problem::steps_not_ready(&unmet, models));
     }
-    // Without authentication, and on an address other than loopback, channels are refused by design, so keys are not checked.
+    // Without authentication, and on an address other than loopback, channels are refused by design, so keys are not
+    // checked.
     let access = Access::current()?;
     if access.required() {
         access.check_keys(began.monotonic_ns)?;
@@ -49,8 +50,8 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     }
 }
 
-/// The bounds for all users together that are reached: those of the store, and those of sessions and executions. The server stays ready:
-/// requests without state are served, and the others get 503 until there is capacity.
+/// The bounds for all users together that are reached: those of the store, and those of sessions and executions. The
+/// server stays ready: requests without state are served, and the others get 503 until there is capacity.
 async fn exhausted(mut exhausted: Vec<String>, began: Now) -> Result<Vec<String>, Problem> {
     let settings = Settings::current().map_err(Problem::internal)?;
     let mut bounds = vec![("session", "sessions.live_max", settings.sessions.live_max)];

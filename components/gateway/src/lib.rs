@@ -1,7 +1,8 @@
 //! The gateway component: `wasi:http` in, streams of results out.
 //!
-//! It routes and validates requests, negotiates formats and renders responses; `weir:stream/infer` does the inference and
-//! `weir:stream/session` runs transcript sessions. One instance serves many requests concurrently, so nothing here blocks.
+//! It routes and validates requests, negotiates formats and renders responses; `weir:stream/infer` does the inference
+//! and `weir:stream/session` runs transcript sessions. One instance serves many requests concurrently, so nothing here
+//! blocks.
 //!
 //! - `dispatch`: from a path to the feature that handles it; `health`: probes.
 //! - `inference`, `generation`, `channels`, `transcripts`, `pipelines`: the features.
@@ -10,7 +11,8 @@
 //! - `http`: requests, responses, and streams in both directions.
 //! - `platform`: bindings, clocks, settings, leases.
 //!
-//! A module depends only on those below it in this list. The component imports `wasi:*` and `weir:stream/*`, nothing else.
+//! A module depends only on those below it in this list. The component imports `wasi:*` and `weir:stream/*`, nothing
+//! else.
 
 mod auth;
 mod channels;

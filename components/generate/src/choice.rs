@@ -39,7 +39,8 @@ impl End {
 }
 
 impl Choice {
-    /// A text without tokens. `tools` are the format of tool calls and the prefix of their ids, if the text may have calls.
+    /// A text without tokens. `tools` are the format of tool calls and the prefix of their ids, if the text may have
+    /// calls.
     pub fn new(
         index: u32,
         stops: &[String],

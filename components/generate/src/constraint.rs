@@ -1,5 +1,5 @@
-//! Constraints on the form of a text, as masks of allowed tokens, by llguidance. An unsupported form is an error: no text is generated
-//! without the constraint that its request has.
+//! Constraints on the form of a text, as masks of allowed tokens, by llguidance. An unsupported form is an error: no
+//! text is generated without the constraint that its request has.
 
 use std::sync::Arc;
 

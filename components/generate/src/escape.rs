@@ -1,6 +1,7 @@
-//! Escaping of users' text in a prompt. Control tokens are recognized in the rendered template, and a user's text must not produce one. A
-//! mark is inserted into every name of a control token in a user's text, and after every beginning of a name at its end, since the next
-//! text may continue it. The tokenizer removes the marks after it has looked for control tokens.
+//! Escaping of users' text in a prompt. Control tokens are recognized in the rendered template, and a user's text must
+//! not produce one. A mark is inserted into every name of a control token in a user's text, and after every beginning
+//! of a name at its end, since the next text may continue it. The tokenizer removes the marks after it has looked for
+//! control tokens.
 
 use std::borrow::Cow;
 

@@ -1,9 +1,10 @@
 //! The generate component: runs the language models of the host, token by token.
 //!
 //! Read in this order:
-//! - [`tokenizer`]: from texts to tokens and from tokens to bytes, with the vocabulary in the file of a model; [`sentencepiece`]: the
-//!   encoder for vocabularies with scores.
-//! - [`template`]: from chats to text, with the template of the model. Templates are untrusted code: they run with fuel and bounds.
+//! - [`tokenizer`]: from texts to tokens and from tokens to bytes, with the vocabulary in the file of a model;
+//!   [`sentencepiece`]: the encoder for vocabularies with scores.
+//! - [`template`]: from chats to text, with the template of the model. Templates are untrusted code: they run with fuel
+//!   and bounds.
 //! - [`escape`]: users' text in a prompt never becomes a control token.
 //! - [`constraint`]: schemas, grammars and regular expressions as masks of allowed tokens.
 //! - [`tools`]: tools in the prompt, and tool calls in the generated text.

@@ -55,7 +55,8 @@ impl LanguageModel {
         Ok(model)
     }
 
-    /// The leading tokens of every chat with this system message: those that two chats with different user messages have in common.
+    /// The leading tokens of every chat with this system message: those that two chats with different user messages
+    /// have in common.
     fn prefix(&self, system: &str) -> Option<Vec<u32>> {
         let template = self.template.as_ref()?.as_ref().ok()?;
         let system = crate::escape::escape(system, self.tokenizer.control_names().collect::<Vec<_>>().into_iter());

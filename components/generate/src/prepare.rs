@@ -1,4 +1,5 @@
-//! From a request to the tokens and settings of a generation. Invalid requests are refused here, before anything is computed.
+//! From a request to the tokens and settings of a generation. Invalid requests are refused here, before anything is
+//! computed.
 
 use serde_json::{Value as Json, json};
 
@@ -209,8 +210,8 @@ fn render(chat: &Chat, model: &LanguageModel, settings: &Settings) -> Result<(St
     Ok((text, choice))
 }
 
-/// Renders a chat in the first variant that the template accepts: unchanged, with consecutive messages of one role joined, or with system
-/// messages joined to those of the user.
+/// Renders a chat in the first variant that the template accepts: unchanged, with consecutive messages of one role
+/// joined, or with system messages joined to those of the user.
 fn render_variant(
     template: &Template,
     messages: &Json,
@@ -236,7 +237,8 @@ fn render_variant(
     Err(invalid(format!("the chat template of the model refuses the roles {}: {reason}", roles.join(", "))))
 }
 
-/// The messages in the form that templates expect: `developer` becomes `system`, content becomes text, arguments of calls become objects.
+/// The messages in the form that templates expect: `developer` becomes `system`, content becomes text, arguments of
+/// calls become objects.
 fn normalize(messages: &Json) -> Result<Vec<Json>, Failure> {
     let Json::Array(messages) = messages else { return Err(invalid("messages is not an array")) };
     if messages.is_empty() {

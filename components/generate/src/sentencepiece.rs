@@ -1,5 +1,5 @@
-//! The SentencePiece encoder for vocabularies with scores (Llama 2, Mistral): of all neighbouring pieces that together are a token, those
-//! with the best score are joined first. Characters without a token are encoded as byte tokens.
+//! The SentencePiece encoder for vocabularies with scores (Llama 2, Mistral): of all neighbouring pieces that together
+//! are a token, those with the best score are joined first. Characters without a token are encoded as byte tokens.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};

@@ -1,7 +1,7 @@
 //! The service `weir:stream/generate`: streams of commands in, streams of events out.
 //!
-//! Every call of `run` is a loop: read the available commands, start requests, compute one step of each model, and write its events. It
-//! waits only when it has nothing to compute.
+//! Every call of `run` is a loop: read the available commands, start requests, compute one step of each model, and
+//! write its events. It waits only when it has nothing to compute.
 
 mod lane;
 mod models;

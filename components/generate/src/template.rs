@@ -1,5 +1,5 @@
-//! Chat templates. They are untrusted programs in the files of models: they run with fuel, a bound of recursion and a bound of output, and
-//! have access to nothing but the chat.
+//! Chat templates. They are untrusted programs in the files of models: they run with fuel, a bound of recursion and a
+//! bound of output, and have access to nothing but the chat.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,7 @@
 //! The tokenizer of a model, from the vocabulary in its file.
 //!
-//! [`Tokenizer::encode`] recognizes control tokens only in rendered templates, in which users' text is escaped (see [`crate::escape`]).
+//! [`Tokenizer::encode`] recognizes control tokens only in rendered templates, in which users' text is escaped (see
+//! [`crate::escape`]).
 
 use std::collections::HashMap;
 
@@ -164,8 +165,9 @@ impl Tokenizer {
         self.begin
     }
 
-    /// The tokens of a text. Control tokens are recognized in it if `parse_control` is set; the text must then be a rendered template in
-    /// which users' text is escaped by [`crate::escape`]. The token that begins a prompt is inserted at the start unless it is there.
+    /// The tokens of a text. Control tokens are recognized in it if `parse_control` is set; the text must then be a
+    /// rendered template in which users' text is escaped by [`crate::escape`]. The token that begins a prompt is
+    /// inserted at the start unless it is there.
     ///
     /// # Errors
     ///

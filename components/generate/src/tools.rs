@@ -1,7 +1,8 @@
 //! Tools: their description in the prompt, and tool calls in the generated text.
 //!
-//! Three formats are supported, chosen by the template of the model: `<tool_call>` around an object (Hermes, Qwen), `[TOOL_CALLS]` before
-//! an array (Mistral), and a bare object (Llama 3). For a template without tools, the first one is used.
+//! Three formats are supported, chosen by the template of the model: `<tool_call>` around an object (Hermes, Qwen),
+//! `[TOOL_CALLS]` before an array (Mistral), and a bare object (Llama 3). For a template without tools, the first one
+//! is used.
 
 use serde_json::{Value as Json, json};
 

@@ -2,7 +2,8 @@
 
 use crate::types::{Activation, Failure, LabelScore};
 
-/// The scores of `labels` from their `logits`: the `top_k` best or all, best first, equal scores in the order of the labels.
+/// The scores of `labels` from their `logits`: the `top_k` best or all, best first, equal scores in the order of the
+/// labels.
 ///
 /// # Errors
 ///

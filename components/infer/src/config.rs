@@ -27,7 +27,8 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
-    /// A file is JSON but not an object. Deriving `Deserialize` would accept a list, and read `[]` as a file that sets nothing.
+    /// A file is JSON but not an object. Deriving `Deserialize` would accept a list, and read `[]` as a file that sets
+    /// nothing.
     #[error("{0} must be a JSON object")]
     NoObject(&'static str),
     /// `id2label` is not a list of labels for the ids from 0 on.
@@ -206,8 +207,8 @@ fn label_names(config: &ConfigFile) -> Result<Vec<String>, ConfigError> {
         .collect()
 }
 
-/// The smallest maximum of the tokenizer, the model and sentence-transformers. Models of the RoBERTa family number their positions from
-/// two, so they have two fewer.
+/// The smallest maximum of the tokenizer, the model and sentence-transformers. Models of the RoBERTa family number
+/// their positions from two, so they have two fewer.
 fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile, sentences: &SentenceConfigFile) -> usize {
     let reserved = match config.model_type.as_deref() {
         Some(
@@ -232,7 +233,8 @@ fn tokens_max(config: &ConfigFile, tokenizer: &TokenizerConfigFile, sentences: &
         .map_or(DEFAULT_TOKENS_MAX, |least| least as usize)
 }
 
-/// The order of precedence of the transformers pipeline: the problem type, the number of labels, then the configured function.
+/// The order of precedence of the transformers pipeline: the problem type, the number of labels, then the configured
+/// function.
 fn default_activation(config: &ConfigFile, labels: usize) -> Activation {
     match config.problem_type.as_deref() {
         Some("regression") => Activation::Identity,

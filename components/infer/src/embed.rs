@@ -6,8 +6,8 @@ use crate::types::Failure;
 /// The smallest divisor, as in `normalize` of PyTorch.
 const NORM_MIN: f64 = 1e-12;
 
-/// Pools `vectors`, of shape `[sequence, hidden]` in row-major order, of which the first `tokens` rows are not padding. The result has
-/// `hidden` elements.
+/// Pools `vectors`, of shape `[sequence, hidden]` in row-major order, of which the first `tokens` rows are not padding.
+/// The result has `hidden` elements.
 ///
 /// # Errors
 ///

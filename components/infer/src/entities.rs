@@ -34,8 +34,9 @@ struct LabelledSpan {
 
 /// The tokens of one sequence with their scores, without special tokens.
 ///
-/// `sequence` was made from the part of `text` that begins at the code point `base`. `logits` has the shape `[rows, labels]` in row-major
-/// order, with at least as many rows as the sequence has tokens. Offsets in the result are code points of `text`.
+/// `sequence` was made from the part of `text` that begins at the code point `base`. `logits` has the shape `[rows,
+/// labels]` in row-major order, with at least as many rows as the sequence has tokens. Offsets in the result are code
+/// points of `text`.
 ///
 /// # Errors
 ///
@@ -94,8 +95,8 @@ pub fn find_entities(
     Ok(entities)
 }
 
-/// Merges the tokens of a text that was read in windows: each token from the window that has the best context for it. `windows` are the
-/// ranges of the windows among the tokens of the text, and `read` the tokens of each window.
+/// Merges the tokens of a text that was read in windows: each token from the window that has the best context for it.
+/// `windows` are the ranges of the windows among the tokens of the text, and `read` the tokens of each window.
 ///
 /// # Errors
 ///
@@ -130,7 +131,8 @@ pub fn merge_windows(
     Ok(chosen.into_iter().enumerate().map(take).collect())
 }
 
-/// The predictions of a window for its tokens: from the label of each token or, if labels are chosen by word, of its word.
+/// The predictions of a window for its tokens: from the label of each token or, if labels are chosen by word, of its
+/// word.
 fn predictions(tokens: &[Token], labels: &[String], aggregation: Aggregation) -> Vec<TokenPrediction> {
     let by_word = !matches!(aggregation, Aggregation::None | Aggregation::Simple);
     let labelled: Vec<(usize, f32)> = tokens
@@ -231,7 +233,8 @@ fn group(
         .map(|spans| {
             let score = spans.iter().map(|span| span.score).sum::<f32>() / spans.len() as f32;
             let label = &labels[spans[0].label];
-            // Unlike in `read_label`, the name is what follows the first hyphen, whatever the prefix: as in transformers.
+            // Unlike in `read_label`, the name is what follows the first hyphen, whatever the prefix: as in
+            // transformers.
             let label = label.split_once('-').map_or(label.as_str(), |(_, entity)| entity).to_owned();
             let word = join(spans.iter().map(|span| span.word.clone()).collect(), tokenizer)?;
             let (start, end) = (spans[0].start, spans[spans.len() - 1].end);

@@ -1,7 +1,7 @@
 //! The graph of a model in `wasi:nn`: computes batches of sequences.
 //!
-//! `wasi:nn` does not list the inputs of a graph, so the usual combinations are tried when a graph is loaded, and the first one that works
-//! is used.
+//! `wasi:nn` does not list the inputs of a graph, so the usual combinations are tried when a graph is loaded, and the
+//! first one that works is used.
 
 use crate::bindings::wasi::nn::errors::{Error as NnError, ErrorCode};
 use crate::bindings::wasi::nn::graph::load_by_name;
@@ -65,8 +65,8 @@ enum Inputs {
     /// Padded sequences, one per row: `input_ids [batch, sequence]` and optionally `attention_mask` and
     /// `token_type_ids` of that shape.
     Padded { mask: bool, types: bool },
-    /// Concatenated sequences: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and optionally `token_type_ids` of that
-    /// shape or `pool [texts, tokens]`.
+    /// Concatenated sequences: `input_ids`, `position_ids` and `segment_ids`, all `[1, tokens]`, and optionally
+    /// `token_type_ids` of that shape or `pool [texts, tokens]`.
     Packed { pool: bool, types: bool },
 }
 
@@ -75,8 +75,8 @@ impl Inputs {
     const MASK: Self = Self::Padded { mask: true, types: false };
     const MASK_AND_TYPES: Self = Self::Padded { mask: true, types: true };
 
-    /// The combinations to try, the most likely first. Graphs exported by transformers have the input `token_type_ids` if the model has
-    /// token types.
+    /// The combinations to try, the most likely first. Graphs exported by transformers have the input `token_type_ids`
+    /// if the model has token types.
     fn candidates(uses_types: bool) -> [Self; 6] {
         let packed = |pool, types| Self::Packed { pool, types };
         let [first, second] =
@@ -132,7 +132,8 @@ impl Graph {
         Err(first_error.unwrap_or_else(|| GraphError::Shape("nothing".to_owned())))
     }
 
-    /// Checks that a classifier gives one logit per label. Done on loading, so that a model that fails the check is never ready.
+    /// Checks that a classifier gives one logit per label. Done on loading, so that a model that fails the check is
+    /// never ready.
     fn check_width(&self, output: &BatchOutput, labels: usize) -> Result<(), GraphError> {
         let width = output.row(0).shape.last().copied().unwrap_or_default();
         if self.kind == ModelKind::FeatureExtraction || width == labels {
@@ -149,7 +150,8 @@ impl Graph {
         }
     }
 
-    /// Computes one batch: padded to `length`, or packed and filled up to `length` tokens. `rows` is not empty and fits into `length`.
+    /// Computes one batch: padded to `length`, or packed and filled up to `length` tokens. `rows` is not empty and fits
+    /// into `length`.
     pub(crate) fn compute(&self, rows: &[&Sequence], length: usize) -> Result<BatchOutput, GraphError> {
         let inputs = match self.inputs {
             Inputs::Padded { mask, types } => self.padded(rows, length, mask, types),
@@ -214,7 +216,8 @@ impl Graph {
             inputs.push(("token_type_ids".to_owned(), line(types, i64::from(self.pad_type_id))));
         }
         if pool {
-            // With bounded shapes, the number of texts depends on the length alone, so that the engine plans fewer shapes.
+            // With bounded shapes, the number of texts depends on the length alone, so that the engine plans fewer
+            // shapes.
             let least = match self.shapes {
                 Shapes::Any => 1,
                 Shapes::Bounded => (length / TOKENS_PER_TEXT).clamp(1, PACKED_TEXTS_MAX),

@@ -17,7 +17,8 @@ use weir_core::inference::summary::SummaryBounds;
 
 /// Windows overlap by this fraction of the longest text, unless the caller sets a stride.
 const STRIDE_PARTS: usize = 4;
-/// The largest overlap of windows, as a fraction of the longest text: with a larger one every token would be computed many times.
+/// The largest overlap of windows, as a fraction of the longest text: with a larger one every token would be computed
+/// many times.
 const STRIDE_PARTS_MIN: usize = 2;
 
 /// Maximum size of a text, in bytes.
@@ -36,7 +37,8 @@ pub struct ModelFiles {
 pub struct RowOutput<'a> {
     /// The values in row-major order.
     pub values: &'a [f32],
-    /// `[labels]` or `[hidden]`, or with one row for each token `[sequence, labels]` or `[sequence, hidden]`, padding included.
+    /// `[labels]` or `[hidden]`, or with one row for each token `[sequence, labels]` or `[sequence, hidden]`, padding
+    /// included.
     pub shape: &'a [usize],
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Read in this order:
 //! - [`config`]: the configuration in a model directory.
-//! - [`tokenize`]: from texts to sequences of token ids; `wordpiece`: the same in one pass, for most texts of BERT's tokenizer.
-//! - [`windows`]: windows over texts that are longer than the model takes; [`code_points`]: texts indexed by code points.
+//! - [`tokenize`]: from texts to sequences of token ids; `wordpiece`: the same in one pass, for most texts of BERT's
+//!   tokenizer.
+//! - [`windows`]: windows over texts that are longer than the model takes; [`code_points`]: texts indexed by code
+//!   points.
 //! - [`settings`]: the settings of the host for its engine.
 //! - [`sentences`]: from texts to sentences.
-//! - [`job`]: from one item to the sequences to compute, and from their results to one outcome; [`classify`], [`entities`], [`embed`] and
-//!   [`summarize`]: the parts of each task.
+//! - [`job`]: from one item to the sequences to compute, and from their results to one outcome; [`classify`],
+//!   [`entities`], [`embed`] and [`summarize`]: the parts of each task.
 //! - `graph`, `models` and `service`: the interfaces to the host: `wasi:nn`, the `/models` directory, the streams.
 //!
 //! The modules of the last entry exist for wasm32 only; all others are pure and tested natively.

@@ -65,8 +65,8 @@ impl Models {
         loaded
     }
 
-    /// The served models in the order of their names: the directories in `/models` and, if the host gives access to each of them but not to
-    /// the folder that contains them, those that were requested so far.
+    /// The served models in the order of their names: the directories in `/models` and, if the host gives access to
+    /// each of them but not to the folder that contains them, those that were requested so far.
     pub(crate) fn list(&self) -> Vec<ModelInfo> {
         let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
         let listed = entries.filter_map(|entry| entry.file_name().into_string().ok());

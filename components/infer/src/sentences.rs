@@ -1,4 +1,5 @@
-//! From texts to sentences: the default rules of Unicode (UAX #29, section 5), with corrections where they break too often.
+//! From texts to sentences: the default rules of Unicode (UAX #29, section 5), with corrections where they break too
+//! often.
 //!
 //! The rules end a sentence at every line break and at the full stop of `Dr. Brown`. Here a single line break ends a
 //! sentence only if the line looks complete, so that wrapped text stays together, and a full stop after a common

@@ -1,8 +1,8 @@
 //! The service `weir:stream/infer`: streams of items in, streams of outcomes out.
 //!
-//! Every call of `run` is a loop: read the waiting items, tokenize each once, form the best batch, compute it, write its outcomes, and
-//! read the items that have arrived since. It waits only when it has nothing to compute. No borrow is held across an await, so that any
-//! number of calls can share the instance and its models.
+//! Every call of `run` is a loop: read the waiting items, tokenize each once, form the best batch, compute it, write
+//! its outcomes, and read the items that have arrived since. It waits only when it has nothing to compute. No borrow is
+//! held across an await, so that any number of calls can share the instance and its models.
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wit_stream;
@@ -23,8 +23,8 @@ use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items in one read.
 const ITEMS_MAX: usize = 32;
-/// The most bytes of text that are tokenized before the next batch is computed, so that short texts do not wait for long ones behind them
-/// to be tokenized.
+/// The most bytes of text that are tokenized before the next batch is computed, so that short texts do not wait for
+/// long ones behind them to be tokenized.
 const TOKENIZED_BYTES_MAX: usize = 64 << 10;
 
 thread_local! {

@@ -14,8 +14,8 @@ use weir_core::inference::batch::Shapes;
 pub struct Settings {
     /// Most sequences in a batch.
     pub rows_max: usize,
-    /// Most tokens in a batch, with padding. With 128, one run of a small encoder takes about 10 ms on a CPU core, so that
-    /// results are sent at short intervals; on tract a larger run costs more for each token.
+    /// Most tokens in a batch, with padding. With 128, one run of a small encoder takes about 10 ms on a CPU core, so
+    /// that results are sent at short intervals; on tract a larger run costs more for each token.
     pub tokens_max: usize,
     /// The longest expected time of a batch, in nanoseconds; 0: no bound.
     pub time_ns_max: u64,

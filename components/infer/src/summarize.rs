@@ -35,7 +35,8 @@ pub fn compose(
         }
         match cut_sentence {
             Some((index, tokens_max)) if index == sentence => {
-                // `tokens_max` is what the other sentences leave of the budget; with this minimum the summary reaches its own.
+                // `tokens_max` is what the other sentences leave of the budget; with this minimum the summary reaches
+                // its own.
                 let tokens_min = tokens_max.saturating_sub(bounds.tokens_max - bounds.tokens_min);
                 summary.push_str(cut(&sentences[sentence], SummaryBounds { tokens_min, tokens_max }, tokenizer)?);
             }

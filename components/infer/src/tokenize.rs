@@ -1,8 +1,8 @@
 //! From texts to sequences of token ids, by any `tokenizer.json` of the Hugging Face format.
 //!
-//! The truncation and padding of the file are ignored: sequences are truncated to the maximum of the model and padded by
-//! batch. The special tokens are added here, after truncation, so that one pass over the text gives both the sequence
-//! and its full length.
+//! The truncation and padding of the file are ignored: sequences are truncated to the maximum of the model and padded
+//! by batch. The special tokens are added here, after truncation, so that one pass over the text gives both the
+//! sequence and its full length.
 
 use crate::code_points::CodePoints;
 use crate::config::ModelConfig;
@@ -92,7 +92,8 @@ struct Frame {
 }
 
 impl Frame {
-    /// The frame in the sequence of a text of one token; none if the post-processor does more than to put tokens around the text.
+    /// The frame in the sequence of a text of one token; none if the post-processor does more than to put tokens around
+    /// the text.
     fn of(sequence: &Sequence) -> Option<Self> {
         let at = sequence.special.iter().position(|special| !special)?;
         let tokens: Vec<(u32, u32)> = sequence.ids.iter().copied().zip(sequence.types.iter().copied()).collect();
@@ -218,8 +219,8 @@ impl ModelTokenizer {
         }
     }
 
-    /// Tokenizes a text or a pair of texts to one sequence, truncated to the maximum of the model; the part that `keep` names remains. A
-    /// pair is truncated from the longer text first.
+    /// Tokenizes a text or a pair of texts to one sequence, truncated to the maximum of the model; the part that `keep`
+    /// names remains. A pair is truncated from the longer text first.
     pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: TruncationSide) -> Result<Tokenized, TokenizeError> {
         if pair.is_none()
             && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
@@ -242,14 +243,15 @@ impl ModelTokenizer {
         };
         let room = TruncationParams { max_length: self.tokens_max - added, direction, ..TruncationParams::default() };
         let (mut text, mut pair) = truncate_encodings(text, pair, &room).map_err(TokenizeError::Encode)?;
-        // The tokenizer returns the part that was cut off as overflow, which the post-processor would combine with the other text.
+        // The tokenizer returns the part that was cut off as overflow, which the post-processor would combine with the
+        // other text.
         drop(text.take_overflowing());
         drop(pair.as_mut().map(Encoding::take_overflowing));
         Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
     }
 
-    /// Tokenizes a text to one sequence or, above the maximum of the model, to windows that overlap by `stride` tokens and are cut between
-    /// words. Returns each with its range among the tokens of the text.
+    /// Tokenizes a text to one sequence or, above the maximum of the model, to windows that overlap by `stride` tokens
+    /// and are cut between words. Returns each with its range among the tokens of the text.
     pub fn tokenize_windows(&self, text: &str, stride: usize) -> Result<Vec<(Range<usize>, Sequence)>, TokenizeError> {
         if let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
             && ids.len() <= self.room()

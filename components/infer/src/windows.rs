@@ -1,8 +1,9 @@
-//! Windows over a text that is longer than a model takes: their ranges, and the choice of the window whose prediction is used for a token.
+//! Windows over a text that is longer than a model takes: their ranges, and the choice of the window whose prediction
+//! is used for a token.
 //!
-//! Windows overlap, as with the `stride` of Hugging Face, so that text at the edge of one is inside another. They are cut between words.
-//! Where windows overlap, all tokens of an entity are taken from the same window: among the windows with enough context on both sides, the
-//! one with the best score.
+//! Windows overlap, as with the `stride` of Hugging Face, so that text at the edge of one is inside another. They are
+//! cut between words. Where windows overlap, all tokens of an entity are taken from the same window: among the windows
+//! with enough context on both sides, the one with the best score.
 
 use std::ops::Range;
 
@@ -42,8 +43,8 @@ pub fn windows(boundaries: &[Boundary], room: usize, stride: usize) -> Vec<Range
     windows
 }
 
-/// The best position to cut among `at`, the last of equal ones: at white space in the last `slack` positions, else between words there, else
-/// between words anywhere.
+/// The best position to cut among `at`, the last of equal ones: at white space in the last `slack` positions, else
+/// between words there, else between words anywhere.
 fn cut(boundaries: &[Boundary], at: Range<usize>, slack: usize) -> Option<usize> {
     let near = at.end.saturating_sub(slack + 1).max(at.start)..at.end;
     let last = |mut range: Range<usize>, least: Boundary| range.rfind(|at| boundaries[*at] >= least);
@@ -92,8 +93,8 @@ impl Overlap<'_> {
                 chosen[block].fill(window);
                 continue;
             }
-            // No window contains all of an entity that is longer than a window: the window is chosen for each of its words, and for
-            // each token of a word that is longer than a window.
+            // No window contains all of an entity that is longer than a window: the window is chosen for each of its
+            // words, and for each token of a word that is longer than a window.
             for word in blocks(block, self.continues_word) {
                 match self.best(&word, first) {
                     Some(window) => chosen[word].fill(window),
@@ -104,8 +105,9 @@ impl Overlap<'_> {
         chosen
     }
 
-    /// The best window for a block, of those from `first` on that contain all of it: the one with the most context, counted up to a quarter
-    /// of the stride, between the block and the edges of the window; among equal ones that with the best mean score.
+    /// The best window for a block, of those from `first` on that contain all of it: the one with the most context,
+    /// counted up to a quarter of the stride, between the block and the edges of the window; among equal ones that with
+    /// the best mean score.
     fn best(&self, block: &Range<usize>, first: usize) -> Option<usize> {
         let last = self.windows.len() - 1;
         let candidates = (first..=last)

@@ -1,10 +1,11 @@
 //! WordPiece over the characters of BERT's normalizer and pre-tokenizer, in one pass over the text and without copies of words.
 //!
-//! The result equals that of the crate `tokenizers`, for texts of characters whose normal form is at most one character independent of
-//! context; all other texts are left to that crate. The normal form of a character, and whether it divides words, is computed by the
-//! tokenizer itself, once for each character. Pieces are found in a trie of the vocabulary: the longest entry from the start of the word,
-//! then the longest from its end on, each in as many steps as the entry has bytes (Song et al., "Fast WordPiece Tokenization", 2021, adds
-//! links to the trie that save steps for words of many pieces).
+//! The result equals that of the crate `tokenizers`, for texts of characters whose normal form is at most one character
+//! independent of context; all other texts are left to that crate. The normal form of a character, and whether it
+//! divides words, is computed by the tokenizer itself, once for each character. Pieces are found in a trie of the
+//! vocabulary: the longest entry from the start of the word, then the longest from its end on, each in as many steps as
+//! the entry has bytes (Song et al., "Fast WordPiece Tokenization", 2021, adds links to the trie that save steps for
+//! words of many pieces).
 
 use std::cell::Cell;
 
@@ -353,8 +354,8 @@ mod tests {
         }
     }
 
-    /// Reads the folder `WEIR_DATA`, which is not part of the repository; without it, the vectors of the tests. Debug builds read only the
-    /// first texts of each file, to save time.
+    /// Reads the folder `WEIR_DATA`, which is not part of the repository; without it, the vectors of the tests. Debug
+    /// builds read only the first texts of each file, to save time.
     #[test]
     fn held_out_texts_are_tokenized_as_by_the_crate_and_nearly_all_here() {
         let data = std::env::var_os("WEIR_DATA").map_or_else(|| root().join("tests/vectors"), Into::into);

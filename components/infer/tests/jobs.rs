@@ -1,4 +1,5 @@
-//! Items from text to outcome, with an artificial graph: refusals, truncation, and the positions of entities and summaries.
+//! Items from text to outcome, with an artificial graph: refusals, truncation, and the positions of entities and
+//! summaries.
 
 // A failing test panics.
 #![allow(clippy::unwrap_used)]

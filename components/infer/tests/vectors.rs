@@ -1,7 +1,8 @@
 //! Compares tokenizing and post-processing with the results of the transformers library for the same texts and logits.
 //!
-//! Each line of `tests/vectors/*.jsonl` has one input, the encoding of the tokenizer of transformers and, in the files of the two
-//! pipelines, the logits of the model and the result of the pipeline. No graph runs here: its logits come from the file.
+//! Each line of `tests/vectors/*.jsonl` has one input, the encoding of the tokenizer of transformers and, in the files
+//! of the two pipelines, the logits of the model and the result of the pipeline. No graph runs here: its logits come
+//! from the file.
 
 // A failing test panics.
 #![allow(clippy::unwrap_used)]

@@ -1,8 +1,9 @@
 //! The label of the set of claims in the store.
 //!
-//! A ticket carries the label of the store's claims. The label is stored in `weir:stream/state` and is lost together with the claims: a
-//! memory store has a new label after a restart, so a ticket that was used before the restart is refused. A Redis server may keep the
-//! label and lose its newest claims when it restarts, so the label for such a store also names the run of the server.
+//! A ticket carries the label of the store's claims. The label is stored in `weir:stream/state` and is lost together
+//! with the claims: a memory store has a new label after a restart, so a ticket that was used before the restart is
+//! refused. A Redis server may keep the label and lose its newest claims when it restarts, so the label for such a
+//! store also names the run of the server.
 
 use weir_codec::http::{problem::Problem, request_id::uuid};
 
@@ -17,7 +18,8 @@ use crate::{
     },
 };
 
-/// The key of the label, and of the claim of the instance that creates it. It is not a channel name, so no client can follow it.
+/// The key of the label, and of the claim of the instance that creates it. It is not a channel name, so no client can
+/// follow it.
 const KEY: &str = "tickets:label";
 /// The time that one instance has to create the label, in milliseconds.
 const CLAIM_MS: u64 = 5000;

@@ -1,8 +1,8 @@
 //! Authentication, rate limits and CORS: `weir-auth` with the clock, files and store of the host.
 //!
-//! Rates and connections are counted in this instance. Keys are read from a folder, which is checked for changes once a second. While a
-//! file is invalid every request is refused, since that file may be the one that revokes a key; the log and `/readyz` name the file and
-//! the reason.
+//! Rates and connections are counted in this instance. Keys are read from a folder, which is checked for changes once a
+//! second. While a file is invalid every request is refused, since that file may be the one that revokes a key; the log
+//! and `/readyz` name the file and the reason.
 
 pub(crate) mod claims;
 
@@ -41,7 +41,8 @@ use crate::platform::{
 const RELOAD_NS: u64 = 1_000_000_000;
 /// Maximum number of users with a rate limiter in memory.
 const USERS_MAX: usize = 10_000;
-/// Maximum number of subscriptions in one instance, of all users; the host bounds the requests of an instance below this.
+/// Maximum number of subscriptions in one instance, of all users; the host bounds the requests of an instance below
+/// this.
 const CONNECTIONS_MAX: usize = 100_000;
 /// The files of the folder of keys.
 const FILES: [&str; 4] = [TOKEN_KEYS, TOKEN_SECRETS, API_KEYS, TICKET_SECRETS];
@@ -138,8 +139,9 @@ impl Access {
         let settings = &all.auth;
         let hosts: Vec<&str> = all.hosts.iter().map(String::as_str).collect();
         let host_names = HostNames::new(&hosts).map_err(|error| format!("`WEIR_HTTP_HOSTS`: {error}"))?;
-        // With authentication the check is not needed: a page that reaches this server through DNS rebinding has no token. Without
-        // it, names are checked on loopback, and elsewhere only if the operator has configured the names of this server.
+        // With authentication the check is not needed: a page that reaches this server through DNS rebinding has no
+        // token. Without it, names are checked on loopback, and elsewhere only if the operator has configured the names
+        // of this server.
         let is_checked = !settings.required && (settings.loopback || !host_names.is_empty());
         let origins: Vec<&str> = settings.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, settings.cors_credentials).map_err(|error| error.to_string())?;

@@ -5,8 +5,8 @@ use weir_codec::{channels::route::Channel, http::problem::Problem};
 
 use super::ownership;
 
-/// Checks that a user may perform an action on a channel: by a scope, or as its owner. A forbidden channel gets the same problem as a
-/// missing one.
+/// Checks that a user may perform an action on a channel: by a scope, or as its owner. A forbidden channel gets the
+/// same problem as a missing one.
 pub(crate) async fn authorize(
     identity: &Identity,
     action: Action,

@@ -1,7 +1,7 @@
 //! Whether a channel exists, for its subscribers.
 //!
-//! Weir knows this of its own sessions and executions. The channels of workflows, files and users belong to systems outside of Weir,
-//! which may publish at any time, so these can always be followed.
+//! Weir knows this of its own sessions and executions. The channels of workflows, files and users belong to systems
+//! outside of Weir, which may publish at any time, so these can always be followed.
 
 use weir_auth::{
     identity::{Identity, NotFound},

@@ -1,8 +1,8 @@
 //! Several channels over one bidirectional stream: JSON messages in, which subscribe and unsubscribe, and JSON events out. On the wire
 //! both are NDJSON lines in a request whose body stays open; the native host maps it to a WebSocket with a message for each line.
 //!
-//! The memory of a socket is bounded: by the number of channels, and by the events that wait for each of them in the store. Nothing is
-//! read from the store while the client does not read.
+//! The memory of a socket is bounded: by the number of channels, and by the events that wait for each of them in the
+//! store. Nothing is read from the store while the client does not read.
 
 use std::{
     future::{Future, poll_fn},
@@ -68,7 +68,8 @@ impl Socket {
     }
 }
 
-/// Serves a socket until the client ends its side, its authorization expires, or it disconnects. `first` is followed from the start.
+/// Serves a socket until the client ends its side, its authorization expires, or it disconnects. `first` is followed
+/// from the start.
 pub(crate) async fn run_socket(
     socket: Socket,
     first: Option<(Channel, Cursor, EventFilter)>,

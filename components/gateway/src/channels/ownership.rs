@@ -1,12 +1,12 @@
-//! Channel ownership: a channel belongs to the first user that is named in one of its events. The owner is stored as an event of a
-//! separate channel, `owner-KIND:ID`, so that it is as durable and as widely replicated as the events. The store keeps that record as long
-//! as the channel has events or followers, and removes it with the channel.
+//! Channel ownership: a channel belongs to the first user that is named in one of its events. The owner is stored as an
+//! event of a separate channel, `owner-KIND:ID`, so that it is as durable and as widely replicated as the events. The
+//! store keeps that record as long as the channel has events or followers, and removes it with the channel.
 //!
-//! The first owner record of a channel is the valid one. Records are written under a lease, which is released at once, so that a write
-//! that fails, for instance on a full disk, does not delay later attempts.
+//! The first owner record of a channel is the valid one. Records are written under a lease, which is released at once,
+//! so that a write that fails, for instance on a full disk, does not delay later attempts.
 //!
-//! A channel without an owner has a record of its publishers: the name of the only one, or that there are several. A publisher without
-//! read access can then name an owner only for a channel whose events are all its own.
+//! A channel without an owner has a record of its publishers: the name of the only one, or that there are several. A
+//! publisher without read access can then name an owner only for a channel whose events are all its own.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -93,8 +93,8 @@ pub(crate) async fn record_publisher(channel: &Channel, publisher: &str) -> Resu
     write_publisher(channel, publisher).await
 }
 
-/// Records the publisher again if the appended event is the first of a new channel of the same name: the record may have been removed
-/// with the previous one.
+/// Records the publisher again if the appended event is the first of a new channel of the same name: the record may
+/// have been removed with the previous one.
 pub(crate) async fn confirm_publisher(channel: &Channel, publisher: &str, at: Cursor) -> Result<(), Problem> {
     if is_user(channel) {
         return Ok(());

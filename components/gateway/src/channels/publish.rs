@@ -26,8 +26,8 @@ const KEY_BYTES_MAX: usize = 64;
 
 /// Appends an event to a channel, and a copy to the channel of the user that it names.
 ///
-/// The copy is appended second: if that fails, the publisher gets an error although the event is in the first channel, and a retry
-/// appends it there again.
+/// The copy is appended second: if that fails, the publisher gets an error although the event is in the first channel,
+/// and a retry appends it there again.
 pub(crate) async fn publish(
     route: &ChannelRoute,
     body: &[u8],
@@ -109,7 +109,8 @@ async fn append(
     Ok(BufferedResponse::json(published_json(channel, &id, copy_id)))
 }
 
-/// Appends an event of the gateway itself, with its data. A new channel counts towards the share of the user, if one is given.
+/// Appends an event of the gateway itself, with its data. A new channel counts towards the share of the user, if one is
+/// given.
 pub(crate) async fn append_event(
     channel: &Channel,
     event: &StreamEvent<'_>,

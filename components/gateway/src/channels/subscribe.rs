@@ -1,10 +1,11 @@
 //! A subscription: the retained events of a channel after a cursor, then live ones, as server-sent events or NDJSON, until the last event
 //! of the channel, the end of the authorization, or the disconnect.
 //!
-//! This is for hosts without an intermediary. With one, [`crate::channels::grip`] instructs it, and the gateway has no state of a
-//! subscription.
+//! This is for hosts without an intermediary. With one, [`crate::channels::grip`] instructs it, and the gateway has no
+//! state of a subscription.
 //!
-//! Memory is bounded: while the client does not read, nothing is read from the store, which bounds the events that wait.
+//! Memory is bounded: while the client does not read, nothing is read from the store, which bounds the events that
+//! wait.
 
 use std::{future::pending, pin::pin};
 
@@ -192,7 +193,8 @@ impl Subscription {
             if end.is_some() {
                 return end;
             }
-            // The stream ends after the last event or after `closed`, both of which are handled above; otherwise deliveries were lost.
+            // The stream ends after the last event or after `closed`, both of which are handled above; otherwise
+            // deliveries were lost.
             if !matches!(result, StreamResult::Complete(_)) {
                 return Some(SubscriptionEnd::Lost);
             }

@@ -2,8 +2,8 @@
 
 use weir_codec::generation::event::{GenerationEvent, Token, ToolDelta};
 
-/// Pieces of text per event, by the share of the channel's retained events that is used, in thousandths. The first part of a text has one
-/// event for each piece; later events have several, so that a channel retains all of a long text.
+/// Pieces of text per event, by the share of the channel's retained events that is used, in thousandths. The first part
+/// of a text has one event for each piece; later events have several, so that a channel retains all of a long text.
 const PIECES_BY_SHARE: [(u64, usize); 3] = [(600, 1), (750, 4), (850, 16)];
 /// Pieces per event beyond those shares.
 const PIECES_MAX: usize = 64;

@@ -131,7 +131,8 @@ impl Progress {
         Self { usage, open: choices, is_cancelled: false }
     }
 
-    /// Converts an event of the computation to one of a channel, or to its failure; none for events that channels do not have.
+    /// Converts an event of the computation to one of a channel, or to its failure; none for events that channels do
+    /// not have.
     pub(crate) fn event(&mut self, kind: EventKind) -> Option<Result<GenerationEvent, Failure>> {
         match kind {
             EventKind::Begun(_) => None,
@@ -178,7 +179,8 @@ pub(crate) async fn listed_models(began: Now) -> Result<Vec<Model>, Problem> {
     Ok(served_models(began).await?.into_iter().map(listed).collect())
 }
 
-/// The models that are still loading. A model that cannot be loaded is not among them, so that it does not make the server unready.
+/// The models that are still loading. A model that cannot be loaded is not among them, so that it does not make the
+/// server unready.
 pub(crate) async fn loading_models(began: Now) -> Result<Vec<Model>, Problem> {
     let loading = served_models(began).await?.into_iter().filter(|model| !model.ready && model.reason.is_none());
     Ok(loading.map(listed).collect())

@@ -1,13 +1,14 @@
-//! Generated text. The events of a generation are appended to a channel, and every response, the first one and those to clients that
-//! reconnect, is rendered from that channel.
+//! Generated text. The events of a generation are appended to a channel, and every response, the first one and those to
+//! clients that reconnect, is rendered from that channel.
 //!
 //! - `client`: the one client of `weir:stream/generate`; `convert`: its types as codec's.
 //! - `registry`: the generations of this instance; `running`: one of them, from its start to its last event; `batch`: the events of it that
 //!   are appended together.
-//! - `response`: a generation as a response; `routes`: the paths; `recovery`: the generations that a crash has interrupted.
+//! - `response`: a generation as a response; `routes`: the paths; `recovery`: the generations that a crash has
+//!   interrupted.
 //!
-//! Generations belong to an instance, not to a request: with `detach` they continue when the client disconnects. If the host has a
-//! stateful instance (`WEIR_KEEPER`), that instance runs all of them.
+//! Generations belong to an instance, not to a request: with `detach` they continue when the client disconnects. If the
+//! host has a stateful instance (`WEIR_KEEPER`), that instance runs all of them.
 
 mod response;
 mod batch;

@@ -282,7 +282,8 @@ impl GenerationResponse {
                         }
                         None => Vec::new(),
                     };
-                    // An empty write completes when the reader is ready for more, or gone. The result of the future waits for it.
+                    // An empty write completes when the reader is ready for more, or gone. The result of the future
+                    // waits for it.
                     if !write_or_probe(body, bytes).await {
                         return None;
                     }

@@ -44,8 +44,8 @@ use crate::{
 
 /// The header that names a generation.
 const ID_HEADER: &str = "x-weir-generation";
-/// How long the head of a stream waits for the prompt, so that a failure before the first token has a status of its own, in milliseconds.
-/// After that, comments keep the connection alive.
+/// How long the head of a stream waits for the prompt, so that a failure before the first token has a status of its
+/// own, in milliseconds. After that, comments keep the connection alive.
 const HEAD_MS: u64 = 10_000;
 /// How long the response to a cancel waits for the end of the generation, in milliseconds.
 const CANCEL_MS: u64 = 5_000;
@@ -138,8 +138,8 @@ impl RequestContext<'_> {
             let reply = collect(ChannelEvents::follow(running.channel.clone(), running.share()).await?, dialect.kind);
             return reply.await.map(|reply| RouteResponse::Whole(reply.with(ID_HEADER, id)));
         }
-        // After this wait, an error before the first token is an event of the stream. Dialects without comments have no keep-alive, so
-        // their head waits longer.
+        // After this wait, an error before the first token is an event of the stream. Dialects without comments have no
+        // keep-alive, so their head waits longer.
         let is_without_comments = dialect.kind == DialectKind::Gemini || framing == StreamFraming::Text;
         let head_ms = if is_without_comments { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
         let response = GenerationResponse { dialect, framing, after: None, ends_with_client: !is_detached, settings };

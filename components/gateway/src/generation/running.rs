@@ -274,7 +274,8 @@ impl RunningGeneration {
         }
     }
 
-    /// Deletes its key and releases its lease. Best effort: otherwise recovery finds that the channel has its last event.
+    /// Deletes its key and releases its lease. Best effort: otherwise recovery finds that the channel has its last
+    /// event.
     async fn close(&self) {
         let _ = state::delete(self.channel.to_string(), Some(self.lease.fence())).await;
         self.lease.release().await;

@@ -1,8 +1,9 @@
 //! The response side of a bidirectional stream: writes output and detects when to stop.
 //!
-//! The future of a route reads input and produces output. A [`Duplex`] writes the output as soon as there is some, detects a client that
-//! disconnects or does not read, and signals when there is capacity for more. Both run concurrently in one task and share the route's
-//! state. When all output is written, or the client has disconnected, the future of the route is dropped, and with it its streams.
+//! The future of a route reads input and produces output. A [`Duplex`] writes the output as soon as there is some,
+//! detects a client that disconnects or does not read, and signals when there is capacity for more. Both run
+//! concurrently in one task and share the route's state. When all output is written, or the client has disconnected,
+//! the future of the route is dropped, and with it its streams.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,11 +36,12 @@ use crate::{
 
 /// Reading input pauses while at least this many bytes are unsent.
 pub(crate) const OUT_BYTES_MAX: usize = 64 * 1024;
-/// Maximum bytes of output for each byte of the request body, in addition to a constant. Output that needs no inference would otherwise
-/// amplify the bytes of a client a hundredfold.
+/// Maximum bytes of output for each byte of the request body, in addition to a constant. Output that needs no inference
+/// would otherwise amplify the bytes of a client a hundredfold.
 const RESPONSE_BYTES_PER_BYTE: u64 = 32;
 const RESPONSE_BYTES_FREE: u64 = 1 << 20;
-/// The interval in which the clock is checked and, while there is nothing to write, the client is probed, in milliseconds.
+/// The interval in which the clock is checked and, while there is nothing to write, the client is probed, in
+/// milliseconds.
 const TICK_MS: u64 = 500;
 
 /// A source of output: the state of a route.
@@ -124,7 +126,8 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         self.changed.notify();
     }
 
-    /// Records that a part of the body has arrived. White space alone is not activity: a client that sends nothing else is idle.
+    /// Records that a part of the body has arrived. White space alone is not activity: a client that sends nothing else
+    /// is idle.
     pub(crate) fn arrived(&self, piece: &[u8]) {
         self.body_bytes.set(self.body_bytes.get().saturating_add(piece.len() as u64));
         if !piece.iter().all(u8::is_ascii_whitespace) {
@@ -161,8 +164,9 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         self.room.until(|| self.session.borrow().output_bytes() < OUT_BYTES_MAX).await;
     }
 
-    /// Reads a body by lines, as fast as the client reads the output. `step` gets the remaining bytes of a part and takes lines from them.
-    /// Returns the line reader, which has the last line if it has no line break; the last line of an incomplete body is dropped.
+    /// Reads a body by lines, as fast as the client reads the output. `step` gets the remaining bytes of a part and
+    /// takes lines from them. Returns the line reader, which has the last line if it has no line break; the last line
+    /// of an incomplete body is dropped.
     ///
     /// # Errors
     ///
@@ -249,7 +253,8 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
-    /// Probes the client periodically. Resolves when the client has read nothing for twice the request timeout although there was output.
+    /// Probes the client periodically. Resolves when the client has read nothing for twice the request timeout although
+    /// there was output.
     async fn watch(&self) {
         let stalled_ns = self.settings.request_timeout_ms.saturating_mul(2 * 1_000_000);
         loop {

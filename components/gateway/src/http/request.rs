@@ -105,8 +105,8 @@ impl RequestContext<'_> {
         RequestCredentials { headers, path: &self.path, query: self.query, host: self.host, changes }
     }
 
-    /// The reader of a streamed body. For a client that sent `Expect`, waits for the first part of the body, so that the response does not
-    /// begin before the body does.
+    /// The reader of a streamed body. For a client that sent `Expect`, waits for the first part of the body, so that
+    /// the response does not begin before the body does.
     pub(crate) async fn body_reader(&self, body: types::Request, settings: &Settings) -> Result<BodyReader, Problem> {
         let mut reader = BodyReader::open(body);
         if self.header("expect").is_some() {

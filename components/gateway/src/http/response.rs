@@ -147,7 +147,8 @@ pub(crate) async fn send(body: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
     body.write_all(bytes).await.is_empty()
 }
 
-/// Writes bytes to a body; false when the reader is gone. An empty write is a probe: it completes when the reader is ready for more, or gone.
+/// Writes bytes to a body; false when the reader is gone. An empty write is a probe: it completes when the reader is
+/// ready for more, or gone.
 pub(crate) async fn write_or_probe(body: &mut StreamWriter<u8>, bytes: Vec<u8>) -> bool {
     if bytes.is_empty() {
         return body.write(bytes).await.0 != StreamResult::Dropped;

@@ -24,8 +24,8 @@ use crate::platform::{
 
 /// The results of all texts in their order, or the problem that stopped them.
 ///
-/// A retryable failure of one text fails the request, which the client should retry as a whole. Any other failure is the result of its
-/// text; with a single text it fails the request too.
+/// A retryable failure of one text fails the request, which the client should retry as a whole. Any other failure is
+/// the result of its text; with a single text it fails the request too.
 pub(crate) async fn whole(
     plan: &Plan,
     inputs: Vec<Input>,

@@ -35,7 +35,8 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Starts a call for a stream of items. Dropping the outcomes ends the call: items that are not computed yet are dropped.
+    /// Starts a call for a stream of items. Dropping the outcomes ends the call: items that are not computed yet are
+    /// dropped.
     pub(crate) async fn begin(items: StreamReader<Item>) -> Self {
         Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None, tokens: 0 }
     }

@@ -1,5 +1,5 @@
-//! `POST /models/{name}`, `/predict`, `/embed`, `/rerank`, `/v1/embeddings` and `/v1/moderations`: the dialects of other servers, each with
-//! one response.
+//! `POST /models/{name}`, `/predict`, `/embed`, `/rerank`, `/v1/embeddings` and `/v1/moderations`: the dialects of
+//! other servers, each with one response.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -107,7 +107,8 @@ pub(crate) async fn moderations(
     Ok(BufferedResponse::json(moderation::answer_json(&outputs, &plan.model, request_id)))
 }
 
-/// Ranks texts by relevance, in the dialect of text-embeddings-inference, with the first classifier that has one label: a cross-encoder.
+/// Ranks texts by relevance, in the dialect of text-embeddings-inference, with the first classifier that has one label:
+/// a cross-encoder.
 pub(crate) async fn rerank(body: &[u8], settings: &Settings, began: Now) -> Result<BufferedResponse, Problem> {
     let request = RerankRequest::from_json(body)?;
     let is_ranker = |model: &Model| Task::of_kind(model.kind) == Some(Task::Classify) && model.labels.len() == 1;

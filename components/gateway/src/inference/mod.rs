@@ -2,7 +2,8 @@
 //!
 //! - `client`: the one client of `weir:stream/infer`; `requests`: the items; `convert`: its types as core's and codec's.
 //! - `routes`: `/v1/classify`, `/v1/tokens` and `/v1/embed`.
-//! - `batch`, `stream`: the texts of a request, with one response or as a stream; `dialects`: the formats of other servers.
+//! - `batch`, `stream`: the texts of a request, with one response or as a stream; `dialects`: the formats of other
+//!   servers.
 
 pub(crate) mod batch;
 pub(crate) mod client;

@@ -3,8 +3,8 @@
 //! `feed` passes texts and `receive` passes results, concurrently in one task; a [`Duplex`] writes the output and observes the client.
 //! When it returns, everything is dropped, and with it the streams to inference and the unfinished work.
 //!
-//! Memory is bounded: reading input pauses while much output is unsent ([`OUT_BYTES_MAX`]) or many outcomes are missing ([`OPEN_MAX`]),
-//! so that nothing is read from a client that does not read.
+//! Memory is bounded: reading input pauses while much output is unsent ([`OUT_BYTES_MAX`]) or many outcomes are missing
+//! ([`OPEN_MAX`]), so that nothing is read from a client that does not read.
 
 use std::{cell::Cell, pin::pin};
 

@@ -1,6 +1,6 @@
-//! The operator's pipelines: a read-only folder with a file `NAME.json` for each. The folder is inspected once a second; a file that has
-//! changed is read again; an execution keeps the definition that it started with. An error in a file is logged once, when the file is
-//! read, and is part of every response about the pipeline.
+//! The operator's pipelines: a read-only folder with a file `NAME.json` for each. The folder is inspected once a
+//! second; a file that has changed is read again; an execution keeps the definition that it started with. An error in a
+//! file is logged once, when the file is read, and is part of every response about the pipeline.
 
 use std::{
     cell::{Cell, RefCell},

@@ -26,8 +26,8 @@ use super::{
 };
 use crate::platform::clock::{self, Deadline};
 
-/// The delay after which the driver polls again when something is due that cannot start yet. Whatever it waits for wakes the driver
-/// earlier.
+/// The delay after which the driver polls again when something is due that cannot start yet. Whatever it waits for
+/// wakes the driver earlier.
 const LATER_MS: u64 = 50;
 const NS_PER_MS: u64 = 1_000_000;
 

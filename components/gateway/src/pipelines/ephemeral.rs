@@ -1,5 +1,5 @@
-//! An execution inside of one request: its events are for one client, nothing of it is stored, and it ends with the request.
-//! `/process-stream` and `/process-batch` are such executions.
+//! An execution inside of one request: its events are for one client, nothing of it is stored, and it ends with the
+//! request. `/process-stream` and `/process-batch` are such executions.
 
 use std::{
     cell::{RefCell, RefMut},

@@ -1,4 +1,5 @@
-//! Steps that generate text. Each piece is a part of the output, so that it is sent with the next events of the execution.
+//! Steps that generate text. Each piece is a part of the output, so that it is sent with the next events of the
+//! execution.
 
 use weir_codec::{
     generation::{

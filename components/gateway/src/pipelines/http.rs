@@ -21,7 +21,8 @@ const NS_PER_MS: u64 = 1_000_000;
 /// Statuses after which the same request may succeed: RFC 9110, RFC 6585 and RFC 8470.
 const RETRYABLE: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
 
-/// Calls a service. The response body is the output: JSON as it is, an empty body as `null`, any other text as a string.
+/// Calls a service. The response body is the output: JSON as it is, an empty body as `null`, any other text as a
+/// string.
 pub(super) async fn call(
     attempt: &Attempt<'_>,
     url: &str,
@@ -173,7 +174,8 @@ fn output(body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
     Ok(text::string(text))
 }
 
-/// Whether the operator allows a URL. `HOST` allows the default port of the scheme, `HOST:PORT` that port with either scheme.
+/// Whether the operator allows a URL. `HOST` allows the default port of the scheme, `HOST:PORT` that port with either
+/// scheme.
 fn is_allowed(url: &str, allow: &[String]) -> bool {
     let Some(authority) = authority(url) else { return false };
     let default = if url.starts_with("https://") { ":443" } else { ":80" };

@@ -1,9 +1,9 @@
 //! The index of a user's executions in the store, so that every instance lists all of them.
 //!
-//! The key is `listed:USER.ORDER.ID`: a digest of the user; 2^64 - 1 minus the start time of the execution in nanoseconds since 1970,
-//! in 20 digits; and the id of the execution. In key order the executions of a user are therefore listed newest first. The value is
-//! `STATE PIPELINE ERRORS`. It is written with a checkpoint of the execution if the state has changed, and has the lifetime of the
-//! checkpoints.
+//! The key is `listed:USER.ORDER.ID`: a digest of the user; 2^64 - 1 minus the start time of the execution in
+//! nanoseconds since 1970, in 20 digits; and the id of the execution. In key order the executions of a user are
+//! therefore listed newest first. The value is `STATE PIPELINE ERRORS`. It is written with a checkpoint of the
+//! execution if the state has changed, and has the lifetime of the checkpoints.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use weir_auth::digest;

@@ -7,12 +7,12 @@
 //! - `ephemeral`: an execution inside of one request, of which nothing is stored; `process`: `/process-stream` and `/process-batch`, which
 //!   are such executions.
 //! - `persistence`: checkpoints and events in the store; `resume`: continuing from there; `listing`: the executions of a user in the store.
-//! - `attempt`, `steps`: one attempt of each kind of step; `generate`: the step that generates text; `http`, `component`: the steps that
-//!   run outside of Weir.
+//! - `attempt`, `steps`: one attempt of each kind of step; `generate`: the step that generates text; `http`,
+//!   `component`: the steps that run outside of Weir.
 //! - `upload`: files as inputs of executions.
 //!
-//! Executions belong to an instance, not to a request: they continue when the client disconnects. If the host has a stateful instance
-//! (`WEIR_KEEPER`), that instance runs all of them.
+//! Executions belong to an instance, not to a request: they continue when the client disconnects. If the host has a
+//! stateful instance (`WEIR_KEEPER`), that instance runs all of them.
 
 mod attempt;
 mod component;
@@ -60,8 +60,8 @@ pub(crate) struct Pipelines {
     settings: &'static Settings,
     definitions: definitions::Definitions,
     running: RefCell<BTreeMap<Arc<str>, Rc<RunningExecution>>>,
-    /// The number of each user's executions that are starting and not yet in `running`, so that the bounds hold while a first checkpoint
-    /// is saved.
+    /// The number of each user's executions that are starting and not yet in `running`, so that the bounds hold while a
+    /// first checkpoint is saved.
     starting: RefCell<Shares>,
     /// The executions that ended last, each with its owner.
     ended: RefCell<VecDeque<(String, ExecutionSummary)>>,
@@ -169,8 +169,8 @@ impl Pipelines {
         running.finish();
     }
 
-    /// Marks an execution as being opened; none if it is being opened or runs here already. An instance that acquired the lease a second
-    /// time would have its own earlier writes refused.
+    /// Marks an execution as being opened; none if it is being opened or runs here already. An instance that acquired
+    /// the lease a second time would have its own earlier writes refused.
     fn open(&'static self, id: &str) -> Option<OpeningGuard> {
         let is_new = self.find(id).is_none() && self.opening.borrow_mut().insert(id.to_owned());
         is_new.then(|| OpeningGuard { pipelines: self, id: id.to_owned() })

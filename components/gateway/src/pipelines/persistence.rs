@@ -10,8 +10,9 @@
 //!
 //! Every write carries the lease of `execution:ID`, which the instance that runs the execution holds.
 //!
-//! A value begins with a line `weir-execution VERSION PARTS SLOT OWNER`; with 0 parts the checkpoint follows it. Parts are written
-//! before the value that names them, alternating between two slots, so that a crash in between leaves the previous checkpoint complete.
+//! A value begins with a line `weir-execution VERSION PARTS SLOT OWNER`; with 0 parts the checkpoint follows it. Parts
+//! are written before the value that names them, alternating between two slots, so that a crash in between leaves the
+//! previous checkpoint complete.
 
 use std::rc::Rc;
 
@@ -143,7 +144,8 @@ pub(super) async fn own(running: &RunningExecution) -> Result<(), Failure> {
         .map_err(|_| Failure::Unavailable(1000))
 }
 
-/// Appends events to the channel, retrying until it succeeds. Returns the batch and the number of the last stored event.
+/// Appends events to the channel, retrying until it succeeds. Returns the batch and the number of the last stored
+/// event.
 pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
     let id = running.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
@@ -219,8 +221,8 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
     }
 }
 
-/// Stores the end of an execution and deletes its running state. While the store refuses the write, the running state remains, and the
-/// execution ends again after a restart.
+/// Stores the end of an execution and deletes its running state. While the store refuses the write, the running state
+/// remains, and the execution ends again after a restart.
 pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Result<(), OwnershipLost> {
     let Some(mut checkpoint) = running.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
@@ -237,8 +239,8 @@ pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Re
                 running.lose();
                 return Err(OwnershipLost);
             }
-            // Both states do not fit at once: the running state is deleted first. After a crash in between, only the channel shows how
-            // the execution ended.
+            // Both states do not fit at once: the running state is deleted first. After a crash in between, only the
+            // channel shows how the execution ended.
             Failure::ShareExceeded(_) | Failure::Full(_) if !is_deleted => {
                 delete_running_state(&id, running).await;
                 is_deleted = true;

@@ -1,4 +1,5 @@
-//! `POST /process-stream`: a pipeline answered as a stream of events; `POST /process-batch`: the same pipeline answered with one response.
+//! `POST /process-stream`: a pipeline answered as a stream of events; `POST /process-batch`: the same pipeline answered
+//! with one response.
 
 use std::{future::pending, pin::pin};
 
@@ -61,13 +62,14 @@ impl RequestContext<'_> {
     }
 }
 
-/// The timeout of a step of `/process-stream` and `/process-batch`. It is longer than that of the request, which ends first.
+/// The timeout of a step of `/process-stream` and `/process-batch`. It is longer than that of the request, which ends
+/// first.
 fn step_timeout_ms(settings: &Settings) -> u64 {
     settings.request_timeout_ms.saturating_mul(2).min(TIMEOUT_MS_MAX)
 }
 
-/// Runs the pipeline of a request to its end. Returns the response body, or the problem of the first step that failed; unfinished steps
-/// are dropped.
+/// Runs the pipeline of a request to its end. Returns the response body, or the problem of the first step that failed;
+/// unfinished steps are dropped.
 pub(crate) async fn batch(
     execution: EphemeralExecution<BatchCollector>,
     settings: &Settings,
@@ -98,9 +100,9 @@ pub(crate) async fn batch(
 
 /// Runs the pipeline of a request and writes its events until the last, or until the client is gone.
 ///
-/// The first event is written before inference is called. Then two futures run concurrently: one runs the steps, the other writes
-/// events, so that a client that reads slowly delays only itself. When this returns, the streams to inference are dropped, and with them
-/// the unfinished steps.
+/// The first event is written before inference is called. Then two futures run concurrently: one runs the steps, the
+/// other writes events, so that a client that reads slowly delays only itself. When this returns, the streams to
+/// inference are dropped, and with them the unfinished steps.
 pub(crate) async fn stream(
     execution: EphemeralExecution<Lines>,
     framing: Framing,

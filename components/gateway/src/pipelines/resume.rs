@@ -45,8 +45,8 @@ pub(super) enum OpenResult {
     Gone,
 }
 
-/// Resumes every execution without an owner, lists those that have ended, and then scans periodically for executions whose owner has
-/// died. New executions may start meanwhile.
+/// Resumes every execution without an owner, lists those that have ended, and then scans periodically for executions
+/// whose owner has died. New executions may start meanwhile.
 pub(super) async fn resume(pipelines: &'static Pipelines) {
     each_key(pipelines, ExecutionKey::Running).await;
     pipelines.restoration.finish();
@@ -151,7 +151,8 @@ fn restore(
         Execution::resume(definition, checkpoint, events_stored, pipelines.limits(), request_id::seed(), clock::now())
     };
     let resumed = match resume(stored) {
-        // The store has fewer events than it acknowledged: it has lost some, or their retention has ended. Subscribers get a gap.
+        // The store has fewer events than it acknowledged: it has lost some, or their retention has ended. Subscribers
+        // get a gap.
         Err(ResumeError::EventsLost { events_known, .. }) => resume(events_known),
         other => other,
     };

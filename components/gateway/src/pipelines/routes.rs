@@ -40,10 +40,11 @@ use crate::{
 
 /// Longest `Idempotency-Key`, in bytes.
 const KEY_BYTES_MAX: usize = 255;
-/// The lease of an `Idempotency-Key`, in milliseconds: the longest that a request may take to start its execution before another request
-/// with the same key may start it. A request that fails to start it releases the lease at once.
+/// The lease of an `Idempotency-Key`, in milliseconds: the longest that a request may take to start its execution
+/// before another request with the same key may start it. A request that fails to start it releases the lease at once.
 const BEGIN_LEASE_MS: u64 = 10_000;
-/// How long a request waits for another one with the same `Idempotency-Key`, and the interval of its checks, in milliseconds.
+/// How long a request waits for another one with the same `Idempotency-Key`, and the interval of its checks, in
+/// milliseconds.
 const KEY_WAIT_MS: u64 = 5000;
 const KEY_POLL_MS: u64 = 50;
 /// The longest that the response to a cancel waits for the end of the execution, in milliseconds.
@@ -59,7 +60,8 @@ enum StartDecision {
     Existing(String),
 }
 
-/// The id of an execution to start, and the lease that keeps other requests with the same `Idempotency-Key` from starting another.
+/// The id of an execution to start, and the lease that keeps other requests with the same `Idempotency-Key` from
+/// starting another.
 struct NewExecution {
     id: String,
     lease: Option<RequestLease>,
@@ -110,8 +112,8 @@ impl RequestContext<'_> {
         }
     }
 
-    /// 404 with the most similar names among the pipelines that the user may start. An unknown pipeline and one that the user may not start
-    /// get the same response.
+    /// 404 with the most similar names among the pipelines that the user may start. An unknown pipeline and one that
+    /// the user may not start get the same response.
     fn unknown_pipeline(&self, pipelines: &Pipelines, name: &str, identity: &Identity) -> Problem {
         let all = pipelines.definitions.all();
         let allowed = all.iter().map(|(name, _)| name.as_str()).filter(|name| self.may_start(identity, name).is_ok());
@@ -221,8 +223,8 @@ impl RequestContext<'_> {
         Ok(Some(key))
     }
 
-    /// Decides whether this request starts an execution: requests with the same key start one together. Its id is stored before it
-    /// starts, so that after a crash in between a retry starts the same execution.
+    /// Decides whether this request starts an execution: requests with the same key start one together. Its id is
+    /// stored before it starts, so that after a crash in between a retry starts the same execution.
     async fn claim_key(
         &self,
         pipelines: &'static Pipelines,
@@ -256,8 +258,8 @@ impl RequestContext<'_> {
         }
     }
 
-    /// The status of an execution, if this user may perform `action` on it. One of another user and a missing one get the same response,
-    /// after the same reads of the store.
+    /// The status of an execution, if this user may perform `action` on it. One of another user and a missing one get
+    /// the same response, after the same reads of the store.
     async fn status(
         &self,
         pipelines: &'static Pipelines,
@@ -471,8 +473,8 @@ async fn exists(pipelines: &Pipelines, id: &str) -> Result<bool, Problem> {
         || persistence::get(ExecutionKey::Ended, id).await.map_err(store::problem)?.is_some())
 }
 
-/// The executions that a user may see, newest first: the user's own executions in the store, of all instances, and the visible ones of this
-/// instance.
+/// The executions that a user may see, newest first: the user's own executions in the store, of all instances, and the
+/// visible ones of this instance.
 async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> Result<Vec<ExecutionSummary>, Failure> {
     let may = |id: &str, owner: &str| {
         channel(id).is_ok_and(|channel| identity.authorize(Action::Read, &channel, Some(owner)).is_ok())

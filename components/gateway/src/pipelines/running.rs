@@ -104,8 +104,8 @@ impl RunningExecution {
         self.changed.notify();
     }
 
-    /// Resolves when a step may call another service: while the lease is fresh. Never resolves if the execution is lost, since its steps
-    /// are dropped then.
+    /// Resolves when a step may call another service: while the lease is fresh. Never resolves if the execution is
+    /// lost, since its steps are dropped then.
     pub(super) async fn owned(&self) {
         while !self.is_owned(clock::now()) {
             match &self.lease {

@@ -1,4 +1,5 @@
-//! The imports of the gateway from Weir's own packages, generated from `wit/`. Records that core or codec defines are mapped to its types.
+//! The imports of the gateway from Weir's own packages, generated from `wit/`. Records that core or codec defines are
+//! mapped to its types.
 
 #![allow(missing_docs, clippy::all, unreachable_pub)]
 

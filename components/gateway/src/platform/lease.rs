@@ -1,8 +1,8 @@
 //! Ownership of executions and stored sessions among instances. `weir:stream/state` grants a lease and refuses writes with an earlier
 //! token, so an instance that was paused past its lease changes nothing.
 //!
-//! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth of it; other instances scan for expired ones every
-//! quarter. What a dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
+//! A lease lasts three quarters of `WEIR_EVENTS_LEASE_MS` and is renewed every eighth of it; other instances scan for
+//! expired ones every quarter. What a dead instance owned is therefore owned again within `WEIR_EVENTS_LEASE_MS`.
 
 use std::cell::Cell;
 
@@ -53,8 +53,8 @@ fn lease_ms() -> u64 {
     Settings::current().map_or(DEFAULT_MS, |settings| settings.lease_ms)
 }
 
-/// The name under which this instance acquires leases: that of the host, so that the next instance of the same host does not wait for the
-/// leases of this one to expire.
+/// The name under which this instance acquires leases: that of the host, so that the next instance of the same host
+/// does not wait for the leases of this one to expire.
 fn owner() -> String {
     thread_local! {
         static RANDOM: String = format!("{:032x}", u128::from_be_bytes(request_id::random()));
@@ -65,7 +65,8 @@ fn owner() -> String {
     }
 }
 
-/// Acquires the lease of a key. `Ok(Err(ms))` if another instance holds it, with the milliseconds until it expires unless it is renewed.
+/// Acquires the lease of a key. `Ok(Err(ms))` if another instance holds it, with the milliseconds until it expires
+/// unless it is renewed.
 pub(crate) async fn acquire(key: String) -> Result<Result<StoreLease, u64>, Failure> {
     let requested_at = clock::now();
     match state::acquire(key.clone(), owner(), ttl_ms()).await? {
@@ -79,15 +80,15 @@ pub(crate) async fn acquire(key: String) -> Result<Result<StoreLease, u64>, Fail
     }
 }
 
-/// A lease of one request, exclusive among requests of the same instance as well. It is for short critical sections: it is not renewed, and
-/// its holder releases it.
+/// A lease of one request, exclusive among requests of the same instance as well. It is for short critical sections: it
+/// is not renewed, and its holder releases it.
 #[derive(Debug)]
 pub(crate) struct RequestLease {
     fence: Fence,
 }
 
-/// Acquires the lease of a key for one request, for `ttl_ms` milliseconds. `Ok(Err(ms))` if another request holds it, with the milliseconds
-/// until it expires.
+/// Acquires the lease of a key for one request, for `ttl_ms` milliseconds. `Ok(Err(ms))` if another request holds it,
+/// with the milliseconds until it expires.
 pub(crate) async fn acquire_for_request(key: String, ttl_ms: u64) -> Result<Result<RequestLease, u64>, Failure> {
     let owner = format!("{:032x}", u128::from_be_bytes(request_id::random()));
     match state::acquire(key.clone(), owner, ttl_ms).await? {
@@ -173,7 +174,8 @@ impl StoreLease {
         }
     }
 
-    /// Sets how long it is fresh: seven eighths of its duration, since the clocks of the instance and the store may run at different rates.
+    /// Sets how long it is fresh: seven eighths of its duration, since the clocks of the instance and the store may run
+    /// at different rates.
     fn refresh(&self, requested_at: Now) {
         let fresh_ns = ttl_ms().saturating_mul(NS_PER_MS) / 8 * 7;
         self.fresh_until_ns.set(requested_at.monotonic_ns.saturating_add(fresh_ns));

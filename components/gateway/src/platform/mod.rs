@@ -2,8 +2,8 @@
 //!
 //! - `bindings`: the imports; `wording`: errors of the bindings as text.
 //! - `clock`: the clocks and deadlines; `settings`: the environment.
-//! - `store`: failures of the channel store as problems; `lease`: ownership among instances; `restoration`: whether the stored sessions and
-//!   executions are counted.
+//! - `store`: failures of the channel store as problems; `lease`: ownership among instances; `restoration`: whether the
+//!   stored sessions and executions are counted.
 //! - `notify`, `turns`: waiting within a task, between tasks, and for the one thread of the instance.
 
 pub(crate) mod bindings;

@@ -1,5 +1,5 @@
-//! Whether the stored sessions and executions are counted after a start. Until they are, the counts per user are too low, so no session or
-//! execution starts.
+//! Whether the stored sessions and executions are counted after a start. Until they are, the counts per user are too
+//! low, so no session or execution starts.
 
 use std::cell::Cell;
 

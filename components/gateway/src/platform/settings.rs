@@ -5,8 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, sync::OnceLock};
 /// The gateway's settings.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `WEIR_HTTP_HOSTS`: host names that requests may be addressed to besides those of loopback, separated by spaces. They are checked if
-    /// no authentication is required.
+    /// `WEIR_HTTP_HOSTS`: host names that requests may be addressed to besides those of loopback, separated by spaces.
+    /// They are checked if no authentication is required.
     pub(crate) hosts: Vec<String>,
     /// `WEIR_HTTP_BODY_BYTES_MAX`: maximum size of a body, in bytes, 1048576 by default.
     pub(crate) body_bytes_max: u64,
@@ -20,7 +20,8 @@ pub(crate) struct Settings {
     pub(crate) summary_model: String,
     /// `WEIR_STEPS_ENTITIES`: the model that finds entities, `entities` by default; empty: the step is switched off.
     pub(crate) entities_model: String,
-    /// `WEIR_EVENTS_HEARTBEAT_MS`: the time without a write after which a subscriber gets a heartbeat, 15000 by default.
+    /// `WEIR_EVENTS_HEARTBEAT_MS`: the time without a write after which a subscriber gets a heartbeat, 15000 by
+    /// default.
     pub(crate) heartbeat_ms: u64,
     /// `WEIR_EVENTS_RETRY_MS`: the delay before a subscriber that lost its connection reconnects, 3000 by default.
     pub(crate) retry_ms: u32,
@@ -51,12 +52,13 @@ pub(crate) struct Sessions {
     pub(crate) live_max: u64,
     /// `WEIR_SESSIONS_USER_LIVE_MAX`: maximum number of sessions of one user, 25000 by default.
     pub(crate) user_live_max: u64,
-    /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest `idle.expire_ms` that a session may have, a week by default; 0 permits sessions
-    /// that do not expire.
+    /// `WEIR_SESSIONS_EXPIRE_MS_MAX`: the longest `idle.expire_ms` that a session may have, a week by default; 0
+    /// permits sessions that do not expire.
     pub(crate) expire_ms_max: u64,
     /// `WEIR_SESSIONS_MEMORY_BYTES_MAX`: maximum memory of checkpoints of sessions, 268435456 by default.
     pub(crate) memory_bytes_max: u64,
-    /// `WEIR_SESSIONS_CHECKPOINT_MS`: the shortest time between two writes of a fed session to the store, 250 by default.
+    /// `WEIR_SESSIONS_CHECKPOINT_MS`: the shortest time between two writes of a fed session to the store, 250 by
+    /// default.
     pub(crate) checkpoint_ms: u64,
     /// `WEIR_SESSIONS_ENDED_TTL_MS`: how long an ended session remains readable, 600000 by default.
     pub(crate) ended_ttl_ms: u64,

@@ -1,8 +1,8 @@
-//! Turns on the one thread of this instance: long computations are done in bounded slices, and users take turns by the time that their
-//! slices took.
+//! Turns on the one thread of this instance: long computations are done in bounded slices, and users take turns by the
+//! time that their slices took.
 //!
-//! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests run, and then
-//! waits for its turn. A computation that is short for every input needs no turn.
+//! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests
+//! run, and then waits for its turn. A computation that is short for every input needs no turn.
 
 use std::{cell::RefCell, collections::HashMap, future::poll_fn, pin::pin, task::Poll};
 
@@ -15,8 +15,8 @@ use crate::platform::clock;
 #[derive(Default)]
 struct Queue {
     turns: Turns,
-    /// The tasks that wait, by ticket. Dropping a writer wakes the task that reads from its other end; a task of a component cannot wake
-    /// another one otherwise.
+    /// The tasks that wait, by ticket. Dropping a writer wakes the task that reads from its other end; a task of a
+    /// component cannot wake another one otherwise.
     waiting: HashMap<u64, StreamWriter<u8>>,
 }
 

@@ -1,5 +1,5 @@
-//! All conversions between the records of `weir:stream/session` and the types of core and codec. Chunks and segments need none, since
-//! the bindings use core's types.
+//! All conversions between the records of `weir:stream/session` and the types of core and codec. Chunks and segments
+//! need none, since the bindings use core's types.
 
 use weir_codec::{
     http::lines::Line,

@@ -1,8 +1,9 @@
-//! A request that feeds a session: lines in, events out. Every event is appended to the channel before it is written to the client.
+//! A request that feeds a session: lines in, events out. Every event is appended to the channel before it is written to
+//! the client.
 //!
-//! `feed_inputs` feeds lines, `receive` reads the outputs of the session, `put_periodically` stores it; a [`Duplex`] writes to the client.
-//! Unlike the work of other requests, this is not dropped when the client disconnects or another feeder takes over: it stops feeding, and
-//! ends when all outputs are in the channel and in the checkpoint.
+//! `feed_inputs` feeds lines, `receive` reads the outputs of the session, `put_periodically` stores it; a [`Duplex`]
+//! writes to the client. Unlike the work of other requests, this is not dropped when the client disconnects or another
+//! feeder takes over: it stops feeding, and ends when all outputs are in the channel and in the checkpoint.
 
 use std::{
     cell::{Cell, RefCell},
@@ -169,7 +170,8 @@ impl Feed<'_> {
         self.log.registry.evict();
     }
 
-    /// Renews the ownership of the session. When another instance has taken it over, the client gets an error and no more input is read.
+    /// Renews the ownership of the session. When another instance has taken it over, the client gets an error and no
+    /// more input is read.
     async fn keep_lease(&self) {
         let Some(owned) = self.lease.entry.owned() else { return };
         owned.renew_until_lost(|| ()).await;
@@ -292,7 +294,8 @@ impl Feed<'_> {
                     let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
                     self.duplex.session.borrow_mut().handle_input_failure(refusal);
                     self.cut();
-                    // Later outputs are not in the channel; they are produced again when the client submits their inputs again.
+                    // Later outputs are not in the channel; they are produced again when the client submits their
+                    // inputs again.
                     return;
                 }
             }

@@ -1,4 +1,5 @@
-//! Stores the events of a session: first appends them to its channel, then sets the checkpoint with the state after them.
+//! Stores the events of a session: first appends them to its channel, then sets the checkpoint with the state after
+//! them.
 
 use std::cell::Cell;
 
@@ -83,8 +84,8 @@ impl<'a> SessionLog<'a> {
         Ok(cursors)
     }
 
-    /// Whether the last checkpoint must be stored before more events are appended: otherwise the channel might not retain all events since
-    /// the stored one.
+    /// Whether the last checkpoint must be stored before more events are appended: otherwise the channel might not
+    /// retain all events since the stored one.
     pub(crate) fn must_put(&self) -> bool {
         let ((events, bytes), put) = (self.appended.get(), self.at_stored.get());
         let settings = &self.registry.settings.sessions;
@@ -131,7 +132,8 @@ impl<'a> SessionLog<'a> {
     /// Appends events; returns their cursors.
     async fn append_events(&self, events: Vec<Event>) -> Result<Vec<(u64, u64)>, Problem> {
         let (count, bytes) = (events.len() as u64, events.iter().map(|event| event.data.len() as u64).sum::<u64>());
-        // Until the next checkpoint, and permanently if the append fails, the channel may have events that the checkpoint does not cover.
+        // Until the next checkpoint, and permanently if the append fails, the channel may have events that the
+        // checkpoint does not cover.
         self.entry.unclean();
         // Without a lease, another instance has taken the session over.
         let Some(fence) = self.entry.fence() else { return Err(store::problem(Failure::Fenced)) };

@@ -1,10 +1,11 @@
-//! The sessions of this instance. A session at rest is represented by its last checkpoint; a fed session is held by its feeder.
+//! The sessions of this instance. A session at rest is represented by its last checkpoint; a fed session is held by its
+//! feeder.
 //!
-//! One request at a time has a [`SessionLease`]: a new request asks the holder to stop, and gets the lease when it is released. So the
-//! newest feeder wins, and the events of two feeders are never interleaved in the channel.
+//! One request at a time has a [`SessionLease`]: a new request asks the holder to stop, and gets the lease when it is
+//! released. So the newest feeder wins, and the events of two feeders are never interleaved in the channel.
 //!
-//! If instances share a store, the holder of a session also acquires it there ([`StoreLease`]) before it changes anything, and reads it
-//! again if another instance has owned it in between. A session at rest has no owner.
+//! If instances share a store, the holder of a session also acquires it there ([`StoreLease`]) before it changes
+//! anything, and reads it again if another instance has owned it in between. A session at rest has no owner.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -76,7 +77,8 @@ struct State {
     last: Option<Tail>,
     /// The number of leases so far.
     leases: u64,
-    /// The last lease of this instance in the store. It can be renewed if no other instance has acquired the session since.
+    /// The last lease of this instance in the store. It can be renewed if no other instance has acquired the session
+    /// since.
     owned: Option<Rc<StoreLease>>,
     deleted: bool,
 }
@@ -200,8 +202,8 @@ impl SessionRegistry {
         Ok(Some(entry))
     }
 
-    /// Acquires a held session in the store, so that only this instance changes it. If another instance has owned it since, it is read
-    /// again. None if it was deleted. Waits at most `patience_ms` for another instance to release it.
+    /// Acquires a held session in the store, so that only this instance changes it. If another instance has owned it
+    /// since, it is read again. None if it was deleted. Waits at most `patience_ms` for another instance to release it.
     pub(crate) async fn own(&self, entry: &Entry, patience_ms: u64) -> Result<Option<Rc<StoreLease>>, Problem> {
         if let Some(owned) = entry.owned() {
             match owned.renew().await {
@@ -335,12 +337,13 @@ impl SessionRegistry {
         }
     }
 
-    /// Reverts a session to its stored state, when the store has no capacity for the new one: the later events of its channel restore the
-    /// difference.
+    /// Reverts a session to its stored state, when the store has no capacity for the new one: the later events of its
+    /// channel restore the difference.
     pub(crate) async fn revert(&self, entry: &Entry) -> Result<(), Problem> {
         match persistence::get(&entry.channel).await? {
             Some(bytes) => {
-                // The channel has all later events, so nothing is lost. `replace` skips only entries that are not dirty.
+                // The channel has all later events, so nothing is lost. `replace` skips only entries that are not
+                // dirty.
                 entry.state.borrow_mut().dirty = true;
                 self.replace(entry, &bytes)
             }

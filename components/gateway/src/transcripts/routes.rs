@@ -173,7 +173,8 @@ pub(crate) async fn respond(
     }
 }
 
-/// The session of a path, if it exists and this user may perform `action` on it. The response is the same in both other cases.
+/// The session of a path, if it exists and this user may perform `action` on it. The response is the same in both other
+/// cases.
 async fn find(
     request: &RequestContext<'_>,
     registry: &'static SessionRegistry,
@@ -273,7 +274,8 @@ fn storable(session_request: &SessionRequest) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Checks that an idle session expires within the bound of the operator; a bound of 0 permits sessions that do not expire.
+/// Checks that an idle session expires within the bound of the operator; a bound of 0 permits sessions that do not
+/// expire.
 fn expires(session_request: &SessionRequest, expire_ms_max: u64) -> Result<(), RequestError> {
     let expire_ms = session_request.config.idle.expire_ms;
     if expire_ms_max == 0 || (1..=expire_ms_max).contains(&expire_ms) {
@@ -360,7 +362,8 @@ async fn delete(
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
     match events::append(entry.channel.to_string(), vec![event], Some(owned.fence()), entry.owner()).await {
-        // The channel has its last event already if the session has ended, or if a crash interrupted an earlier deletion.
+        // The channel has its last event already if the session has ended, or if a crash interrupted an earlier
+        // deletion.
         Ok(_) | Err(Failure::Finished) => {}
         Err(failure) => return Err(store::problem(failure)),
     }

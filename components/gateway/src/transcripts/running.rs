@@ -33,8 +33,8 @@ pub(crate) struct RunningSession {
     pub(crate) finished: Option<Phase>,
 }
 
-/// Milliseconds since 1970: the wall clock at the first call, advanced by the monotonic clock since, so that setting the wall clock expires
-/// no session.
+/// Milliseconds since 1970: the wall clock at the first call, advanced by the monotonic clock since, so that setting
+/// the wall clock expires no session.
 pub(crate) fn now_ms() -> u64 {
     thread_local! {
         static BEGAN: Now = clock::now();

@@ -1,5 +1,5 @@
-//! The sweep task: warns and expires idle sessions, removes ended ones, and retries failed writes. One task runs in this instance while
-//! there are sessions.
+//! The sweep task: warns and expires idle sessions, removes ended ones, and retries failed writes. One task runs in
+//! this instance while there are sessions.
 
 use std::rc::Rc;
 
@@ -42,7 +42,8 @@ pub(crate) fn begin(registry: &'static SessionRegistry) {
     }
 }
 
-/// Loads all stored sessions into the registry for the sweep; repeatedly if instances share the store, because another one may have died.
+/// Loads all stored sessions into the registry for the sweep; repeatedly if instances share the store, because another
+/// one may have died.
 pub(crate) async fn restore(registry: &'static SessionRegistry) {
     loop {
         restore_once(registry).await;

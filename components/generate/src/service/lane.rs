@@ -181,7 +181,8 @@ impl Lane {
             }
             Err(Failure::Overloaded(retry_after_ms)) => match self.cache.evict(None) {
                 Some(sequence) => self.model.host.remove(sequence),
-                // The host has fewer pages than the scheduler expects, and nothing is cached: the youngest request fails.
+                // The host has fewer pages than the scheduler expects, and nothing is cached: the youngest request
+                // fails.
                 None => {
                     if let Some(id) = self.scheduler.youngest() {
                         self.fail(id, Failure::Overloaded(retry_after_ms), events);
@@ -213,7 +214,8 @@ impl Lane {
                 Admission::Evict { sequence } => self.model.host.remove(sequence),
                 Admission::Admit { request, cached } => self.begin(request.id, cached, events),
                 Admission::Wait => {
-                    // Nothing runs and nothing is cached, so all pages should be free: the request can never be admitted.
+                    // Nothing runs and nothing is cached, so all pages should be free: the request can never be
+                    // admitted.
                     let stuck = self.scheduler.poll_admission().filter(|_| self.scheduler.texts_running() == 0);
                     let Some(request) = stuck else { return };
                     self.fail(request.id, Failure::Overloaded(RETRY_AFTER_MS), events);
@@ -243,7 +245,8 @@ impl Lane {
         }
     }
 
-    /// Called when the prompt is computed except for its last token: caches it for other requests, and forks it for each choice.
+    /// Called when the prompt is computed except for its last token: caches it for other requests, and forks it for
+    /// each choice.
     fn begin_choices(&mut self, id: u64, events: &mut Vec<Event>) {
         if let Err(failure) = self.try_begin_choices(id, events) {
             self.fail(id, failure, events);

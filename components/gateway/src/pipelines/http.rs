@@ -35,7 +35,7 @@ pub(super) async fn call(
         return Err(StepFailure::last("http_not_allowed", message));
     }
     let request = request(url, method, headers, body, &attempt.key)?;
-    attempt.running.owned().await;
+    attempt.running.wait_until_owned().await;
     let response = client::send(request).await.map_err(|error| unreachable(&error))?;
     let (status, retry_after_ms) = (response.get_status_code(), retry_after_ms(&response));
     if !(200..300).contains(&status) {

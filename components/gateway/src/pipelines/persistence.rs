@@ -124,13 +124,13 @@ pub(super) async fn try_save(
     }
     // The ownership of the channel must be stored as long as the channel has events.
     if checkpoint.number > 1 && pipelines.settings.auth.required {
-        own(running).await?;
+        assign_channel_owner(running).await?;
     }
     Ok(())
 }
 
 /// Records the owner of an execution as the owner of its channel.
-pub(super) async fn own(running: &RunningExecution) -> Result<(), Failure> {
+pub(super) async fn assign_channel_owner(running: &RunningExecution) -> Result<(), Failure> {
     let id = running.execution.borrow().id().clone();
     let channel = Channel::from_name(&format!("pipeline:{id}"));
     let user = Channel::from_name(&format!("user:{}", running.owner));

@@ -431,7 +431,7 @@ pub(super) async fn start_execution(
     let checkpoint = checkpoint.ok_or_else(|| Problem::internal("a new execution has no checkpoint"))?;
     let save = async {
         if Access::current()?.required() {
-            persistence::own(&running).await.map_err(store::problem)?;
+            persistence::assign_channel_owner(&running).await.map_err(store::problem)?;
         }
         persistence::try_save(pipelines, &running, &checkpoint).await.map_err(store::problem)
     };

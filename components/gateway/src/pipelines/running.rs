@@ -106,7 +106,7 @@ impl RunningExecution {
 
     /// Resolves when a step may call another service: while the lease is fresh. Never resolves if the execution is
     /// lost, since its steps are dropped then.
-    pub(super) async fn owned(&self) {
+    pub(super) async fn wait_until_owned(&self) {
         while !self.is_owned(clock::now()) {
             match &self.lease {
                 Some(lease) if !lease.is_lost() && lease.renew().await.is_ok() => {}

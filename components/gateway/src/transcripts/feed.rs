@@ -68,13 +68,13 @@ pub(crate) enum FeedSource {
 }
 
 /// Why feeding has stopped.
-enum Stop {
+enum FeedEnd {
     /// The input has ended, or this refusal ended it.
-    Over(Option<Refusal>),
+    Ended(Option<Refusal>),
     /// Another feeder has requested the session.
-    Wanted,
+    Superseded,
     /// The client is gone, or the session cannot be stored.
-    Cut,
+    Aborted,
 }
 
 struct Feed<'a> {
@@ -163,7 +163,7 @@ impl Feed<'_> {
         // Stores the changes of the end.
         self.put_final().await;
         if !self.lease.is_wanted() {
-            self.lease.entry.release_owned().await;
+            self.lease.entry.release_store_lease().await;
         }
         // A request that waits for the session need not wait until this client has read its responses.
         self.lease.release();
@@ -173,9 +173,9 @@ impl Feed<'_> {
     /// Renews the ownership of the session. When another instance has taken it over, the client gets an error and no
     /// more input is read.
     async fn keep_lease(&self) {
-        let Some(owned) = self.lease.entry.owned() else { return };
-        owned.renew_until_lost(|| ()).await;
-        self.lease.entry.disown();
+        let Some(store_lease) = self.lease.entry.store_lease() else { return };
+        store_lease.renew_until_lost(|| ()).await;
+        self.lease.entry.mark_lost();
         let problem = owned_elsewhere(0);
         let refusal = Refusal { message: problem.detail, code: problem.code.into(), field: None };
         self.duplex.session.borrow_mut().handle_input_failure(refusal);
@@ -192,7 +192,7 @@ impl Feed<'_> {
 
     /// Feeds the inputs of the request, and requests a checkpoint at the end. Returns why feeding stopped; none when all inputs were fed.
     async fn feed_inputs(&self, source: FeedSource, mut inputs: StreamWriter<Input>) -> Option<Refusal> {
-        let stop = {
+        let end = {
             let cut = pin!(self.cut_gate.until(|| self.cut.get()));
             let wanted = pin!(self.lease.wanted());
             let lines = pin!(async {
@@ -206,24 +206,24 @@ impl Feed<'_> {
             });
             let idle = pin!(self.duplex.idle());
             match select(select(lines, idle), select(cut, wanted)).await {
-                Either::Left((Either::Left((refusal, _)), _)) => Stop::Over(refusal),
+                Either::Left((Either::Left((refusal, _)), _)) => FeedEnd::Ended(refusal),
                 Either::Left((Either::Right(_), _)) => {
-                    Stop::Over(Some(ItemError::idle(self.log.registry.settings.body_timeout_ms).into()))
+                    FeedEnd::Ended(Some(ItemError::idle(self.log.registry.settings.body_timeout_ms).into()))
                 }
-                Either::Right((Either::Left(_), _)) => Stop::Cut,
-                Either::Right((Either::Right(_), _)) => Stop::Wanted,
+                Either::Right((Either::Left(_), _)) => FeedEnd::Aborted,
+                Either::Right((Either::Right(_), _)) => FeedEnd::Superseded,
             }
         };
         // Wakes `receive`, which does not wait for the client once another request wants the session.
         self.duplex.room.notify();
         inputs.write_one(control_input(InputBody::Checkpoint)).await;
-        match stop {
-            Stop::Over(refusal) => refusal,
-            Stop::Wanted => {
+        match end {
+            FeedEnd::Ended(refusal) => refusal,
+            FeedEnd::Superseded => {
                 let message = "another request feeds this session now; submit unacknowledged input again, with its seq";
                 Some(ItemError { retryable: false, ..ItemError::new("superseded", message) }.into())
             }
-            Stop::Cut => None,
+            FeedEnd::Aborted => None,
         }
     }
 
@@ -316,7 +316,7 @@ impl Feed<'_> {
         if self.log.must_put() {
             self.put.notify();
             let entry = &self.lease.entry;
-            let is_lost = || entry.owned().is_none();
+            let is_lost = || entry.store_lease().is_none();
             self.put.until(|| !self.log.must_put() || self.put_error.borrow().is_some() || is_lost()).await;
             if let Some(problem) = self.put_error.take() {
                 return Err(problem);

@@ -144,7 +144,7 @@ impl<'a> SessionLog<'a> {
             Ok(cursors) => cursors,
             Err(Failure::Finished) => return Err(finished()),
             Err(Failure::Fenced) => {
-                self.entry.disown();
+                self.entry.mark_lost();
                 return Err(store::problem(Failure::Fenced));
             }
             Err(failure) => return Err(store::problem(failure)),

@@ -79,7 +79,7 @@ struct State {
     leases: u64,
     /// The last lease of this instance in the store. It can be renewed if no other instance has acquired the session
     /// since.
-    owned: Option<Rc<StoreLease>>,
+    store_lease: Option<Rc<StoreLease>>,
     deleted: bool,
 }
 
@@ -176,7 +176,7 @@ impl SessionRegistry {
         let due_ms = head.due_ms();
         let checkpoint = Some(checkpoint.into_boxed_slice());
         let state =
-            State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, owned: None, deleted: false };
+            State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, store_lease: None, deleted: false };
         let entry = Rc::new(Entry { channel: channel.clone(), state: RefCell::new(state) });
         entries.insert(channel.id().into(), entry.clone());
         entry
@@ -204,18 +204,18 @@ impl SessionRegistry {
 
     /// Acquires a held session in the store, so that only this instance changes it. If another instance has owned it
     /// since, it is read again. None if it was deleted. Waits at most `patience_ms` for another instance to release it.
-    pub(crate) async fn own(&self, entry: &Entry, patience_ms: u64) -> Result<Option<Rc<StoreLease>>, Problem> {
-        if let Some(owned) = entry.owned() {
-            match owned.renew().await {
-                Ok(()) => return Ok(Some(owned)),
-                Err(Failure::Fenced) => entry.disown(),
+    pub(crate) async fn acquire(&self, entry: &Entry, patience_ms: u64) -> Result<Option<Rc<StoreLease>>, Problem> {
+        if let Some(store_lease) = entry.store_lease() {
+            match store_lease.renew().await {
+                Ok(()) => return Ok(Some(store_lease)),
+                Err(Failure::Fenced) => entry.mark_lost(),
                 Err(failure) => return Err(store::problem(failure)),
             }
         }
         let end = Deadline::after(clock::now(), patience_ms);
-        let owned = loop {
+        let store_lease = loop {
             match lease::acquire(entry.channel.to_string()).await.map_err(store::problem)? {
-                Ok(owned) => break Rc::new(owned),
+                Ok(store_lease) => break Rc::new(store_lease),
                 Err(remaining_ms) if end.is_past(clock::now()) => return Err(store::owned_elsewhere(remaining_ms)),
                 Err(_) => Deadline::after(clock::now(), POLL_MS).passed().await,
             }
@@ -223,23 +223,23 @@ impl SessionRegistry {
         match persistence::get(&entry.channel).await {
             Ok(Some(bytes)) => self.replace(entry, &bytes)?,
             Ok(None) => {
-                owned.release().await;
+                store_lease.release().await;
                 self.remove(entry);
                 return Ok(None);
             }
             Err(problem) => {
-                owned.release().await;
+                store_lease.release().await;
                 return Err(problem);
             }
         }
-        entry.state.borrow_mut().owned = Some(owned.clone());
-        Ok(Some(owned))
+        entry.state.borrow_mut().store_lease = Some(store_lease.clone());
+        Ok(Some(store_lease))
     }
 
     /// Acquires a new session in the store.
-    pub(crate) async fn own_new(&self, entry: &Entry) -> Result<(), Problem> {
+    pub(crate) async fn acquire_new(&self, entry: &Entry) -> Result<(), Problem> {
         let acquired = lease::acquire(entry.channel.to_string()).await.map_err(store::problem)?;
-        entry.state.borrow_mut().owned = Some(Rc::new(acquired.map_err(store::owned_elsewhere)?));
+        entry.state.borrow_mut().store_lease = Some(Rc::new(acquired.map_err(store::owned_elsewhere)?));
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl SessionRegistry {
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
         let (bytes, ttl_ms, fence, owner) = {
             let mut state = entry.state.borrow_mut();
-            let Some(fence) = state.owned.as_ref().map(|owned| owned.fence()) else {
+            let Some(fence) = state.store_lease.as_ref().map(|store_lease| store_lease.fence()) else {
                 // Another instance owns the session, and reads the later events from the channel.
                 state.dirty = false;
                 return Ok(());
@@ -327,7 +327,7 @@ impl SessionRegistry {
         match turns::hand_over(&user, size, put).await {
             Ok(()) => Ok(()),
             Err(Failure::Fenced) => {
-                entry.disown();
+                entry.mark_lost();
                 Err(store::problem(Failure::Fenced))
             }
             Err(failure) => {
@@ -359,7 +359,7 @@ impl SessionRegistry {
             Ok(()) => {}
             Err(Failure::Fenced) => {
                 entry.state.borrow_mut().deleted = false;
-                entry.disown();
+                entry.mark_lost();
                 return Err(store::problem(Failure::Fenced));
             }
             Err(failure) => return Err(store::problem(failure)),
@@ -422,32 +422,32 @@ impl Entry {
     }
 
     /// The last lease of this instance in the store.
-    pub(crate) fn owned(&self) -> Option<Rc<StoreLease>> {
-        self.state.borrow().owned.clone()
+    pub(crate) fn store_lease(&self) -> Option<Rc<StoreLease>> {
+        self.state.borrow().store_lease.clone()
     }
 
     /// The fence for writes of its state.
     pub(crate) fn fence(&self) -> Option<Fence> {
-        self.state.borrow().owned.as_ref().map(|owned| owned.fence())
+        self.state.borrow().store_lease.as_ref().map(|store_lease| store_lease.fence())
     }
 
     /// Marks it as taken over by another instance: the entry in memory is out of date.
-    pub(crate) fn disown(&self) {
+    pub(crate) fn mark_lost(&self) {
         let mut state = self.state.borrow_mut();
-        if let Some(owned) = state.owned.take() {
-            owned.lose();
+        if let Some(store_lease) = state.store_lease.take() {
+            store_lease.lose();
         }
         (state.dirty, state.clean) = (false, false);
     }
 
     /// Releases its lease in the store, if the store has its newest checkpoint.
-    pub(crate) async fn release_owned(&self) {
-        let owned = {
+    pub(crate) async fn release_store_lease(&self) {
+        let store_lease = {
             let state = self.state.borrow();
-            state.owned.clone().filter(|_| !state.dirty)
+            state.store_lease.clone().filter(|_| !state.dirty)
         };
-        if let Some(owned) = owned {
-            owned.release().await;
+        if let Some(store_lease) = store_lease {
+            store_lease.release().await;
         }
     }
 

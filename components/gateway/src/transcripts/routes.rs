@@ -233,7 +233,7 @@ async fn create(
     // The entry counts the session from here on.
     drop(reservation);
     let entry = registry.insert(channel, head, checkpoint, true, true);
-    if let Err(problem) = registry.own_new(&entry).await {
+    if let Err(problem) = registry.acquire_new(&entry).await {
         registry.remove(&entry);
         return Err(problem);
     }
@@ -243,7 +243,7 @@ async fn create(
         let _ = registry.delete(&entry).await;
         return Err(problem);
     }
-    entry.release_owned().await;
+    entry.release_store_lease().await;
     registry.evict();
     sweep::begin(registry);
     Ok(BufferedResponse::created(stored::created_json(&id)).with("location", format!("/sessions/{id}")))
@@ -301,7 +301,7 @@ async fn feed(
         ownership::assign(&entry.channel, &user, ownership::PastEvents::Owned).await?;
     }
     let lease = entry.lease().await;
-    registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
+    registry.acquire(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
     let session = running::open(registry, entry).await?;
     // It may have ended while this request waited.
     open_for_input(entry)?;
@@ -358,17 +358,17 @@ async fn delete(
     entry: &Rc<Entry>,
 ) -> Result<BufferedResponse, Problem> {
     let lease = entry.lease().await;
-    let owned = registry.own(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
+    let store_lease = registry.acquire(entry, PATIENCE_MS).await?.ok_or_else(|| gone(request))?;
     let data = format!("{{\"type\":\"{DELETED}\"}}");
     let event = Event { name: DELETED.to_owned(), data, coalesce: None, finishes: true };
-    match events::append(entry.channel.to_string(), vec![event], Some(owned.fence()), entry.owner()).await {
+    match events::append(entry.channel.to_string(), vec![event], Some(store_lease.fence()), entry.owner()).await {
         // The channel has its last event already if the session has ended, or if a crash interrupted an earlier
         // deletion.
         Ok(_) | Err(Failure::Finished) => {}
         Err(failure) => return Err(store::problem(failure)),
     }
     registry.delete(entry).await?;
-    owned.release().await;
+    store_lease.release().await;
     drop(lease);
     Ok(BufferedResponse::empty())
 }

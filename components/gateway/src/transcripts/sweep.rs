@@ -105,12 +105,12 @@ async fn sweep(registry: &'static SessionRegistry) {
 /// Removes a session that ended `ended_ttl_ms` ago.
 async fn delete(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(owned) = registry.own(entry, 0).await? else { return Ok(()) };
+    let Some(store_lease) = registry.acquire(entry, 0).await? else { return Ok(()) };
     let result = match is_over(registry, entry, now_ms()) {
         true => registry.delete(entry).await,
         false => Ok(()),
     };
-    owned.release().await;
+    store_lease.release().await;
     drop(lease);
     result
 }
@@ -122,7 +122,7 @@ async fn put(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<()
         put => put?,
     }
     if !entry.is_held() {
-        entry.release_owned().await;
+        entry.release_store_lease().await;
     }
     Ok(())
 }
@@ -134,14 +134,14 @@ fn is_over(registry: &SessionRegistry, entry: &Entry, now_ms: u64) -> bool {
 /// Advances the clock of an idle session, which may warn or expire it.
 async fn advance_clock(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     let lease = entry.lease().await;
-    let Some(_owned) = registry.own(entry, 0).await? else { return Ok(()) };
-    let result = advance_clock_owned(registry, entry).await;
-    entry.release_owned().await;
+    let Some(_store_lease) = registry.acquire(entry, 0).await? else { return Ok(()) };
+    let result = advance_clock_under_lease(registry, entry).await;
+    entry.release_store_lease().await;
     drop(lease);
     result
 }
 
-async fn advance_clock_owned(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
+async fn advance_clock_under_lease(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<(), Problem> {
     // Another instance may have fed it meanwhile.
     if entry.phase() != Phase::Open || !entry.is_due(now_ms()) {
         return registry.put(entry).await;

@@ -127,7 +127,7 @@ impl Store {
         self.append_as(channel, events, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::append`] with the terms of a write. With a fence, memory never replaces Redis. The channel counts towards the share of
+    /// [`Store::append`] with the conditions of a write. With a fence, memory never replaces Redis. The channel counts towards the share of
     /// the user that appends its first event: a channel beyond the share replaces the least recently used ones of the same user.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Store {
             Kind::Disk(disk) => disk.append(channel, events, write).await,
             Kind::Redis(redis) => redis.append(channel, events, write).await,
         };
-        let cursors = self.noted(appended)?;
+        let cursors = self.record_full(appended)?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
         if let Some(tapped) = tapped {
             self.inner.taps.appended(channel, tapped, &cursors, self.inner.clock.wall_ms());
@@ -181,7 +181,7 @@ impl Store {
         self.follow_as(channel, after, None).await
     }
 
-    /// [`Store::follow`] for a user: a channel without events counts towards its share while memory has it.
+    /// [`Store::follow`] for a user: a channel without events counts towards the share of the user while it is in memory.
     ///
     /// # Errors
     ///
@@ -197,19 +197,19 @@ impl Store {
             Kind::Disk(disk) => disk.follow(channel, after, user).await,
             Kind::Redis(redis) => redis.follow(channel, after).await,
         };
-        self.noted(followed)
+        self.record_full(followed)
     }
 
-    /// Takes note of a lack of channels, for [`Store::exhausted`].
-    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    /// Records in the hub that a channel was refused, for [`Store::exhausted`].
+    fn record_full<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(Error::Full { .. }) = &result {
-            self.inner.hub.note_full(self.inner.clock.now_ms());
+            self.inner.hub.record_full(self.inner.clock.now_ms());
         }
         result
     }
 
     /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
-    /// In memory and on disk a key `KIND:USER:ID` takes the share of the user that it names.
+    /// In memory and on disk a key `KIND:USER:ID` counts towards the share of the user that it names.
     ///
     /// # Errors
     ///
@@ -258,7 +258,7 @@ impl Store {
         self.put_as(key, value, ttl_ms, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::put`] on the terms of a write. The value takes the share of the user.
+    /// [`Store::put`] with the conditions of a write. The value counts towards the share of the user.
     ///
     /// # Errors
     ///
@@ -326,7 +326,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// A time of 0 or past the bound, an owner of no or more than 128 bytes, or the store is unavailable: memory does not replace
+    /// A time of 0 or beyond one hour, an empty owner or one of more than 128 bytes, or the store is unavailable: memory does not replace
     /// it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same owner is safe.
     pub async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
         if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
@@ -355,7 +355,7 @@ impl Store {
         }
     }
 
-    /// Ends a lease now, so that others need not wait. Until another owner acquires it, its last owner can renew it for a minute.
+    /// Ends a lease now, so that other owners need not wait. Until another owner acquires it, its last owner can renew it for a minute.
     ///
     /// # Errors
     ///
@@ -385,7 +385,7 @@ impl Store {
         }
     }
 
-    /// How many values of a kind there are, some that have just ended included.
+    /// The number of values of a kind, including some that have just expired.
     ///
     /// # Errors
     ///
@@ -399,8 +399,8 @@ impl Store {
         }
     }
 
-    /// The bounds of the configuration that the users have reached together, by their names: values of the greatest size are refused, or
-    /// channels, subscribers or claims.
+    /// The names of the configuration bounds that all users together have reached: large values, new channels, new subscribers or new
+    /// claims are refused.
     ///
     /// # Errors
     ///
@@ -490,7 +490,7 @@ fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Intervals between sweeps of a store in memory that has no data, so that an idle process sleeps. Reads do not depend on sweeps.
+/// A memory store without data is swept once in this number of intervals, so that an idle process sleeps. Reads do not depend on sweeps.
 const EMPTY_INTERVALS: u32 = 5;
 
 /// Removes expired data periodically, until the store is dropped.

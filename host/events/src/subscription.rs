@@ -47,8 +47,8 @@ impl Subscription {
         self.take(&mut self.channel.lock())
     }
 
-    /// Adds the waiting deliveries, at most `deliveries_max`, to `batch`: for several events in one write. It stops after the event
-    /// with which their size reaches `bytes_max`. Ready when something was added, or with nothing added at the end.
+    /// Adds the waiting deliveries, at most `deliveries_max`, to `batch`, so that several events share one write. It stops after the event
+    /// with which their size reaches `bytes_max`. Ready when something was added, or when the subscription has ended.
     pub fn poll_batch(
         &mut self,
         context: &mut Context<'_>,

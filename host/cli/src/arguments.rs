@@ -205,9 +205,9 @@ impl Setup {
             let (name, file) = key_value("--component", pair)?;
             const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
             if !COMPONENTS.contains(&name.as_str()) {
-                let meant = weir_config::suggest(&name, COMPONENTS.into_iter());
-                let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
-                bail!("--component {pair}: the components are {}{meant}", COMPONENTS.join(", "));
+                let suggestion = weir_config::suggest(&name, COMPONENTS.into_iter());
+                let suggestion = suggestion.map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default();
+                bail!("--component {pair}: the components are {}{suggestion}", COMPONENTS.join(", "));
             }
             overrides.push((format!("{name}.component"), file));
         }

@@ -1,7 +1,7 @@
 //! Weir's configuration: one struct tree, filled from defaults, a TOML file, the environment and flags, in this order.
 //!
-//! The doc comments of the fields are the manual: [`keys`] turns them into the table that `weir config` prints and that
-//! `docs/reference/configuration.md` has. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
+//! The doc comments of the fields are the manual: `weir config` prints them, and [`keys`] provides them for
+//! `docs/reference/configuration.md`. The key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
 //!
 //! # Invariants
 //!
@@ -71,9 +71,9 @@ pub struct Config {
 pub struct Http {
     /// Address to listen on, `ADDRESS:PORT`; a port alone (`8081`) is one of 127.0.0.1, and port 0 takes a free one.
     pub listen: String,
-    /// Host names besides `localhost` and loopback addresses that are allowed in `Host`, such as `weir.internal`; `*` allows all. Where
+    /// Host names besides `localhost` and loopback addresses that are allowed in `Host`, such as `weir.internal`; `*` allows all. If
     /// `auth.mode` is `none` and the address is a loopback one, other names are answered 403, against DNS rebinding. On other
-    /// addresses names are checked only if this list has one.
+    /// addresses names are checked only if this list is not empty.
     pub hosts: Vec<String>,
     /// Connections at once, those of subscribers included; further ones wait in the kernel's queue.
     pub connections_max: u32,
@@ -129,18 +129,19 @@ pub struct Models {
     pub names: Vec<String>,
     /// Replicas of each model, each with a thread; 0: one for each core.
     pub replicas: u32,
-    /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, the same bits in every batch); `tract`
+    /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, with bit-identical results in every batch); `tract`
     /// (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it); or `auto`, which is `builtin` for the models
-    /// that it takes and `tract` for the others (`weir models list` says which and why).
+    /// that it supports and `tract` for the others (`weir models list` shows which and why).
     pub engine: String,
-    /// What the engine `builtin` multiplies weights in: `f32`; `bf16`; `int8` (weights by column, activations by token); or `auto`, which is
-    /// `int8` for classifiers whose weights are stored so, as the models for sentiment and entities that ship, and for all others `bf16`
-    /// where the processor has an instruction for it, else `f32`. `weir models check --precision` measures what each changes on your texts.
+    /// The precision in which the engine `builtin` multiplies weights: `f32`; `bf16`; `int8` (weights by column, activations by token); or
+    /// `auto`, which is `int8` for classifiers whose weights are stored in `int8`, such as the bundled models for sentiment and entities, and
+    /// for all others `bf16` if the processor has an instruction for it, otherwise `f32`. `weir models check --precision` measures the effect
+    /// of each on your texts.
     pub precision: String,
-    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to compute what a machine
-    /// without the others would: `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon` or `portable`.
+    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to reproduce the results of
+    /// a machine without the faster ones: `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon` or `portable`.
     pub isa: String,
-    /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
+    /// Most optimized plans of each model, one for each shape of its input; beyond it the least recently used is evicted.
     pub plans_max: u32,
     /// Largest tensor a component may pass, bytes.
     pub tensor_bytes_max: u64,
@@ -182,7 +183,7 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Steps {
-    /// Model of the sentiment step: text classification. Empty: the step is off. While a model is named here and not served, `/readyz` is 503 and names it.
+    /// Model of the sentiment step: text classification. Empty: the step is off. While a model named here is not served, `/readyz` is 503 and names it.
     pub sentiment: String,
     /// Model of the entities step: token classification. Empty: the step is off.
     pub entities: String,
@@ -215,7 +216,7 @@ pub struct Gateway {
     pub keeper_body_bytes_max: u64,
     /// An instance without requests is ended after this time, ms.
     pub idle_timeout_ms: u64,
-    /// Whether a browser that opens `/` gets the page: `on` or `off`. The page has no data of its own; what it shows is answered to its
+    /// Whether a browser that opens `/` gets the page: `on` or `off`. The page contains no data; it shows the responses to the requests of its
     /// user.
     pub ui: Switch,
 }
@@ -250,12 +251,12 @@ pub struct Infer {
     pub queue_tokens_max: u32,
     /// Items of one client (by its address) waiting for one model; its further requests are answered 429 with `Retry-After`.
     pub caller_items_max: u32,
-    /// Items of one call without an outcome, or with one that is not read yet; a caller over it waits.
+    /// Items of one call without an outcome, or with one that is not read yet; beyond it the caller waits.
     pub call_items_max: u32,
     /// What a full queue drops: `none` (callers wait or are refused), `head` (the oldest item, answered `overloaded`), `tail` (the
     /// new item).
     pub drop_policy: DropPolicy,
-    /// `adaptive`: an idle replica takes waiting items at once. `windowed`: items wait for `batch_size` or `window_ms`, which adds
+    /// `adaptive`: an idle replica takes waiting items immediately. `windowed`: items wait for `batch_size` or `window_ms`, which adds
     /// up to `window_ms` to every response.
     pub batching: Batching,
     /// Windowed: the condition that closes a window: `time_and_count`, `time_only` or `count_only`.
@@ -279,7 +280,7 @@ pub struct Infer {
     pub retry_base_backoff_ms: u32,
     /// Delays of retries: `no_retry`, `fixed_delay`, `exponential_jitter` or `exponential_decorrelated`.
     pub retry_policy: RetryPolicy,
-    /// Retries of all items of a model together, for each hundred first attempts.
+    /// Most retries of all items of a model together, for each hundred first attempts.
     pub retry_budget_percent: u32,
     /// Whether a model that fails repeatedly gets no items for a while: `on` or `off`.
     pub circuit_breaker: Switch,
@@ -287,7 +288,7 @@ pub struct Infer {
     pub circuit_failures: u32,
     /// The time within which failures count, ms.
     pub circuit_window_ms: u64,
-    /// How long an open circuit answers `circuit_open` before a first item is let through, ms.
+    /// How long an open circuit answers `circuit_open` before it admits a first item, ms.
     pub circuit_open_ms: u64,
     /// Successes that close the circuit again.
     pub circuit_successes: u32,
@@ -368,7 +369,7 @@ pub enum RetryPolicy {
     FixedDelay,
     /// Up to the base delay, doubled each time.
     ExponentialJitter,
-    /// From the base delay to three times the one before.
+    /// Between the base delay and three times the previous delay.
     ExponentialDecorrelated,
 }
 

@@ -62,7 +62,7 @@ impl Pipelines {
     ///
     /// # Errors
     ///
-    /// A sentence about an invalid item.
+    /// A message about an invalid item.
     pub fn named_steps(&self) -> Result<BTreeMap<String, PathBuf>, String> {
         let mut named = BTreeMap::new();
         for item in &self.steps {

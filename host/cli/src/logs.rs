@@ -14,7 +14,8 @@ use weir_config::{Log, LogFormat};
 use line::Lines;
 use repeats::Repeats;
 
-/// A crate of wasmtime that warns about every aborted or malformed body. Such requests are answered, and the operator cannot prevent them.
+/// A crate of wasmtime that warns about every aborted or malformed body. Such requests are answered, and the operator
+/// cannot prevent them.
 const NOISY: &str = "wasmtime_wasi_http";
 
 /// Whether the log is JSON.

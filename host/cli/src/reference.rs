@@ -1,4 +1,5 @@
-//! `docs/reference/cli.md`, generated from the definition of the command line with `UPDATE_EXPECT=1 cargo test --release -p weir`.
+//! `docs/reference/cli.md`, generated from the definition of the command line with
+//! `UPDATE_EXPECT=1 cargo test --release -p weir`.
 
 use std::fmt::Write as _;
 

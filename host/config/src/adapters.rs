@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a sink.
+/// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a
+/// sink.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Adapter {
@@ -43,7 +44,8 @@ pub struct Adapter {
     pub aggregation: String,
     /// Whether a text that is longer than the model takes is truncated; otherwise it is an error.
     pub truncation: bool,
-    /// Attempts for a text that fails temporarily, the first one included; then its record goes to the error destination.
+    /// Attempts for a text that fails temporarily, the first one included; then its record goes to the error
+    /// destination.
     pub retry_max_attempts: u32,
     /// Base delay of these attempts, ms.
     pub retry_base_backoff_ms: u32,
@@ -59,7 +61,8 @@ pub struct Adapter {
     pub source: AdapterSource,
     /// Where results go.
     pub sink: AdapterSink,
-    /// The destination of records that have no result because of an error, with their original bytes and the reason; absent: the sink.
+    /// The destination of records that have no result because of an error, with their original bytes and the reason;
+    /// absent: the sink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<AdapterSink>,
 }
@@ -135,12 +138,14 @@ impl Default for AdapterSink {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileSource {
-    /// Paths and patterns such as `logs/*.ndjson`, read one after another; `-` is the standard input. `.gz` and `.zst` are decompressed.
+    /// Paths and patterns such as `logs/*.ndjson`, read one after another; `-` is the standard input. `.gz` and `.zst`
+    /// are decompressed.
     pub paths: Vec<String>,
-    /// Whether to wait for more at the end, as `tail -F`: files may be rotated and truncated, and new files may match a pattern.
+    /// Whether to wait for more at the end, as `tail -F`: files may be rotated and truncated, and new files may match a
+    /// pattern.
     pub follow: bool,
-    /// A file that stores the reached position: the next start continues there, with no line lost or repeated if the sink is a file.
-    /// Empty: none. Results are then in the order of the lines.
+    /// A file that stores the reached position: the next start continues there, with no line lost or repeated if the
+    /// sink is a file. Empty: none. Results are then in the order of the lines.
     pub checkpoint: PathBuf,
 }
 

@@ -30,8 +30,8 @@ pub enum ConfigError {
     },
 }
 
-/// Reads the configuration: defaults, `file` if any, `environment` (pairs of name and value), then `overrides` (pairs of key and value,
-/// from flags).
+/// Reads the configuration: defaults, `file` if any, `environment` (pairs of name and value), then `overrides` (pairs
+/// of key and value, from flags).
 pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,

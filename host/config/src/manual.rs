@@ -42,7 +42,8 @@ pub fn template() -> String {
     let mut section = String::new();
     for key in keys() {
         let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
-        // A section with NAME is a comment, since the name must be replaced. Adapters are comments, since there are none by default.
+        // A section with NAME is a comment, since the name must be replaced. Adapters are comments, since there are
+        // none by default.
         let is_adapter = head == "adapter" || head.starts_with("adapter.");
         let comment = if head.contains("NAME") || is_adapter { "# " } else { "" };
         if head != section {

@@ -2,8 +2,8 @@
 
 use crate::manual::keys;
 
-/// The key or section that `name` probably means if it is mistyped, lacks its section or has hyphens. In keys of `[model.NAME]`, NAME is
-/// replaced by the model in `name`.
+/// The key or section that `name` probably means if it is mistyped, lacks its section or has hyphens. In keys of
+/// `[model.NAME]`, NAME is replaced by the model in `name`.
 pub fn suggest_key(name: &str) -> Option<String> {
     let keys = keys_of_model(name);
     let sections = keys.iter().filter_map(|key| key.split('.').next());

@@ -46,8 +46,8 @@ pub(crate) fn listen(text: &str) -> Result<String, String> {
 /// The levels, the least verbose first.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be the name of a
-/// target, and nothing would be logged.
+/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be the
+/// name of a target, and nothing would be logged.
 ///
 /// # Errors
 ///

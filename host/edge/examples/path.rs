@@ -1,13 +1,13 @@
-//! Measures the stages of a request from its socket to the engine and back, with the server, its models and a client in one process.
-//! `cargo xtask bench path` builds and runs it.
+//! Measures the stages of a request from its socket to the engine and back, with the server, its models and a client in
+//! one process. `cargo xtask bench path` builds and runs it.
 //!
 //! ```text
 //! path COMPONENTS_DIR MODELS_DIR [--requests N] [--items N] [--texts FILE] [--set KEY=VALUE]...
 //! ```
 //!
-//! Requests are sent one at a time, and the times between the stages are medians. Processor time is that of all threads except the client's;
-//! the engine's part of it is listed separately. Then the processor time for each item of a stream is measured, over HTTP and without it
-//! (as in `weir run`).
+//! Requests are sent one at a time, and the times between the stages are medians. Processor time is that of all threads
+//! except the client's; the engine's part of it is listed separately. Then the processor time for each item of a stream
+//! is measured, over HTTP and without it (as in `weir run`).
 #![allow(clippy::print_stdout, reason = "the results are printed")]
 
 use std::collections::BTreeMap;

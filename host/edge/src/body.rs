@@ -57,7 +57,8 @@ impl ResponseBody {
         Self::Streamed { body: Box::new(body), first: None, _open: open }
     }
 
-    /// As [`ResponseBody::streamed`], after the first frame was read: the head and the body of a short response are then sent in one write.
+    /// As [`ResponseBody::streamed`], after the first frame was read: the head and the body of a short response are
+    /// then sent in one write.
     pub(crate) async fn with_first_frame(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
         let mut body = Box::new(body);
         let first = std::future::poll_fn(|cx| Pin::new(body.as_mut()).poll_frame(cx)).await;
@@ -112,7 +113,8 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            // After the first frame was read, the size of the rest is not that of the body; the head has `Content-Length`.
+            // After the first frame was read, the size of the rest is not that of the body; the head has
+            // `Content-Length`.
             Self::Streamed { first: Some(_), .. } => SizeHint::default(),
             Self::Streamed { body, .. } => body.size_hint(),
             Self::Full { body, .. } => body.size_hint(),

@@ -1,5 +1,5 @@
-//! One connection: detects the version of HTTP, serves the requests, and hands the connection over when a response is held or the
-//! connection becomes a WebSocket.
+//! One connection: detects the version of HTTP, serves the requests, and hands the connection over when a response is
+//! held or the connection becomes a WebSocket.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -54,7 +54,8 @@ pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64,
         return linger::close(&mut stream, &lingering, client, stopping).await;
     }
     let closing = state.closing.subscribe();
-    // Boxed, and dropped before a connection is held, so that a held connection does not occupy the memory for reading requests.
+    // Boxed, and dropped before a connection is held, so that a held connection does not occupy the memory for reading
+    // requests.
     let Some((mut stream, handover)) = Box::pin(serve_http1(state, stream, client, stopped)).await else { return };
     match handover {
         Handover::Closed => {}
@@ -119,7 +120,8 @@ async fn serve_http1(
         }
     });
     let mut builder = http1::Builder::new();
-    // hyper's timer runs from the end of a response through the idle time and the next head; the stream times the head alone.
+    // hyper's timer runs from the end of a response through the idle time and the next head; the stream times the head
+    // alone.
     builder.timer(TokioTimer::new()).header_read_timeout(idle_timeout.max(header_timeout)).half_close(false);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut is_stopping = false;
@@ -145,7 +147,8 @@ async fn serve_http1(
                 return Some((stream, Handover::Held(Box::new(held))));
             }
             Some(ended) => {
-                // After an error of the connection itself nothing can be sent. After other errors a response was sent, at least in part.
+                // After an error of the connection itself nothing can be sent. After other errors a response was sent,
+                // at least in part.
                 if let Err(error) = &ended {
                     log(error);
                     if !error.is_parse() && !error.is_user() {
@@ -222,7 +225,8 @@ impl HandoverSlot {
     }
 }
 
-/// The number of a client, derived from its address. IPv6 clients are distinguished by the first 64 bits of their address.
+/// The number of a client, derived from its address. IPv6 clients are distinguished by the first 64 bits of their
+/// address.
 pub(crate) fn client_number(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()),

@@ -105,7 +105,8 @@ async fn route<B: RequestBody>(
     }
 }
 
-/// Answers `/metrics` and `/v1/stats`. If a token is required, the gateway authorizes the request, since it has the keys.
+/// Answers `/metrics` and `/v1/stats`. If a token is required, the gateway authorizes the request, since it has the
+/// keys.
 async fn metrics<B: RequestBody>(
     state: &Arc<EdgeState>,
     request: Request<B>,
@@ -163,7 +164,8 @@ fn refuse(refusal: PermitRefusal, source: RequestSource<'_>) -> EdgeResponse {
     EdgeResponse::Http(edge_problem(problem, source.request_id))
 }
 
-/// Answers a probe. The component's response is read completely first, so that a client that does not read it holds no permit.
+/// Answers a probe. The component's response is read completely first, so that a client that does not read it holds no
+/// permit.
 async fn probe<B: RequestBody>(
     state: &EdgeState,
     request: Request<B>,
@@ -197,7 +199,8 @@ async fn forward<B: RequestBody>(
         return open_websocket(state, request, open, source).await;
     }
     let (is_get, is_head) = (request.method() == Method::GET, request.method() == Method::HEAD);
-    // A request on a WebSocket route may also stream lines in both directions. The gateway matches routes by the normalized path.
+    // A request on a WebSocket route may also stream lines in both directions. The gateway matches routes by the
+    // normalized path.
     let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| RouteMatch::is_socket(&path));
     let gzip = state.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
@@ -261,8 +264,8 @@ async fn open_websocket<B>(
     }
 }
 
-/// Counts a request for the user that the gateway names in its response, and a WebSocket as a connection of the user. Returns the refusal
-/// if the user has too many.
+/// Counts a request for the user that the gateway names in its response, and a WebSocket as a connection of the user.
+/// Returns the refusal if the user has too many.
 fn assign_user(
     state: &EdgeState,
     head: &mut response::Parts,
@@ -328,7 +331,8 @@ async fn hold_stream(
     };
     drop(open);
     match instruction.subscribe(&state.subscribers, &state.events, source.client).await {
-        // The store may have disconnected all subscribers before this one was added, so this one would not be disconnected.
+        // The store may have disconnected all subscribers before this one was added, so this one would not be
+        // disconnected.
         Ok(_) if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
         Ok(mut feed) => {
             head.headers.remove(CONTENT_LENGTH);

@@ -1,5 +1,5 @@
-//! The checks of the head of every request, before it is dispatched: transfer coding, host, path and origin. The gateway component makes
-//! the same checks when it runs under another host.
+//! The checks of the head of every request, before it is dispatched: transfer coding, host, path and origin. The
+//! gateway component makes the same checks when it runs under another host.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -44,16 +44,16 @@ impl HeadChecks {
     pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, HeadCheckError> {
         let names: Vec<&str> = config.http.hosts.iter().map(String::as_str).collect();
         let names = HostNames::new(&names)?;
-        // Against DNS rebinding: with authentication, a page that reaches this server under its own name has no token. On other addresses
-        // without authentication only the operator knows the names.
+        // Against DNS rebinding: with authentication, a page that reaches this server under its own name has no token.
+        // On other addresses without authentication only the operator knows the names.
         let is_checked = config.auth.mode == AuthMode::None && (is_loopback || !names.is_empty());
         let origins: Vec<&str> = config.auth.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, config.auth.cors_credentials)?;
         Ok(Self { host_names: is_checked.then_some(names), cors, logged: Mutex::default() })
     }
 
-    /// Checks a request's head, and rewrites its target: the path is normalized for the matching of routes, and the host becomes the
-    /// authority, from which the component reads it.
+    /// Checks a request's head, and rewrites its target: the path is normalized for the matching of routes, and the
+    /// host becomes the authority, from which the component reads it.
     pub(crate) fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
         check_transfer_coding(request.headers())?;
         let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
@@ -83,8 +83,9 @@ impl HeadChecks {
         headers
     }
 
-    /// The methods and headers for a CORS preflight (the Fetch standard, section 3.2.2); `None` for other requests. A preflight needs no
-    /// component, so it is answered even when the server is full: otherwise a page could not read why its request is refused.
+    /// The methods and headers for a CORS preflight (the Fetch standard, section 3.2.2); `None` for other requests. A
+    /// preflight needs no component, so it is answered even when the server is full: otherwise a page could not read
+    /// why its request is refused.
     pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Result<(&'static str, Headers), Problem>> {
         let headers = request.headers();
         if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
@@ -101,7 +102,8 @@ impl HeadChecks {
         }))
     }
 
-    /// Whether to log a refused value: each is logged once, and at most [`LOGGED_MAX`] are, since clients choose the values.
+    /// Whether to log a refused value: each is logged once, and at most [`LOGGED_MAX`] are, since clients choose the
+    /// values.
     fn is_new(&self, value: &str) -> bool {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         logged.len() < LOGGED_MAX && logged.insert(value.to_owned())

@@ -1,7 +1,8 @@
-//! One HTTP/2 connection. Each stream has its own write timeout: a stream whose client reads no bytes of its response for
-//! `http.write_timeout_ms` is reset, independent of the other streams and of the socket.
+//! One HTTP/2 connection. Each stream has its own write timeout: a stream whose client reads no bytes of its response
+//! for `http.write_timeout_ms` is reset, independent of the other streams and of the socket.
 //!
-//! h2 is used without hyper: hyper passes whole frames of the body to h2, and does not report how many bytes the peer has read.
+//! h2 is used without hyper: hyper passes whole frames of the body to h2, and does not report how many bytes the peer
+//! has read.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -198,7 +199,8 @@ enum SendError {
     Body(BodyError),
 }
 
-/// Sends a body. h2 gets only as many bytes as the client's flow control window allows, so that a client that does not read is detected here.
+/// Sends a body. h2 gets only as many bytes as the client's flow control window allows, so that a client that does not
+/// read is detected here.
 async fn send_body(
     stream: &mut SendStream<Bytes>,
     body: &mut ResponseBody,

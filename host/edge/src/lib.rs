@@ -18,8 +18,8 @@
 //! # Invariants
 //!
 //! - No request is passed to a component or answered by the host before its head has passed `head_checks`.
-//! - The headers of GRIP and `weir-hold` exist only between the gateway and the edge, which removes them from every request and
-//!   every response.
+//! - The headers of GRIP and `weir-hold` exist only between the gateway and the edge, which removes them from every
+//!   request and every response.
 //! - An open request holds its permits until the body of its response has ended.
 
 mod body;

@@ -1,9 +1,9 @@
 //! Closes a connection whose client may still be sending.
 //!
-//! A socket that is closed with unread bytes is reset, and a reset discards what the client has not read yet: the response to a request
-//! whose body was not read would be lost. So the server ends its own direction first, then reads and discards until the client closes,
-//! within bounds (RFC 9112, section 9.6). [`WatchedBody`] records whether a body was read; if it was not, the response has
-//! `Connection: close`.
+//! A socket that is closed with unread bytes is reset, and a reset discards what the client has not read yet: the
+//! response to a request whose body was not read would be lost. So the server ends its own direction first, then reads
+//! and discards until the client closes, within bounds (RFC 9112, section 9.6). [`WatchedBody`] records whether a body
+//! was read; if it was not, the response has `Connection: close`.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -34,8 +34,9 @@ const DISCARDED_BODY_BYTES_MAX: usize = 64 << 10;
 /// How often a body without available bytes is polled: hyper reads from the socket between two polls.
 const EMPTY_POLLS_MAX: u32 = 3;
 
-/// Ends a connection: sends everything that was written and the end of the stream, then discards what the client sends until it closes the
-/// connection or a bound is reached. Closes immediately if too many connections linger, of all clients or of this one.
+/// Ends a connection: sends everything that was written and the end of the stream, then discards what the client sends
+/// until it closes the connection or a bound is reached. Closes immediately if too many connections linger, of all
+/// clients or of this one.
 pub(crate) async fn close<S>(stream: &mut S, lingering: &Arc<SharedPool>, client: u64, stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -109,12 +110,14 @@ impl<B: Body<Data = Bytes> + Unpin> WatchedBody<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> BodyWatch<B> {
-    /// Discards the arrived bytes of a body that was dropped. Returns whether the connection can carry a further request.
+    /// Discards the arrived bytes of a body that was dropped. Returns whether the connection can carry a further
+    /// request.
     pub(crate) async fn discard_unread(self) -> bool {
         let state =
             std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), BodyState::Ended);
         match state {
-            // The body is read while the response is sent. If it is dropped then, hyper closes the connection after the response.
+            // The body is read while the response is sent. If it is dropped then, hyper closes the connection after the
+            // response.
             BodyState::Open | BodyState::Ended => true,
             // Whether the client sends the body after the response that it waited for is unknown.
             BodyState::Unread(_) if self.expects_continue => false,

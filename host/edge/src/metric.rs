@@ -1,4 +1,5 @@
-//! The descriptions of all metrics of the process, for the help texts of `/metrics` and for `docs/reference/metrics.md`.
+//! The descriptions of all metrics of the process, for the help texts of `/metrics` and for
+//! `docs/reference/metrics.md`.
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,7 +8,8 @@ pub(crate) enum MetricKind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Counts values by upper bounds: durations in seconds if its name ends with `_seconds`, otherwise items of a batch.
+    /// Counts values by upper bounds: durations in seconds if its name ends with `_seconds`, otherwise items of a
+    /// batch.
     Histogram,
 }
 

@@ -152,7 +152,8 @@ pub(crate) fn problem_response(problem: &Problem, request_id: &str) -> Response<
     response
 }
 
-/// As [`problem_response`], for a request whose end cannot be determined: HTTP/1.1 closes the connection after the response.
+/// As [`problem_response`], for a request whose end cannot be determined: HTTP/1.1 closes the connection after the
+/// response.
 pub(crate) fn closing_problem(problem: &Problem, version: Version, request_id: &str) -> Response<ResponseBody> {
     let mut response = problem_response(problem, request_id);
     if version < Version::HTTP_2 {

@@ -64,8 +64,9 @@ impl Server {
         Ok(Self { listener: listener.socket, state: Arc::new(state) })
     }
 
-    /// Serves until `stop` resolves. Then reports not ready, answers only probes, waits up to `http.drain_timeout_ms` for open requests, and
-    /// aborts the remaining ones. Returns the number of aborted requests, including held connections of subscribers.
+    /// Serves until `stop` resolves. Then reports not ready, answers only probes, waits up to `http.drain_timeout_ms`
+    /// for open requests, and aborts the remaining ones. Returns the number of aborted requests, including held
+    /// connections of subscribers.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, state } = self;
         let connections = Arc::new(Semaphore::new(state.config.connections_max as usize));

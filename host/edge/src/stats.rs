@@ -1,5 +1,5 @@
-//! `GET /v1/stats`: a snapshot of the server's metrics as JSON, or one every second as server-sent events. It is meant for pages, which would
-//! otherwise have to parse the Prometheus text format.
+//! `GET /v1/stats`: a snapshot of the server's metrics as JSON, or one every second as server-sent events. It is meant
+//! for pages, which would otherwise have to parse the Prometheus text format.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

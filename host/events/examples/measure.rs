@@ -1,7 +1,7 @@
 //! Measures the channel store: the latency from append to delivery, and the throughput in events per second.
 //!
-//! `cargo run --release -p weir-events --example measure`; with WEIR_TEST_REDIS_URL=redis://… Redis is measured too, in keys that
-//! begin with `weir-measure:`.
+//! `cargo run --release -p weir-events --example measure`; with WEIR_TEST_REDIS_URL=redis://… Redis is measured too, in
+//! keys that begin with `weir-measure:`.
 #![allow(clippy::print_stdout, reason = "the results are printed")]
 
 use std::time::{Duration, Instant};

@@ -11,7 +11,8 @@ use crate::config::StoreKind;
 pub struct WriteContext<'a> {
     /// The lease that must be held.
     pub fence: Option<&'a Fence>,
-    /// The user whose share the write counts towards; none for the server's own writes, and where users are not identified.
+    /// The user whose share the write counts towards; none for the server's own writes, and where users are not
+    /// identified.
     pub user: Option<&'a str>,
 }
 

@@ -9,8 +9,9 @@ use crate::clock::Clock;
 
 /// The end of a claim: it is reached when both clocks have passed their time.
 ///
-/// The store clock prevents a wall clock that is set ahead from ending claims early. The wall clock is needed because the ticket that is
-/// claimed expires by it: when it is set back, the ticket is valid for longer, and its claim must be held for as long.
+/// The store clock prevents a wall clock that is set ahead from ending claims early. The wall clock is needed because
+/// the ticket that is claimed expires by it: when it is set back, the ticket is valid for longer, and its claim must be
+/// held for as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClaimEnd {
     pub(crate) store_ms: u64,

@@ -1,8 +1,9 @@
 //! The clocks of a store, and the epochs that are derived from them.
 //!
-//! A store has two clocks. The wall clock (milliseconds since 1970) stamps events and may be set at any time. The store clock
-//! measures ages and expiries: it starts at the wall clock, advances with the monotonic clock, and continues from its last value when
-//! the store is opened again. So setting the wall clock, in either direction, expires no event and hides none.
+//! A store has two clocks. The wall clock (milliseconds since 1970) stamps events and may be set at any time. The store
+//! clock measures ages and expiries: it starts at the wall clock, advances with the monotonic clock, and continues from
+//! its last value when the store is opened again. So setting the wall clock, in either direction, expires no event and
+//! hides none.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -121,8 +122,8 @@ impl Clock {
         Moment { store_ms: self.now_ms(), uptime: self.source.uptime() }
     }
 
-    /// Continues from a moment that was stored in a file. The time since then counts if the machine was not restarted; across a restart
-    /// only the wall clock has measured it, and the wall clock may have been set.
+    /// Continues from a moment that was stored in a file. The time since then counts if the machine was not restarted;
+    /// across a restart only the wall clock has measured it, and the wall clock may have been set.
     pub(crate) fn resume(&self, from: Moment) {
         let since_ms = match (from.uptime, self.source.uptime()) {
             (Some(then), Some(now)) if then.boot == now.boot => now.ms.saturating_sub(then.ms),
@@ -141,8 +142,9 @@ impl Clock {
         ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| self.now_ms().saturating_add(ttl_ms))
     }
 
-    /// An epoch that no channel had before: greater than all that this store has assigned or observed ([`Self::observe_epoch`]), even
-    /// if the wall clock was set. Its random bits distinguish it from the epoch of another process in the same millisecond.
+    /// An epoch that no channel had before: greater than all that this store has assigned or observed
+    /// ([`Self::observe_epoch`]), even if the wall clock was set. Its random bits distinguish it from the epoch of
+    /// another process in the same millisecond.
     pub(crate) fn fresh_epoch(&self) -> u64 {
         let random = RandomState::new().hash_one(0) & ((1 << RANDOM_BITS) - 1);
         let candidate = (self.wall_ms().min(WALL_MS_MAX) << RANDOM_BITS) | random;
@@ -163,8 +165,8 @@ impl Clock {
         self.epoch_latest.load(Ordering::Relaxed)
     }
 
-    /// The bound of epochs to reserve in a file, so that the next process starts after all that this one assigns; none if the current
-    /// reservation is sufficient.
+    /// The bound of epochs to reserve in a file, so that the next process starts after all that this one assigns; none
+    /// if the current reservation is sufficient.
     pub(crate) fn epochs_to_reserve(&self) -> Option<u64> {
         let bound = |ms: u64, count: u64| {
             let by_wall = self.wall_ms().saturating_add(ms).min(WALL_MS_MAX) << RANDOM_BITS;

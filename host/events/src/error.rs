@@ -14,8 +14,8 @@ pub enum Error {
     /// The channel is finished; retrying cannot help.
     #[error("the channel is finished")]
     Finished,
-    /// The lease of the write's fence is not held any more: another owner has acquired it, or it was released. Nothing was written, and
-    /// retrying cannot help.
+    /// The lease of the write's fence is not held any more: another owner has acquired it, or it was released. Nothing
+    /// was written, and retrying cannot help.
     #[error("the lease is not held any more; nothing was written")]
     Fenced,
     /// The request exceeds a bound; retrying it unchanged cannot help.
@@ -29,7 +29,8 @@ pub enum Error {
         /// When to retry.
         retry_after_ms: u64,
     },
-    /// The user's share is exhausted. Nothing was written; a retry may help once data of the user has expired or was deleted.
+    /// The user's share is exhausted. Nothing was written; a retry may help once data of the user has expired or was
+    /// deleted.
     #[error("{reason}; retry in {retry_after_ms} ms")]
     ShareExceeded {
         /// The share and its use, for the log.
@@ -143,7 +144,8 @@ pub enum OpenError {
     Thread(#[source] std::io::Error),
 }
 
-/// Locks a mutex even if it is poisoned: no holder of these locks panics between two changes, so the value is consistent.
+/// Locks a mutex even if it is poisoned: no holder of these locks panics between two changes, so the value is
+/// consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

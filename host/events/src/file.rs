@@ -1,11 +1,12 @@
 //! The events file: every event is written to it as a line of JSON, and it is rotated by size.
 //!
-//! A line is `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970, or `{"type":"gap","missed":N}` where
-//! events are missing. `FILE` is the newest file; when it is full it is renamed to `FILE.1`, `FILE.1` to `FILE.2`, and so on.
+//! A line is `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970, or
+//! `{"type":"gap","missed":N}` where events are missing. `FILE` is the newest file; when it is full it is renamed to
+//! `FILE.1`, `FILE.1` to `FILE.2`, and so on.
 //!
-//! The file has complete lines only: after a failed write, for instance on a full disk, it is truncated to the last complete line,
-//! and the next line that can be written states how many events are missing. A line that a crash left incomplete is cut off when
-//! the file is opened, and counts as one missing event.
+//! The file has complete lines only: after a failed write, for instance on a full disk, it is truncated to the last
+//! complete line, and the next line that can be written states how many events are missing. A line that a crash left
+//! incomplete is cut off when the file is opened, and counts as one missing event.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -33,8 +34,8 @@ pub struct FileConfig {
     pub files_max: u32,
 }
 
-/// Opens the file and writes the events of a tap to it, on a thread of its own, until the store is closed. Events that cannot be
-/// written are logged and counted, and delay no publisher.
+/// Opens the file and writes the events of a tap to it, on a thread of its own, until the store is closed. Events that
+/// cannot be written are logged and counted, and delay no publisher.
 ///
 /// # Errors
 ///
@@ -83,8 +84,8 @@ enum Wake {
     Retry,
 }
 
-/// The next reason to wake up; none when the store is closed. While missing events are not recorded in the file, it returns
-/// [`Wake::Retry`] after [`RETRY`] instead of waiting for the next event.
+/// The next reason to wake up; none when the store is closed. While missing events are not recorded in the file, it
+/// returns [`Wake::Retry`] after [`RETRY`] instead of waiting for the next event.
 fn next(tap: &mut Tap, missing: bool) -> Option<Wake> {
     if !missing {
         return tap.blocking_next().map(Wake::Item);
@@ -168,7 +169,8 @@ impl<F: Files> Lines<F> {
         }
     }
 
-    /// Writes the number of missing events and then the waiting lines. Lines that cannot be written are counted and dropped.
+    /// Writes the number of missing events and then the waiting lines. Lines that cannot be written are counted and
+    /// dropped.
     fn flush(&mut self) -> io::Result<()> {
         self.waiting_bytes = 0;
         let mut lines: VecDeque<String> = std::mem::take(&mut self.waiting).into();
@@ -191,7 +193,8 @@ impl<F: Files> Lines<F> {
         Ok(())
     }
 
-    /// Writes as many lines as fit into the newest file, and at least one. Returns how many were written, and the outcome.
+    /// Writes as many lines as fit into the newest file, and at least one. Returns how many were written, and the
+    /// outcome.
     fn write_some(&mut self, lines: &[String]) -> (usize, io::Result<()>) {
         let bytes_max = self.files.bytes_max();
         let first = lines.first().map_or(0, |line| line.len() as u64);

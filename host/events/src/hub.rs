@@ -39,7 +39,8 @@ pub(crate) struct State {
     pub(crate) source: Cursor,
     /// Redis store: true when the log differs from the stream in Redis.
     pub(crate) diverged: bool,
-    /// The user whose share the channel counts towards: the one that appended its first event; until then, its first follower.
+    /// The user whose share the channel counts towards: the one that appended its first event; until then, its first
+    /// follower.
     pub(crate) user: Option<Arc<str>>,
     pub(crate) slots: Vec<Option<Slot>>,
     subscribers: usize,
@@ -186,7 +187,8 @@ struct Residents {
     channels: Channels,
     /// The number of channels of each user; only the memory store counts them here.
     shares: Shares,
-    /// Owner records of the memory store: they are evicted only by other owner records, and removed with their channels.
+    /// Owner records of the memory store: they are evicted only by other owner records, and removed with their
+    /// channels.
     records: Channels,
 }
 
@@ -205,7 +207,8 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// A hub for at most `channels_max` channels. In the memory store one user may have `user_percent_max` percent of them.
+    /// A hub for at most `channels_max` channels. In the memory store one user may have `user_percent_max` percent of
+    /// them.
     pub(crate) fn new(config: &EventsConfig, channels_max: usize) -> Self {
         let channels_max = channels_max.max(1);
         let shares = config.channel_shares(channels_max);
@@ -276,7 +279,8 @@ impl Hub {
         Ok(channel)
     }
 
-    /// [`Hub::insert`] for a user that is about to append: a channel without events counts towards the share of this user from now on.
+    /// [`Hub::insert`] for a user that is about to append: a channel without events counts towards the share of this
+    /// user from now on.
     pub(crate) fn insert_to_append(
         &self,
         name: &ChannelName,
@@ -309,7 +313,8 @@ impl Hub {
         residents.channels.len() + residents.records.len()
     }
 
-    /// Removes a channel from memory if it has no subscribers and no pending appends, and `condition` holds. Returns false if it stays.
+    /// Removes a channel from memory if it has no subscribers and no pending appends, and `condition` holds. Returns
+    /// false if it stays.
     pub(crate) fn forget(&self, name: &ChannelName, condition: impl FnOnce(&State) -> bool) -> bool {
         let mut residents = lock(&self.residents);
         match self.is_separate_record(name) {
@@ -374,8 +379,8 @@ impl Hub {
         }
     }
 
-    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor subscribers. A younger one
-    /// may belong to a channel whose first event is about to be appended.
+    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor subscribers. A
+    /// younger one may belong to a channel whose first event is about to be appended.
     pub(crate) fn sweep_records(&self, now_ms: u64, age_ms_max: u64) {
         let mut residents = lock(&self.residents);
         let Residents { channels, records, .. } = &mut *residents;
@@ -402,8 +407,8 @@ impl Hub {
         self.counters.subscribers.load(Ordering::Relaxed) >= self.subscribers_max
     }
 
-    /// Removes some channels without subscribers from memory, of a store that has them on disk or in Redis. Returns false when there is
-    /// none.
+    /// Removes some channels without subscribers from memory, of a store that has them on disk or in Redis. Returns
+    /// false when there is none.
     pub(crate) fn shrink(&self) -> bool {
         self.make_room(&mut lock(&self.residents)).is_ok()
     }
@@ -422,7 +427,8 @@ impl Hub {
         channel.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Makes room for one more channel of a user whose number of channels is at the maximum: removes channels without subscribers.
+    /// Makes room for one more channel of a user whose number of channels is at the maximum: removes channels without
+    /// subscribers.
     fn make_room_of_user(&self, residents: &mut Residents, user: Option<&str>) -> Result<(), Error> {
         let Err(ShareExceeded::User { used, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
         let at_once = (max / 64).max(1) + used.saturating_sub(max);
@@ -432,8 +438,8 @@ impl Hub {
         }
     }
 
-    /// Removes some channels without subscribers, of the user that has the most: finished ones first, then the least recently used. It
-    /// removes 1/64 of them at once, so that inspecting all channels is not needed for each new one.
+    /// Removes some channels without subscribers, of the user that has the most: finished ones first, then the least
+    /// recently used. It removes 1/64 of them at once, so that inspecting all channels is not needed for each new one.
     fn make_room(&self, residents: &mut Residents) -> Result<(), Error> {
         match self.evict(residents, self.at_once(), |_| true) {
             0 => Err(Error::channels_full()),
@@ -467,8 +473,8 @@ impl Hub {
         removed
     }
 
-    /// Removes the least recently used owner records whose channels do not exist. If every record has its channel, the number of channels
-    /// is at its maximum, and some of them are removed with their records.
+    /// Removes the least recently used owner records whose channels do not exist. If every record has its channel, the
+    /// number of channels is at its maximum, and some of them are removed with their records.
     fn make_room_for_record(&self, residents: &mut Residents) -> Result<(), Error> {
         let Residents { channels, records, .. } = &mut *residents;
         let orphans = records.values().filter(|record| !is_owning(channels, &record.name));
@@ -498,7 +504,8 @@ fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
 }
 
 impl Residents {
-    /// Removes a channel that has no subscribers and no pending appends if `condition` holds, and subtracts it from the share of its user.
+    /// Removes a channel that has no subscribers and no pending appends if `condition` holds, and subtracts it from the
+    /// share of its user.
     /// Returns false if it stays.
     fn release(&mut self, name: &ChannelName, condition: impl FnOnce(&State) -> bool) -> bool {
         let Ok(removed) = release(&mut self.channels, name, condition) else { return false };

@@ -117,7 +117,8 @@ impl Memory {
         Usage { state_bytes: values.bytes().total(), claims: lock(&self.claims).len() }
     }
 
-    /// Whether there is nothing that could expire. Leases are not counted, since their expiry is checked when they are acquired.
+    /// Whether there is nothing that could expire. Leases are not counted, since their expiry is checked when they are
+    /// acquired.
     pub(crate) fn is_empty(&self) -> bool {
         self.hub.len() == 0 && lock(&self.claims).len() == 0 && lock(&self.values).is_empty()
     }

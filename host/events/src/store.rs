@@ -103,8 +103,8 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// Appends events to a channel, all or none, and returns their cursors. Subscribers get the same events; on a disk store with
-    /// `durable` they are on the disk by then.
+    /// Appends events to a channel, all or none, and returns their cursors. Subscribers get the same events; on a disk
+    /// store with `durable` they are on the disk by then.
     ///
     /// # Errors
     ///
@@ -127,12 +127,14 @@ impl Store {
         self.append_as(channel, events, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::append`] with the conditions of a write. With a fence, memory never replaces Redis. The channel counts towards the share of
-    /// the user that appends its first event: a channel beyond the share replaces the least recently used ones of the same user.
+    /// [`Store::append`] with the conditions of a write. With a fence, memory never replaces Redis. The channel counts
+    /// towards the share of the user that appends its first event: a channel beyond the share replaces the least
+    /// recently used ones of the same user.
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
+    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of
+    /// [`Store::append`].
     pub async fn append_as(
         &self,
         channel: &ChannelName,
@@ -181,7 +183,8 @@ impl Store {
         self.follow_as(channel, after, None).await
     }
 
-    /// [`Store::follow`] for a user: a channel without events counts towards the share of the user while it is in memory.
+    /// [`Store::follow`] for a user: a channel without events counts towards the share of the user while it is in
+    /// memory.
     ///
     /// # Errors
     ///
@@ -208,14 +211,14 @@ impl Store {
         result
     }
 
-    /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
-    /// In memory and on disk a key `KIND:USER:ID` counts towards the share of the user that it names.
+    /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the
+    /// time has passed. In memory and on disk a key `KIND:USER:ID` counts towards the share of the user that it names.
     ///
     /// # Errors
     ///
-    /// A key that is empty or longer than 256 bytes, a time of 0 or beyond the bound, or the store is unavailable. After
-    /// [`Error::Unavailable`] this caller does not have the claim. Disk: the next caller may get it. Redis, and disk after a crash: it
-    /// may be held until its time has passed.
+    /// A key that is empty or longer than 256 bytes, a time of 0 or beyond the bound, or the store is unavailable.
+    /// After [`Error::Unavailable`] this caller does not have the claim. Disk: the next caller may get it. Redis, and
+    /// disk after a crash: it may be held until its time has passed.
     pub async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
         if key.is_empty() || key.len() > CLAIM_KEY_BYTES_MAX {
             return Err(Error::Invalid(format!("a key to claim has 1 to {CLAIM_KEY_BYTES_MAX} bytes")));
@@ -232,13 +235,13 @@ impl Store {
     }
 
     /// Puts a value of at most 1 MiB under a key, replacing the previous one; with a time to live in milliseconds it is
-    /// removed after that time. When this resolves, every later [`Store::get`] returns it; on a disk store with `durable` it is on the
-    /// disk by then.
+    /// removed after that time. When this resolves, every later [`Store::get`] returns it; on a disk store with
+    /// `durable` it is on the disk by then.
     ///
     /// # Errors
     ///
-    /// A value over its bound, a time of 0 or over ten years, [`Error::Full`], or the store is unavailable: memory does not replace it.
-    /// After [`Error::Unavailable`] the value may be stored nevertheless; retrying is safe.
+    /// A value over its bound, a time of 0 or over ten years, [`Error::Full`], or the store is unavailable: memory does
+    /// not replace it. After [`Error::Unavailable`] the value may be stored nevertheless; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
         self.put_as(key, value, ttl_ms, WriteContext::default()).await
     }
@@ -318,16 +321,18 @@ impl Store {
         }
     }
 
-    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later writes that carry
-    /// its token are refused once another owner has acquired it, and every later [`Store::get`] and [`Store::read`] of its owner sees all
-    /// earlier writes. The same owner gets a new token, and its earlier one is refused then.
+    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later
+    /// writes that carry its token are refused once another owner has acquired it, and every later [`Store::get`] and
+    /// [`Store::read`] of its owner sees all earlier writes. The same owner gets a new token, and its earlier one is
+    /// refused then.
     ///
     /// Time is the store's own: a monotonic clock of this process, or the clock of the Redis server.
     ///
     /// # Errors
     ///
-    /// A time of 0 or beyond one hour, an empty owner or one of more than 128 bytes, or the store is unavailable: memory does not replace
-    /// it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same owner is safe.
+    /// A time of 0 or beyond one hour, an empty owner or one of more than 128 bytes, or the store is unavailable:
+    /// memory does not replace it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same
+    /// owner is safe.
     pub async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
         if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
             let bytes = owner.len();
@@ -341,7 +346,8 @@ impl Store {
         }
     }
 
-    /// Extends a lease to the given number of milliseconds from now. It succeeds after its end too, unless another owner has acquired it.
+    /// Extends a lease to the given number of milliseconds from now. It succeeds after its end too, unless another
+    /// owner has acquired it.
     ///
     /// # Errors
     ///
@@ -355,7 +361,8 @@ impl Store {
         }
     }
 
-    /// Ends a lease now, so that other owners need not wait. Until another owner acquires it, its last owner can renew it for a minute.
+    /// Ends a lease now, so that other owners need not wait. Until another owner acquires it, its last owner can renew
+    /// it for a minute.
     ///
     /// # Errors
     ///
@@ -399,8 +406,8 @@ impl Store {
         }
     }
 
-    /// The names of the configuration bounds that all users together have reached: large values, new channels, new subscribers or new
-    /// claims are refused.
+    /// The names of the configuration bounds that all users together have reached: large values, new channels, new
+    /// subscribers or new claims are refused.
     ///
     /// # Errors
     ///
@@ -460,7 +467,8 @@ impl Store {
         self.inner.taps.tap()
     }
 
-    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume at another server, or here later.
+    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume at another server,
+    /// or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }
@@ -490,7 +498,8 @@ fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// A memory store without data is swept once in this number of intervals, so that an idle process sleeps. Reads do not depend on sweeps.
+/// A memory store without data is swept once in this number of intervals, so that an idle process sleeps. Reads do not
+/// depend on sweeps.
 const EMPTY_INTERVALS: u32 = 5;
 
 /// Removes expired data periodically, until the store is dropped.

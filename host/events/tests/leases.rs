@@ -127,8 +127,8 @@ async fn lease_arguments_out_of_bounds_are_refused(config: EventsConfig) {
     }
 }
 
-/// Owners acquire a key in turn and write as fast as they can: an earlier owner never changes the value that a new owner reads after
-/// its acquisition.
+/// Owners acquire a key in turn and write as fast as they can: an earlier owner never changes the value that a new
+/// owner reads after its acquisition.
 async fn writes_of_racing_owners_never_go_back(config: EventsConfig) {
     const OWNERS: usize = 4;
     const TURNS: usize = 25;
@@ -150,7 +150,8 @@ async fn writes_of_racing_owners_never_go_back(config: EventsConfig) {
                 let before = store.get(&key).await.unwrap().map_or(0, |value| number(&value));
                 let token = fence.token.to_string().into_bytes();
                 let write = store.put_fenced(&key, token, None, Some(&fence)).await;
-                // A lease this short may end before the read: the value is then a later owner's, and the write must be refused.
+                // A lease this short may end before the read: the value is then a later owner's, and the write must be
+                // refused.
                 assert_ne!(before, fence.token, "a value that was not written yet");
                 if before > fence.token {
                     assert_eq!(write, Err(Error::Fenced), "a value of a later owner is replaced");

@@ -10,7 +10,8 @@
 //! - [`inference`]: calls, the queue of each model, and the replicas.
 //! - [`generation`]: calls that generate text, and the instance of each language model.
 //! - [`components`]: wasmtime, and the instances of gateway, step and adapter components.
-//! - `interfaces`: the interfaces that the host provides to gateway instances, one file for each interface of `weir:stream`.
+//! - `interfaces`: the interfaces that the host provides to gateway instances, one file for each interface of
+//!   `weir:stream`.
 //! - `sleeper`: puts a thread to sleep while it has no work.
 //! - `start`: creates the parts of a runtime from the configuration.
 //! - [`runtime`]: the host as one value.
@@ -20,14 +21,15 @@
 //!
 //! # Invariants
 //!
-//! - Every item of a call gets exactly one outcome: an outcome sender that is dropped sends `unavailable`, and the items that a lost
-//!   instance had in flight are retried or fail.
+//! - Every item of a call gets exactly one outcome: an outcome sender that is dropped sends `unavailable`, and the
+//!   items that a lost instance had in flight are retried or fail.
 //! - A failing item is an outcome with a failure, never the end of a stream.
-//! - An infer instance sees one model: the read-only folder `/models/NAME` and the graph `NAME`. A gateway instance sees at most the
-//!   folders of keys and of pipelines, and can send no outgoing requests, except for the stateful instance to
-//!   `pipelines.http_allow`.
+//! - An infer instance sees one model: the read-only folder `/models/NAME` and the graph `NAME`. A gateway instance
+//!   sees at most the folders of keys and of pipelines, and can send no outgoing requests, except for the stateful
+//!   instance to `pipelines.http_allow`.
 //! - A guest sees the settings that `start::guest_env` lists, no other setting, no path of the host and no secret.
-//! - Components do not write to the standard error of the process: their lines are written to the log, at a bounded rate.
+//! - Components do not write to the standard error of the process: their lines are written to the log, at a bounded
+//!   rate.
 
 pub mod bindings;
 pub mod components;

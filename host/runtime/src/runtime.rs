@@ -125,8 +125,8 @@ impl Runtime {
         }
     }
 
-    /// Reports every model as not ready from now on, and disconnects subscribers, whose streams would not end by themselves. Other requests
-    /// in progress continue.
+    /// Reports every model as not ready from now on, and disconnects subscribers, whose streams would not end by
+    /// themselves. Other requests in progress continue.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         if let Some(events) = self.events() {

@@ -14,7 +14,8 @@ pub(crate) struct Sleeper {
 impl Sleeper {
     /// Sleeps until [`Sleeper::wake`], unless there is work. Called by one thread. May return spuriously.
     ///
-    /// Work that is added before a call of `wake` is not missed: the thread is marked as asleep before `has_work` is called.
+    /// Work that is added before a call of `wake` is not missed: the thread is marked as asleep before `has_work` is
+    /// called.
     pub(crate) fn sleep_unless(&self, has_work: impl FnOnce() -> bool) {
         self.thread.get_or_init(std::thread::current);
         self.is_asleep.store(true, Ordering::SeqCst);
@@ -24,7 +25,8 @@ impl Sleeper {
         self.is_asleep.store(false, Ordering::SeqCst);
     }
 
-    /// Wakes the thread if it sleeps; must be called after work was added. Costs one atomic load while the thread does not sleep.
+    /// Wakes the thread if it sleeps; must be called after work was added. Costs one atomic load while the thread does
+    /// not sleep.
     pub(crate) fn wake(&self) {
         if self.is_asleep.load(Ordering::SeqCst)
             && self.is_asleep.swap(false, Ordering::SeqCst)

@@ -1,8 +1,8 @@
 //! The embedding API: texts pushed into a stream, results by callback.
 //!
-//! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches, retries, guards the
-//! model with a circuit breaker and, if configured, restores the order of results. It shares the models of the runtime with all other
-//! callers.
+//! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches,
+//! retries, guards the model with a circuit breaker and, if configured, restores the order of results. It shares the
+//! models of the runtime with all other callers.
 //!
 //! ```
 //! use weir_runtime::stream::{StreamingConfig, Text, TextStream};
@@ -337,7 +337,8 @@ impl Shared {
         }
     }
 
-    /// Calls the subscribers with results and errors, outside of every lock. A callback that panics is not called again.
+    /// Calls the subscribers with results and errors, outside of every lock. A callback that panics is not called
+    /// again.
     fn deliver(&self) {
         let mut progress = false;
         loop {

@@ -1,5 +1,5 @@
-//! The log as text: the time, the level, the message, and `name=value` for each field. On a terminal a line has the time of day instead of
-//! the date and time, and is wrapped.
+//! The log as text: the time, the level, the message, and `name=value` for each field. On a terminal a line has the
+//! time of day instead of the date and time, and is wrapped.
 
 use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};

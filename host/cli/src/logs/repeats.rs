@@ -1,5 +1,5 @@
-//! Bounds the rate of warnings and errors of one call site, so that repeated faults of a client do not fill a disk or hide other lines.
-//! Omitted lines are counted, and the counts are logged.
+//! Bounds the rate of warnings and errors of one call site, so that repeated faults of a client do not fill a disk or
+//! hide other lines. Omitted lines are counted, and the counts are logged.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,8 +89,8 @@ impl<S: Subscriber> Filter<S> for Repeats {
         Interest::always()
     }
 
-    /// Without this hint the filter that this one is combined with could not disable levels globally, and every trace point of every crate
-    /// would be evaluated.
+    /// Without this hint the filter that this one is combined with could not disable levels globally, and every trace
+    /// point of every crate would be evaluated.
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(LevelFilter::TRACE)
     }

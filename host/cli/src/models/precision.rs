@@ -22,7 +22,8 @@ use crate::BUILTIN;
 const TEXTS_MAX: usize = 10_000;
 /// The longest line that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// The least agreement with f32 of a recommended precision: the share of texts with the same best label, and of tokens with the same label.
+/// The least agreement with f32 of a recommended precision: the share of texts with the same best label, and of tokens
+/// with the same label.
 const LABELS_MIN: f64 = 0.995;
 const TOKENS_MIN: f64 = 0.998;
 /// The least cosine of each embedding with that of f32 of a recommended precision.

@@ -1,4 +1,5 @@
-//! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts ([`transcript`]).
+//! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts
+//! ([`transcript`]).
 
 mod input;
 mod output;
@@ -27,8 +28,8 @@ use input::{Line, Reader};
 use output::{Form, OutputLine};
 use progress::Progress;
 
-/// Most lines that were read and are not printed. Results arrive in any order and are printed in the order of the lines, so this bounds the
-/// waiting results.
+/// Most lines that were read and are not printed. Results arrive in any order and are printed in the order of the
+/// lines, so this bounds the waiting results.
 const WINDOW_LINES: usize = 4096;
 /// Most lines that one task sends to another at once. No line waits for others.
 const LIST_LINES_MAX: usize = 64;

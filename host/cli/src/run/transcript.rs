@@ -1,5 +1,5 @@
-//! `weir run --task transcript`: each file is a transcript, processed by the gateway and session components as a request to
-//! `POST /v1/transcript`, without a socket.
+//! `weir run --task transcript`: each file is a transcript, processed by the gateway and session components as a
+//! request to `POST /v1/transcript`, without a socket.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -108,7 +108,8 @@ async fn transcript(
     let mut body = response.into_body();
     if !status.is_success() {
         let response_body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        // If reading the file failed, that error is reported instead of the gateway's error about the part that it received.
+        // If reading the file failed, that error is reported instead of the gateway's error about the part that it
+        // received.
         reader_task.await.context("reading")??;
         let problem: Value = serde_json::from_slice(&response_body).unwrap_or_default();
         let detail = problem["detail"].as_str().unwrap_or("it was refused");
@@ -145,7 +146,8 @@ struct InputFile {
 }
 
 impl InputFile {
-    /// Opens a file, and reads as much as is needed to detect its content. It is opened only once, since a pipe can be read only once.
+    /// Opens a file, and reads as much as is needed to detect its content. It is opened only once, since a pipe can be
+    /// read only once.
     fn open(path: &Path) -> anyhow::Result<Self> {
         let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
             true => Box::new(std::io::stdin()),

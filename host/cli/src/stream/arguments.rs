@@ -102,7 +102,8 @@ pub(crate) struct StreamFile {
     /// Wait for more at the end, as `tail -F`
     #[arg(long)]
     follow: bool,
-    /// File that stores the reached position: the next start continues there, with no line lost or repeated in the output file
+    /// File that stores the reached position: the next start continues there, with no line lost or repeated in the
+    /// output file
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]

@@ -1,8 +1,8 @@
-//! The feed of a held connection: the events of a channel as they are published, heartbeats while there are none, and the reason of the
-//! end.
+//! The feed of a held connection: the events of a channel as they are published, heartbeats while there are none, and
+//! the reason of the end.
 //!
-//! A feed reads from the store only when its client can be written to: the store bounds the waiting events, and closes subscribers that are
-//! too slow. An idle feed consists of a subscription and one timer.
+//! A feed reads from the store only when its client can be written to: the store bounds the waiting events, and closes
+//! subscribers that are too slow. An idle feed consists of a subscription and one timer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,7 +78,8 @@ impl Feed {
         let now = Instant::now();
         let expires = terms.ends_s.map(|expires_at_s| {
             let left_ms = expires_at_s.saturating_mul(1000).saturating_sub(unix_ms());
-            // Bounded, since a timer cannot represent every time: a token that is valid for more than a century counts as expired then.
+            // Bounded, since a timer cannot represent every time: a token that is valid for more than a century counts
+            // as expired then.
             const LEFT_MS_MAX: u64 = 100 * 365 * 86_400_000;
             now + Duration::from_millis(left_ms.min(LEFT_MS_MAX))
         });
@@ -100,7 +101,8 @@ impl Feed {
         }
     }
 
-    /// Whether the feed can be compressed. Only server-sent events are, since they are rendered and compressed once for all subscribers.
+    /// Whether the feed can be compressed. Only server-sent events are, since they are rendered and compressed once for
+    /// all subscribers.
     pub(crate) fn can_gzip(&self) -> bool {
         self.renderer.framing() == Framing::Sse
     }

@@ -1,8 +1,10 @@
-//! A gzip stream (RFC 1952) that can be decompressed event by event, and needs twelve bytes of state for each connection.
+//! A gzip stream (RFC 1952) that can be decompressed event by event, and needs twelve bytes of state for each
+//! connection.
 //!
-//! A compressor with a window takes hundreds of kilobytes for each connection. Here every piece is compressed independently (RFC 1951:
-//! blocks without references to earlier ones that end at a byte boundary), so an event is compressed once for all subscribers, and a
-//! connection sends a sequence of such pieces. The compression ratio is worse than that of one long stream.
+//! A compressor with a window takes hundreds of kilobytes for each connection. Here every piece is compressed
+//! independently (RFC 1951: blocks without references to earlier ones that end at a byte boundary), so an event is
+//! compressed once for all subscribers, and a connection sends a sequence of such pieces. The compression ratio is
+//! worse than that of one long stream.
 
 use std::cell::RefCell;
 

@@ -1,5 +1,5 @@
-//! The hold instruction of the gateway (GRIP): the response instructs the host to hold the connection and to feed it from a channel, without
-//! a guest.
+//! The hold instruction of the gateway (GRIP): the response instructs the host to hold the connection and to feed it
+//! from a channel, without a guest.
 
 use std::time::Duration;
 
@@ -125,7 +125,8 @@ pub(crate) struct HeldResponse {
     pub(crate) feed: Feed,
 }
 
-/// The problem of a client with too many connections. It equals that of the gateway under hosts that do not hold connections.
+/// The problem of a client with too many connections. It equals that of the gateway under hosts that do not hold
+/// connections.
 pub(crate) fn too_many(refused: &ConnectionRefused) -> Problem {
     let (status, code, title) = match refused {
         ConnectionRefused::User { .. } => (429, "too_many_connections", "Too many connections"),

@@ -18,8 +18,8 @@ pub(crate) struct Subscribers {
 }
 
 impl Subscribers {
-    /// Allows `held_max` held connections in total, `user_max` connections of each user, and for each client without a user a share of
-    /// `held_max` in percent.
+    /// Allows `held_max` held connections in total, `user_max` connections of each user, and for each client without a
+    /// user a share of `held_max` in percent.
     pub(crate) fn new(held_max: u32, client_share_percent: u32, user_max: u32) -> Self {
         Self {
             anonymous: SharedPool::new(held_max, client_share_percent),

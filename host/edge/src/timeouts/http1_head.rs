@@ -1,5 +1,6 @@
-//! The head timeout of HTTP/1.1: a connection whose peer starts a request and does not complete its head within `http.header_timeout_ms` is
-//! closed. The time between two requests is bounded by `http.idle_timeout_ms`, with a timer of hyper.
+//! The head timeout of HTTP/1.1: a connection whose peer starts a request and does not complete its head within
+//! `http.header_timeout_ms` is closed. The time between two requests is bounded by `http.idle_timeout_ms`, with a timer
+//! of hyper.
 
 use std::io;
 use std::pin::Pin;

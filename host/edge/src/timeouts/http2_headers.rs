@@ -1,5 +1,5 @@
-//! The header timeout of HTTP/2: a header block must be complete within `http.header_timeout_ms` of its start. The frames are parsed here,
-//! since h2 does not report that it waits for the rest of a block.
+//! The header timeout of HTTP/2: a header block must be complete within `http.header_timeout_ms` of its start. The
+//! frames are parsed here, since h2 does not report that it waits for the rest of a block.
 
 use std::io;
 use std::pin::Pin;

@@ -39,7 +39,8 @@ impl Upgrade {
         Self { body, to_gateway, _open: open }
     }
 
-    /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` are the bytes that were already read from it.
+    /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` are the bytes that were
+    /// already read from it.
     pub(crate) async fn run<S>(self: Box<Self>, stream: S, read: Bytes, closing: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,

@@ -145,8 +145,8 @@ impl Handshake {
         Ok((Self { accept, to_gateway }, Request::from_parts(parts, body)))
     }
 
-    /// Completes the handshake with the gateway's response, a stream of lines. If the gateway gave another response, there is no upgrade,
-    /// and the client gets that response unchanged.
+    /// Completes the handshake with the gateway's response, a stream of lines. If the gateway gave another response,
+    /// there is no upgrade, and the client gets that response unchanged.
     pub(crate) fn complete(
         self,
         response: gateway::Response,

@@ -1,4 +1,5 @@
-//! The file, and its metadata in memory. After a failed commit the two may differ; [`Database::recover`] makes them agree.
+//! The file, and its metadata in memory. After a failed commit the two may differ; [`Database::recover`] makes them
+//! agree.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -27,8 +28,8 @@ pub(crate) struct Database {
 #[derive(Debug, Default)]
 struct FileIndex {
     channels: ChannelMetas,
-    /// Channels that the current commit removes. They are not read from the file: a reader could otherwise load one into memory that is
-    /// not on the disk after the commit.
+    /// Channels that the current commit removes. They are not read from the file: a reader could otherwise load one
+    /// into memory that is not on the disk after the commit.
     removals: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
@@ -36,7 +37,8 @@ struct FileIndex {
     users: HashMap<Arc<str>, usize>,
     /// The number of the next new channel. It never decreases, even if a commit fails.
     next_id: u64,
-    /// Channels and keys whose content in the file may differ from what was acknowledged: they are not read until the file is recovered.
+    /// Channels and keys whose content in the file may differ from what was acknowledged: they are not read until the
+    /// file is recovered.
     unsettled: HashSet<Box<str>>,
 }
 
@@ -133,8 +135,8 @@ impl Database {
         lock(&self.index).channels.get(name).and_then(|meta| meta.user.clone())
     }
 
-    /// Channels, owner records excluded, of one user or of all, in the order of eviction: those of the user that has the most, finished
-    /// ones first, then the ones whose newest event is the oldest.
+    /// Channels, owner records excluded, of one user or of all, in the order of eviction: those of the user that has
+    /// the most, finished ones first, then the ones whose newest event is the oldest.
     pub(crate) fn least_needed(&self, user: Option<&str>) -> Vec<ChannelName> {
         let index = lock(&self.index);
         let channels = index
@@ -145,8 +147,8 @@ impl Database {
         eviction_order(ranked, |user| user.and_then(|user| index.users.get(user)).copied().unwrap_or(0))
     }
 
-    /// Owner records that were written before a time and whose channels are not on the disk or have no events there, oldest first; if
-    /// `missing` is true, only those whose channels are not on the disk.
+    /// Owner records that were written before a time and whose channels are not on the disk or have no events there,
+    /// oldest first; if `missing` is true, only those whose channels are not on the disk.
     pub(crate) fn records_without_events(&self, stored_ms: u64, missing: bool) -> Vec<ChannelName> {
         let index = lock(&self.index);
         let old = index.channels.iter().filter(|(name, meta)| name.is_owner_record() && meta.stored_ms < stored_ms);
@@ -159,7 +161,8 @@ impl Database {
         orphans.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Channels whose newest event was stored before a time, as (finished ones, others); owner records excluded, at most `count_max`.
+    /// Channels whose newest event was stored before a time, as (finished ones, others); owner records excluded, at
+    /// most `count_max`.
     pub(crate) fn stored_before(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let channels = &lock(&self.index).channels;
         let is_old = |meta: &ChannelMeta| meta.stored_ms < stored_ms && (meta.finished || !meta.empty);
@@ -220,8 +223,8 @@ impl Database {
         }
     }
 
-    /// Commits a change atomically, under this number. `unflushed` are earlier changes that may not be on the disk. Returns true when this
-    /// change and all earlier ones are on the disk.
+    /// Commits a change atomically, under this number. `unflushed` are earlier changes that may not be on the disk.
+    /// Returns true when this change and all earlier ones are on the disk.
     pub(crate) fn commit(
         &self,
         change: &Change,
@@ -270,9 +273,10 @@ impl Database {
         Ok(durable)
     }
 
-    /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit is the one on the
-    /// disk, writes those of `changes` (with the numbers of their commits) that it does not contain, and removes `ended_claims`. Then the
-    /// metadata in memory is replaced by that of the file. Returns the content of the file; [`FileContent::commit`] is its newest commit.
+    /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit
+    /// is the one on the disk, writes those of `changes` (with the numbers of their commits) that it does not contain,
+    /// and removes `ended_claims`. Then the metadata in memory is replaced by that of the file. Returns the content of
+    /// the file; [`FileContent::commit`] is its newest commit.
     pub(crate) fn recover(
         &self,
         changes: &[(u64, Change)],

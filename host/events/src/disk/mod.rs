@@ -1,11 +1,12 @@
 //! Channels and values in a file.
 //!
-//! Every channel in use is completely in memory. An event is assigned its cursor, is written to the file, and only then enters the log in
-//! memory and reaches subscribers, so that no reader sees an event that a crash could remove. One thread writes; all jobs that wait
-//! during a commit share the next commit and its fsync.
+//! Every channel in use is completely in memory. An event is assigned its cursor, is written to the file, and only then
+//! enters the log in memory and reaches subscribers, so that no reader sees an event that a crash could remove. One
+//! thread writes; all jobs that wait during a commit share the next commit and its fsync.
 //!
-//! A file that is not durable is flushed periodically, and events are visible before the flush. Such a file records that it is open. If
-//! it was not closed, every channel continues in a new epoch, and readers get a gap for events that may have been lost.
+//! A file that is not durable is flushed periodically, and events are visible before the flush. Such a file records
+//! that it is open. If it was not closed, every channel continues in a new epoch, and readers get a gap for events that
+//! may have been lost.
 
 mod database;
 mod record;
@@ -190,7 +191,8 @@ impl Disk {
         result.await.map_err(|_| closed())?
     }
 
-    /// Acquires a lease; resolves once all writes that were checked before are on the disk, so that the new owner reads them.
+    /// Acquires a lease; resolves once all writes that were checked before are on the disk, so that the new owner reads
+    /// them.
     pub(crate) async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
         let (completion, result) = oneshot::channel();
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
@@ -198,14 +200,16 @@ impl Disk {
         if let Acquisition::Acquired(token) = acquired
             && let Err(error) = result.await.map_err(|_| closed()).flatten()
         {
-            // The token is not returned, so nothing can be written with it. Other owners need not wait for the end of the lease.
+            // The token is not returned, so nothing can be written with it. Other owners need not wait for the end of
+            // the lease.
             let _ = self.leases.release(&Fence { key: key.clone(), token });
             return Err(error);
         }
         Ok(acquired)
     }
 
-    /// Sends a job to the writer. The fence is checked and the job is queued under one lock, before any later acquisition.
+    /// Sends a job to the writer. The fence is checked and the job is queued under one lock, before any later
+    /// acquisition.
     async fn send(&self, job: Job, fence: Option<&Fence>) -> Result<(), Error> {
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         let _owned = self.leases.check(fence)?;
@@ -238,7 +242,8 @@ impl Disk {
         let Ok(permit) = self.jobs.try_reserve() else { return };
         let claims = lock(&self.claims).expire(&self.clock);
         permit.send(Job::Sweep { now_ms: self.clock.now_ms(), claims });
-        // Channels without subscribers are on the disk as well, so the least recently used ones are removed from memory.
+        // Channels without subscribers are on the disk as well, so the least recently used ones are removed from
+        // memory.
         while self.hub.len() > self.config.resident_channels_max {
             if !self.hub.shrink() {
                 break;

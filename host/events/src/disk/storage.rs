@@ -1,8 +1,8 @@
 //! The storage below the database.
 //!
-//! After a failed fsync the system may mark unwritten pages as clean: reads return their data and the next fsync succeeds, but after a
-//! crash the data is lost. So the store tracks which blocks were written since the last successful fsync, and after a failed one writes
-//! their content again before the next fsync.
+//! After a failed fsync the system may mark unwritten pages as clean: reads return their data and the next fsync
+//! succeeds, but after a crash the data is lost. So the store tracks which blocks were written since the last
+//! successful fsync, and after a failed one writes their content again before the next fsync.
 
 use std::collections::BTreeSet;
 use std::fmt;

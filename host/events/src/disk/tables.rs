@@ -12,7 +12,8 @@ use crate::disk::record;
 
 /// Events by the channel's number, epoch and sequence.
 pub(crate) const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
-/// By the channel's name: number of the channel, then epoch, sequence, flags and time by the store clock of its newest event.
+/// By the channel's name: number of the channel, then epoch, sequence, flags and time by the store clock of its newest
+/// event.
 const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
 /// By the key: the end by the wall clock. Only files of earlier versions have it.
 const WALL_CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
@@ -22,8 +23,8 @@ const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_en
 pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 /// By the key: the size of its value, and its end by the store clock. It is read completely when the file is opened.
 const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
-/// By the key: the user whose share the value counts towards. It is read completely when the file is opened; files of earlier versions
-/// have none.
+/// By the key: the user whose share the value counts towards. It is read completely when the file is opened; files of
+/// earlier versions have none.
 const VALUE_USERS: TableDefinition<&str, &str> = TableDefinition::new("value_users");
 /// By the channel's name: the user whose share the channel counts towards. Files of earlier versions have none.
 const CHANNEL_USERS: TableDefinition<&str, &str> = TableDefinition::new("channel_users");
@@ -278,8 +279,8 @@ fn intern(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
     name
 }
 
-/// Assigns new numbers to channels that share one, and removes their events, since it is unknown which channel they belong to. An earlier
-/// version could assign a number twice after a failed commit.
+/// Assigns new numbers to channels that share one, and removes their events, since it is unknown which channel they
+/// belong to. An earlier version could assign a number twice after a failed commit.
 fn separate(transaction: &WriteTransaction, content: &mut FileContent) -> Result<(), redb::Error> {
     let mut ids = HashSet::new();
     let shared_ids: HashSet<u64> = content.channels.values().map(|meta| meta.id).filter(|id| !ids.insert(*id)).collect();
@@ -312,8 +313,8 @@ pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) ->
     Ok(())
 }
 
-/// Writes a change. `metas` has the metadata of the channels that it names, and is updated with them; `next_id` is the number of the
-/// next new channel.
+/// Writes a change. `metas` has the metadata of the channels that it names, and is updated with them; `next_id` is the
+/// number of the next new channel.
 pub(crate) fn apply(
     transaction: &WriteTransaction,
     change: &Change,

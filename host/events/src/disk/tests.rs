@@ -1,4 +1,5 @@
-//! Tests of the disk store on storage that fails at any operation, once or until it is repaired, followed by a crash or not.
+//! Tests of the disk store on storage that fails at any operation, once or until it is repaired, followed by a crash or
+//! not.
 
 mod drive;
 mod faults;
@@ -61,7 +62,8 @@ fn draft(data: &str) -> Vec<Draft> {
     vec![Draft::new("e", data)]
 }
 
-/// The cursors and data of all events that a reader gets after a cursor. Checks that a gap is reported wherever two are not consecutive.
+/// The cursors and data of all events that a reader gets after a cursor. Checks that a gap is reported wherever two are
+/// not consecutive.
 async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<Vec<(Cursor, String)>, Error> {
     let (mut cursor, mut events) = (after, Vec::new());
     loop {

@@ -1,5 +1,6 @@
-//! The index of the values on the disk. Only the writer changes it, together with the change that it is about to commit. The writer
-//! reverts its changes when the commit fails, and replaces the whole index when the file was recovered.
+//! The index of the values on the disk. Only the writer changes it, together with the change that it is about to
+//! commit. The writer reverts its changes when the commit fails, and replaces the whole index when the file was
+//! recovered.
 
 use std::sync::{Arc, Mutex};
 

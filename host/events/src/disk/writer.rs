@@ -1,7 +1,7 @@
 //! The writer thread: jobs that wait during a commit share the next one.
 //!
-//! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every job is
-//! rejected, and the store reports that it is unhealthy.
+//! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every
+//! job is rejected, and the store reports that it is unhealthy.
 
 use std::sync::{Arc, Mutex};
 
@@ -270,7 +270,8 @@ impl Writer {
         }
         let first = {
             let state = channel.lock();
-            // If the log retains no event, all events to store are ones that are not written yet: those of this append and later ones.
+            // If the log retains no event, all events to store are ones that are not written yet: those of this append
+            // and later ones.
             state.log.first().map_or(state.log.last().next(), |first| first.cursor)
         };
         change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first, user });
@@ -318,8 +319,8 @@ impl Writer {
         removed
     }
 
-    /// Removes owner records whose channels do not exist. If every record has its channel, the number of channels is at its maximum, and
-    /// some of them are removed with their records.
+    /// Removes owner records whose channels do not exist. If every record has its channel, the number of channels is at
+    /// its maximum, and some of them are removed with their records.
     fn make_room_for_record(&self, change: &mut Change) -> Result<(), Error> {
         let mut removed = 0;
         for name in self.shared.database.records_without_events(u64::MAX, true) {
@@ -333,8 +334,8 @@ impl Writer {
         if removed == 0 { self.make_room(change) } else { Ok(()) }
     }
 
-    /// Adds the removal of a channel and of its owner record to the change, unless the channel has subscribers or pending appends, or is
-    /// part of the change already. Returns true if the removal was added.
+    /// Adds the removal of a channel and of its owner record to the change, unless the channel has subscribers or
+    /// pending appends, or is part of the change already. Returns true if the removal was added.
     fn forget(&self, change: &mut Change, name: &ChannelName) -> bool {
         let Shared { hub, database, .. } = &self.shared;
         let is_new = |change: &Change, name: &ChannelName| {
@@ -438,8 +439,8 @@ fn unavailable() -> Error {
     Error::unavailable("the channel store cannot be written", RETRY_AFTER_MS)
 }
 
-/// The jobs of one commit: the first, and those that wait behind it, up to `bytes_max` and [`GROUP_JOBS_MAX`]. A job that closes the file
-/// is the last.
+/// The jobs of one commit: the first, and those that wait behind it, up to `bytes_max` and [`GROUP_JOBS_MAX`]. A job
+/// that closes the file is the last.
 fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<Job> {
     let (mut jobs, mut bytes, mut next) = (Vec::new(), 0_usize, Some(first));
     while let Some(job) = next {

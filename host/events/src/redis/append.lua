@@ -1,13 +1,13 @@
 -- Appends events to a stream, all or none, and removes events beyond retention.
--- KEYS: the stream, its metadata, the lease (if the append is fenced), the stream and the metadata of the channel's owner record, whose
--- time to live is renewed.
--- ARGV: the server's run id, a fresh epoch, 1 if restarts lose no data, the most events, the most bytes, the most age in ms, the time to
--- live of the metadata in ms, the token of the lease or an empty string, the prefix of all keys, the name of the channel, the user whose
--- share a new channel counts towards or an empty string, the most channels of a user, then for each event: name, data, coalescing key,
--- 1 if it is the last of the channel.
+-- KEYS: the stream, its metadata, the lease (if the append is fenced), the stream and the metadata of the channel's
+-- owner record, whose time to live is renewed.
+-- ARGV: the server's run id, a fresh epoch, 1 if restarts lose no data, the most events, the most bytes, the most age
+-- in ms, the time to live of the metadata in ms, the token of the lease or an empty string, the prefix of all keys, the
+-- name of the channel, the user whose share a new channel counts towards or an empty string, the most channels of a
+-- user, then for each event: name, data, coalescing key, 1 if it is the last of the channel.
 -- The channels of a user are a sorted set by the time at which their events are too old.
--- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } if a later fresh epoch
--- is needed.
+-- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } if
+-- a later fresh epoch is needed.
 local stream, meta_key = KEYS[1], KEYS[2]
 local run, fresh, keeps = ARGV[1], ARGV[2], ARGV[3] == '1'
 local events_max, bytes_max, age_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -54,7 +54,8 @@ end
 -- Another program may have added entries to the stream: their ids are holes in the sequence.
 if redis.call('EXISTS', stream) == 1 then
   local taken_epoch, taken_seq = latest()
-  -- Sequences may have more digits than a Lua number can represent exactly, too: an epoch with such a sequence is not continued.
+  -- Sequences may have more digits than a Lua number can represent exactly, too: an epoch with such a sequence is not
+  -- continued.
   local near_end = #taken_seq > 15
   if taken_epoch == epoch and not near_end then
     seq = math.max(seq, tonumber(taken_seq))
@@ -107,7 +108,8 @@ if user ~= '' then
   redis.call('ZADD', mine, now + age_max, channel)
   redis.call('PEXPIRE', mine, ARGV[6])
   redis.call('HSET', meta_key, 'user', user)
-  -- Channels beyond the share are deleted, the least recently used first. Their metadata stays, so that followers get a gap.
+  -- Channels beyond the share are deleted, the least recently used first. Their metadata stays, so that followers get a
+  -- gap.
   local over = math.min(redis.call('ZCARD', mine) - channels_max, 16)
   for _, victim in ipairs(over > 0 and redis.call('ZRANGE', mine, 0, over) or {}) do
     if over > 0 and victim ~= channel then

@@ -1,6 +1,7 @@
 -- Deletes a value, and its key from the index of its kind.
--- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user of each key; the
--- bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end; the lease (if the deletion is fenced).
+-- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user
+-- of each key; the bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end;
+-- the lease (if the deletion is fenced).
 -- ARGV: the key, the token of the lease or an empty string.
 -- Returns 1, or 0 if the token is not the newest.
 local sizes, users, total, all_ends = KEYS[4], KEYS[5], KEYS[6], KEYS[7]

@@ -1,4 +1,5 @@
-//! Consumer groups: each event of a channel is delivered to one consumer of a group, and to another if the first does not acknowledge it.
+//! Consumer groups: each event of a channel is delivered to one consumer of a group, and to another if the first does
+//! not acknowledge it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,8 @@ impl Groups {
         }
     }
 
-    /// Events that are not assigned to a consumer of the group yet, at most `limit`; waits up to `wait_ms` for the first.
+    /// Events that are not assigned to a consumer of the group yet, at most `limit`; waits up to `wait_ms` for the
+    /// first.
     ///
     /// # Errors
     ///
@@ -104,8 +106,8 @@ impl Groups {
         self.link.command(acknowledge).await
     }
 
-    /// Reassigns events that were assigned to a consumer at least `idle_ms` ago and are not acknowledged, at most `limit`, oldest first.
-    /// Events that retention has removed are not pending any more.
+    /// Reassigns events that were assigned to a consumer at least `idle_ms` ago and are not acknowledged, at most
+    /// `limit`, oldest first. Events that retention has removed are not pending any more.
     ///
     /// # Errors
     ///

@@ -1,7 +1,8 @@
 -- Acquires, renews or releases a lease by the server's clock.
 -- KEYS: the lease, the newest token of all leases.
--- ARGV: `acquire`, `renew` or `release`; the owner for `acquire`, otherwise the token; the duration of the lease in ms; how long it is
--- stored after its end and after its release, in ms; then owners that abandoned an acquisition that may have succeeded.
+-- ARGV: `acquire`, `renew` or `release`; the owner for `acquire`, otherwise the token; the duration of the lease in ms;
+-- how long it is stored after its end and after its release, in ms; then owners that abandoned an acquisition that may
+-- have succeeded.
 -- Returns { 'ok', token }, { 'held', ms until it ends }, or { 'fenced', 0 } if the token is not the newest.
 local lease, newest = KEYS[1], KEYS[2]
 local action, holder, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])

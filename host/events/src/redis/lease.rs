@@ -23,8 +23,8 @@ pub(crate) struct RedisLeases {
     script: Script,
     /// Leases that were acquired here and not released, so that they can be released when the store is closed.
     tokens: Mutex<HashMap<ChannelName, u64>>,
-    /// Acquisitions that the server may have performed although their owners got no answer. The next acquisition of the key names these
-    /// owners, so that their leases do not delay it.
+    /// Acquisitions that the server may have performed although their owners got no answer. The next acquisition of the
+    /// key names these owners, so that their leases do not delay it.
     unanswered: Mutex<HashMap<ChannelName, Vec<Unanswered>>>,
     closed: AtomicBool,
 }
@@ -99,7 +99,8 @@ impl RedisLeases {
         if outcome == "fenced" { Err(Error::Fenced) } else { Ok(()) }
     }
 
-    /// Releases all leases that are held here, so that other owners need not wait for their end. Best effort: otherwise they expire.
+    /// Releases all leases that are held here, so that other owners need not wait for their end. Best effort: otherwise
+    /// they expire.
     pub(crate) async fn release_all(&self, link: &Link) {
         self.closed.store(true, Ordering::Relaxed);
         let tokens: Vec<Fence> =

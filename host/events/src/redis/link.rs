@@ -1,7 +1,7 @@
 //! The connection to Redis that all commands share, and its state.
 //!
-//! The connection manager of the `redis` crate reconnects automatically. This module does not hide a reconnection: whether a channel's
-//! sequence may continue depends on the run of the server that a command was sent to.
+//! The connection manager of the `redis` crate reconnects automatically. This module does not hide a reconnection:
+//! whether a channel's sequence may continue depends on the run of the server that a command was sent to.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

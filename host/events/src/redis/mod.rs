@@ -1,14 +1,15 @@
 //! Channels in Redis Streams, shared by all Weir servers.
 //!
-//! An entry's id is the event's cursor, `epoch-seq`, which a script assigns. Assigned sequences have no holes, so every hole means that
-//! events are missing. A Redis server that was restarted may have lost events that readers have seen, so a channel then continues in a new
-//! epoch, unless the configuration states that the server persists every write.
+//! An entry's id is the event's cursor, `epoch-seq`, which a script assigns. Assigned sequences have no holes, so every
+//! hole means that events are missing. A Redis server that was restarted may have lost events that readers have seen,
+//! so a channel then continues in a new epoch, unless the configuration states that the server persists every write.
 //!
-//! Each channel that is followed in this process has a mirror of its stream in memory. One blocking read for all of them updates the
-//! mirrors ([`reader`]). Pages are read from Redis directly.
+//! Each channel that is followed in this process has a mirror of its stream in memory. One blocking read for all of
+//! them updates the mirrors ([`reader`]). Pages are read from Redis directly.
 //!
-//! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis is available
-//! again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory had.
+//! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis
+//! is available again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory
+//! had.
 
 pub(crate) mod groups;
 mod lease;
@@ -41,7 +42,8 @@ use crate::subscription::Subscription;
 const EPOCH_END: u64 = 1 << 62;
 /// How long a channel's last cursor is stored after its events have expired, in milliseconds.
 const REMEMBERED_MS: u64 = 86_400_000;
-/// How often the owner record of a followed channel is renewed during its time to live, and how many are renewed with one command.
+/// How often the owner record of a followed channel is renewed during its time to live, and how many are renewed with
+/// one command.
 const RENEWALS: u64 = 4;
 const RENEWED_AT_ONCE: usize = 256;
 
@@ -250,7 +252,8 @@ impl Shared {
         write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
-        // If the clock of another server is ahead, a greater epoch is needed; a third server may assign that one in the meantime.
+        // If the clock of another server is ahead, a greater epoch is needed; a third server may assign that one in the
+        // meantime.
         for _ in 0..4 {
             let reply: Vec<String> =
                 self.link.request(|server| async move { self.run_append(server, name, drafts, epoch, write).await }).await?;
@@ -320,7 +323,8 @@ impl Shared {
         }
     }
 
-    /// Loads the mirror of a channel again if a reader's cursor is after its newest event: the mirror of another server may be ahead.
+    /// Loads the mirror of a channel again if a reader's cursor is after its newest event: the mirror of another server
+    /// may be ahead.
     async fn catch_up(&self, name: &ChannelName, after: Cursor) -> Result<(), Error> {
         let channel = self.mirror(name).await?;
         {
@@ -442,8 +446,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the reader start at the beginning of a stream if the server has lost events that were already read: otherwise new entries
-    /// with an earlier epoch would never be read.
+    /// Makes the reader start at the beginning of a stream if the server has lost events that were already read:
+    /// otherwise new entries with an earlier epoch would never be read.
     async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
         let Range { meta, .. } = self.range(&channel.name, "-", 1).await?;
         let mut state = channel.lock();
@@ -491,7 +495,8 @@ fn first_after(after: Cursor) -> String {
     if after == Cursor::START || after.is_unknown() { "-".to_owned() } else { id_after(after) }
 }
 
-/// The first id after a cursor. For the greatest cursor it is that cursor's own id, since Redis refuses a range that starts after it.
+/// The first id after a cursor. For the greatest cursor it is that cursor's own id, since Redis refuses a range that
+/// starts after it.
 fn id_after(Cursor { epoch, seq }: Cursor) -> String {
     match (seq.checked_add(1), epoch.checked_add(1)) {
         (Some(seq), _) => format!("{epoch}-{seq}"),

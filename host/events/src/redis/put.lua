@@ -1,9 +1,12 @@
 -- Puts a value under a key, and adds the key to the index of its kind.
--- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user of each key; the
--- bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end; the lease (if the put is fenced).
--- ARGV: the key, the value, its time to live in ms or 0 for none, the token of the lease or an empty string, the bytes that count towards
--- the bounds, the user whose share the value counts towards or an empty string, the most bytes of a user, the most bytes of all.
--- Returns 1, 0 if the token is not the newest, 2 if the value exceeds the user's share, or 3 if it exceeds the bound for all users.
+-- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user
+-- of each key; the bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end;
+-- the lease (if the put is fenced).
+-- ARGV: the key, the value, its time to live in ms or 0 for none, the token of the lease or an empty string, the bytes
+-- that count towards the bounds, the user whose share the value counts towards or an empty string, the most bytes of a
+-- user, the most bytes of all.
+-- Returns 1, 0 if the token is not the newest, 2 if the value exceeds the user's share, or 3 if it exceeds the bound
+-- for all users.
 local value, names, ends = KEYS[1], KEYS[2], KEYS[3]
 local sizes, users, total, all_ends = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local key, ttl = ARGV[1], tonumber(ARGV[3])

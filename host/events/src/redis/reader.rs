@@ -32,9 +32,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Updates the mirrors until the connection is lost. `known_run` is the run id of the server that they were read from before.
+/// Updates the mirrors until the connection is lost. `known_run` is the run id of the server that they were read from
+/// before.
 async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infallible, Error> {
-    // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered lost.
+    // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered
+    // lost.
     let block_ms = shared.link.config.block_ms.max(1);
     let response_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
     let ServerConnection { mut connection, run } = shared.link.connect(Some(response_max)).await?;
@@ -52,7 +54,8 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
             if channel.lock().diverged {
                 let _loading = shared.loading.lock().await;
                 shared.refresh(&channel).await?;
-                // A channel without followers, which had events in memory while Redis was unavailable: pages are read from Redis now.
+                // A channel without followers, which had events in memory while Redis was unavailable: pages are read
+                // from Redis now.
                 if shared.hub.forget(&channel.name, |_| true) {
                     continue;
                 }
@@ -118,7 +121,8 @@ fn apply(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     }
     let events: Vec<_> = entries.iter().filter_map(|entry| event(entry, |_| now_ms)).collect();
     if let Some(first) = events.first().filter(|first| first.cursor <= state.log.last()) {
-        // The server lost entries and continues with an earlier cursor: readers get a gap, whatever the order of the epochs.
+        // The server lost entries and continues with an earlier cursor: readers get a gap, whatever the order of the
+        // epochs.
         state.log.restart(first.cursor.previous());
     }
     state.log_and_offer(&events);

@@ -1,6 +1,7 @@
-//! State in Redis: a key for each value, and two sorted sets for each kind: all keys in the order of their bytes, and expiring keys by
-//! their end. Hashes contain the bytes of each key and of each user, so that shares apply to all servers together and across restarts.
-//! Scanning all keys of the server (`SCAN`) would take time in proportion to the keys of all applications, and has no order for pages.
+//! State in Redis: a key for each value, and two sorted sets for each kind: all keys in the order of their bytes, and
+//! expiring keys by their end. Hashes contain the bytes of each key and of each user, so that shares apply to all
+//! servers together and across restarts. Scanning all keys of the server (`SCAN`) would take time in proportion to the
+//! keys of all applications, and has no order for pages.
 
 use std::sync::Arc;
 
@@ -117,7 +118,8 @@ pub(crate) async fn value(link: &Link, key: &ChannelName) -> Result<Option<Vec<u
     link.command(get).await
 }
 
-// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or its metadata (`@workflow:ID`).
+// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or its metadata
+// (`@workflow:ID`).
 
 fn value_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@state:{key}", link.config.prefix)
@@ -131,7 +133,8 @@ fn ends_key(link: &Link, kind: &str) -> String {
     format!("{}@@state-ends:{kind}", link.config.prefix)
 }
 
-/// The keys of: the bytes and the user of each key, the bytes of each user, the bytes of all values, and the expiring keys of all kinds.
+/// The keys of: the bytes and the user of each key, the bytes of each user, the bytes of all values, and the expiring
+/// keys of all kinds.
 fn count_keys(link: &Link) -> [String; 4] {
     let prefix = &link.config.prefix;
     [format!("{prefix}@@state-sizes"), users_key(link), total_key(link), format!("{prefix}@@state-all-ends")]

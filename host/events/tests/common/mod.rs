@@ -187,7 +187,8 @@ impl ReaderState {
     }
 }
 
-/// Runs each test with each kind of store. A test can open several stores, which share their content if the kind allows it.
+/// Runs each test with each kind of store. A test can open several stores, which share their content if the kind allows
+/// it.
 macro_rules! conformance {
     ($($test:ident),+ $(,)?) => {
         mod in_memory {

@@ -1,5 +1,5 @@
-//! Adapter components: they read the records of a driver and write results. Each call has an instance, a store and a task of its own, so
-//! that a trap ends only the adapter that trapped.
+//! Adapter components: they read the records of a driver and write results. Each call has an instance, a store and a
+//! task of its own, so that a trap ends only the adapter that trapped.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -77,8 +77,8 @@ pub struct AdapterCall {
 pub struct AdapterInstance(AbortOnDropHandle<Result<(), String>>);
 
 impl AdapterInstance {
-    /// Waits until the instance has ended, which it does after its results. Returns why the results ended early; `None` if the component
-    /// ended them.
+    /// Waits until the instance has ended, which it does after its results. Returns why the results ended early; `None`
+    /// if the component ended them.
     pub async fn ended(self) -> Option<String> {
         match self.0.await {
             Ok(ended) => ended.err(),

@@ -1,5 +1,5 @@
-//! The settings of wasmtime, and the clock that makes guests yield. The build compiles components with the same settings, so that the
-//! embedded code is accepted.
+//! The settings of wasmtime, and the clock that makes guests yield. The build compiles components with the same
+//! settings, so that the embedded code is accepted.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::sleeper::Sleeper;
 /// How long a guest runs before it yields to others.
 const EPOCH: Duration = Duration::from_millis(10);
 
-/// The settings of the engine. Code is compiled for the target's baseline processor and not for that of the build machine, so that a
-/// binary built on one machine runs on another.
+/// The settings of the engine. Code is compiled for the target's baseline processor and not for that of the build
+/// machine, so that a binary built on one machine runs on another.
 pub(crate) fn config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config.target(TARGET)?;
@@ -61,8 +61,8 @@ impl Host {
         self.ticker.0.ticks.notified()
     }
 
-    /// Runs a future in which a guest may run. The epoch advances only while such a future is polled, so a guest that runs outside of
-    /// this function is not interrupted.
+    /// Runs a future in which a guest may run. The epoch advances only while such a future is polled, so a guest that
+    /// runs outside of this function is not interrupted.
     pub(crate) async fn run_guest<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         std::future::poll_fn(|cx| {

@@ -1,7 +1,9 @@
-//! The standard error of components: each line becomes an event of the host's log, with the component's name and a level.
+//! The standard error of components: each line becomes an event of the host's log, with the component's name and a
+//! level.
 //!
-//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` has that level, and the message of a panic is an error.
-//! Other lines are warnings if they come from Weir's own components or from adapters, and information if they come from steps.
+//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` has that level, and the message of a panic is an
+//! error. Other lines are warnings if they come from Weir's own components or from adapters, and information if they
+//! come from steps.
 
 use std::io;
 use std::num::NonZeroU32;

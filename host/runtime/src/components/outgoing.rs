@@ -1,7 +1,7 @@
 //! Outgoing HTTP requests of a guest: only to the authorities of an allow-list.
 //!
-//! The default client of wasmtime sends the requests: HTTP/1.1, over TLS with Mozilla's root certificates if the scheme is `https`, one
-//! connection for each request, without redirects and without a proxy.
+//! The default client of wasmtime sends the requests: HTTP/1.1, over TLS with Mozilla's root certificates if the scheme
+//! is `https`, one connection for each request, without redirects and without a proxy.
 
 use std::sync::Arc;
 use std::time::Duration;

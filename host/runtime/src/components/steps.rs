@@ -1,9 +1,9 @@
 //! Steps of pipelines that are components of the operator: they export `weir:stream/step`.
 //!
-//! Every call has an instance, a store and a task of its own, so that a call that traps, loops or exhausts its memory affects no other.
-//! A step has clocks, random numbers and standard error; it has no files, no sockets, no environment and no arguments. Code is compiled on
-//! the first call, and again when the file has changed: running calls finish with the code that they started with, and while the file is
-//! not a valid component, the previous code is used.
+//! Every call has an instance, a store and a task of its own, so that a call that traps, loops or exhausts its memory
+//! affects no other. A step has clocks, random numbers and standard error; it has no files, no sockets, no environment
+//! and no arguments. Code is compiled on the first call, and again when the file has changed: running calls finish with
+//! the code that they started with, and while the file is not a valid component, the previous code is used.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -1,5 +1,5 @@
-//! One caller's pair of streams: commands in, events out. A call ends when its commands and all its generations have ended, and is
-//! abandoned when its caller drops the events.
+//! One caller's pair of streams: commands in, events out. A call ends when its commands and all its generations have
+//! ended, and is abandoned when its caller drops the events.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! The engine of a language model, as `weir:stream/lm` needs it: a description of the model, and sequences in a cache, which steps extend.
+//! The engine of a language model, as `weir:stream/lm` needs it: a description of the model, and sequences in a cache,
+//! which steps extend.
 
 use std::sync::Arc;
 
@@ -19,8 +20,8 @@ pub(crate) trait Engine: Send + Sync {
     fn sequences(&self) -> Arc<dyn Sequences>;
 }
 
-/// The sequences of one instance. The semantics are those of `weir:stream/lm.model`. All methods except `step` return immediately, even
-/// during a step.
+/// The sequences of one instance. The semantics are those of `weir:stream/lm.model`. All methods except `step` return
+/// immediately, even during a step.
 pub(crate) trait Sequences: Send + Sync {
     fn pages_free(&self) -> u32;
     fn create(&self, sampler: Sampler) -> Result<u32, Failure>;

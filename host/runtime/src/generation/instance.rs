@@ -76,7 +76,8 @@ impl GenerateFactory {
     }
 }
 
-/// Delays before another instance is created after one that was never ready; the last one applies to all further failures.
+/// Delays before another instance is created after one that was never ready; the last one applies to all further
+/// failures.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
 /// Starts the thread that runs the instances of a model.

@@ -58,7 +58,8 @@ impl ServedModel {
     }
 }
 
-/// The resource `model`: a loaded model, and the sequences of one instance, which are freed with the store of the instance.
+/// The resource `model`: a loaded model, and the sequences of one instance, which are freed with the store of the
+/// instance.
 pub struct LanguageModel {
     served: ServedModel,
     engine: Arc<dyn Engine>,

@@ -1,5 +1,5 @@
-//! Text generation: the calls of gateway instances, and for each language model one instance of the generate component that serves all
-//! calls.
+//! Text generation: the calls of gateway instances, and for each language model one instance of the generate component
+//! that serves all calls.
 //!
 //! - `call`: one caller's pair of streams, commands in and events out.
 //! - `pool`: the generations of a model: their ids on the merged stream, and the routes of their events to the callers.
@@ -62,8 +62,8 @@ impl Generations {
         call::open(self.pools.clone(), self.tenant(owner))
     }
 
-    /// The upper half of the ids of an owner's generations. The hash is keyed per process, so that a client cannot choose an owner that has
-    /// the tenant of another.
+    /// The upper half of the ids of an owner's generations. The hash is keyed per process, so that a client cannot
+    /// choose an owner that has the tenant of another.
     fn tenant(&self, owner: u64) -> u32 {
         use std::hash::BuildHasher;
         (self.tenants.hash_one(owner) >> 32) as u32

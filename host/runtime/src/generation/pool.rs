@@ -1,4 +1,5 @@
-//! The generations of one model, from all callers: their ids on the merged stream, and the routes of their events to the callers.
+//! The generations of one model, from all callers: their ids on the merged stream, and the routes of their events to
+//! the callers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

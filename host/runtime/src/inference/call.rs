@@ -1,5 +1,5 @@
-//! One caller's pair of streams: items in, outcomes out. A call bounds the items that its caller may have open, ends when every
-//! item has its outcome, and is abandoned when its caller drops the outcomes.
+//! One caller's pair of streams: items in, outcomes out. A call bounds the items that its caller may have open, ends
+//! when every item has its outcome, and is abandoned when its caller drops the outcomes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,7 +34,8 @@ impl CallOpener {
         self.open_for(0)
     }
 
-    /// As [`CallOpener::open`], for one of several owners, each of which has a share of each queue (`infer.caller_items_max`).
+    /// As [`CallOpener::open`], for one of several owners, each of which has a share of each queue
+    /// (`infer.caller_items_max`).
     pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
         let call = Arc::new(CallState {
@@ -91,8 +92,8 @@ pub struct CallSender {
 }
 
 impl CallSender {
-    /// Sends an item; waits while the call or the model's queue is full. If the future is dropped before it resolves, no item that was sent
-    /// before is lost.
+    /// Sends an item; waits while the call or the model's queue is full. If the future is dropped before it resolves,
+    /// no item that was sent before is lost.
     ///
     /// # Errors
     ///
@@ -185,7 +186,8 @@ impl Outcomes {
         }
     }
 
-    /// Waits for an outcome, and returns up to `max` of those available; empty once the sender is dropped and every item has its outcome.
+    /// Waits for an outcome, and returns up to `max` of those available; empty once the sender is dropped and every
+    /// item has its outcome.
     pub async fn recv_many(&mut self, max: usize) -> Vec<Outcome> {
         std::future::poll_fn(|cx| self.poll_recv_many(cx, max)).await
     }

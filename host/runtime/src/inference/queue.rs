@@ -1,4 +1,5 @@
-//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and replies.
+//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and
+//! replies.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -92,7 +93,8 @@ pub(crate) struct QueueSettings {
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
     settings: QueueSettings,
-    /// Room for items that wait while the queue is full: half of the bounds, so that the other half remains for items that do not wait.
+    /// Room for items that wait while the queue is full: half of the bounds, so that the other half remains for items
+    /// that do not wait.
     item_permits: Arc<Semaphore>,
     token_permits: Arc<Semaphore>,
     replicas: usize,
@@ -243,7 +245,8 @@ impl Queue {
         Ticket { call, owner, tokens: tokens as u64 + TOKENS_ADDED, deadline_ns }
     }
 
-    /// Updates the estimates with an outcome: the bytes and the tokens of its text, and the time since the previous outcome.
+    /// Updates the estimates with an outcome: the bytes and the tokens of its text, and the time since the previous
+    /// outcome.
     pub(crate) fn record_answer(&self, bytes: usize, tokens: u64, busy_ns: u64) {
         if tokens > TOKENS_ADDED && bytes > 0 {
             let old = f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
@@ -381,8 +384,8 @@ impl Queue {
         }
     }
 
-    /// Fails items past their deadline, and releases those whose window or delay has ended. Must be called every few milliseconds while an
-    /// item waits; returns whether one does.
+    /// Fails items past their deadline, and releases those whose window or delay has ended. Must be called every few
+    /// milliseconds while an item waits; returns whether one does.
     pub(crate) fn tick(&self) -> bool {
         let now = self.now_ns();
         let mut inner = self.lock();
@@ -447,8 +450,8 @@ impl Queue {
         self.retry(inner, now, job, false)
     }
 
-    /// Queues the items of a lost replica to be retried one by one. Returns those that are not retried; an item that was computed alone is
-    /// not, since it ended the replica.
+    /// Queues the items of a lost replica to be retried one by one. Returns those that are not retried; an item that
+    /// was computed alone is not, since it ended the replica.
     pub(crate) fn requeue_lost(&self, jobs: Vec<Job>, alone: bool) -> Vec<Job> {
         let now = self.now_ns();
         let mut culprits = Vec::new();
@@ -493,8 +496,8 @@ impl Queue {
         None
     }
 
-    /// Removes the waker of a replica that no longer waits; its next poll registers it again. A wake-up that it may have received is passed
-    /// on to another.
+    /// Removes the waker of a replica that no longer waits; its next poll registers it again. A wake-up that it may
+    /// have received is passed on to another.
     pub(crate) fn remove_waiter(&self, replica: usize) {
         let mut inner = self.lock();
         inner.clear_waker(replica);
@@ -555,12 +558,13 @@ impl Queue {
     }
 }
 
-/// An item is refused if the expected wait times this factor exceeds its remaining time. The factor compensates for errors of the
-/// estimate, so that admitted items finish in time.
+/// An item is refused if the expected wait times this factor exceeds its remaining time. The factor compensates for
+/// errors of the estimate, so that admitted items finish in time.
 const LATE_MARGIN: f64 = 1.2;
 
 impl Inner {
-    /// The milliseconds by which an item queued now would probably miss its deadline; `None` if it would not, or has no deadline.
+    /// The milliseconds by which an item queued now would probably miss its deadline; `None` if it would not, or has no
+    /// deadline.
     fn late_ms(&self, now: u64, ticket: Ticket, in_flight: u64, replicas: usize) -> Option<u32> {
         let left_ms = ticket.deadline_ns?.saturating_sub(now) as f64 / 1e6;
         let ahead = self.waiting.until_served(ticket.call, ticket.tokens).saturating_add(in_flight);
@@ -610,8 +614,9 @@ impl Inner {
         }
     }
 
-    /// Records a result with the circuit breaker; `None` counts neither as a success nor as a failure. A failure counts only if it follows
-    /// another without a success between them: a single text that the engine cannot compute must not open the circuit.
+    /// Records a result with the circuit breaker; `None` counts neither as a success nor as a failure. A failure counts
+    /// only if it follows another without a success between them: a single text that the engine cannot compute must not
+    /// open the circuit.
     fn record(&mut self, now: u64, permit: Option<Permit>, ok: Option<bool>) {
         let (Some(breaker), Some(permit)) = (&mut self.breaker, permit) else { return };
         match ok {

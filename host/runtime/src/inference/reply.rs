@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 
 use crate::types::{Failure, Outcome, Output};
 
-/// Sends the outcome of one item to its call. If it is dropped before that, it sends `unavailable`, so that every item gets an outcome.
+/// Sends the outcome of one item to its call. If it is dropped before that, it sends `unavailable`, so that every item
+/// gets an outcome.
 pub(crate) struct OutcomeSender {
     id: u64,
     /// The call's flag: true once its outcomes are dropped.
@@ -47,8 +48,8 @@ impl OutcomeSender {
     }
 }
 
-/// Collects outcomes. Those of one call are sent as one list when this is dropped, so that the receiver is woken once and not for each
-/// outcome.
+/// Collects outcomes. Those of one call are sent as one list when this is dropped, so that the receiver is woken once
+/// and not for each outcome.
 #[derive(Default)]
 pub(crate) struct OutcomeLists(Vec<(mpsc::UnboundedSender<Vec<Outcome>>, Vec<Outcome>)>);
 

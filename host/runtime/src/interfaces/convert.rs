@@ -84,7 +84,8 @@ pub(crate) fn store_name(kind: StoreKind) -> &'static str {
     }
 }
 
-/// The failure of an operation of the store. The reason of an unavailable or full store is logged, and not passed to the guest.
+/// The failure of an operation of the store. The reason of an unavailable or full store is logged, and not passed to
+/// the guest.
 pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Invalid(text) => Failure::Invalid(text),

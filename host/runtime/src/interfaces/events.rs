@@ -102,8 +102,8 @@ pub(crate) fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) ->
     accessor.with(|mut access| access.get().events.clone())
 }
 
-/// Writes the deliveries of a subscription to a guest. Deliveries that the guest has not read wait in the store, within its
-/// bound.
+/// Writes the deliveries of a subscription to a guest. Deliveries that the guest has not read wait in the store, within
+/// its bound.
 struct Deliveries(Subscription);
 
 impl<D> StreamProducer<D> for Deliveries {

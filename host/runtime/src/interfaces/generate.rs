@@ -1,4 +1,5 @@
-//! `weir:stream/generate` for gateway instances: the commands of a guest are sent to a call, and the events of the call to the guest.
+//! `weir:stream/generate` for gateway instances: the commands of a guest are sent to a call, and the events of the call
+//! to the guest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -51,8 +52,8 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 }
 
-/// Reads the commands that a guest writes, one at a time, and sends them to its call. The write of a start command completes when there
-/// is room for the generation.
+/// Reads the commands that a guest writes, one at a time, and sends them to its call. The write of a start command
+/// completes when there is room for the generation.
 struct GuestCommands {
     sender: CommandSender,
     unsent: VecDeque<Command>,

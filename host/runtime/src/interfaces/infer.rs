@@ -1,5 +1,5 @@
-//! `weir:stream/infer` for instances of gateway and adapter components: the items of a guest are sent to a call, and the outcomes of the
-//! call to the guest.
+//! `weir:stream/infer` for instances of gateway and adapter components: the items of a guest are sent to a call, and
+//! the outcomes of the call to the guest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -203,8 +203,8 @@ impl<D> StreamConsumer<D> for GuestItems {
             self.unsent.extend(items);
             self.has_read = true;
         }
-        // While a queue is full, the write does not complete. Only a write in progress is polled, so all of its items must be sent before
-        // it completes.
+        // While a queue is full, the write does not complete. Only a write in progress is polled, so all of its items
+        // must be sent before it completes.
         let flushed = self.poll_flush(cx);
         if flushed.is_pending() {
             if !finish {

@@ -1,4 +1,5 @@
-//! Opens the channel store with the configured settings, and starts the consumers of all events: metrics and the events file.
+//! Opens the channel store with the configured settings, and starts the consumers of all events: metrics and the events
+//! file.
 
 use std::collections::HashSet;
 

@@ -18,8 +18,8 @@ use crate::inference::call::CallOpener;
 use crate::start::guest_env::{self, KEYS_DIR, PIPELINES_DIR};
 use crate::start::{Builtin, StartError, component_source};
 
-/// The time after the gateway's own limits until the host stops waiting for a response: the component answers 408 and 504 itself unless
-/// it hangs.
+/// The time after the gateway's own limits until the host stops waiting for a response: the component answers 408 and
+/// 504 itself unless it hangs.
 const HEAD_TIMEOUT_MARGIN_MS: u64 = 5_000;
 
 pub(crate) fn start(

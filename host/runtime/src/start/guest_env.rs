@@ -1,8 +1,8 @@
 //! The environment of guests: the settings that they see.
 //!
-//! A guest sees a key of the configuration only if it is listed here, under the name and in the form that the key has in the
-//! environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Facts about this host that are not settings are
-//! added. Neither contains a path of the host or a secret, which a test checks.
+//! A guest sees a key of the configuration only if it is listed here, under the name and in the form that the key has
+//! in the environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Facts about this host that
+//! are not settings are added. Neither contains a path of the host or a secret, which a test checks.
 
 use weir_config::{Config, EventsStore};
 use weir_nn::Engine;
@@ -72,8 +72,8 @@ pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
     variables(config, GATEWAY_KEYS, facts)
 }
 
-/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or the engine's own
-/// bound if the setting is 0.
+/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or
+/// the engine's own bound if the setting is 0.
 pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> Vec<(String, String)> {
     let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
     let facts =
@@ -108,7 +108,8 @@ fn instance_name() -> String {
     format!("{:016x}{:016x}-{}", half(0), half(1), std::process::id())
 }
 
-/// Whether an address can be reached from this machine only. Names are not resolved; the only name that counts is `localhost`.
+/// Whether an address can be reached from this machine only. Names are not resolved; the only name that counts is
+/// `localhost`.
 fn is_loopback(listen: &str) -> bool {
     match listen.parse::<std::net::SocketAddr>() {
         Ok(address) => address.ip().to_canonical().is_loopback(),
@@ -157,8 +158,8 @@ mod tests {
         assert_eq!(value("WEIR_EVENTS_SHARED"), Some("false"));
     }
 
-    /// Sets every key that takes a string (paths, the URL of Redis with its password, lists) to a unique marker. Guests see only the
-    /// markers of the keys that are listed below.
+    /// Sets every key that takes a string (paths, the URL of Redis with its password, lists) to a unique marker. Guests
+    /// see only the markers of the keys that are listed below.
     #[test]
     fn paths_and_secrets_of_the_host_do_not_reach_guests() {
         const TEXTS: [&str; 9] = [

@@ -58,7 +58,8 @@ fn start_pools(
             0 => selection.engine.batch_tokens(),
             tokens_max => tokens_max,
         };
-        // Padded batches need items of different lengths to choose from; packed batches need only enough items for the next batch.
+        // Padded batches need items of different lengths to choose from; packed batches need only enough items for the
+        // next batch.
         let batches_ahead = if selection.packed { 1 } else { 4 };
         let pool = Pool::new(PoolConfig {
             info: info(&name, &dir),
@@ -142,10 +143,12 @@ fn queue_settings(infer: &Infer, check_thread: &Arc<Sleeper>) -> QueueSettings {
     }
 }
 
-/// The interval between checks of the pools while an item waits or is in flight, and the interval for a while after that.
+/// The interval between checks of the pools while an item waits or is in flight, and the interval for a while after
+/// that.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the pools are checked after they were busy, before the thread sleeps. Waking it for each of many single items would cost more.
+/// How long the pools are checked after they were busy, before the thread sleeps. Waking it for each of many single
+/// items would cost more.
 const IDLE_CHECK_DURATION: Duration = Duration::from_secs(1);
 
 /// Starts a thread that checks the pools until they are dropped. While it sleeps, the next item wakes it.

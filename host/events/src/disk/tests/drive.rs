@@ -117,8 +117,8 @@ impl Drive {
         state.failed
     }
 
-    /// Simulates a power failure: each write that was not synced is retained or lost, depending on `seed`. Returns the drive for the next
-    /// process.
+    /// Simulates a power failure: each write that was not synced is retained or lost, depending on `seed`. Returns the
+    /// drive for the next process.
     pub(crate) fn crash(&self, seed: u64) -> Self {
         let mut state = lock(&self.state);
         state.process += 1;

@@ -1,5 +1,5 @@
-//! Invariants after any fault: no reader gets events of another channel, no cursor is assigned twice, every acknowledged write is in the
-//! store, and memory and the file agree.
+//! Invariants after any fault: no reader gets events of another channel, no cursor is assigned twice, every
+//! acknowledged write is in the store, and memory and the file agree.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ impl Users {
         [name(&format!("user:u{user}")), name(&format!("owner-user:u{user}"))]
     }
 
-    /// Each user appends to its channel and to its owner record, puts and deletes a value, and claims. The later users are new in each
-    /// round.
+    /// Each user appends to its channel and to its owner record, puts and deletes a value, and claims. The later users
+    /// are new in each round.
     async fn round(&mut self, store: &Disk, round: usize) {
         let (fresh, attempts) = (USERS * (round + 1), self.attempts);
         self.attempts += 1;
@@ -164,7 +164,8 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         recovered(&store, &source).await;
         let before = users.read(&store, true).await;
         assert!(before.values().any(|events| !events.is_empty()));
-        // In every other run nothing is written after the recovery, since a later write could hide an omission of the recovery.
+        // In every other run nothing is written after the recovery, since a later write could hide an omission of the
+        // recovery.
         if after.is_multiple_of(2) {
             users.round(&store, ROUNDS).await;
             users.read(&store, true).await;

@@ -1,8 +1,8 @@
 //! Requests that wait for an instance of the gateway component, and the occupancy of each instance.
 //!
-//! Instances pull: a request is admitted by the first instance that has room for it, in the number of its requests and in the
-//! bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a guest that
-//! runs out of memory traps and ends every request that it has.
+//! Instances pull: a request is admitted by the first instance that has room for it, in the number of its requests and
+//! in the bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a
+//! guest that runs out of memory traps and ends every request that it has.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::{Pin, pin};
@@ -53,8 +53,8 @@ pub(crate) struct InstanceBounds {
     pub(crate) client_body_bytes_max: u64,
 }
 
-/// One request, from its start until the body of its response has ended or its client has disconnected. When it is dropped, it is no
-/// longer counted in its instance, and the calls that it made are abandoned.
+/// One request, from its start until the body of its response has ended or its client has disconnected. When it is
+/// dropped, it is no longer counted in its instance, and the calls that it made are abandoned.
 pub(crate) struct OpenRequest {
     pub(crate) client: u64,
     instance: OnceLock<Arc<Occupancy>>,
@@ -206,9 +206,9 @@ impl RequestQueue {
         occupancy
     }
 
-    /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs at once
-    /// and at each tick of the clock of guests while the request waits: a timer for each request would wake the thread that waits for
-    /// sockets.
+    /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs
+    /// at once and at each tick of the clock of guests while the request waits: a timer for each request would wake the
+    /// thread that waits for sockets.
     pub(crate) async fn submit(
         &self,
         request: Request,
@@ -281,8 +281,8 @@ impl RequestQueue {
         Poll::Ready(AdmittedRequest { request, open, result, reservation })
     }
 
-    /// Whether another instance is needed: a request that is not over its client's share has waited for `waited`, or every instance is at
-    /// its bound on requests.
+    /// Whether another instance is needed: a request that is not over its client's share has waited for `waited`, or
+    /// every instance is at its bound on requests.
     pub(crate) fn wants_instance(&self, waited: Duration) -> bool {
         let state = self.lock();
         let waits = |waiting: &&WaitingRequest| {

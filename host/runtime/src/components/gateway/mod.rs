@@ -1,5 +1,5 @@
-//! The gateway: instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is
-//! reused.
+//! The gateway: instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once
+//! and is reused.
 //!
 //! - `admission`: the requests that wait for an instance, and the occupancy of each instance.
 //! - `run`: one instance, from its start to its end.
@@ -34,8 +34,8 @@ pub use wasmtime_wasi_http::Error as BodyError;
 /// The gateway's response; its request counts as open until the body ends or is dropped.
 pub type Response = http::Response<ResponseBody>;
 
-/// Dispatches requests to gateway instances: those of stateful routes to the one stateful instance, all others to stateless instances,
-/// which are started as needed.
+/// Dispatches requests to gateway instances: those of stateful routes to the one stateful instance, all others to
+/// stateless instances, which are started as needed.
 #[derive(Clone)]
 pub struct Gateway {
     stateless: ScaledInstances,
@@ -65,13 +65,13 @@ impl Gateway {
         }
     }
 
-    /// Answers a request of a client, which has a share of each queue. A [`BodyBytes`] extension of the request is the memory that its
-    /// body takes in an instance. The caller must bound the number of open requests.
+    /// Answers a request of a client, which has a share of each queue. A [`BodyBytes`] extension of the request is the
+    /// memory that its body takes in an instance. The caller must bound the number of open requests.
     ///
     /// # Errors
     ///
-    /// No instance had room for the request ([`admission_error`]), the instance was lost ([`is_lost_instance`]), or it gave no
-    /// response in time ([`is_timeout`]).
+    /// No instance had room for the request ([`admission_error`]), the instance was lost ([`is_lost_instance`]), or it
+    /// gave no response in time ([`is_timeout`]).
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
         let open = Arc::new(OpenRequest::new(client));
@@ -83,8 +83,8 @@ impl Gateway {
     }
 }
 
-/// The body of a response. Its request counts as open until this is dropped. It ends with an error when its instance was lost before the
-/// guest had written the whole body.
+/// The body of a response. Its request counts as open until this is dropped. It ends with an error when its instance
+/// was lost before the guest had written the whole body.
 pub struct ResponseBody {
     body: WasiBody,
     open: Arc<OpenRequest>,
@@ -123,8 +123,8 @@ impl Body for ResponseBody {
     }
 }
 
-/// The most bytes of an instance's memory that the body of a request takes. A request extension for hosts that know how bodies of its
-/// content type are read.
+/// The most bytes of an instance's memory that the body of a request takes. A request extension for hosts that know how
+/// bodies of its content type are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyBytes(pub u64);
 

@@ -41,9 +41,9 @@ pub(crate) struct InstanceRun<'a> {
 }
 
 impl InstanceRun<'_> {
-    /// Runs an instance. `first` is a request of the host itself, whose response is discarded; `on_start` is called when the instance is
-    /// created. Returns without an error when the instance was idle, or when one request got no response in time and all others have
-    /// ended.
+    /// Runs an instance. `first` is a request of the host itself, whose response is discarded; `on_start` is called
+    /// when the instance is created. Returns without an error when the instance was idle, or when one request got no
+    /// response in time and all others have ended.
     pub(crate) async fn run(&self, first: Option<Request>, on_start: impl FnOnce()) -> wasmtime::Result<()> {
         let (mut store, service) = self.factory.instantiate(self.role).await?;
         let proxy = Proxy::P3(service);
@@ -80,7 +80,8 @@ impl InstanceRun<'_> {
     ) -> wasmtime::Result<()> {
         let mut open = FuturesUnordered::new();
         let begin = |request: Request, result: oneshot::Sender<HandleResult>, admission: Option<Admission>| {
-            // Calls of the stateful instance continue after their requests, except for generations, which end with their clients.
+            // Calls of the stateful instance continue after their requests, except for generations, which end with
+            // their clients.
             let ends_with_request =
                 self.idle_timeout.is_some() || GenerationRoute::find(request.uri().path()).is_some();
             let prepared = accessor.with(|mut access| {
@@ -113,8 +114,8 @@ impl InstanceRun<'_> {
                 match open.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(true))) => continue,
                     Poll::Ready(Some(Ok(false))) => {
-                        // A guest that did not answer one request in time gets no new ones, except for the stateful instance,
-                        // since no other instance has its state.
+                        // A guest that did not answer one request in time gets no new ones, except for the stateful
+                        // instance, since no other instance has its state.
                         accepts = self.idle_timeout.is_none();
                         continue;
                     }
@@ -130,7 +131,8 @@ impl InstanceRun<'_> {
                     stages::mark(Stage::Admitted);
                     let AdmittedRequest { request, open: state, result, reservation } = admitted;
                     open.push(begin(request, result, Some((state, reservation))));
-                    // The guest starts on this request before it admits another: while it computes, other instances may admit.
+                    // The guest starts on this request before it admits another: while it computes, other instances may
+                    // admit.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }

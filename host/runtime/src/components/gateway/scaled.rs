@@ -1,5 +1,5 @@
-//! The stateless instances, which are started and ended with the load. Their maximum number is the bound on requests divided by the
-//! requests of one instance, rounded up.
+//! The stateless instances, which are started and ended with the load. Their maximum number is the bound on requests
+//! divided by the requests of one instance, rounded up.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

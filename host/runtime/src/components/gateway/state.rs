@@ -81,7 +81,8 @@ pub(crate) struct GatewayState {
     pub(crate) events: EventStore,
     pub(crate) steps: Steps,
     draining: Arc<AtomicBool>,
-    /// The requests of this instance, by the guest task that answers them; finished ones are removed when the next one comes.
+    /// The requests of this instance, by the guest task that answers them; finished ones are removed when the next one
+    /// comes.
     requests: HashMap<GuestTaskId, Weak<OpenRequest>>,
 }
 

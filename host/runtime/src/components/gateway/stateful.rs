@@ -1,8 +1,9 @@
-//! The stateful instance: the one instance of the gateway component that holds state across requests, executions and stored sessions.
+//! The stateful instance: the one instance of the gateway component that holds state across requests, executions and
+//! stored sessions.
 //!
-//! It is the same component as the stateless instances, with `WEIR_KEEPER=1` in its environment. There is one at a time, so its memory
-//! has the newest state. When it traps or hangs, another instance replaces it and resumes from the checkpoints in the store; the open
-//! requests of the lost instance are answered with a retryable error.
+//! It is the same component as the stateless instances, with `WEIR_KEEPER=1` in its environment. There is one at a
+//! time, so its memory has the newest state. When it traps or hangs, another instance replaces it and resumes from the
+//! checkpoints in the store; the open requests of the lost instance are answered with a retryable error.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use crate::components::gateway::state::{GatewayFactory, Role};
 
 /// The instance is lost when its event loop does not run for this long.
 const HANG_TIMEOUT: Duration = Duration::from_secs(20);
-/// Delay between a lost instance and the next. It is doubled for each instance that runs for less than [`RESTART_DELAY_MAX`].
+/// Delay between a lost instance and the next. It is doubled for each instance that runs for less than
+/// [`RESTART_DELAY_MAX`].
 const RESTART_DELAY: Duration = Duration::from_millis(100);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 

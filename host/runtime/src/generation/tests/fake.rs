@@ -1,7 +1,8 @@
 //! A deterministic fake engine. Its vocabulary consists of the 256 bytes and three control tokens.
 //!
-//! A prompt that contains `<<TEXT>>` is continued with TEXT, one token per byte, and then ends. Any other is continued with letters that
-//! depend on the seed, the choice and the position at a temperature above 0, and only on the position at 0.
+//! A prompt that contains `<<TEXT>>` is continued with TEXT, one token per byte, and then ends. Any other is continued
+//! with letters that depend on the seed, the choice and the position at a temperature above 0, and only on the position
+//! at 0.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};

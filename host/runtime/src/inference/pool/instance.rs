@@ -87,8 +87,8 @@ struct InFlightState {
     jobs: HashMap<u64, Job>,
     /// The time of the last outcome, or of the first item after the instance was idle.
     since: Option<Instant>,
-    /// The number of completed computations at the last check, and the time at which it changed: a long text has its outcome only after
-    /// many computations.
+    /// The number of completed computations at the last check, and the time at which it changed: a long text has its
+    /// outcome only after many computations.
     computed: u64,
     computed_at: Option<Instant>,
     /// True if the only item is a suspect.
@@ -119,7 +119,8 @@ impl InFlight {
         items.collect()
     }
 
-    /// Removes the job of an outcome; returns it with the time since the previous outcome, or since the instance was idle.
+    /// Removes the job of an outcome; returns it with the time since the previous outcome, or since the instance was
+    /// idle.
     pub(super) fn remove(&self, id: u64) -> Option<(Job, Duration)> {
         let mut state = self.lock();
         let job = state.jobs.remove(&id)?;

@@ -1,5 +1,5 @@
-//! The replicas of one model. Each is a thread with an infer instance of its own, which reads one long-lived stream of the items of all
-//! callers, so that batches form across requests.
+//! The replicas of one model. Each is a thread with an infer instance of its own, which reads one long-lived stream of
+//! the items of all callers, so that batches form across requests.
 //!
 //! - `factory`: creates the instances.
 //! - `instance`: the items that an instance has in flight, and its health.
@@ -217,7 +217,8 @@ impl Pool {
         self.queue.set_unavailable(Some("the server is stopping".into()));
     }
 
-    /// Starts the replicas: the first immediately, the others when the first is ready, so that they do not slow down its start.
+    /// Starts the replicas: the first immediately, the others when the first is ready, so that they do not slow down
+    /// its start.
     pub(crate) fn start(self: &Arc<Self>, factory: &InferFactory) -> std::io::Result<()> {
         let _ = self.factory.set(factory.clone());
         (0..self.config.replicas).try_for_each(|replica| self.start_replica(replica))
@@ -232,7 +233,8 @@ impl Pool {
     fn run_thread(self: Arc<Self>, first: usize) {
         let Some(factory) = self.factory.get().cloned() else { return };
         lower_priority();
-        // Without the I/O driver, since no replica has sockets: the thread then sleeps on a futex, which is cheaper to wake.
+        // Without the I/O driver, since no replica has sockets: the thread then sleeps on a futex, which is cheaper to
+        // wake.
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -252,7 +254,8 @@ impl Pool {
             if stopped {
                 return self.queue.remove_waiter(replica);
             }
-            // This thread hung, and another one runs its replica. If no other could be started, this one takes a vacant replica.
+            // This thread hung, and another one runs its replica. If no other could be started, this one takes a vacant
+            // replica.
             let hanging = self.hanging.fetch_sub(1, Ordering::SeqCst) - 1;
             self.metrics.hanging.set(hanging as f64);
             next = self.vacant.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -313,7 +316,8 @@ impl Pool {
         with(&mut instances[replica])
     }
 
-    /// Retries or fails the items that a lost instance had in flight. `culprit` is the error of an item that was computed alone.
+    /// Retries or fails the items that a lost instance had in flight. `culprit` is the error of an item that was
+    /// computed alone.
     fn requeue(&self, instance: &Instance, culprit: &str) {
         let (jobs, alone) = instance.in_flight.clear();
         if jobs.is_empty() {
@@ -329,8 +333,8 @@ impl Pool {
         }
     }
 
-    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds. Returns
-    /// whether an item waits or is in flight, or the pool is being stopped.
+    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds.
+    /// Returns whether an item waits or is in flight, or the pool is being stopped.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
         let mut busy = self.queue.tick() || *self.stopping.borrow();
         let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -482,8 +486,8 @@ impl Pool {
 /// Another thread runs the replica.
 struct ThreadReplaced;
 
-/// Lowers the priority of this thread below that of the threads that serve sockets, so that those are scheduled promptly while the replicas
-/// use all cores. Best effort. On an otherwise idle machine the thread is not slowed down.
+/// Lowers the priority of this thread below that of the threads that serve sockets, so that those are scheduled
+/// promptly while the replicas use all cores. Best effort. On an otherwise idle machine the thread is not slowed down.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     // On Linux the priority of "this process" is that of the calling thread.
@@ -492,8 +496,9 @@ fn lower_priority() {
     }
 }
 
-/// The nice value of replica threads: they get about two thirds of the processor time of a thread with nice 0 that competes for the same
-/// core. With a greater value other busy programs would delay each computation by many milliseconds.
+/// The nice value of replica threads: they get about two thirds of the processor time of a thread with nice 0 that
+/// competes for the same core. With a greater value other busy programs would delay each computation by many
+/// milliseconds.
 #[cfg(target_os = "linux")]
 const REPLICA_NICE: i32 = 2;
 

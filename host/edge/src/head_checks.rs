@@ -94,7 +94,7 @@ impl HeadChecks {
         let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
         let allow = match request.uri().path() {
             METRICS_PATH | STATS_PATH => Ok(METRICS_ALLOW),
-            path => RouteMatch::at(path).map(|route| route.allow()),
+            path => RouteMatch::at(path).map(|found| found.allow()),
         };
         Some(allow.and_then(|allow| {
             let headers = self.cors.preflight(&page(request), Some(method), allow)?;
